@@ -1,0 +1,3 @@
+"""plures: one federation, many models."""
+
+__version__ = "0.1.0"

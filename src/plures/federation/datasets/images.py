@@ -1,0 +1,134 @@
+"""Pictures that belong to nobody: MNIST, Fashion-MNIST, CIFAR-10, USPS, dealt to clients by a partition."""
+
+from __future__ import annotations
+
+import io
+import lzma
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from plures.errors import PluresError
+from plures.federation.build import from_arrays
+from plures.federation.datasets.folder import data_folder, read
+from plures.federation.federation import Federation
+from plures.federation.partition import How, partition
+from plures.federation.seeding import generator
+from plures.federation.splits import SplitRule
+
+DIGITS = tuple("0123456789")
+GARMENTS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SHARDS = ("train_0", "train_1", "train_2", "test")
+
+
+class Dealt(TypedDict, total=False):
+    """Options of every loader here.
+
+    ``how``, ``clients``, ``alpha``, ``classes_per_client`` and ``min_size`` are those of
+    `plures.federation.partition.partition`; ``examples`` takes that many pictures at random instead of all;
+    ``standardize`` (default true) brings each channel to mean 0 and standard deviation 1 over all train pictures,
+    otherwise pixels are in [0, 1]; ``split`` and ``seed`` are those of the splits, ``seed`` also of the partition.
+    """
+
+    seed: int
+    partition: How
+    clients: int
+    alpha: float
+    classes_per_client: int
+    min_size: int
+    examples: int | None
+    standardize: bool
+    split: SplitRule | None
+
+
+def mnist(**options: Unpack[Dealt]) -> Federation:
+    """MNIST (LeCun, Cortes): 70000 digits ``(1, 28, 28)``, the official test part pooled in; see `Dealt`."""
+    return _deal("mnist", *_train_and_test(data_folder() / "mnist"), DIGITS, "MNIST, CC BY-SA 3.0", options)
+
+
+def fashion_mnist(**options: Unpack[Dealt]) -> Federation:
+    """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), balanced subset: 25000 garments ``(1, 28, 28)``; see `Dealt`."""
+    pictures, labels = _train_and_test(data_folder() / "fashion_mnist")
+    return _deal("fashion_mnist", pictures, labels, GARMENTS, "Fashion-MNIST (subset), MIT", options)
+
+
+def usps(*, size: int = 16, **options: Unpack[Dealt]) -> Federation:
+    """USPS (Le Cun et al. 1990): 9298 digits ``(1, size, size)``, bilinear if not 16; see `Dealt`."""
+    raw = read(data_folder() / "usps" / "usps.npz")
+    pictures = np.concatenate([raw["x_train"], raw["x_test"]])[:, None]
+    labels = np.concatenate([raw["y_train"], raw["y_test"]])
+    if size != 16:
+        values = torch.from_numpy(pictures).float()
+        grown = torch.nn.functional.interpolate(values, (size, size), mode="bilinear", antialias=True)
+        pictures = grown.round().to(torch.uint8).numpy()
+    return _deal("usps", pictures, labels, DIGITS, "USPS, research data without an explicit licence", options)
+
+
+def cifar10(*, shards: Sequence[str] = SHARDS, **options: Unpack[Dealt]) -> Federation:
+    """CIFAR-10 (Krizhevsky 2009): up to 40000 pictures ``(3, 32, 32)`` in shards of 10000; see `Dealt`."""
+    for shard in shards:
+        if shard not in SHARDS:
+            raise PluresError(f"cifar10: no shard {shard!r}; shards are {', '.join(SHARDS)}")
+    folder = data_folder() / "cifar10"
+    pictures = np.concatenate([_cifar_pictures(folder / f"{shard}_x.npy.xz") for shard in shards])
+    labels = np.concatenate([read(folder / f"{shard}_y.npz")["y"] for shard in shards])
+    return _deal("cifar10", pictures, labels, THINGS, "CIFAR-10 (subset), no explicit licence, research use", options)
+
+
+def _train_and_test(folder: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    parts = [read(folder / f"{part}.npz") for part in ("train", "test")]
+    return np.concatenate([part["x"] for part in parts])[:, None], np.concatenate([part["y"] for part in parts])
+
+
+def _cifar_pictures(file: Path) -> NDArray[np.uint8]:
+    """Undo the packing: differences along both axes, planes green, red - green, blue - green (modulo 256)."""
+    with lzma.open(file) as packed:
+        residuals: NDArray[np.uint8] = np.load(io.BytesIO(packed.read()), allow_pickle=False)
+    rows = np.cumsum(residuals, axis=2, dtype=np.uint8)
+    green, red, blue = np.cumsum(rows, axis=3, dtype=np.uint8)
+    return np.stack([red + green, green, blue + green], axis=1)
+
+
+def _deal(
+    name: str, pictures: NDArray[Any], labels: NDArray[Any], classes: Sequence[str], source: str, options: Dealt
+) -> Federation:
+    seed, clients = options.get("seed", 0), options.get("clients", 20)
+    examples = options.get("examples")
+    if examples is not None:
+        if not 1 <= examples <= len(labels):
+            raise PluresError(f"{name}: examples={examples}, but there are {len(labels)}; give 1 to {len(labels)}")
+        chosen = np.sort(generator(seed, "examples", name).choice(len(labels), examples, replace=False))
+        pictures, labels = pictures[chosen], labels[chosen]
+    how = options.get("partition", "dirichlet")
+    alpha, per_client = options.get("alpha", 0.1), options.get("classes_per_client", 2)
+    min_size = options.get("min_size", 10)
+    owner = partition(labels, how, clients, alpha=alpha, classes_per_client=per_client, min_size=min_size, seed=seed)
+    used = owner >= 0
+    numbers = np.char.zfill(owner[used].astype(str), len(str(clients - 1)))
+    return from_arrays(
+        pictures[used].astype(np.float32) / np.float32(255),
+        labels[used],
+        np.char.add("client ", numbers),
+        name=name,
+        classes=classes,
+        split=options.get("split"),
+        seed=seed,
+        standardize=options.get("standardize", True),
+        source=source,
+    )

@@ -1,0 +1,202 @@
+"""The clients and their data: flat tensors, and for every client the rows it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from plures.errors import PluresError
+
+if TYPE_CHECKING:
+    from plures.federation.describe import Description
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a client predicts.
+
+    Attributes:
+        kind: ``classification`` (targets are class numbers, loss is cross-entropy) or ``regression``
+            (targets are real vectors, loss is the mean squared error).
+        classes: class names; empty for regression.
+        outputs: number of model outputs (classes, or target dimensions).
+    """
+
+    kind: Literal["classification", "regression"]
+    classes: tuple[str, ...] = ()
+    outputs: int = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of every client in one split, as one flat index (compressed rows).
+
+    Attributes:
+        rows: ``(total,)`` int64 positions into the federation's flat tensors, client after client.
+        offsets: ``(clients + 1,)`` int64; client ``i`` owns ``rows[offsets[i]:offsets[i + 1]]``.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> Split:
+        sizes = torch.tensor([0, *(len(r) for r in rows)], dtype=torch.int64)
+        flat = torch.cat([r.to(torch.int64) for r in rows]) if rows else torch.empty(0, dtype=torch.int64)
+        return cls(flat, sizes.cumsum(0))
+
+    @property
+    def sizes(self) -> Tensor:
+        """``(clients,)`` int64 number of examples of each client."""
+        return self.offsets.diff()
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, client: int) -> Tensor:
+        """Rows of one client, ``(n_i,)`` int64."""
+        return self.rows[self.offsets[client] : self.offsets[client + 1]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, clients: Sequence[int]) -> Split:
+        return Split.of([self[i] for i in clients])
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Clients, their examples and what is known about them.
+
+    Examples of all clients lie in flat tensors; a client is the rows it owns in each split. Clients are kept
+    in the sorted order of their names, so that nothing depends on the order in which data were listed.
+
+    Attributes:
+        name: what reports call it.
+        task: what is predicted.
+        inputs: ``(examples, *features)``; floating point, or integers for tokens.
+        targets: ``(examples,)`` int64 for classification, ``(examples, outputs)`` floating point for regression.
+        clients: client names, sorted.
+        splits: the rows of every client in ``train``, ``validation`` and ``test``.
+        metadata: one column per key, one entry per client, in the order of ``clients``.
+        source: where the data come from and under which licence, for reports.
+        columns: names of the entries of the inputs' first feature dimension (columns, channels); may be empty.
+    """
+
+    name: str
+    task: Task
+    inputs: Tensor
+    targets: Tensor
+    clients: tuple[str, ...]
+    splits: Mapping[SplitName, Split]
+    metadata: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    source: str = ""
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.clients:
+            raise PluresError(f"federation {self.name!r} has no client: give at least one")
+        if list(self.clients) != sorted(set(self.clients)):
+            raise PluresError(f"federation {self.name!r}: client names must be unique and sorted")
+        if len(self.inputs) != len(self.targets):
+            raise PluresError(
+                f"federation {self.name!r}: {len(self.inputs)} inputs but {len(self.targets)} targets; they must match"
+            )
+        for split in SPLITS:
+            if split not in self.splits or len(self.splits[split]) != len(self.clients):
+                raise PluresError(f"federation {self.name!r}: split {split!r} must list the rows of every client")
+        if self.columns and len(self.columns) != self.inputs.shape[1]:
+            raise PluresError(
+                f"federation {self.name!r}: {len(self.columns)} column names for {self.inputs.shape[1]} input columns"
+            )
+        for column, values in self.metadata.items():
+            if len(values) != len(self.clients):
+                raise PluresError(f"metadata column {column!r}: {len(values)} values for {len(self.clients)} clients")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        owned = torch.cat([split.rows for split in self.splits.values()])
+        if owned.numel() and (int(owned.min()) < 0 or int(owned.max()) >= len(self.inputs)):
+            raise PluresError(f"federation {self.name!r}: a split names a row outside the {len(self.inputs)} examples")
+        for client, size in zip(self.clients, self.splits["train"].sizes.tolist(), strict=True):
+            if size == 0:
+                raise PluresError(f"client {client!r} has no training example: give it data or leave it out")
+        bad = torch.zeros(len(self.inputs), dtype=torch.bool)
+        if self.inputs.is_floating_point():
+            bad |= ~torch.isfinite(self.inputs).flatten(1).all(1)
+        if self.targets.is_floating_point():
+            bad |= ~torch.isfinite(self.targets).flatten(1).all(1)
+        else:
+            outside = (self.targets < 0) | (self.targets >= self.task.outputs)
+            self._refuse(
+                outside,
+                f"a label outside 0..{self.task.outputs - 1}; correct the labels or the list of classes",
+            )
+        self._refuse(bad, 'a NaN or an infinite value; clean the data or build the federation with missing="impute"')
+
+    def _refuse(self, bad: Tensor, what: str) -> None:
+        for split, index in self.splits.items():
+            for client, rows in zip(self.clients, index, strict=True):
+                if bool(bad[rows].any()):
+                    row = int(rows[bad[rows]][0])
+                    raise PluresError(f"client {client!r}, {split} split, row {row}: {what}")
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of one example's input."""
+        return tuple(self.inputs.shape[1:])
+
+    def index(self, client: str) -> int:
+        """Position of a client by its name."""
+        if client not in self.clients:
+            near = ", ".join(self.clients[:10]) + (", ..." if len(self.clients) > 10 else "")
+            raise PluresError(f"no client {client!r} in federation {self.name!r}; clients are {near}")
+        return self.clients.index(client)
+
+    def subset(self, clients: Sequence[str]) -> Federation:
+        """The same data restricted to some clients (in sorted order); tensors are shared, not copied."""
+        names = tuple(sorted(clients))
+        chosen = [self.index(name) for name in names]
+        return replace(
+            self,
+            clients=names,
+            splits={split: index.take(chosen) for split, index in self.splits.items()},
+            metadata={key: tuple(column[i] for i in chosen) for key, column in self.metadata.items()},
+        )
+
+    def hold_out(self, clients: Sequence[str]) -> tuple[Federation, Federation]:
+        """``(seen, unseen)``: the federation without the given clients, and those clients alone."""
+        unseen = self.subset(clients)
+        seen = [name for name in self.clients if name not in unseen.clients]
+        if not seen:
+            raise PluresError("every client is held out: keep at least one in the federation")
+        return self.subset(seen), unseen
+
+    def describe(self) -> Description:
+        """Clients, sizes, label skew and missing values; ``print`` it."""
+        from plures.federation.describe import describe
+
+        return describe(self)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Federation:
+        """The same federation with its tensors on a device, floating-point data in ``dtype`` if given."""
+
+        def move(values: Tensor) -> Tensor:
+            return values.to(device, dtype if values.is_floating_point() else None)
+
+        return replace(
+            self,
+            inputs=move(self.inputs),
+            targets=move(self.targets),
+            splits={name: Split(s.rows.to(device), s.offsets) for name, s in self.splits.items()},
+        )

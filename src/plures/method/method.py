@@ -1,0 +1,106 @@
+"""A method is six parts: layout, objective, schedule, wire, combine, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from plures.errors import PluresError
+from plures.method.combine import Combine
+from plures.method.layout import Block, Layout, Leaf, Shared, address, blocks
+from plures.method.predict import Predict
+from plures.method.schedule import Phase, Schedule
+from plures.method.wire import Wire
+from plures.models import LeafInfo, Leaves, Network
+
+Slot = Callable[[Leaves], Leaves]
+"""Initial leaves of a slot, given the model's initial leaves."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A federated method as data. The objective, part 2, lives in the phases of the schedule.
+
+    Attributes:
+        layout: slot names or selectors to shares; the first entry that matches a leaf decides.
+        schedule: what a client does when visited.
+        slots: initial leaves of slots beside ``model``; a slot named in the layout and not here starts as a copy
+            of the model.
+        wire: stages that an upload passes.
+        combine: how uploads become the new value; one for all blocks, or one for each slot.
+        predict: how a client predicts.
+    """
+
+    layout: Layout = field(default_factory=lambda: {"model": Shared()})
+    schedule: Schedule = (Phase(),)
+    slots: Mapping[str, Slot] = field(default_factory=dict)
+    wire: Wire = ()
+    combine: Combine | Mapping[str, Combine] = field(default_factory=Combine)
+    predict: Predict | str = field(default_factory=Predict)
+
+    @property
+    def predictor(self) -> Predict:
+        return self.predict if isinstance(self.predict, Predict) else Predict(self.predict)
+
+    def bind(self, network: Network) -> Bound:
+        """Resolve slots, layout and travel against a network's leaves."""
+        return Bound(self, network)
+
+
+class Bound:
+    """A method resolved against a network: every leaf has a block, every block a share.
+
+    Attributes:
+        initial: initial leaves of every slot.
+        info: structure of every slot's leaves.
+        blocks: the layout, resolved.
+        written: leaves that local work changes.
+    """
+
+    def __init__(self, method: Method, network: Network) -> None:
+        self.method, self.network = method, network
+        model = network.leaves()
+        extra = [key for key in method.layout if isinstance(key, str) and key != "model"]
+        starts: dict[str, Slot] = {**dict.fromkeys(extra, dict), **method.slots}
+        self.initial: dict[str, Leaves] = {"model": model}
+        self.initial |= {slot: {k: t.clone() for k, t in start(model).items()} for slot, start in starts.items()}
+        scalar = LeafInfo("", type(network.module), frozenset(), True)
+        self.info = {slot: {path: network.info.get(path, scalar) for path in ls} for slot, ls in self.initial.items()}
+        self.blocks = blocks(method.layout, self.info)
+        self.written = self.written_by(method.schedule)
+        if not self.written:
+            raise PluresError("the schedule trains nothing: name a slot in a phase, or give a phase at least one leaf")
+
+    def trained(self, phase: Phase) -> list[Leaf]:
+        """Leaves that a phase's gradient steps change: the floating-point parameters it names."""
+        return [leaf for leaf in self.selected(phase) if not self._buffer(leaf)]
+
+    def selected(self, phase: Phase) -> list[Leaf]:
+        """Leaves that a phase may change, buffers included."""
+        return [leaf for chosen in address(phase.targets, self.info, "phase") for leaf in chosen]
+
+    def _buffer(self, leaf: Leaf) -> bool:
+        slot, path = leaf
+        return self.info[slot][path].buffer or not self.initial[slot][path].is_floating_point()
+
+    def written_by(self, schedule: Schedule) -> frozenset[Leaf]:
+        """Leaves that a schedule changes."""
+        written: set[Leaf] = set()
+        for item in schedule:
+            slots = item.keeps if isinstance(item, Phase) else item.writes
+            written.update((slot, path) for slot in slots for path in self.initial[slot])
+            if isinstance(item, Phase):
+                written.update(self.selected(item))
+        return frozenset(written)
+
+    def block(self, name: str) -> Block:
+        return next(block for block in self.blocks if block.name == name)
+
+    def travelling(self, block: Block) -> tuple[Leaf, ...]:
+        """Leaves of a block that go up: its share travels, and local work changes them."""
+        return tuple(leaf for leaf in block.leaves if leaf in self.written) if block.share.travels else ()
+
+    def combine(self, block: Block) -> Combine:
+        """How a block's uploads are combined."""
+        rule = self.method.combine
+        return rule if isinstance(rule, Combine) else rule.get(block.leaves[0][0], Combine())

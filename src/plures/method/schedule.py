@@ -1,0 +1,108 @@
+"""Part 3, schedule: which leaves are trained, in which order, for how long; and values assigned without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.method.layout import LayoutKey
+from plures.method.optimizer import Optimizer
+from plures.method.state import Batch, State
+from plures.models import Leaves
+
+Objective = Callable[[State, State, Any], Tensor]
+"""``(x, received, batch) -> scalar`` for one client; ``batch`` is a tuple when the phase asks for several."""
+
+Before = Callable[[State, State, Any], Mapping[str, Leaves]]
+"""Values computed just before each gradient and constant in it: ``{slot: leaves}``, read as ``x.slot``."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Gradient steps on some leaves.
+
+    Attributes:
+        train: slot names or selectors of the trained leaves. Buffers among them follow the forward passes.
+        objective: what is minimised; by default the task loss of the ``train`` slot.
+        before: values computed, without gradient, before each step.
+        keeps: slots that ``before`` computes and that stay in the client's state.
+        epochs: passes over the client's training data; default: the run's.
+        steps: number of steps instead of epochs; default: the run's.
+        lr: learning rate; default: the run's, on its schedule.
+        optimizer: local optimizer; default: the run's.
+        batches: batches drawn for each step.
+        stream: name of the sequence of batches. Phases with the same name see the same batches in a round, so a
+            slot's trajectory does not depend on which other slots a method trains.
+    """
+
+    train: LayoutKey | tuple[LayoutKey, ...] = "model"
+    objective: Objective | None = None
+    before: Before | None = None
+    keeps: tuple[str, ...] = ()
+    epochs: float | None = None
+    steps: int | None = None
+    lr: float | None = None
+    optimizer: Optimizer | None = None
+    batches: int = 1
+    stream: str = ""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise PluresError("a phase takes epochs or steps, not both")
+        if self.lr is not None and self.lr < 0:
+            raise PluresError(f"phase learning rate {self.lr}: it must not be negative")
+
+    @property
+    def targets(self) -> tuple[LayoutKey, ...]:
+        return self.train if isinstance(self.train, tuple) else (self.train,)
+
+    @property
+    def slot(self) -> str:
+        """The slot whose task loss is the default objective."""
+        first = self.targets[0]
+        return first if isinstance(first, str) else first.slot
+
+    def minimised(self, x: State, received: State, batch: Any) -> Tensor:
+        """The objective's value for one client."""
+        if self.objective is not None:
+            return self.objective(x, received, batch)
+        own: Batch = batch[0] if isinstance(batch, tuple) else batch
+        return own.loss(getattr(x, self.slot))
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What an assignment may know of the work just done.
+
+    Attributes:
+        steps: steps of the preceding phase, a scalar.
+        lr: learning rate of that phase, a scalar.
+        measured: mean over the client's training data of what the assignment measures.
+    """
+
+    steps: Tensor
+    lr: Tensor
+    measured: Any
+
+
+@dataclass(frozen=True)
+class Assign:
+    """New values for some slots, computed without gradient steps.
+
+    Attributes:
+        writes: the slots it changes.
+        update: ``(x, received, visit) -> {slot: leaves}``.
+        measure: ``(x, received, batch) -> leaves`` whose mean over all training examples of the client becomes
+            ``visit.measured``; evaluated in evaluation mode (no dropout, running statistics fixed).
+    """
+
+    writes: tuple[str, ...]
+    update: Callable[[State, State, Visit], Mapping[str, Leaves]]
+    measure: Callable[[State, State, Batch], Leaves] | None = None
+
+
+Schedule = tuple[Phase | Assign, ...]

@@ -1,0 +1,32 @@
+"""FedBN: personal normalisation layers."""
+
+from typing import Literal
+
+from plures.method import Combine, Layout, Method, Personal, Predict, Shared, norm_layers, norm_statistics
+from plures.methods.entry import entry, require
+
+POLICIES: dict[str, Layout] = {
+    "fedbn": {norm_layers: Personal(unseen="mean"), "model": Shared()},
+    "silobn": {norm_statistics: Personal(unseen="mean"), "model": Shared()},
+    "average": {"model": Shared()},
+}
+
+
+@entry("FedBN", "split model", "Li, Jiang, Zhang, Kamp, Dou 2021, ICLR, Algorithm 1")
+def fedbn(policy: Literal["fedbn", "silobn", "average"] = "fedbn", visits: int = 1) -> Method:
+    """FedAvg, with uniform weights, of everything but the normalisation layers, which stay with the client.
+
+    Three layouts of normalisation are in use: affine and running statistics personal (``fedbn``), statistics alone
+    personal (``silobn``, Andreux et al. 2020), and everything averaged (``average``). An unseen client starts from the
+    mean of the personal leaves over the clients that took part, and re-estimates them in ``visits`` visits.
+
+    Args:
+        policy: the layout.
+        visits: visits an unseen client makes.
+    """
+    require(policy in POLICIES, f"fedbn: policy={policy!r}; give one of {', '.join(POLICIES)}")
+    return Method(
+        layout=POLICIES[policy],
+        combine=Combine("uniform"),
+        predict=Predict("model", visits=visits if policy != "average" else 0),
+    )

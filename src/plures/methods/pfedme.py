@@ -1,0 +1,73 @@
+"""pFedMe."""
+
+from torch import Tensor
+
+from plures.method import (
+    Batch,
+    Combine,
+    Leaves,
+    Method,
+    Personal,
+    Phase,
+    Predict,
+    Relax,
+    Shared,
+    State,
+    axpy,
+    detach,
+    gradient,
+    squared_distance,
+)
+from plures.methods.entry import entry, remark, require
+
+
+@entry("pFedMe", "regularised", "Dinh, Tran, Nguyen 2020, NeurIPS, Algorithm 1", {"lam": (1.0, 5.0, 15.0)})
+def pfedme(
+    lam: float = 15.0,
+    inner_steps: int = 5,
+    inner_lr: float = 0.05,
+    lr: float | None = None,
+    beta: float = 1.0,
+    visits: int = 5,
+) -> Method:
+    """Personal models are proximal points of the global one, which follows the Moreau envelopes of the clients.
+
+    ``F_i(w) = min_theta f_i(theta) + lam/2 ||theta - w||^2``; each step solves for ``theta`` on a fresh batch by
+    ``inner_steps`` gradient steps from the previous ``theta`` and moves ``w`` by ``lr lam (w - theta)``. The server
+    moves ``beta`` of the way to the uniform mean of the clients' ``w``. Prediction is by ``theta``.
+
+    Args:
+        lam: strength of the proximal term.
+        inner_steps: K, gradient steps for the proximal point.
+        inner_lr: their learning rate; ``inner_lr * lam`` below 1 keeps them stable.
+        lr: eta, learning rate of the envelope step; default: the run's.
+        beta: server step; 0 would freeze the global model.
+        visits: visits an unseen client makes to compute its proximal point.
+    """
+    require(lam >= 0 and inner_steps >= 1 and inner_lr > 0, f"pfedme: lam={lam}, K={inner_steps}, inner_lr={inner_lr}")
+    remark(beta == 0, "pfedme with beta=0 never changes the global model")
+
+    def proximal_point(x: State, received: State, batch: Batch) -> dict[str, Leaves]:
+        anchor, theta = detach(x.model), detach(x.personal)
+        for _ in range(inner_steps):
+            slope = gradient(theta, batch)
+            theta = axpy(theta, -inner_lr, {k: g + lam * (theta[k] - anchor[k]) for k, g in slope.items()})
+        return {"personal": theta}
+
+    def envelope(x: State, received: State, batch: Batch) -> Tensor:
+        return lam / 2 * squared_distance(x.model, x.personal)
+
+    return Method(
+        layout={"model": Shared(), "personal": Personal(unseen="model")},
+        schedule=(
+            Phase(
+                train="model",
+                objective=envelope,
+                before=proximal_point,
+                keeps=("personal",),
+                lr=lr,
+            ),
+        ),
+        combine=Combine("uniform", Relax(beta)),
+        predict=Predict("personal", visits=visits),
+    )

@@ -1,0 +1,22 @@
+"""The round loop, the cohort engine and what a run keeps."""
+
+from plures.run.execution import Execution
+from plures.run.participation import BySize, Fixed, Full, Participation, Uniform
+from plures.run.rounds import RoundRecord, Run
+from plures.run.training import Constant, Cosine, Exponential, Milestones, Training
+
+__all__ = [
+    "BySize",
+    "Constant",
+    "Cosine",
+    "Execution",
+    "Exponential",
+    "Fixed",
+    "Full",
+    "Milestones",
+    "Participation",
+    "RoundRecord",
+    "Run",
+    "Training",
+    "Uniform",
+]

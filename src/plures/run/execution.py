@@ -1,0 +1,56 @@
+"""How a run uses the machine: backend, chunk size, compilation, precision, device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from plures.errors import PluresError
+
+
+Precision = Literal["auto", "float32", "float64", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Choices that change speed and memory, and results only within rounding.
+
+    Attributes:
+        backend: ``vmap`` trains a stack of clients at once, ``loop`` one client at a time; ``auto`` measures.
+        chunk: clients trained at once; ``auto`` measures.
+        compile: compile the training step with ``torch.compile``; ``auto`` does so when the measured length of the
+            run makes up for the compilation.
+        precision: floating-point type. ``bfloat16`` means mixed precision: leaves stay ``float32``. ``auto`` measures
+            it against ``float32`` on an accelerator that has it; on a CPU it takes ``float32``.
+        device: ``cpu``, ``cuda``, or ``auto`` for an accelerator when present.
+        clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
+    """
+
+    backend: Literal["auto", "loop", "vmap"] = "auto"
+    chunk: int | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    precision: Precision = "auto"
+    device: str = "cpu"
+    clients_on_disk: Path | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.chunk, int) and self.chunk < 1:
+            raise PluresError(f"chunk={self.chunk}: give at least 1, or 'auto'")
+
+    @property
+    def torch_device(self) -> torch.device:
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be measured."""
+        return "auto" not in (self.backend, self.chunk, self.compile, self.precision)

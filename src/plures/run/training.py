@@ -1,0 +1,88 @@
+"""How clients work locally, and for how many rounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from plures.errors import PluresError
+from plures.method.optimizer import SGD, Optimizer
+
+
+class RateSchedule(Protocol):
+    """Factor of the learning rate in a round."""
+
+    def __call__(self, round: int, rounds: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same learning rate in all rounds."""
+
+    def __call__(self, round: int, rounds: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """``gamma ** round``."""
+
+    gamma: float = 0.99
+
+    def __call__(self, round: int, rounds: int) -> float:
+        return self.gamma**round
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From 1 down to ``final`` along half a cosine (Loshchilov, Hutter 2017, without restarts)."""
+
+    final: float = 0.0
+
+    def __call__(self, round: int, rounds: int) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * round / max(rounds, 1))) / 2
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """Multiplied by ``gamma`` at each of the given rounds."""
+
+    at: tuple[int, ...]
+    gamma: float = 0.1
+
+    def __call__(self, round: int, rounds: int) -> float:
+        return self.gamma ** sum(round >= milestone for milestone in self.at)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Local work of every client, unless a phase of the method says otherwise.
+
+    Attributes:
+        rounds: number of rounds.
+        batch_size: examples in a batch; ``None`` for all of a client's examples (full-batch gradients).
+        epochs: passes over a client's data in a visit.
+        steps: number of gradient steps instead of epochs.
+        optimizer: local optimizer; a fresh one for each phase of each visit.
+        schedule: factor of the learning rate over the rounds.
+        clip: largest norm of each client's gradient, over all trained leaves; ``None`` for no clipping.
+    """
+
+    rounds: int = 50
+    batch_size: int | None = 32
+    epochs: float = 1.0
+    steps: int | None = None
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: RateSchedule = field(default_factory=Constant)
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise PluresError(f"rounds={self.rounds}: give 0 or more")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise PluresError(f"batch_size={self.batch_size}: give at least 1, or None for full batches")
+        if self.epochs < 0 or (self.steps is not None and self.steps < 0):
+            raise PluresError(f"epochs={self.epochs}, steps={self.steps}: local work must not be negative")
+        if self.clip is not None and not self.clip > 0:
+            raise PluresError(f"clip={self.clip}: give a positive norm, or None for no clipping")

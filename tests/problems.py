@@ -1,0 +1,100 @@
+"""The canonical problems of the tests, as ordinary federations: every client has one example, repeated n_i times."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from plures.federation import SPLITS, Federation, Split, Task
+from plures.method import SGD, Method
+from plures.run import Execution, Participation, Run, Training
+
+CURVATURES, OPTIMA, SIZES = (1.0, 2.0, 4.0), (-1.0, 0.5, 3.0), (10, 20, 30)
+EXACT = Execution("vmap", 3, False, "float64")
+
+
+def quadratic(curvatures=CURVATURES, optima=OPTIMA, sizes=SIZES, names=None) -> Federation:
+    """``f_i(w) = a_i/2 (w - b_i)^2``: inputs are sqrt(a_i/2) and targets sqrt(a_i/2) b_i, under squared error."""
+    scale = [(a / 2) ** 0.5 for a in curvatures]
+    rows = torch.arange(sum(sizes)).split(list(sizes))
+    names = names or tuple("abcdefgh"[: len(sizes)])
+    split = Split.of(list(rows))
+    return Federation(
+        name="Q3",
+        task=Task("regression", outputs=1),
+        inputs=torch.cat([torch.full((n, 1), s, dtype=torch.float64) for s, n in zip(scale, sizes, strict=True)]),
+        targets=torch.cat(
+            [torch.full((n, 1), s * b, dtype=torch.float64) for s, b, n in zip(scale, optima, sizes, strict=True)]
+        ),
+        clients=tuple(names),
+        splits=dict.fromkeys(SPLITS, split),
+    )
+
+
+def scalar(start: float = 0.0):
+    """One weight: ``w``."""
+
+    def model() -> nn.Module:
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(layer.weight, start)
+        return layer
+
+    return model
+
+
+class BodyHead(nn.Module):
+    """Two weights, ``u * h``: the problem B3 of body and head."""
+
+    roles = {"head": ("h",), "body": ("u",)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.h = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.u.weight, 1.0)
+        nn.init.constant_(self.h.weight, 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.h(self.u(x))
+
+
+def run(
+    method: Method,
+    rounds: int,
+    *,
+    federation: Federation | None = None,
+    model=None,
+    lr: float = 0.1,
+    steps: int = 2,
+    participation: Participation | None = None,
+    execution: Execution = EXACT,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Run:
+    """A finished run of full-batch gradient steps in double precision."""
+    done = Run(
+        federation or quadratic(),
+        model or scalar(),
+        method,
+        Training(rounds=rounds, batch_size=batch_size, steps=steps, optimizer=SGD(lr)),
+        participation=participation,
+        execution=execution,
+        seed=seed,
+    )
+    for _ in done.rounds():
+        pass
+    return done
+
+
+def weight(run: Run, slot: str = "model", path: str = "weight") -> float:
+    """The shared scalar of a run."""
+    return float(run.states([0])[slot][path][0].squeeze())
+
+
+def personal(run: Run, slot: str, path: str = "weight") -> list[float]:
+    """A personal scalar of every client."""
+    return run.states(list(range(len(run.federation))))[slot][path].flatten().tolist()
+
+
+def predictions(run: Run, path: str = "weight") -> list[float]:
+    """The scalar that every client predicts with."""
+    return run.predictors(list(range(len(run.federation))))[path].flatten().tolist()
