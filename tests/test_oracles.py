@@ -133,7 +133,7 @@ def test_pm0_the_inner_loop_by_hand():
 
 
 def test_pm2_the_optimum_of_the_envelopes_is_not_the_model_that_predicts():
-    done = run(pfedme(1.0, 200, 0.1, lr=0.1), 400, steps=1)
+    done = run(pfedme(1.0, 20, 0.1, lr=0.1), 400, steps=1)
     assert weight(done) == printed(1.1355932203)
     assert predictions(done) == printed([0.067796610, 0.711864407, 2.627118644])
 
@@ -149,8 +149,11 @@ def test_pm4_beta_zero_freezes_the_global_model():
 
 
 def test_pm6_a_strong_pull_gives_the_uniform_optimum():
-    done = run(pfedme(1e4, 200, 9e-5, lr=1e-5), 400, steps=10)
-    assert weight(done) == pytest.approx(12 / 7, abs=2e-3)
+    for lam in (50.0, 500.0):
+        pull = [lam * a / (lam + a) for a in A]
+        done = run(pfedme(lam, 5, 0.9 / lam, lr=1 / lam), 80, steps=max(10, int(lam / 5)))
+        assert weight(done) == pytest.approx(sum(s * b for s, b in zip(pull, B, strict=True)) / sum(pull), abs=1e-6)
+    assert weight(done) == pytest.approx(12 / 7, abs=0.01)
 
 
 # SCAFFOLD -------------------------------------------------------------------------------------------------------
@@ -178,8 +181,7 @@ def test_sc3_the_server_control_is_the_mean_of_all_client_controls(option):
 
 
 def test_sc4_identical_clients_follow_fedavg():
-    same = quadratic((2.0,) * 3, (1.5,) * 3, SAME := (20, 20, 20))
-    assert SAME
+    same = quadratic((2.0,) * 3, (1.5,) * 3, (20, 20, 20))
     done = run(scaffold(), 4, federation=same)
     assert weight(done) == close(weight(run(fedavg("uniform"), 4, federation=same)))
     assert personal(done, "own_control") == close([weight(done, "control")] * 3)
@@ -314,15 +316,14 @@ def test_if1_assignment_and_models():
 
 
 def test_if2_renaming_the_models_permutes_the_result():
-    one, two = (run(by_examples(2), 5, model=starts(*s)) for s in ((-1.0, 2.0), (2.0, -1.0)))
+    one, two = (run(by_examples(2), 5, model=starts(*s)) for s in ((-1.2, 2.0), (2.0, -1.2)))
     assert models(one) == models(two)[::-1]
 
 
 def test_if3_identical_starts_all_choose_the_first():
-    done = run(by_examples(3), 4, model=starts(0.0, 0.0, 0.0))
+    done = run(by_examples(3), 1, model=starts(0.0, 0.0, 0.0))
     assert done.membership["model"].tolist() == [0, 0, 0]
-    assert models(done)[1:] == [0.0, 0.0]
-    assert models(done)[0] == weight(run(fedavg(), 4))
+    assert models(done) == [weight(run(fedavg(), 1)), 0.0, 0.0]
 
 
 def test_if4_an_empty_cluster_keeps_its_model():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -279,7 +280,7 @@ def _encode(column: str, values: Array, missing: str) -> _Encoded:
     if values.dtype.kind in "Mm":
         raise PluresError(f"column {column!r} holds dates: make numbers of them, or use it as time=")
     cells = values.tolist()
-    absent = np.array([cell is None or cell != cell or str(cell) == "<NA>" for cell in cells], dtype=bool)
+    absent = _absent(cells)
     if all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in np.array(cells, object)[~absent]):
         numbers = np.array([np.nan if gone else float(cell) for cell, gone in zip(cells, absent, strict=True)])
         return _Encoded((column,), numbers[:, None], True, np.zeros(len(values), dtype=np.int64))
@@ -327,7 +328,11 @@ def _assemble(data: _Examples, options: Options) -> Federation:
     def kept(values: Array | None) -> Array | None:
         return None if values is None else values[rows] if len(rows) < n else values
 
+    if data.columns and len(data.columns) != math.prod(data.inputs.shape[1:2]):
+        raise PluresError(f"columns: {len(data.columns)} names for inputs of shape {data.inputs.shape}")
     where = _Where(client, rows, data.columns)
+    if time is not None:
+        _refuse(torch.from_numpy(time[rows] != time[rows]), "no time; complete it or leave the row out", where)
     task, targets = _targets(data.targets[rows], options, where)
     inputs = _inputs(data.inputs[rows] if len(rows) < n else data.inputs, options, where)
     keys = kept(data.keys)
@@ -358,6 +363,10 @@ def _assemble(data: _Examples, options: Options) -> Federation:
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
         inputs, columns, scalable = _impute(inputs, absent, train, columns, scalable)
     if options.get("standardize", False):
+        if not inputs.is_floating_point():
+            raise PluresError(
+                f"standardize: inputs of type {inputs.dtype} cannot be scaled; use a floating-point dtype"
+            )
         mean, scale = _moments(inputs, train)
         mean, scale = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
         shape = (1, -1, *[1] * (inputs.ndim - 2))
@@ -409,7 +418,7 @@ def _client_names(client: Array) -> tuple[Array, Array]:
             raise PluresError(f"client column, row {row}: {client[row]} names no client; give every row a client")
         client = client.astype(np.int64)
     if client.dtype.kind == "O":
-        absent = np.array([cell is None or cell != cell for cell in client.tolist()], dtype=bool)
+        absent = _absent(client.tolist())
         if absent.any():
             raise PluresError(f"client column, row {int(absent.argmax())}: no client; give every row a client")
     used = client >= 0 if client.dtype.kind == "i" else np.ones(len(client), dtype=bool)
@@ -421,7 +430,7 @@ def _client_names(client: Array) -> tuple[Array, Array]:
 def _targets(targets: Array, options: Options, where: _Where) -> tuple[Task, Tensor]:
     kind, names = options.get("task"), options.get("classes")
     if targets.dtype.kind == "O":
-        absent = np.array([cell is None or cell != cell for cell in targets.ravel().tolist()], dtype=bool)
+        absent = _absent(targets.ravel().tolist())
         if absent.any():
             raise PluresError(f"{where(int(absent.argmax()))}: no target; leave the row out")
         targets = np.array(targets.tolist())
@@ -558,6 +567,11 @@ def _listed(names: Sequence[str], what: str) -> str:
         return ""
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return f"{len(names)} client{'s have' if len(names) > 1 else ' has'} {what} ({shown})"
+
+
+def _absent(cells: Sequence[Any]) -> Array:
+    """Which cells hold None, NaN, or the missing value of pandas (whose comparison with itself is no truth value)."""
+    return np.array([cell is None or type(cell).__name__ == "NAType" or cell != cell for cell in cells], dtype=bool)
 
 
 def _digest(content: bytes) -> bytes:

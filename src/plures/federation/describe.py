@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 
@@ -121,7 +120,7 @@ def describe(federation: Federation) -> Description:
     for number, name in enumerate(federation.clients):
         rows = torch.cat([federation.splits[split][number] for split in SPLITS])
         targets = federation.targets[rows].cpu()
-        counts = torch.bincount(targets, minlength=federation.task.outputs) if classification else None
+        counts = torch.bincount(targets, minlength=federation.task.outputs).double() if classification else None
         if counts is not None:
             total += counts
             frequencies.append(counts / counts.sum())
@@ -130,7 +129,7 @@ def describe(federation: Federation) -> Description:
             ClientDescription(
                 name=name,
                 sizes={split: len(federation.splits[split][number]) for split in SPLITS},
-                labels=() if counts is None else tuple(counts.tolist()),
+                labels=() if counts is None else tuple(int(count) for count in counts.tolist()),
                 target_mean=() if classification else tuple(values.mean(0).tolist()),
                 target_std=() if classification else tuple(values.std(0, correction=0).tolist()),
                 missing=0 if recorded is None else int(str(recorded[number])),
@@ -154,11 +153,11 @@ def describe(federation: Federation) -> Description:
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     """Columns padded to their widest cell, numbers to the right."""
     widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(max(map(len, table)))]
-    rows = (
-        (cell.rjust(w) if _number(cell) else cell.ljust(w) for cell, w in zip(row, widths, strict=False))
-        for row in table
-    )
-    return ["  ".join(chain(row)).rstrip() for row in rows]
+    lines = []
+    for row in table:
+        cells = zip(row, widths, strict=False)
+        lines.append("  ".join(cell.rjust(width) if _number(cell) else cell.ljust(width) for cell, width in cells))
+    return [line.rstrip() for line in lines]
 
 
 def _number(cell: str) -> bool:

@@ -123,7 +123,7 @@ def _shift(
     if not values:
         raise PluresError(f"{column}: give at least one value")
     owned = torch.cat([split.rows for split in federation.splits.values()])
-    if len(owned.unique()) != len(owned):
+    if int(owned.bincount().max()) > 1:
         raise PluresError(
             f"{column}: a row of federation {federation.name!r} belongs twice; clients must not share rows"
         )
@@ -136,8 +136,8 @@ def _shift(
             raise PluresError(f"{column}: client {client!r} has group {group}, outside 0..{len(values) - 1}")
         groups.append(group)
     inputs = federation.inputs.clone()
-    for client, group in enumerate(groups):
-        rows = torch.cat([split[client] for split in federation.splits.values()])
+    for number, group in enumerate(groups):
+        rows = torch.cat([split[number] for split in federation.splits.values()])
         inputs[rows] = change(rows, values[group])
     metadata = {**federation.metadata, column: tuple(values[group] for group in groups)}
     return replace(federation, inputs=inputs, metadata=metadata)

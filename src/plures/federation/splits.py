@@ -63,7 +63,8 @@ def split_rows(
         client: ``(n,)`` client of each row; names are ``str`` of the values.
         labels: ``(n,)`` classes to stratify by; a group counts as its most frequent label.
         groups: ``(n,)`` rows of one client with the same value stay in one split.
-        time: ``(n,)`` order of the rows, needed by ``SplitRule(by="time")``; a group is as old as its first row.
+        time: ``(n,)`` order of the rows, needed by ``SplitRule(by="time")``; a group is as old as its first row, and
+            fewer than three rows (or groups) all train.
         keys: ``(n,)`` sortable content of each row; the row's position if not given.
         rule: the shares.
         seed: of the random division.
@@ -155,11 +156,13 @@ def _by_class(stratum: NDArray[np.int64], rule: SplitRule, rng: np.random.Genera
 def _by_time(unit: NDArray[np.int64], time: NDArray[Any], rule: SplitRule) -> NDArray[np.int64]:
     """Split of each unit: the earliest train, then validation, then test."""
     sizes = np.bincount(unit)
+    if len(sizes) < 3:
+        return np.zeros(len(sizes), dtype=np.int64)
     by_unit = np.lexsort((time, unit))
     start = time[by_unit][np.cumsum(sizes) - sizes]  # the first time of each unit
     order = np.argsort(start, kind="stable")
     middle = sizes[order].cumsum() - sizes[order] / 2
-    least_validation, least_test = (int(len(sizes) >= 3 and share > 0) for share in (rule.validation, rule.test))
+    least_validation, least_test = int(rule.validation > 0), int(rule.test > 0)
     rows = len(unit)
     first_test = int(np.searchsorted(middle, rows * (1 - rule.test)))
     first_test = min(max(first_test, 1 + least_validation), len(sizes) - least_test)

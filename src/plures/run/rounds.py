@@ -95,10 +95,8 @@ class Run:
         self.server = {
             block.name: self._start(block, model, device, dtype) for block in self.bound.blocks if block.share.models
         }
-        kept = [leaf for block in self.bound.blocks if not block.share.models for leaf in block.leaves]
-        self.store = ClientStore(
-            {(s, p): self.bound.initial[s][p] for s, p in kept}, len(federation), execution.clients_on_disk
-        )
+        own = {(s, p): self.bound.initial[s][p] for s, p in self._own()}
+        self.store = ClientStore(own, len(federation), execution.clients_on_disk)
 
     def _start(self, block: Block, model: nn.Module | ModelFactory, device: torch.device, dtype: torch.dtype) -> Values:
         """Initial values of a block; models of a clustered block start differently, the first from the run's seed."""
@@ -115,8 +113,11 @@ class Run:
         stack: Stack = {slot: {} for slot in self.bound.initial}
         for block in self.bound.blocks:
             for slot, path in block.leaves:
-                if not block.share.models:
+                if (slot, path) in self.store:
                     rows = self.store.get((slot, path), clients)
+                elif not block.share.models:
+                    value = self.bound.initial[slot][path]
+                    rows = value.expand(len(clients), *value.shape)
                 elif block.share.models == 1:
                     value = self.server[block.name][slot, path]
                     rows = value.expand(len(clients), *value.shape[1:])
@@ -315,8 +316,8 @@ class Run:
         initial = {
             leaf: self._unseen(block, leaf)
             for block in self.bound.blocks
-            if not block.share.models
             for leaf in block.leaves
+            if leaf in self.store
         }
         guest.store = ClientStore(initial, len(newcomers))
         return guest
