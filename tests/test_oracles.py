@@ -149,11 +149,11 @@ def test_pm4_beta_zero_freezes_the_global_model():
 
 
 def test_pm6_a_strong_pull_gives_the_uniform_optimum():
-    for lam in (50.0, 500.0):
-        pull = [lam * a / (lam + a) for a in A]
-        done = run(pfedme(lam, 5, 0.9 / lam, lr=1 / lam), 80, steps=max(10, int(lam / 5)))
-        assert weight(done) == pytest.approx(sum(s * b for s, b in zip(pull, B, strict=True)) / sum(pull), abs=1e-6)
-    assert weight(done) == pytest.approx(12 / 7, abs=0.01)
+    lam = 50.0
+    pull = [lam * a / (lam + a) for a in A]
+    done = run(pfedme(lam, 5, 0.9 / lam, lr=1 / lam), 800, steps=1)
+    assert weight(done) == pytest.approx(sum(s * b for s, b in zip(pull, B, strict=True)) / sum(pull), abs=1e-8)
+    assert weight(done) == pytest.approx(12 / 7, abs=0.05)
 
 
 # SCAFFOLD -------------------------------------------------------------------------------------------------------

@@ -49,9 +49,6 @@ class ClientStore:
     def __contains__(self, leaf: Leaf) -> bool:
         return leaf in self._rows
 
-    def __contains__(self, leaf: Leaf) -> bool:
-        return leaf in self._rows
-
     def put(self, leaf: Leaf, clients: list[int], values: Tensor) -> None:
         """Store rows; call :meth:`mark` once all leaves of the clients are stored."""
         self._rows[leaf][clients] = values.to(self._rows[leaf].device)

@@ -1,0 +1,1 @@
+"""Per-client metrics, honest selection and comparison."""

@@ -1,0 +1,292 @@
+"""Results as typed objects that are written as JSON and read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from plures.errors import PluresError
+from plures.evaluate.scores import Floats, Metric, Scores
+from plures.evaluate.summary import Summary, harmed, interval, paired_test, summarize
+
+BASELINES = ("local", "fedavg", "fedavg_ft")
+
+
+class Result(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClientScores(Result):
+    """Metrics of every client on one split; ``None`` for a client without examples.
+
+    Attributes:
+        clients: names.
+        sizes: examples scored.
+        metrics: metric name to one value per client.
+    """
+
+    clients: list[str]
+    sizes: list[int]
+    metrics: dict[str, list[float | None]]
+
+    @classmethod
+    def of(cls, scores: Scores) -> ClientScores:
+        values = {k: [None if np.isnan(x) else float(x) for x in v] for k, v in scores.values.items()}
+        return cls(clients=list(scores.clients), sizes=scores.sizes.tolist(), metrics=values)
+
+    def values(self, metric: str) -> Floats:
+        """``(clients,)`` with NaN for missing values."""
+        return np.array([np.nan if x is None else x for x in self.metrics[metric]], dtype=np.float64)
+
+    def summary(self, metric: Metric) -> Summary:
+        return summarize(self.values(metric.name), np.array(self.sizes), higher=metric.higher)
+
+
+class Point(Result):
+    """A point of a learning curve.
+
+    Attributes:
+        round: rounds finished.
+        train_loss: mean training loss of the cohort in that round.
+        validation: mean over clients of the primary metric on validation data.
+        bytes: bytes that travelled so far, all clients, both directions.
+        seconds: seconds of training so far, without evaluation.
+    """
+
+    round: int
+    train_loss: float
+    validation: float
+    bytes: int
+    seconds: float
+
+
+class SeedResult(Result):
+    """One finished run.
+
+    Attributes:
+        seed: root of its randomness.
+        curve: points at which validation data were read.
+        chosen_round: the round that validation chose.
+        validation: scores at that round.
+        test: scores at that round; the test data are read for it once.
+        test_last: scores after the last round, for comparison.
+        unseen: scores of clients held out of training, each with the model it was given.
+        train_sizes: training examples of every client.
+    """
+
+    seed: int
+    curve: list[Point]
+    chosen_round: int
+    validation: ClientScores
+    test: ClientScores
+    test_last: ClientScores
+    unseen: ClientScores | None = None
+
+
+class Trial(Result):
+    """One setting tried in tuning, and the best validation score of its short run."""
+
+    lr: float
+    parameters: dict[str, Any]
+    validation: float
+
+
+class MethodResult(Result):
+    """A method's settings, how they were found, and its runs.
+
+    Attributes:
+        name: name in the catalogue.
+        title: name in tables.
+        family: family in the catalogue.
+        citation: where the method comes from.
+        lr: learning rate, chosen on validation data.
+        parameters: parameters, the main strength chosen on validation data.
+        trials: what was tried.
+        bytes_up: bytes that a client sends in a round.
+        bytes_down: bytes that a client receives in a round.
+        stored: bytes that a client keeps between rounds.
+        flops: floating-point operations of one visit of a client of median size.
+        seeds: the runs.
+    """
+
+    name: str
+    title: str
+    family: str
+    citation: str
+    lr: float
+    parameters: dict[str, Any]
+    trials: list[Trial]
+    bytes_up: int
+    bytes_down: int
+    stored: int
+    flops: int
+    seeds: list[SeedResult]
+
+    def per_client(self, metric: str, *, last: bool = False) -> Floats:
+        """``(clients,)`` test values, averaged over seeds."""
+        runs = [(s.test_last if last else s.test).values(metric) for s in self.seeds]
+        return np.asarray(np.mean(runs, axis=0), dtype=np.float64)
+
+
+class FederationCard(Result):
+    """What the reader must know of the data.
+
+    Attributes:
+        name: name of the federation.
+        kind: kind of task.
+        classes: class names.
+        clients: client names.
+        sizes: split name to examples of every client.
+        labels: per client, number of training examples of each class; empty for regression.
+        metadata: column to one text per client.
+        source: origin and licence.
+    """
+
+    name: str
+    kind: str
+    classes: list[str]
+    clients: list[str]
+    sizes: dict[str, list[int]]
+    labels: list[list[int]]
+    metadata: dict[str, list[str]]
+    source: str
+
+
+class MetricCard(Result):
+    name: str
+    title: str
+    higher: bool
+    percent: bool
+
+
+class Row(Result):
+    """A line of the table: one method over all clients and seeds.
+
+    Attributes:
+        mean: mean over clients and seeds, with the half width of its 95 % confidence interval over seeds.
+        weighted: the same weighted by examples.
+        std: standard deviation over clients of their means over seeds.
+        worst: the client served worst.
+        bottom: mean of the worst tenth.
+        harmed_local: share of clients worse off than alone.
+        harmed_fedavg: share of clients worse off than with FedAvg.
+        p_value: paired test over clients against fine-tuned FedAvg.
+        ece: mean calibration error; None for regression.
+        last: mean after the last round.
+        megabytes: up and down, per client, until the chosen round.
+        unseen: mean over unseen clients.
+    """
+
+    name: str
+    title: str
+    mean: float
+    mean_ci: float | None
+    weighted: float
+    std: float
+    worst: float
+    bottom: float
+    harmed_local: float
+    harmed_fedavg: float
+    p_value: float
+    ece: float | None
+    last: float
+    chosen_round: float
+    megabytes: float
+    unseen: float | None
+    unseen_ci: float | None
+
+
+class Comparison(Result):
+    """Several methods on one federation, compared under the same rules.
+
+    Attributes:
+        federation: the data.
+        metric: what is compared.
+        methods: the methods; the three baselines are always among them.
+        settings: rounds, seeds, tuning and everything else that was set.
+        environment: versions and machine.
+    """
+
+    federation: FederationCard
+    metric: MetricCard
+    methods: list[MethodResult]
+    settings: dict[str, Any]
+    environment: dict[str, str]
+
+    def method(self, name: str) -> MethodResult:
+        for method in self.methods:
+            if method.name == name:
+                return method
+        raise PluresError(f"no method {name!r} in this comparison; there are {', '.join(m.name for m in self.methods)}")
+
+    def row(self, name: str) -> Row:
+        """The line of one method."""
+        method, metric = self.method(name), Metric(**self.metric.model_dump())
+        own = method.per_client(metric.name)
+        over = summarize(own, np.array(method.seeds[0].test.sizes), higher=metric.higher)
+        runs = [s.test.summary(metric) for s in method.seeds]
+        mean, width = interval([s.mean for s in runs])
+        local, fedavg, tuned = (self.method(b).per_client(metric.name) for b in BASELINES)
+        unseen = [s.unseen.summary(metric).mean for s in method.seeds if s.unseen is not None]
+        unseen_mean, unseen_width = interval(unseen) if unseen else (None, None)
+        chosen = float(np.mean([s.chosen_round for s in method.seeds]))
+        return Row(
+            name=name,
+            title=method.title,
+            mean=mean,
+            mean_ci=None if np.isnan(width) else width,
+            weighted=float(np.mean([s.weighted for s in runs])),
+            std=over.std,
+            worst=over.worst,
+            bottom=over.bottom,
+            harmed_local=harmed(own, local, higher=metric.higher),
+            harmed_fedavg=harmed(own, fedavg, higher=metric.higher),
+            p_value=paired_test(own, tuned),
+            ece=float(np.nanmean(method.per_client("ece"))) if self.federation.kind == "classification" else None,
+            last=float(np.mean([s.test_last.summary(metric).mean for s in method.seeds])),
+            chosen_round=chosen,
+            megabytes=(method.bytes_up + method.bytes_down) * chosen / 1e6,
+            unseen=unseen_mean,
+            unseen_ci=None if unseen_width is None or np.isnan(unseen_width) else unseen_width,
+        )
+
+    def rows(self) -> list[Row]:
+        """All lines, the baselines first, then the best first."""
+        rows = [self.row(m.name) for m in self.methods]
+        sign = -1 if self.metric.higher else 1
+        first = {name: place for place, name in enumerate(BASELINES)}
+        return sorted(rows, key=lambda r: (first.get(r.name, len(first)), sign * r.mean if r.name not in first else 0))
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, file: Path) -> Comparison:
+        """Read a comparison that was written with :meth:`to_json`."""
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise PluresError(f"{file} is not a comparison: {error}") from error
+
+    def to_csv(self) -> str:
+        """One line per method, seed and client, with every metric on the test data at the chosen round."""
+        text = io.StringIO()
+        names = list(self.methods[0].seeds[0].test.metrics)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["method", "seed", "client", "unseen", "examples", "chosen_round", *names])
+        for method in self.methods:
+            for run in method.seeds:
+                for unseen, scores in ((False, run.test), (True, run.unseen)):
+                    if scores is None:
+                        continue
+                    for i, client in enumerate(scores.clients):
+                        cells = [scores.metrics[name][i] for name in names]
+                        writer.writerow(
+                            [method.name, run.seed, client, unseen, scores.sizes[i], run.chosen_round, *cells]
+                        )
+        return text.getvalue()

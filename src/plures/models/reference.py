@@ -1,0 +1,213 @@
+"""Reference networks of the papers, with their body and head marked.
+
+Every network takes the shape of one example and the number of outputs first, reads batches
+``(batch, *features)`` and returns ``(batch, outputs)``. Except in :func:`logistic`, the ``head`` is the last
+linear layer and everything before it the ``body``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from plures.errors import PluresError
+from plures.models.network import ModelFactory, with_roles
+
+if TYPE_CHECKING:
+    from plures.federation import Federation
+
+Features = tuple[int, ...]
+Norm = Literal["none", "batch", "group"]
+
+GROUPS = 8
+"""Groups of every group normalisation here; numbers of channels are multiples of it."""
+
+
+def logistic(features: Features, outputs: int) -> nn.Module:
+    """Multinomial logistic regression, or linear regression: flatten, then one linear layer.
+
+    No part is marked. A linear model has no representation: with the layer as ``head`` the ``body`` would be
+    empty, FedPer would silently be local training and FedRep would have no body to train. So methods that split
+    a model refuse this one and say why; whoever wants the degenerate case marks it with ``with_roles``.
+    """
+    _check("logistic", features, outputs)
+    layers = OrderedDict(flatten=nn.Flatten(), linear=nn.Linear(prod(features), outputs))
+    return nn.Sequential(layers)
+
+
+def mlp(features: Features, outputs: int, hidden: Sequence[int] = (200,)) -> nn.Module:
+    """Multilayer perceptron with ReLU on the flattened input.
+
+    One hidden layer of 200 units is the network of IFCA on MNIST (Ghosh et al. 2020, section 6.2); ``(200, 200)``
+    is the 2NN of McMahan et al. 2017; ``(512, 256, 64)`` is FedRep's for FEMNIST (Collins et al. 2021).
+
+    Args:
+        features: shape of one example.
+        outputs: number of outputs.
+        hidden: units of each hidden layer, at least one layer (without any it is :func:`logistic`).
+    """
+    _check("mlp", features, outputs)
+    if not hidden or min(hidden) < 1:
+        raise PluresError(f"mlp: hidden={tuple(hidden)}: give the units of at least one layer, each 1 or more")
+    return _split([nn.Flatten(), *_dense(prod(features), *hidden)], hidden[-1], outputs)
+
+
+def fedavg_cnn(features: Features, outputs: int) -> nn.Module:
+    """The CNN of FedAvg (McMahan et al. 2017) as PFLlib's benchmark has it: two 5x5 convolutions without padding.
+
+    conv 32, pool, conv 64, pool, linear 512, head. 582,026 parameters for ``(1, 28, 28)`` and ten classes, 878,538
+    for ``(3, 32, 32)``. (The 1,663,370 of the paper come from convolutions padded to keep 28x28.)
+
+    Args:
+        features: ``(height, width)`` or ``(channels, height, width)``, at least 16 x 16.
+        outputs: number of outputs.
+    """
+    channels, height, width = _picture("fedavg_cnn", features, outputs, smallest=16)
+    flat = 64 * _twice(height) * _twice(width)
+    body = [*_as_picture(features), *_conv(channels, 32), *_conv(32, 64), nn.Flatten(), *_dense(flat, 512)]
+    return _split(body, 512, outputs)
+
+
+def fedrep_cnn(features: Features, outputs: int) -> nn.Module:
+    """FedRep's CNN for CIFAR (Collins et al. 2021, appendix B): conv 64, conv 64 (5x5), linear 120 and 64, head.
+
+    Each convolution is followed by ReLU and 2x2 pooling. 307,842 parameters for ``(3, 32, 32)`` and ten classes.
+
+    Args:
+        features: ``(height, width)`` or ``(channels, height, width)``, at least 16 x 16.
+        outputs: number of outputs.
+    """
+    channels, height, width = _picture("fedrep_cnn", features, outputs, smallest=16)
+    flat = 64 * _twice(height) * _twice(width)
+    body = [*_as_picture(features), *_conv(channels, 64), *_conv(64, 64), nn.Flatten(), *_dense(flat, 120, 64)]
+    return _split(body, 64, outputs)
+
+
+def fedbn_cnn(features: Features, outputs: int, width: float = 1.0) -> nn.Module:
+    """FedBN's CNN for digits (Li et al. 2021, appendix D): conv 64, 64, 128 (5x5, padded), linear 2048 and 512, head.
+
+    Batch normalisation follows every layer of the body; 2x2 pooling the first two convolutions. 14,219,210
+    parameters for ``(3, 28, 28)`` and ten classes.
+
+    Args:
+        features: ``(height, width)`` or ``(channels, height, width)``, at least 4 x 4.
+        outputs: number of outputs.
+        width: factor of all layer widths; 0.25 has about a sixteenth of the parameters.
+    """
+    channels, high, wide = _picture("fedbn_cnn", features, outputs, smallest=4)
+    if not width > 0:
+        raise PluresError(f"fedbn_cnn: width={width}: give a factor above 0, such as 0.25")
+    first, second, third, fourth, fifth = (max(1, round(width * units)) for units in (64, 64, 128, 2048, 512))
+    body: list[nn.Module] = [*_as_picture(features)]
+    for fan_in, fan_out in ((channels, first), (first, second), (second, third)):
+        body += [nn.Conv2d(fan_in, fan_out, 5, padding=2), nn.BatchNorm2d(fan_out), nn.ReLU(), nn.MaxPool2d(2)]
+    body[-1] = nn.Flatten()
+    for fan_in, fan_out in ((third * (high // 4) * (wide // 4), fourth), (fourth, fifth)):
+        body += [nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.ReLU()]
+    return _split(body, fifth, outputs)
+
+
+def har_cnn(features: Features, outputs: int, norm: Norm = "none", hidden: int = 64) -> nn.Module:
+    """A small 1-D CNN for multichannel windows: two strided convolutions, one hidden layer, head.
+
+    Args:
+        features: ``(channels, time)``, at least 24 samples.
+        outputs: number of outputs.
+        norm: after each convolution: ``none``, ``batch`` (what FedBN keeps personal) or ``group``.
+        hidden: units of the hidden layer.
+    """
+    _check("har_cnn", features, outputs)
+    if len(features) != 2 or features[1] < 24:
+        raise PluresError(f"har_cnn reads (channels, time) with at least 24 samples; examples have shape {features}")
+    channels, time = features
+    body = [
+        *(nn.Conv1d(channels, 32, 8, stride=4), *_norm1d(norm, 32), nn.ReLU()),
+        *(nn.Conv1d(32, 32, 4, stride=2), *_norm1d(norm, 32), nn.ReLU(), nn.MaxPool1d(2)),
+        nn.Flatten(),
+    ]
+    length = (((time - 8) // 4 + 1 - 4) // 2 + 1) // 2
+    return _split([*body, *_dense(32 * length, hidden)], hidden, outputs)
+
+
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {build.__name__: build for build in (logistic, mlp, fedavg_cnn, fedrep_cnn, fedbn_cnn, har_cnn)}
+)
+"""The networks by name; each is called with ``(features, outputs)`` and its own options."""
+
+
+def default_model(federation: Federation) -> ModelFactory:
+    """A network that fits a federation's examples, as a factory.
+
+    ``(columns,)``: :func:`mlp`. Pictures, ``(channels, height, width)`` or nearly square ``(height, width)``:
+    :func:`fedavg_cnn`, or :func:`mlp` if a side is below 16. ``(channels, time)``: :func:`har_cnn` if there are at
+    least 24 samples, else :func:`mlp`.
+    """
+    features, outputs = federation.features, federation.task.outputs
+    if not federation.inputs.is_floating_point():
+        raise PluresError(
+            f"federation {federation.name!r} has integer inputs (tokens), for which there is no default model: give one"
+        )
+    picture = len(features) == 3 or (len(features) == 2 and max(features) <= 2 * min(features))
+    if picture and min(features[-2:]) >= 16:
+        return partial(fedavg_cnn, features, outputs)
+    if len(features) == 2 and not picture and features[1] >= 24:
+        return partial(har_cnn, features, outputs)
+    return partial(mlp, features, outputs)
+
+
+def _split(body: Sequence[nn.Module], representation: int, outputs: int) -> nn.Module:
+    """Body and linear head, marked."""
+    layers = OrderedDict[str, nn.Module](body=nn.Sequential(*body), head=nn.Linear(representation, outputs))
+    return with_roles(nn.Sequential(layers), body="body", head="head")
+
+
+def _dense(*units: int) -> list[nn.Module]:
+    return [layer for pair in zip(units, units[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+
+
+def _conv(channels: int, filters: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels, filters, 5), nn.ReLU(), nn.MaxPool2d(2)]
+
+
+def _twice(side: int) -> int:
+    """Side of a picture after two unpadded 5x5 convolutions, each with 2x2 pooling."""
+    return ((side - 4) // 2 - 4) // 2
+
+
+def _norm1d(norm: Norm, channels: int) -> list[nn.Module]:
+    kinds: dict[str, list[nn.Module]] = {
+        "none": [],
+        "batch": [nn.BatchNorm1d(channels)],
+        "group": [nn.GroupNorm(GROUPS, channels)],
+    }
+    if norm not in kinds:
+        raise PluresError(f"har_cnn: norm={norm!r} is unknown; use {', '.join(kinds)}")
+    return kinds[norm]
+
+
+def _as_picture(features: Features) -> list[nn.Module]:
+    """The channel axis, where examples lack it."""
+    return [nn.Unflatten(1, (1, features[0]))] if len(features) == 2 else []
+
+
+def _picture(network: str, features: Features, outputs: int, smallest: int) -> tuple[int, int, int]:
+    _check(network, features, outputs)
+    if len(features) not in (2, 3) or min(features[-2:]) < smallest:
+        raise PluresError(
+            f"{network} reads pictures (height, width) or (channels, height, width) of at least "
+            f"{smallest} x {smallest}; examples have shape {features}"
+        )
+    return (1, *features)[-3], features[-2], features[-1]
+
+
+def _check(network: str, features: Features, outputs: int) -> None:
+    if not features or min(features) < 1:
+        raise PluresError(f"{network}: examples of shape {features} hold no number; give sizes of 1 or more")
+    if outputs < 1:
+        raise PluresError(f"{network}: outputs={outputs}: give at least 1")

@@ -1,0 +1,129 @@
+"""Write what a run has reached, whole or not at all, and go on from it exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.run.rounds import Run
+
+Snapshot = dict[str, Tensor]
+"""Everything that changes in a run, as flat named tensors."""
+
+
+def snapshot(run: Run) -> Snapshot:
+    """The state that a run has reached. Nothing in it aliases what the run goes on to change."""
+    tensors = {f"server:{b}:{s}:{p}": t for b, leaves in run.server.items() for (s, p), t in leaves.items()}
+    tensors |= {f"clients:{s}:{p}": t for (s, p), t in run.store.snapshot().items()}
+    tensors |= {f"membership:{b}": t.clone() for b, t in run.membership.items()}
+    tensors["visited"] = run.store.visited.clone()
+    tensors["participated"] = run.participated.clone()
+    tensors["round"] = torch.tensor(run.round)
+    return tensors
+
+
+def restore(run: Run, saved: Snapshot) -> None:
+    """Put a run into a saved state."""
+    expected = snapshot(run).keys()
+    if expected != saved.keys():
+        odd = sorted(expected ^ saved.keys())
+        raise PluresError(f"the saved state is of another method or model: it differs in {', '.join(odd[:3])}")
+    device = run.federation.inputs.device
+    run.server = {
+        b: {(s, p): saved[f"server:{b}:{s}:{p}"].to(device) for s, p in leaves} for b, leaves in run.server.items()
+    }
+    run.store.restore(saved["visited"], {(s, p): saved[f"clients:{s}:{p}"] for s, p in run.store.snapshot()})
+    run.membership = {b: saved[f"membership:{b}"].clone() for b in run.membership}
+    run.participated = saved["participated"].clone()
+    run.round = int(saved["round"])
+
+
+def fingerprint(run: Run, name: str) -> dict[str, str]:
+    """What must be equal for a checkpoint to fit a run."""
+    return {
+        "method": name,
+        "layout": "; ".join(f"{b.name}: {b.share} on {len(b.leaves)} leaves" for b in run.bound.blocks),
+        "training": str(run.training),
+        "participation": str(run.participation),
+        "federation": f"{run.federation.name}, clients {' '.join(run.federation.clients)}",
+        "seed": str(run.seed),
+    }
+
+
+def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON description to one file: first to a temporary one, then renamed over ``file``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, temporary, {"plures": json.dumps(about)})
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """The JSON description in a file, without reading its tensors."""
+    try:
+        with safe_open(file, "pt") as handle:
+            about: dict[str, Any] = json.loads((handle.metadata() or {})["plures"])
+            return about
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise PluresError(f"{file} is not a file that plures wrote, or it is damaged: {error}; delete it") from error
+
+
+def read(file: Path) -> tuple[Snapshot, dict[str, Any]]:
+    """Tensors and description of a file."""
+    about = describe(file)
+    with safe_open(file, "pt") as handle:
+        return {key: handle.get_tensor(key) for key in handle.keys()}, about  # noqa: SIM118
+
+
+def save(run: Run, name: str, file: Path, **extra: Any) -> None:
+    """Write a checkpoint of a run."""
+    about = {"fingerprint": fingerprint(run, name), "execution": asdict(run.execution) | {"clients_on_disk": None}}
+    write(file, snapshot(run), about | extra)
+
+
+def resume(run: Run, name: str, file: Path) -> dict[str, Any]:
+    """Put a run into the state of a checkpoint; refuse the checkpoint of another run.
+
+    Returns:
+        What was given to :func:`save` beside the run.
+    """
+    tensors, about = read(file)
+    mine = fingerprint(run, name)
+    for key, value in mine.items():
+        if about["fingerprint"].get(key) != value:
+            raise PluresError(
+                f"{file} is a checkpoint of another run: its {key} is {about['fingerprint'].get(key)!r}, "
+                f"not {value!r}; choose another folder or delete it"
+            )
+    restore(run, tensors)
+    return about
