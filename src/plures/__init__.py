@@ -1,3 +1,47 @@
-"""plures: one federation, many models."""
+"""plures: one federation, many models.
+
+Personalized federated learning: every client gets its own model and still learns from all the others.
+"""
 
 __version__ = "0.1.0"
+
+from plures.errors import PluresError, PluresWarning
+from plures.evaluate import Comparison, RunFolder, RunSpec, compare, fit, score
+from plures.federation import Federation, from_arrays, from_dataset, from_folder, from_frame, load
+from plures.method import SGD, Adam, AdamW, Method
+from plures.methods import CATALOGUE as METHODS
+from plures.models import default_model, with_roles
+from plures.run import BySize, Execution, Fixed, Full, Run, Training, Uniform, onboard
+
+__all__ = [
+    "METHODS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "BySize",
+    "Comparison",
+    "Execution",
+    "Federation",
+    "Fixed",
+    "Full",
+    "Method",
+    "PluresError",
+    "PluresWarning",
+    "Run",
+    "RunFolder",
+    "RunSpec",
+    "Training",
+    "Uniform",
+    "__version__",
+    "compare",
+    "default_model",
+    "fit",
+    "from_arrays",
+    "from_dataset",
+    "from_folder",
+    "from_frame",
+    "load",
+    "onboard",
+    "score",
+    "with_roles",
+]

@@ -1,1 +1,36 @@
 """Per-client metrics, honest selection and comparison."""
+
+from plures.evaluate.compare import Stage, compare
+from plures.evaluate.fit import Fit, finish, fit
+from plures.evaluate.folder import RunFolder
+from plures.evaluate.results import BASELINES, ClientScores, Comparison, MethodResult, Point, Row, SeedResult
+from plures.evaluate.scores import METRICS, Metric, Scores, primary, score
+from plures.evaluate.spec import RunSpec
+from plures.evaluate.summary import Summary, harmed, interval, paired_test, summarize
+
+__all__ = [
+    "BASELINES",
+    "METRICS",
+    "ClientScores",
+    "Comparison",
+    "Fit",
+    "MethodResult",
+    "Metric",
+    "Point",
+    "Row",
+    "RunFolder",
+    "RunSpec",
+    "Scores",
+    "SeedResult",
+    "Stage",
+    "Summary",
+    "compare",
+    "finish",
+    "fit",
+    "harmed",
+    "interval",
+    "paired_test",
+    "primary",
+    "score",
+    "summarize",
+]

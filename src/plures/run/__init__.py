@@ -1,6 +1,7 @@
 """The round loop, the cohort engine and what a run keeps."""
 
 from plures.run.execution import Execution
+from plures.run.onboard import onboard
 from plures.run.participation import BySize, Fixed, Full, Participation, Uniform
 from plures.run.rounds import RoundRecord, Run
 from plures.run.training import Constant, Cosine, Exponential, Milestones, Training
@@ -19,4 +20,5 @@ __all__ = [
     "Run",
     "Training",
     "Uniform",
+    "onboard",
 ]

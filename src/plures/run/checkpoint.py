@@ -17,6 +17,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.run.rounds import Run
 
+BEST = "best:"
 Snapshot = dict[str, Tensor]
 """Everything that changes in a run, as flat named tensors."""
 
@@ -105,17 +106,26 @@ def read(file: Path) -> tuple[Snapshot, dict[str, Any]]:
         return {key: handle.get_tensor(key) for key in handle.keys()}, about  # noqa: SIM118
 
 
-def save(run: Run, name: str, file: Path, **extra: Any) -> None:
-    """Write a checkpoint of a run."""
+def save(run: Run, name: str, file: Path, best: Snapshot | None = None, **extra: Any) -> None:
+    """Write a checkpoint of a run.
+
+    Args:
+        run: the run.
+        name: what it is called; the checkpoint belongs to runs of this name.
+        file: where to write.
+        best: an earlier state worth keeping beside the present one.
+        extra: JSON values that :func:`resume` gives back.
+    """
     about = {"fingerprint": fingerprint(run, name), "execution": asdict(run.execution) | {"clients_on_disk": None}}
-    write(file, snapshot(run), about | extra)
+    kept = {f"{BEST}{key}": tensor for key, tensor in (best or {}).items()}
+    write(file, snapshot(run) | kept, about | extra)
 
 
-def resume(run: Run, name: str, file: Path) -> dict[str, Any]:
+def resume(run: Run, name: str, file: Path) -> tuple[dict[str, Any], Snapshot | None]:
     """Put a run into the state of a checkpoint; refuse the checkpoint of another run.
 
     Returns:
-        What was given to :func:`save` beside the run.
+        The values and the earlier state that were given to :func:`save`.
     """
     tensors, about = read(file)
     mine = fingerprint(run, name)
@@ -125,5 +135,5 @@ def resume(run: Run, name: str, file: Path) -> dict[str, Any]:
                 f"{file} is a checkpoint of another run: its {key} is {about['fingerprint'].get(key)!r}, "
                 f"not {value!r}; choose another folder or delete it"
             )
-    restore(run, tensors)
-    return about
+    restore(run, {key: t for key, t in tensors.items() if not key.startswith(BEST)})
+    return about, {key.removeprefix(BEST): t for key, t in tensors.items() if key.startswith(BEST)} or None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Block, Clustered, Leaf, Mean, Method, Personal, State
+from plures.method import Block, Clustered, Leaf, Mean, Method, State
 from plures.models import Leaves, ModelFactory, Network, build
 from plures.run.choose import choose
+from plures.run.cost import kept, traffic
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.participation import Full, Participation
@@ -95,7 +96,7 @@ class Run:
         self.server = {
             block.name: self._start(block, model, device, dtype) for block in self.bound.blocks if block.share.models
         }
-        own = {(s, p): self.bound.initial[s][p] for s, p in self._own()}
+        own = {(s, p): self.bound.initial[s][p] for s, p in self.kept()}
         self.store = ClientStore(own, len(federation), execution.clients_on_disk)
 
     def _start(self, block: Block, model: nn.Module | ModelFactory, device: torch.device, dtype: torch.dtype) -> Values:
@@ -170,7 +171,7 @@ class Run:
         cohort = self._cohort(self.round)
         chunks = self.chunks(cohort)
         chosen = {
-            block.name: self._choose(block, chunks) for block in self.bound.blocks if isinstance(block.share, Clustered)
+            block.name: self.nearest(block, chunks) for block in self.bound.blocks if isinstance(block.share, Clustered)
         }
         membership = {**self.membership, **chosen}
         means = {
@@ -187,12 +188,12 @@ class Run:
                 if block.name in means:
                     weights, models = self._weights(block, chunk, membership)
                     means[block.name].add(self._upload(block, x, received), weights, models)
-            personal.append((chunk, {leaf: x[leaf[0]][leaf[1]] for leaf in self._own()}))
+            personal.append((chunk, {leaf: x[leaf[0]][leaf[1]] for leaf in self.kept()}))
         updated = {name: self._combined(self.bound.block(name), mean, len(cohort)) for name, mean in means.items()}
-        self._commit(personal, updated, membership)
+        self.commit(personal, updated, membership)
         self.participated[cohort] = True
         self.round += 1
-        up, down = self.traffic()
+        up, down = traffic(self.bound)
         return RoundRecord(
             self.round,
             tuple(self.federation.clients[i] for i in cohort),
@@ -205,11 +206,9 @@ class Run:
     def _cohort(self, round: int) -> list[int]:
         return self.participation.cohort(self.federation, self.seed, round)
 
-    def _own(self) -> list[Leaf]:
-        """Personal leaves that local work changes."""
-        return [
-            leaf for b in self.bound.blocks if not b.share.models for leaf in b.leaves if leaf in self.bound.written
-        ]
+    def kept(self) -> list[Leaf]:
+        """Leaves that a client keeps between rounds: personal ones that local work changes."""
+        return kept(self.bound)
 
     def _weights(self, block: Block, clients: list[int], membership: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         device = self.federation.inputs.device
@@ -237,7 +236,7 @@ class Run:
         new = self.bound.combine(block).server.step(old, mean.result(), cohort / len(self.federation))
         return {(s, p): new[f"{s}/{p}"] for s, p in leaves}
 
-    def _commit(
+    def commit(
         self, personal: list[tuple[list[int], Values]], updated: dict[str, Values], membership: dict[str, Tensor]
     ) -> None:
         for chunk, values in personal:
@@ -248,7 +247,7 @@ class Run:
             self.server[name] = {**self.server[name], **values}
         self.membership = membership
 
-    def _choose(self, block: Block, chunks: list[list[int]]) -> Tensor:
+    def nearest(self, block: Block, chunks: list[list[int]]) -> Tensor:
         """For every client of the cohort, the model with the lowest loss on its training data."""
         chosen = self.membership[block.name].clone()
         for chunk in chunks:
@@ -267,82 +266,6 @@ class Run:
         )
         return measured["loss"]
 
-    def traffic(self) -> tuple[int, int]:
-        """Bytes that one client sends and receives in a round."""
-        up = down = 0
-        for block in self.bound.blocks:
-            size = sum(self.bound.initial[s][p].nbytes for s, p in self.bound.travelling(block))
-            up += size
-            down += size * block.share.models
-        return up, down
-
-    def stored(self) -> int:
-        """Bytes that one client keeps between rounds."""
-        return sum(self.bound.initial[s][p].nbytes for s, p in self._own())
-
-    # --- unseen clients -----------------------------------------------------------------------------------------
-
-    def onboard(self, newcomers: Federation, visits: int | None = None) -> Leaves:
-        """Personal models for clients that never took part, ``(clients, ...)`` each, by increasing name.
-
-        What is shared comes from the server (for clusters: the one with the lowest loss on the client's own training
-        data); personal leaves start as their share says and are obtained by local visits without upload.
-
-        Args:
-            newcomers: the unseen clients and their data.
-            visits: number of visits; default: the method's.
-        """
-        guest = self._host(newcomers)
-        clients = list(range(len(newcomers)))
-        parts = [
-            guest._welcome(chunk, guest.bound.method.predictor.visits if visits is None else visits)
-            for chunk in guest.chunks(clients)
-        ]
-        order = torch.tensor([i for chunk in guest.chunks(clients) for i in chunk]).argsort()
-        return {k: torch.cat([part[k] for part in parts])[order.to(parts[0][k].device)] for k in parts[0]}
-
-    def _host(self, newcomers: Federation) -> Run:
-        """A copy of this run whose clients are the newcomers, with this run's shared values."""
-        if newcomers.features != self.federation.features or newcomers.task.kind != self.federation.task.kind:
-            raise PluresError(
-                f"the new clients' examples have shape {newcomers.features} for {newcomers.task.kind}; "
-                f"this run was trained on {self.federation.features} for {self.federation.task.kind}"
-            )
-        guest = object.__new__(Run)
-        guest.__dict__ |= self.__dict__
-        guest.federation = newcomers.to(self.federation.inputs.device, self.execution.dtype)
-        guest.engine = Engine(self.bound, guest.federation, self.training, self.execution, self.seed)
-        guest.membership = {name: torch.zeros(len(newcomers), dtype=torch.int64) for name in self.membership}
-        initial = {
-            leaf: self._unseen(block, leaf)
-            for block in self.bound.blocks
-            for leaf in block.leaves
-            if leaf in self.store
-        }
-        guest.store = ClientStore(initial, len(newcomers))
-        return guest
-
-    def _unseen(self, block: Block, leaf: Leaf) -> Tensor:
-        share = block.share
-        start = share.unseen if isinstance(share, Personal) else "initial"
-        slot, path = leaf
-        if start == "initial":
-            return self.bound.initial[slot][path]
-        if start == "mean":
-            return self.store.mean(leaf)
-        return self.states([0])[start][path][0]
-
-    def _welcome(self, chunk: list[int], visits: int) -> Leaves:
-        for block in self.bound.blocks:
-            if isinstance(block.share, Clustered):
-                self.membership = {**self.membership, block.name: self._choose(block, [chunk])}
-        for number in range(visits):
-            received = self.states(chunk)
-            x = self.working(received, self.bound.written)
-            self.engine.visit(x, received, chunk, self.round + number, self.method.schedule)
-            self._commit([(chunk, {(s, p): x[s][p] for s, p in self._own()})], {}, self.membership)
-        return self.predictors(chunk)
-
 
 def check_outputs(network: Network, federation: Federation) -> None:
     """Refuse a model whose outputs do not fit the task, before anything is trained."""
@@ -357,8 +280,3 @@ def check_outputs(network: Network, federation: Federation) -> None:
             f"the model gives outputs of shape {tuple(outputs.shape[1:])}, but {federation.task.kind} on "
             f"{federation.name!r} needs {expected[1:]}: set its number of outputs to {federation.task.outputs}"
         )
-
-
-def settled(run: Run) -> Execution:
-    """The execution a run chose, to give to further runs of the same shape."""
-    return replace(run.execution)

@@ -1,0 +1,333 @@
+"""Several methods on one federation, under the same rules."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import plures
+from plures.errors import PluresError
+from plures.evaluate.fit import finish, fit
+from plures.evaluate.folder import RunFolder
+from plures.evaluate.results import (
+    BASELINES,
+    Comparison,
+    FederationCard,
+    MethodResult,
+    MetricCard,
+    Point,
+    SeedResult,
+    Trial,
+)
+from plures.evaluate.scores import primary
+from plures.evaluate.spec import RunSpec, find_method, titled
+from plures.federation import SPLITS, Federation
+from plures.method import Method
+from plures.methods import Entry
+from plures.models import ModelFactory
+from plures.run import Execution, Run
+from plures.run.checkpoint import describe, write_text
+from plures.run.cost import flops, stored, traffic
+
+DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a comparison is doing.
+
+    Attributes:
+        method: name of the method.
+        what: ``tuning`` or ``seed 0``, ...
+        point: where the run stands; ``None`` when it was read from an earlier, interrupted comparison.
+        rounds: rounds of the run.
+        done: rounds of the whole comparison that are done.
+        total: rounds of the whole comparison.
+    """
+
+    method: str
+    what: str
+    point: Point | None
+    rounds: int
+    done: int
+    total: int
+
+
+Listener = Callable[[Stage], None]
+
+
+def compare(
+    data: str | Federation,
+    methods: Sequence[str | Entry | Callable[..., Method]] = DEFAULT,
+    *,
+    model: str | nn.Module | ModelFactory | None = None,
+    rounds: int = 50,
+    seeds: int = 3,
+    learning_rates: Sequence[float] = (0.03, 0.1, 0.3),
+    tune_rounds: int = 10,
+    every: int | None = None,
+    unseen: Sequence[str] = (),
+    out: Path | str | None = None,
+    execution: Execution | None = None,
+    listener: Listener | None = None,
+    **work: Any,
+) -> Comparison:
+    """Compare methods honestly.
+
+    The three baselines (local-only, FedAvg, fine-tuned FedAvg) always take part. Each method's learning rate, then its
+    main strength, is chosen on validation data in short runs with seed 0; then it runs once per seed. Each run's round
+    is chosen on validation data, and test data are read at that round. Splits are the same for all seeds, so nothing
+    that tuning saw is ever a test example.
+
+    Args:
+        data: name of a data set or a folder of ``.npz`` files, or a federation.
+        methods: names in the catalogue, ``package.module:function``, or functions that return a method.
+        model: name of a network, a module or a factory of modules; ``None`` for one that fits the data.
+        rounds: rounds of the final runs.
+        seeds: number of final runs of each method.
+        learning_rates: values tried for every method; a single one is taken without trying.
+        tune_rounds: rounds of a trial; 0 tunes nothing and takes the middle learning rate and the defaults.
+        every: rounds between readings of validation data; default: about ten readings.
+        unseen: clients held out of training and given a model at the end.
+        out: folder for results and finished runs; a comparison interrupted there goes on where it was.
+        execution: how to use the machine.
+        listener: told of every round.
+        work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
+    """
+    if seeds < 1:
+        raise PluresError(f"seeds={seeds}: give at least 1")
+    if not learning_rates:
+        raise PluresError("learning_rates is empty: give at least one")
+    entries = {entry.name: entry for entry in map(find_method, (*BASELINES, *methods))}
+    named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
+    base = RunSpec(
+        data=data if isinstance(data, str) else data.name,
+        model=model if isinstance(model, str) else None,
+        rounds=rounds,
+        unseen=list(unseen),
+        **work,
+    )
+    federation = base.federation() if isinstance(data, str) else data
+    seen, held = federation.hold_out(unseen) if unseen else (federation, None)
+    factory = model if isinstance(model, nn.Module) or callable(model) else base.network(seen)
+    study = _Study(
+        base,
+        seen,
+        held,
+        factory,
+        execution or Execution(),
+        Path(out) if out is not None else None,
+        every or max(1, rounds // 10),
+        listener,
+        named,
+    )
+    study.plan(entries, tuple(learning_rates), tune_rounds, seeds)
+    settings = base.model_dump(exclude={"method", "parameters", "lr", "seed"}) | {
+        "seeds": seeds,
+        "learning_rates": list(learning_rates),
+        "tune_rounds": tune_rounds,
+        "read_validation_every": study.every,
+    }
+    study.claim({**settings, "methods": list(entries)})
+    results = [study.method(entry, tuple(learning_rates), tune_rounds, seeds) for entry in entries.values()]
+    metric = primary(seen.task)
+    comparison = Comparison(
+        federation=card(seen),
+        metric=MetricCard(**vars(metric)),
+        methods=results,
+        settings=settings,
+        environment=environment(study.execution),
+    )
+    if study.out is not None:
+        write_text(study.out / RESULTS, comparison.to_json())
+        write_text(study.out / "clients.csv", comparison.to_csv())
+    return comparison
+
+
+class _Study:
+    """The runs of one comparison; finished ones are kept in the folder and not run again."""
+
+    def __init__(
+        self,
+        base: RunSpec,
+        federation: Federation,
+        unseen: Federation | None,
+        factory: nn.Module | ModelFactory,
+        execution: Execution,
+        out: Path | None,
+        every: int,
+        listener: Listener | None,
+        named: bool,
+    ) -> None:
+        self.base, self.federation, self.unseen, self.factory = base, federation, unseen, factory
+        self.execution, self.out, self.every, self.listener, self.named = execution, out, every, listener, named
+        self.done = self.total = 0
+        self._settled: dict[str, Execution] = {}
+
+    def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
+        """Count the rounds that are ahead."""
+        trials = sum(len(rates) + sum(map(len, e.space.values())) for e in entries.values()) if tune_rounds else 0
+        self.total = trials * tune_rounds + len(entries) * seeds * self.base.rounds
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder this comparison's, or refuse the folder of another one."""
+        if self.out is None:
+            return
+        file, text = self.out / "comparison.json", json.dumps(settings, indent=1, sort_keys=True)
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            old = json.loads(file.read_text(encoding="utf-8"))
+            fresh = json.loads(text)
+            changed = [k for k in {**old, **fresh} if old.get(k) != fresh.get(k)]
+            raise PluresError(
+                f"{self.out} holds another comparison: {', '.join(sorted(changed))} differ; choose another folder"
+            )
+        write_text(file, text)
+
+    def method(self, entry: Entry, rates: tuple[float, ...], tune_rounds: int, seeds: int) -> MethodResult:
+        """Tune a method, then run it once per seed."""
+        lr, parameters, trials = self._tune(entry, rates, tune_rounds)
+        spec = self.base.model_copy(update={"method": entry.name, "lr": lr, "parameters": parameters})
+        results = [self._final(entry, spec.model_copy(update={"seed": seed})) for seed in range(seeds)]
+        run = self._run(entry, spec)
+        up, down = traffic(run.bound)
+        return MethodResult(
+            name=entry.name,
+            title=entry.title,
+            family=entry.family,
+            citation=entry.citation,
+            lr=lr,
+            parameters=parameters,
+            trials=trials,
+            bytes_up=up,
+            bytes_down=down,
+            stored=stored(run.bound),
+            flops=flops(run.bound, run.federation, run.training),
+            seeds=results,
+        )
+
+    def _tune(self, entry: Entry, rates: tuple[float, ...], rounds: int) -> tuple[float, dict[str, Any], list[Trial]]:
+        """Choose the learning rate with default parameters, then each strength with that rate."""
+        if not rounds:
+            return rates[len(rates) // 2], {}, []
+        trials: list[Trial] = []
+
+        def best(candidates: Iterator[tuple[float, dict[str, Any]]]) -> tuple[float, dict[str, Any]]:
+            tried = []
+            for lr, parameters in candidates:
+                known = [t for t in trials if (t.lr, t.parameters) == (lr, parameters)]
+                tried.append(known[0] if known else self._trial(entry, lr, parameters, rounds))
+                trials.extend(tried[-1:] if not known else [])
+            sign = 1 if primary(self.federation.task).higher else -1
+            chosen = max(tried, key=lambda t: -math.inf if math.isnan(t.validation) else sign * t.validation)
+            return chosen.lr, chosen.parameters
+
+        lr, parameters = best((rate, {}) for rate in rates) if len(rates) > 1 else (rates[0], {})
+        for key, values in entry.space.items():
+            lr, parameters = best((lr, {**parameters, key: value}) for value in values)
+        return lr, parameters, trials
+
+    def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int) -> Trial:
+        name = titled(f"{entry.name} lr={lr}", parameters)
+        file = None if self.out is None else self.out / "trials" / f"{name}.json"
+        if file is not None and file.exists():
+            self._tell(entry.name, "tuning", None, rounds, rounds)
+            return Trial.model_validate_json(file.read_text(encoding="utf-8"))
+        spec = self.base.model_copy(update={"method": entry.name, "lr": lr, "parameters": parameters, "rounds": rounds})
+        every = max(1, rounds // 4)
+        fitted = fit(
+            self._run(entry, spec), name, every=every, progress=lambda p: self._tell(entry.name, "tuning", p, rounds)
+        )
+        trial = Trial(lr=lr, parameters=parameters, validation=fitted.chosen.validation)
+        if file is not None:
+            write_text(file, trial.model_dump_json(indent=1))
+        return trial
+
+    def _final(self, entry: Entry, spec: RunSpec) -> SeedResult:
+        stage = f"seed {spec.seed}"
+        name = f"{entry.name}-seed{spec.seed}"
+        folder = None if self.out is None else RunFolder(self.out / "runs" / name)
+        if folder is not None and folder.finished:
+            self._tell(entry.name, stage, None, spec.rounds, spec.rounds)
+            return folder.result()
+        checkpoint = None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
+        fitted = fit(
+            self._run(entry, spec, checkpoint),
+            spec.title(),
+            every=self.every,
+            checkpoint=checkpoint,
+            progress=lambda p: self._tell(entry.name, stage, p, spec.rounds),
+        )
+        result = finish(fitted, spec.seed, self.unseen)
+        if folder is not None:
+            folder.write(fitted.run, spec if self.named else None, result)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        return result
+
+    def _run(self, entry: Entry, spec: RunSpec, checkpoint: Path | None = None) -> Run:
+        """A fresh run. The execution measured for a method's first run serves all its runs."""
+        execution = self._settled.get(entry.name, self.execution)
+        if checkpoint is not None and checkpoint.exists():
+            execution = saved_execution(checkpoint, self.execution)
+        run = Run(
+            self.federation,
+            self.factory,
+            entry(**spec.parameters),
+            spec.training(),
+            participation=spec.who(),
+            seed=spec.seed,
+            execution=execution,
+        )
+        self._settled.setdefault(entry.name, run.execution)
+        return run
+
+    def _tell(self, method: str, what: str, point: Point | None, rounds: int, done: int = 1) -> None:
+        self.done += done
+        if self.listener is not None:
+            self.listener(Stage(method, what, point, rounds, self.done, self.total))
+
+
+def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
+    """The execution a checkpoint was made with, so that going on is exact to the bit."""
+    saved = describe(checkpoint)["execution"]
+    return replace(execution, **{k: saved[k] for k in ("backend", "chunk", "compile", "precision")})
+
+
+def card(federation: Federation) -> FederationCard:
+    """A federation's data sheet."""
+    classes = federation.task.outputs if federation.task.kind == "classification" else 0
+    labels = [
+        torch.bincount(federation.targets[rows], minlength=classes).tolist() for rows in federation.splits["train"]
+    ]
+    return FederationCard(
+        name=federation.name,
+        kind=federation.task.kind,
+        classes=list(federation.task.classes),
+        clients=list(federation.clients),
+        sizes={split: federation.splits[split].sizes.tolist() for split in SPLITS},
+        labels=labels if classes else [],
+        metadata={key: [str(value) for value in column] for key, column in federation.metadata.items()},
+        source=federation.source,
+    )
+
+
+def environment(execution: Execution) -> dict[str, str]:
+    """Versions and machine, for the record."""
+    device = execution.torch_device
+    return {
+        "plures": plures.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,123 @@
+"""Run a method to the end: rounds chosen on validation, test data read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from plures.evaluate.results import ClientScores, Point, SeedResult
+from plures.evaluate.scores import primary, score
+from plures.federation import Federation
+from plures.run import Run
+from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
+from plures.run.interrupt import Interrupt
+from plures.run.onboard import onboard
+
+Progress = Callable[[Point], None]
+"""Called after each round with the point reached; its validation value is the last one measured."""
+
+
+@dataclass
+class Fit:
+    """What training a run has shown so far.
+
+    Attributes:
+        run: the run.
+        curve: points at which validation data were read.
+        best: state of the run at the point that validation prefers, ``None`` before the first point.
+    """
+
+    run: Run
+    curve: list[Point]
+    best: Snapshot | None = None
+
+    @property
+    def chosen(self) -> Point:
+        """The point that validation prefers; the earliest of equals."""
+        sign = 1 if primary(self.run.federation.task).higher else -1
+        return max(self.curve, key=lambda point: (sign * point.validation, -point.round))
+
+
+def fit(
+    run: Run,
+    name: str,
+    *,
+    every: int = 1,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 10,
+    progress: Progress | None = None,
+) -> Fit:
+    """Train a run to its last round, or go on from a checkpoint.
+
+    Args:
+        run: a run; it is put into the state of the checkpoint if there is one.
+        name: what the run is called in its checkpoint.
+        every: rounds between readings of the validation data.
+        checkpoint: file that is written every ``checkpoint_every`` rounds and when Ctrl-C is pressed.
+        checkpoint_every: rounds between checkpoints.
+        progress: called after each round.
+
+    Raises:
+        KeyboardInterrupt: after the round in which Ctrl-C was pressed, with the checkpoint written.
+    """
+    fitted = Fit(run, [])
+    spent, sent, last = 0.0, 0, float("nan")
+    if checkpoint is not None and checkpoint.exists():
+        about, fitted.best = resume(run, name, checkpoint)
+        fitted.curve = [Point(**point) for point in about["curve"]]
+        spent, sent = about["seconds"], about["bytes"]
+    with Interrupt() as interrupt:
+        while run.round < run.training.rounds:
+            record = run.step()
+            spent, sent = spent + record.seconds, sent + record.bytes_up + record.bytes_down
+            measured = run.round % every == 0 or run.round == run.training.rounds
+            if measured:
+                last = float(np.nanmean(score(run, "validation").values[primary(run.federation.task).name]))
+            point = Point(round=run.round, train_loss=record.loss, validation=last, bytes=sent, seconds=spent)
+            if measured:
+                fitted.curve.append(point)
+                if fitted.chosen is point:
+                    fitted.best = snapshot(run)
+            if progress is not None:
+                progress(point)
+            due = interrupt.asked or run.round % checkpoint_every == 0
+            if checkpoint is not None and due and run.round < run.training.rounds:
+                curve = [point.model_dump() for point in fitted.curve]
+                save(run, name, checkpoint, fitted.best, curve=curve, seconds=spent, bytes=sent)
+            if interrupt.asked:
+                raise KeyboardInterrupt
+    return fitted
+
+
+def finish(fitted: Fit, seed: int, unseen: Federation | None = None) -> SeedResult:
+    """Read the test data: once for the round that validation chose, and for the last round beside it.
+
+    The run is left in the state of the chosen round.
+
+    Args:
+        fitted: a finished fit.
+        seed: the run's seed, for the record.
+        unseen: clients held out of training, who are given their model now.
+    """
+    run = fitted.run
+    last = ClientScores.of(score(run, "test"))
+    if fitted.best is not None and fitted.chosen.round != run.round:
+        restore(run, fitted.best)
+        test = ClientScores.of(score(run, "test"))
+    else:
+        test = last
+    newcomers = None
+    if unseen is not None:
+        newcomers = ClientScores.of(score(onboard(run, unseen), "test"))
+    return SeedResult(
+        seed=seed,
+        curve=fitted.curve,
+        chosen_round=run.round,
+        validation=ClientScores.of(score(run, "validation")),
+        test=test,
+        test_last=last,
+        unseen=newcomers,
+    )

@@ -1,0 +1,93 @@
+"""A finished run on disk: JSON and safetensors, no pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.evaluate.results import SeedResult
+from plures.evaluate.spec import RunSpec
+from plures.models import Leaves
+from plures.run import Execution, Run
+from plures.run.checkpoint import read, restore, snapshot, write, write_text
+
+DESCRIPTION, STATE, MODELS = "run.json", "state.safetensors", "models.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds a finished run.
+
+    Attributes:
+        path: the folder; ``run.json`` says what the run was and how it scored, ``state.safetensors`` is the state at
+            the chosen round, ``models.safetensors`` every client's personal model as ``client/path``.
+    """
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds a finished run; its description is written last."""
+        return (self.path / DESCRIPTION).exists()
+
+    def write(self, run: Run, spec: RunSpec | None, result: SeedResult) -> None:
+        """Write a run in the state it is in, with its description."""
+        write(self.path / STATE, snapshot(run), {})
+        models: dict[str, Tensor] = {}
+        for chunk in run.chunks(list(range(len(run.federation)))):
+            stack = run.predictors(chunk)
+            for row, client in enumerate(chunk):
+                models |= {f"{run.federation.clients[client]}/{path}": t[row].clone() for path, t in stack.items()}
+        write(self.path / MODELS, models, {"clients": list(run.federation.clients)})
+        described = {
+            "spec": None if spec is None else spec.model_dump(),
+            "execution": {k: v for k, v in vars(run.execution).items() if k not in ("clients_on_disk", "device")},
+            "result": result.model_dump(),
+        }
+        write_text(self.path / DESCRIPTION, json.dumps(described, indent=1))
+
+    def _description(self) -> dict[str, object]:
+        file = self.path / DESCRIPTION
+        try:
+            described: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+            return described
+        except (OSError, json.JSONDecodeError) as error:
+            raise PluresError(f"{self.path} is not a finished run: {error}; make one with `plures run`") from error
+
+    def result(self) -> SeedResult:
+        """How the run scored."""
+        try:
+            return SeedResult.model_validate(self._description()["result"])
+        except (KeyError, ValidationError) as error:
+            raise PluresError(f"{self.path / DESCRIPTION} is damaged: {error}") from error
+
+    def spec(self) -> RunSpec:
+        """What the run was."""
+        spec = self._description()["spec"]
+        if spec is None:
+            raise PluresError(f"{self.path} was made from Python objects: use them to rebuild the run")
+        return RunSpec.model_validate(spec)
+
+    def run(self, device: str = "cpu") -> Run:
+        """The run in its saved state, on the clients it was trained with."""
+        spec = self.spec()
+        federation = spec.federation()
+        if spec.unseen:
+            federation, _ = federation.hold_out(spec.unseen)
+        described = self._description()["execution"]
+        assert isinstance(described, dict)
+        rebuilt = spec.run(federation, Execution(**described, device=device))
+        restore(rebuilt, read(self.path / STATE)[0])
+        return rebuilt
+
+    def model(self, client: str) -> Leaves:
+        """The personal model of one client."""
+        tensors, about = read(self.path / MODELS)
+        if client not in about["clients"]:
+            raise PluresError(f"no client {client!r} in {self.path}; clients are {', '.join(about['clients'])}")
+        return {key.removeprefix(f"{client}/"): t for key, t in tensors.items() if key.startswith(f"{client}/")}

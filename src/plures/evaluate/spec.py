@@ -1,0 +1,156 @@
+"""A run described by names and numbers, so that a folder or a command line can say what it was."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from plures.errors import PluresError
+from plures.evaluate.results import Result
+from plures.federation import Federation, from_folder, load
+from plures.method import SGD, Adam, AdamW, Method, Optimizer
+from plures.methods import CATALOGUE, Entry
+from plures.models import NETWORKS, ModelFactory, default_model
+from plures.run import BySize, Constant, Cosine, Execution, Exponential, Full, Participation, Run, Training, Uniform
+from plures.run.training import RateSchedule
+
+
+class RunSpec(Result):
+    """Everything that determines a run, apart from the machine.
+
+    Attributes:
+        data: name in the catalogue of data sets, or a folder of ``.npz`` files, one per client.
+        data_options: options of the loader.
+        model: name of a reference network; ``None`` for one that fits the data.
+        model_options: options of the network.
+        method: name in the catalogue of methods, or ``package.module:function``.
+        parameters: parameters of the method.
+        lr: learning rate.
+        optimizer: local optimizer.
+        momentum: of SGD.
+        weight_decay: of the local optimizer.
+        schedule: of the learning rate over rounds.
+        rounds: number of rounds.
+        batch_size: examples in a batch; ``None`` for all.
+        epochs: passes over the data in a visit.
+        steps: gradient steps in a visit instead of epochs.
+        clip: largest norm of a client's gradient.
+        participation: ``full``, ``uniform`` or ``size``.
+        fraction: share of the clients in a cohort, unless all take part.
+        seed: root of the run's randomness; splits have their own, in ``data_options``.
+        unseen: clients held out of training.
+    """
+
+    data: str
+    data_options: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+    model_options: dict[str, Any] = Field(default_factory=dict)
+    method: str = "fedavg"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    lr: float = 0.1
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    rounds: int = 50
+    batch_size: int | None = 32
+    epochs: float = 1.0
+    steps: int | None = None
+    clip: float | None = None
+    participation: Literal["full", "uniform", "size"] = "full"
+    fraction: float = 0.1
+    seed: int = 0
+    unseen: list[str] = Field(default_factory=list)
+
+    def federation(self) -> Federation:
+        """The data, with all clients."""
+        if Path(self.data).is_dir():
+            return from_folder(Path(self.data), **self.data_options)
+        return load(self.data, **self.data_options)
+
+    def network(self, federation: Federation) -> ModelFactory:
+        """The factory of the model."""
+        if self.model is None:
+            return default_model(federation)
+        if self.model not in NETWORKS:
+            raise PluresError(f"no network {self.model!r}; there are {', '.join(NETWORKS)}")
+        build, name, options = NETWORKS[self.model], self.model, self.model_options
+        try:
+            inspect.signature(build).bind(federation.features, federation.task.outputs, **options)
+        except TypeError as error:
+            raise PluresError(f"network {name!r}: {error}") from None
+        return lambda: build(federation.features, federation.task.outputs, **options)
+
+    def entry(self) -> Entry:
+        """The method's place in the catalogue, or one made for a function of the user's."""
+        return find_method(self.method)
+
+    def local(self) -> Optimizer:
+        """The local optimizer."""
+        if self.optimizer == "sgd":
+            return SGD(self.lr, self.momentum, self.weight_decay)
+        kind = Adam if self.optimizer == "adam" else AdamW
+        return kind(self.lr, weight_decay=self.weight_decay)
+
+    def training(self) -> Training:
+        """Local work and rounds."""
+        schedules: dict[str, RateSchedule] = {"constant": Constant(), "cosine": Cosine(), "exponential": Exponential()}
+        return Training(
+            self.rounds, self.batch_size, self.epochs, self.steps, self.local(), schedules[self.schedule], self.clip
+        )
+
+    def who(self) -> Participation:
+        """Who takes part."""
+        rules: dict[str, Callable[[], Participation]] = {
+            "full": Full,
+            "uniform": lambda: Uniform(self.fraction),
+            "size": lambda: BySize(self.fraction),
+        }
+        return rules[self.participation]()
+
+    def title(self) -> str:
+        """The method with its parameters."""
+        return titled(self.method, self.parameters)
+
+    def run(self, federation: Federation, execution: Execution | None = None) -> Run:
+        """A run on this federation."""
+        return Run(
+            federation,
+            self.network(federation),
+            self.entry()(**self.parameters),
+            self.training(),
+            participation=self.who(),
+            seed=self.seed,
+            execution=execution,
+        )
+
+
+def titled(name: str, parameters: dict[str, Any]) -> str:
+    """A method's name with its parameters."""
+    return " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
+
+
+def find_method(name: str | Entry | Callable[..., Method]) -> Entry:
+    """A method by its name in the catalogue, as ``package.module:function``, as an entry or as a function."""
+    if isinstance(name, Entry):
+        return name
+    if callable(name):
+        title = getattr(name, "__name__", "method")
+        return Entry(title, title, "own", "your own", name)
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise PluresError(
+            f"no method {name!r}; there are {', '.join(CATALOGUE)}; your own is named package.module:function"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluresError(f"method {name!r} cannot be imported: {error}") from error
+    return find_method(found)

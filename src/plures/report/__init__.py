@@ -1,0 +1,1 @@
+"""Tables and the single-file HTML report of a comparison."""

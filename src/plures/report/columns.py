@@ -1,0 +1,204 @@
+"""How numbers are written, and the columns that every table of a comparison has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from plures.evaluate.results import Comparison, Row
+
+MISSING = "\N{EN DASH}"
+DIGITS = 3
+MOST_DECIMALS = 8
+
+
+def known(value: float | None) -> float | None:
+    """The value, or None where it is missing or not a number."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def decimals(scale: float) -> int:
+    """Decimals that show three significant digits of a number of this size."""
+    return min(MOST_DECIMALS, max(0, DIGITS - 1 - math.floor(math.log10(abs(scale))))) if scale else DIGITS
+
+
+def significant(value: float | None) -> str:
+    """A number with three significant digits."""
+    value = known(value)
+    return MISSING if value is None else "0" if value == 0 else f"{value:.{decimals(value)}f}"
+
+
+def probability(p: float) -> str:
+    """A p-value as it stands in a sentence."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.{2 if p >= 0.1 else 3}f}"
+
+
+def share(value: float | None) -> str:
+    """A share of the clients in whole percent."""
+    value = known(value)
+    return MISSING if value is None else f"{100 * value:.0f} %"
+
+
+@dataclass(frozen=True)
+class Number:
+    """How values of a metric are written: with the same decimals everywhere.
+
+    Attributes:
+        percent: whether values are shown times 100.
+        decimals: decimals shown.
+    """
+
+    percent: bool
+    decimals: int = 1
+
+    @classmethod
+    def of(cls, comparison: Comparison, rows: list[Row]) -> Number:
+        """Percent with one decimal; otherwise three significant digits of the smallest mean."""
+        if comparison.metric.percent:
+            return cls(True)
+        sizes = [abs(row.mean) for row in rows if known(row.mean)]
+        return cls(False, decimals(min(sizes)) if sizes else DIGITS)
+
+    def __call__(self, value: float | None) -> str:
+        value = known(value)
+        return MISSING if value is None else f"{value * (100 if self.percent else 1):.{self.decimals}f}"
+
+    def between(self, value: float | None, width: float | None) -> str:
+        """A mean with the half width of its interval, where there is one."""
+        return self(value) if known(value) is None or known(width) is None else f"{self(value)} ± {self(width)}"
+
+    def unit(self) -> str:
+        return " %" if self.percent else ""
+
+    def distance(self, difference: float) -> str:
+        """The size of a difference, in words."""
+        least = 10**-self.decimals
+        size = abs(difference) * (100 if self.percent else 1)
+        told = f"{size:.{self.decimals}f}" if size >= least / 2 else f"less than {least:.{self.decimals}f}"
+        return f"{told} points" if self.percent else told
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of methods.
+
+    Attributes:
+        key: the attribute of a row that it shows.
+        heading: what stands above it.
+        detail: a second line of the heading.
+        meaning: one line for the glossary.
+        write: how its value is written.
+        rising: whether the best value is the smallest one.
+    """
+
+    key: str
+    heading: str
+    detail: str
+    meaning: str
+    write: Callable[[Row], str]
+    rising: bool = True
+
+    def value(self, row: Row) -> float | None:
+        value: float | None = getattr(row, self.key)
+        return known(value)
+
+
+def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
+    """The columns after the method's title, in order."""
+    number, percent = Number.of(comparison, rows), Number(True)
+    seeds = max(len(m.seeds) for m in comparison.methods)
+    down = not comparison.metric.higher
+    metric = comparison.metric.title
+    over = f"Student's 95 % confidence interval over {seeds} seeds" if seeds > 1 else "one seed, therefore no interval"
+    found = [
+        Column(
+            "mean",
+            "mean",
+            "± 95 % CI" if seeds > 1 else "one seed",
+            f"{metric} averaged over clients, each counting the same, then over seeds; {over}.",
+            lambda row: number.between(row.mean, row.mean_ci),
+            down,
+        ),
+        Column(
+            "weighted",
+            "weighted",
+            "by size",
+            f"{metric} averaged over clients, each counting by its number of test examples.",
+            lambda row: number(row.weighted),
+            down,
+        ),
+        Column(
+            "std",
+            "std",
+            "clients",
+            "standard deviation over clients: how unequally they are served.",
+            lambda row: number(row.std),
+        ),
+        Column(
+            "worst",
+            "worst",
+            "client",
+            f"{metric} of the client that is served worst.",
+            lambda row: number(row.worst),
+            down,
+        ),
+        Column(
+            "bottom",
+            "bottom",
+            "10 %",
+            f"mean {metric} of the worst tenth of the clients (at least one client).",
+            lambda row: number(row.bottom),
+            down,
+        ),
+        Column(
+            "harmed_local",
+            "harmed",
+            "vs local",
+            "share of clients that are worse off than if each had trained alone.",
+            lambda row: MISSING if row.name == "local" else share(row.harmed_local),
+        ),
+        Column(
+            "harmed_fedavg",
+            "harmed",
+            "vs FedAvg",
+            "share of clients that are worse off than with the one global model of FedAvg.",
+            lambda row: MISSING if row.name == "fedavg" else share(row.harmed_fedavg),
+        ),
+        Column(
+            "ece",
+            "calib.",
+            "err. %",
+            "expected calibration error, ten bins: how far stated confidence is from the share that is right.",
+            lambda row: percent(row.ece),
+        ),
+        Column(
+            "megabytes",
+            "MB per",
+            "client",
+            "megabytes that a client sends and receives until the chosen round.",
+            lambda row: significant(row.megabytes),
+        ),
+        Column(
+            "chosen_round",
+            "chosen",
+            "round",
+            "the round with the best validation score, averaged over seeds; test data are read once, at that round.",
+            lambda row: f"{row.chosen_round:.0f}",
+        ),
+        Column(
+            "unseen",
+            "unseen",
+            "clients",
+            f"mean {metric} of clients that were held out of training, each with the model that the method gives it.",
+            lambda row: number.between(row.unseen, row.unseen_ci),
+            down,
+        ),
+    ]
+    return [c for c in found if c.key not in ("ece", "unseen") or any(c.value(row) is not None for row in rows)]
+
+
+def best(comparison: Comparison, rows: list[Row]) -> Row:
+    """The row with the best mean; the first one where no mean is known."""
+    sign = 1 if comparison.metric.higher else -1
+    return max(rows, key=lambda row: -math.inf if known(row.mean) is None else sign * row.mean)

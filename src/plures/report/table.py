@@ -1,0 +1,135 @@
+"""The comparison in a terminal, in Markdown and in a sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from plures.evaluate.results import BASELINES, Comparison, Row
+from plures.evaluate.summary import paired_test
+from plures.report.columns import Number, best, columns, known, probability
+
+LEVEL = 0.05
+LEFT_OUT = ("chosen_round",)
+
+
+def console_table(comparison: Comparison) -> Table:
+    """The comparison for a terminal of 100 columns: baselines first, then the best first."""
+    rows = comparison.rows()
+    shown = columns(comparison, rows)
+    winner = best(comparison, rows)
+    table = Table(
+        title=Text(f"{comparison.federation.name}: {describe_metric(comparison)}", style="bold"),
+        title_justify="left",
+        caption="harmed: share of clients worse off than alone (local) and than with one global model (FedAvg)",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    table.add_column("method", min_width=12)
+    for column in shown:
+        table.add_column(f"{column.heading}\n{column.detail.removeprefix('vs ')}", justify="right", no_wrap=True)
+    for place, row in enumerate(rows):
+        style = "bold green" if row is winner and known(row.mean) is not None else ""
+        cells = [Text(column.write(row), style if column.key == "mean" else "") for column in shown]
+        last = place + 1 < len(rows) and row.name in BASELINES and rows[place + 1].name not in BASELINES
+        table.add_row(Text(row.title, style), *cells, end_section=last)
+    return table
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """The comparison as a GitHub table, with the best mean in bold."""
+    rows = comparison.rows()
+    shown = [column for column in columns(comparison, rows) if column.key not in LEFT_OUT]
+    winner = best(comparison, rows)
+    lines = [
+        " | ".join(["method", *(f"{c.heading} {c.detail}" for c in shown)]),
+        " | ".join(["---", *("---:" for _ in shown)]),
+    ]
+    for row in rows:
+        cells = [
+            f"**{c.write(row)}**" if c.key == "mean" and row is winner and known(row.mean) is not None else c.write(row)
+            for c in shown
+        ]
+        lines.append(" | ".join([_plain(row.title), *cells]))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def headline(comparison: Comparison) -> str:
+    """What the comparison says, in one to three plain sentences."""
+    rows = comparison.rows()
+    number = Number.of(comparison, rows)
+    baselines = [row for row in rows if row.name in BASELINES]
+    others = [row for row in rows if row.name not in BASELINES and known(row.mean) is not None]
+    base = best(comparison, baselines)
+    if known(base.mean) is None:
+        return "No baseline has a score on the test data, so that nothing can be said."
+    if not others:
+        told = f"Only baselines were compared; {base.title} serves the clients best on average"
+        return f"{told} ({_score(comparison, base, number)}). {_harm(comparison, base)}".strip()
+    lead = best(comparison, others)
+    gain = (lead.mean - base.mean) * (1 if comparison.metric.higher else -1)
+    own, reference = (comparison.method(r.name).per_client(comparison.metric.name) for r in (lead, base))
+    p = paired_test(own, reference)
+    clients = int((~np.isnan(own - reference)).sum())
+    test = f"{probability(p)}, paired over {clients} clients"
+    lead_score, base_score = (_score(comparison, row, number) for row in (lead, base))
+    far = number.distance(gain)
+    if gain < 0:
+        told = (
+            f"No method beats the best baseline: {base.title} serves the clients best on average ({base_score}); "
+            f"{lead.title} comes closest, {far} behind ({test})."
+        )
+    elif gain == 0:
+        told = f"No method beats the best baseline: {lead.title} equals {base.title} on average ({base_score})."
+    elif p >= LEVEL:
+        told = (
+            f"No method clearly beats the best baseline: {lead.title} ({lead_score}) leads {base.title} by {far}, "
+            f"a difference over clients that chance can explain ({test})."
+        )
+    else:
+        told = (
+            f"{lead.title} serves the clients best on average ({lead_score}), {far} better than the strongest "
+            f"baseline, {base.title} ({test})."
+        )
+    return " ".join(filter(None, [told, _seeds(lead, base, abs(gain)), _harm(comparison, base if gain < 0 else lead)]))
+
+
+def describe_metric(comparison: Comparison) -> str:
+    """The metric, its unit and its direction."""
+    unit = ", %" if comparison.metric.percent else ""
+    way = "higher" if comparison.metric.higher else "lower"
+    return f"{comparison.metric.title}{unit} on test data ({way} is better)"
+
+
+def _score(comparison: Comparison, row: Row, number: Number) -> str:
+    return f"{comparison.metric.title} {number.between(row.mean, row.mean_ci)}{number.unit()}"
+
+
+def _seeds(lead: Row, base: Row, gap: float) -> str:
+    """What the seeds allow to say of the difference."""
+    if lead.mean_ci is None or base.mean_ci is None:
+        return "With one seed there is no interval: another seed may change the order."
+    if gap and gap <= lead.mean_ci + base.mean_ci:
+        return "Their 95 % intervals over seeds overlap."
+    return ""
+
+
+def _harm(comparison: Comparison, row: Row) -> str:
+    """How many clients a method harms against training alone and against FedAvg."""
+    sign, metric = (1 if comparison.metric.higher else -1), comparison.metric.name
+    own = comparison.method(row.name).per_client(metric)
+    counts = []
+    for name, told in (("local", "local-only training"), ("fedavg", "FedAvg")):
+        if name != row.name:
+            gain = (own - comparison.method(name).per_client(metric)) * sign
+            counts.append(f"{int((gain < 0).sum())} of {int((~np.isnan(gain)).sum())} clients against {told}")
+    return f"{row.title} harms {' and '.join(counts)}."
+
+
+def _plain(text: str) -> str:
+    """A name that cannot break out of a Markdown cell."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

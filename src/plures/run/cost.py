@@ -1,0 +1,52 @@
+"""What a method costs a client: bytes that travel, bytes kept, floating-point operations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from plures.federation import Federation
+from plures.method import Bound, Leaf
+from plures.run.engine import Engine
+from plures.run.execution import Execution
+from plures.run.training import Training
+
+
+def kept(bound: Bound) -> list[Leaf]:
+    """Leaves that a client keeps between rounds: those without a server value that local work changes."""
+    return [leaf for b in bound.blocks if not b.share.models for leaf in b.leaves if leaf in bound.written]
+
+
+def stored(bound: Bound) -> int:
+    """Bytes that a client keeps between rounds."""
+    return sum(bound.initial[s][p].nbytes for s, p in kept(bound))
+
+
+def traffic(bound: Bound) -> tuple[int, int]:
+    """Bytes that a client sends and receives in a round, beside the initial download."""
+    up = down = 0
+    for block in bound.blocks:
+        size = sum(bound.initial[s][p].nbytes for s, p in bound.travelling(block))
+        up += size
+        down += size * block.share.models
+    return up, down
+
+
+def flops(bound: Bound, federation: Federation, training: Training) -> int:
+    """Floating-point operations of one visit of the client of median size, forward and backward.
+
+    Matrix products and convolutions are counted by running the visit on a copy; elementwise work is not.
+    """
+    sizes = federation.splits["train"].sizes
+    median = int(sizes.argsort(stable=True)[len(sizes) // 2])
+    alone = Execution("loop", 1, False, "float32", str(federation.inputs.device))
+    engine = Engine(bound, federation, replace(training, rounds=1), alone, seed=0)
+    received = {slot: {p: t.unsqueeze(0) for p, t in leaves.items()} for slot, leaves in bound.initial.items()}
+    x = {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}
+    with FlopCounterMode(display=False) as counter:
+        engine.visit(x, received, [median], 0, bound.method.schedule)
+    if federation.inputs.is_cuda:
+        torch.cuda.synchronize()
+    return int(counter.get_total_flops())

@@ -1,0 +1,73 @@
+"""Unseen clients: a model for those who never took part."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from plures.errors import PluresError
+from plures.federation import Federation
+from plures.method import Block, Clustered, Leaf, Personal
+from plures.run.engine import Engine, Stack
+from plures.run.rounds import Run
+from plures.run.store import ClientStore
+
+
+def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
+    """The run as newcomers see it: what is shared comes from it, what is personal they obtain by themselves.
+
+    A newcomer joins the cluster with the lowest loss on its own training data. Its personal leaves start as their
+    share says and are trained in local visits without upload; the given run does not change.
+
+    Args:
+        run: a trained run.
+        newcomers: the unseen clients and their data.
+        visits: number of visits; default: the method's.
+
+    Returns:
+        A run whose clients are the newcomers, ready to predict and to be scored.
+    """
+    if newcomers.features != run.federation.features or newcomers.task.kind != run.federation.task.kind:
+        raise PluresError(
+            f"the new clients' examples have shape {newcomers.features} for {newcomers.task.kind}; "
+            f"this run was trained on {run.federation.features} for {run.federation.task.kind}"
+        )
+    guest = copy.copy(run)
+    guest.federation = newcomers.to(run.federation.inputs.device, run.execution.dtype)
+    guest.engine = Engine(run.bound, guest.federation, run.training, run.execution, run.seed)
+    guest.membership = {name: torch.zeros(len(newcomers), dtype=torch.int64) for name in run.membership}
+    guest.participated = torch.zeros(len(newcomers), dtype=torch.bool)
+    guest.store = ClientStore({(s, p): run.bound.initial[s][p] for s, p in run.kept()}, len(newcomers))
+    chunks = guest.chunks(list(range(len(newcomers))))
+    for block in run.bound.blocks:
+        if isinstance(block.share, Clustered):
+            guest.membership = {**guest.membership, block.name: guest.nearest(block, chunks)}
+    for chunk in chunks:
+        start = _start(run, guest, chunk)
+        guest.commit([(chunk, {(s, p): start[s][p] for s, p in run.kept()})], {}, guest.membership)
+        for number in range(run.bound.method.predictor.visits if visits is None else visits):
+            received = guest.states(chunk)
+            x = guest.working(received, run.bound.written)
+            guest.engine.visit(x, received, chunk, run.round + number, run.method.schedule)
+            guest.commit([(chunk, {(s, p): x[s][p] for s, p in run.kept()})], {}, guest.membership)
+    return guest
+
+
+def _start(run: Run, guest: Run, chunk: list[int]) -> Stack:
+    """States of newcomers before their first visit."""
+    states = guest.states(chunk)
+    fresh: Stack = {slot: dict(leaves) for slot, leaves in states.items()}
+    for block in run.bound.blocks:
+        for slot, path in block.leaves:
+            source = _source(run, block, (slot, path))
+            if source == "mean":
+                mean = run.store.mean((slot, path))
+                fresh[slot][path] = mean.expand(len(chunk), *mean.shape)
+            elif source != "initial":
+                fresh[slot][path] = states[source][path]
+    return fresh
+
+
+def _source(run: Run, block: Block, leaf: Leaf) -> str:
+    return block.share.unseen if isinstance(block.share, Personal) and leaf in run.store else "initial"

@@ -1,0 +1,171 @@
+"""Made-up comparisons whose numbers are realistic and whose answers are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from plures.evaluate.results import (
+    ClientScores,
+    Comparison,
+    FederationCard,
+    MethodResult,
+    MetricCard,
+    Point,
+    SeedResult,
+    Trial,
+)
+
+ACCURACY = MetricCard(name="accuracy", title="accuracy", higher=True, percent=True)
+RMSE = MetricCard(name="rmse", title="root mean squared error", higher=False, percent=False)
+TITLES = {
+    "local": "Local only",
+    "fedavg": "FedAvg",
+    "fedavg_ft": "FedAvg + fine-tuning",
+    "ditto": "Ditto",
+    "apfl": "APFL",
+    "fedrep": "FedRep",
+    "fedbn": "FedBN",
+    "ifca": "IFCA",
+    "lgfedavg": "LG-FedAvg",
+}
+LIFT = {
+    "local": 0.0,
+    "fedavg": -0.035,
+    "fedavg_ft": 0.035,
+    "ditto": 0.058,
+    "apfl": 0.04,
+    "fedrep": 0.03,
+    "fedbn": 0.012,
+    "ifca": 0.022,
+    "lgfedavg": 0.004,
+}
+SPREAD = {"fedavg": 0.09, "ifca": 0.05, "ditto": 0.014, "fedavg_ft": 0.02, "local": 0.0}
+
+
+def scores(clients: list[str], values: np.ndarray, sizes: list[int], kind: str) -> ClientScores:
+    first = [None if np.isnan(v) else float(v) for v in values]
+    other = [None if v is None else 0.3 * (1 - v) + 0.01 if kind == "classification" else v * 0.8 for v in first]
+    names = ("accuracy", "ece") if kind == "classification" else ("rmse", "mae")
+    return ClientScores(clients=clients, sizes=sizes, metrics=dict(zip(names, (first, other), strict=True)))
+
+
+def comparison(
+    *,
+    clients: int = 30,
+    seeds: int = 5,
+    names: tuple[str, ...] = tuple(TITLES),
+    federation: str = "Ward sensors",
+    kind: str = "classification",
+    missing: bool = True,
+    unseen: int = 0,
+    rounds: int = 100,
+    lift: dict[str, float] | None = None,
+    client_names: list[str] | None = None,
+) -> Comparison:
+    """A comparison of the given shape; ``lift`` is each method's mean gain over local-only training."""
+    rng = np.random.default_rng(7)
+    regression = kind == "regression"
+    people = client_names or [f"person {i + 1:02d}" for i in range(clients)]
+    train = rng.lognormal(4.6, 0.7, clients).astype(int) + 12
+    test = [int(n) // 4 + 3 for n in train]
+    if missing:
+        test[3] = 0
+    base = np.clip(0.82 + 0.07 * rng.standard_normal(clients), 0.5, 0.97)
+    methods = []
+    for place, name in enumerate(names):
+        mean = (lift or LIFT)[name]
+        gain = mean + SPREAD.get(name, 0.03) * rng.standard_normal(clients)
+        personal = np.clip(base + gain, 0.2, 0.995)
+        runs = []
+        for seed in range(seeds):
+            value = np.clip(personal + 0.012 * rng.standard_normal(clients), 0, 1)
+            value = 0.9 - 0.6 * value if regression else value
+            if missing:
+                value[3] = np.nan
+            level = float(np.nanmean(value))
+            start = 0.75 if regression else 0.17
+            curve = [
+                Point(
+                    round=r,
+                    train_loss=float(2 * np.exp(-r / 20) + 0.1),
+                    validation=float(
+                        level
+                        + (start - level) * np.exp(-r / (9 + 2 * place))
+                        - (1 if not regression else -1) * 0.0004 * max(0, r - 70)
+                        + 0.006 * rng.standard_normal()
+                    ),
+                    bytes=0 if name == "local" else r * clients * 2 * (400_000 - 30_000 * place),
+                    seconds=r * (0.31 + 0.05 * place),
+                )
+                for r in range(0, rounds + 1, 2)
+            ]
+            best = (min if regression else max)(curve, key=lambda p: p.validation)
+            held = None
+            if unseen:
+                far = np.clip(0.78 + mean + 0.05 * rng.standard_normal(unseen), 0, 1)
+                held = scores([f"new person {i + 1}" for i in range(unseen)], far, [25] * unseen, kind)
+            runs.append(
+                SeedResult(
+                    seed=seed,
+                    curve=curve,
+                    chosen_round=best.round,
+                    validation=scores(people, value, test, kind),
+                    test=scores(people, value, test, kind),
+                    test_last=scores(people, value - 0.002, test, kind),
+                    unseen=held,
+                )
+            )
+        travels = 0 if name == "local" else 400_000 - 30_000 * place
+        parameters: dict[str, Any] = {"lam": 0.5} if name == "ditto" else {"epochs": 3} if name == "fedavg_ft" else {}
+        trials = [
+            Trial(lr=lr, parameters={**parameters, **({"lam": lam} if name == "ditto" else {})}, validation=0.7 + lr * lam)
+            for lr in (0.01, 0.03, 0.1)
+            for lam in ((0.1, 0.5, 1.0) if name == "ditto" else (0.5,))
+        ]
+        methods.append(
+            MethodResult(
+                name=name,
+                title=TITLES[name],
+                family="baseline" if place < 3 else "regularised",
+                citation="Li, Hu, Beirami, Smith 2021, ICML, Algorithm 1, https://arxiv.org/abs/2012.04221",
+                lr=0.03,
+                parameters=parameters,
+                trials=trials,
+                bytes_up=travels,
+                bytes_down=travels,
+                stored=400_000 if name != "fedavg" else 0,
+                flops=12_300_000 * (1 + place),
+                seeds=runs,
+            )
+        )
+    labels = np.array(
+        [rng.multinomial(int(n), rng.dirichlet([0.6] * 6)) for n in train]
+    )
+    everyone = FederationCard(
+        name=federation,
+        kind=kind,
+        classes=[] if regression else ["walking", "upstairs", "downstairs", "sitting", "standing", "lying"],
+        clients=people,
+        sizes={"train": train.tolist(), "validation": test, "test": test},
+        labels=[] if regression else labels.tolist(),
+        metadata={
+            "ward": [("A", "B", "C")[i % 3] for i in range(clients)],
+            "device": [("wrist", "hip")[i % 2] for i in range(clients)],
+        },
+        source="Made up for tests; public domain, https://example.org/data",
+    )
+    return Comparison(
+        federation=everyone,
+        metric=RMSE if regression else ACCURACY,
+        methods=methods,
+        settings={
+            "rounds": rounds,
+            "seeds": seeds,
+            "cohort": 10,
+            "epochs": 2,
+            "batch": 32,
+            "tuning": {"rounds": 30, "lr": [0.01, 0.03, 0.1]},
+        },
+        environment={"plures": "0.1.0", "python": "3.12.4", "torch": "2.8.0", "device": "cpu"},
+    )
