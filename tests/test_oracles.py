@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from problems import BodyHead, personal, predictions, quadratic, run, scalar, weight
 
 from plures.methods import (
     apfl,
@@ -23,6 +22,7 @@ from plures.methods import (
 )
 from plures.run import Fixed
 from plures.run.cost import traffic
+from problems import BodyHead, personal, predictions, quadratic, run, scalar, weight
 
 close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731

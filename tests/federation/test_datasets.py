@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import os
 import warnings
@@ -10,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation import CATALOGUE, SPLITS, load, locate
-from plures.federation.datasets.har import read_windows
+from plures.federation.datasets import folder
+from plures.federation.datasets.folder import read_idx
+from plures.federation.datasets.har import STEP, read_windows
 
 
 def available(name: str) -> bool:
@@ -49,7 +53,7 @@ def test_har_holds_every_activity_in_every_split(har):
 
 
 def test_har_splits_share_no_sample(har):
-    windows = read_windows().inputs.view(np.uint16)
+    windows = read_windows().inputs
     split_of = np.full(len(windows), -1)
     for number, split in enumerate(SPLITS):
         split_of[har.splits[split].rows.numpy()] = number
@@ -70,13 +74,23 @@ def test_har_is_standardised_on_train_windows(har):
     assert float(raw.inputs[:, 6:].mean((0, 2)).norm()) == pytest.approx(0.8, abs=0.2)  # gravity, in g
 
 
+def test_har_windows_are_fixed_point_and_overlap_exactly():
+    windows = read_windows()
+    assert windows.inputs.dtype == np.float32
+    steps = windows.inputs / np.float32(STEP)
+    assert np.array_equal(steps, np.rint(steps))
+    same = windows.segment[1:] == windows.segment[:-1]
+    assert same.sum() == 10299 - 857
+    assert np.array_equal(windows.inputs[1:, :, :64][same], windows.inputs[:-1, :, 64:][same])
+
+
 @needs("mnist")
-def test_har_equals_the_published_windows_bit_for_bit():
+def test_har_is_half_a_step_from_the_published_windows():
     file = locate("mnist").parent / "ucihar" / "ucihar.npz"
     if not file.is_file():
         pytest.skip("the windows that har.npz was packed from are not there")
     with np.load(file, allow_pickle=False) as source:
-        assert np.array_equal(read_windows().inputs.view(np.uint16), source["x"].view(np.uint16))
+        assert np.abs(read_windows().inputs - source["x"].astype(np.float32)).max() == STEP / 2
         assert np.array_equal(read_windows().activity, source["y"])
 
 
@@ -126,7 +140,6 @@ def test_messages_name_the_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 EXPECTED = {
-    "fashion_mnist": (25000, 20, (1, 28, 28), 10),
     "usps": (9280, 20, (1, 16, 16), 10),
     "omniglot_small": (4840, 160, (1, 28, 28), 242),
     "spoken_digits": (3000, 6, (1, 32, 32), 10),
@@ -143,6 +156,59 @@ def test_other_data_sets(name: str):
         f = load(name)
     examples, clients, features, outputs = EXPECTED[name]
     assert (len(f.inputs), len(f), f.features, f.task.outputs) == (examples, clients, features, outputs)
+
+
+def write_idx(file: Path, values: NDArray[np.uint8]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+    file.write_bytes(gzip.compress(header + values.tobytes()))
+
+
+def test_idx_files(tmp_path: Path):
+    file = tmp_path / "a.gz"
+    values = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    write_idx(file, values)
+    assert np.array_equal(read_idx(file), values)
+    content = gzip.decompress(file.read_bytes())
+    for broken, message in (
+        (content[:-1], r"23 values for the shape \(2, 3, 4\)"),
+        (b"\0\0\x0d" + content[3:], "not an IDX file of unsigned bytes"),
+        (content[:10], "not an IDX file of unsigned bytes"),
+        (b"", "not an IDX file of unsigned bytes"),
+    ):
+        file.write_bytes(gzip.compress(broken))
+        with pytest.raises(PluresError, match=message):
+            read_idx(file)
+    for damaged in (gzip.compress(content)[:-6], content):
+        file.write_bytes(damaged)
+        with pytest.raises(PluresError, match=r"a\.gz is not a whole gzip file"):
+            read_idx(file)
+
+
+def test_fashion_mnist_is_taken_whole_where_debian_puts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(folder, "SYSTEM", tmp_path)
+    monkeypatch.setenv("PLURES_DATA", str(tmp_path / "nothing"))
+    pictures = np.random.default_rng(0).integers(0, 256, (60, 4, 5), dtype=np.uint8)
+    labels = np.arange(60, dtype=np.uint8) % 10
+    for part, rows in (("train", slice(0, 40)), ("t10k", slice(40, 60))):
+        with pytest.raises(PluresError, match="install the Debian package dataset-fashion-mnist"):
+            locate("fashion_mnist")
+        write_idx(tmp_path / "fashion-mnist" / f"{part}-images-idx3-ubyte.gz", pictures[rows])
+        write_idx(tmp_path / "fashion-mnist" / f"{part}-labels-idx1-ubyte.gz", labels[rows])
+    assert locate("fashion_mnist") == tmp_path / "fashion-mnist"
+    f = load("fashion_mnist", partition="iid", clients=2, standardize=False)
+    assert f.source == "Fashion-MNIST, MIT"
+    np.testing.assert_allclose(f.inputs[:, 0], pictures / 255, atol=1e-6)
+    assert f.targets.tolist() == labels.tolist()
+
+
+def test_fashion_mnist_falls_back_to_the_subset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(folder, "SYSTEM", tmp_path)
+    if not available("fashion_mnist"):
+        pytest.skip("the subset of fashion_mnist is not there (set PLURES_DATA)")
+    f = load("fashion_mnist", partition="iid")
+    assert (len(f.inputs), len(f), f.features, f.task.outputs) == (25000, 20, (1, 28, 28), 10)
+    assert f.source == "Fashion-MNIST (subset), MIT"
 
 
 @needs("parkinsons")

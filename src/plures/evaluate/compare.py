@@ -32,7 +32,7 @@ from plures.evaluate.spec import RunSpec, find_method, titled
 from plures.federation import SPLITS, Federation
 from plures.method import Method
 from plures.methods import Entry
-from plures.models import ModelFactory
+from plures.models import ModelFactory, Network, build
 from plures.run import Execution, Run
 from plures.run.checkpoint import describe, write_text
 from plures.run.cost import flops, stored, traffic
@@ -197,8 +197,8 @@ class _Study:
         lr, parameters, trials = self._tune(entry, rates, tune_rounds)
         spec = self.base.model_copy(update={"method": entry.name, "lr": lr, "parameters": parameters})
         results = [self._final(entry, spec.model_copy(update={"seed": seed})) for seed in range(seeds)]
-        run = self._run(entry, spec)
-        up, down = traffic(run.bound)
+        bound = entry(**parameters).bind(Network(build(self.factory, 0)))
+        up, down = traffic(bound)
         return MethodResult(
             name=entry.name,
             title=entry.title,
@@ -209,8 +209,8 @@ class _Study:
             trials=trials,
             bytes_up=up,
             bytes_down=down,
-            stored=stored(run.bound),
-            flops=flops(run.bound, run.federation, run.training),
+            stored=stored(bound),
+            flops=flops(bound, self.federation, spec.training()),
             seeds=results,
         )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from torch import Tensor
 
 from plures.errors import PluresError
 from plures.evaluate.results import SeedResult
@@ -16,7 +16,15 @@ from plures.models import Leaves
 from plures.run import Execution, Run
 from plures.run.checkpoint import read, restore, snapshot, write, write_text
 
-DESCRIPTION, STATE, MODELS = "run.json", "state.safetensors", "models.safetensors"
+DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
+
+
+def personal_models(run: Run) -> Iterator[tuple[str, Leaves]]:
+    """Every client's name and personal model."""
+    for chunk in run.chunks(list(range(len(run.federation)))):
+        stack = run.predictors(chunk)
+        for row, client in enumerate(chunk):
+            yield run.federation.clients[client], {path: t[row].clone() for path, t in stack.items()}
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,7 @@ class RunFolder:
     def write(self, run: Run, spec: RunSpec | None, result: SeedResult) -> None:
         """Write a run in the state it is in, with its description."""
         write(self.path / STATE, snapshot(run), {})
-        models: dict[str, Tensor] = {}
-        for chunk in run.chunks(list(range(len(run.federation)))):
-            stack = run.predictors(chunk)
-            for row, client in enumerate(chunk):
-                models |= {f"{run.federation.clients[client]}/{path}": t[row].clone() for path, t in stack.items()}
+        models = {f"{client}/{path}": t for client, leaves in personal_models(run) for path, t in leaves.items()}
         write(self.path / MODELS, models, {"clients": list(run.federation.clients)})
         described = {
             "spec": None if spec is None else spec.model_dump(),
@@ -50,6 +54,12 @@ class RunFolder:
             "result": result.model_dump(),
         }
         write_text(self.path / DESCRIPTION, json.dumps(described, indent=1))
+
+    def add(self, guest: Run) -> None:
+        """Keep the personal models of newcomers beside those of the clients."""
+        for client, leaves in personal_models(guest):
+            models = {f"{client}/{path}": t for path, t in leaves.items()}
+            write(self.path / NEWCOMERS / f"{client}.safetensors", models, {"clients": [client]})
 
     def _description(self) -> dict[str, object]:
         file = self.path / DESCRIPTION
@@ -87,7 +97,8 @@ class RunFolder:
 
     def model(self, client: str) -> Leaves:
         """The personal model of one client."""
-        tensors, about = read(self.path / MODELS)
+        newcomer = self.path / NEWCOMERS / f"{client}.safetensors"
+        tensors, about = read(newcomer if newcomer.exists() else self.path / MODELS)
         if client not in about["clients"]:
             raise PluresError(f"no client {client!r} in {self.path}; clients are {', '.join(about['clients'])}")
         return {key.removeprefix(f"{client}/"): t for key, t in tensors.items() if key.startswith(f"{client}/")}

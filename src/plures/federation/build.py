@@ -362,13 +362,14 @@ def _assemble(data: _Examples, options: Options) -> Federation:
         count = np.bincount(np.unique(client, return_inverse=True)[1], weights=per_row)
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
         inputs, columns, scalable = _impute(inputs, absent, train, columns, scalable)
+    scaling = None
     if options.get("standardize", False):
         if not inputs.is_floating_point():
             raise PluresError(
                 f"standardize: inputs of type {inputs.dtype} cannot be scaled; use a floating-point dtype"
             )
         mean, scale = _moments(inputs, train)
-        mean, scale = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
+        mean, scale = scaling = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
         shape = (1, -1, *[1] * (inputs.ndim - 2))
         inputs = inputs.sub_(mean.to(inputs.dtype).view(shape)).div_(scale.to(inputs.dtype).view(shape))
     source = options.get("source", "")
@@ -387,6 +388,7 @@ def _assemble(data: _Examples, options: Options) -> Federation:
         metadata=metadata,
         source=source,
         columns=columns,
+        scaling=scaling,
     )
     _warn_if_thin(federation)
     return federation

@@ -88,6 +88,8 @@ class Federation:
         metadata: one column per key, one entry per client, in the order of ``clients``.
         source: where the data come from and under which licence, for reports.
         columns: names of the entries of the inputs' first feature dimension (columns, channels); may be empty.
+        scaling: what was subtracted from the inputs and what they were then divided by, for each entry of the first
+            feature dimension; ``None`` for data as they came.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Federation:
     metadata: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     source: str = ""
     columns: tuple[str, ...] = ()
+    scaling: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not self.clients:
@@ -162,6 +165,16 @@ class Federation:
             near = ", ".join(self.clients[:10]) + (", ..." if len(self.clients) > 10 else "")
             raise PluresError(f"no client {client!r} in federation {self.name!r}; clients are {near}")
         return self.clients.index(client)
+
+    def scaled(self, raw: Tensor) -> Tensor:
+        """Raw inputs ``(n, *features)`` on the scale of this federation's inputs."""
+        if tuple(raw.shape[1:]) != self.features:
+            raise PluresError(f"inputs have shape {tuple(raw.shape[1:])}, but {self.name!r} has {self.features}")
+        if self.scaling is None:
+            return raw.to(self.inputs.device, self.inputs.dtype)
+        shape = (1, -1, *(1,) * (raw.dim() - 2))
+        mean, scale = (t.to(self.inputs).view(shape) for t in self.scaling)
+        return (raw.to(self.inputs) - mean) / scale
 
     def subset(self, clients: Sequence[str]) -> Federation:
         """The same data restricted to some clients (in sorted order); tensors are shared, not copied."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,7 @@ class Problem:
         return each.mean() if weight is None else (each * weight).sum() / weight.sum()
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """Examples of one client.
 
@@ -90,25 +89,29 @@ class Batch:
         return self.problem.loss(self.outputs(leaves, keep), self.targets, self.weight)
 
 
-SlotName = str | Literal["model"]
-
-
 def task_loss(leaves: Leaves, batch: Batch, keep: Leaves | None = None) -> Tensor:
     """Mean task loss (cross-entropy or squared error) of a model on a batch; see :meth:`Batch.loss`."""
     return batch.loss(leaves, keep)
 
 
-def gradient(leaves: Leaves, batch: Batch) -> Leaves:
+def gradient(leaves: Leaves, batch: Batch, keep: Leaves | None = None) -> Leaves:
     """Gradient of the task loss with respect to every floating-point parameter of ``leaves``.
 
     Buffers keep their entry, with a zero gradient.
+
+    Args:
+        leaves: the model at which the gradient is taken.
+        batch: the examples.
+        keep: the slot whose running statistics the forward pass updates; by default ``leaves`` itself.
     """
     free = {name: t for name, t in leaves.items() if not batch.problem.network.info[name].buffer}
-    held = {name: t for name, t in leaves.items() if name not in free}
 
-    def loss(parameters: Leaves) -> Tensor:
-        values = {name: parameters[name] if name in parameters else held[name] for name in leaves}
-        return Batch(batch.inputs, batch.targets, batch.weight, batch.problem, batch.train, batch.key).loss(values)
+    def loss(parameters: Leaves) -> tuple[Tensor, Leaves]:
+        values = {**leaves, **parameters}
+        outputs, buffers = batch.problem.network(values, batch.inputs, train=batch.train, key=batch.key)
+        return batch.problem.loss(outputs, batch.targets, batch.weight), buffers
 
-    grads = torch.func.grad(loss)(free)
+    grads, buffers = torch.func.grad(loss, has_aux=True)(free)
+    if buffers:
+        batch.seen.append((leaves if keep is None else keep, buffers))
     return {name: grads[name] if name in grads else torch.zeros_like(t) for name, t in leaves.items()}

@@ -28,6 +28,8 @@ def uniform(key: Tensor, count: int) -> Tensor:
 class KeyedDropout(nn.Module):
     """Dropout (Srivastava et al. 2014) whose mask is drawn from a key given with the other leaves.
 
+    A layer that one forward pass uses several times draws a new mask each time; ``calls`` counts them.
+
     Args:
         p: probability that a unit is dropped.
         salt: makes the masks of several layers differ.
@@ -38,16 +40,18 @@ class KeyedDropout(nn.Module):
 
     def __init__(self, p: float, salt: int, feature_dims: int = 0) -> None:
         super().__init__()
-        self.p, self.salt, self.feature_dims = p, salt, feature_dims
+        self.p, self.salt, self.feature_dims, self.calls = p, salt, feature_dims, 0
         self.register_buffer(KEY, torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
         drawn = x.shape[: x.dim() - self.feature_dims]
-        keep = uniform(self.dropout_key + self.salt * 0x3C6EF372, drawn.numel()).reshape(drawn) >= self.p
+        key = self.dropout_key + self.salt * 0x3C6EF372 + self.calls * 0x1B873593
+        self.calls += 1
+        keep = uniform(key, drawn.numel()).reshape(drawn) >= self.p
         keep = keep.reshape(drawn + (1,) * self.feature_dims)
-        return x * keep.to(x.dtype) / (1.0 - self.p)
+        return x * keep.to(x.dtype) / (1.0 - self.p if self.p < 1.0 else 1.0)
 
 
 _DROPOUT: dict[type[nn.Module], int] = {nn.Dropout: 0, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d: 3}

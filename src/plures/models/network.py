@@ -72,17 +72,25 @@ class Network:
         self.module = with_keyed_dropout(module)
         for tensor in self.module.parameters():
             tensor.requires_grad_(False)
-        self._dropouts = [
-            f"{n}.{KEY}" if n else KEY for n, m in self.module.named_modules() if isinstance(m, KeyedDropout)
-        ]
-        self.live: Leaves = dict(self.module.named_parameters())
-        """The module's own parameters: a working copy that calls need not substitute."""
-        buffers = {name: b for name, b in self.module.named_buffers() if name not in self._dropouts}
-        if not self.live:
+        self._dropouts = {n: m for n, m in self.module.named_modules() if isinstance(m, KeyedDropout)}
+        self._keys = [f"{name}.{KEY}" if name else KEY for name in self._dropouts]
+        buffers = {name: b.detach().clone() for name, b in self.module.named_buffers() if name not in self._keys}
+        self._buffers = {name: self._place(name) for name in buffers}
+        self.live: Leaves = {**dict(self.module.named_parameters()), **buffers}
+        """A working copy that calls need not substitute: the module's own parameters, and buffers."""
+        if len(self.live) == len(buffers):
             raise PluresError(f"{type(module).__name__} has no parameter, so there is nothing to train")
-        self._buffers = tuple(buffers)
-        self._initial = {name: t.detach().clone() for name, t in {**self.live, **buffers}.items()}
+        self._initial = {name: t.detach().clone() for name, t in self.live.items()}
         self.info = {name: self._inform(name, name in buffers) for name in self._initial}
+        self.dtype = next(t.dtype for t in self.live.values() if t.is_floating_point())
+        """Floating-point type of the first leaf that has one."""
+        self.unmappable = self._sparse()
+        """Why clients cannot be stacked through this module, or ``None``; complete after :meth:`probe`."""
+        self._draws: str | None = None
+
+    def _place(self, path: str) -> tuple[nn.Module, str]:
+        owner, _, name = path.rpartition(".")
+        return self.module.get_submodule(owner), name
 
     def _inform(self, path: str, buffer: bool) -> LeafInfo:
         roles: Mapping[str, tuple[str, ...]] = getattr(self.module, "roles", {})
@@ -91,13 +99,38 @@ class Network:
         }
         if "head" in roles and "body" not in roles and "head" not in inside:
             inside.add("body")
-        owner = self.module.get_submodule(path.rpartition(".")[0])
-        return LeafInfo(path, type(owner), frozenset(inside), buffer)
+        return LeafInfo(path, type(self._place(path)[0]), frozenset(inside), buffer)
+
+    def _sparse(self) -> str | None:
+        named = self.module.named_modules()
+        sparse = [name for name, m in named if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
+        return f"{sparse[0] or 'the model'} has sparse gradients" if sparse else None
+
+    def probe(self, inputs: Tensor) -> None:
+        """Find out, from one forward pass, whether the module draws random numbers other than by dropout layers.
+
+        Such a module (attention, recurrent layers and functional calls with dropout, ``AlphaDropout``, ...) is
+        seeded before each step, and cannot be mapped.
+
+        Args:
+            inputs: ``(batch, *features)``, a few examples.
+        """
+        generators = [torch.default_generator]
+        if inputs.is_cuda:
+            generators.append(torch.cuda.default_generators[inputs.device.index or 0])
+        before = [g.get_state() for g in generators]
+        with torch.no_grad():
+            self(self.leaves(), inputs, train=True, key=torch.zeros((), dtype=torch.int64, device=inputs.device))
+        if any(not torch.equal(old, g.get_state()) for old, g in zip(before, generators, strict=True)):
+            self._draws = "the model draws random numbers other than by dropout layers"
+            self.unmappable = self.unmappable or self._draws
+        for old, generator in zip(before, generators, strict=True):
+            generator.set_state(old)
 
     @property
     def random(self) -> bool:
         """Whether training draws random numbers (dropout)."""
-        return bool(self._dropouts) or self.unmappable is not None
+        return bool(self._dropouts) or self._draws is not None
 
     @cached_property
     def batch_coupled(self) -> bool:
@@ -107,17 +140,6 @@ class Network:
             or (isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats)
             for m in self.module.modules()
         )
-
-    @cached_property
-    def unmappable(self) -> str | None:
-        """Why clients cannot be stacked through this module, or ``None``."""
-        for name, m in self.module.named_modules():
-            hidden = isinstance(m, nn.RNNBase | nn.MultiheadAttention) and m.dropout > 0
-            if hidden:
-                return f"{name} ({type(m).__name__}) draws its dropout internally"
-            if isinstance(m, nn.Embedding) and m.sparse:
-                return f"{name} (Embedding) has sparse gradients"
-        return None
 
     def leaves(self) -> Leaves:
         """A fresh copy of the initial leaves."""
@@ -136,21 +158,29 @@ class Network:
         """
         if self.module.training != train:
             self.module.train(train)
-        if leaves is self.live and not (train and self.random):
-            return self.module(inputs), {}
-        values = dict(leaves)
-        fresh: Leaves = {}
-        if train and self._buffers:
-            fresh = {name: leaves[name].clone() for name in self._buffers}
-            values.update(fresh)
-        if not train or key is None:
-            return functional_call(self.module, values, (inputs,)), fresh
-        values.update(dict.fromkeys(self._dropouts, key))
-        if self.unmappable is None:
-            return functional_call(self.module, values, (inputs,)), fresh
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(key))
-            return functional_call(self.module, values, (inputs,)), fresh
+        fresh = {name: leaves[name].clone() for name in self._buffers} if train else {}
+        if train and key is not None and self._draws is not None:
+            with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+                torch.manual_seed(int(key))
+                return self._evaluate(leaves, inputs, fresh, key), fresh
+        return self._evaluate(leaves, inputs, fresh, key), fresh
+
+    def _evaluate(self, leaves: Leaves, inputs: Tensor, fresh: Leaves, key: Tensor | None) -> Tensor:
+        for dropout in self._dropouts.values():
+            dropout.calls = 0
+        if leaves is not self.live:
+            values = {**leaves, **fresh}
+            if key is not None:
+                values.update(dict.fromkeys(self._keys, key))
+            outputs: Tensor = functional_call(self.module, values, (inputs,))
+            return outputs
+        for name, (owner, local) in self._buffers.items():
+            setattr(owner, local, fresh.get(name, leaves[name]))
+        if key is not None:
+            for dropout in self._dropouts.values():
+                dropout.dropout_key = key
+        outputs = self.module(inputs)
+        return outputs
 
 
 ModelFactory = Callable[[], nn.Module]

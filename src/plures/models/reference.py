@@ -108,7 +108,7 @@ def fedbn_cnn(features: Features, outputs: int, width: float = 1.0) -> nn.Module
     body: list[nn.Module] = [*_as_picture(features)]
     for fan_in, fan_out in ((channels, first), (first, second), (second, third)):
         body += [nn.Conv2d(fan_in, fan_out, 5, padding=2), nn.BatchNorm2d(fan_out), nn.ReLU(), nn.MaxPool2d(2)]
-    body[-1] = nn.Flatten()
+    body[-1] = nn.Flatten()  # the third convolution is not pooled
     for fan_in, fan_out in ((third * (high // 4) * (wide // 4), fourth), (fourth, fifth)):
         body += [nn.Linear(fan_in, fan_out), nn.BatchNorm1d(fan_out), nn.ReLU()]
     return _split(body, fifth, outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +40,9 @@ def plan(
     epochs: float | None,
     steps: int | None,
     per_step: int = 1,
+    *,
+    join_single: bool = False,
+    same_width: bool = False,
 ) -> Batches:
     """Draw the batches of a phase: passes over each client's examples, each in a new random order.
 
@@ -54,39 +56,39 @@ def plan(
         epochs: passes, possibly a fraction, if ``steps`` is ``None``.
         steps: steps of every client.
         per_step: batches that each step consumes.
+        join_single: let a single last example join the batch before it, for batch normalisation.
+        same_width: pad batches to a width that is the same for every chunk, for compiled steps.
     """
     sizes = split.sizes.numpy()[clients]
-    batch = int(sizes.max()) if batch_size is None else min(batch_size, int(sizes.max()))
+    largest = int(split.sizes.max())
+    batch = largest if batch_size is None else min(batch_size, largest)
     per_epoch = -(-sizes // batch)
+    if join_single:
+        per_epoch -= (sizes % batch == 1) & (per_epoch > 1) & (batch > 1)
     if steps is not None:
         count = np.full_like(sizes, steps)
     else:
-        passes = 1.0 if epochs is None else epochs
-        count = np.ceil(passes * per_epoch / per_step - 1e-9).astype(np.int64)
+        count = np.ceil((1.0 if epochs is None else epochs) * per_epoch / per_step - 1e-9).astype(np.int64)
     longest = int(count.max(initial=0))
-    if longest == 0:
-        shape = (0, per_step, len(clients), batch)
-        empty = torch.empty(shape, dtype=torch.int64, device=split.rows.device)
-        return Batches(empty, np.empty(shape[:3], dtype=np.int64), [], count, empty[:, 0, :, 0])
-    needed = max(math.ceil(c * per_step / e) for c, e in zip(count.tolist(), per_epoch.tolist(), strict=True))
-    order = orders(keys, sizes, max(needed, 1)).reshape(len(clients), -1)
-    number = np.arange(longest * per_step)[None, :]
-    epoch, start = number // per_epoch[:, None], number % per_epoch[:, None] * batch
-    epoch = np.minimum(epoch, needed - 1)
-    counts = np.minimum(batch, sizes[:, None] - start)
-    within = np.where(np.arange(batch) < counts[..., None], np.arange(batch), 0)
-    position = (epoch * int(sizes.max()) + start)[..., None] + within
-    chosen = np.take_along_axis(order, position.reshape(len(clients), -1), 1).reshape(position.shape)
-    rows = split.offsets.numpy()[clients][:, None, None] + chosen
-    shaped = rows.reshape(len(clients), longest, per_step, batch).transpose(1, 2, 0, 3)
-    index = split.rows[torch.from_numpy(np.ascontiguousarray(shaped)).to(split.rows.device)]
+    needed = np.maximum(-(-count * per_step // per_epoch), 1)
+    number = np.minimum(np.arange(longest * per_step), (count * per_step - 1).clip(0)[:, None])
+    epoch, place = number // per_epoch[:, None], number % per_epoch[:, None]
+    counts = np.where(place == per_epoch[:, None] - 1, sizes[:, None] - place * batch, batch)
+    width = batch + join_single if same_width else int(counts.max(initial=0))
+    order = orders(keys, sizes, needed)
+    first = np.cumsum(sizes * needed) - sizes * needed
+    start = first[:, None] + epoch * sizes[:, None] + place * batch
+    within = np.where(np.arange(width) < counts[..., None], np.arange(width), 0)
+    rows = split.offsets.numpy()[clients][:, None, None] + order[start[..., None] + within]
+    shaped = rows.reshape(len(clients), longest, per_step, width).transpose(1, 2, 0, 3)
+    device = split.rows.device
     drawn = fold(keys[None, :], 0xD0, np.arange(longest, dtype=np.uint64)[:, None]) >> np.uint64(32)
     return Batches(
-        index,
-        counts.reshape(len(clients), longest, per_step).transpose(1, 2, 0),
+        split.rows[torch.from_numpy(np.ascontiguousarray(shaped)).to(device)],
+        np.ascontiguousarray(counts.reshape(len(clients), longest, per_step).transpose(1, 2, 0)),
         (count[None, :] > np.arange(longest)[:, None]).sum(1).tolist(),
         count,
-        torch.from_numpy(drawn.astype(np.int64)).to(split.rows.device),
+        torch.from_numpy(drawn.astype(np.int64)).to(device),
     )
 
 

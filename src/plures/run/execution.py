@@ -10,7 +10,6 @@ import torch
 
 from plures.errors import PluresError
 
-
 Precision = Literal["auto", "float32", "float64", "bfloat16"]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Block, Clustered, Leaf, Personal
+from plures.method import Block, Leaf, Personal
 from plures.run.engine import Engine, Stack
 from plures.run.rounds import Run
 from plures.run.store import ClientStore
@@ -41,7 +41,7 @@ def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
     guest.store = ClientStore({(s, p): run.bound.initial[s][p] for s, p in run.kept()}, len(newcomers))
     chunks = guest.chunks(list(range(len(newcomers))))
     for block in run.bound.blocks:
-        if isinstance(block.share, Clustered):
+        if block.share.models > 1:
             guest.membership = {**guest.membership, block.name: guest.nearest(block, chunks)}
     for chunk in chunks:
         start = _start(run, guest, chunk)

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Keys = NDArray[np.uint64]
 
+DRAW, PLACE = 22, 22
+"""Bits of a sort key that hold the draw and the place it breaks ties with; the rest numbers the permutation."""
+
 
 def _mix(z: Keys) -> Keys:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
@@ -32,19 +35,25 @@ def fold(*parts: int | Keys) -> Keys:
     return key
 
 
-def orders(keys: Keys, sizes: NDArray[np.int64], epochs: int) -> NDArray[np.int64]:
-    """Random orders of each client's examples, one per epoch.
+def orders(keys: Keys, sizes: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Random orders of each client's examples.
 
     Args:
         keys: ``(clients,)``.
         sizes: ``(clients,)`` number of examples.
-        epochs: number of orders.
+        epochs: ``(clients,)`` number of orders.
 
     Returns:
-        ``(clients, epochs, max(sizes))``; the first ``sizes[i]`` entries are a permutation, the rest is padding.
+        ``((sizes * epochs).sum(),)``: for each client in turn, its ``epochs[i]`` permutations of ``range(sizes[i])``.
     """
-    longest = int(sizes.max())
-    epoch = fold(keys[:, None], np.arange(epochs, dtype=np.uint64)[None, :])
-    draws = fold(epoch[:, :, None], np.arange(longest, dtype=np.uint64)[None, None, :]) >> np.uint64(1)
-    draws[np.broadcast_to(np.arange(longest) >= sizes[:, None, None], draws.shape)] = np.iinfo(np.uint64).max
-    return np.argsort(draws, axis=-1, kind="stable")
+    client = np.repeat(np.arange(len(sizes)), epochs)
+    epoch = np.arange(len(client)) - (np.cumsum(epochs) - epochs)[client]
+    lengths = sizes[client]
+    segment = np.repeat(np.arange(len(lengths)), lengths)
+    place = np.arange(len(segment)) - (np.cumsum(lengths) - lengths)[segment]
+    draws = fold(fold(keys[client], epoch)[segment], place) >> np.uint64(64 - DRAW)
+    if len(lengths) >> (64 - DRAW - PLACE) or (sizes >> PLACE).any():
+        return place[np.lexsort((draws, segment))]
+    packed = (segment.astype(np.uint64) << np.uint64(DRAW + PLACE)) | (draws << np.uint64(PLACE))
+    ordered = np.sort(packed | place.astype(np.uint64)) & np.uint64((1 << PLACE) - 1)
+    return ordered.astype(np.int64)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Block, Clustered, Leaf, Mean, Method, State
+from plures.method import Block, Leaf, Mean, Method, State
 from plures.models import Leaves, ModelFactory, Network, build
 from plures.run.choose import choose
 from plures.run.cost import kept, traffic
@@ -171,7 +171,7 @@ class Run:
         cohort = self._cohort(self.round)
         chunks = self.chunks(cohort)
         chosen = {
-            block.name: self.nearest(block, chunks) for block in self.bound.blocks if isinstance(block.share, Clustered)
+            block.name: self.nearest(block, chunks) for block in self.bound.blocks if block.share.models > 1
         }
         membership = {**self.membership, **chosen}
         means = {

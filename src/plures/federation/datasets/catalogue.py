@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from plures.errors import PluresError
-from plures.federation.datasets import images, natural
+from plures.federation.datasets import folder, images, natural
 from plures.federation.datasets.folder import PACKAGED, VARIABLE, data_folder
 from plures.federation.datasets.har import har
 from plures.federation.datasets.heart import heart
@@ -34,6 +34,7 @@ class DatasetCard:
         packaged: whether it ships with plures.
         how_to_get: what to do when it is not there.
         loader: makes the federation; its keyword arguments are the options of `load`.
+        system: files of a fuller set in the folder of Debian's data packages; preferred when they are all there.
     """
 
     name: str
@@ -48,6 +49,7 @@ class DatasetCard:
     packaged: bool
     how_to_get: str
     loader: Callable[..., Federation]
+    system: tuple[str, ...] = ()
 
 
 _CARDS = (
@@ -56,7 +58,7 @@ _CARDS = (
         task="classification: 6 activities from 9 inertial channels of 128 samples",
         clients="30 subjects",
         examples=10299,
-        megabytes=9.9,
+        megabytes=4.5,
         licence="CC BY 4.0 at UCI; the original archive says no commercial use",
         source="https://doi.org/10.24432/C54S4K",
         citation="Anguita, Ghio, Oneto, Parra, Reyes-Ortiz: A Public Domain Dataset for Human Activity Recognition "
@@ -84,15 +86,17 @@ _CARDS = (
         name="fashion_mnist",
         task="classification: 10 garments, 28 x 28",
         clients="by partition (default 20)",
-        examples=25000,
-        megabytes=11.1,
+        examples=70000,
+        megabytes=30.9,
         licence="MIT",
         source="https://github.com/zalandoresearch/fashion-mnist",
         citation="Xiao, Rasul, Vollgraf: Fashion-MNIST, arXiv:1708.07747, 2017",
         files=("fashion_mnist/train.npz", "fashion_mnist/test.npz"),
         packaged=False,
-        how_to_get="save x uint8 (n, 28, 28) and y uint8 (n,) of each part as .npz",
+        how_to_get="install the Debian package dataset-fashion-mnist, or save x uint8 (n, 28, 28) and y uint8 (n,) of "
+        "each part, or of a subset, as .npz",
         loader=images.fashion_mnist,
+        system=images.FASHION_IDX,
     ),
     DatasetCard(
         name="mnist",
@@ -242,14 +246,16 @@ def locate(name: str) -> Path:
         PluresError: if a file is missing, naming the places looked in, the files and the source.
     """
     card = _card(name)
-    folder = PACKAGED if card.packaged else data_folder()
-    missing = [file for file in card.files if not (folder / file).is_file()]
+    if card.system and all((folder.SYSTEM / file).is_file() for file in card.system):
+        return (folder.SYSTEM / card.system[0]).parent
+    place = PACKAGED if card.packaged else data_folder()
+    missing = [file for file in card.files if not (place / file).is_file()]
     if missing:
         raise PluresError(
-            f"data set {name!r}: no {', '.join(missing)} in {folder} (environment variable {VARIABLE}, else "
+            f"data set {name!r}: no {', '.join(missing)} in {place} (environment variable {VARIABLE}, else "
             f"../shared/data); to get it: {card.how_to_get}; source: {card.source}"
         )
-    return (folder / card.files[0]).parent
+    return (place / card.files[0]).parent
 
 
 def _card(name: str) -> DatasetCard:

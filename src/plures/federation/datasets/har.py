@@ -25,8 +25,8 @@ class Windows:
     """The windows of all subjects, in recording order inside a segment.
 
     Attributes:
-        inputs: ``(windows, 9, 128)`` float32, multiples of 2^-10: body acceleration x, y, z (g), body angular velocity x, y, z (rad/s),
-            total acceleration x, y, z (g), at 50 Hz.
+        inputs: ``(windows, 9, 128)`` float32, multiples of 2^-10, at 50 Hz: body acceleration x, y, z (g), body
+            angular velocity x, y, z (rad/s), total acceleration x, y, z (g).
         activity: ``(windows,)`` class number.
         subject: ``(windows,)`` 1 to 30.
         segment: ``(windows,)`` number of the uninterrupted recording; neighbours in it share 64 samples.
@@ -55,7 +55,7 @@ def read_windows(file: Path = FILE) -> Windows:
     code = low | high << 8
     steps = np.cumsum(code >> 1 ^ -(code & 1), axis=1, dtype=np.int32)
     steps[TOTAL] += steps[BODY]
-    stream = steps * np.float32(STEP)
+    stream = steps.astype(np.float32) * np.float32(STEP)
     segment = np.repeat(np.arange(len(raw["windows"])), raw["windows"])
     begin = STRIDE * (np.arange(len(segment)) + segment)  # each earlier segment has one half window more than windows
     samples = begin[:, None] + np.arange(WINDOW)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation.build import from_arrays
-from plures.federation.datasets.folder import data_folder, read
+from plures.federation.datasets import folder
+from plures.federation.datasets.folder import data_folder, read, read_idx
 from plures.federation.federation import Federation
 from plures.federation.partition import How, partition
 from plures.federation.seeding import generator
@@ -35,6 +36,10 @@ GARMENTS = (
 )
 THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHARDS = ("train_0", "train_1", "train_2", "test")
+FASHION_IDX = tuple(
+    f"fashion-mnist/{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
+"""The complete set in Debian's folder: pictures and labels of the train part, then of the test part."""
 
 
 class Dealt(TypedDict, total=False):
@@ -63,7 +68,16 @@ def mnist(**options: Unpack[Dealt]) -> Federation:
 
 
 def fashion_mnist(**options: Unpack[Dealt]) -> Federation:
-    """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), balanced subset: 25000 garments ``(1, 28, 28)``; see `Dealt`."""
+    """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 70000 garments ``(1, 28, 28)``, both parts pooled; see `Dealt`.
+
+    The complete set is taken where Debian's package ``dataset-fashion-mnist`` puts it; without the package, a balanced
+    subset of 25000 from the folder of data sets. The federation's ``source`` says which it was.
+    """
+    idx = [folder.SYSTEM / file for file in FASHION_IDX]
+    if all(file.is_file() for file in idx):
+        train, train_labels, test, test_labels = map(read_idx, idx)
+        pictures, labels = np.concatenate([train, test])[:, None], np.concatenate([train_labels, test_labels])
+        return _deal("fashion_mnist", pictures, labels, GARMENTS, "Fashion-MNIST, MIT", options)
     pictures, labels = _train_and_test(data_folder() / "fashion_mnist")
     return _deal("fashion_mnist", pictures, labels, GARMENTS, "Fashion-MNIST (subset), MIT", options)
 

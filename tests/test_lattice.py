@@ -1,0 +1,195 @@
+"""The degeneration lattice: a method with a degenerate setting is another method, leaf by leaf, after five rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from plures.federation import Split, from_arrays
+from plures.method import Method, everything, nothing
+from plures.methods import (
+    apfl,
+    ditto,
+    fedavg,
+    fedavg_ft,
+    fedbabu,
+    fedbn,
+    fedper,
+    fedprox,
+    fedrep,
+    ifca,
+    local,
+    perfedavg,
+    pfedme,
+    scaffold,
+)
+from plures.models import with_roles
+from plures.run import Execution, Run, Uniform
+from problems import BodyHead, quadratic, run, scalar
+
+pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
+
+
+def ragged():
+    """Seven clients of different sizes with shifted classes: three classes, five features, real mini-batches."""
+    generator = np.random.default_rng(5)
+    client = np.repeat(np.arange(7), [23, 31, 40, 57, 64, 71, 90])
+    x = generator.normal(size=(len(client), 5)).astype(np.float32)
+    y = (x @ generator.normal(size=(5, 3)) + np.eye(3)[client % 3]).argmax(1)
+    return from_arrays(x, y, client, seed=1, dtype=torch.float64)
+
+
+def identical():
+    """The same clients, each with the rows of the first."""
+    data = ragged()
+    return replace(data, splits={name: Split.of([split[0]] * 7) for name, split in data.splits.items()})
+
+
+def mlp() -> nn.Module:
+    layers = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+    return with_roles(layers, head="2")
+
+
+def shared(done: Run) -> dict[str, torch.Tensor]:
+    """The slot ``model`` of every client."""
+    return done.states(list(range(len(done.federation))))["model"]
+
+
+def predictors(done: Run) -> dict[str, torch.Tensor]:
+    """The model that every client predicts with."""
+    return done.predictors(list(range(len(done.federation))))
+
+
+@dataclass(frozen=True)
+class Edge:
+    """``left`` with a degenerate setting equals ``right``; tolerance 0 means bit for bit."""
+
+    name: str
+    left: Callable[[], Method]
+    right: Callable[[], Method]
+    view: Callable[[Run], dict[str, torch.Tensor]] = shared
+    tolerance: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 5
+
+
+ONE_STEP = {"steps": 1}
+FULL = {"batch_size": None}
+EDGES = [
+    Edge("fedprox(mu=0) = fedavg", lambda: fedprox(0.0), fedavg),
+    Edge("fedprox, one step = fedavg", lambda: fedprox(3.0), fedavg, options=ONE_STEP),
+    Edge("ditto's model = fedavg", lambda: ditto(0.7), fedavg),
+    Edge("ditto(lam=0) = local", lambda: ditto(0.0), local, predictors),
+    Edge("scaffold, first round = uniform fedavg", scaffold, lambda: fedavg("uniform"), tolerance=1e-15, rounds=1),
+    Edge("scaffold I, first round = uniform fedavg", lambda: scaffold("I"), lambda: fedavg("uniform"), tolerance=1e-15, rounds=1),
+    *(
+        Edge(
+            f"perfedavg({variant}, alpha=0) = uniform fedavg",
+            lambda variant=variant: perfedavg(0.0, variant),
+            lambda: fedavg("uniform"),
+            tolerance=1e-14,
+            options=FULL,
+        )
+        for variant in ("exact", "FO", "HF")
+    ),
+    Edge("apfl(alpha=1) = local", lambda: apfl(1.0), local, predictors),
+    Edge("apfl(alpha=0) = fedavg", lambda: apfl(0.0), fedavg, predictors),
+    Edge("apfl's model = fedavg", lambda: apfl(0.4), fedavg),
+    Edge("fedper(no head) = fedavg", lambda: fedper(nothing), fedavg),
+    Edge("fedper(all head) = local", lambda: fedper(everything), local),
+    Edge("fedrep(no head step) = fedbabu", lambda: fedrep(head_steps=0, body_steps=3), fedbabu, options={"steps": 3}),
+    Edge("fedbn without norm layers = uniform fedavg", fedbn, lambda: fedavg("uniform")),
+    Edge("fedbn(average) = uniform fedavg", lambda: fedbn("average"), lambda: fedavg("uniform")),
+    Edge("ifca(1) = uniform fedavg", lambda: ifca(1), lambda: fedavg("uniform")),
+    Edge("fedavg_ft(0 steps) = fedavg", lambda: fedavg_ft(steps=0), fedavg, predictors),
+    Edge("fedavg_ft's model = fedavg", fedavg_ft, fedavg),
+    Edge("pfedme(beta=0) = nothing learned", lambda: pfedme(beta=0.0), lambda: fedavg(server_lr=0.0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
+@pytest.mark.parametrize("edge", EDGES, ids=lambda edge: edge.name)
+def test_edge(edge, cohort):
+    if cohort is not None and "first round" in edge.name:
+        cohort = None
+    options = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, **edge.options}
+    execution = Execution("vmap", 3, False, "float64")
+    left, right = (
+        edge.view(run(make(), edge.rounds, participation=cohort, execution=execution, **options))
+        for make in (edge.left, edge.right)
+    )
+    assert left.keys() == right.keys()
+    for path in left:
+        if edge.tolerance:
+            torch.testing.assert_close(left[path], right[path], atol=edge.tolerance, rtol=0)
+        else:
+            assert torch.equal(left[path], right[path]), path
+
+
+def test_every_edge_can_fail():
+    """Without the degenerate setting the two methods differ, so equality above is not vacuous."""
+    options = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp}
+    base = predictors(run(fedavg(), 3, **options))
+    for method in (
+        fedprox(3.0),
+        ditto(0.7),
+        scaffold(),
+        perfedavg(0.1),
+        apfl(0.5),
+        fedper(),
+        fedrep(),
+        fedbabu(),
+        local(),
+    ):
+        other = predictors(run(method, 3, **options))
+        assert not all(torch.equal(base[path], other[path]) for path in base)
+
+
+def test_scaffold_on_identical_clients_is_fedavg():
+    options = {"steps": 3, "batch_size": None, "federation": identical(), "model": mlp}
+    left, right = (shared(run(m, 5, **options)) for m in (scaffold(), fedavg("uniform")))
+    for path in left:
+        torch.testing.assert_close(left[path], right[path], atol=1e-12, rtol=0)
+
+
+def test_hessian_free_is_exact_on_quadratics():
+    exact, free = (shared(run(perfedavg(0.1, v), 5)) for v in ("exact", "HF"))
+    torch.testing.assert_close(exact["weight"], free["weight"], atol=1e-9, rtol=0)
+
+
+def test_fine_tuning_an_untrained_model_is_local_training():
+    tuned = run(fedavg_ft(steps=5), 0, federation=quadratic(), model=scalar())
+    alone = run(local(), 1, steps=5)
+    assert torch.equal(predictors(tuned)["weight"], predictors(alone)["weight"])
+
+
+def test_fa5_one_client_is_centralised_sgd():
+    data = ragged().subset(["3"])
+    options = {"steps": 4, "batch_size": 8, "federation": data, "model": mlp}
+    together, alone = predictors(run(fedavg(), 5, **options)), predictors(run(local(), 5, **options))
+    assert all(torch.equal(together[path], alone[path]) for path in together)
+
+
+def test_fa6_the_order_in_which_clients_are_listed_does_not_matter():
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(90, 5)), generator.integers(0, 3, 90)
+    client = np.repeat(["b", "a", "c"], [20, 30, 40])
+    order = np.concatenate([np.flatnonzero(client == name) for name in ("c", "b", "a")])
+    one, two = (from_arrays(x[i], y[i], client[i], seed=0, dtype=torch.float64) for i in (np.arange(90), order))
+    first, second = (shared(run(fedavg(), 4, federation=f, model=mlp, batch_size=None)) for f in (one, two))
+    for path in first:
+        torch.testing.assert_close(first[path], second[path], atol=1e-14, rtol=0)
+
+
+def test_body_and_head_are_split_exactly():
+    """Under FedPer no head leaf is shared and every body leaf is."""
+    done = run(fedper(), 2, model=BodyHead, lr=0.05)
+    state = shared(done)
+    assert len(set(state["h.weight"].flatten().tolist())) == 3
+    assert len(set(state["u.weight"].flatten().tolist())) == 1
