@@ -119,7 +119,9 @@ def comparison(
         travels = 0 if name == "local" else 400_000 - 30_000 * place
         parameters: dict[str, Any] = {"lam": 0.5} if name == "ditto" else {"epochs": 3} if name == "fedavg_ft" else {}
         trials = [
-            Trial(lr=lr, parameters={**parameters, **({"lam": lam} if name == "ditto" else {})}, validation=0.7 + lr * lam)
+            Trial(
+                lr=lr, parameters={**parameters, **({"lam": lam} if name == "ditto" else {})}, validation=0.7 + lr * lam
+            )
             for lr in (0.01, 0.03, 0.1)
             for lam in ((0.1, 0.5, 1.0) if name == "ditto" else (0.5,))
         ]
@@ -139,9 +141,7 @@ def comparison(
                 seeds=runs,
             )
         )
-    labels = np.array(
-        [rng.multinomial(int(n), rng.dirichlet([0.6] * 6)) for n in train]
-    )
+    labels = np.array([rng.multinomial(int(n), rng.dirichlet([0.6] * 6)) for n in train])
     everyone = FederationCard(
         name=federation,
         kind=kind,

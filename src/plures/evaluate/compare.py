@@ -175,7 +175,12 @@ class _Study:
 
     def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
         """Count the rounds that are ahead."""
-        trials = sum(len(rates) + sum(map(len, e.space.values())) for e in entries.values()) if tune_rounds else 0
+        rate_trials = len(rates) if len(rates) > 1 else 0
+        trials = sum(
+            rate_trials + sum(not rate_trials or value != entry.defaults[key] for value in values)
+            for entry in entries.values()
+            for key, values in (entry.space or {"": ()}).items()
+        )
         self.total = trials * tune_rounds + len(entries) * seeds * self.base.rounds
 
     def claim(self, settings: Mapping[str, Any]) -> None:
@@ -223,7 +228,8 @@ class _Study:
         def best(candidates: Iterator[tuple[float, dict[str, Any]]]) -> tuple[float, dict[str, Any]]:
             tried = []
             for lr, parameters in candidates:
-                known = [t for t in trials if (t.lr, t.parameters) == (lr, parameters)]
+                full = entry.defaults | parameters
+                known = [t for t in trials if t.lr == lr and entry.defaults | t.parameters == full]
                 tried.append(known[0] if known else self._trial(entry, lr, parameters, rounds))
                 trials.extend(tried[-1:] if not known else [])
             sign = 1 if primary(self.federation.task).higher else -1

@@ -179,8 +179,7 @@ class Network:
         if key is not None:
             for dropout in self._dropouts.values():
                 dropout.dropout_key = key
-        outputs = self.module(inputs)
-        return outputs
+        return self.module(inputs)  # type: ignore[no-any-return]
 
 
 ModelFactory = Callable[[], nn.Module]

@@ -1,1 +1,6 @@
 """Tables and the single-file HTML report of a comparison."""
+
+from plures.report.html import html_report
+from plures.report.table import console_table, headline, markdown_table
+
+__all__ = ["console_table", "headline", "html_report", "markdown_table"]

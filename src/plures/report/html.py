@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -63,7 +63,9 @@ def document(comparison: Comparison) -> dict[str, Any]:
             "decimals": Number.of(comparison, rows).decimals,
         },
         "seeds": max(len(m.seeds) for m in comparison.methods),
-        "clients": [{"name": name, "train": _train(comparison, name), "about": _about(comparison, name)} for name in people],
+        "clients": [
+            {"name": name, "train": _train(comparison, name), "about": _about(comparison, name)} for name in people
+        ],
         "methods": [_drawn(comparison, row, best=row is winner) for row in rows],
     }
 
@@ -144,9 +146,9 @@ def _about_curves(comparison: Comparison) -> str:
 def _references(comparison: Comparison) -> str:
     """The switch between references."""
     return "".join(
-        f'<label><input type="radio" name="reference" value="{name}"{" checked" if name == "local" else ""}>'
+        f'<label><input type="radio" name="reference" value="{name}"{checked}>'
         f"<span>{escape(comparison.method(name).title)}</span></label>"
-        for name in BASELINES
+        for name, checked in zip(BASELINES, (" checked", "", ""), strict=True)
     )
 
 
@@ -357,8 +359,9 @@ def _heading(heading: str, detail: str, *, first: str = "ascending", kind: str =
 
 def _cell(content: str, value: float | None, kind: str = "", style: str = "") -> str:
     """A cell with the number by which it sorts; no number sorts last."""
-    number = "" if known(value) is None else f' data-value="{value!r}"'
-    return f"<td{number}{f' class="{kind}"' if kind else ''}{f' style="{style}"' if style else ''}>{content}</td>"
+    named = {"data-value": "" if known(value) is None else repr(value), "class": kind, "style": style}
+    attributes = "".join(f' {name}="{text}"' for name, text in named.items() if text)
+    return f"<td{attributes}>{content}</td>"
 
 
 def _tint(value: float, low: float, high: float, *, higher: bool) -> str:
@@ -368,10 +371,17 @@ def _tint(value: float, low: float, high: float, *, higher: bool) -> str:
     return f"--h:{100 * (part if higher else 1 - part):.0f}%"
 
 
-def _list(values: dict[str, Any] | dict[str, str]) -> str:
+def _list(values: Mapping[str, Any]) -> str:
     """A list of names and values."""
-    told: Callable[[Any], str] = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)  # noqa: E731
-    return f"<dl>{''.join(f'<div><dt>{escape(k)}</dt><dd>{escape(told(v))}</dd></div>' for k, v in values.items())}</dl>"
+    told = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(_told(v))}</dd></div>" for k, v in values.items())
+    return f"<dl>{told}</dl>"
+
+
+def _told(value: Any) -> str:
+    """A setting in words: lists with commas, tables as ``name: value``."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_told(inner)}" for name, inner in value.items())
+    return ", ".join(map(_told, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _setting(lr: float, parameters: dict[str, Any]) -> str:

@@ -66,7 +66,9 @@ def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, temporary, {"plures": json.dumps(about)})
+        save_file(
+            {k: t.cpu().contiguous().clone() for k, t in tensors.items()}, temporary, {"plures": json.dumps(about)}
+        )
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(file)

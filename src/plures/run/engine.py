@@ -19,8 +19,10 @@ from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.execution import Execution
 from plures.run.randomness import Keys, fold, name_key
-from plures.run.steps import OneByOne, Stack, Stacked, Steps, per_client
+from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
 from plures.run.training import Training
+
+__all__ = ["Engine", "Stack"]
 
 EVALUATION_BATCH = 512
 
@@ -151,12 +153,13 @@ class Engine:
 
         total: Leaves = {}
         sizes = self.federation.splits[split].sizes.to(self.federation.inputs.device)[clients].to(self.dtype)
-        for inputs, targets, weight in self.walk(clients, split):
-            count = weight.sum(1)
-            padded = torch.where(count.unsqueeze(1) > 0, weight, 1.0)
-            for name, value in self.mapped(one)(x, received, inputs, targets, padded).items():
-                share = per_client(count / sizes.clamp(min=1), value) * value.detach()
-                total[name] = total[name] + share if name in total else share
+        with self._kernels(), torch.no_grad():
+            for inputs, targets, weight in self.walk(clients, split):
+                count = weight.sum(1)
+                padded = torch.where(count.unsqueeze(1) > 0, weight, 1.0)
+                for name, value in self.mapped(one)(x, received, inputs, targets, padded).items():
+                    share = per_client(count / sizes.clamp(min=1), value) * value
+                    total[name] = total[name] + share if name in total else share
         return total
 
     def walk(self, clients: list[int], split: SplitName) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -165,7 +168,7 @@ class Engine:
         for rows, counts in zip(plan.rows[:, 0], plan.counts[:, 0], strict=True):
             places = torch.arange(rows.shape[1], device=rows.device)
             weight = (places < torch.from_numpy(counts).to(rows.device).unsqueeze(1)).to(self.dtype)
-            yield self.federation.inputs[rows], self.federation.targets[rows], weight
+            yield gather(self.federation.inputs, rows), gather(self.federation.targets, rows), weight
 
     def forward(self, model: Leaves, inputs: Tensor) -> Tensor:
         """Outputs ``(clients, batch, outputs)`` of every client's own model in evaluation mode.
@@ -199,12 +202,15 @@ class Engine:
     @contextlib.contextmanager
     def _kernels(self) -> Iterator[None]:
         """Kernels that can be mapped and differentiated twice, where a module needs it."""
-        modules = list(self.bound.network.module.modules())
         with contextlib.ExitStack() as stack:
             if self.execution.precision == "bfloat16":
-                stack.enter_context(torch.autocast(self.federation.inputs.device.type, torch.bfloat16))
-            if any(isinstance(m, nn.MultiheadAttention) for m in modules):
+                device = self.federation.inputs.device.type
+                stack.enter_context(torch.autocast(device, torch.bfloat16, cache_enabled=False))
+            if self._has(nn.MultiheadAttention):
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if any(isinstance(m, nn.RNNBase) for m in modules) and self.execution.backend == "vmap":
+            if self._has(nn.RNNBase):
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
+
+    def _has(self, kind: type[nn.Module]) -> bool:
+        return any(isinstance(module, kind) for module in self.bound.network.module.modules())

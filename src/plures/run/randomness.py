@@ -15,11 +15,13 @@ DRAW, PLACE = 22, 22
 
 def _mix(z: Keys) -> Keys:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
-    with np.errstate(over="ignore"):
-        z = z + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def name_key(name: str) -> int:
@@ -29,10 +31,11 @@ def name_key(name: str) -> int:
 
 def fold(*parts: int | Keys) -> Keys:
     """One 64-bit key for every combination of its (broadcast) parts."""
-    key = np.zeros((), dtype=np.uint64)
+    shape = np.broadcast_shapes(*(np.shape(part) for part in parts))
+    key = np.zeros(1, dtype=np.uint64)
     for part in parts:
-        key = _mix(key ^ _mix(np.asarray(part, dtype=np.uint64)))
-    return key
+        key = _mix(key ^ _mix(np.atleast_1d(np.asarray(part, dtype=np.uint64))))
+    return key.reshape(shape)
 
 
 def orders(keys: Keys, sizes: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.int64]:

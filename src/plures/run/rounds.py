@@ -170,9 +170,7 @@ class Run:
         begun = time.perf_counter()
         cohort = self._cohort(self.round)
         chunks = self.chunks(cohort)
-        chosen = {
-            block.name: self.nearest(block, chunks) for block in self.bound.blocks if block.share.models > 1
-        }
+        chosen = {block.name: self.nearest(block, chunks) for block in self.bound.blocks if block.share.models > 1}
         membership = {**self.membership, **chosen}
         means = {
             block.name: self._mean(block, cohort, membership)

@@ -156,7 +156,7 @@ class OneByOne(Steps):
             some = rows[first : first + block]
             made: list[Example] = [
                 (x, y, None) if count == width else (x[:count], y[:count], None)
-                for x, y, count in zip(gather(inputs, some), gather(targets, some), counts[first:])
+                for x, y, count in zip(gather(inputs, some), gather(targets, some), counts[first:], strict=False)
             ]
             for number in range(0, len(made), each):
                 yield made[number : number + each], keys[(first + number) // each]

@@ -1,0 +1,284 @@
+"""Evaluation: metrics, summaries, statistics, selection; and a comparison that is honest, resumable and complete."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import plures
+from plures.evaluate import ClientScores, Comparison, compare, finish, fit, score
+from plures.evaluate.scores import Scores, ece, metrics, sums
+from plures.evaluate.summary import harmed, interval, paired_test, summarize
+from plures.federation import Task, from_arrays
+from plures.method import SGD, Method, Personal
+from plures.methods import ditto, fedavg, local
+from plures.run import Execution, Run, Training
+from plures.run.checkpoint import describe, save, snapshot
+from problems import EXACT, quadratic, scalar
+
+ACCURACY = np.array([0.9, 0.8, 0.95, 0.4, 0.7, 0.85, 0.6, 0.99, 0.75, 0.5])
+SIZES = np.array([10, 20, 10, 5, 5, 10, 10, 10, 10, 10])
+FAST = Execution("vmap", 8, False, "float32")
+
+
+def people(clients: int = 6, seed: int = 0):
+    """Clients that agree on half of the problem and disagree on the other half."""
+    generator = np.random.default_rng(seed)
+    client = np.repeat(np.arange(clients), 40)
+    x = generator.normal(size=(len(client), 4)).astype(np.float32)
+    y = ((x[:, 0] + (-1.0) ** client * x[:, 1]) > 0).astype(np.int64)
+    return from_arrays(x, y, [f"p{c}" for c in client], name="people", seed=seed)
+
+
+def net() -> nn.Module:
+    layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    return plures.with_roles(layers, head="2")
+
+
+# Metrics --------------------------------------------------------------------------------------------------------
+
+
+def test_61_summary_of_the_reference_vector():
+    summary = summarize(ACCURACY, SIZES, higher=True)
+    assert summary.mean == pytest.approx(0.744)
+    assert summary.weighted == pytest.approx(0.769)
+    assert summary.std == pytest.approx(0.1849972973)
+    assert (summary.worst, summary.bottom) == (0.4, 0.4)
+    assert summary.p10 == pytest.approx(0.49)
+    assert summary.jain == pytest.approx(0.9417721519)
+
+
+def test_61_the_bad_end_of_an_error_is_its_largest_value():
+    summary = summarize(-ACCURACY, SIZES, higher=False)
+    assert (summary.worst, summary.bottom, summary.p10) == (-0.4, -0.4, pytest.approx(-0.49))
+
+
+def test_61_the_bottom_decile_of_thirty_clients_is_three():
+    values = np.arange(30.0)
+    assert summarize(values, np.ones(30), higher=True).bottom == 1.0
+    assert summarize(values, np.ones(30), higher=False).bottom == 28.0
+
+
+def test_61_calibration_error():
+    confidence = torch.tensor([[0.95, 0.9, 0.6, 0.55, 0.85]], dtype=torch.float64)
+    correct = torch.tensor([[1.0, 1, 0, 1, 0]], dtype=torch.float64)
+    assert float(ece(confidence, correct, torch.ones(1, 5))) == pytest.approx(0.41)
+    padded = torch.cat([confidence, torch.full((1, 3), 0.99)], 1), torch.cat([correct, torch.zeros(1, 3)], 1)
+    assert float(ece(*padded, torch.tensor([[1.0] * 5 + [0.0] * 3]))) == pytest.approx(0.41)
+
+
+def test_classification_metrics_by_hand():
+    outputs = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [5.0, -5.0]]])
+    task, weight = Task("classification", ("a", "b"), 2), torch.tensor([[1.0, 1.0, 0.0]])
+    found = metrics(task, sums(task, outputs, torch.tensor([[1, 1, 1]]), weight), torch.tensor([2.0]))
+    assert found["accuracy"].item() == 0.5
+    assert found["loss"].item() == pytest.approx(-(math.log(0.75) + math.log(0.5)) / 2)
+    assert found["brier"].item() == pytest.approx((2 * 0.25**2 + 2 * 0.5**2) / 2)
+
+
+def test_regression_metrics_by_hand():
+    task = Task("regression", outputs=2)
+    outputs, targets = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 2.0]]])
+    found = metrics(task, sums(task, outputs, targets, torch.ones(1, 2)), torch.tensor([2.0]))
+    assert found["rmse"].item() == pytest.approx(math.sqrt((1 + 4 + 0 + 4) / 4))
+    assert found["mae"].item() == pytest.approx((1 + 2 + 0 + 2) / 4)
+
+
+def test_scores_are_those_of_every_clients_own_model():
+    """Each client's accuracy equals the one computed by hand from the model it would deploy, in client order."""
+    data = people()
+    run = Run(data, net, ditto(0.1), Training(rounds=3, batch_size=8, optimizer=SGD(0.3)), execution=FAST)
+    for _ in run.rounds():
+        pass
+    found = score(run, "test")
+    models = run.predictors(list(range(6)))
+    for i, rows in enumerate(data.splits["test"]):
+        leaves = {k: t[i] for k, t in models.items()}
+        outputs = torch.func.functional_call(net(), leaves, (data.inputs[rows],))
+        by_hand = (outputs.argmax(1) == data.targets[rows]).float().mean().item()
+        assert found.values["accuracy"][i] == pytest.approx(by_hand)
+    assert len({tuple(t.flatten().tolist()) for t in models["2.weight"]}) == 6
+
+
+# Statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_harm_counts_strict_losses_in_the_metrics_direction():
+    assert harmed(np.array([1.0, 2, 3, np.nan]), np.array([2.0, 2, 2, 0]), higher=True) == pytest.approx(1 / 3)
+    assert harmed(np.array([1.0, 2, 3]), np.array([2.0, 2, 2]), higher=False) == pytest.approx(1 / 3)
+
+
+def test_interval_is_students():
+    mean, width = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3.0
+    assert width == pytest.approx(2.776 * math.sqrt(2.5 / 5))
+    assert math.isnan(interval([1.0])[1])
+
+
+def test_paired_test_is_exact_for_few_clients():
+    assert paired_test(np.array([2.0, 3, 4, 5]), np.array([1.0, 1, 1, 1])) == pytest.approx(2 / 16)
+    assert paired_test(np.array([1.0, 2]), np.array([1.0, 2])) == 1.0
+    shift = np.random.default_rng(0).normal(size=40)
+    assert paired_test(shift + 2, shift) < 1e-3
+    assert paired_test(shift, -shift[::-1] * 0 + shift.mean()) > 0.9
+
+
+# Selection ------------------------------------------------------------------------------------------------------
+
+
+def test_the_chosen_round_is_the_best_on_validation_and_its_state_is_what_is_tested():
+    """Divergence after a good start: the state of the good round is restored, bit for bit."""
+    states = {}
+
+    class Falling:
+        def __call__(self, round: int, rounds: int) -> float:
+            return 1.0 if round < 3 else 60.0
+
+    training = Training(8, None, steps=1, optimizer=SGD(0.1), schedule=Falling())
+    run = Run(quadratic(), scalar(), local(), training, execution=EXACT)
+    fitted = fit(run, "falling", progress=lambda p: states.update({p.round: snapshot(run)}))
+    values = [p.validation for p in fitted.curve]
+    assert fitted.chosen.round == int(np.argmin(values)) + 1 == 3
+    last = ClientScores.of(score(run, "test"))
+    result = finish(fitted, seed=0)
+    assert result.chosen_round == 3
+    assert result.test_last == last != result.test
+    now = snapshot(run)
+    assert all(torch.equal(now[key], states[3][key]) for key in now)
+
+
+def test_tuning_never_reads_test_data(monkeypatch):
+    """Test labels are poisoned: everything that is chosen stays the same."""
+    clean = people()
+    poisoned = people()
+    for rows in poisoned.splits["test"]:
+        poisoned.targets[rows] = 1 - poisoned.targets[rows]
+    options = {"model": net, "rounds": 4, "seeds": 1, "tune_rounds": 2, "execution": FAST, "batch_size": 8}
+    one, two = (compare(data, ["ditto"], **options) for data in (clean, poisoned))
+    for a, b in zip(one.methods, two.methods, strict=True):
+        assert (a.lr, a.parameters, a.trials) == (b.lr, b.parameters, b.trials)
+        assert a.seeds[0].curve[-1].validation == b.seeds[0].curve[-1].validation
+        assert a.seeds[0].chosen_round == b.seeds[0].chosen_round
+    assert one.row("ditto").mean == pytest.approx(1 - two.row("ditto").mean)
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [ditto, local], ids=["ditto", "local"])
+def test_resume_after_a_kill_is_exact(tmp_path, method):
+    def fresh() -> Run:
+        return Run(people(), net, method(), Training(rounds=7, batch_size=8, optimizer=SGD(0.2)), execution=FAST)
+
+    whole = fit(fresh(), "m")
+
+    class KilledError(Exception):
+        pass
+
+    def kill(point):
+        if point.round == 5:
+            raise KilledError
+
+    file = tmp_path / "run.safetensors"
+    with pytest.raises(KilledError):
+        fit(fresh(), "m", checkpoint=file, checkpoint_every=2, progress=kill)
+    again = fit(fresh(), "m", checkpoint=file, checkpoint_every=2)
+    ours, theirs = snapshot(again.run), snapshot(whole.run)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    seen, expected = ([(p.round, p.validation, p.bytes) for p in fitted.curve] for fitted in (again, whole))
+    assert seen == expected
+    assert all(torch.equal(again.best[key], whole.best[key]) for key in whole.best)
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path):
+    file = tmp_path / "run.safetensors"
+    training = Training(rounds=3, batch_size=8)
+    save(Run(people(), net, ditto(), training, execution=FAST), "ditto", file)
+    with pytest.raises(plures.PluresError, match="checkpoint of another run: its method is 'ditto'"):
+        fit(Run(people(), net, local(), training, execution=FAST), "local", checkpoint=file)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    file = tmp_path / "run.safetensors"
+    file.write_bytes(b"not a checkpoint")
+    with pytest.raises(plures.PluresError, match=r"run\.safetensors is not a file that plures wrote"):
+        describe(file)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    file = tmp_path / "run.safetensors"
+    run = Run(people(), net, local(), Training(rounds=1, batch_size=8), execution=FAST)
+    save(run, "local", file)
+    before = file.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("plures.run.checkpoint.save_file", full)
+    with pytest.raises(plures.PluresError, match="No space left on device; what was saved before is untouched"):
+        save(run, "local", file)
+    assert file.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["run.safetensors"]
+
+
+# Comparison -----------------------------------------------------------------------------------------------------
+
+
+def mine() -> Method:
+    """A method of one's own: everything personal."""
+    return Method(layout={"model": Personal()})
+
+
+def test_comparison_is_complete_resumes_and_reads_back(tmp_path):
+    options = {"model": net, "rounds": 4, "seeds": 2, "tune_rounds": 2, "execution": FAST, "batch_size": 8}
+    stages = []
+    one = compare(people(), ["ditto", mine], out=tmp_path, unseen=["p5"], listener=stages.append, **options)
+    assert [m.name for m in one.methods] == ["local", "fedavg", "fedavg_ft", "ditto", "mine"]
+    assert {len(m.seeds) for m in one.methods} == {2}
+    assert one.federation.clients == ["p0", "p1", "p2", "p3", "p4"]
+    assert all(run.unseen is not None and run.unseen.clients == ["p5"] for m in one.methods for run in m.seeds)
+    assert stages[-1].done == stages[-1].total or stages[-1].done < stages[-1].total
+    assert one.method("local").bytes_up == 0 < one.method("fedavg").bytes_up == one.method("ditto").bytes_up
+    own, alone = one.method("mine"), one.method("local")
+    if own.lr == alone.lr:
+        assert [s.test for s in own.seeds] == [s.test for s in alone.seeds]
+    trials = one.method("ditto").trials
+    assert len(trials) == 3 + 4
+    best = max(trials, key=lambda t: t.validation)
+    assert (one.method("ditto").lr, one.method("ditto").parameters.get("lam")) == (
+        best.lr,
+        best.parameters.get("lam", 1.0),
+    )
+
+    assert Comparison.from_json(tmp_path / "results.json") == one
+    lines = (tmp_path / "clients.csv").read_text().splitlines()
+    assert len(lines) == 1 + 5 * 2 * 6
+    again = compare(people(), ["ditto", mine], out=tmp_path, unseen=["p5"], **options)
+    assert again == one
+    with pytest.raises(plures.PluresError, match="holds another comparison: rounds differ"):
+        compare(people(), ["ditto", mine], out=tmp_path, unseen=["p5"], **{**options, "rounds": 5})
+
+
+def test_rows_agree_with_the_runs():
+    options = {"model": net, "rounds": 3, "seeds": 3, "tune_rounds": 0, "execution": FAST, "batch_size": 8}
+    result = compare(people(), ["ditto"], **options)
+    row, method = result.row("ditto"), result.method("ditto")
+    means = [float(np.mean(s.test.values("accuracy"))) for s in method.seeds]
+    assert row.mean == pytest.approx(np.mean(means))
+    assert row.mean_ci == pytest.approx(4.303 * np.std(means, ddof=1) / math.sqrt(3))
+    own, base = method.per_client("accuracy"), result.method("fedavg").per_client("accuracy")
+    assert row.harmed_fedavg == pytest.approx(np.mean(own < base))
+    assert row.megabytes == pytest.approx(2 * 4 * 58 * row.chosen_round / 1e6)
+    assert [r.name for r in result.rows()] == ["local", "fedavg", "fedavg_ft", "ditto"]
+    assert json.loads(result.to_json())["metric"]["name"] == "accuracy"
+
+
+def test_a_client_without_test_examples_is_left_out_not_zero():
+    scores = ClientScores.of(Scores(("a", "b"), np.array([4, 0]), {"accuracy": np.array([0.5, np.nan])}))
+    assert scores.metrics["accuracy"] == [0.5, None]
+    assert summarize(scores.values("accuracy"), np.array(scores.sizes), higher=True).mean == 0.5
