@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+from torch import nn
+
+from plures.federation import SPLITS, Federation, Split, Task
+from plures.method import SGD, Assign, Clustered, Combine, Method, Personal
 from plures.methods import (
     apfl,
     ditto,
     fedavg,
     fedavg_ft,
     fedbabu,
+    fedbn,
     fedper,
     fedprox,
     fedrep,
@@ -20,9 +27,10 @@ from plures.methods import (
     pfedme,
     scaffold,
 )
-from plures.run import Fixed
+from plures.models import with_roles
+from plures.run import Fixed, Run, Training, onboard
 from plures.run.cost import traffic
-from problems import BodyHead, personal, predictions, quadratic, run, scalar, weight
+from problems import EXACT, BodyHead, personal, predictions, quadratic, run, scalar, weight
 
 close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731
@@ -290,8 +298,6 @@ def test_lgfedavg_round():
 
 def starts(*values):
     """A factory whose first module starts at the first value, the second at the second, and so on."""
-    from torch import nn
-
     remaining = list(values)
 
     def model() -> nn.Module:
@@ -301,8 +307,6 @@ def starts(*values):
 
 
 def by_examples(clusters):
-    from plures.method import Clustered, Method
-
     return Method(layout={"model": Clustered(clusters)})
 
 
@@ -334,3 +338,236 @@ def test_if4_an_empty_cluster_keeps_its_model():
 
 def test_ifca_sends_one_model_and_receives_all():
     assert traffic(run(ifca(3), 1).bound) == (8, 24)
+
+
+def test_if5_an_unseen_client_joins_the_cluster_that_fits_its_training_data():
+    done = run(by_examples(2), 20, model=starts(-1.2, 2.0))
+    newcomers = quadratic((1.0, 3.0), (-0.5, 2.5), (5, 5), names=("x", "y"))
+    guest = onboard(done, newcomers)
+    assert guest.membership["model"].tolist() == [0, 1]
+    assert predictions(guest) == models(done)
+
+
+# Robustness of Ditto, and what else needs more than one file ------------------------------------------------------
+
+
+def poisoned(lam):
+    """Ditto in which a client's upload is its update times its own factor."""
+    honest = replace(ditto(lam), combine=Combine("uniform"))
+
+    def submit(x, received, visit):
+        factor = x.factor["factor"]
+        return {
+            "factor": x.factor,
+            "model": {k: received.model[k] + factor * (x.model[k] - received.model[k]) for k in x.model},
+        }
+
+    return replace(
+        honest,
+        layout={**honest.layout, "factor": Personal()},
+        slots={"factor": lambda model: {"factor": torch.ones((), dtype=torch.float64)}},
+        schedule=(*honest.schedule, Assign(("factor", "model"), submit)),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
+@pytest.mark.parametrize(("lam", "expected"), [(1.0, (28.89, 19.94, 14.17)), (0.0, B)])
+def test_di7_ditto_is_not_robust_by_itself(lam, expected):
+    attacked = Run(
+        quadratic(),
+        scalar(),
+        poisoned(lam),
+        Training(rounds=200, batch_size=None, steps=2, optimizer=SGD(0.1)),
+        execution=EXACT,
+    )
+    attacked.store.put(("factor", "factor"), [0, 1, 2], torch.tensor([-5.0, 1.0, 1.0], dtype=torch.float64))
+    attacked.store.put(("personal", "weight"), [0, 1, 2], torch.zeros(3, 1, 1, dtype=torch.float64))
+    attacked.store.mark([0, 1, 2])
+    for _ in attacked.rounds():
+        pass
+    assert weight(attacked) == pytest.approx(58.884, abs=1e-3)
+    assert personal(attacked, "personal") == pytest.approx(list(expected), abs=6e-3)
+
+
+def test_di5_the_order_of_the_phases_does_not_matter():
+    method = ditto(1.0)
+    swapped = replace(method, schedule=method.schedule[::-1])
+    one, two = run(method, 5), run(swapped, 5)
+    assert (weight(one), personal(one, "personal")) == (weight(two), personal(two, "personal"))
+
+
+def test_ap1_without_personal_weight_the_personal_model_never_moves():
+    done = run(apfl(0.0), 5)
+    assert personal(done, "personal") == [0.0, 0.0, 0.0]
+    assert predictions(done) == [weight(done)] * 3
+
+
+def test_pm5_the_envelope_step_follows_the_gradient_through_the_exact_proximal_point():
+    lam, eta, start = 3.0, 0.05, 0.75
+    done = run(pfedme(lam, 400, 0.1, lr=eta), 1, model=scalar(start), steps=1)
+    w = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    steps = []
+    for a, b in zip(A, B, strict=True):
+        theta = (a * b + lam * w) / (a + lam)
+        envelope = a / 2 * (theta - b) ** 2 + lam / 2 * (theta - w) ** 2
+        steps.append(torch.autograd.grad(envelope, w)[0].item())
+    assert weight(done) == pytest.approx(start - eta * sum(steps) / 3, abs=1e-8)
+
+
+def test_fr3_fedrep_recovers_the_common_representation():
+    """``y = <h_i, B x>`` with B (2, 6): the learned body spans the rows of B (Collins et al. 2021, Theorem 1)."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.linalg.qr(torch.randn(6, 2, generator=generator, dtype=torch.float64))[0].T
+    x = torch.randn(12 * 40, 6, generator=generator, dtype=torch.float64)
+    heads = torch.randn(12, 2, generator=generator, dtype=torch.float64).repeat_interleave(40, 0)
+    y = ((x @ truth.T) * heads).sum(1, keepdim=True)
+    rows = Split.of(list(torch.arange(480).split(40)))
+    names = tuple(f"{i:02d}" for i in range(12))
+    data = Federation("subspace", Task("regression"), x, y, names, dict.fromkeys(SPLITS, rows))
+
+    def model():
+        net = nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 1, bias=False))
+        return with_roles(net, head="1")
+
+    def distance(done):
+        learned = torch.linalg.qr(done.states([0])["model"]["0.weight"][0].T)[0]
+        return float(torch.linalg.matrix_norm(truth @ (torch.eye(6, dtype=torch.float64) - learned @ learned.T), 2))
+
+    start, end = (
+        distance(run(fedrep(head_steps=30, body_steps=1), r, federation=data, model=model, lr=0.1)) for r in (0, 150)
+    )
+    assert start > 0.3
+    assert end < 1e-3
+
+
+# FedBN ----------------------------------------------------------------------------------------------------------
+
+
+def shifted():
+    """Three clients whose features have different scale and offset."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(90, 4, generator=generator, dtype=torch.float64)
+    y = (x.sum(1) > 0).long()
+    x = (
+        x * torch.tensor([0.5, 1.0, 3.0]).repeat_interleave(30)[:, None]
+        + torch.tensor([-2.0, 0, 5]).repeat_interleave(30)[:, None]
+    )
+    rows = Split.of(list(torch.arange(90).split(30)))
+    return Federation(
+        "shifted", Task("classification", ("no", "yes"), 2), x, y, ("a", "b", "c"), dict.fromkeys(SPLITS, rows)
+    )
+
+
+def normed():
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))
+
+
+AFFINE, STATISTICS = {"1.weight", "1.bias"}, {"1.running_mean", "1.running_var"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "own"), [("fedbn", AFFINE | STATISTICS), ("silobn", STATISTICS), ("average", set())]
+)
+def test_bn2_bn3_three_layouts_of_normalisation(policy, own):
+    done = run(fedbn(policy), 2, federation=shifted(), model=normed, batch_size=10, steps=3)
+    states = done.states([0, 1, 2])["model"]
+    for path, rows in states.items():
+        if path == "1.num_batches_tracked":
+            continue
+        differs = not (torch.equal(rows[0], rows[1]) and torch.equal(rows[1], rows[2]))
+        assert differs == (path in own), path
+
+
+def test_bn3_averaged_statistics_are_the_uniform_mean_of_the_clients():
+    alone = run(local(), 1, federation=shifted(), model=normed, batch_size=10, steps=3)
+    together = run(fedbn("average"), 1, federation=shifted(), model=normed, batch_size=10, steps=3)
+    each, mean = alone.states([0, 1, 2])["model"], together.states([0])["model"]
+    for path in STATISTICS | AFFINE:
+        torch.testing.assert_close(mean[path][0], each[path].mean(0), atol=1e-12, rtol=0)
+
+
+def test_bn1_one_client_is_centralised_training():
+    data = shifted().subset(["b"])
+    options = {"federation": data, "model": normed, "batch_size": 10, "steps": 3}
+    left, right = (run(m, 4, **options).predictors([0]) for m in (fedbn(), local()))
+    assert all(torch.equal(left[path], right[path]) for path in left)
+
+
+def test_bn4_an_unseen_client_starts_from_the_mean_statistics_and_estimates_its_own():
+    done = run(fedbn(), 5, federation=shifted().subset(["a", "b"]), model=normed, batch_size=10, steps=3)
+    newcomer = shifted().subset(["c"])
+    start, after = (onboard(done, newcomer, visits).predictors([0]) for visits in (0, 200))
+    seen = done.states([0, 1])["model"]
+    for path in STATISTICS | AFFINE:
+        torch.testing.assert_close(start[path][0], seen[path].mean(0), atol=1e-12, rtol=0)
+    features = (
+        newcomer.inputs[newcomer.splits["train"][0]] @ done.states([0])["model"]["0.weight"][0].T
+        + done.states([0])["model"]["0.bias"][0]
+    )
+    far, near = ((leaves["1.running_mean"][0] - features.mean(0)).norm() for leaves in (start, after))
+    assert near < 0.1 * far
+    assert torch.equal(after["0.weight"][0], done.states([0])["model"]["0.weight"][0])
+
+
+# Unseen clients -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [fedavg, fedprox, scaffold])
+def test_an_unseen_client_of_a_global_method_gets_the_global_model(method):
+    done = run(method(), 3)
+    guest = onboard(done, quadratic((3.0,), (9.0,), (5,), names=("z",)))
+    assert predictions(guest) == [weight(done)]
+
+
+def test_an_unseen_client_of_ditto_starts_from_the_global_model_and_makes_its_visits():
+    done, newcomer = run(ditto(1.0, visits=2), 3), quadratic((2.0,), (9.0,), (5,), names=("z",))
+    w = v = weight(done)
+    assert predictions(onboard(done, newcomer, visits=0)) == [w]
+    for _ in range(4):
+        v -= 0.1 * (2.0 * (v - 9.0) + (v - w))
+    assert predictions(onboard(done, newcomer)) == close([v])
+    assert weight(done) == w
+
+
+def test_an_unseen_client_of_a_split_method_trains_its_head_on_the_shared_body():
+    done, newcomer = split_run(fedper(), 3), quadratic((2.0,), (1.0,), (5,), names=("z",))
+    guest = onboard(done, newcomer, visits=1)
+    u, h = weight(done, path="u.weight"), 0.5
+    for _ in range(2):
+        h -= 0.05 * 2.0 * (u * h - 1.0) * u
+    assert personal(guest, "model", "h.weight") == close([h])
+    assert personal(guest, "model", "u.weight") == [u]
+
+
+def test_an_unseen_client_of_pfedme_computes_its_proximal_point():
+    done, newcomer = run(pfedme(1.0, 200, 0.1), 3), quadratic((2.0,), (9.0,), (5,), names=("z",))
+    w = weight(done)
+    assert predictions(onboard(done, newcomer, visits=1)) == pytest.approx([(2.0 * 9.0 + w) / 3.0], abs=1e-8)
+    assert weight(onboard(done, newcomer, visits=1)) == w
+
+
+def test_an_unseen_client_of_local_training_trains_alone():
+    newcomer = quadratic((2.0,), (1.0,), (5,), names=("z",))
+    assert predictions(onboard(run(local(visits=3), 2), newcomer)) == close([1 - 0.8**6])
+
+
+# The wire -------------------------------------------------------------------------------------------------------
+
+
+class Halve:
+    """A codec that lets half of each change through, in half the bytes."""
+
+    def encode(self, change, keys):
+        assert keys.shape == (len(next(iter(change.values()))),)
+        return {k: d / 2 for k, d in change.items()}
+
+    def nbytes(self, change, before):
+        return before // 2
+
+
+def test_the_wire_sees_changes_and_only_those_that_travel():
+    done = run(replace(fedavg(), wire=(Halve(),)), 1)
+    assert weight(done) == printed(0.9883333333 / 2)
+    assert traffic(done.bound) == (4, 8)
+    own = run(replace(ditto(1.0), wire=(Halve(),)), 1)
+    assert personal(own, "personal") == close([-0.18, 0.17, 1.8])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from plures.evaluate.results import (
     ClientScores,
     Comparison,
@@ -120,7 +121,9 @@ def comparison(
         parameters: dict[str, Any] = {"lam": 0.5} if name == "ditto" else {"epochs": 3} if name == "fedavg_ft" else {}
         trials = [
             Trial(
-                lr=lr, parameters={**parameters, **({"lam": lam} if name == "ditto" else {})}, validation=0.7 + lr * lam
+                lr=lr,
+                parameters={**parameters, **({"lam": lam} if name == "ditto" else {})},
+                validation=0.8 - abs(lr - 0.03) - 0.1 * abs(lam - 0.5),
             )
             for lr in (0.01, 0.03, 0.1)
             for lam in ((0.1, 0.5, 1.0) if name == "ditto" else (0.5,))
@@ -169,3 +172,54 @@ def comparison(
         },
         environment={"plures": "0.1.0", "python": "3.12.4", "torch": "2.8.0", "device": "cpu"},
     )
+
+
+def scored(
+    values: dict[str, list[list[float | None]]],
+    *,
+    metric: MetricCard = ACCURACY,
+    sizes: tuple[int, ...] = (10, 20, 30, 40),
+    titles: dict[str, str] | None = None,
+) -> Comparison:
+    """A comparison with exactly these test values: method to one list of clients per seed."""
+    clients = [f"client {i}" for i in range(len(sizes))]
+    kind = "classification" if metric.percent else "regression"
+    methods = []
+    for name, seeds in values.items():
+        runs = []
+        for seed, clients_values in enumerate(seeds):
+            found = scores(clients, np.array(clients_values, dtype=float), list(sizes), kind)
+            curve = [
+                Point(round=r, train_loss=1.0, validation=0.1 * (r + seed), bytes=1000 * r, seconds=0.5 * r + seed)
+                for r in (0, 2, 4)
+            ]
+            runs.append(
+                SeedResult(seed=seed, curve=curve, chosen_round=4, validation=found, test=found, test_last=found)
+            )
+        methods.append(
+            MethodResult(
+                name=name,
+                title=(titles or TITLES)[name],
+                family="any",
+                citation="none",
+                lr=0.1,
+                parameters={},
+                trials=[],
+                bytes_up=100_000,
+                bytes_down=200_000,
+                stored=0,
+                flops=1,
+                seeds=runs,
+            )
+        )
+    card = FederationCard(
+        name="four",
+        kind=kind,
+        classes=["a", "b"] if metric.percent else [],
+        clients=clients,
+        sizes={"train": list(sizes), "test": list(sizes)},
+        labels=[[n, 0] for n in sizes] if metric.percent else [],
+        metadata={},
+        source="",
+    )
+    return Comparison(federation=card, metric=metric, methods=methods, settings={}, environment={})

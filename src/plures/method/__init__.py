@@ -26,7 +26,7 @@ from plures.method.predict import Predict
 from plures.method.schedule import Assign, Objective, Phase, Schedule, Visit
 from plures.method.state import Batch, Problem, State, gradient, task_loss
 from plures.method.tree import axpy, detach, dot, interpolate, squared_distance, zeros_like
-from plures.method.wire import Codec, Wire
+from plures.method.wire import Codec, Wire, encode
 from plures.models import Leaves
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "body",
     "detach",
     "dot",
+    "encode",
     "everything",
     "gradient",
     "head",

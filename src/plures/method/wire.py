@@ -20,8 +20,18 @@ class Codec(Protocol):
             keys: ``(clients,)`` int64 random keys of this round, a function of seed, client and round.
         """
 
-    def nbytes(self, change: Leaves) -> int:
-        """Bytes one client sends for it."""
+    def nbytes(self, change: Leaves, before: int) -> int:
+        """Bytes that one client sends for a change ``(1, ...)`` that took ``before`` bytes without this stage."""
 
 
 Wire = tuple[Codec, ...]
+
+
+def encode(wire: Wire, value: Leaves, received: Leaves, keys: Tensor) -> Leaves:
+    """What the server receives of a block: the received value plus what the wire lets through of the change."""
+    if not wire:
+        return value
+    change = {k: v - received[k] for k, v in value.items()}
+    for codec in wire:
+        change = codec.encode(change, keys)
+    return {k: received[k] + d for k, d in change.items()}

@@ -87,6 +87,7 @@ class Network:
         self.unmappable = self._sparse()
         """Why clients cannot be stacked through this module, or ``None``; complete after :meth:`probe`."""
         self._draws: str | None = None
+        self._plain = not self._buffers and not self._dropouts
 
     def _place(self, path: str) -> tuple[nn.Module, str]:
         owner, _, name = path.rpartition(".")
@@ -124,6 +125,7 @@ class Network:
         if any(not torch.equal(old, g.get_state()) for old, g in zip(before, generators, strict=True)):
             self._draws = "the model draws random numbers other than by dropout layers"
             self.unmappable = self.unmappable or self._draws
+            self._plain = False
         for old, generator in zip(before, generators, strict=True):
             generator.set_state(old)
 
@@ -158,6 +160,8 @@ class Network:
         """
         if self.module.training != train:
             self.module.train(train)
+        if leaves is self.live and self._plain:
+            return self.module(inputs), {}
         fresh = {name: leaves[name].clone() for name in self._buffers} if train else {}
         if train and key is not None and self._draws is not None:
             with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
@@ -172,8 +176,7 @@ class Network:
             values = {**leaves, **fresh}
             if key is not None:
                 values.update(dict.fromkeys(self._keys, key))
-            outputs: Tensor = functional_call(self.module, values, (inputs,))
-            return outputs
+            return functional_call(self.module, values, (inputs,))  # type: ignore[no-any-return]
         for name, (owner, local) in self._buffers.items():
             setattr(owner, local, fresh.get(name, leaves[name]))
         if key is not None:

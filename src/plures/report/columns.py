@@ -65,8 +65,12 @@ class Number:
         return MISSING if value is None else f"{value * (100 if self.percent else 1):.{self.decimals}f}"
 
     def between(self, value: float | None, width: float | None) -> str:
-        """A mean with the half width of its interval, where there is one."""
-        return self(value) if known(value) is None or known(width) is None else f"{self(value)} ± {self(width)}"
+        """A mean with the half width of its interval, where there is one; a width is never rounded to nothing."""
+        value, width = known(value), known(width)
+        if value is None or width is None:
+            return self(value)
+        least = 10**-self.decimals / (100 if self.percent else 1)
+        return f"{self(value)} ± {'<' + self(least) if 0 < width < least / 2 else self(width)}"
 
     def unit(self) -> str:
         return " %" if self.percent else ""

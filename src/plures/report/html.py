@@ -15,7 +15,7 @@ from plures import __version__
 from plures.evaluate.results import BASELINES, Comparison, MethodResult, Row
 from plures.evaluate.scores import Floats
 from plures.report.columns import MISSING, Column, Number, best, columns, known, probability, significant
-from plures.report.table import describe_metric, headline
+from plures.report.table import describe_metric, verdict
 
 QUARTILES = (0.25, 0.5, 0.75)
 BAR_HEIGHT = 16
@@ -30,28 +30,28 @@ def html_report(comparison: Comparison) -> str:
     page = {
         "name": escape(comparison.federation.name),
         "facts": _facts(comparison),
-        "headline": escape(headline(comparison)),
+        "headline": escape(verdict(comparison, rows)),
         "what": _capital(escape(describe_metric(comparison))),
         "metric": escape(metric.title),
         "metric_title": _capital(escape(metric.title)),
         "unit": ", %," if metric.percent else "",
-        "methods": _methods(comparison, rows, shown, number),
+        "methods": _methods(comparison, rows, shown),
         "references": _references(comparison),
         "curves": _about_curves(comparison),
         "clients": _clients(comparison, rows, number),
         "how": _how(comparison, rows, number),
         "glossary": _glossary(shown),
         "version": __version__,
-        "data": embed(document(comparison)),
+        "data": embed(document(comparison, rows)),
         "css": _file("page.css"),
         "js": _file("page.js"),
     }
     return Template(_file("page.html")).substitute(page)
 
 
-def document(comparison: Comparison) -> dict[str, Any]:
+def document(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
     """What the charts draw, as plain JSON values; methods in the order of the table."""
-    rows, metric, card = comparison.rows(), comparison.metric, comparison.federation
+    metric, card = comparison.metric, comparison.federation
     winner = best(comparison, rows)
     people = comparison.methods[0].seeds[0].test.clients
     return {
@@ -139,7 +139,8 @@ def _about_curves(comparison: Comparison) -> str:
     band = "the band spans the lowest to the highest seed" if several else "one seed, therefore no band"
     return (
         f"Mean {escape(comparison.metric.title)} over clients on validation data; {band}. "
-        "A ring marks the round that validation chose in each seed. Choose which methods stand out in colour."
+        "A ring marks the round that validation chose in each seed. Choose which methods stand out in "
+        "colour. Over bytes, a method that sends nothing is a level line."
     )
 
 
@@ -152,7 +153,7 @@ def _references(comparison: Comparison) -> str:
     )
 
 
-def _methods(comparison: Comparison, rows: list[Row], shown: Sequence[Column], number: Number) -> str:
+def _methods(comparison: Comparison, rows: list[Row], shown: Sequence[Column]) -> str:
     """The table of methods, with each mean and its interval drawn on one scale."""
     winner = best(comparison, rows)
     means = [row for row in rows if known(row.mean) is not None]
@@ -172,9 +173,9 @@ def _methods(comparison: Comparison, rows: list[Row], shown: Sequence[Column], n
         p = MISSING if itself else escape(probability(row.p_value).removeprefix("p = ").removeprefix("p "))
         cells.append(_cell(p, None if itself else row.p_value))
         kind = " ".join(filter(None, ["baseline" if row.name in BASELINES else "", "best" if row is winner else ""]))
-        flag = '<span class="tag">best mean</span>' if row is winner else ""
-        flag += '<span class="tag quiet">baseline</span>' if row.name in BASELINES else ""
-        lines.append(f'<tr class="{kind}"><th scope="row">{escape(row.title)}{flag}</th>{"".join(cells)}</tr>')
+        words = ["best mean"] * (row is winner) + ["baseline"] * (row.name in BASELINES)
+        note = f"<small>{', '.join(words)}</small>" if words else ""
+        lines.append(f'<tr class="{kind}"><th scope="row">{escape(row.title)}{note}</th>{"".join(cells)}</tr>')
     return _table("sortable methods", "Methods over all clients and seeds", head, lines)
 
 
@@ -192,7 +193,7 @@ def _interval(row: Row, low: float, high: float) -> str:
 
 def _clients(comparison: Comparison, rows: list[Row], number: Number) -> str:
     """Clients by methods: sizes, values, and a tint that grows with the value."""
-    metric, card = comparison.metric, comparison.federation
+    metric = comparison.metric
     people = comparison.methods[0].seeds[0].test.clients
     table = np.stack([comparison.method(row.name).per_client(metric.name) for row in rows], axis=1)
     lines = [(name, _train(comparison, name), table[i], False) for i, name in enumerate(people)]
@@ -277,7 +278,8 @@ def _tuning(method: MethodResult, number: Number) -> str:
         mark = '<span class="tag">chosen</span>' if setting == chosen else ""
         cell = _cell(number(trial.validation), known(trial.validation))
         lines.append(f'<tr><th scope="row">{escape(setting)}{mark}</th>{cell}</tr>')
-    return f"<details>{summary}{told}{_table('sortable', f'Trials of {method.title}', head, lines)}</details>"
+    told += "<p>What a line does not name was at its default.</p>"
+    return f"<details>{summary}{told}{_table('sortable trials', f'Trials of {method.title}', head, lines)}</details>"
 
 
 def _sheet(comparison: Comparison) -> str:
@@ -293,7 +295,7 @@ def _sheet(comparison: Comparison) -> str:
         facts["classes"] = ", ".join(card.classes)
     head = _heading("client", "", kind="name")
     head += "".join(_heading("examples", split, first="descending") for split in card.sizes)
-    head += '<th scope="col">labels, training data</th>' if card.labels else ""
+    head += '<th scope="col" class="text">labels, training data</th>' if card.labels else ""
     head += "".join(_heading(key, "", kind="text") for key in card.metadata)
     lines = []
     for i, name in enumerate(card.clients):
@@ -303,7 +305,8 @@ def _sheet(comparison: Comparison) -> str:
         cells += [f'<td class="text">{escape(values[i])}</td>' for values in card.metadata.values()]
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
     table = _table("sortable", "Sizes and labels of every client", head, lines)
-    return f"{_list(facts)}<details><summary><b>Every client's data</b> <span>sizes and labels</span></summary>{table}</details>"
+    summary = "<summary><b>Every client's data</b> <span>sizes and labels</span></summary>"
+    return f"{_list(facts)}<details>{summary}{table}</details>"
 
 
 def _bars(counts: Sequence[int], classes: Sequence[str]) -> str:

@@ -13,6 +13,8 @@
   const SLOTS = 8;
   const DASHES = ["", "7 4", "2 4", "9 3 2 3"];
   const NARROW = 640;
+  const EDGE = 16;
+  const TITLE = 56;
 
   // Small helpers
 
@@ -69,7 +71,8 @@
     return offsets;
   }
 
-  const dots = (points, kind) => svg("path", { class: `dots ${kind}`, d: points.map((p) => `M${p.x.toFixed(1)} ${p.y.toFixed(1)}h0`).join("") });
+  const SIZE = clients.length > 400 ? 3 : clients.length > 120 ? 5 : 7;
+  const dots = (points, kind) => svg("path", { class: `dots ${kind}`, style: `stroke-width: ${SIZE}`, d: points.map((p) => `M${p.x.toFixed(1)} ${p.y.toFixed(1)}h0`).join("") });
 
   function save(name, kind, content) {
     const address = URL.createObjectURL(new Blob([content], { type: kind }));
@@ -97,10 +100,11 @@
     const [, , width, height] = drawing.getAttribute("viewBox").split(" ").map(Number);
     const page = getComputedStyle(document.body);
     copy.prepend(
-      svg("rect", { x: 0, y: -36, width, height: height + 36, fill: page.backgroundColor }),
-      svg("text", { x: 0, y: -14, "font-size": 17, "font-weight": 600, fill: page.color }, title),
+      svg("rect", { x: -EDGE, y: -TITLE, width: width + 2 * EDGE, height: height + TITLE + EDGE, fill: page.backgroundColor }),
+      svg("text", { x: 0, y: 18 - TITLE + EDGE, "font-size": 17, "font-weight": 600, fill: page.color }, title),
     );
-    fill(copy, { viewBox: `0 -36 ${width} ${height + 36}`, width, height: height + 36, "font-family": "system-ui, sans-serif", "font-size": 13 }, []);
+    const [outer, total] = [width + 2 * EDGE, height + TITLE + EDGE];
+    fill(copy, { viewBox: `${-EDGE} ${-TITLE} ${outer} ${total}`, width: outer, height: total, "font-family": "system-ui, sans-serif", "font-size": 13 }, []);
     return new XMLSerializer().serializeToString(copy);
   }
 
@@ -197,13 +201,13 @@
     const narrow = width < NARROW;
     const longest = Math.max(...rows.map((row) => row.title.length));
     const left = narrow ? 6 : Math.min(220, 16 + 7.2 * Math.min(longest, 28));
-    const right = width - (narrow ? 6 : 108);
+    const right = width - (narrow ? 6 : 16 + 6.8 * Math.max(...rows.map((row) => row.told.length)));
     const height = narrow ? 62 : 46;
     const foot = top + rows.length * height;
     const x = scale(domain[0], domain[1], left, right);
     const drawing = svg("svg", { viewBox: `0 0 ${width} ${foot + 46}`, role: "img", "aria-label": aria });
     const factor = metric.percent ? 100 : 1;
-    const { found, digits } = ticks(domain[0] * factor, domain[1] * factor, (right - left) / 90);
+    const { found, digits } = ticks(domain[0] * factor, domain[1] * factor, (right - left) / (narrow ? 55 : 90));
     for (const tick of found) {
       const place = x(tick / factor);
       drawing.append(line(place, top, place, foot, "grid"));
@@ -254,7 +258,7 @@
     const series = rows.map((row, r) => {
       const order = row.gains.map((_, i) => i).filter((i) => present(row.gains[i])).sort((a, b) => row.gains[a] - row.gains[b]);
       const places = order.map((i) => x(row.gains[i]));
-      const offsets = swarm(places, 6.5, room);
+      const offsets = swarm(places, SIZE - 0.5, room);
       const points = order.map((i, k) => ({
         x: places[k],
         y: middles[r] + offsets[k],
@@ -299,23 +303,25 @@
       ? `${metric.title}${unit && ","}${unit} (${better})`
       : `${metric.title} on test data${unit && ","}${unit} (${better})`;
     const aria = `Distribution over clients. ${rows.map((row) => `${row.title}: median ${number(row.box[1] ?? null)}, worst ${number(row.worst)}`).join("; ")}.`;
-    const { drawing, x, middles, room } = rowsOfDots(width, 34, rows, extent(rows.flatMap((row) => row.values)), { words, signed: false }, aria);
+    const { drawing, x, middles, room } = rowsOfDots(width, width < NARROW ? 56 : 34, rows, extent(rows.flatMap((row) => row.values)), { words, signed: false }, aria);
     const key = [
-      [(at) => svg("rect", { x: at, y: 8, width: 16, height: 12, rx: 2, class: "box" }), "middle half"],
-      [(at) => line(at + 8, 7, at + 8, 21, "median"), "median"],
-      [(at) => svg("path", { d: diamond(at + 8, 14), class: "mark" }), "worst tenth"],
-      [(at) => svg("circle", { cx: at + 8, cy: 14, r: 5.5, class: "mark" }), "worst"],
+      [svg("rect", { x: 0, y: 8, width: 16, height: 12, rx: 2, class: "box" }), "middle half"],
+      [line(8, 7, 8, 21, "median"), "median"],
+      [svg("path", { d: diamond(8, 14), class: "mark" }), "worst tenth"],
+      [svg("circle", { cx: 8, cy: 14, r: 5.5, class: "mark" }), "worst"],
     ];
-    let at = 0;
+    let [at, down] = [0, 0];
     for (const [mark, words] of key) {
-      drawing.append(mark(at), text(at + 21, 18.5, words, "soft"));
-      at += 34 + 6.6 * words.length;
+      const room = 46 + 6.8 * words.length;
+      if (at + room > width) [at, down] = [0, 22];
+      drawing.append(svg("g", { transform: `translate(${at} ${down})` }, mark, text(21, 18.5, words, "soft")));
+      at += room;
     }
     const series = rows.map((row, r) => {
       const y = middles[r];
       const order = row.values.map((_, i) => i).filter((i) => present(row.values[i])).sort((a, b) => row.values[a] - row.values[b]);
       const places = order.map((i) => x(row.values[i]));
-      const offsets = swarm(places, 6.5, room);
+      const offsets = swarm(places, SIZE - 0.5, room);
       const points = order.map((i, k) => ({
         x: places[k],
         y: y + offsets[k],
@@ -324,8 +330,8 @@
       }));
       if (row.box.length) {
         const [low, middle, high] = row.box.map(x);
-        drawing.append(svg("rect", { x: low, y: y - room, width: Math.max(1, high - low), height: 2 * room, rx: 3, class: "box" }));
-        drawing.append(dots(points, "even"), line(middle, y - room, middle, y + room, "median"));
+        const box = (kind) => svg("rect", { x: low, y: y - room, width: Math.max(1, high - low), height: 2 * room, rx: 3, class: kind });
+        drawing.append(box("box"), dots(points, "even"), box("box edge"), line(middle, y - room, middle, y + room, "median"));
         const worst = points[metric.higher ? 0 : points.length - 1];
         drawing.append(svg("circle", { cx: worst.x, cy: worst.y, r: 5.5, class: "mark" }));
         drawing.append(svg("path", { d: diamond(x(row.bottom), y), class: "mark" }));
@@ -378,7 +384,7 @@
   function drawCurves(width) {
     const narrow = width < NARROW;
     const [left, top, bottom] = [54, 12, narrow ? 300 : 380];
-    const right = width - (narrow ? 10 : 160);
+    const right = width - (narrow ? 16 : 160);
     const reach = Math.max(...methods.flatMap((m) => m.curve.map((p) => p[axis])), 0);
     const { label, factor } = AXES[axis](reach);
     const x = scale(0, reach || 1, left, right);
@@ -395,7 +401,7 @@
       const place = y(tick / times);
       drawing.append(line(left, place, right, place, "grid"), text(left - 8, place + 4.5, tick.toFixed(upright.digits), "soft", "end"));
     }
-    const across = ticks(0, (reach || 1) / factor, (right - left) / 90);
+    const across = ticks(0, (reach || 1) / factor, (right - left) / (narrow ? 55 : 90));
     for (const tick of across.found) drawing.append(text(x(tick * factor), bottom + 18, tick.toFixed(across.digits), "soft", "middle"));
     drawing.append(line(left, bottom, right, bottom, "zero"), text((left + right) / 2, bottom + 40, label, "soft", "middle"));
     const name = `validation ${metric.title}${unit && ","}${unit}`;
@@ -488,6 +494,13 @@
   ]);
 
   // Tables
+
+  // The edge of a table fades where there is more to the right.
+  document.querySelectorAll(".scroll").forEach((region) => {
+    const check = () => region.classList.toggle("more", region.scrollLeft + region.clientWidth < region.scrollWidth - 4);
+    region.addEventListener("scroll", check, { passive: true });
+    new ResizeObserver(check).observe(region);
+  });
 
   document.querySelectorAll("table.sortable").forEach((table) => {
     const body = table.tBodies[0];

@@ -60,7 +60,11 @@ def markdown_table(comparison: Comparison) -> str:
 
 def headline(comparison: Comparison) -> str:
     """What the comparison says, in one to three plain sentences."""
-    rows = comparison.rows()
+    return verdict(comparison, comparison.rows())
+
+
+def verdict(comparison: Comparison, rows: list[Row]) -> str:
+    """The headline, from the lines of the table."""
     number = Number.of(comparison, rows)
     baselines = [row for row in rows if row.name in BASELINES]
     others = [row for row in rows if row.name not in BASELINES and known(row.mean) is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,16 +21,26 @@ class Batches:
     Attributes:
         rows: ``(steps, batches per step, clients, batch)`` int64 rows of the federation; padding repeats a row.
         counts: ``(steps, batches per step, clients)`` number of real examples.
-        active: number of clients that take part in each step; they are the first ones of the chunk.
         steps: ``(clients,)`` steps of each client, not increasing.
-        keys: ``(steps, clients)`` int64 randomness for dropout, at most 32 bits.
+        seeds: ``(clients,)`` randomness of the phase.
     """
 
     rows: Tensor
     counts: NDArray[np.int64]
-    active: list[int]
     steps: NDArray[np.int64]
-    keys: Tensor
+    seeds: Keys
+
+    @cached_property
+    def active(self) -> list[int]:
+        """Number of clients that take part in each step; they are the first ones of the chunk."""
+        active: list[int] = (self.steps[None, :] > np.arange(len(self.rows))[:, None]).sum(1).tolist()
+        return active
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """``(steps, clients)`` int64 randomness for dropout, at most 32 bits."""
+        drawn = fold(self.seeds[None, :], 0xD0, np.arange(len(self.rows), dtype=np.uint64)[:, None]) >> np.uint64(32)
+        return torch.from_numpy(drawn.astype(np.int64)).to(self.rows.device)
 
 
 def plan(
@@ -59,37 +70,34 @@ def plan(
         join_single: let a single last example join the batch before it, for batch normalisation.
         same_width: pad batches to a width that is the same for every chunk, for compiled steps.
     """
-    sizes = split.sizes.numpy()[clients]
-    largest = int(split.sizes.max())
-    batch = largest if batch_size is None else min(batch_size, largest)
+    offsets = split.offsets.numpy()
+    begins = offsets[clients]
+    sizes = offsets[1:][clients] - begins
+    batch = batch_size or int(split.sizes.max())
     per_epoch = -(-sizes // batch)
-    if join_single:
-        per_epoch -= (sizes % batch == 1) & (per_epoch > 1) & (batch > 1)
+    if join_single and batch > 1:
+        per_epoch -= (sizes % batch == 1) & (per_epoch > 1)
     if steps is not None:
         count = np.full_like(sizes, steps)
     else:
         count = np.ceil((1.0 if epochs is None else epochs) * per_epoch / per_step - 1e-9).astype(np.int64)
-    longest = int(count.max(initial=0))
+    longest = int(count.max())
     needed = np.maximum(-(-count * per_step // per_epoch), 1)
     number = np.minimum(np.arange(longest * per_step), (count * per_step - 1).clip(0)[:, None])
-    epoch, place = number // per_epoch[:, None], number % per_epoch[:, None]
-    counts = np.where(place == per_epoch[:, None] - 1, sizes[:, None] - place * batch, batch)
-    width = batch + join_single if same_width else int(counts.max(initial=0))
-    order = orders(keys, sizes, needed)
-    first = np.cumsum(sizes * needed) - sizes * needed
-    start = first[:, None] + epoch * sizes[:, None] + place * batch
-    within = np.where(np.arange(width) < counts[..., None], np.arange(width), 0)
-    rows = split.offsets.numpy()[clients][:, None, None] + order[start[..., None] + within]
+    epoch, place = np.divmod(number, per_epoch[:, None])
+    start = place * batch
+    counts = np.where(place == per_epoch[:, None] - 1, sizes[:, None] - start, batch)
+    width = int(counts.max(initial=0))
+    if same_width:
+        width = min(batch, int(split.sizes.max())) + join_single
+    drawn = sizes * needed
+    start += epoch * sizes[:, None] + (np.cumsum(drawn) - drawn)[:, None]
+    flat = np.repeat(begins, drawn) + orders(keys, sizes, needed).astype(np.int64)
+    rows = flat[start[..., None] + np.minimum(np.arange(width), counts[..., None] - 1)]
     shaped = rows.reshape(len(clients), longest, per_step, width).transpose(1, 2, 0, 3)
-    device = split.rows.device
-    drawn = fold(keys[None, :], 0xD0, np.arange(longest, dtype=np.uint64)[:, None]) >> np.uint64(32)
-    return Batches(
-        split.rows[torch.from_numpy(np.ascontiguousarray(shaped)).to(device)],
-        np.ascontiguousarray(counts.reshape(len(clients), longest, per_step).transpose(1, 2, 0)),
-        (count[None, :] > np.arange(longest)[:, None]).sum(1).tolist(),
-        count,
-        torch.from_numpy(drawn.astype(np.int64)).to(device),
-    )
+    counts = counts.reshape(len(clients), longest, per_step).transpose(1, 2, 0)
+    index = torch.from_numpy(np.ascontiguousarray(shaped)).to(split.rows.device)
+    return Batches(split.rows[index], np.ascontiguousarray(counts), count, keys)
 
 
 def passes(split: Split, clients: list[int], batch_size: int) -> Batches:
@@ -103,5 +111,4 @@ def passes(split: Split, clients: list[int], batch_size: int) -> Batches:
     within = np.minimum(start[..., None] + np.arange(batch), np.maximum(sizes - 1, 0)[:, None, None])
     rows = np.minimum(split.offsets.numpy()[clients][:, None, None] + within, max(len(split.rows) - 1, 0))
     index = split.rows[torch.from_numpy(rows.transpose(1, 0, 2)[:, None].copy()).to(split.rows.device)]
-    keys = torch.zeros(longest, len(clients), dtype=torch.int64, device=split.rows.device)
-    return Batches(index, counts.T[:, None].copy(), [len(clients)] * longest, count, keys)
+    return Batches(index, counts.T[:, None].copy(), count, np.zeros(len(clients), dtype=np.uint64))

@@ -28,9 +28,12 @@ def traffic(bound: Bound) -> tuple[int, int]:
     """Bytes that a client sends and receives in a round, beside the initial download."""
     up = down = 0
     for block in bound.blocks:
-        size = sum(bound.initial[s][p].nbytes for s, p in bound.travelling(block))
-        up += size
+        leaves = {f"{s}/{p}": bound.initial[s][p] for s, p in bound.travelling(block)}
+        size = sum(t.nbytes for t in leaves.values())
         down += size * block.share.models
+        for codec in bound.method.wire:
+            size = codec.nbytes({k: t.unsqueeze(0) for k, t in leaves.items()}, size)
+        up += size
     return up, down
 
 

@@ -18,7 +18,7 @@ from plures.models import Leaves
 from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.execution import Execution
-from plures.run.randomness import Keys, fold, name_key
+from plures.run.randomness import branch, fold, name_key
 from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
 from plures.run.training import Training
 
@@ -83,7 +83,7 @@ class Engine:
 
     def draw(self, phase: Phase, clients: list[int], round: int) -> batches.Batches:
         """The batches of a phase: a function of seed, client, round and the phase's stream alone."""
-        keys: Keys = fold(self._client_keys[clients], round, name_key(phase.stream))
+        keys = branch(self._client_keys[clients], round, name_key(phase.stream))
         own = phase.epochs is not None or phase.steps is not None
         return batches.plan(
             self.federation.splits["train"],

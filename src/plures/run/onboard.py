@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Block, Leaf, Personal
+from plures.method import Assign, Block, Leaf, Personal, Phase, Schedule, Selector, paths
 from plures.run.engine import Engine, Stack
 from plures.run.rounds import Run
 from plures.run.store import ClientStore
@@ -18,7 +19,7 @@ def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
     """The run as newcomers see it: what is shared comes from it, what is personal they obtain by themselves.
 
     A newcomer joins the cluster with the lowest loss on its own training data. Its personal leaves start as their
-    share says and are trained in local visits without upload; the given run does not change.
+    share says and are trained in local visits; what is shared stays as it is, for nothing of it would be uploaded.
 
     Args:
         run: a trained run.
@@ -39,6 +40,7 @@ def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
     guest.membership = {name: torch.zeros(len(newcomers), dtype=torch.int64) for name in run.membership}
     guest.participated = torch.zeros(len(newcomers), dtype=torch.bool)
     guest.store = ClientStore({(s, p): run.bound.initial[s][p] for s, p in run.kept()}, len(newcomers))
+    schedule = alone(run)
     chunks = guest.chunks(list(range(len(newcomers))))
     for block in run.bound.blocks:
         if block.share.models > 1:
@@ -49,9 +51,31 @@ def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
         for number in range(run.bound.method.predictor.visits if visits is None else visits):
             received = guest.states(chunk)
             x = guest.working(received, run.bound.written)
-            guest.engine.visit(x, received, chunk, run.round + number, run.method.schedule)
+            guest.engine.visit(x, received, chunk, run.round + number, schedule)
             guest.commit([(chunk, {(s, p): x[s][p] for s, p in run.kept()})], {}, guest.membership)
     return guest
+
+
+def alone(run: Run) -> Schedule:
+    """The method's schedule restricted to the leaves that a client keeps."""
+    kept = set(run.kept())
+    narrowed: list[Phase | Assign] = []
+    for item in run.method.schedule:
+        if isinstance(item, Phase):
+            own = [leaf for leaf in run.bound.selected(item) if leaf in kept]
+            if own:
+                narrowed.append(replace(item, train=exactly(own)))
+            elif item.keeps:
+                narrowed.append(replace(item, lr=0.0))
+        else:
+            narrowed.append(item)
+    return tuple(narrowed)
+
+
+def exactly(leaves: list[Leaf]) -> tuple[Selector, ...]:
+    """Selectors that choose these leaves and no other."""
+    slots = dict.fromkeys(slot for slot, _ in leaves)
+    return tuple(replace(paths(*(p for s, p in leaves if s == slot)), slot=slot) for slot in slots)
 
 
 def _start(run: Run, guest: Run, chunk: list[int]) -> Stack:

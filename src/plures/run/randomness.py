@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 Keys = NDArray[np.uint64]
 
+GAMMA = 0x9E3779B97F4A7C15
 DRAW, PLACE = 22, 22
-"""Bits of a sort key that hold the draw and the place it breaks ties with; the rest numbers the permutation."""
+"""Bits of a sort key that hold the draw, and the place it breaks ties with; the others number the permutation."""
 
 
 def _mix(z: Keys) -> Keys:
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
-    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = z + np.uint64(GAMMA)
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
@@ -29,16 +30,33 @@ def name_key(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
+def _mix_number(z: int) -> int:
+    """The same for one number."""
+    mask = (1 << 64) - 1
+    z = (z + GAMMA) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
 def fold(*parts: int | Keys) -> Keys:
     """One 64-bit key for every combination of its (broadcast) parts."""
-    shape = np.broadcast_shapes(*(np.shape(part) for part in parts))
-    key = np.zeros(1, dtype=np.uint64)
+    key: Keys | int = 0
     for part in parts:
-        key = _mix(key ^ _mix(np.atleast_1d(np.asarray(part, dtype=np.uint64))))
-    return key.reshape(shape)
+        mixed = _mix_number(part) if isinstance(part, int) else _mix(part.astype(np.uint64))
+        if isinstance(key, int) and isinstance(mixed, int):
+            key = _mix_number(key ^ mixed)
+        else:
+            key = _mix(np.bitwise_xor(key, mixed, dtype=np.uint64))
+    return np.asarray(key, dtype=np.uint64)
 
 
-def orders(keys: Keys, sizes: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.int64]:
+def branch(keys: Keys, *parts: int) -> Keys:
+    """A key for the given parts from each of some keys."""
+    return _mix(keys ^ fold(*parts))
+
+
+def orders(keys: Keys, sizes: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Random orders of each client's examples.
 
     Args:
@@ -49,14 +67,21 @@ def orders(keys: Keys, sizes: NDArray[np.int64], epochs: NDArray[np.int64]) -> N
     Returns:
         ``((sizes * epochs).sum(),)``: for each client in turn, its ``epochs[i]`` permutations of ``range(sizes[i])``.
     """
-    client = np.repeat(np.arange(len(sizes)), epochs)
-    epoch = np.arange(len(client)) - (np.cumsum(epochs) - epochs)[client]
-    lengths = sizes[client]
-    segment = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(segment)) - (np.cumsum(lengths) - lengths)[segment]
-    draws = fold(fold(keys[client], epoch)[segment], place) >> np.uint64(64 - DRAW)
-    if len(lengths) >> (64 - DRAW - PLACE) or (sizes >> PLACE).any():
-        return place[np.lexsort((draws, segment))]
-    packed = (segment.astype(np.uint64) << np.uint64(DRAW + PLACE)) | (draws << np.uint64(PLACE))
-    ordered = np.sort(packed | place.astype(np.uint64)) & np.uint64((1 << PLACE) - 1)
-    return ordered.astype(np.int64)
+    lengths = np.repeat(sizes, epochs)
+    epoch = _places(epochs)
+    place = _places(lengths)
+    orders = _mix(np.repeat(keys, epochs) + epoch * np.uint64(GAMMA))
+    draws = _mix(np.repeat(orders, lengths) + place * np.uint64(GAMMA)) >> np.uint64(64 - DRAW)
+    number = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
+    if len(lengths) >> (64 - DRAW - PLACE) or int(sizes.max()) >> PLACE:
+        return place[np.lexsort((draws, number))]
+    packed = ((number << np.uint64(DRAW) | draws) << np.uint64(PLACE)) | place
+    packed.sort()
+    packed &= np.uint64((1 << PLACE) - 1)
+    return packed
+
+
+def _places(lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """``range(length)`` for each length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1], dtype=np.uint64) - np.repeat(ends - lengths, lengths).astype(np.uint64)

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Block, Leaf, Mean, Method, State
+from plures.method import Block, Leaf, Mean, Method, State, encode
 from plures.models import Leaves, ModelFactory, Network, build
 from plures.run.choose import choose
 from plures.run.cost import kept, traffic
@@ -185,7 +186,7 @@ class Run:
             for block in self.bound.blocks:
                 if block.name in means:
                     weights, models = self._weights(block, chunk, membership)
-                    means[block.name].add(self._upload(block, x, received), weights, models)
+                    means[block.name].add(self._upload(block, x, received, chunk), weights, models)
             personal.append((chunk, {leaf: x[leaf[0]][leaf[1]] for leaf in self.kept()}))
         updated = {name: self._combined(self.bound.block(name), mean, len(cohort)) for name, mean in means.items()}
         self.commit(personal, updated, membership)
@@ -225,8 +226,14 @@ class Run:
         mean.expect(*self._weights(block, cohort, membership))
         return mean
 
-    def _upload(self, block: Block, x: Stack, received: Stack) -> Leaves:
-        return {f"{s}/{p}": x[s][p] for s, p in self.bound.travelling(block)}
+    def _upload(self, block: Block, x: Stack, received: Stack, clients: list[int]) -> Leaves:
+        leaves = self.bound.travelling(block)
+        value, old = ({f"{s}/{p}": stack[s][p] for s, p in leaves} for stack in (x, received))
+        names = np.array([name_key(self.federation.clients[i]) for i in clients], dtype=np.uint64)
+        keys = fold(self.seed, names, self.round, name_key(f"wire {block.name}")) >> np.uint64(1)
+        return encode(
+            self.method.wire, value, old, torch.from_numpy(keys.astype(np.int64)).to(self.federation.inputs.device)
+        )
 
     def _combined(self, block: Block, mean: Mean, cohort: int) -> Values:
         leaves = self.bound.travelling(block)

@@ -6,8 +6,9 @@ them over the clients with ``torch.func``. Both see the same batches and give th
 
 from __future__ import annotations
 
+import itertools
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.federation import Federation
-from plures.method import Batch, Bound, Phase, Problem, State
+from plures.method import Batch, Bound, Leaf, Phase, Problem, State
 from plures.models import Leaves
 from plures.run.batches import Batches
 from plures.run.training import Training
@@ -25,6 +26,8 @@ Stack = dict[str, Leaves]
 """The states of a chunk of clients: slot -> path -> ``(clients, ...)``."""
 
 Rows = slice | Tensor
+Tensors = list[Tensor]
+Changed = dict[Leaf, Tensor]
 Example = tuple[Tensor, Tensor, Tensor | None]
 """Inputs, targets and weights of a batch."""
 
@@ -44,18 +47,18 @@ class Steps:
 
     def __init__(self, phase: Phase, bound: Bound, federation: Federation, training: Training) -> None:
         self.phase, self.network, self.federation = phase, bound.network, federation
-        self.problem = Problem(bound.network, federation.task)
+        self.problem, self.dtype = Problem(bound.network, federation.task), bound.network.dtype
         self.optimizer, self.clip = phase.optimizer or training.optimizer, training.clip
         self.trained = bound.trained(phase)
         kept = [(slot, path) for slot in phase.keeps for path in bound.initial[slot]]
         self.followed = [leaf for leaf in [*bound.selected(phase), *kept] if leaf not in set(self.trained)]
         """Leaves that follow the forward passes, or what is computed before each step."""
         plain = phase.objective is None and phase.before is None
-        read = {phase.slot, *(slot for slot, _ in self.trained)}
-        self.slots = [slot for slot in bound.initial if slot in read or not plain]
-        """Slots that the phase can read: all, unless it minimises the plain task loss of one slot."""
-        self.paths = {slot: list(bound.initial[slot]) for slot in self.slots}
-        self.dtype = bound.network.dtype
+        slots = {phase.slot, *(slot for slot, _ in self.trained)} if plain else set(bound.initial)
+        self.read = [(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
+        """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
+        self.anchored = [] if plain else self.read
+        """Leaves whose received value the phase can read."""
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         """Train the leaves of ``x`` in place.
@@ -71,33 +74,33 @@ class Steps:
         """
         raise NotImplementedError
 
-    def _batch(self, data: list[Example], key: Tensor | None) -> Any:
-        made = [Batch(*one, self.problem, True, key) for one in data]
+    def _batch(self, data: Iterable[Example], key: Tensor | None) -> Any:
+        """What the objective gets: one batch, or a tuple when the phase asks for several."""
         if self.phase.batches == 1:
-            return made[0]
-        for number, batch in enumerate(made):
-            batch.key = None if key is None else (key + number * 0x9E3779B1) & 0xFFFFFFFF
-        return tuple(made)
+            (one,) = data
+            return Batch(*one, self.problem, True, key)
+        keys = (None if key is None else (key + number * 0x9E3779B1) & 0xFFFFFFFF for number in itertools.count())
+        return tuple(Batch(*one, self.problem, True, own) for one, own in zip(data, keys))  # noqa: B905
 
-    def _before(self, work: Stack, anchor: State, data: list[Example], key: Tensor | None) -> tuple[Stack, Stack]:
-        """What the phase computes before a step, and the leaves of it that are kept."""
+    def _before(self, x: State, anchor: State, data: list[Example], key: Tensor | None) -> tuple[Stack, Changed]:
+        """What the phase computes before a step, and the leaves that it changes."""
         if self.phase.before is None:
             return {}, {}
-        x, batch = State(work), self._batch(data, key)
+        batch = self._batch(data, key)
         extra = {slot: dict(leaves) for slot, leaves in self.phase.before(x, anchor, batch).items()}
-        return extra, merge({slot: extra[slot] for slot in self.phase.keeps}, self._statistics(x, batch))
+        kept = {(slot, path): value for slot in self.phase.keeps for path, value in extra[slot].items()}
+        return extra, kept | self._statistics(x, batch)
 
-    def _statistics(self, x: State, batch: Batch | tuple[Batch, ...]) -> Stack:
+    def _statistics(self, x: State, batch: Batch | tuple[Batch, ...]) -> Changed:
         """Running statistics left by the forward passes, for the leaves that the phase may change."""
-        changed: Stack = {}
+        changed: Changed = {}
         if self.followed:
             for one in batch if isinstance(batch, tuple) else (batch,):
                 for leaves, buffers in one.seen:
                     slot = x.slot_of(leaves)
-                    found = {path: value for path, value in buffers.items() if (slot, path) in self.followed}
-                    if slot is not None and found:
-                        changed.setdefault(slot, {}).update(found)
-        return changed
+                    if slot is not None:
+                        changed |= {(slot, path): value for path, value in buffers.items()}
+        return {leaf: value for leaf, value in changed.items() if leaf in self.followed}
 
 
 class OneByOne(Steps):
@@ -107,26 +110,27 @@ class OneByOne(Steps):
         return torch.stack([self._client(x, received, plan, rate, client) for client in range(len(plan.steps))])
 
     def _client(self, x: Stack, received: Stack, plan: Batches, rate: float, client: int) -> Tensor:
-        own = {slot: {path: t[client] for path, t in x[slot].items()} for slot in self.slots}
-        anchor = State({slot: {path: t[client] for path, t in received[slot].items()} for slot in self.slots})
+        own = as_stack(self.read, [x[slot][path][client] for slot, path in self.read])
+        anchor = State(as_stack(self.anchored, [received[slot][path][client] for slot, path in self.anchored]))
         work = own | self._borrow(own)
         values = [work[slot][path].requires_grad_(True) for slot, path in self.trained]
-        memory = [[torch.zeros_like(value) for value in values] for _ in range(self.optimizer.slots)]
+        plain = [value.detach() for value in values]
+        memory = [[torch.zeros_like(value) for value in plain] for _ in range(self.optimizer.slots)]
         phase, losses, state = self.phase, [], State(work)
         for step, (data, key) in enumerate(self._data(plan, client), start=1):
-            changed: Stack = {}
+            changed: Changed = {}
             if phase.before is not None:
                 with torch.no_grad():
-                    extra, changed = self._before(work, anchor, data, key)
+                    extra, changed = self._before(State(work), anchor, data, key)
                 state = State(work | extra)
             batch = self._batch(data, key)
             loss = phase.minimised(state, anchor, batch)
-            grads = torch.autograd.grad(loss, values, allow_unused=True, materialize_grads=True) if values else ()
-            with torch.no_grad():
-                if values:
-                    self.optimizer.step(values, clipped(grads, self.clip), memory, rate, step)
-                if self.followed:
-                    write(work, merge(changed, self._statistics(state, batch)))
+            if values:
+                grads = torch.autograd.grad(loss, values, allow_unused=True)
+                used = [torch.zeros_like(p) if g is None else g for p, g in zip(plain, grads, strict=True)]
+                self.optimizer.step(plain, clipped(used, self.clip), memory, rate, step)
+            if self.followed:
+                write(work, changed | self._statistics(state, batch))
             losses.append(loss.detach())
         for value in values:
             value.requires_grad_(False)
@@ -167,15 +171,15 @@ class Part(NamedTuple):
 
     Attributes:
         trained: leaves that the steps train.
-        rest: all other leaves.
-        received: states at the start of the visit.
+        rest: all other leaves that the phase reads.
+        received: leaves at the start of the visit.
         memory: the optimizer's state.
     """
 
-    trained: Stack
-    rest: Stack
-    received: Stack
-    memory: list[list[Tensor]]
+    trained: Tensors
+    rest: Tensors
+    received: Tensors
+    memory: list[Tensors]
 
 
 class Stacked(Steps):
@@ -190,6 +194,7 @@ class Stacked(Steps):
     ) -> None:
         super().__init__(phase, bound, federation, training)
         self.compiled = compiled
+        self.rest = [leaf for leaf in self.read if leaf not in set(self.trained)]
         self._gradients = torch.func.vmap(self._gradient)
         self._advance: Callable[..., Tensor] = self._step
         if compiled:
@@ -200,22 +205,23 @@ class Stacked(Steps):
         memory = [[torch.zeros_like(x[s][p]) for s, p in self.trained] for _ in range(self.optimizer.slots)]
         losses = torch.zeros(clients, device=device, dtype=self.dtype)
         amounts = torch.from_numpy(plan.counts).to(device)
+        keys = plan.keys if self.network.random else None
         part, previous = self._part(x, received, memory, slice(0, clients)), clients
         for step, active in enumerate(plan.active):
             if self.compiled:
                 running = torch.from_numpy(step < plan.steps).to(device)
                 lr, number = (torch.tensor(scalar, dtype=self.dtype, device=device) for scalar in (rate, step + 1))
-                counts = list(amounts[step])
-                losses += self._advance(*part, list(plan.rows[step]), counts, plan.keys[step], running, lr, number)
+                drawn = [] if keys is None else [keys[step]]
+                losses += self._advance(*part, list(plan.rows[step]), list(amounts[step]), drawn, running, lr, number)
                 continue
             for rows, sizes in self._groups(plan.counts[step, :, :active]):
                 if isinstance(rows, Tensor) or previous != active:
                     part = self._part(x, received, memory, rows)
                     previous = active if isinstance(rows, slice) else -1
-                widths = sizes.max(1).tolist()
-                index = [plan.rows[step, number, rows, :width] for number, width in enumerate(widths)]
-                padded = None if (sizes == sizes[:, :1]).all() else list(amounts[step][:, rows])
-                losses[rows] += self._advance(*part, index, padded, plan.keys[step, rows], None, rate, step + 1)
+                index = [plan.rows[step, number, rows, :width] for number, width in enumerate(sizes.max(1).tolist())]
+                padded = [] if (sizes == sizes[:, :1]).all() else list(amounts[step][:, rows])
+                drawn = [] if keys is None else [keys[step, rows]]
+                losses[rows] += self._advance(*part, index, padded, drawn, None, rate, step + 1)
                 if isinstance(rows, Tensor):
                     self._return(part, x, memory, rows)
         return losses
@@ -229,30 +235,26 @@ class Stacked(Steps):
             rows = np.flatnonzero((counts == size[:, None]).all(0))
             yield torch.from_numpy(rows), counts[:, rows]
 
-    def _part(self, x: Stack, received: Stack, memory: list[list[Tensor]], rows: Rows) -> Part:
-        trained: Stack = {}
-        for slot, path in self.trained:
-            trained.setdefault(slot, {})[path] = x[slot][path][rows]
-        rest = {
-            slot: {path: t[rows] for path, t in x[slot].items() if path not in trained.get(slot, {})}
-            for slot in self.slots
-        }
-        anchor = {slot: {path: t[rows] for path, t in received[slot].items()} for slot in self.slots}
-        return Part(trained, rest, anchor, [[kept[rows] for kept in some] for some in memory])
+    def _part(self, x: Stack, received: Stack, memory: list[Tensors], rows: Rows) -> Part:
+        return Part(
+            [x[slot][path][rows] for slot, path in self.trained],
+            [x[slot][path][rows] for slot, path in self.rest],
+            [received[slot][path][rows] for slot, path in self.anchored],
+            [[kept[rows] for kept in some] for some in memory],
+        )
 
-    def _return(self, part: Part, x: Stack, memory: list[list[Tensor]], rows: Tensor) -> None:
+    def _return(self, part: Part, x: Stack, memory: list[Tensors], rows: Tensor) -> None:
         """Write a part that is a copy back into the stack."""
-        for slot, path in self.trained:
-            x[slot][path][rows] = part.trained[slot][path]
-        for slot, path in self.followed:
-            x[slot][path][rows] = part.rest[slot][path]
+        for (slot, path), value in zip([*self.trained, *self.rest], [*part.trained, *part.rest], strict=True):
+            if (slot, path) in self.trained or (slot, path) in self.followed:
+                x[slot][path][rows] = value
         for whole, some in zip(memory, part.memory, strict=True):
             for all_rows, changed in zip(whole, some, strict=True):
                 all_rows[rows] = changed
 
     def _step(
-        self, trained: Stack, rest: Stack, received: Stack, memory: list[list[Tensor]],
-        rows: list[Tensor], counts: list[Tensor] | None, keys: Tensor, running: Tensor | None,
+        self, trained: Tensors, rest: Tensors, received: Tensors, memory: list[Tensors],
+        rows: Tensors, counts: Tensors, keys: Tensors, running: Tensor | None,
         lr: Tensor | float, step: Tensor | int,
     ) -> Tensor:  # fmt: skip
         """One step of all clients of a part, changing its leaves in place.
@@ -260,8 +262,8 @@ class Stacked(Steps):
         Args:
             trained, rest, received, memory: the part.
             rows: ``(clients, batch)`` for each batch of the step.
-            counts: ``(clients,)`` real examples for each batch; ``None`` when nothing is padded.
-            keys: ``(clients,)`` dropout keys.
+            counts: ``(clients,)`` real examples for each batch; empty when nothing is padded.
+            keys: ``(clients,)`` dropout keys; empty when nothing is random.
             running: ``(clients,)`` who takes the step; ``None`` for all.
             lr: learning rate.
             step: number of the step, from 1.
@@ -269,70 +271,64 @@ class Stacked(Steps):
         Returns:
             ``(clients,)`` losses.
         """
-        weights = [None] * len(rows) if counts is None else [
-            (torch.arange(index.shape[1], device=index.device) < count.unsqueeze(1)).to(self.dtype)
-            for index, count in zip(rows, counts, strict=True)
-        ]  # fmt: skip
-        inputs, targets = self.federation.inputs, self.federation.targets
-        data = [
-            {"inputs": gather(inputs, index), "targets": gather(targets, index)} | ({} if w is None else {"weight": w})
-            for index, w in zip(rows, weights, strict=True)
-        ]
+        inputs = [gather(self.federation.inputs, index) for index in rows]
+        targets = [gather(self.federation.targets, index) for index in rows]
+        places = [torch.arange(index.shape[1], device=index.device) for index in rows]
+        weights = [(p < c.unsqueeze(1)).to(self.dtype) for p, c in zip(places, counts, strict=False)]
         losses: Tensor
-        grads, losses, changed = self._gradients(trained, rest, received, data, keys)
-        values = [trained[slot][path] for slot, path in self.trained]
-        before = None if running is None else [value.clone() for value in values]
-        if values:
-            flat = clipped([grads[slot][path] for slot, path in self.trained], self.clip, stacked=True)
-            self.optimizer.step(values, flat, memory, lr, step)
+        grads, losses, changed = self._gradients(trained, rest, received, inputs, targets, weights, keys)
+        before = None if running is None else [value.clone() for value in trained]
+        if trained:
+            self.optimizer.step(trained, clipped(grads, self.clip, stacked=True), memory, lr, step)
+        others = as_stack(self.rest, rest)
         if running is not None and before is not None:
-            for value, old in zip(values, before, strict=True):
+            for value, old in zip(trained, before, strict=True):
                 value.copy_(torch.where(per_client(running, value), value, old))
-            changed = {
-                slot: {path: torch.where(per_client(running, v), v, rest[slot][path]) for path, v in leaves.items()}
-                for slot, leaves in changed.items()
-            }
             losses = torch.where(running, losses, 0.0)
-        write(rest, changed)
+            changed = {(s, p): torch.where(per_client(running, v), v, others[s][p]) for (s, p), v in changed.items()}
+        write(others, changed)
         return losses
 
     def _gradient(
-        self, trained: Stack, rest: Stack, received: Stack, data: list[dict[str, Tensor]], key: Tensor
-    ) -> Any:
-        """``(gradients, loss, followed leaves)`` of one client, to be mapped."""
-        examples = [(one["inputs"], one["targets"], one.get("weight")) for one in data]
-        drawn = key if self.network.random else None
-        anchor = State(received)
-        extra, kept = self._before(self._joined(trained, rest), anchor, examples, drawn)
+        self, trained: Tensors, rest: Tensors, received: Tensors,
+        inputs: Tensors, targets: Tensors, weights: Tensors, keys: Tensors,
+    ) -> tuple[Tensors, Tensor, Changed]:  # fmt: skip
+        """Gradients, loss and followed leaves of one client, to be mapped."""
+        data = list(zip(inputs, targets, weights or itertools.repeat(None)))  # noqa: B905
+        key = keys[0] if keys else None
+        anchor = State(as_stack(self.anchored, received))
+        extra, kept = self._before(State(self._joined(trained, rest)), anchor, data, key)
 
-        def loss(trained: Stack) -> tuple[Tensor, tuple[Tensor, Stack]]:
-            x, batch = State(self._joined(trained, rest) | extra), self._batch(examples, drawn)
+        def loss(trained: Tensors) -> tuple[Tensor, tuple[Tensor, Changed]]:
+            x, batch = State(self._joined(trained, rest) | extra), self._batch(data, key)
             value = self.phase.minimised(x, anchor, batch)
             return value, (value.detach(), self._statistics(x, batch))
 
-        grads: Stack = {}
-        if self.trained:
+        grads: Tensors = []
+        if trained:
             grads, (value, statistics) = torch.func.grad(loss, has_aux=True)(trained)
         else:
             _, (value, statistics) = loss(trained)
-        return grads, value, merge(kept, statistics)
+        return grads, value, kept | statistics
 
-    def _joined(self, trained: Stack, rest: Stack) -> Stack:
-        """One state of trained and other leaves, in the order of the slots."""
-        joined = merge(trained, rest)
-        return {slot: {path: joined[slot][path] for path in paths} for slot, paths in self.paths.items()}
-
-
-def merge(a: Stack, b: Stack) -> Stack:
-    """The leaves of both, of ``b`` where both have one."""
-    return {slot: {**a.get(slot, {}), **b.get(slot, {})} for slot in {**a, **b}}
+    def _joined(self, trained: Tensors, rest: Tensors) -> Stack:
+        """A state of trained and other leaves, in the order of the slots."""
+        values = dict(zip([*self.trained, *self.rest], [*trained, *rest], strict=True))
+        return as_stack(self.read, [values[leaf] for leaf in self.read])
 
 
-def write(stack: Stack, changed: Stack) -> None:
+def as_stack(leaves: list[Leaf], values: Tensors) -> Stack:
+    """Slots with the given leaves."""
+    stack: Stack = {}
+    for (slot, path), value in zip(leaves, values, strict=True):
+        stack.setdefault(slot, {})[path] = value
+    return stack
+
+
+def write(stack: Stack, changed: Changed) -> None:
     """Copy values into the leaves of a stack."""
-    for slot, leaves in changed.items():
-        for path, value in leaves.items():
-            stack[slot][path].copy_(value)
+    for (slot, path), value in changed.items():
+        stack[slot][path].copy_(value.detach())
 
 
 def gather(values: Tensor, rows: Tensor) -> Tensor:
@@ -340,10 +336,10 @@ def gather(values: Tensor, rows: Tensor) -> Tensor:
     return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
 
 
-def clipped(grads: Sequence[Tensor], limit: float | None, *, stacked: bool = False) -> list[Tensor]:
+def clipped(grads: list[Tensor], limit: float | None, *, stacked: bool = False) -> list[Tensor]:
     """Gradients of each client scaled to at most ``limit`` in norm, as ``torch.nn.utils.clip_grad_norm_`` does."""
     if limit is None:
-        return list(grads)
+        return grads
     first = int(stacked)
     squares = [g.flatten(first).square().sum(-1) if g.dim() > first else g.square() for g in grads]
     scale = (limit / (torch.stack(squares).sum(0).sqrt() + 1e-6)).clamp(max=1.0)

@@ -1,0 +1,179 @@
+"""The HTML report: self-contained, safe with any name, and true to the numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from importlib.resources import files
+
+import pytest
+from comparisons import comparison, scored
+
+from plures.evaluate.results import Comparison
+from plures.report import headline, html_report
+from plures.report.html import curve, document
+
+VOID = {"meta", "link", "input", "br", "path", "img"}
+HOSTILE = "</script><b>\"&${x}' <img src=x onerror=alert(1)> \u2028 [bold]"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and texts of a page; unbalanced tags are an error."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.stack: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(page)
+        self.close()
+        assert not self.stack
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.stack[-1] if self.stack else "", data))
+
+    def inside(self, tag: str) -> str:
+        return "".join(text for where, text in self.texts if where == tag)
+
+    def shown(self) -> str:
+        return " ".join(text for where, text in self.texts if where not in ("script", "style"))
+
+    def data(self) -> dict[str, object]:
+        text = next(text for where, text in self.texts if where == "script")
+        found: dict[str, object] = json.loads(text)
+        return found
+
+
+SHAPES = {
+    "classification": comparison(),
+    "regression": comparison(kind="regression", clients=12),
+    "one seed": comparison(seeds=1, rounds=10),
+    "unseen": comparison(unseen=4, clients=10),
+    "hostile": comparison(
+        federation=HOSTILE, client_names=[f"{HOSTILE} {i}" for i in range(6)], clients=6, seeds=2, rounds=10
+    ),
+    "baselines": comparison(names=("local", "fedavg", "fedavg_ft"), clients=5, rounds=4),
+    "nobody scored": scored({name: [[None] * 4] for name in ("local", "fedavg", "fedavg_ft", "ditto")}),
+}
+
+
+@pytest.fixture(params=[name for name in SHAPES if name != "nobody scored"])
+def shape(request: pytest.FixtureRequest) -> Comparison:
+    return SHAPES[request.param]
+
+
+def test_asks_nothing_of_the_network(shape: Comparison) -> None:
+    page = html_report(shape)
+    for tag, attributes in Page(page).tags:
+        assert tag not in {"img", "iframe", "object", "embed", "base", "form"}
+        for name in ("src", "href", "action", "data", "srcset", "poster"):
+            value = attributes.get(name)
+            assert value is None or re.match(r"#|data:", value), (tag, name, value)
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", page)
+    assert "default-src 'none'" in page
+
+
+def test_embedded_data_parse_back_to_the_same_values(shape: Comparison) -> None:
+    found = Page(html_report(shape)).data()
+    assert found == document(shape, shape.rows())
+    drawn = {m["name"]: m["values"] for m in found["methods"]}  # type: ignore[attr-defined]
+    for method in shape.methods:
+        expected = method.per_client(shape.metric.name)
+        assert [None if x != x else float(x) for x in expected] == drawn[method.name]
+
+
+def test_hostile_names_stay_text() -> None:
+    page = Page(html_report(SHAPES["hostile"]))
+    assert page.inside("h1") == HOSTILE
+    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert f"{HOSTILE} 5" in page.shown()
+
+
+def test_missing_values_are_a_dash(shape: Comparison) -> None:
+    page = Page(html_report(shape))
+    cells = [text for where, text in page.texts if where in ("td", "dd", "p")]
+    assert "\N{EN DASH}" in cells
+    assert not any(re.search(r"\b(nan|NaN|None|inf|Infinity|null)\b", text) for text in cells)
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_no_test_examples_at_all_is_said_and_drawn() -> None:
+    page = Page(html_report(SHAPES["nobody scored"]))
+    assert "nothing can be said" in page.shown()
+
+
+def test_first_screen_and_sections(shape: Comparison) -> None:
+    page = Page(html_report(shape))
+    assert headline(shape) in page.shown()
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {"methods", "gain", "curves", "spread", "clients", "how", "words", "data"} <= set(ids)
+    for tag, attributes in page.tags:
+        for name in ("href", "aria-labelledby"):
+            if (attributes.get(name) or "").startswith("#") or (name == "aria-labelledby" and name in attributes):
+                assert (attributes[name] or "").lstrip("#") in ids, (tag, attributes)
+    assert page.inside("noscript") or any(tag == "noscript" for tag, _ in page.tags)
+    assert all(method.citation in page.shown() for method in shape.methods)
+    assert shape.federation.source in page.shown()
+
+
+def test_counts_of_harmed_clients_agree_with_the_table() -> None:
+    c = SHAPES["classification"]
+    drawn = {m["name"]: m["values"] for m in document(c, c.rows())["methods"]}
+    pairs = [(a, b) for a, b in zip(drawn["fedbn"], drawn["local"], strict=True) if a is not None and b is not None]
+    assert sum(a < b for a, b in pairs) / len(pairs) == c.row("fedbn").harmed_local
+
+
+def test_curve_is_the_mean_and_range_over_seeds() -> None:
+    c = scored({name: [[0.5] * 4] * 3 for name in ("local", "fedavg", "fedavg_ft")})
+    points = curve(c.method("local"))
+    assert [p["round"] for p in points] == [0, 2, 4]
+    # Validation is 0.1 (round + seed) over seeds 0, 1, 2; 4000 bytes travel among 4 clients until round 4.
+    last = {"round": 4, "mean": 0.5, "least": 0.4, "most": 0.6, "bytes": 1000.0, "seconds": 3.0}
+    assert points[-1] == pytest.approx(last)
+
+
+def test_unseen_clients_have_rows_of_their_own() -> None:
+    shown = Page(html_report(SHAPES["unseen"])).shown()
+    assert "4 unseen clients" in shown
+    assert "new person 4" in shown
+
+
+def test_page_is_small() -> None:
+    assert len(html_report(SHAPES["classification"]).encode()) < 400_000
+
+
+def test_text_has_enough_contrast_in_light_and_dark() -> None:
+    css = files("plures.report").joinpath("page.css").read_text(encoding="utf-8")
+    pairs = re.findall(r"--([a-z0-9]+): light-dark\(#([0-9a-f]{6}), #([0-9a-f]{6})\)", css)
+    colours = {name: (light, dark) for name, light, dark in pairs}
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        r, g, b = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    def contrast(a: str, b: str) -> float:
+        high, low = sorted((luminance(a), luminance(b)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    on_paper = ["ink", "soft", "accent", "gain", "harm", *(f"s{i}" for i in range(8))]
+    written = [(name, "paper") for name in on_paper]
+    written += [("ink", ground) for ground in ("card", "wash", "heat")] + [("soft", "card"), ("soft", "wash")]
+    written += [("accent", "wash")]
+    for text, ground in written:
+        for mode in (0, 1):
+            assert contrast(colours[text][mode], colours[ground][mode]) >= 4.5, (text, ground, mode)
