@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import shlex
@@ -19,17 +20,19 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import nn
 
 import plures
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary, score
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.compare import saved_execution as saved
+from plures.evaluate.spec import find_method
 from plures.federation import CATALOGUE as DATASETS
 from plures.federation import from_folder, load, locate
-from plures.method import Personal, Predict
+from plures.method import Bound, Personal
 from plures.methods import CATALOGUE
-from plures.models import NETWORKS, Network, build
+from plures.models import NETWORKS, Network, build, with_roles
 from plures.report import console_table, headline, html_report
 from plures.run import Execution, onboard
 from plures.run.checkpoint import write_text
@@ -233,34 +236,42 @@ def run_command(
 
 
 @app.command("methods")
-def methods_command() -> None:
-    """List the methods."""
-    probe = Network(build(lambda: NETWORKS["mlp"]((8,), 2, (4,)), 0))
-    table = Table("name", "method", "family", "parameters", "up / down", "keeps", "unseen client", "citation")
-    for name, entry in CATALOGUE.items():
-        bound = entry().bind(probe)
-        up, down = (round(part / sum(t.nbytes for t in bound.initial["model"].values()), 2) for part in traffic(bound))
-        keeps = ", ".join(b.name for b in bound.blocks if isinstance(b.share, Personal)) or "-"
-        parameters = ", ".join(f"{k}={v}" for k, v in entry.defaults.items() if isinstance(v, int | float | str))
-        table.add_row(
-            name,
-            entry.title,
-            entry.family,
-            parameters,
-            f"{up:g} / {down:g}",
-            keeps,
-            newcomer(bound.method.predictor),
-            entry.citation,
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="Tell all about this method.")] = None,
+) -> None:
+    """List the methods, or tell all about one."""
+    if name is not None:
+        entry = find_method(name)
+        defaults = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items()) or "none"
+        tried = "; ".join(f"{key}: {values}" for key, values in entry.space.items()) or "nothing"
+        console.print(f"{entry.title} ({entry.family})\n{entry.citation}\n", markup=False, highlight=False)
+        console.print(inspect.getdoc(entry.build) or "", markup=False, highlight=False)
+        console.print(
+            f"\nparameters: {defaults}\ntuned beside the learning rate: {tried}", markup=False, highlight=False
         )
+        return
+    layers = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)
+    probe = Network(with_roles(nn.Sequential(*layers), head="3"))
+    table = Table("name", "method", "family", "travels", "up", "down", "stays with the client", "unseen client")
+    for method in CATALOGUE.values():
+        bound = method().bind(probe)
+        whole = sum(t.nbytes for t in bound.initial["model"].values())
+        up, down = (f"{part / whole:.2g}" for part in traffic(bound))
+        travels = ", ".join(b.name for b in bound.blocks if bound.travelling(b)) or "-"
+        keeps = ", ".join(b.name for b in bound.blocks if isinstance(b.share, Personal)) or "-"
+        table.add_row(method.name, method.title, method.family, travels, up, down, keeps, newcomer(bound))
     console.print(table)
-    console.print("up / down: what a client sends and receives in a round, in models")
+    console.print("up, down: what a client sends and receives in a round, in sizes of a small model with a head")
 
 
-def newcomer(predict: Predict) -> str:
+def newcomer(bound: Bound) -> str:
     """How an unseen client gets its model."""
-    steps = ["the shared part"]
+    predict = bound.method.predictor
+    steps = ["shared model"] if any(b.share.models for b in bound.blocks) else ["initial model"]
+    if any(b.share.models > 1 for b in bound.blocks):
+        steps = ["best of the shared models"]
     if predict.visits:
-        steps.append(f"{predict.visits} local visits")
+        steps.append(f"{predict.visits} local visit{'s' if predict.visits > 1 else ''}")
     if predict.adapt:
         steps.append("fine-tuning")
     return " + ".join(steps)

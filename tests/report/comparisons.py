@@ -168,6 +168,8 @@ def comparison(
             "cohort": 10,
             "epochs": 2,
             "batch": 32,
+            "clip": None,
+            "options": {},
             "tuning": {"rounds": 30, "lr": [0.01, 0.03, 0.1]},
         },
         environment={"plures": "0.1.0", "python": "3.12.4", "torch": "2.8.0", "device": "cpu"},

@@ -65,6 +65,18 @@ def test_console_fits_in_100_columns(options: dict[str, object]) -> None:
     assert "nan" not in text.lower()
 
 
+@pytest.mark.parametrize("width", [30, 60, 80, 90])
+def test_narrow_terminals_leave_columns_out_and_cut_no_number(width: int) -> None:
+    c = comparison(unseen=4)
+    text = told(c, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "87.8 ± " in text or "88.1 ± " in text
+    assert "LG-FedAvg" in text
+    assert ("chosen" in text) == (width >= 100)
+    assert "harmed" in text
+
+
 def test_baselines_come_first_then_the_best() -> None:
     titles = list(cells(comparison()))
     assert titles[:4] == ["Local only", "FedAvg", "FedAvg + fine-tuning", "Ditto"]

@@ -29,6 +29,11 @@ def significant(value: float | None) -> str:
     return MISSING if value is None else "0" if value == 0 else f"{value:.{decimals(value)}f}"
 
 
+def megabytes(value: float) -> str:
+    """Megabytes with three significant digits, down to a kilobyte."""
+    return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}" if 0 < value < 0.1 else significant(value)
+
+
 def probability(p: float) -> str:
     """A p-value as it stands in a sentence."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.{2 if p >= 0.1 else 3}f}"
@@ -181,7 +186,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "MB per",
             "client",
             "megabytes that a client sends and receives until the chosen round.",
-            lambda row: significant(row.megabytes),
+            lambda row: megabytes(row.megabytes),
         ),
         Column(
             "chosen_round",

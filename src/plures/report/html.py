@@ -203,7 +203,8 @@ def _clients(comparison: Comparison, rows: list[Row], number: Number) -> str:
     everything = np.concatenate([values for _, _, values, _ in lines])
     finite = everything[np.isfinite(everything)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-    tests = dict(zip(people, comparison.methods[0].seeds[0].test.sizes, strict=True))
+    scored = [s for run in comparison.methods[0].seeds for s in (run.unseen, run.test) if s is not None]
+    tests = {name: size for s in scored for name, size in zip(s.clients, s.sizes, strict=True)}
     head = _heading("client", "", kind="name") + _heading("examples", "train", first="descending")
     head += _heading("examples", "test", first="descending")
     head += "".join(_heading(row.title, "", first="descending" if metric.higher else "ascending") for row in rows)
@@ -376,12 +377,18 @@ def _tint(value: float, low: float, high: float, *, higher: bool) -> str:
 
 def _list(values: Mapping[str, Any]) -> str:
     """A list of names and values."""
-    told = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(_told(v))}</dd></div>" for k, v in values.items())
+    told = "".join(
+        f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{escape(_told(v))}</dd></div>" for k, v in values.items()
+    )
     return f"<dl>{told}</dl>"
 
 
 def _told(value: Any) -> str:
-    """A setting in words: lists with commas, tables as ``name: value``."""
+    """A setting in words: lists with commas, tables as ``name: value``, nothing as a dash."""
+    if value is None or value in ("", [], (), {}):
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_told(inner)}" for name, inner in value.items())
     return ", ".join(map(_told, value)) if isinstance(value, list | tuple) else str(value)

@@ -366,7 +366,7 @@
     while (taken.has(slot)) slot++;
     return slots.set(method, slot);
   }
-  [methods.find((method) => method.best), ...["fedavg_ft", "fedavg", "local"].map((name) => methods.find((m) => m.name === name))]
+  [methods.find((method) => !method.baseline), ...["fedavg_ft", "fedavg", "local"].map((name) => methods.find((m) => m.name === name))]
     .forEach((method) => method && !slots.has(method) && toggle(method));
   const look = (slot) => ({ colour: `--c: var(--s${slot % SLOTS})`, dash: DASHES[(slot + Math.floor(slot / SLOTS)) % DASHES.length] });
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -13,14 +14,37 @@ from plures.report.columns import Number, best, columns, known, probability
 
 LEVEL = 0.05
 LEFT_OUT = ("chosen_round",)
+SPARED = ("chosen_round", "weighted", "ece", "bottom", "std", "megabytes", "unseen", "worst", "harmed_fedavg")
+NAME_WIDTH = 12
+
+
+class Fitted(Table):
+    """A table that leaves columns out where the terminal is too narrow, the least needed ones first.
+
+    Attributes:
+        spared: headings of the columns that may be left out, in order; every column has a ``min_width``.
+    """
+
+    spared: tuple[str, ...] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        everything = self.columns
+        for heading in self.spared:
+            if sum(column.min_width or 0 for column in self.columns) + len(self.columns) - 1 <= options.max_width:
+                break
+            self.columns = [column for column in self.columns if column.header != heading]
+        try:
+            yield from super().__rich_console__(console, options)
+        finally:
+            self.columns = everything
 
 
 def console_table(comparison: Comparison) -> Table:
-    """The comparison for a terminal of 100 columns: baselines first, then the best first."""
+    """The comparison for a terminal: baselines first, then the best first; whole from 100 columns on."""
     rows = comparison.rows()
     shown = columns(comparison, rows)
     winner = best(comparison, rows)
-    table = Table(
+    table = Fitted(
         title=Text(f"{comparison.federation.name}: {describe_metric(comparison)}", style="bold"),
         title_justify="left",
         caption="harmed: share of clients worse off than alone (local) and than with one global model (FedAvg)",
@@ -29,9 +53,13 @@ def console_table(comparison: Comparison) -> Table:
         show_edge=False,
         padding=0,
     )
-    table.add_column("method", min_width=12)
+    table.add_column("method", min_width=NAME_WIDTH)
+    headings = {column.key: f"{column.heading}\n{column.detail.removeprefix('vs ')}" for column in shown}
     for column in shown:
-        table.add_column(f"{column.heading}\n{column.detail.removeprefix('vs ')}", justify="right", no_wrap=True)
+        heading = headings[column.key]
+        width = max(map(len, [*heading.split("\n"), *map(column.write, rows)]))
+        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+    table.spared = tuple(headings[key] for key in SPARED if key in headings)
     for place, row in enumerate(rows):
         style = "bold green" if row is winner and known(row.mean) is not None else ""
         cells = [Text(column.write(row), style if column.key == "mean" else "") for column in shown]

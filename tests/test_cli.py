@@ -1,0 +1,143 @@
+"""The command line, as a user runs it: real processes, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import plures
+
+PLURES = [sys.executable, "-m", "plures.cli"]
+FIXED = ["--backend", "vmap", "--chunk", "4", "--no-compile-step"]
+
+
+def call(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    return subprocess.run([*PLURES, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+
+
+def run_command(out: Path, rounds: int = 12, method: str = "ditto") -> list[str]:
+    return ["run", "heart", method, "--rounds", str(rounds), "--lr", "0.05", "--out", str(out), *FIXED]
+
+
+def test_lists_name_every_method_and_data_set():
+    methods, datasets = call("methods").stdout, call("datasets").stdout
+    assert all(name in methods for name in plures.METHODS)
+    assert "har" in datasets
+    assert "heart" in datasets
+    assert "Algorithm 1" in call("methods", "ditto").stdout
+
+
+def test_run_onboard_predict(tmp_path):
+    out = tmp_path / "r"
+    done = call(*run_command(out, 4), "--unseen", "va")
+    assert done.returncode == 0, done.stderr
+    assert "unseen clients:" in done.stdout
+    assert sorted(f.name for f in out.iterdir()) == ["models.safetensors", "run.json", "state.safetensors"]
+    onboarded = call("onboard", str(out))
+    assert onboarded.returncode == 0, onboarded.stderr
+    assert "va" in onboarded.stdout
+    for client in ("va", "cleveland"):
+        lines = call("predict", str(out), "--client", client).stdout.strip().splitlines()
+        federation = plures.load("heart")
+        assert lines[0] == "class," + ",".join(federation.task.classes)
+        assert len(lines) == 1 + len(federation.splits["test"][federation.index(client)])
+        assert all(sum(map(float, line.split(",")[1:])) == pytest.approx(1, abs=1e-4) for line in lines[1:])
+
+
+def test_predict_scales_raw_examples_as_in_training(tmp_path):
+    """A folder of raw examples: predicting from a file of raw rows equals predicting the stored, scaled rows."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        x = 50 + 20 * generator.normal(size=(60, 3)).astype(np.float32)
+        np.savez(folder / f"{name}.npz", x=x, y=(x[:, 0] > 50).astype(np.int64))
+    out = tmp_path / "r"
+    done = call("run", str(folder), "fedavg", "--data", "standardize=true", "--rounds", "5", "--out", str(out), *FIXED)
+    assert done.returncode == 0, done.stderr
+    federation = plures.from_folder(folder, standardize=True)
+    rows = federation.splits["test"][0]
+    mean, scale = federation.scaling
+    np.savez(tmp_path / "raw.npz", x=(federation.inputs[rows] * scale + mean).float().numpy())
+    stored = call("predict", str(out), "--client", "a").stdout.splitlines()
+    raw = call("predict", str(out), "--client", "a", "--inputs", str(tmp_path / "raw.npz")).stdout.splitlines()
+    for one, two in zip(stored[1:], raw[1:], strict=True):
+        assert one.split(",")[0] == two.split(",")[0]
+        assert [float(v) for v in one.split(",")[1:]] == pytest.approx([float(v) for v in two.split(",")[1:]], abs=1e-4)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+def test_a_stopped_run_goes_on_exactly(tmp_path, how):
+    """Stopped in mid-run by a real signal, then started again: the same state, bit for bit."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert call(*run_command(whole, 60)).returncode == 0
+    process = subprocess.Popen([*PLURES, *run_command(stopped, 60)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    checkpoint = stopped / "checkpoint.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(how)
+    code = process.wait(60)
+    assert code in ((-9,) if how == signal.SIGKILL else (130,))
+    assert checkpoint.exists()
+    assert not (stopped / "run.json").exists()
+    assert call(*run_command(stopped, 60)).returncode == 0
+    one, two = load_file(whole / "state.safetensors"), load_file(stopped / "state.safetensors")
+    assert one.keys() == two.keys()
+    assert all(one[key].equal(two[key]) for key in one)
+    first, second = (json.loads((d / "run.json").read_text())["result"] for d in (whole, stopped))
+    assert first["test"] == second["test"]
+    assert [p["validation"] for p in first["curve"]] == [p["validation"] for p in second["curve"]]
+    assert not checkpoint.exists()
+
+
+def test_compare_writes_table_results_and_report(tmp_path):
+    out = tmp_path / "c"
+    options = ["--rounds", "3", "--seeds", "1", "--tune-rounds", "0", "--method", "ditto", "--out", str(out), *FIXED]
+    done = call("compare", "heart", *options)
+    assert done.returncode == 0, done.stderr
+    assert "Ditto" in done.stdout
+    result = plures.Comparison.from_json(out / "results.json")
+    assert [m.name for m in result.methods] == ["local", "fedavg", "fedavg_ft", "ditto"]
+    page = (out / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert all(hospital in page for hospital in result.federation.clients)
+    kept = plures.RunFolder(out / "runs" / "ditto-seed0")
+    again = kept.run()
+    own = kept.model("cleveland")
+    assert all(t.equal(again.predictors([0])[k][0]) for k, t in own.items())
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run", "heart", "dito"], "no method 'dito'; there are local, fedavg"),
+        (["run", "hart", "ditto"], "did you mean 'heart'"),
+        (["run", "heart", "ditto", "--set", "lam=-1"], "lam=-1 must not be negative"),
+        (["run", "heart", "ditto", "--set", "mu=1"], "its parameters are lam=1.0"),
+        (["run", "heart", "ditto", "--set", "lam"], "write NAME=VALUE"),
+        (["run", "heart", "ditto", "--model", "mpl"], "no network 'mpl'"),
+        (["run", "heart", "ditto", "--lr", "-1"], "SGD: lr=-1.0 must be a number >= 0"),
+        (["run", "heart", "ditto", "--fraction", "2"], "participation fraction 2.0"),
+        (["run", "heart", "ditto", "--unseen", "paris"], "no client 'paris'"),
+        (["run", "heart", "nowhere.module:method"], "cannot be imported"),
+        (["predict", "nowhere", "--client", "a"], "nowhere is not a finished run"),
+        (["run", "heart", "fedper", "--model", "logistic"], "mark the part"),
+    ],
+)
+def test_bad_input_gives_one_line_that_names_it(tmp_path, command, message):
+    done = call(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
