@@ -1,0 +1,281 @@
+"""Speed of one federated round, and of evaluating all personal models, against a tight plain PyTorch loop.
+
+The reference does the same work with one model, no data loader, batches gathered by index from a flat tensor,
+``torch.autograd.grad`` and an in-place update. Both are timed alternately in the same process; each setting has a
+process of its own, whose peak memory is read after a first round of the reference and after a first round of plures.
+
+    python -m benchmarks.speed --out benchmarks/results/speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plures import Execution, Federation, Run, Training
+from plures.evaluate import score
+from plures.federation import SPLITS, Split, Task
+from plures.method import SGD
+from plures.methods import fedavg, local
+from plures.models import fedavg_cnn, logistic, mlp
+
+EXAMPLES, TESTED, RATE = 18_742, 4_000, 0.01
+MODELS = {"logistic": logistic, "mlp": mlp, "cnn": fedavg_cnn}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table."""
+
+    model: str
+    clients: int
+    batch: int
+    sizes: str
+
+
+@dataclass
+class Measured:
+    """Seconds (medians) and megabytes of one setting.
+
+    Attributes:
+        round: reference, plures with one client at a time, stacked, stacked and compiled; ``None`` where not tried.
+        evaluation: reference and plures.
+        memory: peak of the process after a round of the reference, and after one of plures stacked.
+        chunk: clients stacked at once, in the faster of the candidates.
+        compilation: seconds of the first compiled round.
+    """
+
+    setting: Setting
+    reference: float
+    one: float
+    stacked: float
+    compiled: float | None
+    chunk: int
+    compiled_chunk: int | None
+    compilation: float | None
+    evaluation_reference: float
+    evaluation: float
+    memory_reference: float
+    memory: float
+
+
+def federation(setting: Setting) -> Federation:
+    """MNIST-shaped random data, in equal shares or in shares drawn from a Dirichlet distribution."""
+    generator = np.random.default_rng(0)
+    weights = np.ones(setting.clients) if setting.sizes == "equal" else generator.dirichlet(np.ones(setting.clients))
+    tests = np.full(setting.clients, TESTED // setting.clients)
+    trains = np.maximum((weights / weights.sum() * EXAMPLES).astype(int), 2)
+    owned = torch.arange(int((trains + tests).sum())).split((trains + tests).tolist())
+    split = {
+        "train": Split.of([rows[:n] for rows, n in zip(owned, trains, strict=True)]),
+        "test": Split.of([rows[n:] for rows, n in zip(owned, trains, strict=True)]),
+    }
+    total = int((trains + tests).sum())
+    return Federation(
+        name="random",
+        task=Task("classification", tuple("0123456789"), 10),
+        inputs=torch.from_numpy(generator.normal(size=(total, 1, 28, 28)).astype(np.float32)),
+        targets=torch.from_numpy(generator.integers(0, 10, total)),
+        clients=tuple(f"{i:04d}" for i in range(setting.clients)),
+        splits={name: split.get(name, split["test"]) for name in SPLITS},
+    )
+
+
+def tight_round(model: nn.Module, data: Federation, batch: int) -> list[Tensor]:
+    """FedAvg, one epoch on every client, as plain as PyTorch allows."""
+    parameters = list(model.parameters())
+    start = [p.detach().clone() for p in parameters]
+    mean = [torch.zeros_like(p) for p in start]
+    sizes = data.splits["train"].sizes.tolist()
+    for rows, size in zip(data.splits["train"], sizes, strict=True):
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, start)
+        for index in rows[torch.randperm(size)].split(batch):
+            loss = F.cross_entropy(model(data.inputs[index]), data.targets[index])
+            grads = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                torch._foreach_add_(parameters, grads, alpha=-RATE)
+        with torch.no_grad():
+            torch._foreach_add_(mean, parameters, alpha=size / sum(sizes))
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, start)
+    return mean
+
+
+def tight_evaluation(model: nn.Module, models: list[list[Tensor]], data: Federation) -> list[float]:
+    """Accuracy of every client's own model on its own test examples, all of them in one batch."""
+    parameters = list(model.parameters())
+    found = []
+    with torch.no_grad():
+        for own, rows in zip(models, data.splits["test"], strict=True):
+            torch._foreach_copy_(parameters, own)
+            outputs = model(data.inputs[rows])
+            found.append((outputs.argmax(1) == data.targets[rows]).float().mean().item())
+    return found
+
+
+def prepared(setting: Setting, data: Federation, execution: Execution, *, personal: bool = False) -> Run:
+    return Run(
+        data,
+        lambda: MODELS[setting.model](data.features, 10),
+        local() if personal else fedavg(),
+        Training(rounds=10**6, batch_size=setting.batch, optimizer=SGD(RATE)),
+        execution=execution,
+    )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def paired(repeats: int, **works: Callable[[], object]) -> dict[str, float]:
+    """Median seconds of each work, run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            times[name].append(seconds(work))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure(setting: Setting, repeats: int) -> Measured:
+    """All figures of one setting."""
+    data = federation(setting)
+    torch.manual_seed(0)
+    model = MODELS[setting.model](data.features, 10)
+    tight_round(model, data, setting.batch)
+    memory_reference = peak()
+    chunks = sorted({min(size, setting.clients) for size in (5, 10, 20, 50)})
+    stacks = {size: prepared(setting, data, Execution("vmap", size, False, "float32")) for size in chunks}
+    tried = {size: min(seconds(run.step) for _ in range(2)) for size, run in stacks.items()}
+    chunk = min(tried, key=tried.__getitem__)
+    memory = peak()
+    works: dict[str, Callable[[], object]] = {
+        "reference": lambda: tight_round(model, data, setting.batch),
+        "one": prepared(setting, data, Execution("loop", 1, False, "float32")).step,
+        "stacked": stacks[chunk].step,
+    }
+    compilation, compiled_chunk = None, None
+    if setting.model != "cnn":
+        compiled = {}
+        compilation = 0.0
+        for size in [size for size in chunks if setting.clients % size == 0 and size > 5]:
+            run = prepared(setting, data, Execution("vmap", size, True, "float32"))
+            compilation = max(compilation, seconds(run.step))
+            compiled[size] = (seconds(run.step), run)
+        compiled_chunk = min(compiled, key=lambda size: compiled[size][0])
+        works["compiled"] = compiled[compiled_chunk][1].step
+    for work in works.values():
+        work()
+    times = paired(repeats, **works)
+    own = prepared(
+        setting, data, Execution("loop" if setting.model == "cnn" else "vmap", chunk, False, "float32"), personal=True
+    )
+    own.step()
+    leaves = own.predictors(list(range(len(data))))
+    models = [[leaves[name][i] for name, _ in model.named_parameters()] for i in range(len(data))]
+    ours = score(own, "test").values["accuracy"].tolist()
+    theirs = tight_evaluation(model, models, data)
+    assert np.allclose(ours, theirs, atol=1e-3), "the two evaluations disagree"
+    evaluated = paired(
+        max(repeats, 7),
+        reference=lambda: tight_evaluation(model, models, data),
+        plures=lambda: score(own, "test", leaves),
+    )
+    return Measured(
+        setting,
+        times["reference"],
+        times["one"],
+        times["stacked"],
+        times.get("compiled"),
+        chunk,
+        compiled_chunk,
+        compilation,
+        evaluated["reference"],
+        evaluated["plures"],
+        memory_reference,
+        memory,
+    )
+
+
+def settings(models: list[str], clients: list[int]) -> Iterator[Setting]:
+    for model in models:
+        for count in clients:
+            for batch in (10, 32):
+                for sizes in ("equal", "ragged"):
+                    yield Setting(model, count, batch, sizes)
+
+
+def table(rows: list[Measured]) -> str:
+    """The table as Markdown: ratios above 1 mean that plures is faster."""
+
+    def ratio(reference: float, ours: float | None) -> str:
+        return "-" if ours is None else f"{reference / ours:.2f}"
+
+    lines = [
+        "| model | clients | batch | sizes | reference s | one at a time | stacked (chunk) | compiled (chunk) | compilation s "
+        "| evaluation: reference ms | evaluation | peak MB: reference | peak MB: plures |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for m in rows:
+        s = m.setting
+        lines.append(
+            f"| {s.model} | {s.clients} | {s.batch} | {s.sizes} | {m.reference:.3f} | {ratio(m.reference, m.one)}x "
+            f"| {ratio(m.reference, m.stacked)}x ({m.chunk}) | {ratio(m.reference, m.compiled)}x ({m.compiled_chunk or '-'}) "
+            f"| {'-' if m.compilation is None else f'{m.compilation:.0f}'} | {1e3 * m.evaluation_reference:.1f} "
+            f"| {ratio(m.evaluation_reference, m.evaluation)}x | {m.memory_reference:.0f} | {m.memory:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--clients", nargs="+", type=int, default=[20, 200])
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(asdict(measure(Setting(**json.loads(options.one)), options.repeats))))
+        return
+    rows = []
+    for setting in settings(options.models, options.clients):
+        repeats = 3 if setting.model == "cnn" else options.repeats
+        command = [sys.executable, "-m", "benchmarks.speed", "--out", str(options.out), "--repeats", str(repeats)]
+        done = subprocess.run(
+            [*command, "--one", json.dumps(asdict(setting))], check=True, capture_output=True, text=True
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        rows.append(Measured(**found | {"setting": Setting(**found["setting"])}))
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    machine = (
+        f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    head = f"Made by `python -m benchmarks.speed` on {machine}; {EXAMPLES} training examples in all, one epoch, plain SGD.\n"
+    options.out.with_suffix(".md").write_text(head + "\n" + table(rows))
+
+
+if __name__ == "__main__":
+    main()
