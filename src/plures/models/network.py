@@ -162,7 +162,7 @@ class Network:
             self.module.train(train)
         if leaves is self.live and self._plain:
             return self.module(inputs), {}
-        fresh = {name: leaves[name].clone() for name in self._buffers} if train else {}
+        fresh = {name: leaves[name].detach().clone() for name in self._buffers} if train else {}
         if train and key is not None and self._draws is not None:
             with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
                 torch.manual_seed(int(key))

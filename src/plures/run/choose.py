@@ -10,7 +10,7 @@ import torch
 
 from plures.federation import Federation
 from plures.method import Bound, Phase
-from plures.run.engine import Engine
+from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution, Precision
 from plures.run.training import Training
 
@@ -34,32 +34,30 @@ def choose(
         seed: the run's seed.
         cohort: clients of a round.
     """
-    reason = bound.network.unmappable
-    if reason is not None and wanted.backend != "loop":
-        log.warning("clients are trained one at a time: %s", reason)
-        wanted = replace(wanted, backend="loop")
-    if wanted.precision == "auto":
-        wanted = replace(wanted, precision="float32") if wanted.torch_device.type == "cpu" else wanted
+    wanted = possible(bound, federation, training, wanted, seed)
     if wanted.settled:
         return wanted
     phases = [item for item in bound.method.schedule if isinstance(item, Phase)]
     timed: dict[Execution, float] = {}
-    for candidate in candidates(wanted, cohort):
+
+    def attempt(candidate: Execution) -> None:
         try:
             timed[candidate] = sum(measure(bound, federation, training, candidate, seed, phase) for phase in phases)
         except RuntimeError as error:
             if candidate.backend == "loop":
                 raise
-            log.warning("clients cannot be stacked through this model, so they are trained one at a time: %s", error)
+            log.warning("%s/%s%s did not run: %s", *_named(candidate), first_line(error))
+
+    for candidate in candidates(wanted, cohort):
+        attempt(candidate)
+    if not timed:
+        attempt(replace(wanted, backend="loop", chunk=1, compile=False))
     best = min(timed, key=timed.__getitem__)
     left = timed[best] * training.rounds * cohort * steps_per_visit(federation, training)
     if wanted.compile == "auto" and best.backend == "vmap" and left > COMPILE_AFTER and not bound.network.batch_coupled:
-        compiled = replace(best, compile=True)
-        timed[compiled] = sum(measure(bound, federation, training, compiled, seed, phase) for phase in phases)
+        attempt(replace(best, compile=True))
         best = min(timed, key=timed.__getitem__)
-    others = ", ".join(
-        f"{e.backend}/{e.chunk}{'/compiled' if e.compile else ''} {1e3 * t:.3g}" for e, t in timed.items()
-    )
+    others = ", ".join("{}/{}{} {:.3g}".format(*_named(e), 1e3 * t) for e, t in timed.items())
     log.info(
         "%s backend, %s clients at once, %s, %s: %.3g ms for a client's step (%s)",
         best.backend,
@@ -70,6 +68,61 @@ def choose(
         others,
     )
     return best
+
+
+def possible(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> Execution:
+    """What is left of the wishes on this device and with this model; says what had to be given up, and why."""
+    if wanted.precision == "auto" and wanted.torch_device.type == "cpu":
+        wanted = replace(wanted, precision="float32")
+    if wanted.backend != "loop":
+        reason = unstackable(bound, federation, training, wanted, seed)
+        if reason is not None:
+            log.warning("clients are trained one at a time: %s", reason)
+            wanted = replace(wanted, backend="loop")
+    if wanted.compile is True and bound.network.batch_coupled:
+        log.warning("the step is not compiled: batch normalisation cannot be padded to one shape for all clients")
+        wanted = replace(wanted, compile=False)
+    return replace(wanted, compile=False) if wanted.backend == "loop" else wanted
+
+
+def unstackable(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> str | None:
+    """Why clients cannot be stacked through the model and the method, or ``None``, from one step of two clients."""
+    precision = wanted.precision if wanted.precision != "auto" else "float32"
+    trial = Execution("vmap", 2, False, precision, wanted.device)
+    engine = Engine(bound, federation, training, trial, seed)
+    if bound.network.unmappable is not None:
+        return bound.network.unmappable
+    schedule = bound.method.schedule + bound.method.predictor.adapt
+    short = tuple(replace(item, steps=1, epochs=None) if isinstance(item, Phase) else item for item in schedule)
+    clients = largest(federation, 2)
+    try:
+        engine.visit(*copies(bound, len(clients)), clients, 0, short)
+    except RuntimeError as error:
+        return first_line(error)
+    return None
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _named(execution: Execution) -> tuple[str, object, str]:
+    return execution.backend, execution.chunk, "/compiled" if execution.compile is True else ""
+
+
+def largest(federation: Federation, count: int) -> list[int]:
+    """Positions of the clients with the most training examples, by decreasing number."""
+    sizes = federation.splits["train"].sizes
+    clients: list[int] = sizes.argsort(descending=True, stable=True)[:count].tolist()
+    return clients
+
+
+def copies(bound: Bound, clients: int) -> tuple[Stack, Stack]:
+    """Working and received states of clients that hold the initial leaves."""
+    received = {
+        slot: {p: t.expand(clients, *t.shape) for p, t in leaves.items()} for slot, leaves in bound.initial.items()
+    }
+    return {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}, received
 
 
 def steps_per_visit(federation: Federation, training: Training) -> float:
@@ -103,16 +156,12 @@ def measure(
     """Seconds that one step of one client takes, on copies of the initial leaves; the best of two tries."""
     chunk = execution.chunk
     assert isinstance(chunk, int)
-    sizes = federation.splits["train"].sizes
-    clients = sizes.argsort(descending=True, stable=True)[:chunk].tolist()
-    engine = Engine(bound, federation, replace(training, rounds=max(training.rounds, 1)), execution, seed)
+    clients = largest(federation, chunk)
+    engine = Engine(bound, federation, training, execution, seed)
     short = replace(phase, steps=MEASURED_STEPS, epochs=None)
-    received = {
-        slot: {p: t.expand(len(clients), *t.shape) for p, t in ls.items()} for slot, ls in bound.initial.items()
-    }
     best = float("inf")
     for _ in range(3):
-        x = {slot: {p: t.clone() for p, t in ls.items()} for slot, ls in received.items()}
+        x, received = copies(bound, len(clients))
         begun = time.perf_counter()
         engine.visit(x, received, clients, 0, (short,))
         if federation.inputs.is_cuda:

@@ -209,7 +209,9 @@ class Engine:
             if self._has(nn.MultiheadAttention):
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self._has(nn.RNNBase):
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                onednn = torch.backends.mkldnn
+                stack.callback(setattr, onednn, "enabled", onednn.enabled)
+                onednn.enabled = False
             yield
 
     def _has(self, kind: type[nn.Module]) -> bool:

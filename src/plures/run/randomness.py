@@ -43,7 +43,7 @@ def fold(*parts: int | Keys) -> Keys:
     """One 64-bit key for every combination of its (broadcast) parts."""
     key: Keys | int = 0
     for part in parts:
-        mixed = _mix_number(part) if isinstance(part, int) else _mix(part.astype(np.uint64))
+        mixed = _mix(part.astype(np.uint64)) if isinstance(part, np.ndarray) else _mix_number(int(part))
         if isinstance(key, int) and isinstance(mixed, int):
             key = _mix_number(key ^ mixed)
         else:

@@ -79,7 +79,7 @@ class Steps:
         if self.phase.batches == 1:
             (one,) = data
             return Batch(*one, self.problem, True, key)
-        keys = (None if key is None else (key + number * 0x9E3779B1) & 0xFFFFFFFF for number in itertools.count())
+        keys = (None if key is None else (key + number * 0x27D4EB2F) & 0xFFFFFFFF for number in itertools.count())
         return tuple(Batch(*one, self.problem, True, own) for one, own in zip(data, keys))  # noqa: B905
 
     def _before(self, x: State, anchor: State, data: list[Example], key: Tensor | None) -> tuple[Stack, Changed]:

@@ -1,21 +1,78 @@
-"""Personal leaves of all clients between their visits, in memory or memory-mapped on disk."""
+"""Personal leaves of all clients between their visits, in memory or on disk."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from plures.errors import PluresError
 from plures.method import Leaf
+
+BLOCK = 1024
+"""Clients that are read at once where all are needed."""
+
+
+class Rows(Protocol):
+    """The values of one leaf, one row per client."""
+
+    def read(self, clients: list[int]) -> Tensor:
+        """Rows of some clients, ``(clients, ...)``, a copy; what it holds before the first write is undefined."""
+
+    def write(self, clients: list[int], values: Tensor) -> None:
+        """Replace rows."""
+
+
+class MemoryRows:
+    """Rows of one tensor; memory of a row is only taken when it is first written."""
+
+    def __init__(self, like: Tensor, clients: int) -> None:
+        self._rows = torch.empty((clients, *like.shape), dtype=like.dtype, device=like.device)
+
+    def read(self, clients: list[int]) -> Tensor:
+        return self._rows[clients]
+
+    def write(self, clients: list[int], values: Tensor) -> None:
+        self._rows[clients] = values
+
+
+class DiskRows:
+    """Rows of one sparse file; a row takes space when it is first written."""
+
+    def __init__(self, like: Tensor, clients: int, path: Path) -> None:
+        self._like, self._path = like, path
+        self._file = path.open("w+b")
+        self._file.truncate(clients * like.nbytes)
+
+    def read(self, clients: list[int]) -> Tensor:
+        rows = torch.empty((len(clients), self._like.nbytes), dtype=torch.uint8)
+        for client, row in zip(clients, rows, strict=True):
+            self._file.seek(client * self._like.nbytes)
+            self._file.readinto(row.numpy())
+        return rows.view(self._like.dtype).view(len(clients), *self._like.shape).to(self._like.device)
+
+    def write(self, clients: list[int], values: Tensor) -> None:
+        rows = values.detach().cpu().reshape(len(clients), self._like.numel()).contiguous().view(torch.uint8)
+        try:
+            for client, row in zip(clients, rows, strict=True):
+                self._file.seek(client * self._like.nbytes)
+                self._file.write(row.numpy())
+            self._file.flush()
+        except OSError as error:
+            raise PluresError(
+                f"the clients' leaves cannot be written to {self._path.parent}: {error.strerror}; free some space, or "
+                "choose another folder (clients_on_disk)"
+            ) from error
 
 
 class ClientStore:
     """Rows of personal leaves, one per client.
 
     A client that was never visited has the initial values; its row is written only when it is first put, so
-    a large population costs address space and not memory.
+    a large population costs neither memory nor disk space before its clients are visited.
 
     Args:
         initial: initial value of every personal leaf.
@@ -25,25 +82,24 @@ class ClientStore:
 
     def __init__(self, initial: dict[Leaf, Tensor], clients: int, folder: Path | None = None) -> None:
         self._initial = initial
-        self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="clients-") if folder is not None else None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="clients-")
         self.visited = torch.zeros(clients, dtype=torch.bool)
-        self._rows = {leaf: self._empty(value, clients) for leaf, value in initial.items()}
+        self._rows = {leaf: self._empty(value, clients, i) for i, (leaf, value) in enumerate(initial.items())}
 
-    def _empty(self, value: Tensor, clients: int) -> Tensor:
-        shape = (clients, *value.shape)
-        if self._folder is None:
-            return torch.empty(shape, dtype=value.dtype, device=value.device)
-        file = Path(self._folder.name) / f"{len(list(Path(self._folder.name).iterdir()))}.bin"
-        count = clients * max(value.numel(), 1)
-        return torch.from_file(str(file), shared=True, size=count, dtype=value.dtype).view(shape)
+    def _empty(self, value: Tensor, clients: int, number: int) -> Rows:
+        if self._folder is None or not value.numel():
+            return MemoryRows(value, clients)
+        return DiskRows(value, clients, Path(self._folder.name) / f"{number}.bin")
 
     def get(self, leaf: Leaf, clients: list[int]) -> Tensor:
         """Rows of some clients, ``(clients, ...)``, on the device of the initial value; a copy."""
-        initial, rows = self._initial[leaf], self._rows[leaf]
-        values = rows[clients].to(initial.device)
+        values = self._rows[leaf].read(clients)
         fresh = ~self.visited[clients]
         if bool(fresh.any()):
-            values[fresh.to(values.device)] = initial
+            values[fresh.to(values.device)] = self._initial[leaf]
         return values
 
     def __contains__(self, leaf: Leaf) -> bool:
@@ -51,7 +107,7 @@ class ClientStore:
 
     def put(self, leaf: Leaf, clients: list[int], values: Tensor) -> None:
         """Store rows; call :meth:`mark` once all leaves of the clients are stored."""
-        self._rows[leaf][clients] = values.to(self._rows[leaf].device)
+        self._rows[leaf].write(clients, values)
 
     def mark(self, clients: list[int]) -> None:
         """Note that these clients hold their own values now."""
@@ -59,17 +115,21 @@ class ClientStore:
 
     def mean(self, leaf: Leaf) -> Tensor:
         """Uniform mean over the clients that were visited; the initial value when there is none."""
-        seen = self.visited.nonzero().squeeze(1).tolist()
-        initial = self._initial[leaf]
+        seen, initial = self._seen(), self._initial[leaf]
         if not seen:
             return initial
-        mean = self.get(leaf, seen).to(torch.float64).mean(0)
-        return (mean if initial.is_floating_point() else mean.round()).to(initial.dtype)
+        blocks = [seen[i : i + BLOCK] for i in range(0, len(seen), BLOCK)]
+        total = torch.stack([self.get(leaf, block).to(torch.float64).sum(0) for block in blocks]).sum(0) / len(seen)
+        return (total if initial.is_floating_point() else total.round()).to(initial.dtype)
+
+    def _seen(self) -> list[int]:
+        seen: list[int] = self.visited.nonzero().squeeze(1).tolist()
+        return seen
 
     def snapshot(self) -> dict[Leaf, Tensor]:
         """Rows of the visited clients, in client order, for a checkpoint."""
-        seen = self.visited.nonzero().squeeze(1).tolist()
-        return {leaf: rows[seen] for leaf, rows in self._rows.items()}
+        seen = self._seen()
+        return {leaf: rows.read(seen) for leaf, rows in self._rows.items()}
 
     def restore(self, visited: Tensor, rows: dict[Leaf, Tensor]) -> None:
         """Take over a snapshot."""
