@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -45,7 +47,7 @@ def scalar(start: float = 0.0):
 class BodyHead(nn.Module):
     """Two weights, ``u * h``: the problem B3 of body and head."""
 
-    roles = {"head": ("h",), "body": ("u",)}
+    roles: ClassVar = {"head": ("h",), "body": ("u",)}
 
     def __init__(self) -> None:
         super().__init__()

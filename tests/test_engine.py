@@ -14,7 +14,7 @@ from torch import nn
 
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, Split, Task
-from plures.method import SGD, Adam, AdamW, Method, Phase, body
+from plures.method import SGD, Adam, AdamW, Method, Phase, body, detach, dot, gradient, norm_statistics
 from plures.methods import (
     apfl,
     ditto,
@@ -34,6 +34,8 @@ from plures.methods import (
 from plures.models import with_roles
 from plures.run import Cosine, Execution, Run, Training, Uniform
 from plures.run import choose as choosing
+from plures.run.allocator import keep_freed_memory
+from plures.run.batches import plan
 
 torch.set_num_threads(1)
 
@@ -465,6 +467,19 @@ def test_running_statistics_follow_the_model_that_made_them():
     assert (own != 0).all()
 
 
+@pytest.mark.parametrize("execution", [LOOP, WIDE], ids=["loop", "vmap"])
+def test_a_gradient_taken_before_the_step_can_keep_its_statistics(execution):
+    def before(x, received, batch):
+        return {"slope": gradient(detach(x.model), batch, keep=x.model)}
+
+    follow = Phase(objective=lambda x, received, batch: dot(x.model, x.slope), before=before)
+    done = run(Method(schedule=(follow,)), execution, model=normed)
+    assert_same(
+        everything_of(done),
+        everything_of(run(fedavg(), LOOP, model=normed)) | {"losses": everything_of(done)["losses"]},
+    )
+
+
 # What a phase writes -------------------------------------------------------------------------------------------
 
 
@@ -525,8 +540,6 @@ def test_a_parameter_that_the_objective_does_not_use_gets_a_zero_gradient(execut
 
 @pytest.mark.parametrize("execution", [LOOP, WIDE], ids=["loop", "vmap"])
 def test_a_phase_may_train_statistics_alone(execution):
-    from plures.method import norm_statistics
-
     done = run(Method(schedule=(Phase(norm_statistics),)), execution, model=normed, rounds=1)
     for path, value in done.states([0])["model"].items():
         changed = not torch.equal(value[0], done.bound.initial["model"][path])
@@ -595,8 +608,6 @@ def test_three_batches_for_each_step():
 def test_many_steps_of_a_small_client_beside_a_large_one_take_little_memory():
     """The orders that are drawn grow with the examples visited, not with clients x epochs x largest client."""
     split = Split.of(list(torch.arange(20_010).split([20_000, 10])))
-    from plures.run.batches import plan
-
     made = plan(split, [0, 1], np.array([1, 2], dtype=np.uint64), 10, None, 2000)
     assert made.steps.tolist() == [2000, 2000]
     assert torch.bincount(made.rows[:, 0, 1].flatten())[20_000:].tolist() == [2000] * 10
@@ -617,11 +628,11 @@ compiler = pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clan
 
 @compiler
 @pytest.mark.parametrize(
-    ("name", "optimizer"), [("fedavg", HEAVY), ("ditto", Adam(0.01))], ids=["fedavg-momentum", "ditto-adam"]
+    ("method", "model", "optimizer"),
+    [(fedavg(), mlp, HEAVY), (ditto(0.5), mlp, Adam(0.01)), (fedavg(), LAYERS["dropout"][1], SGD(0.1))],
+    ids=["fedavg-momentum", "ditto-adam", "dropout"],
 )
-def test_compiled_steps_equal_eager_ones(name, optimizer):
-    torch._dynamo.reset()
-    method, model = METHODS[name]
+def test_compiled_steps_equal_eager_ones(method, model, optimizer):
     options = {"model": model, "optimizer": optimizer, "rounds": 3, "schedule": Cosine(0.1)}
     expected = everything_of(run(method, LOOP, **options))
     compiled = run(method, Execution("vmap", 4, True, "float64"), **options)
@@ -715,3 +726,15 @@ def test_float64_leaves_stay_float64(method):
         assert all(t.dtype == torch.float64 for t in leaves.values())
     assert isinstance(method.schedule[-1], Phase)
     assert body.slot == "model"
+
+
+# The allocator -------------------------------------------------------------------------------------------------
+
+
+def test_the_allocator_is_left_alone_where_it_is_not_ours(monkeypatch):
+    assert keep_freed_memory() is keep_freed_memory()
+    with monkeypatch.context() as patch:
+        patch.setenv("MALLOC_ARENA_MAX", "2")
+        assert not keep_freed_memory.__wrapped__()
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not keep_freed_memory.__wrapped__()

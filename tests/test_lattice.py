@@ -86,8 +86,8 @@ EDGES = [
     Edge("fedprox, one step = fedavg", lambda: fedprox(3.0), fedavg, options=ONE_STEP),
     Edge("ditto's model = fedavg", lambda: ditto(0.7), fedavg),
     Edge("ditto(lam=0) = local", lambda: ditto(0.0), local, predictors),
-    Edge("scaffold, first round = uniform fedavg", scaffold, lambda: fedavg("uniform"), tolerance=1e-15, rounds=1),
-    Edge("scaffold I, first round = uniform fedavg", lambda: scaffold("I"), lambda: fedavg("uniform"), tolerance=1e-15, rounds=1),
+    Edge("scaffold II, first round", scaffold, lambda: fedavg("uniform"), tolerance=1e-15, rounds=1),
+    Edge("scaffold I, first round", lambda: scaffold("I"), lambda: fedavg("uniform"), tolerance=1e-15, rounds=1),
     *(
         Edge(
             f"perfedavg({variant}, alpha=0) = uniform fedavg",

@@ -112,7 +112,7 @@ def test_hidden_randomness_is_found_by_a_probe(module, features, mapped):
     network = Network(First())
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    network.probe(torch.randn(2, *features))
+    network.probe(torch.randn(8, *features))
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
     assert (network.unmappable is None) == mapped

@@ -16,7 +16,7 @@ from plures.evaluate.scores import Scores, ece, metrics, sums
 from plures.evaluate.summary import harmed, interval, paired_test, summarize
 from plures.federation import Task, from_arrays
 from plures.method import SGD, Method, Personal
-from plures.methods import ditto, fedavg, local
+from plures.methods import ditto, local
 from plures.run import Execution, Run, Training
 from plures.run.checkpoint import describe, save, snapshot
 from problems import EXACT, quadratic, scalar

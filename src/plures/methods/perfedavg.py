@@ -60,7 +60,7 @@ def perfedavg(
 
     def meta_gradient(x: State, received: State, batch: Batches) -> dict[str, Leaves]:
         model = detach(x.model)
-        g = gradient(axpy(model, -alpha, gradient(model, batch[0])), batch[1])
+        g = gradient(axpy(model, -alpha, gradient(model, batch[0], keep=x.model)), batch[1])
         if variant != "FO":
             g = axpy(g, -alpha, curvature(model, g, batch[2]))
         return {"meta": g}

@@ -50,7 +50,7 @@ def pfedme(
     def proximal_point(x: State, received: State, batch: Batch) -> dict[str, Leaves]:
         anchor, theta = detach(x.model), detach(x.personal)
         for _ in range(inner_steps):
-            slope = gradient(theta, batch)
+            slope = gradient(theta, batch, keep=x.personal)
             theta = axpy(theta, -inner_lr, {k: g + lam * (theta[k] - anchor[k]) for k, g in slope.items()})
         return {"personal": theta}
 

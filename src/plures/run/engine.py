@@ -48,7 +48,7 @@ class Engine:
         self.dtype = bound.network.dtype
         if federation.inputs.device.type == "cpu":
             keep_freed_memory()
-        bound.network.probe(federation.inputs[[0, len(federation.inputs) - 1]])
+        bound.network.probe(federation.inputs[torch.linspace(0, len(federation.inputs) - 1, 8).long()])
 
     def visit(self, x: Stack, received: Stack, clients: list[int], round: int, schedule: Schedule) -> Tensor:
         """Do the local work of a chunk: change the leaves of ``x`` that the schedule writes.
@@ -211,7 +211,7 @@ class Engine:
             if self._has(nn.RNNBase):
                 onednn = torch.backends.mkldnn
                 stack.callback(setattr, onednn, "enabled", onednn.enabled)
-                onednn.enabled = False
+                onednn.enabled = False  # type: ignore[assignment]
             yield
 
     def _has(self, kind: type[nn.Module]) -> bool:

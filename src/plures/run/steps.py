@@ -210,7 +210,7 @@ class Stacked(Steps):
         for step, active in enumerate(plan.active):
             if self.compiled:
                 running = torch.from_numpy(step < plan.steps).to(device)
-                lr, number = (torch.tensor(scalar, dtype=self.dtype, device=device) for scalar in (rate, step + 1))
+                lr, number = (torch.tensor(value, dtype=torch.float64, device=device) for value in (rate, step + 1))
                 drawn = [] if keys is None else [keys[step]]
                 losses += self._advance(*part, list(plan.rows[step]), list(amounts[step]), drawn, running, lr, number)
                 continue
