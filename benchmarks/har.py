@@ -1,6 +1,6 @@
 """The thirty people of UCI HAR with the small convolutional network, five seeds: the table of the README.
 
-    python -m benchmarks.har --out benchmarks/results/har
+python -m benchmarks.har --out benchmarks/results/har
 """
 
 from __future__ import annotations

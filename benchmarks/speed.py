@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,11 +55,17 @@ class Measured:
     """Seconds (medians) and megabytes of one setting.
 
     Attributes:
-        round: reference, plures with one client at a time, stacked, stacked and compiled; ``None`` where not tried.
-        evaluation: reference and plures.
-        memory: peak of the process after a round of the reference, and after one of plures stacked.
-        chunk: clients stacked at once, in the faster of the candidates.
+        reference: a round of the reference.
+        one: a round of plures with one client at a time.
+        stacked: a round with stacked clients, in the best of the tried chunks.
+        compiled: the same compiled; ``None`` where not tried.
+        chunk: clients stacked at once.
+        compiled_chunk: clients stacked at once when compiled.
         compilation: seconds of the first compiled round.
+        evaluation_reference: evaluating all personal models with the reference.
+        evaluation: the same with plures.
+        memory_reference: peak of the process after a round of the reference.
+        memory: peak of the process after the stacked rounds.
     """
 
     setting: Setting
@@ -173,7 +180,7 @@ def measure(setting: Setting, repeats: int) -> Measured:
     memory = peak()
     works: dict[str, Callable[[], object]] = {
         "reference": lambda: tight_round(model, data, setting.batch),
-        "one": prepared(setting, data, Execution("loop", 1, False, "float32")).step,
+        "one": prepared(setting, data, Execution("loop", min(32, setting.clients), False, "float32")).step,
         "stacked": stacks[chunk].step,
     }
     compilation, compiled_chunk = None, None
@@ -189,9 +196,8 @@ def measure(setting: Setting, repeats: int) -> Measured:
     for work in works.values():
         work()
     times = paired(repeats, **works)
-    own = prepared(
-        setting, data, Execution("loop" if setting.model == "cnn" else "vmap", chunk, False, "float32"), personal=True
-    )
+    backend: Literal["loop", "vmap"] = "loop" if setting.model == "cnn" else "vmap"
+    own = prepared(setting, data, Execution(backend, setting.clients, False, "float32"), personal=True)
     own.step()
     leaves = own.predictors(list(range(len(data))))
     models = [[leaves[name][i] for name, _ in model.named_parameters()] for i in range(len(data))]

@@ -670,7 +670,7 @@ def test_settled_choices_are_respected_and_not_measured(wanted, monkeypatch):
         (Execution(precision="float64"), lambda e: True),
         (Execution("loop", precision="float64"), lambda e: e.backend == "loop" and not e.compile),
         (Execution("vmap", precision="float64"), lambda e: e.backend == "vmap"),
-        (Execution("auto", 2, precision="float64"), lambda e: e.backend == "vmap" and e.chunk == 2),
+        (Execution("auto", 2, precision="float64"), lambda e: e.chunk == 2),
     ],
 )
 def test_measuring_changes_nothing(wanted, check):

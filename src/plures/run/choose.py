@@ -16,7 +16,11 @@ from plures.run.training import Training
 
 log = logging.getLogger("plures")
 
-MEASURED_STEPS = 4
+MEASURED_STEPS = 6
+HOPELESS = 1.2
+"""Larger stacks are not tried once a stack takes this many times as long as the best."""
+LOOP_MEMORY = 1 << 27
+"""Bytes of states that a chunk of clients trained one after the other may take."""
 COMPILE_AFTER = 180.0
 """Seconds of training left from which a compilation is worth trying."""
 
@@ -42,24 +46,27 @@ def choose(
 
     def attempt(candidate: Execution) -> None:
         try:
-            timed[candidate] = sum(measure(bound, federation, training, candidate, seed, phase) for phase in phases)
+            step = sum(measure(bound, federation, training, candidate, seed, phase) for phase in phases)
+            timed[candidate] = step * client_steps(federation, training, candidate, cohort)
         except RuntimeError as error:
             if candidate.backend == "loop":
                 raise
             log.warning("%s/%s%s did not run: %s", *_named(candidate), first_line(error))
 
-    for candidate in candidates(wanted, cohort):
-        attempt(candidate)
+    for candidate in candidates(bound, wanted, cohort):
+        stacks = [seconds for tried, seconds in timed.items() if tried.backend == "vmap"]
+        if not stacks or stacks[-1] < HOPELESS * min(timed.values()):
+            attempt(candidate)
     if not timed:
         attempt(replace(wanted, backend="loop", chunk=1, compile=False))
     best = min(timed, key=timed.__getitem__)
-    left = timed[best] * training.rounds * cohort * steps_per_visit(federation, training)
+    left = timed[best] * training.rounds
     if wanted.compile == "auto" and best.backend == "vmap" and left > COMPILE_AFTER and not bound.network.batch_coupled:
         attempt(replace(best, compile=True))
         best = min(timed, key=timed.__getitem__)
     others = ", ".join("{}/{}{} {:.3g}".format(*_named(e), 1e3 * t) for e, t in timed.items())
     log.info(
-        "%s backend, %s clients at once, %s, %s: %.3g ms for a client's step (%s)",
+        "%s backend, chunks of %s clients, %s, %s: expecting %.3g ms for a round (%s)",
         best.backend,
         best.chunk,
         "compiled" if best.compile else "not compiled",
@@ -125,38 +132,48 @@ def copies(bound: Bound, clients: int) -> tuple[Stack, Stack]:
     return {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}, received
 
 
-def steps_per_visit(federation: Federation, training: Training) -> float:
-    """Mean number of steps of a visit."""
+def client_steps(federation: Federation, training: Training, execution: Execution, cohort: int) -> float:
+    """Steps of single clients that a round costs; a stack costs all its clients until the largest one is done."""
+    sizes = federation.splits["train"].sizes.sort(descending=True).values
     if training.steps is not None:
-        return float(training.steps)
-    sizes = federation.splits["train"].sizes
-    return training.epochs * float((sizes / (training.batch_size or int(sizes.max()))).ceil().mean())
+        steps = torch.full_like(sizes, training.steps)
+    else:
+        steps = (training.epochs * (sizes / (training.batch_size or int(sizes.max()))).ceil()).ceil()
+    if execution.backend == "vmap":
+        assert isinstance(execution.chunk, int)
+        steps = torch.cat([chunk[:1].expand(len(chunk)) for chunk in torch.split(steps, execution.chunk)])
+    return float(steps.sum()) * cohort / len(federation)
 
 
-def candidates(wanted: Execution, cohort: int) -> list[Execution]:
+def loop_chunk(bound: Bound, cohort: int) -> int:
+    """Clients of a chunk that train one after the other: as many as share the planning and fit into little memory."""
+    size = sum(t.nbytes for leaves in bound.initial.values() for t in leaves.values())
+    return max(1, min(cohort, 32, LOOP_MEMORY // size))
+
+
+def candidates(bound: Bound, wanted: Execution, cohort: int) -> list[Execution]:
     """What is compared before compilation."""
     mixed: tuple[Precision, ...] = ("float32", "bfloat16")
     precisions = mixed if wanted.precision == "auto" else (wanted.precision,)
     found = []
     for precision in precisions:
         base = replace(wanted, precision=precision, compile=wanted.compile is True)
-        if wanted.backend in ("auto", "loop") and wanted.chunk in ("auto", 1):
-            found.append(replace(base, backend="loop", chunk=1, compile=False))
+        if wanted.backend in ("auto", "loop"):
+            together = loop_chunk(bound, cohort) if wanted.chunk == "auto" else wanted.chunk
+            found.append(replace(base, backend="loop", chunk=together, compile=False))
         if wanted.backend in ("auto", "vmap"):
             sizes = sorted({min(size, cohort) for size in (8, 32, 128)}) if wanted.chunk == "auto" else [wanted.chunk]
             found += [replace(base, backend="vmap", chunk=size) for size in sizes]
-    if wanted.backend == "loop" and wanted.chunk not in ("auto", 1):
-        found.append(replace(wanted, compile=False))
     return found
 
 
 def measure(
     bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int, phase: Phase
 ) -> float:
-    """Seconds that one step of one client takes, on copies of the initial leaves; the best of two tries."""
+    """Seconds that one step of one client takes, on copies of the initial leaves; the best of three tries."""
     chunk = execution.chunk
     assert isinstance(chunk, int)
-    clients = largest(federation, chunk)
+    clients = largest(federation, chunk if execution.backend == "vmap" else min(chunk, 4))
     engine = Engine(bound, federation, training, execution, seed)
     short = replace(phase, steps=MEASURED_STEPS, epochs=None)
     best = float("inf")
