@@ -68,6 +68,10 @@ class Bound:
         self.info = {slot: {path: network.info.get(path, scalar) for path in ls} for slot, ls in self.initial.items()}
         self.blocks = blocks(method.layout, self.info)
         self.written = self.written_by(method.schedule)
+        self._travelling = {
+            block.name: tuple(leaf for leaf in block.leaves if leaf in self.written) if block.share.travels else ()
+            for block in self.blocks
+        }
         if not self.written:
             raise PluresError("the schedule trains nothing: name a slot in a phase, or give a phase at least one leaf")
 
@@ -98,7 +102,7 @@ class Bound:
 
     def travelling(self, block: Block) -> tuple[Leaf, ...]:
         """Leaves of a block that go up: its share travels, and local work changes them."""
-        return tuple(leaf for leaf in block.leaves if leaf in self.written) if block.share.travels else ()
+        return self._travelling[block.name]
 
     def combine(self, block: Block) -> Combine:
         """How a block's uploads are combined."""

@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
     """Make glibc reuse large blocks instead of returning them to the system; done once per process.
 
     Gradients of a stack of clients are blocks of megabytes that live for one step. By default glibc maps such a block
-    from the system and unmaps it when it is freed, so every step pays a page fault for each 4 KiB it writes: on a
-    multilayer perceptron that took two thirds of the step. With a high threshold the block comes from the heap, and
+    from the system and unmaps it when it is freed, so every step pays a page fault for each 4 KiB it writes, which
+    takes a large part of a small network's step. With a high threshold the block comes from the heap, and
     the heap is not trimmed when the block is freed, so the next step gets the same pages again. The price: up to
     2 GiB that the process once used stay with it.
 

@@ -29,8 +29,8 @@ class Full:
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """A uniform sample without replacement.
+class Sample:
+    """A sample of the clients without replacement.
 
     Attributes:
         fraction: share of the clients in a cohort, in (0, 1]; at least one client takes part.
@@ -43,32 +43,34 @@ class Uniform:
             raise PluresError(f"participation fraction {self.fraction}: give a number in (0, 1]")
 
     def cohort(self, federation: Federation, seed: int, round: int) -> list[int]:
-        size = max(1, round_half_up(self.fraction * len(federation)))
-        return sorted(_generator(seed, round).permutation(len(federation))[:size].tolist())
+        size = max(1, int(self.fraction * len(federation) + 0.5))
+        generator = np.random.default_rng(int(fold(seed, name_key("cohort"), round)))
+        return sorted(self.draw(federation, size, generator))
+
+    def draw(self, federation: Federation, size: int, generator: np.random.Generator) -> list[int]:
+        """``size`` different positions of clients."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class BySize:
-    """A sample without replacement in which a client's chance grows with its number of training examples.
+class Uniform(Sample):
+    """A sample in which every client has the same chance."""
+
+    def draw(self, federation: Federation, size: int, generator: np.random.Generator) -> list[int]:
+        chosen: list[int] = generator.permutation(len(federation))[:size].tolist()
+        return chosen
+
+
+class BySize(Sample):
+    """A sample in which a client's chance grows with its number of training examples.
 
     Clients are drawn one after the other with probability proportional to their examples; combine it with
     ``uniform`` weights for the scheme of q-FFL and Ditto (Li et al. 2020, 2021).
-
-    Attributes:
-        fraction: share of the clients in a cohort, in (0, 1]; at least one client takes part.
     """
 
-    fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise PluresError(f"participation fraction {self.fraction}: give a number in (0, 1]")
-
-    def cohort(self, federation: Federation, seed: int, round: int) -> list[int]:
-        size = max(1, round_half_up(self.fraction * len(federation)))
+    def draw(self, federation: Federation, size: int, generator: np.random.Generator) -> list[int]:
         weights = federation.splits["train"].sizes.numpy().astype(float)
-        generator = _generator(seed, round)
-        return sorted(generator.choice(len(federation), size, replace=False, p=weights / weights.sum()).tolist())
+        chosen: list[int] = generator.choice(len(federation), size, replace=False, p=weights / weights.sum()).tolist()
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,3 @@ class Fixed:
 
     def cohort(self, federation: Federation, seed: int, round: int) -> list[int]:
         return sorted({federation.index(name) for name in self.cohorts[round % len(self.cohorts)]})
-
-
-def round_half_up(number: float) -> int:
-    return int(number + 0.5)
-
-
-def _generator(seed: int, round: int) -> np.random.Generator:
-    return np.random.default_rng(int(fold(seed, name_key("cohort"), round)))
