@@ -236,8 +236,10 @@ def settings(models: list[str], clients: list[int]) -> Iterator[Setting]:
 def table(rows: list[Measured]) -> str:
     """The table as Markdown: ratios above 1 mean that plures is faster."""
 
-    def ratio(reference: float, ours: float | None) -> str:
-        return "-" if ours is None else f"{reference / ours:.2f}"
+    def ratio(reference: float, ours: float | None, chunk: int | None = None) -> str:
+        if ours is None:
+            return "-"
+        return f"{reference / ours:.2f}x" + ("" if chunk is None else f" ({chunk})")
 
     lines = [
         "| model | clients | batch | sizes | reference s | one at a time | stacked (chunk) | compiled (chunk) "
@@ -247,11 +249,10 @@ def table(rows: list[Measured]) -> str:
     for m in rows:
         s = m.setting
         lines.append(
-            f"| {s.model} | {s.clients} | {s.batch} | {s.sizes} | {m.reference:.3f} | {ratio(m.reference, m.one)}x "
-            f"| {ratio(m.reference, m.stacked)}x ({m.chunk}) "
-            f"| {ratio(m.reference, m.compiled)}x ({m.compiled_chunk or '-'}) "
+            f"| {s.model} | {s.clients} | {s.batch} | {s.sizes} | {m.reference:.3f} | {ratio(m.reference, m.one)} "
+            f"| {ratio(m.reference, m.stacked, m.chunk)} | {ratio(m.reference, m.compiled, m.compiled_chunk)} "
             f"| {'-' if m.compilation is None else f'{m.compilation:.0f}'} | {1e3 * m.evaluation_reference:.1f} "
-            f"| {ratio(m.evaluation_reference, m.evaluation)}x | {m.memory_reference:.0f} | {m.memory:.0f} |"
+            f"| {ratio(m.evaluation_reference, m.evaluation)} | {m.memory_reference:.0f} | {m.memory:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
