@@ -12,6 +12,7 @@ from rich.console import Console
 
 from plures import METHODS, compare
 from plures.evaluate import Stage
+from plures.evaluate.compare import DEFAULT
 from plures.report import console_table, headline, markdown_table
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(DEFAULT), help=f"any of {', '.join(METHODS)}")
     options = parser.parse_args()
     console = Console()
 
