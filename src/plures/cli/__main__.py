@@ -1,0 +1,5 @@
+"""``python -m plures.cli``."""
+
+from plures.cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""What commands share: the application, the terminal, options that several of them have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from plures.errors import PluresError
+from plures.models import NETWORKS
+from plures.run import Execution
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Personalized federated learning: a model for every client, learned from all of them.",
+)
+console = Console()
+
+Data = Annotated[str, typer.Argument(help="Name of a data set (see `plures datasets`) or a folder of .npz files.")]
+Out = Annotated[Path, typer.Option(help="Folder for results; an interrupted command goes on from it.")]
+Rounds = Annotated[int, typer.Option(help="Number of rounds.")]
+Model = Annotated[str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}; default: one that fits the data.")]
+ModelOptions = Annotated[
+    list[str] | None, typer.Option("--model-set", help="Option of the network, NAME=VALUE; repeatable.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="Option of the data loader, NAME=VALUE; repeatable. donate=SHARE, with any data, makes a share of every "
+        "client's training examples public (dapper needs such).",
+    ),
+]
+BatchSize = Annotated[int, typer.Option(help="Examples in a batch; 0 for all.")]
+Epochs = Annotated[float, typer.Option(help="Passes over a client's data in a visit.")]
+Unseen = Annotated[list[str] | None, typer.Option(help="Client held out of training; repeatable.")]
+Fraction = Annotated[float, typer.Option(help="Share of the clients that take part in a round.")]
+Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]
+Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")]
+Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+
+
+def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs; a value is read as JSON where it is JSON, else as text."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, sign, text = pair.partition("=")
+        if not sign:
+            raise PluresError(f"{option} {pair!r}: write NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = text
+    return found
+
+
+def execution(
+    backend: Literal["auto", "loop", "vmap"], chunk: int, compile_step: bool | None, device: str
+) -> Execution:
+    return Execution(backend, chunk or "auto", "auto" if compile_step is None else compile_step, device=device)
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Any]:
+    """A progress bar; yields ``update(done, text)``. After Ctrl-C, says how to go on."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            task = bar.add_task(description, total=total, text="")
+            yield lambda done, text: bar.update(task, completed=done, text=text)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the last finished round", style="yellow")
+        raise typer.Exit(130) from None

@@ -1,0 +1,234 @@
+"""Commands that compare and train methods, and list what there is."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from plures.cli.common import (
+    Backend,
+    BatchSize,
+    Chunk,
+    Compile,
+    Data,
+    Device,
+    Epochs,
+    Fraction,
+    Model,
+    ModelOptions,
+    Options,
+    Out,
+    Rounds,
+    Unseen,
+    app,
+    console,
+    execution,
+    progress,
+    settings,
+)
+from plures.errors import PluresError
+from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary
+from plures.evaluate.compare import DEFAULT
+from plures.evaluate.compare import saved_execution as saved
+from plures.evaluate.spec import find_method
+from plures.federation import CATALOGUE as DATASETS
+from plures.federation import locate
+from plures.report import catalogue, console_table, headline, html_report
+from plures.run.checkpoint import write_text
+
+
+@app.command("compare")
+def compare_command(
+    data: Data,
+    method: Annotated[list[str] | None, typer.Option(help="Method besides the three baselines; repeatable.")] = None,
+    rounds: Rounds = 50,
+    seeds: Annotated[int, typer.Option(help="Final runs of each method.")] = 3,
+    lr: Annotated[list[float] | None, typer.Option(help="Learning rate to try; repeatable.")] = None,
+    tune_rounds: Annotated[int, typer.Option(help="Rounds of a tuning run; 0 tunes nothing.")] = 10,
+    model: Model = None,
+    model_options: ModelOptions = None,
+    batch_size: BatchSize = 32,
+    epochs: Epochs = 1.0,
+    fraction: Fraction = 1.0,
+    unseen: Unseen = None,
+    data_options: Options = None,
+    out: Out = Path("runs/compare"),
+    backend: Backend = "auto",
+    chunk: Chunk = 0,
+    compile_step: Compile = None,
+    device: Device = "auto",
+) -> None:
+    """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
+    with progress("comparing", 1) as update:
+
+        def listen(stage: Stage) -> None:
+            update(stage.done / max(stage.total, 1), f"{stage.method}, {stage.what}{reached(stage)}")
+
+        result = compare(
+            data,
+            method or DEFAULT,
+            model=model,
+            rounds=rounds,
+            seeds=seeds,
+            learning_rates=lr or (0.03, 0.1, 0.3),
+            tune_rounds=tune_rounds,
+            unseen=unseen or (),
+            out=out,
+            execution=execution(backend, chunk, compile_step, device),
+            listener=listen,
+            batch_size=batch_size or None,
+            epochs=epochs,
+            participation="full" if fraction == 1 else "uniform",
+            fraction=fraction,
+            data_options=settings(data_options, "--data"),
+            model_options=settings(model_options, "--model-set"),
+        )
+    result = result.model_copy(
+        update={"settings": result.settings | {"command": shlex.join(["plures", *sys.argv[1:]])}}
+    )
+    write_text(out / "results.json", result.to_json())
+    write_text(out / "report.html", html_report(result))
+    console.print(console_table(result))
+    console.print(headline(result))
+    console.print(f"report: {out / 'report.html'}   results: {out / 'results.json'}, {out / 'clients.csv'}")
+
+
+def reached(stage: Stage) -> str:
+    """Where a run stands, in words."""
+    if stage.point is None:
+        return ", done before"
+    return f", round {stage.point.round}/{stage.rounds}, validation {stage.point.validation:.3f}"
+
+
+@app.command("run")
+def run_command(
+    data: Data,
+    method: Annotated[str, typer.Argument(help="Name of a method (see `plures methods`) or package.module:function.")],
+    setting: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the method, NAME=VALUE.")] = None,
+    rounds: Rounds = 50,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.1,
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimizer.")] = "sgd",
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
+    schedule: Annotated[
+        Literal["constant", "cosine", "exponential"], typer.Option(help="Of the learning rate.")
+    ] = "constant",
+    clip: Annotated[float | None, typer.Option(help="Largest norm of a client's gradient.")] = None,
+    seed: Annotated[int, typer.Option(help="Root of all randomness of the run.")] = 0,
+    model: Model = None,
+    model_options: ModelOptions = None,
+    batch_size: BatchSize = 32,
+    epochs: Epochs = 1.0,
+    fraction: Fraction = 1.0,
+    unseen: Unseen = None,
+    data_options: Options = None,
+    out: Out = Path("runs/run"),
+    backend: Backend = "auto",
+    chunk: Chunk = 0,
+    compile_step: Compile = None,
+    device: Device = "auto",
+) -> None:
+    """Run one method and keep every client's model."""
+    spec = RunSpec(
+        data=data,
+        data_options=settings(data_options, "--data"),
+        model_options=settings(model_options, "--model-set"),
+        model=model,
+        method=method,
+        parameters=settings(setting, "--set"),
+        lr=lr,
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        rounds=rounds,
+        batch_size=batch_size or None,
+        epochs=epochs,
+        clip=clip,
+        participation="full" if fraction == 1 else "uniform",
+        fraction=fraction,
+        seed=seed,
+        unseen=unseen or [],
+    )
+    folder, checkpoint = RunFolder(out), out / "checkpoint.safetensors"
+    if folder.finished:
+        raise PluresError(f"{out} holds a finished run; choose another folder with --out, or delete it")
+    wanted = execution(backend, chunk, compile_step, device)
+    if checkpoint.exists():
+        wanted = saved(checkpoint, wanted)
+    federation = spec.federation()
+    seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
+    run = spec.run(seen, wanted)
+    with progress(spec.title(), rounds) as update:
+        fitted = fit(
+            run,
+            spec.title(),
+            every=max(1, rounds // 20),
+            checkpoint=checkpoint,
+            progress=lambda p: update(p.round, f"loss {p.train_loss:.3f}, validation {p.validation:.3f}"),
+        )
+        result = finish(fitted, seed, held)
+    folder.write(run, spec, result)
+    checkpoint.unlink(missing_ok=True)
+    metric = primary(seen.task)
+    own = result.test.summary(metric)
+    console.print(
+        f"{spec.title()} on {seen.name}: test {metric.title} {own.mean:.4f} on average over {len(seen)} clients, "
+        f"worst {own.worst:.4f}, at round {result.chosen_round} (chosen on validation data)"
+    )
+    if result.unseen is not None:
+        console.print(f"unseen clients: {result.unseen.summary(metric).mean:.4f}")
+    console.print(f"kept in {out}")
+
+
+@app.command("methods")
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="Tell all about this method.")] = None,
+) -> None:
+    """List the methods, or tell all about one."""
+    if name is not None:
+        entry = find_method(name)
+        defaults = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items()) or "none"
+        tried = "; ".join(f"{key}: {values}" for key, values in entry.space.items()) or "nothing"
+        console.print(f"{entry.title} ({entry.family})\n{entry.citation}\n", markup=False, highlight=False)
+        console.print(inspect.getdoc(entry.build) or "", markup=False, highlight=False)
+        console.print(
+            f"\nparameters: {defaults}\ntuned beside the learning rate: {tried}", markup=False, highlight=False
+        )
+        return
+    family = ""
+    for row in catalogue():
+        if row.family != family:
+            family = row.family
+            console.print(f"\n{family}", style="bold", highlight=False)
+        console.print(f"  {row.name}: {row.title}. {row.citation}", markup=False, highlight=False)
+        console.print(
+            f"    travels: {row.travels}; stays: {row.stays}; up {row.up}, down {row.down}, work {row.work}; "
+            f"secure sum: {row.secure}; unseen client: {row.unseen}",
+            style="dim",
+            markup=False,
+            highlight=False,
+        )
+    console.print(
+        "\nup, down: what a client sends and receives in a round, in sizes of a small model; work: operations of a "
+        "visit, relative to FedAvg's; secure sum: whether the server needs only weighted sums of the uploads"
+    )
+
+
+@app.command("datasets")
+def datasets_command() -> None:
+    """List the data sets by name, and where each is or how to get it."""
+    table = Table("name", "task", "clients", "examples", "MB", "licence", "where")
+    for name, card in DATASETS.items():
+        try:
+            where = "in the package" if card.packaged else str(locate(name))
+        except PluresError:
+            where = card.how_to_get
+        table.add_row(name, card.task, card.clients, f"{card.examples}", f"{card.megabytes:g}", card.licence, where)
+    console.print(table)
