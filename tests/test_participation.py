@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from plures.errors import PluresError
+from plures.method import Setting
 from plures.methods import ditto, fedavg, local, scaffold
 from plures.run import BySize, Fixed, Full, Run, Training, Uniform
 from test_engine import LOOP, SIZES, mlp, ragged
 
 torch.set_num_threads(1)
 
-DATA = ragged()
+DATA = Setting.of(ragged())
 RULES = [Full(), Uniform(0.4), BySize(0.4), Fixed([["c1", "c0"], ["c6"]])]
 
 
@@ -69,7 +70,7 @@ def test_every_method_meets_the_same_cohorts():
     options = {"participation": Uniform(0.4), "seed": 11, "execution": LOOP}
     seen = []
     for method in (fedavg(), local(), ditto(), scaffold()):
-        done = Run(DATA, mlp, method, Training(rounds=4, steps=1), **options)
+        done = Run(ragged(), mlp, method, Training(rounds=4, steps=1), **options)
         seen.append([record.cohort for record in done.rounds()])
     assert all(cohorts == seen[0] for cohorts in seen)
     assert len(set(seen[0])) > 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Kept, Probe, Share, flatten, unflatten
+from plures.method.share import Cohort, Kept, Probe, Share, Shared, flatten, unflatten
 from plures.models import Leaves
 
 MEMBERSHIP = "membership"
@@ -187,6 +187,16 @@ class Clustered(Share):
 
     def downloads(self, setting: Setting) -> int:
         return self.clusters if self.grouping.every else 1
+
+    @property
+    def alone(self) -> bool:
+        return self.grouping.every
+
+    def chose(self, kept: Kept, clients: Tensor, rows: Tensor) -> Kept:
+        return moved(kept, clients, rows)
+
+    def local(self) -> Share:
+        return self if self.alone else Shared()
 
     def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
         return replace(kept, extra={**kept.extra, MEMBERSHIP: self.grouping.join(kept, setting, probe)})

@@ -13,7 +13,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.method.optimizer import SGD, Optimizer
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Kept, Probe, Share, flatten, put, unflatten
+from plures.method.share import Cohort, Kept, Probe, Share, Shared, flatten, put, unflatten
 from plures.models import Leaves
 
 EMBEDDING, OUTPUT, STEPS = "embedding", "output", "steps"
@@ -95,6 +95,9 @@ class Generated(Share):
     @property
     def own_row(self) -> bool:
         return not self.columns and self.learn_embeddings
+
+    def local(self) -> Share:
+        return Shared()
 
     def row(self, kept: Kept, clients: Tensor) -> Tensor:
         return clients

@@ -16,6 +16,11 @@ Leaf = tuple[str, str]
 """A leaf's address in the state: (slot, path)."""
 
 
+def named(leaf: Leaf) -> str:
+    """A leaf's address as one string, ``slot/path``."""
+    return "/".join(leaf)
+
+
 @dataclass(frozen=True)
 class Selector:
     """A structural choice of leaves of one slot.

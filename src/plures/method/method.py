@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from zlib import crc32
@@ -163,6 +164,18 @@ class Bound:
             info = {made.slot: start.network.info}
             return {path: start.model[path] for _, path in address([made], info, f"slot {slot!r}")[0]}
         return made(start)
+
+    def told(self) -> list[Leaf]:
+        """Leaves of the client's own that views read: the client tells them to the server with its upload."""
+        read = {slot for block in self.blocks if isinstance(block.share, View) for slot in block.share.reads}
+        own = [leaf for block in self.blocks if not block.share.served for leaf in block.leaves]
+        return [leaf for leaf in own if leaf[0] in read and leaf in self.written]
+
+    def local(self) -> Bound:
+        """The same as it is to a single client, which has received its rows."""
+        mine = copy.copy(self)
+        mine.blocks = tuple(replace(block, share=block.share.local()) for block in self.blocks)
+        return mine
 
     def trained(self, phase: Phase) -> list[Leaf]:
         """Leaves that a phase's gradient steps change: the floating-point parameters it names."""

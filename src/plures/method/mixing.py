@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Inherit, Kept, Probe, Share, blended, flatten, put, unflatten
+from plures.method.share import Cohort, Frozen, Inherit, Kept, Probe, Share, Shared, blended, flatten, put, unflatten
 from plures.models import Leaves
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ class Mixed(Share):
     def tune(self, kept: Kept, rows: Tensor, values: Leaves) -> Kept:
         return replace(kept, values={**kept.values, **{k: put(kept.values[k], rows, v) for k, v in values.items()}})
 
+    def local(self) -> Share:
+        return Shared()
+
     @property
     def own_row(self) -> bool:
         return True
@@ -128,11 +131,17 @@ class View(Share):
             ``(clients, count, population)`` for several; one-hot rows are single models.
         count: number of combinations, a leading axis of the leaves, possibly a function of the federation's facts;
             ``None`` for one without that axis.
+        reads: slots of the client's own on which the weights depend; what would stay with the client is told to the
+            server with every upload.
     """
 
     of: str | None
     weights: Callable[[Look], Tensor]
     count: int | Callable[[Setting], int] | None = None
+    reads: tuple[str, ...] = ()
+
+    def local(self) -> Share:
+        return Seen(self.of)
 
     def leaves(self, seen: Leaves, setting: Setting) -> Leaves:
         """The slot's leaves before anything is seen.
@@ -161,11 +170,23 @@ class View(Share):
         }
 
 
+@dataclass(frozen=True)
+class Seen(Frozen):
+    """A view at a single client: what it was sent.
+
+    Attributes:
+        of: the slot that is seen.
+    """
+
+    of: str | None
+
+
 def best_others(
     of: str,
     worth: Callable[[Look], Tensor],
     count: int | None = None,
     explore: Callable[[int], float] = lambda round: 0.0,
+    reads: tuple[str, ...] = (),
 ) -> dict[LayoutKey, Share]:
     """Two slots of a layout: ``others``, the models of some other clients, and ``whose`` they are (``weights``).
 
@@ -174,6 +195,7 @@ def best_others(
         worth: ``(look) -> (clients, population)``; those with the largest are seen, equals in random order.
         count: how many; default: all others. Newcomers see as many.
         explore: ``(round) -> chance`` of each of them to be a random one instead.
+        reads: slots of the client's own that ``worth`` reads.
     """
 
     def some(setting: Setting) -> int:
@@ -186,7 +208,7 @@ def best_others(
         ranked = value.gather(1, order).argsort(dim=1, descending=True, stable=True)
         return F.one_hot(order.gather(1, ranked)[:, :number], len(look.population))
 
-    return {"others": View(of, choose, some), "whose": View(None, choose, some)}
+    return {"others": View(of, choose, some, reads), "whose": View(None, choose, some, reads)}
 
 
 def mean(rows: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Setting:
         levels: the values of every categorical column, in the order of its one-hot code.
         dtype: type of the inputs; an integer type for tokens.
         joins: for newcomers, the setting of the clients that they join.
+        private: facts that are not known here but to each client alone; they are 0.
         public: inputs ``(n, *features)`` and targets of the examples that the server holds, possibly none.
     """
 
@@ -43,6 +44,7 @@ class Setting:
     levels: Mapping[str, tuple[str, ...]]
     dtype: torch.dtype = torch.float32
     joins: Setting | None = None
+    private: frozenset[str] = frozenset()
     public: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
 
     @classmethod
@@ -81,8 +83,15 @@ class Setting:
             codes = [[float(text == level) for level in levels[column]] for text in texts]
             facts[column] = torch.tensor(codes, dtype=dtype, device=device)
         public = federation.inputs[federation.public], federation.targets[federation.public]
-        known = (facts, metadata, levels, federation.inputs.dtype, like, public)
-        return cls(federation.task, federation.clients, federation.features, *known)
+        known = (facts, metadata, levels, federation.inputs.dtype, like)
+        return cls(federation.task, federation.clients, federation.features, *known, public=public)
+
+    def index(self, client: str) -> int:
+        """Position of a client by its name."""
+        if client not in self.clients:
+            near = ", ".join(self.clients[:10]) + (", ..." if len(self.clients) > 10 else "")
+            raise PluresError(f"no client {client!r}; clients are {near}")
+        return self.clients.index(client)
 
     def take(self, clients: list[int]) -> Setting:
         """The facts about some clients."""
@@ -95,12 +104,12 @@ class Setting:
 
     def fact(self, name: str) -> Tensor:
         """A fact of every client, ``(clients, ...)``."""
-        if name not in self.facts:
+        if name in self.private:
             raise PluresError(
-                f"nothing is known of {name!r} for {self._who()}; known are {', '.join(self.facts)}: add it to the "
-                "federation's metadata"
+                f"the method needs {name!r} of every client, but {self._who()} did not tell it: add {name!r} to what "
+                "the federation tells"
             )
-        values = self.facts[name]
+        values = self._values(name)
         odd = (~torch.isfinite(values)).reshape(len(self), -1).any(1).nonzero().flatten().tolist()
         if odd:
             raise PluresError(
@@ -108,6 +117,18 @@ class Setting:
                 f"{self.metadata[name][odd[0]]!r}: fill it in, or leave the column out"
             )
         return values
+
+    def kind(self, name: str) -> Tensor:
+        """A value of the shape and type of a fact of one client, whether or not it is known here."""
+        return self._values(name)[0] if name in self.private else self.fact(name)[0]
+
+    def _values(self, name: str) -> Tensor:
+        if name not in self.facts:
+            raise PluresError(
+                f"nothing is known of {name!r} for {self._who()}; known are {', '.join(self.facts)}: add it to the "
+                "federation's metadata"
+            )
+        return self.facts[name]
 
     def _who(self) -> str:
         """The clients, for messages."""

@@ -146,6 +146,19 @@ class Share:
         return kept
 
     @property
+    def alone(self) -> bool:
+        """Whether every client chooses by itself, out of all rows that it receives, which one it uses."""
+        return False
+
+    def chose(self, kept: Kept, clients: Tensor, rows: Tensor) -> Kept:
+        """What the server keeps after some clients chose by themselves."""
+        return kept
+
+    def local(self) -> Share:
+        """What the share is to a single client, which has received its row (all of them if it chooses alone)."""
+        return self
+
+    @property
     def own_row(self) -> bool:
         """Whether a client alone determines the row it receives, so that a newcomer may train it."""
         return False
@@ -233,4 +246,4 @@ class Known(Share):
 
     def leaves(self, setting: Setting) -> Leaves:
         """The slot's leaves, before they are filled in for each client."""
-        return {name: torch.zeros_like(setting.fact(name)[0]) for name in self.facts}
+        return {name: torch.zeros_like(setting.kind(name)) for name in self.facts}

@@ -29,6 +29,8 @@ Wire = tuple[Codec, ...]
 
 def encode(wire: Wire, value: Leaves, received: Leaves, keys: Tensor) -> Leaves:
     """What the server receives of a block: the received value plus what the wire lets through of the change."""
+    if not wire:
+        return value
     change = {k: v - received[k] for k, v in value.items()}
     for codec in wire:
         change = codec.encode(change, keys)

@@ -75,7 +75,7 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
             "parameters": Frozen(),
             "lean": Personal(),
             "pull": Personal(),
-            **best_others("model", size, models),
+            **best_others("model", size, models, reads=("lean",)),
         },
         slots={
             "prior": prior,

@@ -72,7 +72,11 @@ def fedfomo(models: int = 5, epsilon: float = 0.3, decay: float = 0.05, visits: 
             "previous": Personal(unseen="model"),
             "affinity": Personal(),
             **best_others(
-                "model", lambda look: look.states["affinity"]["affinity"], models, lambda round: epsilon - decay * round
+                "model",
+                lambda look: look.states["affinity"]["affinity"],
+                models,
+                lambda round: epsilon - decay * round,
+                reads=("affinity",),
             ),
         },
         slots={"affinity": lambda start: {"affinity": torch.zeros(len(start.setting), dtype=start.network.dtype)}},

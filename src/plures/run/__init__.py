@@ -1,10 +1,11 @@
 """The round loop, the cohort engine and what a run keeps."""
 
+from plures.run.coordinator import RoundRecord
 from plures.run.execution import Execution
 from plures.run.experts import experts_of
 from plures.run.onboard import onboard
 from plures.run.participation import BySize, Fixed, Full, Participation, Uniform
-from plures.run.rounds import RoundRecord, Run
+from plures.run.rounds import Run
 from plures.run.stream import learn
 from plures.run.training import Constant, Cosine, Exponential, Milestones, Training
 

@@ -36,7 +36,7 @@ def traffic(bound: Bound) -> tuple[int, int]:
         for codec in bound.method.wire:
             size = codec.nbytes({k: t.unsqueeze(0) for k, t in leaves.items()}, size)
         up += size
-    return up, down
+    return up + sum(bound.initial[s][p].nbytes for s, p in bound.told()), down
 
 
 def flops(bound: Bound, federation: Federation, training: Training) -> int:

@@ -23,10 +23,11 @@ from plures.method import (
     Selector,
     Setting,
     blended,
+    named,
     paths,
 )
 from plures.run.engine import Stack
-from plures.run.rounds import Run, named
+from plures.run.rounds import Run
 from plures.run.store import ClientStore
 
 

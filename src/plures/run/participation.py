@@ -9,14 +9,14 @@ from typing import Protocol
 import numpy as np
 
 from plures.errors import PluresError
-from plures.federation import Federation
+from plures.method import Setting
 from plures.run.randomness import fold, name_key
 
 
 class Participation(Protocol):
     """A rule that names each round's cohort."""
 
-    def cohort(self, federation: Federation, seed: int, round: int) -> list[int]:
+    def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""
 
 
@@ -24,8 +24,8 @@ class Participation(Protocol):
 class Full:
     """Every client takes part in every round."""
 
-    def cohort(self, federation: Federation, seed: int, round: int) -> list[int]:
-        return list(range(len(federation)))
+    def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
+        return list(range(len(setting)))
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Sample:
         if not 0 < self.fraction <= 1:
             raise PluresError(f"participation fraction {self.fraction}: give a number in (0, 1]")
 
-    def cohort(self, federation: Federation, seed: int, round: int) -> list[int]:
-        size = max(1, int(self.fraction * len(federation) + 0.5))
+    def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
+        size = max(1, int(self.fraction * len(setting) + 0.5))
         generator = np.random.default_rng(int(fold(seed, name_key("cohort"), round)))
-        return sorted(self.draw(federation, size, generator))
+        return sorted(self.draw(setting, size, generator))
 
-    def draw(self, federation: Federation, size: int, generator: np.random.Generator) -> list[int]:
+    def draw(self, setting: Setting, size: int, generator: np.random.Generator) -> list[int]:
         """``size`` different positions of clients."""
         raise NotImplementedError
 
@@ -55,8 +55,8 @@ class Sample:
 class Uniform(Sample):
     """A sample in which every client has the same chance."""
 
-    def draw(self, federation: Federation, size: int, generator: np.random.Generator) -> list[int]:
-        chosen: list[int] = generator.permutation(len(federation))[:size].tolist()
+    def draw(self, setting: Setting, size: int, generator: np.random.Generator) -> list[int]:
+        chosen: list[int] = generator.permutation(len(setting))[:size].tolist()
         return chosen
 
 
@@ -67,9 +67,9 @@ class BySize(Sample):
     ``uniform`` weights for the scheme of q-FFL and Ditto (Li et al. 2020, 2021).
     """
 
-    def draw(self, federation: Federation, size: int, generator: np.random.Generator) -> list[int]:
-        weights = federation.splits["train"].sizes.numpy().astype(float)
-        chosen: list[int] = generator.choice(len(federation), size, replace=False, p=weights / weights.sum()).tolist()
+    def draw(self, setting: Setting, size: int, generator: np.random.Generator) -> list[int]:
+        weights = setting.facts["examples"].cpu().numpy().astype(float)
+        chosen: list[int] = generator.choice(len(setting), size, replace=False, p=weights / weights.sum()).tolist()
         return chosen
 
 
@@ -87,5 +87,5 @@ class Fixed:
         if not self.cohorts or not all(self.cohorts):
             raise PluresError("fixed participation: give at least one cohort, each with at least one client")
 
-    def cohort(self, federation: Federation, seed: int, round: int) -> list[int]:
-        return sorted({federation.index(name) for name in self.cohorts[round % len(self.cohorts)]})
+    def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
+        return sorted({setting.index(name) for name in self.cohorts[round % len(self.cohorts)]})

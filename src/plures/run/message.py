@@ -1,0 +1,154 @@
+"""What a server and a site say to each other: a JSON header and named tensors. Nothing in it is ever executed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.federation import SplitName
+
+PROTOCOL = 1
+HEADER = "plures"
+LONGEST = 16 * 2**20
+"""Largest header that is read, in bytes."""
+
+Tensors = dict[str, Tensor]
+Task = Literal["join", "train", "score", "gradients", "publish"]
+
+
+class Header(BaseModel):
+    """The JSON part of a message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protocol: int = PROTOCOL
+
+
+class Told(BaseModel):
+    """What a site tells about itself.
+
+    Attributes:
+        examples: number of training examples.
+        labels: training examples of each class, if the federation tells them.
+        metadata: further facts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    examples: int
+    labels: list[int] | None = None
+    metadata: dict[str, float | str | bool | None] = {}
+
+
+class Order(Header):
+    """What a server asks of a site.
+
+    Attributes:
+        run: the run's fingerprint, which the site's must equal; empty when a site is asked to join.
+        client: the client that is meant; empty when a site is asked who it is.
+        task: ``join`` (say who you are), ``train`` (score what was evaluated, then work and upload), ``score``,
+            ``gradients`` (of the initial model), ``publish`` (score, and keep the model for predictions).
+        round: number of rounds finished.
+        accepted: number of rounds finished when the client's last upload was applied, 0 for never: the version of its
+            personal state that counts.
+        keep: the version of its personal state that belongs to the best round so far.
+        evaluate: splits to score on the received state, before any work.
+        members: for blocks in which the client chooses alone, the row it used last.
+        population: what every client told, in the order of the federation's clients.
+    """
+
+    run: str = ""
+    client: str = ""
+    task: Task
+    round: int = 0
+    accepted: int = 0
+    keep: int = 0
+    evaluate: tuple[SplitName, ...] = ()
+    members: dict[str, int] = {}
+    population: list[Told] = []
+
+
+class Scored(BaseModel):
+    """How a client's predictor does on one split of its own examples.
+
+    Attributes:
+        examples: number of them.
+        metrics: metric name to value.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    examples: int
+    metrics: dict[str, float]
+
+
+class Reply(Header):
+    """What a site answers.
+
+    Attributes:
+        client: its name.
+        run: the run's fingerprint, as the site computes it.
+        round: the round of the order.
+        status: ``done``; ``refused`` by the site's own rules; ``lost`` if the version that counts is not on its disk;
+            ``failed``.
+        reason: why, if it is not done.
+        loss: mean training loss of the visit.
+        rows: for blocks in which the client chooses alone, the row it chose.
+        scores: by split.
+        told: facts about the client, when it joins.
+        seconds: that the site worked.
+    """
+
+    client: str
+    run: str = ""
+    round: int = 0
+    status: Literal["done", "refused", "lost", "failed"] = "done"
+    reason: str = ""
+    loss: float = 0.0
+    rows: dict[str, int] = {}
+    scores: dict[SplitName, Scored] = {}
+    told: Told | None = None
+    seconds: float = 0.0
+
+
+H = TypeVar("H", bound=Header)
+
+
+def pack(header: Header, tensors: Mapping[str, Tensor] | None = None) -> bytes:
+    """A message as bytes, in the format of safetensors."""
+    flat = {name: t.detach().cpu().contiguous() for name, t in (tensors or {}).items()}
+    return save(flat, {HEADER: header.model_dump_json()})
+
+
+def unpack(message: bytes, kind: type[H]) -> tuple[H, Tensors]:
+    """Header and tensors of a message.
+
+    Raises:
+        PluresError: if it is damaged, or not such a message.
+    """
+    try:
+        length = int.from_bytes(message[:8], "little")
+        if not 0 < length <= min(LONGEST, len(message) - 8):
+            raise PluresError(f"a message of {len(message)} bytes has no readable header")
+        told = json.loads(message[8 : 8 + length])["__metadata__"][HEADER]
+        protocol = json.loads(told).get("protocol")
+        if protocol != PROTOCOL:
+            raise PluresError(f"a message of protocol {protocol}, not {PROTOCOL}: install the same plures everywhere")
+        return kind.model_validate_json(told), load(message)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise PluresError(f"a message is malformed: {first['loc']}: {first['msg']}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PluresError(f"a message is damaged: {error}") from error
+
+
+def payload(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors themselves."""
+    return sum(t.nbytes for t in tensors.values())
