@@ -30,7 +30,7 @@ from plures.method.layout import (
     role,
 )
 from plures.method.method import Bound, Method, Slot, Start, zeros
-from plures.method.mixing import Look, Mixed, Mixing, View, best_others, mean
+from plures.method.mixing import Look, Mine, Mixed, Mixing, Seen, View, best_others, mean
 from plures.method.optimizer import SGD, Adam, AdamW, Optimizer
 from plures.method.predict import Calibration, Predict
 from plures.method.schedule import Assign, Objective, Phase, Schedule, Visit
@@ -90,6 +90,7 @@ __all__ = [
     "blended",
     "Mean",
     "Method",
+    "Mine",
     "Mixed",
     "Mixing",
     "Objective",
@@ -103,6 +104,7 @@ __all__ = [
     "Replace",
     "SGD",
     "Schedule",
+    "Seen",
     "Selector",
     "Server",
     "ServerOptimizer",

@@ -148,6 +148,7 @@ class Bound:
             block.name: tuple(leaf for leaf in block.leaves if leaf in self.written) if block.share.travels else ()
             for block in self.blocks
         }
+        self._told = self._read_by_views()
         if not self.written:
             raise PluresError("the schedule trains nothing: name a slot in a phase, or give a phase at least one leaf")
 
@@ -167,6 +168,9 @@ class Bound:
 
     def told(self) -> list[Leaf]:
         """Leaves of the client's own that views read: the client tells them to the server with its upload."""
+        return self._told
+
+    def _read_by_views(self) -> list[Leaf]:
         read = {slot for block in self.blocks if isinstance(block.share, View) for slot in block.share.reads}
         own = [leaf for block in self.blocks if not block.share.served for leaf in block.leaves]
         return [leaf for leaf in own if leaf[0] in read and leaf in self.written]

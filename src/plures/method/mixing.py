@@ -80,11 +80,16 @@ class Mixed(Share):
         return replace(kept, values={**kept.values, **{k: put(kept.values[k], rows, v) for k, v in values.items()}})
 
     def local(self) -> Share:
-        return Shared()
+        return Shared() if self.matrix is not None else Mine()
 
     @property
     def own_row(self) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class Mine(Shared):
+    """A client's row of an unmixed share at the client: what it sent last, so it need not be sent back."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class Coordinator:
         """One round."""
         begun = time.perf_counter()
         wanted = self.cohort(self.round)
-        cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self._draw)
+        cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self.draw)
         self._probed = 0
         chosen = {block.name: self.choose(block, cohort) for block in self.served()}
         memory = {name: followed(kept, self.memory[name]) for name, kept in chosen.items()}
@@ -237,7 +237,8 @@ class Coordinator:
         """Training examples of some clients, ``(clients,)`` in double precision."""
         return self.setting.facts["examples"][clients].to(self.device, torch.float64)
 
-    def _draw(self, name: str, count: int) -> Tensor:
+    def draw(self, name: str, count: int) -> Tensor:
+        """Uniform numbers of this round, ``(count,)``."""
         places = np.arange(count, dtype=np.uint64)
         return torch.from_numpy(unit(self.seed, self.round, name_key(f"server {name}"), places))
 
@@ -291,13 +292,10 @@ def check_outputs(network: Network, federation: Federation) -> None:
         )
 
 
-def builder(
-    method: Method, model: ModelFactory, setting: Setting, federation: Federation, dtype: torch.dtype
-) -> Build:
+def builder(method: Method, model: ModelFactory, setting: Setting, federation: Federation, dtype: torch.dtype) -> Build:
     """How the network of a run is built, on the device of a federation."""
 
     def build(seed: int) -> Network:
         return Network(method.prepare(model, setting, seed).to(federation.inputs.device, dtype))
 
     return build
-

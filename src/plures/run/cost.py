@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from plures.federation import Federation
-from plures.method import Bound, Leaf, View
+from plures.method import Bound, Leaf, State, View
 from plures.run.engine import Engine
 from plures.run.execution import Execution
 from plures.run.training import Training
@@ -25,7 +26,10 @@ def stored(bound: Bound) -> int:
 
 
 def traffic(bound: Bound) -> tuple[int, int]:
-    """Bytes that a client sends and receives in a round, beside the initial download."""
+    """Bytes that a client sends and receives in a round, beside the initial download.
+
+    It sends its leaves, weights that it computes itself, and what views of the server need to know of it.
+    """
     up = down = 0
     for block in bound.blocks:
         leaves = {f"{s}/{p}": bound.initial[s][p] for s, p in bound.travelling(block)}
@@ -35,6 +39,10 @@ def traffic(bound: Bound) -> tuple[int, int]:
             down += sum(bound.initial[s][p].nbytes for s, p in block.leaves)
         for codec in bound.method.wire:
             size = codec.nbytes({k: t.unsqueeze(0) for k, t in leaves.items()}, size)
+        weigh = bound.combine(block).weights
+        if leaves and callable(weigh):
+            given = weigh(State(bound.initial))
+            size += given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
         up += size
     return up + sum(bound.initial[s][p].nbytes for s, p in bound.told()), down
 

@@ -26,7 +26,7 @@ Task = Literal["join", "train", "score", "gradients", "publish"]
 class Header(BaseModel):
     """The JSON part of a message."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     protocol: int = PROTOCOL
 
@@ -40,7 +40,7 @@ class Told(BaseModel):
         metadata: further facts.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     examples: int
     labels: list[int] | None = None
@@ -83,7 +83,7 @@ class Scored(BaseModel):
         metrics: metric name to value.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     examples: int
     metrics: dict[str, float]

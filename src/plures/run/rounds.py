@@ -265,13 +265,17 @@ class Run(Coordinator):
         """Gradient of some clients' training loss at the initial model, as one vector each, ``(clients, d)``."""
         place = {client: number for number, client in enumerate(clients)}
         found: dict[int, Tensor] = {}
-        initial = self.bound.initial.items()
         for chunk in self.chunks(clients):
-            states = {s: {p: t.expand(len(chunk), *t.shape) for p, t in leaves.items()} for s, leaves in initial}
-            slopes = self._measured(self._slope, states, chunk)
+            slopes = self.slopes(chunk)
             self._probed += sum(t.nbytes for t in slopes.values())
             found |= {place[i]: row for i, row in zip(chunk, flatten(slopes), strict=True)}
         return torch.stack([found[number] for number in range(len(clients))])
+
+    def slopes(self, clients: list[int]) -> Leaves:
+        """The same for a chunk, by leaf, ``(clients, ...)``."""
+        initial = self.bound.initial.items()
+        states = {s: {p: t.expand(len(clients), *t.shape) for p, t in leaves.items()} for s, leaves in initial}
+        return self._measured(self._slope, states, clients)
 
     def _loss(self, x: State, received: State, batch: Batch) -> Leaves:
         predict = self.bound.method.predictor

@@ -1,0 +1,298 @@
+"""A site: what one client does when the server asks, with its data and its personal state on its own disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from plures.deploy.state import Versions, has_left
+from plures.errors import PluresError
+from plures.evaluate import score
+from plures.federation import Federation, SplitName
+from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, Seen, named
+from plures.models import ModelFactory
+from plures.run import Execution, Run, Training
+from plures.run.message import Order, Reply, Scored, Tensors, Told, pack, unpack
+from plures.run.remote import fingerprint, key, population
+
+log = logging.getLogger(__name__)
+
+OWN, ROW = "own", "row"
+"""What a version holds: personal leaves; and rows of the server's that only this client changes."""
+
+Publish = Callable[[Run, Order, Mapping[SplitName, Scored]], None]
+"""``(run, order, scores)``: keeps the client's finished model for predictions."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a site agrees to; anything else is refused.
+
+    Attributes:
+        send: slots, or single leaves ``slot/path``, that may leave it.
+        tell: facts about itself that it tells: ``examples`` (how many it trains on), ``labels`` (of each class), and
+            columns of its metadata.
+        threads: processor threads that it gives.
+        max_epochs: most passes over its data in one phase of a visit; ``None`` for any.
+        max_steps: most gradient steps in a visit; ``None`` for any.
+    """
+
+    send: tuple[str, ...] = ("model",)
+    tell: tuple[str, ...] = ("examples",)
+    threads: int = 1
+    max_epochs: float | None = None
+    max_steps: int | None = None
+
+
+class RefusedError(PluresError):
+    """An order that the site's rules do not allow."""
+
+
+class LostError(PluresError):
+    """The version of the personal state that the server counts on is not on the disk."""
+
+
+class Site:
+    """One client.
+
+    Args:
+        client: its name.
+        data: the client and its data, a federation of one.
+        federation: all clients, without a row: what everybody agreed on.
+        model: the network's factory.
+        method: what is run.
+        training: local work.
+        seed: root of all randomness.
+        folder: where the site keeps what belongs to this federation and method.
+        allowed: what it agrees to.
+        tells: facts that the federation's members tell.
+        publish: keeps a finished model.
+    """
+
+    def __init__(
+        self,
+        client: str,
+        data: Federation,
+        federation: Federation,
+        model: nn.Module | ModelFactory,
+        method: Method,
+        training: Training,
+        *,
+        folder: Path,
+        seed: int = 0,
+        allowed: Allowed | None = None,
+        tells: Sequence[str] = ("examples",),
+        publish: Publish | None = None,
+    ) -> None:
+        if data.clients != (client,):
+            raise PluresError(f"the site of client {client!r} holds data of {', '.join(data.clients)}: give it its own")
+        if data.features != federation.features or data.task != federation.task:
+            raise PluresError(
+                f"client {client!r}: its examples have shape {data.features}, those of the federation "
+                f"{federation.features}; {data.task} against {federation.task}: run `plures deploy check`"
+            )
+        self.client, self.data, self.federation = client, data, federation.to("cpu", torch.float32)
+        self.model, self.method, self.training, self.seed = model, method, training, seed
+        self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
+
+    def answer(self, message: bytes) -> bytes:
+        """What the site answers to a message of the server: always something, never an exception."""
+        begun, order = time.perf_counter(), Order(task="join")
+        tensors: Tensors = {}
+        try:
+            order, received = unpack(message, Order)
+            if has_left(self.folder) or has_left(self.folder.parent):
+                raise RefusedError("it has left the federation")
+            torch.set_num_threads(self.allowed.threads)
+            reply, tensors = self._join() if order.task == "join" else self._work(order, received)
+        except PluresError as error:
+            status = {RefusedError: "refused", LostError: "lost"}.get(type(error), "failed")
+            reply = Reply.model_validate({"client": self.client, "status": status, "reason": str(error)})
+            log.warning("round %d: %s: %s", order.round + 1, status, error)
+        except (RuntimeError, ValueError, OSError, ArithmeticError) as error:
+            log.exception("round %d failed", order.round + 1)
+            reason = f"{type(error).__name__} in its local work; its own log says more"
+            reply = Reply(client=self.client, status="failed", reason=reason)
+        seconds = time.perf_counter() - begun
+        return pack(reply.model_copy(update={"round": order.round, "seconds": seconds}), tensors)
+
+    # --- who the site is ----------------------------------------------------------------------------------------
+
+    def told(self) -> Told:
+        """What the site tells about itself."""
+        columns = [name for name in self.tells if name not in ("examples", "labels")]
+        for name in self.tells:
+            if name not in self.allowed.tell:
+                raise RefusedError(f"the federation's members tell {name!r}, and this site does not allow it")
+            if name in columns and name not in self.data.metadata:
+                raise PluresError(f"the federation's members tell {name!r}, which the site's metadata lack")
+        rows = self.data.splits["train"][0]
+        counts = torch.bincount(self.data.targets[rows], minlength=self.data.task.outputs) if self._classes else None
+        return Told.model_validate(
+            {
+                "examples": len(rows),
+                "labels": None if counts is None else counts.tolist(),
+                "metadata": {name: self.data.metadata[name][0] for name in columns},
+            }
+        )
+
+    @property
+    def _classes(self) -> bool:
+        return "labels" in self.tells and self.data.task.kind == "classification"
+
+    def _join(self) -> tuple[Reply, Tensors]:
+        return Reply(client=self.client, told=self.told()), {}
+
+    # --- what the site does -------------------------------------------------------------------------------------
+
+    def _work(self, order: Order, received: Tensors) -> tuple[Reply, Tensors]:
+        if order.client != self.client:
+            raise RefusedError(f"the order is for client {order.client!r}")
+        run = self.run(order)
+        versions = Versions(self.folder, order.run)
+        with versions.alone():
+            self._restore(run, versions, order)
+            if order.task == "gradients":
+                return self._reply(order), self._gradients(run)
+            self._receive(run, order, received)
+            scores = {split: self._score(run, split) for split in order.evaluate}
+            if order.task == "publish" and self.publish is not None:
+                self.publish(run, order, scores)
+            if order.task != "train":
+                return self._reply(order, scores=scores), {}
+            return self._train(run, versions, order, scores)
+
+    def _reply(self, order: Order, **told: object) -> Reply:
+        return Reply.model_validate({"client": self.client, "run": order.run, **told})
+
+    def run(self, order: Order) -> Run:
+        """The run as this client sees it, at its start."""
+        everybody = population(self.federation, order.population)
+        execution = Execution("loop", 1, False, "float32", "cpu")
+        run = Run(
+            self.data, self.model, self.method, self.training, seed=self.seed, execution=execution, population=everybody
+        )
+        if fingerprint(run.bound, self.training, self.federation, self.seed) != order.run:
+            raise RefusedError("the server runs another method, model or version: install the same files and packages")
+        self._permit(run, order.round)
+        run.round = order.round
+        run.last = torch.tensor([order.accepted])
+        return run
+
+    def _permit(self, run: Run, round: int) -> None:
+        """Refuse what the site does not allow."""
+        sent = [leaf for block in run.served() for leaf in run.bound.travelling(block)] + run.bound.told()
+        for leaf in sent:
+            if leaf[0] not in self.allowed.send and named(leaf) not in self.allowed.send:
+                raise RefusedError(f"the method sends {named(leaf)!r}, and this site allows {self._listed()}")
+        phases = [item for item in self.method.schedule if isinstance(item, Phase)]
+        epochs = max((p.epochs or 0 if p.epochs or p.steps else self._epochs for p in phases), default=0)
+        if self.allowed.max_epochs is not None and epochs > self.allowed.max_epochs:
+            raise RefusedError(f"a visit takes {epochs:g} epochs, and this site allows {self.allowed.max_epochs:g}")
+        if self.allowed.max_steps is not None:
+            steps = sum(int(run.engine.draw(phase, [0], round).steps[0]) for phase in phases)
+            if steps > self.allowed.max_steps:
+                raise RefusedError(f"a visit takes {steps} steps, and this site allows {self.allowed.max_steps}")
+
+    @property
+    def _epochs(self) -> float:
+        return 0.0 if self.training.steps is not None else self.training.epochs
+
+    def _listed(self) -> str:
+        return ", ".join(map(repr, self.allowed.send)) or "nothing"
+
+    def _restore(self, run: Run, versions: Versions, order: Order) -> None:
+        """Take up the version of the personal state that counts."""
+        if not order.accepted:
+            return
+        stored = versions.load(order.accepted)
+        if stored is None:
+            raise LostError(f"version {order.accepted} of its personal state is not on its disk; it starts afresh")
+        for leaf in run.kept():
+            run.store.put(leaf, [0], stored[f"{OWN}:{named(leaf)}"].unsqueeze(0))
+        run.store.mark([0])
+        for block in run.served():
+            if isinstance(block.share, Mine):
+                rows = {
+                    named(leaf): stored[f"{ROW}:{named(leaf)}"].unsqueeze(0) for leaf in run.bound.travelling(block)
+                }
+                run.server[block.name] = Kept({**run.server[block.name].values, **rows})
+
+    def _receive(self, run: Run, order: Order, received: Tensors) -> None:
+        """Take over what the server sent."""
+        known = set()
+        for block in run.served():
+            kept = run.server[block.name]
+            values = dict(kept.values)
+            for name, old in kept.values.items():
+                label = key(run.bound, block, name)
+                if label in received:
+                    known.add(label)
+                    self._fits(label, received[label], old)
+                    values[name] = received[label]
+            extra = kept.extra
+            if block.share.alone:
+                extra = {**extra, MEMBERSHIP: torch.tensor([order.members.get(block.name, 0)])}
+            run.server[block.name] = Kept(values, extra)
+        if odd := sorted(received.keys() - known):
+            raise PluresError(f"the server sent {odd[0]!r}, which this method does not know")
+        for block in run.served():
+            if isinstance(block.share, Seen) and block.share.of is not None:
+                run.server[block.name] = self._seen(run, block.share.of, run.server[block.name], block.leaves, received)
+
+    def _seen(self, run: Run, of: str, kept: Kept, leaves: Sequence[Leaf], received: Tensors) -> Kept:
+        """What is seen of others, with the client's own values for leaves that never leave anybody."""
+        sent = {label.partition(":")[2] for label in received}
+        mine = run.states([0])[of]
+        own = {
+            named((slot, path)): mine[path].expand(kept.values[named((slot, path))].shape)
+            for slot, path in leaves
+            if named((slot, path)) not in sent
+        }
+        return Kept({**kept.values, **own})
+
+    def _fits(self, label: str, value: torch.Tensor, old: torch.Tensor) -> None:
+        if value.shape != old.shape or value.dtype != old.dtype:
+            raise PluresError(f"the server sent {label!r} of shape {tuple(value.shape)}, not {tuple(old.shape)}")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise PluresError(f"the server sent {label!r} with a NaN or an infinite value")
+
+    def _score(self, run: Run, split: SplitName) -> Scored:
+        scores = score(run, split)
+        metrics = {name: float(values[0]) for name, values in scores.values.items()}
+        return Scored(examples=int(scores.sizes[0]), metrics=metrics)
+
+    def _train(
+        self, run: Run, versions: Versions, order: Order, scores: Mapping[SplitName, Scored]
+    ) -> tuple[Reply, Tensors]:
+        cohort = Cohort(run.round, torch.tensor([0]), run.setting, run.participated, run.draw)
+        chosen = {block.name: run.choose(block, cohort) for block in run.served()}
+        work = run.work([0], chosen)
+        (answer,) = work.answers
+        run.applied(work)
+        sent: Tensors = {}
+        stays: Tensors = {f"{OWN}:{named(leaf)}": rows[0] for leaf, rows in run.store.snapshot().items()}
+        rows = {}
+        for block in run.served():
+            if block.share.alone:
+                rows[block.name] = int(block.share.row(chosen[block.name], torch.tensor([0])))
+            for name, value in answer.values.get(block.name, {}).items():
+                sent[key(run.bound, block, name)] = value[0]
+                if isinstance(block.share, Mine):
+                    stays[f"{ROW}:{name}"] = value[0]
+            weight = answer.weights.get(block.name, {})
+            by_leaf = {"": weight} if isinstance(weight, torch.Tensor) else weight
+            sent |= {f"weight:{key(run.bound, block, name)}": t[0] for name, t in by_leaf.items()}
+        sent |= {f"told:{named(leaf)}": run.store.get(leaf, [0])[0] for leaf in run.bound.told()}
+        versions.save(order.round + 1, stays)
+        versions.prune(order.accepted, order.keep, order.round + 1)
+        return self._reply(order, scores=scores, rows=rows, loss=float(answer.loss.mean())), sent
+
+    def _gradients(self, run: Run) -> Tensors:
+        return {path: slope[0] for path, slope in run.slopes([0]).items()}

@@ -1,0 +1,452 @@
+"""A run whose clients are behind a network: what the server asks, what it accepts, and who does not count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from plures.errors import PluresError
+from plures.federation import Federation, SplitName
+from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Share, View, flatten, named
+from plures.models import Leaves, ModelFactory
+from plures.run.coordinator import Coordinator, Work, builder
+from plures.run.engine import Stack
+from plures.run.message import Order, Reply, Scored, Task, Tensors, Told, pack, payload, unpack
+from plures.run.participation import Full, Participation
+from plures.run.store import ClientStore
+from plures.run.training import Training
+from plures.run.uploads import Answer
+
+log = logging.getLogger(__name__)
+
+
+class TooFewError(PluresError):
+    """A round that does not count, for too few clients did their work."""
+
+
+class Transport(Protocol):
+    """Carries messages to sites, which it knows by an address."""
+
+    def addresses(self) -> list[int]:
+        """The sites that can be reached now."""
+
+    def exchange(self, messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
+        """Answers of those that answered within ``deadline`` seconds; a string says why there is none."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a server insists on.
+
+    Attributes:
+        min_clients: a round counts if at least so many valid uploads came.
+        deadline: seconds that a round waits for answers.
+    """
+
+    min_clients: int = 1
+    deadline: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.min_clients < 1:
+            raise PluresError(f"min_clients={self.min_clients}: a round needs at least one client")
+        if not self.deadline > 0:
+            raise PluresError(f"deadline={self.deadline}: give a positive number of seconds")
+
+
+class Sites:
+    """Who is where, and what they told.
+
+    Args:
+        transport: carries messages.
+        clients: names of the clients that belong to the federation.
+        deadline: seconds to wait for an answer to the question who a site is.
+    """
+
+    def __init__(self, transport: Transport, clients: Sequence[str], deadline: float = 60.0) -> None:
+        self.transport, self.clients, self.deadline = transport, tuple(clients), deadline
+        self.where: dict[str, int] = {}
+        self.told: dict[str, Told] = {}
+        self.refused: dict[int, str] = {}
+
+    def meet(self) -> None:
+        """Ask the sites that are not known yet who they are."""
+        present = self.transport.addresses()
+        self.where = {client: address for client, address in self.where.items() if address in present}
+        new = [a for a in present if a not in self.where.values() and a not in self.refused]
+        question = pack(Order(task="join"))
+        for address, answer in self.transport.exchange(dict.fromkeys(new, question), self.deadline).items():
+            try:
+                self._greet(address, answer)
+            except PluresError as error:
+                log.warning("site %s is not taken in: %s", address, error)
+
+    def _greet(self, address: int, answer: bytes | str) -> None:
+        if isinstance(answer, str):
+            raise PluresError(answer)
+        reply, _ = unpack(answer, Reply)
+        if reply.status != "done":
+            self.refused[address] = reply.reason
+            raise PluresError(reply.reason)
+        if reply.client not in self.clients or reply.told is None:
+            self.refused[address] = f"client {reply.client!r} does not belong to this federation"
+            raise PluresError(self.refused[address])
+        if reply.client in self.where:
+            self.refused[address] = f"client {reply.client!r} is there already, at another site"
+            raise PluresError(self.refused[address])
+        if self.told.setdefault(reply.client, reply.told) != reply.told:
+            log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
+        self.where[reply.client] = address
+        log.info("client %r is there, with %d training examples", reply.client, reply.told.examples)
+
+    @property
+    def missing(self) -> list[str]:
+        """Clients that never told anything."""
+        return [client for client in self.clients if client not in self.told]
+
+
+def population(federation: Federation, told: Sequence[Told]) -> Setting:
+    """Facts about clients whose data are elsewhere.
+
+    Args:
+        federation: the clients, without a row, in the order of ``told``.
+        told: what each told.
+    """
+    columns = list(dict.fromkeys(column for one in told for column in one.metadata))
+    metadata = {column: tuple(one.metadata.get(column) for one in told) for column in columns}
+    setting = Setting.of(replace(federation, metadata=metadata))
+    facts = dict(setting.facts)
+    facts["examples"] = torch.tensor([one.examples for one in told]).to(facts["examples"])
+    private = set()
+    if "labels" in facts:
+        counts = [one.labels for one in told if one.labels is not None]
+        if len(counts) == len(told):
+            facts["labels"] = torch.tensor(counts).to(facts["labels"])
+        else:
+            private.add("labels")
+    return replace(setting, facts=facts, private=frozenset(private))
+
+
+def fingerprint(bound: Bound, training: Training, federation: Federation, seed: int) -> str:
+    """What must be equal at the server and at every site: method, model with its initial values, and local work."""
+    digest = hashlib.sha256()
+    told = {
+        "federation": federation.name,
+        "clients": federation.clients,
+        "features": federation.features,
+        "classes": federation.task.classes,
+        "training": str(training),
+        "seed": seed,
+        "blocks": [(b.name, [named(leaf) for leaf in b.leaves]) for b in bound.blocks],
+    }
+    digest.update(json.dumps(told).encode())
+    for slot, leaves in bound.initial.items():
+        for path, value in leaves.items():
+            digest.update(f"{slot}/{path} {value.dtype} {tuple(value.shape)}".encode())
+            if slot == "model":
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def key(bound: Bound, block: Block, name: str) -> str:
+    """What a block's leaf is called in a message."""
+    return f"{bound.blocks.index(block)}:{name}"
+
+
+class Remote(Coordinator):
+    """A method in training over sites that keep their data, and what is personal, to themselves.
+
+    Args:
+        federation: the clients, without a row.
+        model: a factory of modules, or a module; the same one at every site.
+        method: what to run.
+        sites: who is where; everyone must have joined.
+        training: local work and number of rounds.
+        participation: who is asked in each round; who cannot be reached is left out.
+        seed: root of all randomness.
+        rules: when a round counts.
+
+    Attributes:
+        sent, received: bytes of tensors that went to sites and came from them; with headers in ``wired``.
+        scores: for the splits that were to be evaluated, what each client scored in the last exchange.
+        evaluate: splits that a round has evaluated, on the state before it.
+        best: ``last`` in the best state so far, whose personal versions the sites keep; ``None`` for none.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        model: nn.Module | ModelFactory,
+        method: Method,
+        sites: Sites,
+        training: Training | None = None,
+        *,
+        participation: Participation | None = None,
+        seed: int = 0,
+        rules: Rules | None = None,
+    ) -> None:
+        self.federation = federation.to("cpu", torch.float32)
+        self.sites, self.rules = sites, rules or Rules()
+        self.training = training or Training()
+        if sites.missing:
+            raise PluresError(f"clients {', '.join(sites.missing)} never joined: start their sites, or leave them out")
+        self.told = [sites.told[client] for client in federation.clients]
+        self.setting = population(self.federation, self.told)
+        build = builder(method, model, self.setting, self.federation, torch.float32)
+        super().__init__(method, self.setting, build, participation or Full(), seed)
+        self.run_id = fingerprint(self.bound, self.training, federation, seed)
+        self.store = ClientStore({(s, p): self.bound.initial[s][p] for s, p in self.bound.told()}, len(federation))
+        self.sent = self.received = self.wired = 0
+        self.evaluate: tuple[SplitName, ...] = ()
+        self.scores: dict[SplitName, dict[int, Scored]] = {}
+        self.best: Tensor | None = None
+        self._told_now: dict[int, dict[Leaf, Tensor]] = {}
+
+    # --- what goes down -----------------------------------------------------------------------------------------
+
+    def order(self, client: int, task: Task, server: Mapping[str, Kept]) -> tuple[Order, Tensors]:
+        """What one client is asked, and what it receives."""
+        members: dict[str, int] = {}
+        tensors: Tensors = {}
+        accepted = int(self.last[client])
+        for block in self.served() if task != "gradients" else ():
+            share, kept = block.share, server[block.name]
+            leaves = [named(leaf) for leaf in self.bound.travelling(block)]
+            rows = share.row(kept, self._one(client))
+            if share.alone:
+                members[block.name] = int(rows)
+                rows = torch.arange(len(next(iter(kept.values.values()))))
+            values = {name: t for name, t in share.read(kept, rows).items() if name in leaves}
+            if share.downloads(self.setting) or not (accepted or self._initial(values)):
+                tensors |= {key(self.bound, block, name): t for name, t in values.items()}
+        for block in self.bound.blocks if task != "gradients" else ():
+            if isinstance(block.share, View):
+                tensors |= self._view(block, block.share, client)
+        order = Order(
+            run=self.run_id,
+            client=self.setting.clients[client],
+            task=task,
+            round=self.round,
+            accepted=accepted,
+            keep=0 if self.best is None else int(self.best[client]),
+            evaluate=self.evaluate,
+            members=members,
+            population=self.told,
+        )
+        return order, tensors
+
+    def _initial(self, values: Leaves) -> bool:
+        """Whether a row is as it was at the start, which every site knows by itself."""
+        flat = {named((s, p)): t for s, ls in self.bound.initial.items() for p, t in ls.items()}
+        return all(torch.equal(t[0], flat[name]) for name, t in values.items())
+
+    def _view(self, block: Block, share: View, client: int) -> Tensors:
+        """What one client sees of the others."""
+        states: Stack = {s: {p: t.unsqueeze(0) for p, t in ls.items()} for s, ls in self.bound.initial.items()}
+        for other in self.served():
+            kept = self.server[other.name]
+            values = other.share.read(kept, other.share.row(kept, self._one(client)))
+            for slot, path in other.leaves:
+                states[slot][path] = values[named((slot, path))]
+        for slot, path in self.bound.told():
+            states[slot][path] = self.store.get((slot, path), [client])
+        seen = self.seen(share, self._one(client), [self.setting.clients[client]], states)
+        travelling = {p for b in self.served() if b.slot == share.of for _, p in self.bound.travelling(b)}
+        return {
+            key(self.bound, block, named((block.slot, path))): t
+            for path, t in seen.items()
+            if share.of is None or path in travelling
+        }
+
+    def _one(self, client: int) -> Tensor:
+        return torch.tensor([client])
+
+    # --- what comes up ------------------------------------------------------------------------------------------
+
+    def exchange(
+        self, clients: list[int], task: Task, server: Mapping[str, Kept]
+    ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
+        """Ask some clients and wait for them; what they answer, and who does not count and why."""
+        self.sites.meet()
+        left: dict[str, str] = {}
+        messages, asked = {}, {}
+        for client in clients:
+            name = self.setting.clients[client]
+            if name not in self.sites.where:
+                left[name] = "not connected"
+                continue
+            order, tensors = self.order(client, task, server)
+            address = self.sites.where[name]
+            messages[address], asked[address] = pack(order, tensors), client
+            self.sent += payload(tensors)
+            self.wired += len(messages[address])
+        found: dict[int, tuple[Reply, Tensors]] = {}
+        answers = self.sites.transport.exchange(messages, self.rules.deadline)
+        for address, client in asked.items():
+            answer = answers.get(address, f"no answer within {self.rules.deadline:g} seconds")
+            try:
+                found[client] = self._read(client, answer)
+            except PluresError as error:
+                left[self.setting.clients[client]] = str(error)
+        self.scores = {split: {} for split in self.evaluate}
+        for client, (reply, _) in found.items():
+            for split, scored in reply.scores.items():
+                self.scores.setdefault(split, {})[client] = scored
+        for name, reason in left.items():
+            log.warning("round %d: client %r is left out: %s", self.round, name, reason)
+        return dict(sorted(found.items())), left
+
+    def _read(self, client: int, answer: bytes | str) -> tuple[Reply, Tensors]:
+        if isinstance(answer, str):
+            raise PluresError(answer)
+        self.wired += len(answer)
+        reply, tensors = unpack(answer, Reply)
+        self.received += payload(tensors)
+        name = self.setting.clients[client]
+        if reply.client != name:
+            raise PluresError(f"the answer is of client {reply.client!r}")
+        if reply.status == "lost":
+            self.last[client] = 0
+        if reply.status != "done":
+            raise PluresError(f"{reply.status}: {reply.reason}")
+        if reply.run != self.run_id:
+            raise PluresError("its method, model or data columns are not those of this run: give it the same files")
+        if reply.round != self.round:
+            raise PluresError(f"the answer is of round {reply.round}")
+        return reply, tensors
+
+    def expected(self) -> dict[str, Tensor]:
+        """What an upload holds: a value of the right shape and type under every name."""
+        named_leaves = {
+            key(self.bound, block, named((s, p))): self.bound.initial[s][p]
+            for block in self.served()
+            for s, p in self.bound.travelling(block)
+        }
+        return named_leaves | {f"told:{named((s, p))}": self.bound.initial[s][p] for s, p in self.bound.told()}
+
+    def check(self, reply: Reply, tensors: Tensors) -> None:
+        """Refuse an upload that is not what was asked for."""
+        expected = self.expected()
+        weights = {name for name in tensors if name.startswith("weight:")}
+        odd = sorted((tensors.keys() - weights) ^ expected.keys())
+        if odd:
+            raise PluresError(f"bad upload: leaf {odd[0]!r} is {'missing' if odd[0] in expected else 'not expected'}")
+        for name, like in expected.items():
+            value = tensors[name]
+            if value.shape != like.shape or value.dtype != like.dtype:
+                raise PluresError(
+                    f"bad upload: {name!r} is {value.dtype} {tuple(value.shape)}, not {like.dtype} {tuple(like.shape)}"
+                )
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise PluresError(f"bad upload: {name!r} holds a NaN or an infinite value")
+        self._check_weights(tensors)
+        for block in self.served():
+            if block.share.alone:
+                row, rows = reply.rows.get(block.name, -1), len(next(iter(self.server[block.name].values.values())))
+                if not 0 <= row < rows:
+                    raise PluresError(f"bad upload: block {block.name!r} chose model {row} of {rows}")
+
+    def _check_weights(self, tensors: Tensors) -> None:
+        """Weights that clients compute: finite, not negative, there where they are asked for."""
+        for block in self.served():
+            given = {n: t for n, t in tensors.items() if n.startswith(f"weight:{key(self.bound, block, '')}")}
+            wanted = callable(self.bound.combine(block).weights) and bool(self.bound.travelling(block))
+            if bool(given) != wanted:
+                raise PluresError(f"bad upload: block {block.name!r} has {'no' if wanted else 'unexpected'} weights")
+            for name, value in given.items():
+                if not value.is_floating_point() or not bool((value.isfinite() & (value >= 0)).all()):
+                    raise PluresError(f"bad upload: {name!r} holds a weight that is not a number of at least 0")
+
+    # --- the round ----------------------------------------------------------------------------------------------
+
+    def choose(self, block: Block, cohort: Cohort) -> Kept:
+        return self.server[block.name] if block.share.alone else super().choose(block, cohort)
+
+    def work(self, clients: list[int], server: Mapping[str, Kept]) -> Work:
+        replies, left = self.exchange(clients, "train", server)
+        valid: dict[int, tuple[Reply, Tensors]] = {}
+        for client, (reply, tensors) in replies.items():
+            try:
+                self.check(reply, tensors)
+                valid[client] = reply, tensors
+            except PluresError as error:
+                left[self.setting.clients[client]] = str(error)
+                log.warning("round %d: client %r is left out: %s", self.round, self.setting.clients[client], error)
+        if len(valid) < self.rules.min_clients:
+            told = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+            raise TooFewError(
+                f"round {self.round + 1}: {len(valid)} of {len(clients)} clients did their work, at least "
+                f"{self.rules.min_clients} must ({told})"
+            )
+        chosen, who = dict(server), list(valid)
+        for block in self.served():
+            if block.share.alone:
+                rows = torch.tensor([valid[i][0].rows[block.name] for i in who])
+                chosen[block.name] = block.share.chose(chosen[block.name], torch.tensor(who), rows)
+        self._told_now = {
+            i: {(s, p): tensors[f"told:{named((s, p))}"] for s, p in self.bound.told()}
+            for i, (_, tensors) in valid.items()
+        }
+        return Work(who, self._answers(valid), chosen, left)
+
+    def _answers(self, valid: Mapping[int, tuple[Reply, Tensors]]) -> Iterator[Answer]:
+        for client, (reply, tensors) in valid.items():
+            values: dict[str, Leaves] = {}
+            weights: dict[str, Tensor | Leaves] = {}
+            for block in self.served():
+                leaves = [named(leaf) for leaf in self.bound.travelling(block)]
+                if not leaves:
+                    continue
+                values[block.name] = {k: tensors[key(self.bound, block, k)].unsqueeze(0) for k in leaves}
+                prefix = f"weight:{key(self.bound, block, '')}"
+                given = {n.removeprefix(prefix): t.unsqueeze(0) for n, t in tensors.items() if n.startswith(prefix)}
+                if given:
+                    weights[block.name] = given.get("", given)
+            yield Answer([client], values, weights, torch.tensor([reply.loss]))
+
+    def applied(self, work: Work) -> None:
+        for client, leaves in self._told_now.items():
+            for leaf, value in leaves.items():
+                self.store.put(leaf, [client], value.unsqueeze(0))
+            self.store.mark([client])
+        self._told_now = {}
+
+    def gradients(self, clients: list[int]) -> Tensor:
+        replies, left = self.exchange(clients, "gradients", self.server)
+        if left:
+            raise TooFewError(
+                "the method groups clients by their first gradients and needs everybody's: "
+                + "; ".join(f"{name}: {reason}" for name, reason in left.items())
+            )
+        initial = self.bound.initial["model"]
+        found = []
+        for client, (_, tensors) in replies.items():
+            slopes = {p: tensors[p] for p in initial if p in tensors}
+            sound = all(t.shape == initial[p].shape and bool(t.isfinite().all()) for p, t in slopes.items())
+            if len(slopes) != len(tensors) or not slopes or not sound:
+                raise PluresError(f"client {self.setting.clients[client]!r}: its gradient does not fit the model")
+            self._probed += payload(slopes)
+            found.append(flatten({p: t.unsqueeze(0) for p, t in slopes.items()})[0])
+        return torch.stack(found)
+
+    def losses(self, clients: list[int], rows: int, share: Share) -> Tensor:
+        raise PluresError(f"{share}: over a network clients choose alone, by a share that says so (Share.alone)")
+
+    # --- measurements without work ------------------------------------------------------------------------------
+
+    def ask(self, task: Task, *splits: SplitName) -> dict[str, str]:
+        """Let all clients score the present state on some splits, and publish it if that is the task.
+
+        Returns:
+            Who did not answer, and why; :attr:`scores` has what the others scored.
+        """
+        before, self.evaluate = self.evaluate, splits
+        _, left = self.exchange(list(range(len(self.setting))), task, self.server)
+        self.evaluate = before
+        return left

@@ -1,0 +1,98 @@
+"""Sites in this process: the messages are real, the network is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from plures.deploy.site import Allowed, Site
+from plures.federation import SPLITS, Federation, Split
+from plures.method import Method
+from plures.run import Participation, Training
+from plures.run.remote import Remote, Rules, Sites
+
+EVERYTHING = ("model", "personal", "control")
+
+
+def elsewhere(federation: Federation) -> Federation:
+    """The same clients without a row, but for those that are public."""
+    none = torch.empty(0, dtype=torch.int64)
+    return replace(
+        federation,
+        inputs=federation.inputs[federation.public],
+        targets=federation.targets[federation.public],
+        splits={split: Split.of([none] * len(federation)) for split in SPLITS},
+        public=torch.arange(len(federation.public)),
+        metadata={},
+    )
+
+
+class Loopback:
+    """A transport that calls the sites.
+
+    Attributes:
+        down: addresses that do not answer.
+        spoil: ``(address, answer) -> answer``: what arrives instead.
+        log: every message that was sent, by address.
+        answers: every answer that came, by address.
+    """
+
+    def __init__(self, sites: list[Site]) -> None:
+        self.sites = {100 + number: site for number, site in enumerate(sites)}
+        self.down: set[int] = set()
+        self.spoil: Callable[[int, bytes], bytes | str] = lambda address, answer: answer
+        self.log: list[tuple[int, bytes]] = []
+        self.answers: list[tuple[int, bytes | str]] = []
+
+    def addresses(self) -> list[int]:
+        return sorted(self.sites.keys() - self.down)
+
+    def exchange(self, messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
+        self.log += messages.items()
+        found = {a: self.spoil(a, self.sites[a].answer(m)) for a, m in messages.items() if a not in self.down}
+        self.answers += found.items()
+        return found
+
+
+def far(
+    federation: Federation,
+    model: Callable[[], nn.Module],
+    method: Method,
+    training: Training,
+    folder: Path,
+    *,
+    seed: int = 0,
+    participation: Participation | None = None,
+    rules: Rules | None = None,
+    allowed: Allowed | None = None,
+    tells: tuple[str, ...] | None = None,
+) -> tuple[Remote, Loopback]:
+    """A remote run over sites that hold the clients of a federation."""
+    declared = elsewhere(federation)
+    tells = ("examples", "labels", *federation.metadata) if tells is None else tells
+    sent = {key.slot if hasattr(key, "slot") else str(key) for key in method.layout} | {"model"}
+    allowed = allowed or Allowed(send=tuple(sent), tell=tells)
+    sites = [
+        Site(
+            client,
+            federation.subset([client]),
+            declared,
+            model,
+            method,
+            training,
+            folder=folder / client,
+            seed=seed,
+            allowed=allowed,
+            tells=tells,
+        )
+        for client in federation.clients
+    ]
+    carrier = Loopback(sites)
+    known = Sites(carrier, federation.clients)
+    known.meet()
+    remote = Remote(declared, model, method, known, training, participation=participation, seed=seed, rules=rules)
+    return remote, carrier

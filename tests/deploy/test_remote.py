@@ -1,0 +1,69 @@
+"""Every method gives over messages what it gives in one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from plures.deploy.state import Versions
+from plures.evaluate import score
+from plures.method import SGD, named
+from plures.methods import CATALOGUE
+from plures.report.catalogue import model
+from plures.run import Execution, Run, Training, Uniform
+from sites import far
+from test_catalogue import clients, linear
+
+pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
+    federation, _ = clients()
+    module = linear if name == "mocha" else model
+    training = Training(rounds=4, batch_size=8, steps=2, optimizer=SGD(0.05))
+    who = Uniform(0.6)
+    run = Run(
+        federation,
+        module,
+        CATALOGUE[name](),
+        training,
+        participation=who,
+        seed=1,
+        execution=Execution("loop", 1, False, "float32", "cpu"),
+    )
+    remote, _ = far(federation, module, CATALOGUE[name](), training, tmp_path, seed=1, participation=who)
+    for _ in range(training.rounds):
+        sent = remote.sent, remote.received
+        here, there = run.step(), remote.step()
+        assert there.cohort == here.cohort
+        assert not there.left_out
+        assert there.loss == pytest.approx(here.loss, rel=1e-5)
+        assert (there.bytes_down, there.bytes_up) == (here.bytes_down, here.bytes_up)
+        assert (remote.sent - sent[0], remote.received - sent[1]) == (here.bytes_down, here.bytes_up)
+
+    for block, kept in run.server.items():
+        for kind in ("values", "extra"):
+            for leaf, value in getattr(kept, kind).items():
+                assert_same(getattr(remote.server[block], kind)[leaf], value, f"{block} {leaf}")
+    for place, client in enumerate(federation.clients):
+        version = int(run.last[place])
+        stored = Versions(tmp_path / client, remote.run_id).load(version) if version else None
+        for leaf in run.kept():
+            if stored is not None:
+                assert_same(stored[f"own:{named(leaf)}"], run.store.get(leaf, [place])[0], f"{client} {named(leaf)}")
+
+    assert not remote.ask("score", "validation", "test")
+    for split in ("validation", "test"):
+        expected = score(run, split)
+        for place in range(len(federation)):
+            scored = remote.scores[split][place]
+            assert scored.examples == expected.sizes[place]
+            for metric, values in expected.values.items():
+                assert scored.metrics[metric] == pytest.approx(values[place], rel=1e-4, abs=1e-6), (metric, place)
+
+
+def assert_same(value, expected, what):
+    torch.testing.assert_close(value, expected, atol=2e-6, rtol=1e-4, msg=lambda m: f"{what}: {m}")
