@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sites import far
 
 from plures.deploy.state import Versions
 from plures.evaluate import score
@@ -11,7 +12,6 @@ from plures.method import SGD, named
 from plures.methods import CATALOGUE
 from plures.report.catalogue import model
 from plures.run import Execution, Run, Training, Uniform
-from sites import far
 from test_catalogue import clients, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")

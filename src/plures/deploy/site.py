@@ -17,9 +17,9 @@ from plures.evaluate import score
 from plures.federation import Federation, SplitName
 from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, Seen, named
 from plures.models import ModelFactory
-from plures.run import Execution, Run, Training
+from plures.run import Run, Training
 from plures.run.message import Order, Reply, Scored, Tensors, Told, pack, unpack
-from plures.run.remote import fingerprint, key, population
+from plures.run.remote import ONE_CLIENT, fingerprint, key, population
 
 log = logging.getLogger(__name__)
 
@@ -174,9 +174,14 @@ class Site:
     def run(self, order: Order) -> Run:
         """The run as this client sees it, at its start."""
         everybody = population(self.federation, order.population)
-        execution = Execution("loop", 1, False, "float32", "cpu")
         run = Run(
-            self.data, self.model, self.method, self.training, seed=self.seed, execution=execution, population=everybody
+            self.data,
+            self.model,
+            self.method,
+            self.training,
+            seed=self.seed,
+            execution=ONE_CLIENT,
+            population=everybody,
         )
         if fingerprint(run.bound, self.training, self.federation, self.seed) != order.run:
             raise RefusedError("the server runs another method, model or version: install the same files and packages")

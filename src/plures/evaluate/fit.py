@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from plures.evaluate.scores import Scores, primary, score
 from plures.federation import Federation
 from plures.run import Run
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
+from plures.run.coordinator import Coordinator
 from plures.run.interrupt import Interrupt
 from plures.run.onboard import onboard
 
@@ -23,17 +25,20 @@ Progress = Callable[[Point], None]
 """Called after each round with the point reached; its validation value is the last one measured."""
 
 
+R = TypeVar("R", bound=Coordinator)
+
+
 @dataclass
-class Fit:
+class Fit(Generic[R]):
     """What training a run has shown so far.
 
     Attributes:
-        run: the run.
+        run: the run, or the coordinator of one.
         curve: points at which validation data were read.
         best: state of the run at the point that validation prefers, ``None`` before the first point.
     """
 
-    run: Run
+    run: R
     curve: list[Point]
     best: Snapshot | None = None
 
@@ -53,7 +58,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 10,
     progress: Progress | None = None,
-) -> Fit:
+) -> Fit[Run]:
     """Train a run to its last round, or go on from a checkpoint.
 
     Args:
@@ -113,7 +118,7 @@ def warn_of_divergence(scores: Scores) -> None:
         )
 
 
-def finish(fitted: Fit, seed: int, unseen: Federation | None = None) -> SeedResult:
+def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> SeedResult:
     """Read the test data: once for the round that validation chose, and for the last round beside it.
 
     The run is left in the state of the chosen round.

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.method import Kept
-from plures.run.rounds import Run
+from plures.run.coordinator import Coordinator
 
 BEST = "best:"
 Snapshot = dict[str, Tensor]
 """Everything that changes in a run, as flat named tensors."""
 
 
-def snapshot(run: Run) -> Snapshot:
+def snapshot(run: Coordinator) -> Snapshot:
     """The state that a run has reached. Nothing in it aliases what the run goes on to change."""
     tensors = {f"clients:{s}:{p}": t for (s, p), t in run.store.snapshot().items()}
     for block, kept in run.server.items():
@@ -38,7 +38,7 @@ def snapshot(run: Run) -> Snapshot:
     return tensors
 
 
-def restore(run: Run, saved: Snapshot) -> None:
+def restore(run: Coordinator, saved: Snapshot) -> None:
     """Put a run into a saved state."""
     odd = sorted(name for name in snapshot(run).keys() ^ saved.keys() if not name.startswith("share:"))
     if odd:
@@ -62,7 +62,7 @@ def restore(run: Run, saved: Snapshot) -> None:
     run.round = int(saved["round"])
 
 
-def fingerprint(run: Run, name: str) -> dict[str, str]:
+def fingerprint(run: Coordinator, name: str) -> dict[str, str]:
     """What must be equal for a checkpoint to fit a run. Functions count by their names, not by where they lie."""
     told = {
         "method": name,
@@ -122,7 +122,7 @@ def read(file: Path) -> tuple[Snapshot, dict[str, Any]]:
         return {key: handle.get_tensor(key) for key in handle.keys()}, about  # noqa: SIM118
 
 
-def save(run: Run, name: str, file: Path, best: Snapshot | None = None, **extra: Any) -> None:
+def save(run: Coordinator, name: str, file: Path, best: Snapshot | None = None, **extra: Any) -> None:
     """Write a checkpoint of a run.
 
     Args:
@@ -137,7 +137,7 @@ def save(run: Run, name: str, file: Path, best: Snapshot | None = None, **extra:
     write(file, snapshot(run) | kept, about | extra)
 
 
-def resume(run: Run, name: str, file: Path) -> tuple[dict[str, Any], Snapshot | None]:
+def resume(run: Coordinator, name: str, file: Path) -> tuple[dict[str, Any], Snapshot | None]:
     """Put a run into the state of a checkpoint; refuse the checkpoint of another run.
 
     Returns:

@@ -16,6 +16,7 @@ from plures.method import MEMBERSHIP, Block, Cohort, Kept, Look, Method, Probe, 
 from plures.models import Leaves, ModelFactory, Network
 from plures.run.cost import traffic
 from plures.run.engine import Stack
+from plures.run.execution import Execution
 from plures.run.participation import Participation
 from plures.run.randomness import fold, name_key, unit
 from plures.run.store import ClientStore
@@ -77,6 +78,7 @@ class Coordinator:
         setting: facts about the clients.
         bound: the method, resolved against its network.
         training: local work and number of rounds.
+        execution: how the clients use their machine.
         round: number of rounds finished.
         server: what the server keeps of every block.
         memory: what the server's step of every block remembers.
@@ -88,6 +90,7 @@ class Coordinator:
     federation: Federation
     setting: Setting
     training: Training
+    execution: Execution
     store: ClientStore
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,11 +19,18 @@ from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Sha
 from plures.models import Leaves, ModelFactory
 from plures.run.coordinator import Coordinator, Work, builder
 from plures.run.engine import Stack
+from plures.run.execution import Execution
 from plures.run.message import Order, Reply, Scored, Task, Tensors, Told, pack, payload, unpack
 from plures.run.participation import Full, Participation
 from plures.run.store import ClientStore
 from plures.run.training import Training
 from plures.run.uploads import Answer
+
+ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
+"""How a site works: there is nothing to stack."""
+
+AGAIN = 30.0
+"""Seconds until a site that could not be taken in is asked again."""
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +82,15 @@ class Sites:
         self.where: dict[str, int] = {}
         self.told: dict[str, Told] = {}
         self.refused: dict[int, str] = {}
+        self._asked: dict[int, float] = {}
 
     def meet(self) -> None:
         """Ask the sites that are not known yet who they are."""
         present = self.transport.addresses()
         self.where = {client: address for client, address in self.where.items() if address in present}
-        new = [a for a in present if a not in self.where.values() and a not in self.refused]
+        now = time.monotonic()
+        new = [a for a in present if a not in self.where.values() and now >= self._asked.get(a, now)]
+        self._asked |= dict.fromkeys(new, now + AGAIN)
         question = pack(Order(task="join"))
         for address, answer in self.transport.exchange(dict.fromkeys(new, question), self.deadline).items():
             try:
@@ -91,6 +102,7 @@ class Sites:
         if isinstance(answer, str):
             raise PluresError(answer)
         reply, _ = unpack(answer, Reply)
+        self.refused.pop(address, None)
         if reply.status != "done":
             self.refused[address] = reply.reason
             raise PluresError(reply.reason)
@@ -193,7 +205,7 @@ class Remote(Coordinator):
     ) -> None:
         self.federation = federation.to("cpu", torch.float32)
         self.sites, self.rules = sites, rules or Rules()
-        self.training = training or Training()
+        self.training, self.execution = training or Training(), ONE_CLIENT
         if sites.missing:
             raise PluresError(f"clients {', '.join(sites.missing)} never joined: start their sites, or leave them out")
         self.told = [sites.told[client] for client in federation.clients]
@@ -440,13 +452,19 @@ class Remote(Coordinator):
 
     # --- measurements without work ------------------------------------------------------------------------------
 
-    def ask(self, task: Task, *splits: SplitName) -> dict[str, str]:
-        """Let all clients score the present state on some splits, and publish it if that is the task.
+    def ask(self, task: Task, *splits: SplitName, clients: Sequence[str] | None = None) -> dict[str, str]:
+        """Let clients score the present state on some splits, and publish it if that is the task.
+
+        Args:
+            task: ``score`` or ``publish``.
+            splits: what is scored.
+            clients: names of those that are asked; default: all.
 
         Returns:
             Who did not answer, and why; :attr:`scores` has what the others scored.
         """
+        asked = sorted(map(self.setting.index, self.setting.clients if clients is None else clients))
         before, self.evaluate = self.evaluate, splits
-        _, left = self.exchange(list(range(len(self.setting))), task, self.server)
+        _, left = self.exchange(asked, task, self.server)
         self.evaluate = before
         return left

@@ -1,0 +1,95 @@
+"""The Flower app: a server and a client made of what the members agreed on. ``plures deploy init`` points to them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from plures.deploy.check import check
+from plures.deploy.conduct import Conductor
+from plures.deploy.journal import Journal
+from plures.deploy.personal import PersonalModel
+from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.site import Site
+from plures.errors import PluresError
+from plures.federation import SplitName
+from plures.run import Run
+from plures.run.flower import Answerer, Config, client_app, server_app
+from plures.run.message import Order, Reply, Scored, pack
+from plures.run.remote import Transport
+
+log = logging.getLogger(__name__)
+
+PUBLISHED = "published"
+
+
+class Closed:
+    """A site that cannot take part. What its data look like is told to nobody; its own log says what is wrong.
+
+    Args:
+        client: its name, as far as known.
+    """
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+
+    def answer(self, message: bytes) -> bytes:
+        reason = "its files or its data did not pass their check; the site's own log says what is wrong"
+        return pack(Reply(client=self.client, status="failed", reason=reason))
+
+
+def opened(file: Path) -> Site:
+    """The site that a ``site.toml`` describes, with its data read and checked."""
+    own = SiteFile.load(file)
+    plan = Plan.load(file.parent / own.federation)
+    if own.client not in plan.clients:
+        raise PluresError(f"{file}: client {own.client!r} is not one of the federation's: {', '.join(plan.clients)}")
+    table = own.table(file.parent)
+    report = check(plan.table, table, own.client)
+    if not report.ok:
+        raise PluresError(report.text())
+    spec, folder = plan.spec, file.parent / own.state / plan.name / plan.label
+    empty = plan.table.empty(plan.name, plan.clients)
+    data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
+
+    def publish(run: Run, order: Order, scores: Mapping[SplitName, Scored]) -> None:
+        model = PersonalModel.of(run, own.client, spec, schema=plan.table, sheet=report.sheet)
+        model.save(folder / PUBLISHED)
+        Journal(folder).event("published", round=order.round, version=model.card.version)
+
+    return Site(
+        own.client,
+        data,
+        empty,
+        spec.network(empty),
+        spec.entry()(**spec.parameters),
+        spec.training(),
+        folder=folder,
+        seed=spec.seed,
+        allowed=own.allow.allowed,
+        tells=plan.tells,
+        publish=publish,
+    )
+
+
+def site(config: Config) -> Answerer:
+    """The site of a node, whose configuration names its file: ``site="/path/site.toml"``."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    file = Path(str(config.get("site", "site.toml")))
+    try:
+        return opened(file)
+    except PluresError as error:
+        log.error("%s", error)
+        return Closed(file.parent.name)
+
+
+def conducted(transport: Transport, config: Config) -> None:
+    """The server's run, whose configuration names the federation's file and a folder: ``plan`` and ``out``."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    plan = Plan.load(Path(str(config.get("plan", "federation.toml"))))
+    Conductor(plan, transport, Path(str(config.get("out", "results")))).run()
+
+
+client, server = client_app(site), server_app(conducted)

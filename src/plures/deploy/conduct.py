@@ -1,0 +1,284 @@
+"""The server's side of a federation of sites: rounds to the end, whatever happens to sites, network or itself."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plures.deploy.journal import Journal
+from plures.deploy.plan import Plan
+from plures.errors import PluresError
+from plures.evaluate.fit import Fit, mean_of_measured
+from plures.evaluate.results import ClientScores, Point, SeedResult
+from plures.evaluate.scores import METRICS, Scores, primary
+from plures.federation import SplitName
+from plures.run.checkpoint import Snapshot, describe, restore, resume, save, snapshot, write_text
+from plures.run.coordinator import RoundRecord
+from plures.run.message import Told
+from plures.run.remote import Remote, Sites, TooFewError, Transport
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT, RESULT = "checkpoint.safetensors", "result.json"
+LOOK = 0.5
+"""Seconds between looks for sites that have not joined."""
+
+Wait = Callable[[float], None]
+
+
+@dataclass
+class Progress:
+    """What a run has shown so far, beside its state.
+
+    Attributes:
+        pending: the last round's point, whose validation score comes with the next round.
+        left_out: rounds in which a client was asked and did not count, with the reason.
+        failed: rounds that did not count.
+        bytes: of tensors down and up, and of messages both ways.
+        seconds: of rounds.
+    """
+
+    pending: dict[str, Any] | None = None
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    failed: int = 0
+    bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0, "wired": 0})
+    seconds: float = 0.0
+
+
+class Conductor:
+    """Conducts one method over the sites of a federation.
+
+    After each round the state is written before any site is asked again, so a round is applied once or not at all.
+    The validation scores of a round come with the uploads of the next one.
+
+    Args:
+        plan: what the members agreed on.
+        transport: carries messages.
+        out: folder of the run: checkpoint, log, metrics, result. A run that was stopped goes on from it.
+        wait: how to wait some seconds.
+    """
+
+    def __init__(self, plan: Plan, transport: Transport, out: Path, wait: Wait = time.sleep) -> None:
+        self.plan, self.out, self.wait = plan, out, wait
+        self.journal = Journal(out)
+        self.checkpoint = out / CHECKPOINT
+        self.sites = Sites(transport, plan.clients, min(plan.rules.deadline, plan.rules.join_deadline))
+        self.progress = Progress()
+
+    def run(self) -> SeedResult:
+        """All remaining rounds; then every client's model is chosen, scored on test data and published."""
+        if (self.out / RESULT).exists():
+            raise PluresError(f"{self.out} holds a finished run: choose another folder, or delete it")
+        self.join()
+        remote = self.begin()
+        fitted = self.resumed(remote)
+        while remote.round < remote.training.rounds:
+            self.round(fitted, remote)
+        return self.conclude(fitted, remote)
+
+    # --- the beginning ------------------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Wait until every client told about itself, now or in the run that is gone on with."""
+        if self.checkpoint.exists():
+            told = describe(self.checkpoint)["told"]
+            self.sites.told = {client: Told.model_validate(one) for client, one in told.items()}
+        end = time.monotonic() + self.plan.rules.join_deadline
+        self.sites.meet()
+        while self.sites.missing and time.monotonic() < end:
+            self.wait(LOOK)
+            self.sites.meet()
+        if self.sites.missing:
+            refused = "; ".join(sorted(set(self.sites.refused.values())))
+            raise PluresError(
+                f"clients {', '.join(self.sites.missing)} did not join within {self.plan.rules.join_deadline:g} "
+                f"seconds{f' ({refused})' if refused else ''}: start their sites, or leave them out of the federation"
+            )
+        self.journal.event("joined", clients=sorted(self.sites.where))
+
+    def begin(self) -> Remote:
+        """The run before its first round."""
+        spec = self.plan.spec
+        empty = self.plan.table.empty(self.plan.name, self.plan.clients)
+        return Remote(
+            empty,
+            spec.network(empty),
+            spec.entry()(**spec.parameters),
+            self.sites,
+            spec.training(),
+            participation=spec.who(),
+            seed=spec.seed,
+            rules=self.plan.rules.rules,
+        )
+
+    def resumed(self, remote: Remote) -> Fit[Remote]:
+        """What there is so far."""
+        fitted = Fit(remote, [])
+        if self.checkpoint.exists():
+            about, fitted.best = resume(remote, self.plan.label, self.checkpoint)
+            fitted.curve = [Point(**point) for point in about["curve"]]
+            self.progress = Progress(**about["progress"])
+            if fitted.best is not None:
+                remote.best = fitted.best["last"]
+            self.journal.event("resumed", round=remote.round)
+            log.info("going on after round %d", remote.round)
+        return fitted
+
+    # --- a round ------------------------------------------------------------------------------------------------
+
+    def round(self, fitted: Fit[Remote], remote: Remote) -> None:
+        """One round that counts, its record kept before anything else happens."""
+        before = snapshot(remote)
+        remote.evaluate = ("validation",) if self.progress.pending else ()
+        record = self.attempt(remote)
+        self.scored(fitted, remote, before)
+        self.count(remote)
+        self.progress.seconds += record.seconds
+        self.progress.pending = {"round": record.round, "train_loss": record.loss}
+        for client, reason in record.left_out.items():
+            self.progress.left_out.append({"round": record.round, "client": client, "reason": reason})
+        self.keep(fitted, remote)
+        self.tell(fitted, remote, record)
+
+    def attempt(self, remote: Remote) -> RoundRecord:
+        """Try the round until enough clients do their work."""
+        for number in range(self.plan.rules.patience):
+            try:
+                return remote.step()
+            except TooFewError as error:
+                self.progress.failed += 1
+                self.journal.event("failed round", round=remote.round + 1, reason=str(error))
+                log.warning("%s", error)
+                if number + 1 < self.plan.rules.patience:
+                    self.wait(min(30.0, self.plan.rules.deadline / 4))
+        raise PluresError(
+            f"round {remote.round + 1} failed {self.plan.rules.patience} times in a row; {self.out} keeps what was "
+            "reached: the same command goes on from there"
+        )
+
+    def scored(self, fitted: Fit[Remote], remote: Remote, state: Snapshot) -> None:
+        """Note how the clients did at the last state, and whether it is the best so far."""
+        if self.progress.pending is None:
+            return
+        scores = gathered(remote, "validation")
+        down, up = self.progress.bytes["down"], self.progress.bytes["up"]
+        point = Point(
+            **self.progress.pending,
+            validation=mean_of_measured(scores, primary(remote.federation.task).name),
+            bytes=down + up,
+            seconds=self.progress.seconds,
+        )
+        fitted.curve.append(point)
+        if fitted.chosen is point:
+            fitted.best, remote.best = state, state["last"]
+        self.progress.pending = None
+
+    def count(self, remote: Remote) -> None:
+        """Add what travelled since the last count."""
+        for name, number in (("down", remote.sent), ("up", remote.received), ("wired", remote.wired)):
+            self.progress.bytes[name] += number
+        remote.sent = remote.received = remote.wired = 0
+
+    def keep(self, fitted: Fit[Remote], remote: Remote) -> None:
+        """Write the checkpoint."""
+        told = {client: one.model_dump() for client, one in self.sites.told.items()}
+        curve = [point.model_dump() for point in fitted.curve]
+        save(
+            remote, self.plan.label, self.checkpoint, fitted.best, curve=curve, progress=vars(self.progress), told=told
+        )
+
+    def tell(self, fitted: Fit[Remote], remote: Remote, record: RoundRecord) -> None:
+        """Log the round and write the metrics."""
+        self.journal.event(
+            "round",
+            round=record.round,
+            clients=list(record.cohort),
+            left_out=dict(record.left_out),
+            loss=record.loss,
+            seconds=round(record.seconds, 3),
+        )
+        log.info("round %d of %d: loss %.4f", record.round, remote.training.rounds, record.loss)
+        metric = primary(remote.federation.task).name
+        own = {
+            remote.setting.clients[client]: scored.metrics[metric]
+            for client, scored in remote.scores.get("validation", {}).items()
+        }
+        self.journal.metrics(
+            {
+                "round": remote.round,
+                "rounds": remote.training.rounds,
+                "round_seconds": record.seconds,
+                "train_loss": record.loss,
+                "clients": len(record.cohort),
+                "validation": fitted.curve[-1].validation if fitted.curve else float("nan"),
+                "client_validation": own,
+                "left_out_total": Counter(entry["client"] for entry in self.progress.left_out),
+                "failed_rounds_total": self.progress.failed,
+                "bytes_down_total": self.progress.bytes["down"],
+                "bytes_up_total": self.progress.bytes["up"],
+                "bytes_wired_total": self.progress.bytes["wired"],
+            }
+        )
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def conclude(self, fitted: Fit[Remote], remote: Remote) -> SeedResult:
+        """Score the last state, go back to the one that validation chose, and let every client keep its model."""
+        before = snapshot(remote)
+        self.everybody(remote, "score", "validation", "test")
+        self.scored(fitted, remote, before)
+        last = gathered(remote, "test")
+        self.keep(fitted, remote)
+        if fitted.best is not None:
+            restore(remote, fitted.best)
+        left = self.everybody(remote, "publish", "validation", "test")
+        self.count(remote)
+        result = SeedResult(
+            seed=remote.seed,
+            curve=fitted.curve,
+            chosen_round=remote.round,
+            validation=ClientScores.of(gathered(remote, "validation")),
+            test=ClientScores.of(gathered(remote, "test")),
+            test_last=ClientScores.of(last),
+        )
+        told = {"plan": self.plan.name, "method": self.plan.label, "result": result.model_dump(), "unpublished": left}
+        write_text(self.out / RESULT, json.dumps(told | {"progress": vars(self.progress)}, indent=1))
+        self.checkpoint.unlink(missing_ok=True)
+        self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
+        return result
+
+    def everybody(self, remote: Remote, task: Any, *splits: SplitName) -> dict[str, str]:
+        """Ask all clients, those that do not answer again and again; who never did, and why."""
+        found: dict[SplitName, dict[int, Any]] = {split: {} for split in splits}
+        missing: dict[str, str] = dict.fromkeys(self.plan.clients, "")
+        for number in range(self.plan.rules.patience):
+            missing = remote.ask(task, *splits, clients=list(missing))
+            for split in splits:
+                found[split] |= remote.scores[split]
+            if not missing:
+                break
+            if number + 1 < self.plan.rules.patience:
+                self.wait(min(30.0, self.plan.rules.deadline / 4))
+        remote.scores = found
+        return missing
+
+
+def gathered(remote: Remote, split: SplitName) -> Scores:
+    """What the clients scored in the last exchange, NaN for those that did not answer."""
+    found = remote.scores.get(split, {})
+    names = [metric.name for metric in METRICS[remote.federation.task.kind]]
+    clients = range(len(remote.setting))
+    values = {
+        name: np.array([found[i].metrics[name] if i in found else np.nan for i in clients], dtype=np.float64)
+        for name in names
+    }
+    sizes = np.array([found[i].examples if i in found else 0 for i in clients], dtype=np.int64)
+    return Scores(remote.setting.clients, sizes, values)

@@ -1,0 +1,134 @@
+"""A first declaration of a schema from a sample of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.deploy.table import Cells, absent, numbers, text
+from plures.errors import PluresError
+
+LEVELS = 30
+"""Most values of a category; a column with more looks like names or numbers of cases."""
+
+CLASSES = 20
+"""Most whole numbers that are taken for classes."""
+
+
+class Draft(TypedDict, total=False):
+    """What the sample does not tell.
+
+    Attributes:
+        task: ``classification`` or ``regression``; inferred if not given: text or few whole numbers are classes.
+        classes: names in order; the sorted values if not given.
+        features: input columns; all that have no other role if not given.
+        date: column of dates.
+        group: column whose equal values stay in one split.
+        categories: columns of numbers that are codes.
+        zero_is_missing: columns of numbers in which a zero stands for a missing value.
+        units: column -> unit.
+        margin: what is added to a range on both sides, as a share of it (default 0.1); numbers none of which is
+            negative stay so.
+        digits: digits that a scale keeps (default 2); center and range are rounded at the same place.
+    """
+
+    task: Literal["classification", "regression"]
+    classes: Sequence[str]
+    features: Sequence[str]
+    date: str
+    group: str
+    categories: Collection[str]
+    zero_is_missing: Collection[str]
+    units: Mapping[str, str]
+    margin: float
+    digits: int
+
+
+def draft(table: Mapping[str, Cells], target: str, client: str | None, options: Draft) -> dict[str, object]:
+    """The declaration of a schema, see :meth:`plures.deploy.schema.Schema.of`."""
+    marks = {key: str(name) for key, name in options.items() if key in ("date", "group")}
+    roles = [target, *([client] if client is not None else []), *marks.values()]
+    features = list(options.get("features", [name for name in table if name not in roles]))
+    named = (options.get("categories", ()), options.get("zero_is_missing", ()), options.get("units", ()))
+    for name in [*roles, *features, *(name for names in named for name in names)]:
+        if name not in table:
+            raise PluresError(f"no column {name!r} in the table; its columns are {', '.join(table)}")
+    owner = [""] * len(table[target]) if client is None else [text(cell) for cell in table[client]]
+    return {
+        **_task(target, table[target], options),
+        **marks,
+        "columns": [_column(name, table[name], owner, options) for name in features],
+    }
+
+
+def _task(name: str, cells: Cells, options: Draft) -> dict[str, object]:
+    values, wrong = numbers(cells)
+    known = values[~np.isnan(values)]
+    few = len(np.unique(known)) <= CLASSES and bool((known == np.floor(known)).all())
+    kind = options.get("task", "classification" if wrong.any() or few else "regression")
+    if kind == "regression":
+        return {"task": kind, "target": name}
+    classes = options.get("classes", _levels(cells, numeric=not wrong.any()))
+    return {"task": kind, "target": name, "classes": tuple(classes)}
+
+
+def _column(name: str, cells: Cells, owner: Sequence[str], options: Draft) -> dict[str, object]:
+    values, wrong = numbers(cells)
+    kinds = {type(cell) for cell in cells if not absent(cell)}
+    truth = bool(kinds) and kinds <= {bool, np.bool_}
+    if wrong.any() or truth or name in options.get("categories", ()):
+        levels = _levels(cells, numeric=not wrong.any() and not truth)
+        gaps = np.array([absent(cell) for cell in cells], dtype=bool)
+        if not 0 < len(levels) <= LEVELS:
+            raise PluresError(
+                f"column {name!r} has {len(levels) or 'no'} different values, too {'many' if levels else 'few'} for a "
+                "category; leave it out of features, or make numbers of it"
+            )
+        return {"name": name, "kind": "category", "levels": levels, "missing": _share(gaps, owner)}
+    zero = name in options.get("zero_is_missing", ())
+    if zero:
+        values[values == 0] = np.nan
+    known = values[~np.isnan(values)]
+    if not len(known) or np.isinf(known).any():
+        what = "an infinite value; correct it" if len(known) else "no value at all; complete it"
+        raise PluresError(f"column {name!r} has {what} or leave it out of features")
+    unit = options.get("units", {}).get(name)
+    return {
+        "name": name,
+        "kind": "number",
+        **({"unit": unit} if unit is not None else {}),
+        **({"zero_is_missing": True} if zero else {}),
+        **_moments(known, options.get("margin", 0.1), options.get("digits", 2)),
+        "missing": _share(np.isnan(values), owner),
+    }
+
+
+def _moments(values: NDArray[np.float64], margin: float, digits: int) -> dict[str, float]:
+    """Range, center and scale, rounded at one decimal place; ranges outwards."""
+    scale = float(values.std()) or 1.0
+    place = digits - 1 - math.floor(math.log10(scale))
+    low, high = float(values.min()), float(values.max())
+    wider = margin * (high - low)
+    least = -math.inf if low < 0 else 0.0
+    return {
+        "low": max(round(math.floor((low - wider) * 10.0**place) * 10.0**-place, place), least),
+        "high": round(math.ceil((high + wider) * 10.0**place) * 10.0**-place, place),
+        "center": round(float(values.mean()), place),
+        "scale": round(scale, place),
+    }
+
+
+def _levels(cells: Cells, *, numeric: bool) -> tuple[str, ...]:
+    found = {text(cell) for cell in cells if not absent(cell)}
+    return tuple(sorted(found, key=float) if numeric else sorted(found))
+
+
+def _share(gaps: NDArray[np.bool_], owner: Sequence[str]) -> float:
+    """Largest share of missing values of a client, rounded up to hundredths."""
+    _, code = np.unique(np.array(owner), return_inverse=True)
+    most = float((np.bincount(code, weights=gaps) / np.bincount(code)).max())
+    return math.ceil(round(100 * most, 6)) / 100

@@ -1,0 +1,70 @@
+"""What a run tells those who watch it: a log of JSON lines, and numbers that Prometheus reads from a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from plures.errors import PluresError
+from plures.run.checkpoint import write_text
+
+LOG, METRICS = "log.jsonl", "metrics.prom"
+PREFIX = "plures"
+HELP = {
+    "round": "Rounds finished.",
+    "rounds": "Rounds planned.",
+    "round_seconds": "Wall time of the last round.",
+    "train_loss": "Mean training loss of the last round.",
+    "validation": "Mean over clients of the primary metric on validation data, last measured.",
+    "client_validation": "The same for each client.",
+    "clients": "Clients whose work counted in the last round.",
+    "left_out_total": "How often a client was asked and its work did not count.",
+    "bytes_down_total": "Bytes of tensors sent to sites.",
+    "bytes_up_total": "Bytes of tensors received from sites.",
+    "bytes_wired_total": "Bytes of messages both ways, headers included.",
+    "failed_rounds_total": "Rounds that did not count because too few clients did their work.",
+}
+
+
+class Journal:
+    """Writes to a folder; nothing leaves the machine.
+
+    Args:
+        folder: where ``log.jsonl`` grows by a line for each event, and ``metrics.prom`` is written anew each round.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def event(self, what: str, **told: object) -> None:
+        """Add a line: the time in seconds since 1970, what happened, and what there is to tell of it."""
+        line = json.dumps({"time": round(time.time(), 3), "event": what, **told}, ensure_ascii=False)
+        try:
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise PluresError(f"{self.folder / LOG} cannot be written: {error.strerror}") from error
+
+    def metrics(self, values: Mapping[str, float | Mapping[str, float]]) -> None:
+        """Write the present numbers in Prometheus' text format, those of clients with a label."""
+        lines = []
+        for name, value in values.items():
+            full = f"{PREFIX}_{name}"
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines += [f"# HELP {full} {HELP[name]}", f"# TYPE {full} {kind}"]
+            if isinstance(value, Mapping):
+                lines += [f'{full}{{client="{escaped(client)}"}} {number!r}' for client, number in value.items()]
+            else:
+                lines.append(f"{full} {value!r}")
+        write_text(self.folder / METRICS, "\n".join(lines) + "\n")
+
+
+def escaped(label: str) -> str:
+    """A label's value as the format wants it."""
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

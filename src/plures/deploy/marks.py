@@ -1,0 +1,58 @@
+"""Columns that are no inputs: dates, and groups of rows that stay together."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.deploy.finding import Finding
+from plures.deploy.table import Cells, absent, text
+
+Dates = NDArray[np.datetime64]
+
+
+def read_dates(name: str, cells: Cells, *, needed: bool) -> tuple[Dates, list[Finding]]:
+    """Dates of a column ``(n,)`` in microseconds of UTC, NaT where there is none, and what is wrong with them.
+
+    Args:
+        name: of the column.
+        cells: texts in ISO format, or dates.
+        needed: every row needs one.
+    """
+    gaps = np.array([absent(cell) for cell in cells], dtype=bool)
+    found = [None if gap else _date(cell) for cell, gap in zip(cells, gaps.tolist(), strict=True)]
+    wrong = np.array([day is None for day in found], dtype=bool) & ~gaps
+    findings = []
+    if wrong.any():
+        first = str(cells[int(wrong.argmax())])
+        what = f"{int(wrong.sum())} without an ISO date, the first holds {first!r}"
+        findings.append(Finding("error", name, what, "write dates like 2024-05-31", _rows(wrong)))
+    if gaps.any() and needed:
+        what = f"{int(gaps.sum())} without a date, but the splits are by time"
+        findings.append(Finding("error", name, what, "complete them or leave the rows out", _rows(gaps)))
+    return np.array(found, dtype="datetime64[us]"), findings
+
+
+def read_groups(name: str, cells: Cells) -> tuple[NDArray[np.str_], list[Finding]]:
+    """Groups of a column ``(n,)`` as texts, and what is wrong with them."""
+    gaps = np.array([absent(cell) for cell in cells], dtype=bool)
+    what = f"missing in {int(gaps.sum())} of {len(gaps)} rows, but it says which rows stay together"
+    findings = [Finding("error", name, what, "complete it or leave the rows out", _rows(gaps))] if gaps.any() else []
+    return np.array([text(cell) for cell in cells], dtype=np.str_), findings
+
+
+def _date(cell: Any) -> datetime | None:
+    if isinstance(cell, date) and not isinstance(cell, datetime):
+        return datetime(cell.year, cell.month, cell.day)
+    try:
+        moment = cell if isinstance(cell, datetime) else datetime.fromisoformat(str(cell).strip())
+    except ValueError:
+        return None
+    return (moment.astimezone(UTC) if moment.tzinfo else moment).replace(tzinfo=None)
+
+
+def _rows(which: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple((np.flatnonzero(which) + 1).tolist())

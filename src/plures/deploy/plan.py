@@ -1,0 +1,187 @@
+"""What the members of a federation agreed on, and what a site decides for itself: two TOML files."""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+
+from plures.deploy.declared import Declared, Name, Names, explain
+from plures.deploy.schema import Schema
+from plures.deploy.site import Allowed
+from plures.deploy.table import Table, read_table
+from plures.errors import PluresError
+from plures.evaluate import RunSpec
+from plures.run.remote import Rules
+
+D = TypeVar("D", bound=Declared)
+
+
+class Insisted(Declared):
+    """When a round counts, and for how long the server waits.
+
+    Attributes:
+        min_clients: valid uploads that a round needs.
+        deadline: seconds that a round waits for them.
+        join_deadline: seconds that the start waits until every client has joined.
+        patience: rounds in a row that may fail before the run stops; it can be resumed.
+    """
+
+    min_clients: Annotated[int, Field(ge=1)] = 1
+    deadline: Annotated[float, Field(gt=0)] = 600.0
+    join_deadline: Annotated[float, Field(gt=0)] = 600.0
+    patience: Annotated[int, Field(ge=1)] = 10
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.min_clients, self.deadline)
+
+
+class Plan(Declared):
+    """A federation: who belongs to it, what is run, and what the data look like. Every member has the same file.
+
+    Attributes:
+        name: of the federation.
+        clients: names of its members.
+        run: method, parameters, network, local work and rounds, as in :class:`~plures.evaluate.RunSpec`.
+        rules: when a round counts.
+        tells: facts that members tell: ``examples``, ``labels``, columns of their metadata.
+        table: what every member's data look like; the table ``[schema]`` of the file.
+    """
+
+    name: Name
+    clients: Names
+    run: dict[str, Any] = Field(default_factory=dict)
+    rules: Insisted = Field(default_factory=Insisted)
+    tells: Names = ("examples",)
+    table: Schema = Field(alias="schema")
+
+    @field_validator("clients")
+    @classmethod
+    def _sorted(cls, clients: tuple[str, ...]) -> tuple[str, ...]:
+        if not clients or len(set(clients)) < len(clients):
+            raise ValueError("give at least one client, each with its own name")
+        for name in clients:
+            if "/" in name or name.startswith("."):
+                raise ValueError(f"{name!r} becomes a folder: leave out / and a leading dot")
+        return tuple(sorted(clients))
+
+    @field_validator("tells")
+    @classmethod
+    def _tells(cls, tells: tuple[str, ...]) -> tuple[str, ...]:
+        return tells if "examples" in tells else ("examples", *tells)
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run; its data are the members' own."""
+        try:
+            return RunSpec.model_validate({"data": self.name, "participation": "full", **self.run})
+        except ValidationError as error:
+            raise PluresError(f"[run] {explain(error, self.run)}") from error
+
+    @property
+    def label(self) -> str:
+        """The method as a folder's name."""
+        return self.spec.title().replace("/", "-").replace(" ", "_")
+
+    @classmethod
+    def load(cls, file: Path) -> Plan:
+        """Read and check ``federation.toml``."""
+        told = read_toml(file)
+        if "schema" not in told:
+            raise PluresError(f"{file}: the table [schema] is missing: it says what the members' data look like")
+        told["schema"] = Schema.parse(told["schema"], f"{file}, [schema]")
+        plan = parsed(cls, told, file)
+        _ = plan.spec
+        return plan
+
+
+class Allow(Declared):
+    """What a site agrees to; see :class:`~plures.deploy.site.Allowed`."""
+
+    send: Names = Allowed.send
+    tell: Names = Allowed.tell
+    threads: Annotated[int, Field(ge=1)] = Allowed.threads
+    max_epochs: float | None = None
+    max_steps: int | None = None
+
+    @property
+    def allowed(self) -> Allowed:
+        return Allowed(self.send, self.tell, self.threads, self.max_epochs, self.max_steps)
+
+
+class SiteFile(Declared):
+    """A site's own file. It never leaves the site, and only ``metadata`` and ``client`` are told.
+
+    Attributes:
+        client: who the site is.
+        data: CSV or Parquet file with the client's rows.
+        loader: ``file.py:function`` that returns them instead: column -> values, or a frame.
+        federation: the file that all members have.
+        state: folder of personal state and published models.
+        metadata: facts about the client.
+        allow: what the site agrees to.
+    """
+
+    client: Name
+    data: str | None = None
+    loader: str | None = None
+    federation: str = "federation.toml"
+    state: str = "state"
+    metadata: dict[str, str | float | int | bool] = Field(default_factory=dict)
+    allow: Allow = Field(default_factory=Allow)
+
+    @classmethod
+    def load(cls, file: Path) -> SiteFile:
+        """Read and check ``site.toml``."""
+        return parsed(cls, read_toml(file), file)
+
+    def table(self, home: Path) -> Table:
+        """The client's rows.
+
+        Args:
+            home: folder of the site's file, from which its paths are meant.
+        """
+        if (self.data is None) == (self.loader is None):
+            raise PluresError(f"{home / 'site.toml'}: give either data, a file, or loader, a function")
+        if self.data is not None:
+            return read_table(home / self.data)
+        assert self.loader is not None
+        return called(home, self.loader)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PluresError(f"{file} cannot be read: {error.strerror}; `plures deploy init` writes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PluresError(f"{file} is not valid TOML: {error}") from error
+
+
+def parsed(kind: type[D], told: Mapping[str, Any], file: Path) -> D:
+    """A declaration out of a file's content."""
+    try:
+        return kind.model_validate(told)
+    except ValidationError as error:
+        raise PluresError(f"{file}: {explain(error, told)}") from error
+
+
+def called(home: Path, loader: str) -> Table:
+    """What a site's own function returns."""
+    name, colon, function = loader.partition(":")
+    spec = importlib.util.spec_from_file_location("plures_site_loader", home / name)
+    if not colon or spec is None or spec.loader is None or not (home / name).exists():
+        raise PluresError(f"loader {loader!r}: write file.py:function, with the file beside site.toml")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    load = getattr(module, function, None)
+    if not callable(load):
+        raise PluresError(f"loader {loader!r}: {name} has no function {function}")
+    table: Table = load()
+    return table

@@ -1,0 +1,343 @@
+"""What every site's table must look like, and the inputs that are made of it, known without any data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
+
+from plures.deploy.column import Category, Number, Read, closest
+from plures.deploy.declared import Declared, Name, Names, explain, toml
+from plures.deploy.draft import Draft, draft
+from plures.deploy.finding import Finding, refuse
+from plures.deploy.marks import Dates, read_dates, read_groups
+from plures.deploy.table import Cells, Table, columns, read_table, write_table
+from plures.errors import PluresError
+from plures.federation import SPLITS, Federation, Split, SplitRule, Task, from_arrays
+
+__all__ = ["Category", "Metadata", "Number", "Reading", "Schema", "Splits", "Table", "read_table", "write_table"]
+
+Metadata = Mapping[str, Mapping[str, object]]
+"""Client -> what it tells about itself."""
+
+
+class Splits(Declared):
+    """How every client divides its rows; see :class:`~plures.federation.SplitRule`.
+
+    Attributes:
+        seed: of the division.
+        validation: share for validation.
+        test: share for test; train gets the rest.
+        by: ``random``, or ``time`` by the column ``date``.
+    """
+
+    seed: int = 0
+    validation: float = SplitRule.validation
+    test: float = SplitRule.test
+    by: Literal["random", "time"] = SplitRule.by
+
+    @model_validator(mode="after")
+    def _possible(self) -> Splits:
+        SplitRule(self.validation, self.test, self.by)  # refuses what is impossible
+        return self
+
+    @property
+    def rule(self) -> SplitRule:
+        """The same as the data's builders take it."""
+        return SplitRule(self.validation, self.test, self.by)
+
+    @property
+    def least(self) -> int:
+        """Rows that a client needs so that no split is empty."""
+        return 1 + (self.validation > 0) + (self.test > 0)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A table as it was found.
+
+    Attributes:
+        rows: number of rows.
+        columns: every declared input column that is there.
+        target: class numbers or values; None if it is not there, or was not asked for.
+        dates: ``(n,)`` ``datetime64[us]``, NaT where there is none; None without such a column.
+        groups: ``(n,)`` texts; None without such a column.
+        extra: columns that nobody reads.
+        findings: what is wrong.
+    """
+
+    rows: int
+    columns: Mapping[str, Read]
+    target: Read | None
+    dates: Dates | None
+    groups: NDArray[np.str_] | None
+    extra: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+class Schema(Declared):
+    """A declaration of the rows, the target and the inputs, the same for every site.
+
+    The inputs follow from it alone: a number column becomes ``(value - center) / scale``, a category column one 0/1
+    input for each level, and a column that may have missing values gets one more, ``"<name> is missing"``; a missing
+    number is filled by ``center``. So all sites have the same inputs in the same order, whatever their data are, and
+    no statistics of the data travel.
+
+    Attributes:
+        task: ``classification`` or ``regression`` (the target is predicted as it comes).
+        target: column to predict.
+        classes: names of the classes in order; none for regression.
+        date: column of dates in ISO format, to say what time the data span; no input.
+        group: column whose equal values stay in one split, such as a patient; no input.
+        splits: how each client divides its rows.
+        columns: the inputs.
+    """
+
+    task: Literal["classification", "regression"] = "classification"
+    target: Name
+    classes: Names = ()
+    date: Name | None = None
+    group: Name | None = None
+    splits: Splits = Splits()
+    columns: Annotated[
+        tuple[Annotated[Number | Category, Field(discriminator="kind")], ...], Field(strict=False, min_length=1)
+    ]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Schema:
+        if self.task == "classification" and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
+            raise ValueError("classes: a classification needs two or more different names")
+        if self.task == "regression" and self.classes:
+            raise ValueError("classes: a regression has none; leave them out")
+        roles = [name for name in (self.target, self.date, self.group) if name is not None]
+        names = [*roles, *(column.name for column in self.columns)]
+        for what, told in (("column", names), ("input", list(self.inputs))):
+            twice = [name for place, name in enumerate(told) if name in told[:place]]
+            if twice:
+                raise ValueError(f"{what} {twice[0]!r} is declared twice; rename or remove one")
+        if self.splits.by == "time" and self.date is None:
+            raise ValueError("splits: by = 'time' needs the column of dates; declare date")
+        return self
+
+    @classmethod
+    def parse(cls, declared: Mapping[str, object], source: str = "[schema]") -> Schema:
+        """A schema from the ``[schema]`` table of a TOML file.
+
+        Args:
+            declared: the table as it was read.
+            source: where it stands, for messages.
+
+        Raises:
+            PluresError: names the column and the field at fault.
+        """
+        try:
+            return cls.model_validate(declared)
+        except ValidationError as error:
+            raise PluresError(f"{source}: {explain(error, declared)}; correct the declaration") from error
+
+    @classmethod
+    def of(cls, table: Table, target: str, client: str | None = None, **options: Unpack[Draft]) -> Schema:
+        """A draft of a schema from pooled or public data, to be read and corrected by the coordinator.
+
+        A column whose values are all numbers is a number, any other a category; levels are what is there. The center
+        is the mean and the scale the standard deviation; ranges are those of the data and a margin. Missing values are
+        allowed in the share of the client that lacks most. All are rounded.
+
+        Args:
+            table: column -> values, or a frame.
+            target: column to predict.
+            client: column with the client of each row; no input. Without it all rows are one client's.
+            options: see :class:`~plures.deploy.draft.Draft`.
+
+        Raises:
+            PluresError: names the column.
+        """
+        return cls.parse(draft(columns(table), target, client, options), "the draft of a schema")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(name for column in self.columns for name in column.inputs)
+
+    @property
+    def task_of(self) -> Task:
+        """What a model of this schema predicts."""
+        return Task(self.task, self.classes, len(self.classes) or 1)
+
+    @property
+    def scaling(self) -> tuple[Tensor, Tensor]:
+        """What is subtracted from every input and what divides it, ``(inputs,)`` float64 each."""
+        pairs = [pair for column in self.columns for pair in column.scaling]
+        center, scale = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+        return center.contiguous(), scale.contiguous()
+
+    @property
+    def answer(self) -> Number | Category:
+        """The target as a column."""
+        return Category(name=self.target, levels=self.classes) if self.classes else Number(name=self.target)
+
+    def read(self, table: Table, *, site: bool = True) -> Reading:
+        """Read a table and say everything that is wrong with it.
+
+        Args:
+            table: column -> values, or a frame.
+            site: the table is a site's data: target, date and group are read and shares of missing values are
+                checked. Otherwise only inputs are read, and a value may be missing wherever some may be.
+
+        Raises:
+            PluresError: if it is no table at all.
+        """
+        there = columns(table)
+        roles = [name for name in (self.target, self.date, self.group) if name is not None]
+        wanted = [*(column.name for column in self.columns), *(roles if site else ())]
+        extra = tuple(name for name in there if name not in wanted and name not in roles)
+        found = [_not_there(name, extra) for name in wanted if name not in there]
+        rows = len(next(iter(there.values()), ()))
+        if not rows:
+            found.append(Finding("error", "", "the table has no row", "give at least one"))
+        reads = {
+            column.name: column.read(there[column.name], None if site else float(column.missing > 0))
+            for column in self.columns
+            if column.name in there
+        }
+        target = self._target(there) if site else None
+        for read in (*reads.values(), *([target] if target else [])):
+            found += read.findings
+        dates, groups = None, None
+        if site and self.date is not None and self.date in there:
+            dates, wrong = read_dates(self.date, there[self.date], needed=self.splits.by == "time")
+            found += wrong
+        if site and self.group is not None and self.group in there:
+            groups, wrong = read_groups(self.group, there[self.group])
+            found += wrong
+        if site and 0 < rows < self.splits.least:
+            what = f"{rows} row{'s' if rows > 1 else ''}, too few for {self.splits.least} splits"
+            found.append(Finding("error", "", what, f"give at least {self.splits.least}"))
+        return Reading(rows, reads, target, dates, groups, extra, tuple(found))
+
+    def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
+        """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target need not be there.
+
+        Args:
+            table: column -> values, or a frame; columns that are not declared are ignored.
+            scaled: subtract centers and divide by scales; otherwise numbers stay in their units.
+
+        Raises:
+            PluresError: names the column, the row (from 1) and what is wrong.
+        """
+        reading = self.read(table, site=False)
+        refuse(reading.findings)
+        return self._encoded(reading, scaled)
+
+    def empty(self, name: str, clients: Sequence[str], metadata: Metadata | None = None) -> Federation:
+        """The federation as the coordinator knows it: its clients and its inputs, and no row.
+
+        Args:
+            name: of the federation.
+            clients: their names.
+            metadata: what clients tell about themselves, for every client or not at all.
+        """
+        nothing = torch.empty(0, dtype=torch.int64)
+        targets = nothing if self.classes else torch.empty(0, 1)
+        return Federation(
+            name=name,
+            task=self.task_of,
+            inputs=torch.empty(0, len(self.inputs)),
+            targets=targets,
+            clients=tuple(sorted(clients)),
+            splits={split: Split.of([nothing] * len(clients)) for split in SPLITS},
+            metadata=_metadata(metadata, clients),
+            columns=self.inputs,
+            scaling=self.scaling,
+        )
+
+    def federation(self, name: str, tables: Mapping[str, Table], metadata: Metadata | None = None) -> Federation:
+        """The federation of one site, or of several for a simulation: a client's rows are the same bits in both.
+
+        Missing values are counted by the inputs ``"<name> is missing"``, not in the metadata, so that a method that
+        reads metadata sees the same here and where data lie at the sites.
+
+        Args:
+            name: of the federation.
+            tables: client -> its table.
+            metadata: what clients tell about themselves, for every client or not at all.
+
+        Raises:
+            PluresError: names the client, the column and the rows at fault.
+        """
+        if not tables:
+            raise PluresError(f"federation {name!r} has no table: give one for each client")
+        clients = sorted(tables)
+        readings = [self._accepted(client, tables[client]) for client in clients]
+        targets = np.concatenate([reading.target.values for reading in readings if reading.target is not None])
+        groups = [reading.groups for reading in readings if reading.groups is not None]
+        dates = [reading.dates for reading in readings if reading.dates is not None]
+        federation = from_arrays(
+            torch.cat([self._encoded(reading) for reading in readings]),
+            targets.astype(np.int64) if self.classes else targets,
+            np.repeat(np.array(clients), [reading.rows for reading in readings]),
+            groups=np.concatenate(groups) if groups else None,
+            time=np.concatenate(dates) if self.splits.by == "time" else None,
+            columns=self.inputs,
+            name=name,
+            task=self.task,
+            classes=self.classes or None,
+            metadata=_metadata(metadata, clients),
+            split=self.splits.rule,
+            seed=self.splits.seed,
+        )
+        return replace(federation, scaling=self.scaling)
+
+    def to_toml(self) -> str:
+        """The ``[schema]`` table of a TOML file; reading it back gives an equal schema."""
+        fields = {"task": self.task, **self.told()}
+        lines = ["[schema]", *(f"{key} = {toml(fields[key])}" for key in fields if key not in ("columns", "splits"))]
+        lines += ["columns = ["]
+        for column in self.columns:
+            entries = {"name": column.name, "kind": column.kind, **column.told()}
+            lines.append(f"    {{ {', '.join(f'{key} = {toml(value)}' for key, value in entries.items())} }},")
+        lines += ["]", "", "[schema.splits]", *(f"{key} = {toml(value)}" for key, value in self.splits)]
+        return "\n".join(lines) + "\n"
+
+    def _target(self, there: Mapping[str, Cells]) -> Read | None:
+        if self.target not in there:
+            return None
+        if isinstance(self.answer, Category):
+            return self.answer.read(there[self.target], noun="classes")
+        return self.answer.read(there[self.target])
+
+    def _accepted(self, client: str, table: Table) -> Reading:
+        try:
+            reading = self.read(table)
+        except PluresError as error:
+            raise PluresError(f"client {client!r}: {error}") from error
+        refuse([replace(finding, client=client) for finding in reading.findings])
+        return reading
+
+    def _encoded(self, reading: Reading, scaled: bool = True) -> Tensor:
+        parts = [column.encode(reading.columns[column.name], scaled) for column in self.columns]
+        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+
+
+def _not_there(name: str, extra: Sequence[str]) -> Finding:
+    near = closest(name, extra)
+    remedy = f"there is {near!r}: is that it? Rename it" if near else "add it to the table"
+    return Finding("error", name, "is not in the table", remedy)
+
+
+def _metadata(metadata: Metadata | None, clients: Sequence[str]) -> dict[str, tuple[object, ...]]:
+    """Column -> one value per client, in the sorted order of their names."""
+    if not metadata:
+        return {}
+    names = sorted(clients)
+    for name in names:
+        if name not in metadata:
+            raise PluresError(f"metadata: none of client {name!r}; give it, or none at all")
+    keys = dict.fromkeys(key for name in names for key in metadata[name])
+    return {key: tuple(metadata[name].get(key) for name in names) for key in keys}

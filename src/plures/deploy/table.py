@@ -1,0 +1,188 @@
+"""Tables as they come: mappings, frames and files, read column by column."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.errors import PluresError
+from plures.federation.build import Frame
+from plures.run.checkpoint import write_text
+
+MISSING = ("", "?", "NA")
+"""What stands for a missing value in a CSV file."""
+
+Cells = list[Any] | NDArray[Any]
+"""A column: an array of numbers, or a list of anything."""
+
+
+class Column(Protocol):
+    """Values of one column: a sequence, an array, or a series of pandas or polars."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Table = Mapping[str, Column] | Frame
+"""Column names and values: a mapping, or a frame of pandas or polars."""
+
+
+def columns(table: Table) -> dict[str, Cells]:
+    """The columns of a table, all of one length.
+
+    Raises:
+        PluresError: for what is no table, and for columns of different lengths.
+    """
+    if not isinstance(table, Mapping) and not hasattr(table, "columns"):
+        raise PluresError(
+            f"a value of type {type(table).__name__} is no table; give a mapping from column names to values, or a "
+            "pandas or polars frame"
+        )
+    found = {str(name): _cells(str(name), table[name]) for name in _names(table)}
+    first = next(iter(found), "")
+    for name, cells in found.items():
+        if len(cells) != len(found[first]):
+            raise PluresError(
+                f"column {name!r} has {len(cells)} rows, but column {first!r} has {len(found[first])}; give both one "
+                "value per row"
+            )
+    return found
+
+
+def absent(cell: Any) -> bool:
+    """Whether a cell is None, NaN, or what pandas writes for a missing value or date."""
+    if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(cell, float | np.floating) and math.isnan(cell)
+
+
+def text(cell: Any) -> str:
+    """A cell as text: without blanks around it, and a whole number without a decimal point."""
+    if isinstance(cell, float | np.floating) and cell.is_integer():
+        return str(int(cell))
+    told = str(cell).strip()
+    whole = re.fullmatch(r"(-?\d+)\.0+", told)
+    return whole[1] if whole else told
+
+
+def number(cell: Any) -> float | None:
+    """A cell as a number: NaN for a missing one, None for what is no number."""
+    if absent(cell):
+        return float("nan")
+    if isinstance(cell, str) and "_" in cell:
+        return None
+    try:
+        return float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def numbers(cells: Cells) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """A column as numbers ``(n,)``, NaN where there is none, and which cells hold something that is no number."""
+    if isinstance(cells, np.ndarray):
+        return cells.astype(np.float64), np.zeros(len(cells), dtype=bool)
+    found = [number(cell) for cell in cells]
+    wrong = np.array([value is None for value in found], dtype=bool)
+    return np.array([np.nan if value is None else value for value in found], dtype=np.float64), wrong
+
+
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """A table from a file: CSV (comma, header, UTF-8; ``""``, ``?`` and ``NA`` are missing) or Parquet (by pandas).
+
+    Returns:
+        Column -> cells: texts from CSV, whatever the file holds from Parquet; None for a missing value.
+
+    Raises:
+        PluresError: names the file, and the line where there is one.
+    """
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise PluresError(f"{path}: cannot read a file {path.suffix or 'without suffix'!r}; give .csv or .parquet")
+    if not path.is_file():
+        raise PluresError(f"{path}: no such file; give the path of the site's table")
+    return readers[path.suffix.lower()](path)
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Write a table as CSV that :func:`read_table` reads; a missing value is an empty cell."""
+    found = columns(table)
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(found)
+    for row in zip(*found.values(), strict=True):
+        writer.writerow(["" if absent(cell) else text(cell) for cell in row])
+    write_text(path, content.getvalue())
+
+
+def _names(table: Table) -> Sequence[Any]:
+    return list(table) if isinstance(table, Mapping) else list(table.columns)
+
+
+def _cells(name: str, values: Any) -> Cells:
+    values = values.to_numpy() if hasattr(values, "to_numpy") else values
+    if isinstance(values, Sequence) and not isinstance(values, str | bytes):
+        return list(values)
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise PluresError(f"column {name!r} is no sequence of values, one per row; give a list or an array")
+    if array.dtype.kind in "iufb":
+        return array
+    found: list[Any] = (array.astype("datetime64[us]") if array.dtype.kind == "M" else array).tolist()
+    return found
+
+
+def _read_csv(path: Path) -> dict[str, list[Any]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header)
+            rows = [_row(path, reader.line_num, header, row) for row in reader if row]
+    except UnicodeDecodeError as error:
+        raise PluresError(f"{path}: is not UTF-8 text ({error.reason}); save it as CSV in UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise PluresError(f"{path}: cannot be read as CSV ({error}); save it again") from error
+    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    if not any(header):
+        raise PluresError(f"{path}: has no header; name the columns in the first line")
+    other = next((mark for mark in (";", "\t") if len(header) == 1 and mark in header[0]), None)
+    if other:
+        raise PluresError(f"{path}: the columns are divided by {other!r}; save it as CSV with commas")
+    for place, name in enumerate(header):
+        if not name:
+            raise PluresError(f"{path}: column {place + 1} has no name in the header; name or remove it")
+        if name in header[:place]:
+            raise PluresError(f"{path}: column {name!r} stands twice in the header; rename or remove one")
+
+
+def _row(path: Path, line: int, header: Sequence[str], row: Sequence[str]) -> list[str | None]:
+    if len(row) != len(header):
+        raise PluresError(f"{path}, line {line}: {len(row)} cells for {len(header)} columns; correct the line")
+    cells = [cell.strip() for cell in row]
+    return [None if cell in MISSING else cell for cell in cells]
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    try:
+        pandas = importlib.import_module("pandas")
+    except ImportError as error:
+        raise PluresError(f"{path}: Parquet needs pandas and pyarrow; install them, or save as CSV") from error
+    try:
+        frame = pandas.read_parquet(path)
+    except (ImportError, OSError, ValueError) as error:
+        raise PluresError(f"{path}: cannot be read as Parquet ({error}); install pyarrow, or save as CSV") from error
+    found = columns(frame)
+    return {name: [None if absent(cell) else cell for cell in cells] for name, cells in found.items()}

@@ -1,0 +1,171 @@
+"""A federation of sites from its two files to its published models; stopped, and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from sites import Loopback
+
+from plures.deploy.app import PUBLISHED, opened
+from plures.deploy.conduct import CHECKPOINT, Conductor
+from plures.deploy.heart import heart_schema, heart_tables
+from plures.deploy.journal import LOG, METRICS
+from plures.deploy.personal import PersonalModel
+from plures.deploy.plan import Plan
+from plures.deploy.state import Versions
+from plures.deploy.table import write_table
+from plures.errors import PluresError
+from plures.evaluate import finish, fit
+from plures.run import Execution
+from plures.run.message import Order, unpack
+
+torch.set_num_threads(1)
+
+RUN = {"method": "ditto+threshold", "lr": 0.1, "rounds": 4, "seed": 3}
+
+
+def written(home: Path, rules: str = "", **run: object) -> Path:
+    """Files of the four hospitals; returns that of the federation."""
+    told = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (RUN | run).items())
+    names = list(heart_tables())
+    plan = f'name = "heart"\nclients = {json.dumps(names)}\n\n[run]\n{told}\n\n[rules]\n{rules}\n\n'
+    for name, table in heart_tables().items():
+        folder = home / name
+        folder.mkdir(parents=True)
+        write_table(folder / "data.csv", table)
+        (folder / "site.toml").write_text(f'client = "{name}"\ndata = "data.csv"\nfederation = "../federation.toml"\n')
+    file = home / "federation.toml"
+    file.write_text(plan + heart_schema().to_toml())
+    return file
+
+
+def hospitals(file: Path) -> Loopback:
+    return Loopback([opened(file.parent / name / "site.toml") for name in heart_tables()])
+
+
+def conductor(file: Path, carrier: Loopback, out: str = "out") -> Conductor:
+    return Conductor(Plan.load(file), carrier, file.parent / out, wait=lambda seconds: None)
+
+
+def simulated(file: Path):
+    """The same in one process: a fit over the same tables."""
+    plan = Plan.load(file)
+    federation = plan.table.federation(plan.name, heart_tables())
+    run = plan.spec.run(federation, Execution("loop", 1, False, "float32", "cpu"))
+    return finish(fit(run, "simulated"), plan.spec.seed), run
+
+
+def test_a_federation_of_sites_is_the_simulation(tmp_path):
+    file = written(tmp_path)
+    result = conductor(file, hospitals(file)).run()
+    expected, run = simulated(file)
+    assert result.chosen_round == expected.chosen_round
+    for here, there in ((expected.test, result.test), (expected.validation, result.validation)):
+        assert there.clients == here.clients
+        assert there.sizes == here.sizes
+        for metric, values in here.metrics.items():
+            assert there.metrics[metric] == pytest.approx(values, rel=1e-4, abs=1e-6)
+    assert [p.round for p in result.curve] == [p.round for p in expected.curve] == [1, 2, 3, 4]
+    assert [p.validation for p in result.curve] == pytest.approx([p.validation for p in expected.curve], rel=1e-5)
+    assert [p.bytes for p in result.curve] == [p.bytes for p in expected.curve]
+    for place, client in enumerate(run.federation.clients):
+        model = PersonalModel.load(tmp_path / client / "state" / "heart" / "ditto+threshold" / PUBLISHED)
+        rows = run.federation.inputs[run.federation.splits["test"][place]]
+        deployed = run.deployed([place])
+        outputs = run.engine.forward(deployed, rows.unsqueeze(0))[0]
+        torch.testing.assert_close(model.outputs(rows), outputs, atol=1e-5, rtol=1e-4)
+        assert model.card.round == expected.chosen_round
+    assert not (tmp_path / "out" / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3])
+def test_a_server_that_dies_goes_on_to_the_same_result(tmp_path, killed):
+    file = written(tmp_path / "whole")
+    expected = conductor(file, hospitals(file)).run()
+
+    file = written(tmp_path / "halves")
+    carrier = hospitals(file)
+    calls = 0
+
+    def dies(address: int, answer: bytes) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 4 + 4 * killed + 2:  # in the middle of a round, after some sites did their work
+            raise KeyboardInterrupt
+        return answer
+
+    carrier.spoil = dies
+    with pytest.raises(KeyboardInterrupt):
+        conductor(file, carrier).run()
+    again = hospitals(file)
+    result = conductor(file, again).run()
+    events = [json.loads(line) for line in (file.parent / "out" / LOG).read_text().splitlines()]
+    assert [e["round"] for e in events if e["event"] == "resumed"] == [killed]
+    assert [e["round"] for e in events if e["event"] == "round"] == [1, 2, 3, 4]
+    assert result.test == expected.test
+    assert result.validation == expected.validation
+    assert [(p.round, p.validation, p.bytes) for p in result.curve] == [
+        (p.round, p.validation, p.bytes) for p in expected.curve
+    ]
+    for client in heart_tables():
+        ours, theirs = (
+            PersonalModel.load(tmp_path / half / client / "state" / "heart" / "ditto+threshold" / PUBLISHED)
+            for half in ("whole", "halves")
+        )
+        assert ours.card.digest == theirs.card.digest
+
+
+def test_metrics_tell_the_round_and_who_was_left_out(tmp_path):
+    file = written(tmp_path, rules="min_clients = 2", method="fedavg")
+    carrier = hospitals(file)
+    carrier.spoil = lambda address, answer: "gone" if address == 102 and len(carrier.log) > 8 else answer
+    job = conductor(file, carrier)
+    job.run()
+    lines = (tmp_path / "out" / METRICS).read_text().splitlines()
+    assert "plures_round 4" in lines
+    assert "plures_clients 3" in lines
+    assert 'plures_left_out_total{client="switzerland"} 3' in lines
+    assert job.progress.left_out[0] == {"round": 2, "client": "switzerland", "reason": "gone"}
+    told = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert told["unpublished"] == {"switzerland": "gone"}
+
+
+def test_too_few_sites_stop_the_run_and_it_goes_on(tmp_path):
+    file = written(tmp_path, rules="min_clients = 3\npatience = 2")
+    carrier = hospitals(file)
+    job = conductor(file, carrier)
+    carrier.spoil = lambda address, answer: "cut" if address > 101 and len(carrier.log) > 8 else answer
+    with pytest.raises(PluresError, match="round 2 failed 2 times in a row"):
+        job.run()
+    carrier.spoil = lambda address, answer: answer
+    result = conductor(file, carrier).run()
+    other = written(tmp_path / "other", rules="min_clients = 3\npatience = 2")
+    assert result.test == conductor(other, hospitals(other)).run().test
+
+
+def test_the_start_names_who_did_not_join(tmp_path):
+    file = written(tmp_path, rules="join_deadline = 0.1")
+    carrier = hospitals(file)
+    carrier.down = {101}
+    with pytest.raises(PluresError, match="clients hungarian did not join within 0.1 seconds"):
+        conductor(file, carrier).run()
+
+
+def test_a_leaf_that_is_personal_stays_on_its_site(tmp_path):
+    file = written(tmp_path)
+    carrier = hospitals(file)
+    conductor(file, carrier).run()
+    crossed = b"".join([body for _, body in carrier.log] + [body for _, body in carrier.answers])
+    folder = tmp_path / "cleveland" / "state" / "heart" / "ditto+threshold"
+    site = opened(tmp_path / "cleveland" / "site.toml")
+    stored = Versions(folder, unpack(carrier.log[-1][1], Order)[0].run).load(4)
+    personal = {name: t for name, t in stored.items() if name.startswith("own:personal")}
+    assert personal
+    for name, value in personal.items():
+        if value.numel() > 1:
+            assert value.numpy().tobytes() not in crossed, name
+    rows = site.data.inputs[site.data.splits["train"][0]]
+    assert not any(row.numpy().tobytes() in crossed for row in rows)
