@@ -7,40 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hospitals import simulated, written
 from sites import Loopback
 
 from plures.deploy.app import PUBLISHED, opened
 from plures.deploy.conduct import CHECKPOINT, Conductor
-from plures.deploy.heart import heart_schema, heart_tables
+from plures.deploy.heart import heart_tables
 from plures.deploy.journal import LOG, METRICS
 from plures.deploy.personal import PersonalModel
 from plures.deploy.plan import Plan
 from plures.deploy.state import Versions
-from plures.deploy.table import write_table
 from plures.errors import PluresError
-from plures.evaluate import finish, fit
-from plures.run import Execution
 from plures.run.message import Order, unpack
 
 torch.set_num_threads(1)
-
-RUN = {"method": "ditto+threshold", "lr": 0.1, "rounds": 4, "seed": 3}
-
-
-def written(home: Path, rules: str = "", **run: object) -> Path:
-    """Files of the four hospitals; returns that of the federation."""
-    told = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (RUN | run).items())
-    names = list(heart_tables())
-    plan = f'name = "heart"\nclients = {json.dumps(names)}\n\n[run]\n{told}\n\n[rules]\n{rules}\n\n'
-    for name, table in heart_tables().items():
-        folder = home / name
-        folder.mkdir(parents=True)
-        write_table(folder / "data.csv", table)
-        (folder / "site.toml").write_text(f'client = "{name}"\ndata = "data.csv"\nfederation = "../federation.toml"\n')
-    file = home / "federation.toml"
-    file.write_text(plan + heart_schema().to_toml())
-    return file
-
 
 def hospitals(file: Path) -> Loopback:
     return Loopback([opened(file.parent / name / "site.toml") for name in heart_tables()])
@@ -48,14 +28,6 @@ def hospitals(file: Path) -> Loopback:
 
 def conductor(file: Path, carrier: Loopback, out: str = "out") -> Conductor:
     return Conductor(Plan.load(file), carrier, file.parent / out, wait=lambda seconds: None)
-
-
-def simulated(file: Path):
-    """The same in one process: a fit over the same tables."""
-    plan = Plan.load(file)
-    federation = plan.table.federation(plan.name, heart_tables())
-    run = plan.spec.run(federation, Execution("loop", 1, False, "float32", "cpu"))
-    return finish(fit(run, "simulated"), plan.spec.seed), run
 
 
 def test_a_federation_of_sites_is_the_simulation(tmp_path):
@@ -150,7 +122,7 @@ def test_the_start_names_who_did_not_join(tmp_path):
     file = written(tmp_path, rules="join_deadline = 0.1")
     carrier = hospitals(file)
     carrier.down = {101}
-    with pytest.raises(PluresError, match="clients hungarian did not join within 0.1 seconds"):
+    with pytest.raises(PluresError, match=r"clients hungarian did not join within 0\.1 seconds"):
         conductor(file, carrier).run()
 
 

@@ -20,14 +20,14 @@ from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import METRICS, Scores, primary
 from plures.federation import SplitName
-from plures.run.checkpoint import Snapshot, describe, restore, resume, save, snapshot, write_text
+from plures.run.checkpoint import Snapshot, describe, restore, resume, save, snapshot, write, write_text
 from plures.run.coordinator import RoundRecord
 from plures.run.message import Told
 from plures.run.remote import Remote, Sites, TooFewError, Transport
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, RESULT = "checkpoint.safetensors", "result.json"
+CHECKPOINT, STATE, RESULT = "checkpoint.safetensors", "state.safetensors", "result.json"
 LOOK = 0.5
 """Seconds between looks for sites that have not joined."""
 
@@ -62,7 +62,7 @@ class Conductor:
     Args:
         plan: what the members agreed on.
         transport: carries messages.
-        out: folder of the run: checkpoint, log, metrics, result. A run that was stopped goes on from it.
+        out: folder of the run: checkpoint, log, metrics, and at the end the result and the server's state. A run that was stopped goes on from it.
         wait: how to wait some seconds.
     """
 
@@ -239,6 +239,7 @@ class Conductor:
         self.keep(fitted, remote)
         if fitted.best is not None:
             restore(remote, fitted.best)
+        write(self.out / STATE, snapshot(remote), {"run": remote.run_id, "round": remote.round})
         left = self.everybody(remote, "publish", "validation", "test")
         self.count(remote)
         result = SeedResult(

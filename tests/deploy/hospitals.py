@@ -1,0 +1,39 @@
+"""Four hospitals as a federation of sites: their files, and the same in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from plures.deploy.heart import heart_schema, heart_tables
+from plures.deploy.plan import Plan
+from plures.deploy.table import write_table
+from plures.evaluate import finish, fit
+from plures.evaluate.results import SeedResult
+from plures.run import Execution, Run
+
+RUN = {"method": "ditto+threshold", "lr": 0.1, "rounds": 4, "seed": 3}
+
+
+def written(home: Path, rules: str = "", send: tuple[str, ...] = ("model",), **run: object) -> Path:
+    """Files of the four hospitals, written anew; returns that of the federation."""
+    told = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (RUN | run).items())
+    names = list(heart_tables())
+    plan = f'name = "heart"\nclients = {json.dumps(names)}\n\n[run]\n{told}\n\n[rules]\n{rules}\n\n'
+    for name, table in heart_tables().items():
+        folder = home / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_table(folder / "data.csv", table)
+        lines = [f'client = "{name}"', 'data = "data.csv"', 'federation = "../federation.toml"', "[allow]"]
+        (folder / "site.toml").write_text("\n".join([*lines, f"send = {json.dumps(send)}", ""]))
+    file = home / "federation.toml"
+    file.write_text(plan + heart_schema().to_toml())
+    return file
+
+
+def simulated(file: Path) -> tuple[SeedResult, Run]:
+    """The same over the same tables in one process."""
+    plan = Plan.load(file)
+    federation = plan.table.federation(plan.name, heart_tables())
+    run = plan.spec.run(federation, Execution("loop", 1, False, "float32", "cpu"))
+    return finish(fit(run, "simulated"), plan.spec.seed), run

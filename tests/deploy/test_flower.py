@@ -1,0 +1,70 @@
+"""Real SuperNodes over Flower, with TLS and node authentication, give what one process gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hospitals import simulated, written
+
+from plures.deploy.app import PUBLISHED
+from plures.deploy.conduct import RESULT, STATE
+from plures.deploy.loopback import Fleet
+from plures.deploy.personal import PersonalModel
+from plures.deploy.plan import Plan
+from plures.deploy.state import Versions
+from plures.evaluate.results import SeedResult
+from plures.method import named
+from plures.run.checkpoint import read, snapshot
+
+APP = Path(__file__).parent / "app"
+METHODS = {
+    "fedavg": ("model",),
+    "ditto+threshold": ("model",),
+    "fedrep": ("model",),
+    "scaffold": ("model", "control"),
+    "ifca": ("model",),
+    "pfedme": ("model",),
+}
+
+
+def told(out: Path) -> dict:
+    return json.loads((out / RESULT).read_text())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, method: str) -> None:
+    home = fleet.folder / "sites"
+    file = written(home, method=method, rounds=3, send=METHODS[method], rules="min_clients = 4\ndeadline = 60")
+    traffic = {client: (relay.traffic.down, relay.traffic.up) for client, relay in fleet.relays.items()}
+    run = fleet.submit(APP, {"plan": str(file), "out": str(tmp_path)})
+    assert fleet.wait(run, 120) == "finished:completed", fleet.superlink.tail(40)
+    found = told(tmp_path)
+    result = SeedResult.model_validate(found["result"])
+    expected, here = simulated(file)
+
+    state, about = read(tmp_path / STATE)
+    assert about["round"] == expected.chosen_round == result.chosen_round
+    for name, value in snapshot(here).items():
+        if not name.startswith("clients:") and name != "visited":
+            torch.testing.assert_close(state[name], value, atol=2e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    for place, client in enumerate(here.federation.clients):
+        folder = home / client / "state" / "heart" / Plan.load(file).label
+        stored = Versions(folder, about["run"]).load(int(here.last[place]))
+        assert stored is not None
+        for leaf in here.kept():
+            own = here.store.get(leaf, [place])[0]
+            torch.testing.assert_close(stored[f"own:{named(leaf)}"], own, atol=2e-6, rtol=1e-4)
+        rows = here.federation.inputs[here.federation.splits["test"][place]]
+        outputs = here.engine.forward(here.deployed([place]), rows.unsqueeze(0))[0]
+        torch.testing.assert_close(PersonalModel.load(folder / PUBLISHED).outputs(rows), outputs, atol=1e-5, rtol=1e-3)
+    for metric, values in expected.test.metrics.items():
+        assert result.test.metrics[metric] == pytest.approx(values, rel=1e-3, abs=1e-5)
+
+    assert [point.bytes for point in result.curve] == [point.bytes for point in expected.curve]
+    passed = sum(
+        sum((relay.traffic.down, relay.traffic.up)) - sum(traffic[client]) for client, relay in fleet.relays.items()
+    )
+    print(method, found["progress"]["bytes"], "on the wire", passed)
