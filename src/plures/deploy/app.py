@@ -67,6 +67,7 @@ def opened(file: Path) -> Site:
         spec.entry()(**spec.parameters),
         spec.training(),
         folder=folder,
+        agreed=plan.agreed,
         seed=spec.seed,
         allowed=own.allow.allowed,
         tells=plan.tells,

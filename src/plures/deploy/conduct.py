@@ -62,7 +62,8 @@ class Conductor:
     Args:
         plan: what the members agreed on.
         transport: carries messages.
-        out: folder of the run: checkpoint, log, metrics, and at the end the result and the server's state. A run that was stopped goes on from it.
+        out: folder of the run: checkpoint, log, metrics, and at the end the result and the server's state. A run that was
+            stopped goes on from it.
         wait: how to wait some seconds.
     """
 
@@ -70,7 +71,8 @@ class Conductor:
         self.plan, self.out, self.wait = plan, out, wait
         self.journal = Journal(out)
         self.checkpoint = out / CHECKPOINT
-        self.sites = Sites(transport, plan.clients, min(plan.rules.deadline, plan.rules.join_deadline))
+        patience = min(plan.rules.deadline, plan.rules.join_deadline)
+        self.sites = Sites(transport, plan.clients, patience, pin=plan.rules.pin)
         self.progress = Progress()
 
     def run(self) -> SeedResult:
@@ -89,7 +91,8 @@ class Conductor:
     def join(self) -> None:
         """Wait until every client told about itself, now or in the run that is gone on with."""
         if self.checkpoint.exists():
-            told = describe(self.checkpoint)["told"]
+            about = describe(self.checkpoint)
+            told, self.sites.pins = about["told"], about["pins"]
             self.sites.told = {client: Told.model_validate(one) for client, one in told.items()}
         end = time.monotonic() + self.plan.rules.join_deadline
         self.sites.meet()
@@ -116,6 +119,7 @@ class Conductor:
             spec.training(),
             participation=spec.who(),
             seed=spec.seed,
+            agreed=self.plan.agreed,
             rules=self.plan.rules.rules,
         )
 
@@ -191,9 +195,8 @@ class Conductor:
         """Write the checkpoint."""
         told = {client: one.model_dump() for client, one in self.sites.told.items()}
         curve = [point.model_dump() for point in fitted.curve]
-        save(
-            remote, self.plan.label, self.checkpoint, fitted.best, curve=curve, progress=vars(self.progress), told=told
-        )
+        kept = {"curve": curve, "progress": vars(self.progress), "told": told, "pins": self.sites.pins}
+        save(remote, self.plan.label, self.checkpoint, fitted.best, **kept)
 
     def tell(self, fitted: Fit[Remote], remote: Remote, record: RoundRecord) -> None:
         """Log the round and write the metrics."""
@@ -208,7 +211,7 @@ class Conductor:
         log.info("round %d of %d: loss %.4f", record.round, remote.training.rounds, record.loss)
         metric = primary(remote.federation.task).name
         own = {
-            remote.setting.clients[client]: scored.metrics[metric]
+            remote.setting.clients[client]: scored.metrics.get(metric, float("nan"))
             for client, scored in remote.scores.get("validation", {}).items()
         }
         self.journal.metrics(
@@ -278,7 +281,9 @@ def gathered(remote: Remote, split: SplitName) -> Scores:
     names = [metric.name for metric in METRICS[remote.federation.task.kind]]
     clients = range(len(remote.setting))
     values = {
-        name: np.array([found[i].metrics[name] if i in found else np.nan for i in clients], dtype=np.float64)
+        name: np.array(
+            [found[i].metrics.get(name, np.nan) if i in found else np.nan for i in clients], dtype=np.float64
+        )
         for name in names
     }
     sizes = np.array([found[i].examples if i in found else 0 for i in clients], dtype=np.int64)

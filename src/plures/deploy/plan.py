@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
+import plures
 from plures.deploy.declared import Declared, Name, Names, explain
 from plures.deploy.schema import Schema
 from plures.deploy.site import Allowed
@@ -28,12 +30,14 @@ class Insisted(Declared):
         min_clients: valid uploads that a round needs.
         deadline: seconds that a round waits for them.
         join_deadline: seconds that the start waits until every client has joined.
+        pin: a client stays at the node that it was first met at; for nodes whose keys are registered.
         patience: rounds in a row that may fail before the run stops; it can be resumed.
     """
 
     min_clients: Annotated[int, Field(ge=1)] = 1
     deadline: Annotated[float, Field(gt=0)] = 600.0
     join_deadline: Annotated[float, Field(gt=0)] = 600.0
+    pin: bool = True
     patience: Annotated[int, Field(ge=1)] = 10
 
     @property
@@ -82,6 +86,11 @@ class Plan(Declared):
             return RunSpec.model_validate({"data": self.name, "participation": "full", **self.run})
         except ValidationError as error:
             raise PluresError(f"[run] {explain(error, self.run)}") from error
+
+    @property
+    def agreed(self) -> str:
+        """What must be the same at every member, beside the model itself."""
+        return json.dumps([plures.__version__, self.spec.model_dump(), self.table.model_dump(mode="json"), self.tells])
 
     @property
     def label(self) -> str:

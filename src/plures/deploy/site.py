@@ -18,7 +18,7 @@ from plures.federation import Federation, SplitName
 from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, Seen, named
 from plures.models import ModelFactory
 from plures.run import Run, Training
-from plures.run.message import Order, Reply, Scored, Tensors, Told, pack, unpack
+from plures.run.message import LONGEST_REASON, Order, Reply, Scored, Tensors, Told, pack, unpack
 from plures.run.remote import ONE_CLIENT, fingerprint, key, population
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Site:
         method: what is run.
         training: local work.
         seed: root of all randomness.
+        agreed: what else must be the same at the server and at every site, as text.
         folder: where the site keeps what belongs to this federation and method.
         allowed: what it agrees to.
         tells: facts that the federation's members tell.
@@ -85,6 +86,7 @@ class Site:
         training: Training,
         *,
         folder: Path,
+        agreed: str = "",
         seed: int = 0,
         allowed: Allowed | None = None,
         tells: Sequence[str] = ("examples",),
@@ -99,6 +101,7 @@ class Site:
             )
         self.client, self.data, self.federation = client, data, federation.to("cpu", torch.float32)
         self.model, self.method, self.training, self.seed = model, method, training, seed
+        self.agreed = agreed
         self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
 
     def answer(self, message: bytes) -> bytes:
@@ -113,7 +116,9 @@ class Site:
             reply, tensors = self._join() if order.task == "join" else self._work(order, received)
         except PluresError as error:
             status = {RefusedError: "refused", LostError: "lost"}.get(type(error), "failed")
-            reply = Reply.model_validate({"client": self.client, "status": status, "reason": str(error)})
+            reply = Reply.model_validate(
+                {"client": self.client, "status": status, "reason": str(error)[:LONGEST_REASON]}
+            )
             log.warning("round %d: %s: %s", order.round + 1, status, error)
         except (RuntimeError, ValueError, OSError, ArithmeticError) as error:
             log.exception("round %d failed", order.round + 1)
@@ -183,7 +188,7 @@ class Site:
             execution=ONE_CLIENT,
             population=everybody,
         )
-        if fingerprint(run.bound, self.training, self.federation, self.seed) != order.run:
+        if fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed) != order.run:
             raise RefusedError("the server runs another method, model or version: install the same files and packages")
         self._permit(run, order.round)
         run.round = order.round

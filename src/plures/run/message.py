@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -18,6 +18,8 @@ PROTOCOL = 1
 HEADER = "plures"
 LONGEST = 16 * 2**20
 """Largest header that is read, in bytes."""
+
+LONGEST_REASON = 500
 
 Tensors = dict[str, Tensor]
 Task = Literal["join", "train", "score", "gradients", "publish"]
@@ -42,8 +44,8 @@ class Told(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
-    examples: int
-    labels: list[int] | None = None
+    examples: int = Field(ge=1)
+    labels: list[Annotated[int, Field(ge=0)]] | None = None
     metadata: dict[str, float | str | bool | None] = {}
 
 
@@ -85,7 +87,7 @@ class Scored(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
-    examples: int
+    examples: int = Field(ge=0)
     metrics: dict[str, float]
 
 
@@ -110,7 +112,7 @@ class Reply(Header):
     run: str = ""
     round: int = 0
     status: Literal["done", "refused", "lost", "failed"] = "done"
-    reason: str = ""
+    reason: str = Field(default="", max_length=LONGEST_REASON)
     loss: float = 0.0
     rows: dict[str, int] = {}
     scores: dict[SplitName, Scored] = {}

@@ -75,9 +75,20 @@ class Sites:
         transport: carries messages.
         clients: names of the clients that belong to the federation.
         deadline: seconds to wait for an answer to the question who a site is.
+        pin: a client stays at the address at which it was first met, which is right where addresses are authenticated.
+
+    Attributes:
+        where: the address of every client that can be reached.
+        told: what every client told that ever joined.
+        pins: the address that every client was first met at.
+        refused: addresses that are not taken in, and why.
     """
 
-    def __init__(self, transport: Transport, clients: Sequence[str], deadline: float = 60.0) -> None:
+    def __init__(
+        self, transport: Transport, clients: Sequence[str], deadline: float = 60.0, *, pin: bool = False
+    ) -> None:
+        self.pin = pin
+        self.pins: dict[str, int] = {}
         self.transport, self.clients, self.deadline = transport, tuple(clients), deadline
         self.where: dict[str, int] = {}
         self.told: dict[str, Told] = {}
@@ -112,6 +123,9 @@ class Sites:
         if reply.client in self.where:
             self.refused[address] = f"client {reply.client!r} is there already, at another site"
             raise PluresError(self.refused[address])
+        if self.pin and self.pins.setdefault(reply.client, address) != address:
+            self.refused[address] = f"client {reply.client!r} belongs to another site, which it was first met at"
+            raise PluresError(self.refused[address])
         if self.told.setdefault(reply.client, reply.told) != reply.told:
             log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
         self.where[reply.client] = address
@@ -130,6 +144,12 @@ def population(federation: Federation, told: Sequence[Told]) -> Setting:
         federation: the clients, without a row, in the order of ``told``.
         told: what each told.
     """
+    for client, one in zip(federation.clients, told, strict=True):
+        if one.labels is not None and len(one.labels) != federation.task.outputs:
+            raise PluresError(
+                f"client {client!r} tells {len(one.labels)} label counts for {federation.task.outputs} classes: "
+                "let its site check its data"
+            )
     columns = list(dict.fromkeys(column for one in told for column in one.metadata))
     metadata = {column: tuple(one.metadata.get(column) for one in told) for column in columns}
     setting = Setting.of(replace(federation, metadata=metadata))
@@ -145,7 +165,7 @@ def population(federation: Federation, told: Sequence[Told]) -> Setting:
     return replace(setting, facts=facts, private=frozenset(private))
 
 
-def fingerprint(bound: Bound, training: Training, federation: Federation, seed: int) -> str:
+def fingerprint(bound: Bound, training: Training, federation: Federation, seed: int, agreed: str = "") -> str:
     """What must be equal at the server and at every site: method, model with its initial values, and local work."""
     digest = hashlib.sha256()
     told = {
@@ -155,6 +175,7 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
         "classes": federation.task.classes,
         "training": str(training),
         "seed": seed,
+        "agreed": agreed,
         "blocks": [(b.name, [named(leaf) for leaf in b.leaves]) for b in bound.blocks],
     }
     digest.update(json.dumps(told).encode())
@@ -182,6 +203,7 @@ class Remote(Coordinator):
         training: local work and number of rounds.
         participation: who is asked in each round; who cannot be reached is left out.
         seed: root of all randomness.
+        agreed: what else must be the same here and at every site, as text: parameters, versions.
         rules: when a round counts.
 
     Attributes:
@@ -201,6 +223,7 @@ class Remote(Coordinator):
         *,
         participation: Participation | None = None,
         seed: int = 0,
+        agreed: str = "",
         rules: Rules | None = None,
     ) -> None:
         self.federation = federation.to("cpu", torch.float32)
@@ -212,7 +235,7 @@ class Remote(Coordinator):
         self.setting = population(self.federation, self.told)
         build = builder(method, model, self.setting, self.federation, torch.float32)
         super().__init__(method, self.setting, build, participation or Full(), seed)
-        self.run_id = fingerprint(self.bound, self.training, federation, seed)
+        self.run_id = fingerprint(self.bound, self.training, federation, seed, agreed)
         self.store = ClientStore({(s, p): self.bound.initial[s][p] for s, p in self.bound.told()}, len(federation))
         self.sent = self.received = self.wired = 0
         self.evaluate: tuple[SplitName, ...] = ()
@@ -308,8 +331,9 @@ class Remote(Coordinator):
                 left[self.setting.clients[client]] = str(error)
         self.scores = {split: {} for split in self.evaluate}
         for client, (reply, _) in found.items():
-            for split, scored in reply.scores.items():
-                self.scores.setdefault(split, {})[client] = scored
+            for split in self.evaluate:
+                if split in reply.scores:
+                    self.scores[split][client] = reply.scores[split]
         for name, reason in left.items():
             log.warning("round %d: client %r is left out: %s", self.round, name, reason)
         return dict(sorted(found.items())), left
