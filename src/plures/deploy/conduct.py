@@ -62,8 +62,8 @@ class Conductor:
     Args:
         plan: what the members agreed on.
         transport: carries messages.
-        out: folder of the run: checkpoint, log, metrics, and at the end the result and the server's state. A run that was
-            stopped goes on from it.
+        out: folder of the run: checkpoint, log, metrics, and at the end the result and the server's state. A run that
+            was stopped goes on from it.
         wait: how to wait some seconds.
     """
 
