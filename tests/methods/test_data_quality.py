@@ -74,13 +74,14 @@ def test_weights_are_examples_times_quality_or_over_variance():
         assert weight(done) == pytest.approx((-0.19 * 10 + 0.18 * 10 + 1.92 * 7.5) / 27.5, abs=1e-14)
 
 
-def test_quality_composes_and_leaves_traffic_and_personal_parts_alone():
+def test_quality_composes_leaves_personal_parts_alone_and_sends_one_weight_more():
     data = reported(quadratic(), 1.0, 0.5, 0.25)
     done = run(fedper() + quality(), 1, federation=data, model=BodyHead, lr=0.05)
     plain = run(fedper(), 1, federation=data, model=BodyHead, lr=0.05)
     assert personal(done, "model", "h.weight") == personal(plain, "model", "h.weight")
     assert weight(done, path="u.weight") != weight(plain, path="u.weight")
-    assert traffic(done.bound) == traffic(plain.bound)
+    (up, down), (plain_up, plain_down) = traffic(done.bound), traffic(plain.bound)
+    assert (up - plain_up, down) == (done.bound.network.dtype.itemsize, plain_down)
 
 
 def test_an_unseen_client_gets_the_shared_model_whatever_its_quality():
