@@ -1,0 +1,56 @@
+"""The command that looks at data before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plures.cli.common import Data, Model, ModelOptions, Options, app, console, progress, settings
+from plures.diagnose import diagnose, diagnosis_page
+from plures.errors import PluresError
+from plures.evaluate import RunSpec
+from plures.run.checkpoint import write_text
+
+WRITERS = {".json": lambda found: found.to_json(), ".html": diagnosis_page}
+
+
+@app.command("diagnose")
+def diagnose_command(
+    data: Data,
+    data_options: Options = None,
+    model: Model = None,
+    model_options: ModelOptions = None,
+    seed: Annotated[int, typer.Option(help="Of samples, permutations and initial values.")] = 0,
+    clients: Annotated[int, typer.Option(help="Most clients to look at closely.")] = 150,
+    rows: Annotated[int, typer.Option(help="Most train rows to look at, of all clients together.")] = 6000,
+    rows_each: Annotated[int, typer.Option(help="Most train rows to look at, of one client.")] = 400,
+    out: Annotated[list[Path] | None, typer.Option(help="File for the diagnosis, .json or .html; repeatable.")] = None,
+) -> None:
+    """How do the clients differ, and which methods should help? Trains no method, reads no test data."""
+    files = out or []
+    for file in files:
+        if file.suffix not in WRITERS:
+            raise PluresError(f"--out {file}: give a file that ends with {' or '.join(WRITERS)}")
+    spec = RunSpec(
+        data=data,
+        data_options=settings(data_options, "--data"),
+        model=model,
+        model_options=settings(model_options, "--model-set"),
+    )
+    federation = spec.federation()
+    with progress(f"diagnosing {federation.name}", 1) as update:
+        found = diagnose(
+            federation,
+            model=None if model is None else spec.network(federation),
+            seed=seed,
+            clients=clients,
+            rows=rows,
+            rows_each=rows_each,
+            progress=lambda done, total, what: update(done / total, what),
+        )
+    console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    for file in files:
+        write_text(file, WRITERS[file.suffix](found))
+        console.print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,162 @@
+"""From measured numbers to advice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from plures.diagnose.clusters import STRUCTURE
+from plures.diagnose.families import FAMILIES
+from plures.diagnose.result import LEVEL, Advice, Diagnosis, FamilyAdvice, Reason
+from plures.diagnose.rules import CONCEPT, FEATURES, LABELS, POOR, RULES, UNEQUAL, Rule
+
+MARGIN = 0.5
+"""Points by which a family must lead fine-tuning to be expected to beat it."""
+PLAIN = ("finetune", "global")
+
+
+def fires(found: Diagnosis) -> dict[str, bool]:
+    """Which kinds of difference are there: more than chance, and large enough to matter."""
+    q = found.quality
+    return {
+        "labels": found.labels.p <= LEVEL and found.labels.excess >= LABELS,
+        "quantity": found.quantity.gini >= UNEQUAL,
+        "quality": any(amount >= POOR for amount in poorness(found)),
+        "features": found.features.p <= LEVEL and found.features.share >= FEATURES,
+        "concept": found.concept.p <= LEVEL and found.concept.gain >= CONCEPT,
+        "clusters": found.clusters.beyond_labels,
+        "missing": q.missing_spread >= POOR and (q.missing_p is None or q.missing_p <= LEVEL),
+    }
+
+
+def poorness(found: Diagnosis) -> tuple[float, float, float]:
+    """Spread over clients of missing shares, of noise and of reported reliability; 0 where it may be chance."""
+    q = found.quality
+    missing = q.missing_spread if q.missing_p is None or q.missing_p <= LEVEL else 0.0
+    noise = q.noise_spread if q.noise_p is not None and q.noise_p <= LEVEL else 0.0
+    return missing, noise, q.reliability_spread or 0.0
+
+
+def numbers(found: Diagnosis) -> dict[str, float]:
+    """The numbers that rules read, by name; NaN for what could not be measured."""
+    there = fires(found)
+    match = found.clusters.matches[0] if found.clusters.matches else None
+    return {
+        **{name: float(found_there) for name, found_there in there.items()},
+        "differ": float(there["labels"] or there["features"] or there["concept"]),
+        "groups": float(there["clusters"]),
+        "label_groups": float(
+            not there["clusters"]
+            and found.clusters.p is not None
+            and found.clusters.p <= LEVEL
+            and found.clusters.silhouette >= STRUCTURE
+            and min(found.clusters.sizes) > 1
+        ),
+        "regression": float(found.kind == "regression"),
+        "clients": float(found.looked.of_clients),
+        "label_excess": found.labels.excess,
+        "gini": found.quantity.gini,
+        "median": found.quantity.median,
+        "feature_share": found.features.share,
+        "feature_removed": math.nan if found.features.removed is None else found.features.removed,
+        "concept_gain": found.concept.gain,
+        "cluster_count": float(found.clusters.count),
+        "cluster_least": float(min(found.clusters.sizes)),
+        "silhouette": found.clusters.silhouette,
+        "silhouette_chance": found.clusters.chance,
+        "match_p": math.nan if match is None else match.p,
+        "match_explained": math.nan if match is None else match.explained,
+        "outliers": float(len(found.clusters.outliers)),
+        "pooling": found.learning.pooling,
+        "worse": -found.learning.pooling,
+        "pooling_p": found.learning.pooling_p,
+        "personalising": found.learning.personalising,
+        "personalising_p": found.learning.personalising_p,
+        "alone_better": found.learning.alone_better,
+        "poor": float(there["quality"]),
+        "poorness": max(poorness(found)),
+    }
+
+
+def advise(found: Diagnosis, rules: Sequence[Rule] = RULES) -> Diagnosis:
+    """The diagnosis with the advice that the rules give."""
+    measured = numbers(found)
+    applied = [rule for rule in rules if rule.applies(measured)]
+    every = [_family(key, applied, measured) for key in FAMILIES]
+    ranking = sorted((f for f in every if FAMILIES[f.family].competes), key=lambda f: -f.points)
+    besides = [f for f in every if not FAMILIES[f.family].competes and f.points > 0]
+    plain = max(f.points for f in ranking if f.family in PLAIN)
+    nothing = ranking[0].family in PLAIN or ranking[0].points <= plain + MARGIN
+    advice = Advice(
+        summary=_summary(found, ranking, nothing),
+        ranking=ranking,
+        besides=besides,
+        nothing_beats_finetuning=nothing,
+        cannot_know=_limits(found),
+    )
+    fields = {name: getattr(found, name) for name in Diagnosis.model_fields if name != "advice"}
+    return Diagnosis(**fields, advice=advice)
+
+
+def _family(key: str, applied: Sequence[Rule], measured: Mapping[str, float]) -> FamilyAdvice:
+    about = [rule for rule in applied if rule.points.get(key)]
+    points = sum(rule.points[key] for rule in about)
+    evidence = sum(rule.points[key] > 0 and bool(rule.when) for rule in about)
+    confidence = "low" if evidence < 1 or points < 1 else "high" if evidence > 1 and points >= 3 else "medium"
+    if measured["clients"] < 10 and confidence == "high":
+        confidence = "medium"
+    return FamilyAdvice(
+        family=key,
+        title=FAMILIES[key].title,
+        methods=list(FAMILIES[key].methods),
+        points=points,
+        confidence=confidence,
+        why=[Reason(rule=r.name, says=r.says.format(**measured), source=r.source) for r in about],
+    )
+
+
+def _summary(found: Diagnosis, ranking: Sequence[FamilyAdvice], nothing: bool) -> str:
+    words = {
+        "labels": "how often each label occurs" if found.kind == "classification" else "the distribution of targets",
+        "features": "inputs",
+        "concept": "targets given inputs",
+        "quantity": "size",
+        "quality": "the quality of data",
+    }
+    there = fires(found)
+    differ = [text for kind, text in words.items() if there[kind]]
+    first = f"Clients differ in {_listed(differ)}." if differ else "Clients differ no more than chance explains."
+    if there["clusters"]:
+        first = f"{first[:-1]}, and they form {found.clusters.count} groups."
+    best = ranking[0]
+    named = " or ".join(best.methods[:2])
+    if nothing and best.family in PLAIN:
+        return f"{first} Start with FedAvg and fine-tuning; nothing measured promises more."
+    if nothing:
+        return f"{first} Start with FedAvg and fine-tuning; {best.title} ({named}) promises little more."
+    return f"{first} Try first: {best.title} ({named}), against fine-tuning."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _limits(found: Diagnosis) -> list[str]:
+    limits = [
+        "Rows are taken as independent: neighbours in time or of one patient make p-values too small.",
+        "Gains come from a small probe model, not from your network; a larger one may need personalisation less.",
+        "Labels are believed: wrong labels at one client look like targets that differ.",
+    ]
+    if found.quality.missing_from == "nothing":
+        limits.append(
+            "Nothing tells which values were missing: build the federation with missing='impute' to keep indicators."
+        )
+    if found.quality.noise is None:
+        limits.append("Noise in a table cannot be seen without repeated measurements.")
+    if found.clusters.p is None:
+        limits.append("Fewer than six clients are too few to tell groups from chance.")
+    if found.learning.capped:
+        limits.append("Clients have more rows than were used: alone they would do better than the curve says.")
+    if found.looked.of_clients > len(found.looked.clients):
+        limits.append(f"Only {len(found.looked.clients)} of {found.looked.of_clients} clients were looked at closely.")
+    return limits

@@ -1,0 +1,106 @@
+"""All measurements of a diagnosis, in their order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+from plures.diagnose.advise import advise
+from plures.diagnose.clusters import clusters
+from plures.diagnose.concept import concept_shift
+from plures.diagnose.features import feature_shift
+from plures.diagnose.labels import label_skew
+from plures.diagnose.learning import learning
+from plures.diagnose.quality import quality
+from plures.diagnose.result import Diagnosis, Looked
+from plures.diagnose.sample import CLIENTS, EACH, ROWS, chosen_clients, sample
+from plures.diagnose.sizes import quantity
+from plures.errors import PluresError
+from plures.federation import Federation
+from plures.models import ModelFactory
+
+STEPS = ("rows", "labels", "sizes", "quality", "features", "targets given inputs", "clusters", "learning")
+T = TypeVar("T")
+Progress = Callable[[int, int, str], None]
+
+
+def diagnose(
+    federation: Federation,
+    *,
+    model: nn.Module | ModelFactory | None = None,
+    seed: int = 0,
+    clients: int = CLIENTS,
+    rows: int = ROWS,
+    rows_each: int = EACH,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """How the clients differ and which families of methods should help, before any method is trained.
+
+    Only train rows are read, and validation rows for the learning curve; never test rows. All of it is a function of
+    the federation, the model and the seed, except for the seconds.
+
+    Args:
+        federation: at least two clients with train rows.
+        model: whose initial gradients are clustered; default: the network that fits the data.
+        seed: of samples, permutations and initial values.
+        clients: at most so many are looked at; sizes and labels count all.
+        rows: train rows looked at, of all clients together.
+        rows_each: train rows looked at, of one client.
+        progress: told ``(done, total, what)`` before every step and at the end.
+
+    Raises:
+        PluresError: if fewer than two clients have train rows, nobody has validation rows, or a cap is too small.
+    """
+    for name, value, least in (("clients", clients, 2), ("rows", rows, 2), ("rows_each", rows_each, 2)):
+        if value < least:
+            raise PluresError(f"diagnose: {name}={value}; give at least {least}")
+    begun, done = time.perf_counter(), 0
+
+    def step(work: Callable[[], T]) -> T:
+        nonlocal done
+        if progress is not None:
+            progress(done, len(STEPS), STEPS[done])
+        done += 1
+        return work()
+
+    looked = chosen_clients(federation, seed, clients)
+    if not int(looked.splits["validation"].sizes.sum()):
+        raise PluresError(
+            f"federation {federation.name!r} has no validation rows, which the learning curve is read on; give its "
+            "loader a split rule with a validation share"
+        )
+    some = step(lambda: sample(looked, seed, rows, rows_each))
+    labels = step(lambda: label_skew(federation, seed))
+    sizes = step(lambda: quantity(federation))
+    values = step(lambda: quality(some, seed))
+    features = step(lambda: feature_shift(some, seed))
+    concept = step(lambda: concept_shift(some, seed))
+    groups = step(lambda: clusters(some, model, seed))
+    curve, validation = step(lambda: learning(some, seed))
+    if progress is not None:
+        progress(len(STEPS), len(STEPS), "done")
+    return advise(
+        Diagnosis.model_construct(
+            federation=federation.name,
+            kind=federation.task.kind,
+            looked=Looked(
+                clients=list(looked.clients),
+                train_rows=len(some.rows),
+                validation_rows=validation,
+                of_clients=len(federation),
+                of_train_rows=len(federation.splits["train"].rows),
+            ),
+            seed=seed,
+            seconds=time.perf_counter() - begun,
+            labels=labels,
+            quantity=sizes,
+            quality=values,
+            features=features,
+            concept=concept,
+            clusters=groups,
+            learning=curve,
+        )
+    )

@@ -1,0 +1,85 @@
+"""Quality: whose values are missing, whose inputs are noisy?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from plures.diagnose.chance import Floats, Ints, between
+from plures.diagnose.result import Quality
+from plures.diagnose.sample import Sample
+from plures.federation import Federation
+from plures.federation.quality import INDICATOR
+from plures.federation.seeding import generator
+
+COMPLETENESS, RELIABILITY = "completeness", "reliability"
+
+
+def quality(sample: Sample, seed: int = 0) -> Quality:
+    """Missing shares and noise of the sampled train rows.
+
+    Missing values are known from indicator columns, else from a metadata column "completeness". Noise is estimated
+    where inputs are pictures or series, from second differences of neighbours, which smooth signals lack.
+    """
+    federation, owner, clients = sample.federation, sample.owner, sample.clients
+    rng = generator(seed, "quality")
+    gaps = indicators(federation, sample.rows)
+    missing, told, missing_p = None, "nothing", None
+    if gaps is not None:
+        weights = np.bincount(owner, minlength=clients)
+        missing = (np.bincount(owner, gaps.mean(1), clients) / weights).tolist()
+        told, missing_p = "indicators", between(gaps, owner, clients, rng).p
+    elif COMPLETENESS in federation.metadata:
+        missing, told = [1 - float(str(x)) for x in federation.metadata[COMPLETENESS]], "metadata"
+    noise, noise_p, spread = None, None, 0.0
+    rows = federation.inputs[torch.from_numpy(sample.rows).to(federation.inputs.device)].cpu()
+    if not sample.tokens and rows.dim() >= 3 and min(rows.shape[2:]) >= 3:
+        each = noise_shares(rows.double().numpy(), owner, clients)
+        shares = np.bincount(owner, each, clients) / np.bincount(owner, minlength=clients)
+        noise, spread = shares.tolist(), float(np.quantile(shares, 0.9) - np.quantile(shares, 0.1))
+        noise_p = between(each[:, None], owner, clients, rng, sample.strata).p
+    reliability = [float(str(x)) for x in federation.metadata.get(RELIABILITY, ())]
+    return Quality(
+        missing=missing,
+        missing_from=told,
+        missing_spread=max(missing) - min(missing) if missing else 0.0,
+        missing_p=missing_p,
+        noise=noise,
+        noise_spread=spread,
+        noise_p=noise_p,
+        reliability_spread=max(reliability) - min(reliability) if reliability else None,
+    )
+
+
+def indicators(federation: Federation, rows: Ints) -> Floats | None:
+    """The columns that say what is missing, ``(n, columns)`` of 0 and 1."""
+    places = [place for place, name in enumerate(federation.columns) if name.endswith(INDICATOR)]
+    if not places:
+        return None
+    found = federation.inputs.cpu()[torch.from_numpy(rows)][:, places]
+    values = found.reshape(len(rows), -1).double().numpy()
+    return np.asarray(values > values.min(), dtype=np.float64)
+
+
+def noise_shares(inputs: Floats, owner: Ints, clients: int) -> Floats:
+    """Share of its client's variance that each row's noise amounts to, ``(n,)``, cut off at 1.
+
+    The variance of white noise is the mean squared second difference divided by the sum of the squared weights: 6 along
+    a series (Gasser, Sroka, Jennen-Steinmetz 1986), 36 for the product of both directions of a picture (the mask of
+    Immerkær 1996). What varies as fast as noise counts as noise: edges, textures.
+
+    Args:
+        inputs: ``(n, columns, time)`` or ``(n, [channels,] height, width)``; with two feature dimensions alike in
+            size they are a picture's.
+        owner: ``(n,)`` client of each row.
+        clients: their number.
+    """
+    picture = inputs.ndim == 4 or (inputs.ndim == 3 and max(inputs.shape[1:]) <= 2 * min(inputs.shape[1:]))
+    rough = np.diff(inputs, n=2, axis=-1)
+    weight = 6.0
+    if picture:
+        rough, weight = np.diff(rough, n=2, axis=-2), 36.0
+    each = (rough**2).reshape(len(inputs), -1).mean(1) / weight
+    flat = inputs.reshape(len(inputs), -1)
+    variance = np.array([flat[owner == client].var() for client in range(clients)])
+    return np.asarray((each / np.maximum(variance[owner], 1e-12)).clip(0, 1), dtype=np.float64)

@@ -1,0 +1,166 @@
+"""The rows that a diagnosis looks at: a few of each client's, as numbers that distances make sense for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from plures.diagnose.chance import Floats, Ints
+from plures.errors import PluresError
+from plures.federation import Federation, SplitName
+from plures.federation.seeding import generator
+
+ROWS = 6000
+"""Train rows of all clients together."""
+EACH = 400
+"""Train rows of a client."""
+LEAST = 24
+"""Train rows of a client that are kept whatever the total."""
+CLIENTS = 150
+"""Clients looked at, except for sizes and labels, which count all."""
+COMPONENTS = 32
+BINS = 10
+CLIP = 10.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of some clients.
+
+    Attributes:
+        federation: restricted to the clients looked at.
+        rows: ``(n,)`` rows of the federation's tensors, client after client.
+        owner: ``(n,)`` client of each row.
+        raw: ``(n, columns, values)`` inputs by entry of the first feature dimension; for tokens, their frequencies
+            projected at random, ``(n, components, 1)``.
+        points: ``(n, d)`` the leading principal components, scaled by one factor to mean variance 1.
+        target: ``(n, outputs)`` one-hot labels, or targets scaled to mean 0 and standard deviation 1.
+        strata: ``(n,)`` labels; for regression, which third of all targets the first target lies in.
+        tokens: whether inputs are whole numbers.
+    """
+
+    federation: Federation
+    rows: Ints
+    owner: Ints
+    raw: Floats
+    points: Floats
+    target: Floats
+    strata: Ints
+    tokens: bool
+
+    @property
+    def clients(self) -> int:
+        return len(self.federation)
+
+    @property
+    def classification(self) -> bool:
+        return self.federation.task.kind == "classification"
+
+
+def chosen_clients(federation: Federation, seed: int, most: int = CLIENTS) -> Federation:
+    """The federation, or a random part of it if it has more clients than the cap; clients without train rows go."""
+    names = [c for c, n in zip(federation.clients, federation.splits["train"].sizes.tolist(), strict=True) if n]
+    if len(names) < 2:
+        raise PluresError(
+            f"federation {federation.name!r} has {len(names)} client(s) with train rows; a diagnosis compares clients "
+            "and needs at least two"
+        )
+    if len(names) > most:
+        order = generator(seed, "diagnose clients").permutation(len(names))[:most]
+        names = [names[i] for i in order]
+    return federation if len(names) == len(federation) else federation.subset(names)
+
+
+def chosen_rows(federation: Federation, split: SplitName, seed: int, rows: int, each: int) -> tuple[Ints, Ints]:
+    """A random part of every client's rows of a split, and the client of each."""
+    cap = min(each, max(LEAST, rows // len(federation)))
+    taken, owner = [], []
+    for number, (name, own) in enumerate(zip(federation.clients, federation.splits[split], strict=True)):
+        order = generator(seed, "diagnose", split, name).permutation(len(own))[:cap]
+        taken.append(own.cpu().numpy()[order])
+        owner.append(np.full(len(order), number))
+    return np.concatenate(taken).astype(np.int64), np.concatenate(owner).astype(np.int64)
+
+
+def sample(federation: Federation, seed: int = 0, rows: int = ROWS, each: int = EACH) -> Sample:
+    """Train rows of the clients, never validation or test rows."""
+    chosen, owner = chosen_rows(federation, "train", seed, rows, each)
+    raw = columns(federation, chosen, seed)
+    return Sample(
+        federation,
+        chosen,
+        owner,
+        raw,
+        components(raw.reshape(len(raw), -1), seed),
+        targets(federation, chosen),
+        strata(federation, chosen),
+        not federation.inputs.is_floating_point(),
+    )
+
+
+def columns(federation: Federation, rows: Ints, seed: int) -> Floats:
+    """Inputs ``(n, columns, values)``, each column scaled to mean 0 and standard deviation 1 over these rows."""
+    inputs = federation.inputs[torch.from_numpy(rows).to(federation.inputs.device)].cpu()
+    if not inputs.is_floating_point():
+        return projected(inputs.reshape(len(inputs), -1).numpy().astype(np.int64), seed)[:, :, None]
+    width = inputs.shape[1] if inputs.dim() > 1 else 1
+    values = inputs.double().reshape(len(inputs), width, -1).numpy()
+    scale = values.std((0, 2), keepdims=True)
+    scaled = (values - values.mean((0, 2), keepdims=True)) / np.where(scale > 0, scale, 1)
+    return np.asarray(scaled.clip(-CLIP, CLIP), dtype=np.float64)
+
+
+def projected(tokens: Ints, seed: int, width: int = COMPONENTS) -> Floats:
+    """Frequencies of tokens ``(n, length)``, projected at random to ``(n, width)`` (Johnson, Lindenstrauss 1984)."""
+    _, codes = np.unique(tokens, return_inverse=True)
+    codes = codes.reshape(tokens.shape)
+    matrix = generator(seed, "tokens").standard_normal((int(codes.max()) + 1, width)) / np.sqrt(width)
+    found = np.zeros((len(tokens), width))
+    for place in range(tokens.shape[1]):
+        found += matrix[codes[:, place]] / tokens.shape[1]
+    return found
+
+
+def components(values: Floats, seed: int, most: int = COMPONENTS) -> Floats:
+    """Leading principal components ``(n, d)`` by the randomised range finder (Halko, Martinsson, Tropp 2011)."""
+    centred = values - values.mean(0)
+    wanted = min(most, *centred.shape)
+    basis = generator(seed, "components").standard_normal((centred.shape[1], min(wanted + 8, centred.shape[1])))
+    for _ in range(2):
+        basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
+    left, size, _ = np.linalg.svd(centred @ basis, full_matrices=False)
+    found = (left * size)[:, :wanted]
+    kept = found[:, size[:wanted] > 1e-6 * max(float(size[0]), 1e-300)] if len(size) else found
+    if not kept.shape[1]:
+        return np.zeros((len(values), 1))
+    return np.asarray(kept / np.sqrt((kept**2).mean()), dtype=np.float64)
+
+
+def targets(federation: Federation, rows: Ints) -> Floats:
+    """One-hot labels, or targets scaled over all clients' train rows."""
+    own = federation.targets.cpu()
+    found = own[torch.from_numpy(rows)]
+    if federation.task.kind == "classification":
+        return np.asarray(np.eye(federation.task.outputs)[found.numpy()], dtype=np.float64)
+    every = own[federation.splits["train"].rows.cpu()].double().reshape(-1, federation.task.outputs)
+    scale = every.std(0, correction=0)
+    values = (found.double().reshape(len(found), -1) - every.mean(0)) / torch.where(scale > 0, scale, 1)
+    return np.asarray(values.numpy(), dtype=np.float64)
+
+
+def strata(federation: Federation, rows: Ints, bins: int = 3) -> Ints:
+    """Labels; for regression the bin of the first target among the quantiles of all train targets."""
+    own = federation.targets.cpu()
+    found = own[torch.from_numpy(rows)]
+    if federation.task.kind == "classification":
+        return np.asarray(found.numpy(), dtype=np.int64)
+    return binned(own.double().reshape(len(own), -1)[:, 0].numpy(), federation, rows, bins)
+
+
+def binned(values: Floats, federation: Federation, rows: Ints, bins: int) -> Ints:
+    """Quantile bin, among all train rows, of the value of each row."""
+    every = values[federation.splits["train"].rows.cpu().numpy()]
+    edges = np.unique(np.quantile(every, np.arange(1, bins) / bins))
+    return np.searchsorted(edges, values[rows], side="right").astype(np.int64)
