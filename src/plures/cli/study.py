@@ -1,0 +1,94 @@
+"""The command that plans and runs a study."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from plures.cli.common import app, console
+from plures.errors import PluresError
+from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, resolved
+from plures.study.view import plan_table, watching
+
+COMMAND = (sys.executable, "-m", "plures.cli", "study")
+"""What other processes are started with."""
+
+
+@app.command("study")
+def study_command(
+    file: Annotated[Path, typer.Argument(help="The study: data sets, partitions, methods, seeds, budgets (TOML).")],
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what there is to do and how long it may take; stop.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; default: runs/NAME.")] = None,
+    processes: Annotated[int, typer.Option(help="Processes that divide the work.", min=1)] = 1,
+) -> None:
+    """Plan a study and run it; a second start goes on, and several starts divide the work."""
+    source = read_study(file)
+    studied = plan_of(source, resolved(source.document.tuning.search))
+    folder = out or Path("runs") / source.document.name
+    if source.document.execution.threads is not None:
+        torch.set_num_threads(source.document.execution.threads)
+    store = Store(folder)
+    try:
+        begin(studied, store)
+        measure(studied, store)
+        known = ahead(studied, store)
+        console.print(plan_table(f"study {source.document.name}", known))
+        if plan:
+            return
+        with helpers([str(file), "--out", str(folder)], processes - 1), watching(studied, store, console) as watch:
+            conduct(studied, store, studied.units, watch)
+        failed = store.failures(studied.units)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the last finished round", style="yellow")
+        raise typer.Exit(130) from None
+    finally:
+        store.close()
+    if failed:
+        told = "\n".join(f"{unit.name}: {message}" for unit, message in failed)
+        raise PluresError(f"{len(failed)} units failed, the others are done:\n{told}")
+    finished = Study(folder)
+    console.print(f"{known.runs} runs of {len(finished.comparisons())} cells are in {folder / 'study.db'}")
+    console.print(f"in Python: plures.study.Study({str(folder)!r}).frame()", markup=False, highlight=False)
+
+
+def measure(plan: Plan, store: Store) -> None:
+    """Time a round of every method on every cell that was not timed yet; refuse what does not fit."""
+    open_units = store.unfinished(plan.measures)
+    if open_units:
+        with console.status(f"measuring {len(open_units)} methods on cells", spinner="line"):
+            conduct(plan, store, plan.measures, lambda event: None)
+    failed = store.failures(plan.measures)
+    if failed:
+        unit, message = failed[0]
+        parts = plan.source.document.methods
+        where = [place for place, part in enumerate(parts) if part is unit.candidate.part]
+        path = ("methods", where[0]) if where else ("data", unit.cell.path[0])
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        if message.startswith(f"{plan.source.file}, line "):
+            raise PluresError(message)
+        raise plan.source.error(path, f"{unit.candidate.label} on {unit.cell.title}: {message}{more}")
+
+
+@contextmanager
+def helpers(arguments: list[str], count: int) -> Iterator[None]:
+    """Other processes of the same command, beside this one; they are waited for."""
+    started = [subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield
+    except BaseException:
+        for process in started:
+            process.send_signal(signal.SIGINT)
+        raise
+    finally:
+        for process in started:
+            process.wait()

@@ -1,0 +1,178 @@
+"""The federation of a cell: loaded, cut down, dealt anew, shifted."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.evaluate.spec import RunSpec
+from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule, brightness, degrade, noise, rotate
+from plures.federation import from_arrays as from_rows
+from plures.federation import partition as deal
+from plures.federation.seeding import generator
+from plures.models import ModelFactory
+from plures.study.document import PartitionPart
+from plures.study.plan import Cell
+from plures.study.reading import Source
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A cell in memory.
+
+    Attributes:
+        cell: the cell.
+        spec: the run that is the same for all methods.
+        federation: the clients that train.
+        unseen: the clients held out of training.
+        factory: of the model.
+        fingerprint: a digest of all examples and splits.
+    """
+
+    cell: Cell
+    spec: RunSpec
+    federation: Federation
+    unseen: Federation | None
+    factory: ModelFactory
+    fingerprint: str
+
+
+def load_cell(source: Source, cell: Cell) -> Loaded:
+    """Load a cell's data.
+
+    Raises:
+        PluresError: with the line of the document, if the data are not there or cannot be dealt so.
+    """
+    folder = source.data_path(cell.data)
+    spec = cell.spec(cell.data.name if folder is None else str(folder))
+    own, dealt = ("data", cell.path[0]), ("partitions", cell.path[1])
+    options = {key: value for key, value in spec.data_options.items() if key != "donate"}
+    try:
+        whole = RunSpec(data=spec.data, data_options=options).federation()
+        whole = limited(whole, cell.data.max_clients, cell.data.max_examples)
+    except PluresError as error:
+        raise source.error(own, str(error)) from error
+    try:
+        rule = None if cell.data.split is None else SplitRule(**cell.data.split.model_dump())
+        whole = changed(dealt_anew(whole, cell.partition, rule), cell.partition)
+    except PluresError as error:
+        raise source.error(dealt, str(error)) from error
+    try:
+        seen, unseen = whole.hold_out(cell.data.unseen) if cell.data.unseen else (whole, None)
+        if "donate" in spec.data_options:
+            seen = seen.donate(spec.data_options["donate"])
+        factory = spec.network(seen)
+    except PluresError as error:
+        raise source.error(own, str(error)) from error
+    return Loaded(cell, spec, seen, unseen, factory, fingerprint(whole))
+
+
+def limited(federation: Federation, clients: int | None, examples: int | None) -> Federation:
+    """At most so many clients and examples of each, drawn by the names of the federation and of the client."""
+    if clients is not None and clients < len(federation):
+        drawn = generator("study clients", federation.name).permutation(len(federation))[:clients]
+        federation = federation.subset([federation.clients[i] for i in drawn])
+    if examples is None:
+        return federation
+    kept: dict[SplitName, list[Tensor]] = {split: [] for split in SPLITS}
+    for place, client in enumerate(federation.clients):
+        total = sum(len(federation.splits[split][place]) for split in SPLITS)
+        share = min(1.0, examples / max(total, 1))
+        for split in SPLITS:
+            rows = federation.splits[split][place]
+            order = generator("study examples", client, split).permutation(len(rows))
+            chosen = np.sort(order[: max(1, int(share * len(rows)))])
+            kept[split].append(rows[torch.from_numpy(chosen)])
+    return compact(replace(federation, splits={split: Split.of(rows) for split, rows in kept.items()}))
+
+
+def compact(federation: Federation) -> Federation:
+    """The same federation without the rows that nobody has."""
+    rows = once(torch.cat([*(federation.splits[split].rows for split in SPLITS), federation.public]))
+    place = torch.full((len(federation.inputs),), -1, dtype=torch.int64)
+    place[rows] = torch.arange(len(rows))
+    return replace(
+        federation,
+        inputs=federation.inputs[rows],
+        targets=federation.targets[rows],
+        splits={name: Split(place[split.rows], split.offsets) for name, split in federation.splits.items()},
+        public=place[federation.public],
+    )
+
+
+def once(rows: Tensor) -> Tensor:
+    """The different rows in ascending order."""
+    return torch.from_numpy(np.unique(rows.numpy()))
+
+
+def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | None) -> Federation:
+    """The pooled rows of all clients, dealt to others.
+
+    Inputs that the loader standardised are brought back and standardised over the new train rows. Values that it
+    imputed stay as they are.
+    """
+    if part.how == "natural":
+        return federation
+    rows = once(torch.cat([federation.splits[split].rows for split in SPLITS]))
+    classes = federation.task.kind == "classification"
+    if not classes and part.how not in ("iid", "quantity"):
+        raise PluresError(f"how = {part.how!r} needs classes; {federation.name!r} is a regression: use iid or quantity")
+    targets, inputs = federation.targets[rows], federation.inputs[rows]
+    labels = targets if classes else torch.zeros(len(rows), dtype=torch.int64)
+    owner = deal(labels, part.how, seed=part.seed, **part.dealing)
+    shape = (1, -1, *(1,) * (inputs.dim() - 2))
+    if federation.scaling is not None:
+        mean, scale = (t.to(inputs).view(shape) for t in federation.scaling)
+        inputs = inputs * scale + mean
+    used = owner >= 0
+    names = np.char.add("client ", np.char.zfill(owner[used].astype(str), len(str(max(1, int(owner.max()))))))
+    fresh = from_rows(
+        inputs[torch.from_numpy(used)],
+        targets[torch.from_numpy(used)],
+        names,
+        columns=federation.columns,
+        name=federation.name,
+        task=federation.task.kind,
+        classes=federation.task.classes or None,
+        split=rule,
+        seed=part.seed,
+        source=federation.source,
+    )
+    return fresh if federation.scaling is None else _scaled_again(fresh, *federation.scaling)
+
+
+def _scaled_again(federation: Federation, mean: Tensor, scale: Tensor) -> Federation:
+    """Entries that were scaled before, to mean 0 and standard deviation 1 over the train rows of these clients."""
+    train = federation.inputs[federation.splits["train"].rows].double().transpose(0, 1).flatten(1)
+    own = train.std(1, correction=0)
+    scaled = ((mean != 0) | (scale != 1)) & (own > 0)
+    centre, width = torch.where(scaled, train.mean(1), 0.0), torch.where(scaled, own, 1.0)
+    shape = (1, -1, *(1,) * (federation.inputs.dim() - 2))
+    inputs = (federation.inputs - centre.to(federation.inputs).view(shape)) / width.to(federation.inputs).view(shape)
+    return replace(federation, inputs=inputs, scaling=(centre, width))
+
+
+def changed(federation: Federation, part: PartitionPart) -> Federation:
+    """Feature shift and poorer quality, as far as the partition asks for them."""
+    if part.shift is not None:
+        if part.shift.rotate is not None:
+            federation = rotate(federation, part.shift.rotate)
+        if part.shift.brightness is not None:
+            federation = brightness(federation, part.shift.brightness)
+        if part.shift.noise is not None:
+            federation = noise(federation, part.shift.noise, seed=part.seed)
+    return federation if part.quality is None else degrade(federation, seed=part.seed, **part.quality.model_dump())
+
+
+def fingerprint(federation: Federation) -> str:
+    """A digest of the examples and of who has them."""
+    said = hashlib.blake2b(repr(federation.clients).encode(), digest_size=16)
+    for tensor in (federation.inputs, federation.targets, *(federation.splits[split].rows for split in SPLITS)):
+        said.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        said.update(tensor.cpu().contiguous().numpy().tobytes())
+    return said.hexdigest()

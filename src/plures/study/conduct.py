@@ -1,0 +1,143 @@
+"""One process at work on a study: claims units, does them, gives signs of life."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import plures
+from plures.errors import PluresError
+from plures.study.plan import Plan, Unit
+from plures.study.store import LostError, Store
+from plures.study.work import Bench
+
+WAIT = 0.2
+"""Seconds between looks for work while others do what is left."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a process is doing.
+
+    Attributes:
+        what: ``started``, ``going`` (after a round), ``done``, ``failed``, ``lost`` (another process took the unit
+            over) or ``waiting`` (other processes do what is left).
+        unit: which unit; ``None`` while waiting.
+        round: rounds done.
+        rounds: of how many.
+        validation: last validation value.
+        message: why it failed.
+    """
+
+    what: Literal["started", "going", "done", "failed", "lost", "waiting"]
+    unit: Unit | None = None
+    round: int = 0
+    rounds: int = 0
+    validation: float = float("nan")
+    message: str = ""
+
+
+Watch = Callable[[Event], None]
+
+
+class Heart:
+    """Gives signs of life from a thread of its own, with a connection of its own.
+
+    Attributes:
+        unit: what the process holds.
+        doing: what it is doing, for other processes' views.
+        lost: the unit that another process took over, if any.
+    """
+
+    def __init__(self, store: Store, owner: str, lease: float) -> None:
+        self.folder, self.owner, self.lease = store.folder, owner, lease
+        self.unit: str | None = None
+        self.doing = ""
+        self.lost: str | None = None
+        self._over, self._thread = threading.Event(), threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def hold(self, unit: str | None) -> None:
+        """What the process holds from now on."""
+        self.unit, self.doing = unit, ""
+
+    def _beat(self) -> None:
+        store = Store(self.folder)
+        try:
+            while not self._over.wait(min(1.0, self.lease / 4)):
+                held = self.unit
+                if not store.beat(self.owner, held, self.lease, self.doing):
+                    self.lost = held
+        finally:
+            store.close()
+
+
+def begin(plan: Plan, store: Store) -> None:
+    """Make a study known to its database, and open again what failed."""
+    source = plan.source
+    store.add((*plan.measures, *plan.units))
+    store.reopen((*plan.measures, *plan.units))
+    store.describe(source.text, source.file, str(source.folder.resolve()), plan.search, plures.__version__)
+
+
+def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch) -> None:
+    """Do all units that nobody else does, and wait for those that others do.
+
+    What fails is noted with its reason, and the rest goes on.
+
+    Raises:
+        KeyboardInterrupt: after the round in which Ctrl-C was pressed; what was reached is kept.
+    """
+    lease = plan.source.document.execution.lease
+    owner = store.enter()
+    bench = Bench(plan, store, owner)
+    try:
+        with Heart(store, owner, lease) as heart:
+            while store.unfinished(units):
+                unit = store.claim(units, owner, lease)
+                if unit is None:
+                    watch(Event("waiting"))
+                    time.sleep(WAIT)
+                    continue
+                heart.hold(unit.id)
+                watch(_one(bench, heart, unit, watch))
+                heart.hold(None)
+    finally:
+        store.leave(owner)
+
+
+def _one(bench: Bench, heart: Heart, unit: Unit, watch: Watch) -> Event:
+    """Do one unit; how it ended."""
+    watch(Event("started", unit))
+    begun = time.perf_counter()
+
+    def tell(round: int, rounds: int, validation: float) -> None:
+        if heart.lost == unit.id and not bench.store.holds(unit, bench.owner):
+            raise LostError(unit.name)
+        heart.doing = f"{round}/{rounds}" if unit.kind == "seed" else f"trial {-(-round // rounds)}"
+        watch(Event("going", unit, round, rounds, validation))
+
+    try:
+        result = bench.do(unit, tell)
+        bench.store.finish(unit, bench.owner, result, time.perf_counter() - begun)
+    except LostError:
+        return Event("lost", unit)
+    except Exception as error:  # one method's fault must not end a study of many; it is told at the end
+        message = str(error) if isinstance(error, PluresError) else f"{type(error).__name__}: {error}"
+        bench.store.fail(unit, bench.owner, message)
+        return Event("failed", unit, message=message)
+    bench.checkpoint(unit).unlink(missing_ok=True)
+    return Event("done", unit)

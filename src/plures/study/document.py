@@ -1,0 +1,252 @@
+"""What a ``study.toml`` may say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from plures.federation.partition import How
+
+
+def _named(value: object) -> object:
+    """A name alone stands for a table that holds the name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _counted(value: object) -> object:
+    """A number of seeds stands for the seeds from 0."""
+    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _form(value: object) -> str:
+    return "list" if isinstance(value, list) else "range"
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Range(Part):
+    """Numbers between two bounds, both included; whole ones if both bounds are.
+
+    Attributes:
+        low: least value.
+        high: largest value.
+        log: whether orders of magnitude are alike.
+    """
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+Choices = Annotated[
+    Annotated[list[Any], Field(min_length=1), Tag("list")] | Annotated[Range, Tag("range")], Discriminator(_form)
+]
+"""Values to try: a list, or a table with ``low``, ``high`` and perhaps ``log = true``."""
+Space = Mapping[str, list[Any] | Range]
+
+
+class SplitPart(Part):
+    """The shares of a client's examples; see :class:`~plures.federation.SplitRule`."""
+
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    by: Literal["random", "time"] = "random"
+
+
+class DataPart(Part):
+    """A data set.
+
+    Attributes:
+        name: in the catalogue, or a folder of ``.npz`` files, relative to the file of the study.
+        label: what results call it; default: its name.
+        options: of the loader; ``donate`` is the share of training rows that every client makes public.
+        split: how the loader, or the partition, splits.
+        model: name of a network; default: one that fits the data.
+        model_options: of the network.
+        unseen: clients held out of training.
+        max_clients: keep so many clients, drawn once.
+        max_examples: keep at most so many examples of a client, drawn once from each split in proportion.
+        partitions: labels of the partitions it is used with; default: all of the file.
+    """
+
+    name: str
+    label: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    split: SplitPart | None = None
+    model: str | None = None
+    model_options: dict[str, Any] = Field(default_factory=dict)
+    unseen: list[str] = Field(default_factory=list)
+    max_clients: Annotated[int | None, Field(ge=1)] = None
+    max_examples: Annotated[int | None, Field(ge=3)] = None
+    partitions: list[str] | None = None
+
+
+class ShiftPart(Part):
+    """What clients see differently, one entry per group of clients; see :mod:`plures.federation.shift`."""
+
+    rotate: Annotated[list[float] | None, Field(min_length=1)] = None
+    brightness: Annotated[list[float] | None, Field(min_length=1)] = None
+    noise: Annotated[list[float] | None, Field(min_length=1)] = None
+
+
+class QualityPart(Part):
+    """Poorer inputs; see :func:`plures.federation.degrade`."""
+
+    completeness: Annotated[float, Field(gt=0, le=1)] = 1.0
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    how: Literal["zero", "mean"] = "zero"
+
+
+class PartitionPart(Part):
+    """Who has which examples.
+
+    Attributes:
+        how: ``natural`` keeps the clients of the data set; the others are those of
+            :func:`plures.federation.partition.partition`, over the pooled rows of the data set.
+        label: what results call it; default: what it is, with its numbers.
+        clients: how many.
+        alpha: concentration of the two Dirichlet partitions and of ``quantity``.
+        classes_per_client: for ``pathological``.
+        min_size: least number of rows of a client, for ``dirichlet_per_class`` and ``quantity``.
+        seed: of the partition and of the splits after it.
+        shift: feature shift between groups of clients.
+        quality: missing values and noise.
+    """
+
+    how: Literal["natural"] | How = "natural"
+    label: str = ""
+    clients: Annotated[int | None, Field(ge=1)] = None
+    alpha: Annotated[float | None, Field(gt=0)] = None
+    classes_per_client: Annotated[int | None, Field(ge=1)] = None
+    min_size: Annotated[int | None, Field(ge=1)] = None
+    seed: int = 0
+    shift: ShiftPart | None = None
+    quality: QualityPart | None = None
+
+    @property
+    def dealing(self) -> dict[str, Any]:
+        """The numbers of the partition that were given."""
+        return self.model_dump(include={"clients", "alpha", "classes_per_client", "min_size"}, exclude_none=True)
+
+
+DEALING: Mapping[str, frozenset[str]] = {
+    "natural": frozenset(),
+    "iid": frozenset({"clients"}),
+    "dirichlet": frozenset({"clients", "alpha"}),
+    "dirichlet_per_class": frozenset({"clients", "alpha", "min_size"}),
+    "pathological": frozenset({"clients", "classes_per_client"}),
+    "quantity": frozenset({"clients", "alpha", "min_size"}),
+}
+"""The numbers that each partition reads."""
+
+
+class MethodPart(Part):
+    """A method.
+
+    Attributes:
+        name: in the catalogue, ``package.module:function``, or such names joined by ``+``.
+        label: what results call it; default: its name.
+        lr: fixed learning rate, which is then not tuned.
+        parameters: fixed parameters.
+        space: what to search, instead of the catalogue's ``space``; ``lr`` may be among it.
+        data: labels of the data sets it is used with; default: all.
+    """
+
+    name: str
+    label: str = ""
+    lr: Annotated[float | None, Field(gt=0)] = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    space: dict[str, Choices] | None = None
+    data: list[str] | None = None
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+
+class BudgetPart(Part):
+    """How much work a final run may do; names as in :class:`~plures.evaluate.RunSpec`.
+
+    Attributes:
+        label: what results call it; default: its rounds.
+        batch_size: examples in a batch; 0 for all.
+        fraction: share of the clients in a round.
+        every: rounds between readings of validation data; default: about ten readings.
+    """
+
+    label: str = ""
+    rounds: Annotated[int, Field(ge=1)] = 20
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Annotated[int | None, Field(ge=1)] = None
+    batch_size: Annotated[int, Field(ge=0)] = 32
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    clip: Annotated[float | None, Field(gt=0)] = None
+    every: Annotated[int | None, Field(ge=1)] = None
+
+
+class TuningPart(Part):
+    """How settings are chosen on validation data, with seed 0.
+
+    Attributes:
+        trials: settings tried for each method on each cell; 0 tunes nothing.
+        rounds: rounds of a trial.
+        lr: learning rates to try.
+        search: ``optuna`` (tree-structured Parzen estimator), ``random`` (Optuna's as well), ``grid`` (one setting
+            after the other, as `plures compare` does; ``trials`` does not limit it), or ``auto``: Optuna if it is
+            installed, else the grid.
+        pruning: ``median`` or ``halving`` stop a trial that falls behind; the grid prunes nothing.
+        every: rounds between readings of validation data in a trial; default: about four readings.
+    """
+
+    trials: Annotated[int, Field(ge=0)] = 10
+    rounds: Annotated[int, Field(ge=1)] = 5
+    lr: Choices = Field(default_factory=lambda: [0.03, 0.1, 0.3])
+    search: Literal["auto", "optuna", "random", "grid"] = "auto"
+    pruning: Literal["median", "halving", "none"] = "median"
+    every: Annotated[int | None, Field(ge=1)] = None
+
+
+class ExecutionPart(Part):
+    """How the machine is used; see :class:`~plures.run.Execution`.
+
+    What is ``auto`` is measured once for a method on a cell, and kept for all its runs. Two studies give the same bits
+    only if backend and chunk are fixed here, for measurements differ from day to day.
+
+    Attributes:
+        threads: threads of a process; default: all cores.
+        lease: seconds without a sign of life after which another process takes over a process's work.
+    """
+
+    backend: Literal["auto", "loop", "vmap"] = "auto"
+    chunk: int | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = False
+    device: str = "cpu"
+    threads: Annotated[int | None, Field(ge=1)] = None
+    lease: Annotated[float, Field(gt=0)] = 60.0
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10
+
+
+class Document(Part):
+    """A study: every data set with each of its partitions and every budget is a cell; every method runs on each."""
+
+    name: str = Field(min_length=1)
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_counted), Field(min_length=1)] = [0, 1, 2]
+    data: list[Annotated[DataPart, BeforeValidator(_named)]] = Field(min_length=1)
+    partitions: list[PartitionPart] = Field(default_factory=lambda: [PartitionPart()], min_length=1)
+    methods: list[Annotated[MethodPart, BeforeValidator(_named)]] = Field(default_factory=list)
+    budgets: list[BudgetPart] = Field(default_factory=lambda: [BudgetPart()], min_length=1)
+    tuning: TuningPart = Field(default_factory=TuningPart)
+    execution: ExecutionPart = Field(default_factory=ExecutionPart)
+    keep_models: bool = True

@@ -1,0 +1,209 @@
+"""What a study consists of: cells, and units of work on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from plures.evaluate.results import BASELINES
+from plures.evaluate.spec import RunSpec, find_method
+from plures.federation import SplitRule
+from plures.methods import Entry
+from plures.study.document import BudgetPart, DataPart, MethodPart, PartitionPart, Range, Space
+from plures.study.reading import Source, title
+
+Kind = Literal["measure", "tuning", "seed"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A data set, who has which of its examples, and how much work a run may do.
+
+    Attributes:
+        key: identity: a digest of everything that it says.
+        title: what results call it.
+        data: the data set.
+        partition: the partition.
+        budget: the budget.
+        path: the keys of the three in the document, for messages.
+    """
+
+    key: str
+    title: str
+    data: DataPart
+    partition: PartitionPart
+    budget: BudgetPart
+    path: tuple[int, int, int]
+
+    @property
+    def every(self) -> int:
+        """Rounds between readings of validation data."""
+        return self.budget.every or max(1, self.budget.rounds // 10)
+
+    def spec(self, data: str) -> RunSpec:
+        """The run that is the same for all methods; ``data`` is the name or the folder to load."""
+        work = self.budget.model_dump(exclude={"label", "every", "batch_size", "fraction"})
+        options = self.data.options | (
+            {} if self.data.split is None else {"split": SplitRule(**self.data.split.model_dump())}
+        )
+        return RunSpec(
+            data=data,
+            data_options=options,
+            model=self.data.model,
+            model_options=self.data.model_options,
+            batch_size=self.budget.batch_size or None,
+            participation="full" if self.budget.fraction == 1 else "uniform",
+            fraction=self.budget.fraction,
+            unseen=self.data.unseen,
+            **work,
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method as the study runs it.
+
+    Attributes:
+        label: what results call it.
+        part: what the document says of it.
+        entry: its place in the catalogue.
+        lr: fixed learning rate, ``None`` to search it.
+        space: what is searched beside fixed parameters; ``lr`` is among it unless it is fixed.
+    """
+
+    label: str
+    part: MethodPart
+    entry: Entry
+    lr: float | None
+    space: Space
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that one process does.
+
+    Attributes:
+        id: identity: a digest of everything that determines its result, apart from the machine.
+        cell: where.
+        candidate: what.
+        kind: ``measure`` (a round is timed), ``tuning`` of a method on a cell, or ``seed``, one final run.
+        seed: of a final run; 0 for the others.
+        needs: the unit that must be done before, if any.
+    """
+
+    id: str
+    cell: Cell
+    candidate: Candidate
+    kind: Kind
+    seed: int
+    needs: str | None
+
+    @property
+    def name(self) -> str:
+        what = f"seed {self.seed}" if self.kind == "seed" else self.kind
+        return f"{self.cell.title}, {self.candidate.label}, {what}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells and units of a study, in the order in which one process does them.
+
+    Attributes:
+        source: the document.
+        search: how settings are searched: ``optuna``, ``random`` or ``grid``.
+        cells: the cells.
+        candidates: the methods.
+        measures: units that time a round.
+        units: tuning and final runs.
+    """
+
+    source: Source
+    search: str
+    cells: tuple[Cell, ...]
+    candidates: tuple[Candidate, ...]
+    measures: tuple[Unit, ...]
+    units: tuple[Unit, ...]
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Unit]:
+        return {unit.id: unit for unit in (*self.measures, *self.units)}
+
+    def of(self, cell: Cell, candidate: Candidate) -> list[Unit]:
+        """Tuning and final runs of a method on a cell."""
+        return [unit for unit in self.units if unit.cell is cell and unit.candidate is candidate]
+
+    def measured_by(self, unit: Unit) -> str:
+        """The unit that times a unit's rounds and settles its execution."""
+        return digest(_identity(self.source, unit.cell, unit.candidate, self.search), "measure")
+
+
+def plan_of(source: Source, search: str) -> Plan:
+    """The plan of a document. The three baselines take part whether they are listed or not."""
+    document, cells = source.document, tuple(_cells(source))
+    listed = {part.title for part in document.methods}
+    baselines = [MethodPart(name=name) for name in BASELINES if name not in listed]
+    candidates = tuple(_candidate(source, part) for part in (*baselines, *document.methods))
+    measures, units = [], []
+    for cell in cells:
+        for candidate in candidates:
+            if candidate.part.data is not None and (cell.data.label or cell.data.name) not in candidate.part.data:
+                continue
+            about = _identity(source, cell, candidate, search)
+            measures.append(Unit(digest(about, "measure"), cell, candidate, "measure", 0, None))
+            tuned = bool(candidate.space) and document.tuning.trials > 0
+            first = digest(about, "tuning") if tuned else None
+            if first is not None:
+                units.append(Unit(first, cell, candidate, "tuning", 0, None))
+            units += [Unit(digest(about, seed), cell, candidate, "seed", seed, first) for seed in document.seeds]
+    return Plan(source, search, cells, candidates, tuple(measures), tuple(units))
+
+
+def _cells(source: Source) -> Iterator[Cell]:
+    document = source.document
+    titles = [title(part) for part in document.partitions]
+    left_out = {"label", "partitions"}
+    for i, data in enumerate(document.data):
+        wanted = titles if data.partitions is None else data.partitions
+        for j, partition in enumerate(document.partitions):
+            if titles[j] not in wanted:
+                continue
+            for k, budget in enumerate(document.budgets):
+                told = [data.label or data.name]
+                told += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
+                told += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
+                said = [part.model_dump(mode="json", exclude=left_out) for part in (data, partition, budget)]
+                yield Cell(digest(said), ", ".join(told), data, partition, budget, (i, j, k))
+
+
+def _candidate(source: Source, part: MethodPart) -> Candidate:
+    entry = find_method(part.name)
+    own: Mapping[str, Any] = entry.space if part.space is None else part.space
+    space = {key: values if isinstance(values, Range) else list(values) for key, values in own.items()}
+    space = {key: values for key, values in space.items() if key not in part.parameters}
+    rates = space.pop("lr", source.document.tuning.lr)
+    if part.lr is not None:
+        return Candidate(part.title, part, entry, part.lr, space)
+    if isinstance(rates, list) and len(rates) == 1:
+        return Candidate(part.title, part, entry, rates[0], space)
+    return Candidate(part.title, part, entry, None, {"lr": rates, **space})
+
+
+def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> dict[str, Any]:
+    """Everything that determines a method's results on a cell."""
+    document = source.document
+    space = {k: values.model_dump() if isinstance(values, Range) else values for k, values in candidate.space.items()}
+    return {
+        "cell": cell.key,
+        "method": [candidate.part.name, candidate.lr, candidate.part.parameters, space],
+        "tuning": document.tuning.model_dump(mode="json", exclude={"lr", "search"}) | {"search": search},
+        "execution": document.execution.model_dump(mode="json", include={"backend", "chunk", "compile", "device"}),
+    }
+
+
+def digest(*said: object) -> str:
+    """A short name of JSON-like values."""
+    return hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=10).hexdigest()

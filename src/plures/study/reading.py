@@ -1,0 +1,248 @@
+"""Read a ``study.toml``; every fault is told with its key and its line."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from plures.errors import PluresError
+from plures.evaluate.results import BASELINES
+from plures.evaluate.spec import find_method
+from plures.federation import CATALOGUE as DATASETS
+from plures.federation.build import Options
+from plures.federation.datasets.catalogue import _options
+from plures.models import NETWORKS
+from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range
+from plures.study.lines import KeyPath, key_lines, line_of
+
+Fault = tuple[Sequence[str | int], str]
+"""A key and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document and where each of its keys stands.
+
+    Attributes:
+        file: what messages call it.
+        text: the file's text.
+        folder: what folders of data are relative to.
+        document: what the text says.
+        lines: line of every key.
+    """
+
+    file: str
+    text: str
+    folder: Path
+    document: Document
+    lines: dict[KeyPath, int]
+
+    def error(self, path: Sequence[str | int], message: str) -> PluresError:
+        """An error about a key."""
+        return told(self.file, self.lines, [(path, message)])
+
+    def data_path(self, part: DataPart) -> Path | None:
+        """The folder of a data set that is not in the catalogue."""
+        return None if part.name in DATASETS else self.folder / part.name
+
+
+def read_study(file: Path) -> Source:
+    """Read and check a file.
+
+    Raises:
+        PluresError: one line for each fault, with the file, the line and the key.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PluresError(f"{file} cannot be read: {error}") from error
+    return parse_study(text, file.name, file.parent)
+
+
+def parse_study(text: str, file: str, folder: Path, *, checked: bool = True) -> Source:
+    """Check the text of a study; ``checked=False`` leaves out what depends on the machine, to read old results."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PluresError(f"{file} is not TOML: {error}") from error
+    lines = key_lines(text.replace("\r\n", "\n"))
+    try:
+        document = Document.model_validate(raw)
+    except ValidationError as error:
+        raise told(file, lines, [(_meant(fault, lines), _words(fault)) for fault in error.errors()]) from None
+    source = Source(file, text, folder, document, lines)
+    faults = list(_faults(source)) if checked else []
+    if faults:
+        raise told(file, lines, faults)
+    return source
+
+
+def told(file: str, lines: dict[KeyPath, int], faults: Iterable[Fault]) -> PluresError:
+    """The faults as one error, in the order of their lines."""
+    found = sorted((line_of(lines, path), _key(path), message) for path, message in faults)
+    return PluresError("\n".join(f"{file}, line {line}: {key}: {message}" for line, key, message in found))
+
+
+def _key(path: Sequence[str | int]) -> str:
+    """``data[0].options.seed``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def _meant(fault: Any, lines: dict[KeyPath, int]) -> KeyPath:
+    """The key that a validator means, without the kinds of value that it tried."""
+    *path, last = fault["loc"]
+    known: KeyPath = ()
+    for part in path:
+        if (*known, part) in lines:
+            known = (*known, part)
+    return (*known, last) if fault["type"] == "missing" or not known or (*known, last) in lines else known
+
+
+def _words(fault: Any) -> str:
+    match fault["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return "is not a key here; take it out or correct its name"
+    text = fault["msg"]
+    return f"{text[:1].lower()}{text[1:]}, not {fault['input']!r}"
+
+
+def _faults(source: Source) -> Iterator[Fault]:
+    document = source.document
+    yield from _twice("seeds", [str(seed) for seed in document.seeds], ())
+    yield from _twice("data", [part.label or part.name for part in document.data], ("label",))
+    yield from _twice("partitions", [title(part) for part in document.partitions], ("label",))
+    yield from _twice("methods", [part.title for part in document.methods], ("label",))
+    yield from _twice("budgets", [part.label or f"{part.rounds} rounds" for part in document.budgets], ("label",))
+    labels = [title(part) for part in document.partitions]
+    for number, data in enumerate(document.data):
+        yield from _data_faults(source, data, ("data", number), labels)
+    for number, partition in enumerate(document.partitions):
+        yield from _partition_faults(partition, ("partitions", number))
+    names = [part.label or part.name for part in document.data]
+    for number, method in enumerate(document.methods):
+        yield from _method_faults(method, ("methods", number))
+        if method.title in BASELINES and method.name != method.title:
+            yield ("methods", number, "label"), f"{method.title!r} is the baseline of every study; choose another label"
+        for place, name in enumerate(method.data or []):
+            if name not in names:
+                yield ("methods", number, "data", place), f"no data set {name!r} here; there are {', '.join(names)}"
+            elif method.title in BASELINES:
+                yield ("methods", number, "data", place), f"{method.title} is a baseline: it takes part everywhere"
+    for number, budget in enumerate(document.budgets):
+        if budget.steps is not None and "epochs" in budget.model_fields_set:
+            yield ("budgets", number, "steps"), "give epochs or steps, not both"
+    yield from _space_faults(document.tuning.lr, ("tuning", "lr"), positive=True)
+
+
+def _twice(key: str, names: list[str], under: tuple[str, ...]) -> Iterator[Fault]:
+    """Names that stand for two things."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            last = max(place for place, other in enumerate(names) if other == name)
+            yield (key, last, *under), f"{name!r} stands here twice; give each a label of its own"
+
+
+def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str]) -> Iterator[Fault]:
+    folder = source.data_path(data)
+    if folder is not None and not folder.is_dir():
+        yield (*path, "name"), f"{data.name!r} is neither a data set ({', '.join(DATASETS)}) nor a folder"
+    known = set(_options(DATASETS[data.name].loader)) if folder is None else set(Options.__annotations__)
+    known = (known | {"seed", "donate"}) - {"split"}
+    for option in data.options.keys() - known:
+        yield (*path, "options", option), f"is not an option of {data.name!r}; they are {', '.join(sorted(known))}"
+    donate = data.options.get("donate")
+    if donate is not None and not (isinstance(donate, float) and 0 < donate < 1):
+        yield (*path, "options", "donate"), f"give a share between 0 and 1, not {donate!r}"
+    if data.model is None and data.model_options:
+        yield (*path, "model_options"), "name the model that they are options of"
+    if data.model is not None and data.model not in NETWORKS:
+        yield (*path, "model"), f"no network {data.model!r}; there are {', '.join(NETWORKS)}"
+    elif data.model is not None:
+        parameters = list(inspect.signature(NETWORKS[data.model]).parameters)[2:]
+        for option in data.model_options.keys() - set(parameters):
+            known_ones = ", ".join(parameters) or "none"
+            yield (*path, "model_options", option), f"is not an option of {data.model}; they are {known_ones}"
+    for number, label in enumerate(data.partitions or []):
+        if label not in labels:
+            yield (*path, "partitions", number), f"no partition {label!r}; there are {', '.join(labels)}"
+    if data.split is not None and data.split.validation + data.split.test >= 1:
+        yield (*path, "split"), "validation and test together must leave something to train on"
+
+
+def title(part: PartitionPart) -> str:
+    """What results call a partition."""
+    told = [part.how, *(f"{key}={value}" for key, value in part.dealing.items())]
+    for poorer in (part.shift, part.quality):
+        if poorer is not None:
+            told += [f"{key}={value}" for key, value in poorer.model_dump(exclude_defaults=True).items()]
+    return part.label or " ".join(told)
+
+
+def _partition_faults(part: PartitionPart, path: KeyPath) -> Iterator[Fault]:
+    reads = DEALING[part.how]
+    for key in part.dealing.keys() - reads:
+        yield (*path, key), f"is not read by how = {part.how!r}; it reads {', '.join(sorted(reads)) or 'none of these'}"
+    if reads and part.clients is None:
+        yield (*path, "clients"), f"is missing: say how many clients how = {part.how!r} deals to"
+
+
+def _method_faults(part: MethodPart, path: KeyPath) -> Iterator[Fault]:
+    try:
+        entry = find_method(part.name)
+    except PluresError as error:
+        yield (*path, "name"), str(error)
+        return
+    for key in part.parameters.keys() - entry.defaults.keys():
+        yield (*path, "parameters", key), f"is not a parameter of {part.name}; they are {_names(entry.defaults)}"
+        return
+    for key, value in part.parameters.items():
+        yield from _refused(lambda key=key, value=value: entry(**{key: value}), (*path, "parameters", key))  # type: ignore[misc]
+    if part.lr is not None and "lr" in (part.space or {}):
+        yield (*path, "space", "lr"), "is fixed as lr; take one of the two out"
+    for key, choices in (part.space or {}).items():
+        here = (*path, "space", key)
+        if key in part.parameters:
+            yield here, "is fixed in parameters; take one of the two out"
+        elif key != "lr" and key not in entry.defaults:
+            yield here, f"is neither lr nor a parameter of {part.name}; they are {_names(entry.defaults)}"
+        elif faults := list(_space_faults(choices, here, positive=key == "lr")):
+            yield from faults
+        elif key != "lr":
+            listed = [choices.low, choices.high] if isinstance(choices, Range) else choices
+            for value in listed:
+                fixed = {**part.parameters, key: value}
+                yield from _refused(lambda fixed=fixed: entry(**fixed), here)  # type: ignore[misc]
+
+
+def _names(defaults: dict[str, Any]) -> str:
+    return ", ".join(defaults) or "none"
+
+
+def _refused(build: Callable[[], object], path: KeyPath) -> Iterator[Fault]:
+    """What a method says against its parameters."""
+    try:
+        build()
+    except PluresError as error:
+        yield path, str(error)
+
+
+def _space_faults(choices: list[Any] | Range, path: KeyPath, *, positive: bool) -> Iterator[Fault]:
+    if isinstance(choices, Range):
+        if choices.low >= choices.high:
+            yield (*path, "high"), f"must be above low = {choices.low}, not {choices.high}"
+        if (choices.log or positive) and choices.low <= 0:
+            yield (*path, "low"), f"must be above 0, not {choices.low}"
+        return
+    for number, value in enumerate(choices):
+        if positive and not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+            yield (*path, number), f"give a learning rate above 0, not {value!r}"

@@ -1,0 +1,278 @@
+"""Do one unit of a study: time a round, tune a method, or make a final run."""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plures.errors import PluresError
+from plures.evaluate.compare import card, described, environment, saved_execution
+from plures.evaluate.fit import finish, fit
+from plures.evaluate.folder import RunFolder
+from plures.evaluate.record import Result
+from plures.evaluate.results import MetricCard, Point, Trial
+from plures.evaluate.scores import primary, score
+from plures.evaluate.spec import RunSpec
+from plures.run import Execution, Run
+from plures.study.cells import Loaded, load_cell
+from plures.study.plan import Cell, Plan, Unit
+from plures.study.search import Behind, points, run_search
+from plures.study.store import Store, Tried
+
+Tell = Callable[[int, int, float], None]
+"""Told of the rounds done, of how many, and of the last validation value."""
+
+
+class Timing(Result):
+    """What a short measurement of a method on a cell gave.
+
+    Attributes:
+        execution: how its runs use the machine.
+        setup: seconds to set up a run.
+        round: seconds of a round.
+        score: seconds to read the validation data once.
+        memory: bytes of the process at its largest so far.
+        device_memory: bytes taken on the accelerator.
+    """
+
+    execution: dict[str, Any]
+    setup: float
+    round: float
+    score: float
+    memory: int
+    device_memory: int
+
+    def seconds(self, rounds: int, readings: int) -> float:
+        """Expected seconds of a run."""
+        return self.setup + rounds * self.round + readings * self.score
+
+
+class Chosen(Result):
+    """What the tuning of a method on a cell chose.
+
+    Attributes:
+        setting: learning rate and parameters that were searched.
+        search: ``optuna``, ``random`` or ``grid``.
+        finished: trials that ran to their end.
+        pruned: trials that were stopped.
+        repeated: trials that had been made before and were not run again.
+        seconds: wall time of all trials.
+    """
+
+    setting: dict[str, Any]
+    search: str
+    finished: int
+    pruned: int
+    repeated: int
+    seconds: float
+
+
+@dataclass
+class Bench:
+    """Where a process works: it keeps the cell that it loaded last.
+
+    Attributes:
+        plan: the study.
+        store: its database.
+        owner: the name of this process in it.
+    """
+
+    plan: Plan
+    store: Store
+    owner: str
+    loaded: Loaded | None = None
+
+    def at(self, cell: Cell) -> Loaded:
+        """A cell in memory."""
+        if self.loaded is None or self.loaded.cell is not cell:
+            self.loaded = None
+            self.loaded = loaded = load_cell(self.plan.source, cell)
+            execution = self.plan.source.document.execution
+            described_as = card(loaded.federation).model_copy(update={"name": cell.title})
+            self.store.note_cell(
+                cell,
+                loaded.fingerprint,
+                described_as.model_dump_json(),
+                MetricCard(**vars(primary(loaded.federation.task))).model_dump_json(),
+                environment(Execution(device=execution.device)),
+            )
+        return self.loaded
+
+    def do(self, unit: Unit, tell: Tell) -> str:
+        """Do a unit; its result as JSON."""
+        loaded = self.at(unit.cell)
+        match unit.kind:
+            case "measure":
+                return self._measure(unit, loaded).model_dump_json()
+            case "tuning":
+                return self._tune(unit, loaded, tell).model_dump_json()
+            case "seed":
+                return self._final(unit, loaded, tell)
+
+    def _run(self, unit: Unit, loaded: Loaded, spec: RunSpec, execution: Execution) -> Run:
+        return Run(
+            loaded.federation,
+            loaded.factory,
+            unit.candidate.entry(**spec.parameters),
+            spec.training(),
+            participation=spec.who(),
+            seed=spec.seed,
+            execution=execution,
+        )
+
+    def _settled(self, unit: Unit) -> Execution:
+        """The execution that was measured for a method on a cell."""
+        measured = self.store.result(self.plan.measured_by(unit))
+        if measured is None:
+            raise PluresError(f"{unit.name}: its rounds were not measured; start the study again")
+        return Execution(**Timing.model_validate(measured).execution)
+
+    def _measure(self, unit: Unit, loaded: Loaded) -> Timing:
+        wanted = self.plan.source.document.execution
+        candidate = unit.candidate
+        rate = 0.01 if candidate.lr is None else candidate.lr
+        spec = loaded.spec.model_copy(update={"lr": rate, "parameters": candidate.part.parameters})
+        asked = Execution(wanted.backend, wanted.chunk, wanted.compile, device=wanted.device)
+        settled = self._run(unit, loaded, spec, asked).execution
+        begun = time.perf_counter()
+        run = self._run(unit, loaded, spec, settled)
+        setup, rounds = time.perf_counter() - begun, [run.step().seconds]
+        if run.training.rounds > 1:
+            rounds.append(run.step().seconds)
+        begun = time.perf_counter()
+        score(run, "validation")
+        device = settled.torch_device
+        return Timing(
+            execution={key: value for key, value in asdict(settled).items() if key != "clients_on_disk"},
+            setup=setup,
+            round=min(rounds),
+            score=time.perf_counter() - begun,
+            memory=most_memory(),
+            device_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+        )
+
+    def _tune(self, unit: Unit, loaded: Loaded, tell: Tell) -> Chosen:
+        tuning, candidate, history = self.plan.source.document.tuning, unit.candidate, self.store.trials(unit.id)
+        execution, every = self._settled(unit), tuning.every or max(1, tuning.rounds // 4)
+
+        def attempt(setting: dict[str, Any], behind: Behind) -> tuple[dict[int, float], bool, float]:
+            parameters = {**candidate.part.parameters, **{k: v for k, v in setting.items() if k != "lr"}}
+            lr = setting.get("lr", candidate.lr)
+            spec = loaded.spec.model_copy(update={"rounds": tuning.rounds, "lr": lr, "parameters": parameters})
+            curve: dict[int, float] = {}
+            begun = time.perf_counter()
+
+            def watch(point: Point) -> None:
+                tell(len(history) * tuning.rounds + point.round, tuning.rounds, point.validation)
+                if point.round % every == 0 or point.round == tuning.rounds:
+                    curve[point.round] = point.validation
+                    if point.round < tuning.rounds and behind(point.round, point.validation):
+                        raise _BehindError
+
+            try:
+                fit(self._run(unit, loaded, spec, execution), unit.name, every=every, progress=watch)
+            except _BehindError:
+                return curve, True, time.perf_counter() - begun
+            return curve, False, time.perf_counter() - begun
+
+        setting = run_search(
+            candidate,
+            tuning,
+            self.plan.search,
+            history,
+            attempt,
+            lambda tried: self.store.try_out(unit, self.owner, tried),
+            higher=primary(loaded.federation.task).higher,
+            seed=unit.id,
+        )
+        spent = sum(tried.seconds for tried in history)
+        return Chosen(setting=setting, search=self.plan.search, seconds=spent, **counts(history))
+
+    def _final(self, unit: Unit, loaded: Loaded, tell: Tell) -> str:
+        candidate, wanted = unit.candidate, self.plan.source.document
+        setting, trials = self._chosen(unit)
+        parameters = {**candidate.part.parameters, **{k: v for k, v in setting.items() if k != "lr"}}
+        spec = loaded.spec.model_copy(
+            update={"method": candidate.part.name, "lr": setting["lr"], "parameters": parameters, "seed": unit.seed}
+        )
+        checkpoint = self.checkpoint(unit)
+        execution = self._settled(unit)
+        if checkpoint.exists():
+            execution = saved_execution(checkpoint, execution)
+        fitted = fit(
+            self._run(unit, loaded, spec, execution),
+            unit.id,
+            every=unit.cell.every,
+            checkpoint=checkpoint,
+            checkpoint_every=wanted.execution.checkpoint_every,
+            progress=lambda point: tell(point.round, spec.rounds, point.validation),
+        )
+        result = finish(fitted, unit.seed, loaded.unseen)
+        if wanted.keep_models:
+            plain = unit.cell.partition.how == "natural" and unit.cell.partition.shift is None
+            plain = plain and unit.cell.partition.quality is None and unit.cell.data.split is None
+            plain = plain and unit.cell.data.max_clients is None and unit.cell.data.max_examples is None
+            RunFolder(self.models(unit)).write(fitted.run, spec if plain else None, result)
+        entry = replace(candidate.entry, name=candidate.label, title=candidate.part.label or candidate.entry.title)
+        return described(entry, fitted.run.bound, loaded.federation, spec, trials, [result]).model_dump_json()
+
+    def _chosen(self, unit: Unit) -> tuple[dict[str, Any], list[Trial]]:
+        """The setting of a final run, and the trials that ran to their end."""
+        candidate = unit.candidate
+        if unit.needs is None:
+            return starting(unit), []
+        found = self.store.result(unit.needs)
+        assert found is not None, "a unit is claimed after what it needs"
+        setting = {"lr": candidate.lr, **Chosen.model_validate(found).setting}
+        return setting, tested(self.store.trials(unit.needs), candidate.lr)
+
+    def checkpoint(self, unit: Unit) -> Path:
+        """Where an unfinished final run is kept."""
+        return self.store.folder / "checkpoints" / f"{unit.id}.safetensors"
+
+    def models(self, unit: Unit) -> Path:
+        """Where the models of a final run are kept."""
+        names = (f"{unit.cell.title} {unit.cell.key[:6]}", unit.candidate.label, f"seed {unit.seed}")
+        return self.store.folder.joinpath("runs", *(re.sub(r"[^A-Za-z0-9_.=+-]+", "-", name) for name in names))
+
+
+class _BehindError(Exception):
+    """A trial fell behind."""
+
+
+def starting(unit: Unit) -> dict[str, Any]:
+    """The setting of a method that is not tuned: its defaults and the middle learning rate."""
+    rates = points(unit.candidate.space["lr"]) if unit.candidate.lr is None else [unit.candidate.lr]
+    return {"lr": rates[len(rates) // 2]}
+
+
+def counts(trials: list[Tried]) -> dict[str, int]:
+    """How many trials there are of each state."""
+    return {state: sum(t.state == state for t in trials) for state in ("finished", "pruned", "repeated")}
+
+
+def tested(trials: list[Tried], lr: float | None) -> list[Trial]:
+    """Trials that ran to their end, as a comparison has them."""
+    return [
+        Trial(
+            lr=rate if (rate := tried.setting.get("lr", lr)) is not None else math.nan,
+            parameters={key: value for key, value in tried.setting.items() if key != "lr"},
+            validation=tried.validation,
+        )
+        for tried in trials
+        if tried.state == "finished"
+    ]
+
+
+def most_memory() -> int:
+    """Bytes of this process at its largest."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
