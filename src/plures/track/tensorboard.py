@@ -1,0 +1,53 @@
+"""TensorBoard: event files in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plures.evaluate.callback import About
+from plures.track import names
+from plures.track.tracker import Settings, Tracker, library
+
+
+class TensorBoard(Tracker):
+    """Writes event files; look at them with ``tensorboard --logdir FOLDER``.
+
+    A run is ``FOLDER/<data>/<run>``. Values are kept in double precision. A run that goes on from a checkpoint goes on
+    in its folder, and what an interrupted one wrote after the checkpoint is replaced; so is an earlier run of the same
+    name.
+
+    Args:
+        folder: where all runs are.
+        clients: how many clients are written one by one.
+
+    Raises:
+        PluresError: if the extra ``tensorboard`` is not installed.
+    """
+
+    def __init__(self, folder: Path | str, clients: int = names.CLIENTS) -> None:
+        super().__init__(clients)
+        self.folder = Path(folder)
+        self.library = library("torch.utils.tensorboard", "tensorboard")
+        self.summary = library("torch.utils.tensorboard.summary", "tensorboard")
+        self.writer: Any = None
+        self.ended: Any = None
+
+    def open(self, about: About, settings: Settings) -> None:
+        folder = self.folder / names.plain_key(about.federation) / names.plain_key(about.title)
+        self.writer = self.library.SummaryWriter(str(folder), purge_step=about.done + 1)
+        measured = {f"validation/{about.metric.name}": 0.0, f"test/{about.metric.name}": 0.0}
+        experiment, begun, self.ended = self.summary.hparams(dict(settings), measured)
+        for part in (experiment, begun):
+            self.writer.file_writer.add_summary(part)
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step, new_style=True, double_precision=True)
+        self.writer.flush()
+
+    def close(self, status: str) -> None:
+        if status == "finished":
+            self.writer.file_writer.add_summary(self.ended)
+        self.writer.close()

@@ -1,0 +1,84 @@
+"""What all trackers have in common: a run is opened, values are written under a round, it is closed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from plures.errors import PluresError
+from plures.evaluate.callback import About, Callback, Value
+from plures.evaluate.results import Point, SeedResult
+from plures.run.coordinator import RoundRecord
+from plures.track import names
+
+Settings = Mapping[str, Value]
+
+
+class Tracker(Callback):
+    """Writes a run's numbers to somewhere. One tracker may write many runs, one after the other.
+
+    What is left to those that derive from it is how a run is opened, written and closed; the names are those of
+    :mod:`plures.track.names`.
+
+    Args:
+        clients: how many clients are written one by one, the first ones of the federation; 0 for none.
+    """
+
+    def __init__(self, clients: int = names.CLIENTS) -> None:
+        if clients < 0:
+            raise PluresError(f"clients={clients}: give the number of clients to write one by one, 0 for none")
+        self.most = clients
+        self.single: list[str] = []
+
+    def open(self, about: About, settings: Settings) -> None:
+        """Begin a run, or go on with one that was begun (``about.done`` rounds are written).
+
+        Args:
+            about: the run.
+            settings: its settings, by plain names.
+        """
+        raise NotImplementedError
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Write values under a round."""
+        raise NotImplementedError
+
+    def close(self, status: str) -> None:
+        """End the run: ``finished``, ``stopped`` (Ctrl-C) or ``failed``."""
+        raise NotImplementedError
+
+    def on_start(self, about: About) -> None:
+        self.metric = about.metric
+        self.single = names.plain(about.clients[: self.most])
+        self.open(about, names.settings(about))
+
+    def on_round(self, record: RoundRecord) -> None:
+        self.write(names.of_round(record), record.round)
+
+    def on_point(self, point: Point) -> None:
+        self.write(names.of_point(point, self.metric, self.single), point.round)
+
+    def on_end(self, result: SeedResult | None) -> None:
+        if result is not None:
+            self.write(names.of_result(result, self.metric), result.chosen_round)
+        self.close("finished")
+
+    def on_stop(self, reason: BaseException) -> None:
+        self.close("stopped" if isinstance(reason, KeyboardInterrupt) else "failed")
+
+
+def library(module: str, extra: str) -> Any:
+    """A tracker's library.
+
+    Args:
+        module: its name.
+        extra: the extra of plures that installs it.
+
+    Raises:
+        PluresError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PluresError(f"tracking with {extra} needs a library: pip install 'plures[{extra}]' ({error})") from error
