@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from plures.evaluate.record import Calibration, ClientValues, Details, Layer, Mistake, Move, Personal
 from plures.evaluate.results import (
     ClientScores,
     Comparison,
@@ -63,6 +64,7 @@ def comparison(
     rounds: int = 100,
     lift: dict[str, float] | None = None,
     client_names: list[str] | None = None,
+    details: bool = False,
 ) -> Comparison:
     """A comparison of the given shape; ``lift`` is each method's mean gain over local-only training."""
     rng = np.random.default_rng(7)
@@ -115,8 +117,11 @@ def comparison(
                     test=scores(people, value, test, kind),
                     test_last=scores(people, value - 0.002, test, kind),
                     unseen=held,
+                    details=told(people, test, name, seed, regression, held) if details else None,
                 )
             )
+            if details:
+                runs[-1] = runs[-1].model_copy(update={"curve": traced(runs[-1].curve, value)})
         travels = 0 if name == "local" else 400_000 - 30_000 * place
         parameters: dict[str, Any] = {"lam": 0.5} if name == "ditto" else {"epochs": 3} if name == "fedavg_ft" else {}
         trials = [
@@ -173,6 +178,62 @@ def comparison(
             "tuning": {"rounds": 30, "lr": [0.01, 0.03, 0.1]},
         },
         environment={"plures": "0.1.0", "python": "3.12.4", "torch": "2.8.0", "device": "cpu"},
+    )
+
+
+def traced(curve: list[Point], value: np.ndarray) -> list[Point]:
+    """The curve with every client's value, which differs from the mean by as much as in the end."""
+    off = value - np.nanmean(value)
+    return [
+        p.model_copy(update={"clients": [None if np.isnan(o) else float(p.validation + o) for o in off]}) for p in curve
+    ]
+
+
+def told(
+    people: list[str], sizes: list[int], name: str, seed: int, regression: bool, held: ClientScores | None
+) -> Details:
+    """Made-up details: six classes, two clusters for IFCA, personal parts for all but FedAvg."""
+    rng = np.random.default_rng(seed)
+    count = len(people)
+    confusion = [np.diag(rng.multinomial(n, [1 / 6] * 6)) for n in sizes]
+    for own in confusion:
+        own[0, 1] += 1
+        own[0, 0] = max(0, own[0, 0] - 1)
+    examples = np.array([rng.multinomial(n, [0.1] * 10) for n in sizes])
+    centre = (np.arange(10) + 0.5) / 10
+    calibration = Calibration(
+        examples=examples.tolist(),
+        confidence=(examples * centre).tolist(),
+        correct=np.round(examples * centre * 0.9).astype(int).tolist(),
+    )
+    layers = [
+        Layer(
+            name=layer,
+            size=100,
+            norm=rng.uniform(2, 3, count).tolist(),
+            distance=rng.uniform(0, 1, count).tolist(),
+            cosine=rng.uniform(0.5, 1, count).tolist(),
+        )
+        for layer in ("body.0", "head")
+    ]
+    personal = Personal(
+        layers=layers,
+        same=50,
+        places=[(float(x), float(y)) for x, y in rng.standard_normal((count, 2))],
+        explained=(0.6, 0.25),
+        peers=[[j for j in range(count) if j != i][:5] for i in range(count)],
+    )
+    clustered = name == "ifca"
+    return Details(
+        calibration=None if regression else calibration,
+        confusion=[] if regression else [own.tolist() for own in confusion],
+        mistakes=[
+            [Mistake(row=i, loss=2.5, truth="walking", predicted="upstairs", confidence=0.9)] for i in range(count)
+        ],
+        personal=None if name == "fedavg" else personal,
+        clusters={"model": [i % 2 for i in range(count)]} if clustered else {},
+        moves=[Move(round=2, block="model", client=people[1], cluster=1)] if clustered else [],
+        cold={} if held is None else {budget: ClientValues(**held.model_dump()) for budget in ("0", "5", "all")},
     )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
-from comparisons import comparison, scored
+from comparisons import TITLES, comparison, scored
 
 from plures.evaluate.results import Comparison
 from plures.report import headline, html_report
-from plures.report.html import curve, document
+from plures.report.document import curve, document, groups
+from plures.report.overview import ranks
+from plures.report.vendor import manifest, scripts
 
 VOID = {"meta", "link", "input", "br", "path", "img"}
 HOSTILE = "</script><b>\"&${x}' <img src=x onerror=alert(1)> \u2028 [bold]"
@@ -50,10 +55,18 @@ class Page(HTMLParser):
     def shown(self) -> str:
         return " ".join(text for where, text in self.texts if where not in ("script", "style"))
 
-    def data(self) -> dict[str, object]:
+    def data(self, place: int = 0) -> dict[str, object]:
         text = next(text for where, text in self.texts if where == "script")
-        found: dict[str, object] = json.loads(text)
+        found: dict[str, object] = json.loads(text)["comparisons"][place]
         return found
+
+
+def own(page: str) -> str:
+    """A page without the libraries that lie in it."""
+    for script in scripts():
+        assert script in page
+        page = page.replace(script, "")
+    return page
 
 
 SHAPES = {
@@ -64,6 +77,7 @@ SHAPES = {
     "hostile": comparison(
         federation=HOSTILE, client_names=[f"{HOSTILE} {i}" for i in range(6)], clients=6, seeds=2, rounds=10
     ),
+    "detailed": comparison(details=True, unseen=3, clients=12, seeds=2, rounds=10),
     "baselines": comparison(names=("local", "fedavg", "fedavg_ft"), clients=5, rounds=4),
     "nobody scored": scored({name: [[None] * 4] for name in ("local", "fedavg", "fedavg_ft", "ditto")}),
 }
@@ -81,13 +95,13 @@ def test_asks_nothing_of_the_network(shape: Comparison) -> None:
         for name in ("src", "href", "action", "data", "srcset", "poster"):
             value = attributes.get(name)
             assert value is None or re.match(r"#|data:", value), (tag, name, value)
-    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", page)
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|WebSocket|sendBeacon", own(page))
     assert "default-src 'none'" in page
 
 
 def test_embedded_data_parse_back_to_the_same_values(shape: Comparison) -> None:
     found = Page(html_report(shape)).data()
-    assert found == document(shape, shape.rows())
+    assert found == json.loads(json.dumps(document(shape, shape.rows())))
     drawn = {m["name"]: m["values"] for m in found["methods"]}  # type: ignore[attr-defined]
     for method in shape.methods:
         expected = method.per_client(shape.metric.name)
@@ -97,7 +111,7 @@ def test_embedded_data_parse_back_to_the_same_values(shape: Comparison) -> None:
 def test_hostile_names_stay_text() -> None:
     page = Page(html_report(SHAPES["hostile"]))
     assert page.inside("h1") == HOSTILE
-    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert [tag for tag, _ in page.tags].count("script") == 2 + len(scripts())
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert f"{HOSTILE} 5" in page.shown()
 
@@ -120,9 +134,13 @@ def test_first_screen_and_sections(shape: Comparison) -> None:
     assert headline(shape) in page.shown()
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {"methods", "gain", "curves", "spread", "clients", "how", "words", "data"} <= set(ids)
+    expected = ["methods", "gain", "curves", "tradeoff", "spread", "fairness", "clients", "tuning", "costs", "sheet"]
+    assert {*expected, "how", "words", "data", "client"} <= set(ids)
+    assert sorted(expected, key=ids.index) == expected
     for tag, attributes in page.tags:
         for name in ("href", "aria-labelledby"):
+            if tag == "dialog":
+                continue
             if (attributes.get(name) or "").startswith("#") or (name == "aria-labelledby" and name in attributes):
                 assert (attributes[name] or "").lstrip("#") in ids, (tag, attributes)
     assert page.inside("noscript") or any(tag == "noscript" for tag, _ in page.tags)
@@ -153,11 +171,99 @@ def test_unseen_clients_have_rows_of_their_own() -> None:
 
 
 def test_page_is_small() -> None:
-    assert len(html_report(SHAPES["classification"]).encode()) < 400_000
+    page = html_report(SHAPES["classification"])
+    assert len(own(page).encode()) < 400_000
+    assert len(page.encode()) < 1_000_000
+
+
+def test_libraries_are_what_their_authors_published() -> None:
+    folder = files("plures.report.vendor")
+    for name, about in manifest().items():
+        assert sha256(folder.joinpath(name).read_bytes()).hexdigest() == about["sha256"]
+        assert about["version"] in folder.joinpath(name).read_text(encoding="utf-8").splitlines()[0]
+        assert "Permission to use, copy, modify" in folder.joinpath(about["licence"]).read_text(encoding="utf-8")
+    assert set(manifest()) == {f.name for f in folder.iterdir() if f.name.endswith(".js")}
+    for script in scripts():
+        assert "</script" not in script
+        assert "<!--" not in script
+
+
+def test_sections_without_data_do_not_appear() -> None:
+    extra = {"calibration", "clusters", "map", "cold"}
+
+    def ids(c: Comparison) -> set[str]:
+        return {attributes.get("id") or "" for tag, attributes in Page(html_report(c)).tags if tag == "section"}
+
+    assert not ids(SHAPES["classification"]) & extra
+    assert ids(SHAPES["detailed"]) >= extra
+    assert ids(comparison(kind="regression", details=True, clients=6, seeds=1)) & extra == {"clusters", "map"}
+
+
+def test_results_of_older_versions_load_and_show(tmp_path: Path) -> None:
+    c = SHAPES["classification"]
+    old = json.loads(c.to_json())
+    for method in old["methods"]:
+        for seed in method["seeds"]:
+            del seed["details"]
+            for point in seed["curve"]:
+                del point["clients"]
+    (tmp_path / "results.json").write_text(json.dumps(old), encoding="utf-8")
+    again = Comparison.from_json(tmp_path / "results.json")
+    assert again == c
+    assert html_report(again) == html_report(c)
+
+
+def test_groups_are_words_or_thirds() -> None:
+    c = SHAPES["classification"]
+    found = groups(c)
+    assert list(found) == ["ward", "device", "training examples"]
+    assert [(label, places[:2]) for label, places in found["ward"]] == [("A", [0, 3]), ("B", [1, 4]), ("C", [2, 5])]
+    sizes = c.federation.sizes["train"]
+    thirds = found["training examples"]
+    assert sorted(i for _, places in thirds for i in places) == list(range(30))
+    for (_, lower), (_, upper) in itertools.pairwise(thirds):
+        assert max(sizes[i] for i in lower) < min(sizes[i] for i in upper)
+    assert all(8 <= len(places) <= 12 for _, places in thirds)
+
+
+def test_a_study_has_ranks_and_every_comparison() -> None:
+    easy, hard = (
+        comparison(federation="easy", clients=6),
+        comparison(federation="hard <b>", kind="regression", clients=5),
+    )
+    page = html_report([easy, hard], "Two data sets")
+    found = Page(page)
+    assert found.inside("h1") == "Two data sets"
+    assert found.data(0)["federation"] == "easy"
+    assert found.data(1)["federation"] == "hard <b>"
+    assert page.count("<template data-comparison=") == 1
+    best = [min(ranks(c, c.rows()), key=ranks(c, c.rows()).__getitem__) for c in (easy, hard)]
+    assert best == [report_best(c) for c in (easy, hard)]
+    mean = {n: (ranks(easy, easy.rows())[n] + ranks(hard, hard.rows())[n]) / 2 for n in TITLES}
+    first = min(mean, key=mean.__getitem__)
+    assert f"{TITLES[first]} has the best mean rank ({mean[first]:.2f} of 9 methods)" in found.shown()
+
+
+def test_mean_ranks_are_among_methods_that_take_part_everywhere() -> None:
+    base = {"local": [[0.5] * 4], "fedavg": [[0.6] * 4], "fedavg_ft": [[0.7] * 4]}
+    lucky = scored({**base, "ditto": [[0.9] * 4]})
+    text = Page(html_report([lucky, scored(base)])).shown()
+    assert "FedAvg + fine-tuning has the best mean rank (1.00 of 3 methods)" in text
+    assert "None is best more often than all others (1 of 2 at most)" in text
+
+
+def test_equal_means_share_a_rank() -> None:
+    c = scored({"local": [[0.5] * 4], "fedavg": [[0.6] * 4], "fedavg_ft": [[0.6] * 4], "ditto": [[0.7] * 4]})
+    assert ranks(c, c.rows()) == {"local": 4.0, "fedavg": 2.5, "fedavg_ft": 2.5, "ditto": 1.0}
+
+
+def report_best(c: Comparison) -> str:
+    sign = 1 if c.metric.higher else -1
+    return max(c.rows(), key=lambda row: sign * row.mean).name
 
 
 def test_text_has_enough_contrast_in_light_and_dark() -> None:
-    css = files("plures.report").joinpath("page.css").read_text(encoding="utf-8")
+    css = files("plures.report").joinpath("page", "page.css").read_text(encoding="utf-8")
     pairs = re.findall(r"--([a-z0-9]+): light-dark\(#([0-9a-f]{6}), #([0-9a-f]{6})\)", css)
     colours = {name: (light, dark) for name, light, dark in pairs}
 

@@ -12,8 +12,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 import plures
+from plures.cli import client as client
+from plures.cli import deploy as deploy
+from plures.cli import diagnose as diagnose
 from plures.cli import models as models
 from plures.cli import research as research
+from plures.cli import study as study
 from plures.cli.common import app
 from plures.errors import PluresError, PluresWarning
 

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import typer
 from rich.table import Table
 
-from plures.cli.common import Device, app, console
+from plures.cli.common import BatchSize, Data, Device, Model, ModelOptions, Options, app, console, settings
+from plures.deploy.device import COUNTED, memory
+from plures.deploy.export import FORMATS, export
+from plures.deploy.personal import PersonalModel, opened
+from plures.deploy.table import read_table
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, primary, score
 from plures.federation import Federation, from_folder, load
-from plures.run import Run, onboard
+from plures.run import Execution, Run, onboard
 from plures.run.checkpoint import write_text
 from plures.run.onboard import rescaled
+
+Folder = Annotated[Path, typer.Argument(help="Folder of a personal model, or of a finished run.")]
+Client = Annotated[str | None, typer.Option(help="Whose model; needed for a run.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(help=".npz with raw examples x; or .csv or .parquet with raw rows, if the model has a schema."),
+]
+
+TELLING = ("fedavg", "fedavg_ft", "ditto", "fedper", "fedrep", "fedbabu", "lora")
+"""Methods whose needs differ."""
+COLUMNS = {
+    "state": "state",
+    "received": "received",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "other work": "work",
+    "examples": "examples",
+    "total": "total",
+    "measured": "alive",
+}
+"""Headings of the table of :func:`device_command`, and what stands below."""
 
 
 @app.command("onboard")
@@ -67,22 +93,148 @@ def read_newcomers(data: str, spec: RunSpec, run: Run) -> Federation:
 
 @app.command("predict")
 def predict_command(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    client: Annotated[str, typer.Option(help="Whose personal model.")],
-    inputs: Annotated[
-        Path | None, typer.Option(help=".npz with raw examples x; default: the client's test examples.")
-    ] = None,
+    folder: Folder,
+    client: Client = None,
+    inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(help="CSV file; default: the terminal.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Print the model card instead.")] = False,
 ) -> None:
-    """Predict with one client's personal model."""
+    """Predict with one client's personal model; without --inputs, a run predicts the client's test examples."""
     kept = RunFolder(folder)
-    x = None if inputs is None else torch.from_numpy(read_inputs(inputs))
-    outputs, decided = kept.predict(client, x)
-    lines = predictions(outputs, decided, kept.spec().federation().task.classes)
+    if card:
+        typer.echo(opened(folder, client).card.text())
+        return
+    if kept.finished and client is not None:
+        x = None if inputs is None else torch.from_numpy(read_inputs(inputs))
+        outputs, decided = kept.predict(client, x)
+        classes = kept.spec().federation().task.classes
+    else:
+        model = opened(folder, client)
+        outputs, decided = model.predict(given(model, inputs))
+        classes = model.card.classes
+    lines = predictions(outputs, decided, classes)
     if out is None:
         typer.echo("\n".join(lines))
     else:
         write_text(out, "\n".join(lines) + "\n")
+
+
+@app.command("serve")
+def serve_command(
+    folder: Folder,
+    client: Client = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; it knows neither users nor TLS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 for any that is free.")] = 8000,
+    limit: Annotated[int, typer.Option(help="Most examples in a request.")] = 1000,
+) -> None:
+    """Answer predictions of one personal model over HTTP: GET /health, GET /card, POST /predict."""
+    from plures.deploy.serve import serve  # needs the extra
+
+    model = opened(folder, client)
+    who = f"the model of {model.card.client}, version {model.card.version}"
+    serve(model, host, port, limit, lambda address: typer.echo(f"serving {who}, on {address}"))
+
+
+@app.command("export")
+def export_command(
+    folder: Folder,
+    client: Client = None,
+    to: Annotated[list[str] | None, typer.Option(help=f"Format: {', '.join(FORMATS)}; repeatable.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Also ONNX with 8-bit whole numbers.")] = False,
+    inputs: Inputs = None,
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
+) -> None:
+    """Write a personal model in other formats; say how large and fast each is, and how far from the original.
+
+    Compared on --inputs, or on the client's test examples of a run, whose validation examples then give the ranges of
+    static int8.
+    """
+    model, ranges = opened(folder, client), None
+    if inputs is None and RunFolder(folder).finished:
+        shown, ranges = (raw(folder, model.card.client, split) for split in ("test", "validation"))
+    else:
+        shown = given(model, inputs, scaled=False)
+    found = export(model, out, shown, to=tuple(to or ["onnx"]), int8=int8, calibration=ranges)
+    table = Table("format", "file", "kB", "ms", "largest difference", "mean difference", "other decisions")
+    for one in found:
+        changed = "-" if one.changed is None else f"{100 * one.changed:.1f} %"
+        numbers = (
+            f"{one.size / 1000:.1f}",
+            f"{one.milliseconds:.3f}",
+            f"{one.largest:.2g}",
+            f"{one.mean:.2g}",
+            changed,
+        )
+        table.add_row(one.format, "-" if one.file is None else str(one.file), *numbers)
+    console.print(table)
+    console.print(
+        f"ms: median time of one example on one thread; differences of outputs and decisions on {len(shown)} examples"
+    )
+
+
+@app.command("device")
+def device_command(
+    data: Data,
+    method: Annotated[list[str] | None, typer.Option(help="Method; repeatable. Default: a telling few.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the method, NAME=VALUE.")] = None,
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimizer.")] = "sgd",
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.0,
+    model: Model = None,
+    model_options: ModelOptions = None,
+    batch_size: BatchSize = 32,
+    data_options: Options = None,
+) -> None:
+    """Say what memory a device needs to personalise with each method; with one method, in each of its phases."""
+    specs = [
+        RunSpec(
+            data=data,
+            data_options=settings(data_options, "--data"),
+            model=model,
+            model_options=settings(model_options, "--model-set"),
+            method=name,
+            parameters=settings(setting, "--set"),
+            batch_size=batch_size or None,
+            optimizer=optimizer,
+            momentum=momentum,
+        )
+        for name in method or TELLING
+    ]
+    federation = specs[0].federation()
+    size = batch_size or int(federation.splits["train"].sizes.max())
+    table = Table("method", "at its peak" if len(specs) > 1 else "part", *COLUMNS, "kept", "sent")
+    for spec in specs:
+        found = memory(spec.run(federation, Execution("loop", 1, False, "float32")), size)
+        for need in (found.peak,) if len(specs) > 1 else found.needs:
+            counted = [getattr(need, name) for name in COLUMNS.values()]
+            table.add_row(spec.title(), need.what, *(f"{n / 1000:.1f}" for n in (*counted, found.kept, found.up)))
+    console.print(table)
+    console.print(f"kB (1000 bytes), batches of {size}. {COUNTED}", markup=False, highlight=False)
+
+
+def raw(folder: Path, client: str, split: Literal["validation", "test"]) -> torch.Tensor:
+    """A client's examples in a run's data, as they were before scaling."""
+    federation = RunFolder(folder).spec().federation()
+    found = federation.inputs[federation.splits[split][federation.index(client)]]
+    if federation.scaling is None:
+        return found
+    mean, scale = (t.to(found).view(1, -1, *(1,) * (found.dim() - 2)) for t in federation.scaling)
+    return found * scale + mean
+
+
+def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> Any:
+    """Examples in a file, as a personal model takes them: raw numbers, or rows of a table.
+
+    Args:
+        model: what predicts.
+        file: the file.
+        scaled: rows as a table; otherwise as raw numbers.
+    """
+    if file is None:
+        raise PluresError("a personal model has no examples beside it: give some with --inputs")
+    if file.suffix == ".npz":
+        return torch.from_numpy(read_inputs(file))
+    table = read_table(file)
+    return table if scaled else model.encode(table, scaled=False)
 
 
 def read_inputs(file: Path) -> np.ndarray[Any, Any]:

@@ -41,6 +41,12 @@ from plures.federation import CATALOGUE as DATASETS
 from plures.federation import locate
 from plures.report import catalogue, console_table, headline, html_report
 from plures.run.checkpoint import write_text
+from plures.track import TRACKERS, trackers
+
+Track = Annotated[
+    list[str] | None,
+    typer.Option(help=f"Also write every run for {', '.join(TRACKERS)}, into the folder of --out; repeatable."),
+]
 
 
 @app.command("compare")
@@ -63,8 +69,10 @@ def compare_command(
     chunk: Chunk = 0,
     compile_step: Compile = None,
     device: Device = "auto",
+    track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
+    callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
         def listen(stage: Stage) -> None:
@@ -82,6 +90,7 @@ def compare_command(
             out=out,
             execution=execution(backend, chunk, compile_step, device),
             listener=listen,
+            callbacks=callbacks,
             batch_size=batch_size or None,
             epochs=epochs,
             participation="full" if fraction == 1 else "uniform",
@@ -133,6 +142,7 @@ def run_command(
     chunk: Chunk = 0,
     compile_step: Compile = None,
     device: Device = "auto",
+    track: Track = None,
 ) -> None:
     """Run one method and keep every client's model."""
     spec = RunSpec(
@@ -159,6 +169,7 @@ def run_command(
     folder, checkpoint = RunFolder(out), out / "checkpoint.safetensors"
     if folder.finished:
         raise PluresError(f"{out} holds a finished run; choose another folder with --out, or delete it")
+    callbacks = trackers(track or (), out)
     wanted = execution(backend, chunk, compile_step, device)
     if checkpoint.exists():
         wanted = saved(checkpoint, wanted)
@@ -172,6 +183,8 @@ def run_command(
             every=max(1, rounds // 20),
             checkpoint=checkpoint,
             progress=lambda p: update(p.round, f"loss {p.train_loss:.3f}, validation {p.validation:.3f}"),
+            callbacks=callbacks,
+            settings=spec.model_dump(),
         )
         result = finish(fitted, seed, held)
     folder.write(run, spec, result)

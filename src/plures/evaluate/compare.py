@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 
 import plures
 from plures.errors import PluresError
+from plures.evaluate.callback import Callback
 from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.results import (
@@ -29,6 +29,7 @@ from plures.evaluate.results import (
 )
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, find_method, titled
+from plures.evaluate.tuning import attempts, coordinate
 from plures.federation import SPLITS, Federation
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
@@ -79,6 +80,7 @@ def compare(
     out: Path | str | None = None,
     execution: Execution | None = None,
     listener: Listener | None = None,
+    callbacks: Sequence[Callback] = (),
     **work: Any,
 ) -> Comparison:
     """Compare methods honestly.
@@ -100,7 +102,8 @@ def compare(
         unseen: clients held out of training and given a model at the end.
         out: folder for results and finished runs; a comparison interrupted there goes on where it was.
         execution: how to use the machine.
-        listener: told of every round.
+        listener: told of every round, with how far the whole comparison is.
+        callbacks: told of every run, tuning included.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
     """
     if seeds < 1:
@@ -128,6 +131,7 @@ def compare(
         Path(out) if out is not None else None,
         every or max(1, rounds // 10),
         listener,
+        callbacks,
         named,
     )
     study.plan(entries, tuple(learning_rates), tune_rounds, seeds)
@@ -168,21 +172,18 @@ class _Study:
         out: Path | None,
         every: int,
         listener: Listener | None,
+        callbacks: Sequence[Callback],
         named: bool,
     ) -> None:
         self.base, self.federation, self.unseen, self.factory = base, federation, unseen, factory
         self.execution, self.out, self.every, self.listener, self.named = execution, out, every, listener, named
+        self.callbacks = callbacks
         self.done = self.total = 0
         self._settled: dict[str, Execution] = {}
 
     def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
         """Count the rounds that are ahead."""
-        rate_trials = len(rates) if len(rates) > 1 else 0
-        trials = sum(
-            rate_trials + sum(not rate_trials or value != entry.defaults[key] for value in values)
-            for entry in entries.values()
-            for key, values in (entry.space or {"": ()}).items()
-        )
+        trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values())
         self.total = trials * tune_rounds + len(entries) * seeds * self.base.rounds
 
     def claim(self, settings: Mapping[str, Any]) -> None:
@@ -204,22 +205,7 @@ class _Study:
         lr, parameters, trials = self._tune(entry, rates, tune_rounds)
         spec = self.base.model_copy(update={"method": entry.name, "lr": lr, "parameters": parameters})
         results = [self._final(entry, spec.model_copy(update={"seed": seed})) for seed in range(seeds)]
-        bound = self.bound(entry, parameters)
-        up, down = traffic(bound)
-        return MethodResult(
-            name=entry.name,
-            title=entry.title,
-            family=entry.family,
-            citation=entry.citation,
-            lr=lr,
-            parameters=parameters,
-            trials=trials,
-            bytes_up=up,
-            bytes_down=down,
-            stored=stored(bound),
-            flops=flops(bound, self.federation, spec.training()),
-            seeds=results,
-        )
+        return described(entry, self.bound(entry, parameters), self.federation, spec, trials, results)
 
     def bound(self, entry: Entry, parameters: Mapping[str, Any]) -> Bound:
         """A method on the study's model and clients."""
@@ -230,29 +216,13 @@ class _Study:
         """Choose the learning rate with default parameters, then each strength with that rate."""
         if not rounds:
             return rates[len(rates) // 2], {}, []
-        trials: list[Trial] = []
-
-        def best(candidates: Iterator[tuple[float, dict[str, Any]]]) -> tuple[float, dict[str, Any]]:
-            tried = []
-            for lr, parameters in candidates:
-                full = entry.defaults | parameters
-                known = [t for t in trials if t.lr == lr and entry.defaults | t.parameters == full]
-                tried.append(known[0] if known else self._trial(entry, lr, parameters, rounds))
-                trials.extend(tried[-1:] if not known else [])
-            sign = 1 if primary(self.federation.task).higher else -1
-
-            def worth(trial: Trial) -> tuple[float, int]:
-                """Among equals, the one with the most defaults."""
-                value = -math.inf if math.isnan(trial.validation) else sign * trial.validation
-                return value, -sum(entry.defaults[key] != given for key, given in trial.parameters.items())
-
-            chosen = max(tried, key=worth)
-            return chosen.lr, chosen.parameters
-
-        lr, parameters = best((rate, {}) for rate in rates) if len(rates) > 1 else (rates[0], {})
-        for key, values in entry.space.items():
-            lr, parameters = best((lr, {**parameters, key: value}) for value in values)
-        return lr, parameters, trials
+        return coordinate(
+            rates,
+            entry.space,
+            entry.defaults,
+            lambda lr, parameters: self._trial(entry, lr, parameters, rounds),
+            higher=primary(self.federation.task).higher,
+        )
 
     def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int) -> Trial:
         name = titled(f"{entry.name} lr={lr}", parameters)
@@ -263,8 +233,15 @@ class _Study:
         spec = self.base.model_copy(update={"method": entry.name, "lr": lr, "parameters": parameters, "rounds": rounds})
         every = max(1, rounds // 4)
         fitted = fit(
-            self._run(entry, spec), name, every=every, progress=lambda p: self._tell(entry.name, "tuning", p, rounds)
+            self._run(entry, spec),
+            name,
+            every=every,
+            progress=lambda p: self._tell(entry.name, "tuning", p, rounds),
+            callbacks=self.callbacks,
+            stage="tuning",
+            settings=spec.model_dump(),
         )
+        fitted.callbacks.on_end(None)
         trial = Trial(lr=lr, parameters=parameters, validation=fitted.chosen.validation)
         if file is not None:
             write_text(file, trial.model_dump_json(indent=1))
@@ -284,6 +261,9 @@ class _Study:
             every=self.every,
             checkpoint=checkpoint,
             progress=lambda p: self._tell(entry.name, stage, p, spec.rounds),
+            callbacks=self.callbacks,
+            stage=stage,
+            settings=spec.model_dump(),
         )
         result = finish(fitted, spec.seed, self.unseen)
         if folder is not None:
@@ -313,6 +293,41 @@ class _Study:
         self.done += done
         if self.listener is not None:
             self.listener(Stage(method, what, point, rounds, self.done, self.total))
+
+
+def described(
+    entry: Entry,
+    bound: Bound,
+    federation: Federation,
+    spec: RunSpec,
+    trials: Sequence[Trial],
+    seeds: Sequence[SeedResult],
+) -> MethodResult:
+    """A method's result: its settings, what it costs, how it was tuned and what its runs gave.
+
+    Args:
+        entry: the method.
+        bound: the method on its network and clients.
+        federation: the clients.
+        spec: the settings of its runs.
+        trials: what was tried.
+        seeds: its runs.
+    """
+    up, down = traffic(bound)
+    return MethodResult(
+        name=entry.name,
+        title=entry.title,
+        family=entry.family,
+        citation=entry.citation,
+        lr=spec.lr,
+        parameters=spec.parameters,
+        trials=list(trials),
+        bytes_up=up,
+        bytes_down=down,
+        stored=stored(bound),
+        flops=flops(bound, federation, spec.training()),
+        seeds=list(seeds),
+    )
 
 
 def saved_execution(checkpoint: Path, execution: Execution) -> Execution:

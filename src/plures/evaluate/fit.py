@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from plures.errors import PluresWarning
+from plures.evaluate.callback import About, Callback, Callbacks
+from plures.evaluate.details import details, values
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import Scores, primary, score
 from plures.federation import Federation
@@ -22,7 +24,10 @@ from plures.run.interrupt import Interrupt
 from plures.run.onboard import onboard
 
 Progress = Callable[[Point], None]
-"""Called after each round with the point reached; its validation value is the last one measured."""
+"""Called after each round with the point reached; its validation value is the last one measured.
+
+It is the caller's own: what it raises ends the run. Guests, whose errors must not, are callbacks.
+"""
 
 
 R = TypeVar("R", bound=Coordinator)
@@ -36,11 +41,13 @@ class Fit(Generic[R]):
         run: the run, or the coordinator of one.
         curve: points at which validation data were read.
         best: state of the run at the point that validation prefers, ``None`` before the first point.
+        callbacks: who is told of the run.
     """
 
     run: R
     curve: list[Point]
     best: Snapshot | None = None
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
     @property
     def chosen(self) -> Point:
@@ -58,6 +65,9 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 10,
     progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+    stage: str = "run",
+    settings: Mapping[str, Any] | None = None,
 ) -> Fit[Run]:
     """Train a run to its last round, or go on from a checkpoint.
 
@@ -68,30 +78,44 @@ def fit(
         checkpoint: file that is written every ``checkpoint_every`` rounds and when Ctrl-C is pressed.
         checkpoint_every: rounds between checkpoints.
         progress: called after each round.
+        callbacks: told of the run; of its end by :func:`finish`.
+        stage: what they are told that the run is done for.
+        settings: what they are told that was set; default: what the run itself knows.
 
     Raises:
-        KeyboardInterrupt: after the round in which Ctrl-C was pressed, with the checkpoint written.
+        KeyboardInterrupt: after the round in which Ctrl-C was pressed or a callback raised it, with the checkpoint
+            written.
     """
-    fitted = Fit(run, [])
+    fitted = Fit(run, [], callbacks=Callbacks(callbacks))
     spent, sent, last = 0.0, 0, float("nan")
     if checkpoint is not None and checkpoint.exists():
         about, fitted.best = resume(run, name, checkpoint)
         fitted.curve = [Point(**point) for point in about["curve"]]
         spent, sent = about["seconds"], about["bytes"]
-    with Interrupt() as interrupt:
+    with fitted.callbacks.stopping(), Interrupt() as interrupt:
+        fitted.callbacks.on_start(About.of(run, name, stage, settings))
         while run.round < run.training.rounds:
             record = run.step()
             spent, sent = spent + record.seconds, sent + record.bytes_up + record.bytes_down
             measured = run.round % every == 0 or run.round == run.training.rounds
+            clients: list[float | None] = []
             if measured:
-                last = mean_of_measured(score(run, "validation"), primary(run.federation.task).name)
-            point = Point(round=run.round, train_loss=record.loss, validation=last, bytes=sent, seconds=spent)
+                scores, metric = score(run, "validation"), primary(run.federation.task).name
+                last = mean_of_measured(scores, metric)
+                clients = values(scores).metrics[metric]
+            point = Point(
+                round=run.round, train_loss=record.loss, validation=last, bytes=sent, seconds=spent, clients=clients
+            )
             if measured:
                 fitted.curve.append(point)
                 if fitted.chosen is point:
                     fitted.best = snapshot(run)
+            fitted.callbacks.on_round(record)
+            if measured:
+                fitted.callbacks.on_point(point)
             if progress is not None:
                 progress(point)
+            interrupt.asked |= fitted.callbacks.asked
             due = interrupt.asked or run.round % checkpoint_every == 0
             if checkpoint is not None and due and run.round < run.training.rounds:
                 curve = [point.model_dump() for point in fitted.curve]
@@ -114,7 +138,7 @@ def warn_of_divergence(scores: Scores) -> None:
         warnings.warn(
             f"the models of {len(lost)} clients diverged ({', '.join(lost[:5])}): take a smaller learning rate",
             PluresWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -128,6 +152,14 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
         seed: the run's seed, for the record.
         unseen: clients held out of training, who are given their model now.
     """
+    with fitted.callbacks.stopping():
+        result = tested(fitted, seed, unseen)
+    fitted.callbacks.on_end(result)
+    return result
+
+
+def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult:
+    """What :func:`finish` gives, with nobody told."""
     run = fitted.run
     last = ClientScores.of(score(run, "test"))
     if fitted.best is not None and fitted.chosen.round != run.round:
@@ -137,9 +169,10 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
         test = last
     validation = score(run, "validation")
     warn_of_divergence(validation)
-    newcomers = None
+    newcomers = known = None
     if unseen is not None:
-        newcomers = ClientScores.of(score(onboard(run, unseen), "test"))
+        known = score(onboard(run, unseen), "test")
+        newcomers = ClientScores.of(known)
     return SeedResult(
         seed=seed,
         curve=fitted.curve,
@@ -148,4 +181,5 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
         test=test,
         test_last=last,
         unseen=newcomers,
+        details=details(run, unseen, known),
     )

@@ -135,6 +135,7 @@ class RunFolder:
         spec, model = self.spec(), self.model(client)
         federation = spec.federation()
         run = spec.run(federation, self._execution("cpu"))
+        federation = federation.to("cpu", run.execution.dtype)
         own: dict[str, Any] = {}
         if self._newcomer(client).exists():
             stored, _ = read(self._newcomer(client))

@@ -4,39 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from plures.errors import PluresError
+from plures.evaluate.record import ClientValues, Details, Measured
+from plures.evaluate.record import Result as Result
 from plures.evaluate.scores import Floats, Metric, Scores
 from plures.evaluate.summary import Summary, harmed, interval, paired_test, summarize
 
 BASELINES = ("local", "fedavg", "fedavg_ft")
 
 
-Measured = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
-"""A number that may be missing: JSON has ``null`` for NaN."""
-
-
-class Result(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ClientScores(Result):
-    """Metrics of every client on one split; ``None`` for a client without examples.
-
-    Attributes:
-        clients: names.
-        sizes: examples scored.
-        metrics: metric name to one value per client.
-    """
-
-    clients: list[str]
-    sizes: list[int]
-    metrics: dict[str, list[float | None]]
+class ClientScores(ClientValues):
+    """Metrics of every client on one split; ``None`` for a client without examples."""
 
     @classmethod
     def of(cls, scores: Scores) -> ClientScores:
@@ -60,6 +45,7 @@ class Point(Result):
         validation: mean over clients of the primary metric on validation data.
         bytes: bytes that travelled so far, all clients, both directions.
         seconds: seconds of training so far, without evaluation.
+        clients: the primary metric of every client on validation data; empty where it was not measured.
     """
 
     round: int
@@ -67,6 +53,7 @@ class Point(Result):
     validation: Measured
     bytes: int
     seconds: float
+    clients: list[float | None] = Field(default_factory=list)
 
 
 class SeedResult(Result):
@@ -80,7 +67,7 @@ class SeedResult(Result):
         test: scores at that round; the test data are read for it once.
         test_last: scores after the last round, for comparison.
         unseen: scores of clients held out of training, each with the model it was given.
-        train_sizes: training examples of every client.
+        details: calibration, errors, clusters, what is personal; ``None`` where the clients are elsewhere.
     """
 
     seed: int
@@ -90,6 +77,7 @@ class SeedResult(Result):
     test: ClientScores
     test_last: ClientScores
     unseen: ClientScores | None = None
+    details: Details | None = None
 
 
 class Trial(Result):
@@ -265,6 +253,34 @@ class Comparison(Result):
         sign = -1 if self.metric.higher else 1
         first = {name: place for place, name in enumerate(BASELINES)}
         return sorted(rows, key=lambda r: (first.get(r.name, len(first)), sign * r.mean if r.name not in first else 0))
+
+    def among(self, clients: Sequence[str]) -> Comparison:
+        """The same comparison, of some of its clients alone; unseen clients stay.
+
+        What was measured of a whole run stays as it is: learning curves' means, loss, bytes, the map's axes.
+        """
+        people = self.methods[0].seeds[0].test.clients
+        if missing := sorted(set(clients) - set(people)):
+            raise PluresError(f"no client {missing[0]!r} in this comparison; clients are {', '.join(people[:10])}, ...")
+        places = [i for i, name in enumerate(people) if name in set(clients)]
+
+        def part(scores: ClientScores) -> ClientScores:
+            return ClientScores(
+                clients=[scores.clients[i] for i in places],
+                sizes=[scores.sizes[i] for i in places],
+                metrics={name: [values[i] for i in places] for name, values in scores.metrics.items()},
+            )
+
+        methods = []
+        for method in self.methods:
+            seeds = [
+                seed.model_copy(
+                    update={split: part(getattr(seed, split)) for split in ("validation", "test", "test_last")}
+                )
+                for seed in method.seeds
+            ]
+            methods.append(method.model_copy(update={"seeds": seeds}))
+        return self.model_copy(update={"methods": methods})
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)

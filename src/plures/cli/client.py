@@ -1,0 +1,45 @@
+"""The command that tells everything about one client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from plures.cli.common import app, console
+from plures.errors import PluresError
+from plures.evaluate import RunFolder, RunSpec
+from plures.evaluate.compare import RESULTS
+from plures.federation import Federation
+from plures.report.client import client_page
+
+
+@app.command("client")
+def client_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a comparison or of a run.")],
+    client: Annotated[str, typer.Argument(help="Name of the client.")],
+    method: Annotated[
+        str | None, typer.Option(help="Whose model is looked into; default: the one that serves the client best.")
+    ] = None,
+    examples: Annotated[bool, typer.Option(help="Load the data to show the columns of its worst examples.")] = True,
+) -> None:
+    """Tell everything about one client: its data, scores, personal parts, errors and peers."""
+    console.print(client_page(folder, client, data(folder) if examples else None, method), highlight=False)
+    if (folder / "report.html").exists():
+        console.print(f"in the report: {folder / 'report.html'}#client={quote(client)}", markup=False, highlight=False)
+
+
+def data(folder: Path) -> Federation | None:
+    """The data of a comparison or run, if they have a name and lie where they lay; without unseen clients."""
+    runs = [folder] if not (folder / RESULTS).exists() else sorted((folder / "runs").glob("*"))
+    for path in runs:
+        try:
+            spec: RunSpec = RunFolder(path).spec()
+            federation = spec.federation()
+        except PluresError as error:
+            console.print(f"columns of examples are left out: {error}", style="yellow", markup=False)
+            return None
+        return federation.hold_out(spec.unseen)[0] if spec.unseen else federation
+    return None

@@ -1,0 +1,148 @@
+"""What is personal in the clients' predictors: how far from the mean, who is like whom, a map in two dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from plures.evaluate.record import Layer, Personal
+from plures.run import Run
+from plures.run.rounds import MODEL
+
+HELD = 2**26
+"""Numbers of all clients' predictors that are held in memory at once; beyond it, the map is made of a sketch."""
+SKETCH = 1024
+PEERS = 5
+DIGITS = 6
+SEED = 0
+
+
+def personal(run: Run) -> Personal | None:
+    """Compare what all clients of a run predict with; ``None`` where that is the same for all.
+
+    Distances are exact. Where the predictors of all clients are too many numbers to hold, map and peers come from a
+    random sketch of them that keeps distances to a few percent (Charikar, Chen, Farach-Colton 2002).
+    """
+    order = [client for chunk, _ in _predictors(run) for client in chunk]
+    total, low, high = _ranges(run)
+    different = [leaf for leaf in total if bool((low[leaf] != high[leaf]).any())]
+    if not different or len(order) < 2:
+        return None
+    mean = {leaf: total[leaf] / len(order) for leaf in different}
+    layers: dict[str, list[str]] = {}
+    for leaf in different:
+        slot, colon, path = leaf.rpartition(":")
+        layers.setdefault(slot + colon + (path.rpartition(".")[0] or path), []).append(leaf)
+    width = sum(len(mean[leaf]) for leaf in different)
+    sketch = _sketch({leaf: len(mean[leaf]) for leaf in different}) if width * len(order) > HELD else None
+    told: dict[str, list[Tensor]] = {name: [] for name in layers}
+    rows: list[Tensor] = []
+    for _, leaves in _predictors(run):
+        for name, paths in layers.items():
+            own = torch.cat([leaves[leaf] for leaf in paths], 1)
+            told[name].append(_compared(own, torch.cat([mean[leaf] for leaf in paths])))
+        rows.append(_row(leaves, mean, sketch))
+    place = torch.tensor(order).argsort()
+    vectors = torch.cat(rows)[place]
+    places, explained = components(vectors)
+    found = []
+    for name, paths in layers.items():
+        norm, distance, cosine = (_short(column) for column in torch.cat(told[name])[place].unbind(1))
+        size = sum(len(mean[leaf]) for leaf in paths)
+        found.append(Layer(name=name, size=size, norm=norm, distance=distance, cosine=cosine))
+    return Personal(
+        layers=found,
+        same=sum(len(total[leaf]) for leaf in total if leaf not in mean),
+        places=[(x, y) for x, y in zip(*map(_short, places.unbind(1)), strict=True)],
+        explained=(float(explained[0]), float(explained[1])),
+        peers=nearest(vectors),
+    )
+
+
+def components(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Two principal components of centred vectors ``(clients, numbers)``: places ``(clients, 2)``, shares ``(2,)``.
+
+    The client farthest along a component has a positive place, so that the map does not turn over by chance.
+    """
+    count, width = vectors.shape
+    vectors = vectors.nan_to_num(0.0, 0.0, 0.0)
+    scale = vectors.square().sum().clamp(min=torch.finfo(torch.float64).tiny)
+    if count <= width:
+        values, along = torch.linalg.eigh(vectors @ vectors.T)
+        places = along * values.clamp(min=0).sqrt()
+    else:
+        values, axes = torch.linalg.eigh(vectors.T @ vectors)
+        places = vectors @ axes
+    values, places = values.flip(0)[:2].clamp(min=0), places.flip(1)[:, :2]
+    if len(values) < 2:
+        values, places = torch.cat([values, values.new_zeros(1)]), torch.cat([places, torch.zeros_like(places)], 1)
+    farthest = places.gather(0, places.abs().argmax(0, keepdim=True))
+    return places * torch.where(farthest < 0, -1.0, 1.0), values / scale
+
+
+def nearest(vectors: Tensor) -> list[list[int]]:
+    """Per client, the places of the nearest others."""
+    far = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").nan_to_num(torch.inf)
+    far.fill_diagonal_(torch.inf)
+    order: list[list[int]] = far.argsort(dim=1, stable=True)[:, : min(PEERS, len(vectors) - 1)].tolist()
+    return [[j for j in row if j != i] for i, row in enumerate(order)]
+
+
+def _predictors(run: Run) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Chunks of clients and what they predict with, ``(clients, numbers)`` by leaf."""
+    for chunk in run.chunks(list(range(len(run.federation)))):
+        stack = run.deployed(chunk)
+        yield (
+            chunk,
+            {
+                path if set(stack) == {MODEL} else f"{slot}:{path}": t.reshape(len(t), -1).double().cpu()
+                for slot, leaves in stack.items()
+                for path, t in leaves.items()
+                if t.is_floating_point()
+            },
+        )
+
+
+def _ranges(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Sum, least and greatest value over clients, by leaf."""
+    total: dict[str, Tensor] = {}
+    low: dict[str, Tensor] = {}
+    high: dict[str, Tensor] = {}
+    for _, leaves in _predictors(run):
+        for leaf, t in leaves.items():
+            total[leaf] = total[leaf] + t.sum(0) if leaf in total else t.sum(0)
+            low[leaf] = torch.minimum(low.get(leaf, t[0]), t.amin(0))
+            high[leaf] = torch.maximum(high.get(leaf, t[0]), t.amax(0))
+    return total, low, high
+
+
+def _compared(own: Tensor, mean: Tensor) -> Tensor:
+    """``(clients, 3)``: length, distance from the mean, cosine to it."""
+    norm, distance = own.norm(dim=1), (own - mean).norm(dim=1)
+    return torch.stack([norm, distance, torch.cosine_similarity(own, mean.unsqueeze(0))], 1)
+
+
+def _sketch(sizes: dict[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A bucket and a sign for every number."""
+    random = torch.Generator().manual_seed(SEED)
+    return {
+        leaf: (torch.randint(SKETCH, (n,), generator=random), 2.0 * torch.randint(2, (n,), generator=random) - 1)
+        for leaf, n in sizes.items()
+    }
+
+
+def _row(leaves: dict[str, Tensor], mean: dict[str, Tensor], sketch: dict[str, tuple[Tensor, Tensor]] | None) -> Tensor:
+    """Differences from the mean, ``(clients, numbers)``, or their sketch."""
+    if sketch is None:
+        return torch.cat([leaves[leaf] - mean[leaf] for leaf in mean], 1)
+    found = torch.zeros(len(next(iter(leaves.values()))), SKETCH, dtype=torch.float64)
+    for leaf, (bucket, sign) in sketch.items():
+        found.index_add_(1, bucket, (leaves[leaf] - mean[leaf]) * sign.double())
+    return found
+
+
+def _short(values: Tensor) -> list[float]:
+    """Numbers with as many digits as anyone reads."""
+    return [float(f"{x:.{DIGITS}g}") for x in values.tolist()]

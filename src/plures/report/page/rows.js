@@ -1,0 +1,168 @@
+// One row of dots per method: gain or harm, and distribution over clients.
+
+// The frame that both share. Values come already times 100 where they are percent.
+function rowsOfDots(view, width, top, rows, domain, label, marks) {
+  const narrow = width < NARROW;
+  const longest = d3.max(rows, (row) => row.title.length);
+  const left = narrow ? 14 : Math.min(220, 16 + 7.2 * Math.min(longest, 28));
+  const right = narrow ? 14 : 16 + 6.8 * d3.max(rows, (row) => row.told.length);
+  const size = narrow ? 62 : 46;
+  const foot = top + rows.length * size;
+  const middle = (i) => (narrow ? i + 40 / 62 : i + 0.5);
+  const room = narrow ? 14 : 15;
+  const x = d3.scaleLinear(domain, [left, width - right]);
+  const titles = rows.map((row, i) => ({ i, ...row }));
+  const base = (d) => d.i + (narrow ? 12 / 62 : 0.5);
+  const words = (strong) => Plot.text(titles.filter((d) => Boolean(d.best) === strong), {
+    y: base, frameAnchor: "left", dx: -left, textAnchor: "start", fontSize: 13, fontWeight: strong ? 650 : 400,
+    text: (d) => short(d.title, narrow ? 24 : 28),
+  });
+  const drawing = plotted({
+    width,
+    height: foot + 46,
+    marginTop: top,
+    marginLeft: left,
+    marginRight: right,
+    marginBottom: 46,
+    x: { domain, range: [left, width - right] },
+    y: { domain: [0, rows.length], range: [top, foot], axis: null },
+    marks: [
+      Plot.gridX({ stroke: "var(--line)", strokeOpacity: 1, ticks: Math.max(3, Math.round((width - left - right) / (narrow ? 70 : 90))) }),
+      Plot.axisX({
+        ticks: Math.max(3, Math.round((width - left - right) / (narrow ? 70 : 90))),
+        tickFormat: (v) => ((label.signed && v > 0 ? "+" : "") + String(Number(v.toPrecision(6)))).replace("-", MINUS),
+        label: label.words, labelAnchor: "center", labelArrow: "none", labelOffset: 40, tickSize: 0, fontSize: 13, color: "var(--soft)",
+      }),
+      Plot.ruleY(d3.range(rows.length + 1), { stroke: "var(--line)", insetLeft: -left, insetRight: -right }),
+      words(false),
+      words(true),
+      Plot.text(titles, { y: base, frameAnchor: "right", dx: right, textAnchor: "end", fontSize: 13, fill: "var(--soft)", text: "told" }),
+      ...marks({ x, middle, room, size, top, foot }),
+    ],
+  });
+  return drawing;
+}
+
+function placed(values, x, room, size, dot) {
+  const order = d3.range(values.length).filter((i) => present(values[i])).sort((a, b) => values[a] - values[b]);
+  const offsets = swarm(order.map((i) => x(values[i])), 2 * dot - 0.5, room);
+  return order.map((i, k) => ({ i, value: values[i], x: x(values[i]), offset: offsets[k] / size }));
+}
+
+function drawGain(view, width) {
+  const { data } = view;
+  const { metric } = data;
+  const reference = data.methods.find((m) => m.name === view.reference);
+  const rows = data.methods.filter((m) => m !== reference).map((m) => {
+    const gains = differences(view.pick(m.values), view.pick(reference.values), view.sign);
+    const known = gains.filter(present);
+    return { ...m, gains: gains.map((g) => (present(g) ? g * view.factor : null)), known, told: `harmed ${known.filter((v) => v < 0).length} of ${known.length}` };
+  });
+  const top = 26;
+  const domain = extent([0, ...rows.flatMap((row) => row.gains)]);
+  const what = metric.percent ? "percentage points" : "units of the metric";
+  const words = width < NARROW
+    ? `gain in ${metric.title}, ${metric.percent ? "points" : "units"}`
+    : `${metric.higher ? "gain in" : "reduction of"} ${metric.title} on test data against ${reference.title}, ${what}`;
+  let series = [];
+  const drawing = rowsOfDots(view, width, top, rows, domain, { words, signed: true }, ({ x, middle, room, size, foot }) => {
+    const dots = rows.map((row, r) => placed(row.gains, x, room, size, view.dot).map((p) => ({ ...p, row: r, y: middle(r) + p.offset })));
+    series = dots.map((points, r) => points.map((p) => {
+      const client = view.keep[p.i];
+      return {
+        x: p.x,
+        y: top + p.y * size,
+        client,
+        rows: [
+          `${data.clients[client].name}: ${p.value > 0 ? "+" : ""}${plain(p.value, metric.decimals)}${metric.percent ? " points" : ""}`,
+          `${rows[r].title} ${view.number(rows[r].values[client])}`,
+          `${reference.title} ${view.number(reference.values[client])}`,
+          ...view.about(client),
+        ],
+      };
+    }));
+    const means = rows.map((row, r) => ({ r, mean: average(row.known) })).filter((d) => present(d.mean));
+    const zero = x(0);
+    return [
+      Plot.ruleX([0], { stroke: "var(--soft)", strokeWidth: 1.5 }),
+      Plot.text([0], { x: 0, frameAnchor: "top", dy: -16, dx: 10, textAnchor: "start", text: ["gains \u2192"], fill: "var(--gain)", fontSize: 13 }),
+      ...(zero > 80 ? [Plot.text([0], { x: 0, frameAnchor: "top", dy: -16, dx: -10, textAnchor: "end", text: ["\u2190 harmed"], fill: "var(--harm)", fontSize: 13 })] : []),
+      Plot.dot(dots.flat(), {
+        x: "value", y: "y", r: view.dot, fillOpacity: 0.72,
+        fill: (d) => (d.value > 0 ? "var(--gain)" : d.value < 0 ? "var(--harm)" : "var(--even)"),
+      }),
+      Plot.ruleX(means, { x: (d) => d.mean * view.factor, y1: (d) => middle(d.r) - room / size, y2: (d) => middle(d.r) + room / size, stroke: "currentColor", strokeWidth: 2.5 }),
+    ];
+  });
+  const aria = `Gain or harm of every client against ${reference.title}. ${rows.map((row) => `${row.title}: ${row.told} clients`).join("; ")}.`;
+  return { svg: drawing, series, aria };
+}
+
+const gainTable = (view) => {
+  const { data } = view;
+  const reference = data.methods.find((m) => m.name === view.reference);
+  return [
+    ["method", "client", data.metric.title, "reference", "reference_value", "gain"],
+    ...data.methods.filter((m) => m !== reference).flatMap((m) => {
+      const gains = differences(m.values, reference.values, view.sign);
+      return view.keep.map((i) => [m.title, data.clients[i].name, m.values[i], reference.title, reference.values[i], gains[i]]);
+    }),
+  ];
+};
+
+function drawSpread(view, width) {
+  const { data } = view;
+  const { metric } = data;
+  const rows = data.methods.map((m, k) => {
+    const values = view.pick(m.values);
+    const known = values.filter(present).sort((a, b) => a - b);
+    return { ...m, shown: values.map((v) => (present(v) ? v * view.factor : null)), box: known.length ? [0.25, 0.5, 0.75].map((q) => quantile(known, q)) : [], over: view.rows[k], told: `worst ${view.number(view.rows[k].worst)}` };
+  });
+  const better = metric.higher ? "right is better" : "left is better";
+  const unit = view.unit && ",";
+  const words = width < NARROW
+    ? `${metric.title}${unit}${view.unit} (${better})`
+    : `${metric.title} on test data${unit}${view.unit} (${better})`;
+  const top = width < NARROW ? 56 : 34;
+  let series = [];
+  const drawing = rowsOfDots(view, width, top, rows, extent(rows.flatMap((row) => row.shown)), { words, signed: false }, ({ x, middle, room, size }) => {
+    const dots = rows.map((row, r) => placed(row.shown, x, room, size, view.dot).map((p) => ({ ...p, row: r, y: middle(r) + p.offset })));
+    series = dots.map((points, r) => points.map((p) => {
+      const client = view.keep[p.i];
+      return { x: p.x, y: top + p.y * size, client, rows: [`${data.clients[client].name}: ${view.number(rows[r].values[client])}`, rows[r].title, ...view.about(client)] };
+    }));
+    const boxed = rows.map((row, r) => ({ ...row, r })).filter((row) => row.box.length);
+    const worst = dots.filter((points) => points.length).map((points) => (metric.higher ? points[0] : points[points.length - 1]));
+    const box = (fill, stroke) => Plot.rect(boxed, {
+      x1: (d) => d.box[0] * view.factor, x2: (d) => d.box[2] * view.factor, y1: (d) => middle(d.r) - room / size, y2: (d) => middle(d.r) + room / size, rx: 3, fill, stroke, strokeWidth: 1.25,
+    });
+    return [
+      box("var(--card)", "var(--soft)"),
+      Plot.dot(dots.flat(), { x: "value", y: "y", r: view.dot, fill: "var(--even)", fillOpacity: 0.72 }),
+      box("none", "var(--soft)"),
+      Plot.ruleX(boxed, { x: (d) => d.box[1] * view.factor, y1: (d) => middle(d.r) - room / size, y2: (d) => middle(d.r) + room / size, stroke: "currentColor", strokeWidth: 2.5 }),
+      Plot.dot(worst, { x: "value", y: "y", r: 5.5, fill: "var(--paper)", stroke: "var(--harm)", strokeWidth: 2 }),
+      Plot.dot(boxed, { x: (d) => d.over.bottom * view.factor, y: (d) => middle(d.r), symbol: "diamond", r: 5, fill: "var(--paper)", stroke: "var(--harm)", strokeWidth: 2 }),
+    ];
+  });
+  const key = [
+    [svg("rect", { x: 0, y: 8, width: 16, height: 12, rx: 2, fill: "var(--card)", stroke: "var(--soft)" }), "middle half"],
+    [svg("path", { d: "M8 7V21", stroke: "currentColor", "stroke-width": 2.5 }), "median"],
+    [svg("path", { d: "M8 8l5 6l-5 6l-5 -6z", fill: "var(--paper)", stroke: "var(--harm)", "stroke-width": 2 }), "worst tenth"],
+    [svg("circle", { cx: 8, cy: 14, r: 5.5, fill: "var(--paper)", stroke: "var(--harm)", "stroke-width": 2 }), "worst"],
+  ];
+  let [at, down] = [0, 0];
+  for (const [mark, words] of key) {
+    const room = 46 + 6.8 * words.length;
+    if (at + room > width) [at, down] = [0, 22];
+    drawing.append(svg("g", { transform: `translate(${at} ${down})` }, mark, svg("text", { x: 21, y: 18.5, class: "soft", "font-size": 13, "text-anchor": "start" }, words)));
+    at += room;
+  }
+  const aria = `Distribution over clients. ${rows.map((row) => `${row.title}: median ${view.number(row.box[1] ?? null)}, worst ${view.number(row.over.worst)}`).join("; ")}.`;
+  return { svg: drawing, series, aria };
+}
+
+const spreadTable = (view) => [
+  ["client", ...view.data.methods.map((m) => m.title)],
+  ...view.keep.map((i) => [view.data.clients[i].name, ...view.data.methods.map((m) => m.values[i])]),
+];

@@ -1,0 +1,286 @@
+"""The sections of the page: what each is called, says and lets one choose. One without data does not appear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from plures.evaluate.results import BASELINES, Comparison, Row
+from plures.report.columns import Number, columns
+from plures.report.markup import capital, count
+from plures.report.sheets import costs, glossary, how, sheet, tuning
+from plures.report.table import describe_metric
+from plures.report.tables import MOST_LINES, clients_table, fairness_table, methods_table
+
+WALK = "Left and right arrow keys go from {point} to {point}, up and down from {row} to {row}."
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page.
+
+    Attributes:
+        id: its anchor.
+        title: its heading.
+        lead: what the reader sees here; HTML.
+        link: its name in the list of sections; empty for the title.
+        controls: choices beside a chart; HTML.
+        chart: what a screen reader is told of the chart; empty where there is none.
+        before: what stands above the chart; HTML.
+        body: what stands below it; HTML.
+        table: whether the table below can be downloaded.
+    """
+
+    id: str
+    title: str
+    lead: str
+    link: str = ""
+    controls: str = ""
+    chart: str = ""
+    before: str = ""
+    body: str = ""
+    table: bool = False
+
+    def html(self) -> str:
+        save = ""
+        if self.chart:
+            save = "".join(
+                f'<button type="button" data-save="{kind.lower()}" '
+                f'aria-label="Download {escape(self.title)} as {kind}">{kind}</button>'
+                for kind in ("SVG", "CSV")
+            )
+        elif self.table:
+            save = (
+                f'<button type="button" data-save-table="{self.id}" '
+                f'aria-label="Download {escape(self.title)} as CSV">CSV</button>'
+            )
+        controls = f'<div class="controls">{self.controls}<div class="save">{save}</div></div>' if save else ""
+        plot = (
+            f'<div class="plot" tabindex="0" role="group" aria-label="{escape(self.chart)}"></div>'
+            if self.chart
+            else ""
+        )
+        lead = f'<p class="lead">{self.lead}</p>' if self.lead else ""
+        kind = ' class="chart"' if self.chart else ""
+        return (
+            f'<section id="{self.id}"{kind} aria-labelledby="{self.id}-title"><h2 id="{self.id}-title" tabindex="-1">'
+            f"{escape(self.title)}</h2>{lead}{controls}{self.before}{plot}{self.body}</section>"
+        )
+
+
+def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> list[Section]:
+    """All sections for which there are data, in order."""
+    number, shown, metric = Number.of(comparison, rows), columns(comparison, rows), comparison.metric
+    unit = ", %," if metric.percent else ""
+    title = escape(metric.title)
+    has = {part: [m for m in drawn["methods"] if m[part]] for part in ("calibration", "clusters", "personal", "cold")}
+    groups = list(drawn["groups"])
+    legend = '<div class="legend" role="group" aria-label="Methods drawn in colour"></div>'
+    key = '<div class="key"></div>'
+    found = [
+        Section(
+            "methods",
+            "Methods",
+            f"{capital(escape(describe_metric(comparison)))}, read once, at the round that validation chose. "
+            "Baselines first, then the best first; a heading sorts.",
+            body=methods_table(comparison, rows, shown),
+            table=True,
+        ),
+        Section(
+            "gain",
+            "Who gains, who is harmed",
+            f"One dot per client: its {title} with the method against the same client with the reference. Right of "
+            "the line the client gains, left of it the client is harmed. The upright mark is the mean over clients. "
+            "A double click, or Enter, opens the client.",
+            "Gain or harm",
+            switch("reference", "Reference", [(name, comparison.method(name).title) for name in BASELINES]),
+            "Gain or harm of every client. " + WALK.format(point="client", row="method"),
+        ),
+        Section(
+            "curves",
+            "Learning curves",
+            _about_curves(comparison),
+            "",
+            switch(
+                "axis", "Horizontal axis", [("round", "rounds"), ("bytes", "bytes per client"), ("seconds", "seconds")]
+            ),
+            "Learning curves. " + WALK.format(point="point", row="method"),
+            legend,
+        ),
+        Section(
+            "tradeoff",
+            "What accuracy costs" if metric.higher else "What a low error costs",
+            f"Mean {title} on test data against what it takes. Methods on the dashed line are on the Pareto front: "
+            "nothing cheaper is as good.",
+            "Cost",
+            switch("cost", "Cost", [("bytes", "bytes"), ("seconds", "time"), ("flops", "operations")]),
+            "Scores against cost. " + WALK.format(point="method", row="row"),
+        ),
+        Section(
+            "spread",
+            "Distribution over clients",
+            "A mean can hide the clients who are served badly. One dot per client; the box spans the middle half of "
+            "the clients.",
+            "Distribution",
+            "",
+            "Distribution over clients. " + WALK.format(point="client", row="method"),
+        ),
+        Section(
+            "fairness",
+            "Fairness",
+            "The mean over clients against the mean of the worst tenth. Jain's index is 1 where all clients are "
+            "served alike.",
+            "",
+            "",
+            "Mean against the worst tenth. " + WALK.format(point="method", row="row"),
+            body=fairness_table(comparison, rows),
+        ),
+    ]
+    if has["calibration"]:
+        found.append(
+            Section(
+                "calibration",
+                "Calibration",
+                "Stated confidence against the share that is right, on test data of all seeds. On the dashed line, "
+                "confidence is what it says; below it, a model is too sure. Larger dots hold more examples.",
+                "",
+                chooser("calibrated", "Method", _titles(has["calibration"]))
+                + (chooser("split", "Groups", [("", "all clients"), *((g, g) for g in groups)]) if groups else ""),
+                "Calibration curves. " + WALK.format(point="bin", row="group"),
+                key,
+            )
+        )
+    if has["clusters"]:
+        found.append(
+            Section(
+                "clusters",
+                "Clusters, and who moved",
+                "Each line is a client, each colour a cluster, until the chosen round of the first seed.",
+                "Clusters",
+                chooser("clustered", "Method", _titles(has["clusters"])),
+                "Clusters. " + WALK.format(point="stay", row="client"),
+                key,
+            )
+        )
+    if has["personal"]:
+        found.append(
+            Section(
+                "map",
+                "Which clients are alike",
+                "What is personal in the clients' models, as a map: two principal components of the numbers in which "
+                "they differ, at the chosen round of the first seed. Near means alike; a share far below 100 % means "
+                "that two dimensions show little of it.",
+                "Map",
+                chooser("mapped", "Method", _titles(has["personal"]))
+                + (chooser("tinted", "Colour", [("", "none"), *((g, g) for g in groups)]) if groups else ""),
+                "Map of clients. " + WALK.format(point="client", row="row"),
+                key,
+            )
+        )
+    if has["cold"]:
+        found.append(
+            Section(
+                "cold",
+                "Unseen clients by labelled examples",
+                "Mean over clients that were held out of training, by how many labelled examples each may use; "
+                "nothing is chosen by these scores. With several seeds, the band spans the lowest to the highest.",
+                "Unseen clients",
+                "",
+                "Unseen clients. " + WALK.format(point="budget", row="method"),
+                legend,
+            )
+        )
+    people = len(drawn["clients"])
+    cut = f" The first {MOST_LINES} of {people:,} are listed; clients.csv has all." if people > MOST_LINES else ""
+    found += [
+        Section(
+            "clients",
+            "Every client",
+            f"{capital(title)}{unit} of every client with every method, averaged over seeds. The stronger the tint, "
+            f"the better; the best value of a client is bold. A name opens everything about that client.{cut}",
+            "Clients",
+            body='<div class="controls filter" hidden><label>Show clients whose name or metadata contains '
+            '<input type="search" autocomplete="off" spellcheck="false"></label><output aria-live="polite"></output>'
+            f"</div>{clients_table(comparison, rows, number)}",
+            table=True,
+        ),
+        Section("tuning", "What was tuned", _about_tuning(comparison), "Tuning", body=tuning(comparison, rows, number)),
+        Section("costs", "What a method takes", "", "Traffic and work", body=costs(comparison, rows), table=True),
+        Section("sheet", "Data sheet of the federation", "", "Data sheet", body=sheet(comparison)),
+        Section("how", "How it was done", "", body=how(comparison)),
+        Section("words", "Glossary", "", body=f'<dl class="glossary">{glossary(shown)}</dl>'),
+    ]
+    return found
+
+
+def choice(drawn: dict[str, Any]) -> str:
+    """The choice of clients by what is known of them."""
+    if not drawn["groups"]:
+        return ""
+    selects = "".join(
+        f'<label>{escape(name)} <select name="{escape(name)}"><option value="">all</option>'
+        + "".join(
+            f'<option value="{i}">{escape(label)} ({len(clients)})</option>' for i, (label, clients) in enumerate(found)
+        )
+        + "</select></label>"
+        for name, found in drawn["groups"].items()
+    )
+    return (
+        '<div class="choice" role="group" hidden aria-label="Choice of clients"><span>Clients with</span>'
+        f'{selects}<button type="button">All clients</button><output aria-live="polite"></output></div>'
+    )
+
+
+def switch(name: str, legend: str, options: Sequence[tuple[str, str]]) -> str:
+    """A few choices side by side, the first one taken."""
+    labels = "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"{" checked" if not i else ""}>'
+        f"<span>{escape(words)}</span></label>"
+        for i, (value, words) in enumerate(options)
+    )
+    return f'<fieldset class="switch"><legend>{legend}</legend>{labels}</fieldset>'
+
+
+def chooser(name: str, label: str, options: Sequence[tuple[str, str]]) -> str:
+    """One of many choices."""
+    inner = "".join(f'<option value="{escape(value)}">{escape(words)}</option>' for value, words in options)
+    return f'<label class="chooser">{label} <select name="{name}">{inner}</select></label>'
+
+
+def facts(comparison: Comparison) -> str:
+    """What was compared, in one line."""
+    card, seeds = comparison.federation, max(len(m.seeds) for m in comparison.methods)
+    total = sum(map(sum, card.sizes.values()))
+    unseen = {name for m in comparison.methods for s in m.seeds if s.unseen for name in s.unseen.clients}
+    told = [
+        card.kind + (f" in {len(card.classes)} classes" if card.classes else ""),
+        count(len(comparison.methods[0].seeds[0].test.clients), "client"),
+        *([count(len(unseen), "unseen client")] if unseen else []),
+        count(total, "example"),
+        count(len(comparison.methods), "method"),
+        count(seeds, "seed"),
+    ]
+    return "".join(f"<span>{escape(fact)}</span>" for fact in told)
+
+
+def _titles(methods: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(m["name"], m["title"]) for m in methods]
+
+
+def _about_curves(comparison: Comparison) -> str:
+    several = any(len(m.seeds) > 1 for m in comparison.methods)
+    band = "the band spans the lowest to the highest seed" if several else "one seed, therefore no band"
+    return (
+        f"Mean {escape(comparison.metric.title)} over clients on validation data; {band}. "
+        "A ring marks the round that validation chose in each seed. Choose which methods stand out in "
+        "colour. Over bytes, a method that sends nothing is a level line."
+    )
+
+
+def _about_tuning(comparison: Comparison) -> str:
+    trials = sum(len(method.trials) for method in comparison.methods)
+    if not trials:
+        return "Nothing was tuned: every method ran with its defaults."
+    return f"{capital(count(trials, 'trial'))} in all, each scored on validation data; test data were never read."

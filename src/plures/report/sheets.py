@@ -1,0 +1,187 @@
+"""How it was done: settings, environment, costs, tuning, the data sheet, the words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from plures.evaluate.results import Comparison, MethodResult, Row
+from plures.report.columns import MISSING, Column, Number, known
+from plures.report.markup import capital, cell, count, heading, in_bytes, listing, scaled, table, whole
+from plures.report.tables import MOST_LINES
+
+BAR_HEIGHT = 16
+
+
+def how(comparison: Comparison) -> str:
+    """Settings, environment, seeds and commands."""
+    settings = {key: value for key, value in comparison.settings.items() if key != "command"}
+    seeds = sorted({seed.seed for method in comparison.methods for seed in method.seeds})
+    return "".join(
+        [
+            '<div class="pair"><div><h3>Settings</h3>',
+            listing(settings),
+            "</div><div><h3>Environment</h3>",
+            listing({**comparison.environment, "seeds of the runs": seeds}),
+            "</div></div><h3>Reproduce</h3>",
+            f'<pre tabindex="0" aria-label="Commands"><code>{escape(commands(comparison))}</code></pre>',
+        ]
+    )
+
+
+def commands(comparison: Comparison) -> str:
+    """What to type to get these numbers again."""
+    versions = {
+        name: comparison.environment[name].partition("+")[0]
+        for name in ("plures", "torch")
+        if name in comparison.environment
+    }
+    lines = [f"pip install {' '.join(f'{name}=={version}' for name, version in versions.items())}"] if versions else []
+    command = comparison.settings.get("command")
+    return "\n".join([*lines, str(command) if command else "# made from Python: plures.evaluate.compare(...)"])
+
+
+def tuning(comparison: Comparison, rows: list[Row], number: Number) -> str:
+    """What was tuned, over which values, at what cost, and everything that was tried."""
+    found = [comparison.method(row.name) for row in rows]
+    rounds = comparison.settings.get("tune_rounds")
+    head = heading("method", "", kind="name") + heading("tuned", "", kind="text")
+    head += heading("chosen", "", kind="text") + heading("trials", "", first="descending")
+    head += heading("rounds", "in trials", first="descending")
+    head += heading("traffic", "in trials, per client", first="descending")
+    lines = []
+    for method in found:
+        spent = len(method.trials) * rounds if isinstance(rounds, int) else None
+        sent = None if spent is None else spent * (method.bytes_up + method.bytes_down)
+        cells = [
+            f'<td class="text wide">{escape(tried(method)) or MISSING}</td>',
+            f'<td class="text wide">{escape(_setting(method.lr, method.parameters))}</td>',
+            cell(whole(len(method.trials)), len(method.trials)),
+            cell(whole(spent), spent),
+            cell(MISSING if sent is None else in_bytes(sent), sent),
+        ]
+        lines.append(f'<tr><th scope="row">{escape(method.title)}</th>{"".join(cells)}</tr>')
+    overview = table("sortable", "What was tuned, and at what cost", head, lines)
+    return overview + "<h3>Every trial</h3>" + "".join(_tuning(method, number) for method in found)
+
+
+def tried(method: MethodResult) -> str:
+    """The values that were tried of every setting."""
+    values: dict[str, list[Any]] = {}
+    for trial in method.trials:
+        for name, value in {"learning rate": trial.lr, **trial.parameters}.items():
+            if value not in values.setdefault(name, []):
+                values[name].append(value)
+    return "; ".join(f"{name}: {', '.join(map(str, some))}" for name, some in values.items())
+
+
+def costs(comparison: Comparison, rows: list[Row]) -> str:
+    """Traffic, storage and computation of every method."""
+    head = heading("method", "", kind="name") + "".join(
+        heading(words, detail, first="ascending")
+        for words, detail in (
+            ("up", "per round"),
+            ("down", "per round"),
+            ("stored", "on a client"),
+            ("operations", "per visit"),
+            ("traffic", "till chosen"),
+        )
+    )
+    lines = []
+    for row in rows:
+        method = comparison.method(row.name)
+        cells = [cell(in_bytes(n), n) for n in (method.bytes_up, method.bytes_down, method.stored)]
+        cells += [cell(scaled(method.flops, ""), method.flops), cell(in_bytes(row.megabytes * 1e6), row.megabytes)]
+        lines.append(f'<tr><th scope="row">{escape(row.title)}</th>{"".join(cells)}</tr>')
+    return table("sortable", "Cost of every method for one client", head, lines)
+
+
+def _tuning(method: MethodResult, number: Number) -> str:
+    """How one method was set, and everything that was tried."""
+    chosen = _setting(method.lr, method.parameters)
+    summary = (
+        f"<summary><b>{escape(method.title)}</b> <span>{escape(chosen)}</span> "
+        f"<span>{count(len(method.trials), 'trial')}</span></summary>"
+    )
+    told = f'<p class="cite">{escape(method.family)}. {escape(method.citation)}</p>'
+    if not method.trials:
+        return f"<details>{summary}{told}<p>Nothing was tuned.</p></details>"
+    head = heading("setting", "", kind="name") + heading("validation", "best of short run", first="descending")
+    lines = []
+    for trial in method.trials:
+        setting = _setting(trial.lr, trial.parameters)
+        mark = '<span class="tag">chosen</span>' if setting == chosen else ""
+        value = cell(number(trial.validation), known(trial.validation))
+        lines.append(f'<tr><th scope="row">{escape(setting)}{mark}</th>{value}</tr>')
+    told += "<p>What a line does not name was at its default.</p>"
+    return f"<details>{summary}{told}{table('sortable trials', f'Trials of {method.title}', head, lines)}</details>"
+
+
+def sheet(comparison: Comparison) -> str:
+    """The federation: source, sizes and label counts of every client."""
+    card = comparison.federation
+    totals = [
+        f"{split} {sum(sizes):,} (per client {min(sizes):,} to {max(sizes):,}, median {np.median(sizes):,.0f})"
+        for split, sizes in card.sizes.items()
+        if sizes
+    ]
+    facts = {"source and licence": card.source or MISSING, "clients": len(card.clients), "examples": "; ".join(totals)}
+    if card.classes:
+        facts["classes"] = ", ".join(card.classes)
+    head = heading("client", "", kind="name")
+    head += "".join(heading("examples", split, first="descending") for split in card.sizes)
+    head += '<th scope="col" class="text">labels, training data</th>' if card.labels else ""
+    head += "".join(heading(key, "", kind="text") for key in card.metadata)
+    lines = []
+    for i, name in enumerate(card.clients[:MOST_LINES]):
+        cells = [cell(whole(sizes[i]), sizes[i]) for sizes in card.sizes.values()]
+        if card.labels:
+            cells.append(f'<td class="text">{_bars(card.labels[i], card.classes)}</td>')
+        cells += [f'<td class="text">{escape(values[i])}</td>' for values in card.metadata.values()]
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    sizes = table("sortable", "Sizes and labels of every client", head, lines)
+    summary = "<summary><b>Every client's data</b> <span>sizes and labels</span></summary>"
+    return f"{listing(facts)}<details>{summary}{sizes}</details>"
+
+
+def _bars(counts: Sequence[int], classes: Sequence[str]) -> str:
+    """Label counts as small bars, the tallest filling the height."""
+    top, step = max([*counts, 1]), max(2, min(10, 160 // max(1, len(counts))))
+    told = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=False))
+    path = "".join(
+        f"M{i * step} {BAR_HEIGHT}v{-max(BAR_HEIGHT * count / top, 0.5 if count else 0):.1f}h{step - 1}V{BAR_HEIGHT}z"
+        for i, count in enumerate(counts)
+    )
+    return (
+        f'<svg class="bars" role="img" width="{step * len(counts)}" height="{BAR_HEIGHT + 1}" '
+        f'aria-label="{escape(told)}"><title>{escape(told)}</title><path d="{path}"/>'
+        f'<path class="floor" d="M0 {BAR_HEIGHT}.5H{step * len(counts)}"/></svg>'
+    )
+
+
+def glossary(shown: Sequence[Column]) -> str:
+    """One line for every word."""
+    words = {f"{c.heading} {c.detail}": c.meaning for c in shown if c.key != "mean"}
+    mean = next(c.meaning for c in shown if c.key == "mean")
+    more = {
+        "p vs fine-tuned": (
+            "paired sign-flip test over clients against FedAvg + fine-tuning; it is not corrected for the number of "
+            "methods compared."
+        ),
+        "client": "one owner of data, who keeps them; each gets a model of its own.",
+        "harmed": "a client whose score, averaged over seeds, is worse than with the reference, by however little.",
+        "Local only": "every client trains alone: what personalization must not fall below.",
+        "FedAvg": "one global model for all clients.",
+        "fine-tuning": "FedAvg's model, trained on by every client: the baseline that a method must beat.",
+    }
+    return "".join(
+        f"<div><dt>{escape(word)}</dt><dd>{escape(capital(text))}</dd></div>"
+        for word, text in {"mean ± 95 % CI": mean, **words, **more}.items()
+    )
+
+
+def _setting(lr: float, parameters: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in {"learning rate": lr, **parameters}.items())

@@ -1,0 +1,144 @@
+"""The tables of methods and of clients, as HTML: they stand there without a script, and the script follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from plures.evaluate.results import BASELINES, Comparison, MethodResult, Row
+from plures.evaluate.summary import summarize
+from plures.report.columns import MISSING, Column, Number, best, known, probability
+from plures.report.document import about, train_size
+from plures.report.markup import cell, heading, table, whole
+
+MOST_LINES = 500
+"""Clients that a page lists; the charts draw all of them."""
+RECOMPUTED = {"mean", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg", "ece"}
+"""Columns that follow the choice of clients in the page; the others say something of the whole run."""
+
+
+def methods_table(comparison: Comparison, rows: list[Row], shown: Sequence[Column]) -> str:
+    """The table of methods, with each mean and its interval drawn on one scale."""
+    means = [row for row in rows if known(row.mean) is not None]
+    low = min((r.mean - (r.mean_ci or 0) for r in means), default=0.0)
+    high = max((r.mean + (r.mean_ci or 0) for r in means), default=1.0)
+    head = heading("method", "", kind="name") + "".join(
+        heading(c.heading, c.detail, first="ascending" if c.rising else "descending") for c in shown
+    )
+    head += heading("p", "vs fine-tuned", first="ascending")
+    lines = []
+    for row in rows:
+        cells = []
+        for column in shown:
+            drawn = _interval(row, low, high) if column.key == "mean" else ""
+            key = column.key if column.key in RECOMPUTED else ""
+            kind = "mean" if column.key == "mean" else ""
+            cells.append(cell(_value(column.write(row)) + drawn, column.value(row), kind, key=key))
+        itself = row.name == "fedavg_ft"
+        p = MISSING if itself else escape(probability(row.p_value).removeprefix("p = ").removeprefix("p "))
+        cells.append(cell(_value(p), None if itself else row.p_value, key="p"))
+        lines.append(_line(row, best(comparison, rows), cells))
+    return table("sortable methods", "Methods over all clients and seeds", head, lines)
+
+
+def fairness_table(comparison: Comparison, rows: list[Row]) -> str:
+    """How unequally every method serves the clients."""
+    number, metric = Number.of(comparison, rows), comparison.metric
+    worse = "ascending" if metric.higher else "descending"
+    head = heading("method", "", kind="name") + "".join(
+        heading(words, detail, first=first)
+        for words, detail, first in (
+            ("std", "clients", "ascending"),
+            ("worst", "client", worse),
+            ("bottom", "10 %", worse),
+            ("10 %", "quantile", worse),
+            ("Jain's", "index", "descending"),
+        )
+    )
+    lines = []
+    for row in rows:
+        method = comparison.method(row.name)
+        over = summarize(method.per_client(metric.name), method.seeds[0].test.sizes, higher=metric.higher)
+        shown = {"std": over.std, "worst": over.worst, "bottom": over.bottom, "p10": over.p10}
+        cells = [cell(_value(number(value)), value, key=key) for key, value in shown.items()]
+        jain = known(over.jain)
+        cells.append(cell(_value(MISSING if jain is None else f"{jain:.3f}"), jain, key="jain"))
+        lines.append(_line(row, best(comparison, rows), cells))
+    return table("sortable methods", "Fairness over clients", head, lines)
+
+
+def _line(row: Row, winner: Row, cells: Sequence[str]) -> str:
+    """A method's line; its title, and what it is, come first."""
+    kind = " ".join(filter(None, ["baseline" if row.name in BASELINES else "", "best" if row is winner else ""]))
+    role = "baseline" if row.name in BASELINES else ""
+    words = ", ".join(filter(None, ["best mean" if row is winner else "", role]))
+    title = f'<span data-title>{escape(row.title)}</span><small data-note="{role}">{words}</small>'
+    return f'<tr class="{kind}" data-method="{escape(row.name)}"><th scope="row">{title}</th>{"".join(cells)}</tr>'
+
+
+def _value(words: str) -> str:
+    return f'<span class="v">{words}</span>'
+
+
+def _interval(row: Row, low: float, high: float) -> str:
+    """A mean and its interval, drawn between the least and the greatest of the table."""
+    if known(row.mean) is None or high <= low:
+        return ""
+    width = row.mean_ci or 0.0
+    left, middle, right = (100 * (x - low) / (high - low) for x in (row.mean - width, row.mean, row.mean + width))
+    return (
+        f'<span class="interval" aria-hidden="true" style="--l:{left:.1f}%;--w:{right - left:.1f}%;--m:{middle:.1f}%">'
+        "<i></i><b></b></span>"
+    )
+
+
+def clients_table(comparison: Comparison, rows: list[Row], number: Number) -> str:
+    """Clients by methods: sizes, values, and a tint that grows with the value."""
+    metric = comparison.metric
+    people = comparison.methods[0].seeds[0].test.clients
+    values_of = np.stack([comparison.method(row.name).per_client(metric.name) for row in rows], axis=1)
+    lines = [(name, train_size(comparison, name), values_of[i], False) for i, name in enumerate(people)]
+    held = [_unseen(comparison.method(row.name), metric.name) for row in rows]
+    for name in dict.fromkeys(name for values in held for name in values):
+        lines.append((name, None, np.array([values.get(name, np.nan) for values in held]), True))
+    everything = np.concatenate([values for _, _, values, _ in lines])
+    finite = everything[np.isfinite(everything)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    scored = [s for run in comparison.methods[0].seeds for s in (run.unseen, run.test) if s is not None]
+    tests = {name: size for s in scored for name, size in zip(s.clients, s.sizes, strict=True)}
+    head = heading("client", "", kind="name") + heading("examples", "train", first="descending")
+    head += heading("examples", "test", first="descending")
+    head += "".join(heading(row.title, "", first="descending" if metric.higher else "ascending") for row in rows)
+    body = []
+    for name, train, values, unseen in lines[:MOST_LINES]:
+        facts = about(comparison, name)
+        note = f"<small>{escape(' · '.join(facts))}</small>" if facts else ""
+        tag = '<span class="tag quiet">unseen</span>' if unseen else ""
+        good = [v if metric.higher else -v for v in values if np.isfinite(v)]
+        cells = [cell(whole(train), train), cell(whole(tests.get(name)), tests.get(name))]
+        for value in values:
+            tint = _tint(value, low, high, higher=metric.higher)
+            top = good and np.isfinite(value) and (value if metric.higher else -value) == max(good)
+            cells.append(cell(number(value), known(value), "heat top" if top else "heat", tint))
+        title = f'<span data-client="{escape(name)}">{escape(name)}</span>{tag}{note}'
+        body.append(f'<tr><th scope="row">{title}</th>{"".join(cells)}</tr>')
+    return table("sortable clients", f"{metric.title} of every client with every method", head, body)
+
+
+def _tint(value: float, low: float, high: float, *, higher: bool) -> str:
+    if not np.isfinite(value) or high <= low:
+        return ""
+    part = (value - low) / (high - low)
+    return f"--h:{100 * (part if higher else 1 - part):.0f}%"
+
+
+def _unseen(method: MethodResult, metric: str) -> dict[str, float]:
+    """Unseen clients and their values, averaged over the seeds in which they were held out."""
+    found: dict[str, list[float]] = {}
+    for seed in method.seeds:
+        if seed.unseen is not None:
+            for name, value in zip(seed.unseen.clients, seed.unseen.values(metric), strict=True):
+                found.setdefault(name, []).append(float(value))
+    return {name: float(np.mean(values)) for name, values in found.items()}

@@ -1,0 +1,361 @@
+"""The page in a real browser: numbers, files, keyboard, colours, paper. Skipped where there is no Chromium."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from comparisons import comparison, scored
+
+from plures.evaluate.results import Comparison
+from plures.evaluate.summary import summarize
+from plures.report import html_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="browser tests need selenium (PyPI)")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+if not CHROMIUM or not DRIVER:
+    pytest.skip("browser tests need chromium and chromedriver (Debian: chromium-driver)", allow_module_level=True)
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
+HOSTILE = "</script><b>\"&${x}' <img src=x onerror=alert(1)> a_very_long_name_without_any_space_in_it_at_all"
+DETAILED = comparison(details=True, unseen=3, clients=30, seeds=3, rounds=20)
+SMALL = comparison(details=True, clients=6, seeds=2, rounds=10, federation=HOSTILE)
+PLAIN = comparison(kind="regression", clients=12, seeds=2, rounds=10)
+KEYS = ("mean", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg", "ece")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.fixture(scope="module")
+def browser(folder: Path) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(flag)
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def visit(browser: Any, folder: Path) -> Callable[..., Any]:
+    def visit(*shown: Comparison, width: int = 1200, theme: str = "light", hash: str = "") -> Any:
+        file = folder / "page.html"
+        file.write_text(html_report(shown if len(shown) > 1 else shown[0]), encoding="utf-8")
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
+        browser.get("about:blank")
+        browser.get_log("performance")
+        browser.get(file.as_uri() + hash)
+        return browser
+
+    return visit
+
+
+def choose(browser: Any, name: str, words: str) -> None:
+    """Take the option whose text begins with some words."""
+    script = """
+        const select = document.querySelector(`select[name="${arguments[0]}"]`);
+        const option = [...select.options].find((o) => o.text.startsWith(arguments[1]));
+        select.value = option.value;
+        select.dispatchEvent(new Event("change", { bubbles: true }));
+    """
+    browser.execute_script(script, name, words)
+
+
+def cells(browser: Any, section: str = "methods") -> dict[str, dict[str, tuple[str, float | None]]]:
+    """Method to column to what is written and the value behind it."""
+    script = """
+        return [...document.querySelectorAll(`#${arguments[0]} tr[data-method]`)].map((line) => [line.dataset.method,
+            [...line.querySelectorAll("td[data-key]")].map((td) =>
+                [td.dataset.key, td.querySelector(".v").textContent, td.dataset.value ?? null])]);
+    """
+    found = browser.execute_script(script, section)
+    return {m: {key: (text, None if v is None else float(v)) for key, text, v in line} for m, line in found}
+
+
+def downloaded(browser: Any, folder: Path, name: str, button: str) -> str:
+    file = folder / name
+    file.unlink(missing_ok=True)
+    browser.execute_script("document.querySelector(arguments[0]).click()", button)
+    for _ in range(400):
+        if file.exists() and file.stat().st_size:
+            return file.read_text(encoding="utf-8")
+        time.sleep(0.05)
+    raise AssertionError(f"{name} was not downloaded")
+
+
+def press(browser: Any, *keys: str) -> None:
+    for key in keys:
+        for kind in ("keyDown", "keyUp"):
+            extra = {"text": "\r", "windowsVirtualKeyCode": 13} if key == "Enter" else {}
+            code = {"Escape": 27, "Tab": 9}.get(key)
+            extra |= {"windowsVirtualKeyCode": code} if code else {}
+            browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": kind, "key": key, "code": key, **extra})
+
+
+@pytest.mark.parametrize("shown", [(DETAILED,), (SMALL,), (PLAIN,), (DETAILED, PLAIN)])
+def test_no_error_and_no_request(visit: Callable[..., Any], shown: tuple[Comparison, ...]) -> None:
+    browser = visit(*shown)
+    browser.execute_script("""
+        document.querySelectorAll("main input[type=radio]").forEach((input) => input.click());
+        document.querySelectorAll(".legend button").forEach((button) => button.click());
+        document.querySelectorAll("#comparison select").forEach((select) => {
+            for (const option of [...select.options].reverse()) {
+                select.value = option.value;
+                select.dispatchEvent(new Event("change", { bubbles: true }));
+            }
+        });
+        document.querySelector("#clients button.link").click();
+        document.querySelector("#client .close").click();
+    """)
+    assert [e for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")] == []
+    sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
+    assert urls
+    assert all(re.match(r"(file|data|blob|about):", url) for url in urls), urls
+
+
+@pytest.mark.parametrize(
+    ("c", "by", "value"), [(DETAILED, "ward", "B"), (DETAILED, "device", "hip"), (PLAIN, "ward", "A")]
+)
+def test_a_choice_of_clients_gives_the_numbers_of_python(
+    visit: Callable[..., Any], c: Comparison, by: str, value: str
+) -> None:
+    browser = visit(c)
+    whole = cells(browser)
+    choose(browser, by, value)
+    people = [n for n, v in zip(c.federation.clients, c.federation.metadata[by], strict=True) if v == value]
+    part = c.among(people)
+    found, fair = cells(browser), cells(browser, "fairness")
+    assert found != whole
+    for row in part.rows():
+        for key in KEYS:
+            expected = getattr(row, key)
+            if expected is None or (key == f"harmed_{row.name}"):
+                continue
+            assert found[row.name][key][1] == pytest.approx(expected, rel=1e-9, abs=1e-12), (row.name, key)
+        if row.mean_ci is not None:
+            assert f"± {row.mean_ci * 100:.1f}" in found[row.name]["mean"][0] or not c.metric.percent
+        if row.name != "fedavg_ft":
+            # Up to 13 clients all sign patterns are tried; beyond, patterns are drawn, here and there differently.
+            exact = len(people) <= 13
+            assert found[row.name]["p"][1] == pytest.approx(row.p_value, abs=1e-12 if exact else 0.02)
+        method = part.method(row.name)
+        over = summarize(method.per_client(c.metric.name), method.seeds[0].test.sizes, higher=c.metric.higher)
+        assert fair[row.name]["jain"][1] == pytest.approx(over.jain)
+        assert fair[row.name]["p10"][1] == pytest.approx(over.p10)
+    best = max(part.rows(), key=lambda row: row.mean if c.metric.higher else -row.mean)
+    output = browser.execute_script("return document.querySelector('.choice output').textContent")
+    assert output.startswith(
+        f"{len(people)} of {len(c.federation.clients)} clients. Best mean among them: {best.title}"
+    )
+    lines = browser.execute_script(
+        "return [...document.querySelectorAll('#clients tbody tr:not([hidden])')].map((r) => r.dataset.place)"
+    )
+    assert len([line for line in lines if line is not None]) == len(people)
+    browser.execute_script("document.querySelector('.choice button').click()")
+    assert cells(browser) == whole
+
+
+def test_charts_follow_the_choice(visit: Callable[..., Any], folder: Path) -> None:
+    browser = visit(DETAILED)
+    choose(browser, "ward", "C")
+    people = [
+        n for n, v in zip(DETAILED.federation.clients, DETAILED.federation.metadata["ward"], strict=True) if v == "C"
+    ]
+    part = DETAILED.among(people)
+    lines = list(csv.DictReader(io.StringIO(downloaded(browser, folder, "gain.csv", "#gain [data-save=csv]"))))
+    assert {line["client"] for line in lines} == set(people)
+    own, local = (part.method(n).per_client("accuracy") for n in ("ditto", "local"))
+    gains = [line["gain"] for line in lines if line["method"] == "Ditto"]
+    assert [float(g) for g in gains if g] == pytest.approx((own - local)[~np.isnan(own)].tolist())
+    curve = list(csv.DictReader(io.StringIO(downloaded(browser, folder, "curves.csv", "#curves [data-save=csv]"))))
+    last = [line for line in curve if line["method"] == "Ditto"][-1]
+    place = [DETAILED.federation.clients.index(n) for n in people]
+    points = [seed.curve[-1].clients for seed in DETAILED.method("ditto").seeds]
+    means = [np.mean([p[i] for i in place if p[i] is not None]) for p in points]
+    assert float(last["mean"]) == pytest.approx(np.mean(means), abs=1e-4)
+    assert float(last["lowest_seed"]) == pytest.approx(min(means), abs=1e-4)
+    dots = browser.execute_script("return document.querySelectorAll('#map .plot [aria-label=dot] circle').length")
+    assert dots == len(people)
+
+
+def test_files_hold_the_data(visit: Callable[..., Any], folder: Path) -> None:
+    browser = visit(DETAILED)
+    table = list(csv.reader(io.StringIO(downloaded(browser, folder, "spread.csv", "#spread [data-save=csv]"))))
+    titles = [row.title for row in DETAILED.rows()]
+    assert table[0] == ["client", *titles]
+    for k, row in enumerate(DETAILED.rows()):
+        found = [float(line[1 + k]) if line[1 + k] else math.nan for line in table[1:]]
+        np.testing.assert_allclose(found, DETAILED.method(row.name).per_client("accuracy"))
+    ids = browser.execute_script("return [...document.querySelectorAll('section.chart')].map((s) => s.id)")
+    assert ids == ["gain", "curves", "tradeoff", "spread", "fairness", "calibration", "clusters", "map", "cold"]
+    for name in ids:
+        visit(DETAILED)  # after ten files of one page, the browser asks a person before the next
+        assert len(downloaded(browser, folder, f"{name}.csv", f"#{name} [data-save=csv]").splitlines()) > 2
+        drawing = ElementTree.fromstring(downloaded(browser, folder, f"{name}.svg", f"#{name} [data-save=svg]"))
+        assert drawing.tag.endswith("svg")
+        text = ElementTree.tostring(drawing, encoding="unicode")
+        assert "var(" not in text
+        assert DETAILED.federation.name in text
+    methods = list(csv.reader(io.StringIO(downloaded(browser, folder, "methods.csv", "[data-save-table=methods]"))))
+    assert [line[0] for line in methods[1:]] == titles
+    assert [float(line[1]) for line in methods[1:]] == pytest.approx([row.mean for row in DETAILED.rows()])
+
+
+def test_keyboard_walks_and_opens_a_client(visit: Callable[..., Any]) -> None:
+    browser = visit(DETAILED)
+    browser.execute_script("document.querySelector('#gain .plot').focus()")
+    outline = browser.execute_script("return getComputedStyle(document.querySelector('#gain .plot')).outlineStyle")
+    tip = "return document.querySelector('#gain .tip').textContent"
+    press(browser, "ArrowRight")
+    first = browser.execute_script(tip)
+    own, local = (DETAILED.method(n).per_client("accuracy") for n in ("fedavg", "local"))
+    worst = DETAILED.federation.clients[int(np.nanargmin(own - local))]
+    assert first.startswith(f"{worst}: ")
+    assert "ward" in first
+    assert "training examples" in first
+    press(browser, "ArrowDown")
+    assert browser.execute_script(tip).startswith(f"{worst}: ")
+    assert "FedAvg + fine-tuning" in browser.execute_script(tip)
+    press(browser, "Enter")
+    assert browser.execute_script("return document.getElementById('client').open")
+    assert browser.execute_script("return document.activeElement.textContent") == worst
+    text = browser.execute_script("return document.getElementById('client').textContent")
+    for words in ("Its data", "With each method", "Its learning curve", "What is personal", "Its errors", "Its peers"):
+        assert words in text
+    press(browser, "Escape")
+    assert not browser.execute_script("return document.getElementById('client').open")
+    assert browser.execute_script("return document.activeElement.getAttribute('aria-label')").startswith("Gain or harm")
+    assert outline != "none" or browser.execute_script("return document.querySelector('#gain .plot').matches(':focus')")
+
+
+def test_everything_that_acts_can_be_reached_by_keyboard(visit: Callable[..., Any]) -> None:
+    browser = visit(DETAILED)
+    script = """
+        return [...document.querySelectorAll("button, select, input, a[href], summary, .plot, .scroll")]
+            .filter((node) => node.offsetParent && node.tabIndex < 0).map((node) => node.outerHTML.slice(0, 80));
+    """
+    assert browser.execute_script(script) == []
+    unnamed = """
+        const words = (n) => n?.textContent.trim();
+        const named = (n) => n.getAttribute("aria-label") || words(n) || words(n.closest("label"));
+        return [...document.querySelectorAll("button, select, input, [role=group], [role=region], [role=img]")]
+            .filter((node) => !named(node)).map((node) => node.outerHTML.slice(0, 80));
+    """
+    assert browser.execute_script(unnamed) == []
+
+
+def test_a_link_opens_a_client_with_its_numbers(visit: Callable[..., Any]) -> None:
+    name = DETAILED.federation.clients[4]
+    browser = visit(DETAILED, hash="#client=" + name.replace(" ", "%20"))
+    assert browser.execute_script("return document.querySelector('#client h2').textContent") == name
+    lines = browser.execute_script(
+        "return [...document.querySelectorAll('#client > section:nth-of-type(2) tbody tr')].map((r) => "
+        "[...r.cells].map((c) => c.textContent))"
+    )
+    for row, line in zip(DETAILED.rows(), lines, strict=True):
+        value = DETAILED.method(row.name).per_client("accuracy")[4]
+        assert line[:2] == [row.title, f"{100 * value:.1f} %"]
+
+
+def test_light_and_dark(visit: Callable[..., Any]) -> None:
+    shades = {}
+    for theme in ("light", "dark"):
+        browser = visit(DETAILED, theme=theme)
+        shades[theme] = browser.execute_script("""
+            const shade = (node, name) => getComputedStyle(node)[name].match(/[\\d.]+/g).slice(0, 3).map(Number)
+                .reduce((a, b) => a + b) / 3;
+            const label = [...document.querySelectorAll("#gain svg text")].find((t) => t.textContent === "FedAvg");
+            return [shade(document.body, "backgroundColor"), shade(document.body, "color"), shade(label, "fill")];
+        """)
+    (paper, ink, chart), (night, white, drawn) = shades["light"], shades["dark"]
+    assert paper > 240 > 60 > ink
+    assert night < 40 < 200 < white
+    assert (chart, drawn) == (ink, white)
+
+
+@pytest.mark.parametrize("shown", [(DETAILED,), (SMALL,), (PLAIN, SMALL)])
+@pytest.mark.parametrize("width", [360, 768, 1200])
+def test_nothing_scrolls_sideways_but_tables(
+    visit: Callable[..., Any], shown: tuple[Comparison, ...], width: int
+) -> None:
+    browser = visit(*shown, width=width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    outside = """
+        const out = [];
+        for (const text of document.querySelectorAll(".plot svg text")) {
+            const box = text.getBoundingClientRect();
+            const plot = text.closest(".plot").getBoundingClientRect();
+            if (box.width && (box.left < plot.left - 2 || box.right > plot.right + 2)) {
+                out.push([text.closest("section").id, text.textContent]);
+            }
+        }
+        return out;
+    """
+    assert browser.execute_script(outside) == []
+    browser.execute_script("document.querySelector('#clients button.link').click()")
+    assert browser.execute_script("const d = document.getElementById('client'); return d.scrollWidth <= d.clientWidth")
+
+
+def test_on_paper_everything_is_open_and_controls_are_gone(visit: Callable[..., Any]) -> None:
+    browser = visit(DETAILED)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    hidden = "return [...document.querySelectorAll('nav, .save, .skip, .filter')].every((n) => !n.offsetParent)"
+    assert browser.execute_script(hidden)
+    overflow = "return [...document.querySelectorAll('.scroll')].map((n) => getComputedStyle(n).overflowY)"
+    assert set(browser.execute_script(overflow)) == {"visible"}
+    browser.execute_script("window.opened = 0; addEventListener('beforeprint', () => { window.opened = "
+                           "document.querySelectorAll('details:not([open])').length; })")  # fmt: skip
+    pdf = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert len(pdf) > 50_000
+    assert browser.execute_script("return window.opened") == 0
+    assert browser.execute_script("return document.querySelectorAll('details[open]').length") == 0
+
+
+def test_a_study_opens_each_of_its_comparisons(visit: Callable[..., Any]) -> None:
+    browser = visit(DETAILED, PLAIN, SMALL)
+    name = "return document.querySelector('#comparison .name').textContent"
+    assert browser.execute_script(name) == DETAILED.federation.name
+    browser.execute_script("document.querySelectorAll('.overview [data-open=\"2\"]')[1].click()")
+    assert browser.execute_script(name) == HOSTILE
+    assert browser.execute_script("return document.activeElement.textContent") == HOSTILE
+    assert browser.execute_script("return document.querySelectorAll('#gain svg circle').length") > 20
+    browser.execute_script("document.querySelector('.overview [data-open=\"0\"]').click()")
+    choose(browser, "ward", "B")
+    people = DETAILED.federation.clients[1::3]
+    assert cells(browser)["ditto"]["mean"][1] == pytest.approx(DETAILED.among(people).row("ditto").mean)
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_nobody_scored_is_drawn_without_an_error(visit: Callable[..., Any]) -> None:
+    nobody = scored({name: [[None] * 4] for name in ("local", "fedavg", "fedavg_ft", "ditto")})
+    browser = visit(nobody)
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+    assert browser.execute_script("return document.querySelectorAll('#gain svg').length") == 1
