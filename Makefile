@@ -3,10 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-deploy test lint bench docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/plures compare har --rounds 40 --seeds 3 --tune-rounds 8 --out runs/demo
+
+demo-deploy: $(VENV)/flower
+	$(BIN)/plures deploy demo --out runs/demo-deploy
 
 test: lint
 	$(BIN)/python -m pytest
@@ -15,6 +18,9 @@ lint: $(VENV)/developing
 	$(BIN)/ruff check src tests benchmarks tools
 	$(BIN)/ruff format --check src tests benchmarks tools
 	$(BIN)/mypy
+
+docs: $(VENV)/developing
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: $(VENV)/developing
 	$(BIN)/python -m benchmarks.speed --out benchmarks/results/speed
@@ -27,6 +33,10 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/flower: $(VENV)/installed
+	$(INSTALL) --editable ".[flower]"
 	touch $@
 
 $(VENV)/developing: $(VENV)/installed

@@ -100,7 +100,7 @@ class TwoHops(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = 1 + self.neighbours
         present = (x >= 0).any(-1)
-        below = (len(x), inner, self.neighbours)
+        below = (x.shape[0], inner, self.neighbours)
         h = self.first(x[:, :inner], x[:, 1:].reshape(*below, -1), present[:, 1:].reshape(below))
         return self.second(h[:, 0], h[:, 1:], present[:, 1:inner])  # type: ignore[no-any-return]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation, SplitName
@@ -18,6 +17,7 @@ from plures.models import Leaves
 from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.execution import Execution
+from plures.run.kernels import kernels
 from plures.run.randomness import branch, fold, name_key, unit
 from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
 from plures.run.training import Training
@@ -245,20 +245,5 @@ class Engine:
 
         return one_by_one
 
-    @contextlib.contextmanager
-    def _kernels(self) -> Iterator[None]:
-        """Kernels that can be mapped and differentiated twice, where a module needs it."""
-        with contextlib.ExitStack() as stack:
-            if self.execution.precision == "bfloat16":
-                device = self.federation.inputs.device.type
-                stack.enter_context(torch.autocast(device, torch.bfloat16, cache_enabled=False))
-            if self._has(nn.MultiheadAttention):
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self._has(nn.RNNBase):
-                onednn = torch.backends.mkldnn
-                stack.callback(setattr, onednn, "enabled", onednn.enabled)
-                onednn.enabled = False  # type: ignore[assignment]
-            yield
-
-    def _has(self, kind: type[nn.Module]) -> bool:
-        return any(isinstance(module, kind) for module in self.bound.network.module.modules())
+    def _kernels(self) -> AbstractContextManager[None]:
+        return kernels(self.bound.network.module, self.execution.precision, self.federation.inputs.device.type)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation, SplitName
-from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Share, View, flatten, named
+from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Share, State, View, flatten, named
 from plures.models import Leaves, ModelFactory
 from plures.run.coordinator import Coordinator, Work, builder
 from plures.run.engine import Stack
@@ -28,6 +29,12 @@ from plures.run.uploads import Answer
 
 ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
 """How a site works: there is nothing to stack."""
+
+WEIGHT = "weight:"
+"""What names of weights in an upload begin with."""
+
+MOST = 2**53
+"""Most examples that a client can be said to have: larger numbers are not exact in double precision."""
 
 AGAIN = 30.0
 """Seconds until a site that could not be taken in is asked again."""
@@ -98,7 +105,8 @@ class Sites:
     def meet(self) -> None:
         """Ask the sites that are not known yet who they are."""
         present = self.transport.addresses()
-        self.where = {client: address for client, address in self.where.items() if address in present}
+        known = self.where | self.pins if self.pin else self.where
+        self.where = {client: address for client, address in known.items() if address in present}
         now = time.monotonic()
         new = [a for a in present if a not in self.where.values() and now >= self._asked.get(a, now)]
         self._asked |= dict.fromkeys(new, now + AGAIN)
@@ -112,7 +120,7 @@ class Sites:
     def _greet(self, address: int, answer: bytes | str) -> None:
         if isinstance(answer, str):
             raise PluresError(answer)
-        reply, _ = unpack(answer, Reply)
+        reply, _ = opened(answer)
         self.refused.pop(address, None)
         if reply.status != "done":
             self.refused[address] = reply.reason
@@ -135,6 +143,11 @@ class Sites:
     def missing(self) -> list[str]:
         """Clients that never told anything."""
         return [client for client in self.clients if client not in self.told]
+
+    @property
+    def absent(self) -> list[str]:
+        """Clients that cannot be reached now."""
+        return [client for client in self.clients if client not in self.where]
 
 
 def population(federation: Federation, told: Sequence[Told]) -> Setting:
@@ -187,6 +200,18 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
     return digest.hexdigest()[:16]
 
 
+def opened(answer: bytes) -> tuple[Reply, Tensors]:
+    """Header and tensors of an answer.
+
+    Raises:
+        PluresError: if it is damaged, or no answer.
+    """
+    try:
+        return unpack(answer, Reply)
+    except RuntimeError as error:  # a header that is nested too deeply, a shape that no tensor can have
+        raise PluresError(f"a message is damaged: {error}") from error
+
+
 def key(bound: Bound, block: Block, name: str) -> str:
     """What a block's leaf is called in a message."""
     return f"{bound.blocks.index(block)}:{name}"
@@ -211,6 +236,7 @@ class Remote(Coordinator):
         scores: for the splits that were to be evaluated, what each client scored in the last exchange.
         evaluate: splits that a round has evaluated, on the state before it.
         best: ``last`` in the best state so far, whose personal versions the sites keep; ``None`` for none.
+        final: who refused in the last exchange, or lost its state: asking again is in vain.
     """
 
     def __init__(
@@ -241,6 +267,7 @@ class Remote(Coordinator):
         self.evaluate: tuple[SplitName, ...] = ()
         self.scores: dict[SplitName, dict[int, Scored]] = {}
         self.best: Tensor | None = None
+        self.final: set[str] = set()
         self._told_now: dict[int, dict[Leaf, Tensor]] = {}
 
     # --- what goes down -----------------------------------------------------------------------------------------
@@ -309,6 +336,7 @@ class Remote(Coordinator):
     ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
         """Ask some clients and wait for them; what they answer, and who does not count and why."""
         self.sites.meet()
+        self.final = set()
         left: dict[str, str] = {}
         messages, asked = {}, {}
         for client in clients:
@@ -326,7 +354,7 @@ class Remote(Coordinator):
         for address, client in asked.items():
             answer = answers.get(address, f"no answer within {self.rules.deadline:g} seconds")
             try:
-                found[client] = self._read(client, answer)
+                found[client] = self._read(client, task, answer)
             except PluresError as error:
                 left[self.setting.clients[client]] = str(error)
         self.scores = {split: {} for split in self.evaluate}
@@ -338,39 +366,56 @@ class Remote(Coordinator):
             log.warning("round %d: client %r is left out: %s", self.round, name, reason)
         return dict(sorted(found.items())), left
 
-    def _read(self, client: int, answer: bytes | str) -> tuple[Reply, Tensors]:
+    def _read(self, client: int, task: Task, answer: bytes | str) -> tuple[Reply, Tensors]:
         if isinstance(answer, str):
             raise PluresError(answer)
         self.wired += len(answer)
-        reply, tensors = unpack(answer, Reply)
+        reply, tensors = opened(answer)
         self.received += payload(tensors)
         name = self.setting.clients[client]
         if reply.client != name:
             raise PluresError(f"the answer is of client {reply.client!r}")
-        if reply.status == "lost":
+        if reply.status == "lost" and task == "train":
             self.last[client] = 0
+        if reply.status in ("lost", "refused"):
+            self.final.add(name)
         if reply.status != "done":
             raise PluresError(f"{reply.status}: {reply.reason}")
         if reply.run != self.run_id:
             raise PluresError("its method, model or data columns are not those of this run: give it the same files")
         if reply.round != self.round:
             raise PluresError(f"the answer is of round {reply.round}")
+        for split, scored in reply.scores.items():
+            if scored.examples > MOST:
+                raise PluresError(f"bad scores: {scored.examples} {split} examples")
+            for metric, value in scored.metrics.items():
+                if scored.examples and math.isnan(value):
+                    raise PluresError(f"bad scores: {metric!r} on {split} examples is not a number")
         return reply, tensors
 
     def expected(self) -> dict[str, Tensor]:
         """What an upload holds: a value of the right shape and type under every name."""
-        named_leaves = {
-            key(self.bound, block, named((s, p))): self.bound.initial[s][p]
-            for block in self.served()
-            for s, p in self.bound.travelling(block)
-        }
-        return named_leaves | {f"told:{named((s, p))}": self.bound.initial[s][p] for s, p in self.bound.told()}
+        found = {f"told:{named((s, p))}": self.bound.initial[s][p] for s, p in self.bound.told()}
+        for block in self.served():
+            leaves = self.bound.travelling(block)
+            found |= {key(self.bound, block, named((s, p))): self.bound.initial[s][p] for s, p in leaves}
+            if leaves:
+                weights = self._weights(block)
+                found |= {f"{WEIGHT}{key(self.bound, block, name)}": t for name, t in weights.items()}
+        return found
+
+    def _weights(self, block: Block) -> Leaves:
+        """A block's weights if clients compute them, as of the initial state: one without a name, or one by leaf."""
+        weigh = self.bound.combine(block).weights
+        if not callable(weigh):
+            return {}
+        given = weigh(State(self.bound.initial))
+        return {"": given} if isinstance(given, Tensor) else {named((block.slot, k)): t for k, t in given.items()}
 
     def check(self, reply: Reply, tensors: Tensors) -> None:
         """Refuse an upload that is not what was asked for."""
         expected = self.expected()
-        weights = {name for name in tensors if name.startswith("weight:")}
-        odd = sorted((tensors.keys() - weights) ^ expected.keys())
+        odd = sorted(tensors.keys() ^ expected.keys())
         if odd:
             raise PluresError(f"bad upload: leaf {odd[0]!r} is {'missing' if odd[0] in expected else 'not expected'}")
         for name, like in expected.items():
@@ -381,23 +426,13 @@ class Remote(Coordinator):
                 )
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise PluresError(f"bad upload: {name!r} holds a NaN or an infinite value")
-        self._check_weights(tensors)
+            if name.startswith(WEIGHT) and not bool((value >= 0).all()):
+                raise PluresError(f"bad upload: {name!r} holds a negative weight")
         for block in self.served():
             if block.share.alone:
                 row, rows = reply.rows.get(block.name, -1), len(next(iter(self.server[block.name].values.values())))
                 if not 0 <= row < rows:
                     raise PluresError(f"bad upload: block {block.name!r} chose model {row} of {rows}")
-
-    def _check_weights(self, tensors: Tensors) -> None:
-        """Weights that clients compute: finite, not negative, there where they are asked for."""
-        for block in self.served():
-            given = {n: t for n, t in tensors.items() if n.startswith(f"weight:{key(self.bound, block, '')}")}
-            wanted = callable(self.bound.combine(block).weights) and bool(self.bound.travelling(block))
-            if bool(given) != wanted:
-                raise PluresError(f"bad upload: block {block.name!r} has {'no' if wanted else 'unexpected'} weights")
-            for name, value in given.items():
-                if not value.is_floating_point() or not bool((value.isfinite() & (value >= 0)).all()):
-                    raise PluresError(f"bad upload: {name!r} holds a weight that is not a number of at least 0")
 
     # --- the round ----------------------------------------------------------------------------------------------
 
@@ -440,7 +475,7 @@ class Remote(Coordinator):
                 if not leaves:
                     continue
                 values[block.name] = {k: tensors[key(self.bound, block, k)].unsqueeze(0) for k in leaves}
-                prefix = f"weight:{key(self.bound, block, '')}"
+                prefix = f"{WEIGHT}{key(self.bound, block, '')}"
                 given = {n.removeprefix(prefix): t.unsqueeze(0) for n, t in tensors.items() if n.startswith(prefix)}
                 if given:
                     weights[block.name] = given.get("", given)

@@ -1,0 +1,125 @@
+"""What crosses the wire of four real nodes with TLS, beside what the simulator's ledger says must cross.
+
+python -m benchmarks.wire --out benchmarks/results/wire
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from plures.deploy import project
+from plures.deploy.conduct import RESULT
+from plures.deploy.loopback import Fleet
+
+CASES: dict[str, dict[str, object]] = {
+    "fedavg, default network": {"method": "fedavg"},
+    "fedrep, default network": {"method": "fedrep"},
+    "scaffold, default network": {"method": "scaffold"},
+    "fedavg, 4 hidden layers of 512": {
+        "method": "fedavg",
+        "model": "mlp",
+        "model_options": {"hidden": [512, 512, 512, 512]},
+    },
+}
+ALLOWED = 'send = ["model", "control"]'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        case: method and network.
+        rounds: rounds of training; two more exchanges score and publish.
+        ledger: bytes of tensors that the simulator counts for the rounds, both ways, all sites.
+        tensors: bytes of tensors that were sent, with scoring and publishing.
+        messages: the same with headers.
+        wire: bytes that passed the nodes' connections: Flower, HTTP, TLS, polling, the app's delivery.
+    """
+
+    case: str
+    rounds: int
+    ledger: int
+    tensors: int
+    messages: int
+    wire: int
+
+
+def measured(case: str, rounds: int, folder: Path) -> Row:
+    """A run over four nodes with TLS, each behind a relay that counts."""
+    run = CASES[case] | {"rounds": rounds}
+    home = folder / "federation"
+    project.write(home, project.heart(**{k: v for k, v in run.items() if k != "model_options"}))
+    sites = {client: home / project.SITES / client / "site.toml" for client in project.heart().clients}
+    for file in [home / project.PLAN, *(site.parent / project.PLAN for site in sites.values())]:
+        if "model_options" in run:
+            hidden = json.dumps(run["model_options"]["hidden"])  # type: ignore[index]
+            text = file.read_text().replace("[rules]", f"[run.model_options]\nhidden = {hidden}\n\n[rules]", 1)
+            file.write_text(text)
+    for site in sites.values():
+        site.write_text(site.read_text().replace('send = ["model"]', ALLOWED))
+    with Fleet(folder / "fleet", sites, relayed=True) as fleet:
+        out = folder / "out"
+        status = fleet.wait(fleet.submit(home, {"plan": str(home / project.PLAN), "out": str(out)}), 900)
+        if status != "finished:completed":
+            raise SystemExit(f"{case}: {status}\n{fleet.superlink.tail(30)}")
+        wire = sum(relay.traffic.up + relay.traffic.down for relay in fleet.relays.values())
+    told = json.loads((out / RESULT).read_text())
+    passed = told["progress"]["bytes"]
+    ledger = told["result"]["curve"][-1]["bytes"]
+    return Row(case, rounds, ledger, passed["down"] + passed["up"], passed["wired"], wire)
+
+
+def markdown(rows: list[Row], command: str) -> str:
+    head = (
+        "| run | rounds | ledger, kB | tensors sent, kB | headers, bytes a message | on the wire, kB | "
+        "beyond tensors, kB a round and site |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
+    lines = []
+    for row in rows:
+        messages = 4 * (2 * (row.rounds + 2) + 2)
+        lines.append(
+            f"| {row.case} | {row.rounds} | {row.ledger / 1e3:.1f} | {row.tensors / 1e3:.1f} | "
+            f"{(row.messages - row.tensors) / messages:.0f} | {row.wire / 1e3:.0f} | "
+            f"{(row.wire - row.tensors) / 4e3 / (row.rounds + 2):.0f} |"
+        )
+    return "\n".join(
+        [
+            f"Made by `{command}`: four SuperNodes with TLS and registered keys on one machine, Flower's own programs.",
+            "",
+            head,
+            *lines,
+            "",
+            "*Ledger*: what the simulator counts for the rounds, both ways, all four sites. *Tensors sent*: the same",
+            "and the two broadcasts at the end, which score and publish. *Beyond tensors*: headers, the delivery of",
+            "the app, Flower's and HTTP's own, polling and heartbeats, TLS; it grows with the time that a run takes,",
+            "and little with the size of the model.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=4)
+    options = parser.parse_args()
+    rows = []
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measured(case, options.rounds, Path(folder)))
+        Console().print(rows[-1])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    command = f"python -m benchmarks.wire --rounds {options.rounds}"
+    options.out.with_suffix(".md").write_text(markdown(rows, command))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The model card: what a personal model is, on what it was trained, and how well it does where it is used."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from plures.evaluate import RunSpec
+from plures.evaluate.results import Result
+from plures.evaluate.scores import METRICS
+from plures.federation import Task
+
+FORMAT = 1
+"""Of model folders; what is written now, and all that is read."""
+
+
+class Part(Result):
+    """One block of the method's layout.
+
+    Attributes:
+        name: of the block.
+        share: with whom it is shared.
+        numbers: how many numbers it has.
+        travels: how many of them a client sends in a round.
+        served: whether the server holds it; what it does not hold never leaves the client.
+    """
+
+    name: str
+    share: str
+    numbers: int
+    travels: int
+    served: bool
+
+
+class Card(Result):
+    """What there is to know of one client's personal model.
+
+    Attributes:
+        format: of the folder that holds model and card.
+        client: whose model it is.
+        federation: name of the federation.
+        source: where the data come from.
+        kind: ``classification`` or ``regression``.
+        classes: names of the classes, in the order of the outputs.
+        outputs: number of outputs.
+        features: shape of one example's input.
+        dtype: type of the inputs.
+        columns: names of the entries of the first feature dimension; may be empty.
+        spec: method, network and training that the model comes from.
+        precision: of the run.
+        round: number of rounds finished.
+        version: the round, and the beginning of ``digest``.
+        digest: SHA-256 of everything that the model predicts with.
+        created: when the model was taken from the run, in UTC.
+        rows: the client's own examples in each split.
+        carries: how many of its own examples of each split the model's file holds, for it predicts by them.
+        labels: its training examples of each class; empty for regression.
+        metrics: scores on its own validation examples; ``None`` where it has none.
+        fitted_to: splits that were read to make the predictor of the trained leaves.
+        threshold: probability of the second of two classes above which the model decides for it; ``None`` for other
+            tasks, and for a rule that is no threshold.
+        calibration: what was fitted to the finished outputs: slot, name, value.
+        parts: the blocks of the method's layout.
+        sheet: the data sheet that the check of the site's data wrote; may be empty.
+        table: the declared schema of raw rows; ``None`` where rows are given as numbers.
+        versions: of the libraries that made it.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    format: Literal[1] = 1
+    client: str
+    federation: str
+    source: str = ""
+    kind: Literal["classification", "regression"]
+    classes: tuple[str, ...]
+    outputs: int
+    features: tuple[int, ...]
+    dtype: str
+    columns: tuple[str, ...] = ()
+    spec: RunSpec
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    round: int
+    version: str = ""
+    digest: str = ""
+    created: str
+    rows: dict[str, int]
+    carries: dict[str, int] = Field(default_factory=dict)
+    labels: dict[str, int]
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    fitted_to: tuple[str, ...] = ()
+    threshold: float | None = None
+    calibration: dict[str, dict[str, float | list[float]]] = Field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    sheet: dict[str, Any] = Field(default_factory=dict)
+    table: dict[str, Any] | None = None
+    versions: dict[str, str]
+
+    @property
+    def task(self) -> Task:
+        """What is predicted."""
+        return Task(self.kind, self.classes, self.outputs)
+
+    def text(self) -> str:
+        """The card in Markdown."""
+        return "\n".join(line for block in self._blocks() for line in (*block, ""))
+
+    def _blocks(self) -> list[list[str]]:
+        spec = self.spec
+        size = f"{self.rows['train']} training, {self.rows['validation']} validation, {self.rows['test']} test"
+        counts = ", ".join(f"{name} {count}" for name, count in self.labels.items())
+        sheet = [f"- {key}: {_plain(value)}" for key, value in self.sheet.items()]
+        blocks = [
+            [f"# The model of {self.client} in {self.federation}"],
+            [
+                f"- version: {self.version}, made {self.created}",
+                f"- method: {spec.title()}, {self.round} rounds, seed {spec.seed}",
+                f"- network: {self._network()}",
+                f"- predicts: {', '.join(self.classes) if self.classes else f'{self.outputs} numbers'}",
+                f"- reads: {self._inputs()}",
+                *([f"- data from: {self.source}"] if self.source else []),
+            ],
+            ["## The client's own data", f"- examples: {size}", *([f"- in training: {counts}"] if counts else [])],
+            *([["## Its data sheet", *sheet]] if sheet else []),
+            ["## On its own validation examples", *self._scores()],
+        ]
+        if self.threshold is not None:
+            blocks.append([f"It decides for {self.classes[1]} where its probability is above {self.threshold:.4f}."])
+        if self.calibration:
+            found = [(slot, name, value) for slot, ls in self.calibration.items() for name, value in ls.items()]
+            told = [f"- {name if name == slot else f'{slot} {name}'}: {value}" for slot, name, value in found]
+            blocks.append(["## Fitted to the finished outputs", *told])
+        blocks.append(["## What is personal", *map(_share, self.parts)])
+        if any(self.carries.values()):
+            held = ", ".join(f"{count} {split}" for split, count in self.carries.items())
+            blocks.append(
+                [
+                    "## Examples in the model",
+                    f"It predicts by the client's own examples ({held}), so whoever has its file has them.",
+                ]
+            )
+        blocks.append(["Made with " + ", ".join(f"{name} {number}" for name, number in self.versions.items()) + "."])
+        return blocks
+
+    def _network(self) -> str:
+        options = "".join(f" {name}={value}" for name, value in self.spec.model_options.items())
+        return f"{self.spec.model or 'the default one for its inputs'}{options}"
+
+    def _inputs(self) -> str:
+        if self.table is not None:
+            return "rows of a table"
+        shape = " x ".join(map(str, self.features))
+        return f"{shape} {self.dtype} ({', '.join(self.columns)})" if self.columns else f"{shape} {self.dtype}"
+
+    def _scores(self) -> list[str]:
+        if not self.rows["validation"]:
+            return ["It has none, so nothing is known of how well the model does here."]
+        titles = {metric.name: metric.title for metric in METRICS[self.kind]}
+        lines = [f"- {titles[name]}: {'-' if v is None else f'{v:.4f}'}" for name, v in self.metrics.items()]
+        if "validation" in self.fitted_to:
+            lines += ["", "The predictor was fitted to these very examples after training, so the scores flatter it."]
+        return lines
+
+
+def _share(part: Part) -> str:
+    sent = "never sent" if not part.travels else "all of it travels" if part.travels == part.numbers else None
+    return f"- {part.name}: {part.share}, size {part.numbers}, {sent or f'{part.travels} of it travel'}"
+
+
+def _plain(value: object) -> str:
+    """A value of the data sheet in words: pairs by commas, what there is none of as a dash."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_plain, value))
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

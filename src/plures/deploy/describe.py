@@ -1,0 +1,150 @@
+"""What a card tells, found in a run and in a predictor."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import plures
+from plures.deploy.card import Card, Part
+from plures.evaluate import RunSpec
+from plures.federation import SPLITS, Task
+from plures.method import Bound, Phase, Predict, State
+from plures.models import Leaves
+from plures.run import Run
+
+if TYPE_CHECKING:
+    from plures.deploy.schema import Schema
+
+FARTHEST = 60.0
+"""Log-odds beyond which a rule that still decides the same way always does."""
+
+
+def described(
+    run: Run, place: int, spec: RunSpec, schema: Schema | None = None, sheet: Mapping[str, Any] | None = None
+) -> Card:
+    """The card of a client's model, apart from what only the finished model tells.
+
+    Args:
+        run: the run.
+        place: position of the client.
+        spec: what the run was.
+        schema: what raw rows of a table look like.
+        sheet: the data sheet of the client's data.
+    """
+    federation, predict = run.federation, run.bound.method.predictor
+    train = federation.targets[federation.splits["train"][place]]
+    counts = torch.bincount(train, minlength=federation.task.outputs).tolist() if federation.task.classes else []
+    return Card(
+        client=federation.clients[place],
+        federation=federation.name,
+        source=federation.source,
+        kind=federation.task.kind,
+        classes=federation.task.classes,
+        outputs=federation.task.outputs,
+        features=federation.features,
+        dtype=str(federation.inputs.dtype).removeprefix("torch."),
+        columns=federation.columns,
+        spec=spec.model_copy(update={"data": federation.name, "data_options": {}, "unseen": []}),
+        precision="float32" if run.execution.precision == "auto" else run.execution.precision,
+        round=run.round,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        rows={split: int(federation.splits[split].sizes[place]) for split in SPLITS},
+        carries={split: int(federation.splits[split].sizes[place]) for split in predict.reads},
+        labels=dict(zip(federation.task.classes, counts, strict=True)),
+        fitted_to=reads(predict),
+        parts=parts(run.bound),
+        sheet=dict(sheet or {}),
+        table=None if schema is None else schema.model_dump(mode="json"),
+        versions={
+            "plures": plures.__version__,
+            "torch": torch.__version__,
+            "safetensors": importlib.metadata.version("safetensors"),
+            "python": platform.python_version(),
+        },
+    )
+
+
+def parts(bound: Bound) -> tuple[Part, ...]:
+    """The blocks of a method's layout, with whom each is shared, and what of it travels."""
+
+    def numbers(leaves: tuple[tuple[str, str], ...]) -> int:
+        return sum(bound.initial[slot][path].numel() for slot, path in leaves)
+
+    return tuple(
+        Part(
+            name=block.name,
+            share=type(block.share).__name__.lower(),
+            numbers=numbers(block.leaves),
+            travels=numbers(bound.travelling(block)),
+            served=block.share.served,
+        )
+        for block in bound.blocks
+    )
+
+
+def fitted(predict: Predict, leaves: Mapping[str, Leaves]) -> dict[str, dict[str, float | list[float]]]:
+    """What a predictor's calibrations fitted: slot, name, value."""
+    return {
+        stage.slot: {path: value.tolist() for path, value in leaves[stage.slot].items()}
+        for stage in predict.calibrate
+        if stage.slot in leaves
+    }
+
+
+def reads(predict: Predict) -> tuple[str, ...]:
+    """Splits whose examples make the predictor of the trained leaves."""
+    found: list[str] = []
+    for item in predict.preparation:
+        if isinstance(item, Phase):
+            found.append("train")
+        else:
+            found += [*item.reads, *([] if item.measure is None else [item.split])]
+    return tuple(dict.fromkeys(found))
+
+
+def threshold(predict: Predict, leaves: Mapping[str, Leaves], task: Task) -> float | None:
+    """Probability of the second of two classes above which a predictor decides for it.
+
+    Found by asking the decision rule, to 1e-12; 0 or 1 for a rule that always decides the same. ``None`` for other
+    tasks, and where the rule is no threshold.
+    """
+    if task.outputs != 2 or task.kind != "classification":
+        return None
+    decide = predict.decide
+    if decide is None:
+        return 0.5
+
+    def positive(odds: Tensor) -> Tensor:
+        return decide(State(leaves), torch.stack([torch.zeros_like(odds), odds], -1)).bool()
+
+    grid = torch.linspace(-FARTHEST, FARTHEST, 4801, dtype=torch.float64)
+    above = positive(grid)
+    if bool((above[:-1] & ~above[1:]).any()):
+        return None
+    count = int(above.sum())
+    if count in (0, len(grid)):
+        return 1.0 - float(count > 0)
+    low, high = grid[-count - 1], grid[-count]
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if bool(positive(middle.view(1))) else (middle, high)
+    return 1 / (1 + math.exp(-float(low)))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: of names, types, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,25 @@
+"""Libraries that only some commands need."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from plures.errors import PluresError
+
+
+def needed(module: str, what: str, extra: str) -> Any:
+    """A module of an optional library.
+
+    Args:
+        module: its name.
+        what: what needs it, for the message.
+        extra: the extra of plures that installs it.
+
+    Raises:
+        PluresError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PluresError(f"{what} needs {module.partition('.')[0]}: pip install 'plures[{extra}]'") from error

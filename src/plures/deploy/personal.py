@@ -1,0 +1,368 @@
+"""A personal model: one client's predictor, complete in itself, as a site keeps and deploys it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+import plures
+from plures.deploy import describe
+from plures.deploy.card import FORMAT, Card
+from plures.deploy.watched import Watched
+from plures.errors import PluresError
+from plures.evaluate import RunFolder, RunSpec
+from plures.evaluate.scores import metrics, sums
+from plures.federation import SPLITS, Federation, Split
+from plures.method import Batch, Predict, Problem, Setting, State
+from plures.models import Leaves, Network
+from plures.run import Run
+from plures.run.checkpoint import read, write, write_text
+from plures.run.engine import Stack
+from plures.run.kernels import kernels
+
+if TYPE_CHECKING:
+    from plures.deploy.schema import Schema
+    from plures.deploy.table import Table
+
+MODEL, CARD = "model.safetensors", "card.json"
+OWN, SCALING = "own:", "scaling:"
+PARTS = ("inputs", "targets", "weight")
+Examples = tuple[Tensor, Tensor, Tensor]
+"""Inputs, targets and weights of some of the client's own examples."""
+
+
+@dataclass(frozen=True)
+class PersonalModel:
+    """What one client predicts with, and everything that this needs.
+
+    Outputs are those of :meth:`plures.evaluate.RunFolder.predict`: bit for bit where the run trained one client at a
+    time (``backend="loop"``, as a site does) or predicts with the leaves of one model; within rounding for a composed
+    predictor of a run that maps its clients.
+
+    Attributes:
+        card: what there is to know of it.
+        federation: task, inputs and scaling of the client's federation, without any row.
+        network: the model as a function of its leaves.
+        predictor: how the leaves predict.
+        leaves: slot -> path -> value of all that the predictor reads.
+        own: the client's own examples of the splits that the predictor reads.
+    """
+
+    card: Card
+    federation: Federation
+    network: Network
+    predictor: Predict
+    leaves: Mapping[str, Leaves]
+    own: Mapping[str, Examples]
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        client: str,
+        spec: RunSpec,
+        *,
+        leaves: Stack | None = None,
+        schema: Schema | None = None,
+        sheet: Mapping[str, Any] | None = None,
+    ) -> PersonalModel:
+        """The model that a client would deploy now, with its card.
+
+        Args:
+            run: the run, or what :func:`plures.run.onboard` gives for a newcomer.
+            client: its name.
+            spec: what the run was, to rebuild network and method from.
+            leaves: slot -> path -> value of what the client predicts with; default: as the run stands.
+            schema: what raw rows of a table look like, so that the model reads them.
+            sheet: the data sheet of the client's data.
+
+        Raises:
+            PluresError: if the spec gives another network than the run's.
+        """
+        place, predict = run.federation.index(client), run.bound.method.predictor
+        if leaves is None:
+            leaves = {s: {p: t[0] for p, t in ls.items()} for s, ls in run.deployed([place]).items()}
+        tensors = {f"{slot}/{path}": t.detach().cpu() for slot, ls in leaves.items() for path, t in ls.items()}
+        for split in predict.reads:
+            size = max(1, int(run.federation.splits[split].sizes[place]))
+            whole = run.engine.whole([place], split)
+            tensors |= {f"{OWN}{split}:{part}": t[0, :size].cpu() for part, t in zip(PARTS, whole, strict=True)}
+        if run.federation.scaling is not None:
+            tensors |= {
+                f"{SCALING}{n}": t.cpu() for n, t in zip(("mean", "scale"), run.federation.scaling, strict=True)
+            }
+        card = describe.described(run, place, spec, schema, sheet)
+        model = _narrowed(_assembled(card, tensors))
+        found = {
+            "metrics": model._scores(run.federation, place),
+            "threshold": describe.threshold(predict, model.leaves, card.task),
+            "calibration": describe.fitted(predict, model.leaves),
+            "digest": (digest := describe.digest(model.tensors())),
+            "version": f"{run.round}-{digest[:12]}",
+        }
+        return replace(model, card=card.model_copy(update=found))
+
+    # --- prediction ---------------------------------------------------------------------------------------------
+
+    def predict(self, examples: Tensor | Table) -> tuple[Tensor, Tensor | None]:
+        """Outputs for raw examples, and the classes that the client decides for.
+
+        Args:
+            examples: ``(n, *features)`` as they came, before any scaling; or, if the federation has a schema, rows of
+                a table as it declares them.
+
+        Returns:
+            Outputs ``(n, outputs)``, logarithms of probabilities up to a constant or the predicted numbers; classes
+            ``(n,)`` int64, ``None`` for regression.
+
+        Raises:
+            PluresError: if examples have another shape or type or are not finite, or if the model diverged.
+        """
+        inputs = self.scaled(examples) if isinstance(examples, Tensor) else self.encode(examples)
+        with torch.no_grad():
+            try:
+                outputs = self.outputs(inputs)
+            except IndexError as error:
+                raise PluresError(
+                    f"the network of client {self.card.client!r} does not know one of the numbers: {error}; give such "
+                    "as it was trained on"
+                ) from error
+            if not bool((outputs.softmax(-1) if self.federation.task.classes else outputs).isfinite().all()):
+                raise PluresError(
+                    f"the model of client {self.card.client!r} diverged in training: run again with a lower learning "
+                    "rate"
+                )
+            return outputs, self.decided(outputs)
+
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        """Probability of every class ``(n, classes)``; ``None`` for regression."""
+        return outputs.softmax(-1) if self.federation.task.classes else None
+
+    @cached_property
+    def schema(self) -> Schema | None:
+        """What raw rows of a table look like; ``None`` where examples are given as numbers."""
+        if self.card.table is None:
+            return None
+        from plures.deploy.schema import Schema
+
+        return Schema.model_validate_json(json.dumps(self.card.table))
+
+    def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
+        """Inputs ``(n, *features)`` of raw rows of a table.
+
+        Args:
+            table: column -> values, or a frame, as the federation's schema declares it; no target is needed.
+            scaled: on the scale that the network reads; otherwise as :meth:`predict` takes them.
+        """
+        if self.schema is None:
+            raise PluresError(
+                f"the model of client {self.card.client!r} has no schema of raw rows: give examples as numbers, "
+                f"{' x '.join(map(str, self.card.features))} each"
+            )
+        return self.schema.encode(table, scaled=scaled)
+
+    def scaled(self, inputs: Tensor) -> Tensor:
+        """Raw inputs ``(n, *features)`` on the scale that the network reads, refused if they cannot be right."""
+        client, wanted = self.card.client, self.federation.inputs.dtype
+        if inputs.dim() == 0 or not len(inputs):
+            raise PluresError(f"no example to predict for client {client!r}: give at least one row")
+        if inputs.is_floating_point() and not wanted.is_floating_point and bool((inputs != inputs.round()).any()):
+            raise PluresError(
+                f"the model of client {client!r} reads whole numbers ({self.card.dtype}): round the inputs"
+            )
+        scaled = self.federation.scaled(inputs)
+        finite = (inputs.isfinite() & scaled.isfinite()).reshape(len(inputs), -1).all(1)
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0]) + 1
+            raise PluresError(
+                f"the inputs for client {client!r} hold a NaN or an infinite value (row {row}): clean them"
+            )
+        return scaled
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(n, outputs)`` for inputs ``(n, *features)`` on the scale of the federation's."""
+        with kernels(self.network.module, self.card.precision, "cpu"):
+            if not self.predictor.composed:
+                (model,) = self.leaves.values()
+                return self.network(model, inputs, train=False)[0]
+            problem = Problem(self.network, self.federation.task)
+            own = {split: Batch(*examples, problem, train=False) for split, examples in self.own.items()}
+            unknown = torch.zeros(inputs.shape[0], dtype=torch.int64)
+            batch = Batch(inputs, unknown, None, problem, train=False, own=own)
+            return self.predictor.predicted(State(self.leaves), batch)
+
+    def decided(self, outputs: Tensor) -> Tensor | None:
+        """The classes ``(n,)`` that the client decides for; ``None`` for regression."""
+        if not self.federation.task.classes:
+            return None
+        decide = self.predictor.decide
+        return outputs.argmax(-1) if decide is None else decide(State(self.leaves), outputs)
+
+    def _scores(self, federation: Federation, place: int) -> dict[str, float | None]:
+        """Metrics on the client's own validation examples."""
+        rows = federation.splits["validation"][place]
+        if not len(rows):
+            return {}
+        inputs, targets = federation.inputs[rows].cpu(), federation.targets[rows].cpu()
+        with torch.no_grad():
+            outputs = self.outputs(inputs)
+        decided, task = self.decided(outputs), federation.task
+        weight = torch.ones(1, len(rows), dtype=self.network.dtype)
+        total = sums(task, outputs[None], targets[None], weight, None if decided is None else decided[None])
+        found = metrics(task, {k: t.to(torch.float64) for k, t in total.items()}, weight.sum(1).to(torch.float64))
+        return {name: float(value) if bool(value.isfinite()) else None for name, value in found.items()}
+
+    # --- on disk ------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the model predicts with, by name."""
+        named = {f"{slot}/{path}": t for slot, leaves in self.leaves.items() for path, t in leaves.items()}
+        for split, examples in self.own.items():
+            named |= {f"{OWN}{split}:{part}": t for part, t in zip(PARTS, examples, strict=True)}
+        if self.federation.scaling is not None:
+            named |= {f"{SCALING}{n}": t for n, t in zip(("mean", "scale"), self.federation.scaling, strict=True)}
+        return named
+
+    def holding(self, tensors: Mapping[str, Tensor]) -> PersonalModel:
+        """The same model with other values of :meth:`tensors`, but for the scaling."""
+        leaves: Stack = {}
+        for name, value in tensors.items():
+            slot, _, path = name.partition("/")
+            if not name.startswith((OWN, SCALING)):
+                leaves.setdefault(slot, {})[path] = value
+        own: dict[str, Examples] = {}
+        for split in self.predictor.reads:
+            inputs, targets, weight = (tensors[f"{OWN}{split}:{part}"] for part in PARTS)
+            own[split] = inputs, targets, weight
+        return replace(self, leaves=leaves, own=own)
+
+    def save(self, folder: Path) -> None:
+        """Write the model to a folder, over what is there.
+
+        ``model.safetensors`` holds model and card and is renamed into place, so the folder has one whole model at any
+        time; ``card.json`` and ``card.md`` repeat the card for people and other programs.
+        """
+        told = json.loads(self.card.model_dump_json())
+        write(folder / MODEL, self.tensors(), {"card": told})
+        write_text(folder / CARD, json.dumps(told, indent=1))
+        write_text((folder / CARD).with_suffix(".md"), self.card.text())
+
+    @classmethod
+    def load(cls, folder: Path) -> PersonalModel:
+        """Read a model that was saved. Nothing is trained or measured."""
+        file = folder / MODEL
+        if not file.exists():
+            raise PluresError(
+                f"{folder} holds no personal model ({MODEL} is missing): name a folder that one was saved to"
+            )
+        tensors, about = read(file)
+        told = about.get("card")
+        if not isinstance(told, dict) or "format" not in told:
+            raise PluresError(f"{file} is another file of plures, not a personal model")
+        if told["format"] != FORMAT:
+            raise PluresError(
+                f"{file} has format {told['format']}, and this version of plures ({plures.__version__}) reads format "
+                f"{FORMAT}: install the plures that wrote it, {told.get('versions', {}).get('plures', 'unknown')}"
+            )
+        try:
+            card = Card.model_validate(told)
+        except ValidationError as error:
+            raise PluresError(f"{file}: the card is damaged: {error}; publish the model again") from error
+        if describe.digest(tensors) != card.digest:
+            raise PluresError(f"{file} is damaged: its values are not those that were saved; publish the model again")
+        return _assembled(card, tensors)
+
+
+def opened(folder: Path, client: str | None = None) -> PersonalModel:
+    """The personal model in a folder, or a client's in the folder of a finished run.
+
+    Args:
+        folder: a model folder, or a run folder.
+        client: whose; may be left out for a model folder.
+    """
+    kept = RunFolder(folder)
+    if not kept.finished:
+        if not (folder / MODEL).exists():
+            raise PluresError(f"{folder} is not a finished run, nor a folder with a personal model: check the path")
+        model = PersonalModel.load(folder)
+        if client not in (None, model.card.client):
+            raise PluresError(
+                f"{folder} holds the model of {model.card.client!r}, not of {client!r}: leave --client out"
+            )
+        return model
+    if client is None:
+        raise PluresError(f"{folder} is a run with several clients: name one with --client")
+    spec, run = kept.spec(), kept.run()
+    stack: Stack = {}
+    for key, value in kept.model(client).items():
+        slot, colon, path = key.partition(":")
+        stack.setdefault(slot if colon else "model", {})[path if colon else key] = value
+    if client not in run.federation.clients:
+        if client not in spec.unseen:
+            raise PluresError(
+                f"the examples of the new client {client!r} are not in the run's data: make its model in Python, "
+                "PersonalModel.of(onboard(run, newcomers), client, spec)"
+            )
+        newcomer = spec.federation().subset([client]).to("cpu", run.execution.dtype)
+        run = run.on(newcomer, Setting.of(newcomer, run.setting))
+    return PersonalModel.of(run, client, spec, leaves=stack)
+
+
+def _assembled(card: Card, tensors: Mapping[str, Tensor]) -> PersonalModel:
+    """A model of its card and its tensors: network and method are built anew, and get the values."""
+    dtype = getattr(torch, card.dtype)
+    targets = torch.zeros(0, dtype=torch.int64) if card.classes else torch.zeros(0, card.outputs)
+    mean, scale = (tensors.get(f"{SCALING}{name}") for name in ("mean", "scale"))
+    federation = Federation(
+        name=card.federation,
+        task=card.task,
+        inputs=torch.zeros(0, *card.features, dtype=dtype),
+        targets=targets,
+        clients=(card.client,),
+        splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)])),
+        columns=card.columns,
+        scaling=None if mean is None or scale is None else (mean, scale),
+    )
+    method = card.spec.entry()(**card.spec.parameters)
+    module = method.prepare(card.spec.network(federation), Setting.of(federation), card.spec.seed)
+    network = Network(module.to(torch.float64 if card.precision == "float64" else torch.float32))
+    model = PersonalModel(card, federation, network, method.predictor, {}, {}).holding(tensors)
+    _check(card, network, model.leaves)
+    return model
+
+
+def _check(card: Card, network: Network, leaves: Mapping[str, Leaves]) -> None:
+    """Refuse a model that belongs to another network than the card describes."""
+    wanted, given = network.leaves(), leaves.get("model", {})
+    odd = [
+        f"{path} is {'missing' if path not in given else 'unknown'}" for path in wanted.keys() ^ given.keys() if given
+    ]
+    odd += [
+        f"{path} has shape {tuple(t.shape)}"
+        for path, t in given.items()
+        if path in wanted and t.shape != wanted[path].shape
+    ]
+    if odd:
+        raise PluresError(
+            f"the model of client {card.client!r} does not fit the network that its card describes "
+            f"({card.spec.model or 'by default'} {card.spec.model_options or ''}, {card.spec.title()}): {odd[0]}"
+        )
+
+
+def _narrowed(model: PersonalModel) -> PersonalModel:
+    """The model without the slots that its predictor never reads, found from one prediction."""
+    if not model.predictor.composed:
+        return model
+    watched = Watched(model.leaves)
+    seen = replace(model, leaves=watched)
+    with torch.no_grad():
+        seen.decided(seen.outputs(model.federation.inputs.new_zeros(2, *model.card.features)))
+    return replace(model, leaves={s: ls for s, ls in model.leaves.items() if s in watched.read})

@@ -1,0 +1,197 @@
+"""Follows the tensors of a client's local work: what is saved for a backward pass, and what is alive at once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from plures.deploy.watched import Watched
+from plures.method import Assign, Batch, Phase, State, Visit
+from plures.models import Leaves
+
+
+def storages(values: object) -> dict[int, int]:
+    """Bytes of every storage behind the tensors of a nested structure, by the storage's address."""
+    found = [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, Tensor)]
+    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
+
+
+@dataclass
+class Peak:
+    """Bytes held now and at most, each storage once.
+
+    Attributes:
+        peak: most bytes held at once.
+    """
+
+    peak: int = 0
+    _now: int = 0
+    _held: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def hold(self, owner: object, key: int, size: int) -> None:
+        """Count a storage as long as an object lives."""
+        owners, _ = self._held.get(key, (0, 0))
+        self._held[key] = (owners + 1, size)
+        self._now += 0 if owners else size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(owner, self._drop, key).atexit = False
+
+    def _drop(self, key: int) -> None:
+        owners, size = self._held.pop(key)
+        if owners > 1:
+            self._held[key] = (owners - 1, size)
+        else:
+            self._now -= size
+
+
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every storage that operations make while the mode is on.
+
+    Attributes:
+        peak: most bytes of them alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._peak = Peak()
+        self._known: set[int] = set()
+
+    @property
+    def peak(self) -> int:
+        return self._peak.peak
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        before = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage(), before)
+        return out
+
+    def _note(self, storage: torch.UntypedStorage, before: set[int]) -> None:
+        key = storage.data_ptr()
+        if key and key not in before and key not in self._known:
+            self._known.add(key)
+            self._peak.hold(storage, key, storage.nbytes())
+            weakref.finalize(storage, self._known.discard, key).atexit = False
+
+
+class Handle:
+    """A tensor that a graph keeps for its backward pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+class Probe:
+    """Watches one phase or assignment while the engine does it.
+
+    Args:
+        slots: names of all slots.
+
+    Attributes:
+        read: slots whose received value was read.
+        saved: what graphs keep for their backward passes.
+        extra: bytes computed before a step and constant in it.
+        work: see :class:`Need`.
+        examples: see :class:`Need`.
+    """
+
+    def __init__(self, slots: tuple[str, ...]) -> None:
+        self.slots = slots
+        self.read: set[str] = set()
+        self.saved = Peak()
+        self.extra = self.work = self.examples = 0
+
+    def watch(self, item: Phase | Assign) -> Phase | Assign:
+        """The same item, watched; of a phase, one step."""
+        if isinstance(item, Assign):
+            measure = None if item.measure is None else self._plain(item.measure)
+            return replace(item, update=self._assigning(item), measure=measure)
+
+        def objective(x: State, received: State, batch: Any) -> Tensor:
+            self._count(batch)
+            with self._saving((self._all(x), self._all(received), _fields(batch))):
+                return item.minimised(x, self._watched(received), batch)
+
+        return replace(item, objective=objective, before=self._before(item), epochs=None, steps=1)
+
+    def _before(self, phase: Phase) -> Callable[[State, State, Any], Mapping[str, Leaves]] | None:
+        if phase.before is None:
+            return None
+        compute = self._plain(phase.before)
+
+        def before(x: State, received: State, batch: Any) -> Mapping[str, Leaves]:
+            made: Mapping[str, Leaves] = compute(x, received, batch)
+            known = storages((self._all(x), self._all(received), _fields(batch)))
+            self.extra = max(self.extra, sum(size for key, size in storages(dict(made)).items() if key not in known))
+            return made
+
+        return before
+
+    def _plain(self, fn: Callable[[State, State, Any], Any]) -> Callable[[State, State, Any], Any]:
+        """A function of a batch, whose temporaries are followed."""
+
+        def followed(x: State, received: State, batch: Any) -> Any:
+            self._count(batch)
+            with self._working():
+                return fn(x, self._watched(received), batch)
+
+        return followed
+
+    def _assigning(self, item: Assign) -> Callable[[State, State, Visit], Mapping[str, Leaves]]:
+        def update(x: State, received: State, visit: Visit) -> Mapping[str, Leaves]:
+            self._count(tuple(visit.examples.values()))
+            with self._working():
+                return item.update(x, self._watched(received), visit)
+
+        return update
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        with Alive() as alive:
+            yield
+        self.work = max(self.work, alive.peak)
+
+    @contextmanager
+    def _saving(self, known: object) -> Iterator[None]:
+        ours = storages(known)
+
+        def pack(tensor: Tensor) -> Tensor | Handle:
+            storage = tensor.untyped_storage()
+            if not storage.nbytes() or storage.data_ptr() in ours:
+                return tensor
+            handle = Handle(tensor.detach())
+            self.saved.hold(handle, storage.data_ptr(), storage.nbytes())
+            return handle
+
+        with saved_tensors_hooks(pack, lambda kept: kept.tensor if isinstance(kept, Handle) else kept):
+            yield
+
+    def _count(self, batch: Any) -> None:
+        self.examples = max(self.examples, sum(t.nbytes for t in _fields(batch) if t is not None))
+
+    def _watched(self, received: State) -> State:
+        slots = Watched(self._all(received))
+        slots.read = self.read
+        return State(slots)
+
+    def _all(self, state: State) -> dict[str, Leaves]:
+        return {slot: getattr(state, slot) for slot in self.slots if slot in state}
+
+
+def _fields(batch: Batch | tuple[Batch, ...]) -> list[Tensor | None]:
+    """Inputs, targets and weights of one or several batches."""
+    several = batch if isinstance(batch, tuple) else (batch,)
+    return [tensor for one in several for tensor in (one.inputs, one.targets, one.weight)]

@@ -1,0 +1,254 @@
+"""A small HTTP endpoint for one personal model, for programs at the site that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+import plures
+from plures.deploy.personal import PersonalModel
+from plures.errors import PluresError
+
+try:
+    import uvicorn
+    from fastapi import Depends, FastAPI, HTTPException, Request, Response
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
+except ImportError as missing:
+    raise PluresError("serving needs FastAPI and uvicorn: pip install 'plures[serve]'") from missing
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "localhost")
+CELL = 64
+"""Bytes of a request that one number or word may take."""
+LARGEST = torch.finfo(torch.float32).max
+
+
+class TooMany(PluresError):  # noqa: N818 - it says what is wrong
+    """More examples than the endpoint takes at once."""
+
+
+class Asked(BaseModel):
+    """What a program asks for: rows, or columns.
+
+    Attributes:
+        rows: one list for each example, in the order of the model's columns (nested as its features are).
+        columns: column -> one value for each example.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: list[list[Any]] | None = None
+    columns: dict[str, list[Any]] | None = None
+
+
+class Answer(BaseModel):
+    """What the model says.
+
+    Attributes:
+        client: whose model it is.
+        version: of the model.
+        outputs: of the predictor: logarithms of probabilities up to a constant, or the predicted numbers.
+        classes: names of the classes; empty for regression.
+        probabilities: of every class, in the order of ``classes``.
+        decisions: the class that the client decides for.
+        threshold: probability of the second of two classes above which it decides for it.
+    """
+
+    client: str
+    version: str
+    outputs: list[list[float]]
+    classes: list[str] = Field(default_factory=list)
+    probabilities: list[list[float]] | None = None
+    decisions: list[str] | None = None
+    threshold: float | None = None
+
+
+def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+    """The endpoint: ``GET /health``, ``GET /card``, ``POST /predict``.
+
+    What cannot be predicted is refused with status 422 and one sentence that names row and column, what is too much
+    with 413. Nothing of a request is ever logged but the number of its rows.
+
+    Args:
+        model: what predicts; it is never reloaded.
+        limit: most examples in a request.
+        hosts: names under which it answers; ``*`` for any.
+    """
+    if limit < 1:
+        raise PluresError(f"limit={limit}: an endpoint must take at least 1 example in a request")
+    card, turn = model.card, threading.Lock()
+    numbers = len(model.schema.columns) if model.schema is not None else math.prod(card.features)
+    most = 4096 + limit * CELL * numbers
+    made = FastAPI(title=f"plures: {card.client}", version=card.version, docs_url=None, redoc_url=None)
+    made.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+
+    @made.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok", "client": card.client, "version": card.version, "plures": plures.__version__}
+
+    @made.get("/card")
+    def tell() -> Response:
+        return Response(card.model_dump_json(), media_type="application/json")
+
+    async def asked(request: Request) -> Asked:
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most:
+                raise HTTPException(413, f"more than {most} bytes: send at most {limit} examples at once")
+        try:
+            return Asked.model_validate_json(bytes(body))
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise HTTPException(422, f"{place}: {first['msg']}" if place else str(first["msg"])) from None
+
+    @made.post("/predict", openapi_extra=_documented())
+    def predict(asked: Asked = Depends(asked)) -> Answer:  # noqa: B008 - FastAPI's way to say it
+        begun = time.perf_counter()
+        try:
+            examples = read(model, asked, limit)
+            with turn:
+                outputs, decided = model.predict(examples)
+        except TooMany as error:
+            raise HTTPException(413, str(error)) from None
+        except PluresError as error:
+            raise HTTPException(422, str(error)) from None
+        except Exception as error:
+            log.error("prediction failed: %s", type(error).__name__)
+            raise HTTPException(500, f"the prediction failed: {type(error).__name__}") from None
+        log.info("%d examples in %.1f ms", len(outputs), 1000 * (time.perf_counter() - begun))
+        chances = model.probabilities(outputs)
+        return Answer(
+            client=card.client,
+            version=card.version,
+            outputs=outputs.tolist(),
+            classes=list(card.classes),
+            probabilities=None if chances is None else chances.tolist(),
+            decisions=None if decided is None else [card.classes[i] for i in decided.tolist()],
+            threshold=card.threshold,
+        )
+
+    return made
+
+
+def read(model: PersonalModel, asked: Asked, limit: int) -> Tensor | dict[str, list[Any]]:
+    """The examples of a request, as the model's ``predict`` takes them.
+
+    Raises:
+        TooMany: for more than ``limit`` examples.
+        PluresError: names the row and the column at fault.
+    """
+    card = model.card
+    if (asked.rows is None) == (asked.columns is None):
+        raise PluresError("give either rows or columns")
+    names = [column.name for column in model.schema.columns] if model.schema is not None else list(card.columns)
+    if asked.columns is not None:
+        if model.schema is None and (not names or len(card.features) > 1):
+            raise PluresError("this model's inputs have no named columns: give rows")
+        table = _even(asked.columns, names)
+        count = len(next(iter(table.values())))
+    else:
+        table, count = {}, len(asked.rows or [])
+    if not count:
+        raise PluresError("no example: give at least one row")
+    if count > limit:
+        raise TooMany(f"{count} examples: send at most {limit} at once")
+    rows = asked.rows if asked.rows is not None else [list(row) for row in zip(*table.values(), strict=True)]
+    if model.schema is None:
+        flat: list[float] = []
+        for place, row in enumerate(rows, start=1):
+            _numbers(row, card.features, names, f"row {place}", flat)
+        return torch.tensor(flat, dtype=torch.float64).view(len(rows), *card.features)
+    for place, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise PluresError(f"row {place} has {len(row)} values, not {len(names)}: {', '.join(names)}")
+        for name, cell in zip(names, row, strict=True):
+            if cell is not None and not isinstance(cell, str | int | float):
+                raise PluresError(f"row {place}, column {name!r}: a {_kind(cell)}; give a number, a word or null")
+            if isinstance(cell, float) and not math.isfinite(cell):
+                raise PluresError(f"row {place}, column {name!r}: not finite; give a number, or null if it is missing")
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _even(columns: dict[str, list[Any]], names: list[str]) -> dict[str, list[Any]]:
+    """Columns in the order of the names, all there and of one length."""
+    for name in names:
+        if name not in columns:
+            raise PluresError(f"column {name!r} is missing; the model reads {', '.join(names)}")
+    for name in columns:
+        if name not in names:
+            raise PluresError(f"column {name!r} is unknown; the model reads {', '.join(names)}")
+    count = len(columns[names[0]])
+    for name in names:
+        if len(columns[name]) != count:
+            raise PluresError(f"column {name!r} has {len(columns[name])} values, column {names[0]!r} {count}")
+    return {name: columns[name] for name in names}
+
+
+def _numbers(values: Any, shape: Sequence[int], names: Sequence[str], where: str, into: list[float]) -> None:
+    """Add the numbers of one example, refused unless they have the shape and are finite."""
+    if not isinstance(values, list) or len(values) != shape[0]:
+        found = f"has {len(values)} values" if isinstance(values, list) else f"is a {_kind(values)}"
+        raise PluresError(f"{where} {found}, not a list of {shape[0]}{': ' + ', '.join(names) if names else ''}")
+    for place, value in enumerate(values):
+        at = f"{where}, column {names[place]!r}" if names else f"{where}, place {place + 1}"
+        if len(shape) > 1:
+            _numbers(value, shape[1:], (), at, into)
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise PluresError(f"{at}: a {_kind(value)}; give a number")
+        if not abs(value) <= LARGEST:
+            raise PluresError(f"{at}: not finite, or too large; give a number")
+        into.append(float(value))
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    words = {str: "text", bool: "truth value", type(None): "null", list: "list", dict: "object"}
+    return words.get(type(value), "number")
+
+
+def _documented() -> dict[str, Any]:
+    return {"requestBody": {"content": {"application/json": {"schema": Asked.model_json_schema()}}, "required": True}}
+
+
+def serve(
+    model: PersonalModel,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limit: int = 1000,
+    announce: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Answer requests until the process is stopped.
+
+    Args:
+        model: what predicts.
+        host: address to listen on; other than the machine's own ones, anybody who reaches it may ask, for the endpoint
+            knows neither users nor TLS.
+        port: 0 for any that is free.
+        limit: most examples in a request.
+        announce: called with the address once it is open.
+    """
+    hosts = LOOPBACK if host in LOOPBACK else ("*",)
+    made = app(model, limit, hosts)
+    try:
+        opened = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise PluresError(f"cannot listen on {host} port {port}: {error}; choose others with --host, --port") from error
+    with opened, contextlib.suppress(KeyboardInterrupt):
+        name = f"[{host}]" if ":" in host else host
+        announce(f"http://{name}:{opened.getsockname()[1]}")
+        config = uvicorn.Config(made, access_log=False, log_config=None, lifespan="off", server_header=False)
+        uvicorn.Server(config).run(sockets=[opened])

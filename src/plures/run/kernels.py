@@ -1,0 +1,34 @@
+"""Kernels that can be mapped and differentiated twice, where a module needs it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from plures.run.execution import Precision
+
+
+@contextlib.contextmanager
+def kernels(module: nn.Module, precision: Precision, device: str) -> Iterator[None]:
+    """A context in which a module runs with them.
+
+    Args:
+        module: the network.
+        precision: mixed precision for ``bfloat16``.
+        device: type of the device.
+    """
+    kinds = {type(part) for part in module.modules()}
+    with contextlib.ExitStack() as stack:
+        if precision == "bfloat16":
+            stack.enter_context(torch.autocast(device, torch.bfloat16, cache_enabled=False))
+        if any(issubclass(kind, nn.MultiheadAttention) for kind in kinds):
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(issubclass(kind, nn.RNNBase) for kind in kinds):
+            onednn = torch.backends.mkldnn
+            stack.callback(setattr, onednn, "enabled", onednn.enabled)
+            onednn.enabled = False  # type: ignore[assignment]
+        yield
