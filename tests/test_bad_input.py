@@ -111,7 +111,7 @@ def test_a_model_without_parameters():
 
 
 def test_a_cohort_with_an_unknown_client():
-    with pytest.raises(PluresError, match="no client 'z' in federation 'Q3'; clients are a, b, c"):
+    with pytest.raises(PluresError, match="no client 'z'; clients are a, b, c"):
         run(Method(), 1, participation=Fixed([["z"]]))
 
 
