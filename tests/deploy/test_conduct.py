@@ -22,6 +22,7 @@ from plures.run.message import Order, unpack
 
 torch.set_num_threads(1)
 
+
 def hospitals(file: Path) -> Loopback:
     return Loopback([opened(file.parent / name / "site.toml") for name in heart_tables()])
 
@@ -141,3 +142,38 @@ def test_a_leaf_that_is_personal_stays_on_its_site(tmp_path):
             assert value.numpy().tobytes() not in crossed, name
     rows = site.data.inputs[site.data.splits["train"][0]]
     assert not any(row.numpy().tobytes() in crossed for row in rows)
+
+
+class Heard:
+    """A callback that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, object]] = []
+
+    def on_start(self, about: object) -> None:
+        self.told.append(("start", about))
+
+    def on_round(self, record: object) -> None:
+        self.told.append(("round", record))
+
+    def on_point(self, point: object) -> None:
+        self.told.append(("point", point))
+
+    def on_end(self, result: object) -> None:
+        self.told.append(("end", result))
+
+    def on_stop(self, reason: object) -> None:
+        self.told.append(("stop", reason))
+
+
+def test_callbacks_hear_of_a_rounds_scores_a_round_later(tmp_path):
+    file = written(tmp_path)
+    heard = Heard()
+    conducted = Conductor(Plan.load(file), hospitals(file), tmp_path / "out", lambda seconds: None, callbacks=[heard])
+    result = conducted.run()
+    assert [what for what, _ in heard.told] == ["start", "round", *["point", "round"] * 3, "point", "end"]
+    assert [point for what, point in heard.told if what == "point"] == result.curve
+    assert [end for what, end in heard.told if what == "end"] == [result]
+    for point, clients in zip(result.curve, [point.clients for point in result.curve], strict=True):
+        assert len(clients) == 4
+        assert point.validation == pytest.approx(sum(clients) / 4)

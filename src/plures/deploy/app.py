@@ -19,6 +19,7 @@ from plures.run import Run
 from plures.run.flower import Answerer, Config, client_app, server_app
 from plures.run.message import Order, Reply, Scored, pack
 from plures.run.remote import Transport
+from plures.track import trackers
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +88,14 @@ def site(config: Config) -> Answerer:
 
 
 def conducted(transport: Transport, config: Config) -> None:
-    """The server's run, whose configuration names the federation's file and a folder: ``plan`` and ``out``."""
+    """The server's run, whose configuration names the federation's file, a folder and trackers.
+
+    Keys: ``plan``, ``out``, and ``track``, names of trackers divided by spaces.
+    """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     plan = Plan.load(Path(str(config.get("plan", "federation.toml"))))
-    Conductor(plan, transport, Path(str(config.get("out", "results")))).run()
+    out = Path(str(config.get("out", "results")))
+    Conductor(plan, transport, out, callbacks=trackers(str(config.get("track", "")).split(), out)).run()
 
 
 client, server = client_app(site), server_app(conducted)

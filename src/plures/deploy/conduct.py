@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import numpy as np
 
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan
+from plures.deploy.state import alone
 from plures.errors import PluresError
+from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import METRICS, Scores, primary
@@ -40,6 +42,7 @@ class Progress:
 
     Attributes:
         pending: the last round's point, whose validation score comes with the next round.
+        told: what the log says of the last round.
         left_out: rounds in which a client was asked and did not count, with the reason.
         failed: rounds that did not count.
         bytes: of tensors down and up, and of messages both ways.
@@ -47,6 +50,7 @@ class Progress:
     """
 
     pending: dict[str, Any] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     failed: int = 0
     bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0, "wired": 0})
@@ -65,10 +69,18 @@ class Conductor:
         out: folder of the run: checkpoint, log, metrics, and at the end the result and the server's state. A run that
             was stopped goes on from it.
         wait: how to wait some seconds.
+        callbacks: told of the run; of a round's validation scores a round later.
     """
 
-    def __init__(self, plan: Plan, transport: Transport, out: Path, wait: Wait = time.sleep) -> None:
-        self.plan, self.out, self.wait = plan, out, wait
+    def __init__(
+        self,
+        plan: Plan,
+        transport: Transport,
+        out: Path,
+        wait: Wait = time.sleep,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.plan, self.out, self.wait, self.callbacks = plan, out, wait, callbacks
         self.journal = Journal(out)
         self.checkpoint = out / CHECKPOINT
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
@@ -77,26 +89,36 @@ class Conductor:
 
     def run(self) -> SeedResult:
         """All remaining rounds; then every client's model is chosen, scored on test data and published."""
-        if (self.out / RESULT).exists():
-            raise PluresError(f"{self.out} holds a finished run: choose another folder, or delete it")
-        self.join()
-        remote = self.begin()
-        fitted = self.resumed(remote)
-        while remote.round < remote.training.rounds:
-            self.round(fitted, remote)
-        return self.conclude(fitted, remote)
+        with alone(self.out, f"another run works in {self.out}: stop it, or choose another folder"):
+            if (self.out / RESULT).exists():
+                raise PluresError(f"{self.out} holds a finished run: choose another folder, or delete it")
+            self.join()
+            remote = self.begin()
+            fitted = self.resumed(remote)
+            with fitted.callbacks.stopping():
+                fitted.callbacks.on_start(About.of(remote, self.plan.label, settings=self.plan.spec.model_dump()))
+                while remote.round < remote.training.rounds:
+                    self.round(fitted, remote)
+                result = self.conclude(fitted, remote)
+            fitted.callbacks.on_end(result)
+            return result
 
     # --- the beginning ------------------------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Wait until every client told about itself, now or in the run that is gone on with."""
+        """Wait until every client told about itself.
+
+        In a run that is gone on with, all have done so; then wait until they are there again, but no longer than a
+        round would.
+        """
+        end = time.monotonic() + self.plan.rules.join_deadline
         if self.checkpoint.exists():
             about = describe(self.checkpoint)
             told, self.sites.pins = about["told"], about["pins"]
             self.sites.told = {client: Told.model_validate(one) for client, one in told.items()}
-        end = time.monotonic() + self.plan.rules.join_deadline
+            end = time.monotonic() + self.plan.rules.deadline
         self.sites.meet()
-        while self.sites.missing and time.monotonic() < end:
+        while (self.sites.missing or (self.checkpoint.exists() and self.sites.absent)) and time.monotonic() < end:
             self.wait(LOOK)
             self.sites.meet()
         if self.sites.missing:
@@ -125,13 +147,15 @@ class Conductor:
 
     def resumed(self, remote: Remote) -> Fit[Remote]:
         """What there is so far."""
-        fitted = Fit(remote, [])
+        fitted = Fit(remote, [], callbacks=Callbacks(self.callbacks))
         if self.checkpoint.exists():
             about, fitted.best = resume(remote, self.plan.label, self.checkpoint)
             fitted.curve = [Point(**point) for point in about["curve"]]
             self.progress = Progress(**about["progress"])
             if fitted.best is not None:
                 remote.best = fitted.best["last"]
+            if all(event["round"] != remote.round for event in self.journal.events("round")):
+                self.journal.event("round", **self.progress.told)
             self.journal.event("resumed", round=remote.round)
             log.info("going on after round %d", remote.round)
         return fitted
@@ -149,23 +173,35 @@ class Conductor:
         self.progress.pending = {"round": record.round, "train_loss": record.loss}
         for client, reason in record.left_out.items():
             self.progress.left_out.append({"round": record.round, "client": client, "reason": reason})
+        self.progress.told = {
+            "round": record.round,
+            "clients": list(record.cohort),
+            "left_out": dict(record.left_out),
+            "loss": record.loss,
+            "seconds": round(record.seconds, 3),
+        }
         self.keep(fitted, remote)
         self.tell(fitted, remote, record)
+        fitted.callbacks.on_round(record)
+        if fitted.callbacks.asked:
+            raise KeyboardInterrupt
 
     def attempt(self, remote: Remote) -> RoundRecord:
         """Try the round until enough clients do their work."""
+        reason = ""
         for number in range(self.plan.rules.patience):
             try:
                 return remote.step()
             except TooFewError as error:
+                reason = str(error)
                 self.progress.failed += 1
                 self.journal.event("failed round", round=remote.round + 1, reason=str(error))
                 log.warning("%s", error)
                 if number + 1 < self.plan.rules.patience:
                     self.wait(min(30.0, self.plan.rules.deadline / 4))
         raise PluresError(
-            f"round {remote.round + 1} failed {self.plan.rules.patience} times in a row; {self.out} keeps what was "
-            "reached: the same command goes on from there"
+            f"round {remote.round + 1} failed {self.plan.rules.patience} times in a row; the last time, {reason}; "
+            f"{self.out} keeps what was reached: the same command goes on from there"
         )
 
     def scored(self, fitted: Fit[Remote], remote: Remote, state: Snapshot) -> None:
@@ -173,14 +209,17 @@ class Conductor:
         if self.progress.pending is None:
             return
         scores = gathered(remote, "validation")
+        metric = primary(remote.federation.task).name
         down, up = self.progress.bytes["down"], self.progress.bytes["up"]
         point = Point(
             **self.progress.pending,
-            validation=mean_of_measured(scores, primary(remote.federation.task).name),
+            validation=mean_of_measured(scores, metric),
+            clients=ClientScores.of(scores).metrics[metric],
             bytes=down + up,
             seconds=self.progress.seconds,
         )
         fitted.curve.append(point)
+        fitted.callbacks.on_point(point)
         if fitted.chosen is point:
             fitted.best, remote.best = state, state["last"]
         self.progress.pending = None
@@ -200,14 +239,7 @@ class Conductor:
 
     def tell(self, fitted: Fit[Remote], remote: Remote, record: RoundRecord) -> None:
         """Log the round and write the metrics."""
-        self.journal.event(
-            "round",
-            round=record.round,
-            clients=list(record.cohort),
-            left_out=dict(record.left_out),
-            loss=record.loss,
-            seconds=round(record.seconds, 3),
-        )
+        self.journal.event("round", **self.progress.told)
         log.info("round %d of %d: loss %.4f", record.round, remote.training.rounds, record.loss)
         metric = primary(remote.federation.task).name
         own = {
@@ -260,14 +292,17 @@ class Conductor:
         return result
 
     def everybody(self, remote: Remote, task: Any, *splits: SplitName) -> dict[str, str]:
-        """Ask all clients, those that do not answer again and again; who never did, and why."""
+        """Ask all clients, again and again those that do not answer; who never did, and why."""
         found: dict[SplitName, dict[int, Any]] = {split: {} for split in splits}
         missing: dict[str, str] = dict.fromkeys(self.plan.clients, "")
+        final: set[str] = set()
         for number in range(self.plan.rules.patience):
-            missing = remote.ask(task, *splits, clients=list(missing))
+            left = remote.ask(task, *splits, clients=[client for client in missing if client not in final])
+            missing = {client: reason for client, reason in (missing | left).items() if client in final | left.keys()}
+            final |= remote.final
             for split in splits:
                 found[split] |= remote.scores[split]
-            if not missing:
+            if not missing.keys() - final:
                 break
             if number + 1 < self.plan.rules.patience:
                 self.wait(min(30.0, self.plan.rules.deadline / 4))

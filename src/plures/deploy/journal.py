@@ -6,7 +6,9 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from plures.errors import PluresError
 from plures.run.checkpoint import write_text
@@ -44,12 +46,25 @@ class Journal:
         """Add a line: the time in seconds since 1970, what happened, and what there is to tell of it."""
         line = json.dumps({"time": round(time.time(), 3), "event": what, **told}, ensure_ascii=False)
         try:
-            with (self.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with (self.folder / LOG).open("ab+") as file:
+                start = b"" if whole(file) else b"\n"
+                file.write(start + line.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise PluresError(f"{self.folder / LOG} cannot be written: {error.strerror}") from error
+
+    def events(self, what: str) -> list[dict[str, Any]]:
+        """What was added so far about one kind of event; a line that a full disk has cut off is left out."""
+        try:
+            lines = (self.folder / LOG).read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return [event for event in found if event["event"] == what]
 
     def metrics(self, values: Mapping[str, float | Mapping[str, float]]) -> None:
         """Write the present numbers in Prometheus' text format, those of clients with a label."""
@@ -63,6 +78,14 @@ class Journal:
             else:
                 lines.append(f"{full} {value!r}")
         write_text(self.folder / METRICS, "\n".join(lines) + "\n")
+
+
+def whole(file: BinaryIO) -> bool:
+    """Whether the last line of a file that is open at its end was not cut off."""
+    if not file.tell():
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def escaped(label: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from plures.deploy.state import Versions, has_left
+from plures.deploy.state import Versions, forget, has_left
 from plures.errors import PluresError
 from plures.evaluate import score
 from plures.federation import Federation, SplitName
@@ -19,7 +19,7 @@ from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, S
 from plures.models import ModelFactory
 from plures.run import Run, Training
 from plures.run.message import LONGEST_REASON, Order, Reply, Scored, Tensors, Told, pack, unpack
-from plures.run.remote import ONE_CLIENT, fingerprint, key, population
+from plures.run.remote import ONE_CLIENT, WEIGHT, fingerprint, key, population
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +110,11 @@ class Site:
         tensors: Tensors = {}
         try:
             order, received = unpack(message, Order)
-            if has_left(self.folder) or has_left(self.folder.parent):
-                raise RefusedError("it has left the federation")
+            self._stays()
             torch.set_num_threads(self.allowed.threads)
-            reply, tensors = self._join() if order.task == "join" else self._work(order, received)
+            done = self._join() if order.task == "join" else self._work(order, received)
+            self._stays()
+            reply, tensors = done
         except PluresError as error:
             status = {RefusedError: "refused", LostError: "lost"}.get(type(error), "failed")
             reply = Reply.model_validate(
@@ -126,6 +127,13 @@ class Site:
             reply = Reply(client=self.client, status="failed", reason=reason)
         seconds = time.perf_counter() - begun
         return pack(reply.model_copy(update={"round": order.round, "seconds": seconds}), tensors)
+
+    def _stays(self) -> None:
+        """Refuse if the site has left, and forget what an order has written that was under way then."""
+        for folder in (self.folder, self.folder.parent):
+            if has_left(folder):
+                forget(folder)
+                raise RefusedError("it has left the federation")
 
     # --- who the site is ----------------------------------------------------------------------------------------
 
@@ -298,7 +306,7 @@ class Site:
                     stays[f"{ROW}:{name}"] = value[0]
             weight = answer.weights.get(block.name, {})
             by_leaf = {"": weight} if isinstance(weight, torch.Tensor) else weight
-            sent |= {f"weight:{key(run.bound, block, name)}": t[0] for name, t in by_leaf.items()}
+            sent |= {f"{WEIGHT}{key(run.bound, block, name)}": t[0] for name, t in by_leaf.items()}
         sent |= {f"told:{named(leaf)}": run.store.get(leaf, [0])[0] for leaf in run.bound.told()}
         versions.save(order.round + 1, stays)
         versions.prune(order.accepted, order.keep, order.round + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,12 @@ class Versions:
             raise PluresError("its disk is full" if full else f"its state cannot be written: {error}") from error
 
     def prune(self, *kept: int) -> None:
-        """Forget all versions but these."""
+        """Forget all versions that are older than the newest of these, but for them.
+
+        A newer one stays: it was made for an order that overtook the present one, and may be the one that counts.
+        """
         for version in self.present():
-            if version not in kept:
+            if version < max(kept) and version not in kept:
                 self._file(version).unlink(missing_ok=True)
 
     def _check(self, about: Mapping[str, Any]) -> None:
@@ -72,12 +75,26 @@ class Versions:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """A lock on the folder, so that two orders never work on it at once."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / "lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise PluresError("busy with an earlier round") from error
+        with alone(self.folder, "busy with an earlier round"):
+            yield
+
+
+@contextmanager
+def alone(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process; what a killed process has half written there is deleted.
+
+    Args:
+        folder: made if it is missing.
+        busy: what to say if another process holds the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            for file in folder.rglob(".*.tmp"):
+                file.unlink(missing_ok=True)
+            yield
+    except Timeout as error:
+        raise PluresError(busy) from error
 
 
 def leave(folder: Path, reason: str = "") -> list[Path]:
@@ -90,15 +107,23 @@ def leave(folder: Path, reason: str = "") -> list[Path]:
     Returns:
         The files that were deleted.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    write_text(folder / LEFT, reason)
+    with suppress(PluresError):  # a full disk has room for the note only after the deletion
+        write_text(folder / LEFT, reason)
+    files = forget(folder)
+    if not has_left(folder):
+        write_text(folder / LEFT, reason)
+    return files
+
+
+def forget(folder: Path) -> list[Path]:
+    """Delete everything in the folder of a site that has left, but for the note; the files that were deleted."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / LEFT)
     for file in files:
         file.unlink(missing_ok=True)
-    if folder / LEFT in files:
-        write_text(folder / LEFT, reason)
     for inner in sorted((f for f in folder.rglob("*") if f.is_dir()), reverse=True):
-        inner.rmdir()
-    return [file for file in files if file != folder / LEFT]
+        with suppress(OSError):  # an order that is under way has written there: it forgets that itself
+            inner.rmdir()
+    return files
 
 
 def has_left(folder: Path) -> bool:
