@@ -27,6 +27,11 @@ bench: $(VENV)/developing
 	$(BIN)/python -m benchmarks.har --out benchmarks/results/har
 	$(BIN)/python -m benchmarks.families --out benchmarks/results/families
 	$(BIN)/python -m benchmarks.protocols --out benchmarks/results/protocols
+	$(BIN)/plures study benchmarks/studies/reduced.toml --processes 2 --out runs/reduced
+	cp runs/reduced/report.html benchmarks/results/reduced.html
+	$(BIN)/python -m benchmarks.advice
+	$(BIN)/python -m benchmarks.failures --out benchmarks/results/failures
+	$(BIN)/python -m benchmarks.wire --out benchmarks/results/wire
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

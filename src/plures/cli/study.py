@@ -15,6 +15,8 @@ import typer
 
 from plures.cli.common import app, console
 from plures.errors import PluresError
+from plures.report import html_report
+from plures.run.checkpoint import write_text
 from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, resolved
 from plures.study.view import plan_table, watching
 
@@ -56,8 +58,10 @@ def study_command(
     if failed:
         told = "\n".join(f"{unit.name}: {message}" for unit, message in failed)
         raise PluresError(f"{len(failed)} units failed, the others are done:\n{told}")
-    finished = Study(folder)
-    console.print(f"{known.runs} runs of {len(finished.comparisons())} cells are in {folder / 'study.db'}")
+    comparisons = Study(folder).comparisons()
+    write_text(folder / "report.html", html_report(comparisons, f"Study {source.document.name}"))
+    console.print(f"{known.runs} runs of {len(comparisons)} cells are in {folder / 'study.db'}")
+    console.print(f"report: {folder / 'report.html'}", highlight=False)
     console.print(f"in Python: plures.study.Study({str(folder)!r}).frame()", markup=False, highlight=False)
 
 

@@ -49,7 +49,7 @@ class Point(Result):
     """
 
     round: int
-    train_loss: float
+    train_loss: Measured
     validation: Measured
     bytes: int
     seconds: float
