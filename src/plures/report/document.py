@@ -211,12 +211,12 @@ def _seconds(method: MethodResult) -> float | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same with ``None`` for numbers that are not finite."""
+    """The same with ``None`` for numbers that are not finite, and the digits that the page shows."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
-    return known(value) if isinstance(value, float) else value
+    return known(float(f"{value:.3g}")) if isinstance(value, float) else value
 
 
 def _plain(values: Floats) -> list[float | None]:

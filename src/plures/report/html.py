@@ -21,9 +21,6 @@ from plures.report.vendor import scripts
 SCRIPTS = ("stats.js", "tools.js", "rows.js", "curves.js", "people.js", "client.js", "tables.js", "main.js")
 """The page's own script, in order; they share one scope."""
 
-DIGITS = 7
-"""Significant digits of the numbers in a page."""
-
 
 def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "Study") -> str:
     """The whole report as the text of one HTML file.
@@ -71,18 +68,9 @@ def body(comparison: Comparison, rows: list[Row], drawn: dict[str, Any], *, sing
     return f"{head}{choice(drawn)}{nav}<main>{note}{''.join(section.html() for section in found)}</main>"
 
 
-def shortened(value: Any) -> Any:
-    """The same data with numbers of :data:`DIGITS` digits, which halves a page and changes nothing that it shows."""
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: shortened(inner) for key, inner in value.items()}
-    return [shortened(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
 def embed(value: Any) -> str:
     """JSON that cannot end the script element it stands in, whatever the names in it."""
-    text = json.dumps(shortened(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
