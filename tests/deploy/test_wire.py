@@ -1,4 +1,4 @@
-"""What crosses the wire: with TLS nothing that is known can be found; without it shared leaves can, and nothing else."""
+"""What crosses the wire: with TLS nothing known can be found; without it shared leaves can, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def trained(fleet: Fleet, home: Path, out: Path) -> tuple[list[bytes], list[byte
     file = written(home, method="ditto", rounds=2)
     assert fleet.wait(fleet.submit(APP, {"plan": str(file), "out": str(out)}), 120) == "finished:completed"
     state, about = read(out / STATE)
-    shared = [t.numpy().tobytes() for name, t in state.items() if name.startswith("server:model") and t.numel() >= LEAST]
+    shared = [
+        t.numpy().tobytes() for name, t in state.items() if name.startswith("server:model") and t.numel() >= LEAST
+    ]
     personal, rows = [], []
     for client in CLIENTS:
         versions = Versions(home / client / "state" / "heart" / Plan.load(file).label, about["run"])

@@ -1,0 +1,262 @@
+"""A run over real Flower processes, to which things happen in the middle of a round."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.aftermath import AT_WORK, CLIENTS, HOLD, lost, prepared
+from benchmarks.cable import Cable
+from plures.deploy.journal import LOG, Journal
+from plures.deploy.loopback import Fleet
+from plures.deploy.process import until
+
+APP = Path(__file__).parents[1] / "tests" / "deploy" / "app"
+SMALL = 2**20
+"""Bytes of a disk that is going to be full."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that happens to a site or to the server in the middle of a round, and how it ends.
+
+    Attributes:
+        title: what happens, in few words.
+        done: the same in more words.
+        strike: makes it happen.
+        mend: ends it.
+        server: whether it happens to the server.
+        afresh: whether the site starts afresh then.
+    """
+
+    title: str
+    done: str
+    strike: Callable[[Stage, str], None]
+    mend: Callable[[Stage, str], None] = lambda stage, client: None
+    server: bool = False
+    afresh: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a failure.
+
+    Attributes:
+        failure: what happened.
+        done: the same in more words.
+        to: whom it happened to.
+        missed: rounds that counted without it.
+        reasons: what the run's log says about that, without repetitions.
+        back: seconds from the failure's end until a round counted with it; ``None`` if it does not come back.
+        lost: what differs from the simulation.
+    """
+
+    failure: str
+    done: str
+    to: str
+    missed: list[int]
+    reasons: list[str]
+    back: float | None
+    lost: list[str]
+
+
+@dataclass
+class Suffered:
+    """A failure: whom it struck, after how many rounds, when, when it was over, and when its work counted again."""
+
+    of: Failure
+    to: str
+    after: int
+    at: float
+    over: float | None = None
+    back: float | None = None
+
+
+@dataclass
+class Stage:
+    """A run over real processes, and what is done to them.
+
+    As a context manager it ends the run, and mends what is still broken.
+
+    Args:
+        fleet: the processes, with relays; sites are folders of ``home``.
+        home: of the sites' files, which are written anew.
+        out: the run's folder.
+        rules: of the federation.
+        run: what differs from :data:`benchmarks.aftermath.RUN`.
+        small: folders that become disks of :data:`SMALL` bytes, which only root can make.
+        cables: of nodes in networks of their own.
+        patience: seconds to wait for anything.
+    """
+
+    fleet: Fleet
+    home: Path
+    out: Path
+    rules: Mapping[str, float]
+    run: Mapping[str, Any]
+    small: Sequence[Path] = ()
+    cables: Mapping[str, Cable] = field(default_factory=dict)
+    patience: float = 60.0
+    suffered: dict[str, Suffered] = field(default_factory=dict)
+    number: int = 0
+
+    def __enter__(self) -> Self:
+        self.file = prepared(self.home, self.rules, **self.run)
+        self.stack = ExitStack()
+        for folder in self.small:
+            self.stack.enter_context(small_disk(folder))
+        self.journal = Journal(self.out)
+        self.submit()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.stack:
+            self.release(*CLIENTS)
+            for client in CLIENTS:
+                self.fleet.relays[client].heal()
+                self.fleet.nodes[client].resume()
+            for cable in self.cables.values():
+                cable.plug()
+            if not self.fleet.superlink.alive:
+                self.fleet.start_superlink()
+            if not self.fleet.control.status(self.number).startswith("finished"):
+                self.fleet.control.stop(self.number)
+            for client in CLIENTS:
+                if not self.fleet.nodes[client].wanted:
+                    self.fleet.start_node(client)
+                shutil.rmtree(self.home / client / "state", ignore_errors=True)
+
+    # --- the run ------------------------------------------------------------------------------------------------
+
+    def submit(self) -> None:
+        """Start the run, or go on with it."""
+        self.number = self.fleet.submit(APP, {"plan": str(self.file), "out": str(self.out)})
+
+    def wait(self, done: Callable[[], bool], what: str) -> float:
+        """Wait until something holds; seconds that it took."""
+
+        def late() -> str:
+            log = self.out / LOG
+            last = log.read_text().splitlines()[-8:] if log.exists() else []
+            return "\n".join([f"{what}: not within {self.patience:g} s; the end of {log}:", *last])
+
+        return until(done, self.patience, late, poll=0.05)
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """What the log says of the rounds that counted."""
+        return self.journal.events("round")
+
+    def after(self, number: int) -> None:
+        """Wait until so many rounds have counted."""
+        self.wait(lambda: len(self.rounds()) >= number, f"round {number}")
+
+    def ended(self) -> str:
+        """Wait until the run has ended, for good or not; Flower's word for how it ended."""
+        return self.fleet.wait(self.number, 5 * self.patience)
+
+    def insist(self, times: int = 5) -> None:
+        """Go on with the run until it is completed."""
+        for _ in range(times):
+            if self.ended() == "finished:completed":
+                return
+            self.submit()
+        assert self.ended() == "finished:completed", self.fleet.superlink.tail(40)
+
+    def stop(self) -> None:
+        """End the run where it is."""
+        self.fleet.control.stop(self.number)
+        self.wait(lambda: not self.fleet.superlink.members("flwr-serverapp"), "the end of the ServerApp")
+
+    # --- failures -----------------------------------------------------------------------------------------------
+
+    def hold(self, *clients: str) -> None:
+        """Wait until clients are at work, and keep them there."""
+        for client in clients:
+            (self.home / client / HOLD).touch()
+            (self.home / client / AT_WORK).unlink(missing_ok=True)
+        self.wait(lambda: all((self.home / c / AT_WORK).exists() for c in clients), f"work of {', '.join(clients)}")
+
+    def release(self, *clients: str) -> None:
+        for client in clients:
+            (self.home / client / HOLD).unlink(missing_ok=True)
+
+    def strike(self, *failures: tuple[Failure, str]) -> None:
+        """Let failures happen, each to a client, in the middle of one round."""
+        clients = [client for _, client in failures]
+        self.hold(*clients)
+        for failure, client in failures:
+            self.suffered[failure.title] = Suffered(failure, client, len(self.rounds()), time.time())
+            failure.strike(self, client)
+        self.release(*clients)
+
+    def missed(self, failure: Failure, rounds: int = 1) -> None:
+        """Wait until a number of rounds have counted without the client that a failure happened to."""
+        suffered = self.suffered[failure.title]
+
+        def without() -> int:
+            return sum(suffered.to not in event["clients"] for event in self.rounds()[suffered.after :])
+
+        self.wait(lambda: without() >= rounds, f"rounds without {suffered.to} after {failure.title!r}")
+
+    def mend(self, *failures: Failure) -> None:
+        """Let failures be over."""
+        for failure in failures:
+            self.suffered[failure.title].over = time.time()
+            failure.mend(self, self.suffered[failure.title].to)
+
+    def recovered(self, *failures: Failure) -> None:
+        """Wait until a round has counted with each client that a failure happened to."""
+        for failure in failures:
+            suffered = self.suffered[failure.title]
+
+            def back(suffered: Suffered = suffered) -> bool:
+                rounds = [e["time"] for e in self.rounds() if suffered.of.server or suffered.to in e["clients"]]
+                suffered.back = next((at for at in rounds if at > (suffered.over or at)), None)
+                return suffered.back is not None
+
+            self.wait(back, f"a round with {suffered.to} after {failure.title!r}")
+
+    def outcomes(self) -> list[Outcome]:
+        """What came of all failures, once the run has ended."""
+        different = lost(self.file, self.out, {s.to: s.after for s in self.suffered.values() if s.of.afresh})
+        return [self._outcome(suffered, different) for suffered in self.suffered.values()]
+
+    def _outcome(self, suffered: Suffered, different: list[str]) -> Outcome:
+        until_then = suffered.back or math.inf
+        back = None if suffered.back is None or suffered.over is None else round(suffered.back - suffered.over, 1)
+        if suffered.of.server:
+            events = [e for e in self.journal.events("failed round") if suffered.at < e["time"] < until_then]
+            to, missed, reasons = "server", [], [event["reason"] for event in events]
+        else:
+            rounds = [e for e in self.rounds()[suffered.after :] if e["time"] < until_then]
+            without = [event for event in rounds if suffered.to in event["left_out"]]
+            to, missed = suffered.to, [event["round"] for event in without]
+            reasons = [event["left_out"][to] for event in without]
+        return Outcome(suffered.of.title, suffered.of.done, to, missed, list(dict.fromkeys(reasons)), back, different)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Make a folder a disk of its own of :data:`SMALL` bytes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def soon() -> float:
+    """Seconds in which a round of four sites is done on this machine, as busy as it is now, with quick programs."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import plures.deploy.app"], check=True)
+    return max(4.0, round(2 * (time.monotonic() - begun)))

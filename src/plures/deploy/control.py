@@ -1,0 +1,135 @@
+"""Speak to a SuperLink's Control API from this process: what the command ``flwr`` does, without a process per call.
+
+Flower's own client is not part of its public interface; everything plures uses of it is in this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from cryptography.hazmat.primitives import serialization
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+)
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+from plures.errors import PluresError
+
+Value = bool | float | int | str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A registered node: its id, the name it was registered with, and ``online``, ``offline`` or ``registered``."""
+
+    id: int
+    name: str
+    status: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """The Control API of one SuperLink. It has no authentication: whoever reaches it decides what the sites run.
+
+    Args:
+        address: ``host:port``.
+        authority: certificate that the SuperLink's is checked against; ``None`` for no encryption.
+    """
+
+    address: str
+    authority: Path | None
+
+    def register(self, public_key: Path, name: str) -> int:
+        """Let a node in.
+
+        Args:
+            public_key: file with its public key, in OpenSSH's format.
+            name: what the SuperLink lists it as.
+
+        Returns:
+            Its id.
+
+        Raises:
+            PluresError: the file is no such key, or the key is registered.
+        """
+        encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        try:
+            key = serialization.load_ssh_public_key(public_key.read_bytes()).public_bytes(encoding, form)
+        except (OSError, ValueError) as error:
+            what = f"{public_key} is no public key of a node: {error}"
+            raise PluresError(f"{what}; make one with `plures deploy keys`") from error
+        with self.client() as client:
+            return int(client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
+
+    def nodes(self) -> list[Node]:
+        """The nodes that are registered."""
+        with self.client() as client:
+            found = client.ListNodes(ListNodesRequest()).nodes_info
+        return [Node(node.node_id, node.name, node.status) for node in found]
+
+    def start(self, app: Path, config: Mapping[str, Value]) -> int:
+        """Start a Flower app.
+
+        Args:
+            app: its folder.
+            config: values for names that its ``[tool.flwr.app.config]`` has.
+
+        Returns:
+            The run's id.
+
+        Raises:
+            PluresError: the app is not one, or the SuperLink does not take it.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # what Flower says to its own dependencies
+                content = build_fab_from_disk(app)
+        except (OSError, ValueError) as error:
+            raise PluresError(f"{app} is no Flower app: {error}; write one with `plures deploy init`") from error
+        fab = fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {}))
+        request = StartRunRequest(fab=fab, override_config=user_config_to_proto(dict(config)))
+        with self.client() as client:
+            return int(client.StartRun(request).run_id)
+
+    def status(self, run: int) -> str:
+        """Where a run stands, in Flower's words: ``running``, ``finished:completed``, ``finished:failed``, ..."""
+        with self.client() as client:
+            found = client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
+        return ":".join(filter(None, (found.status, found.sub_status)))
+
+    def stop(self, run: int) -> None:
+        """End a run."""
+        with self.client() as client:
+            client.StopRun(StopRunRequest(run_id=run))
+
+    @contextmanager
+    def client(self) -> Iterator[ControlHttpClient]:
+        """A connection; what goes wrong on it is a :class:`PluresError` that names the SuperLink."""
+        certificate = None if self.authority is None else self.authority.read_bytes()
+        try:
+            with ControlHttpClient.from_server_address(
+                self.address,
+                insecure=certificate is None,
+                root_certificates=certificate,
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            ) as client:
+                yield client
+        except httpx.HTTPStatusError as error:
+            answer = error.response
+            raise PluresError(f"SuperLink {self.address}: {answer.status_code}, {answer.text}") from error
+        except httpx.TransportError as error:
+            raise PluresError(f"SuperLink {self.address} does not answer: {error}; start it first") from error

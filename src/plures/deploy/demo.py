@@ -1,0 +1,213 @@
+"""Four hospitals on this machine: real SuperNodes with TLS and registered keys, and what each gets out of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from plures.deploy.app import PUBLISHED
+from plures.deploy.conduct import RESULT
+from plures.deploy.heart import heart_tables
+from plures.deploy.journal import LOG
+from plures.deploy.loopback import Fleet
+from plures.deploy.personal import PersonalModel
+from plures.deploy.plan import Plan
+from plures.deploy.project import PLAN, SITES, heart, write
+from plures.errors import PluresError
+from plures.evaluate import fit
+from plures.federation import Federation
+from plures.run import Execution
+from plures.run.checkpoint import restore, write_text
+
+METHODS = ("ditto+threshold", "fedrep+threshold")
+ALONE = "local+threshold"
+"""What every hospital could do without the others."""
+LIMIT = 3600.0
+WIRE = "wire.json"
+
+Listen = Callable[[str, int, int, str], None]
+"""``(what, done, total, text)``: where the demo stands."""
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """What one hospital has of a method.
+
+    Attributes:
+        client: its name.
+        rows: its training, validation and test examples.
+        accuracy: share of its test examples that its own model got right.
+        balanced: mean over classes of that share.
+        threshold: probability above which its model says that there is a disease.
+        sent: bytes that left it, TLS and all.
+        received: bytes that reached it.
+    """
+
+    client: str
+    rows: tuple[int, int, int]
+    accuracy: float
+    balanced: float
+    threshold: float | None
+    sent: int = 0
+    received: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method gave; ``round`` is the one that validation chose, ``seconds`` are those of all rounds."""
+
+    method: str
+    round: int
+    seconds: float
+    hospitals: tuple[Hospital, ...]
+
+
+def demo(out: Path, methods: Sequence[str], rounds: int, listen: Listen) -> list[Outcome]:
+    """Run methods over four SuperNodes, one hospital each; what is finished in the folder is not run again.
+
+    Args:
+        out: folder of everything: keys, sites, logs, results.
+        methods: names of methods.
+        rounds: of each.
+        listen: is told where the demo stands.
+
+    Returns:
+        What hospitals have alone, by simulation, and what each method gave.
+
+    Raises:
+        PluresError: a run failed, the folder holds results of other settings, or another demo works in it.
+    """
+    home, plans = out / "federation", {method: heart(method=method, rounds=rounds).plan for method in methods}
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / "lock", timeout=0):
+            if not (home / PLAN).exists():
+                write(home, heart(method=methods[0], rounds=rounds))
+            waiting = [method for method in methods if waits(out / method, plans[method])]
+            if waiting:
+                over(out, home, {method: plans[method] for method in waiting}, rounds, listen)
+            listen("every hospital alone", 0, 1, "simulated")
+            lone = alone(home, heart(method=ALONE, rounds=rounds).plan)
+            return [lone, *(outcome(home, out / method, method) for method in methods)]
+    except Timeout as error:
+        raise PluresError(f"another demo works in {out}: wait for it, or choose another folder with --out") from error
+
+
+def waits(out: Path, plan: str) -> bool:
+    """Whether a method is still to be run; its plan is kept beside its results."""
+    kept = out / PLAN
+    if kept.exists() and kept.read_text(encoding="utf-8") != plan:
+        raise PluresError(f"{out} holds a run with other settings: choose another folder with --out, or delete it")
+    write_text(kept, plan)
+    return not (out / RESULT).exists()
+
+
+def over(out: Path, home: Path, plans: Mapping[str, str], rounds: int, listen: Listen) -> None:
+    """Run methods one after the other over the same nodes."""
+    total = len(plans) * rounds
+    sites = {client: home / SITES / client / "site.toml" for client in Plan.load(home / PLAN).clients}
+    listen("starting a SuperLink and four SuperNodes", 0, total, "")
+    with Fleet(out / "fleet", sites, relayed=True, quick=True) as fleet:
+        for place, (method, plan) in enumerate(plans.items()):
+            for folder in (home, *(file.parent for file in sites.values())):
+                write_text(folder / PLAN, plan)
+            told = Told(listen, method, out / method / LOG, place * rounds, total)
+            run = fleet.submit(home, {"plan": str((home / PLAN).resolve()), "out": str((out / method).resolve())})
+            try:
+                status = fleet.wait(run, LIMIT, told)
+            finally:
+                passed(fleet, out / method / WIRE)
+            if not (out / method / RESULT).exists():
+                log = fleet.superlink
+                raise PluresError(f"{method}: the run {status}; the end of {log.log}:\n{log.tail()}")
+
+
+def passed(fleet: Fleet, file: Path) -> None:
+    """Add what passed the nodes' wires to what a file says, and begin to count again."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    for client, relay in fleet.relays.items():
+        up, down = known.get(client, (0, 0))
+        known[client] = (up + relay.traffic.up, down + relay.traffic.down)
+        relay.traffic.up = relay.traffic.down = 0
+    write_text(file, json.dumps(known, indent=1))
+
+
+@dataclass(frozen=True)
+class Told:
+    """Tells how many rounds a run has finished, as its log says."""
+
+    listen: Listen
+    method: str
+    log: Path
+    before: int
+    total: int
+
+    def __call__(self) -> None:
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        rounds = [event for event in map(json.loads, lines) if event["event"] == "round"]
+        done = rounds[-1]["round"] if rounds else 0
+        text = f"round {done}, loss {rounds[-1]['loss']:.3f}" if rounds else "hospitals join"
+        self.listen(self.method, self.before + done, self.total, text)
+
+
+def outcome(home: Path, out: Path, method: str) -> Outcome:
+    """What a finished run left at the hospitals."""
+    plan = Plan.load(out / PLAN)
+    told = json.loads((out / RESULT).read_text())
+    wire = json.loads((out / WIRE).read_text())
+    tables = heart_tables()
+    hospitals = []
+    for client in plan.clients:
+        folder = home / SITES / client / "state" / plan.name / plan.label / PUBLISHED
+        data = plan.table.federation(plan.name, {client: tables[client]})
+        hospitals.append(hospital(PersonalModel.load(folder), data, *wire[client]))
+    return Outcome(method, told["result"]["chosen_round"], told["progress"]["seconds"], tuple(hospitals))
+
+
+def alone(home: Path, text: str) -> Outcome:
+    """What every hospital reaches with its own rows: nobody sends anything, so one process tells it."""
+    file = home / "alone.toml"
+    write_text(file, text)
+    plan, tables = Plan.load(file), heart_tables()
+    run = plan.spec.run(plan.table.federation(plan.name, tables), Execution("loop", 1, False, "float32", "cpu"))
+    fitted = fit(run, ALONE)
+    if fitted.best is not None:
+        restore(run, fitted.best)
+    hospitals = []
+    for client in plan.clients:
+        data = plan.table.federation(plan.name, {client: tables[client]})
+        hospitals.append(hospital(PersonalModel.of(run, client, plan.spec, schema=plan.table), data))
+    return Outcome(ALONE, run.round, 0.0, tuple(hospitals))
+
+
+def hospital(model: PersonalModel, data: Federation, sent: int = 0, received: int = 0) -> Hospital:
+    """A hospital's own model on its own test examples.
+
+    Args:
+        model: what it predicts with.
+        data: its data, a federation of one.
+        sent: bytes that left it.
+        received: bytes that reached it.
+    """
+    rows = data.splits["test"][0]
+    decided, targets = model.decided(model.outputs(data.inputs[rows])), data.targets[rows]
+    if decided is None:
+        raise PluresError(f"the model of {model.card.client} decides for no class: it is no classifier")
+    right = (decided == targets).double()
+    balanced = torch.stack([right[targets == which].mean() for which in sorted(set(targets.tolist()))]).mean()
+    train, validation, test = (int(data.splits[name].sizes[0]) for name in ("train", "validation", "test"))
+    own = model.card
+    return Hospital(
+        own.client,
+        (train, validation, test),
+        float(right.mean()),
+        float(balanced),
+        own.threshold,
+        sent,
+        received,
+    )

@@ -1,0 +1,189 @@
+"""TLS certificates of a coordinator and key pairs of the sites.
+
+A coordinator has a certificate authority of its own (``ca.crt``, ``ca.key``) and a server certificate signed by it
+(``server.crt``, ``server.key``). A site has a key pair: the private key never leaves it, the public key goes to the
+coordinator, who registers it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from plures.errors import PluresError
+
+LOOPBACK = ("localhost", "127.0.0.1")
+AUTHORITY_DAYS = 3650
+SERVER_DAYS = 825
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """Where the keys lie in a folder."""
+
+    folder: Path
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that sites check the server against; public."""
+        return self.folder / "ca.crt"
+
+    @property
+    def authority_key(self) -> Path:
+        """Signs server certificates. Not needed while the server runs: keep it offline."""
+        return self.folder / "ca.key"
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        return self.folder / "server.key"
+
+    def node(self, client: str) -> Path:
+        """A site's private key."""
+        if not client or client != Path(client).name or client.startswith((".", "-")):
+            raise PluresError(f"client {client!r}: a name of a key file needs letters or digits first and no slash")
+        return self.folder / "nodes" / client
+
+    def node_public(self, client: str) -> Path:
+        """A site's public key: what the coordinator registers."""
+        private = self.node(client)
+        return private.with_name(f"{private.name}.pub")
+
+    def make_server(self, hosts: Sequence[str] = ()) -> None:
+        """Make the server's key and certificate, and the authority that signs it where there is none.
+
+        Args:
+            hosts: names and addresses under which sites reach the server; ``localhost`` and ``127.0.0.1`` always count.
+
+        Raises:
+            PluresError: a key of the server exists already, the authority's key is missing, or a name is no name.
+        """
+        names = list(dict.fromkeys([*LOOPBACK, *hosts]))
+        alternatives = [alternative(name) for name in names]
+        self.refuse(self.server_key, self.server)
+        if not self.authority.exists() and not self.authority_key.exists():
+            self.make_authority()
+        authority, signer = self.read_authority()
+        key = ec.generate_private_key(ec.SECP256R1())
+        usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+        certificate = (
+            certificate_of("plures server", key.public_key(), authority.subject, SERVER_DAYS)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+            .sign(signer, hashes.SHA256())
+        )
+        write_new(self.server_key, pem(key), 0o600)
+        write_new(self.server, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+
+    def make_authority(self) -> None:
+        """Make the certificate authority of this federation.
+
+        Raises:
+            PluresError: there is one.
+        """
+        self.refuse(self.authority_key, self.authority)
+        key = ec.generate_private_key(ec.SECP384R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "plures federation")])
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        certificate = (
+            certificate_of("plures federation", key.public_key(), name, AUTHORITY_DAYS)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(usage, critical=True)
+            .sign(key, hashes.SHA384())
+        )
+        write_new(self.authority_key, pem(key), 0o600)
+        write_new(self.authority, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+
+    def make_node(self, client: str) -> None:
+        """Make a site's key pair: EC P-384 in OpenSSH's format, which is what Flower reads.
+
+        Raises:
+            PluresError: the site has a key already, or its name cannot name a file.
+        """
+        self.refuse(self.node(client), self.node_public(client))
+        key = ec.generate_private_key(ec.SECP384R1())
+        encoding, none = serialization.Encoding, serialization.NoEncryption()
+        private = key.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, none)
+        public = key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        write_new(self.node(client), private, 0o600)
+        write_new(self.node_public(client), public + b"\n", 0o644)
+
+    def read_authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        """The authority's certificate and private key."""
+        try:
+            certificate = x509.load_pem_x509_certificate(self.authority.read_bytes())
+            key = serialization.load_pem_private_key(self.authority_key.read_bytes(), None)
+        except (OSError, ValueError) as error:
+            raise PluresError(
+                f"{self.folder}: cannot sign a server certificate: {error}; put ca.crt and ca.key back for a moment, "
+                "or remove both to make a new authority, whose ca.crt every site must then get"
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise PluresError(f"{self.authority_key} is not the key of {self.authority}: put the right pair together")
+        return certificate, key
+
+    def refuse(self, *files: Path) -> None:
+        """Never overwrite a key."""
+        for file in files:
+            if file.exists():
+                raise PluresError(f"{file} exists and is never overwritten; to make a new one, move it away first")
+
+
+def alternative(name: str) -> x509.GeneralName:
+    """A name or an address as it stands in a certificate."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(name)
+    except ValueError as error:
+        raise PluresError(f"host {name!r}: {error}; give a DNS name in ASCII or an IP address") from error
+
+
+def certificate_of(name: str, key: ec.EllipticCurvePublicKey, issuer: x509.Name, days: int) -> x509.CertificateBuilder:
+    """What every certificate has. It counts from yesterday, so that a clock that is slow does not refuse it."""
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    encoding, none = serialization.Encoding, serialization.NoEncryption()
+    return key.private_bytes(encoding.PEM, serialization.PrivateFormat.PKCS8, none)
+
+
+def write_new(file: Path, content: bytes, mode: int) -> None:
+    """Write a file that does not exist yet, with these permissions from its first byte on."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise PluresError(f"cannot write {file}: {error}") from error

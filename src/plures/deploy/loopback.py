@@ -1,0 +1,308 @@
+"""A federation of real Flower processes on this machine: one SuperLink and one SuperNode per site, over loopback."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from plures.deploy.control import Control, Value
+from plures.deploy.keys import Keyring
+from plures.deploy.process import Process, quiet_environment, until
+from plures.deploy.programs import GUARD, QUICK, command
+from plures.deploy.relay import HOST, Relay
+from plures.errors import PluresError
+from plures.run.checkpoint import write_text
+
+CONNECTION = "plures"
+PORTS = range(20000, 32000)
+"""Where ports are sought: below those that systems give to outgoing connections, so that a restart finds its own."""
+START = 60.0
+JOIN = 90.0
+RESTART = 1.0
+"""Seconds between two looks for nodes that have ended."""
+ONLINE = "SuperNode ID:"
+REFUSED = "[code: 2004]"
+"""What Flower's nodes say when they are let in, and when they are not."""
+ENDED = "finished"
+
+
+class Fleet:
+    """A coordinator and its sites on this machine, each in processes of its own.
+
+    As a context manager it starts all of them and ends all of them, also after an error or Ctrl-C.
+
+    Args:
+        folder: keys, logs, Flower's own files and the SuperLink's database. A second fleet in the same folder goes on
+            with the same keys and database.
+        sites: ``client -> site.toml``.
+        tls: encrypt, and let in only nodes whose key is registered. Without it, everything is readable on the wire and
+            every node is let in: for comparison only.
+        relayed: every node reaches the SuperLink through a :class:`~plures.deploy.relay.Relay` of its own.
+        record: every relay keeps what passes, under ``wire/<client>``.
+        quick: wait less for Flower's programs, see :mod:`plures.deploy.programs`.
+        guard: nodes run plures' client, whatever app is submitted.
+        environment: further variables of all processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sites: Mapping[str, Path],
+        *,
+        tls: bool = True,
+        relayed: bool = False,
+        record: bool = False,
+        quick: bool = False,
+        guard: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.sites, self.tls = folder.resolve(), {k: v.resolve() for k, v in sites.items()}, tls
+        self.keys = Keyring(self.folder / "keys")
+        self.quick, self.guard = [QUICK] * quick, [GUARD] * guard
+        self.environment = quiet_environment(self.folder / "flower") | dict(environment or {})
+        self.port = free_port()
+        self.control = Control(f"{HOST}:{self.port}", self.keys.authority if tls else None)
+        self.relays: dict[str, Relay] = {}
+        if relayed or record:
+            wires = {client: self.folder / "wire" / client if record else None for client in self.sites}
+            self.relays = {client: Relay(self.port, wire) for client, wire in wires.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(self.folder / "lock", timeout=0)
+        self.closing = threading.Event()
+        self.supervisor = threading.Thread(target=self.supervise, name="supervisor", daemon=True)
+        self.superlink = self.process("superlink", self.superlink_command())
+        self.nodes = {client: self.process(f"node-{client}", self.node_command(client)) for client in self.sites}
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Make missing keys, start the SuperLink, register the nodes, start them and wait until all are online.
+
+        Raises:
+            PluresError: another fleet runs in the folder, or something does not start.
+        """
+        try:
+            self.lock.acquire()
+        except Timeout as error:
+            raise PluresError(f"another fleet runs in {self.folder}: stop it, or choose another folder") from error
+        self.make_keys()
+        self.start_superlink()
+        if self.tls:
+            self.register()
+        for client in self.sites:
+            self.nodes[client].start()
+        self.supervisor.start()
+        for client in self.sites:
+            self.wait_online(client)
+
+    def supervise(self) -> None:
+        """Start nodes again that have ended, as a service manager does (``Restart=always``).
+
+        A node ends itself when the SuperLink refuses it, and when its connection breaks in certain moments.
+        """
+        while not self.closing.wait(RESTART):
+            for node in self.nodes.values():
+                node.revive()
+
+    def close(self) -> None:
+        """End every process. What a second Ctrl-C interrupts is killed."""
+        self.closing.set()
+        everyone = [*self.nodes.values(), self.superlink]
+        try:
+            with ThreadPoolExecutor(len(everyone)) as pool:
+                list(pool.map(Process.stop, everyone[:-1]))
+            self.superlink.stop()
+        finally:
+            for process in everyone:
+                process.kill()
+            for relay in self.relays.values():
+                relay.close()
+            self.lock.release()
+
+    def start_superlink(self) -> float:
+        """Start the SuperLink, or start it again after it was killed; its port stays the same.
+
+        Returns:
+            Seconds until it answers.
+        """
+        self.superlink.start()
+        late = f"the SuperLink does not answer on port {self.port} within {START:g} s; see {self.superlink.log}"
+        return until(self.healthy, START, late, self.superlink.require)
+
+    def start_node(self, client: str) -> float:
+        """Start a site's node again and wait until it is online.
+
+        After a node was killed, the SuperLink refuses it until it has missed its heartbeats: up to a minute.
+
+        Returns:
+            Seconds until it is online.
+        """
+        self.nodes[client].start()
+        return self.wait_online(client)
+
+    def wait_online(self, client: str) -> float:
+        """Wait until a node that was started is let in by the SuperLink.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            PluresError: it ended for another reason than that it was refused, or was not let in in time; with the end
+                of its log.
+        """
+        node = self.nodes[client]
+
+        def unless() -> None:
+            self.superlink.require()
+            with node.changing:
+                if REFUSED not in node.told():
+                    node.require()
+
+        def late() -> str:
+            return f"{node.name} is not online after {JOIN:g} s; the end of {node.log}:\n{node.tail()}"
+
+        return until(lambda: node.alive and ONLINE in node.told(), JOIN, late, unless)
+
+    def healthy(self) -> bool:
+        """Whether the SuperLink answers."""
+        scheme = "https" if self.tls else "http"
+        with suppress(urllib.error.URLError, OSError):
+            context = ssl.create_default_context(cafile=str(self.keys.authority)) if self.tls else None
+            with urllib.request.urlopen(f"{scheme}://{HOST}:{self.port}/health", timeout=5, context=context) as answer:
+                return bool(answer.status == 200)
+        return False
+
+    def submit(self, app: Path, config: Mapping[str, Value] | None = None) -> int:
+        """Hand a Flower app to the SuperLink.
+
+        Args:
+            app: folder of the app.
+            config: values for names that the app's ``[tool.flwr.app.config]`` has.
+
+        Returns:
+            The run's id.
+        """
+        return self.control.start(app, config or {})
+
+    def wait(self, run: int, seconds: float, between: Callable[[], None] | None = None) -> str:
+        """Wait until a run has ended.
+
+        Args:
+            run: its id.
+            seconds: how long to wait.
+            between: is called while waiting.
+
+        Returns:
+            Its status, in Flower's words: ``finished:completed``, ``finished:failed`` or ``finished:stopped``.
+
+        Raises:
+            PluresError: it has not ended in time, or the SuperLink has ended.
+        """
+        status = ""
+
+        def ended() -> bool:
+            nonlocal status
+            self.superlink.require()
+            status = self.control.status(run)
+            return status.startswith(ENDED)
+
+        def late() -> str:
+            where = f"the end of {self.superlink.log}"
+            return f"run {run} is {status} after {seconds:g} s; {where}:\n{self.superlink.tail()}"
+
+        until(ended, seconds, late, between, poll=0.25)
+        return status
+
+    def make_keys(self) -> None:
+        """Make what keys there are not yet, and tell Flower's command line where the SuperLink is."""
+        connection = [f"[superlink.{CONNECTION}]", f'address = "{HOST}:{self.port}"']
+        if self.tls:
+            if not self.keys.server.exists():
+                self.keys.make_server()
+            for client in self.sites:
+                if not self.keys.node(client).exists():
+                    self.keys.make_node(client)
+            connection.append(f"root-certificates = {json.dumps(str(self.keys.authority))}")
+        else:
+            connection.append("insecure = true")
+        home = Path(self.environment["FLWR_HOME"])
+        home.mkdir(parents=True, exist_ok=True)
+        write_text(home / "config.toml", "\n".join(["[superlink]", f'default = "{CONNECTION}"', *connection, ""]))
+
+    def register(self) -> None:
+        """Register the public keys of the sites that the SuperLink does not know yet."""
+        known = {node.name for node in self.control.nodes()}
+        for client in self.sites:
+            if client not in known:
+                self.control.register(self.keys.node_public(client), client)
+
+    def process(self, name: str, command: list[str]) -> Process:
+        return Process(name, command, self.environment, self.folder / "logs" / f"{name}.log")
+
+    def superlink_command(self) -> list[str]:
+        place = ["--host", HOST, "--port", str(self.port), "--database", str(self.folder / "superlink.db")]
+        files = {"certfile": self.keys.server, "keyfile": self.keys.server_key, "ca-certfile": self.keys.authority}
+        secure = [word for key, file in files.items() for word in (f"--ssl-{key}", str(file))]
+        return [
+            *command("flower-superlink", *self.quick),
+            *place,
+            *([*secure, "--enable-supernode-auth"] if self.tls else ["--insecure"]),
+        ]
+
+    def node_command(self, client: str) -> list[str]:
+        door = self.relays[client].port if client in self.relays else self.port
+        keys = (self.keys.authority, self.keys.node(client)) if self.tls else (None, None)
+        return [
+            *command("flower-supernode", *self.quick, *self.guard),
+            *node_arguments(self.sites[client], f"{HOST}:{door}", free_port(), *keys),
+        ]
+
+
+def node_arguments(site: Path, superlink: str, port: int, authority: Path | None, key: Path | None) -> list[str]:
+    """Arguments of a site's SuperNode.
+
+    Args:
+        site: its ``site.toml``.
+        superlink: ``host:port`` of the coordinator.
+        port: of loopback, for the node's own processes.
+        authority: certificate that the coordinator's is checked against; ``None`` for no encryption.
+        key: the site's private key; ``None`` without encryption.
+    """
+    secure = ["--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
+    return [
+        *("--superlink", superlink, "--port", str(port), "--node-config", f"site={json.dumps(str(site.resolve()))}"),
+        *(["--insecure"] if authority is None else secure),
+    ]
+
+
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((HOST, port))
+            return port
+    raise PluresError(f"no free port on {HOST} between {PORTS.start} and {PORTS.stop}: end programs that listen there")

@@ -1,0 +1,78 @@
+"""What a site would send and tell if it joined, held against what it allows; found out before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.table import Table
+from plures.method import Leaf, named
+from plures.run import Run
+from plures.run.remote import ONE_CLIENT
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the federation's plan asks of a site.
+
+    Attributes:
+        numbers: slot -> how many numbers of it the site would send in a round.
+        told: facts that it would tell.
+        refused: what of it the site does not allow, one sentence each.
+    """
+
+    numbers: dict[str, int]
+    told: tuple[str, ...]
+    refused: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.refused
+
+    def text(self) -> str:
+        """In words."""
+        sent = ", ".join(f"{count} numbers of {slot!r}" for slot, count in self.numbers.items()) or "nothing"
+        lines = [f"it would send in a round: {sent}", f"it would tell: {', '.join(self.told)}"]
+        return "\n".join([*lines, *(f"error  {sentence}" for sentence in self.refused)])
+
+
+def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
+    """What a plan asks of a site whose rows have passed their check.
+
+    Args:
+        plan: what the members agreed on.
+        own: the site's file.
+        table: its rows.
+    """
+    spec = plan.spec
+    data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
+    empty = plan.table.empty(plan.name, plan.clients)
+    method, network = spec.entry()(**spec.parameters), spec.network(empty)
+    run = Run(data, network, method, spec.training(), seed=spec.seed, execution=ONE_CLIENT)
+    leaves = [leaf for block in run.served() for leaf in run.bound.travelling(block)] + list(run.bound.told())
+    numbers: dict[str, int] = {}
+    for slot, path in leaves:
+        numbers[slot] = numbers.get(slot, 0) + run.bound.initial[slot][path].numel()
+    return Promise(numbers, plan.tells, (*unwilling(leaves, own), *silent(plan.tells, own)))
+
+
+def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:
+    """What would be sent and may not."""
+    allowed = own.allow.send
+    slots = {leaf[0]: None for leaf in leaves if leaf[0] not in allowed and named(leaf) not in allowed}
+    return [
+        f"the method sends {slot!r}, and [allow] send does not name it; add it, or do without this federation"
+        for slot in slots
+    ]
+
+
+def silent(tells: Iterable[str], own: SiteFile) -> list[str]:
+    """What would be told and may not, or is not known."""
+    found = []
+    for name in tells:
+        if name not in own.allow.tell:
+            found.append(f"members tell {name!r}, and [allow] tell does not name it; add it, or do without")
+        elif name not in ("examples", "labels") and name not in own.metadata:
+            found.append(f"members tell {name!r}, which metadata does not have; add it")
+    return found

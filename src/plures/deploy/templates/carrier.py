@@ -1,0 +1,5 @@
+"""Flower finds the server and the client here."""
+
+from plures.deploy.app import client, server
+
+__all__ = ["client", "server"]

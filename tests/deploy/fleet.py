@@ -1,0 +1,64 @@
+"""What the tests of deployment share: an app of a few lines, a fence against the outside, what a run has written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from plures.deploy.loopback import Fleet
+from plures.deploy.process import until
+
+ECHO = Path(__file__).parent / "echo"
+
+FENCE = """\
+import os, sys
+
+HERE = {None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
+
+def fence(event, arguments):
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    if host not in HERE:
+        with open(os.environ["FENCE"], "a") as file:
+            file.write(f"{sys.argv[0]} {event} {host}\\n")
+        raise OSError(f"the tests do not let {host} be reached")
+
+sys.addaudithook(fence)
+"""
+"""A ``sitecustomize`` that writes down every attempt to reach anything but this machine, and stops it."""
+
+
+def fenced(folder: Path) -> dict[str, str]:
+    """Variables that put :data:`FENCE` around a Python process and its children; attempts go to ``folder/tried``."""
+    (folder / "fence").mkdir(parents=True, exist_ok=True)
+    (folder / "fence" / "sitecustomize.py").write_text(FENCE)
+    return {"PYTHONPATH": str(folder / "fence"), "FENCE": str(folder / "tried")}
+
+
+def tried(folder: Path) -> list[str]:
+    """What was tried to be reached outside."""
+    file = folder / "tried"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def echo(fleet: Fleet, out: Path, **config: Any) -> list[dict[str, Any]]:
+    """Run the echo app to its end; the rounds that its server has written down."""
+    run = fleet.submit(ECHO, {"out": str(out), "nodes": len(fleet.sites), **config})
+    assert fleet.wait(run, 120) == "finished:completed", fleet.superlink.tail()
+    return written(out)
+
+
+def written(out: Path) -> list[dict[str, Any]]:
+    """The rounds that the echo app has written down so far."""
+    return list(json.loads(out.read_text())["rounds"]) if out.exists() else []
+
+
+def wait(fleet: Fleet, done: Callable[[], bool], what: str, seconds: float = 60) -> float:
+    """Wait until something holds while the SuperLink lives; seconds that it took."""
+    return until(done, seconds, lambda: f"{what}: not within {seconds} s\n{fleet.superlink.tail()}", poll=0.1)

@@ -1,0 +1,306 @@
+"""Answers that are wrong in every way: each is dropped, named and counted, and the round goes on without it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.aftermath import CLIENTS, lost, prepared
+from sites import Loopback
+from torch import Tensor
+
+from plures.deploy.app import opened
+from plures.deploy.conduct import RESULT, Conductor
+from plures.deploy.journal import METRICS, Journal
+from plures.deploy.plan import Plan
+from plures.errors import PluresError
+from plures.run.message import HEADER, Order, Reply, Told, pack, unpack
+
+torch.set_num_threads(1)
+
+Tensors = dict[str, Tensor]
+Spoil = Callable[[bytes], bytes | str]
+
+
+def header(text: bytes, tensors: bytes = b"") -> bytes:
+    """A message with this header."""
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+def told(message: bytes) -> dict[str, Any]:
+    """The whole header of a message, with where its tensors lie."""
+    found: dict[str, Any] = json.loads(message[8 : 8 + int.from_bytes(message[:8], "little")])
+    return found
+
+
+def reply(**changes: Any) -> Spoil:
+    """The same answer, but for some fields of its JSON part."""
+
+    def spoil(message: bytes) -> bytes:
+        whole, length = told(message), int.from_bytes(message[:8], "little")
+        fields = json.loads(whole["__metadata__"][HEADER]) | changes
+        whole["__metadata__"][HEADER] = json.dumps(fields)
+        return header(json.dumps(whole).encode(), message[8 + length :])
+
+    return spoil
+
+
+def tensors(change: Callable[[Tensors], Tensors]) -> Spoil:
+    """The same answer, but for its tensors."""
+
+    def spoil(message: bytes) -> bytes:
+        said, found = unpack(message, Reply)
+        return pack(said, change(found))
+
+    return spoil
+
+
+def each(change: Callable[[Tensor], Tensor], kind: str = "") -> Spoil:
+    """Every tensor changed whose name begins so."""
+    return tensors(lambda found: {k: change(t) if k.startswith(kind) else t for k, t in found.items()})
+
+
+def one(value: float) -> Callable[[Tensor], Tensor]:
+    """A tensor with one entry replaced."""
+
+    def change(t: Tensor) -> Tensor:
+        flat = t.clone().flatten()
+        flat[-1] = value
+        return flat.view(t.shape)
+
+    return change
+
+
+def impossible(message: bytes) -> bytes:
+    """A shape whose size no integer holds, of no bytes."""
+    whole = {"__metadata__": told(message)["__metadata__"]}
+    whole["x"] = {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}
+    return header(json.dumps(whole).encode())
+
+
+def noise(message: bytes) -> bytes:
+    return np.random.default_rng(0).bytes(len(message))
+
+
+SCORED = {"validation": {"examples": 3, "metrics": {"accuracy": float("nan"), "loss": 1.0}}}
+ENDLESS = {"validation": {"examples": 10**30, "metrics": {"accuracy": 0.5}}}
+
+ANY: dict[str, tuple[Spoil, str]] = {
+    "nothing": (lambda m: b"", "a message is damaged: a message of 0 bytes has no readable header"),
+    "cut in its header": (lambda m: m[:100], "a message is damaged: a message of 100 bytes has no readable header"),
+    "cut in its tensors": (lambda m: m[:-100], "a message is damaged: .*"),
+    "too long": (lambda m: m + bytes(8), "a message is damaged: .*"),
+    "noise": (noise, "a message is damaged: a message of [0-9]+ bytes has no readable header"),
+    "a header of 2^63 bytes": (lambda m: b"\xff" * 7 + b"\x7f" + m[8:], "a message is damaged: .* no readable header"),
+    "a header beyond the limit": (lambda m: header(b" " * (2**24 + 1)), "a message is damaged: .* no readable header"),
+    "a header without end": (lambda m: header(b"[" * 10**6), "a message is damaged: maximum recursion depth.*"),
+    "a header that is a list": (lambda m: header(b"[]"), "a message is damaged: list indices .*"),
+    "a header without ours": (lambda m: header(b"{}"), "a message is damaged: '__metadata__'"),
+    "another protocol": (reply(protocol=2), "a message is damaged: a message of protocol 2, not 1: install .*"),
+    "an unknown field": (reply(run_this="rm"), r"a message is malformed: \('run_this',\): Extra inputs .*"),
+    "a wrong type": (reply(loss="low"), r"a message is malformed: \('loss',\): Input should be a valid number.*"),
+    "an impossible shape": (impossible, "a message is damaged: .* overflowed"),
+    "no message but words": (lambda m: "Flower: gone", "Flower: gone"),
+    "another client's name": (reply(client="cleveland"), "the answer is of client 'cleveland'"),
+    "no client's name": (reply(client="nobody"), "the answer is of client 'nobody'"),
+    "another run": (reply(run="0123456789abcdef"), "its method, model or data columns are not those of this run: .*"),
+    "a later round": (reply(round=10**30), "the answer is of round 1000000000000000000000000000000"),
+    "a refusal": (reply(status="refused", reason="no time"), "refused: no time"),
+    "a failure": (reply(status="failed", reason="it rains"), "failed: it rains"),
+    "a speech": (reply(status="failed", reason="x" * 501), r"a message is malformed: \('reason',\): .* 500 char.*"),
+    "a missing leaf": (tensors(lambda f: dict(sorted(f.items())[1:])), "bad upload: leaf '0:model/.*' is missing"),
+    "no leaf": (tensors(lambda f: {}), "bad upload: leaf '0:model/.*' is missing"),
+    "a leaf too many": (tensors(lambda f: f | {"x": torch.ones(1)}), "bad upload: leaf 'x' is not expected"),
+    "a personal leaf": (
+        tensors(lambda f: f | {"own:personal/head.bias": torch.ones(2)}),
+        "bad upload: leaf 'own:personal/head.bias' is not expected",
+    ),
+    "an unasked weight": (
+        tensors(lambda f: f | {"weight:0:": torch.ones(())}),
+        "bad upload: leaf 'weight:0:' is not expected",
+    ),
+    "a wrong shape": (each(lambda t: t.unsqueeze(0)), r"bad upload: '0:model/.*' is torch.float32 \(1, .*, not .*"),
+    "a transposed leaf": (each(lambda t: t.t()), r"bad upload: .* is torch.float32 \(35, 64\), not .* \(64, 35\)"),
+    "an empty leaf": (each(lambda t: t[:0]), r"bad upload: .* is torch.float32 \(0.*, not .*"),
+    "doubles": (each(Tensor.double), "bad upload: .* is torch.float64 .*, not torch.float32 .*"),
+    "integers": (each(Tensor.long), "bad upload: .* is torch.int64 .*, not torch.float32 .*"),
+    "eighths": (each(lambda t: t.to(torch.float8_e4m3fn)), "bad upload: .* is torch.float8_e4m3fn .*, not .*"),
+    "a NaN": (each(one(float("nan"))), "bad upload: '0:model/.*' holds a NaN or an infinite value"),
+    "an infinite value": (each(one(float("-inf"))), "bad upload: '0:model/.*' holds a NaN or an infinite value"),
+    "a score that is no number": (reply(scores=SCORED), "bad scores: 'accuracy' on validation .* not a number"),
+    "too many scored examples": (reply(scores=ENDLESS), "bad scores: 1000000000000000000000000000000 validation .*"),
+    "scored examples below 0": (
+        reply(scores={"validation": {"examples": -1, "metrics": {}}}),
+        r"a message is malformed: \('scores', 'validation', 'examples'\): .*",
+    ),
+}
+CHOSEN: dict[str, tuple[Spoil, str]] = {
+    "no choice": (reply(rows={}), r"bad upload: block 'model' chose model -1 of [0-9]"),
+    "a choice out of range": (
+        reply(rows={"model": 10**20}),
+        r"bad upload: block 'model' chose model 1(0{20}) of [0-9]",
+    ),
+    "a negative choice": (reply(rows={"model": -2}), r"bad upload: block 'model' chose model -2 of [0-9]"),
+}
+WEIGHED: dict[str, tuple[Spoil, str]] = {
+    "a negative weight": (each(lambda t: -1 - t.abs(), "weight:"), "bad upload: 'weight:.*' holds a negative weight"),
+    "a weight that is no number": (
+        each(lambda t: t * float("nan"), "weight:"),
+        "bad upload: 'weight:.*' holds a NaN.*",
+    ),
+    "an infinite weight": (each(lambda t: t + float("inf"), "weight:"), "bad upload: 'weight:.*' holds a NaN or .*"),
+    "a weight of a wrong shape": (each(lambda t: t.unsqueeze(0), "weight:"), r"bad upload: 'weight:.* \(1,.*, not .*"),
+    "a weight of a wrong type": (each(Tensor.double, "weight:"), "bad upload: 'weight:.*' is torch.float64 .*, not .*"),
+    "a weight in eighths": (
+        each(lambda t: t.to(torch.float8_e4m3fn), "weight:"),
+        "bad upload: 'weight:.*' is torch.float8_e4m3fn .*, not .*",
+    ),
+    "no weight": (
+        tensors(lambda f: {k: t for k, t in f.items() if not k.startswith("weight:")}),
+        "bad upload: leaf 'weight:.*' is missing",
+    ),
+    "a weight for another leaf": (
+        tensors(lambda f: {k.replace("weight:", "weight:x"): t for k, t in f.items()}),
+        "bad upload: leaf 'weight:.*' is (missing|not expected)",
+    ),
+}
+CASES: dict[str, dict[str, tuple[Spoil, str]]] = {
+    "ditto+threshold": ANY,
+    "ifca": CHOSEN,
+    "qffl": WEIGHED,
+    "fedproto": WEIGHED,
+}
+
+
+@dataclass(frozen=True)
+class Conducted:
+    """A run in which every round but the first and the last had one bad answer.
+
+    Attributes:
+        left_out: by round, who was left out, and why.
+        differing: what is not as in the simulation with the clients that were not left out.
+        counted: how often each client was left out, as the metrics tell it.
+    """
+
+    left_out: list[dict[str, str]]
+    differing: list[str]
+    counted: dict[str, int]
+
+
+def spoiled(case: int) -> str:
+    """Whose answer is bad in a case."""
+    return CLIENTS[case % len(CLIENTS)]
+
+
+def conducted(home: Path, method: str) -> Conducted:
+    cases = list(CASES[method].values())
+    file = prepared(home, {"min_clients": 3}, method=method, rounds=len(cases) + 2, batch_size=256)
+    carrier = Loopback([opened(home / client / "site.toml") for client in CLIENTS])
+    asked = 0
+
+    def spoil(address: int, answer: bytes) -> bytes | str:
+        nonlocal asked
+        order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
+        case = order.round - 1
+        if order.task != "train" or not 0 <= case < len(cases) or CLIENTS[address - 100] != spoiled(case):
+            return answer
+        asked += 1
+        return cases[case][0](answer)
+
+    carrier.spoil = spoil
+    Conductor(Plan.load(file), carrier, home / "out", wait=lambda seconds: None).run()
+    assert asked == len(cases)
+    left = [event["left_out"] for event in Journal(home / "out").events("round")]
+    counted = re.findall(r'plures_left_out_total\{client="(\w+)"\} (\d+)', (home / "out" / METRICS).read_text())
+    return Conducted(left, lost(file, home / "out"), {client: int(number) for client, number in counted})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Conducted]:
+    return {method: conducted(tmp_path_factory.mktemp("bad"), method) for method in CASES}
+
+
+@pytest.mark.parametrize(("method", "case"), [(method, case) for method in CASES for case in CASES[method]])
+def test_a_bad_answer_is_dropped_and_named(runs: dict[str, Conducted], method: str, case: str) -> None:
+    number = list(CASES[method]).index(case)
+    ((client, reason),) = runs[method].left_out[1 + number].items()
+    assert client == spoiled(number)
+    assert re.fullmatch(CASES[method][case][1], reason), reason
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_rounds_with_a_bad_answer_are_those_of_the_others(runs: dict[str, Conducted], method: str) -> None:
+    cases, found = len(CASES[method]), runs[method]
+    assert found.differing == []
+    assert found.left_out[0] == found.left_out[-1] == {}
+    assert found.counted == {c: n for c in CLIENTS if (n := sum(spoiled(i) == c for i in range(cases)))}
+
+
+def test_an_old_answer_does_not_count_again(tmp_path: Path) -> None:
+    file = prepared(tmp_path, rounds=3)
+    carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
+    old: list[bytes] = []
+
+    def replayed(address: int, answer: bytes) -> bytes:
+        if address != 102 or unpack(answer, Reply)[0].told is not None:
+            return answer
+        old.append(answer)
+        return old[max(0, len(old) - 2)] if len(old) == 2 else answer
+
+    carrier.spoil = replayed
+    Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()
+    rounds = [event["left_out"] for event in Journal(tmp_path / "out").events("round")]
+    assert rounds == [{}, {"switzerland": "the answer is of round 0"}, {}]
+    assert lost(file, tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("task", ["score", "publish"])
+def test_a_bad_answer_at_the_end_costs_only_its_sender(tmp_path: Path, task: str) -> None:
+    file = prepared(tmp_path, {"patience": 2}, rounds=2)
+    carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
+
+    def spoil(address: int, answer: bytes) -> bytes:
+        asked = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0].task
+        return header(b"[" * 10**6) if address == 101 and asked == task else answer
+
+    carrier.spoil = spoil
+    Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()
+    result = json.loads((tmp_path / "out" / RESULT).read_text())
+    assert list(result["unpublished"]) == (["hungarian"] if task == "publish" else [])
+    assert lost(file, tmp_path / "out") == []
+
+
+SELF = Told(examples=10)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (Reply(client="nobody", told=SELF), "client 'nobody' does not belong to this federation"),
+        (Reply(client="hungarian"), "client 'hungarian' does not belong to this federation"),
+        (Reply(client="cleveland", told=SELF), "client 'cleveland' is there already, at another site"),
+        (Reply(client="hungarian", status="refused", reason="not today"), "not today"),
+    ],
+)
+def test_who_is_not_taken_in_is_named(tmp_path: Path, said: Reply, reason: str) -> None:
+    file = prepared(tmp_path, {"join_deadline": 0.01})
+    carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
+    carrier.spoil = lambda address, answer: pack(said) if address == 101 else answer
+    with pytest.raises(PluresError, match=rf"clients hungarian did not join .*\({reason}\)"):
+        Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()
+
+
+@pytest.mark.parametrize("spoil", [noise, lambda m: b"", lambda m: header(b"[" * 10**6), reply(told={"examples": 0})])
+def test_a_bad_greeting_is_not_taken_in(tmp_path: Path, spoil: Spoil) -> None:
+    file = prepared(tmp_path, {"join_deadline": 0.01})
+    carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
+    carrier.spoil = lambda address, answer: spoil(answer) if address == 101 else answer
+    with pytest.raises(PluresError, match=r"clients hungarian did not join within 0\.01 seconds"):
+        Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()

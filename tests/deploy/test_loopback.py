@@ -1,0 +1,229 @@
+"""Real processes of Flower on loopback: what reaches them, what kills them, what is left of them."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fleet import ECHO, echo, fenced, tried, wait, written
+
+from plures.deploy.keys import Keyring
+from plures.deploy.loopback import Fleet
+from plures.deploy.process import QUIET, Process, lives, marked, quiet_environment
+from plures.errors import PluresError
+
+
+def sites(replies: list[dict[str, object]]) -> list[str]:
+    return sorted(str(reply["site"]) for reply in replies)
+
+
+def everyone(fleet: Fleet) -> list[str]:
+    return sorted(str(file) for file in fleet.sites.values())
+
+
+def test_every_site_answers_once_and_calls_nobody_else(fleet: Fleet, tmp_path: Path) -> None:
+    rounds = echo(fleet, tmp_path / "out.json", rounds=2)
+    assert [sites(one["replies"]) for one in rounds] == [everyone(fleet)] * 2
+    for reply in rounds[0]["replies"] + rounds[1]["replies"]:
+        assert reply["off"] == 0
+        assert {key: reply[key] for key in QUIET} == QUIET
+        assert reply["OMP_NUM_THREADS"] == "1"
+        assert reply["FLWR_HOME"] == str(fleet.folder / "flower")
+    assert tried(fleet.folder) == []
+
+
+def test_the_fence_sees_a_call_home(tmp_path: Path) -> None:
+    words = "from flwr.supercore.telemetry import *; event(EventType.PING).result()"
+    outside = {**quiet_environment(tmp_path / "home"), **fenced(tmp_path), "FLWR_TELEMETRY_ENABLED": "1"}
+    subprocess.run([sys.executable, "-c", words], env=outside, check=False, capture_output=True)
+    assert any("telemetry.flower.ai" in line for line in tried(tmp_path))
+    subprocess.run(
+        [sys.executable, "-c", words], env={**outside, **QUIET, "FENCE": str(tmp_path / "quiet")}, check=False
+    )
+    assert not (tmp_path / "quiet").exists()
+
+
+def test_nodes_find_a_killed_superlink_again(fleet: Fleet, tmp_path: Path) -> None:
+    run = fleet.submit(ECHO, {"out": str(tmp_path / "lost.json"), "nodes": 4, "pause": 5.0})
+    wait(fleet, lambda: fleet.control.status(run) == "running", "the run to start")
+    detached = fleet.superlink.members("flower-superexec")
+    fleet.superlink.kill()
+    assert len(detached) == 1
+    assert not any(map(lives, detached))
+    assert fleet.start_superlink() < 20
+    (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
+    assert sites(round_["replies"]) == everyone(fleet)
+    assert fleet.wait(run, 30) == "finished:failed"
+    assert not (tmp_path / "lost.json").exists()
+
+
+def test_killed_cut_off_and_halted_nodes_miss_a_round_and_come_back(fleet: Fleet, tmp_path: Path) -> None:
+    before, out = {node.name: node.id for node in fleet.control.nodes()}, tmp_path / "out.json"
+    run = fleet.submit(ECHO, {"out": str(out), "nodes": 4, "rounds": 2, "seconds": 6.0, "later": 90.0, "pause": 2.0})
+    nodes = fleet.nodes
+    wait(fleet, lambda: all(node.members("flwr-clientapp") for node in nodes.values()), "the tasks of all sites")
+    family = nodes["va"].members()
+    nodes["va"].kill()
+    nodes["switzerland"].pause()
+    fleet.relays["cleveland"].cut()
+    fleet.relays["hungarian"].cut(silent=True)
+    assert len(family) >= 3
+    assert not any(map(lives, family))
+    wait(fleet, lambda: len(written(out)) == 1, "the first round")
+    (round_,) = written(out)
+    assert (round_["replies"], round_["missing"]) == ([], 4)
+    nodes["switzerland"].resume()
+    fleet.relays["cleveland"].heal()
+    fleet.relays["hungarian"].heal()
+    assert 0 < fleet.start_node("va") < 45
+    assert fleet.wait(run, 120) == "finished:completed"
+    back = {reply.get("site") for reply in written(out)[1]["replies"]}
+    assert back >= {str(fleet.sites[client]) for client in ("cleveland", "hungarian", "switzerland")}
+    (round_,) = echo(fleet, tmp_path / "again.json", seconds=60.0)
+    assert sites(round_["replies"]) == everyone(fleet)
+    assert {name: node for name, node in before.items() if name in fleet.sites} == {
+        node.name: node.id for node in fleet.control.nodes() if node.name in fleet.sites
+    }
+
+
+def test_a_guarded_node_runs_no_code_that_is_sent_to_it(fleet: Fleet, tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('client = "careful"')
+    careful = Fleet(tmp_path / "own", {"careful": site}, quick=True)
+    careful.keys.make_node("careful")
+    words = [
+        word.replace(str(careful.port), str(fleet.port)).replace(str(careful.keys.authority), str(fleet.keys.authority))
+        for word in careful.nodes["careful"].command
+    ]
+    node = Process("careful", words, careful.environment, tmp_path / "log")
+    new = fleet.control.register(careful.keys.node_public("careful"), "careful")
+    node.start()
+    try:
+        node.wait_for("SuperNode ID:", 30)
+        (round_,) = echo(fleet, tmp_path / "out.json", nodes=5)
+    finally:
+        node.stop()
+    told = {reply["node"]: reply for reply in round_["replies"]}
+    assert "what arrived is no message of plures" in told.pop(new)["error"]
+    assert not site.with_name("ran").exists()
+    assert not list((tmp_path / "own" / "flower").rglob("echo.py"))
+    assert sites(list(told.values())) == everyone(fleet)
+    assert all(file.with_name("ran").exists() for file in fleet.sites.values())
+    assert list((fleet.folder / "flower").rglob("echo.py"))
+
+
+def test_a_node_without_a_registered_key_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    stranger = Fleet(tmp_path, {"stranger": tmp_path / "site.toml"})
+    stranger.keys.make_node("stranger")
+    command = stranger.nodes["stranger"].command
+    for old, new in ((stranger.port, fleet.port), (stranger.keys.authority, fleet.keys.authority)):
+        command = [word.replace(str(old), str(new)) for word in command]
+    node = Process("stranger", command, stranger.environment, tmp_path / "log")
+    node.start()
+    try:
+        with pytest.raises(PluresError, match=r"stranger has ended \(exit code 1\)[\s\S]*Failed to activate SuperNode"):
+            node.wait_for("SuperNode ID:", 30)
+    finally:
+        node.kill()
+    assert "stranger" not in {known.name for known in fleet.control.nodes()}
+
+
+def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "print('no port', flush=True); raise SystemExit(3)"]
+    process = Process("superlink", words, quiet_environment(tmp_path), tmp_path / "logs" / "superlink.log")
+    process.start()
+    with pytest.raises(PluresError, match=r"superlink has ended \(exit code 3\).*superlink\.log:\nno port"):
+        process.wait_for("ready", 30)
+    process.start()
+    process.wait_for("no port", 30)
+    process.kill()
+    process.revive()
+    assert not process.alive
+
+
+def test_what_a_killed_owner_left_is_ended_before_a_new_start(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
+    first, second = (Process("one", words, quiet_environment(tmp_path), tmp_path / "log") for _ in range(2))
+    first.start()
+    first.wait_for("here", 30)
+    second.start()
+    try:
+        assert first.child is not None
+        assert first.child.wait(10) == -signal.SIGKILL
+        assert second.alive
+    finally:
+        second.kill()
+
+
+def test_a_folder_belongs_to_one_fleet(tmp_path: Path) -> None:
+    first, second = Fleet(tmp_path, {}), Fleet(tmp_path, {})
+    with first.lock, pytest.raises(PluresError, match=f"another fleet runs in {tmp_path}: stop it"):
+        second.start()
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from plures.deploy.loopback import Fleet
+folder = Path(sys.argv[1])
+with Fleet(folder, {"one": folder / "site.toml"}) as fleet:
+    print(*[process.mark for process in (fleet.superlink, *fleet.nodes.values())], flush=True)
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdout is not None
+        marks = child.stdout.readline().split()
+        assert [bool(marked(mark)) for mark in marks] == [True, True]
+        child.send_signal(signal.SIGINT)
+        assert child.wait(20) != 0
+    assert [marked(mark) for mark in marks] == [set(), set()]
+
+
+def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
+    keys = Keyring(tmp_path / "keys")
+    keys.make_server(["fed.example.org", "10.0.0.7"])
+    keys.make_node("mercy")
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in sorted((tmp_path / "keys").rglob("*.*"))}
+    assert modes == {"ca.crt": 0o644, "ca.key": 0o600, "mercy.pub": 0o644, "server.crt": 0o644, "server.key": 0o600}
+    assert stat.S_IMODE(keys.node("mercy").stat().st_mode) == 0o600
+    assert keys.node("mercy").read_text().startswith("-----BEGIN OPENSSH PRIVATE KEY-----")
+    assert keys.node_public("mercy").read_text().startswith("ecdsa-sha2-nistp384 ")
+    before = {file: file.read_bytes() for file in keys.folder.rglob("*") if file.is_file()}
+    for make in (keys.make_server, keys.make_authority, lambda: keys.make_node("mercy")):
+        with pytest.raises(PluresError, match="exists and is never overwritten"):
+            make()
+    assert before == {file: file.read_bytes() for file in keys.folder.rglob("*") if file.is_file()}
+    keys.server.unlink()
+    keys.server_key.unlink()
+    keys.make_server()
+    assert keys.authority.read_bytes() == before[keys.authority]
+    for name in ("../mercy", "..", ".", "-x", ""):
+        with pytest.raises(PluresError, match="name of a key file"):
+            keys.make_node(name)
+
+
+def test_the_certificate_names_its_hosts(tmp_path: Path) -> None:
+    from cryptography import x509
+
+    keys = Keyring(tmp_path)
+    keys.make_server(["fed.example.org", "10.0.0.7"])
+    certificate = x509.load_pem_x509_certificate(keys.server.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "fed.example.org"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "10.0.0.7"]
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(keys.authority.read_bytes()))
+    with pytest.raises(PluresError, match=r"host 'kö\.example': "):
+        Keyring(tmp_path / "other").make_server(["kö.example"])
+    (tmp_path / "ca.key").unlink()
+    keys.server.rename(tmp_path / "old.crt")
+    keys.server_key.rename(tmp_path / "old.key")
+    with pytest.raises(PluresError, match=r"cannot sign a server certificate.*put ca.crt and ca.key back"):
+        keys.make_server()
