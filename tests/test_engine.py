@@ -720,7 +720,9 @@ def test_bfloat16_is_near_and_float32_nearer(backend, model):
     assert 1e-5 < distance["bfloat16"] < 0.03
 
 
-@pytest.mark.parametrize("method", [fedprox(0.1), fedper(), lgfedavg(), fedrep()], ids=["fedprox", "fedper", "lgfedavg", "fedrep"])
+@pytest.mark.parametrize(
+    "method", [fedprox(0.1), fedper(), lgfedavg(), fedrep()], ids=["fedprox", "fedper", "lgfedavg", "fedrep"]
+)
 def test_float64_leaves_stay_float64(method):
     for leaves in run(method, WIDE, rounds=1).states([0]).values():
         assert all(t.dtype == torch.float64 for t in leaves.values())
