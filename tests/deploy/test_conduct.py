@@ -10,7 +10,7 @@ import torch
 from hospitals import simulated, written
 from sites import Loopback
 
-from plures.deploy.app import PUBLISHED, opened
+from plures.deploy.app import PUBLISHED, opened, site
 from plures.deploy.conduct import CHECKPOINT, Conductor
 from plures.deploy.heart import heart_tables
 from plures.deploy.journal import LOG, METRICS
@@ -18,7 +18,7 @@ from plures.deploy.personal import PersonalModel
 from plures.deploy.plan import Plan
 from plures.deploy.state import Versions
 from plures.errors import PluresError
-from plures.run.message import Order, unpack
+from plures.run.message import Order, Reply, pack, unpack
 
 torch.set_num_threads(1)
 
@@ -177,3 +177,15 @@ def test_callbacks_hear_of_a_rounds_scores_a_round_later(tmp_path):
     for point, clients in zip(result.curve, [point.clients for point in result.curve], strict=True):
         assert len(clients) == 4
         assert point.validation == pytest.approx(sum(clients) / 4)
+
+
+def test_what_a_sites_loader_says_stays_at_the_site(tmp_path):
+    written(tmp_path)
+    folder = tmp_path / "va"
+    (folder / "rows.py").write_text("def load():\n    raise RuntimeError('patient 17 has cancer')\n")
+    file = folder / "site.toml"
+    file.write_text(file.read_text().replace('data = "data.csv"', 'loader = "rows.py:load"'))
+    reply, _ = unpack(site({"site": str(file)}).answer(pack(Order(task="join"))), Reply)
+    assert reply.status == "failed"
+    assert "patient" not in reply.reason
+    assert "the site's own log says what is wrong" in reply.reason

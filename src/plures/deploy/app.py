@@ -76,15 +76,27 @@ def opened(file: Path) -> Site:
     )
 
 
+def speak() -> None:
+    """Let plures' own log lines be seen in the process's log, and no other library's."""
+    own = logging.getLogger("plures")
+    if not own.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        own.addHandler(handler)
+        own.setLevel(logging.INFO)
+
+
 def site(config: Config) -> Answerer:
     """The site of a node, whose configuration names its file: ``site="/path/site.toml"``."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    speak()
     file = Path(str(config.get("site", "site.toml")))
     try:
         return opened(file)
     except PluresError as error:
         log.error("%s", error)
-        return Closed(file.parent.name)
+    except Exception:  # whatever a site's own loader raises: its text may hold data and stays here
+        log.exception("%s: the site's rows cannot be read", file)
+    return Closed(file.parent.name)
 
 
 def conducted(transport: Transport, config: Config) -> None:
@@ -92,7 +104,7 @@ def conducted(transport: Transport, config: Config) -> None:
 
     Keys: ``plan``, ``out``, and ``track``, names of trackers divided by spaces.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    speak()
     plan = Plan.load(Path(str(config.get("plan", "federation.toml"))))
     out = Path(str(config.get("out", "results")))
     Conductor(plan, transport, out, callbacks=trackers(str(config.get("track", "")).split(), out)).run()
