@@ -6,6 +6,7 @@ out here, which speaks to the SuperLink; so certificates need no other names.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from plures.deploy.loopback import Fleet
 from plures.deploy.relay import HOST
 
-NEAR, FAR, NET = "10.231.77.1", "10.231.77.2", 30
+NET = 30
 FORWARD = """\
 import asyncio, sys
 
@@ -64,8 +65,8 @@ def ip(*words: str) -> None:
 def possible() -> bool:
     """Whether this user may make networks here."""
     try:
-        ip("netns", "add", "plures-try")
-        ip("netns", "delete", "plures-try")
+        ip("netns", "add", f"plures-try-{os.getpid()}")
+        ip("netns", "delete", f"plures-try-{os.getpid()}")
     except (OSError, subprocess.CalledProcessError):
         return False
     return True
@@ -79,21 +80,24 @@ def cabled(fleet: Fleet, client: str) -> Iterator[Cable]:
         fleet: with relays.
         client: whose node.
     """
-    name, node, port = "plures", fleet.nodes[client], str(fleet.relays[client].port)
+    own = os.getpid()  # several processes may have cables at once
+    name, near, far = f"plures-{own}", f"plu{own}n", f"plu{own}f"
+    here, there = (f"10.231.{own % 254 + 1}.{host}" for host in (1, 2))
+    node, port = fleet.nodes[client], str(fleet.relays[client].port)
     before = list(node.command)
     within = ["ip", "netns", "exec", name]
     with ExitStack() as stack:
         ip("netns", "add", name)
         stack.callback(ip, "netns", "delete", name)
-        cable = Cable("plures-near")
-        ip("link", "add", cable.near, "type", "veth", "peer", "name", "plures-far", "netns", name)
-        ip("address", "add", f"{NEAR}/{NET}", "dev", cable.near)
+        cable = Cable(near)
+        ip("link", "add", cable.near, "type", "veth", "peer", "name", far, "netns", name)
+        ip("address", "add", f"{here}/{NET}", "dev", cable.near)
         cable.plug()
-        ip("-n", name, "address", "add", f"{FAR}/{NET}", "dev", "plures-far")
-        for device in ("plures-far", "lo"):
+        ip("-n", name, "address", "add", f"{there}/{NET}", "dev", far)
+        for device in (far, "lo"):
             ip("-n", name, "link", "set", device, "up")
-        stack.enter_context(forwarder([], NEAR, port, HOST, port))
-        stack.enter_context(forwarder(within, HOST, port, NEAR, port))
+        stack.enter_context(forwarder([], here, port, HOST, port))
+        stack.enter_context(forwarder(within, HOST, port, here, port))
         node.stop()
         node.command = within + before
         fleet.start_node(client)
