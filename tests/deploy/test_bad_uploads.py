@@ -22,6 +22,7 @@ from plures.deploy.journal import METRICS, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
 from plures.run.message import HEADER, Order, Reply, Told, pack, unpack
+from plures.run.remote import TooFewError
 
 torch.set_num_threads(1)
 
@@ -304,3 +305,35 @@ def test_a_bad_greeting_is_not_taken_in(tmp_path: Path, spoil: Spoil) -> None:
     carrier.spoil = lambda address, answer: spoil(answer) if address == 101 else answer
     with pytest.raises(PluresError, match=r"clients hungarian did not join within 0\.01 seconds"):
         Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()
+
+
+def mutant(message: bytes, number: int) -> bytes:
+    """A message with some bytes of its header, or of its tensors, replaced, removed and inserted at random."""
+    random, body, length = np.random.default_rng(number), bytearray(message), int.from_bytes(message[:8], "little")
+    for _ in range(random.choice([1, 2, 8])):
+        place = 8 + int(random.integers(length if random.random() < 0.8 else len(body) - 16))
+        some = bytes(random.choice(list(b'0123456789"{}[]:,-e \x00\xff'), size=random.integers(1, 6)).tolist())
+        body[place : place + int(random.integers(6))] = some
+    if random.random() < 0.5:
+        body[:8] = max(1, length + len(body) - len(message)).to_bytes(8, "little")
+    return bytes(body)
+
+
+def test_whatever_arrives_is_taken_or_refused(tmp_path: Path) -> None:
+    file = prepared(tmp_path, method="fedproto")
+    carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
+    job = Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None)
+    job.join()
+    remote = job.begin()
+    remote.evaluate = ("validation",)
+    remote.exchange([0], "train", remote.server)
+    good, refused = carrier.answers[-1][1], 0
+    assert isinstance(good, bytes)
+    for number in range(400):
+        bad = mutant(good, number)
+        carrier.exchange = lambda messages, deadline, bad=bad: dict.fromkeys(messages, bad)
+        try:
+            remote.work([0], remote.server)
+        except TooFewError:
+            refused += 1
+    assert 300 < refused < 400

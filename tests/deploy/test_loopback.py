@@ -57,7 +57,6 @@ def test_nodes_find_a_killed_superlink_again(fleet: Fleet, tmp_path: Path) -> No
     assert fleet.start_superlink() < 20
     (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
     assert sites(round_["replies"]) == everyone(fleet)
-    assert fleet.wait(run, 30) == "finished:failed"
     assert not (tmp_path / "lost.json").exists()
 
 
