@@ -226,6 +226,7 @@ def test_measuring_changes_nothing():
 
 
 def test_the_command_line_compares_methods_and_shows_phases(monkeypatch):
+    monkeypatch.setattr("plures.cli.common.console._width", 160)
     monkeypatch.setenv("COLUMNS", "250")
     several = CliRunner().invoke(
         app, ["device", "heart", "--method", "fedavg", "--method", "ditto", "--batch-size", "16"]
