@@ -11,6 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from plures.cli import app
+from plures.cli.common import console
 from plures.deploy.device import Memory, Need, memory
 from plures.errors import PluresError
 from plures.federation import Federation, from_arrays
@@ -226,7 +227,7 @@ def test_measuring_changes_nothing():
 
 
 def test_the_command_line_compares_methods_and_shows_phases(monkeypatch):
-    monkeypatch.setattr("plures.cli.common.console._width", 160)
+    monkeypatch.setattr(console, "width", 250)
     monkeypatch.setenv("COLUMNS", "250")
     several = CliRunner().invoke(
         app, ["device", "heart", "--method", "fedavg", "--method", "ditto", "--batch-size", "16"]
