@@ -281,7 +281,8 @@ def test_fedfomo_partial_participation_newcomers_and_bad_input():
     done = run(fedfomo(2), 4, **options)
     assert differ(predictors(done), predictors(run(fedfomo(0), 4, **options)))
     alike(predictors(done), predictors(run(fedfomo(2), 4, **options, execution=LOOP)), 1e-12)
-    assert traffic(run(fedfomo(2), 1).bound) == (8, 2 * 8 + 2 * 3 * 8)
+    model, affinity = 8, 3 * 8
+    assert traffic(run(fedfomo(2), 1).bound) == (model + affinity, 2 * model + 2 * 3 * 8)
     q3 = run(fedfomo(), 3)
     guest, models, mean = onboard(q3, newcomer(), visits=0), personal(q3, "model"), sum(personal(q3, "model")) / 3
     sent = guest.states([0])["others"]["weight"].flatten().tolist()
@@ -506,7 +507,8 @@ def test_apple_receives_the_models_with_the_largest_weights():
         weights = (states["prior"]["others"] + states["lean"]["others"]).abs().fill_diagonal_(-1.0)
         whose = states["whose"]["weights"][:, 0].argmax(-1).tolist()
         assert whose == weights.argmax(1).tolist() == (expected or whose)
-    assert traffic(done.bound) == (8, 8 + 8 * 3)
+    core, weights = 8, (1 + 3) * 8
+    assert traffic(done.bound) == (core + weights, core + 8 * 3)
     everything_else = run(apple(models=9), 2, model=scalar(0.5))
     assert predictions(everything_else) == predictions(run(apple(), 2, model=scalar(0.5)))
     assert predictions(done) != predictions(everything_else)

@@ -583,7 +583,8 @@ def test_qffl_with_a_cohort_and_an_unseen_client():
     done = run(qffl(2.0), 1, participation=Fixed([["b", "c"]]))
     assert weight(done) == close(expected)
     assert predictions(onboard(done, newcomer())) == [weight(done)]
-    assert traffic(done.bound) == (8, 8)
+    model, weight_of_the_upload = 8, 8
+    assert traffic(done.bound) == (model + weight_of_the_upload, model)
 
 
 # FedDyn ---------------------------------------------------------------------------------------------------------

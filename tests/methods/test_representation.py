@@ -527,7 +527,9 @@ def test_a_class_nobody_of_the_cohort_has_keeps_its_prototype():
     options = {"federation": three_clients(), "model": Scalar, "lr": 0.0, "steps": 1}
     done = run(fedproto(), 2, participation=Fixed([["a", "b"], ["c"]]), **options)
     assert prototypes(done) == ([7.0, 0.5, 0.0], [1.0, 1.0, 0.0])
-    assert traffic(done.bound) == (48, 48)
+    means, known = 3 * 8, 3 * 8
+    examples_of_each_class = 2 * 3 * 8
+    assert traffic(done.bound) == (means + known + examples_of_each_class, means + known)
 
 
 def test_prediction_by_the_nearest_prototype():
