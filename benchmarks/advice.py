@@ -41,7 +41,7 @@ from plures.evaluate.summary import interval
 from plures.federation import Federation, brightness, from_arrays
 from plures.federation.datasets.domains import rotated_mnist
 from plures.federation.seeding import generator
-from plures.run.checkpoint import write_text
+from plures.files import write_text
 
 console = Console()
 COMPETITORS: Mapping[str, str] = {

@@ -19,17 +19,18 @@ from torch import Tensor
 from plures import Run
 from plures.deploy.app import PUBLISHED
 from plures.deploy.conduct import CHECKPOINT, RESULT, STATE
-from plures.deploy.heart import heart_schema, heart_tables
 from plures.deploy.journal import Journal
-from plures.deploy.personal import PersonalModel
 from plures.deploy.plan import Plan
 from plures.deploy.state import Versions
-from plures.deploy.table import read_table, write_table
 from plures.evaluate import score
+from plures.files import read
 from plures.method import named
 from plures.run import Fixed
-from plures.run.checkpoint import BEST, read, snapshot
+from plures.run.checkpoint import BEST, snapshot
 from plures.run.remote import ONE_CLIENT
+from plures.serving.personal import PersonalModel
+from plures.tables.heart import heart_schema, heart_tables
+from plures.tables.table import read_table, write_table
 
 CLIENTS = ("cleveland", "hungarian", "switzerland", "va")
 RUN = {"method": "ditto+threshold", "lr": 0.1, "rounds": 3, "seed": 3}
@@ -44,7 +45,7 @@ LOADER = f"""\
 import time
 from pathlib import Path
 
-from plures.deploy.table import read_table
+from plures.tables.table import read_table
 
 HERE = Path(__file__).parent
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from plures.deploy.loopback import Fleet
-from plures.deploy.relay import HOST
+from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.fleet.relay import HOST
 
 NET = 30
 FORWARD = """\

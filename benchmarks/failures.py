@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.aftermath import CLIENTS, kept, prepared
 from benchmarks.cable import cabled, possible
 from benchmarks.stage import Failure, Outcome, Stage
-from plures.deploy.loopback import Fleet
+from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.plan import Plan
 from plures.deploy.state import leave
 

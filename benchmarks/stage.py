@@ -15,9 +15,9 @@ from typing import Any, Self
 
 from benchmarks.aftermath import AT_WORK, CLIENTS, HOLD, lost, prepared
 from benchmarks.cable import Cable
+from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.fleet.process import until
 from plures.deploy.journal import LOG, Journal
-from plures.deploy.loopback import Fleet
-from plures.deploy.process import until
 
 APP = Path(__file__).parents[1] / "tests" / "deploy" / "app"
 SMALL = 2**20

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from plures.deploy import project
 from plures.deploy.conduct import RESULT
-from plures.deploy.loopback import Fleet
+from plures.deploy.fleet.loopback import Fleet
 
 CASES: dict[str, dict[str, object]] = {
     "fedavg, default network": {"method": "fedavg"},

@@ -12,6 +12,7 @@ ONE_AT_A_TIME = {
 """Groups of test files that one process runs in turn: they start processes of their own."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = {module: group for group, modules in ONE_AT_A_TIME.items() for module in modules}
     for item in items:

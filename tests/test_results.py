@@ -15,11 +15,12 @@ from plures.evaluate import ClientScores, Comparison, compare, finish, fit, scor
 from plures.evaluate.scores import Scores, ece, metrics, sums
 from plures.evaluate.summary import harmed, interval, paired_test, summarize
 from plures.federation import Task, from_arrays
+from plures.files import describe
 from plures.method import SGD, Method, Personal
 from plures.methods import ditto, local
 from plures.report import html_report
 from plures.run import Execution, Run, Training
-from plures.run.checkpoint import describe, save, snapshot
+from plures.run.checkpoint import save, snapshot
 from problems import EXACT, quadratic, scalar
 
 ACCURACY = np.array([0.9, 0.8, 0.95, 0.4, 0.7, 0.85, 0.6, 0.99, 0.75, 0.5])

@@ -23,6 +23,10 @@ ROOMS = {
     "report": "Report: tables and pages",
     "study": "Study: many comparisons",
     "diagnose": "Diagnose: how clients differ",
+    "track": "Track: numbers to trackers",
+    "tables": "Tables: what a site's data must look like",
+    "serving": "Serving: one client's model",
+    "deploy": "Deploy: federations of real sites",
 }
 """The rooms of the package that have a page, and its title; what two of them export is on the page of the first."""
 

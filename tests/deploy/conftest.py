@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from fleet import fenced
 
-from plures.deploy.loopback import Fleet
+from plures.deploy.fleet.loopback import Fleet
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plures.deploy.loopback import Fleet
-from plures.deploy.process import until
+from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.fleet.process import until
 
 ECHO = Path(__file__).parent / "echo"
 

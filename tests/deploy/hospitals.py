@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from plures.deploy.heart import heart_schema, heart_tables
 from plures.deploy.plan import Plan
-from plures.deploy.table import write_table
 from plures.evaluate import finish, fit
 from plures.evaluate.results import SeedResult
 from plures.run import Execution, Run
+from plures.tables.heart import heart_schema, heart_tables
+from plures.tables.table import write_table
 
 RUN = {"method": "ditto+threshold", "lr": 0.1, "rounds": 4, "seed": 3}
 

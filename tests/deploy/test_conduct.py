@@ -12,13 +12,13 @@ from sites import Loopback
 
 from plures.deploy.app import PUBLISHED, opened, site
 from plures.deploy.conduct import CHECKPOINT, Conductor
-from plures.deploy.heart import heart_tables
 from plures.deploy.journal import LOG, METRICS
-from plures.deploy.personal import PersonalModel
 from plures.deploy.plan import Plan
 from plures.deploy.state import Versions
 from plures.errors import PluresError
 from plures.run.message import Order, Reply, pack, unpack
+from plures.serving.personal import PersonalModel
+from plures.tables.heart import heart_tables
 
 torch.set_num_threads(1)
 

@@ -21,13 +21,13 @@ from sites import Loopback
 from plures.deploy.app import PUBLISHED, opened
 from plures.deploy.conduct import CHECKPOINT, RESULT, Conductor
 from plures.deploy.journal import LOG, METRICS, Journal
-from plures.deploy.personal import MODEL
 from plures.deploy.plan import Plan
 from plures.deploy.site import Site
 from plures.deploy.state import LEFT, leave
 from plures.errors import PluresError
-from plures.run.checkpoint import read
+from plures.files import read
 from plures.run.message import Order, Reply, unpack
+from plures.serving.personal import MODEL
 
 torch.set_num_threads(1)
 

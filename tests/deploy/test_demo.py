@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plures.deploy.demo import ALONE, demo
-from plures.deploy.process import marked
+from plures.deploy.fleet.process import marked
 from plures.errors import PluresError
 from plures.evaluate.results import SeedResult
 

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from plures.cli import app
 from plures.cli.common import console
-from plures.deploy.device import Memory, Need, memory
 from plures.errors import PluresError
 from plures.federation import Federation, from_arrays
 from plures.method import SGD, Adam, Method
@@ -20,6 +19,7 @@ from plures.methods import CATALOGUE
 from plures.models import with_roles
 from plures.run import Execution, Run, Training
 from plures.run.checkpoint import snapshot
+from plures.serving.device import Memory, Need, memory
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 

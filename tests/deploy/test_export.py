@@ -12,15 +12,15 @@ import torch
 from typer.testing import CliRunner
 
 from plures.cli import app
-from plures.deploy.export import Exported, export
-from plures.deploy.formats import to_onnx
-from plures.deploy.heart import heart_schema, heart_tables
-from plures.deploy.personal import PersonalModel
-from plures.deploy.table import write_table
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, finish, fit
 from plures.federation import Federation, from_arrays
 from plures.run import Execution
+from plures.serving.export import Exported, export
+from plures.serving.formats import to_onnx
+from plures.serving.personal import PersonalModel
+from plures.tables.heart import heart_schema, heart_tables
+from plures.tables.table import write_table
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
 pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")

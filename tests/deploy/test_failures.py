@@ -30,8 +30,8 @@ from benchmarks.failures import (
 from benchmarks.stage import Failure, Outcome, Stage, soon
 
 from plures.deploy.conduct import RESULT
-from plures.deploy.loopback import Fleet
-from plures.run.checkpoint import read
+from plures.deploy.fleet.loopback import Fleet
+from plures.files import read
 
 DISKS = os.geteuid() == 0
 """Whether disks can be made that are soon full."""
@@ -39,6 +39,7 @@ ABSENT = (
     r"no answer within \d+ seconds",
     "not connected",
     "Flower: Error: Node Unavailable .*",
+    r"Flower: ClientApp stopped responding\.",
     "failed: busy with an earlier round",
 )
 """What the log says of a site that is not there, or not yet again."""

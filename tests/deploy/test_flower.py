@@ -11,13 +11,14 @@ from hospitals import simulated, written
 
 from plures.deploy.app import PUBLISHED
 from plures.deploy.conduct import RESULT, STATE
-from plures.deploy.loopback import Fleet
-from plures.deploy.personal import PersonalModel
+from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.plan import Plan
 from plures.deploy.state import Versions
 from plures.evaluate.results import SeedResult
+from plures.files import read
 from plures.method import named
-from plures.run.checkpoint import read, snapshot
+from plures.run.checkpoint import snapshot
+from plures.serving.personal import PersonalModel
 
 APP = Path(__file__).parent / "app"
 METHODS = {

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from fleet import ECHO, echo, fenced, tried, wait, written
 
+from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.fleet.process import QUIET, Process, lives, marked, quiet_environment
 from plures.deploy.keys import Keyring
-from plures.deploy.loopback import Fleet
-from plures.deploy.process import QUIET, Process, lives, marked, quiet_environment
 from plures.errors import PluresError
 
 
@@ -167,7 +167,7 @@ def test_a_folder_belongs_to_one_fleet(tmp_path: Path) -> None:
 INTERRUPTED = """
 import sys, time
 from pathlib import Path
-from plures.deploy.loopback import Fleet
+from plures.deploy.fleet.loopback import Fleet
 folder = Path(sys.argv[1])
 with Fleet(folder, {"one": folder / "site.toml"}) as fleet:
     print(*[process.mark for process in (fleet.superlink, *fleet.nodes.values())], flush=True)

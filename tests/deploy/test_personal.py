@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from plures.cli import app
-from plures.deploy.card import Card
-from plures.deploy.describe import digest, threshold
-from plures.deploy.heart import heart_schema, heart_tables
-from plures.deploy.personal import PersonalModel, opened
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, finish, fit, score
 from plures.federation import Federation, Task, from_arrays
 from plures.method import Predict
 from plures.run import Execution, Run, onboard
+from plures.serving.card import Card
+from plures.serving.describe import digest, threshold
+from plures.serving.personal import PersonalModel, opened
+from plures.tables.heart import heart_schema, heart_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 LOOP = Execution("loop", 1, False, "float32")

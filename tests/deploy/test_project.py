@@ -17,12 +17,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from plures.cli import app
-from plures.deploy.check import check
-from plures.deploy.loopback import free_port
+from plures.deploy.fleet.loopback import free_port
+from plures.deploy.fleet.process import QUIET, Process, quiet_environment
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.process import QUIET, Process, quiet_environment
 from plures.deploy.project import HOST, blank, heart, write
 from plures.errors import PluresError
+from plures.tables.check import check
 
 BIN = Path(sys.executable).parent
 

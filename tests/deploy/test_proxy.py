@@ -16,10 +16,10 @@ import pytest
 from fleet import ECHO, echo
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from plures.deploy.control import Control
-from plures.deploy.loopback import Fleet, free_port, node_arguments
-from plures.deploy.process import Process, until
-from plures.deploy.programs import QUICK, command
+from plures.deploy.fleet.control import Control
+from plures.deploy.fleet.loopback import Fleet, free_port, node_arguments
+from plures.deploy.fleet.process import Process, until
+from plures.deploy.fleet.programs import QUICK, command
 from plures.deploy.proxy import nginx
 from plures.errors import PluresError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from plures.deploy.process import until
-from plures.deploy.relay import Relay
+from plures.deploy.fleet.process import until
+from plures.deploy.fleet.relay import Relay
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from plures.deploy.check import Report, check
-from plures.deploy.heart import heart_metadata, heart_schema, heart_tables
-from plures.deploy.schema import Category, Number, Schema, Splits, read_table, write_table
 from plures.errors import PluresError, PluresWarning
 from plures.federation import SPLITS, Federation, SplitRule, Task, load
+from plures.tables.check import Report, check
+from plures.tables.heart import heart_metadata, heart_schema, heart_tables
+from plures.tables.schema import Category, Number, Schema, Splits, read_table, write_table
 
 SCHEMA = Schema(
     target="ill",

@@ -20,18 +20,18 @@ import torch
 from typer.testing import CliRunner
 
 from plures.cli import app as commands
-from plures.deploy.heart import heart_schema, heart_tables
-from plures.deploy.personal import PersonalModel
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
 from plures.federation import from_arrays
 from plures.run import Execution
+from plures.serving.personal import PersonalModel
+from plures.tables.heart import heart_schema, heart_tables
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from fastapi.testclient import TestClient
 
-from plures.deploy.serve import app, serve
+from plures.serving.serve import app, serve
 
 LOOP = Execution("loop", 1, False, "float32")
 
@@ -211,7 +211,7 @@ def test_a_taken_port_is_named():
 
 def test_without_the_extra_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     numbers().save(tmp_path)
-    monkeypatch.delitem(sys.modules, "plures.deploy.serve")
+    monkeypatch.delitem(sys.modules, "plures.serving.serve")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     done = CliRunner().invoke(commands, ["serve", str(tmp_path)])
     assert isinstance(done.exception, PluresError)

@@ -9,10 +9,10 @@ from hospitals import written
 
 from plures.deploy.app import opened
 from plures.deploy.conduct import STATE
-from plures.deploy.loopback import Fleet
+from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.plan import Plan
 from plures.deploy.state import Versions
-from plures.run.checkpoint import read
+from plures.files import read
 
 APP = Path(__file__).parent / "app"
 CLIENTS = ("cleveland", "hungarian", "switzerland", "va")

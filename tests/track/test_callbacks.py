@@ -9,7 +9,8 @@ from tracked import FAST, NAMES, ROUNDS, Heard, fresh, net, people
 from plures.errors import PluresWarning
 from plures.evaluate import compare, finish, fit
 from plures.evaluate.callback import Callback, flat
-from plures.run.checkpoint import describe, snapshot
+from plures.files import describe
+from plures.run.checkpoint import snapshot
 
 
 def same(one, other) -> bool:

@@ -12,12 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from plures.cli.common import app, console, progress
-from plures.deploy.extras import needed
+from plures.deploy.fleet.process import quiet_environment
+from plures.deploy.fleet.programs import GUARD, command
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.process import quiet_environment
-from plures.deploy.programs import GUARD, command
 from plures.deploy.state import leave
 from plures.errors import PluresError
+from plures.extras import needed
 
 deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations of real sites, over Flower.")
 app.add_typer(deploy, name="deploy")
@@ -78,8 +78,8 @@ def check_command(
     ] = None,
 ) -> None:
     """Say in plain words whether a site's rows and rules fit the federation. Nothing leaves the machine."""
-    from plures.deploy.check import check
     from plures.deploy.promise import promise
+    from plures.tables.check import check
 
     own = SiteFile.load(site)
     plan = Plan.load(federation or site.parent / own.federation)
@@ -106,7 +106,7 @@ def node_command(
 ) -> None:
     """Be the node of a site until it is stopped. Runs plures' client, whatever app the coordinator submits."""
     needed("flwr", "a node", "flower")
-    from plures.deploy.loopback import node_arguments
+    from plures.deploy.fleet.loopback import node_arguments
 
     own = SiteFile.load(site)
     for file in (authority, key):

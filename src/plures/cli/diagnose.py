@@ -11,7 +11,7 @@ from plures.cli.common import Data, Model, ModelOptions, Options, app, console, 
 from plures.diagnose import diagnose, diagnosis_page
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
-from plures.run.checkpoint import write_text
+from plures.files import write_text
 
 WRITERS = {".json": lambda found: found.to_json(), ".html": diagnosis_page}
 

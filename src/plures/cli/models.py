@@ -11,16 +11,16 @@ import typer
 from rich.table import Table
 
 from plures.cli.common import BatchSize, Data, Device, Model, ModelOptions, Options, app, console, settings
-from plures.deploy.device import COUNTED, memory
-from plures.deploy.export import FORMATS, export
-from plures.deploy.personal import PersonalModel, opened
-from plures.deploy.table import read_table
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, primary, score
 from plures.federation import Federation, from_folder, load
+from plures.files import write_text
 from plures.run import Execution, Run, onboard
-from plures.run.checkpoint import write_text
 from plures.run.onboard import rescaled
+from plures.serving.device import COUNTED, memory
+from plures.serving.export import FORMATS, export
+from plures.serving.personal import PersonalModel, opened
+from plures.tables.table import read_table
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a personal model, or of a finished run.")]
 Client = Annotated[str | None, typer.Option(help="Whose model; needed for a run.")]
@@ -128,7 +128,7 @@ def serve_command(
     limit: Annotated[int, typer.Option(help="Most examples in a request.")] = 1000,
 ) -> None:
     """Answer predictions of one personal model over HTTP: GET /health, GET /card, POST /predict."""
-    from plures.deploy.serve import serve  # needs the extra
+    from plures.serving.serve import serve  # needs the extra
 
     model = opened(folder, client)
     who = f"the model of {model.card.client}, version {model.card.version}"

@@ -39,8 +39,8 @@ from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.spec import find_method
 from plures.federation import CATALOGUE as DATASETS
 from plures.federation import locate
+from plures.files import write_text
 from plures.report import catalogue, console_table, headline, html_report
-from plures.run.checkpoint import write_text
 from plures.track import TRACKERS, trackers
 
 Track = Annotated[

@@ -15,8 +15,8 @@ import typer
 
 from plures.cli.common import app, console
 from plures.errors import PluresError
+from plures.files import write_text
 from plures.report import html_report
-from plures.run.checkpoint import write_text
 from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, resolved
 from plures.study.view import plan_table, watching
 

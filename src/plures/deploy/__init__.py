@@ -1,1 +1,7 @@
-"""Federations of real sites: schema, checks, a site, the coordinator, and what a site publishes."""
+"""Federations of real sites: what members agree on, a site, the coordinator, and the app that Flower runs."""
+
+from plures.deploy.conduct import Conductor
+from plures.deploy.plan import Allow, Plan, SiteFile
+from plures.deploy.site import Site
+
+__all__ = ["Allow", "Conductor", "Plan", "Site", "SiteFile"]

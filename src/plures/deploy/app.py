@@ -7,10 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from plures.deploy.check import check
 from plures.deploy.conduct import Conductor
 from plures.deploy.journal import Journal
-from plures.deploy.personal import PersonalModel
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.site import Site
 from plures.errors import PluresError
@@ -19,6 +17,8 @@ from plures.run import Run
 from plures.run.flower import Answerer, Config, client_app, server_app
 from plures.run.message import Order, Reply, Scored, pack
 from plures.run.remote import Transport
+from plures.serving.personal import PersonalModel
+from plures.tables.check import check
 from plures.track import trackers
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import METRICS, Scores, primary
 from plures.federation import SplitName
-from plures.run.checkpoint import Snapshot, describe, restore, resume, save, snapshot, write, write_text
+from plures.files import describe, write, write_text
+from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import RoundRecord
 from plures.run.message import Told
 from plures.run.remote import Remote, Sites, TooFewError, Transport

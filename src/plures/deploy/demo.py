@@ -12,17 +12,18 @@ from filelock import FileLock, Timeout
 
 from plures.deploy.app import PUBLISHED
 from plures.deploy.conduct import RESULT
-from plures.deploy.heart import heart_tables
+from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.journal import LOG
-from plures.deploy.loopback import Fleet
-from plures.deploy.personal import PersonalModel
 from plures.deploy.plan import Plan
 from plures.deploy.project import PLAN, SITES, heart, write
 from plures.errors import PluresError
 from plures.evaluate import fit
 from plures.federation import Federation
+from plures.files import write_text
 from plures.run import Execution
-from plures.run.checkpoint import restore, write_text
+from plures.run.checkpoint import restore
+from plures.serving.personal import PersonalModel
+from plures.tables.heart import heart_tables
 
 METHODS = ("ditto+threshold", "fedrep+threshold")
 ALONE = "local+threshold"

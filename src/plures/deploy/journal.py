@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plures.errors import PluresError
-from plures.run.checkpoint import write_text
+from plures.files import write_text
 
 LOG, METRICS = "log.jsonl", "metrics.prom"
 PREFIX = "plures"

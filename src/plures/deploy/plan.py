@@ -12,13 +12,13 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, ValidationError, field_validator
 
 import plures
-from plures.deploy.declared import Declared, Name, Names, explain
-from plures.deploy.schema import Schema
 from plures.deploy.site import Allowed
-from plures.deploy.table import Table, read_table
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
 from plures.run.remote import Rules
+from plures.tables.declared import Declared, Name, Names, explain
+from plures.tables.schema import Schema
+from plures.tables.table import Table, read_table
 
 D = TypeVar("D", bound=Declared)
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plures.deploy.heart import heart_metadata, heart_schema, heart_tables
-from plures.deploy.process import QUIET
+from plures.deploy.fleet.process import QUIET
 from plures.deploy.proxy import PUBLIC, SUPERLINK, nginx
-from plures.deploy.table import Table, write_table
 from plures.deploy.templates import filled
 from plures.errors import PluresError
-from plures.run.checkpoint import write_text
+from plures.files import write_text
+from plures.tables.heart import heart_metadata, heart_schema, heart_tables
+from plures.tables.table import Table, write_table
 
 HOST = "coordinator.example.org"
 CLIENTS = ("first", "second", "third")

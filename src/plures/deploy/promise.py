@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.table import Table
 from plures.method import Leaf, named
 from plures.run import Run
 from plures.run.remote import ONE_CLIENT
+from plures.tables.table import Table
 
 
 @dataclass(frozen=True)

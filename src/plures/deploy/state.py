@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.run.checkpoint import read, write, write_text
+from plures.files import read, write, write_text
 
 FORMAT = 1
 LEFT = "left"

@@ -31,11 +31,11 @@ from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, find_method, titled
 from plures.evaluate.tuning import attempts, coordinate
 from plures.federation import SPLITS, Federation
+from plures.files import describe, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
 from plures.models import ModelFactory, Network
 from plures.run import Execution, Run
-from plures.run.checkpoint import describe, write_text
 from plures.run.cost import flops, stored, traffic
 
 DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")

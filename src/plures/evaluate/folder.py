@@ -14,9 +14,10 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.evaluate.results import SeedResult
 from plures.evaluate.spec import RunSpec
+from plures.files import describe, read, write, write_text
 from plures.models import Leaves
 from plures.run import Execution, Run
-from plures.run.checkpoint import describe, read, restore, snapshot, write, write_text
+from plures.run.checkpoint import restore, snapshot
 from plures.run.engine import Stack
 
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"

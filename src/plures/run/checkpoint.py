@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.files import read, write
 from plures.method import Kept
 from plures.run.coordinator import Coordinator
 
@@ -73,53 +70,6 @@ def fingerprint(run: Coordinator, name: str) -> dict[str, str]:
         "seed": str(run.seed),
     }
     return {key: re.sub(" at 0x[0-9a-fA-F]+", "", value) for key, value in told.items()}
-
-
-def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON description to one file: first to a temporary one, then renamed over ``file``."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        save_file(
-            {k: t.cpu().contiguous().clone() for k, t in tensors.items()}, temporary, {"plures": json.dumps(about)}
-        )
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    except (OSError, SafetensorError) as error:
-        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def describe(file: Path) -> dict[str, Any]:
-    """The JSON description in a file, without reading its tensors."""
-    try:
-        with safe_open(file, "pt") as handle:
-            about: dict[str, Any] = json.loads((handle.metadata() or {})["plures"])
-            return about
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise PluresError(f"{file} is not a file that plures wrote, or it is damaged: {error}; delete it") from error
-
-
-def read(file: Path) -> tuple[Snapshot, dict[str, Any]]:
-    """Tensors and description of a file."""
-    about = describe(file)
-    with safe_open(file, "pt") as handle:
-        return {key: handle.get_tensor(key) for key in handle.keys()}, about  # noqa: SIM118
 
 
 def save(run: Coordinator, name: str, file: Path, best: Snapshot | None = None, **extra: Any) -> None:

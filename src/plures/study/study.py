@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plures.errors import PluresError
 from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard
+from plures.extras import needed
 from plures.study.estimate import Ahead, ahead
 from plures.study.plan import Cell, Plan, Unit, plan_of
 from plures.study.reading import parse_study, title
@@ -104,7 +104,7 @@ class Study:
         if not chosen:
             names = ", ".join(sorted({f"({u.cell.title!r}, {u.candidate.label!r})" for u in known})) or "none"
             raise PluresError(f"no tuning of {method!r} on {cell!r}; there are {names}")
-        needed("optuna", "tune")
+        needed("optuna", "the history of a search", "tune")
         unit, search = chosen[0], self.plan.search if self.plan.search != "grid" else "optuna"
         higher = self._metric(unit.cell).higher
         tuning, trials = self.plan.source.document.tuning, self._store.trials(unit.id)
@@ -255,18 +255,10 @@ def _told(metadata: Mapping[str, Sequence[str]], key: str, at: int | None) -> st
     return None if at is None or key not in metadata else metadata[key][at]
 
 
-def needed(package: str, extra: str) -> Any:
-    """A package of an extra, or an error that names the extra."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise PluresError(f"this needs the package {package}: pip install 'plures[{extra}]'") from error
-
-
 def framed(rows: Sequence[Row], kind: Kind) -> Any:
     """Rows as a frame of pandas or polars."""
     if kind == "pandas":
-        return needed("pandas", "frames").DataFrame.from_records(rows)
+        return needed("pandas", "a frame", "frames").DataFrame.from_records(rows)
     if kind == "polars":
-        return needed("polars", "frames").DataFrame(rows, infer_schema_length=None)
+        return needed("polars", "a frame", "frames").DataFrame(rows, infer_schema_length=None)
     raise PluresError(f"frame of kind {kind!r}: choose pandas or polars")

@@ -10,8 +10,9 @@ from typing import Any
 
 import plures
 from plures.evaluate.callback import About
+from plures.extras import needed
 from plures.track import names
-from plures.track.tracker import Settings, Tracker, library
+from plures.track.tracker import Settings, Tracker
 
 BATCH = 100
 """Settings or values written at once; MLflow takes no more settings."""
@@ -39,8 +40,8 @@ class MLflow(Tracker):
     def __init__(self, where: Path | str, clients: int = names.CLIENTS) -> None:
         super().__init__(clients)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        self.library = library("mlflow", "mlflow")
-        self.entities = library("mlflow.entities", "mlflow")
+        self.library = needed("mlflow", "tracking", "mlflow")
+        self.entities = needed("mlflow.entities", "tracking", "mlflow")
         self.file = None if "://" in str(where) else Path(where).resolve()
         self.where = str(where) if self.file is None else f"{LOCAL}{self.file}"
         self.client: Any = None

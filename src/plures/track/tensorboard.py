@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from plures.evaluate.callback import About
+from plures.extras import needed
 from plures.track import names
-from plures.track.tracker import Settings, Tracker, library
+from plures.track.tracker import Settings, Tracker
 
 
 class TensorBoard(Tracker):
@@ -29,8 +30,8 @@ class TensorBoard(Tracker):
     def __init__(self, folder: Path | str, clients: int = names.CLIENTS) -> None:
         super().__init__(clients)
         self.folder = Path(folder)
-        self.library = library("torch.utils.tensorboard", "tensorboard")
-        self.summary = library("torch.utils.tensorboard.summary", "tensorboard")
+        self.library = needed("torch.utils.tensorboard", "tracking", "tensorboard")
+        self.summary = needed("torch.utils.tensorboard.summary", "tracking", "tensorboard")
         self.writer: Any = None
         self.ended: Any = None
 

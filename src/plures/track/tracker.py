@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from typing import Any
 
 from plures.errors import PluresError
 from plures.evaluate.callback import About, Callback, Value
@@ -66,19 +64,3 @@ class Tracker(Callback):
 
     def on_stop(self, reason: BaseException) -> None:
         self.close("stopped" if isinstance(reason, KeyboardInterrupt) else "failed")
-
-
-def library(module: str, extra: str) -> Any:
-    """A tracker's library.
-
-    Args:
-        module: its name.
-        extra: the extra of plures that installs it.
-
-    Raises:
-        PluresError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise PluresError(f"tracking with {extra} needs a library: pip install 'plures[{extra}]' ({error})") from error

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plures.evaluate.callback import About
+from plures.extras import needed
 from plures.track import names
-from plures.track.tracker import Settings, Tracker, library
+from plures.track.tracker import Settings, Tracker
 
 CODES = {"finished": 0, "stopped": 255, "failed": 1}
 """Exit codes by which Weights & Biases tells how a run ended."""
@@ -41,7 +42,7 @@ class WandB(Tracker):
     ) -> None:
         super().__init__(clients)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        self.library = library("wandb", "wandb")
+        self.library = needed("wandb", "tracking", "wandb")
         self.folder, self.project, self.mode = Path(folder), project, mode
         self.run: Any = None
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from plures.deploy.table import Table, read_table
 from plures.errors import PluresError
+from plures.tables import Table, read_table
 
 FILE = Path(__file__).with_name("data.csv")
 

@@ -22,4 +22,5 @@ def needed(module: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise PluresError(f"{what} needs {module.partition('.')[0]}: pip install 'plures[{extra}]'") from error
+        missing = (error.name or module).partition(".")[0]
+        raise PluresError(f"{what} needs {missing}: pip install 'plures[{extra}]'") from error

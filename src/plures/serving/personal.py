@@ -14,23 +14,23 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import plures
-from plures.deploy import describe
-from plures.deploy.card import FORMAT, Card
-from plures.deploy.watched import Watched
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.scores import metrics, sums
 from plures.federation import SPLITS, Federation, Split
+from plures.files import read, write, write_text
 from plures.method import Batch, Predict, Problem, Setting, State
 from plures.models import Leaves, Network
 from plures.run import Run
-from plures.run.checkpoint import read, write, write_text
 from plures.run.engine import Stack
 from plures.run.kernels import kernels
+from plures.serving import describe
+from plures.serving.card import FORMAT, Card
+from plures.serving.watched import Watched
 
 if TYPE_CHECKING:
-    from plures.deploy.schema import Schema
-    from plures.deploy.table import Table
+    from plures.tables.schema import Schema
+    from plures.tables.table import Table
 
 MODEL, CARD = "model.safetensors", "card.json"
 OWN, SCALING = "own:", "scaling:"
@@ -151,7 +151,7 @@ class PersonalModel:
         """What raw rows of a table look like; ``None`` where examples are given as numbers."""
         if self.card.table is None:
             return None
-        from plures.deploy.schema import Schema
+        from plures.tables.schema import Schema
 
         return Schema.model_validate_json(json.dumps(self.card.table))
 

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 import plures
-from plures.deploy.personal import PersonalModel
 from plures.errors import PluresError
+from plures.serving.personal import PersonalModel
 
 try:
     import uvicorn

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plures.deploy.formats import (
+from plures.errors import PluresError
+from plures.serving.formats import (
     Runner,
     convolves,
     executorch_runner,
@@ -22,8 +23,7 @@ from plures.deploy.formats import (
     to_onnx,
     to_static_int8,
 )
-from plures.deploy.personal import MODEL, PersonalModel
-from plures.errors import PluresError
+from plures.serving.personal import MODEL, PersonalModel
 
 FORMATS = ("folder", "onnx", "executorch")
 WARM_UP, REPEATS = 20, 200

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from plures.deploy.extras import needed
-from plures.deploy.personal import SCALING, PersonalModel
 from plures.errors import PluresError
+from plures.extras import needed
+from plures.serving.personal import SCALING, PersonalModel
 
 OUTPUTS = ("outputs", "probabilities", "decided")
 QUANTIZED = ("Conv", "Gemm", "MatMul")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 
-from plures.deploy.column import Category, Number
-from plures.deploy.schema import Schema
 from plures.federation.datasets.heart import CATEGORIES, COLUMNS, FILE, HOSPITALS, ZERO_IS_MISSING
+from plures.tables.column import Category, Number
+from plures.tables.schema import Schema
 
 WORDS = {
     **CATEGORIES,

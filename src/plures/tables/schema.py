@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-from plures.deploy.column import Category, Number, Read, closest
-from plures.deploy.declared import Declared, Name, Names, explain, toml
-from plures.deploy.draft import Draft, draft
-from plures.deploy.finding import Finding, refuse
-from plures.deploy.marks import Dates, read_dates, read_groups
-from plures.deploy.table import Cells, Table, columns, read_table, write_table
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, Split, SplitRule, Task, from_arrays
+from plures.tables.column import Category, Number, Read, closest
+from plures.tables.declared import Declared, Name, Names, explain, toml
+from plures.tables.draft import Draft, draft
+from plures.tables.finding import Finding, refuse
+from plures.tables.marks import Dates, read_dates, read_groups
+from plures.tables.table import Cells, Table, columns, read_table, write_table
 
 __all__ = ["Category", "Metadata", "Number", "Reading", "Schema", "Splits", "Table", "read_table", "write_table"]
 
@@ -153,7 +153,7 @@ class Schema(Declared):
             table: column -> values, or a frame.
             target: column to predict.
             client: column with the client of each row; no input. Without it all rows are one client's.
-            options: see :class:`~plures.deploy.draft.Draft`.
+            options: see :class:`~plures.tables.draft.Draft`.
 
         Raises:
             PluresError: names the column.

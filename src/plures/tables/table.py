@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation.build import Frame
-from plures.run.checkpoint import write_text
+from plures.files import write_text
 
 MISSING = ("", "?", "NA")
 """What stands for a missing value in a CSV file."""

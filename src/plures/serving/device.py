@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from plures.deploy.probe import Alive, Probe
 from plures.errors import PluresError
 from plures.federation import Federation, Split
 from plures.method import Assign, Bound, Leaf, Phase, Schedule
 from plures.run import Execution, Run, Training
 from plures.run.cost import stored, traffic
 from plures.run.engine import Engine, Stack
+from plures.serving.probe import Alive, Probe
 
 COUNTED = (
     "Counted are tensors, each storage once: all leaves that the client has in its visit, second copies of received "

@@ -18,13 +18,13 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from plures.deploy.control import Control, Value
+from plures.deploy.fleet.control import Control, Value
+from plures.deploy.fleet.process import Process, quiet_environment, until
+from plures.deploy.fleet.programs import GUARD, QUICK, command
+from plures.deploy.fleet.relay import HOST, Relay
 from plures.deploy.keys import Keyring
-from plures.deploy.process import Process, quiet_environment, until
-from plures.deploy.programs import GUARD, QUICK, command
-from plures.deploy.relay import HOST, Relay
 from plures.errors import PluresError
-from plures.run.checkpoint import write_text
+from plures.files import write_text
 
 CONNECTION = "plures"
 PORTS = range(20000, 32000)
@@ -50,9 +50,9 @@ class Fleet:
         sites: ``client -> site.toml``.
         tls: encrypt, and let in only nodes whose key is registered. Without it, everything is readable on the wire and
             every node is let in: for comparison only.
-        relayed: every node reaches the SuperLink through a :class:`~plures.deploy.relay.Relay` of its own.
+        relayed: every node reaches the SuperLink through a :class:`~plures.deploy.fleet.relay.Relay` of its own.
         record: every relay keeps what passes, under ``wire/<client>``.
-        quick: wait less for Flower's programs, see :mod:`plures.deploy.programs`.
+        quick: wait less for Flower's programs, see :mod:`plures.deploy.fleet.programs`.
         guard: nodes run plures' client, whatever app is submitted.
         environment: further variables of all processes.
     """

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.deploy.finding import Finding
-from plures.deploy.table import Cells, absent, text
+from plures.tables.finding import Finding
+from plures.tables.table import Cells, absent, text
 
 Dates = NDArray[np.datetime64]
 

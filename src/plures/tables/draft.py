@@ -9,8 +9,8 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.deploy.table import Cells, absent, numbers, text
 from plures.errors import PluresError
+from plures.tables.table import Cells, absent, numbers, text
 
 LEVELS = 30
 """Most values of a category; a column with more looks like names or numbers of cases."""
@@ -49,7 +49,7 @@ class Draft(TypedDict, total=False):
 
 
 def draft(table: Mapping[str, Cells], target: str, client: str | None, options: Draft) -> dict[str, object]:
-    """The declaration of a schema, see :meth:`plures.deploy.schema.Schema.of`."""
+    """The declaration of a schema, see :meth:`plures.tables.schema.Schema.of`."""
     marks = {key: str(name) for key, name in options.items() if key in ("date", "group")}
     roles = [target, *([client] if client is not None else []), *marks.values()]
     features = list(options.get("features", [name for name in table if name not in roles]))

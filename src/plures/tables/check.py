@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.deploy.column import Read
-from plures.deploy.finding import Finding, told_rows
-from plures.deploy.schema import Reading, Schema, Table
 from plures.errors import PluresError
+from plures.tables.column import Read
+from plures.tables.finding import Finding, told_rows
+from plures.tables.schema import Reading, Schema, Table
 
 ENOUGH = 10
 """A class with fewer rows, or a test split of fewer rows, is noted."""

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 import plures
-from plures.deploy.card import Card, Part
 from plures.evaluate import RunSpec
 from plures.federation import SPLITS, Task
 from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
 from plures.run import Run
+from plures.serving.card import Card, Part
 
 if TYPE_CHECKING:
-    from plures.deploy.schema import Schema
+    from plures.tables.schema import Schema
 
 FARTHEST = 60.0
 """Log-odds beyond which a rule that still decides the same way always does."""

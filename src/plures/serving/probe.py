@@ -14,9 +14,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from plures.deploy.watched import Watched
 from plures.method import Assign, Batch, Phase, State, Visit
 from plures.models import Leaves
+from plures.serving.watched import Watched
 
 
 def storages(values: object) -> dict[int, int]:

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from plures.deploy.declared import Declared, Finite, Name, Names, Share
-from plures.deploy.finding import Finding
-from plures.deploy.table import Cells, absent, numbers, text
-from plures.deploy.units import guess
+from plures.tables.declared import Declared, Finite, Name, Names, Share
+from plures.tables.finding import Finding
+from plures.tables.table import Cells, absent, numbers, text
+from plures.tables.units import guess
 
 LISTED = 5
 COMMA = re.compile(r"(-?\d+),(\d+)")

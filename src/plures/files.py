@@ -1,0 +1,62 @@
+"""Files that are whole or not there: written beside their place, then renamed over it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plures.errors import PluresError
+
+
+def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON description to one file: first to a temporary one, then renamed over ``file``."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        save_file(
+            {k: t.cpu().contiguous().clone() for k, t in tensors.items()}, temporary, {"plures": json.dumps(about)}
+        )
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """The JSON description in a file, without reading its tensors."""
+    try:
+        with safe_open(file, "pt") as handle:
+            about: dict[str, Any] = json.loads((handle.metadata() or {})["plures"])
+            return about
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise PluresError(f"{file} is not a file that plures wrote, or it is damaged: {error}; delete it") from error
+
+
+def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file."""
+    about = describe(file)
+    with safe_open(file, "pt") as handle:
+        return {key: handle.get_tensor(key) for key in handle.keys()}, about  # noqa: SIM118
