@@ -6,13 +6,15 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
 from fleet import ECHO, echo, fenced, tried, wait, written
 
 from plures.deploy.fleet.loopback import Fleet
-from plures.deploy.fleet.process import QUIET, Process, lives, marked, quiet_environment
+from plures.deploy.fleet.process import QUIET, Process, lives, marked, quiet_environment, until
 from plures.deploy.keys import Keyring
 from plures.errors import PluresError
 
@@ -87,6 +89,30 @@ def test_killed_cut_off_and_halted_nodes_miss_a_round_and_come_back(fleet: Fleet
     assert {name: node for name, node in before.items() if name in fleet.sites} == {
         node.name: node.id for node in fleet.control.nodes() if node.name in fleet.sites
     }
+
+
+def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp_path: Path) -> None:
+    """As behind a door whose SuperLink is away: a connection is taken and closed."""
+    relay, node = fleet.relays["va"], fleet.nodes["va"]
+
+    class Closes(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Closes) as door:
+        threading.Thread(target=door.serve_forever, args=(0.05,), daemon=True).start()
+        right, relay.target = relay.target, door.server_address[1]
+        try:
+            relay.drop()
+            until(lambda: not node.alive, 30, lambda: node.tail())
+        finally:
+            relay.target = right
+            door.shutdown()
+    assert node.child is not None
+    assert node.child.returncode == 1
+    fleet.start_node("va")
+    (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
+    assert sites(round_["replies"]) == everyone(fleet)
 
 
 def test_a_guarded_node_runs_no_code_that_is_sent_to_it(fleet: Fleet, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ PROGRAMS = {
     "flwr-serverapp": "flwr.superlink.cli",
 }
 """Where each program is; there, its name has ``_`` for ``-``."""
+NODE = "flower-supernode"
+"""It returns when a handshake with the SuperLink broke off, and then its threads would keep it from ending for ever."""
 TASKS = ("flwr-clientapp", "flwr-serverapp")
 STARTERS = {
     "flower-superlink": "flwr.superlink.cli.flower_superlink",
@@ -80,7 +82,10 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
         starter: Any = importlib.import_module(STARTERS[name])
         starter.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": started(manners)})
     sys.argv = list(words)
-    getattr(importlib.import_module(PROGRAMS[name]), name.replace("-", "_"))()
+    program = getattr(importlib.import_module(PROGRAMS[name]), name.replace("-", "_"))
+    if name == NODE:
+        os._exit(code(program, returned=1))
+    program()
 
 
 def started(manners: Sequence[str]) -> Callable[..., object]:
@@ -112,7 +117,7 @@ def quicken(name: str) -> None:
     """All look sooner; what runs tasks has loaded what they need."""
     for (module, constant), value in CONSTANTS.items():
         setattr(importlib.import_module(module), constant, value)
-    if name == "flower-supernode":
+    if name == NODE:
         loop: Any = importlib.import_module("flwr.supernode.start_client_internal")
         loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, IDLE)))
     if name == "flower-superexec":
@@ -131,20 +136,22 @@ def fork(task: Callable[[], None]) -> int:
             pass
     child = os.fork()
     if child == 0:
+        forget()
         os._exit(code(task))
     return child
 
 
-def code(task: Callable[[], None]) -> int:
-    """Do a task in this process, and give its exit code.
-
-    Signals, and what is to be done at the end, are those of the process that this one was forked from: not for it.
-    """
+def forget() -> None:
+    """Leave signals, and what is to be done at the end, to the process that this one was forked from."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     ending: Any = importlib.import_module("flwr.supercore.exit.exit_handler")
     ending.registered_exit_handlers.clear()
+
+
+def code(task: Callable[[], None], returned: int = 0) -> int:
+    """Do a task in this process, and give its exit code; ``returned`` if it does not say."""
     try:
         task()
     except SystemExit as end:
@@ -155,7 +162,7 @@ def code(task: Callable[[], None]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    return 0
+    return returned
 
 
 if __name__ == "__main__":
