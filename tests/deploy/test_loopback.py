@@ -191,10 +191,11 @@ def test_a_folder_belongs_to_one_fleet(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from plures.deploy.fleet.loopback import Fleet
 folder = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with Fleet(folder, {"one": folder / "site.toml"}) as fleet:
     print(*[process.mark for process in (fleet.superlink, *fleet.nodes.values())], flush=True)
     time.sleep(60)

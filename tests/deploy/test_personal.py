@@ -309,7 +309,7 @@ def test_a_failed_write_leaves_the_model_before(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("plures.run.checkpoint.save_file", full)
+    monkeypatch.setattr("plures.files.save_file", full)
     with pytest.raises(PluresError, match=r"model\.safetensors.*No space left"):
         published("va").save(tmp_path)
     assert PersonalModel.load(tmp_path).card == before

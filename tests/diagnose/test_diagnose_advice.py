@@ -60,7 +60,7 @@ def test_points_are_the_sum_of_the_rules_that_apply(found):
     assert [reason.says for reason in advice.ranking[0].why] == ["one", "12 clients"]
     assert advice.ranking[0].confidence == "medium"
     assert advice.ranking[1].confidence == "low"
-    assert not advice.nothing_beats_finetuning
+    assert not advice.nothing_beats_fedavg
 
 
 def test_json_comes_back_the_same(found, tmp_path):

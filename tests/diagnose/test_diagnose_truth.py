@@ -41,7 +41,7 @@ def test_advice_follows_the_truth(found, name, best):
     advice = found[name].advice
     assert advice.ranking[0].family == best
     assert advice.ranking[0].why
-    assert advice.nothing_beats_finetuning == (name in ("none", "concept"))
+    assert advice.nothing_beats_fedavg == (name in ("none", "concept"))
 
 
 def test_groups_are_found_and_named_by_the_metadata(found):

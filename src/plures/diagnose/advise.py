@@ -11,7 +11,7 @@ from plures.diagnose.result import LEVEL, Advice, Diagnosis, FamilyAdvice, Reaso
 from plures.diagnose.rules import CONCEPT, FEATURES, LABELS, POOR, RULES, UNEQUAL, Rule
 
 MARGIN = 0.5
-"""Points by which a family must lead fine-tuning to be expected to beat it."""
+"""Points by which a family must lead FedAvg, fine-tuned or not, to be expected to beat it."""
 PLAIN = ("finetune", "global")
 
 
@@ -91,7 +91,7 @@ def advise(found: Diagnosis, rules: Sequence[Rule] = RULES) -> Diagnosis:
         summary=_summary(found, ranking, nothing),
         ranking=ranking,
         besides=besides,
-        nothing_beats_finetuning=nothing,
+        nothing_beats_fedavg=nothing,
         cannot_know=_limits(found),
     )
     fields = {name: getattr(found, name) for name in Diagnosis.model_fields if name != "advice"}
@@ -130,10 +130,11 @@ def _summary(found: Diagnosis, ranking: Sequence[FamilyAdvice], nothing: bool) -
         first = f"{first[:-1]}, and they form {found.clusters.count} groups."
     best = ranking[0]
     named = " or ".join(best.methods[:2])
+    plain = "FedAvg" if best.family == "global" else "FedAvg and fine-tuning"
     if nothing and best.family in PLAIN:
-        return f"{first} Start with FedAvg and fine-tuning; nothing measured promises more."
+        return f"{first} Start with {plain}; nothing measured promises more."
     if nothing:
-        return f"{first} Start with FedAvg and fine-tuning; {best.title} ({named}) promises little more."
+        return f"{first} Start with {plain}; {best.title} ({named}) promises little more."
     return f"{first} Try first: {best.title} ({named}), against fine-tuning."
 
 

@@ -244,14 +244,14 @@ class Advice(Result):
         summary: in one or two sentences.
         ranking: families that compete, the best first.
         besides: families for another need (unseen clients, broken clients), only those that a rule named.
-        nothing_beats_finetuning: whether no family is expected to beat the fine-tuned shared model.
+        nothing_beats_fedavg: whether no family is expected to beat the shared model, fine-tuned or not.
         cannot_know: limits of this diagnosis.
     """
 
     summary: str
     ranking: list[FamilyAdvice]
     besides: list[FamilyAdvice]
-    nothing_beats_finetuning: bool
+    nothing_beats_fedavg: bool
     cannot_know: list[str]
 
 

@@ -7,7 +7,9 @@ that it be carried; one message a round brings training and evaluation, because 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from queue import Empty, Queue
+from threading import Thread
 from typing import Protocol
 
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
@@ -19,8 +21,10 @@ from plures.run.remote import Transport
 
 RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
-POLL = 0.1
-"""Seconds between looks for answers."""
+POLL, EACH = 0.1, 0.01
+"""Seconds between looks for an answer: at least, and for each node that is asked."""
+Arrival = tuple[int, bytes | str | Exception]
+"""A node and what came of its message."""
 
 Config = Mapping[str, object]
 """What the operator gave: the run's configuration at the server, the node's at a site."""
@@ -61,27 +65,37 @@ class GridTransport:
 
     def exchange(self, messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
         out = [Message(sealed(body), node, KIND, ttl=deadline + 60) for node, body in messages.items()]
-        waiting = dict(zip(self.grid.push_messages(out), messages, strict=True)) if out else {}
-        found: dict[int, bytes | str] = {
-            node: "Flower did not take its message" for i, node in waiting.items() if not i
-        }
-        waiting = {number: node for number, node in waiting.items() if number}
-        end = time.monotonic() + deadline
-        while waiting and time.monotonic() < end:
-            self._collect(self.grid.pull_messages(list(waiting)), waiting, found)
-            if waiting:
-                time.sleep(POLL)
+        numbers = dict(zip(messages, self.grid.push_messages(out), strict=True)) if out else {}
+        found: dict[int, bytes | str] = {n: "Flower did not take its message" for n, i in numbers.items() if not i}
+        end, arrived = time.monotonic() + deadline, Queue[Arrival]()
+        pause = max(POLL, EACH * len(numbers))
+        for node in numbers.keys() - found.keys():
+            Thread(target=self._await, args=(node, numbers[node], end, pause, arrived), daemon=True).start()
+        while len(found) < len(numbers):
+            try:
+                node, answer = arrived.get(timeout=max(0.0, end - time.monotonic()))
+            except Empty:
+                break
+            if isinstance(answer, Exception):
+                raise answer
+            found[node] = answer
         return found
 
-    def _collect(self, replies: Iterable[Message], waiting: dict[str, int], found: dict[int, bytes | str]) -> None:
-        for reply in replies:
-            node = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:
-                continue
-            try:
-                found[node] = f"Flower: {reply.error.reason}" if reply.has_error() else opened(reply.content)
-            except PluresError as error:
-                found[node] = str(error)
+    def _await(self, node: int, number: str, end: float, pause: float, arrived: Queue[Arrival]) -> None:
+        """Look for one node's answer until it is there or the deadline is over.
+
+        Each node has a thread of its own: if a node dies while it sends, Flower waits for the rest for minutes.
+        """
+        try:
+            while time.monotonic() < end:
+                for reply in self.grid.pull_messages([number]):
+                    arrived.put((node, f"Flower: {reply.error.reason}" if reply.has_error() else opened(reply.content)))
+                    return
+                time.sleep(pause)
+        except PluresError as error:
+            arrived.put((node, str(error)))
+        except Exception as error:  # of Flower: it ends the run in the thread that asked
+            arrived.put((node, error))
 
 
 def client_app(site: Callable[[Config], Answerer]) -> ClientApp:

@@ -1,0 +1,95 @@
+"""Messages over a Flower grid: what comes back, what does not, and never after the deadline."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import RecordDict
+
+from plures.run.flower import GridTransport, opened, sealed
+
+
+@dataclass
+class Message:
+    """Stands for Flower's, which is made in its own processes alone."""
+
+    content: RecordDict | None
+    node: int = 0
+    kind: str = ""
+    ttl: float = 0.0
+    error: SimpleNamespace | None = None
+
+    def has_error(self) -> bool:
+        return self.error is not None
+
+
+class Nodes:
+    """A grid whose nodes answer in the given manners; ``hang`` is a node that died while it sent its answer."""
+
+    def __init__(self, **manners: str) -> None:
+        self.manners = {int(name[1:]): manner for name, manner in manners.items()}
+        self.asked: dict[str, Message] = {}
+        self.over = threading.Event()
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
+        messages = list(messages)
+        self.asked |= {str(m.node): m for m in messages}
+        return [None if self.manners[m.node] == "untaken" else str(m.node) for m in messages]
+
+    def pull_messages(self, numbers: Iterable[str]) -> list[Message]:
+        return [reply for number in numbers for reply in self.reply(number)]
+
+    def reply(self, number: str) -> Iterator[Message]:
+        message, manner = self.asked[number], self.manners[int(number)]
+        if manner == "echo":
+            yield Message(sealed(opened(message.content) + b"!"))
+        elif manner == "error":
+            yield Message(None, error=SimpleNamespace(reason="Node Unavailable"))
+        elif manner == "hang":
+            self.over.wait(60)
+        elif manner == "broken":
+            raise ConnectionError("the SuperLink is gone")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setattr("plures.run.flower.Message", Message)
+    made: list[Nodes] = []
+
+    def ask(deadline: float, **manners: str) -> tuple[dict[int, bytes | str], float]:
+        made.append(Nodes(**manners))
+        begun = time.monotonic()
+        nodes = made[-1].manners
+        found = GridTransport(made[-1]).exchange({node: b"%d" % node for node in nodes}, deadline)
+        return found, time.monotonic() - begun
+
+    yield ask
+    for nodes in made:
+        nodes.over.set()
+
+
+def test_answers_and_errors_by_node(asked):
+    found, took = asked(30.0, _1="echo", _2="error", _3="untaken")
+    assert found == {1: b"1!", 2: "Flower: Node Unavailable", 3: "Flower did not take its message"}
+    assert took < 5
+
+
+def test_a_node_that_died_while_it_sent_holds_nobody_up(asked):
+    found, took = asked(1.0, _1="hang", _2="echo", _3="silent", _4="echo")
+    assert found == {2: b"2!", 4: b"4!"}
+    assert 1.0 <= took < 10
+
+
+def test_a_broken_connection_ends_the_exchange(asked):
+    with pytest.raises(ConnectionError, match="the SuperLink is gone"):
+        asked(30.0, _1="hang", _2="broken")
+
+
+def test_nobody_asked(asked):
+    assert asked(30.0)[0] == {}
