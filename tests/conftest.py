@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 IN_TURN = {
     "failures": ("test_failures",),
-    "real federations": ("test_demo", "test_flower", "test_loopback", "test_project", "test_proxy", "test_wire"),
+    "federations": ("test_demo", "test_flower", "test_loopback", "test_project", "test_proxy", "test_wire"),
     "browser": ("test_page_in_browser", "test_doc_site"),
     "studies": ("test_study_conduct", "test_study_cli", "test_study_results"),
 }

@@ -11,10 +11,10 @@ from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
-from fleet import ECHO, echo, fenced, tried, wait, written
+from fleet import echo, fenced, tried
 
 from plures.deploy.fleet.loopback import Fleet
-from plures.deploy.fleet.process import QUIET, Process, lives, marked, quiet_environment, until
+from plures.deploy.fleet.process import QUIET, Process, marked, quiet_environment, until
 from plures.deploy.keys import Keyring
 from plures.errors import PluresError
 
@@ -47,48 +47,6 @@ def test_the_fence_sees_a_call_home(tmp_path: Path) -> None:
         [sys.executable, "-c", words], env={**outside, **QUIET, "FENCE": str(tmp_path / "quiet")}, check=False
     )
     assert not (tmp_path / "quiet").exists()
-
-
-def test_nodes_find_a_killed_superlink_again(fleet: Fleet, tmp_path: Path) -> None:
-    run = fleet.submit(ECHO, {"out": str(tmp_path / "lost.json"), "nodes": 4, "pause": 5.0})
-    wait(fleet, lambda: fleet.control.status(run) == "running", "the run to start")
-    detached = fleet.superlink.members("flower-superexec")
-    fleet.superlink.kill()
-    assert len(detached) == 1
-    assert not any(map(lives, detached))
-    assert fleet.start_superlink() < 20
-    (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
-    assert sites(round_["replies"]) == everyone(fleet)
-    assert not (tmp_path / "lost.json").exists()
-
-
-def test_killed_cut_off_and_halted_nodes_miss_a_round_and_come_back(fleet: Fleet, tmp_path: Path) -> None:
-    before, out = {node.name: node.id for node in fleet.control.nodes()}, tmp_path / "out.json"
-    run = fleet.submit(ECHO, {"out": str(out), "nodes": 4, "rounds": 2, "seconds": 6.0, "later": 90.0, "pause": 2.0})
-    nodes = fleet.nodes
-    wait(fleet, lambda: all(node.members("flwr-clientapp") for node in nodes.values()), "the tasks of all sites")
-    family = nodes["va"].members()
-    nodes["va"].kill()
-    nodes["switzerland"].pause()
-    fleet.relays["cleveland"].cut()
-    fleet.relays["hungarian"].cut(silent=True)
-    assert len(family) >= 3
-    assert not any(map(lives, family))
-    wait(fleet, lambda: len(written(out)) == 1, "the first round")
-    (round_,) = written(out)
-    assert (round_["replies"], round_["missing"]) == ([], 4)
-    nodes["switzerland"].resume()
-    fleet.relays["cleveland"].heal()
-    fleet.relays["hungarian"].heal()
-    assert 0 < fleet.start_node("va") < 45
-    assert fleet.wait(run, 120) == "finished:completed"
-    back = {reply.get("site") for reply in written(out)[1]["replies"]}
-    assert back >= {str(fleet.sites[client]) for client in ("cleveland", "hungarian", "switzerland")}
-    (round_,) = echo(fleet, tmp_path / "again.json", seconds=60.0)
-    assert sites(round_["replies"]) == everyone(fleet)
-    assert {name: node for name, node in before.items() if name in fleet.sites} == {
-        node.name: node.id for node in fleet.control.nodes() if node.name in fleet.sites
-    }
 
 
 def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from plures.run.remote import Transport
 
 RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
-POLL, EACH = 0.1, 0.01
+POLL, EACH = 0.25, 0.01
 """Seconds between looks for an answer: at least, and for each node that is asked."""
 Arrival = tuple[int, bytes | str | Exception]
 """A node and what came of its message."""

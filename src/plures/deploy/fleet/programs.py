@@ -56,8 +56,8 @@ CONSTANTS = {
     ("flwr.common.constant", "HEARTBEAT_DEFAULT_INTERVAL"): 10,
 }
 """How long a task waits for arrays that are on their way; how often a node must say that it lives (Flower's least)."""
-IDLE = 0.2
-POLL = 0.1
+IDLE = 0.4
+POLL = 0.2
 
 
 def command(name: str, *manners: str) -> list[str]:
