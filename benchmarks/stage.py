@@ -259,4 +259,4 @@ def soon() -> float:
     """Seconds in which a round of four sites is done on this machine, as busy as it is now, with quick programs."""
     begun = time.monotonic()
     subprocess.run([sys.executable, "-c", "import plures.deploy.app"], check=True)
-    return max(4.0, round(2 * (time.monotonic() - begun)))
+    return max(4.0, round(time.monotonic() - begun))
