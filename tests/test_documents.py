@@ -19,7 +19,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
 def test_links_lead_somewhere(file):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text(encoding="utf-8")):
-        assert (file.parent / target).exists(), target
+        method = re.fullmatch(r"methods/(\w+)\.md", target)  # made when the site is built
+        assert (file.parent / target).exists() or (method and method[1] in {*CATALOGUE, "index"}), target
 
 
 def test_methods_are_short():

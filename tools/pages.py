@@ -18,6 +18,7 @@ from tools.evidence import BASELINES, Experiment, Oracle, experiments, oracles, 
 from tools.markdown import address, plain, table
 from tools.reference import reference
 from tools.typeset import displayed
+from tools.usage import use
 
 from plures.method import Bound
 from plures.methods import CATALOGUE
@@ -237,12 +238,6 @@ def best_baseline(one: Experiment) -> str:
 def numbers(cell: str) -> list[str]:
     """Numbers in a cell."""
     return re.findall(r"-?\d+(?:\.\d+)?", cell)
-
-
-def use(entry: Entry) -> str:
-    """How it is called."""
-    chosen = "".join(f" --set {name}={values[0]}" for name, values in list(entry.space.items())[:1])
-    return f"## Use it\n\n```sh\nplures run har {entry.name}{chosen}\nplures compare har --method {entry.name}\n```"
 
 
 def index(rows: list[Line]) -> str:

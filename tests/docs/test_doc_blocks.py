@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tools.pages import use
+from tools.usage import use
 from typer.testing import CliRunner
 
 from plures import METHODS, RunSpec
@@ -51,11 +51,6 @@ SMALLER = [
 """The smaller budget: a round, a seed, no tuning, small data."""
 
 
-def blocks(file: Path) -> list[tuple[str, str]]:
-    """Language and text of every block of a page that names a language."""
-    return FENCE.findall(file.read_text(encoding="utf-8"))
-
-
 def commands(text: str) -> list[list[str]]:
     """The words of every command of plures in a block."""
     read = [shlex.split(line, comments=True) for line in text.splitlines()]
@@ -87,6 +82,21 @@ def run(words: list[str]) -> None:
         assert done.exit_code == 0, f"plures {shlex.join(words)}\n{done.output}"
 
 
+def run_all(text: str, name: str) -> None:
+    """Run every block of a text that names its language."""
+    names = {"__name__": "__main__"}
+    for number, (language, block) in enumerate(FENCE.findall(text), 1):
+        if language == "python":
+            exec(compile(smaller(block), f"{name} block {number}", "exec"), names)
+        elif language == "sh":
+            for words in commands(smaller(block)):
+                run(words)
+        elif language == "toml":
+            assert read_study(Path("study.toml")).document.name == "mine"
+        else:
+            assert language == "mermaid", f"{name}: no test knows blocks of {language}"
+
+
 def publish(folder: Path) -> None:
     """What a site has when a federation's run is over: its model and rows."""
     spec = RunSpec(data="heart", method="ditto+threshold", rounds=1)
@@ -101,32 +111,20 @@ def publish(folder: Path) -> None:
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.stem)
 def test_blocks_of_a_document_run_in_order(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    study = next(text for language, text in blocks(CHOOSE) if language == "toml")
+    study = next(text for language, text in FENCE.findall(CHOOSE.read_text(encoding="utf-8")) if language == "toml")
     Path("study.toml").write_text(smaller(study), encoding="utf-8")
     if file == DEPLOYMENT:
         publish(tmp_path)
-    names = {"__name__": "__main__"}
-    for number, (language, text) in enumerate(blocks(file), 1):
-        if language == "python":
-            exec(compile(smaller(text), f"{file.name} block {number}", "exec"), names)
-        elif language == "sh":
-            for words in commands(smaller(text)):
-                run(words)
-        elif language == "toml":
-            assert read_study(Path("study.toml")).document.name == "mine"
-        else:
-            assert language == "mermaid", f"{file.name}: no test knows blocks of {language}"
+    run_all(file.read_text(encoding="utf-8"), file.name)
 
 
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 @pytest.mark.parametrize("name", METHODS)
-def test_commands_of_a_methods_page_run(name, tmp_path, monkeypatch):
-    """And what they set is a parameter of the method."""
+def test_what_a_methods_page_shows_runs(name, tmp_path, monkeypatch):
+    """And what it sets is a parameter of the method."""
     monkeypatch.chdir(tmp_path)
-    (language, text), *_ = FENCE.findall(use(METHODS[name]))
-    assert language == "sh"
-    for words in commands(smaller(text)):
-        run(words)
+    text = use(METHODS[name])
+    run_all(text, name)
     for parameter in re.findall(r"--set (\w+)=", text):
         assert parameter in METHODS[name].defaults
 

@@ -143,7 +143,7 @@ def test_reference_shows_every_public_name_once(made):
         assert names, room
         for name in names:
             assert made[f"reference/{room}.md"].count(f"::: {path(room, name)}\n") == 1
-    everything = [name for names in shown().values() for name in names]
+    everything = [path(room, name) for room, names in shown().items() for name in names]
     assert len(everything) == len(set(everything))
 
 

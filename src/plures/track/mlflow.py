@@ -40,8 +40,8 @@ class MLflow(Tracker):
     def __init__(self, where: Path | str, clients: int = names.CLIENTS) -> None:
         super().__init__(clients)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        self.library = needed("mlflow", "tracking", "mlflow")
-        self.entities = needed("mlflow.entities", "tracking", "mlflow")
+        self.library = needed("mlflow", "tracking with mlflow", "mlflow")
+        self.entities = needed("mlflow.entities", "tracking with mlflow", "mlflow")
         self.file = None if "://" in str(where) else Path(where).resolve()
         self.where = str(where) if self.file is None else f"{LOCAL}{self.file}"
         self.client: Any = None

@@ -30,8 +30,8 @@ class TensorBoard(Tracker):
     def __init__(self, folder: Path | str, clients: int = names.CLIENTS) -> None:
         super().__init__(clients)
         self.folder = Path(folder)
-        self.library = needed("torch.utils.tensorboard", "tracking", "tensorboard")
-        self.summary = needed("torch.utils.tensorboard.summary", "tracking", "tensorboard")
+        self.library = needed("torch.utils.tensorboard", "tracking with tensorboard", "tensorboard")
+        self.summary = needed("torch.utils.tensorboard.summary", "tracking with tensorboard", "tensorboard")
         self.writer: Any = None
         self.ended: Any = None
 

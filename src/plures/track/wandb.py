@@ -42,7 +42,7 @@ class WandB(Tracker):
     ) -> None:
         super().__init__(clients)
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        self.library = needed("wandb", "tracking", "wandb")
+        self.library = needed("wandb", "tracking with wandb", "wandb")
         self.folder, self.project, self.mode = Path(folder), project, mode
         self.run: Any = None
 
