@@ -4,8 +4,8 @@ python -m benchmarks.advice [--only heart iid ...] [--rates 20] [--out docs/diag
 
 Writes two tables into the document, between their markers. Finished comparisons in runs/advice are not run again.
 
-What counts was fixed before the comparisons were run, but for *plain right*, which asked for fine-tuned FedAvg alone until
-the results were seen; the diagnosis, too, calls FedAvg without fine-tuning plain, so the check was not one of what it says:
+What counts was fixed before the comparisons were run, but for *plain right*: it asked for fine-tuned FedAvg alone until
+the results were seen. The diagnosis calls FedAvg without fine-tuning plain, too, so it was no check of what is said.
 
 * For each family one method competes, tuned and run at the budget below. The best method is the one with the best mean
   over clients of the test metric. A method is *as good as the best* if the 95 % interval (Student's t) of the clients'

@@ -146,7 +146,7 @@ def test_optuna_shows_the_trials(study: Study) -> None:
 
 def test_a_missing_package_names_its_extra(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(PluresError, match=r"needs the package pandas: pip install 'plures\[frames\]'"):
+    with pytest.raises(PluresError, match=r"a frame needs pandas: pip install 'plures\[frames\]'"):
         study.frame()
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(PluresError, match=r"plures\[tune\]"):

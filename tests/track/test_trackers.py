@@ -20,6 +20,7 @@ from plures.cli import app
 from plures.evaluate import Point, RunFolder, finish, fit
 from plures.evaluate.scores import METRICS
 from plures.run import RoundRecord
+from plures.study import Study
 from plures.track import TRACKERS, MLflow, TensorBoard, Tracker, WandB, names, trackers
 
 PLAIN = ["north", "s_d", "ward_3_b", "ward_3_b_2"]
@@ -295,6 +296,40 @@ def test_the_commands_track(tmp_path):
         "fedavg__seed_0",
         "fedavg_ft__seed_0",
     }
+
+
+STUDY = """
+name = "small"
+seeds = 2
+
+[[data]]
+name = "heart"
+
+[[methods]]
+name = "ditto"
+lr = 0.1
+
+[[budgets]]
+rounds = 2
+
+[tuning]
+trials = 0
+"""
+
+
+@pytest.mark.skipif(not installed("tensorboard"), reason="tensorboard is not installed")
+def test_a_study_tracks_its_final_runs(tmp_path):
+    file, out = tmp_path / "study.toml", tmp_path / "study"
+    file.write_text(STUDY)
+    done = CliRunner().invoke(app, ["study", str(file), "--out", str(out), "--track", "tensorboard"])
+    assert done.exit_code == 0, done.output
+    written = {file.parent.name: file.parent for file in (out / "tensorboard").rglob("events.*")}
+    assert {name for name in written if "ditto" in name} == {"heart_ditto__seed_0", "heart_ditto__seed_1"}
+    (compared,) = Study(out).comparisons()
+    assert len(written) == 2 * len(compared.methods)
+    for seed in compared.method("ditto").seeds:
+        found = tensorboard(written[f"heart_ditto__seed_{seed.seed}"])
+        assert [value for _, value in found["validation/accuracy"]] == [point.validation for point in seed.curve]
 
 
 WATCHED = """

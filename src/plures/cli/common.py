@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from plures.errors import PluresError
 from plures.models import NETWORKS
 from plures.run import Execution
+from plures.track import TRACKERS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +49,10 @@ Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clie
 Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")]
 Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(help=f"Also write every run for {', '.join(TRACKERS)}, into the folder of --out; repeatable."),
+]
 
 
 def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from plures.cli.common import (
     Options,
     Out,
     Rounds,
+    Track,
     Unseen,
     app,
     console,
@@ -41,12 +42,7 @@ from plures.federation import CATALOGUE as DATASETS
 from plures.federation import locate
 from plures.files import write_text
 from plures.report import catalogue, console_table, headline, html_report
-from plures.track import TRACKERS, trackers
-
-Track = Annotated[
-    list[str] | None,
-    typer.Option(help=f"Also write every run for {', '.join(TRACKERS)}, into the folder of --out; repeatable."),
-]
+from plures.track import trackers
 
 
 @app.command("compare")

@@ -13,12 +13,13 @@ from typing import Annotated
 import torch
 import typer
 
-from plures.cli.common import app, console
+from plures.cli.common import Track, app, console
 from plures.errors import PluresError
 from plures.files import write_text
 from plures.report import html_report
 from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, resolved
 from plures.study.view import plan_table, watching
+from plures.track import trackers
 
 COMMAND = (sys.executable, "-m", "plures.cli", "study")
 """What other processes are started with."""
@@ -32,9 +33,11 @@ def study_command(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default: runs/NAME.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that divide the work.", min=1)] = 1,
+    track: Track = None,
 ) -> None:
     """Plan a study and run it; a second start goes on, and several starts divide the work."""
     source = read_study(file)
+    callbacks = trackers(track or (), out or Path("runs") / source.document.name)
     studied = plan_of(source, resolved(source.document.tuning.search))
     folder = out or Path("runs") / source.document.name
     if source.document.execution.threads is not None:
@@ -47,8 +50,9 @@ def study_command(
         console.print(plan_table(f"study {source.document.name}", known))
         if plan:
             return
-        with helpers([str(file), "--out", str(folder)], processes - 1), watching(studied, store, console) as watch:
-            conduct(studied, store, studied.units, watch)
+        words = [str(file), "--out", str(folder), *(word for name in track or () for word in ("--track", name))]
+        with helpers(words, processes - 1), watching(studied, store, console) as watch:
+            conduct(studied, store, studied.units, watch, callbacks)
         failed = store.failures(studied.units)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last finished round", style="yellow")

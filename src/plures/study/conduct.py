@@ -11,6 +11,7 @@ from typing import Literal
 
 import plures
 from plures.errors import PluresError
+from plures.evaluate.callback import Callback
 from plures.study.plan import Plan, Unit
 from plures.study.store import LostError, Store
 from plures.study.work import Bench
@@ -93,17 +94,17 @@ def begin(plan: Plan, store: Store) -> None:
     store.describe(source.text, source.file, str(source.folder.resolve()), plan.search, plures.__version__)
 
 
-def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch) -> None:
+def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callbacks: Sequence[Callback] = ()) -> None:
     """Do all units that nobody else does, and wait for those that others do.
 
-    What fails is noted with its reason, and the rest goes on.
+    What fails is noted with its reason, and the rest goes on. Callbacks are told of every final run.
 
     Raises:
         KeyboardInterrupt: after the round in which Ctrl-C was pressed; what was reached is kept.
     """
     lease = plan.source.document.execution.lease
     owner = store.enter()
-    bench = Bench(plan, store, owner)
+    bench = Bench(plan, store, owner, callbacks)
     try:
         with Heart(store, owner, lease) as heart:
             while store.unfinished(units):

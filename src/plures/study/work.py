@@ -7,7 +7,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from plures.errors import PluresError
+from plures.evaluate.callback import Callback
 from plures.evaluate.compare import card, described, environment, saved_execution
 from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
@@ -84,11 +85,13 @@ class Bench:
         plan: the study.
         store: its database.
         owner: the name of this process in it.
+        callbacks: told of every final run.
     """
 
     plan: Plan
     store: Store
     owner: str
+    callbacks: Sequence[Callback] = ()
     loaded: Loaded | None = None
 
     def at(self, cell: Cell) -> Loaded:
@@ -210,11 +213,14 @@ class Bench:
             execution = saved_execution(checkpoint, execution)
         fitted = fit(
             self._run(unit, loaded, spec, execution),
-            unit.id,
+            f"{unit.cell.title} {candidate.label}",
             every=unit.cell.every,
             checkpoint=checkpoint,
             checkpoint_every=wanted.execution.checkpoint_every,
             progress=lambda point: tell(point.round, spec.rounds, point.validation),
+            callbacks=self.callbacks,
+            stage=f"seed {unit.seed}",
+            settings=spec.model_dump(),
         )
         result = finish(fitted, unit.seed, loaded.unseen)
         if wanted.keep_models:
