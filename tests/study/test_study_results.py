@@ -15,7 +15,6 @@ from plures.errors import PluresError
 from plures.evaluate import BASELINES
 from plures.run import Execution
 from plures.study import Store, Study, begin, conduct, parse_study, plan_of
-from plures.study.study import needed
 
 TEXT = """
 name = "found"
@@ -151,7 +150,6 @@ def test_a_missing_package_names_its_extra(study: Study, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(PluresError, match=r"plures\[tune\]"):
         study.optuna("heart", "ditto")
-    assert needed("json", "none") is json
 
 
 def test_kept_models_are_run_folders(study: Study) -> None:

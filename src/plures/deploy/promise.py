@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.site import work_beyond
 from plures.method import Leaf, named
 from plures.run import Run
 from plures.run.remote import ONE_CLIENT
@@ -54,7 +55,8 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
     numbers: dict[str, int] = {}
     for slot, path in leaves:
         numbers[slot] = numbers.get(slot, 0) + run.bound.initial[slot][path].numel()
-    return Promise(numbers, plan.tells, (*unwilling(leaves, own), *silent(plan.tells, own)))
+    refused = *unwilling(leaves, own), *silent(plan.tells, own), *work_beyond(run, own.allow.allowed)
+    return Promise(numbers, plan.tells, refused)
 
 
 def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:

@@ -50,6 +50,21 @@ class Allowed:
     max_steps: int | None = None
 
 
+def work_beyond(run: Run, allowed: Allowed, round: int = 0) -> list[str]:
+    """What a visit of a client takes beyond what its site allows, one sentence each."""
+    phases = [item for item in run.bound.method.schedule if isinstance(item, Phase)]
+    usual = 0.0 if run.training.steps is not None else run.training.epochs
+    epochs = max((p.epochs or 0 if p.epochs or p.steps else usual for p in phases), default=0)
+    found = []
+    if allowed.max_epochs is not None and epochs > allowed.max_epochs:
+        found.append(f"a visit takes {epochs:g} epochs, and this site allows {allowed.max_epochs:g}")
+    if allowed.max_steps is not None:
+        steps = sum(int(run.engine.draw(phase, [0], round).steps[0]) for phase in phases)
+        if steps > allowed.max_steps:
+            found.append(f"a visit takes {steps} steps, and this site allows {allowed.max_steps}")
+    return found
+
+
 class RefusedError(PluresError):
     """An order that the site's rules do not allow."""
 
@@ -209,18 +224,8 @@ class Site:
         for leaf in sent:
             if leaf[0] not in self.allowed.send and named(leaf) not in self.allowed.send:
                 raise RefusedError(f"the method sends {named(leaf)!r}, and this site allows {self._listed()}")
-        phases = [item for item in self.method.schedule if isinstance(item, Phase)]
-        epochs = max((p.epochs or 0 if p.epochs or p.steps else self._epochs for p in phases), default=0)
-        if self.allowed.max_epochs is not None and epochs > self.allowed.max_epochs:
-            raise RefusedError(f"a visit takes {epochs:g} epochs, and this site allows {self.allowed.max_epochs:g}")
-        if self.allowed.max_steps is not None:
-            steps = sum(int(run.engine.draw(phase, [0], round).steps[0]) for phase in phases)
-            if steps > self.allowed.max_steps:
-                raise RefusedError(f"a visit takes {steps} steps, and this site allows {self.allowed.max_steps}")
-
-    @property
-    def _epochs(self) -> float:
-        return 0.0 if self.training.steps is not None else self.training.epochs
+        for excess in work_beyond(run, self.allowed, round):
+            raise RefusedError(excess)
 
     def _listed(self) -> str:
         return ", ".join(map(repr, self.allowed.send)) or "nothing"

@@ -1,0 +1,55 @@
+"""What `plures deploy check` says that a site would send, tell and do is what the rounds ask, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plures.deploy import Plan, SiteFile, project
+from plures.deploy.promise import Promise, promise
+
+
+@pytest.fixture
+def hearts(tmp_path: Path) -> Path:
+    project.write(tmp_path, project.heart("127.0.0.1"))
+    return tmp_path / "sites" / "va"
+
+
+def asked(folder: Path, **allow: object) -> Promise:
+    own = SiteFile.load(folder / "site.toml")
+    own = own.model_copy(update={"allow": own.allow.model_copy(update=allow)})
+    return promise(Plan.load(folder / "federation.toml"), own, own.table(folder))
+
+
+def test_numbers_are_those_of_the_shared_model(hearts: Path) -> None:
+    plan = Plan.load(hearts / "federation.toml")
+    network = plan.spec.network(plan.table.empty(plan.name, plan.clients))
+    found = asked(hearts)
+    assert found.ok
+    assert found.numbers == {"model": sum(p.numel() for p in network().parameters())}
+    assert found.told == ("examples",)
+    assert found.text().splitlines() == [
+        f"it would send in a round: {found.numbers['model']} numbers of 'model'",
+        "it would tell: examples",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("allow", "sentence"),
+    [
+        ({"send": ()}, "the method sends 'model', and [allow] send does not name it; add it, or do without"),
+        ({"tell": ()}, "members tell 'examples', and [allow] tell does not name it; add it, or do without"),
+        ({"max_epochs": 0.5}, "a visit takes 1 epochs, and this site allows 0.5"),
+        ({"max_steps": 3}, "a visit takes 8 steps, and this site allows 3"),
+    ],
+)
+def test_what_a_site_does_not_allow_is_said_before_it_joins(
+    hearts: Path, allow: dict[str, object], sentence: str
+) -> None:
+    """Ditto's two phases take four batches of 32 each: 120 of 200 rows are for training."""
+    found = asked(hearts, **allow)
+    assert not found.ok
+    assert len(found.refused) == 1
+    assert found.refused[0].startswith(sentence)
+    assert f"error  {sentence}" in found.text()
