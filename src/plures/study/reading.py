@@ -17,7 +17,7 @@ from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import find_method
 from plures.federation import CATALOGUE as DATASETS
 from plures.federation.build import Options
-from plures.federation.datasets.catalogue import _options
+from plures.federation.datasets.catalogue import loader_options
 from plures.models import NETWORKS
 from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range
 from plures.study.lines import KeyPath, key_lines, line_of
@@ -156,7 +156,7 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
     folder = source.data_path(data)
     if folder is not None and not folder.is_dir():
         yield (*path, "name"), f"{data.name!r} is neither a data set ({', '.join(DATASETS)}) nor a folder"
-    known = set(_options(DATASETS[data.name].loader)) if folder is None else set(Options.__annotations__)
+    known = set(loader_options(DATASETS[data.name].loader)) if folder is None else set(Options.__annotations__)
     known = (known | {"seed", "donate"}) - {"split"}
     for option in data.options.keys() - known:
         yield (*path, "options", option), f"is not an option of {data.name!r}; they are {', '.join(sorted(known))}"

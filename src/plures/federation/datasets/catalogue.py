@@ -427,7 +427,7 @@ def load(name: str, *, seed: int = 0, **options: object) -> Federation:
         PluresError: for an unknown name or option, or when the data are not there, saying how to get them.
     """
     card = _card(name)
-    known = _options(card.loader)
+    known = loader_options(card.loader)
     for option in options:
         if option not in known:
             raise PluresError(f"data set {name!r} has no option {option!r}; its options are {', '.join(known)}")
@@ -462,7 +462,7 @@ def _card(name: str) -> DatasetCard:
     return CATALOGUE[name]
 
 
-def _options(loader: Callable[..., Federation]) -> tuple[str, ...]:
+def loader_options(loader: Callable[..., Federation]) -> tuple[str, ...]:
     """Names of a loader's keyword arguments, with those it shares with other loaders."""
     names: list[str] = []
     for parameter in inspect.signature(loader).parameters.values():
