@@ -227,10 +227,12 @@ def main() -> None:
                 print(outcomes[-1], flush=True)
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
     programs = "Flower's programs with less waiting" if options.quick else "Flower's programs as they are"
+    flags = f"{' --quick' if options.quick else ''} --deadline {options.deadline:g}"
+    command = f"python -m benchmarks.failures{flags}"
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
     options.out.with_suffix(".md").write_text(
-        f"Made by `python -m benchmarks.failures` in {(time.monotonic() - begun) / 60:.0f} minutes on {machine}; "
+        f"Made by `{command}` in {(time.monotonic() - begun) / 60:.0f} minutes on {machine}; "
         f"{programs}, TLS, four nodes, rounds that wait for {options.deadline:g} s.\n\n{table(outcomes)}\n"
         "Each failure happens in the middle of a round. *Counts again after*: from its end (the restart, the mended "
         "wire, the freed disk) until a round had counted with the site, or for the server until any round had counted. "
