@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from flwr.app import RecordDict
+from flwr.supercore.run import RunNotRunningException
 
 from plures.run.flower import GridTransport, opened, sealed
 
@@ -55,6 +56,8 @@ class Nodes:
             self.over.wait(60)
         elif manner == "broken":
             raise ConnectionError("the SuperLink is gone")
+        elif manner == "stopped":
+            raise RunNotRunningException
 
 
 @pytest.fixture
@@ -89,6 +92,13 @@ def test_a_node_that_died_while_it_sent_holds_nobody_up(asked):
 def test_a_broken_connection_ends_the_exchange(asked):
     with pytest.raises(ConnectionError, match="the SuperLink is gone"):
         asked(30.0, _1="hang", _2="broken")
+
+
+def test_a_run_that_is_stopped_ends_the_exchange_at_once(asked):
+    begun = time.monotonic()
+    with pytest.raises(RunNotRunningException):
+        asked(60.0, _1="hang", _2="stopped")
+    assert time.monotonic() - begun < 10
 
 
 def test_nobody_asked(asked):

@@ -23,7 +23,7 @@ RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
 POLL, EACH = 0.25, 0.01
 """Seconds between looks for an answer: at least, and for each node that is asked."""
-Arrival = tuple[int, bytes | str | Exception]
+Arrival = tuple[int, bytes | str | BaseException]
 """A node and what came of its message."""
 
 Config = Mapping[str, object]
@@ -76,7 +76,7 @@ class GridTransport:
                 node, answer = arrived.get(timeout=max(0.0, end - time.monotonic()))
             except Empty:
                 break
-            if isinstance(answer, Exception):
+            if isinstance(answer, BaseException):
                 raise answer
             found[node] = answer
         return found
@@ -94,7 +94,7 @@ class GridTransport:
                 time.sleep(pause)
         except PluresError as error:
             arrived.put((node, str(error)))
-        except Exception as error:  # of Flower: it ends the run in the thread that asked
+        except BaseException as error:  # Flower's, as when the run is stopped: raised in the thread that asked
             arrived.put((node, error))
 
 
