@@ -213,13 +213,18 @@ class Stage:
             failure.mend(self, self.suffered[failure.title].to)
 
     def recovered(self, *failures: Failure) -> None:
-        """Wait until a round has counted with each client that a failure happened to."""
+        """Wait until a round has counted with each client that a failure happened to.
+
+        A run that fails again meanwhile is gone on with, as its operator would.
+        """
         for failure in failures:
             suffered = self.suffered[failure.title]
 
             def back(suffered: Suffered = suffered) -> bool:
                 rounds = [e["time"] for e in self.rounds() if suffered.of.server or suffered.to in e["clients"]]
                 suffered.back = next((at for at in rounds if at > (suffered.over or at)), None)
+                if suffered.back is None and self.fleet.control.status(self.number) == "finished:failed":
+                    self.submit()
                 return suffered.back is not None
 
             self.wait(back, f"a round with {suffered.to} after {failure.title!r}")

@@ -1,4 +1,4 @@
-"""One federation of four real nodes for all tests of deployment that can share it."""
+"""A federation of four real nodes for all tests of a file; it ends with them, for even idle it is busy looking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plures.deploy.fleet.loopback import Fleet
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Four nodes with TLS and registered keys, each behind a relay that keeps what passes."""
     folder = tmp_path_factory.mktemp("fleet")

@@ -141,7 +141,7 @@ def told(fleet: Fleet) -> str:
 
 def test_whatever_happens_to_the_server_the_end_is_that_of_a_run_without_failures(fleet: Fleet, tmp_path: Path) -> None:
     home, out = fleet.folder / "sites", tmp_path / "out"
-    rules = {"min_clients": 4, "deadline": soon(), "patience": 2}
+    rules = {"min_clients": 4, "deadline": 2 * soon(), "patience": 2}
     small = [out] if DISKS else []
     with Stage(fleet, home, out, rules, {"rounds": 4, "method": "scaffold"}, small) as stage:
         stage.after(1)

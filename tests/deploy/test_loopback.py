@@ -51,7 +51,8 @@ def test_the_fence_sees_a_call_home(tmp_path: Path) -> None:
 
 def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp_path: Path) -> None:
     """As behind a door whose SuperLink is away: a connection is taken and closed."""
-    relay, node = fleet.relays["va"], fleet.nodes["va"]
+    relay, node, child = fleet.relays["va"], fleet.nodes["va"], fleet.nodes["va"].child
+    assert child is not None
 
     class Closes(BaseRequestHandler):
         def handle(self) -> None:
@@ -62,13 +63,12 @@ def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp
         right, relay.target = relay.target, door.server_address[1]
         try:
             relay.drop()
-            until(lambda: not node.alive, 30, lambda: node.tail())
+            until(lambda: child.poll() is not None, 30, node.tail)
         finally:
             relay.target = right
             door.shutdown()
-    assert node.child is not None
-    assert node.child.returncode == 1
-    fleet.start_node("va")
+    assert child.returncode == 1
+    until(lambda: node.alive and "SuperNode ID:" in node.told(), 90, node.tail)
     (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
     assert sites(round_["replies"]) == everyone(fleet)
 
