@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,13 @@ from torch import Tensor
 from plures.errors import PluresError
 
 
-def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON description to one file: first to a temporary one, then renamed over ``file``."""
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary file to write, which then takes the place of ``file``; nothing of it is left if that fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        save_file(
-            {k: t.cpu().contiguous().clone() for k, t in tensors.items()}, temporary, {"plures": json.dumps(about)}
-        )
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        yield temporary
         temporary.replace(file)
     except (OSError, SafetensorError) as error:
         raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
@@ -32,17 +30,20 @@ def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
         temporary.unlink(missing_ok=True)
 
 
+def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON description to one file, whole or not at all."""
+    with replacing(file) as temporary:
+        save_file(
+            {k: t.cpu().contiguous().clone() for k, t in tensors.items()}, temporary, {"plures": json.dumps(about)}
+        )
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
 def write_text(file: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def describe(file: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.site import work_beyond
-from plures.method import Leaf, named
+from plures.deploy.site import sent, work_beyond
+from plures.method import Leaf
 from plures.run import Run
 from plures.run.remote import ONE_CLIENT
 from plures.tables.table import Table
@@ -51,7 +51,7 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
     empty = plan.table.empty(plan.name, plan.clients)
     method, network = spec.entry()(**spec.parameters), spec.network(empty)
     run = Run(data, network, method, spec.training(), seed=spec.seed, execution=ONE_CLIENT)
-    leaves = [leaf for block in run.served() for leaf in run.bound.travelling(block)] + list(run.bound.told())
+    leaves = sent(run)
     numbers: dict[str, int] = {}
     for slot, path in leaves:
         numbers[slot] = numbers.get(slot, 0) + run.bound.initial[slot][path].numel()
@@ -61,8 +61,8 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
 
 def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:
     """What would be sent and may not."""
-    allowed = own.allow.send
-    slots = {leaf[0]: None for leaf in leaves if leaf[0] not in allowed and named(leaf) not in allowed}
+    allowed = own.allow.allowed
+    slots = {leaf[0]: None for leaf in leaves if not allowed.sends(leaf)}
     return [
         f"the method sends {slot!r}, and [allow] send does not name it; add it, or do without this federation"
         for slot in slots

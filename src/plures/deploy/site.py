@@ -49,6 +49,15 @@ class Allowed:
     max_epochs: float | None = None
     max_steps: int | None = None
 
+    def sends(self, leaf: Leaf) -> bool:
+        """Whether a leaf may leave the site."""
+        return leaf[0] in self.send or named(leaf) in self.send
+
+
+def sent(run: Run) -> list[Leaf]:
+    """The leaves that a client sends in a round, and those that it tells of."""
+    return [leaf for block in run.served() for leaf in run.bound.travelling(block)] + run.bound.told()
+
 
 def work_beyond(run: Run, allowed: Allowed, round: int = 0) -> list[str]:
     """What a visit of a client takes beyond what its site allows, one sentence each."""
@@ -220,9 +229,8 @@ class Site:
 
     def _permit(self, run: Run, round: int) -> None:
         """Refuse what the site does not allow."""
-        sent = [leaf for block in run.served() for leaf in run.bound.travelling(block)] + run.bound.told()
-        for leaf in sent:
-            if leaf[0] not in self.allowed.send and named(leaf) not in self.allowed.send:
+        for leaf in sent(run):
+            if not self.allowed.sends(leaf):
                 raise RefusedError(f"the method sends {named(leaf)!r}, and this site allows {self._listed()}")
         for excess in work_beyond(run, self.allowed, round):
             raise RefusedError(excess)
