@@ -1,6 +1,11 @@
-"""The one exception that plures raises for bad input."""
+"""The one exception that plures raises for bad input, and how it names what was probably meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+LISTED = 12
 
 
 class PluresError(ValueError):
@@ -15,3 +20,35 @@ class PluresWarning(UserWarning):
 
     The message names the thing and says what it amounts to.
     """
+
+
+def closest(name: object, known: Iterable[object]) -> str | None:
+    """The known name that looks most like another one, whatever the case; None if none does."""
+    lower = {str(other).lower(): str(other) for other in reversed(list(known))}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    return lower[near[0]] if near else None
+
+
+def suggestion(name: object, known: Iterable[object], listed: str = "there are") -> str:
+    """What to do about a name that is not among the known ones, to end a sentence with.
+
+    Either ``did you mean 'seed'?``, or all known names if there are at most twelve, or the first of them and how many
+    more there are.
+
+    Args:
+        name: what was given.
+        known: what would have been right.
+        listed: words before the list.
+
+    Examples:
+        >>> suggestion("sead", ["seed", "name"])
+        "did you mean 'seed'?"
+        >>> suggestion("colour", ["seed", "name"])
+        'there are seed, name'
+    """
+    names = [str(other) for other in known]
+    near = closest(name, names)
+    if near is not None:
+        return f"did you mean {near!r}?"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{listed} {', '.join(names[:LISTED])}{more}" if names else "there is none"

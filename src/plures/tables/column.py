@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from plures.errors import closest
 from plures.tables.declared import Declared, Finite, Name, Names, Share
 from plures.tables.finding import Finding
 from plures.tables.table import Cells, absent, numbers, text
@@ -196,13 +195,6 @@ class Category(Declared):
         """``(n, inputs)`` zeros and a one."""
         hot = read.values[:, None] == np.arange(len(self.levels))
         return np.column_stack([hot, read.missing][: 2 if self.missing else 1]).astype(np.float64)
-
-
-def closest(word: str, words: Sequence[str]) -> str | None:
-    """The word that looks most like another one, whatever its case."""
-    lower = {other.lower(): other for other in reversed(words)}
-    near = difflib.get_close_matches(word.lower(), lower, n=1)
-    return lower[near[0]] if near else None
 
 
 def _plain(cells: Cells) -> list[Any]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-from plures.errors import PluresError
+from plures.errors import PluresError, closest
 from plures.federation import SPLITS, Federation, Split, SplitRule, Task, from_arrays
-from plures.tables.column import Category, Number, Read, closest
+from plures.tables.column import Category, Number, Read
 from plures.tables.declared import Declared, Name, Names, explain, toml
 from plures.tables.draft import Draft, draft
 from plures.tables.finding import Finding, refuse

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.federation.datasets import air, domains, folder, graphs, images, natural, ratings, tabular, text
 from plures.federation.datasets.folder import PACKAGED, VARIABLE, data_folder
 from plures.federation.datasets.har import har
@@ -430,7 +429,9 @@ def load(name: str, *, seed: int = 0, **options: object) -> Federation:
     known = loader_options(card.loader)
     for option in options:
         if option not in known:
-            raise PluresError(f"data set {name!r} has no option {option!r}; its options are {', '.join(known)}")
+            raise PluresError(
+                f"data set {name!r} has no option {option!r}; {suggestion(option, known, 'its options are')}"
+            )
     locate(name)
     return card.loader(seed=seed, **options)
 
@@ -456,9 +457,7 @@ def locate(name: str) -> Path:
 
 def _card(name: str) -> DatasetCard:
     if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise PluresError(f"no data set {name!r}: {hint}there are {', '.join(CATALOGUE)}")
+        raise PluresError(f"no data set {name!r}: {suggestion(name, CATALOGUE)}")
     return CATALOGUE[name]
 
 
