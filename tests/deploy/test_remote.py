@@ -11,7 +11,7 @@ from plures.evaluate import score
 from plures.method import SGD, named
 from plures.methods import CATALOGUE
 from plures.report.catalogue import model
-from plures.run import Execution, Run, Training, Uniform
+from plures.run import Execution, Exponential, Run, Training, Uniform
 from test_catalogue import clients, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
     federation, _ = clients()
     module = linear if name == "mocha" else model
-    training = Training(rounds=4, batch_size=8, steps=2, optimizer=SGD(0.05))
+    training = Training(rounds=4, batch_size=8, steps=2, optimizer=SGD(0.05), schedule=Exponential(0.7))
     who = Uniform(0.6)
     run = Run(
         federation,

@@ -38,7 +38,8 @@ class Phase:
         keeps: slots that ``before`` computes and that stay in the client's state.
         epochs: passes over the client's training data; default: the run's.
         steps: number of steps instead of epochs (possibly drawn at random); default: the run's.
-        lr: learning rate; default: the run's, on its schedule.
+        lr: learning rate; default: the run's. In rounds of training the run's schedule multiplies either; in the
+            work before predicting and the visits of newcomers it does not.
         optimizer: local optimizer; default: the run's.
         batches: batches drawn for each step.
         random: whether the objective draws random numbers (:meth:`~plures.method.state.Batch.uniform`).
@@ -94,7 +95,7 @@ class Visit:
 
     Attributes:
         steps: steps of the preceding phase, a scalar.
-        lr: learning rate of that phase, a scalar.
+        lr: learning rate of that phase, or the run's before the first phase, a scalar.
         round: number of the round, from 0, a scalar.
         measured: mean over the client's data of what the assignment measures.
         examples: the client's examples of every split that the assignment reads, each as one batch.

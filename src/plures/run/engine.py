@@ -51,7 +51,16 @@ class Engine:
             keep_freed_memory()
         bound.network.probe(federation.inputs[torch.linspace(0, len(federation.inputs) - 1, 8).long()])
 
-    def visit(self, x: Stack, received: Stack, clients: list[int], round: int, schedule: Schedule) -> Tensor:
+    def visit(
+        self,
+        x: Stack,
+        received: Stack,
+        clients: list[int],
+        round: int,
+        schedule: Schedule,
+        *,
+        scheduled: bool = False,
+    ) -> Tensor:
         """Do the local work of a chunk: change the leaves of ``x`` that the schedule writes.
 
         Clients without training examples, as unseen ones may be, do nothing.
@@ -60,8 +69,10 @@ class Engine:
             x: working states; leaves that the schedule writes must be owned by the caller.
             received: states at the start of the visit; not changed.
             clients: the chunk, by decreasing number of training examples.
-            round: number of the round, for batches and learning rate.
+            round: number of the round, for batches.
             schedule: phases and assignments.
+            scheduled: whether the run's rate schedule applies, as it does in the rounds of training alone. Work that
+                belongs to no round (before predicting, between tasks, of newcomers) has the rates as they are given.
 
         Returns:
             ``(clients,)`` mean training loss of each client over the steps of the last phase.
@@ -69,23 +80,26 @@ class Engine:
         able = int((self.federation.splits["train"].sizes[clients] > 0).sum())
         if able < len(clients):
             first = [{s: {p: t[:able] for p, t in ls.items()} for s, ls in stack.items()} for stack in (x, received)]
-            losses = self.visit(first[0], first[1], clients[:able], round, schedule) if able else torch.zeros(0)
+            losses = torch.zeros(0)
+            if able:
+                losses = self.visit(first[0], first[1], clients[:able], round, schedule, scheduled=scheduled)
             return torch.cat([losses, losses.new_zeros(len(clients) - able)])
         steps = torch.zeros(len(clients), dtype=torch.int64, device=self.federation.inputs.device)
-        rate = self.training.optimizer.lr
+        lasting = round if scheduled else None
+        rate = self.rate(Phase(), lasting)
         loss = torch.zeros(len(clients), device=steps.device)
         with self._kernels():
             for item in schedule:
                 if isinstance(item, Phase):
-                    steps, rate, loss = self._train(item, x, received, clients, round)
+                    steps, rate, loss = self._train(item, x, received, clients, round, self.rate(item, lasting))
                 else:
                     self._assign(item, x, received, clients, round, steps, rate)
         return loss
 
-    def rate(self, phase: Phase, round: int) -> float:
-        """Learning rate of a phase in a round."""
+    def rate(self, phase: Phase, round: int | None = None) -> float:
+        """Learning rate of a phase in a round of training, or in work that belongs to no round."""
         base = phase.lr if phase.lr is not None else (phase.optimizer or self.training.optimizer).lr
-        return base * self.training.schedule(round, self.training.rounds)
+        return base if round is None else base * self.training.schedule(round, self.training.rounds)
 
     # --- gradient steps -----------------------------------------------------------------------------------------
 
@@ -109,9 +123,9 @@ class Engine:
         )
 
     def _train(
-        self, phase: Phase, x: Stack, received: Stack, clients: list[int], round: int
+        self, phase: Phase, x: Stack, received: Stack, clients: list[int], round: int, rate: float
     ) -> tuple[Tensor, float, Tensor]:
-        plan, rate = self.draw(phase, clients, round), self.rate(phase, round)
+        plan = self.draw(phase, clients, round)
         if id(phase) not in self._steps:
             self._steps[id(phase)] = self._resolve(phase)
         try:

@@ -204,7 +204,7 @@ class Run(Coordinator):
         for chunk in self.chunks(clients):
             received = self.states(chunk, server)
             x = self.working(received, self.bound.written)
-            loss = self.engine.visit(x, received, chunk, self.round, self.method.schedule)
+            loss = self.engine.visit(x, received, chunk, self.round, self.method.schedule, scheduled=True)
             self._worked.append((chunk, {leaf: x[leaf[0]][leaf[1]] for leaf in self.kept()}))
             yield self._sent(x, received, chunk, loss)
 

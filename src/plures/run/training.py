@@ -65,7 +65,8 @@ class Training:
         epochs: passes over a client's data in a visit.
         steps: number of gradient steps instead of epochs.
         optimizer: local optimizer; a fresh one for each phase of each visit.
-        schedule: factor of the learning rate over the rounds.
+        schedule: factor of the learning rate over the rounds of training; it does not reach the work that belongs to
+            no round: fine-tuning and calibration before predicting, and the visits of newcomers.
         clip: largest norm of each client's gradient, over all trained leaves; ``None`` for no clipping.
     """
 
