@@ -57,7 +57,7 @@ def compare_command(
     model_options: ModelOptions = None,
     batch_size: BatchSize = 32,
     epochs: Epochs = 1.0,
-    fraction: Fraction = 1.0,
+    fraction: Fraction = None,
     unseen: Unseen = None,
     data_options: Options = None,
     out: Out = Path("runs/compare"),
@@ -80,7 +80,7 @@ def compare_command(
             model=model,
             rounds=rounds,
             seeds=seeds,
-            learning_rates=lr or (0.03, 0.1, 0.3),
+            learning_rates=lr or None,
             tune_rounds=tune_rounds,
             unseen=unseen or (),
             out=out,
@@ -89,7 +89,6 @@ def compare_command(
             callbacks=callbacks,
             batch_size=batch_size or None,
             epochs=epochs,
-            participation="full" if fraction == 1 else "uniform",
             fraction=fraction,
             data_options=settings(data_options, "--data"),
             model_options=settings(model_options, "--model-set"),
@@ -130,7 +129,7 @@ def run_command(
     model_options: ModelOptions = None,
     batch_size: BatchSize = 32,
     epochs: Epochs = 1.0,
-    fraction: Fraction = 1.0,
+    fraction: Fraction = None,
     unseen: Unseen = None,
     data_options: Options = None,
     out: Out = Path("runs/run"),
@@ -141,7 +140,7 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run one method and keep every client's model."""
-    spec = RunSpec(
+    spec = RunSpec.of(
         data=data,
         data_options=settings(data_options, "--data"),
         model_options=settings(model_options, "--model-set"),
@@ -157,7 +156,6 @@ def run_command(
         batch_size=batch_size or None,
         epochs=epochs,
         clip=clip,
-        participation="full" if fraction == 1 else "uniform",
         fraction=fraction,
         seed=seed,
         unseen=unseen or [],

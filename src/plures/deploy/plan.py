@@ -22,6 +22,13 @@ from plures.tables.table import Table, read_table
 
 D = TypeVar("D", bound=Declared)
 
+ELSEWHERE = {
+    "data": "every site names its own in site.toml",
+    "data_options": "what the members' data look like stands in [schema]",
+    "unseen": "leave such clients out of clients",
+}
+"""Fields of a run that mean nothing where the data are at sites, and what to do instead."""
+
 
 class Insisted(Declared):
     """When a round counts, and for how long the server waits.
@@ -82,8 +89,10 @@ class Plan(Declared):
     @property
     def spec(self) -> RunSpec:
         """The run; its data are the members' own."""
+        for name in self.run.keys() & ELSEWHERE.keys():
+            raise PluresError(f"[run] {name} is not used in a federation of sites: {ELSEWHERE[name]}")
         try:
-            return RunSpec.model_validate({"data": self.name, "participation": "full", **self.run})
+            return RunSpec.model_validate({"data": self.name, **self.run})
         except ValidationError as error:
             raise PluresError(f"[run] {explain(error, self.run)}") from error
 

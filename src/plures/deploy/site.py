@@ -62,7 +62,7 @@ def sent(run: Run) -> list[Leaf]:
 def work_beyond(run: Run, allowed: Allowed, round: int = 0) -> list[str]:
     """What a visit of a client takes beyond what its site allows, one sentence each."""
     phases = [item for item in run.bound.method.schedule if isinstance(item, Phase)]
-    usual = 0.0 if run.training.steps is not None else run.training.epochs
+    usual = 0.0 if run.training.steps is not None else run.training.passes
     epochs = max((p.epochs or 0 if p.epochs or p.steps else usual for p in phases), default=0)
     found = []
     if allowed.max_epochs is not None and epochs > allowed.max_epochs:

@@ -39,6 +39,7 @@ from plures.run import Execution, Run
 from plures.run.cost import flops, stored, traffic
 
 DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")
+LEARNING_RATES = (0.03, 0.1, 0.3)
 RESULTS = "results.json"
 
 
@@ -73,7 +74,7 @@ def compare(
     model: str | nn.Module | ModelFactory | None = None,
     rounds: int = 50,
     seeds: int = 3,
-    learning_rates: Sequence[float] = (0.03, 0.1, 0.3),
+    learning_rates: Sequence[float] | None = None,
     tune_rounds: int = 10,
     every: int | None = None,
     unseen: Sequence[str] = (),
@@ -96,8 +97,8 @@ def compare(
         model: name of a network, a module or a factory of modules; ``None`` for one that fits the data.
         rounds: rounds of the final runs.
         seeds: number of final runs of each method.
-        learning_rates: values tried for every method; a single one is taken without trying.
-        tune_rounds: rounds of a trial; 0 tunes nothing and takes the middle learning rate and the defaults.
+        learning_rates: values tried for every method; a single one is taken without trying. Default: .03, .1, .3.
+        tune_rounds: rounds of a trial; 0 tunes nothing and takes the defaults, and .1 or the one learning rate given.
         every: rounds between readings of validation data; default: about ten readings.
         unseen: clients held out of training and given a model at the end.
         out: folder for results and finished runs; a comparison interrupted there goes on where it was.
@@ -106,13 +107,15 @@ def compare(
         callbacks: told of every run, tuning included.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
     """
+    used(work, whole=isinstance(data, Federation))
+    rates = tried_rates(learning_rates, tune_rounds)
     if seeds < 1:
         raise PluresError(f"seeds={seeds}: give at least 1")
-    if not learning_rates:
-        raise PluresError("learning_rates is empty: give at least one")
+    if every is not None and every < 1:
+        raise PluresError(f"every={every}: give at least 1 round between readings")
     entries = {entry.name: entry for entry in map(find_method, (*BASELINES, *methods))}
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
-    base = RunSpec(
+    base = RunSpec.of(
         data=data if isinstance(data, str) else data.name,
         model=model if isinstance(model, str) else None,
         rounds=rounds,
@@ -134,17 +137,17 @@ def compare(
         callbacks,
         named,
     )
-    study.plan(entries, tuple(learning_rates), tune_rounds, seeds)
+    study.plan(entries, rates, tune_rounds, seeds)
     settings = base.model_dump(exclude={"method", "parameters", "lr", "seed"}) | {
         "seeds": seeds,
-        "learning_rates": list(learning_rates),
+        "learning_rates": list(rates),
         "tune_rounds": tune_rounds,
         "read_validation_every": study.every,
     }
     for entry in entries.values():  # what does not fit the model or the clients is refused before anything is trained
         study.bound(entry, {})
     study.claim({**settings, "methods": list(entries)})
-    results = [study.method(entry, tuple(learning_rates), tune_rounds, seeds) for entry in entries.values()]
+    results = [study.method(entry, rates, tune_rounds, seeds) for entry in entries.values()]
     metric = primary(seen.task)
     comparison = Comparison(
         federation=card(seen),
@@ -157,6 +160,49 @@ def compare(
         write_text(study.out / RESULTS, comparison.to_json())
         write_text(study.out / "clients.csv", comparison.to_csv())
     return comparison
+
+
+INSTEAD = {
+    "method": "name the methods in methods=[...]",
+    "parameters": "give a method its parameters with functools.partial(plures.methods.ditto, lam=0.1)",
+    "lr": "give learning_rates=(0.1,) for a fixed one",
+    "seed": "give seeds=3 for the seeds 0, 1 and 2",
+}
+"""Fields of a run that a comparison sets by itself, and what to say instead."""
+
+
+def used(work: Mapping[str, Any], *, whole: bool) -> None:
+    """Refuse settings of a single run that a comparison would not use.
+
+    Args:
+        work: the settings.
+        whole: whether the data are a federation that is built already.
+    """
+    for name in work.keys() & INSTEAD.keys():
+        raise PluresError(f"{name}={work[name]!r} is of a single run, not of a comparison: {INSTEAD[name]}")
+    if whole and work.get("data_options"):
+        raise PluresError(
+            f"data_options={work['data_options']} are of a loader, and the data are a federation already: give them "
+            "where it is built, and donate=... as federation.donate(...)"
+        )
+
+
+def tried_rates(given: Sequence[float] | None, rounds: int) -> tuple[float, ...]:
+    """The learning rates that a comparison tries.
+
+    Args:
+        given: those that were asked for.
+        rounds: rounds of a trial.
+    """
+    if given is None:
+        return LEARNING_RATES
+    if not given:
+        raise PluresError("learning_rates is empty: give at least one")
+    if len(given) > 1 and not rounds:
+        raise PluresError(
+            f"learning_rates={tuple(given)} are not tried with tune_rounds=0: give a single one, or 1 round or more"
+        )
+    return tuple(given)
 
 
 class _Study:

@@ -10,7 +10,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
 from plures.errors import PluresError
 from plures.evaluate.results import Result
@@ -19,8 +19,23 @@ from plures.method import SGD, Adam, AdamW, Method, Optimizer
 from plures.methods import CATALOGUE, Entry
 from plures.methods.entry import arguments
 from plures.models import NETWORKS, ModelFactory, default_model
-from plures.run import BySize, Constant, Cosine, Execution, Exponential, Full, Participation, Run, Training, Uniform
+from plures.run import (
+    BySize,
+    Constant,
+    Cosine,
+    Execution,
+    Exponential,
+    Full,
+    Joint,
+    Participation,
+    Run,
+    Training,
+    Uniform,
+)
 from plures.run.training import RateSchedule
+
+SAMPLED = 0.1
+"""Share of the clients in a sample, unless another one is given."""
 
 
 class RunSpec(Result):
@@ -31,21 +46,23 @@ class RunSpec(Result):
         data_options: options of the loader; ``donate`` is the share of training rows that every client, unless held
             out, gives to the public (:meth:`~plures.federation.Federation.donate`).
         model: name of a reference network; ``None`` for one that fits the data.
-        model_options: options of the network.
+        model_options: options of the network, which must be named.
         method: name in the catalogue of methods, ``package.module:function``, or such names joined by ``+``.
         parameters: parameters of the method.
         lr: learning rate.
         optimizer: local optimizer.
-        momentum: of SGD.
+        momentum: of SGD; the others have their own.
         weight_decay: of the local optimizer.
         schedule: of the learning rate over rounds.
         rounds: number of rounds.
         batch_size: examples in a batch; ``None`` for all.
-        epochs: passes over the data in a visit.
+        epochs: passes over the data in a visit; default: 1, unless ``steps`` are given.
         steps: gradient steps in a visit instead of epochs.
         clip: largest norm of a client's gradient.
-        participation: ``full``, ``uniform`` or ``size``.
-        fraction: share of the clients in a cohort, unless all take part.
+        participation: ``full``, ``uniform`` or ``size``; default: ``uniform`` where a fraction below 1 is given, else
+            ``full``.
+        fraction: share of the clients in a cohort, in (0, 1]; default for a sample: 0.1. Where all take part there is
+            none to give.
         seed: root of the run's randomness; splits have their own, in ``data_options``.
         unseen: clients held out of training.
     """
@@ -63,13 +80,59 @@ class RunSpec(Result):
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
     rounds: int = 50
     batch_size: int | None = 32
-    epochs: float = 1.0
+    epochs: float | None = None
     steps: int | None = None
     clip: float | None = None
     participation: Literal["full", "uniform", "size"] = "full"
-    fraction: float = 0.1
+    fraction: float | None = None
     seed: int = 0
     unseen: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, **given: Any) -> RunSpec:
+        """The run of these settings.
+
+        Raises:
+            PluresError: one sentence about the first setting that cannot be, or would not be used.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ", ".join(map(str, first["loc"]))
+            told = first["msg"].removeprefix("Value error, ")
+            raise PluresError(f"{where}: {told}" if where else told) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sampled(cls, given: Any) -> Any:
+        """A fraction means a sample, and a sample has a fraction."""
+        if not isinstance(given, dict):
+            return given
+        who, fraction = given.get("participation"), given.get("fraction")
+        if who is None:
+            return {**given, "participation": "full" if fraction in (None, 1) else "uniform"}
+        return {**given, "fraction": SAMPLED} if fraction is None and who in ("uniform", "size") else given
+
+    @model_validator(mode="after")
+    def _used(self) -> RunSpec:
+        """Refuse an option that would not be used."""
+        if self.participation == "full" and self.fraction not in (None, 1):
+            raise PluresError(
+                f"fraction={self.fraction} is not used where participation='full': take participation='uniform' (or "
+                "'size'), or leave the fraction out"
+            )
+        self.who()
+        if self.epochs is not None and self.steps is not None:
+            raise PluresError(f"epochs={self.epochs:g}, steps={self.steps}: give one of the two")
+        if self.optimizer != "sgd" and self.momentum:
+            raise PluresError(
+                f"momentum={self.momentum:g} is not used by optimizer={self.optimizer!r}, which has its own: leave it "
+                "out, or take optimizer='sgd'"
+            )
+        if self.model is None and self.model_options:
+            raise PluresError(f"options {self.model_options} of a network that is not named: name the model")
+        return self
 
     def federation(self) -> Federation:
         """The data, with all clients."""
@@ -90,8 +153,6 @@ class RunSpec(Result):
     def network(self, federation: Federation) -> ModelFactory:
         """The factory of the model."""
         if self.model is None:
-            if self.model_options:
-                raise PluresError(f"options {self.model_options} of a network that is not named: name the model")
             return default_model(federation)
         if self.model not in NETWORKS:
             raise PluresError(f"no network {self.model!r}; there are {', '.join(NETWORKS)}")
@@ -118,13 +179,11 @@ class RunSpec(Result):
         )
 
     def who(self) -> Participation:
-        """Who takes part."""
-        rules: dict[str, Callable[[], Participation]] = {
-            "full": Full,
-            "uniform": lambda: Uniform(self.fraction),
-            "size": lambda: BySize(self.fraction),
-        }
-        return rules[self.participation]()
+        """Who takes part; where nothing travels, everybody."""
+        if self.participation == "full":
+            return Full()
+        kind = Uniform if self.participation == "uniform" else BySize
+        return Joint(kind(SAMPLED if self.fraction is None else self.fraction))
 
     def title(self) -> str:
         """The method with its parameters."""

@@ -13,7 +13,7 @@ from plures.evaluate.scores import Floats, Metric, primary, score
 from plures.federation import SplitName, Stream
 from plures.method import Method
 from plures.models import ModelFactory
-from plures.run import Run, Training
+from plures.run import Joint, Run, Training
 from plures.run.stream import learn, on_task
 
 
@@ -96,13 +96,15 @@ def follow(
         method: what to run.
         training: local work; ``rounds`` are those of each task.
         split: the examples that are scored; choose parameters on ``validation``.
-        options: participation, seed and execution.
+        options: participation (where nothing travels, everybody takes part), seed and execution.
     """
     if len(stream) < 2:
         raise PluresError(f"stream {stream.name!r} has one task; forgetting needs at least two")
     if method.predictor.reads:
         raise PluresError("a predictor that reads the client's own examples has those of one task: it cannot be scored")
     metric = primary(stream[0].task)
+    rule = options.get("participation")
+    options |= {} if rule is None else {"participation": Joint(rule)}
     learned = [scored(run, stream, split, metric) for run in learn(stream, model, method, training, **options)]
     return StreamScores(metric, stream.names, stream.clients, np.stack(learned))
 

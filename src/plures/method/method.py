@@ -214,6 +214,11 @@ class Bound:
         """Leaves of a block that go up: its share travels, and local work changes them."""
         return self._travelling[block.name]
 
+    @property
+    def travels(self) -> bool:
+        """Whether anything leaves the clients."""
+        return any(self._travelling.values()) or bool(self._told)
+
     def combine(self, block: Block) -> Combine:
         """How a block's uploads are combined."""
         rule = self.method.combine

@@ -4,7 +4,7 @@ from plures.run.coordinator import RoundRecord
 from plures.run.execution import Execution
 from plures.run.experts import experts_of
 from plures.run.onboard import onboard
-from plures.run.participation import BySize, Fixed, Full, Participation, Uniform
+from plures.run.participation import BySize, Fixed, Full, Joint, Participation, Uniform
 from plures.run.rounds import Run
 from plures.run.stream import learn
 from plures.run.training import Constant, Cosine, Exponential, Milestones, Training
@@ -17,6 +17,7 @@ __all__ = [
     "Exponential",
     "Fixed",
     "Full",
+    "Joint",
     "Milestones",
     "Participation",
     "RoundRecord",

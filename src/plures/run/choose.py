@@ -138,7 +138,7 @@ def client_steps(federation: Federation, training: Training, execution: Executio
     if training.steps is not None:
         steps = torch.full_like(sizes, training.steps)
     else:
-        steps = (training.epochs * (sizes / (training.batch_size or int(sizes.max()))).ceil()).ceil()
+        steps = (training.passes * (sizes / (training.batch_size or int(sizes.max()))).ceil()).ceil()
     if execution.backend == "vmap":
         assert isinstance(execution.chunk, int)
         steps = torch.cat([chunk[:1].expand(len(chunk)) for chunk in torch.split(steps, execution.chunk)])

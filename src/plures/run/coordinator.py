@@ -17,7 +17,7 @@ from plures.models import Leaves, ModelFactory, Network
 from plures.run.cost import traffic
 from plures.run.engine import Stack
 from plures.run.execution import Execution
-from plures.run.participation import Participation
+from plures.run.participation import Joint, Participation
 from plures.run.randomness import fold, name_key, unit
 from plures.run.store import ClientStore
 from plures.run.training import Training
@@ -103,7 +103,7 @@ class Coordinator:
         *,
         local: bool = False,
     ) -> None:
-        self.participation, self.seed, self.method = participation, seed, method
+        self.seed, self.method = seed, method
 
         def another(number: int) -> Network:
             return build(int(fold(seed, name_key("cluster"), number)) % 2**31)
@@ -112,6 +112,8 @@ class Coordinator:
         check_outputs(network, self.federation)
         bound = method.bind(network, setting, lambda number: another(number).leaves())
         self.bound = bound.local() if local else bound
+        rule = participation.of(travels=bound.travels) if isinstance(participation, Joint) else participation
+        self.participation: Participation = rule
         self.round = 0
         self.last = torch.zeros(len(setting), dtype=torch.int64)
         self.moves = torch.zeros((0, 4), dtype=torch.int64)

@@ -115,7 +115,7 @@ class Engine:
             clients,
             keys,
             self.training.batch_size,
-            phase.epochs if own else self.training.epochs,
+            phase.epochs if own else self.training.passes,
             steps if own else self.training.steps,
             phase.batches,
             join_single=self.bound.network.batch_coupled,

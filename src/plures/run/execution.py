@@ -38,6 +38,8 @@ class Execution:
     def __post_init__(self) -> None:
         if isinstance(self.chunk, int) and self.chunk < 1:
             raise PluresError(f"chunk={self.chunk}: give at least 1, or 'auto'")
+        if self.backend == "loop" and self.compile is True:
+            raise PluresError("compile=True is not used by backend='loop': take backend='vmap', or leave it out")
 
     @property
     def torch_device(self) -> torch.device:

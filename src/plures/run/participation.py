@@ -74,6 +74,31 @@ class BySize(Sample):
 
 
 @dataclass(frozen=True)
+class Joint:
+    """A rule for methods by which clients learn jointly; where nothing travels, everybody takes part in every round.
+
+    Whoever trains alone waits for no server that draws it. So local-only training, the baseline of a comparison, has
+    as many visits of every client as there are rounds, however few clients the others draw.
+
+    Attributes:
+        rule: who takes part where something travels.
+    """
+
+    rule: Participation
+
+    def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
+        return self.rule.cohort(setting, seed, round)
+
+    def of(self, *, travels: bool) -> Participation:
+        """The rule for a method.
+
+        Args:
+            travels: whether anything of it leaves the clients.
+        """
+        return self.rule if travels else Full()
+
+
+@dataclass(frozen=True)
 class Fixed:
     """Given cohorts, one after the other, from the start again when they are used up.
 

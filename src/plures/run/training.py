@@ -62,7 +62,7 @@ class Training:
     Attributes:
         rounds: number of rounds.
         batch_size: examples in a batch; ``None`` for all of a client's examples (full-batch gradients).
-        epochs: passes over a client's data in a visit.
+        epochs: passes over a client's data in a visit; default: 1, unless ``steps`` are given.
         steps: number of gradient steps instead of epochs.
         optimizer: local optimizer; a fresh one for each phase of each visit.
         schedule: factor of the learning rate over the rounds of training; it does not reach the work that belongs to
@@ -72,7 +72,7 @@ class Training:
 
     rounds: int = 50
     batch_size: int | None = 32
-    epochs: float = 1.0
+    epochs: float | None = None
     steps: int | None = None
     optimizer: Optimizer = field(default_factory=SGD)
     schedule: RateSchedule = field(default_factory=Constant)
@@ -83,7 +83,14 @@ class Training:
             raise PluresError(f"rounds={self.rounds}: give 0 or more")
         if self.batch_size is not None and self.batch_size < 1:
             raise PluresError(f"batch_size={self.batch_size}: give at least 1, or None for full batches")
-        if self.epochs < 0 or (self.steps is not None and self.steps < 0):
+        if self.epochs is not None and self.steps is not None:
+            raise PluresError(f"epochs={self.epochs:g}, steps={self.steps}: give one of the two")
+        if self.passes < 0 or (self.steps is not None and self.steps < 0):
             raise PluresError(f"epochs={self.epochs}, steps={self.steps}: local work must not be negative")
         if self.clip is not None and not self.clip > 0:
             raise PluresError(f"clip={self.clip}: give a positive norm, or None for no clipping")
+
+    @property
+    def passes(self) -> float:
+        """Passes over a client's data in a visit, where no number of steps is given."""
+        return 1.0 if self.epochs is None else self.epochs

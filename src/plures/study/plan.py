@@ -46,7 +46,9 @@ class Cell:
 
     def spec(self, data: str) -> RunSpec:
         """The run that is the same for all methods; ``data`` is the name or the folder to load."""
-        work = self.budget.model_dump(exclude={"label", "every", "batch_size", "fraction"})
+        work = self.budget.model_dump(exclude={"label", "every", "batch_size"})
+        if self.budget.steps is not None:
+            del work["epochs"]
         options = self.data.options | (
             {} if self.data.split is None else {"split": SplitRule(**self.data.split.model_dump())}
         )
@@ -56,8 +58,6 @@ class Cell:
             model=self.data.model,
             model_options=self.data.model_options,
             batch_size=self.budget.batch_size or None,
-            participation="full" if self.budget.fraction == 1 else "uniform",
-            fraction=self.budget.fraction,
             unseen=self.data.unseen,
             **work,
         )

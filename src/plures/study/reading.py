@@ -19,7 +19,7 @@ from plures.federation import CATALOGUE as DATASETS
 from plures.federation.build import Options
 from plures.federation.datasets.catalogue import loader_options
 from plures.models import NETWORKS
-from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range
+from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
 from plures.study.lines import KeyPath, key_lines, line_of
 
 Fault = tuple[Sequence[str | int], str]
@@ -141,7 +141,22 @@ def _faults(source: Source) -> Iterator[Fault]:
     for number, budget in enumerate(document.budgets):
         if budget.steps is not None and "epochs" in budget.model_fields_set:
             yield ("budgets", number, "steps"), "give epochs or steps, not both"
+        if budget.optimizer != "sgd" and budget.momentum:
+            yield ("budgets", number, "momentum"), f"is not used by {budget.optimizer}, which has its own; take it out"
+    yield from _unused_tuning(document.tuning)
     yield from _space_faults(document.tuning.lr, ("tuning", "lr"), positive=True)
+
+
+def _unused_tuning(part: TuningPart) -> Iterator[Fault]:
+    """Keys of a search that does not read them."""
+    given = part.model_fields_set
+    if not part.trials:
+        for key in sorted(given & {"rounds", "search", "pruning", "every"}):
+            yield ("tuning", key), "is not used, for trials = 0 tunes nothing; take it out"
+        if "lr" in given and not (isinstance(part.lr, list) and len(part.lr) == 1):
+            yield ("tuning", "lr"), "is not searched, for trials = 0 tunes nothing; give a single learning rate"
+    elif part.search == "grid" and "pruning" in given and part.pruning != "none":
+        yield ("tuning", "pruning"), f"{part.pruning!r} is not used by the grid, which stops no trial; take it out"
 
 
 def _twice(key: str, names: list[str], under: tuple[str, ...]) -> Iterator[Fault]:
