@@ -48,6 +48,7 @@ class Progress:
         failed: rounds that did not count.
         bytes: of tensors down and up, and of messages both ways.
         seconds: of rounds.
+        visits: of clients.
     """
 
     pending: dict[str, Any] | None = None
@@ -56,6 +57,7 @@ class Progress:
     failed: int = 0
     bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0, "wired": 0})
     seconds: float = 0.0
+    visits: int = 0
 
 
 class Conductor:
@@ -171,7 +173,8 @@ class Conductor:
         self.scored(fitted, remote, before)
         self.count(remote)
         self.progress.seconds += record.seconds
-        self.progress.pending = {"round": record.round, "train_loss": record.loss}
+        self.progress.visits += len(record.cohort)
+        self.progress.pending = {"round": record.round, "train_loss": record.loss, "visits": self.progress.visits}
         for client, reason in record.left_out.items():
             self.progress.left_out.append({"round": record.round, "client": client, "reason": reason})
         self.progress.told = {

@@ -87,16 +87,17 @@ def fit(
             written.
     """
     fitted = Fit(run, [], callbacks=Callbacks(callbacks))
-    spent, sent, last = 0.0, 0, float("nan")
+    spent, sent, visits, last = 0.0, 0, 0, float("nan")
     if checkpoint is not None and checkpoint.exists():
         about, fitted.best = resume(run, name, checkpoint)
         fitted.curve = [Point(**point) for point in about["curve"]]
-        spent, sent = about["seconds"], about["bytes"]
+        spent, sent, visits = about["seconds"], about["bytes"], about["visits"]
     with fitted.callbacks.stopping(), Interrupt() as interrupt:
         fitted.callbacks.on_start(About.of(run, name, stage, settings))
         while run.round < run.training.rounds:
             record = run.step()
             spent, sent = spent + record.seconds, sent + record.bytes_up + record.bytes_down
+            visits += len(record.cohort)
             measured = run.round % every == 0 or run.round == run.training.rounds
             clients: list[float | None] = []
             if measured:
@@ -104,7 +105,13 @@ def fit(
                 last = mean_of_measured(scores, metric)
                 clients = values(scores).metrics[metric]
             point = Point(
-                round=run.round, train_loss=record.loss, validation=last, bytes=sent, seconds=spent, clients=clients
+                round=run.round,
+                train_loss=record.loss,
+                validation=last,
+                bytes=sent,
+                seconds=spent,
+                visits=visits,
+                clients=clients,
             )
             if measured:
                 fitted.curve.append(point)
@@ -119,7 +126,7 @@ def fit(
             due = interrupt.asked or run.round % checkpoint_every == 0
             if checkpoint is not None and due and run.round < run.training.rounds:
                 curve = [point.model_dump() for point in fitted.curve]
-                save(run, name, checkpoint, fitted.best, curve=curve, seconds=spent, bytes=sent)
+                save(run, name, checkpoint, fitted.best, curve=curve, seconds=spent, bytes=sent, visits=visits)
             if interrupt.asked:
                 raise KeyboardInterrupt
     return fitted

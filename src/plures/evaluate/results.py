@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Point(Result):
         validation: mean over clients of the primary metric on validation data.
         bytes: bytes that travelled so far, all clients, both directions.
         seconds: seconds of training so far, without evaluation.
+        visits: visits of clients so far, all clients.
         clients: the primary metric of every client on validation data; empty where it was not measured.
     """
 
@@ -53,6 +55,7 @@ class Point(Result):
     validation: Measured
     bytes: int
     seconds: float
+    visits: int = 0
     clients: list[float | None] = Field(default_factory=list)
 
 
@@ -78,6 +81,11 @@ class SeedResult(Result):
     test_last: ClientScores
     unseen: ClientScores | None = None
     details: Details | None = None
+
+    @property
+    def reached(self) -> Point | None:
+        """The point of the chosen round."""
+        return next((point for point in self.curve if point.round == self.chosen_round), None)
 
 
 class Trial(Result):
@@ -170,7 +178,9 @@ class Row(Result):
         p_value: paired test over clients against fine-tuned FedAvg.
         ece: mean calibration error; None for regression.
         last: mean after the last round.
-        megabytes: up and down, per client, until the chosen round.
+        megabytes: what a client sent and received on average until the chosen round: all bytes that travelled in that
+            run divided by its clients, drawn or not. Rounds after the chosen one do not count.
+        visits: how often a client trained on average until the chosen round.
         unseen: mean over unseen clients.
     """
 
@@ -189,6 +199,7 @@ class Row(Result):
     last: float
     chosen_round: float
     megabytes: float
+    visits: float
     unseen: float | None
     unseen_ci: float | None
 
@@ -227,6 +238,7 @@ class Comparison(Result):
         unseen = [s.unseen.summary(metric).mean for s in method.seeds if s.unseen is not None]
         unseen_mean, unseen_width = interval(unseen) if unseen else (None, None)
         chosen = float(np.mean([s.chosen_round for s in method.seeds]))
+        reached, clients = [s.reached for s in method.seeds if s.reached is not None], len(self.federation.clients)
         return Row(
             name=name,
             title=method.title,
@@ -242,7 +254,8 @@ class Comparison(Result):
             ece=float(np.nanmean(method.per_client("ece"))) if self.federation.kind == "classification" else None,
             last=float(np.mean([s.test_last.summary(metric).mean for s in method.seeds])),
             chosen_round=chosen,
-            megabytes=(method.bytes_up + method.bytes_down) * chosen / 1e6,
+            megabytes=float(np.mean([p.bytes for p in reached])) / clients / 1e6 if reached else math.nan,
+            visits=float(np.mean([p.visits for p in reached])) / clients if reached else math.nan,
             unseen=unseen_mean,
             unseen_ci=None if unseen_width is None or np.isnan(unseen_width) else unseen_width,
         )

@@ -164,7 +164,8 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "harmed_local",
             "harmed",
             "vs local",
-            "share of clients that are worse off than if each had trained alone.",
+            "share of clients that are worse off than if each had trained alone, with a visit of every client in each "
+            "round, however few clients the other methods draw.",
             lambda row: MISSING if row.name == "local" else share(row.harmed_local),
         ),
         Column(
@@ -185,7 +186,8 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "megabytes",
             "MB per",
             "client",
-            "megabytes that a client sends and receives until the chosen round.",
+            "megabytes that a client sent and received on average until the chosen round: all that travelled, divided "
+            "by all clients, drawn or not; rounds after the chosen one do not count.",
             lambda row: megabytes(row.megabytes),
         ),
         Column(

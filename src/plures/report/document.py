@@ -117,10 +117,10 @@ def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> di
         "runs": [seed.test.metrics[metric] for seed in method.seeds],
         "ece": _plain(method.per_client("ece")) if classified else None,
         "chosen": [seed.chosen_round for seed in method.seeds],
-        "curve": curve(method),
+        "curve": curve(method, len(comparison.federation.clients)),
         "traces": traces(method) if traced else None,
         "cost": {
-            "bytes": row.megabytes * 1e6,
+            "bytes": known(row.megabytes * 1e6),
             "seconds": _seconds(method),
             "flops": method.flops,
         },
@@ -129,9 +129,14 @@ def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> di
     }
 
 
-def curve(method: MethodResult) -> list[dict[str, float | None]]:
-    """The learning curve over seeds: mean, least and greatest validation score; bytes per client; seconds."""
-    clients = len(method.seeds[0].validation.clients)
+def curve(method: MethodResult, clients: int = 0) -> list[dict[str, float | None]]:
+    """The learning curve over seeds: mean, least and greatest validation score; bytes per client; seconds.
+
+    Args:
+        method: the method.
+        clients: clients of the runs; by default those that were scored.
+    """
+    clients = clients or len(method.seeds[0].validation.clients)
     points: dict[int, list[Any]] = {}
     for seed in method.seeds:
         for point in seed.curve:

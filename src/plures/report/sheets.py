@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from plures.evaluate.results import Comparison, MethodResult, Row
-from plures.report.columns import MISSING, Column, Number, known
+from plures.report.columns import MISSING, Column, Number, known, significant
 from plures.report.markup import capital, cell, count, heading, in_bytes, listing, scaled, table, whole
 from plures.report.tables import MOST_LINES
 
@@ -55,7 +55,7 @@ def tuning(comparison: Comparison, rows: list[Row], number: Number) -> str:
     lines = []
     for method in found:
         spent = len(method.trials) * rounds if isinstance(rounds, int) else None
-        sent = None if spent is None else spent * (method.bytes_up + method.bytes_down)
+        sent = None if spent is None else spent * (method.bytes_up + method.bytes_down) * drawn(comparison, method)
         cells = [
             f'<td class="text wide">{escape(tried(method)) or MISSING}</td>',
             f'<td class="text wide">{escape(_setting(method.lr, method.parameters))}</td>',
@@ -87,6 +87,7 @@ def costs(comparison: Comparison, rows: list[Row]) -> str:
             ("down", "per round"),
             ("stored", "on a client"),
             ("operations", "per visit"),
+            ("visits", "till chosen"),
             ("traffic", "till chosen"),
         )
     )
@@ -94,9 +95,18 @@ def costs(comparison: Comparison, rows: list[Row]) -> str:
     for row in rows:
         method = comparison.method(row.name)
         cells = [cell(in_bytes(n), n) for n in (method.bytes_up, method.bytes_down, method.stored)]
-        cells += [cell(scaled(method.flops, ""), method.flops), cell(in_bytes(row.megabytes * 1e6), row.megabytes)]
+        cells += [cell(scaled(method.flops, ""), method.flops), cell(significant(row.visits), known(row.visits))]
+        sent = known(row.megabytes * 1e6)
+        cells.append(cell(MISSING if sent is None else in_bytes(sent), sent))
         lines.append(f'<tr><th scope="row">{escape(row.title)}</th>{"".join(cells)}</tr>')
-    return table("sortable", "Cost of every method for one client", head, lines)
+    return table("sortable", "Cost of every method for one client, on average over all clients", head, lines)
+
+
+def drawn(comparison: Comparison, method: MethodResult) -> float:
+    """Share of the clients that take part in a round, on average over a method's final runs; 1 where it is unknown."""
+    ends = [seed.curve[-1] for seed in method.seeds if seed.curve and seed.curve[-1].visits]
+    shares = [end.visits / (end.round * len(comparison.federation.clients)) for end in ends]
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def _tuning(method: MethodResult, number: Number) -> str:
