@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,20 @@ def replacing(file: Path) -> Iterator[Path]:
         raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+SAFE = re.compile(r"[A-Za-z0-9_=+,()\[\]'-][A-Za-z0-9 _.=+,()\[\]'-]{0,99}")
+
+
+def filed(name: str) -> str:
+    """A name as the name of a file or folder; two names never share one.
+
+    A name that every file system takes stays as it is; in another, odd signs become dashes and a digest is added.
+    """
+    if SAFE.fullmatch(name):
+        return name
+    plain = re.sub(r"[^A-Za-z0-9_=+,-]+", "-", name)[:80]
+    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=5).hexdigest()}"
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -28,12 +28,13 @@ from plures.evaluate.results import (
     Trial,
 )
 from plures.evaluate.scores import primary
-from plures.evaluate.spec import RunSpec, find_method, titled
+from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
 from plures.federation import SPLITS, Federation
-from plures.files import describe, write_text
+from plures.files import describe, filed, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
+from plures.methods.entry import plain, titled
 from plures.models import ModelFactory, Network
 from plures.run import Execution, Run
 from plures.run.cost import flops, stored, traffic
@@ -113,7 +114,7 @@ def compare(
         raise PluresError(f"seeds={seeds}: give at least 1")
     if every is not None and every < 1:
         raise PluresError(f"every={every}: give at least 1 round between readings")
-    entries = {entry.name: entry for entry in map(find_method, (*BASELINES, *methods))}
+    entries = distinct(map(find_method, (*BASELINES, *methods)))
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
     base = RunSpec.of(
         data=data if isinstance(data, str) else data.name,
@@ -249,9 +250,14 @@ class _Study:
     def method(self, entry: Entry, rates: tuple[float, ...], tune_rounds: int, seeds: int) -> MethodResult:
         """Tune a method, then run it once per seed."""
         lr, parameters, trials = self._tune(entry, rates, tune_rounds)
-        spec = self.base.model_copy(update={"method": entry.name, "lr": lr, "parameters": parameters})
+        spec = self._spec(entry, lr, parameters)
         results = [self._final(entry, spec.model_copy(update={"seed": seed})) for seed in range(seeds)]
         return described(entry, self.bound(entry, parameters), self.federation, spec, trials, results)
+
+    def _spec(self, entry: Entry, lr: float, parameters: Mapping[str, Any]) -> RunSpec:
+        """A method's run."""
+        own = {"method": entry.origin or entry.name, "lr": lr, "parameters": {**entry.fixed, **parameters}}
+        return self.base.model_copy(update=own)
 
     def bound(self, entry: Entry, parameters: Mapping[str, Any]) -> Bound:
         """A method on the study's model and clients."""
@@ -272,11 +278,11 @@ class _Study:
 
     def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int) -> Trial:
         name = titled(f"{entry.name} lr={lr}", parameters)
-        file = None if self.out is None else self.out / "trials" / f"{name}.json"
+        file = None if self.out is None else self.out / "trials" / f"{filed(name)}.json"
         if file is not None and file.exists():
             self._tell(entry.name, "tuning", None, rounds, rounds)
             return Trial.model_validate_json(file.read_text(encoding="utf-8"))
-        spec = self.base.model_copy(update={"method": entry.name, "lr": lr, "parameters": parameters, "rounds": rounds})
+        spec = self._spec(entry, lr, parameters).model_copy(update={"rounds": rounds})
         every = max(1, rounds // 4)
         fitted = fit(
             self._run(entry, spec),
@@ -295,7 +301,7 @@ class _Study:
 
     def _final(self, entry: Entry, spec: RunSpec) -> SeedResult:
         stage = f"seed {spec.seed}"
-        name = f"{entry.name}-seed{spec.seed}"
+        name = f"{filed(entry.name)}-seed{spec.seed}"
         folder = None if self.out is None else RunFolder(self.out / "runs" / name)
         if folder is not None and folder.finished:
             self._tell(entry.name, stage, None, spec.rounds, spec.rounds)
@@ -303,7 +309,7 @@ class _Study:
         checkpoint = None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
         fitted = fit(
             self._run(entry, spec, checkpoint),
-            spec.title(),
+            titled(entry.name, {k: v for k, v in spec.parameters.items() if k not in entry.fixed}),
             every=self.every,
             checkpoint=checkpoint,
             progress=lambda p: self._tell(entry.name, stage, p, spec.rounds),
@@ -313,7 +319,8 @@ class _Study:
         )
         result = finish(fitted, spec.seed, self.unseen)
         if folder is not None:
-            folder.write(fitted.run, spec if self.named else None, result)
+            again = self.named and told(spec.parameters) == spec.parameters
+            folder.write(fitted.run, spec if again else None, result)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
         return result
@@ -366,7 +373,7 @@ def described(
         family=entry.family,
         citation=entry.citation,
         lr=spec.lr,
-        parameters=spec.parameters,
+        parameters=told(spec.parameters),
         trials=list(trials),
         bytes_up=up,
         bytes_down=down,
@@ -374,6 +381,16 @@ def described(
         flops=flops(bound, federation, spec.training()),
         seeds=list(seeds),
     )
+
+
+def told(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as JSON has them: functions and selectors by their names."""
+    return {name: value if _json(value) else plain(value) for name, value in parameters.items()}
+
+
+def _json(value: Any) -> bool:
+    several = isinstance(value, list | tuple)
+    return all(map(_json, value)) if several else value is None or isinstance(value, bool | int | float | str)
 
 
 def saved_execution(checkpoint: Path, execution: Execution) -> Execution:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from plures.evaluate.results import Result
 from plures.federation import Federation, Split, from_folder, load
 from plures.method import SGD, Adam, AdamW, Method, Optimizer
 from plures.methods import CATALOGUE, Entry
-from plures.methods.entry import arguments
+from plures.methods.entry import arguments, titled
 from plures.models import NETWORKS, ModelFactory, default_model
 from plures.run import (
     BySize,
@@ -202,11 +202,6 @@ class RunSpec(Result):
         )
 
 
-def titled(name: str, parameters: dict[str, Any]) -> str:
-    """A method's name with its parameters."""
-    return " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
-
-
 def find_method(name: str | Entry | Callable[..., Method]) -> Entry:
     """A method by its name in the catalogue, as ``package.module:function``, as an entry or as a function.
 
@@ -214,13 +209,16 @@ def find_method(name: str | Entry | Callable[..., Method]) -> Entry:
     """
     if isinstance(name, Entry):
         return name
+    if isinstance(name, partial):
+        return find_method(name.func).fixing(*name.args, **name.keywords)
     if callable(name):
-        title = getattr(name, "__name__", "method")
-        return Entry(title, title, "own", "your own", name)
+        title = getattr(name, "__name__", type(name).__name__)
+        place = f"{getattr(name, '__module__', '')}:{getattr(name, '__qualname__', '<>')}"
+        return Entry(title, title, "own", "your own", name, origin="" if "<" in place else place)
     if name in CATALOGUE:
         return CATALOGUE[name]
     if "+" in name:
-        return reduce(operator.add, map(find_method, name.split("+")))
+        return replace(reduce(operator.add, map(find_method, name.split("+"))), origin=name)
     module, colon, attribute = name.partition(":")
     if not colon:
         raise PluresError(
@@ -230,4 +228,31 @@ def find_method(name: str | Entry | Callable[..., Method]) -> Entry:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise PluresError(f"method {name!r} cannot be imported: {error}") from error
-    return find_method(found)
+    return replace(find_method(found), origin=name)
+
+
+def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Methods by their names, every method once.
+
+    Methods of one's own that share a name with each other or with the catalogue are called ``module:function``.
+
+    Raises:
+        PluresError: if two different methods have one name and nothing tells them apart.
+    """
+    found: dict[str, Entry] = {}
+    listed: list[Entry] = []
+    for entry in entries:
+        if not any(entry.name == other.name and entry.same(other) for other in listed):
+            listed.append(entry)
+    for entry in listed:
+        alike = [other for other in listed if other.name == entry.name]
+        known = CATALOGUE.get(entry.name)
+        own = (len(alike) > 1 or known is not None) and not (known is not None and entry.same(known))
+        name = entry.origin if own and not entry.fixed else entry.name
+        if name in found or (own and (not name or name in CATALOGUE)):
+            raise PluresError(
+                f"two different methods are called {entry.name!r}: give one of them another name, for example "
+                f"dataclasses.replace(plures.evaluate.spec.find_method(...), name='another')"
+            )
+        found[name] = replace(entry, name=name, title=name) if own else entry
+    return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import re
 import types
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -26,6 +28,9 @@ class Entry:
         citation: authors, year, venue and the algorithm or equation number.
         build: the function that makes the method.
         space: values of its main strength worth trying; empty when it has none.
+        origin: what finds it again, where that is not its name: ``package.module:function``.
+        fixed: parameters that were given beforehand (:meth:`fixing`).
+        parts: the methods that it is composed of.
     """
 
     name: str
@@ -34,6 +39,9 @@ class Entry:
     citation: str
     build: Callable[..., Method]
     space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    origin: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Entry, ...] = ()
 
     def __call__(self, *args: Any, **parameters: Any) -> Method:
         given = arguments(f"method {self.name!r}", self.build, *args, **parameters)
@@ -43,6 +51,30 @@ class Entry:
     def defaults(self) -> dict[str, Any]:
         """Parameters and their default values."""
         return {name: p.default for name, p in inspect.signature(self.build).parameters.items()}
+
+    def fixing(self, *args: Any, **parameters: Any) -> Entry:
+        """The method with some parameters given beforehand, named by them; they are not tuned."""
+        given = arguments(f"method {self.name!r}", self.build, *args, **parameters).arguments
+        if not given:
+            return self
+        return replace(
+            self,
+            name=titled(self.name, given),
+            title=titled(self.title, given),
+            build=partial(self.build, **given),
+            space={name: values for name, values in self.space.items() if name not in given},
+            origin=self.origin or self.name,
+            fixed={**self.fixed, **given},
+        )
+
+    def same(self, other: Entry) -> bool:
+        """Whether both stand for one method with the same parameters."""
+        if self.parts and len(self.parts) == len(other.parts):
+            return all(one.same(two) for one, two in zip(self.parts, other.parts, strict=True))
+        one, two = self.build, other.build
+        if isinstance(one, partial) and isinstance(two, partial):
+            return (one.func, one.args, one.keywords) == (two.func, two.args, two.keywords)
+        return one is two
 
     @property
     def summary(self) -> str:
@@ -76,7 +108,19 @@ class Entry:
             f"{self.citation}; {other.citation}",
             build,
             {name: values for name, values in {**self.space, **other.space}.items() if name not in both},
+            parts=(self, other),
         )
+
+
+def titled(name: str, parameters: Mapping[str, Any]) -> str:
+    """A method's name with its parameters."""
+    return " ".join([name, *(f"{key}={plain(value)}" for key, value in parameters.items())])
+
+
+def plain(value: Any) -> str:
+    """A parameter as a name has it: what has a name by that, anything else without its place in memory."""
+    name = getattr(value, "__name__", None) or (value.name if isinstance(value, Selector) else None)
+    return str(name) if name else re.sub(" at 0x[0-9a-fA-F]+", "", str(value))
 
 
 def entry(

@@ -23,6 +23,7 @@ from plures.evaluate.record import Result
 from plures.evaluate.results import MetricCard, Point, Trial
 from plures.evaluate.scores import primary, score
 from plures.evaluate.spec import RunSpec
+from plures.files import filed
 from plures.run import Execution, Run
 from plures.study.cells import Loaded, load_cell
 from plures.study.plan import Cell, Plan, Unit
@@ -247,8 +248,8 @@ class Bench:
 
     def models(self, unit: Unit) -> Path:
         """Where the models of a final run are kept."""
-        names = (f"{unit.cell.title} {unit.cell.key[:6]}", unit.candidate.label, f"seed {unit.seed}")
-        return self.store.folder.joinpath("runs", *(re.sub(r"[^A-Za-z0-9_.=+-]+", "-", name) for name in names))
+        cell = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", f"{unit.cell.title} {unit.cell.key[:6]}")
+        return self.store.folder.joinpath("runs", cell, filed(unit.candidate.label), f"seed-{unit.seed}")
 
 
 class _BehindError(Exception):
