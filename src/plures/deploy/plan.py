@@ -15,6 +15,7 @@ import plures
 from plures.deploy.site import Allowed
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
+from plures.federation.names import in_order
 from plures.run.remote import Rules
 from plures.tables.declared import Declared, Name, Names, explain
 from plures.tables.schema import Schema
@@ -79,7 +80,7 @@ class Plan(Declared):
         for name in clients:
             if "/" in name or name.startswith("."):
                 raise ValueError(f"{name!r} becomes a folder: leave out / and a leading dot")
-        return tuple(sorted(clients))
+        return in_order(clients)
 
     @field_validator("tells")
     @classmethod

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plures.brief import brief
 from plures.diagnose.chance import Floats, Ints
 
 STEPS = 60
@@ -36,6 +37,7 @@ class Rows:
         return Rows(self.owner[chosen], self.target[chosen], self.common[chosen], self.own[chosen], self.offset[chosen])
 
 
+@brief
 @dataclass(frozen=True)
 class Probe:
     """Weights: ``common`` ``(p, outputs)`` and ``own`` ``(clients, q, outputs)``."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from plures.brief import brief
 from plures.diagnose.chance import Floats, Ints
 from plures.errors import PluresError
 from plures.federation import Federation, SplitName
@@ -25,6 +26,7 @@ BINS = 10
 CLIP = 10.0
 
 
+@brief
 @dataclass(frozen=True)
 class Sample:
     """Rows of some clients.

@@ -31,6 +31,7 @@ from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
 from plures.federation import SPLITS, Federation
+from plures.federation.names import name_of
 from plures.files import describe, filed, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
@@ -78,7 +79,7 @@ def compare(
     learning_rates: Sequence[float] | None = None,
     tune_rounds: int = 10,
     every: int | None = None,
-    unseen: Sequence[str] = (),
+    unseen: Sequence[str | int] = (),
     out: Path | str | None = None,
     execution: Execution | None = None,
     listener: Listener | None = None,
@@ -120,7 +121,7 @@ def compare(
         data=data if isinstance(data, str) else data.name,
         model=model if isinstance(model, str) else None,
         rounds=rounds,
-        unseen=list(unseen),
+        unseen=[name_of(client) for client in unseen],
         **work,
     )
     federation = base.federation() if isinstance(data, str) else data

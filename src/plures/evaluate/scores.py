@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plures.brief import brief
 from plures.federation import SplitName, Task
 from plures.run import Run
 from plures.run.engine import Stack
@@ -58,6 +59,7 @@ def primary(task: Task) -> Metric:
     return METRICS[task.kind][0]
 
 
+@brief
 @dataclass(frozen=True)
 class Scores:
     """Metrics of every client on one split.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,14 +15,20 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError, PluresWarning
 from plures.federation.federation import Federation, Task
+from plures.federation.names import by_name, coded, name_of, named
 from plures.federation.splits import SplitRule, split_rows
 
 Array = NDArray[Any]
-Metadata = Mapping[str, Sequence[object]] | Mapping[str, Mapping[str, object]]
+Metadata = Mapping[Any, Sequence[object]] | Mapping[Any, Mapping[Any, object]]
+ORDER = "client"
+"""Metadata column that says whose value stands where in the other columns."""
 MISSING_VALUES = "missing values"
 FEW = 3
+NOBODY = ("", "nan", "<NA>", "NaT")
+"""What a missing value becomes where an array is made of texts."""
 
 
 class Options(TypedDict, total=False):
@@ -84,7 +90,10 @@ def from_arrays(
         name: of the federation (default ``data``).
         task: ``classification`` or ``regression``; inferred from the targets' type if not given.
         classes: class names in order; the sorted strings, or the numbers up to the largest label, if not given.
-        metadata: client -> its row (a mapping), or column -> values in the sorted order of the client names.
+        metadata: client -> its row (a mapping), column -> client -> value, or column -> values with a column
+            ``client`` that says in which order. Numbers may stand for clients that are numbers. Without that column,
+            lists are taken only where every order of the clients (as their rows come, as texts, as numbers) is the
+            same.
         split: shares of the splits and how they are drawn (default ``SplitRule()``).
         seed: of the splits (default 0).
         missing: ``error`` (default), or ``impute`` for inputs ``(n, columns)``: a missing value becomes the column's
@@ -264,6 +273,7 @@ def _read_client(file: Path) -> dict[str, Array]:
     return part
 
 
+@brief
 @dataclass(frozen=True)
 class _Encoded:
     """A table column as numbers: its values ``(n, len(names))``, and which of its cells are missing."""
@@ -296,6 +306,7 @@ def _encode(column: str, values: Array, missing: str) -> _Encoded:
     return _Encoded(tuple(names), np.stack(hot, axis=1).astype(np.float32), False, absent.astype(np.int64))
 
 
+@brief
 @dataclass(frozen=True)
 class _Examples:
     """What every builder ends with."""
@@ -349,7 +360,7 @@ def _assemble(data: _Examples, options: Options) -> Federation:
         seed=options.get("seed", 0),
     )
     train = splits["train"].rows
-    metadata = _metadata(options.get("metadata") or {}, names)
+    metadata = _metadata(options.get("metadata"), names, tuple(dict.fromkeys(client.tolist())))
     scalable = torch.ones(inputs.shape[1], dtype=torch.bool) if inputs.ndim > 1 else torch.ones(0, dtype=torch.bool)
     if data.scalable is not None:
         scalable = torch.from_numpy(data.scalable)
@@ -359,7 +370,7 @@ def _assemble(data: _Examples, options: Options) -> Federation:
         per_row = absent.flatten(1).sum(1).numpy()
         if data.missing is not None:
             per_row = per_row + data.missing[rows]
-        count = np.bincount(np.unique(client, return_inverse=True)[1], weights=per_row)
+        count = np.bincount(coded(client)[1], weights=per_row)
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
         inputs, columns, scalable = _impute(inputs, absent, train, columns, scalable)
     scaling = None
@@ -394,6 +405,7 @@ def _assemble(data: _Examples, options: Options) -> Federation:
     return federation
 
 
+@brief
 @dataclass(frozen=True)
 class _Where:
     """Turns a position into words: the client, the row as it was given, the column."""
@@ -419,14 +431,16 @@ def _client_names(client: Array) -> tuple[Array, Array]:
             row = int(broken.argmax())
             raise PluresError(f"client column, row {row}: {client[row]} names no client; give every row a client")
         client = client.astype(np.int64)
-    if client.dtype.kind == "O":
-        absent = _absent(client.tolist())
+    if client.dtype.kind in "OU":
+        absent = _absent(client.tolist()) | np.isin(client.astype(str), NOBODY)
         if absent.any():
             raise PluresError(f"client column, row {int(absent.argmax())}: no client; give every row a client")
+    if client.dtype.kind == "O" and all(type(cell) is int for cell in client.tolist()):
+        client = client.astype(np.int64)
     used = client >= 0 if client.dtype.kind == "i" else np.ones(len(client), dtype=bool)
     if not used.any():
         raise PluresError("client column: every row is left out (negative); give at least one row a client")
-    return client[used].astype(str), used
+    return named(client[used]), used
 
 
 def _targets(targets: Array, options: Options, where: _Where) -> tuple[Task, Tensor]:
@@ -534,21 +548,77 @@ def _moments(values: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(means, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)
 
 
-def _metadata(metadata: Metadata, names: tuple[str, ...]) -> dict[str, tuple[object, ...]]:
-    by_client = {key: row for key, row in metadata.items() if isinstance(row, Mapping)}
-    by_column = {key: values for key, values in metadata.items() if not isinstance(values, Mapping)}
-    if by_client and by_column:
+def _metadata(
+    metadata: Metadata | None, names: tuple[str, ...], listed: tuple[str, ...]
+) -> dict[str, tuple[object, ...]]:
+    """Column -> the value of each client.
+
+    Args:
+        metadata: see `from_arrays`.
+        names: of the clients, in their order.
+        listed: the same in the order in which their rows come.
+    """
+    given: dict[Any, Any] = {} if metadata is None else dict(metadata.items())
+    if ORDER not in given:
+        given = {key: _labelled(values, names) for key, values in given.items()}
+    mappings = {key: values for key, values in given.items() if isinstance(values, Mapping)}
+    if mappings and len(mappings) < len(given):
         raise PluresError("metadata: give client -> row or column -> values, not both")
-    if not by_client:
-        for key, values in by_column.items():
-            if len(values) != len(names):
-                raise PluresError(f"metadata column {key!r}: {len(values)} values for {len(names)} clients")
-        return {key: tuple(values) for key, values in by_column.items()}
+    if not mappings:
+        lists = {str(key): values for key, values in given.items() if not isinstance(values, Mapping)}
+        return _from_lists(lists, names, listed)
+    inner = [key for values in mappings.values() for key in values]
+    if inner and not _clients(mappings, names) and _clients(inner, names):
+        columns = {str(key): by_name(values) for key, values in mappings.items()}
+        for key, values in columns.items():
+            for name in names:
+                if name not in values:
+                    raise PluresError(f"metadata column {key!r}: no value for client {name!r}")
+        return {key: tuple(values[name] for name in names) for key, values in columns.items()}
+    rows = by_name(mappings)
     for name in names:
-        if name not in by_client:
+        if name not in rows:
             raise PluresError(f"metadata: no row for client {name!r}")
-    keys = list(dict.fromkeys(key for name in names for key in by_client[name]))
-    return {key: tuple(by_client[name].get(key) for name in names) for key in keys}
+    keys = list(dict.fromkeys(key for name in names for key in rows[name]))
+    return {str(key): tuple(rows[name].get(key) for name in names) for key in keys}
+
+
+def _labelled(values: Any, names: Sequence[str]) -> Any:
+    """A series of pandas whose labels are clients as a mapping; anything else as it is."""
+    if not (hasattr(values, "to_dict") and hasattr(values, "index")):
+        return values
+    own: dict[Any, object] = values.to_dict()
+    return own if {str(key) for key in own} >= set(names) else values
+
+
+def _clients(keys: Iterable[object], names: Sequence[str]) -> bool:
+    """Whether some of the keys name clients."""
+    return any(isinstance(key, str | int | np.generic) and name_of(key) in names for key in keys if key != "")
+
+
+def _from_lists(
+    columns: Mapping[str, Sequence[object]], names: tuple[str, ...], listed: tuple[str, ...]
+) -> dict[str, tuple[object, ...]]:
+    """Lists of values, in the order that their column ``client`` states, or that nobody could take otherwise."""
+    order = [name_of(value) for value in columns.get(ORDER, names)]
+    if ORDER in columns and (set(order) != set(names) or len(order) != len(names)):
+        raise PluresError(
+            f"metadata column {ORDER!r}: it states the order of the lists, so it must name each of the "
+            f"{len(names)} clients once; they are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        )
+    values = {key: column for key, column in columns.items() if key != ORDER}
+    for key, column in values.items():
+        if isinstance(column, str) or not hasattr(column, "__len__"):
+            raise PluresError(f"metadata column {key!r}: give one value for each client, not {column!r}")
+        if len(column) != len(names):
+            raise PluresError(f"metadata column {key!r}: {len(column)} values for {len(names)} clients")
+    if values and ORDER not in columns and not names == listed == tuple(sorted(names)):
+        raise PluresError(
+            f"metadata column {next(iter(values))!r}: whose value comes first? Give a mapping from clients to values, "
+            f"or state the order of the lists in a column {ORDER!r}"
+        )
+    place = {name: number for number, name in enumerate(order)}
+    return {key: tuple([*column][place[name]] for name in names) for key, column in values.items()}
 
 
 def _warn_if_thin(federation: Federation) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from plures.errors import PluresError
+from plures.brief import brief
+from plures.errors import PluresError, suggestion
+from plures.federation.names import in_order, name_of
 from plures.federation.seeding import generator
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Task:
     outputs: int = 1
 
 
+@brief
 @dataclass(frozen=True)
 class Split:
     """Rows of every client in one split, as one flat index (compressed rows).
@@ -76,16 +79,16 @@ class Split:
 class Federation:
     """Clients, their examples and what is known about them.
 
-    Examples of all clients lie in flat tensors; a client is the rows it owns in each split. Clients are kept
-    in the sorted order of their names, so that nothing depends on the order in which data were listed. Those that
-    train need training examples; an unseen client may have none.
+    Examples of all clients lie in flat tensors; a client is the rows it owns in each split. Clients are kept in the
+    natural order of their names ("ward 2" before "ward 10"), so that nothing depends on the order in which data were
+    listed. Those that train need training examples; an unseen client may have none.
 
     Attributes:
         name: what reports call it.
         task: what is predicted.
         inputs: ``(examples, *features)``; floating point, or integers for tokens.
         targets: ``(examples,)`` int64 for classification, ``(examples, outputs)`` floating point for regression.
-        clients: client names, sorted.
+        clients: client names, in natural order.
         splits: the rows of every client in ``train``, ``validation`` and ``test``.
         metadata: one column per key, one entry per client, in the order of ``clients``.
         source: where the data come from and under which licence, for reports.
@@ -110,8 +113,11 @@ class Federation:
     def __post_init__(self) -> None:
         if not self.clients:
             raise PluresError(f"federation {self.name!r} has no client: give at least one")
-        if list(self.clients) != sorted(set(self.clients)):
-            raise PluresError(f"federation {self.name!r}: client names must be unique and sorted")
+        if self.clients != in_order(self.clients):
+            raise PluresError(
+                f"federation {self.name!r}: client names must be different and in natural order, that is "
+                f"{_few(in_order(self.clients))}"
+            )
         if len(self.inputs) != len(self.targets):
             raise PluresError(
                 f"federation {self.name!r}: {len(self.inputs)} inputs but {len(self.targets)} targets; they must match"
@@ -157,17 +163,21 @@ class Federation:
     def __len__(self) -> int:
         return len(self.clients)
 
+    def __repr__(self) -> str:
+        """One line without data: tracebacks, logs and notebooks print it."""
+        sizes = ", ".join(f"{split} {len(index.rows)}" for split, index in self.splits.items())
+        kind = f"{self.task.kind}, {self.task.outputs} {'classes' if self.task.classes else 'outputs'}"
+        shape = " x ".join(map(str, self.features)) or "scalar"
+        return f"<Federation {self.name!r}: {len(self)} clients, {sizes}; {kind}; inputs {shape}>"
+
     @property
     def features(self) -> tuple[int, ...]:
         """Shape of one example's input."""
         return tuple(self.inputs.shape[1:])
 
-    def index(self, client: str) -> int:
-        """Position of a client by its name."""
-        if client not in self.clients:
-            near = ", ".join(self.clients[:10]) + (", ..." if len(self.clients) > 10 else "")
-            raise PluresError(f"no client {client!r} in federation {self.name!r}; clients are {near}")
-        return self.clients.index(client)
+    def index(self, client: str | int) -> int:
+        """Position of a client by its name; a number is the name of its digits."""
+        return position(client, self.clients, f" in federation {self.name!r}")
 
     def scaled(self, raw: Tensor) -> Tensor:
         """Raw inputs ``(n, *features)`` on the scale of this federation's inputs."""
@@ -179,10 +189,12 @@ class Federation:
         mean, scale = (t.to(self.inputs).view(shape) for t in self.scaling)
         return (raw.to(self.inputs) - mean) / scale
 
-    def subset(self, clients: Sequence[str]) -> Federation:
-        """The same data restricted to some clients (in sorted order); tensors are shared, not copied."""
-        names = tuple(sorted(clients))
-        chosen = [self.index(name) for name in names]
+    def subset(self, clients: Sequence[str | int]) -> Federation:
+        """The same data restricted to some clients (in their natural order); tensors are shared, not copied."""
+        if isinstance(clients, str):
+            raise PluresError(f"clients={clients!r}: give a list of names, [{clients!r}]")
+        chosen = sorted({self.index(client) for client in clients})
+        names = tuple(self.clients[i] for i in chosen)
         return replace(
             self,
             clients=names,
@@ -190,7 +202,7 @@ class Federation:
             metadata={key: tuple(column[i] for i in chosen) for key, column in self.metadata.items()},
         )
 
-    def hold_out(self, clients: Sequence[str]) -> tuple[Federation, Federation]:
+    def hold_out(self, clients: Sequence[str | int]) -> tuple[Federation, Federation]:
         """``(seen, unseen)``: the federation without the given clients, and those clients alone."""
         unseen = self.subset(clients)
         seen = [name for name in self.clients if name not in unseen.clients]
@@ -240,3 +252,21 @@ class Federation:
             splits={name: Split(s.rows.to(device), s.offsets) for name, s in self.splits.items()},
             public=self.public.to(device),
         )
+
+
+def position(client: str | int, clients: Sequence[str], where: str = "") -> int:
+    """Position of a client among others by its name.
+
+    Args:
+        client: a name, or a number that is one.
+        clients: all names.
+        where: they are, for the message.
+    """
+    name = name_of(client)
+    if name not in clients:
+        raise PluresError(f"no client {name!r}{where}; {suggestion(name, clients, 'clients are')}")
+    return clients.index(name)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

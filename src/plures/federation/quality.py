@@ -12,9 +12,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.build import MISSING_VALUES
 from plures.federation.federation import SPLITS, Federation
+from plures.federation.names import by_name, coded
 from plures.federation.seeding import generator
 
 Quantity = float | Mapping[str, float] | Callable[[str], float]
@@ -106,12 +108,13 @@ def degrade(
     return replace(federation, inputs=inputs, metadata=metadata)
 
 
+@brief
 @dataclass(frozen=True)
 class Completeness:
     """Which share of its values each client has.
 
     Attributes:
-        clients: sorted names.
+        clients: names in natural order.
         columns: of the table; a column of strings counts once, not once for each of its values.
         share: ``(clients, columns)`` float64, of the values that are there.
     """
@@ -145,10 +148,10 @@ def completeness_report(
             raise PluresError(f"completeness of inputs {values.shape}: give (n, columns) and the client of each row")
         if columns and len(columns) != values.shape[1]:
             raise PluresError(f"completeness: {len(columns)} column names for {values.shape[1]} columns")
-        names, owner = np.unique(np.asarray(client).astype(str), return_inverse=True)
+        names, owner = coded(np.asarray(client))
         there = np.stack([(~np.isnan(values[owner == i])).mean(0) for i in range(len(names))])
         named = tuple(columns) or tuple(f"column {number}" for number in range(values.shape[1]))
-        return Completeness(tuple(names.tolist()), named, torch.from_numpy(there))
+        return Completeness(names, named, torch.from_numpy(there))
     if not data.columns:
         raise PluresError(
             f"completeness: federation {data.name!r} has no column names; build it with columns= or a table"
@@ -234,11 +237,12 @@ def _each(
 ) -> list[float]:
     """The quantity of each client, checked."""
     values = []
+    given = by_name(quantity) if isinstance(quantity, Mapping) else {}
     for client in federation.clients:
         if isinstance(quantity, Mapping):
-            if client not in quantity:
+            if client not in given:
                 raise PluresError(f"degrade: {name} has no entry for client {client!r}")
-            value = quantity[client]
+            value = given[client]
         else:
             value = quantity(client) if callable(quantity) else quantity
         if not valid(value):

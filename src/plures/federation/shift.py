@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from plures.errors import PluresError
 from plures.federation.federation import Federation
+from plures.federation.names import by_name
 from plures.federation.seeding import generator
 
 Assignment = Mapping[str, int]
@@ -128,10 +129,11 @@ def _shift(
             f"{column}: a row of federation {federation.name!r} belongs twice; clients must not share rows"
         )
     groups = []
+    assigned = None if assignment is None else by_name(assignment)
     for number, client in enumerate(federation.clients):
-        if assignment is not None and client not in assignment:
+        if assigned is not None and client not in assigned:
             raise PluresError(f"{column}: the assignment has no entry for client {client!r}")
-        group = number % len(values) if assignment is None else assignment[client]
+        group = number % len(values) if assigned is None else assigned[client]
         if not 0 <= group < len(values):
             raise PluresError(f"{column}: client {client!r} has group {group}, outside 0..{len(values) - 1}")
         groups.append(group)

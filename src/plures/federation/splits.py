@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plures.errors import PluresError
 from plures.federation.federation import SPLITS, Split, SplitName
+from plures.federation.names import coded
 from plures.federation.seeding import generator
 
 
@@ -70,12 +71,12 @@ def split_rows(
         seed: of the random division.
 
     Returns:
-        The sorted client names, and the splits with rows in ascending order inside each client.
+        The client names in natural order, and the splits with rows in ascending order inside each client.
     """
     rule = rule or SplitRule()
     if rule.by == "time" and time is None:
         raise PluresError("split by time: give the time column, or use SplitRule(by='random')")
-    names, code = np.unique(np.asarray(client).astype(str), return_inverse=True)
+    names, code = coded(np.asarray(client))
     columns = [None if c is None else np.asarray(c) for c in (labels, groups, time, keys)]
     for label, column in zip(("labels", "groups", "time", "keys"), columns, strict=True):
         if column is not None and len(column) != len(code):
@@ -83,12 +84,12 @@ def split_rows(
     order = np.argsort(code, kind="stable")
     owned = np.split(order, np.bincount(code).cumsum()[:-1])
     parts: dict[SplitName, list[torch.Tensor]] = {split: [] for split in SPLITS}
-    for name, rows in zip(names.tolist(), owned, strict=True):
+    for name, rows in zip(names, owned, strict=True):
         mine = [None if c is None else c[rows] for c in columns]
         which = _divide(len(rows), rule, generator(seed, "split", name), *mine)
         for number, split in enumerate(SPLITS):
             parts[split].append(torch.from_numpy(rows[which == number]))
-    return tuple(names.tolist()), {split: Split.of(rows) for split, rows in parts.items()}
+    return names, {split: Split.of(rows) for split, rows in parts.items()}
 
 
 def _divide(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.federation import SPLITS, Federation
 from plures.federation.seeding import generator
@@ -22,6 +23,7 @@ SEASONS: Mapping[str, tuple[int, ...]] = MappingProxyType(
 """Months of the meteorological seasons of the northern half of the earth."""
 
 
+@brief
 @dataclass(frozen=True)
 class Stream:
     """Federations in the order in which they are learned.

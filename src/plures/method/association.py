@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.clusters import Grouping, moved
 from plures.method.setting import Setting
@@ -18,6 +19,7 @@ EXHAUSTIVE = 100_000
 """Number of associations up to which all are tried."""
 
 
+@brief
 @dataclass(frozen=True)
 class Association:
     """Who goes to which edge.
@@ -111,6 +113,7 @@ def _descend(energy: Tensor, gram: Tensor, gamma: float, edges: Tensor) -> Tenso
             edges = torch.where(edges == one, two, torch.where(edges == two, one, edges))
 
 
+@brief
 @dataclass(frozen=True)
 class EnergyAware(Grouping):
     """Clients go to edges such that links cost little energy and each edge's models are alike (:func:`associate`).

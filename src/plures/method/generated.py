@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.optimizer import SGD, Optimizer
 from plures.method.setting import Setting
@@ -19,6 +20,7 @@ from plures.models import Leaves
 EMBEDDING, OUTPUT, STEPS = "embedding", "output", "steps"
 
 
+@brief
 @dataclass(frozen=True)
 class Generated(Share):
     """``theta_i = theta_0 + h(phi, e_i)``: the server trains the generator ``phi`` and the embeddings ``e_i``.

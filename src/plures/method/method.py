@@ -10,6 +10,7 @@ from zlib import crc32
 import torch
 from torch import nn
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.combine import Combine
 from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks
@@ -23,6 +24,7 @@ from plures.method.wire import Wire
 from plures.models import LeafInfo, Leaves, ModelFactory, Network, build
 
 
+@brief
 @dataclass(frozen=True)
 class Start:
     """What the initial leaves of a slot may depend on.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plures.brief import brief
 from plures.method.setting import Setting
 from plures.method.share import Cohort, Frozen, Inherit, Kept, Probe, Share, Shared, blended, flatten, put, unflatten
 from plures.models import Leaves
@@ -92,6 +93,7 @@ class Mine(Shared):
     """A client's row of an unmixed share at the client: what it sent last, so it need not be sent back."""
 
 
+@brief
 @dataclass(frozen=True)
 class Look:
     """What a view may depend on.

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import SplitName
 from plures.method.layout import LayoutKey
@@ -89,6 +90,7 @@ class Phase:
         return own.loss(getattr(x, self.slot))
 
 
+@brief
 @dataclass(frozen=True)
 class Visit:
     """What an assignment may know of the visit.

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import Federation, Task
+from plures.federation.federation import position
 
 AGE = "age"
 """Rounds that a client has missed since it last took part; kept by the run, 0 before its first round."""
 
 
+@brief
 @dataclass(frozen=True)
 class Setting:
     """Facts about a federation.
@@ -86,12 +89,9 @@ class Setting:
         known = (facts, metadata, levels, federation.inputs.dtype, like)
         return cls(federation.task, federation.clients, federation.features, *known, public=public)
 
-    def index(self, client: str) -> int:
-        """Position of a client by its name."""
-        if client not in self.clients:
-            near = ", ".join(self.clients[:10]) + (", ..." if len(self.clients) > 10 else "")
-            raise PluresError(f"no client {client!r}; clients are {near}")
-        return self.clients.index(client)
+    def index(self, client: str | int) -> int:
+        """Position of a client by its name; a number is the name of its digits."""
+        return position(client, self.clients)
 
     def take(self, clients: list[int]) -> Setting:
         """The facts about some clients."""

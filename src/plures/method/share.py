@@ -9,11 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.setting import Setting
 from plures.models import Leaves
 
 
+@brief
 @dataclass(frozen=True)
 class Kept:
     """What the server keeps of a block.
@@ -35,6 +37,7 @@ class Kept:
         return replace(self, values=values, copied=(*self.copied, *rows))
 
 
+@brief
 @dataclass(frozen=True)
 class Cohort:
     """What the server knows of a round.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plures.brief import brief
 from plures.federation import Task
 from plures.models import Leaves, Network
 from plures.models.layers import uniform
@@ -58,6 +59,7 @@ class Problem:
         return each.mean() if weight is None else (each * weight).sum() / weight.sum()
 
 
+@brief
 @dataclass(slots=True)
 class Batch:
     """Examples of one client.

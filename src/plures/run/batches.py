@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plures.brief import brief
 from plures.federation import Split
 from plures.run.randomness import Keys, fold, orders
 
 
+@brief
 @dataclass(frozen=True)
 class Batches:
     """The batches of one phase.

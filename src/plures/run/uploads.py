@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.method import Block, Bound, Cohort, Kept, Mean, flatten, named, put, reduced
 from plures.models import Leaves
 
 
+@brief
 @dataclass(frozen=True)
 class Answer:
     """What some clients send after their local work, one row per client.

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import plures
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.scores import metrics, sums
@@ -39,6 +40,7 @@ Examples = tuple[Tensor, Tensor, Tensor]
 """Inputs, targets and weights of some of the client's own examples."""
 
 
+@brief
 @dataclass(frozen=True)
 class PersonalModel:
     """What one client predicts with, and everything that this needs.

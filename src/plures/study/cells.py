@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate.spec import RunSpec
 from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule, brightness, degrade, noise, rotate
@@ -21,6 +22,7 @@ from plures.study.plan import Cell
 from plures.study.reading import Source
 
 
+@brief
 @dataclass(frozen=True)
 class Loaded:
     """A cell in memory.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from plures.brief import brief
 from plures.errors import closest
 from plures.tables.declared import Declared, Finite, Name, Names, Share
 from plures.tables.finding import Finding
@@ -22,6 +23,7 @@ LISTED = 5
 COMMA = re.compile(r"(-?\d+),(\d+)")
 
 
+@brief
 @dataclass(frozen=True)
 class Read:
     """A column as it was found.

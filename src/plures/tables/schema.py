@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError, closest
 from plures.federation import SPLITS, Federation, Split, SplitRule, Task, from_arrays
+from plures.federation.names import by_name, in_order
 from plures.tables.column import Category, Number, Read
 from plures.tables.declared import Declared, Name, Names, explain, toml
 from plures.tables.draft import Draft, draft
@@ -58,6 +60,7 @@ class Splits(Declared):
         return 1 + (self.validation > 0) + (self.test > 0)
 
 
+@brief
 @dataclass(frozen=True)
 class Reading:
     """A table as it was found.
@@ -250,7 +253,7 @@ class Schema(Declared):
             task=self.task_of,
             inputs=torch.empty(0, len(self.inputs)),
             targets=targets,
-            clients=tuple(sorted(clients)),
+            clients=in_order(clients),
             splits={split: Split.of([nothing] * len(clients)) for split in SPLITS},
             metadata=_metadata(metadata, clients),
             columns=self.inputs,
@@ -273,7 +276,8 @@ class Schema(Declared):
         """
         if not tables:
             raise PluresError(f"federation {name!r} has no table: give one for each client")
-        clients = sorted(tables)
+        tables = by_name(tables)
+        clients = in_order(tables)
         readings = [self._accepted(client, tables[client]) for client in clients]
         targets = np.concatenate([reading.target.values for reading in readings if reading.target is not None])
         groups = [reading.groups for reading in readings if reading.groups is not None]
@@ -332,10 +336,10 @@ def _not_there(name: str, extra: Sequence[str]) -> Finding:
 
 
 def _metadata(metadata: Metadata | None, clients: Sequence[str]) -> dict[str, tuple[object, ...]]:
-    """Column -> one value per client, in the sorted order of their names."""
+    """Column -> one value per client, in the order of their names."""
     if not metadata:
         return {}
-    names = sorted(clients)
+    names, metadata = in_order(clients), by_name(metadata)
     for name in names:
         if name not in metadata:
             raise PluresError(f"metadata: none of client {name!r}; give it, or none at all")

@@ -61,7 +61,7 @@ def beijing_air(
         time=np.broadcast_to(hours, shape)[used],
         name="beijing_air",
         columns=(*raw["columns"][1:].tolist(), "wind from east", "wind from north", "month", "hour"),
-        metadata={"station": tuple(sorted(station.tolist()))},
+        metadata={"station": {name: name for name in station.tolist()}},
         split=split or YEARS,
         seed=seed,
         missing="impute",

@@ -13,6 +13,7 @@ from plures.errors import PluresError
 from plures.federation.build import Options, from_arrays
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
+from plures.federation.names import by_name, named
 from plures.federation.seeding import generator
 from plures.federation.splits import SplitRule
 
@@ -82,7 +83,7 @@ def from_graph(
     """
     seed = options.get("seed", 0)
     links, owner, labels = (np.asarray(values) for values in (edges, client, targets))
-    links, owner = links.astype(np.int64).reshape(-1, 2), owner.astype(str)
+    links, owner = links.astype(np.int64).reshape(-1, 2), named(owner)
     nodes = len(owner)
     if len(labels) != nodes or len(np.asarray(indptr)) != nodes + 1:
         raise PluresError(
@@ -97,6 +98,7 @@ def from_graph(
     inside = links[owner[links[:, 0]] == owner[links[:, 1]]]
     table = np.full((nodes, neighbours), -1, dtype=np.int64)
     used, metadata = [], {}
+    known = by_name(facts or {})
     for name in np.unique(owner).tolist():
         own = np.flatnonzero(owner == name)
         local = np.searchsorted(own, inside[owner[inside[:, 0]] == name])
@@ -106,7 +108,7 @@ def from_graph(
         if examples is not None and len(labelled) > examples:
             labelled = generator(seed, "examples", name).choice(labelled, examples, replace=False)
         used.append(np.sort(labelled))
-        metadata[name] = {"nodes": len(own), "edges": len(local), **(facts or {}).get(name, {})}
+        metadata[name] = {"nodes": len(own), "edges": len(local), **known.get(name, {})}
     rows = np.sort(np.concatenate(used))
     told = f"{len(links) - len(inside)} of {len(links)} edges run between clients and are dropped"
     source = options.get("source", "")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.brief import brief
 from plures.federation.build import from_arrays
 from plures.federation.datasets.folder import PACKAGED
 from plures.federation.federation import Federation
@@ -20,6 +21,7 @@ BODY, TOTAL = slice(0, 3), slice(6, 9)
 FILE = PACKAGED / "har.npz"
 
 
+@brief
 @dataclass(frozen=True)
 class Windows:
     """The windows of all subjects, in recording order inside a segment.

@@ -62,7 +62,7 @@ def heart(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = 
         features=COLUMNS,
         name="heart",
         classes=("healthy", "disease"),
-        metadata={"country": tuple(HOSPITALS.values())},
+        metadata={"country": HOSPITALS},
         split=split,
         seed=seed,
         missing="impute",

@@ -165,7 +165,7 @@ def landmine(*, seed: int = 0, split: SplitRule | None = None, standardize: bool
         np.char.add("field ", _padded(raw["client"])),
         name="landmine",
         classes=("clutter", "mine"),
-        metadata={"terrain": tuple(terrain for terrain, fields in TERRAIN.items() for _ in fields)},
+        metadata={"terrain": {f"field {field:02}": terrain for terrain, fields in TERRAIN.items() for field in fields}},
         split=split,
         seed=seed,
         standardize=standardize,

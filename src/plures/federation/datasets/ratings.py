@@ -54,15 +54,14 @@ def movielens(
             )
         users = np.sort(generator(seed, "clients", "movielens").choice(users, clients, replace=False))
     used &= np.isin(raw["user"], users)
-    names = np.char.add("user ", np.char.zfill((raw["user"][used] + 1).astype(str), 3))
     return from_arrays(
         movie[used][:, None],
         raw["rating"][used].astype(np.float32),
-        names,
+        _name(raw["user"][used]),
         time=raw["timestamp"][used],
         name="movielens",
         columns=("movie",),
-        metadata={"ratings": tuple(ratings[users].tolist())},
+        metadata={"ratings": dict(zip(_name(users).tolist(), ratings[users].tolist(), strict=True))},
         split=split or SplitRule(by="time"),
         seed=seed,
         dtype=torch.int64,
@@ -75,6 +74,10 @@ def movie_titles() -> tuple[str, ...]:
     """Title of each movie number of `movielens`."""
     raw = read(data_folder() / "movielens_small" / "movielens_small.npz")
     return tuple(raw["item_titles"][_by_popularity(raw["item"])[:MOVIES]].tolist())
+
+
+def _name(user: NDArray[np.int64]) -> NDArray[np.str_]:
+    return np.char.add("user ", np.char.zfill((user + 1).astype(str), 3))
 
 
 def _by_popularity(item: NDArray[np.uint16]) -> NDArray[np.int64]:

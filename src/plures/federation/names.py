@@ -1,0 +1,76 @@
+"""Names of clients and their order: the one place that decides both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.errors import PluresError
+
+V = TypeVar("V")
+DIGITS = re.compile(r"[0-9]+")
+
+
+def name_of(value: object) -> str:
+    """The name that a value stands for: a text itself, a whole number its digits (3, 3.0 and "3" are one client).
+
+    Raises:
+        PluresError: for a missing value, an empty text, and anything else that names nobody.
+    """
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if not isinstance(value, str | int) or value == "":
+        raise PluresError(f"{value!r} names no client: give a text or a whole number")
+    return str(value)
+
+
+def natural(name: str) -> tuple[str, str]:
+    """What names are sorted by: a run of digits counts as a number, so that "2" comes before "10"."""
+    return DIGITS.sub(_number, name), name
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Different names in their natural order: "ward 2" before "ward 10", otherwise as texts are sorted."""
+    return tuple(sorted(set(names), key=natural))
+
+
+def by_name(values: Mapping[Any, V]) -> dict[str, V]:
+    """A mapping from clients with their names as keys; numbers are accepted as such.
+
+    Raises:
+        PluresError: if two keys mean one client.
+    """
+    named: dict[str, V] = {}
+    for key, value in values.items():
+        if (name := name_of(key)) in named:
+            raise PluresError(f"client {name!r} stands twice among the keys; give it once")
+        named[name] = value
+    return named
+
+
+def named(client: NDArray[Any]) -> NDArray[np.str_]:
+    """The name of each row's client, ``(n,)``."""
+    if client.dtype.kind in "iuUSM":
+        return client.astype(str)
+    found, code = np.unique(client, return_inverse=True) if client.dtype.kind == "f" else (client, slice(None))
+    return np.array([name_of(value) for value in found.tolist()], dtype=np.str_)[code]
+
+
+def coded(client: NDArray[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The different names in a column in their order, and the place of each row's name among them."""
+    found, code = np.unique(named(client), return_inverse=True)
+    names = in_order(found.tolist())
+    place = {name: number for number, name in enumerate(names)}
+    return names, np.array([place[name] for name in found.tolist()], dtype=np.int64)[code.reshape(-1)]
+
+
+def _number(run: re.Match[str]) -> str:
+    """Digits as a text that sorts by their number: where digits sort, then by length, then by the digits."""
+    digits = run[0].lstrip("0")
+    return f"0{chr(len(digits))}{digits}"
