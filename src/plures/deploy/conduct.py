@@ -237,7 +237,7 @@ class Conductor:
     def keep(self, fitted: Fit[Remote], remote: Remote) -> None:
         """Write the checkpoint."""
         told = {client: one.model_dump() for client, one in self.sites.told.items()}
-        curve = [point.model_dump() for point in fitted.curve]
+        curve = [point.model_dump(mode="json") for point in fitted.curve]
         kept = {"curve": curve, "progress": vars(self.progress), "told": told, "pins": self.sites.pins}
         save(remote, self.plan.label, self.checkpoint, fitted.best, **kept)
 
@@ -289,7 +289,12 @@ class Conductor:
             test=ClientScores.of(gathered(remote, "test")),
             test_last=ClientScores.of(last),
         )
-        told = {"plan": self.plan.name, "method": self.plan.label, "result": result.model_dump(), "unpublished": left}
+        told = {
+            "plan": self.plan.name,
+            "method": self.plan.label,
+            "result": result.model_dump(mode="json"),
+            "unpublished": left,
+        }
         write_text(self.out / RESULT, json.dumps(told | {"progress": vars(self.progress)}, indent=1))
         self.checkpoint.unlink(missing_ok=True)
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 import plures
-from plures.errors import PluresError
+from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import Callback
 from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
@@ -269,13 +271,20 @@ class _Study:
         """Choose the learning rate with default parameters, then each strength with that rate."""
         if not rounds:
             return rates[len(rates) // 2], {}, []
-        return coordinate(
+        lr, parameters, trials = coordinate(
             rates,
             entry.space,
             entry.defaults,
             lambda lr, parameters: self._trial(entry, lr, parameters, rounds),
             higher=primary(self.federation.task).higher,
         )
+        if trials and all(math.isinf(trial.validation) for trial in trials):
+            warnings.warn(
+                f"{entry.name} diverged with every setting that was tried: give smaller learning_rates",
+                PluresWarning,
+                stacklevel=4,
+            )
+        return lr, parameters, trials
 
     def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int) -> Trial:
         name = titled(f"{entry.name} lr={lr}", parameters)

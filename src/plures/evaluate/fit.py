@@ -125,7 +125,7 @@ def fit(
             interrupt.asked |= fitted.callbacks.asked
             due = interrupt.asked or run.round % checkpoint_every == 0
             if checkpoint is not None and due and run.round < run.training.rounds:
-                curve = [point.model_dump() for point in fitted.curve]
+                curve = [point.model_dump(mode="json") for point in fitted.curve]
                 save(run, name, checkpoint, fitted.best, curve=curve, seconds=spent, bytes=sent, visits=visits)
             if interrupt.asked:
                 raise KeyboardInterrupt

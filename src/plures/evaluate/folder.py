@@ -60,7 +60,7 @@ class RunFolder:
         described = {
             "spec": None if spec is None else spec.model_dump(),
             "execution": {k: v for k, v in vars(run.execution).items() if k not in ("clients_on_disk", "device")},
-            "result": result.model_dump(),
+            "result": result.model_dump(mode="json"),
             "moves": [
                 {"round": round, "block": block, "client": client, "cluster": cluster}
                 for round, block, client, cluster in run.history()

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-Measured = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
-"""A number that may be missing: JSON has ``null`` for NaN."""
+
+def _json(value: float | None) -> float | str | None:
+    """A number as JSON has it, which knows neither NaN nor infinity."""
+    return value if value is None or math.isfinite(value) else None if math.isnan(value) else str(value)
+
+
+Measured = Annotated[
+    float,
+    BeforeValidator(lambda value: float("nan") if value is None else value),
+    PlainSerializer(_json, when_used="json"),
+]
+"""A number that may be missing or infinite: JSON has ``null`` for NaN, ``"inf"`` and ``"-inf"``."""
+
+Score = Annotated[float | None, PlainSerializer(_json, when_used="json")]
+"""A client's value, ``None`` for a client without examples; infinite where its model diverged, ``"inf"`` in JSON."""
 
 
 class Result(BaseModel):
@@ -25,7 +39,7 @@ class ClientValues(Result):
 
     clients: list[str]
     sizes: list[int]
-    metrics: dict[str, list[float | None]]
+    metrics: dict[str, list[Score]]
 
 
 class Calibration(Result):

@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from plures.errors import PluresError
-from plures.evaluate.record import ClientValues, Details, Measured
+from plures.evaluate.record import ClientValues, Details, Measured, Score
 from plures.evaluate.record import Result as Result
 from plures.evaluate.scores import Floats, Metric, Scores
-from plures.evaluate.summary import Summary, harmed, interval, paired_test, summarize
+from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
 
 BASELINES = ("local", "fedavg", "fedavg_ft")
 
@@ -56,7 +56,7 @@ class Point(Result):
     bytes: int
     seconds: float
     visits: int = 0
-    clients: list[float | None] = Field(default_factory=list)
+    clients: list[Score] = Field(default_factory=list)
 
 
 class SeedResult(Result):
@@ -182,6 +182,7 @@ class Row(Result):
             run divided by its clients, drawn or not. Rounds after the chosen one do not count.
         visits: how often a client trained on average until the chosen round.
         unseen: mean over unseen clients.
+        diverged: clients whose model gives numbers that are not finite, with one of the seeds.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Row(Result):
     visits: float
     unseen: float | None
     unseen_ci: float | None
+    diverged: int = 0
 
 
 class Comparison(Result):
@@ -251,13 +253,14 @@ class Comparison(Result):
             harmed_local=harmed(own, local, higher=metric.higher),
             harmed_fedavg=harmed(own, fedavg, higher=metric.higher),
             p_value=paired_test(own, tuned),
-            ece=float(np.nanmean(method.per_client("ece"))) if self.federation.kind == "classification" else None,
+            ece=mean_known(method.per_client("ece")) if self.federation.kind == "classification" else None,
             last=float(np.mean([s.test_last.summary(metric).mean for s in method.seeds])),
             chosen_round=chosen,
             megabytes=float(np.mean([p.bytes for p in reached])) / clients / 1e6 if reached else math.nan,
             visits=float(np.mean([p.visits for p in reached])) / clients if reached else math.nan,
             unseen=unseen_mean,
             unseen_ci=None if unseen_width is None or np.isnan(unseen_width) else unseen_width,
+            diverged=int(np.isinf(method.per_client("loss")).sum()) if "loss" in method.seeds[0].test.metrics else 0,
         )
 
     def rows(self) -> list[Row]:
@@ -265,7 +268,12 @@ class Comparison(Result):
         rows = [self.row(m.name) for m in self.methods]
         sign = -1 if self.metric.higher else 1
         first = {name: place for place, name in enumerate(BASELINES)}
-        return sorted(rows, key=lambda r: (first.get(r.name, len(first)), sign * r.mean if r.name not in first else 0))
+
+        def order(row: Row) -> tuple[int, float]:
+            value = math.inf if math.isnan(row.mean) else sign * row.mean
+            return first.get(row.name, len(first)), 0.0 if row.name in first else value
+
+        return sorted(rows, key=order)
 
     def among(self, clients: Sequence[str]) -> Comparison:
         """The same comparison, of some of its clients alone; unseen clients stay.

@@ -158,7 +158,7 @@ def sums(
     return {
         "correct": total(correct),
         "nll": total(torch.where(finite, -(logs * truth).sum(-1), torch.inf)),
-        "brier": total((chances - truth).square().sum(-1)),
+        "brier": total(torch.where(finite, (chances - truth).square().sum(-1), torch.inf)),
         "gaps": calibration_sums(confidence, correct, weight),
     }
 

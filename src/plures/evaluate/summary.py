@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plures.evaluate.scores import Floats
 from plures.run.randomness import name_key
@@ -44,6 +45,8 @@ class Summary:
 def summarize(values: Floats, sizes: Sequence[int] | Floats, *, higher: bool) -> Summary:
     """Summarize one metric over clients; clients without examples (NaN) are left out.
 
+    Where a client's value is infinite, because its model diverged, so are the means, and spreads are NaN.
+
     Args:
         values: ``(clients,)``.
         sizes: ``(clients,)`` number of examples.
@@ -54,22 +57,50 @@ def summarize(values: Floats, sizes: Sequence[int] | Floats, *, higher: bool) ->
     if not len(x):
         return Summary(*(math.nan,) * 7)
     ordered = np.sort(x) if higher else np.sort(x)[::-1]
-    return Summary(
-        mean=float(x.mean()),
-        weighted=float((x * n).sum() / n.sum()),
-        std=float(x.std()),
-        worst=float(ordered[0]),
-        bottom=float(ordered[: max(1, len(x) // 10)].mean()),
-        p10=float(np.quantile(x, 0.1 if higher else 0.9)),
-        jain=float(x.sum() ** 2 / (len(x) * (x**2).sum())) if (x != 0).any() else 1.0,
-    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        return Summary(
+            mean=float(x.mean()),
+            weighted=float((x * n)[n > 0].sum() / n.sum()),
+            std=float(x.std()),
+            worst=float(ordered[0]),
+            bottom=float(ordered[: max(1, len(x) // 10)].mean()),
+            p10=float(np.quantile(x, 0.1 if higher else 0.9)),
+            jain=float(x.sum() ** 2 / (len(x) * (x**2).sum())) if (x != 0).any() else 1.0,
+        )
 
 
 def harmed(values: Floats, reference: Floats, *, higher: bool) -> float:
-    """Share of clients that are worse off than with the reference."""
+    """Share of clients that are worse off than with the reference.
+
+    A client whose model diverged, so that its value is infinite, is worse off than any finite value, and not worse off
+    than one that diverged as well. Clients without a value (NaN) are left out.
+    """
     known = ~(np.isnan(values) | np.isnan(reference))
-    gain = (values - reference)[known] * (1 if higher else -1)
-    return float((gain < 0).mean()) if known.any() else math.nan
+    return float(worse(values, reference, higher=higher)[known].mean()) if known.any() else math.nan
+
+
+def worse(values: Floats, reference: Floats, *, higher: bool) -> NDArray[np.bool_]:
+    """``(clients,)`` which clients are worse off than with the reference; infinite values are compared as they are."""
+    return values < reference if higher else values > reference
+
+
+def differences(values: Floats, reference: Floats) -> Floats:
+    """Differences of the clients that have both values; those between a finite and an infinite value stay finite.
+
+    They are larger than all finite ones together, and two infinite values of one sign do not differ.
+    """
+    known = ~(np.isnan(values) | np.isnan(reference))
+    x, y = values[known], reference[known]
+    same, both = x == y, np.isfinite(x) & np.isfinite(y)
+    difference = np.where(both, np.where(both, x, 0.0) - np.where(both, y, 0.0), 0.0)
+    far = 2 * (1 + np.abs(difference).sum())
+    return np.asarray(np.where(both | same, difference, np.where(x > y, far, -far)))
+
+
+def mean_known(values: Floats) -> float:
+    """Mean over the clients that have a value, NaN if nobody has one."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -78,16 +109,18 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     if len(x) < 2:
         return float(x.mean()), math.nan
     quantile = STUDENT_975[len(x) - 2] if len(x) - 2 < len(STUDENT_975) else 1.96
-    return float(x.mean()), float(quantile * x.std(ddof=1) / math.sqrt(len(x)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(x.mean()), float(quantile * x.std(ddof=1) / math.sqrt(len(x)))
 
 
 def paired_test(values: Floats, reference: Floats, draws: int = 10_000) -> float:
     """Two-sided p-value of no difference between two methods over the same clients.
 
     Sign-flip permutation test on the clients' differences (Fisher 1935): exact over all ``2^n`` sign patterns for up to
-    13 clients, otherwise over ``draws`` random ones, always including the observed one.
+    13 clients, otherwise over ``draws`` random ones, always including the observed one. A client that diverged with one
+    of the two differs by more than all others together.
     """
-    difference = (values - reference)[~(np.isnan(values) | np.isnan(reference))]
+    difference = differences(values, reference)
     n = len(difference)
     if n == 0 or not difference.any():
         return 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from plures.evaluate.results import Comparison, Row
 
-MISSING = "\N{EN DASH}"
+MISSING, INFINITE = "\N{EN DASH}", "\N{INFINITY}"
 DIGITS = 3
 MOST_DECIMALS = 8
 
@@ -23,8 +23,15 @@ def decimals(scale: float) -> int:
     return min(MOST_DECIMALS, max(0, DIGITS - 1 - math.floor(math.log10(abs(scale))))) if scale else DIGITS
 
 
+def infinite(value: float | None) -> str:
+    """How a number is written that is not finite, as after a divergence; empty for others."""
+    return "" if value is None or not math.isinf(value) else INFINITE if value > 0 else f"-{INFINITE}"
+
+
 def significant(value: float | None) -> str:
     """A number with three significant digits."""
+    if odd := infinite(value):
+        return odd
     value = known(value)
     return MISSING if value is None else "0" if value == 0 else f"{value:.{decimals(value)}f}"
 
@@ -66,13 +73,15 @@ class Number:
         return cls(False, decimals(min(sizes)) if sizes else DIGITS)
 
     def __call__(self, value: float | None) -> str:
+        if odd := infinite(value):
+            return odd
         value = known(value)
         return MISSING if value is None else f"{value * (100 if self.percent else 1):.{self.decimals}f}"
 
     def between(self, value: float | None, width: float | None) -> str:
         """A mean with the half width of its interval, where there is one; a width is never rounded to nothing."""
-        value, width = known(value), known(width)
-        if value is None or width is None:
+        width = known(width)
+        if value is None or width is None or not math.isfinite(value):
             return self(value)
         least = 10**-self.decimals / (100 if self.percent else 1)
         return f"{self(value)} ± {'<' + self(least) if 0 < width < least / 2 else self(width)}"

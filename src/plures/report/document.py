@@ -114,7 +114,8 @@ def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> di
         "baseline": row.name in BASELINES,
         "best": best,
         "values": _plain(method.per_client(metric)),
-        "runs": [seed.test.metrics[metric] for seed in method.seeds],
+        "lost": np.isinf(method.per_client(metric)).tolist(),
+        "runs": [_plain(seed.test.values(metric)) for seed in method.seeds],
         "ece": _plain(method.per_client("ece")) if classified else None,
         "chosen": [seed.chosen_round for seed in method.seeds],
         "curve": curve(method, len(comparison.federation.clients)),
@@ -161,7 +162,7 @@ def traces(method: MethodResult) -> list[list[list[float | None]]] | None:
     if not any(values for seed in by_round for values in seed.values()):
         return None
     return [
-        [[None if x is None else float(f"{x:.{DIGITS}g}") for x in seed.get(place, [])] for place in rounds]
+        [[None if known(x) is None else float(f"{x:.{DIGITS}g}") for x in seed.get(place, [])] for place in rounds]
         for seed in by_round
     ]
 
@@ -172,7 +173,10 @@ def cold(method: MethodResult, metric: str) -> dict[str, Any] | None:
     if not found or len(found[0]) < 2:
         return None
     budgets = list(found[0])
-    return {"budgets": budgets, "seeds": [[seed[b].metrics[metric] for b in budgets] for seed in found]}
+    return {
+        "budgets": budgets,
+        "seeds": [[list(map(known, seed[b].metrics[metric])) for b in budgets] for seed in found],
+    }
 
 
 def _details(comparison: Comparison, method: MethodResult) -> dict[str, Any]:

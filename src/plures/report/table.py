@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plures.evaluate.results import BASELINES, Comparison, Row
-from plures.evaluate.summary import paired_test
+from plures.evaluate.summary import paired_test, worse
 from plures.report.columns import Number, best, columns, known, probability
 
 LEVEL = 0.05
@@ -87,18 +87,34 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """What the comparison says, in one to three plain sentences."""
+    """What the comparison says, in one to four plain sentences."""
     return verdict(comparison, comparison.rows())
 
 
 def verdict(comparison: Comparison, rows: list[Row]) -> str:
     """The headline, from the lines of the table."""
+    return " ".join(filter(None, [_verdict(comparison, rows), _diverged(comparison, rows)]))
+
+
+def _diverged(comparison: Comparison, rows: list[Row]) -> str:
+    """Whose models diverged; empty where none did."""
+    lost = [row for row in rows if row.diverged]
+    if not lost:
+        return ""
+    people = len(comparison.methods[0].seeds[0].test.clients)
+    told = ", ".join(f"{row.title} for {row.diverged} of {people} clients" for row in lost)
+    return f"Training diverged, so that models give no finite numbers, with {told}: try smaller learning rates."
+
+
+def _verdict(comparison: Comparison, rows: list[Row]) -> str:
+    """The headline, without what is said of divergence."""
     number = Number.of(comparison, rows)
     baselines = [row for row in rows if row.name in BASELINES]
     others = [row for row in rows if row.name not in BASELINES and known(row.mean) is not None]
     base = best(comparison, baselines)
     if known(base.mean) is None:
-        return "No baseline has a score on the test data, so that nothing can be said."
+        diverged = any(row.diverged for row in baselines)
+        return f"No baseline has a {'finite ' if diverged else ''}score on the test data, so that nothing can be said."
     if not others:
         told = f"Only baselines were compared; {base.title} serves the clients best on average"
         return f"{told} ({_score(comparison, base, number)}). {_harm(comparison, base)}".strip()
@@ -106,7 +122,7 @@ def verdict(comparison: Comparison, rows: list[Row]) -> str:
     gain = (lead.mean - base.mean) * (1 if comparison.metric.higher else -1)
     own, reference = (comparison.method(r.name).per_client(comparison.metric.name) for r in (lead, base))
     p = paired_test(own, reference)
-    clients = int((~np.isnan(own - reference)).sum())
+    clients = int((~(np.isnan(own) | np.isnan(reference))).sum())
     test = f"{probability(p)}, paired over {clients} clients"
     lead_score, base_score = (_score(comparison, row, number) for row in (lead, base))
     far = number.distance(gain)
@@ -152,13 +168,15 @@ def _seeds(lead: Row, base: Row, gap: float) -> str:
 
 def _harm(comparison: Comparison, row: Row) -> str:
     """How many clients a method harms against training alone and against FedAvg."""
-    sign, metric = (1 if comparison.metric.higher else -1), comparison.metric.name
+    metric = comparison.metric.name
     own = comparison.method(row.name).per_client(metric)
     counts = []
     for name, told in (("local", "local-only training"), ("fedavg", "FedAvg")):
         if name != row.name:
-            gain = (own - comparison.method(name).per_client(metric)) * sign
-            counts.append(f"{int((gain < 0).sum())} of {int((~np.isnan(gain)).sum())} clients against {told}")
+            reference = comparison.method(name).per_client(metric)
+            lost = int(worse(own, reference, higher=comparison.metric.higher).sum())
+            known = ~(np.isnan(own) | np.isnan(reference))
+            counts.append(f"{lost} of {int(known.sum())} clients against {told}")
     return f"{row.title} harms {' and '.join(counts)}."
 
 

@@ -42,9 +42,11 @@ function interval(values, student) {
 const differences = (values, reference, sign) =>
   values.map((value, i) => (present(value) && present(reference[i]) ? sign * (value - reference[i]) : null));
 
-function harmedShare(values, reference, sign) {
-  const known = differences(values, reference, sign).filter(present);
-  return known.length ? known.filter((gain) => gain < 0).length / known.length : null;
+// Clients whose model diverged (`lost`) are worse off than any finite value, and not worse off than others that diverged.
+function harmedShare(values, lost, reference, away, sign) {
+  const known = values.map((_, i) => i).filter((i) => (lost[i] || present(values[i])) && (away[i] || present(reference[i])));
+  const worse = known.filter((i) => !away[i] && (lost[i] || sign * (values[i] - reference[i]) < 0));
+  return known.length ? worse.length / known.length : null;
 }
 
 // Sign-flip test: exact for up to 13 clients, otherwise over random signs, always with the observed ones.
@@ -80,20 +82,23 @@ function rowsOf(data, keep) {
   const pick = (values) => keep.map((i) => values[i]);
   const sizes = pick(data.clients.map((client) => client.test));
   const own = new Map(data.methods.map((m) => [m.name, pick(m.values)]));
+  const lost = new Map(data.methods.map((m) => [m.name, pick(m.lost)]));
+  const harmed = (name, reference) => harmedShare(own.get(name), lost.get(name), own.get(reference), lost.get(reference), sign);
   return data.methods.map((m) => {
     const over = summarize(own.get(m.name), sizes, data.metric.higher);
     const runs = m.runs.map((run) => summarize(pick(run), sizes, data.metric.higher));
     const means = runs.map((run) => run.mean);
-    const [mean, width] = means.every(present) ? interval(means, data.student) : [null, null];
+    const whole = means.every(present) && !lost.get(m.name).some(Boolean);
+    const [mean, width] = whole ? interval(means, data.student) : [null, null];
     const errors = m.ece ? pick(m.ece).filter(present) : [];
     return {
       ...over,
       name: m.name,
       mean,
       mean_ci: width,
-      weighted: runs.every((run) => present(run.weighted)) ? average(runs.map((run) => run.weighted)) : null,
-      harmed_local: harmedShare(own.get(m.name), own.get("local"), sign),
-      harmed_fedavg: harmedShare(own.get(m.name), own.get("fedavg"), sign),
+      weighted: whole && runs.every((run) => present(run.weighted)) ? average(runs.map((run) => run.weighted)) : null,
+      harmed_local: harmed(m.name, "local"),
+      harmed_fedavg: harmed(m.name, "fedavg"),
       p: m.name === "fedavg_ft" ? null : pairedTest(own.get(m.name), own.get("fedavg_ft")),
       ece: average(errors),
     };
