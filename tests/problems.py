@@ -87,6 +87,15 @@ def run(
     return done
 
 
+def near(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Whether two models in double precision differ by no more than rounding.
+
+    For equal arithmetic on different shapes, such as one product against a batched one: kernels round by shape.
+    """
+    assert left.keys() == right.keys()
+    return all(torch.allclose(left[path], right[path], atol=1e-12, rtol=0) for path in right)
+
+
 def weight(run: Run, slot: str = "model", path: str = "weight") -> float:
     """The shared scalar of a run."""
     return float(run.states([0])[slot][path][0].squeeze())

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -29,11 +29,20 @@ from plures.files import read
 from plures.run.message import Order, Reply, unpack
 from plures.serving.personal import MODEL
 
-torch.set_num_threads(1)
-
 TWO = ("cleveland", "va")
 TIMED = (LOG, METRICS, RESULT, "card.json", "card.md")
 """Files that tell times, which differ."""
+COMPILED = "__pycache__"
+"""Folder in which Python keeps the compiled loader of a site, where it is let."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A process that forks must have no threads of computation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass
@@ -62,7 +71,7 @@ class Reaper:
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Hears of everything that this process does."""
         file = Path(str(arguments[0])) if arguments else Path()
-        if self.home not in file.parents or file.parent.name == PUBLISHED:
+        if self.home not in file.parents or file.parent.name in (PUBLISHED, COMPILED):
             return
         if event == "os.rename":
             self.reached(str(file))
@@ -108,7 +117,7 @@ def killed(home: Path, sites: list[Site], point: int) -> bool:
 
 
 def left(home: Path) -> dict[str, bytes]:
-    """All files but those that tell times, by their path; of a model that is published, its leaves."""
+    """All files but those that tell times and compiled code, by their path; of a published model, its leaves."""
 
     def content(file: Path) -> bytes:
         if file.name != MODEL:
@@ -116,6 +125,7 @@ def left(home: Path) -> dict[str, bytes]:
         return b"".join(name.encode() + t.numpy().tobytes() for name, t in sorted(read(file)[0].items()))
 
     files = [file for file in home.rglob("*") if file.is_file() and file.name not in TIMED]
+    files = [file for file in files if file.parent.name != COMPILED]
     return {str(file.relative_to(home)): content(file) for file in files}
 
 

@@ -160,7 +160,7 @@ def test_a_view_shows_combinations_of_the_others_models_and_whose_they_are():
     done = run(method, 1)
     own = predictions(done)
     states = done.states([0, 1, 2])
-    assert states["seen"]["weight"][:, 0].flatten().tolist() == [own[1], own[2], own[0]]
+    assert states["seen"]["weight"][:, 0].flatten().tolist() == exact([own[1], own[2], own[0]])
     assert states["seen"]["weight"][:, 1].flatten().tolist() == exact([sum(own) / 3] * 3)
     assert states["whose"]["weights"].shape == (3, 2, 3)
     assert traffic(done.bound) == (8, 8 * 2 + 8 * 2 * 3)
@@ -188,7 +188,7 @@ def test_a_view_of_a_model_in_parts_shows_what_leaves_the_clients_beside_what_is
 @partial
 def test_ff0_with_itself_as_the_only_candidate_fedfomo_is_local_training(cohort, steps):
     options = {"participation": cohort, "steps": steps}
-    alike(predictors(run(fedfomo(0), 6, **options)), predictors(run(local(), 6, **options)))
+    alike(predictors(run(fedfomo(0), 6, **options)), predictors(run(local(), 6, **options)), 1e-12)
 
 
 @pytest.mark.oracle("FF0")
@@ -246,7 +246,7 @@ def test_ff2_candidates_are_judged_on_the_fixed_validation_split():
 def test_fedfomo_without_validation_examples_keeps_its_own_model():
     data = quadratic()
     blind = replace(data, splits={**data.splits, "validation": Split.of([torch.empty(0, dtype=torch.int64)] * 3)})
-    assert predictions(run(fedfomo(), 3, federation=blind)) == predictions(run(local(), 3, federation=blind))
+    assert predictions(run(fedfomo(), 3, federation=blind)) == close(predictions(run(local(), 3, federation=blind)))
 
 
 def test_a_client_whose_training_diverged_does_no_harm_to_the_others():
@@ -376,7 +376,7 @@ def test_the_cosine_variant_of_fedamp_by_hand():
 def test_fedamp_without_attraction_is_local_training(cohort):
     options = {"federation": ragged(), "participation": cohort, **MINI}
     base = predictors(run(local(), 5, **options))
-    alike(predictors(run(fedamp(lam=0.0), 5, **options)), base)
+    alike(predictors(run(fedamp(lam=0.0), 5, **options)), base, 1e-12)
     for attention in ("distance", "cosine"):
         one, two = (
             predictors(run(fedamp(attention=attention), 5, **options, execution=execution))
