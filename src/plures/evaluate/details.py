@@ -77,8 +77,8 @@ def _errors(run: Run, chunk: list[int]) -> Iterator[tuple[int, tuple[list[Mistak
     own: dict[str, Any] = {name: run.engine.whole(chunk, name) for name in run.bound.method.predictor.reads}
     parts: list[tuple[Tensor, ...]] = []
     for inputs, targets, weight in run.engine.walk(chunk, "test"):
-        outputs = run.engine.forward(stack, inputs, own)
-        decided = run.engine.decisions(stack, outputs) if task.kind == "classification" else outputs
+        outputs = run.engine.forward(stack, inputs, own, weight)
+        decided = run.engine.decisions(stack, outputs, weight) if task.kind == "classification" else outputs
         parts.append((outputs.float().cpu(), decided.cpu(), targets.cpu(), weight.cpu()))
     for row, client in enumerate(chunk):
         kept = [tuple(part[row][w[row] > 0] for part in rest) for *rest, w in parts]

@@ -93,8 +93,8 @@ def score(run: Run, split: SplitName, deployed: Stack | None = None) -> Scores:
         count = torch.zeros(len(chunk), dtype=torch.float64, device=federation.inputs.device)
         for inputs, targets, weight in run.engine.walk(chunk, split):
             count += weight.sum(1)
-            outputs = run.engine.forward(stack, inputs, own)
-            chosen = run.engine.decisions(stack, outputs) if federation.task.kind == "classification" else None
+            outputs = run.engine.forward(stack, inputs, own, weight)
+            chosen = run.engine.decisions(stack, outputs, weight) if federation.task.kind == "classification" else None
             for name, value in sums(federation.task, outputs, targets, weight, chosen).items():
                 total[name] = total.get(name, 0.0) + value.to(torch.float64)
         order += chunk

@@ -125,12 +125,16 @@ class Bound:
         info: structure of every slot's leaves.
         blocks: the layout, resolved.
         written: leaves that local work changes.
+        verdicts: what runs have found out about functions of batches: whether padding changes what they give.
     """
+
+    verdicts: dict[tuple[int, ...], tuple[object, bool]]
 
     def __init__(
         self, method: Method, network: Network, setting: Setting, fresh: Callable[[int], Leaves] | None = None
     ) -> None:
         self.method, self.network, self.setting = method, network, setting
+        self.verdicts = {}
         model = network.leaves()
         start = Start(model, network, setting, fresh or (lambda number: network.leaves()))
         device = next(iter(model.values())).device

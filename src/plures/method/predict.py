@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, wraps
 
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class Predict:
         """Whether the predictor is more than one model's leaves."""
         return self.outputs is not None or self.decide is not None or bool(self.calibrate)
 
-    @property
+    @cached_property
     def preparation(self) -> Schedule:
         """The work before predicting: adaptation, then calibration."""
         return self.adapt + tuple(self._fitting(number) for number in range(len(self.calibrate)))
@@ -96,6 +97,7 @@ class Predict:
         """The assignment that fits one calibration to what predicts before it."""
         stage, before = self.calibrate[number], replace(self, calibrate=self.calibrate[:number])
 
+        @wraps(stage.fit)
         def fit(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
             batch = replace(visit.examples[stage.split], own=visit.examples)
             return {stage.slot: stage.fit(x, before.predicted(x, batch), batch)}

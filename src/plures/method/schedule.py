@@ -18,7 +18,9 @@ from plures.method.state import Batch, State
 from plures.models import Leaves
 
 Objective = Callable[[State, State, Any], Tensor]
-"""``(x, received, batch) -> scalar`` for one client; ``batch`` is a tuple when the phase asks for several."""
+"""``(x, received, batch) -> scalar`` for one client; ``batch`` is a tuple when the phase asks for several.
+
+Means over examples are taken by :meth:`Batch.mean <plures.method.Batch.mean>`."""
 
 Before = Callable[[State, State, Any], Mapping[str, Leaves]]
 """Values computed just before each gradient and constant in it: ``{slot: leaves}``, read as ``x.slot``."""

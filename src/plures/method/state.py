@@ -67,7 +67,7 @@ class Batch:
     Attributes:
         inputs: ``(batch, *features)``.
         targets: ``(batch,)`` or ``(batch, outputs)``.
-        weight: ``(batch,)`` 1 for an example and 0 for padding; ``None`` when all are examples.
+        weight: ``(batch,)`` 1 for an example and 0 for padding (:meth:`mean`); ``None`` when all are examples.
         problem: network and task.
         train: whether forward passes run in training mode.
         key: int64 scalar that determines dropout and random numbers.
@@ -123,7 +123,12 @@ class Batch:
         return self.problem.losses(self.outputs(leaves, keep), self.targets)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of one number per example ``(batch, ...)``, padding left out."""
+        """Mean of one number per example ``(batch, ...)``, padding left out.
+
+        Average by this method, not by ``values.mean(0)``: clients with batches of different sizes then work side by
+        side, on batches that are padded with rows of weight 0. A function that averages by itself gets each client's
+        examples without padding, which gives the same number and takes longer.
+        """
         if self.weight is None:
             return values.mean(0)
         return (values * self.weight.view(-1, *(1,) * (values.dim() - 1))).sum(0) / self.weight.sum()

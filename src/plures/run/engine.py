@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,6 +18,7 @@ from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.execution import Execution
 from plures.run.kernels import kernels
+from plures.run.padding import Asked, Example, Examples, full, unpadded
 from plures.run.randomness import branch, fold, name_key, unit
 from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
 from plures.run.training import Training
@@ -25,6 +26,8 @@ from plures.run.training import Training
 __all__ = ["Engine", "Stack"]
 
 EVALUATION_BATCH = 512
+ASKED = "asked"
+"""What is to be predicted, among a client's own examples by split."""
 
 
 class Engine:
@@ -159,17 +162,20 @@ class Engine:
         drawn = branch(self._client_keys[clients], round, name_key("assign")) >> np.uint64(32)
         keys = torch.from_numpy(drawn.astype(np.int64)).to(steps.device)
 
-        def update(x: Stack, received: Stack, steps: Tensor, measured: Leaves, examples: Any, key: Tensor) -> Any:
+        def update(
+            examples: Examples, x: Stack, received: Stack, steps: Tensor, measured: Leaves, key: Tensor
+        ) -> dict[str, Leaves]:
             visit = Visit(steps, lr, number, measured, self._batches(examples), key)
-            return dict(item.update(State(x), State(received), visit))
+            return {slot: dict(leaves) for slot, leaves in item.update(State(x), State(received), visit).items()}
 
-        examples = {split: self.whole(clients, split) for split in item.reads}
-        new = self.mapped(update)(x, received, steps.to(self.dtype), measured, examples, keys)
+        examples: Examples = {split: self.whole(clients, split) for split in item.reads}
+        rest = x, received, steps.to(self.dtype), measured, keys
+        new = self.each(update, examples, *rest, asked=Asked(update, (item.update,), "update"))
         for slot in item.writes:
             for path, value in new[slot].items():
                 x[slot][path].copy_(value)
 
-    def _batches(self, examples: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> dict[str, Batch]:
+    def _batches(self, examples: Examples) -> dict[str, Batch]:
         return {split: Batch(*data, self.problem, train=False) for split, data in examples.items()}
 
     def whole(self, clients: list[int], split: SplitName) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,16 +193,18 @@ class Engine:
     ) -> Leaves:
         """Mean of ``fn`` over each client's examples, ``(clients, ...)``, without training anything."""
 
-        def one(x: Stack, received: Stack, inputs: Tensor, targets: Tensor, weight: Tensor) -> Leaves:
-            return fn(State(x), State(received), Batch(inputs, targets, weight, self.problem, train=False))
+        def one(examples: Examples, x: Stack, received: Stack) -> Leaves:
+            return fn(State(x), State(received), Batch(*examples[split], self.problem, train=False))
 
         total: Leaves = {}
+        asked = Asked(one, (fn,), "measurement")
         sizes = self.federation.splits[split].sizes.to(self.federation.inputs.device)[clients].to(self.dtype)
         with self._kernels(), torch.no_grad():
             for inputs, targets, weight in self.walk(clients, split):
                 count = weight.sum(1)
                 padded = torch.where(count.unsqueeze(1) > 0, weight, 1.0)
-                for name, value in self.mapped(one)(x, received, inputs, targets, padded).items():
+                found = self.each(one, {split: (inputs, targets, padded)}, x, received, asked=asked)
+                for name, value in found.items():
                     share = per_client(count / sizes.clamp(min=1), value) * value
                     total[name] = total[name] + share if name in total else share
         return total
@@ -211,7 +219,9 @@ class Engine:
             weight = (places < torch.from_numpy(counts).to(rows.device).unsqueeze(1)).to(self.dtype)
             yield gather(self.federation.inputs, rows), gather(self.federation.targets, rows), weight
 
-    def forward(self, deployed: Stack, inputs: Tensor, own: Mapping[str, Any] | None = None) -> Tensor:
+    def forward(
+        self, deployed: Stack, inputs: Tensor, own: Examples | None = None, weight: Tensor | None = None
+    ) -> Tensor:
         """Outputs ``(clients, batch, outputs)`` of every client's own predictor in evaluation mode.
 
         Args:
@@ -219,33 +229,60 @@ class Engine:
                 may be expanded views.
             inputs: ``(clients, batch, *features)``.
             own: the clients' own examples of the splits that the predictor reads.
+            weight: ``(clients, batch)`` 1 for an example, 0 for padding; by default all are examples.
         """
-        predict = self.bound.method.predictor
+        predict, network, places = self.bound.method.predictor, self.bound.network, inputs.shape[1]
+        examples: Examples = {**(own or {}), ASKED: self._asked(inputs, weight)}
 
-        def one(leaves: Leaves, inputs: Tensor) -> Tensor:
-            return self.bound.network(leaves, inputs, train=False)[0]
+        def outputs(examples: Examples, x: Stack) -> Tensor:
+            inputs, unknown, _ = examples[ASKED]
+            if not predict.composed:
+                (model,) = x.values()
+                return network(model, inputs, train=False)[0]
+            known = self._batches({split: some for split, some in examples.items() if split != ASKED})
+            batch = Batch(inputs, unknown, None, self.problem, train=False, own=known)
+            return predict.predicted(State(x), batch)
 
-        def composed(x: Stack, inputs: Tensor, own: Mapping[str, Any]) -> Tensor:
-            blank = inputs.new_zeros(len(inputs), dtype=torch.int64)
-            return predict.predicted(
-                State(x), Batch(inputs, blank, None, self.problem, train=False, own=self._batches(own))
-            )
-
+        about = (predict.outputs or network, *(stage.revise for stage in predict.calibrate))
+        asked = Asked(answers(outputs), about, "predictor")
         with self._kernels(), torch.no_grad():
-            if predict.composed:
-                return self.mapped(composed)(deployed, inputs, own or {})  # type: ignore[no-any-return]
-            (model,) = deployed.values()
-            if all(t.stride(0) == 0 for t in model.values()) or len(inputs) == 1:
-                flat = one({k: t[0] for k, t in model.items()}, inputs.flatten(0, 1))
+            alike = len(inputs) == 1 or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
+            if alike and not predict.composed and not asked.apart(self.bound.verdicts, examples, (deployed,)):
+                (model,) = deployed.values()
+                flat, _ = network({path: t[0] for path, t in model.items()}, inputs.flatten(0, 1), train=False)
                 return flat.reshape(*inputs.shape[:2], *flat.shape[1:])
-            return self.mapped(one)(model, inputs)  # type: ignore[no-any-return]
+            return self.each(filled(outputs, places), examples, deployed, asked=asked)  # type: ignore[no-any-return]
 
-    def decisions(self, deployed: Stack, outputs: Tensor) -> Tensor:
-        """The class that every client predicts for its examples, ``(clients, batch)``."""
+    def decisions(self, deployed: Stack, outputs: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The class that every client predicts for its examples, ``(clients, batch)``; see :meth:`forward`."""
         decide = self.bound.method.predictor.decide
         if decide is None:
             return outputs.argmax(-1)
-        return self.mapped(lambda x, o: decide(State(x), o))(deployed, outputs)  # type: ignore[no-any-return]
+        examples: Examples = {ASKED: self._asked(outputs, weight)}
+
+        def decided(examples: Examples, x: Stack) -> Tensor:
+            return decide(State(x), examples[ASKED][0])
+
+        asked = Asked(answers(decided), (decide,), "decision")
+        return self.each(filled(decided, outputs.shape[1]), examples, deployed, asked=asked)  # type: ignore[no-any-return]
+
+    def _asked(self, inputs: Tensor, weight: Tensor | None) -> Example:
+        """What is asked for, ``(clients, batch, ...)``, as examples without known targets."""
+        unknown = torch.zeros(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
+        return inputs, unknown, torch.ones_like(unknown, dtype=self.dtype) if weight is None else weight
+
+    def each(self, fn: Callable[..., Any], examples: Examples, *rest: Any, asked: Asked) -> Any:
+        """Map a function of one client and its examples over clients; without padding if that changes what it gives.
+
+        Args:
+            fn: ``(examples, *rest) -> tensors`` of one client.
+            examples: by split, ``(clients, most, ...)``.
+            rest: what else it reads, ``(clients, ...)``.
+            asked: what to ask whether padding matters.
+        """
+        if full(examples) or not asked.apart(self.bound.verdicts, examples, rest):
+            return self.mapped(fn)(examples, *rest)
+        return unpadded(self.mapped, fn, examples, rest)
 
     def mapped(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Map a function of one client over the leading axis of its arguments, with the chosen backend."""
@@ -261,3 +298,24 @@ class Engine:
 
     def _kernels(self) -> AbstractContextManager[None]:
         return kernels(self.bound.network.module, self.execution.precision, self.federation.inputs.device.type)
+
+
+def answers(fn: Callable[[Examples, Stack], Tensor]) -> Callable[[Examples, Stack], Tensor]:
+    """What a function of one client says of what is asked for, its padding left out."""
+
+    def given(examples: Examples, x: Stack) -> Tensor:
+        found, weight = fn(examples, x), examples[ASKED][2]
+        return found if weight is None else found[weight > 0]
+
+    return given
+
+
+def filled(fn: Callable[[Examples, Stack], Tensor], places: int) -> Callable[[Examples, Stack], Tensor]:
+    """The same function, with zeros for what is missing to a number of places."""
+
+    def given(examples: Examples, x: Stack) -> Tensor:
+        found = fn(examples, x)
+        missing = places - len(found)
+        return torch.cat([found, found.new_zeros(missing, *found.shape[1:])]) if missing else found
+
+    return given

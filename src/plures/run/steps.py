@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from plures.federation import Federation
 from plures.method import Batch, Bound, Leaf, Phase, Problem, State
 from plures.models import Leaves
 from plures.run.batches import Batches
+from plures.run.padding import Asked, Example, Examples
 from plures.run.training import Training
 
 Stack = dict[str, Leaves]
@@ -28,8 +30,6 @@ Stack = dict[str, Leaves]
 Rows = slice | Tensor
 Tensors = list[Tensor]
 Changed = dict[Leaf, Tensor]
-Example = tuple[Tensor, Tensor, Tensor | None]
-"""Inputs, targets and weights of a batch."""
 
 BLOCK = 1 << 20
 """Bytes of inputs that one client's steps gather at once."""
@@ -48,6 +48,7 @@ class Steps:
     def __init__(self, phase: Phase, bound: Bound, federation: Federation, training: Training) -> None:
         self.phase, self.network, self.federation = phase, bound.network, federation
         self.problem, self.dtype = Problem(bound.network, federation.task), bound.network.dtype
+        self.verdicts = bound.verdicts
         self.optimizer, self.clip = phase.optimizer or training.optimizer, training.clip
         self.random = bound.network.random or phase.random
         self.trained = bound.trained(phase)
@@ -196,10 +197,9 @@ class Stacked(Steps):
         super().__init__(phase, bound, federation, training)
         self.compiled = compiled
         self.rest = [leaf for leaf in self.read if leaf not in set(self.trained)]
+        self.together: bool | None = None
+        """Whether clients with different batches may step together; found out when such clients meet."""
         self._gradients = torch.func.vmap(self._gradient)
-        self._advance: Callable[..., Tensor] = self._step
-        if compiled:
-            self._advance = torch.compile(own_code(self._step), dynamic=False)
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         clients, device = len(plan.steps), plan.rows.device
@@ -208,33 +208,63 @@ class Stacked(Steps):
         amounts = torch.from_numpy(plan.counts).to(device)
         keys = plan.keys if self.random else None
         part, previous = self._part(x, received, memory, slice(0, clients)), clients
+        compiled = self.compiled and not self._apart(part, plan)
         for step, active in enumerate(plan.active):
-            if self.compiled:
+            if compiled:
                 running = torch.from_numpy(step < plan.steps).to(device)
                 lr, number = (torch.tensor(value, dtype=torch.float64, device=device) for value in (rate, step + 1))
                 drawn = [] if keys is None else [keys[step]]
-                losses += self._advance(*part, list(plan.rows[step]), list(amounts[step]), drawn, running, lr, number)
+                losses += self._compiled(*part, list(plan.rows[step]), list(amounts[step]), drawn, running, lr, number)
                 continue
-            for rows, sizes in self._groups(plan.counts[step, :, :active]):
+            for rows, sizes in self._groups(plan.counts[step, :, :active], part, plan):
                 if isinstance(rows, Tensor) or previous != active:
                     part = self._part(x, received, memory, rows)
                     previous = active if isinstance(rows, slice) else -1
                 index = [plan.rows[step, number, rows, :width] for number, width in enumerate(sizes.max(1).tolist())]
                 padded = [] if (sizes == sizes[:, :1]).all() else list(amounts[step][:, rows])
                 drawn = [] if keys is None else [keys[step, rows]]
-                losses[rows] += self._advance(*part, index, padded, drawn, None, rate, step + 1)
+                losses[rows] += self._step(*part, index, padded, drawn, None, rate, step + 1)
                 if isinstance(rows, Tensor):
                     self._return(part, x, memory, rows)
         return losses
 
-    def _groups(self, counts: NDArray[np.int64]) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
-        """Clients that step together: all active ones, or those with equal batches where examples interact."""
-        if not self.network.batch_coupled or (counts == counts[:, :1]).all():
+    @cached_property
+    def _compiled(self) -> Callable[..., Tensor]:
+        step: Callable[..., Tensor] = torch.compile(own_code(self._step), dynamic=False)
+        return step
+
+    def _groups(self, counts: NDArray[np.int64], part: Part, plan: Batches) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
+        """Clients that step together: all active ones, or those with equal batches where padding would matter."""
+        if (counts == counts[:, :1]).all() or not self._apart(part, plan):
             yield slice(0, counts.shape[1]), counts
             return
         for size in np.unique(counts, axis=1).T:
             rows = np.flatnonzero((counts == size[:, None]).all(0))
             yield torch.from_numpy(rows), counts[:, rows]
+
+    def _apart(self, part: Part, plan: Batches) -> bool:
+        """Whether only clients with equal batches may step together."""
+        if self.together is None:
+            self.together = not self.network.batch_coupled and not self._sees_padding(part, plan)
+        return not self.together
+
+    def _sees_padding(self, part: Part, plan: Batches) -> bool:
+        examples: dict[str, Example] = {}
+        for number, (index, count) in enumerate(zip(plan.rows[0], plan.counts[0], strict=True)):
+            inputs, targets = (gather(values, index) for values in (self.federation.inputs, self.federation.targets))
+            places = torch.arange(index.shape[1], device=index.device)
+            weight = (places < torch.from_numpy(count).to(index.device).unsqueeze(1)).to(self.dtype)
+            examples[str(number)] = inputs, targets, weight
+
+        def one(examples: Examples, trained: Tensors, rest: Tensors, received: Tensors, key: Tensor) -> Any:
+            inputs, targets, weights = (list(each) for each in zip(*examples.values(), strict=True))
+            known = [weight for weight in weights if weight is not None]
+            return self._gradient(trained, rest, received, inputs, targets, known, [key] if self.random else [])
+
+        plain = self.phase.objective is None and self.phase.before is None
+        about = (self.network.module,) if plain else (self.phase.objective, self.phase.before)
+        rest = part.trained, part.rest, part.received, plan.keys[0]
+        return Asked(one, about, "model" if plain else "objective").apart(self.verdicts, examples, rest)
 
     def _part(self, x: Stack, received: Stack, memory: list[Tensors], rows: Rows) -> Part:
         return Part(
