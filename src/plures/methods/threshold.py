@@ -33,6 +33,7 @@ def best_threshold(
     Returns:
         The threshold, a scalar.
     """
+    scores = torch.where(weight > 0, scores, scores[weight.argmax()])
     order = scores.argsort()
     s, hits, others = scores[order], (positive * weight)[order], ((1 - positive) * weight)[order]
     lower, upper = s[:-1], s[1:]
