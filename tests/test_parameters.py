@@ -32,8 +32,8 @@ from plures.methods import (
     personal_moe,
     pfedhn,
 )
-from plures.methods.entry import arguments, fits
 from plures.models import Network, char_lstm, gcn, mlp, with_adapters, with_lora
+from plures.signature import arguments, fits
 from problems import EXACT, quadratic
 
 HEART = Setting.of(load("heart"))
@@ -69,13 +69,13 @@ def test_a_role_is_named_or_selected():
         (lambda: ditto(lam=True), "'ditto': lam=True; give a number"),
         (lambda: ifca("two"), "'ifca': clusters='two'; give a whole number"),
         (lambda: ifca(1.5), "'ifca': clusters=1.5; give a whole number"),
-        (lambda: (ifca + fedrep)(clusters="two"), "'ifca': clusters='two'; give a whole number"),
+        (lambda: (ifca + fedrep)(clusters="two"), "'ifca.fedrep': clusters='two'; give a whole number"),
         (lambda: fedopt(betas=0.9), r"'fedopt': betas=0.9; give a list \[a number, a number\]"),
         (lambda: fedopt(betas=[0.9, "x"]), r"give a list \[a number, a number\]"),
-        (lambda: cold_start("ditto"), r"'cold_start': base='ditto'; give a Method \(in Python only\) or None"),
+        (lambda: cold_start("ditto"), r"'cold_start': base='ditto'; give a Method or None"),
         (
             lambda: CATALOGUE["fedsimclr"](views="crops"),
-            r"'fedsimclr': views='crops'; give a function \(in Python only\)",
+            r"'fedsimclr': views='crops'; give a function",
         ),
         (lambda: CATALOGUE["personal_moe"](frozen="yes"), "frozen='yes'; give true or false"),
         (lambda: CATALOGUE["scaffold"](option=2), "option=2; give 'I' or 'II'"),

@@ -32,7 +32,7 @@ from problems import quadratic
     ],
 )
 def test_a_fraction_means_a_sample(given, rule):
-    spec = RunSpec.of(data="heart", **given)
+    spec = RunSpec(data="heart", **given)
     assert spec.who() == rule
     assert RunSpec.model_validate(spec.model_dump()).who() == rule
 
@@ -49,7 +49,7 @@ REFUSED = [
 @pytest.mark.parametrize(("given", "message"), REFUSED)
 def test_settings_of_a_run_that_exclude_each_other(given, message):
     with pytest.raises(PluresError, match=message):
-        RunSpec.of(data="heart", **given)
+        RunSpec(data="heart", **given)
     with pytest.raises(PluresError, match=message):
         plures.compare("heart", ["ditto"], rounds=1, **given)
 

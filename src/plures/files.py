@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,38 @@ from plures.errors import PluresError
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A temporary file to write, which then takes the place of ``file``; nothing of it is left if that fails."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(file)
     except (OSError, SafetensorError) as error:
         raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written, before any work is done for it. Makes nothing.
+
+    Args:
+        folder: there, or to be made.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise PluresError(f"cannot write to {folder}: {place} is not a folder; choose another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PluresError(f"cannot write to {folder}: {place} is read-only for you; choose another one")
+
+
+def check_file(file: Path) -> None:
+    """Refuse a file that cannot be written, before any work is done for it."""
+    if file.is_dir():
+        raise PluresError(f"cannot write {file}: it is a folder; name a file")
+    check_folder(file.parent)
 
 
 SAFE = re.compile(r"[A-Za-z0-9_=+,()\[\]'-][A-Za-z0-9 _.=+,()\[\]'-]{0,99}")

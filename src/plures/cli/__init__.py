@@ -48,5 +48,14 @@ def main() -> None:
     try:
         app()
     except PluresError as error:
-        errors.print(f"error: {error}", style="red", markup=False)
-        sys.exit(2)
+        said = str(error)
+    except OSError as error:
+        said = f"{error.filename or 'a file'}: {error.strerror or error}; check the path and what you may do there"
+    except KeyboardInterrupt:
+        errors.print("stopped", style="yellow")
+        sys.exit(130)
+    else:
+        return
+    logging.getLogger("plures").info("where it happened", exc_info=sys.exc_info())
+    errors.print(f"error: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
+from plures.evaluate.spec import data_kinds, network_kinds
 from plures.models import NETWORKS
 from plures.run import Execution
+from plures.signature import Kinds, read
 from plures.track import TRACKERS
 
 app = typer.Typer(
@@ -55,18 +59,46 @@ Track = Annotated[
 ]
 
 
-def settings(pairs: list[str] | None, option: str) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs; a value is read as JSON where it is JSON, else as text."""
+def settings(pairs: list[str] | None, option: str, kinds: Kinds) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs, each value read as the type that is declared for its name.
+
+    Args:
+        pairs: as they were typed.
+        option: what they belong to, for messages.
+        kinds: the names that there are, with their types.
+    """
     found: dict[str, Any] = {}
     for pair in pairs or []:
         name, sign, text = pair.partition("=")
         if not sign:
             raise PluresError(f"{option} {pair!r}: write NAME=VALUE")
-        try:
-            found[name] = json.loads(text)
-        except json.JSONDecodeError:
-            found[name] = text
+        if name not in kinds:
+            raise PluresError(f"{option}: no option {name!r}; {suggestion(name, kinds, 'its options are')}")
+        if name in found:
+            raise PluresError(f"{option}: {name} is given twice; give it once")
+        found[name] = read(option, name, text, kinds[name])
     return found
+
+
+def data_settings(pairs: list[str] | None, data: str) -> dict[str, Any]:
+    """Options of ``--data`` for a data set or a folder."""
+    return settings(pairs, "--data", {**data_kinds(data), "donate": float})
+
+
+def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]:
+    """Options of ``--model-set`` for a network."""
+    if pairs and model is None:
+        raise PluresError("--model-set gives options of a network that is not named: name it with --model")
+    return settings(pairs, "--model-set", network_kinds(model) if pairs and model is not None else {})
+
+
+def current_folder() -> None:
+    """Let methods that are typed as ``module:function`` be found in the current folder, for this command alone."""
+    folder = os.getcwd()
+    if folder in sys.path or "" in sys.path:
+        return
+    sys.path.append(folder)
+    click.get_current_context().call_on_close(lambda: sys.path.remove(folder))
 
 
 def execution(

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.common import Data, Model, ModelOptions, Options, app, console, progress, settings
+from plures.cli.common import Data, Model, ModelOptions, Options, app, console, data_settings, model_settings, progress
 from plures.diagnose import diagnose, diagnosis_page
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
-from plures.files import write_text
+from plures.files import check_file, write_text
 
 WRITERS = {".json": lambda found: found.to_json(), ".html": diagnosis_page}
 
@@ -33,11 +33,20 @@ def diagnose_command(
     for file in files:
         if file.suffix not in WRITERS:
             raise PluresError(f"--out {file}: give a file that ends with {' or '.join(WRITERS)}")
+        check_file(file)
+    for name, number, least in (
+        ("clients", clients, 1),
+        ("rows", rows, 1),
+        ("rows-each", rows_each, 1),
+        ("seed", seed, 0),
+    ):
+        if number < least:
+            raise PluresError(f"--{name} {number}: give at least {least}")
     spec = RunSpec(
         data=data,
-        data_options=settings(data_options, "--data"),
+        data_options=data_settings(data_options, data),
         model=model,
-        model_options=settings(model_options, "--model-set"),
+        model_options=model_settings(model_options, model),
     )
     federation = spec.federation()
     with progress(f"diagnosing {federation.name}", 1) as update:

@@ -10,11 +10,25 @@ import torch
 import typer
 from rich.table import Table
 
-from plures.cli.common import BatchSize, Data, Device, Model, ModelOptions, Options, app, console, settings
+from plures.cli.common import (
+    BatchSize,
+    Data,
+    Device,
+    Model,
+    ModelOptions,
+    Options,
+    app,
+    console,
+    current_folder,
+    data_settings,
+    model_settings,
+    settings,
+)
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, primary, score
+from plures.evaluate.spec import find_method
 from plures.federation import Federation, from_folder, load
-from plures.files import write_text
+from plures.files import check_file, check_folder, write_text
 from plures.run import Execution, Run, onboard
 from plures.run.onboard import rescaled
 from plures.serving.device import COUNTED, memory
@@ -100,6 +114,8 @@ def predict_command(
     card: Annotated[bool, typer.Option("--card", help="Print the model card instead.")] = False,
 ) -> None:
     """Predict with one client's personal model; without --inputs, a run predicts the client's test examples."""
+    if out is not None:
+        check_file(out)
     kept = RunFolder(folder)
     if card:
         typer.echo(opened(folder, client).card.text())
@@ -149,6 +165,7 @@ def export_command(
     Compared on --inputs, or on the client's test examples of a run, whose validation examples then give the ranges of
     static int8.
     """
+    check_folder(out)
     model, ranges = opened(folder, client), None
     if inputs is None and RunFolder(folder).finished:
         shown, ranges = (raw(folder, model.card.client, split) for split in ("test", "validation"))
@@ -185,14 +202,17 @@ def device_command(
     data_options: Options = None,
 ) -> None:
     """Say what memory a device needs to personalise with each method; with one method, in each of its phases."""
+    current_folder()
+    if batch_size < 0:
+        raise PluresError(f"--batch-size {batch_size}: give at least 1, or 0 for all examples of a client")
     specs = [
         RunSpec(
             data=data,
-            data_options=settings(data_options, "--data"),
+            data_options=data_settings(data_options, data),
             model=model,
-            model_options=settings(model_options, "--model-set"),
+            model_options=model_settings(model_options, model),
             method=name,
-            parameters=settings(setting, "--set"),
+            parameters=settings(setting, "--set", find_method(name).kinds),
             batch_size=batch_size or None,
             optimizer=optimizer,
             momentum=momentum,

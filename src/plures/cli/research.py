@@ -29,7 +29,10 @@ from plures.cli.common import (
     Unseen,
     app,
     console,
+    current_folder,
+    data_settings,
     execution,
+    model_settings,
     progress,
     settings,
 )
@@ -40,7 +43,7 @@ from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.spec import find_method
 from plures.federation import CATALOGUE as DATASETS
 from plures.federation import locate
-from plures.files import write_text
+from plures.files import check_folder, write_text
 from plures.report import catalogue, console_table, headline, html_report
 from plures.track import trackers
 
@@ -68,6 +71,7 @@ def compare_command(
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
+    current_folder()
     callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
@@ -90,8 +94,8 @@ def compare_command(
             batch_size=batch_size or None,
             epochs=epochs,
             fraction=fraction,
-            data_options=settings(data_options, "--data"),
-            model_options=settings(model_options, "--model-set"),
+            data_options=data_settings(data_options, data),
+            model_options=model_settings(model_options, model),
         )
     result = result.model_copy(
         update={"settings": result.settings | {"command": shlex.join(["plures", *sys.argv[1:]])}}
@@ -140,13 +144,16 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run one method and keep every client's model."""
-    spec = RunSpec.of(
+    current_folder()
+    if rounds < 1:
+        raise PluresError(f"--rounds {rounds}: give at least 1")
+    spec = RunSpec(
         data=data,
-        data_options=settings(data_options, "--data"),
-        model_options=settings(model_options, "--model-set"),
+        data_options=data_settings(data_options, data),
+        model_options=model_settings(model_options, model),
         model=model,
         method=method,
-        parameters=settings(setting, "--set"),
+        parameters=settings(setting, "--set", find_method(method).kinds),
         lr=lr,
         optimizer=optimizer,
         momentum=momentum,
@@ -163,6 +170,7 @@ def run_command(
     folder, checkpoint = RunFolder(out), out / "checkpoint.safetensors"
     if folder.finished:
         raise PluresError(f"{out} holds a finished run; choose another folder with --out, or delete it")
+    check_folder(out)
     callbacks = trackers(track or (), out)
     wanted = execution(backend, chunk, compile_step, device)
     if checkpoint.exists():
@@ -199,6 +207,7 @@ def methods_command(
     name: Annotated[str | None, typer.Argument(help="Tell all about this method.")] = None,
 ) -> None:
     """List the methods, or tell all about one."""
+    current_folder()
     if name is not None:
         entry = find_method(name)
         defaults = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items()) or "none"

@@ -13,9 +13,9 @@ from typing import Annotated
 import torch
 import typer
 
-from plures.cli.common import Track, app, console
+from plures.cli.common import Track, app, console, current_folder
 from plures.errors import PluresError
-from plures.files import write_text
+from plures.files import check_folder, write_text
 from plures.report import html_report
 from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, resolved
 from plures.study.view import plan_table, watching
@@ -36,7 +36,9 @@ def study_command(
     track: Track = None,
 ) -> None:
     """Plan a study and run it; a second start goes on, and several starts divide the work."""
+    current_folder()
     source = read_study(file)
+    check_folder(out or Path("runs") / source.document.name)
     callbacks = trackers(track or (), out or Path("runs") / source.document.name)
     studied = plan_of(source, resolved(source.document.tuning.search))
     folder = out or Path("runs") / source.document.name

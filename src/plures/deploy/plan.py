@@ -15,9 +15,10 @@ import plures
 from plures.deploy.site import Allowed
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
+from plures.faults import explain
 from plures.federation.names import in_order
 from plures.run.remote import Rules
-from plures.tables.declared import Declared, Name, Names, explain
+from plures.tables.declared import Declared, Name, Names
 from plures.tables.schema import Schema
 from plures.tables.table import Table, read_table
 
@@ -95,7 +96,7 @@ class Plan(Declared):
         try:
             return RunSpec.model_validate({"data": self.name, **self.run})
         except ValidationError as error:
-            raise PluresError(f"[run] {explain(error, self.run)}") from error
+            raise PluresError(f"[run] {explain(error, self.run, RunSpec.model_fields)}") from error
 
     @property
     def agreed(self) -> str:
@@ -188,7 +189,7 @@ def parsed(kind: type[D], told: Mapping[str, Any], file: Path) -> D:
     try:
         return kind.model_validate(told)
     except ValidationError as error:
-        raise PluresError(f"{file}: {explain(error, told)}") from error
+        raise PluresError(f"{file}: {explain(error, told, kind.model_fields)}") from error
 
 
 def called(home: Path, loader: str) -> Table:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from plures.errors import PluresError
 from plures.evaluate.results import Result
+from plures.faults import read_json
+from plures.signature import checked
 
 LEVEL = 0.01
 """p-value from which a difference counts as more than chance."""
@@ -291,9 +290,7 @@ class Diagnosis(Result):
         return self.model_dump_json(indent=1)
 
     @classmethod
+    @checked
     def from_json(cls, file: Path) -> Diagnosis:
         """Read a diagnosis that was written with :meth:`to_json`."""
-        try:
-            return cls.model_validate_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise PluresError(f"{file} is not a diagnosis: {error}") from error
+        return read_json(cls, file, "a diagnosis", "run `plures diagnose` again")

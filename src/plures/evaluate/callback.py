@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from plures.errors import PluresWarning
 from plures.evaluate.results import Point, SeedResult
@@ -68,6 +68,7 @@ class About:
         return self.name if self.stage == "run" else f"{self.name}, {self.stage}"
 
 
+@runtime_checkable
 class Callback(Protocol):
     """Something that is told what a run does. Derive from it and write the methods that you need.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import platform
@@ -9,13 +10,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 import plures
-from plures.errors import PluresError, PluresWarning
+from plures.errors import PluresError, PluresWarning, suggestion
 from plures.evaluate.callback import Callback
 from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
@@ -32,15 +33,18 @@ from plures.evaluate.results import (
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
+from plures.faults import read_json, text_of
 from plures.federation import SPLITS, Federation
 from plures.federation.names import name_of
-from plures.files import describe, filed, write_text
+from plures.files import check_folder, describe, filed, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
 from plures.methods.entry import plain, titled
 from plures.models import ModelFactory, Network
 from plures.run import Execution, Run
 from plures.run.cost import flops, stored, traffic
+from plures.run.execution import Precision
+from plures.signature import checked, shown
 
 DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")
 LEARNING_RATES = (0.03, 0.1, 0.3)
@@ -71,9 +75,10 @@ class Stage:
 Listener = Callable[[Stage], None]
 
 
+@checked
 def compare(
-    data: str | Federation,
-    methods: Sequence[str | Entry | Callable[..., Method]] = DEFAULT,
+    data: Annotated[str | Path | Federation, "the name of a data set, a folder of .npz files, or a Federation"],
+    methods: Sequence[str | Entry | Method | Callable[..., Method]] = DEFAULT,
     *,
     model: str | nn.Module | ModelFactory | None = None,
     rounds: int = 50,
@@ -97,7 +102,8 @@ def compare(
 
     Args:
         data: name of a data set or a folder of ``.npz`` files, or a federation.
-        methods: names in the catalogue, ``package.module:function``, or functions that return a method.
+        methods: names in the catalogue, ``package.module:function``, or functions that return a method; a single one
+            need not stand in a list.
         model: name of a network, a module or a factory of modules; ``None`` for one that fits the data.
         rounds: rounds of the final runs.
         seeds: number of final runs of each method.
@@ -111,15 +117,13 @@ def compare(
         callbacks: told of every run, tuning included.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
     """
+    _check(rounds, seeds, tune_rounds, every)
     used(work, whole=isinstance(data, Federation))
     rates = tried_rates(learning_rates, tune_rounds)
-    if seeds < 1:
-        raise PluresError(f"seeds={seeds}: give at least 1")
-    if every is not None and every < 1:
-        raise PluresError(f"every={every}: give at least 1 round between readings")
+    data = str(data) if isinstance(data, Path) else data
     entries = distinct(map(find_method, (*BASELINES, *methods)))
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
-    base = RunSpec.of(
+    base = RunSpec(
         data=data if isinstance(data, str) else data.name,
         model=model if isinstance(model, str) else None,
         rounds=rounds,
@@ -148,8 +152,10 @@ def compare(
         "tune_rounds": tune_rounds,
         "read_validation_every": study.every,
     }
+    if study.out is not None:
+        check_folder(study.out)
     for entry in entries.values():  # what does not fit the model or the clients is refused before anything is trained
-        study.bound(entry, {})
+        study.rehearse(entry, rates)
     study.claim({**settings, "methods": list(entries)})
     results = [study.method(entry, rates, tune_rounds, seeds) for entry in entries.values()]
     metric = primary(seen.task)
@@ -170,7 +176,10 @@ INSTEAD = {
     "method": "name the methods in methods=[...]",
     "parameters": "give a method its parameters with functools.partial(plures.methods.ditto, lam=0.1)",
     "lr": "give learning_rates=(0.1,) for a fixed one",
+    "learning_rate": "give learning_rates=(0.1,) for a fixed one",
     "seed": "give seeds=3 for the seeds 0, 1 and 2",
+    "metric": "methods are compared by the task's own metric, and clients.csv in the folder of out has all",
+    "metrics": "methods are compared by the task's own metric, and clients.csv in the folder of out has all",
 }
 """Fields of a run that a comparison sets by itself, and what to say instead."""
 
@@ -182,8 +191,13 @@ def used(work: Mapping[str, Any], *, whole: bool) -> None:
         work: the settings.
         whole: whether the data are a federation that is built already.
     """
-    for name in work.keys() & INSTEAD.keys():
-        raise PluresError(f"{name}={work[name]!r} is of a single run, not of a comparison: {INSTEAD[name]}")
+    own = inspect.signature(compare).parameters
+    known = [name for name in (*own, *RunSpec.model_fields) if name not in INSTEAD and name != "work"]
+    for name in work:
+        if name in INSTEAD:
+            raise PluresError(f"{name}={shown(work[name])} is of a single run, not of a comparison: {INSTEAD[name]}")
+        if name not in known:
+            raise PluresError(f"compare: no parameter {name!r}; {suggestion(name, known, 'its parameters are')}")
     if whole and work.get("data_options"):
         raise PluresError(
             f"data_options={work['data_options']} are of a loader, and the data are a federation already: give them "
@@ -206,7 +220,19 @@ def tried_rates(given: Sequence[float] | None, rounds: int) -> tuple[float, ...]
         raise PluresError(
             f"learning_rates={tuple(given)} are not tried with tune_rounds=0: give a single one, or 1 round or more"
         )
+    for rate in given:
+        if not 0 < rate < math.inf:
+            raise PluresError(f"learning_rates: {rate} cannot train; give finite numbers above 0")
     return tuple(given)
+
+
+def _check(rounds: int, seeds: int, tune_rounds: int, every: int | None) -> None:
+    """Refuse numbers that a comparison cannot have."""
+    for name, number, least in (("rounds", rounds, 1), ("seeds", seeds, 1), ("tune_rounds", tune_rounds, 0)):
+        if number < least:
+            raise PluresError(f"{name}={number}: give at least {least}")
+    if every is not None and every < 1:
+        raise PluresError(f"every={every}: give at least 1, or None for about ten readings")
 
 
 class _Study:
@@ -241,8 +267,11 @@ class _Study:
         if self.out is None:
             return
         file, text = self.out / "comparison.json", json.dumps(settings, indent=1, sort_keys=True)
-        if file.exists() and file.read_text(encoding="utf-8") != text:
-            old = json.loads(file.read_text(encoding="utf-8"))
+        if file.exists() and (kept := text_of(file, "the settings of a comparison")) != text:
+            try:
+                old = json.loads(kept)
+            except json.JSONDecodeError as error:
+                raise PluresError(f"{file} is damaged ({error}): delete it, or choose another folder") from error
             fresh = json.loads(text)
             changed = [k for k in {**old, **fresh} if old.get(k) != fresh.get(k)]
             raise PluresError(
@@ -255,7 +284,19 @@ class _Study:
         lr, parameters, trials = self._tune(entry, rates, tune_rounds)
         spec = self._spec(entry, lr, parameters)
         results = [self._final(entry, spec.model_copy(update={"seed": seed})) for seed in range(seeds)]
-        return described(entry, self.bound(entry, parameters), self.federation, spec, trials, results)
+        federation = self.federation.to(self.federation.inputs.device, self.execution.dtype)
+        return described(entry, self.bound(entry, parameters), federation, spec, trials, results)
+
+    def rehearse(self, entry: Entry, rates: Sequence[float]) -> None:
+        """Set up one short run of a method, which refuses what cannot work, and every value that tuning will try."""
+        precision: Precision = "float64" if self.execution.precision == "float64" else "float32"
+        alone = replace(self.execution, backend="loop", chunk=1, compile=False, precision=precision)
+        for lr in rates:
+            self.base.model_copy(update={"lr": lr}).training()
+        for name, values in entry.space.items():
+            for value in values:
+                entry(**{name: value})
+        self._run(entry, self._spec(entry, rates[0], {}), execution=alone)
 
     def _spec(self, entry: Entry, lr: float, parameters: Mapping[str, Any]) -> RunSpec:
         """A method's run."""
@@ -265,7 +306,7 @@ class _Study:
     def bound(self, entry: Entry, parameters: Mapping[str, Any]) -> Bound:
         """A method on the study's model and clients."""
         method, setting = entry(**parameters), Setting.of(self.federation)
-        return method.bind(Network(method.prepare(self.factory, setting)), setting)
+        return method.bind(Network(method.prepare(self.factory, setting).to(dtype=self.execution.dtype)), setting)
 
     def _tune(self, entry: Entry, rates: tuple[float, ...], rounds: int) -> tuple[float, dict[str, Any], list[Trial]]:
         """Choose the learning rate with default parameters, then each strength with that rate."""
@@ -291,7 +332,7 @@ class _Study:
         file = None if self.out is None else self.out / "trials" / f"{filed(name)}.json"
         if file is not None and file.exists():
             self._tell(entry.name, "tuning", None, rounds, rounds)
-            return Trial.model_validate_json(file.read_text(encoding="utf-8"))
+            return read_json(Trial, file, "a trial", "delete it, and it is made again")
         spec = self._spec(entry, lr, parameters).model_copy(update={"rounds": rounds})
         every = max(1, rounds // 4)
         fitted = fit(
@@ -335,9 +376,11 @@ class _Study:
             checkpoint.unlink(missing_ok=True)
         return result
 
-    def _run(self, entry: Entry, spec: RunSpec, checkpoint: Path | None = None) -> Run:
+    def _run(
+        self, entry: Entry, spec: RunSpec, checkpoint: Path | None = None, execution: Execution | None = None
+    ) -> Run:
         """A fresh run. The execution measured for a method's first run serves all its runs."""
-        execution = self._settled.get(entry.name, self.execution)
+        rehearsed, execution = execution is not None, execution or self._settled.get(entry.name, self.execution)
         if checkpoint is not None and checkpoint.exists():
             execution = saved_execution(checkpoint, self.execution)
         run = Run(
@@ -349,7 +392,8 @@ class _Study:
             seed=spec.seed,
             execution=execution,
         )
-        self._settled.setdefault(entry.name, run.execution)
+        if not rehearsed:
+            self._settled.setdefault(entry.name, run.execution)
         return run
 
     def _tell(self, method: str, what: str, point: Point | None, rounds: int, done: int = 1) -> None:

@@ -11,17 +11,19 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from plures.errors import PluresWarning
+from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.details import details, values
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import Scores, primary, score
 from plures.federation import Federation
+from plures.files import check_file
 from plures.run import Run
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import Coordinator
 from plures.run.interrupt import Interrupt
 from plures.run.onboard import onboard
+from plures.signature import checked
 
 Progress = Callable[[Point], None]
 """Called after each round with the point reached; its validation value is the last one measured.
@@ -57,6 +59,7 @@ class Fit(Generic[R]):
         return max(measured or self.curve[-1:], key=lambda point: (sign * point.validation, -point.round))
 
 
+@checked
 def fit(
     run: Run,
     name: str,
@@ -86,6 +89,11 @@ def fit(
         KeyboardInterrupt: after the round in which Ctrl-C was pressed or a callback raised it, with the checkpoint
             written.
     """
+    for what, number in (("every", every), ("checkpoint_every", checkpoint_every), ("rounds", run.training.rounds)):
+        if number < 1:
+            raise PluresError(f"{what}={number}: give at least 1")
+    if checkpoint is not None:
+        check_file(checkpoint)
     fitted = Fit(run, [], callbacks=Callbacks(callbacks))
     spent, sent, visits, last = 0.0, 0, 0, float("nan")
     if checkpoint is not None and checkpoint.exists():

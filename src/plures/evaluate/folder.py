@@ -11,14 +11,16 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.evaluate.results import SeedResult
 from plures.evaluate.spec import RunSpec
+from plures.faults import M, text_of, unreadable
 from plures.files import describe, read, write, write_text
 from plures.models import Leaves
 from plures.run import Execution, Run
 from plures.run.checkpoint import restore, snapshot
 from plures.run.engine import Stack
+from plures.signature import checked
 
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
 OWN, PARTS = "own", ("inputs", "targets", "weight")
@@ -35,6 +37,7 @@ def personal_models(run: Run) -> Iterator[tuple[str, Leaves]]:
             yield run.federation.clients[client], {path: t[row].clone() for path, t in flat.items()}
 
 
+@checked
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that holds a finished run.
@@ -86,27 +89,36 @@ class RunFolder:
                 models |= {f"{OWN}:{split}:{part}": t[:, :size] for part, t in zip(PARTS, whole, strict=True)}
             write(self._newcomer(client), models, {"clients": [client]})
 
-    def _description(self) -> dict[str, object]:
+    def _description(self) -> dict[str, Any]:
         file = self.path / DESCRIPTION
+        if not file.exists():
+            raise PluresError(f"{self.path} is not a finished run: it has no {DESCRIPTION}; make one with `plures run`")
+        text = text_of(file, "the description of a run")
         try:
-            described: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
-            return described
-        except (OSError, json.JSONDecodeError) as error:
-            raise PluresError(f"{self.path} is not a finished run: {error}; make one with `plures run`") from error
+            described = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PluresError(f"{file} is damaged ({error}): run again, into another folder") from error
+        if not isinstance(described, dict) or not {"spec", "execution", "result"} <= described.keys():
+            raise PluresError(f"{file} is not the description of a run: name the folder that `plures run` wrote")
+        return described
 
     def result(self) -> SeedResult:
         """How the run scored."""
-        try:
-            return SeedResult.model_validate(self._description()["result"])
-        except (KeyError, ValidationError) as error:
-            raise PluresError(f"{self.path / DESCRIPTION} is damaged: {error}") from error
+        return self._read(SeedResult, "result")
 
     def spec(self) -> RunSpec:
         """What the run was."""
         spec = self._description()["spec"]
         if spec is None:
             raise PluresError(f"{self.path} was made from Python objects: use them to rebuild the run")
-        return RunSpec.model_validate(spec)
+        return self._read(RunSpec, "spec")
+
+    def _read(self, kind: type[M], key: str) -> M:
+        """A part of the description."""
+        try:
+            return kind.model_validate(self._description()[key])
+        except ValidationError as error:
+            raise unreadable(error, self.path / DESCRIPTION, "a run", "run again, into another folder") from error
 
     def run(self, device: str = "cpu") -> Run:
         """The run in its saved state, on the clients it was trained with."""
@@ -120,8 +132,10 @@ class RunFolder:
 
     def _execution(self, device: str) -> Execution:
         described = self._description()["execution"]
-        assert isinstance(described, dict)
-        return Execution(**described, device=device)
+        try:
+            return Execution(**described, device=device)
+        except (PluresError, TypeError) as error:
+            raise PluresError(f"{self.path / DESCRIPTION} is damaged ({error}): run again") from error
 
     def predict(self, client: str, inputs: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Outputs of one client's predictor, and the classes that it decides for.
@@ -173,5 +187,6 @@ class RunFolder:
         newcomer = self._newcomer(client)
         tensors, about = read(newcomer if newcomer.exists() else self.path / MODELS)
         if client not in about["clients"]:
-            raise PluresError(f"no client {client!r} in {self.path}; clients are {', '.join(about['clients'])}")
+            near = suggestion(client, about["clients"], "clients are")
+            raise PluresError(f"no client {client!r} in {self.path}; {near}")
         return {key.removeprefix(f"{client}/"): t for key, t in tensors.items() if key.startswith(f"{client}/")}

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.evaluate.record import ClientValues, Details, Measured, Score
 from plures.evaluate.record import Result as Result
 from plures.evaluate.scores import Floats, Metric, Scores
 from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
+from plures.faults import read_json
+from plures.signature import checked
 
 BASELINES = ("local", "fedavg", "fedavg_ft")
 
@@ -227,7 +229,7 @@ class Comparison(Result):
         for method in self.methods:
             if method.name == name:
                 return method
-        raise PluresError(f"no method {name!r} in this comparison; there are {', '.join(m.name for m in self.methods)}")
+        raise PluresError(f"no method {name!r} in this comparison; {suggestion(name, [m.name for m in self.methods])}")
 
     def row(self, name: str) -> Row:
         """The line of one method."""
@@ -282,7 +284,8 @@ class Comparison(Result):
         """
         people = self.methods[0].seeds[0].test.clients
         if missing := sorted(set(clients) - set(people)):
-            raise PluresError(f"no client {missing[0]!r} in this comparison; clients are {', '.join(people[:10])}, ...")
+            near = suggestion(missing[0], people, "clients are")
+            raise PluresError(f"no client {missing[0]!r} in this comparison; {near}")
         places = [i for i, name in enumerate(people) if name in set(clients)]
 
         def part(scores: ClientScores) -> ClientScores:
@@ -307,12 +310,10 @@ class Comparison(Result):
         return self.model_dump_json(indent=1)
 
     @classmethod
+    @checked
     def from_json(cls, file: Path) -> Comparison:
         """Read a comparison that was written with :meth:`to_json`."""
-        try:
-            return cls.model_validate_json(file.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise PluresError(f"{file} is not a comparison: {error}") from error
+        return read_json(cls, file, "a comparison", "run `plures compare` again, or read it with its own version")
 
     def to_csv(self) -> str:
         """One line per method, seed and client, with every metric on the test data at the chosen round."""

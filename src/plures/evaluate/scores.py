@@ -16,6 +16,7 @@ from plures.brief import brief
 from plures.federation import SplitName, Task
 from plures.run import Run
 from plures.run.engine import Stack
+from plures.signature import checked
 
 Floats = NDArray[np.float64]
 BINS = 10
@@ -75,6 +76,7 @@ class Scores:
     values: Mapping[str, Floats]
 
 
+@checked
 def score(run: Run, split: SplitName, deployed: Stack | None = None) -> Scores:
     """Score every client's own predictor on its own examples.
 

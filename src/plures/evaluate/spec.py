@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.evaluate.results import Result
+from plures.faults import explain
 from plures.federation import Federation, Split, from_folder, load
+from plures.federation.datasets.catalogue import loader_kinds
 from plures.method import SGD, Adam, AdamW, Method, Optimizer
 from plures.methods import CATALOGUE, Entry
-from plures.methods.entry import arguments, titled
+from plures.methods.entry import titled
 from plures.models import NETWORKS, ModelFactory, default_model
 from plures.run import (
     BySize,
@@ -32,7 +34,9 @@ from plures.run import (
     Training,
     Uniform,
 )
+from plures.run.rehearse import failure
 from plures.run.training import RateSchedule
+from plures.signature import Kinds, arguments, kinds, shown
 
 SAMPLED = 0.1
 """Share of the clients in a sample, unless another one is given."""
@@ -88,20 +92,12 @@ class RunSpec(Result):
     seed: int = 0
     unseen: list[str] = Field(default_factory=list)
 
-    @classmethod
-    def of(cls, **given: Any) -> RunSpec:
-        """The run of these settings.
-
-        Raises:
-            PluresError: one sentence about the first setting that cannot be, or would not be used.
-        """
+    def __init__(self, **fields: Any) -> None:
         try:
-            return cls(**given)
+            super().__init__(**fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ", ".join(map(str, first["loc"]))
-            told = first["msg"].removeprefix("Value error, ")
-            raise PluresError(f"{where}: {told}" if where else told) from error
+            told = explain(error, fields, type(self).model_fields)
+            raise PluresError(f"settings of a run: {told}") from error
 
     @model_validator(mode="before")
     @classmethod
@@ -155,7 +151,7 @@ class RunSpec(Result):
         if self.model is None:
             return default_model(federation)
         if self.model not in NETWORKS:
-            raise PluresError(f"no network {self.model!r}; there are {', '.join(NETWORKS)}")
+            raise PluresError(f"no network {self.model!r}; {suggestion(self.model, NETWORKS)}")
         build, sizes = NETWORKS[self.model], (federation.features, federation.task.outputs)
         given = arguments(f"network {self.model!r}", build, *sizes, **self.model_options)
         return lambda: build(*given.args, **given.kwargs)
@@ -202,19 +198,40 @@ class RunSpec(Result):
         )
 
 
-def find_method(name: str | Entry | Callable[..., Method]) -> Entry:
+def data_kinds(data: str) -> Kinds:
+    """Options of the loader of a data set or of a folder, with their types."""
+    if Path(data).is_dir():
+        return {name: kind for name, kind in kinds(from_folder).items() if name != "path"}
+    return loader_kinds(data)
+
+
+def network_kinds(model: str) -> Kinds:
+    """Options of a network, with their types."""
+    if model not in NETWORKS:
+        raise PluresError(f"no network {model!r}; {suggestion(model, NETWORKS)}")
+    return dict(list(kinds(NETWORKS[model]).items())[2:])
+
+
+def find_method(name: str | Entry | Method | Callable[..., Method]) -> Entry:
     """A method by its name in the catalogue, as ``package.module:function``, as an entry or as a function.
 
     Names joined by ``+`` are composed: ``ifca+fedrep``.
     """
     if isinstance(name, Entry):
         return name
+    if isinstance(name, Method):
+        raise PluresError(
+            "a Method that is made already stands where a method is named, so nothing of it could be tuned: give its "
+            "name, its function, or functools.partial(ditto, lam=0.1) for fixed parameters"
+        )
     if isinstance(name, partial):
         return find_method(name.func).fixing(*name.args, **name.keywords)
     if callable(name):
         title = getattr(name, "__name__", type(name).__name__)
         place = f"{getattr(name, '__module__', '')}:{getattr(name, '__qualname__', '<>')}"
         return Entry(title, title, "own", "your own", name, origin="" if "<" in place else place)
+    if not isinstance(name, str):
+        raise PluresError(f"{shown(name)} is no method: give a name, such as 'ditto', or a function that returns one")
     if name in CATALOGUE:
         return CATALOGUE[name]
     if "+" in name:
@@ -222,13 +239,31 @@ def find_method(name: str | Entry | Callable[..., Method]) -> Entry:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise PluresError(
-            f"no method {name!r}; there are {', '.join(CATALOGUE)}; your own is named package.module:function"
+            f"no method {name!r}; {suggestion(name, CATALOGUE)} (`plures methods` tells all; your own is named "
+            "module:function)"
         )
+    return replace(find_method(imported(name, module, attribute)), origin=name)
+
+
+def imported(name: str, module: str, attribute: str) -> Any:
+    """A function of the user's, by the name that was given for it."""
+    if module.endswith(".py") or "/" in module:
+        dotted = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise PluresError(f"method {name!r}: name the module, not its file: {dotted}:{attribute}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PluresError(f"method {name!r} cannot be imported: {error}") from error
-    return replace(find_method(found), origin=name)
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = f"{error.name!r} is not on the path"
+        raise PluresError(
+            f"method {name!r} cannot be imported: {missing}; start in the folder of {module.partition('.')[0]}.py, "
+            "or put that folder into PYTHONPATH"
+        ) from error
+    except Exception as error:
+        raise PluresError(f"method {name!r} cannot be imported: {failure(error)}") from error
+    public = [key for key in vars(found) if not key.startswith("_")]
+    if not hasattr(found, attribute):
+        raise PluresError(f"method {name!r} cannot be imported: {suggestion(attribute, public, f'{module} holds')}")
+    return getattr(found, attribute)
 
 
 def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from plures.errors import PluresError, PluresWarning
+from plures.errors import PluresError, PluresWarning, suggestion
 from plures.method.share import Share
 from plures.models import LeafInfo
 from plures.models.network import NORMS
@@ -120,7 +120,7 @@ def address(keys: Sequence[LayoutKey], info: Mapping[str, Mapping[str, LeafInfo]
     for key in keys:
         if isinstance(key, str):
             if key not in info:
-                raise PluresError(f"{where}: no slot {key!r}; slots are {', '.join(info)}")
+                raise PluresError(f"{where}: no slot {key!r}; {suggestion(key, info, 'slots are')}")
             found = [(key, path) for path in info[key]]
         else:
             if key.slot not in info:

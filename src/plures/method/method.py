@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from plures.brief import brief
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.method.combine import Combine
 from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks
 from plures.method.mixing import View
@@ -22,6 +22,7 @@ from plures.method.share import Known, Shared
 from plures.method.tree import zeros_like
 from plures.method.wire import Wire
 from plures.models import LeafInfo, Leaves, ModelFactory, Network, build
+from plures.signature import checked
 
 
 @brief
@@ -55,6 +56,7 @@ def zeros(start: Start) -> Leaves:
     return zeros_like(start.model)
 
 
+@checked
 @dataclass(frozen=True)
 class Method:
     """A federated method as data. The objective, part 2, lives in the phases of the schedule.
@@ -149,6 +151,7 @@ class Bound:
             for slot, leaves in self.initial.items()
         }
         self.blocks = blocks(method.layout, self.info)
+        self._check_slots()
         self.written = self.written_by(method.schedule + method.between)
         self._travelling = {
             block.name: tuple(leaf for leaf in block.leaves if leaf in self.written) if block.share.travels else ()
@@ -157,6 +160,18 @@ class Bound:
         self._told = self._read_by_views()
         if not self.written:
             raise PluresError("the schedule trains nothing: name a slot in a phase, or give a phase at least one leaf")
+
+    def _check_slots(self) -> None:
+        """Refuse names of slots that do not exist."""
+        predict = self.method.predictor
+        places = [("predict", [predict.model] if isinstance(predict.model, str) else [])]
+        places += [("calibrate", [stage.slot for stage in predict.calibrate])]
+        for item in (*self.method.schedule, *predict.adapt, *self.method.between):
+            places.append(("phase, keeps", list(item.keeps)) if isinstance(item, Phase) else ("assign", [*item.writes]))
+        for place, slots in places:
+            for slot in slots:
+                if slot not in self.initial:
+                    raise PluresError(f"{place}: no slot {slot!r}; {suggestion(slot, self.initial, 'slots are')}")
 
     def _first(self, slot: str, start: Start) -> Leaves:
         """Initial leaves of a slot."""

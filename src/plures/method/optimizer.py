@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.signature import checked
 
 Tensors = list[Tensor]
+OPTIMIZERS = "an optimizer, such as SGD(lr=0.1) or Adam(lr=0.001)"
+"""What messages ask for."""
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """A local optimizer. Its state lives for one phase of one visit."""
 
@@ -37,6 +41,7 @@ class Optimizer(Protocol):
         """
 
 
+@checked
 @dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent, with the update rule and defaults of ``torch.optim.SGD``.
@@ -77,6 +82,7 @@ class SGD:
             torch._foreach_add_(values, grads, alpha=-lr)
 
 
+@checked
 @dataclass(frozen=True)
 class Adam:
     """Adam (Kingma, Ba 2015), with the update rule and defaults of ``torch.optim.Adam`` and ``AdamW``.
@@ -118,6 +124,7 @@ class Adam:
             value.sub_(lr / (1 - b1**step) * (m / denominator))
 
 
+@checked
 def AdamW(  # noqa: N802 - the name the field knows
     lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2
 ) -> Adam:

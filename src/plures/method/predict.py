@@ -13,8 +13,10 @@ from plures.federation import SplitName
 from plures.method.schedule import Assign, Schedule, Visit
 from plures.method.state import Batch, State
 from plures.models import Leaves
+from plures.signature import checked
 
 
+@checked
 @dataclass(frozen=True)
 class Calibration:
     """What a client fits to the outputs of its finished predictor: a temperature, class priors, a threshold.
@@ -39,6 +41,7 @@ class Calibration:
             raise PluresError(f"calibration {self.slot!r} cannot read test examples")
 
 
+@checked
 @dataclass(frozen=True)
 class Predict:
     """How a client predicts.

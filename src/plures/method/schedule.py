@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -13,9 +13,10 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import SplitName
 from plures.method.layout import LayoutKey
-from plures.method.optimizer import Optimizer
+from plures.method.optimizer import OPTIMIZERS, Optimizer
 from plures.method.state import Batch, State
 from plures.models import Leaves
+from plures.signature import checked, shown
 
 Objective = Callable[[State, State, Any], Tensor]
 """``(x, received, batch) -> scalar`` for one client; ``batch`` is a tuple when the phase asks for several.
@@ -29,6 +30,7 @@ Steps = int | Callable[[float], int]
 """A number of steps, or one drawn anew in each round, the same for all clients, from a uniform number in [0, 1)."""
 
 
+@checked
 @dataclass(frozen=True)
 class Phase:
     """Gradient steps on some leaves.
@@ -57,7 +59,7 @@ class Phase:
     epochs: float | None = None
     steps: Steps | None = None
     lr: float | None = None
-    optimizer: Optimizer | None = None
+    optimizer: Annotated[Optimizer | None, OPTIMIZERS] = None
     batches: int = 1
     random: bool = False
     stream: str = ""
@@ -85,11 +87,27 @@ class Phase:
     def minimised(self, x: State, received: State, batch: Any) -> Tensor:
         """The objective's value for one client."""
         if self.objective is not None:
-            return self.objective(x, received, batch)
+            return scalar(self.objective(x, received, batch), self.objective)
         own: Batch = batch[0] if isinstance(batch, tuple) else batch
         if not self.targets:
             return own.problem.network.zero(own.inputs.device)
         return own.loss(getattr(x, self.slot))
+
+
+def scalar(value: Any, objective: Objective) -> Tensor:
+    """What an objective returns, if it is one number."""
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value
+    found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+    raise PluresError(
+        f"objective {named(objective)} returns {found}; return one number, a tensor without dimensions: "
+        "batch.mean(values) of one value for each example"
+    )
+
+
+def named(function: Callable[..., Any]) -> str:
+    """A function of the user's in a message."""
+    return repr(getattr(function, "__name__", type(function).__name__))
 
 
 @brief
@@ -114,6 +132,7 @@ class Visit:
     key: Tensor
 
 
+@checked
 @dataclass(frozen=True)
 class Assign:
     """New values for some slots, computed without gradient steps.

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plures.brief import brief
+from plures.errors import PluresError, suggestion
 from plures.federation import Task
 from plures.models import Leaves, Network
 from plures.models.layers import uniform
@@ -25,6 +26,8 @@ class State:
     def __getattr__(self, slot: str) -> Leaves:
         if slot.startswith("__"):
             raise AttributeError(slot)
+        if slot not in self._slots:
+            raise PluresError(f"x.{slot}: the state has no slot {slot!r}; {suggestion(slot, self._slots)}")
         return self._slots[slot]
 
     def __contains__(self, slot: str) -> bool:

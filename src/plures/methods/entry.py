@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import collections.abc
 import inspect
 import re
-import types
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Integral, Real
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from plures.errors import PluresError, PluresWarning
 from plures.method import Method, Selector, compose, role
+from plures.signature import arguments, kinds, shown
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,10 @@ class Entry:
 
     def __call__(self, *args: Any, **parameters: Any) -> Method:
         given = arguments(f"method {self.name!r}", self.build, *args, **parameters)
-        return self.build(*given.args, **given.kwargs)
+        made = self.build(*given.args, **given.kwargs)
+        if not isinstance(made, Method):
+            raise PluresError(f"method {self.name!r}: its function returns {shown(made)}; let it return a Method")
+        return made
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -77,6 +78,11 @@ class Entry:
         return one is two
 
     @property
+    def kinds(self) -> Mapping[str, Any]:
+        """Parameters and their types."""
+        return kinds(self.build)
+
+    @property
     def summary(self) -> str:
         """First paragraph of the method's docstring."""
         return (inspect.getdoc(self.build) or "").partition("\n\n")[0].replace("\n", " ")
@@ -98,7 +104,11 @@ class Entry:
             one, two = (e(**{k: v for k, v in given.items() if k in e.defaults}) for e in (self, other))
             return compose(one, two)
 
-        named = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v) for k, v in parameters.items()]
+        types = {**self.kinds, **other.kinds}
+        named = [
+            inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=v, annotation=types[k])
+            for k, v in parameters.items()
+        ]
         build.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
         build.__doc__ = f"{self.summary}\n\nTogether with: {other.summary}"
         return Entry(
@@ -132,74 +142,6 @@ def entry(
         return Entry(build.__name__, title, family, citation, build, space or {})
 
     return describe
-
-
-def arguments(what: str, build: Callable[..., Any], /, *args: Any, **parameters: Any) -> inspect.BoundArguments:
-    """Arguments of a function, refused if a name or a type is not what its signature says.
-
-    Where a tuple is wanted, a list or a single value becomes one, for the command line knows no tuples.
-
-    Args:
-        what: what error messages call the function.
-        build: the function; a parameter without annotation takes anything.
-        args: given by position.
-        parameters: given by name.
-    """
-    try:
-        signature = inspect.signature(build, eval_str=True)
-    except (NameError, AttributeError, TypeError):  # an annotation that exists only for the type checker
-        signature = inspect.signature(build)
-    try:
-        bound = signature.bind(*args, **parameters)
-    except TypeError as error:
-        optional = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
-        known = ", ".join(f"{name}={value!r}" for name, value in optional.items()) or "none"
-        raise PluresError(f"{what}: {error}; its parameters are {known}") from None
-    for name, value in bound.arguments.items():
-        p = signature.parameters[name]
-        if p.annotation is p.empty or value is p.default or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            continue
-        readings = (value, tuple(value) if isinstance(value, list) else (value,))
-        fitting = [reading for reading in readings if fits(reading, p.annotation)]
-        if not fitting:
-            raise PluresError(f"{what}: {name}={value!r}; give {wanted(p.annotation)}")
-        bound.arguments[name] = fitting[0]
-    return bound
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type; NaN is no number, and a method itself checks the texts it knows."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
-    if origin is Literal:
-        return any(type(value) is type(one) for one in inner)
-    if origin is tuple and inner[-1] is not ...:
-        return isinstance(value, tuple) and len(value) == len(inner) and all(map(fits, value, inner))
-    if origin in (tuple, collections.abc.Sequence):
-        return isinstance(value, origin) and not isinstance(value, str) and all(fits(one, inner[0]) for one in value)
-    if kind in (int, float):
-        number = Integral if kind is int else Real
-        return isinstance(value, number) and not isinstance(value, bool) and bool(value == value)
-    known = origin or kind
-    return value is None if kind is None else not isinstance(known, type) or isinstance(value, known)
-
-
-def wanted(kind: Any) -> str:
-    """A type in words."""
-    origin, inner = get_origin(kind), get_args(kind)
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "None"}
-    if kind in words:
-        return words[kind]
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(wanted, inner))
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
-    if origin in (tuple, collections.abc.Sequence):
-        several = [wanted(one) for one in inner if one is not ...]
-        return f"a list [{', '.join(several)}{', ...' if len(several) == 1 else ''}]"
-    name = "function" if origin is collections.abc.Callable else getattr(kind, "__name__", str(kind))
-    return f"a {name} (in Python only)"
 
 
 def part(chosen: str | Selector) -> Selector:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.models.layers import KEY, KeyedDropout, with_keyed_dropout
+from plures.signature import checked, shown
 
 Leaves = dict[str, Tensor]
 """Named tensors of one model: parameters and buffers by their path in the module."""
@@ -43,6 +44,7 @@ class LeafInfo:
     buffer: bool
 
 
+@checked
 def with_roles(module: nn.Module, **roles: str | tuple[str, ...]) -> nn.Module:
     """Mark parts of a module: ``with_roles(net, head="classifier")``; a value is one or more submodule names.
 
@@ -53,7 +55,8 @@ def with_roles(module: nn.Module, **roles: str | tuple[str, ...]) -> nn.Module:
     for role, parts in marked.items():
         for part in parts:
             if part not in names:
-                raise PluresError(f"role {role!r}: the model has no part {part!r}; parts are {', '.join(names)}")
+                near = suggestion(part, filter(None, names), "parts are")
+                raise PluresError(f"role {role!r}: the model has no part {part!r}; {near}")
     module.roles = marked  # type: ignore[assignment]
     return module
 
@@ -231,6 +234,20 @@ class Network:
 ModelFactory = Callable[[], nn.Module]
 
 
+def made(factory: ModelFactory) -> nn.Module:
+    """What a factory makes, if it is a module."""
+    try:
+        module = factory()
+    except TypeError as error:
+        raise PluresError(
+            f"the model's factory failed ({error}): give a function without parameters that returns a new module, "
+            "such as lambda: nn.Linear(13, 2)"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise PluresError(f"the model's factory returns {shown(module)}: let it return a torch.nn.Module")
+    return module
+
+
 def build(model: nn.Module | ModelFactory, seed: int) -> nn.Module:
     """A module whose initial values are a function of ``seed``.
 
@@ -241,7 +258,7 @@ def build(model: nn.Module | ModelFactory, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if not isinstance(model, nn.Module):
-            return model()
+            return made(model)
         clone = copy.deepcopy(model)
         if seed != 0:
             for layer in clone.modules():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from plures.run.engine import Stack
 from plures.run.execution import Execution
 from plures.run.participation import Joint, Participation
 from plures.run.randomness import fold, name_key, unit
+from plures.run.rehearse import failure
 from plures.run.store import ClientStore
 from plures.run.training import Training
 from plures.run.uploads import Answer, Uploads, followed
@@ -236,7 +238,14 @@ class Coordinator:
 
     def cohort(self, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""
-        return self.participation.cohort(self.setting, self.seed, round)
+        chosen = self.participation.cohort(self.setting, self.seed, round)
+        what = f"participation {type(self.participation).__name__}, round {round + 1}"
+        if not chosen:
+            raise PluresError(f"{what}: nobody takes part; choose at least one client for each round")
+        for client in chosen:
+            if not isinstance(client, Integral) or not 0 <= client < len(self.setting):
+                raise PluresError(f"{what}: {client!r} is no client; give positions from 0 to {len(self.setting) - 1}")
+        return sorted({int(client) for client in chosen})
 
     def examples(self, clients: list[int]) -> Tensor:
         """Training examples of some clients, ``(clients,)`` in double precision."""
@@ -287,8 +296,18 @@ def check_outputs(network: Network, federation: Federation) -> None:
         example = federation.inputs.new_zeros(2, *federation.features)
     try:
         outputs, _ = network(network.leaves(), example, train=False)
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        raise PluresError(f"the model cannot read examples of shape {federation.features}: {error}") from error
+    except PluresError:
+        raise
+    except Exception as error:
+        raise PluresError(
+            f"the model cannot read examples of shape {federation.features}: {failure(error)}; let its forward take "
+            "one tensor (batch, *shape)"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise PluresError(
+            f"the model gives {type(outputs).__name__}, not a tensor: wrap it in a module whose forward returns the "
+            "class scores or numbers alone, such as its field logits"
+        )
     expected = (len(example), federation.task.outputs)
     if tuple(outputs.shape) != expected:
         raise PluresError(

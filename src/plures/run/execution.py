@@ -9,10 +9,12 @@ from typing import Literal
 import torch
 
 from plures.errors import PluresError
+from plures.signature import checked
 
 Precision = Literal["auto", "float32", "float64", "bfloat16"]
 
 
+@checked
 @dataclass(frozen=True)
 class Execution:
     """Choices that change speed and memory, and results only within rounding.

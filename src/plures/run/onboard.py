@@ -29,8 +29,10 @@ from plures.method import (
 from plures.run.engine import Stack
 from plures.run.rounds import Run
 from plures.run.store import ClientStore
+from plures.signature import checked
 
 
+@checked
 def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
     """The run as newcomers see it: what is shared comes from it, what is personal they obtain by themselves.
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from plures.errors import PluresError
 from plures.method import Setting
 from plures.run.randomness import fold, name_key
+from plures.signature import checked
+
+PARTICIPATIONS = "a rule such as Full() or Uniform(0.1)"
+"""What messages ask for."""
 
 
+@runtime_checkable
 class Participation(Protocol):
     """A rule that names each round's cohort."""
 
@@ -20,6 +25,7 @@ class Participation(Protocol):
         """Positions of the clients of a round, in increasing order."""
 
 
+@checked
 @dataclass(frozen=True)
 class Full:
     """Every client takes part in every round."""
@@ -28,6 +34,7 @@ class Full:
         return list(range(len(setting)))
 
 
+@checked
 @dataclass(frozen=True)
 class Sample:
     """A sample of the clients without replacement.
@@ -73,6 +80,7 @@ class BySize(Sample):
         return chosen
 
 
+@checked
 @dataclass(frozen=True)
 class Joint:
     """A rule for methods by which clients learn jointly; where nothing travels, everybody takes part in every round.

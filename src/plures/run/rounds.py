@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -34,17 +35,20 @@ from plures.run.coordinator import Coordinator, Work, builder
 from plures.run.cost import kept
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
-from plures.run.participation import Full, Participation
+from plures.run.participation import PARTICIPATIONS, Full, Participation
 from plures.run.randomness import fold, name_key
+from plures.run.rehearse import rehearse
 from plures.run.store import ClientStore
 from plures.run.training import Training
 from plures.run.uploads import Answer
+from plures.signature import checked
 
 Values = dict[Leaf, Tensor]
 MODEL = "model"
 """The slot of a predictor that is one model."""
 
 
+@checked
 class Run(Coordinator):
     """A federation, a model and a method in training, with the clients in this process.
 
@@ -68,10 +72,10 @@ class Run(Coordinator):
         self,
         federation: Federation,
         model: nn.Module | ModelFactory,
-        method: Method,
+        method: Annotated[Method, "a Method, such as plures.methods.ditto(lam=0.1)"],
         training: Training | None = None,
         *,
-        participation: Participation | None = None,
+        participation: Annotated[Participation | None, PARTICIPATIONS] = None,
         seed: int = 0,
         execution: Execution | None = None,
         population: Setting | None = None,
@@ -84,6 +88,8 @@ class Run(Coordinator):
         known = population or self.setting
         build = builder(method, model, known, self.federation, execution.dtype)
         super().__init__(method, known, build, participation or Full(), seed, local=population is not None)
+        if population is None:
+            rehearse(self.bound, self.federation, self.training, execution, seed)
         cohort = self.cohort(0) if population is None else list(range(len(federation)))
         self.execution = choose(self.bound, self.federation, self.training, execution, seed, len(cohort))
         self.engine = Engine(self.bound, self.federation, self.training, self.execution, seed)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 from plures.errors import PluresError
-from plures.method.optimizer import SGD, Optimizer
+from plures.method.optimizer import OPTIMIZERS, SGD, Optimizer
+from plures.signature import checked
+
+SCHEDULES = "a schedule from plures.run, such as Cosine() or Exponential(0.99)"
+"""What messages ask for."""
 
 
+@runtime_checkable
 class RateSchedule(Protocol):
     """Factor of the learning rate in a round."""
 
     def __call__(self, round: int, rounds: int) -> float: ...
 
 
+@checked
 @dataclass(frozen=True)
 class Constant:
     """The same learning rate in all rounds."""
@@ -24,6 +30,7 @@ class Constant:
         return 1.0
 
 
+@checked
 @dataclass(frozen=True)
 class Exponential:
     """``gamma ** round``."""
@@ -34,6 +41,7 @@ class Exponential:
         return self.gamma**round
 
 
+@checked
 @dataclass(frozen=True)
 class Cosine:
     """From 1 down to ``final`` along half a cosine (Loshchilov, Hutter 2017, without restarts)."""
@@ -44,6 +52,7 @@ class Cosine:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * round / max(rounds, 1))) / 2
 
 
+@checked
 @dataclass(frozen=True)
 class Milestones:
     """Multiplied by ``gamma`` at each of the given rounds."""
@@ -55,6 +64,7 @@ class Milestones:
         return self.gamma ** sum(round >= milestone for milestone in self.at)
 
 
+@checked
 @dataclass(frozen=True)
 class Training:
     """Local work of every client, unless a phase of the method says otherwise.
@@ -74,8 +84,8 @@ class Training:
     batch_size: int | None = 32
     epochs: float | None = None
     steps: int | None = None
-    optimizer: Optimizer = field(default_factory=SGD)
-    schedule: RateSchedule = field(default_factory=Constant)
+    optimizer: Annotated[Optimizer, OPTIMIZERS] = field(default_factory=SGD)
+    schedule: Annotated[RateSchedule, SCHEDULES] = field(default_factory=Constant)
     clip: float | None = None
 
     def __post_init__(self) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError, closest
+from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split, SplitRule, Task, from_arrays
 from plures.federation.names import by_name, in_order
 from plures.tables.column import Category, Number, Read
-from plures.tables.declared import Declared, Name, Names, explain, toml
+from plures.tables.declared import Declared, Name, Names, toml
 from plures.tables.draft import Draft, draft
 from plures.tables.finding import Finding, refuse
 from plures.tables.marks import Dates, read_dates, read_groups

@@ -14,6 +14,7 @@ from plures.federation.datasets.folder import PACKAGED, VARIABLE, data_folder
 from plures.federation.datasets.har import har
 from plures.federation.datasets.heart import heart
 from plures.federation.federation import Federation
+from plures.signature import Kinds, arguments, kinds
 
 
 @dataclass(frozen=True)
@@ -411,6 +412,9 @@ _CARDS = (
     ),
 )
 
+TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".feather", ".json", ".npz")
+"""Endings of files that are no data sets."""
+
 CATALOGUE: Mapping[str, DatasetCard] = MappingProxyType({card.name: card for card in _CARDS})
 
 
@@ -426,14 +430,15 @@ def load(name: str, *, seed: int = 0, **options: object) -> Federation:
         PluresError: for an unknown name or option, or when the data are not there, saying how to get them.
     """
     card = _card(name)
-    known = loader_options(card.loader)
+    known = loader_kinds(name)
     for option in options:
         if option not in known:
             raise PluresError(
                 f"data set {name!r} has no option {option!r}; {suggestion(option, known, 'its options are')}"
             )
+    given = arguments(f"data set {name!r}", card.loader, seed=seed, **options)
     locate(name)
-    return card.loader(seed=seed, **options)
+    return card.loader(*given.args, **given.kwargs)
 
 
 def locate(name: str) -> Path:
@@ -457,8 +462,21 @@ def locate(name: str) -> Path:
 
 def _card(name: str) -> DatasetCard:
     if name not in CATALOGUE:
-        raise PluresError(f"no data set {name!r}: {suggestion(name, CATALOGUE)}")
+        file = Path(str(name))
+        if file.is_file() or file.suffix.lower() in TABLES:
+            raise PluresError(
+                f"no data set {str(name)!r}: a table is no data set by itself; read it in Python and give "
+                "plures.from_frame(frame, target=..., client=...), or make a folder of .npz files, one for each client"
+            )
+        if len(file.parts) > 1:
+            raise PluresError(f"no data set {str(name)!r}: there is no folder of this name; check the path")
+        raise PluresError(f"no data set {str(name)!r}: {suggestion(name, CATALOGUE)}; or name a folder of .npz files")
     return CATALOGUE[name]
+
+
+def loader_kinds(name: str) -> Kinds:
+    """Options of `load` for a data set, with their types."""
+    return kinds(_card(name).loader)
 
 
 def loader_options(loader: Callable[..., Federation]) -> tuple[str, ...]:

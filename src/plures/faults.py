@@ -1,0 +1,94 @@
+"""What is wrong with data that were to be read into a model, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+import plures
+from plures.errors import PluresError, closest
+from plures.signature import shown
+
+MESSAGES = {"missing": "is missing", "extra_forbidden": "is unknown here", "union_tag_not_found": "kind is missing"}
+"""Pydantic's type of error -> plainer words."""
+M = TypeVar("M", bound=BaseModel)
+
+
+def explain(error: ValidationError, declared: Mapping[str, object], known: Iterable[str] = ()) -> str:
+    """The first of pydantic's complaints in one line; a column is named, not numbered.
+
+    Args:
+        error: the complaints.
+        declared: what was validated; the entries of its lists are called by their ``name``, if they have one.
+        known: names of its fields, to suggest one for a misspelled name.
+    """
+    first = error.errors()[0]
+    where: list[str] = []
+    inside: object = declared
+    for part in first["loc"]:
+        if isinstance(part, int) and isinstance(inside, list | tuple):
+            inside = inside[part]
+            name = inside.get("name") if isinstance(inside, Mapping) else None
+            where[-1] = f"{where[-1].removesuffix('s')} {repr(name) if name else f'number {part + 1}'}"
+        elif isinstance(inside, Mapping) and part not in inside and inside.get("kind") == part:
+            continue  # the tag that chose the type of an entry
+        else:
+            inside = inside.get(part) if isinstance(inside, Mapping) else None
+            where.append(str(part))
+    message = MESSAGES.get(first["type"], first["msg"]).removeprefix("Value error, ")
+    plain = isinstance(first["input"], str | int | float)
+    if plain and first["type"] not in (*MESSAGES, "value_error", "json_invalid"):
+        message += f", not {shown(first['input'])}"
+    if first["type"] == "extra_forbidden" and len(where) == 1:
+        near = closest(where[0], known)
+        message += f"; did you mean {near!r}?" if near else ""
+    return f"{', '.join(where)}: {message}" if where else message
+
+
+def text_of(file: Path, what: str) -> str:
+    """The text of a file.
+
+    Args:
+        file: the file.
+        what: what it should be, for the message.
+
+    Raises:
+        PluresError: if it cannot be read, or is no text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PluresError(f"{file} is not {what}: it is no UTF-8 text; name the right file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PluresError(f"{file} is not {what}: it cannot be read ({reason}); name the right file") from error
+
+
+def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:
+    """A model out of a JSON file.
+
+    Args:
+        kind: the model.
+        file: the file.
+        what: what it should be, for the message.
+        remedy: what to do if it is not.
+
+    Raises:
+        PluresError: in one sentence.
+    """
+    text = text_of(file, what)
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise unreadable(error, file, what, remedy) from error
+
+
+def unreadable(error: ValidationError, file: Path, what: str, remedy: str) -> PluresError:
+    """The error for a file that was damaged, or written by another version."""
+    return PluresError(
+        f"{file} is not {what} that plures {plures.__version__} can read ({explain(error, {})}): it is damaged, or of "
+        f"another version; {remedy}"
+    )

@@ -1,0 +1,92 @@
+"""One step of all that a client does, on copies: what cannot work is refused before the first round."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import plures
+from plures.errors import PluresError
+from plures.method import Assign, Bound, Phase, State
+from plures.method.schedule import named
+from plures.run.execution import Execution
+
+if TYPE_CHECKING:
+    from plures.federation import Federation
+    from plures.run.engine import Engine
+    from plures.run.training import Training
+
+FEW = 8
+"""Examples in the batch of the step."""
+INSIDE = tuple(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (plures, torch))
+
+
+def rehearse(bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int) -> None:
+    """Let one client do one step of each phase, each assignment and a prediction. Nothing of the run is touched.
+
+    Raises:
+        PluresError: names the part that fails, the client, and the line of the user's that it fails in.
+    """
+    from plures.run.choose import copies
+    from plures.run.engine import Engine
+
+    precision = "float32" if execution.precision == "auto" else execution.precision
+    alone = Execution("loop", 1, False, precision, execution.device)
+    short = replace(training, batch_size=min(training.batch_size or FEW, FEW))
+    engine = Engine(bound, federation, short, alone, seed)
+    client = typical(federation)
+    x, received = copies(bound, 1)
+    where = f"client {federation.clients[client]!r}"
+    for item in (*bound.method.schedule, *bound.method.predictor.preparation):
+        step = replace(item, steps=1, epochs=None) if isinstance(item, Phase) else item
+        told(f"{part(item)} on {where}", lambda step=step: engine.visit(x, received, [client], 0, (step,)))  # type: ignore[misc]
+    told(f"predict on {where}", lambda: predicted(engine, x, client))
+
+
+def typical(federation: Federation) -> int:
+    """Position of the smallest client that fills a batch; of the largest one if none does."""
+    sizes: list[int] = federation.splits["train"].sizes.tolist()
+    return min(range(len(sizes)), key=lambda i: (sizes[i] < FEW, sizes[i] if sizes[i] >= FEW else -sizes[i]))
+
+
+def predicted(engine: Engine, x: Any, client: int) -> None:
+    """Predict a few of a client's examples."""
+    predict, federation = engine.bound.method.predictor, engine.federation
+    state = {slot: {path: t[0] for path, t in leaves.items()} for slot, leaves in x.items()}
+    deployed = x if predict.composed else {"model": {p: t[None] for p, t in predict.leaves(State(state)).items()}}
+    inputs = federation.inputs[federation.splits["train"][client][:FEW]]
+    own: dict[str, Any] = {split: engine.whole([client], split) for split in predict.reads}
+    outputs = engine.forward(deployed, inputs[None], own)
+    if federation.task.kind == "classification":
+        engine.decisions(deployed, outputs)
+
+
+def part(item: Phase | Assign) -> str:
+    """A part of a schedule in a message."""
+    if isinstance(item, Assign):
+        return f"assignment {named(item.update)}"
+    return "training" if item.objective is None else f"objective {named(item.objective)}"
+
+
+def told(what: str, work: Callable[[], object]) -> None:
+    """Do some work of the user's; what it raises becomes one sentence."""
+    try:
+        work()
+    except PluresError:
+        raise
+    except Exception as error:
+        raise PluresError(f"{what}: {failure(error)}") from error
+
+
+def failure(error: Exception) -> str:
+    """What an error says, in one line, and the user's line that it comes from."""
+    text = " ".join(str(error).split("\n\n")[0].split())
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(INSIDE)]
+    line = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{line}"
