@@ -121,12 +121,12 @@ def test_compare_writes_table_results_and_report(tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["run", "heart", "dito"], "no method 'dito'; there are local, fedavg"),
+        (["run", "heart", "dito"], "no method 'dito'; did you mean 'ditto'?"),
         (["run", "hart", "ditto"], "did you mean 'heart'"),
         (["run", "heart", "ditto", "--set", "lam=-1"], "lam=-1 must not be negative"),
-        (["run", "heart", "ditto", "--set", "mu=1"], "its parameters are lam=1.0"),
+        (["run", "heart", "ditto", "--set", "mu=1"], "method 'ditto' has no option 'mu'; its options are lam"),
         (["run", "heart", "ditto", "--set", "lam"], "write NAME=VALUE"),
-        (["run", "heart", "ditto", "--model", "mpl"], "no network 'mpl'"),
+        (["run", "heart", "ditto", "--model", "mpl"], "no network 'mpl'; did you mean 'mlp'?"),
         (["run", "heart", "ditto", "--lr", "-1"], "SGD: lr=-1.0 must be a number >= 0"),
         (["run", "heart", "ditto", "--fraction", "2"], "participation fraction 2.0"),
         (["run", "heart", "ditto", "--unseen", "paris"], "no client 'paris'"),

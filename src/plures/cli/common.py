@@ -59,12 +59,13 @@ Track = Annotated[
 ]
 
 
-def settings(pairs: list[str] | None, option: str, kinds: Kinds) -> dict[str, Any]:
+def settings(pairs: list[str] | None, option: str, owner: str, kinds: Kinds) -> dict[str, Any]:
     """``NAME=VALUE`` pairs, each value read as the type that is declared for its name.
 
     Args:
         pairs: as they were typed.
-        option: what they belong to, for messages.
+        option: where they were typed, for messages.
+        owner: what they belong to, for messages.
         kinds: the names that there are, with their types.
     """
     found: dict[str, Any] = {}
@@ -73,7 +74,7 @@ def settings(pairs: list[str] | None, option: str, kinds: Kinds) -> dict[str, An
         if not sign:
             raise PluresError(f"{option} {pair!r}: write NAME=VALUE")
         if name not in kinds:
-            raise PluresError(f"{option}: no option {name!r}; {suggestion(name, kinds, 'its options are')}")
+            raise PluresError(f"{option}: {owner} has no option {name!r}; {suggestion(name, kinds, 'its options are')}")
         if name in found:
             raise PluresError(f"{option}: {name} is given twice; give it once")
         found[name] = read(option, name, text, kinds[name])
@@ -82,14 +83,16 @@ def settings(pairs: list[str] | None, option: str, kinds: Kinds) -> dict[str, An
 
 def data_settings(pairs: list[str] | None, data: str) -> dict[str, Any]:
     """Options of ``--data`` for a data set or a folder."""
-    return settings(pairs, "--data", {**data_kinds(data), "donate": float})
+    return settings(pairs, "--data", f"data {data!r}", {**data_kinds(data), "donate": float})
 
 
 def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]:
     """Options of ``--model-set`` for a network."""
     if pairs and model is None:
         raise PluresError("--model-set gives options of a network that is not named: name it with --model")
-    return settings(pairs, "--model-set", network_kinds(model) if pairs and model is not None else {})
+    return settings(
+        pairs, "--model-set", f"network {model!r}", network_kinds(model) if pairs and model is not None else {}
+    )
 
 
 def current_folder() -> None:

@@ -212,7 +212,7 @@ def device_command(
             model=model,
             model_options=model_settings(model_options, model),
             method=name,
-            parameters=settings(setting, "--set", find_method(name).kinds),
+            parameters=settings(setting, "--set", f"method {name!r}", find_method(name).kinds),
             batch_size=batch_size or None,
             optimizer=optimizer,
             momentum=momentum,

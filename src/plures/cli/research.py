@@ -153,7 +153,7 @@ def run_command(
         model_options=model_settings(model_options, model),
         model=model,
         method=method,
-        parameters=settings(setting, "--set", find_method(method).kinds),
+        parameters=settings(setting, "--set", f"method {method!r}", find_method(method).kinds),
         lr=lr,
         optimizer=optimizer,
         momentum=momentum,

@@ -96,8 +96,7 @@ class RunSpec(Result):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            told = explain(error, fields, type(self).model_fields)
-            raise PluresError(f"settings of a run: {told}") from error
+            raise PluresError(explain(error, fields, type(self).model_fields)) from error
 
     @model_validator(mode="before")
     @classmethod
