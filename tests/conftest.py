@@ -1,12 +1,15 @@
-"""How the tests divide over processes."""
+"""How the tests divide over processes, and what each of them starts with."""
 
 from __future__ import annotations
 
+import random
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pytest
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
 
 IN_TURN = {
     "failures": ("test_failures",),
@@ -18,6 +21,20 @@ IN_TURN = {
 GROUPS = {file: group for group, files in IN_TURN.items() for file in files}
 
 
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread and the same random numbers, whatever the machine has and whatever ran before."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A process takes a file, or a group of files, at a time."""
     from xdist.scheduler import LoadScopeScheduling

@@ -37,8 +37,6 @@ from plures.run import choose as choosing
 from plures.run.allocator import keep_freed_memory
 from plures.run.batches import plan
 
-torch.set_num_threads(1)
-
 SIZES = (37, 5, 13, 8, 24, 17, 30)
 LOOP = Execution("loop", 1, False, "float64")
 WIDE = Execution("vmap", 128, False, "float64")
@@ -80,7 +78,8 @@ def normed() -> nn.Module:
 
 def run(method, execution, *, model=mlp, federation=None, participation=None, **training) -> Run:
     """A finished run with batches of 8."""
-    options = {"rounds": 2, "batch_size": 8, "epochs": 2, "optimizer": HEAVY, "clip": 0.7} | training
+    work = {} if training.keys() & {"epochs", "steps"} else {"epochs": 2}
+    options = {"rounds": 2, "batch_size": 8, "optimizer": HEAVY, "clip": 0.7} | work | training
     done = Run(
         federation or ragged(), model, method, Training(**options), participation=participation, execution=execution
     )
@@ -283,7 +282,8 @@ def layered(name, method, execution, **training):
     features, model = LAYERS[name]
     tokens = 11 if name in ("embedding", "tokens through a transformer") else 0
     data = ragged((11, 4, 7), features, tokens=tokens)
-    options = {"federation": data, "model": model, "batch_size": 4, "epochs": 1} | training
+    work = {} if "steps" in training else {"epochs": 1}
+    options = {"federation": data, "model": model, "batch_size": 4} | work | training
     return run(method, execution, **options)
 
 

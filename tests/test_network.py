@@ -13,8 +13,6 @@ from plures.models import Network, build, with_roles
 from plures.models.layers import KeyedDropout, uniform
 from test_engine import Hidden, SelfAttention, encoder, normed
 
-torch.set_num_threads(1)
-
 KEY = torch.tensor(12345)
 
 

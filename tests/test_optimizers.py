@@ -13,8 +13,6 @@ from plures.method import SGD, Adam, AdamW
 from plures.methods import fedavg
 from test_engine import LOOP, WIDE, assert_same, everything_of, mlp, ragged, run
 
-torch.set_num_threads(1)
-
 PAIRS = {
     "sgd": (SGD(0.1), lambda p: torch.optim.SGD(p, 0.1)),
     "weight decay": (SGD(0.1, weight_decay=0.2), lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.2)),

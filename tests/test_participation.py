@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from plures.errors import PluresError
 from plures.method import Setting
 from plures.methods import ditto, fedavg, local, scaffold
 from plures.run import BySize, Fixed, Full, Run, Training, Uniform
 from test_engine import LOOP, SIZES, mlp, ragged
-
-torch.set_num_threads(1)
 
 DATA = Setting.of(ragged())
 RULES = [Full(), Uniform(0.4), BySize(0.4), Fixed([["c1", "c0"], ["c6"]])]

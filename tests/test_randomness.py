@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from plures.method import Method, Phase
 from plures.methods import ditto, fedavg
 from plures.run import Execution, Run, Training
 from plures.run.randomness import branch, fold, orders
 from test_engine import LOOP, SIZES, WIDE, mlp, ragged
-
-torch.set_num_threads(1)
 
 
 def engine(method=None, federation=None, execution=LOOP, seed=0, **training):

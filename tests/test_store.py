@@ -14,8 +14,6 @@ from plures.run import Execution, Uniform
 from plures.run.store import ClientStore
 from test_engine import assert_same, everything_of, normed, run
 
-torch.set_num_threads(1)
-
 INITIAL = {
     ("model", "w"): torch.arange(6.0, dtype=torch.float64).view(2, 3),
     ("model", "half"): torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
@@ -104,14 +102,14 @@ def test_runs_in_memory_and_on_disk_are_the_same(method, tmp_path):
 
 
 def test_a_million_clients_on_disk_are_instant_and_sparse(tmp_path):
-    begun = time.perf_counter()
+    begun = time.process_time()
     store = ClientStore({("model", "w"): torch.ones(100), ("alpha", "alpha"): torch.tensor(0.5)}, 1_000_000, tmp_path)
     last = [999_999, 5]
     store.put(("model", "w"), last, torch.full((2, 100), 4.0))
     store.mark(last)
     assert torch.equal(store.get(("model", "w"), [7, 999_999])[:, 0], torch.tensor([1.0, 4.0]))
     assert store.mean(("model", "w")).mean().item() == 4.0
-    assert time.perf_counter() - begun < 2.0
+    assert time.process_time() - begun < 2.0
     files = [path.stat() for path in tmp_path.rglob("*.bin")]
     assert sum(file.st_size for file in files) == 404_000_000
     assert sum(file.st_blocks for file in files) * 512 < 1_000_000

@@ -24,8 +24,6 @@ from plures.errors import PluresError
 from plures.run.message import HEADER, Order, Reply, Told, pack, unpack
 from plures.run.remote import TooFewError
 
-torch.set_num_threads(1)
-
 Tensors = dict[str, Tensor]
 Spoil = Callable[[bytes], bytes | str]
 

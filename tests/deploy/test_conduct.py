@@ -20,8 +20,6 @@ from plures.run.message import Order, Reply, pack, unpack
 from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_tables
 
-torch.set_num_threads(1)
-
 
 def hospitals(file: Path) -> Loopback:
     return Loopback([opened(file.parent / name / "site.toml") for name in heart_tables()])

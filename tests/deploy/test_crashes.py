@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from benchmarks.aftermath import CLIENTS, kept, lost, prepared
 from sites import Loopback
 
@@ -34,15 +33,6 @@ TIMED = (LOG, METRICS, RESULT, "card.json", "card.md")
 """Files that tell times, which differ."""
 COMPILED = "__pycache__"
 """Folder in which Python keeps the compiled loader of a site, where it is let."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A process that forks must have no threads of computation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass

@@ -16,8 +16,6 @@ from test_catalogue import clients, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
-torch.set_num_threads(1)
-
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from sites import elsewhere, far
 
 from plures.deploy.site import Allowed
@@ -18,8 +17,6 @@ from plures.run.remote import Sites, TooFewError, population
 from test_catalogue import clients
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
-torch.set_num_threads(1)
-
 FEDERATION, _ = clients()
 TRAINING = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
 

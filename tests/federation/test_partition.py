@@ -91,12 +91,12 @@ def test_quantity_skew_keeps_labels_alike():
 
 def test_a_thousand_clients_and_small_alpha_end():
     labels = np.arange(60_000) % 10
-    start = time.perf_counter()
+    start = time.process_time()
     for how in ("iid", "dirichlet", "dirichlet_per_class", "pathological", "quantity"):
         owner = partition(labels, how, 1000, alpha=0.01, min_size=10, classes_per_client=2)
         sizes = np.bincount(owner[owner >= 0], minlength=1000)
         assert sizes.min() >= 10, how
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_partitions_are_pure_functions_of_the_seed():
