@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
-import torch
 from torch import nn
 
 from plures.brief import brief
@@ -22,6 +21,7 @@ from plures.method.share import Known, Shared
 from plures.method.tree import zeros_like
 from plures.method.wire import Wire
 from plures.models import LeafInfo, Leaves, ModelFactory, Network, build
+from plures.models.network import seeded
 from plures.signature import checked
 
 
@@ -97,8 +97,7 @@ class Method:
         module = build(model, seed)
         for role, add in self.adds.items():
             if role not in getattr(module, "roles", {}):
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed ^ crc32(role.encode()))
+                with seeded(seed ^ crc32(role.encode())):
                     module = add(module, setting)
         return module
 

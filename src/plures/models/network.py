@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -167,8 +168,7 @@ class Network:
             return self.module(inputs), {}
         fresh = {name: leaves[name].detach().clone() for name in self._buffers} if train else {}
         if train and key is not None and self._draws is not None:
-            with torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
-                torch.manual_seed(int(key))
+            with seeded(int(key)):
                 return self._evaluate(leaves, inputs, fresh, key), fresh
         return self._evaluate(leaves, inputs, fresh, key), fresh
 
@@ -231,6 +231,16 @@ class Network:
         return self.module(inputs)  # type: ignore[no-any-return]
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """PyTorch's generators start from a seed, and are afterwards as they were, on every CUDA device that is in use."""
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if used else ()
+    with torch.random.fork_rng(list(devices), device_type="cuda"):
+        torch.manual_seed(seed)
+        yield
+
+
 ModelFactory = Callable[[], nn.Module]
 
 
@@ -255,8 +265,7 @@ def build(model: nn.Module | ModelFactory, seed: int) -> nn.Module:
         model: a factory, called with the seed set; or a module, taken as it is for seed 0 and with its layers'
             ``reset_parameters`` called on a copy for other seeds.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if not isinstance(model, nn.Module):
             return made(model)
         clone = copy.deepcopy(model)
