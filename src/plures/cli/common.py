@@ -52,7 +52,7 @@ Fraction = Annotated[float | None, typer.Option(help="Share of the clients, draw
 Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]
 Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")]
 Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a CUDA device where there is one.")]
 Track = Annotated[
     list[str] | None,
     typer.Option(help=f"Also write every run for {', '.join(TRACKERS)}, into the folder of --out; repeatable."),

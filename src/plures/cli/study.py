@@ -14,6 +14,7 @@ import torch
 import typer
 
 from plures.cli.common import Track, app, console, current_folder
+from plures.devices import find
 from plures.errors import PluresError
 from plures.files import check_folder, write_text
 from plures.report import html_report
@@ -39,6 +40,10 @@ def study_command(
     current_folder()
     source = read_study(file)
     check_folder(out or Path("runs") / source.document.name)
+    try:
+        find(source.document.execution.device)
+    except PluresError as error:
+        raise source.error(("execution", "device"), str(error)) from error
     callbacks = trackers(track or (), out or Path("runs") / source.document.name)
     studied = plan_of(source, resolved(source.document.tuning.search))
     folder = out or Path("runs") / source.document.name

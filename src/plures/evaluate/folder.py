@@ -122,11 +122,11 @@ class RunFolder:
 
     def run(self, device: str = "cpu") -> Run:
         """The run in its saved state, on the clients it was trained with."""
-        spec = self.spec()
+        spec, execution = self.spec(), self._execution(device)
         federation = spec.federation()
         if spec.unseen:
             federation, _ = federation.hold_out(spec.unseen)
-        rebuilt = spec.run(federation, self._execution(device))
+        rebuilt = spec.run(federation, execution)
         restore(rebuilt, read(self.path / STATE)[0])
         return rebuilt
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.devices import find
 from plures.errors import PluresError, suggestion
 from plures.federation.names import in_order, name_of
 from plures.federation.seeding import generator
@@ -240,7 +241,14 @@ class Federation:
         return describe(self)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Federation:
-        """The same federation with its tensors on a device, floating-point data in ``dtype`` if given."""
+        """The same federation with its tensors on a device, floating-point data in ``dtype`` if given.
+
+        Offsets of splits and the scaling stay on the CPU, as all that is as small as the number of clients or columns.
+
+        Raises:
+            PluresError: if there is no such device.
+        """
+        device = find(device)
 
         def move(values: Tensor) -> Tensor:
             return values.to(device, dtype if values.is_floating_point() else None)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from plures.devices import find
 from plures.errors import PluresError
 from plures.signature import checked
 
@@ -26,7 +27,7 @@ class Execution:
             run makes up for the compilation.
         precision: floating-point type. ``bfloat16`` means mixed precision: leaves stay ``float32``. ``auto`` measures
             it against ``float32`` on an accelerator that has it; on a CPU it takes ``float32``.
-        device: ``cpu``, ``cuda``, or ``auto`` for an accelerator when present.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device where there is one.
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
     """
 
@@ -42,12 +43,11 @@ class Execution:
             raise PluresError(f"chunk={self.chunk}: give at least 1, or 'auto'")
         if self.backend == "loop" and self.compile is True:
             raise PluresError("compile=True is not used by backend='loop': take backend='vmap', or leave it out")
+        find(self.device)
 
     @property
     def torch_device(self) -> torch.device:
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return find(self.device)
 
     @property
     def dtype(self) -> torch.dtype:
