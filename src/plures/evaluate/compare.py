@@ -307,6 +307,8 @@ class _Study:
         """A method on the study's model and clients."""
         method, setting = entry(**parameters), Setting.of(self.federation)
         return method.bind(Network(method.prepare(self.factory, setting).to(dtype=self.execution.dtype)), setting)
+        method, setting = entry(**parameters), Setting.of(self.federation.to("cpu"))
+        return method.bind(Network(method.prepare(self.factory, setting)), setting)
 
     def _tune(self, entry: Entry, rates: tuple[float, ...], rounds: int) -> tuple[float, dict[str, Any], list[Trial]]:
         """Choose the learning rate with default parameters, then each strength with that rate."""
@@ -478,6 +480,6 @@ def environment(execution: Execution) -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": str(torch.get_num_threads()),
     }

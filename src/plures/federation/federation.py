@@ -133,13 +133,23 @@ class Federation:
         for column, values in self.metadata.items():
             if len(values) != len(self.clients):
                 raise PluresError(f"metadata column {column!r}: {len(values)} values for {len(self.clients)} clients")
+        self._check_devices()
         self._check_values()
+
+    def _check_devices(self) -> None:
+        rows = {f"rows of the {split} split": index.rows for split, index in self.splits.items()}
+        for what, tensor in {"targets": self.targets, **rows, "public rows": self.public}.items():
+            if tensor.device != self.inputs.device:
+                raise PluresError(
+                    f"federation {self.name!r}: its {what} are on {tensor.device}, its inputs on {self.inputs.device}; "
+                    "build it on one device and move it as a whole with Federation.to"
+                )
 
     def _check_values(self) -> None:
         owned = torch.cat([*(split.rows for split in self.splits.values()), self.public])
         if owned.numel() and (int(owned.min()) < 0 or int(owned.max()) >= len(self.inputs)):
             raise PluresError(f"federation {self.name!r}: a split names a row outside the {len(self.inputs)} examples")
-        bad = torch.zeros(len(self.inputs), dtype=torch.bool)
+        bad = torch.zeros(len(self.inputs), dtype=torch.bool, device=self.inputs.device)
         if self.inputs.is_floating_point():
             bad |= ~torch.isfinite(self.inputs).flatten(1).all(1)
         if self.targets.is_floating_point():

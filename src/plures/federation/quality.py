@@ -223,7 +223,7 @@ def imputed_slopes(slopes: Tensor, covariance: Tensor, completeness: Tensor | fl
     Returns:
         ``(p,)`` slopes.
     """
-    share = torch.as_tensor(completeness, dtype=covariance.dtype).expand(len(slopes))
+    share = torch.as_tensor(completeness, dtype=covariance.dtype, device=covariance.device).expand(len(slopes))
     if not bool(((share > 0) & (share <= 1)).all()):
         raise PluresError(f"imputed slopes: completeness {share.tolist()}; give shares in (0, 1]")
     observed = share[:, None] * share * covariance

@@ -110,7 +110,7 @@ def by_time(federation: Federation, time: str | ArrayLike | Tensor, tasks: int) 
     if tasks < 1:
         raise PluresError(f"by time: {tasks} tasks; give at least 1")
     known = _values(federation, time)
-    owned = torch.cat([split.rows for split in federation.splits.values()])
+    owned = torch.cat([split.rows for split in federation.splits.values()]).cpu()
     sorted_times = known[owned].sort().values
     begins = [float("-inf"), *(float(sorted_times[len(owned) * k // tasks]) for k in range(1, tasks)), float("inf")]
     names = tuple(f"time {k + 1}" for k in range(tasks))

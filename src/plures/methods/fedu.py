@@ -20,7 +20,7 @@ def linked(graph: Graph | Tensor, columns: tuple[str, ...], neighbours: int, set
     count = len(setting)
     if isinstance(graph, Tensor):
         require(len(graph) == count, f"fedu: the graph has {len(graph)} clients, the federation {count}")
-        return graph.to(torch.float64)
+        return graph.to("cpu", torch.float64)
     if graph == "complete":
         near = torch.ones(count, count, dtype=torch.bool)
     else:

@@ -48,7 +48,8 @@ def restore(run: Coordinator, saved: Snapshot) -> None:
         """What a share keeps beside its values, which may come and go with the rounds."""
         prefix = f"share:{block}:"
         found = {name.removeprefix(prefix): t for name, t in saved.items() if name.startswith(prefix)}
-        return {k: t.to(kept.extra[k].device) if k in kept.extra else t for k, t in found.items()}
+        leaf = next(iter(kept.values.values()))
+        return {k: t.to(kept.extra.get(k, leaf).device) for k, t in found.items()}
 
     run.server = {
         block: Kept(taken("server", block, kept.values), extra(block, kept)) for block, kept in run.server.items()

@@ -52,14 +52,16 @@ def flops(bound: Bound, federation: Federation, training: Training) -> int:
 
     Matrix products and convolutions are counted by running the visit on a copy; elementwise work is not.
     """
+    device, dtype = next(iter(bound.initial["model"].values())).device, bound.network.dtype
+    federation = federation.to(device, dtype)
     sizes = federation.splits["train"].sizes
     median = int(sizes.argsort(stable=True)[len(sizes) // 2])
-    alone = Execution("loop", 1, False, "float32", str(federation.inputs.device))
+    alone = Execution("loop", 1, False, "float64" if dtype == torch.float64 else "float32", str(device))
     engine = Engine(bound, federation, replace(training, rounds=1), alone, seed=0)
     received = {slot: {p: t.unsqueeze(0) for p, t in leaves.items()} for slot, leaves in bound.initial.items()}
     x = {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}
     with FlopCounterMode(display=False) as counter:
         engine.visit(x, received, [median], 0, bound.method.schedule)
     if federation.inputs.is_cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return int(counter.get_total_flops())

@@ -83,7 +83,7 @@ class Engine:
         able = int((self.federation.splits["train"].sizes[clients] > 0).sum())
         if able < len(clients):
             first = [{s: {p: t[:able] for p, t in ls.items()} for s, ls in stack.items()} for stack in (x, received)]
-            losses = torch.zeros(0)
+            losses = torch.zeros(0, device=self.federation.inputs.device)
             if able:
                 losses = self.visit(first[0], first[1], clients[:able], round, schedule, scheduled=scheduled)
             return torch.cat([losses, losses.new_zeros(len(clients) - able)])

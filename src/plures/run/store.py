@@ -36,7 +36,7 @@ class MemoryRows:
         return self._rows[clients]
 
     def write(self, clients: list[int], values: Tensor) -> None:
-        self._rows[clients] = values
+        self._rows[clients] = values.to(self._rows.device)
 
 
 class DiskRows:

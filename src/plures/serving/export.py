@@ -82,7 +82,7 @@ def export(
         if name not in FORMATS:
             raise PluresError(f"no format {name!r}; there are {', '.join(FORMATS)}")
     model.scaled(inputs)
-    inputs = inputs.to(model.federation.inputs.dtype)
+    inputs = inputs.to(model.federation.inputs)
     ranges = inputs if calibration is None else calibration.to(inputs)
     made: list[tuple[str, str, bytes, Callable[[Path], Runner]]] = []
     if "onnx" in to or int8:

@@ -174,6 +174,7 @@ class PersonalModel:
     def scaled(self, inputs: Tensor) -> Tensor:
         """Raw inputs ``(n, *features)`` on the scale that the network reads, refused if they cannot be right."""
         client, wanted = self.card.client, self.federation.inputs.dtype
+        inputs = inputs.to(self.federation.inputs.device)
         if inputs.dim() == 0 or not len(inputs):
             raise PluresError(f"no example to predict for client {client!r}: give at least one row")
         if inputs.is_floating_point() and not wanted.is_floating_point and bool((inputs != inputs.round()).any()):
