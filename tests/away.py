@@ -163,7 +163,13 @@ class Functions(TorchFunctionMode):
 @contextmanager
 def pretended() -> Iterator[str]:
     """The device is there, beside the CPU; yields its name."""
+    autocast = torch.autocast
+
+    def known(device: str, *args: Any, **options: Any) -> torch.autocast:
+        return autocast("cpu" if device == AWAY else device, *args, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "here", lambda: ["cpu", f"{AWAY}:0"])
+        patch.setattr(torch, "autocast", known)
         with Operations(), Functions():
             yield AWAY
