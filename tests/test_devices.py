@@ -420,14 +420,17 @@ def test_a_device_that_is_not_there_is_one_sentence(monkeypatch):
 
 
 def test_every_command_that_takes_a_device_refuses_one_that_is_not_there(monkeypatch, tmp_path):
-    """Before it reads data."""
+    """Before it reads the data, for which there is no loader here."""
+    monkeypatch.setattr(RunSpec, "federation", None)
     monkeypatch.setattr(devices, "here", lambda: ["cpu"])
-    (tmp_path / "run.json").write_text(json.dumps({"spec": {"data": "nowhere", "unseen": ["a"]}, "execution": {}}))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"spec": {"data": "heart", "unseen": ["va"]}, "execution": {}, "result": {}})
+    )
     study = tmp_path / "study.toml"
     study.write_text(
         'name = "s"\n[[data]]\nname = "heart"\n[[methods]]\nname = "ditto"\n[execution]\ndevice = "cuda"\n'
     )
-    commands = ["run nowhere ditto --device cuda", "compare nowhere --method ditto --device cuda"]
+    commands = ["run heart ditto --device cuda", "compare heart --method ditto --device cuda"]
     commands += [f"onboard {tmp_path} --device cuda", f"study {study}"]
     for command in commands:
         out = [] if command.startswith("onboard") else ["--out", str(tmp_path / "out")]

@@ -284,8 +284,7 @@ class _Study:
         lr, parameters, trials = self._tune(entry, rates, tune_rounds)
         spec = self._spec(entry, lr, parameters)
         results = [self._final(entry, spec.model_copy(update={"seed": seed})) for seed in range(seeds)]
-        federation = self.federation.to(self.federation.inputs.device, self.execution.dtype)
-        return described(entry, self.bound(entry, parameters), federation, spec, trials, results)
+        return described(entry, self.bound(entry, parameters), self.federation, spec, trials, results)
 
     def rehearse(self, entry: Entry, rates: Sequence[float]) -> None:
         """Set up one short run of a method, which refuses what cannot work, and every value that tuning will try."""
@@ -305,10 +304,8 @@ class _Study:
 
     def bound(self, entry: Entry, parameters: Mapping[str, Any]) -> Bound:
         """A method on the study's model and clients."""
-        method, setting = entry(**parameters), Setting.of(self.federation)
-        return method.bind(Network(method.prepare(self.factory, setting).to(dtype=self.execution.dtype)), setting)
         method, setting = entry(**parameters), Setting.of(self.federation.to("cpu"))
-        return method.bind(Network(method.prepare(self.factory, setting)), setting)
+        return method.bind(Network(method.prepare(self.factory, setting).to(dtype=self.execution.dtype)), setting)
 
     def _tune(self, entry: Entry, rates: tuple[float, ...], rounds: int) -> tuple[float, dict[str, Any], list[Trial]]:
         """Choose the learning rate with default parameters, then each strength with that rate."""
