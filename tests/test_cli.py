@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import plures
+from plures.cli import app
+from plures.evaluate import RunSpec
+from plures.run.checkpoint import save
 
 PLURES = [sys.executable, "-m", "plures.cli"]
 FIXED = ["--backend", "vmap", "--chunk", "4", "--no-compile-step"]
@@ -99,6 +104,25 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, how):
     assert first["test"] == second["test"]
     assert [p["validation"] for p in first["curve"]] == [p["validation"] for p in second["curve"]]
     assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--data", "seed=1"], r"client 'cleveland' \(and 3 more clients\) has other training rows"),
+        (["--set", "lam=0.5"], "the method's parameter lam is 1.0 there and 0.5 here"),
+        (["--lr", "0.1"], "the training's optimizer.lr is 0.05 there and 0.1 here"),
+        (["--unseen", "va"], "client 'va' is only there"),
+    ],
+)
+def test_a_run_is_gone_on_with_for_the_same_question_alone(tmp_path, changed, words):
+    spec = RunSpec(data="heart", method="ditto", rounds=4, lr=0.05)
+    run = spec.run(spec.federation(), plures.Execution("vmap", 4, False, "float32"))
+    save(run, spec.title(), tmp_path / "checkpoint.safetensors", question=spec.question(run, every=1))
+    command = ["run", "heart", "ditto", "--rounds", "4", "--lr", "0.05", "--out", str(tmp_path), *FIXED, *changed]
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, plures.PluresError)
+    assert re.search(f"is a checkpoint of another run: .*{words}; choose another", str(done.exception))
 
 
 def test_compare_writes_table_results_and_report(tmp_path):

@@ -203,7 +203,9 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
     file = tmp_path / "run.safetensors"
     training = Training(rounds=3, batch_size=8)
     save(Run(people(), net, ditto(), training, execution=FAST), "ditto", file)
-    with pytest.raises(plures.PluresError, match="checkpoint of another run: its method is 'ditto'"):
+    with pytest.raises(
+        plures.PluresError, match="checkpoint of another run: the method's name is ditto there and local here"
+    ):
         fit(Run(people(), net, local(), training, execution=FAST), "local", checkpoint=file)
 
 
@@ -264,7 +266,9 @@ def test_comparison_is_complete_resumes_and_reads_back(tmp_path):
     assert len(lines) == 1 + 5 * 2 * 6
     again = compare(people(), ["ditto", mine], out=tmp_path, unseen=["p5"], **options)
     assert again == one
-    with pytest.raises(plures.PluresError, match="holds another comparison: rounds differ"):
+    with pytest.raises(
+        plures.PluresError, match="holds another comparison: the training's rounds is 4 there and 5 here"
+    ):
         compare(people(), ["ditto", mine], out=tmp_path, unseen=["p5"], **{**options, "rounds": 5})
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -65,6 +66,26 @@ def text_of(file: Path, what: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PluresError(f"{file} is not {what}: it cannot be read ({reason}); name the right file") from error
+
+
+def json_of(file: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        file: the file.
+        what: what it should be, for the message.
+        remedy: what to do if it is not.
+
+    Raises:
+        PluresError: in one sentence.
+    """
+    try:
+        told = json.loads(text_of(file, what))
+    except json.JSONDecodeError as error:
+        raise PluresError(f"{file} is not {what}, or damaged ({error}): {remedy}") from error
+    if not isinstance(told, dict):
+        raise PluresError(f"{file} is not {what}: {remedy}")
+    return told
 
 
 def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:

@@ -11,8 +11,9 @@ import torch
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, load
 from plures.federation import partition as deal
+from plures.run.fingerprint import of_data
 from plures.study import Plan, Store, ahead, begin, parse_study, plan_of
-from plures.study.cells import fingerprint, load_cell
+from plures.study.cells import load_cell
 from plures.study.search import planned
 from plures.study.work import Timing
 
@@ -129,10 +130,8 @@ def owned(federation: Federation) -> torch.Tensor:
 
 
 def test_natural_clients_are_those_of_the_data_set() -> None:
-    assert fingerprint(cell("")) == fingerprint(load("heart"))
-    assert (
-        fingerprint(cell("options = { seed = 1 }")) == fingerprint(load("heart", seed=1)) != fingerprint(load("heart"))
-    )
+    assert of_data(cell("")) == of_data(load("heart"))
+    assert of_data(cell("options = { seed = 1 }")) == of_data(load("heart", seed=1)) != of_data(load("heart"))
 
 
 def test_pooled_rows_are_dealt_as_the_partition_says() -> None:
@@ -167,7 +166,7 @@ def test_limits_keep_shares_of_the_splits() -> None:
         after = [len(small.splits[split][place]) for split in SPLITS]
         assert after == [max(1, int(40 / sum(before) * size)) for size in before]
     assert len(small.inputs) == len(owned(small))
-    assert fingerprint(small) == fingerprint(cell("max_examples = 40\nmax_clients = 3"))
+    assert of_data(small) == of_data(cell("max_examples = 40\nmax_clients = 3"))
 
 
 def test_shift_and_quality_are_applied() -> None:
@@ -190,7 +189,9 @@ def test_what_the_data_do_not_allow_is_told_with_its_line(extra: str, line: int,
 
 def test_data_that_changed_are_refused(tmp_path: Path) -> None:
     store, found = Store(tmp_path), plan()
-    store.note_cell(found.cells[0], "abc", "{}", "{}", {})
-    store.note_cell(found.cells[0], "abc", "{}", "{}", {})
-    with pytest.raises(PluresError, match="the data of 'h, natural, 4 rounds' are not those"):
-        store.note_cell(found.cells[0], "abd", "{}", "{}", {})
+    one, other = ({"data": of_data(load("heart", seed=seed))} for seed in (0, 1))
+    store.note_cell(found.cells[0], one, "{}", "{}", {})
+    store.note_cell(found.cells[0], one, "{}", "{}", {})
+    words = "the data of 'h, natural, 4 rounds' are not those .* client 'cleveland' .* has other training rows"
+    with pytest.raises(PluresError, match=words):
+        store.note_cell(found.cells[0], other, "{}", "{}", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,42 @@ def test_kept_models_are_run_folders(study: Study) -> None:
 def test_a_study_may_be_read_elsewhere(study: Study, tmp_path: Path) -> None:
     (tmp_path / "study.db").write_bytes((study._store.folder / "study.db").read_bytes())
     assert Study(tmp_path).frame().equals(study.frame())
+
+
+def test_a_finished_study_is_not_told_of_other_data_or_by_another_version(study: Study, tmp_path: Path) -> None:
+    """Nothing is left to be done, and still its results do not come back."""
+    store, plan = Store(tmp_path), study.plan
+    study._store.db.backup(store.db)
+    begin(plan, store)
+    assert not store.unfinished(plan.units)
+    cell = plan.cells[0]
+    known = store.cell(cell.key)
+    assert known is not None
+    there = json.loads(known["fingerprint"])
+    there["data"]["test"] = "0123" + there["data"]["test"][4:]
+    for kept, words in (
+        (json.dumps(there), "the data of 'heart' are not .* client 'cleveland' has other test rows; restore them"),
+        ("0123456789abcdef", "the results of 'heart' in .* are of an earlier version"),
+    ):
+        store.db.execute("UPDATE cells SET fingerprint = ?", (kept,))
+        with pytest.raises(PluresError, match=words):
+            begin(plan, store)
+    store.db.execute("UPDATE study SET version = '0.0.1'")
+    with pytest.raises(PluresError, match=r"holds results of plures 0\.0\.1, and this is"):
+        begin(plan, store)
+    store.close()
+
+
+def test_an_edited_method_is_another_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of the code before the edit stay under their own identity."""
+    text = "from plures.methods import ditto\ndef own():\n    return ditto(lam={})"
+
+    def ids(strength: float) -> set[str]:
+        module = types.ModuleType("mine")
+        exec(text.format(strength), module.__dict__)
+        monkeypatch.setitem(sys.modules, "mine", module)
+        source = parse_study(TEXT.replace('"ditto"', '"mine:own"'), "study.toml", Path())
+        return {unit.id for unit in plan_of(source, "grid").units if unit.candidate.part.name == "mine:own"}
+
+    assert ids(0.5) == ids(0.5)
+    assert not ids(0.5) & ids(0.25)

@@ -177,19 +177,21 @@ def run_command(
         wanted = saved(checkpoint, wanted)
     federation = spec.federation()
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
-    run = spec.run(seen, wanted)
+    run, every = spec.run(seen, wanted), max(1, rounds // 20)
+    asked = spec.question(run, held, every=every)
     with progress(spec.title(), rounds) as update:
         fitted = fit(
             run,
             spec.title(),
-            every=max(1, rounds // 20),
+            every=every,
             checkpoint=checkpoint,
             progress=lambda p: update(p.round, f"loss {p.train_loss:.3f}, validation {p.validation:.3f}"),
             callbacks=callbacks,
             settings=spec.model_dump(),
+            question=asked,
         )
         result = finish(fitted, seed, held)
-    folder.write(run, spec, result)
+    folder.write(run, spec, result, asked)
     checkpoint.unlink(missing_ok=True)
     metric = primary(seen.task)
     own = result.test.summary(metric)

@@ -238,7 +238,8 @@ class Conductor:
         """Write the checkpoint."""
         told = {client: one.model_dump() for client, one in self.sites.told.items()}
         curve = [point.model_dump(mode="json") for point in fitted.curve]
-        kept = {"curve": curve, "progress": vars(self.progress), "told": told, "pins": self.sites.pins}
+        progress = vars(self.progress)
+        kept: dict[str, Any] = {"curve": curve, "progress": progress, "told": told, "pins": self.sites.pins}
         save(remote, self.plan.label, self.checkpoint, fitted.best, **kept)
 
     def tell(self, fitted: Fit[Remote], remote: Remote, record: RoundRecord) -> None:

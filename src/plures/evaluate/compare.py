@@ -7,8 +7,9 @@ import json
 import math
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ from plures.evaluate.results import (
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
-from plures.faults import read_json, text_of
+from plures.faults import json_of
 from plures.federation import SPLITS, Federation
 from plures.federation.names import name_of
 from plures.files import check_folder, describe, filed, write_text
@@ -42,8 +43,21 @@ from plures.methods import Entry
 from plures.methods.entry import plain, titled
 from plures.models import ModelFactory, Network
 from plures.run import Execution, Run
+from plures.run.coordinator import builder
 from plures.run.cost import flops, stored, traffic
 from plures.run.execution import Precision
+from plures.run.fingerprint import (
+    DATA,
+    KEY,
+    METHOD,
+    SETTINGS,
+    UNSEEN,
+    Fingerprint,
+    insist,
+    of_data,
+    of_method,
+    question,
+)
 from plures.signature import checked, shown
 
 DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")
@@ -156,7 +170,7 @@ def compare(
         check_folder(study.out)
     for entry in entries.values():  # what does not fit the model or the clients is refused before anything is trained
         study.rehearse(entry, rates)
-    study.claim({**settings, "methods": list(entries)})
+    study.claim({**settings, "methods": list(entries)}, entries.values())
     results = [study.method(entry, rates, tune_rounds, seeds) for entry in entries.values()]
     metric = primary(seen.task)
     comparison = Comparison(
@@ -262,22 +276,49 @@ class _Study:
         trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values())
         self.total = trials * tune_rounds + len(entries) * seeds * self.base.rounds
 
-    def claim(self, settings: Mapping[str, Any]) -> None:
+    def claim(self, settings: Mapping[str, Any], entries: Iterable[Entry]) -> None:
         """Make the folder this comparison's, or refuse the folder of another one."""
         if self.out is None:
             return
-        file, text = self.out / "comparison.json", json.dumps(settings, indent=1, sort_keys=True)
-        if file.exists() and (kept := text_of(file, "the settings of a comparison")) != text:
-            try:
-                old = json.loads(kept)
-            except json.JSONDecodeError as error:
-                raise PluresError(f"{file} is damaged ({error}): delete it, or choose another folder") from error
-            fresh = json.loads(text)
-            changed = [k for k in {**old, **fresh} if old.get(k) != fresh.get(k)]
-            raise PluresError(
-                f"{self.out} holds another comparison: {', '.join(sorted(changed))} differ; choose another folder"
+        file, results = self.out / "comparison.json", self.out / RESULTS
+        asked = self.question(next(iter(entries)), self.base)
+        asked = {part: told for part, told in asked.items() if part != METHOD}
+        own = {key: value for key, value in settings.items() if key not in RunSpec.model_fields}
+        asked[SETTINGS] = {key: json.dumps(value, default=str) for key, value in own.items()} | asked[SETTINGS]
+        asked |= {f"{METHOD} {entry.name}": of_method(entry(), entry.name, entry.given({})) for entry in entries}
+        if file.exists():
+            insist(
+                f"{self.out} holds another comparison",
+                json_of(file, "the settings of a comparison", "delete it, or choose another folder").get(KEY),
+                asked,
             )
-        write_text(file, text)
+        elif results.exists():
+            raise PluresError(f"{self.out} holds results of another comparison ({RESULTS}): choose another folder")
+        else:
+            write_text(file, json.dumps({**settings, KEY: asked}, indent=1, default=str))
+
+    def question(self, entry: Entry, spec: RunSpec) -> Fingerprint:
+        """What a run of a method answers."""
+        method, dtype = entry(**spec.parameters), self.execution.dtype
+        setting = Setting.of(self.federation)
+        network = builder(method, self.factory, setting, self.federation.to("cpu"), dtype)(spec.seed)
+        asked = question(
+            self._data[DATA],
+            network,
+            of_method(method, entry.name, entry.given(spec.parameters)),
+            spec.training(),
+            spec.who(),
+            spec.seed,
+            precision=self.execution.precision,
+            every=self.every,
+        )
+        return asked | self._data
+
+    @cached_property
+    def _data(self) -> Fingerprint:
+        """Facts of the clients, those held out included."""
+        told = {DATA: of_data(self.federation.to("cpu", self.execution.dtype))}
+        return told if self.unseen is None else told | {UNSEEN: of_data(self.unseen.to("cpu", self.execution.dtype))}
 
     def method(self, entry: Entry, rates: tuple[float, ...], tune_rounds: int, seeds: int) -> MethodResult:
         """Tune a method, then run it once per seed."""
@@ -329,11 +370,14 @@ class _Study:
     def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int) -> Trial:
         name = titled(f"{entry.name} lr={lr}", parameters)
         file = None if self.out is None else self.out / "trials" / f"{filed(name)}.json"
-        if file is not None and file.exists():
-            self._tell(entry.name, "tuning", None, rounds, rounds)
-            return read_json(Trial, file, "a trial", "delete it, and it is made again")
         spec = self._spec(entry, lr, parameters).model_copy(update={"rounds": rounds})
         every = max(1, rounds // 4)
+        asked = None if file is None else self.question(entry, spec)
+        if file is not None and asked is not None and file.exists():
+            kept = json_of(file, "a trial", "delete it, and it is made again")
+            insist(f"{file} is a trial of another comparison", kept.get(KEY), asked)
+            self._tell(entry.name, "tuning", None, rounds, rounds)
+            return Trial.model_validate(kept["trial"])
         fitted = fit(
             self._run(entry, spec),
             name,
@@ -346,14 +390,16 @@ class _Study:
         fitted.callbacks.on_end(None)
         trial = Trial(lr=lr, parameters=parameters, validation=fitted.chosen.validation)
         if file is not None:
-            write_text(file, trial.model_dump_json(indent=1))
+            write_text(file, json.dumps({KEY: asked, "trial": trial.model_dump(mode="json")}, indent=1))
         return trial
 
     def _final(self, entry: Entry, spec: RunSpec) -> SeedResult:
         stage = f"seed {spec.seed}"
         name = f"{filed(entry.name)}-seed{spec.seed}"
         folder = None if self.out is None else RunFolder(self.out / "runs" / name)
-        if folder is not None and folder.finished:
+        asked = None if folder is None else self.question(entry, spec)
+        if folder is not None and asked is not None and folder.finished:
+            insist(f"{folder.path} holds another run", folder.question(), asked)
             self._tell(entry.name, stage, None, spec.rounds, spec.rounds)
             return folder.result()
         checkpoint = None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
@@ -366,11 +412,12 @@ class _Study:
             callbacks=self.callbacks,
             stage=stage,
             settings=spec.model_dump(),
+            question=asked,
         )
         result = finish(fitted, spec.seed, self.unseen)
         if folder is not None:
             again = self.named and told(spec.parameters) == spec.parameters
-            folder.write(fitted.run, spec if again else None, result)
+            folder.write(fitted.run, spec if again else None, result, asked)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
         return result
@@ -449,7 +496,8 @@ def _json(value: Any) -> bool:
 def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
     """The execution a checkpoint was made with, so that going on is exact to the bit."""
     saved = describe(checkpoint)["execution"]
-    return replace(execution, **{k: saved[k] for k in ("backend", "chunk", "compile", "precision")})
+    same = ("backend", "chunk", "compile", *(["precision"] if execution.precision == "auto" else []))
+    return replace(execution, **{k: saved[k] for k in same})
 
 
 def card(federation: Federation) -> FederationCard:

@@ -21,6 +21,7 @@ from plures.files import check_file
 from plures.run import Run
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import Coordinator
+from plures.run.fingerprint import Fingerprint, of_run
 from plures.run.interrupt import Interrupt
 from plures.run.onboard import onboard
 from plures.signature import checked
@@ -71,6 +72,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     stage: str = "run",
     settings: Mapping[str, Any] | None = None,
+    question: Fingerprint | None = None,
 ) -> Fit[Run]:
     """Train a run to its last round, or go on from a checkpoint.
 
@@ -84,8 +86,11 @@ def fit(
         callbacks: told of the run; of its end by :func:`finish`.
         stage: what they are told that the run is done for.
         settings: what they are told that was set; default: what the run itself knows.
+        question: what the run answers; a checkpoint of another question is refused. Default: what
+            :func:`~plures.run.fingerprint.of_run` finds of it, and ``every``.
 
     Raises:
+        PluresError: if the checkpoint is that of another run; names the difference.
         KeyboardInterrupt: after the round in which Ctrl-C was pressed or a callback raised it, with the checkpoint
             written.
     """
@@ -96,8 +101,10 @@ def fit(
         check_file(checkpoint)
     fitted = Fit(run, [], callbacks=Callbacks(callbacks))
     spent, sent, visits, last = 0.0, 0, 0, float("nan")
+    if checkpoint is not None and question is None:
+        question = of_run(run, name, every=every)
     if checkpoint is not None and checkpoint.exists():
-        about, fitted.best = resume(run, name, checkpoint)
+        about, fitted.best = resume(run, name, checkpoint, question)
         fitted.curve = [Point(**point) for point in about["curve"]]
         spent, sent, visits = about["seconds"], about["bytes"], about["visits"]
     with fitted.callbacks.stopping(), Interrupt() as interrupt:
@@ -134,7 +141,8 @@ def fit(
             due = interrupt.asked or run.round % checkpoint_every == 0
             if checkpoint is not None and due and run.round < run.training.rounds:
                 curve = [point.model_dump(mode="json") for point in fitted.curve]
-                save(run, name, checkpoint, fitted.best, curve=curve, seconds=spent, bytes=sent, visits=visits)
+                kept: dict[str, Any] = {"curve": curve, "seconds": spent, "bytes": sent, "visits": visits}
+                save(run, name, checkpoint, fitted.best, question=question, **kept)
             if interrupt.asked:
                 raise KeyboardInterrupt
     return fitted

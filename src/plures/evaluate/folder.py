@@ -20,6 +20,7 @@ from plures.models import Leaves
 from plures.run import Execution, Run
 from plures.run.checkpoint import restore, snapshot
 from plures.run.engine import Stack
+from plures.run.fingerprint import KEY, Fingerprint, of_run
 from plures.signature import checked
 
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
@@ -55,13 +56,21 @@ class RunFolder:
         """Whether the folder holds a finished run; its description is written last."""
         return (self.path / DESCRIPTION).exists()
 
-    def write(self, run: Run, spec: RunSpec | None, result: SeedResult) -> None:
-        """Write a run in the state it is in, with its description."""
+    def write(self, run: Run, spec: RunSpec | None, result: SeedResult, question: Fingerprint | None = None) -> None:
+        """Write a run in the state it is in, with its description.
+
+        Args:
+            run: the run.
+            spec: what it was in names and numbers; ``None`` for a run made from Python objects.
+            result: how it scored.
+            question: what it answers; default: what :func:`~plures.run.fingerprint.of_run` finds.
+        """
         write(self.path / STATE, snapshot(run), {})
         models = {f"{client}/{path}": t for client, leaves in personal_models(run) for path, t in leaves.items()}
         write(self.path / MODELS, models, {"clients": list(run.federation.clients)})
         described = {
             "spec": None if spec is None else spec.model_dump(),
+            KEY: of_run(run, "run" if spec is None else spec.title()) if question is None else question,
             "execution": {k: v for k, v in vars(run.execution).items() if k not in ("clients_on_disk", "device")},
             "result": result.model_dump(mode="json"),
             "moves": [
@@ -101,6 +110,11 @@ class RunFolder:
         if not isinstance(described, dict) or not {"spec", "execution", "result"} <= described.keys():
             raise PluresError(f"{file} is not the description of a run: name the folder that `plures run` wrote")
         return described
+
+    def question(self) -> Fingerprint | None:
+        """What the run answers; ``None`` if an earlier version of plures wrote it, which did not keep that."""
+        told: Fingerprint | None = self._description().get(KEY)
+        return told
 
     def result(self) -> SeedResult:
         """How the run scored."""

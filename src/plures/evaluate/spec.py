@@ -34,6 +34,7 @@ from plures.run import (
     Training,
     Uniform,
 )
+from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.rehearse import failure
 from plures.run.training import RateSchedule
 from plures.signature import Kinds, arguments, kinds, shown
@@ -195,6 +196,18 @@ class RunSpec(Result):
             seed=self.seed,
             execution=execution,
         )
+
+    def question(self, run: Run, held: Federation | None = None, **settings: Any) -> Fingerprint:
+        """What a run of these settings answers, apart from the machine.
+
+        Args:
+            run: the run.
+            held: the clients held out of training.
+            settings: what else its result depends on.
+        """
+        entry = self.entry()
+        asked = of_run(run, entry.name, entry.given(self.parameters), **settings)
+        return asked if held is None else asked | {UNSEEN: of_data(held.to("cpu", run.execution.dtype))}
 
 
 def data_kinds(data: str) -> Kinds:

@@ -77,6 +77,11 @@ class Entry:
             return (one.func, one.args, one.keywords) == (two.func, two.args, two.keywords)
         return one is two
 
+    def given(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters that have a value, the given ones and the defaults."""
+        known = {**self.defaults, **parameters}
+        return {name: value for name, value in known.items() if value is not inspect.Parameter.empty}
+
     @property
     def kinds(self) -> Mapping[str, Any]:
         """Parameters and their types."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plures.errors import PluresError
-from plures.files import read, write
+from plures.errors import PluresError, PluresWarning
+from plures.files import describe, read, write
 from plures.method import Kept
 from plures.run.coordinator import Coordinator
+from plures.run.fingerprint import KEY, VERSIONS, Fingerprint, insist, of_run
 
 BEST = "best:"
 Snapshot = dict[str, Tensor]
@@ -60,20 +61,15 @@ def restore(run: Coordinator, saved: Snapshot) -> None:
     run.round = int(saved["round"])
 
 
-def fingerprint(run: Coordinator, name: str) -> dict[str, str]:
-    """What must be equal for a checkpoint to fit a run. Functions count by their names, not by where they lie."""
-    told = {
-        "method": name,
-        "layout": "; ".join(f"{b.name}: {b.share} on {len(b.leaves)} leaves" for b in run.bound.blocks),
-        "training": str(run.training),
-        "participation": str(run.participation),
-        "federation": f"{run.federation.name}, clients {' '.join(run.federation.clients)}",
-        "seed": str(run.seed),
-    }
-    return {key: re.sub(" at 0x[0-9a-fA-F]+", "", value) for key, value in told.items()}
-
-
-def save(run: Coordinator, name: str, file: Path, best: Snapshot | None = None, **extra: Any) -> None:
+def save(
+    run: Coordinator,
+    name: str,
+    file: Path,
+    best: Snapshot | None = None,
+    *,
+    question: Fingerprint | None = None,
+    **extra: Any,
+) -> None:
     """Write a checkpoint of a run.
 
     Args:
@@ -81,26 +77,43 @@ def save(run: Coordinator, name: str, file: Path, best: Snapshot | None = None, 
         name: what it is called; the checkpoint belongs to runs of this name.
         file: where to write.
         best: an earlier state worth keeping beside the present one.
+        question: what the run answers; default: what :func:`~plures.run.fingerprint.of_run` finds.
         extra: JSON values that :func:`resume` gives back.
     """
-    about = {"fingerprint": fingerprint(run, name), "execution": asdict(run.execution) | {"clients_on_disk": None}}
+    asked = of_run(run, name) if question is None else question
+    about = {KEY: asked, "execution": asdict(run.execution) | {"clients_on_disk": None}}
     kept = {f"{BEST}{key}": tensor for key, tensor in (best or {}).items()}
     write(file, snapshot(run) | kept, about | extra)
 
 
-def resume(run: Coordinator, name: str, file: Path) -> tuple[dict[str, Any], Snapshot | None]:
+def resume(
+    run: Coordinator, name: str, file: Path, question: Fingerprint | None = None
+) -> tuple[dict[str, Any], Snapshot | None]:
     """Put a run into the state of a checkpoint; refuse the checkpoint of another run.
+
+    Args:
+        run: the run.
+        name: what it is called.
+        file: the checkpoint.
+        question: what the run answers, as it was given to :func:`save`.
 
     Returns:
         The values and the earlier state that were given to :func:`save`.
+
+    Raises:
+        PluresError: if data, model, method, training or anything else that the result depends on is another one, or if
+            the file does not say; names the difference.
     """
+    about = describe(file)
+    asked = of_run(run, name) if question is None else question
+    insist(f"{file} is a checkpoint of another run", about.get(KEY), asked)
+    old, new = about[KEY][VERSIONS]["torch"], asked[VERSIONS]["torch"]
+    if old != new:
+        warnings.warn(
+            f"{file} was written with torch {old}, and this is torch {new}: the rounds to come may differ by rounding",
+            PluresWarning,
+            stacklevel=2,
+        )
     tensors, about = read(file)
-    mine = fingerprint(run, name)
-    for key, value in mine.items():
-        if about["fingerprint"].get(key) != value:
-            raise PluresError(
-                f"{file} is a checkpoint of another run: its {key} is {about['fingerprint'].get(key)!r}, "
-                f"not {value!r}; choose another folder or delete it"
-            )
     restore(run, {key: t for key, t in tensors.items() if not key.startswith(BEST)})
     return about, {key.removeprefix(BEST): t for key, t in tensors.items() if key.startswith(BEST)} or None

@@ -21,6 +21,8 @@ from plures.models import Leaves, ModelFactory
 from plures.run.coordinator import Coordinator, Work, builder
 from plures.run.engine import Stack
 from plures.run.execution import Execution
+from plures.run.facts import facts
+from plures.run.fingerprint import of_method
 from plures.run.message import Order, Reply, Scored, Task, Tensors, Told, pack, payload, unpack
 from plures.run.participation import Full, Participation
 from plures.run.store import ClientStore
@@ -186,7 +188,8 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
         "clients": federation.clients,
         "features": federation.features,
         "classes": federation.task.classes,
-        "training": str(training),
+        "method": of_method(bound.method, "method"),
+        "training": facts(training, "training"),
         "seed": seed,
         "agreed": agreed,
         "blocks": [(b.name, [named(leaf) for leaf in b.leaves]) for b in bound.blocks],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +16,7 @@ from plures.federation import from_arrays as from_rows
 from plures.federation import partition as deal
 from plures.federation.seeding import generator
 from plures.models import ModelFactory
+from plures.run.fingerprint import DATA, Fingerprint, of_data
 from plures.study.document import PartitionPart
 from plures.study.plan import Cell
 from plures.study.reading import Source
@@ -33,7 +33,7 @@ class Loaded:
         federation: the clients that train.
         unseen: the clients held out of training.
         factory: of the model.
-        fingerprint: a digest of all examples and splits.
+        fingerprint: facts of the data of all clients.
     """
 
     cell: Cell
@@ -41,7 +41,7 @@ class Loaded:
     federation: Federation
     unseen: Federation | None
     factory: ModelFactory
-    fingerprint: str
+    fingerprint: Fingerprint
 
 
 def load_cell(source: Source, cell: Cell) -> Loaded:
@@ -71,7 +71,7 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
         factory = spec.network(seen)
     except PluresError as error:
         raise source.error(own, str(error)) from error
-    return Loaded(cell, spec, seen, unseen, factory, fingerprint(whole))
+    return Loaded(cell, spec, seen, unseen, factory, {DATA: of_data(whole)})
 
 
 def limited(federation: Federation, clients: int | None, examples: int | None) -> Federation:
@@ -169,12 +169,3 @@ def changed(federation: Federation, part: PartitionPart) -> Federation:
         if part.shift.noise is not None:
             federation = noise(federation, part.shift.noise, seed=part.seed)
     return federation if part.quality is None else degrade(federation, seed=part.seed, **part.quality.model_dump())
-
-
-def fingerprint(federation: Federation) -> str:
-    """A digest of the examples and of who has them."""
-    said = hashlib.blake2b(repr(federation.clients).encode(), digest_size=16)
-    for tensor in (federation.inputs, federation.targets, *(federation.splits[split].rows for split in SPLITS)):
-        said.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        said.update(tensor.cpu().contiguous().numpy().tobytes())
-    return said.hexdigest()

@@ -12,6 +12,7 @@ from typing import Literal
 import plures
 from plures.errors import PluresError
 from plures.evaluate.callback import Callback
+from plures.study.cells import load_cell
 from plures.study.plan import Plan, Unit
 from plures.study.store import LostError, Store
 from plures.study.work import Bench
@@ -87,11 +88,21 @@ class Heart:
 
 
 def begin(plan: Plan, store: Store) -> None:
-    """Make a study known to its database, and open again what failed."""
+    """Make a study known to its database, and open again what failed.
+
+    Raises:
+        PluresError: if another version of plures has results there, or if the data of a cell that is done are not those
+            of its results any more; others are checked when they are worked on.
+    """
     source = plan.source
+    store.insist(plures.__version__)
     store.add((*plan.measures, *plan.units))
     store.reopen((*plan.measures, *plan.units))
     store.describe(source.text, source.file, str(source.folder.resolve()), plan.search, plures.__version__)
+    for cell in plan.cells:
+        units = [unit for unit in (*plan.measures, *plan.units) if unit.cell is cell]
+        if store.cell(cell.key) is not None and not store.unfinished(units):
+            store.check_cell(cell, load_cell(source, cell).fingerprint)
 
 
 def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callbacks: Sequence[Callback] = ()) -> None:

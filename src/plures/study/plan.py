@@ -13,6 +13,7 @@ from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import RunSpec, find_method
 from plures.federation import SplitRule
 from plures.methods import Entry
+from plures.run.fingerprint import of_method
 from plures.study.document import BudgetPart, DataPart, MethodPart, PartitionPart, Range, Space
 from plures.study.reading import Source, title
 
@@ -199,6 +200,7 @@ def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> 
     return {
         "cell": cell.key,
         "method": [candidate.part.name, candidate.lr, candidate.part.parameters, space],
+        "code": of_method(candidate.entry(**candidate.part.parameters), candidate.part.name),
         "tuning": document.tuning.model_dump(mode="json", exclude={"lr", "search"}) | {"search": search},
         "execution": document.execution.model_dump(mode="json", include={"backend", "chunk", "compile", "device"}),
     }

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plures.errors import PluresError
+from plures.run.fingerprint import Fingerprint, difference
 from plures.study.plan import Cell, Unit
 
 FILE = "study.db"
@@ -169,6 +170,16 @@ class Store:
         assert isinstance(row, sqlite3.Row)
         return row
 
+    def insist(self, version: str) -> None:
+        """Refuse to go on with results of another version of plures."""
+        row = self.db.execute("SELECT version FROM study").fetchone()
+        done = self.db.execute("SELECT 1 FROM units WHERE state = 'done'").fetchone()
+        if row is not None and done is not None and row["version"] != version:
+            raise PluresError(
+                f"{self.folder} holds results of plures {row['version']}, and this is {version}: choose another folder "
+                "with --out, or install that version"
+            )
+
     def add(self, units: Sequence[Unit]) -> None:
         """Make units known; those that are known keep what they have."""
         with self._transaction():
@@ -191,17 +202,31 @@ class Store:
         assert row is None or isinstance(row, sqlite3.Row)
         return row
 
-    def note_cell(self, cell: Cell, fingerprint: str, card: str, metric: str, environment: dict[str, str]) -> None:
+    def note_cell(
+        self, cell: Cell, fingerprint: Fingerprint, card: str, metric: str, environment: dict[str, str]
+    ) -> None:
         """Note a cell's data; refuse data that changed since the first results on them."""
         self.db.execute(
             "INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?, ?)",
-            (cell.key, cell.title, fingerprint, card, metric, json.dumps(environment)),
+            (cell.key, cell.title, json.dumps(fingerprint), card, metric, json.dumps(environment)),
         )
+        self.check_cell(cell, fingerprint)
+
+    def check_cell(self, cell: Cell, fingerprint: Fingerprint) -> None:
+        """Refuse data of a cell that are not those of its results."""
         known = self.cell(cell.key)
-        if known is not None and known["fingerprint"] != fingerprint:
+        if known is None:
+            return
+        if not known["fingerprint"].startswith("{"):
             raise PluresError(
-                f"the data of {cell.title!r} are not those of the results in {self.folder}: restore them, or choose "
-                "another folder with --out"
+                f"the results of {cell.title!r} in {self.folder} are of an earlier version of plures, which did not "
+                "keep what its data were: choose another folder with --out"
+            )
+        found = difference(json.loads(known["fingerprint"]), fingerprint)
+        if found is not None:
+            raise PluresError(
+                f"the data of {cell.title!r} are not those of the results in {self.folder}: {found}; restore them, or "
+                "choose another folder with --out"
             )
 
     # --- claims ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,259 @@
+"""What determines a run's result, as facts that can be kept, compared, and told apart in words."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import plures
+from plures.errors import PluresError
+from plures.federation import SPLITS, Federation, Split
+from plures.method import Method
+from plures.models import Network
+from plures.run.coordinator import Coordinator
+from plures.run.facts import Facts, digest, facts, raw, short, tensor_text
+from plures.run.participation import Participation
+from plures.run.training import Training
+
+Fingerprint = dict[str, Facts]
+"""Part of the question to its facts. What only changes rounding, speed or who is told is not part of it."""
+
+KEY = "question"
+"""Under which files keep a fingerprint."""
+
+HEADS = ("name", "task", "classes", "outputs", "shape of an example", "type of the inputs", "type of the targets")
+"""Facts of data that are told before the rows, which differ where these do."""
+
+CLIENT_DIGITS = 12
+BLOCK = 1 << 26
+"""Bytes of examples that are gathered at once."""
+
+VERSIONS, DATA, UNSEEN, METHOD, TRAINING, PARTICIPATION, MODEL, SETTINGS = (
+    "versions", "data", "unseen clients", "method", "training", "participation", "model", "settings",
+)  # fmt: skip
+
+
+def of_data(federation: Federation) -> Facts:
+    """Facts of clients and their examples, of every client and split a digest of its own."""
+    task = federation.task
+    told = {
+        "name": federation.name,
+        "task": task.kind,
+        "classes": short(", ".join(task.classes)),
+        "outputs": str(task.outputs),
+        "shape of an example": str(federation.features),
+        "type of the inputs": str(federation.inputs.dtype).removeprefix("torch."),
+        "type of the targets": str(federation.targets.dtype).removeprefix("torch."),
+        "columns": short(", ".join(federation.columns)),
+        "clients": json.dumps(federation.clients),
+    }
+    told |= facts(federation.scaling, "scaling")
+    for column in sorted(federation.metadata):
+        told[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
+    inputs, targets = federation.inputs.detach().cpu(), federation.targets.detach().cpu()
+    for split in SPLITS:
+        told[split] = " ".join(client_digests(inputs, targets, federation.splits[split]))
+    public = federation.public.cpu()
+    told["public rows"] = " ".join(client_digests(inputs, targets, Split.of([public]))) if len(public) else "none"
+    return told
+
+
+def client_digests(inputs: Tensor, targets: Tensor, split: Split) -> list[str]:
+    """Of every client, a digest of its rows in a split: their places, inputs and targets, in order."""
+    rows, offsets = split.rows.cpu(), split.offsets.tolist()
+    wide = max(1, inputs[:1].nbytes + targets[:1].nbytes)
+    found: list[str] = []
+    first = 0
+    while first < len(split):
+        last = first + 1
+        while last < len(split) and (offsets[last + 1] - offsets[first]) * wide <= BLOCK:
+            last += 1
+        own = rows[offsets[first] : offsets[last]]
+        parts = [(raw(t), t[:1].nbytes) for t in (own, inputs[own], targets[own])]
+        for client in range(first, last):
+            begin, end = offsets[client] - offsets[first], offsets[client + 1] - offsets[first]
+            found.append(digest(*(view[begin * size : end * size] for view, size in parts), size=CLIENT_DIGITS // 2))
+        first = last
+    return found
+
+
+def of_network(network: Network) -> Facts:
+    """Facts of a model: classes, settings and code of its modules, and its initial leaves."""
+    told = facts(network.module, "network", tensors=False)
+    return told | {f"leaf {path}": tensor_text(leaf) for path, leaf in network.leaves().items()}
+
+
+def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = None) -> Facts:
+    """Facts of a method: its name, its parameters as they were given, and all that it consists of, code included."""
+    told = {"name": name}
+    for key, value in (parameters or {}).items():
+        told |= facts(value, f"parameter {key}")
+    return told | {k.removeprefix("method."): v for k, v in facts(method, "method").items() if k != "method"}
+
+
+def versions() -> Facts:
+    """Versions of what computes; only that of plures must be equal."""
+    return {"plures": plures.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def question(
+    data: Facts,
+    network: Network,
+    method: Facts,
+    training: Training,
+    participation: Participation,
+    seed: int,
+    **settings: Any,
+) -> Fingerprint:
+    """The fingerprint of a run.
+
+    Args:
+        data: facts of its data (:func:`of_data`).
+        network: the model, with its initial values.
+        method: facts of the method (:func:`of_method`).
+        training: local work.
+        participation: who takes part.
+        seed: of the run.
+        settings: what else the result depends on.
+    """
+    if training.epochs is None and training.steps is None:
+        training = replace(training, epochs=1.0)
+    return {
+        VERSIONS: versions(),
+        DATA: data,
+        METHOD: method,
+        TRAINING: _inner(facts(training, "training"), "training"),
+        PARTICIPATION: _inner(facts(participation, "rule"), "rule"),
+        MODEL: of_network(network),
+        SETTINGS: {"seed": str(seed)} | {name: str(value) for name, value in settings.items()},
+    }
+
+
+def of_run(run: Coordinator, name: str, parameters: Mapping[str, Any] | None = None, **settings: Any) -> Fingerprint:
+    """The fingerprint of a run that was set up.
+
+    Args:
+        run: the run.
+        name: what it is called.
+        parameters: of its method, to be told by name.
+        settings: what else the result depends on.
+    """
+    precision = "float32" if run.execution.precision == "auto" else run.execution.precision
+    method = of_method(run.method, name, parameters)
+    return question(
+        of_data(run.federation),
+        run.bound.network,
+        method,
+        run.training,
+        run.participation,
+        run.seed,
+        precision=precision,
+        **settings,
+    )
+
+
+def _inner(told: Facts, name: str) -> Facts:
+    return {key.removeprefix(f"{name}."): text for key, text in told.items()}
+
+
+def difference(
+    there: Mapping[str, Facts], here: Mapping[str, Facts], parts: Iterable[str] = (), *, values: bool = True
+) -> str | None:
+    """The first difference between two fingerprints in words; ``None`` if there is none.
+
+    Args:
+        there: what was kept.
+        here: what is asked now.
+        parts: the parts that must be equal; default: all.
+        values: whether the values of tensors must be equal, too, or only their types and shapes.
+    """
+    for part in parts or {**here, **there}:
+        old, new = there.get(part, {}), here.get(part, {})
+        if part == VERSIONS:
+            old, new = ({"plures": kept.get("plures", "unknown")} for kept in (old, new))
+        found = _data_differ(old, new) if part in (DATA, UNSEEN) else None
+        found = found or _facts_differ(part, old, new, values)
+        if found is not None:
+            return f"of the clients held out, {found}" if part == UNSEEN else found + _made_with(part, there, here)
+    return None
+
+
+def insist(what: str, there: Mapping[str, Facts] | None, here: Mapping[str, Facts]) -> None:
+    """Refuse what was made for another question.
+
+    Args:
+        what: what it is, as the beginning of a sentence.
+        there: its fingerprint; ``None`` if it has none.
+        here: the fingerprint of what is asked now.
+
+    Raises:
+        PluresError: names the first difference.
+    """
+    if there is None:
+        raise PluresError(
+            f"{what} that an earlier version of plures wrote, without saying for which data and which code: choose "
+            "another folder or delete it"
+        )
+    found = difference(there, here)
+    if found is not None:
+        raise PluresError(f"{what}: {found}; choose another folder or delete it")
+
+
+def _data_differ(old: Facts, new: Facts) -> str | None:
+    """Which client has other rows, or is not there."""
+    if not old or not new:
+        return None if old == new else f"there are none {'here' if old else 'there'}"
+    clients, now = json.loads(old["clients"]), json.loads(new["clients"])
+    for name, others, where in (*((c, now, "there") for c in clients), *((c, clients, "here") for c in now)):
+        if name not in others:
+            return f"the data differ: client {name!r} is only {where}"
+    if any(old[key] != new[key] for key in HEADS):
+        return None
+    for split in SPLITS:
+        changed = [c for c, a, b in zip(clients, old[split].split(), new[split].split(), strict=True) if a != b]
+        if changed:
+            more = f" (and {len(changed) - 1} more clients)" if len(changed) > 1 else ""
+            kind = {"train": "training"}.get(split, split)
+            return f"the data differ: client {changed[0]!r}{more} has other {kind} rows"
+    return None
+
+
+def _facts_differ(part: str, old: Facts, new: Facts, values: bool) -> str | None:
+    for key in {**old, **new}:
+        a, b = old.get(key), new.get(key)
+        alike = a is not None and b is not None and _is_tensor(a) and _plain(a) == _plain(b)
+        if a == b or (alike and not values):
+            continue
+        what = {SETTINGS: key, VERSIONS: f"the version of {key}"}.get(part, f"the {part}'s {key}")
+        if a is None or b is None:
+            here, gone = ("here", "there") if a is None else ("there", "here")
+            return f"{what} is {_plain(a or b or '')} {here} and nothing {gone}"
+        if _plain(a) != _plain(b):
+            return f"{what} is {_plain(a)} there and {_plain(b)} here"
+        kind = "the values" if _is_tensor(a) else "the code" if a.startswith("function") else "the contents"
+        return f"{kind} of {what} ({_plain(a)}) differ"
+    return None
+
+
+def _plain(text: str) -> str:
+    """A fact without its digest."""
+    return re.sub(r" #[0-9a-f]+", "", text) or "nothing"
+
+
+def _is_tensor(text: str) -> bool:
+    return re.match(r"\w+ \([\d, ]*\) #", text) is not None
+
+
+def _made_with(part: str, there: Mapping[str, Facts], here: Mapping[str, Facts]) -> str:
+    """Versions that may alone be the reason for a difference in compiled code or in a library's layers."""
+    old, new = there.get(VERSIONS, {}), here.get(VERSIONS, {})
+    told = [f"{name} {old.get(name)} there, {new.get(name)} here" for name in ("python", "torch")]
+    changed = [one for one, name in zip(told, ("python", "torch"), strict=True) if old.get(name) != new.get(name)]
+    return f" ({'; '.join(changed)})" if changed and part not in (VERSIONS, DATA, UNSEEN) else ""
