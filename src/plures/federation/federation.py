@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+KINDS = ("classification", "regression")
+"""Kinds of tasks."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Task:
     kind: Literal["classification", "regression"]
     classes: tuple[str, ...] = ()
     outputs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise PluresError(f"task kind {self.kind!r} is unknown: {suggestion(self.kind, KINDS)}")
+        if self.outputs < 1:
+            raise PluresError(f"a task of {self.outputs} outputs: give at least 1")
 
 
 @brief

@@ -205,6 +205,11 @@ class Bound:
         """Leaves that a phase's gradient steps change: the floating-point parameters it names."""
         return [leaf for leaf in self.selected(phase) if not self._buffer(leaf)]
 
+    def of_model(self, leaf: Leaf) -> bool:
+        """Whether a leaf is one of the network's, or of a copy of some of its leaves."""
+        (slot, path), model = leaf, self.initial["model"]
+        return path in self.network.info and self.initial[slot][path].shape == model[path].shape
+
     def selected(self, phase: Phase) -> list[Leaf]:
         """Leaves that a phase may change, buffers included."""
         return [leaf for chosen in address(phase.targets, self.info, "phase") for leaf in chosen]

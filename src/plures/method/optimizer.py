@@ -82,6 +82,23 @@ class SGD:
             torch._foreach_add_(values, grads, alpha=-lr)
 
 
+def reach(optimizer: SGD, steps: Tensor) -> Tensor:
+    """How often the gradients of some steps count in what the steps change, all steps taken together.
+
+    With ``momentum`` ``b`` the gradient of step ``j`` of ``K`` counts ``1 + b + ... + b^(K-j)`` times; without, once.
+    So the change divided by ``lr`` times this number is a weighted mean of the gradients.
+
+    Args:
+        optimizer: the rule.
+        steps: ``K``.
+    """
+    b = optimizer.momentum
+    if not b:
+        return steps
+    total = steps * (steps + 1) / 2 if b == 1 else (steps - b * (1 - b**steps) / (1 - b)) / (1 - b)
+    return steps + b * total if optimizer.nesterov else total
+
+
 @checked
 @dataclass(frozen=True)
 class Adam:

@@ -118,6 +118,9 @@ class Visit:
     Attributes:
         steps: steps of the preceding phase, a scalar.
         lr: learning rate of that phase, or the run's before the first phase, a scalar.
+        reach: how often that phase's gradients count in what it changed, in steps of length ``lr``
+            (:func:`~plures.method.optimizer.reach`), a scalar: ``steps`` without momentum. For assignments that say so
+            (:attr:`Assign.linear`); otherwise NaN.
         round: number of the round, from 0, a scalar.
         measured: mean over the client's data of what the assignment measures.
         examples: the client's examples of every split that the assignment reads, each as one batch.
@@ -126,6 +129,7 @@ class Visit:
 
     steps: Tensor
     lr: Tensor
+    reach: Tensor
     round: Tensor
     measured: Any
     examples: Mapping[str, Batch]
@@ -144,6 +148,8 @@ class Assign:
             ``visit.measured``; evaluated in evaluation mode (no dropout, running statistics fixed).
         split: the examples that are measured.
         reads: splits whose examples the update gets whole, for what is no mean (a threshold, a density).
+        linear: for an update that takes the change of the preceding phase for a mean of gradients, what to do where
+            the optimizer is not SGD, whose steps are no sum of gradients; the run is refused with this sentence.
     """
 
     writes: tuple[str, ...]
@@ -151,6 +157,7 @@ class Assign:
     measure: Callable[[State, State, Batch], Leaves] | None = None
     split: SplitName = "train"
     reads: tuple[SplitName, ...] = ()
+    linear: str = ""
 
 
 Schedule = tuple[Phase | Assign, ...]

@@ -52,7 +52,9 @@ class Problem:
         """Loss of every example, ``(batch,)``: cross-entropy, or the squared error summed over outputs."""
         if self.task.kind == "classification":
             return F.cross_entropy(outputs, targets, reduction="none")
-        return (outputs - targets).square().sum(-1)
+        if self.task.kind == "regression":
+            return (outputs - targets).square().sum(-1)
+        raise PluresError(f"task kind {self.task.kind!r} has no loss: give the phases objectives of your own")
 
     def loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
         """Mean loss over a batch; ``weight`` is 1 for examples and 0 for padding, ``None`` when all count."""

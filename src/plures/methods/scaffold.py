@@ -23,6 +23,8 @@ from plures.method import (
 )
 from plures.methods.entry import entry, require
 
+PLAIN = "scaffold's option II takes a client's change for a mean of gradients, as it is with SGD: take option='I'"
+
 
 @entry(
     "SCAFFOLD",
@@ -33,8 +35,10 @@ def scaffold(option: Literal["I", "II"] = "II", server_lr: float = 1.0) -> Metho
     """FedAvg with control variates that cancel the drift of heterogeneous clients.
 
     Client step: ``x -= lr (grad f_i(x) - c_i + c)``; then ``c_i`` becomes the gradient at the received model
-    (option I) or ``c_i - c + (w - x) / (K lr)`` (option II). Averages are uniform; ``c`` moves by the cohort's share of
-    the population. Plain SGD is what option II assumes.
+    (option I) or ``c_i - c + (w - x) / (K lr)`` (option II), which is the mean gradient of the visit. Averages are
+    uniform; ``c`` moves by the cohort's share of the population. With momentum, ``K`` in option II is the number of
+    times that the gradients of the visit count in its change, so that a weighted mean of gradients remains; optimizers
+    other than SGD are refused.
 
     Args:
         option: rule for the client's control variate.
@@ -47,7 +51,7 @@ def scaffold(option: Literal["I", "II"] = "II", server_lr: float = 1.0) -> Metho
 
     def fresh(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         old, c = received.own_control, received.control
-        path = (visit.steps * visit.lr).clamp(min=1e-30)
+        path = (visit.reach * visit.lr).clamp(min=1e-30)
         moved = {k: old[k] - c[k] + (received.model[k] - x.model[k]) / path for k in old}
         new = {k: visit.measured[k] for k in old} if option == "I" else moved
         return {"own_control": new, "control": {k: c[k] + new[k] - old[k] for k in c}}
@@ -60,7 +64,9 @@ def scaffold(option: Literal["I", "II"] = "II", server_lr: float = 1.0) -> Metho
         slots={"control": zeros, "own_control": zeros},
         schedule=(
             Phase(objective=corrected),
-            Assign(("own_control", "control"), fresh, at_received if option == "I" else None),
+            Assign(("own_control", "control"), fresh, at_received)
+            if option == "I"
+            else Assign(("own_control", "control"), fresh, linear=PLAIN),
         ),
         combine={
             "model": Combine("uniform", Relax(server_lr)),

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation, SplitName
-from plures.method import Assign, Batch, Bound, Phase, Problem, Schedule, State, Visit
+from plures.method import SGD, Assign, Batch, Bound, Phase, Problem, Schedule, State, Visit
+from plures.method.optimizer import reach
 from plures.models import Leaves
 from plures.run import batches
 from plures.run.allocator import keep_freed_memory
@@ -49,6 +50,7 @@ class Engine:
         self.problem = Problem(bound.network, federation.task)
         self._client_keys = fold(seed, np.array([name_key(c) for c in federation.clients], dtype=np.uint64))
         self._steps: dict[int, Steps] = {}
+        self._check_linear()
         self.dtype = bound.network.dtype
         if federation.inputs.device.type == "cpu":
             keep_freed_memory()
@@ -89,15 +91,25 @@ class Engine:
             return torch.cat([losses, losses.new_zeros(len(clients) - able)])
         steps = torch.zeros(len(clients), dtype=torch.int64, device=self.federation.inputs.device)
         lasting = round if scheduled else None
-        rate = self.rate(Phase(), lasting)
+        rate, before = self.rate(Phase(), lasting), Phase()
         loss = torch.zeros(len(clients), device=steps.device)
         with self._kernels():
             for item in schedule:
                 if isinstance(item, Phase):
                     steps, rate, loss = self._train(item, x, received, clients, round, self.rate(item, lasting))
+                    before = item
                 else:
-                    self._assign(item, x, received, clients, round, steps, rate)
+                    self._assign(item, x, received, clients, round, steps, rate, before)
         return loss
+
+    def _check_linear(self) -> None:
+        """Refuse optimizers whose steps are no sums of gradients where the method takes them for that."""
+        method, used = self.bound.method, self.training.optimizer
+        for item in (*method.schedule, *method.predictor.adapt, *method.between):
+            if isinstance(item, Phase):
+                used = item.optimizer or self.training.optimizer
+            elif item.linear and not isinstance(used, SGD):
+                raise PluresError(f"the local optimizer is {type(used).__name__}: {item.linear}")
 
     def rate(self, phase: Phase, round: int | None = None) -> float:
         """Learning rate of a phase in a round of training, or in work that belongs to no round."""
@@ -153,9 +165,18 @@ class Engine:
     # --- assignments, measurements, forward passes --------------------------------------------------------------
 
     def _assign(
-        self, item: Assign, x: Stack, received: Stack, clients: list[int], round: int, steps: Tensor, rate: float
+        self,
+        item: Assign,
+        x: Stack,
+        received: Stack,
+        clients: list[int],
+        round: int,
+        steps: Tensor,
+        rate: float,
+        before: Phase,
     ) -> None:
         measured: Leaves = {}
+        optimizer = before.optimizer or self.training.optimizer
         if item.measure is not None:
             measured = self.measure(item.measure, x, received, clients, item.split)
         lr, number = (torch.tensor(value, dtype=self.dtype, device=steps.device) for value in (rate, round))
@@ -165,7 +186,8 @@ class Engine:
         def update(
             examples: Examples, x: Stack, received: Stack, steps: Tensor, measured: Leaves, key: Tensor
         ) -> dict[str, Leaves]:
-            visit = Visit(steps, lr, number, measured, self._batches(examples), key)
+            reached = reach(optimizer, steps) if item.linear and isinstance(optimizer, SGD) else steps * torch.nan
+            visit = Visit(steps, lr, reached, number, measured, self._batches(examples), key)
             return {slot: dict(leaves) for slot, leaves in item.update(State(x), State(received), visit).items()}
 
         examples: Examples = {split: self.whole(clients, split) for split in item.reads}

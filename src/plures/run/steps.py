@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import types
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Batch, Bound, Leaf, Phase, Problem, State
+from plures.method import SGD, Adam, Batch, Bound, Leaf, Optimizer, Phase, Problem, State
 from plures.models import Leaves
 from plures.run.batches import Batches
 from plures.run.padding import Asked, Example, Examples
@@ -52,6 +54,11 @@ class Steps:
         self.optimizer, self.clip = phase.optimizer or training.optimizer, training.clip
         self.random = bound.network.random or phase.random
         self.trained = bound.trained(phase)
+        self.slots = [[n for n, leaf in enumerate(self.trained) if leaf[0] == slot] for slot in dict(self.trained)]
+        """Places of each slot's leaves among the trained ones: a slot's gradient has a norm of its own."""
+        models = [n for n, leaf in enumerate(self.trained) if bound.of_model(leaf)]
+        others = [n for n in range(len(self.trained)) if n not in set(models)]
+        self.updates = [(self.optimizer, models), *([(undecayed(self.optimizer), others)] if others else [])]
         kept = [(slot, path) for slot in phase.keeps for path in bound.initial[slot]]
         self.followed = [leaf for leaf in [*bound.selected(phase), *kept] if leaf not in set(self.trained)]
         """Leaves that follow the forward passes, or what is computed before each step."""
@@ -104,6 +111,26 @@ class Steps:
                         changed |= {(slot, path): value for path, value in buffers.items()}
         return {leaf: value for leaf, value in changed.items() if leaf in self.followed}
 
+    def _clipped(self, grads: Tensors, *, stacked: bool = False) -> Tensors:
+        """Gradients, those of each slot scaled to at most the limit in norm."""
+        if self.clip is None or len(self.slots) == 1:
+            return clipped(grads, self.clip, stacked=stacked)
+        found = dict[int, Tensor]()
+        for places in self.slots:
+            found |= zip(places, clipped([grads[n] for n in places], self.clip, stacked=stacked), strict=True)
+        return [found[n] for n in range(len(grads))]
+
+    def _advance(
+        self, values: Tensors, grads: Tensors, memory: list[Tensors], lr: Tensor | float, step: Tensor | int
+    ) -> None:
+        """One step of the optimizer, without weight decay for leaves that are no model's."""
+        for optimizer, places in self.updates:
+            if len(places) == len(values):
+                optimizer.step(values, grads, memory, lr, step)
+            elif places:
+                some = [[kept[n] for n in places] for kept in memory]
+                optimizer.step([values[n] for n in places], [grads[n] for n in places], some, lr, step)
+
 
 class OneByOne(Steps):
     """One client after the other, through ordinary autograd; it costs no more than a plain training loop."""
@@ -130,7 +157,7 @@ class OneByOne(Steps):
             if values:
                 grads = torch.autograd.grad(loss, values, allow_unused=True)
                 used = [torch.zeros_like(p) if g is None else g for p, g in zip(plain, grads, strict=True)]
-                self.optimizer.step(plain, clipped(used, self.clip), memory, rate, step)
+                self._advance(plain, self._clipped(used), memory, rate, step)
             if self.followed:
                 write(work, changed | self._statistics(state, batch))
             losses.append(loss.detach())
@@ -310,7 +337,7 @@ class Stacked(Steps):
         grads, losses, changed = self._gradients(trained, rest, received, inputs, targets, weights, keys)
         before = None if running is None else [value.clone() for value in trained]
         if trained:
-            self.optimizer.step(trained, clipped(grads, self.clip, stacked=True), memory, lr, step)
+            self._advance(trained, self._clipped(grads, stacked=True), memory, lr, step)
         others = as_stack(self.rest, rest)
         if running is not None and before is not None:
             for value, old in zip(trained, before, strict=True):
@@ -365,6 +392,18 @@ def write(stack: Stack, changed: Changed) -> None:
 def gather(values: Tensor, rows: Tensor) -> Tensor:
     """``values[rows]`` for rows of any shape, by the fastest kernel."""
     return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
+
+
+def undecayed(optimizer: Optimizer) -> Optimizer:
+    """The same optimizer without weight decay."""
+    if not getattr(optimizer, "weight_decay", 0.0):
+        return optimizer
+    if not isinstance(optimizer, SGD | Adam):
+        raise PluresError(
+            f"{type(optimizer).__name__} has weight decay, which must not act on the numbers that the method trains "
+            "beside models: set weight_decay=0"
+        )
+    return replace(optimizer, weight_decay=0.0)
 
 
 def clipped(grads: list[Tensor], limit: float | None, *, stacked: bool = False) -> list[Tensor]:

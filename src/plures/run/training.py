@@ -74,10 +74,12 @@ class Training:
         batch_size: examples in a batch; ``None`` for all of a client's examples (full-batch gradients).
         epochs: passes over a client's data in a visit; default: 1, unless ``steps`` are given.
         steps: number of gradient steps instead of epochs.
-        optimizer: local optimizer; a fresh one for each phase of each visit.
+        optimizer: local optimizer; a fresh one for each phase of each visit. Its weight decay acts on slots that hold
+            a model, or part of one, and on no other number that a method trains (mixing weights, input maps).
         schedule: factor of the learning rate over the rounds of training; it does not reach the work that belongs to
             no round: fine-tuning and calibration before predicting, and the visits of newcomers.
-        clip: largest norm of each client's gradient, over all trained leaves; ``None`` for no clipping.
+        clip: largest norm of each client's gradient, of each slot by itself, so that models that are trained side by
+            side do not influence each other; ``None`` for no clipping.
     """
 
     rounds: int = 50
