@@ -12,7 +12,7 @@ demo-deploy: $(VENV)/flower
 	$(BIN)/plures deploy demo --out runs/demo-deploy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 lint: $(VENV)/developing
 	$(BIN)/ruff check src tests benchmarks tools

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import PurePosixPath
 from typing import Any
@@ -20,7 +21,13 @@ IN_TURN = {
 """Groups of test files that one process runs in turn: they start processes of their own."""
 GROUPS = {file: group for group, files in IN_TURN.items() for file in files}
 
+SPOKEN = "COLUMNS LINES TERM LANG LC_ NO_COLOR FORCE_COLOR CLICOLOR PY_COLORS TTY_ GITHUB_"
+MEASURED = "PLURES_ FLWR_ WANDB_ MLFLOW_ OMP_ MALLOC_ PYTHONWARNINGS PYTHONOPTIMIZE"
+"""Beginnings of the variables by which programs choose how they speak and compute: no test sees those of the caller."""
 
+for name in [name for name in os.environ if name.startswith((*SPOKEN.split(), *MEASURED.split()))]:
+    del os.environ[name]
+os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
