@@ -32,6 +32,17 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--other-processor", action="store_true", help="compute with kernels that round by shape")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--other-processor"):
+        from otherwise import OtherProcessor
+
+        OtherProcessor().__enter__()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """One thread and the same random numbers, whatever the machine has and whatever ran before."""
