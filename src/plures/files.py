@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -34,7 +35,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder in which nothing can be written, before any work is done for it. Makes nothing.
+    """Refuse a folder in which nothing can be written, before any work is done for it. Leaves nothing.
 
     Args:
         folder: there, or to be made.
@@ -44,8 +45,10 @@ def check_folder(folder: Path) -> None:
         place = place.parent
     if not place.is_dir():
         raise PluresError(f"cannot write to {folder}: {place} is not a folder; choose another one")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PluresError(f"cannot write to {folder}: {place} is read-only for you; choose another one")
+    try:
+        TemporaryDirectory(prefix=".plures", dir=place).cleanup()
+    except OSError as error:
+        raise PluresError(f"cannot write to {folder}: {error.strerror} in {place}; choose another one") from error
 
 
 def check_file(file: Path) -> None:

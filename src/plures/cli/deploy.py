@@ -17,7 +17,9 @@ from plures.deploy.fleet.programs import GUARD, command
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.state import leave
 from plures.errors import PluresError
+from plures.evaluate.spec import find_method
 from plures.extras import needed
+from plures.files import check_folder
 
 deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations of real sites, over Flower.")
 app.add_typer(deploy, name="deploy")
@@ -41,6 +43,9 @@ def init_command(
     if example is not None and (client or name):
         raise PluresError("--example has its own name and members: leave out --name and --client")
     wanted = project.blank(name or folder.resolve().name, client or project.CLIENTS, host)
+    for member in client or ():
+        if "/" in member or member.startswith(".") or not member.strip():
+            raise PluresError(f"--client {member!r} becomes a folder: leave out / and a leading dot")
     files = project.write(folder, wanted if example is None else project.heart(host))
     typer.echo(f"wrote {len(files)} files; go on with {folder / 'README.md'}")
 
@@ -102,7 +107,7 @@ def node_command(
     superlink: Annotated[str, typer.Option(help="The coordinator's door, HOST:PORT.")],
     authority: Annotated[Path, typer.Option(help="Certificate of the coordinator's authority, ca.crt.")],
     key: Annotated[Path, typer.Option(help="The site's private key.")],
-    port: Annotated[int, typer.Option(help="Port of loopback for the node's own processes.")] = 9094,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of loopback for the node's own processes.")] = 9094,
 ) -> None:
     """Be the node of a site until it is stopped. Runs plures' client, whatever app the coordinator submits."""
     needed("flwr", "a node", "flower")
@@ -142,6 +147,9 @@ def demo_command(
     method: Annotated[list[str] | None, typer.Option(help="Method instead of the two; repeatable.")] = None,
 ) -> None:
     """Four hospitals on this machine over Flower, with TLS and registered keys: what each gets out of two methods."""
+    for name in method or ():
+        find_method(name)
+    check_folder(out)
     needed("flwr", "the demo", "flower")
     from plures.deploy.demo import METHODS, demo
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -140,7 +141,7 @@ def serve_command(
     folder: Folder,
     client: Client = None,
     host: Annotated[str, typer.Option(help="Address to listen on; it knows neither users nor TLS.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 for any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
     limit: Annotated[int, typer.Option(help="Most examples in a request.")] = 1000,
 ) -> None:
     """Answer predictions of one personal model over HTTP: GET /health, GET /card, POST /predict."""
@@ -261,8 +262,9 @@ def read_inputs(file: Path) -> np.ndarray[Any, Any]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return np.asarray(archive["x"])
-    except (OSError, ValueError, KeyError) as error:
-        raise PluresError(f"{file}: {error}; give an .npz file with an array x of raw examples") from error
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not such a file"
+        raise PluresError(f"{file}: {reason}; give an .npz file with an array x of raw examples") from error
 
 
 def predictions(outputs: torch.Tensor, decided: torch.Tensor | None, classes: tuple[str, ...]) -> list[str]:

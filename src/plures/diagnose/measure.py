@@ -21,12 +21,14 @@ from plures.diagnose.sizes import quantity
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.models import ModelFactory
+from plures.signature import checked
 
 STEPS = ("rows", "labels", "sizes", "quality", "features", "targets given inputs", "clusters", "learning")
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
 
 
+@checked
 def diagnose(
     federation: Federation,
     *,

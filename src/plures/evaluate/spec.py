@@ -259,6 +259,8 @@ def find_method(name: str | Entry | Method | Callable[..., Method]) -> Entry:
 
 def imported(name: str, module: str, attribute: str) -> Any:
     """A function of the user's, by the name that was given for it."""
+    if not module or not attribute:
+        raise PluresError(f"method {name!r}: write module:function")
     if module.endswith(".py") or "/" in module:
         dotted = module.removesuffix(".py").strip("./").replace("/", ".")
         raise PluresError(f"method {name!r}: name the module, not its file: {dotted}:{attribute}")
@@ -272,7 +274,7 @@ def imported(name: str, module: str, attribute: str) -> Any:
         ) from error
     except Exception as error:
         raise PluresError(f"method {name!r} cannot be imported: {failure(error)}") from error
-    public = [key for key in vars(found) if not key.startswith("_")]
+    public = [key for key, value in vars(found).items() if getattr(value, "__module__", "") == module]
     if not hasattr(found, attribute):
         raise PluresError(f"method {name!r} cannot be imported: {suggestion(attribute, public, f'{module} holds')}")
     return getattr(found, attribute)

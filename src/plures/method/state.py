@@ -27,7 +27,7 @@ class State:
         if slot.startswith("__"):
             raise AttributeError(slot)
         if slot not in self._slots:
-            raise PluresError(f"x.{slot}: the state has no slot {slot!r}; {suggestion(slot, self._slots)}")
+            raise PluresError(f"x.{slot}: the state has no slot {slot!r}; {suggestion(slot, self._slots, 'slots are')}")
         return self._slots[slot]
 
     def __contains__(self, slot: str) -> bool:

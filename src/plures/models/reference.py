@@ -25,6 +25,7 @@ from plures.models.parts import Features, Norm, as_picture, check, dense, is_pic
 from plures.models.ratings import matrix_factorization
 from plures.models.residual import resnet
 from plures.models.sequence import char_lstm, char_transformer
+from plures.signature import shown
 
 if TYPE_CHECKING:
     from plures.federation import Federation
@@ -167,6 +168,8 @@ def default_model(federation: Federation) -> ModelFactory:
     * Other ``(channels, time)``: :func:`har_cnn`.
     * What is too small for these convolutions, or has more dimensions: :func:`mlp`.
     """
+    if not hasattr(federation, "features"):
+        raise PluresError(f"default_model: federation={shown(federation)}; give a Federation")
     features, outputs = federation.features, federation.task.outputs
     if not federation.inputs.is_floating_point():
         raise PluresError(

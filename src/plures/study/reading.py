@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from plures.errors import PluresError
+from plures.errors import PluresError, closest, suggestion
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import find_method
 from plures.federation import CATALOGUE as DATASETS
@@ -24,6 +24,10 @@ from plures.study.lines import KeyPath, key_lines, line_of
 
 Fault = tuple[Sequence[str | int], str]
 """A key and what is wrong with it."""
+
+
+KEYS = [*Document.model_fields, *DataPart.model_fields, *MethodPart.model_fields, *PartitionPart.model_fields]
+"""Names of keys, for suggestions."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ def read_study(file: Path) -> Source:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PluresError(f"{file} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise PluresError(f"{file} cannot be read ({reason}): name the TOML file of a study") from error
     return parse_study(text, file.name, file.parent)
 
 
@@ -111,7 +116,8 @@ def _words(fault: Any) -> str:
         case "missing":
             return "is missing"
         case "extra_forbidden":
-            return "is not a key here; take it out or correct its name"
+            near = closest(fault["loc"][-1], KEYS)
+            return f"is not a key here; {f'did you mean {near!r}?' if near else 'take it out or correct its name'}"
     text = fault["msg"]
     return f"{text[:1].lower()}{text[1:]}, not {fault['input']!r}"
 
@@ -135,7 +141,7 @@ def _faults(source: Source) -> Iterator[Fault]:
             yield ("methods", number, "label"), f"{method.title!r} is the baseline of every study; choose another label"
         for place, name in enumerate(method.data or []):
             if name not in names:
-                yield ("methods", number, "data", place), f"no data set {name!r} here; there are {', '.join(names)}"
+                yield ("methods", number, "data", place), f"no data set {name!r} here; {suggestion(name, names)}"
             elif method.title in BASELINES:
                 yield ("methods", number, "data", place), f"{method.title} is a baseline: it takes part everywhere"
     for number, budget in enumerate(document.budgets):
@@ -170,18 +176,22 @@ def _twice(key: str, names: list[str], under: tuple[str, ...]) -> Iterator[Fault
 def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str]) -> Iterator[Fault]:
     folder = source.data_path(data)
     if folder is not None and not folder.is_dir():
-        yield (*path, "name"), f"{data.name!r} is neither a data set ({', '.join(DATASETS)}) nor a folder"
+        near = suggestion(data.name, DATASETS)
+        yield (*path, "name"), f"{data.name!r} is neither a data set nor a folder; {near}"
     known = set(loader_options(DATASETS[data.name].loader)) if folder is None else set(Options.__annotations__)
     known = (known | {"seed", "donate"}) - {"split"}
     for option in data.options.keys() - known:
-        yield (*path, "options", option), f"is not an option of {data.name!r}; they are {', '.join(sorted(known))}"
+        yield (
+            (*path, "options", option),
+            f"is not an option of {data.name!r}; {suggestion(option, sorted(known), 'they are')}",
+        )
     donate = data.options.get("donate")
     if donate is not None and not (isinstance(donate, float) and 0 < donate < 1):
         yield (*path, "options", "donate"), f"give a share between 0 and 1, not {donate!r}"
     if data.model is None and data.model_options:
         yield (*path, "model_options"), "name the model that they are options of"
     if data.model is not None and data.model not in NETWORKS:
-        yield (*path, "model"), f"no network {data.model!r}; there are {', '.join(NETWORKS)}"
+        yield (*path, "model"), f"no network {data.model!r}; {suggestion(data.model, NETWORKS)}"
     elif data.model is not None:
         parameters = list(inspect.signature(NETWORKS[data.model]).parameters)[2:]
         for option in data.model_options.keys() - set(parameters):
@@ -189,7 +199,7 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
             yield (*path, "model_options", option), f"is not an option of {data.model}; they are {known_ones}"
     for number, label in enumerate(data.partitions or []):
         if label not in labels:
-            yield (*path, "partitions", number), f"no partition {label!r}; there are {', '.join(labels)}"
+            yield (*path, "partitions", number), f"no partition {label!r}; {suggestion(label, labels)}"
     if data.split is not None and data.split.validation + data.split.test >= 1:
         yield (*path, "split"), "validation and test together must leave something to train on"
 
@@ -218,7 +228,10 @@ def _method_faults(part: MethodPart, path: KeyPath) -> Iterator[Fault]:
         yield (*path, "name"), str(error)
         return
     for key in part.parameters.keys() - entry.defaults.keys():
-        yield (*path, "parameters", key), f"is not a parameter of {part.name}; they are {_names(entry.defaults)}"
+        yield (
+            (*path, "parameters", key),
+            f"is not a parameter of {part.name}; {suggestion(key, entry.defaults, 'they are')}",
+        )
         return
     for key, value in part.parameters.items():
         yield from _refused(lambda key=key, value=value: entry(**{key: value}), (*path, "parameters", key))  # type: ignore[misc]

@@ -470,7 +470,7 @@ def _card(name: str) -> DatasetCard:
             )
         if len(file.parts) > 1:
             raise PluresError(f"no data set {str(name)!r}: there is no folder of this name; check the path")
-        raise PluresError(f"no data set {str(name)!r}: {suggestion(name, CATALOGUE)}; or name a folder of .npz files")
+        raise PluresError(f"no data set {str(name)!r}: {suggestion(name, CATALOGUE)} (or name a folder of .npz files)")
     return CATALOGUE[name]
 
 
