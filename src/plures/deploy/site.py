@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -253,7 +253,8 @@ class Site:
                 rows = {
                     named(leaf): stored[f"{ROW}:{named(leaf)}"].unsqueeze(0) for leaf in run.bound.travelling(block)
                 }
-                run.server[block.name] = Kept({**run.server[block.name].values, **rows})
+                kept = run.server[block.name]
+                run.server[block.name] = replace(kept, values={**kept.values, **rows})
 
     def _receive(self, run: Run, order: Order, received: Tensors) -> None:
         """Take over what the server sent."""
@@ -270,7 +271,7 @@ class Site:
             extra = kept.extra
             if block.share.alone:
                 extra = {**extra, MEMBERSHIP: torch.tensor([order.members.get(block.name, 0)])}
-            run.server[block.name] = Kept(values, extra)
+            run.server[block.name] = replace(kept, values=values, extra=extra)
         if odd := sorted(received.keys() - known):
             raise PluresError(f"the server sent {odd[0]!r}, which this method does not know")
         for block in run.served():
@@ -286,7 +287,7 @@ class Site:
             for slot, path in leaves
             if named((slot, path)) not in sent
         }
-        return Kept({**kept.values, **own})
+        return replace(kept, values={**kept.values, **own})
 
     def _fits(self, label: str, value: torch.Tensor, old: torch.Tensor) -> None:
         if value.shape != old.shape or value.dtype != old.dtype:

@@ -118,7 +118,8 @@ def compare(
         data: name of a data set or a folder of ``.npz`` files, or a federation.
         methods: names in the catalogue, ``package.module:function``, or functions that return a method; a single one
             need not stand in a list.
-        model: name of a network, a module or a factory of modules; ``None`` for one that fits the data.
+        model: name of a network; a factory of modules, which each seed calls anew; a module, whose values start every
+            seed; or ``None`` for a network that fits the data.
         rounds: rounds of the final runs.
         seeds: number of final runs of each method.
         learning_rates: values tried for every method; a single one is taken without trying. Default: .03, .1, .3.

@@ -20,6 +20,7 @@ from plures.method.layout import (
     Leaf,
     Selector,
     body,
+    buffers,
     everything,
     head,
     named,
@@ -52,7 +53,7 @@ from plures.method.share import (
 )
 from plures.method.splitting import InitialGradients, Splitting, bipartition, spherical_means
 from plures.method.state import Batch, Problem, State, gradient, task_loss
-from plures.method.tree import axpy, detach, dot, interpolate, squared_distance, zeros_like
+from plures.method.tree import axpy, detach, dot, interpolate, parameters, squared_distance, zeros_like
 from plures.method.wire import Codec, Wire, encode
 from plures.models import Leaves
 
@@ -124,6 +125,7 @@ __all__ = [
     "best_others",
     "bipartition",
     "body",
+    "buffers",
     "compose",
     "detach",
     "dot",
@@ -141,6 +143,7 @@ __all__ = [
     "norm_layers",
     "norm_statistics",
     "nothing",
+    "parameters",
     "paths",
     "put",
     "reduced",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Kept, Probe, Share, Shared, flatten, unflatten
+from plures.method.share import Cohort, Kept, Probe, Share, Shared, blended, flatten, unflatten
 from plures.models import Leaves
 
 MEMBERSHIP = "membership"
@@ -139,7 +139,8 @@ class Clustered(Share):
         clusters: number of models at the start; with :class:`By`, the number of groups.
         grouping: who uses which.
         mixing: after a round, ``(models (rows, d), weights of the uploads to each (rows,), cohort) -> (rows, rows)``
-            by which the rows are mixed, or ``None`` for no mixing in this round: edges under a cloud, gossip.
+            by which the rows are mixed, or ``None`` for no mixing in this round: edges under a cloud, gossip. Where the
+            new rows are means, so are their running statistics.
         same_start: all models start from the run's initial values instead of different ones.
     """
 
@@ -179,11 +180,17 @@ class Clustered(Share):
         if self.mixing is not None:
             received = torch.zeros(models(kept), dtype=torch.float64)
             received.index_add_(0, cohort.rows.cpu(), cohort.weights.cpu().to(torch.float64))
-            flat = flatten(kept.values)
+            flat = flatten(kept.marked())
             matrix = self.mixing(flat, received.to(flat.device), cohort)
             if matrix is not None:
-                kept = replace(kept, values=unflatten(matrix.to(flat) @ flat, kept.values))
+                mixed = unflatten(matrix.to(flat) @ flat, kept.marked())
+                kept = replace(kept, values=mixed | self._averaged(kept, matrix))
         return self.grouping.settle(kept, cohort)
+
+    def _averaged(self, kept: Kept, matrix: Tensor) -> Leaves:
+        """Running statistics where rows of models become means of rows; another matrix leaves them as they are."""
+        mean = bool((matrix >= 0).all()) and torch.allclose(matrix.sum(1), torch.ones_like(matrix[0]))
+        return {k: blended(kept.values[k], matrix) for k in kept.buffers} if mean else {}
 
     def downloads(self, setting: Setting) -> int:
         return self.clusters if self.grouping.every else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -109,11 +109,15 @@ Reduce = Callable[[Tensor, Tensor], Tensor]
 class Combine:
     """Weights, reducer and server step of one block.
 
+    Buffers, such as running statistics, are combined by the weighted mean, whatever the reducer and the server's step.
+
     Attributes:
         weights: ``examples`` (by training examples), ``uniform``, or a function of the client's state after its local
-            work: what it reads travels with the upload.
+            work: what it reads travels with the upload. Weights of single entries may leave buffers out, which then
+            count by training examples.
         server: the server's step.
-        reduce: what is made of all uploads to a row; default: their weighted mean.
+        reduce: what is made of the parameters of all uploads to a row, with one weight for each client; default: their
+            weighted mean.
     """
 
     weights: Literal["examples", "uniform"] | Weigh = "examples"
@@ -170,7 +174,14 @@ class Mean:
 
 
 def reduced(
-    rule: Combine, old: Leaves, uploads: Leaves, weights: Tensor | Mapping[str, Tensor], model: Tensor
+    rule: Combine,
+    old: Leaves,
+    uploads: Leaves,
+    weights: Tensor | Mapping[str, Tensor],
+    model: Tensor,
+    *,
+    examples: Tensor,
+    moved: Sequence[str],
 ) -> Leaves:
     """What a rule makes of all uploads at once, where they had to be gathered.
 
@@ -180,19 +191,32 @@ def reduced(
         uploads: ``(cohort, ...)``.
         weights: ``(cohort,)``, or by leaf ``(cohort, ...)`` for weights of single entries.
         model: ``(cohort,)`` the model that each upload goes to.
+        examples: ``(cohort,)`` weights of what has none of its own.
+        moved: the leaves that are no buffers, which the reducer gets.
     """
     if not isinstance(weights, Tensor):
-        return _entrywise(old, uploads, weights, model)
-    if rule.reduce is None:
-        mean = Mean(old)
-        mean.expect(weights, model)
-        mean.add(uploads, weights, model)
-        return mean.result()
-    flat, whole = flatten(uploads), flatten(old)
+        entries = [k for k in old if k in weights]
+        single = _entrywise({k: old[k] for k in entries}, uploads, weights, model)
+        return _averaged({k: t for k, t in old.items() if k not in single}, uploads, examples, model) | single
+    parameters = {k: old[k] for k in moved}
+    if rule.reduce is None or not parameters:
+        return _averaged(old, uploads, weights, model)
+    flat, whole = flatten({k: uploads[k] for k in moved}), flatten(parameters)
     for row in torch.unique(model).tolist():
         here = model == row
         whole[row] = rule.reduce(flat[here], weights[here].to(torch.float64))
-    return unflatten(whole, old)
+    rest = _averaged({k: t for k, t in old.items() if k not in parameters}, uploads, weights, model)
+    return rest | unflatten(whole, parameters)
+
+
+def _averaged(old: Leaves, uploads: Leaves, weights: Tensor, model: Tensor) -> Leaves:
+    """The weighted mean of some leaves."""
+    if not old:
+        return {}
+    mean = Mean(old)
+    mean.expect(weights, model)
+    mean.add({k: uploads[k] for k in old}, weights, model)
+    return mean.result()
 
 
 def _entrywise(old: Leaves, uploads: Leaves, weights: Mapping[str, Tensor], model: Tensor) -> Leaves:
@@ -204,5 +228,6 @@ def _entrywise(old: Leaves, uploads: Leaves, weights: Mapping[str, Tensor], mode
         total = torch.zeros(before.shape, dtype=torch.float64, device=before.device)
         mass = total.index_add(0, model, weight)
         total.index_add_(0, model, weight * uploads[k].to(torch.float64))
-        combined[k] = torch.where(mass > 0, total / mass.clamp(min=1e-300), before.to(torch.float64)).to(before.dtype)
+        value = torch.where(mass > 0, total / mass.clamp(min=1e-300), before.to(torch.float64))
+        combined[k] = (value if before.is_floating_point() else value.round()).to(before.dtype)
     return combined

@@ -28,11 +28,11 @@ def fisher(leaves: Leaves, batch: Batch, noise: float = 0.5) -> Leaves:
             log-likelihood.
 
     Returns:
-        One entry for every entry of a parameter; buffers are left out.
+        One entry for every entry of a parameter; buffers and frozen parameters are left out.
     """
     total: Leaves = {}
     mask = batch.mask
-    names = [k for k in leaves if not batch.problem.network.info[k].buffer]
+    names = [k for k in leaves if k not in batch.problem.network.fixed]
     for part, outputs, slopes in jacobians(leaves, batch, names, logs=True):
         each = outputs.exp() if batch.problem.task.kind == "classification" else outputs.new_full((), 1 / noise)
         weight = mask[part].unsqueeze(1) * each.expand_as(outputs) / mask.sum()

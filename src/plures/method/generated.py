@@ -14,8 +14,9 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.optimizer import SGD, Optimizer
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Kept, Probe, Share, Shared, flatten, put, unflatten
-from plures.models import Leaves
+from plures.method.share import Cohort, Kept, Probe, Share, Shared, blended, flatten, put, unflatten
+from plures.method.tree import fixed
+from plures.models import Leaves, Marked
 
 EMBEDDING, OUTPUT, STEPS = "embedding", "output", "steps"
 
@@ -28,7 +29,8 @@ class Generated(Share):
     After a round, one optimizer step along ``J_phi^T Delta`` and ``J_e^T Delta``, summed over the cohort (Shamsian et
     al. 2021, Algorithm 1): a vector-Jacobian product with the clients' changes. The generator's last layer starts at
     zero, so that every client starts from the same initial model ``theta_0``. Momentum and weight decay also move the
-    embeddings of clients that are absent, as in the authors' code.
+    embeddings of clients that are absent, as in the authors' code. Running statistics are no output of the generator:
+    all clients receive their mean.
 
     Attributes:
         columns: metadata columns that make the embedding, standardised; without any, embeddings are free and learned.
@@ -82,7 +84,7 @@ class Generated(Share):
         for layer, (fan_in, fan_out) in enumerate(pairwise(units)):
             extra[f"weight{layer}"] = normal(fan_in, fan_out) * (2 / fan_in) ** 0.5
             extra[f"bias{layer}"] = like.new_zeros(fan_out)
-        extra[OUTPUT] = like.new_zeros(units[-1], flatten(base).shape[1])
+        extra[OUTPUT] = like.new_zeros(units[-1], flatten(Marked(base, fixed(initial))).shape[1])
         memory = {
             remembered(n, k): torch.zeros_like(extra[k]) for n in range(self.optimizer.slots) for k in self.trained
         }
@@ -107,6 +109,7 @@ class Generated(Share):
     def read(self, kept: Kept, rows: Tensor) -> Leaves:
         base = {k: t.expand(len(rows), *t.shape[1:]) for k, t in kept.values.items()}
         made = self._generate(kept.extra, kept.extra[EMBEDDING][rows.to(kept.extra[EMBEDDING].device)])
+        base = kept.marked(base)
         return unflatten(flatten(base) + made.to(torch.float64), base)
 
     def write(self, kept: Kept, rows: Tensor, values: Leaves, cohort: Cohort) -> Kept:
@@ -114,7 +117,10 @@ class Generated(Share):
         scale = self._scale(torch.stack([slope.norm() for slope in slopes.values()]).norm())
         steps = kept.extra[STEPS] + 1
         new = self._stepped(kept.extra, {k: scale * slope for k, slope in slopes.items()}, int(steps[0]))
-        return replace(kept, extra=kept.extra | new | {STEPS: steps})
+        weight = torch.zeros(len(rows), dtype=torch.float64)
+        weight.index_add_(0, torch.searchsorted(rows, cohort.rows), cohort.weights.cpu().to(torch.float64))
+        seen = {k: blended(values[k], weight / weight.sum()).unsqueeze(0) for k in kept.buffers if k in values}
+        return replace(kept, values=kept.values | seen, extra=kept.extra | new | {STEPS: steps})
 
     def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
         """Newcomers get the embedding of their metadata; free ones start from the mean and are fitted in visits."""
@@ -150,7 +156,7 @@ class Generated(Share):
     def _slopes(self, kept: Kept, rows: Tensor, values: Leaves, names: list[str]) -> Leaves:
         """Gradients of some tensors: minus the vector-Jacobian products with the clients' changes."""
         old = self.read(kept, rows)
-        change = flatten({**old, **values}) - flatten(old)
+        change = flatten(kept.marked({**old, **values})) - flatten(kept.marked(old))
         free = {k: kept.extra[k].clone().requires_grad_(True) for k in names}
         extra = kept.extra | free
         with torch.enable_grad():

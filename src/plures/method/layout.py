@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from plures.errors import PluresError, PluresWarning, suggestion
-from plures.method.share import Share
+from plures.method.share import Frozen, Share
 from plures.models import LeafInfo
 from plures.models.network import NORMS
 
@@ -85,6 +85,8 @@ norm_statistics = Selector(
     empty="warn",
     hint="the model keeps no running statistics, so this entry does nothing",
 )
+buffers = Selector("buffers", lambda leaf: leaf.buffer, empty="fine")
+"""What follows forward passes: running statistics, and whatever else a module keeps beside its parameters."""
 everything = Selector("everything", lambda leaf: True, empty="fine")
 nothing = Selector("nothing", lambda leaf: False, empty="fine")
 
@@ -107,49 +109,89 @@ class Block:
         return self.leaves[0][0]
 
 
+def matching(key: LayoutKey, info: Mapping[str, Mapping[str, LeafInfo]], where: str) -> list[Leaf]:
+    """Leaves that a slot name or selector chooses, those left out that are frozen.
+
+    Args:
+        key: slot name or selector.
+        info: structure of every slot's leaves.
+        where: what error messages call the place (``layout`` or ``phase``).
+    """
+    if isinstance(key, str):
+        if key not in info:
+            raise PluresError(f"{where}: no slot {key!r}; {suggestion(key, info, 'slots are')}")
+        return [(key, path) for path, leaf in info[key].items() if not leaf.frozen]
+    if key.slot not in info:
+        raise PluresError(
+            f"{where}: selector {key.name!r} chooses in slot {key.slot!r}, which there is not; "
+            f"{suggestion(key.slot, info, 'slots are')}"
+        )
+    chosen = [(path, leaf) for path, leaf in info[key.slot].items() if key.chooses(leaf)]
+    found = [(key.slot, path) for path, leaf in chosen if not leaf.frozen]
+    if not found and key.empty != "fine":
+        message = f"{where}: selector {key.name!r} matches no leaf of slot {key.slot!r}: {key.hint}"
+        if chosen:
+            message = f"{where}: all that {key.name!r} chooses is frozen (requires_grad=False), so it does nothing"
+        elif key.empty == "error":
+            raise PluresError(message)
+        warnings.warn(message, PluresWarning, stacklevel=3)
+    return found
+
+
 def address(keys: Sequence[LayoutKey], info: Mapping[str, Mapping[str, LeafInfo]], where: str) -> list[list[Leaf]]:
-    """Leaves that each key selects; a leaf goes to the first key that selects it.
+    """Leaves that each key selects; a leaf goes to the first key that selects it, a frozen one to none.
 
     Args:
         keys: slot names or selectors.
         info: structure of every slot's leaves.
         where: what error messages call the place (``layout`` or ``phase``).
     """
+    return _dealt([matching(key, info, where) for key in keys])
+
+
+def _dealt(found: list[list[Leaf]]) -> list[list[Leaf]]:
+    """Every leaf in the first list that has it."""
     taken: set[Leaf] = set()
-    chosen: list[list[Leaf]] = []
-    for key in keys:
-        if isinstance(key, str):
-            if key not in info:
-                raise PluresError(f"{where}: no slot {key!r}; {suggestion(key, info, 'slots are')}")
-            found = [(key, path) for path in info[key]]
-        else:
-            if key.slot not in info:
-                raise PluresError(
-                    f"{where}: selector {key.name!r} chooses in slot {key.slot!r}; slots are {', '.join(info)}"
-                )
-            found = [(key.slot, path) for path, leaf in info[key.slot].items() if key.chooses(leaf)]
-            if not found and key.empty != "fine":
-                message = f"{where}: selector {key.name!r} matches no leaf of slot {key.slot!r}: {key.hint}"
-                if key.empty == "error":
-                    raise PluresError(message)
-                warnings.warn(message, PluresWarning, stacklevel=2)
-        fresh = [leaf for leaf in found if leaf not in taken]
-        taken.update(fresh)
-        chosen.append(fresh)
-    return chosen
+    dealt = []
+    for leaves in found:
+        dealt.append([leaf for leaf in leaves if leaf not in taken])
+        taken.update(leaves)
+    return dealt
+
+
+def _partly_frozen(key: LayoutKey, info: Mapping[str, Mapping[str, LeafInfo]]) -> bool:
+    """Whether some of what a slot name or selector chooses is frozen."""
+    slot = info[key] if isinstance(key, str) else info[key.slot]
+    return any(leaf.frozen and (isinstance(key, str) or key.chooses(leaf)) for leaf in slot.values())
 
 
 def blocks(layout: Layout, info: Mapping[str, Mapping[str, LeafInfo]]) -> tuple[Block, ...]:
-    """Resolve a layout against the leaves of every slot. Every leaf must fall to exactly one entry."""
-    found = address(list(layout), info, "layout")
-    resolved = tuple(
-        Block(key if isinstance(key, str) else key.block, share, tuple(leaves))
-        for (key, share), leaves in zip(layout.items(), found, strict=True)
+    """Resolve a layout against the leaves of every slot. Every leaf must fall to exactly one entry.
+
+    Frozen leaves form a block of their own, whatever the layout says of them.
+    """
+    keys = {key: key if isinstance(key, str) else key.block for key in layout}
+    every = [matching(key, info, "layout") for key in keys]
+    found = _dealt(every)
+    for key, all_leaves, left in zip(keys, every, found, strict=True):
+        name = keys[key]
+        if all_leaves and not left and not _partly_frozen(key, info):
+            owners = [n for n, leaves in zip(keys.values(), found, strict=True) if set(leaves) & set(all_leaves)]
+            raise PluresError(
+                f"layout: nothing is left for the entry {name!r}: {', '.join(map(repr, owners))} before it "
+                f"{'takes' if len(owners) == 1 else 'take'} all its leaves; put the more special entry first, or leave "
+                f"{name!r} out"
+            )
+    frozen = tuple((slot, path) for slot, leaves in info.items() for path, leaf in leaves.items() if leaf.frozen)
+    resolved = [Block("frozen", Frozen(), frozen)] if frozen else []
+    resolved += [
+        Block(name, share, tuple(leaves))
+        for name, share, leaves in zip(keys.values(), layout.values(), found, strict=True)
         if leaves
-    )
+    ]
     covered = {leaf for block in resolved for leaf in block.leaves}
     for slot, leaves in info.items():
         missing = [path for path in leaves if (slot, path) not in covered]
         if missing:
             raise PluresError(f"layout: no entry says with whom {slot}.{missing[0]} is shared; add one for {slot!r}")
-    return resolved
+    return tuple(resolved)

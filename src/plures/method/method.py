@@ -7,20 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
-from torch import nn
+from torch import Tensor, nn
 
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.method.combine import Combine
-from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks
+from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks, named
 from plures.method.mixing import View
 from plures.method.predict import Predict
 from plures.method.schedule import Phase, Schedule
 from plures.method.setting import Setting
-from plures.method.share import Known, Shared
+from plures.method.share import Frozen, Known, Personal, Shared
+from plures.method.state import State
 from plures.method.tree import zeros_like
 from plures.method.wire import Wire
-from plures.models import LeafInfo, Leaves, ModelFactory, Network, build
+from plures.models import LeafInfo, Leaves, Marked, ModelFactory, Network, build
 from plures.models.network import seeded
 from plures.signature import checked
 
@@ -90,9 +91,9 @@ class Method:
         """The module that the method works on: the model with the parts that it lacks.
 
         Args:
-            model: a factory of modules, or a module.
+            model: a factory of modules, or a module, whose values stay.
             setting: facts about the federation.
-            seed: determines the initial values, those of each added part by themselves.
+            seed: determines a factory's initial values, and by themselves those of each added part.
         """
         module = build(model, seed)
         for role, add in self.adds.items():
@@ -137,7 +138,8 @@ class Bound:
         self.method, self.network, self.setting = method, network, setting
         self.verdicts = {}
         model = network.leaves()
-        start = Start(model, network, setting, fresh or (lambda number: network.leaves()))
+        known = Marked(model, network.fixed)
+        start = Start(known, network, setting, fresh or (lambda number: network.leaves()))
         device = next(iter(model.values())).device
         self.initial: dict[str, Leaves] = {"model": model}
         extra = [key for key in method.layout if isinstance(key, str) and key != "model"]
@@ -158,19 +160,15 @@ class Bound:
         }
         self._told = self._read_by_views()
         if not self.written:
-            raise PluresError("the schedule trains nothing: name a slot in a phase, or give a phase at least one leaf")
-
-    def _check_slots(self) -> None:
-        """Refuse names of slots that do not exist."""
-        predict = self.method.predictor
-        places = [("predict", [predict.model] if isinstance(predict.model, str) else [])]
-        places += [("calibrate", [stage.slot for stage in predict.calibrate])]
-        for item in (*self.method.schedule, *predict.adapt, *self.method.between):
-            places.append(("phase, keeps", list(item.keeps)) if isinstance(item, Phase) else ("assign", [*item.writes]))
-        for place, slots in places:
-            for slot in slots:
-                if slot not in self.initial:
-                    raise PluresError(f"{place}: no slot {slot!r}; {suggestion(slot, self.initial, 'slots are')}")
+            frozen = all(leaf.frozen or leaf.buffer for leaf in network.info.values())
+            raise PluresError(
+                "every parameter of the model is frozen (requires_grad=False), so there is nothing to train: unfreeze "
+                "some, or take a method that adds parts (lora, community)"
+                if frozen
+                else "the schedule trains nothing: name a slot in a phase, or give a phase a leaf that is not frozen"
+            )
+        self._check_rules()
+        self.network = network.holding(self._unchanging())
 
     def _first(self, slot: str, start: Start) -> Leaves:
         """Initial leaves of a slot."""
@@ -178,6 +176,8 @@ class Bound:
         if isinstance(share, Known):
             return share.leaves(start.setting)
         if isinstance(share, View):
+            if share.of is not None and share.of not in self.initial:
+                raise PluresError(f"{slot!r}: no slot {share.of!r}; {suggestion(share.of, self.initial, 'slots are')}")
             return share.leaves({} if share.of is None else self.initial[share.of], start.setting)
         if made is None:
             return start.model
@@ -185,6 +185,71 @@ class Bound:
             info = {made.slot: start.network.info}
             return {path: start.model[path] for _, path in address([made], info, f"slot {slot!r}")[0]}
         return made(start)
+
+    def _check_slots(self) -> None:
+        """Refuse names of slots that there are not."""
+        method, predict = self.method, self.method.predictor
+        named_in: list[tuple[str, str]] = [("predict", predict.model)] if isinstance(predict.model, str) else []
+        named_in += [(f"calibration {stage.slot!r}", stage.slot) for stage in predict.calibrate]
+        named_in += [("combine", slot) for slot in method.combine] if isinstance(method.combine, Mapping) else []
+        for item in (*method.schedule, *method.between, *predict.adapt):
+            slots, what = (item.keeps, "keeps") if isinstance(item, Phase) else (item.writes, "writes")
+            named_in += [(f"{'phase' if isinstance(item, Phase) else 'assignment'}: {what}", slot) for slot in slots]
+        for block in self.blocks:
+            share = block.share
+            if (
+                isinstance(share, Personal)
+                and isinstance(share.unseen, str)
+                and share.unseen not in ("initial", "mean")
+            ):
+                named_in.append((f"{block.name!r}: unseen", share.unseen))
+        for where, slot in named_in:
+            if slot not in self.initial:
+                raise PluresError(f"{where}: no slot {slot!r}; {suggestion(slot, self.initial, 'slots are')}")
+
+    def _check_rules(self) -> None:
+        """Refuse weights and reducers that do not fit each other."""
+        for block in self.blocks:
+            rule, leaves = self.combine(block), self.travelling(block)
+            if not leaves or not callable(rule.weights):
+                continue
+            given = self.weighed(block, self.initial)
+            if isinstance(given, Tensor):
+                continue
+            if rule.reduce is not None:
+                raise PluresError(
+                    f"combine of {block.name!r}: weights of single entries belong to a weighted mean, and the reducer "
+                    "would not see them: give one weight for each client, or leave reduce out"
+                )
+            without = [leaf for leaf in self.parameters(block) if leaf in leaves and named(leaf) not in given]
+            if without:
+                raise PluresError(
+                    f"combine of {block.name!r}: the weights say nothing of {named(without[0])!r}: add it"
+                )
+
+    def _unchanging(self) -> frozenset[str]:
+        """Paths of the model's leaves that no slot ever changes, not even before predicting."""
+        changed = self.written | self.written_by(self.method.predictor.adapt)
+        still = {leaf for b in self.blocks if isinstance(b.share, Frozen) for leaf in b.leaves} - changed
+        return frozenset(
+            path
+            for path in self.network.info
+            if all((slot, path) in still for slot, leaves in self.initial.items() if path in leaves)
+        )
+
+    def state(self, slots: Mapping[str, Leaves]) -> State:
+        """One client's leaves, as functions of the method read them."""
+        return State(slots, self.network.fixed)
+
+    def weighed(self, block: Block, slots: Mapping[str, Leaves]) -> Tensor | Leaves:
+        """One client's weight in the mean of a block, where a function says it: a scalar, or by ``slot/path``."""
+        weigh = self.combine(block).weights
+        assert callable(weigh)
+        given = weigh(self.state(slots))
+        if isinstance(given, Tensor):
+            return given
+        own = set(self.travelling(block))
+        return {named((block.slot, k)): t for k, t in given.items() if (block.slot, k) in own}
 
     def told(self) -> list[Leaf]:
         """Leaves of the client's own that views read: the client tells them to the server with its upload."""
@@ -211,19 +276,26 @@ class Bound:
         return path in self.network.info and self.initial[slot][path].shape == model[path].shape
 
     def selected(self, phase: Phase) -> list[Leaf]:
-        """Leaves that a phase may change, buffers included."""
+        """Leaves that a phase may change, buffers included; none that is frozen."""
         return [leaf for chosen in address(phase.targets, self.info, "phase") for leaf in chosen]
 
     def _buffer(self, leaf: Leaf) -> bool:
         slot, path = leaf
         return self.info[slot][path].buffer or not self.initial[slot][path].is_floating_point()
 
+    def kept(self, phase: Phase) -> list[Leaf]:
+        """Leaves that a phase computes before its steps and keeps."""
+        return self._changeable(phase.keeps)
+
+    def _changeable(self, slots: tuple[str, ...]) -> list[Leaf]:
+        return [(slot, path) for slot in slots for path in self.initial[slot] if not self.info[slot][path].frozen]
+
     def written_by(self, schedule: Schedule) -> frozenset[Leaf]:
         """Leaves that a schedule changes."""
         written: set[Leaf] = set()
         for item in schedule:
             slots = item.keeps if isinstance(item, Phase) else item.writes
-            written.update((slot, path) for slot in slots for path in self.initial[slot])
+            written.update(self._changeable(slots))
             if isinstance(item, Phase):
                 written.update(self.selected(item))
         return frozenset(written)

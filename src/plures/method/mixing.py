@@ -14,7 +14,8 @@ from torch import Tensor
 from plures.brief import brief
 from plures.method.setting import Setting
 from plures.method.share import Cohort, Frozen, Inherit, Kept, Probe, Share, Shared, blended, flatten, put, unflatten
-from plures.models import Leaves
+from plures.method.tree import fixed
+from plures.models import Leaves, Marked
 
 if TYPE_CHECKING:
     from plures.method.layout import LayoutKey
@@ -29,7 +30,8 @@ Mixing = Callable[[Tensor, Cohort], Tensor]
 class Mixed(Share):
     """Every client has its own model, which the server keeps and mixes with the others' after each round.
 
-    ``X[i] <- sum_j M_ij X[j]`` for the clients ``i`` of the cohort. Those absent keep their model, and it counts as it
+    ``X[i] <- sum_j M_ij X[j]`` for the clients ``i`` of the cohort. Running statistics are not mixed: each client keeps
+    those of its own inputs. Those absent keep their model, and it counts as it
     is where the matrix gives it weight; so equal rows of weights are FedAvg only as long as everybody takes part. The
     identity is local training, blocks are clusters.
 
@@ -59,9 +61,9 @@ class Mixed(Share):
         kept = super().write(kept, rows, values, cohort)
         if self.matrix is None:
             return kept
-        flat = flatten(kept.values)
+        flat = flatten(kept.marked())
         weights = self.matrix(flat, cohort).to(flat)[rows]
-        own = self.read(kept, rows)
+        own = kept.marked(self.read(kept, rows))
         return super().write(kept, rows, unflatten(weights @ flat, own), cohort)
 
     def downloads(self, setting: Setting) -> int:
@@ -69,13 +71,19 @@ class Mixed(Share):
         return int(self.matrix is not None)
 
     def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
-        """Newcomers start from a combination of the models of the clients that took part, or from the initial one."""
+        """Newcomers start from a combination of the models of the clients that took part, or from the initial one.
+
+        Their running statistics start from the uniform mean.
+        """
         took_part = kept.extra[VISITED].nonzero().squeeze(1)
         seen = took_part if len(took_part) else torch.arange(len(kept.extra[VISITED]))
-        weights = torch.full((len(setting), len(seen)), 1 / len(seen), dtype=torch.float64)
+        even = weights = torch.full((len(setting), len(seen)), 1 / len(seen), dtype=torch.float64)
         if self.unseen is not None and setting.joins is not None:
             weights = self.unseen(setting.joins.take(seen.tolist()), setting)
-        return Kept({k: blended(t[seen.to(t.device)], weights) for k, t in kept.values.items()})
+        values = {
+            k: blended(t[seen.to(t.device)], even if k in kept.buffers else weights) for k, t in kept.values.items()
+        }
+        return Kept(values, buffers=kept.buffers)
 
     def tune(self, kept: Kept, rows: Tensor, values: Leaves) -> Kept:
         return replace(kept, values={**kept.values, **{k: put(kept.values[k], rows, v) for k, v in values.items()}})
@@ -116,8 +124,13 @@ class Look:
 
     @cached_property
     def models(self) -> Tensor:
-        """All models, ``(population, d)`` in double precision."""
+        """The parameters of all models, ``(population, d)`` in double precision."""
         return flatten(self.values)
+
+    def own_models(self, slot: str) -> Tensor:
+        """The same of what each client holds in a slot, ``(clients, d)``."""
+        held = self.states[slot]
+        return flatten(Marked({k: held[k] for k in self.values}, fixed(self.values)))
 
     @property
     def own(self) -> Tensor:

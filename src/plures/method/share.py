@@ -12,7 +12,8 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.setting import Setting
-from plures.models import Leaves
+from plures.method.tree import fixed, parameters
+from plures.models import Leaves, Marked
 
 
 @brief
@@ -25,11 +26,18 @@ class Kept:
         extra: further tensors that belong to the share (membership, embeddings, ...).
         copied: for each row added since the last round, the row it is a copy of: what the server's step remembers of
             that row is copied too.
+        buffers: names of the values that follow forward passes (running statistics): a server averages them, and never
+            moves, mixes or generates them.
     """
 
     values: Leaves
     extra: Leaves = field(default_factory=dict)
     copied: tuple[int, ...] = ()
+    buffers: frozenset[str] = frozenset()
+
+    def marked(self, values: Leaves | None = None) -> Leaves:
+        """The values, or others of the same names, in a form that :func:`flatten` leaves the buffers out of."""
+        return Marked(self.values if values is None else values, self.buffers)
 
     def grown(self, rows: Sequence[int]) -> Kept:
         """The same with further models, copies of some of its rows."""
@@ -182,16 +190,21 @@ def blended(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def flatten(leaves: Leaves) -> Tensor:
-    """Floating-point leaves ``(rows, ...)`` as one vector per row, ``(rows, d)`` in double precision."""
-    parts = [t.reshape(len(t), -1).to(torch.float64) for t in leaves.values() if t.is_floating_point()]
-    return torch.cat(parts, 1)
+    """Parameters ``(rows, ...)`` as one vector per row, ``(rows, d)`` in double precision; without any, ``d`` is 0."""
+    parts = [t.reshape(len(t), -1).to(torch.float64) for t in parameters(leaves).values()]
+    return torch.cat(parts, 1) if parts else next(iter(leaves.values())).new_zeros((rows(leaves), 0)).double()
+
+
+def rows(leaves: Leaves) -> int:
+    """Number of rows of stacked leaves."""
+    return len(next(iter(leaves.values())))
 
 
 def unflatten(flat: Tensor, like: Leaves) -> Leaves:
-    """The inverse of :func:`flatten`; leaves of other types come from ``like``."""
-    leaves, place = {}, 0
+    """The inverse of :func:`flatten`; leaves that are no parameters come from ``like``."""
+    leaves, place, held = {}, 0, fixed(like)
     for k, t in like.items():
-        if not t.is_floating_point():
+        if k in held or not t.is_floating_point():
             leaves[k] = t
             continue
         size = t[0].numel()

@@ -13,30 +13,40 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.federation import Task
-from plures.models import Leaves, Network
+from plures.method.tree import detach
+from plures.models import Leaves, Marked, Network
 from plures.models.layers import uniform
 
 
 class State:
-    """A client's leaves, slot by slot: ``x.model``, ``x.personal``, ... are ``{path: tensor}``."""
+    """A client's leaves, slot by slot: ``x.model``, ``x.personal``, ... are ``{path: tensor}``.
 
-    def __init__(self, slots: Mapping[str, Leaves]) -> None:
-        self._slots = slots
+    Args:
+        slots: the leaves.
+        fixed: paths of the model's buffers and frozen leaves, which no arithmetic changes (:attr:`Network.fixed`).
+    """
+
+    def __init__(self, slots: Mapping[str, Leaves], fixed: frozenset[str] = frozenset()) -> None:
+        self._slots, self._fixed = slots, fixed
+        self._known: dict[str, Leaves] = {}
 
     def __getattr__(self, slot: str) -> Leaves:
         if slot.startswith("__"):
             raise AttributeError(slot)
         if slot not in self._slots:
             raise PluresError(f"x.{slot}: the state has no slot {slot!r}; {suggestion(slot, self._slots, 'slots are')}")
-        return self._slots[slot]
+        if slot not in self._known:
+            leaves = self._slots[slot]
+            self._known[slot] = leaves if isinstance(leaves, Marked) else Marked(leaves, self._fixed)
+        return self._known[slot]
 
     def __contains__(self, slot: str) -> bool:
         return slot in self._slots
 
     def slot_of(self, leaves: Leaves) -> str | None:
         """Which slot these very leaves are, or ``None`` for leaves made by arithmetic."""
-        for name, held in self._slots.items():
-            if held is leaves:
+        for name in self._slots:
+            if self._known.get(name) is leaves:
                 return name
         return None
 
@@ -101,7 +111,8 @@ class Batch:
 
         Args:
             leaves: the model to evaluate.
-            keep: the slot whose running statistics this pass updates; by default ``leaves`` itself.
+            keep: the slot whose running statistics this pass updates, ``{}`` for none; by default ``leaves`` itself.
+                Where a slot has several passes in a step, the last one counts.
         """
         outputs, buffers = self.problem.network(leaves, self.inputs, train=self.train, key=self.key)
         if buffers:
@@ -121,7 +132,22 @@ class Batch:
 
     def head(self, leaves: Leaves, features: Tensor) -> Tensor:
         """Outputs of the head alone, ``(batch, outputs)``, on representations ``(batch, d)``."""
-        return self.problem.network.part("head", leaves, features)
+        return self.part("head", leaves, features)
+
+    def part(self, role: str, leaves: Leaves, inputs: Tensor, keep: Leaves | None = None) -> Tensor:
+        """Outputs of the one part of the network with a role, on its inputs ``(batch, ...)``."""
+        outputs, buffers = self.problem.network.through(role, leaves, inputs, train=self.train, key=self.key)
+        if buffers:
+            self.seen.append((leaves if keep is None else keep, buffers))
+        return outputs
+
+    def see(self, leaves: Leaves) -> None:
+        """A forward pass for the running statistics of a slot alone, whose weights an objective reads without one.
+
+        It costs nothing where the network keeps no statistics.
+        """
+        if self.train and self.problem.network.statistics:
+            self.outputs(detach(leaves), keep=leaves)
 
     def losses(self, leaves: Leaves, keep: Leaves | None = None) -> Tensor:
         """Task loss of every example, ``(batch,)``."""
@@ -157,14 +183,14 @@ def task_loss(leaves: Leaves, batch: Batch, keep: Leaves | None = None) -> Tenso
 def gradient(leaves: Leaves, batch: Batch, keep: Leaves | None = None) -> Leaves:
     """Gradient of the task loss with respect to every floating-point parameter of ``leaves``.
 
-    Buffers keep their entry, with a zero gradient.
+    Buffers and frozen parameters keep their entry, with a zero gradient.
 
     Args:
         leaves: the model at which the gradient is taken.
         batch: the examples.
         keep: the slot whose running statistics the forward pass updates; by default ``leaves`` itself.
     """
-    free = {name: t for name, t in leaves.items() if not batch.problem.network.info[name].buffer}
+    free = {name: t for name, t in leaves.items() if name not in batch.problem.network.fixed}
 
     def loss(parameters: Leaves) -> tuple[Tensor, Leaves]:
         values = {**leaves, **parameters}

@@ -1,38 +1,82 @@
-"""Arithmetic on leaves. Every function returns new tensors and leaves its arguments alone."""
+"""Arithmetic on leaves. Every function returns new tensors and leaves its arguments alone.
+
+Arithmetic is for parameters. Buffers, such as running statistics, follow forward passes, and frozen leaves never
+change: no distance, product or step includes them, if an argument knows which they are, as a client's slots do.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from plures.models import Leaves
+from plures.models import Leaves, Marked
+
+
+def fixed(*of: Leaves) -> frozenset[str]:
+    """Paths of the buffers and frozen leaves of some leaves, as far as these know them."""
+    return frozenset().union(*(x.fixed for x in of if isinstance(x, Marked)))
+
+
+def parameters(x: Leaves) -> Leaves:
+    """The leaves that are trained: floating-point ones that are no buffer and not frozen."""
+    held = fixed(x)
+    return {k: t for k, t in x.items() if t.is_floating_point() and k not in held}
+
+
+def _like(values: Leaves, *of: Leaves) -> Leaves:
+    """Leaves that know what those know of which they are made."""
+    return Marked(values, held) if (held := fixed(*of)) else values
+
+
+def _moved(a: Leaves, b: Leaves, names: Iterable[str]) -> list[str]:
+    held = fixed(a, b)
+    return [k for k in names if k not in held]
 
 
 def squared_distance(a: Leaves, b: Leaves) -> Tensor:
-    """Sum of squared differences over all floating-point leaves of ``a``, a scalar."""
-    return torch.stack([(a[k] - b[k]).square().sum() for k in a if a[k].is_floating_point()]).sum()
+    """Sum of squared differences over all parameters of ``a``, a scalar."""
+    return _total([(a[k] - b[k]).square().sum() for k in _moved(a, b, a) if a[k].is_floating_point()], a)
 
 
 def dot(a: Leaves, b: Leaves) -> Tensor:
-    """Inner product over the floating-point leaves of ``b``, a scalar."""
-    return torch.stack([(a[k] * b[k]).sum() for k in b if b[k].is_floating_point()]).sum()
+    """Inner product over the parameters of ``b``, a scalar."""
+    return _total([(a[k] * b[k]).sum() for k in _moved(a, b, b) if b[k].is_floating_point()], b)
+
+
+def _total(terms: list[Tensor], like: Leaves) -> Tensor:
+    """Their sum; 0 for none."""
+    return torch.stack(terms).sum() if terms else next(t for t in like.values() if t.is_floating_point()).sum() * 0
 
 
 def axpy(x: Leaves, scale: Tensor | float, d: Leaves) -> Leaves:
-    """``x + scale * d`` on floating-point leaves that ``d`` has; other leaves of ``x`` as they are."""
-    return {k: t + scale * d[k] if k in d and t.is_floating_point() else t for k, t in x.items()}
+    """``x + scale * d`` on parameters that ``d`` has; other leaves of ``x``, and its buffers, as they are."""
+    held = fixed(x, d)
+    made = {k: t + scale * d[k] if k in d and k not in held and t.is_floating_point() else t for k, t in x.items()}
+    return _like(made, x, d)
 
 
 def interpolate(a: Leaves, b: Leaves, weight: Tensor | float) -> Leaves:
-    """``weight * a + (1 - weight) * b`` on floating-point leaves; others from ``a``."""
-    return {k: weight * t + (1 - weight) * b[k] if t.is_floating_point() else t for k, t in a.items()}
+    """``weight * a + (1 - weight) * b`` on parameters.
+
+    Other leaves, and buffers, are those of ``a``, whose running statistics the mixture uses; where ``weight`` is 0,
+    they are those of ``b``, which the mixture then is.
+    """
+    held, mixed = fixed(a, b), {}
+    for k, t in a.items():
+        if t.is_floating_point() and k not in held:
+            mixed[k] = weight * t + (1 - weight) * b[k]
+        else:
+            mixed[k] = torch.where(weight != 0, t, b[k]) if isinstance(weight, Tensor) else t if weight else b[k]
+    return _like(mixed, a, b)
 
 
 def detach(x: Leaves) -> Leaves:
     """The same values without their history."""
-    return {k: t.detach() for k, t in x.items()}
+    return _like({k: t.detach() for k, t in x.items()}, x)
 
 
 def zeros_like(x: Leaves) -> Leaves:
-    """Zeros of the same shapes, for floating-point leaves only."""
-    return {k: torch.zeros_like(t) for k, t in x.items() if t.is_floating_point()}
+    """Zeros of the same shapes, for parameters only."""
+    return {k: torch.zeros_like(t) for k, t in parameters(x).items()}

@@ -34,4 +34,5 @@ def encode(wire: Wire, value: Leaves, received: Leaves, keys: Tensor) -> Leaves:
     change = {k: v - received[k] for k, v in value.items()}
     for codec in wire:
         change = codec.encode(change, keys)
-    return {k: received[k] + d for k, d in change.items()}
+    made = {k: received[k] + d for k, d in change.items()}
+    return {k: t if value[k].is_floating_point() else t.round().to(value[k].dtype) for k, t in made.items()}

@@ -39,7 +39,8 @@ def apfl(
 
     ``min_v f_i(alpha v + (1 - alpha) w)``: global and personal model are trained side by side on the same batches.
     With an adaptive ``alpha``, one step of its gradient ``<v - w, grad f_i(alpha v + (1 - alpha) w)>`` per visit,
-    clipped to [0, 1].
+    clipped to [0, 1]. The running statistics of the personal slot are those of the mixture, and follow its own forward
+    passes; with ``alpha = 0`` the mixture is the global model, and has that model's.
 
     Args:
         alpha: weight of the personal model (its start, when adaptive).

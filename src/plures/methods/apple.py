@@ -21,6 +21,7 @@ from plures.method import (
     State,
     Visit,
     best_others,
+    parameters,
     task_loss,
 )
 from plures.methods.entry import entry, require
@@ -79,7 +80,7 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
         },
         slots={
             "prior": prior,
-            "parameters": lambda start: {k: torch.zeros(()) for k, i in start.network.info.items() if not i.buffer},
+            "parameters": lambda start: dict.fromkeys(parameters(start.model), torch.zeros(())),
             "lean": level,
             "pull": lambda start: {"pull": torch.zeros((), dtype=start.network.dtype)},
         },

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from plures.method import Method, Mixed, Nearest, Personal, Regressed, Selector, Share, norm_statistics
+from plures.method import Method, Mixed, Nearest, Personal, Regressed, Selector, Share
 from plures.method.layout import LayoutKey
 from plures.methods.ditto import ditto
 from plures.methods.entry import entry, require
@@ -30,7 +30,7 @@ def cold_start(
     community). Without metadata both are the mean. No label of the newcomer is used before its visits. A hypernetwork
     of metadata is ``pfedhn(columns=...)``.
 
-    Running statistics of normalisation layers start from their mean, for a regression may leave their range.
+    Running statistics start from their mean, for a regression may leave their range.
 
     Args:
         base: the method that trains the personal models; default: Ditto.
@@ -49,9 +49,6 @@ def cold_start(
         slot = key if isinstance(key, str) else key.slot
         copies_model = key not in base.slots or isinstance(base.slots[slot], Selector)
         if isinstance(share, Personal | Mixed) and copies_model:
-            statistics = norm_statistics if isinstance(key, str) else key & norm_statistics
-            held = Personal(unseen="mean") if isinstance(share, Personal) else share
-            layout[replace(statistics, name=f"statistics of {slot}", slot=slot, empty="fine")] = held
             share = replace(share, unseen=rule)
         layout[key] = share
     require(layout != dict(base.layout), "cold_start: the base method has no personal model; take ditto() or local()")

@@ -13,8 +13,8 @@ def dapper(lam: float = 0.5, public_batch: int | None = 32, visits: int = 5) -> 
     """Each client trains its own model on a mixture of its data and of a sample that the server holds for all.
 
     ``min_{h_i} lam f_i(h_i) + (1 - lam) f_C(h_i)``, ``f_C`` the loss on the public sample C. The sample is sent once;
-    afterwards nothing travels. It needs a federation with public rows, see
-    :meth:`~plures.federation.Federation.donate`.
+    afterwards nothing travels. Running statistics are those of the client's own data. It needs a federation with public
+    rows, see :meth:`~plures.federation.Federation.donate`.
 
     Args:
         lam: weight of the client's own data.

@@ -22,6 +22,7 @@ def eefed(accept: Literal["better", "always", "never"] = "better", grid: int = 4
     predicting, the first choice is made again on a copy, so what is deployed is never worse. The paper's rules are
     known to us from its abstract only (dual network, personalized update, backtracking replacement of parameters);
     these are our reading. A client without validation examples takes the aggregate and trains it.
+    An interpolation has the running statistics of the execution model.
 
     Args:
         accept: ``better``; ``always`` take the aggregate (FedAvg) or ``never`` (local training).
@@ -39,9 +40,9 @@ def eefed(accept: Literal["better", "always", "never"] = "better", grid: int = 4
     def best(old: State, visit: Visit) -> Leaves:
         if accept != "better":
             return old.model if accept == "always" else old.execution
-        steps = [k / grid for k in range(grid + 1)]
-        costs = torch.stack([cost(interpolate(old.model, old.execution, s), visit, s) for s in steps])
-        return interpolate(old.model, old.execution, costs.new_tensor(steps)[costs.argmin()])
+        steps = [1 - k / grid for k in range(grid + 1)]
+        costs = torch.stack([cost(interpolate(old.execution, old.model, s), visit, 1 - s) for s in steps])
+        return interpolate(old.execution, old.model, costs.new_tensor(steps)[costs.argmin()])
 
     def take(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         return {"execution": best(received, visit)}

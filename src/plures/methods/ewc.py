@@ -54,7 +54,7 @@ def ewc(lam: float = 1.0, mu: float = 0.01, decay: float = 1.0) -> Method:
         return fisher(x.model, batch)
 
     def consolidate(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
-        return {"fisher": {k: decay * x.fisher[k] + f for k, f in visit.measured.items()}, "anchor": x.model}
+        return {"fisher": {k: decay * f + visit.measured[k] for k, f in x.fisher.items()}, "anchor": x.model}
 
     return Method(
         layout={"model": Shared(), "fisher": Personal(), "anchor": Personal()},

@@ -16,6 +16,7 @@ from plures.method import (
     State,
     Visit,
     gradient,
+    parameters,
 )
 from plures.methods.entry import entry, part, remark, require
 
@@ -34,7 +35,7 @@ def fedala(layers: str | Selector = "head", weight_lr: float = 1.0, epochs: floa
     ``theta``, ``W <- clip(W - weight_lr (w - v) * grad f(theta))``. The other layers are the global ones. Then the
     client trains ``theta`` and uploads it. It predicts with ``theta`` as it would start from it now. The paper trains
     ``W`` to convergence when it is first used; here the work is the same in every visit. An unseen client has the
-    global model.
+    global model. Running statistics are the global model's.
 
     Args:
         layers: where the weights are learned: a role (``head``, ``body``) or a selector.
@@ -61,7 +62,7 @@ def fedala(layers: str | Selector = "head", weight_lr: float = 1.0, epochs: floa
 
     def ones(start: Start) -> Leaves:
         own = {k for k, info in start.network.info.items() if chosen.chooses(info)}
-        return {k: torch.ones_like(t) for k, t in start.model.items() if k in own and t.is_floating_point()}
+        return {k: torch.ones_like(t) for k, t in parameters(start.model).items() if k in own}
 
     return Method(
         layout={"model": Shared(), "last": Personal(unseen="model"), "weight": Personal()},

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plures.method import Batch, Look, Method, Mixed, Phase, Predict, State, View, flatten, squared_distance, task_loss
+from plures.method import Batch, Look, Method, Mixed, Phase, Predict, State, View, squared_distance, task_loss
 from plures.methods.entry import entry, remark, require
 
 
@@ -48,7 +48,7 @@ def fedamp(
     remark(lam == 0, "fedamp with lam=0 is local training")
 
     def attend(look: Look) -> Tensor:
-        mine, models = flatten({k: look.states["model"][k] for k in look.values}), look.models
+        mine, models = look.own_models("model"), look.models
         own = look.own.to(models.device)
         if attention == "cosine":
             pull = sigma * F.normalize(mine) @ F.normalize(models).T

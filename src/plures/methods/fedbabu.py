@@ -1,6 +1,8 @@
 """FedBABU: the body alone is learned, the head when it is needed."""
 
-from plures.method import Frozen, Method, Phase, Predict, Shared, body, head
+from dataclasses import replace
+
+from plures.method import Frozen, Method, Phase, Predict, Shared, body, buffers, head
 from plures.methods.entry import entry, require
 
 
@@ -13,8 +15,9 @@ def fedbabu(epochs: float = 3, tune: str = "all") -> Method:
         tune: what is fine-tuned: ``all`` or ``head``.
     """
     require(tune in ("all", "head"), f"fedbabu: tune={tune!r}; give 'all' or 'head'")
+    fixed = replace(head, chooses=lambda leaf: head.chooses(leaf) and not leaf.buffer)
     return Method(
-        layout={head: Frozen(), "model": Shared()},
-        schedule=(Phase(body),),
+        layout={fixed: Frozen(), "model": Shared()},
+        schedule=(Phase((body, buffers)),),
         predict=Predict("model", adapt=(Phase("model" if tune == "all" else head, epochs=epochs, stream="adapt"),)),
     )

@@ -15,6 +15,7 @@ from plures.method import (
     Visit,
     best_others,
     flatten,
+    parameters,
     unflatten,
 )
 from plures.methods.entry import entry, remark, require
@@ -33,7 +34,7 @@ def fedfomo(models: int = 5, epsilon: float = 0.3, decay: float = 0.05, visits: 
     trained, a client moves by ``sum_j w_j (theta_j - theta)`` over what the visit made of it and what it was sent, with
     ``w_j`` proportional to ``max(0, (L(theta) - L(theta_j)) / ||theta_j - theta||)`` (equation 4) and ``L`` the loss on
     its validation split; where nothing is better it goes back to ``theta``. Then it trains and uploads. It predicts
-    with the combination. Without validation examples it keeps its own model.
+    with the combination and its own running statistics. Without validation examples it keeps its own model.
 
     Args:
         models: M, how many of the others' models a client receives: those with the largest sum of ``w_j``, before
@@ -47,21 +48,23 @@ def fedfomo(models: int = 5, epsilon: float = 0.3, decay: float = 0.05, visits: 
     remark(models == 0, "fedfomo with models=0 is local training that goes back where the validation loss rose")
 
     def pool(x: State) -> Leaves:
-        return {k: torch.cat([x.previous[k][None], t[None], x.others[k]]) for k, t in x.model.items()}
+        last = {**x.model, **{k: x.previous[k] for k in parameters(x.model)}}
+        return {k: torch.cat([last[k][None], t[None], x.others[k]]) for k, t in x.model.items()}
 
     def compare(x: State, received: State, batch: Batch) -> Leaves:
         count = len(x.whose["weights"]) + 2
         return {"losses": torch.stack([batch.loss({k: t[m] for k, t in pool(x).items()}) for m in range(count)])}
 
     def combine(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
-        losses, models = visit.measured["losses"], flatten(pool(x))
+        losses, like = visit.measured["losses"], {k: t[None] for k, t in parameters(x.model).items()}
+        models = flatten({k: t for k, t in pool(x).items() if k in like})
         far = (models - models[:1]).norm(dim=1)
         gains = torch.where(far > 0, (losses[0] - losses) / far.clamp(min=1e-30), 0.0).nan_to_num(0.0, 0.0, 0.0)
         useful, place = gains.clamp(min=0), torch.arange(len(gains), device=gains.device)
         otherwise = (place == torch.where(losses.any(), 0, 1)).to(gains)
         weights = torch.where(useful.sum() > 0, useful / useful.sum().clamp(min=1e-30), otherwise)
         mixed = (weights @ models.where(weights[:, None] > 0, 0.0))[None]
-        model = {k: t[0] for k, t in unflatten(mixed, {k: t[None] for k, t in x.model.items()}).items()}
+        model = {**x.model, **{k: t[0] for k, t in unflatten(mixed, like).items()}}
         known = x.affinity["affinity"] + gains[2:].to(losses) @ x.whose["weights"]
         return {"model": model, "previous": model, "affinity": {"affinity": known}}
 

@@ -87,7 +87,8 @@ def fedsimclr(
 
     Rounds minimise NT-Xent (:func:`~plures.method.representation.nt_xent`) of projections of ``h``, what the head gets.
     The projection is the model's part with that role, or one that is added; body and projection are averaged, and the
-    projection is not used to predict. Before predicting, each client trains its head on the aggregated, fixed body.
+    projection is not used to predict. Running statistics follow the examples, not their views. Before predicting, each
+    client trains its head on the aggregated, fixed body.
 
     Args:
         temperature: by which cosines are divided.
@@ -100,9 +101,10 @@ def fedsimclr(
 
     def agree(x: State, received: State, batch: Batch) -> Tensor:
         both = replace(batch, inputs=torch.cat([views(batch, 0), views(batch, 1)]))
-        codes = both.features(x.model)
+        batch.see(x.model)
+        codes = both.features(x.model, keep={})
         if projection:
-            codes = batch.problem.network.part("projection", x.model, codes)
+            codes = batch.part("projection", x.model, codes)
         first, second = codes.flatten(1).chunk(2)
         return nt_xent(first, second, temperature, batch.weight)
 

@@ -19,6 +19,7 @@ from plures.method import (
     Start,
     State,
     Visit,
+    parameters,
 )
 from plures.method.curvature import fisher, output_covariance
 from plures.methods.entry import entry, require
@@ -134,14 +135,11 @@ def hierarchical_bayes(
     """
     require(tau2 > 0 and noise > 0 and draws >= 1, f"hierarchical_bayes: tau2={tau2}, noise={noise}, draws={draws}")
 
-    def parameters(start: Start) -> Leaves:
-        return {k: t for k, t in start.model.items() if not start.network.info[k].buffer}
-
     def unknown(start: Start) -> Leaves:
-        return {k: torch.zeros_like(t) for k, t in parameters(start).items()}
+        return {k: torch.zeros_like(t) for k, t in parameters(start.model).items()}
 
     def prior(start: Start) -> Leaves:
-        return {k: t.new_tensor(tau2) for k, t in parameters(start).items()}
+        return {k: t.new_tensor(tau2) for k, t in parameters(start.model).items()}
 
     def rest(start: Start) -> Leaves:
         value = noise if start.setting.task.kind == "regression" else 0.5

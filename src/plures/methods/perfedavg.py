@@ -18,6 +18,7 @@ from plures.method import (
     detach,
     dot,
     gradient,
+    parameters,
 )
 from plures.methods.entry import entry, remark, require
 
@@ -54,7 +55,7 @@ def perfedavg(
         if variant == "HF":
             up, down = (gradient(axpy(model, sign * delta, g), batch) for sign in (1, -1))
             return {k: (up[k] - down[k]) / (2 * delta) for k in g}
-        free = {k: t for k, t in model.items() if t.is_floating_point()}
+        free = parameters(model)
         product: Leaves = torch.func.grad(lambda w: dot(gradient({**model, **w}, batch), detach(g)))(free)
         return product
 

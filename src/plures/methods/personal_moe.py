@@ -8,7 +8,7 @@ from torch import nn
 from plures.errors import PluresError
 from plures.method import Frozen, Method, Personal, Phase, Predict, Setting, Shared, role
 from plures.methods.entry import entry, require
-from plures.models import build, mixture_of_experts
+from plures.models import mixture_of_experts, redrawn
 
 gate = role("gate")
 
@@ -22,8 +22,9 @@ gate = role("gate")
 def personal_moe(experts: int = 3, frozen: bool = False, visits: int = 5) -> Method:
     """Everybody has the same experts, and each client its own gate: ``y = sum_k softmax(g_i(x))_k e_k(x)``.
 
-    A model without a gate becomes a mixture of copies of itself with different initial values and a linear gate that
-    starts as their mean. To mix finished models, give them as the model and freeze them:
+    A model without a gate becomes a mixture of copies of itself and a linear gate that starts as their mean. The first
+    copy has the model's values, the others new ones (``reset_parameters`` of their layers); frozen values stay. To mix
+    finished models, give them as the model and freeze them:
     ``lambda: mixture_of_experts(experts_of(run), gate)``.
 
     Args:
@@ -51,4 +52,4 @@ def mixed(module: nn.Module, experts: int, setting: Setting) -> nn.Module:
     linear = nn.Linear(prod(setting.features), experts)
     for parameter in linear.parameters():
         nn.init.zeros_(parameter)
-    return mixture_of_experts([module, *(build(module, seed) for seed in seeds)], nn.Sequential(nn.Flatten(), linear))
+    return mixture_of_experts([module, *(redrawn(module, seed) for seed in seeds)], nn.Sequential(nn.Flatten(), linear))

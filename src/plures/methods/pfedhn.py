@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from plures.method import SGD, Generated, Method, Personal, Phase, Predict, Selector, Shared, norm_statistics, role
+from plures.method import SGD, Generated, Method, Personal, Phase, Predict, Selector, Shared, buffers, role
 from plures.methods.entry import entry, require
 
 
@@ -20,8 +20,7 @@ def pfedhn(
 
     ``min_(phi, e) sum_i f_i(h(phi, e_i))``. A client trains the model it gets and returns the change ``Delta_i``; the
     server follows ``J_phi^T Delta_i`` and ``J_e^T Delta_i``. Embeddings are learned, or made of metadata, from which an
-    unseen client gets its model at once. Running statistics of normalisation layers are no output of a network: they
-    stay with the client.
+    unseen client gets its model at once. Running statistics are no output of a network: they stay with the client.
 
     Args:
         part: what is generated: ``model``, a role (``head``, ``adapter``), or a selector; the rest is shared.
@@ -35,7 +34,7 @@ def pfedhn(
     require(lr > 0 and (steps is None or steps >= 1), f"pfedhn: lr={lr} must be positive, steps={steps} at least 1")
     chosen = role(part) if isinstance(part, str) and part != "model" else part
     generated = Generated(columns, size, hidden, SGD(lr, momentum=0.9, weight_decay=1e-3))
-    statistics = norm_statistics & chosen if isinstance(chosen, Selector) else norm_statistics
+    statistics = buffers & chosen if isinstance(chosen, Selector) else buffers
     return Method(
         layout={
             replace(statistics, empty="fine"): Personal(unseen="mean"),

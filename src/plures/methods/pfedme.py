@@ -34,7 +34,8 @@ def pfedme(
 
     ``F_i(w) = min_theta f_i(theta) + lam/2 ||theta - w||^2``; each step solves for ``theta`` on a fresh batch by
     ``inner_steps`` gradient steps from the previous ``theta`` and moves ``w`` by ``lr lam (w - theta)``. The server
-    moves ``beta`` of the way to the uniform mean of the clients' ``w``. Prediction is by ``theta``.
+    moves ``beta`` of the way to the uniform mean of the clients' ``w``. Prediction is by ``theta``. Running statistics
+    of ``theta`` and of ``w`` follow a forward pass of each on every batch.
 
     Args:
         lam: strength of the proximal term.
@@ -49,9 +50,10 @@ def pfedme(
 
     def proximal_point(x: State, received: State, batch: Batch) -> dict[str, Leaves]:
         anchor, theta = detach(x.model), detach(x.personal)
+        batch.see(x.model)
         for _ in range(inner_steps):
             slope = gradient(theta, batch, keep=x.personal)
-            theta = axpy(theta, -inner_lr, {k: g + lam * (theta[k] - anchor[k]) for k, g in slope.items()})
+            theta = axpy(theta, -inner_lr, axpy(slope, lam, axpy(theta, -1.0, anchor)))
         return {"personal": theta}
 
     def envelope(x: State, received: State, batch: Batch) -> Tensor:

@@ -31,7 +31,8 @@ def qffl(q: float = 1.0) -> Method:
     received model, the paper's server subtracts ``sum_i F_i^q dw_i / sum_i h_i`` with
     ``h_i = q F_i^(q-1) ||dw_i||^2 + L F_i^q``. Here a client sends ``w - F_i^q dw_i / h_i`` and the server takes the
     mean with weights ``h_i``, which is the same and needs sums alone. Clients count alike, however many examples they
-    have. What travels is the model and the number ``h_i / L`` up, the model down.
+    have. What travels is the model and the number ``h_i / L`` up, the model down. Running statistics are sent as they
+    are and averaged with the same weights.
 
     Args:
         q: fairness; 0 is FedAvg with uniform weights, large values approach the best worst loss.
@@ -40,8 +41,7 @@ def qffl(q: float = 1.0) -> Method:
     remark(q == 0, "qffl with q=0 is fedavg with uniform weights")
 
     def measured(x: State, received: State, batch: Batch) -> Leaves:
-        trained = {k: t for k, t in x.model.items() if not batch.problem.network.info[k].buffer}
-        return {"loss": batch.loss(received.model), "moved": squared_distance(trained, received.model)}
+        return {"loss": batch.loss(received.model), "moved": squared_distance(x.model, received.model)}
 
     def fair(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         loss = visit.measured["loss"] + 1e-10

@@ -4,7 +4,7 @@ from plures.models.adapters import merged, with_adapters, with_lora
 from plures.models.autoencoder import autoencoder_classifier
 from plures.models.graph import gcn, sage
 from plures.models.mixture import mixture_of_experts, moe
-from plures.models.network import LeafInfo, Leaves, ModelFactory, Network, build, with_roles
+from plures.models.network import LeafInfo, Leaves, Marked, ModelFactory, Network, build, redrawn, with_roles
 from plures.models.ratings import matrix_factorization
 from plures.models.reference import (
     NETWORKS,
@@ -22,11 +22,13 @@ from plures.models.sequence import char_lstm, char_transformer
 __all__ = [
     "LeafInfo",
     "Leaves",
+    "Marked",
     "ModelFactory",
     "NETWORKS",
     "Network",
     "autoencoder_classifier",
     "build",
+    "redrawn",
     "char_lstm",
     "char_transformer",
     "default_model",

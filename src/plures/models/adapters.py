@@ -177,7 +177,7 @@ def merged(module: nn.Module) -> nn.Module:
     for part in clone.modules():
         if isinstance(part, Lora):
             weight = part.weight.detach()
-            part.base.weight = nn.Parameter(weight)
+            part.base.weight = nn.Parameter(weight, requires_grad=part.base.weight.requires_grad)
             plain[part] = part.base
     kept = {role: names for role, names in _roles(module).items() if role not in ("lora", "lora_a", "lora_b")}
     return with_roles(_replaced(clone, plain), **kept)

@@ -19,6 +19,21 @@ from plures.signature import checked, shown
 Leaves = dict[str, Tensor]
 """Named tensors of one model: parameters and buffers by their path in the module."""
 
+
+class Marked(Leaves):
+    """Leaves that know which of them no arithmetic may change: buffers, which follow forward passes, and frozen ones.
+
+    Attributes:
+        fixed: paths of these leaves.
+    """
+
+    fixed: frozenset[str]
+
+    def __init__(self, leaves: Mapping[str, Tensor], fixed: frozenset[str]) -> None:
+        super().__init__(leaves)
+        self.fixed = fixed
+
+
 NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -37,12 +52,15 @@ class LeafInfo:
         module: type of the layer that owns it.
         roles: roles of the parts it lies in, such as ``head``.
         buffer: whether it is a buffer (running statistics) and not a parameter.
+        frozen: whether it never changes: a parameter that came with ``requires_grad=False``, or a buffer of a layer all
+            of whose parameters did.
     """
 
     path: str
     module: type[nn.Module]
     roles: frozenset[str]
     buffer: bool
+    frozen: bool = False
 
 
 @checked
@@ -68,19 +86,31 @@ class Network:
     The module is copied, never changed. Dropout draws from a key, running statistics are returned as new
     leaves instead of being changed in place.
 
+    Parameters with ``requires_grad=False`` are frozen. A layer with buffers (batch normalisation) is frozen with its
+    parameters, if all of them are; one without parameters, with those of the smallest part around it that has some.
+    It then keeps its running statistics and uses them in training, too.
+
     Args:
         module: the reference module; its present values are the initial leaves.
+
+    Attributes:
+        frozen: paths of the leaves that never change.
+        fixed: paths of the leaves that no arithmetic changes: buffers, and what is frozen.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = with_keyed_dropout(module)
+        held = {name for name, p in self.module.named_parameters() if not p.requires_grad}
+        self._still = [layer for layer in self._stateful() if self._frozen_around(layer)]
         for tensor in self.module.parameters():
             tensor.requires_grad_(False)
         self._dropouts = {n: m for n, m in self.module.named_modules() if isinstance(m, KeyedDropout)}
         self._keys = [f"{name}.{KEY}" if name else KEY for name in self._dropouts]
         buffers = {name: b.detach().clone() for name, b in self.module.named_buffers() if name not in self._keys}
         self._buffers = {name: self._place(name) for name in buffers}
-        self.live: Leaves = {**dict(self.module.named_parameters()), **buffers}
+        self.frozen = frozenset(held | {n for n, (owner, _) in self._buffers.items() if owner in self._still})
+        self.fixed = frozenset(buffers) | self.frozen
+        self.live: Leaves = Marked({**dict(self.module.named_parameters()), **buffers}, self.fixed)
         """A working copy that calls need not substitute: the module's own parameters, and buffers."""
         if len(self.live) == len(buffers):
             raise PluresError(f"{type(module).__name__} has no parameter, so there is nothing to train")
@@ -93,6 +123,34 @@ class Network:
         self._draws: str | None = None
         self._plain = not self._buffers and not self._dropouts
 
+    def _stateful(self) -> list[nn.Module]:
+        """Layers with buffers of their own."""
+        return [m for m in self.module.modules() if any(n != KEY for n, _ in m.named_buffers(recurse=False))]
+
+    def _frozen_around(self, layer: nn.Module) -> bool:
+        """Whether all parameters of a layer are frozen, or of the smallest part around it that has parameters."""
+        (name,) = (name for name, m in self.module.named_modules() if m is layer)
+        while not (around := list(self.module.get_submodule(name).parameters())) and name:
+            name = name.rpartition(".")[0]
+        return bool(around) and not any(p.requires_grad for p in around)
+
+    def holding(self, paths: frozenset[str]) -> Network:
+        """The same network; layers with buffers that have all their own leaves among ``paths`` use them in training."""
+        held = copy.copy(self)
+        names = {m: n for n, m in self.module.named_modules()}
+        for layer in self._stateful():
+            own = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+            if layer not in held._still and all(f"{names[layer]}.{name}".lstrip(".") in paths for name, _ in own):
+                held._still = [*held._still, layer]
+        return held
+
+    def _mode(self, train: bool) -> None:
+        """Training mode or not; layers that are frozen with their buffers stay in evaluation mode."""
+        if self.module.training != train:
+            self.module.train(train)
+            for layer in self._still:
+                layer.training = False
+
     def _place(self, path: str) -> tuple[nn.Module, str]:
         owner, _, name = path.rpartition(".")
         return self.module.get_submodule(owner), name
@@ -104,7 +162,7 @@ class Network:
         }
         if "head" in roles and "body" not in roles and "head" not in inside:
             inside.add("body")
-        return LeafInfo(path, type(self._place(path)[0]), frozenset(inside), buffer)
+        return LeafInfo(path, type(self._place(path)[0]), frozenset(inside), buffer, path in self.frozen)
 
     def _sparse(self) -> str | None:
         named = self.module.named_modules()
@@ -145,7 +203,13 @@ class Network:
             isinstance(m, nn.modules.batchnorm._BatchNorm)
             or (isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats)
             for m in self.module.modules()
+            if m not in self._still
         )
+
+    @property
+    def statistics(self) -> bool:
+        """Whether a forward pass in training leaves other buffers behind."""
+        return any(owner not in self._still for owner, _ in self._buffers.values())
 
     def leaves(self) -> Leaves:
         """A fresh copy of the initial leaves."""
@@ -162,8 +226,7 @@ class Network:
             train: training mode (dropout on, batch statistics).
             key: int64 scalar that determines the dropout masks.
         """
-        if self.module.training != train:
-            self.module.train(train)
+        self._mode(train)
         if leaves is self.live and self._plain:
             return self.module(inputs), {}
         fresh = {name: leaves[name].detach().clone() for name in self._buffers} if train else {}
@@ -189,16 +252,29 @@ class Network:
         return outputs, caught[-1], buffers
 
     def part(self, role: str, leaves: Leaves, inputs: Tensor) -> Tensor:
-        """Outputs of the one submodule with a role.
+        """Outputs of the one submodule with a role, in evaluation mode; see :meth:`through`."""
+        return self.through(role, leaves, inputs, train=False)[0]
+
+    def through(
+        self, role: str, leaves: Leaves, inputs: Tensor, *, train: bool, key: Tensor | None = None
+    ) -> tuple[Tensor, Leaves]:
+        """Outputs of the one submodule with a role, and its buffers after the pass (none when evaluating).
 
         Args:
             role: such as ``head``.
             leaves: values of at least the part's leaves, by their paths in the whole model.
             inputs: what the part reads.
+            train: training mode.
+            key: int64 scalar that determines the dropout masks.
         """
+        self._mode(train)
         name = self.one(role)
-        values = {path.removeprefix(f"{name}."): t for path, t in leaves.items() if path.startswith(f"{name}.")}
-        return functional_call(self.module.get_submodule(name), values, (inputs,))  # type: ignore[no-any-return]
+        inside = f"{name}." if name else ""
+        values = {path: t for path, t in leaves.items() if path.startswith(inside)}
+        fresh = {path: values[path].detach().clone() for path in self._buffers if path in values} if train else {}
+        keys = {} if key is None else {path: key for path in self._keys if path.startswith(inside)}
+        given = {path.removeprefix(inside): t for path, t in {**values, **fresh, **keys}.items()}
+        return functional_call(self.module.get_submodule(name), given, (inputs,)), fresh
 
     def one(self, role: str) -> str:
         """Name of the only submodule with a role."""
@@ -259,24 +335,40 @@ def made(factory: ModelFactory) -> nn.Module:
 
 
 def build(model: nn.Module | ModelFactory, seed: int) -> nn.Module:
-    """A module whose initial values are a function of ``seed``.
+    """The module that a run starts from.
 
     Args:
-        model: a factory, called with the seed set; or a module, taken as it is for seed 0 and with its layers'
-            ``reset_parameters`` called on a copy for other seeds.
+        model: a factory, called with the seed set, so that initial values are a function of the seed; or a module,
+            whose values are given and start every run alike: a copy of it, whatever the seed.
+        seed: of the factory's random numbers.
     """
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model)
     with seeded(seed):
-        if not isinstance(model, nn.Module):
-            return made(model)
-        clone = copy.deepcopy(model)
-        if seed != 0:
-            for layer in clone.modules():
-                reset = getattr(layer, "reset_parameters", None)
-                if callable(reset):
-                    reset()
-                elif any(True for _ in layer.parameters(recurse=False)):
-                    raise PluresError(
-                        f"{type(layer).__name__} has parameters but no reset_parameters(): give a factory "
-                        "(a function that returns a new module) instead of a module"
-                    )
-        return clone
+        return made(model)
+
+
+def redrawn(module: nn.Module, seed: int) -> nn.Module:
+    """A copy of a module with new random values, as its layers' ``reset_parameters`` draws them.
+
+    Frozen parameters, and layers whose own parameters are all frozen, keep what they have.
+
+    Args:
+        module: the module.
+        seed: of the random numbers.
+    """
+    clone = copy.deepcopy(module)
+    with seeded(seed):
+        for layer in clone.modules():
+            own = list(layer.parameters(recurse=False))
+            if own and not any(p.requires_grad for p in own):
+                continue
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif own:
+                raise PluresError(
+                    f"{type(layer).__name__} has parameters but no reset_parameters(), so a copy with other values "
+                    "cannot be made: give the class that method, which draws its parameters"
+                )
+    return clone

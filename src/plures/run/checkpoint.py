@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def restore(run: Coordinator, saved: Snapshot) -> None:
         return {k: t.to(kept.extra.get(k, leaf).device) for k, t in found.items()}
 
     run.server = {
-        block: Kept(taken("server", block, kept.values), extra(block, kept)) for block, kept in run.server.items()
+        block: replace(kept, values=taken("server", block, kept.values), extra=extra(block, kept), copied=())
+        for block, kept in run.server.items()
     }
     run.memory = {block: taken("memory", block, memory) for block, memory in run.memory.items()}
     run.store.restore(saved["visited"], {(s, p): saved[f"clients:{s}:{p}"] for s, p in run.store.snapshot()})

@@ -9,12 +9,12 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, Block, Cohort, Kept, Look, Method, Probe, Setting, Share, View, named
-from plures.models import Leaves, ModelFactory, Network
+from plures.models import Leaves, Marked, ModelFactory, Network
 from plures.run.cost import traffic
 from plures.run.engine import Stack
 from plures.run.execution import Execution
@@ -103,11 +103,28 @@ class Coordinator:
         participation: Participation,
         seed: int,
         *,
+        given: bool,
         local: bool = False,
     ) -> None:
+        """Start from round 0.
+
+        Args:
+            method: what to run.
+            setting: facts about the clients.
+            build: the network of each seed.
+            participation: who takes part in each round.
+            seed: root of all randomness.
+            given: whether the model's initial values were given, so that there are no others.
+            local: whether this is one client's own part of a run elsewhere.
+        """
         self.seed, self.method = seed, method
 
         def another(number: int) -> Network:
+            if given:
+                raise PluresError(
+                    "the method starts several models from different values, but the model given is a module, whose "
+                    "values start them all: give a function that returns a new module, such as lambda: Net()"
+                )
             return build(int(fold(seed, name_key("cluster"), number)) % 2**31)
 
         network = build(seed)
@@ -130,10 +147,13 @@ class Coordinator:
     def _start(self, block: Block, setting: Setting, other: Callable[[int], dict[str, Leaves]]) -> Kept:
         """What the server keeps of a block at the start."""
 
-        def values(initial: dict[str, Leaves]) -> Leaves:
-            return {named(leaf): initial[leaf[0]][leaf[1]] for leaf in block.leaves}
+        buffers = frozenset(map(named, block.leaves)) - frozenset(map(named, self.bound.parameters(block)))
 
-        return block.share.start(values(self.bound.initial), lambda number: values(other(number)), setting)
+        def values(initial: dict[str, Leaves]) -> Leaves:
+            return Marked({named(leaf): initial[leaf[0]][leaf[1]] for leaf in block.leaves}, buffers)
+
+        kept = block.share.start(values(self.bound.initial), lambda number: values(other(number)), setting)
+        return replace(kept, buffers=buffers)
 
     def _remember(self, block: Block) -> Leaves:
         """What the server's step of a block remembers at the start. It moves parameters; buffers are combined."""
@@ -280,6 +300,7 @@ class Coordinator:
         kept = {leaf: t for kept in self.server.values() for leaf, t in kept.values.items()}
         rows = {p: kept[named((s, p))] for s, p in source}
         rows = {p: t.expand(len(self.setting), *t.shape[1:]) for p, t in rows.items()}
+        rows = Marked(rows, self.bound.network.fixed)
 
         def draw(name: str) -> Tensor:
             keys = np.array([name_key(client) for client in names], dtype=np.uint64)
@@ -316,7 +337,9 @@ def check_outputs(network: Network, federation: Federation) -> None:
         )
 
 
-def builder(method: Method, model: ModelFactory, setting: Setting, federation: Federation, dtype: torch.dtype) -> Build:
+def builder(
+    method: Method, model: nn.Module | ModelFactory, setting: Setting, federation: Federation, dtype: torch.dtype
+) -> Build:
     """How the network of a run is built, on the device of a federation."""
 
     def build(seed: int) -> Network:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from plures.federation import Federation
-from plures.method import Bound, Leaf, State, View
+from plures.method import Bound, Leaf, View
 from plures.run.engine import Engine
 from plures.run.execution import Execution
 from plures.run.training import Training
@@ -39,9 +39,8 @@ def traffic(bound: Bound) -> tuple[int, int]:
             down += sum(bound.initial[s][p].nbytes for s, p in block.leaves)
         for codec in bound.method.wire:
             size = codec.nbytes({k: t.unsqueeze(0) for k, t in leaves.items()}, size)
-        weigh = bound.combine(block).weights
-        if leaves and callable(weigh):
-            given = weigh(State(bound.initial))
+        if leaves and callable(bound.combine(block).weights):
+            given = bound.weighed(block, bound.initial)
             size += given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
         up += size
     return up + sum(bound.initial[s][p].nbytes for s, p in bound.told()), down

@@ -95,10 +95,10 @@ class Engine:
         loss = torch.zeros(len(clients), device=steps.device)
         with self._kernels():
             for item in schedule:
-                if isinstance(item, Phase):
+                if isinstance(item, Phase) and not self._idle(item):
                     steps, rate, loss = self._train(item, x, received, clients, round, self.rate(item, lasting))
                     before = item
-                else:
+                elif isinstance(item, Assign):
                     self._assign(item, x, received, clients, round, steps, rate, before)
         return loss
 
@@ -141,10 +141,8 @@ class Engine:
         self, phase: Phase, x: Stack, received: Stack, clients: list[int], round: int, rate: float
     ) -> tuple[Tensor, float, Tensor]:
         plan = self.draw(phase, clients, round)
-        if id(phase) not in self._steps:
-            self._steps[id(phase)] = self._resolve(phase)
         try:
-            losses = self._steps[id(phase)](x, received, plan, rate)
+            losses = self._resolved(phase)(x, received, plan, rate)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -156,6 +154,16 @@ class Engine:
             ) from error
         steps = torch.from_numpy(plan.steps).to(losses.device)
         return steps, rate, losses / steps.clamp(min=1)
+
+    def _idle(self, phase: Phase) -> bool:
+        """Whether a phase changes nothing: all that it would train is frozen."""
+        steps = self._resolved(phase)
+        return not steps.trained and not steps.followed
+
+    def _resolved(self, phase: Phase) -> Steps:
+        if id(phase) not in self._steps:
+            self._steps[id(phase)] = self._resolve(phase)
+        return self._steps[id(phase)]
 
     def _resolve(self, phase: Phase) -> Steps:
         if self.execution.backend == "loop":
@@ -188,14 +196,16 @@ class Engine:
         ) -> dict[str, Leaves]:
             reached = reach(optimizer, steps) if item.linear and isinstance(optimizer, SGD) else steps * torch.nan
             visit = Visit(steps, lr, reached, number, measured, self._batches(examples), key)
-            return {slot: dict(leaves) for slot, leaves in item.update(State(x), State(received), visit).items()}
+            new = item.update(self.bound.state(x), self.bound.state(received), visit)
+            return {slot: dict(leaves) for slot, leaves in new.items()}
 
         examples: Examples = {split: self.whole(clients, split) for split in item.reads}
         rest = x, received, steps.to(self.dtype), measured, keys
         new = self.each(update, examples, *rest, asked=Asked(update, (item.update,), "update"))
         for slot in item.writes:
             for path, value in new[slot].items():
-                x[slot][path].copy_(value)
+                if path not in self.bound.network.frozen:
+                    x[slot][path].copy_(value)
 
     def _batches(self, examples: Examples) -> dict[str, Batch]:
         return {split: Batch(*data, self.problem, train=False) for split, data in examples.items()}
@@ -216,7 +226,8 @@ class Engine:
         """Mean of ``fn`` over each client's examples, ``(clients, ...)``, without training anything."""
 
         def one(examples: Examples, x: Stack, received: Stack) -> Leaves:
-            return fn(State(x), State(received), Batch(*examples[split], self.problem, train=False))
+            batch = Batch(*examples[split], self.problem, train=False)
+            return dict(fn(self.bound.state(x), self.bound.state(received), batch))
 
         total: Leaves = {}
         asked = Asked(one, (fn,), "measurement")
@@ -263,7 +274,7 @@ class Engine:
                 return network(model, inputs, train=False)[0]
             known = self._batches({split: some for split, some in examples.items() if split != ASKED})
             batch = Batch(inputs, unknown, None, self.problem, train=False, own=known)
-            return predict.predicted(State(x), batch)
+            return predict.predicted(self.bound.state(x), batch)
 
         about = (predict.outputs or network, *(stage.revise for stage in predict.calibrate))
         asked = Asked(answers(outputs), about, "predictor")
@@ -283,7 +294,7 @@ class Engine:
         examples: Examples = {ASKED: self._asked(outputs, weight)}
 
         def decided(examples: Examples, x: Stack) -> Tensor:
-            return decide(State(x), examples[ASKED][0])
+            return decide(self.bound.state(x), examples[ASKED][0])
 
         asked = Asked(answers(decided), (decide,), "decision")
         return self.each(filled(decided, outputs.shape[1]), examples, deployed, asked=asked)  # type: ignore[no-any-return]

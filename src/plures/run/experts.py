@@ -14,8 +14,7 @@ from plures.run.rounds import Run
 def experts_of(run: Run) -> list[nn.Module]:
     """The different models that the clients of a run predict with: one global, one per cluster, or one per client.
 
-    They serve as experts of a mixture or as the base of another run. Give them inside a factory
-    (``lambda: experts_of(run)[0]``), for a module given by itself is initialised anew for other seeds than 0.
+    They serve as experts of a mixture or as the base of another run. What was frozen in the run is frozen in them.
 
     Args:
         run: a run, with a predictor that is one model.
@@ -35,4 +34,6 @@ def experts_of(run: Run) -> list[nn.Module]:
 def _module(run: Run, leaves: Leaves) -> nn.Module:
     module = copy.deepcopy(run.bound.network.module)
     module.load_state_dict(leaves)
-    return module.requires_grad_(True)
+    for path, parameter in module.named_parameters():
+        parameter.requires_grad_(path not in run.bound.network.frozen)
+    return module

@@ -161,9 +161,10 @@ def _start(run: Run, guest: Run, chunk: list[int]) -> Stack:
         for slot, path in block.leaves:
             if (slot, path) not in run.store:
                 continue
-            if weights is not None:
+            statistics = run.bound.info[slot][path].buffer
+            if weights is not None and not statistics:
                 fresh[slot][path] = blended(run.store.get((slot, path), seen), weights)
-            elif source == "mean":
+            elif source == "mean" or weights is not None:
                 mean = run.store.mean((slot, path))
                 fresh[slot][path] = mean.expand(len(chunk), *mean.shape)
             elif isinstance(source, str) and source != "initial":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation, SplitName
-from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Share, State, View, flatten, named
+from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Share, View, flatten, named
 from plures.models import Leaves, ModelFactory
 from plures.run.coordinator import Coordinator, Work, builder
 from plures.run.engine import Stack
@@ -263,7 +263,8 @@ class Remote(Coordinator):
         self.told = [sites.told[client] for client in federation.clients]
         self.setting = population(self.federation, self.told)
         build = builder(method, model, self.setting, self.federation, torch.float32)
-        super().__init__(method, self.setting, build, participation or Full(), seed)
+        given = isinstance(model, nn.Module)
+        super().__init__(method, self.setting, build, participation or Full(), seed, given=given)
         self.run_id = fingerprint(self.bound, self.training, federation, seed, agreed)
         self.store = ClientStore({(s, p): self.bound.initial[s][p] for s, p in self.bound.told()}, len(federation))
         self.sent = self.received = self.wired = 0
@@ -409,11 +410,10 @@ class Remote(Coordinator):
 
     def _weights(self, block: Block) -> Leaves:
         """A block's weights if clients compute them, as of the initial state: one without a name, or one by leaf."""
-        weigh = self.bound.combine(block).weights
-        if not callable(weigh):
+        if not callable(self.bound.combine(block).weights):
             return {}
-        given = weigh(State(self.bound.initial))
-        return {"": given} if isinstance(given, Tensor) else {named((block.slot, k)): t for k, t in given.items()}
+        given = self.bound.weighed(block, self.bound.initial)
+        return {"": given} if isinstance(given, Tensor) else given
 
     def check(self, reply: Reply, tensors: Tensors) -> None:
         """Refuse an upload that is not what was asked for."""

@@ -54,7 +54,7 @@ class Run(Coordinator):
 
     Args:
         federation: the clients and their data.
-        model: a factory of modules (called with the seed set), or a module.
+        model: a factory of modules, called with the seed set; or a module, whose values start the run.
         method: what to run.
         training: local work and number of rounds.
         participation: who takes part in each round.
@@ -87,7 +87,9 @@ class Run(Coordinator):
         self.setting = Setting.of(self.federation, population)
         known = population or self.setting
         build = builder(method, model, known, self.federation, execution.dtype)
-        super().__init__(method, known, build, participation or Full(), seed, local=population is not None)
+        given = isinstance(model, nn.Module)
+        local = population is not None
+        super().__init__(method, known, build, participation or Full(), seed, given=given, local=local)
         if population is None:
             rehearse(self.bound, self.federation, self.training, execution, seed)
         cohort = self.cohort(0) if population is None else list(range(len(federation)))
@@ -188,7 +190,7 @@ class Run(Coordinator):
             return states
         if isinstance(predict.model, str):
             return {MODEL: states[predict.model]}
-        composed: Leaves = self.engine.mapped(lambda x: dict(predict.leaves(State(x))))(states)
+        composed: Leaves = self.engine.mapped(lambda x: dict(predict.leaves(self.bound.state(x))))(states)
         return {MODEL: composed}
 
     def chunks(self, clients: list[int]) -> list[list[int]]:
@@ -219,15 +221,13 @@ class Run(Coordinator):
         values: dict[str, Leaves] = {}
         weights: dict[str, Tensor | Leaves] = {}
         for block in self.served():
-            leaves, weigh = self.bound.travelling(block), self.bound.combine(block).weights
+            leaves = self.bound.travelling(block)
             if not leaves:
                 continue
             value, old = ({named((s, p)): stack[s][p] for s, p in leaves} for stack in (x, received))
             values[block.name] = encode(self.method.wire, value, old, self._keys(block, clients))
-            if callable(weigh):
-                given = self.engine.mapped(lambda x: weigh(State(x)))(x)  # noqa: B023
-                by_leaf = not isinstance(given, Tensor)
-                weights[block.name] = {named((block.slot, k)): t for k, t in given.items()} if by_leaf else given
+            if callable(self.bound.combine(block).weights):
+                weights[block.name] = self.engine.mapped(lambda x: self.bound.weighed(block, x))(x)  # noqa: B023
         return Answer(clients, values, weights, loss)
 
     def _keys(self, block: Block, clients: list[int]) -> Tensor:
@@ -290,7 +290,7 @@ class Run(Coordinator):
 
     def _slope(self, x: State, received: State, batch: Batch) -> Leaves:
         slopes = gradient(self.bound.method.predictor.leaves(x), batch)
-        return {path: t for path, t in slopes.items() if not self.bound.network.info[path].buffer}
+        return {path: t for path, t in slopes.items() if path not in self.bound.network.fixed}
 
     def _measured(self, fn: Callable[[State, State, Batch], Leaves], states: Stack, clients: list[int]) -> Leaves:
         return self.engine.measure(fn, states, states, clients, "train")

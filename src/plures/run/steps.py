@@ -59,8 +59,9 @@ class Steps:
         models = [n for n, leaf in enumerate(self.trained) if bound.of_model(leaf)]
         others = [n for n in range(len(self.trained)) if n not in set(models)]
         self.updates = [(self.optimizer, models), *([(undecayed(self.optimizer), others)] if others else [])]
-        kept = [(slot, path) for slot in phase.keeps for path in bound.initial[slot]]
-        self.followed = [leaf for leaf in [*bound.selected(phase), *kept] if leaf not in set(self.trained)]
+        self.kept = bound.kept(phase)
+        self.state = bound.state
+        self.followed = [leaf for leaf in [*bound.selected(phase), *self.kept] if leaf not in set(self.trained)]
         """Leaves that follow the forward passes, or what is computed before each step."""
         plain = phase.objective is None and phase.before is None
         slots = {phase.slot, *(slot for slot, _ in self.trained)} if plain else set(bound.initial)
@@ -97,7 +98,7 @@ class Steps:
             return {}, {}
         batch = self._batch(data, key)
         extra = {slot: dict(leaves) for slot, leaves in self.phase.before(x, anchor, batch).items()}
-        kept = {(slot, path): value for slot in self.phase.keeps for path, value in extra[slot].items()}
+        kept = {(slot, path): extra[slot][path] for slot, path in self.kept if path in extra[slot]}
         return extra, kept | self._statistics(x, batch)
 
     def _statistics(self, x: State, batch: Batch | tuple[Batch, ...]) -> Changed:
@@ -140,18 +141,18 @@ class OneByOne(Steps):
 
     def _client(self, x: Stack, received: Stack, plan: Batches, rate: float, client: int) -> Tensor:
         own = as_stack(self.read, [x[slot][path][client] for slot, path in self.read])
-        anchor = State(as_stack(self.anchored, [received[slot][path][client] for slot, path in self.anchored]))
+        anchor = self.state(as_stack(self.anchored, [received[slot][path][client] for slot, path in self.anchored]))
         work = own | self._borrow(own)
         values = [work[slot][path].requires_grad_(True) for slot, path in self.trained]
         plain = [value.detach() for value in values]
         memory = [[torch.zeros_like(value) for value in plain] for _ in range(self.optimizer.slots)]
-        phase, losses, state = self.phase, [], State(work)
+        phase, losses, state = self.phase, [], self.state(work)
         for step, (data, key) in enumerate(self._data(plan, client), start=1):
             changed: Changed = {}
             if phase.before is not None:
                 with torch.no_grad():
-                    extra, changed = self._before(State(work), anchor, data, key)
-                state = State(work | extra)
+                    extra, changed = self._before(self.state(work), anchor, data, key)
+                state = self.state(work | extra)
             batch = self._batch(data, key)
             loss = phase.minimised(state, anchor, batch)
             if values:
@@ -354,11 +355,11 @@ class Stacked(Steps):
         """Gradients, loss and followed leaves of one client, to be mapped."""
         data = list(zip(inputs, targets, weights or itertools.repeat(None)))  # noqa: B905
         key = keys[0] if keys else None
-        anchor = State(as_stack(self.anchored, received))
-        extra, kept = self._before(State(self._joined(trained, rest)), anchor, data, key)
+        anchor = self.state(as_stack(self.anchored, received))
+        extra, kept = self._before(self.state(self._joined(trained, rest)), anchor, data, key)
 
         def loss(trained: Tensors) -> tuple[Tensor, tuple[Tensor, Changed]]:
-            x, batch = State(self._joined(trained, rest) | extra), self._batch(data, key)
+            x, batch = self.state(self._joined(trained, rest) | extra), self._batch(data, key)
             value = self.phase.minimised(x, anchor, batch)
             return value, (value.detach(), self._statistics(x, batch))
 

@@ -98,7 +98,9 @@ class Uploads:
             if isinstance(weights, Tensor) and self.rule.linear:
                 made = self._averaged(weights, sorted(clients))
             else:
-                made = reduced(self.rule, self.old, uploads, weights, self._index(sorted(clients)))
+                order = sorted(clients)
+                by_size, index = self._weights(order), self._index(order)
+                made = reduced(self.rule, self.old, uploads, weights, index, examples=by_size, moved=self.moved)
         remembered = {k: t[self.touched.to(t.device)] for k, t in memory.items()}
         if self.moved:
             old, mean = ({k: values[k] for k in self.moved} for values in (self.old, made))

@@ -200,7 +200,7 @@ class PersonalModel:
             own = {split: Batch(*examples, problem, train=False) for split, examples in self.own.items()}
             unknown = torch.zeros(inputs.shape[0], dtype=torch.int64)
             batch = Batch(inputs, unknown, None, problem, train=False, own=own)
-            return self.predictor.predicted(State(self.leaves), batch)
+            return self.predictor.predicted(State(self.leaves, self.network.fixed), batch)
 
     def decided(self, outputs: Tensor) -> Tensor | None:
         """The classes ``(n,)`` that the client decides for; ``None`` for regression."""
