@@ -19,6 +19,7 @@ from plures.models import (
     har_cnn,
     merged,
     mlp,
+    redrawn,
     resnet,
     with_adapters,
     with_lora,
@@ -66,7 +67,7 @@ def test_at_the_start_the_model_is_the_base_and_stays_it_after_a_reset(name: str
     module, x = case(name)
     adapted = add(module)
     assert torch.equal(adapted(x), module(x))
-    again = build(adapted, 7)
+    again = redrawn(adapted, 7)
     if name != "groups":
         assert not torch.equal(again(x), module(x))
     values = again.state_dict()

@@ -285,7 +285,6 @@ def bound(method: Method):
     [
         ({"model": Shared(), head: Personal()}, "head", "model"),
         ({everything: Shared(), head: Personal()}, "head", "everything"),
-        ({everything: Personal(), "model": Shared()}, "model", "everything"),
         ({head: Personal(), body: Shared(), head | body: Frozen()}, "head|body", "head', 'body"),
     ],
 )
@@ -295,6 +294,12 @@ def test_an_entry_whose_leaves_are_all_taken_is_refused(layout, entry, owner):
     assert repr(entry) in str(error.value)
     assert f"'{owner}' before it" in str(error.value)
     assert "put the more special entry first" in str(error.value)
+
+
+def test_a_slot_name_is_what_others_leave():
+    """FedPer with everything personal is a degenerate setting, not a mistake: nothing is left for the model."""
+    resolved = bound(fedper(everything)).blocks
+    assert [(block.name, len(block.leaves)) for block in resolved] == [("everything", 4)]
 
 
 def test_the_special_entry_first_is_what_was_meant():

@@ -147,9 +147,11 @@ def test_roles_and_buffers_of_the_leaves():
 
 
 def test_build_is_a_function_of_the_seed():
-    for model in (normed, normed()):
-        one, again, other = (build(model, seed).state_dict() for seed in (3, 3, 4))
-        assert all(torch.equal(one[path], again[path]) for path in one)
-        assert not torch.equal(one["0.weight"], other["0.weight"])
+    one, again, other = (build(normed, seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[path], again[path]) for path in one)
+    assert not torch.equal(one["0.weight"], other["0.weight"])
     given = normed()
-    assert torch.equal(build(given, 0).state_dict()["0.weight"], given.state_dict()["0.weight"])
+    for seed in (0, 3):
+        copied = build(given, seed)
+        assert copied is not given
+        assert all(torch.equal(value, given.state_dict()[path]) for path, value in copied.state_dict().items())

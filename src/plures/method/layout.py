@@ -159,15 +159,15 @@ def _dealt(found: list[list[Leaf]]) -> list[list[Leaf]]:
     return dealt
 
 
-def _partly_frozen(key: LayoutKey, info: Mapping[str, Mapping[str, LeafInfo]]) -> bool:
-    """Whether some of what a slot name or selector chooses is frozen."""
-    slot = info[key] if isinstance(key, str) else info[key.slot]
-    return any(leaf.frozen and (isinstance(key, str) or key.chooses(leaf)) for leaf in slot.values())
+def _partly_frozen(key: Selector, info: Mapping[str, Mapping[str, LeafInfo]]) -> bool:
+    """Whether some of what a selector chooses is frozen."""
+    return any(leaf.frozen and key.chooses(leaf) for leaf in info[key.slot].values())
 
 
 def blocks(layout: Layout, info: Mapping[str, Mapping[str, LeafInfo]]) -> tuple[Block, ...]:
     """Resolve a layout against the leaves of every slot. Every leaf must fall to exactly one entry.
 
+    A slot name stands for what other entries leave of the slot, which may be nothing; a selector means some leaves.
     Frozen leaves form a block of their own, whatever the layout says of them.
     """
     keys = {key: key if isinstance(key, str) else key.block for key in layout}
@@ -175,7 +175,8 @@ def blocks(layout: Layout, info: Mapping[str, Mapping[str, LeafInfo]]) -> tuple[
     found = _dealt(every)
     for key, all_leaves, left in zip(keys, every, found, strict=True):
         name = keys[key]
-        if all_leaves and not left and not _partly_frozen(key, info):
+        meant = isinstance(key, Selector) and key.empty != "fine" and not _partly_frozen(key, info)
+        if meant and all_leaves and not left:
             owners = [n for n, leaves in zip(keys.values(), found, strict=True) if set(leaves) & set(all_leaves)]
             raise PluresError(
                 f"layout: nothing is left for the entry {name!r}: {', '.join(map(repr, owners))} before it "
