@@ -10,14 +10,16 @@ from plures.methods.entry import entry, require
 def fedbabu(epochs: float = 3, tune: str = "all") -> Method:
     """FedAvg on the body with the same random, frozen head for everyone; each client fine-tunes before predicting.
 
+    Running statistics in the head follow what it reads.
+
     Args:
         epochs: passes of the fine-tuning.
         tune: what is fine-tuned: ``all`` or ``head``.
     """
     require(tune in ("all", "head"), f"fedbabu: tune={tune!r}; give 'all' or 'head'")
-    fixed = replace(head, chooses=lambda leaf: head.chooses(leaf) and not leaf.buffer)
+    statistics = replace(buffers & head, empty="fine")
     return Method(
-        layout={fixed: Frozen(), "model": Shared()},
+        layout={statistics: Shared(), head: Frozen(), "model": Shared()},
         schedule=(Phase((body, buffers)),),
         predict=Predict("model", adapt=(Phase("model" if tune == "all" else head, epochs=epochs, stream="adapt"),)),
     )
