@@ -361,11 +361,15 @@ def redrawn(module: nn.Module, seed: int) -> nn.Module:
     with seeded(seed):
         for layer in clone.modules():
             own = list(layer.parameters(recurse=False))
-            if own and not any(p.requires_grad for p in own):
+            held = {p: p.detach().clone() for p in own if not p.requires_grad}
+            if own and len(held) == len(own):
                 continue
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):
                 reset()
+                with torch.no_grad():
+                    for parameter, value in held.items():
+                        parameter.copy_(value)
             elif own:
                 raise PluresError(
                     f"{type(layer).__name__} has parameters but no reset_parameters(), so a copy with other values "

@@ -13,7 +13,7 @@ import torch
 
 import plures
 from plures.errors import PluresError
-from plures.method import Assign, Bound, Phase, State
+from plures.method import Assign, Bound, Phase
 from plures.method.schedule import named
 from plures.run.execution import Execution
 
@@ -58,8 +58,8 @@ def typical(federation: Federation) -> int:
 def predicted(engine: Engine, x: Any, client: int) -> None:
     """Predict a few of a client's examples."""
     predict, federation = engine.bound.method.predictor, engine.federation
-    state = {slot: {path: t[0] for path, t in leaves.items()} for slot, leaves in x.items()}
-    deployed = x if predict.composed else {"model": {p: t[None] for p, t in predict.leaves(State(state)).items()}}
+    state = engine.bound.state({slot: {path: t[0] for path, t in leaves.items()} for slot, leaves in x.items()})
+    deployed = x if predict.composed else {"model": {p: t[None] for p, t in predict.leaves(state).items()}}
     inputs = federation.inputs[federation.splits["train"][client][:FEW]]
     own: dict[str, Any] = {split: engine.whole([client], split) for split in predict.reads}
     outputs = engine.forward(deployed, inputs[None], own)
