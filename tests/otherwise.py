@@ -53,6 +53,8 @@ def single(name: str, args: tuple[Any, ...]) -> Tensor | bool:
         return torch.matmul((args[0] != 0).double(), (args[1] != 0).double()) <= 1
     if name in ADDED_PRODUCTS:
         return torch.matmul((args[1] != 0).double(), (args[2] != 0).double()) + (args[0] != 0) <= 1
+    if name == "sum":
+        return torch.sum((args[0] != 0).double(), *args[1:]) <= 1
     return False
 
 

@@ -228,7 +228,8 @@ def test_equal_gates_are_the_global_model():
     data = pictures(equal=True)
     for part in ("gate", "bias"):
         own, all_shared = (gated(method, federation=data) for method in (personal_se(part), fedavg()))
-        torch.testing.assert_close(outputs(own), outputs(all_shared), atol=1e-12, rtol=0)
+        # Normalising a batch of almost equal values enlarges what another order of summation rounds, to some 1e-8.
+        torch.testing.assert_close(outputs(own), outputs(all_shared), atol=1e-7, rtol=0)
     done = gated(personal_se("bias"))
     assert not torch.equal(outputs(done)[0], outputs(done)[1])
     for leaf in done.kept():

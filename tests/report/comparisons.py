@@ -252,8 +252,9 @@ def scored(
         runs = []
         for seed, clients_values in enumerate(seeds):
             found = scores(clients, np.array(clients_values, dtype=float), list(sizes), kind)
+            travelled = 300_000 * len(sizes)
             curve = [
-                Point(round=r, train_loss=1.0, validation=0.1 * (r + seed), bytes=1000 * r, seconds=0.5 * r + seed)
+                Point(round=r, train_loss=1.0, validation=0.1 * (r + seed), bytes=travelled * r, seconds=0.5 * r + seed)
                 for r in (0, 2, 4)
             ]
             runs.append(
