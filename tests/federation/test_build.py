@@ -160,7 +160,7 @@ def poisoned(value: float) -> np.ndarray:
         ((poisoned(np.inf), Y, CLIENT), {"missing": "impute"}, "client 'b', row 35, column 2: an infinite value"),
         ((poisoned(np.nan), Y, CLIENT), {"columns": "pqrs"}, "client 'b', row 35, column 'r'"),
         ((X, np.where(np.arange(90) == 70, 3, Y), CLIENT), {"classes": "xyz"}, r"client 'c', row 70: label 3 .*0..2"),
-        ((X, np.where(np.arange(90) == 2, -1, Y), CLIENT), {}, "client 'a', row 2: label -1"),
+        ((X, np.where(np.arange(90) == 2, -1, Y), CLIENT), {"classes": "xyz"}, "client 'a', row 2: label -1"),
         ((X, np.array(["u", "v", "w"] * 30), CLIENT), {"classes": "uv"}, "client 'a', row 2: label 'w' .*u, v"),
         (
             (X, np.where(np.arange(90) == 40, np.nan, X[:, 0]), CLIENT),
@@ -178,7 +178,7 @@ def poisoned(value: float) -> np.ndarray:
         ((X, Y, np.where(np.arange(90) == 8, np.nan, 1.0)), {}, "client column, row 8: nan"),
         ((X, Y, np.full(90, -1)), {}, "every row is left out"),
         ((X[:0], Y[:0], CLIENT[:0]), {}, "no example"),
-        ((X, Y, CLIENT), {"task": "ranking"}, "task 'ranking' is unknown"),
+        ((X, Y, CLIENT), {"task": "ranking"}, "task='ranking' is unknown; use 'classification' or 'regression'"),
         ((X, Y, CLIENT), {"missing": "drop"}, "missing='drop' is unknown"),
         ((X[:, :, None], Y, CLIENT), {"missing": "impute"}, r"needs inputs \(n, columns\)"),
         ((X.astype(str), Y, CLIENT), {}, "inputs of type <U32 are no numbers"),

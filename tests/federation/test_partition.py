@@ -14,10 +14,13 @@ from plures.federation import (
     dirichlet_per_client,
     from_arrays,
     iid,
+    load,
     partition,
     pathological,
     quantity_skew,
 )
+from plures.federation.datasets.folder import data_folder
+from plures.federation.partition import _refilled
 
 LABELS = np.arange(6000) % 10
 
@@ -132,3 +135,35 @@ def test_rows_without_a_client_are_left_out():
     federation = from_arrays(np.zeros((103, 2)), LABELS[:103], owner)
     assert len(federation) == 10
     assert len(federation.inputs) == 100
+
+
+@pytest.mark.parametrize("how", ["dirichlet", "dirichlet_per_class"])
+@pytest.mark.parametrize("clients", [20, 1000])
+def test_clients_are_of_fewer_classes_the_smaller_alpha_is(how: str, clients: int):
+    labels = np.arange(20_000) % 10
+    alphas = (0.001, 0.01, 0.1, 1.0, 10.0)
+    owners = [partition(labels, how, clients, alpha=alpha) for alpha in alphas]  # type: ignore[arg-type]
+    classes = [(table(owner, labels, clients) > 0).sum(1).mean() for owner in owners]
+    assert classes == sorted(classes)
+    assert classes[0] < 1.25
+    assert classes[1] < 1.6
+    assert min(np.bincount(owner, minlength=clients).min() for owner in owners) >= 10
+
+
+def test_a_client_that_is_short_gets_rows_of_the_classes_it_was_drawn_for():
+    shares = np.array([[30, 0, 0, 3], [0, 30, 0, 0]])
+    expected = np.array([[30.0, 0.0, 0.4, 3.0], [0.0, 30.0, 0.0, 0.0]])
+    refilled = _refilled(shares, expected, 5, np.random.default_rng(0))
+    assert refilled.tolist() == [[23, 0, 5, 5], [0, 30, 0, 0]]
+    enough = np.array([[5, 6], [7, 5]])
+    assert _refilled(enough, enough.astype(float), 5, np.random.default_rng(0)).tolist() == enough.tolist()
+
+
+@pytest.mark.skipif(not (data_folder() / "usps" / "usps.npz").is_file(), reason="data set usps is not there")
+def test_options_that_a_partition_does_not_read_are_refused():
+    with pytest.raises(PluresError, match="usps: alpha has no effect on partition='iid', which reads clients; leave"):
+        load("usps", partition="iid", alpha=0.1)
+    with pytest.raises(
+        PluresError, match="min_size has no effect on partition='dirichlet', which reads clients, alpha"
+    ):
+        load("usps", min_size=50)

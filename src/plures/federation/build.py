@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, Unpack
+from typing import Any, Literal, Protocol, TypedDict, Unpack, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -16,19 +16,19 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from plures.brief import brief
-from plures.errors import PluresError, PluresWarning
-from plures.federation.federation import Federation, Task
-from plures.federation.names import by_name, coded, name_of, named
+from plures.errors import PluresError, PluresWarning, suggestion
+from plures.federation.cells import absent, alike
+from plures.federation.doubts import doubts
+from plures.federation.encode import Decided, Encoded, encode
+from plures.federation.federation import Federation
+from plures.federation.metadata import Metadata, metadata_of
+from plures.federation.names import coded, named
+from plures.federation.options import checked
 from plures.federation.splits import SplitRule, split_rows
+from plures.federation.targets import refuse, task_of
 
 Array = NDArray[Any]
-Metadata = Mapping[Any, Sequence[object]] | Mapping[Any, Mapping[Any, object]]
-ORDER = "client"
-"""Metadata column that says whose value stands where in the other columns."""
 MISSING_VALUES = "missing values"
-FEW = 3
-NOBODY = ("", "nan", "<NA>", "NaT")
-"""What a missing value becomes where an array is made of texts."""
 
 
 class Options(TypedDict, total=False):
@@ -36,7 +36,7 @@ class Options(TypedDict, total=False):
 
     name: str
     task: Literal["classification", "regression"] | None
-    classes: Sequence[str] | None
+    classes: Sequence[object] | None
     metadata: Metadata | None
     split: SplitRule | None
     seed: int
@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     standardize: bool
     standardize_targets: bool
     dtype: torch.dtype
+    copies: Literal["warn", "allow"]
     source: str
 
 
@@ -71,10 +72,15 @@ def from_arrays(
     *,
     groups: ArrayLike | Tensor | None = None,
     time: ArrayLike | Tensor | None = None,
+    key: ArrayLike | Tensor | None = None,
     columns: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> Federation:
     """A federation from arrays and the client of each row.
+
+    A row is in the same split whatever the order in which rows are listed, the type of the numbers, and the other
+    clients. Without ``key`` the split moves when an input column comes or goes, for then rows are told apart by
+    their inputs.
 
     Args:
         inputs: ``(n, *features)`` numbers; NaN is a missing value, infinity an error.
@@ -83,19 +89,21 @@ def from_arrays(
         client: ``(n,)`` names, or numbers that become names; a negative number leaves the row out (see the
             partitioners, whose result goes here).
         groups: ``(n,)`` rows of one client with the same value stay in one split.
-        time: ``(n,)`` order of the rows, for ``SplitRule(by="time")``.
+        time: ``(n,)`` order of the rows, with ``split=SplitRule(by="time")``.
+        key: ``(n,)`` what a row is known by, such as the number of the case: different for all rows of a client.
         columns: names of the entries of the inputs' first feature dimension, for messages and reports.
 
     Options:
         name: of the federation (default ``data``).
         task: ``classification`` or ``regression``; inferred from the targets' type if not given.
-        classes: class names in order; the sorted strings, or the numbers up to the largest label, if not given.
+        classes: class names in order; the values that occur, in their order, if not given. A whole number is the class
+            of that name if all names are whole numbers, else the position of its class.
         metadata: client -> its row (a mapping), column -> client -> value, or column -> values with a column
             ``client`` that says in which order. Numbers may stand for clients that are numbers. Without that column,
             lists are taken only where every order of the clients (as their rows come, as texts, as numbers) is the
             same.
         split: shares of the splits and how they are drawn (default ``SplitRule()``).
-        seed: of the splits (default 0).
+        seed: of random splits (default 0).
         missing: ``error`` (default), or ``impute`` for inputs ``(n, columns)``: a missing value becomes the column's
             mean over the train rows of all clients, and a 0/1 column "<column> is missing" is added for each column
             that has any; metadata column "missing values" counts them per client.
@@ -104,10 +112,15 @@ def from_arrays(
             the means of ``impute``, these are sums that clients can compute together without showing a row.
         standardize_targets: the same for regression targets; ``source`` then tells mean and scale.
         dtype: of the inputs (default ``torch.float32``; an integer type keeps tokens).
+        copies: ``warn`` (default) of validation and test rows that are copies of rows that train, or ``allow``.
         source: origin and licence, for reports.
 
     Raises:
-        PluresError: names the client, row and column at fault and the remedy.
+        PluresError: names the client, row and column at fault and the remedy; also for an option that has no effect.
+
+    Warns:
+        PluresWarning: for what is legal and probably not meant: clients with hardly any data, rows of a test split
+            that are copies of train rows, whole numbers that may be amounts or classes.
 
     Examples:
         >>> import numpy as np
@@ -117,7 +130,7 @@ def from_arrays(
         >>> federation.clients
         ('Basel', 'Graz', 'Pisa')
     """
-    return _assemble(_Examples(_array(inputs), _array(targets), _array(client), groups, time, tuple(columns)), options)
+    return assemble(_examples(inputs, targets, client, groups, time, key, columns), options, "from_arrays")
 
 
 def from_frame(
@@ -126,61 +139,64 @@ def from_frame(
     target: str | Sequence[str],
     client: str,
     features: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    numbers: Sequence[str] = (),
     group: str | None = None,
     time: str | None = None,
+    key: str | None = None,
     **options: Unpack[Options],
 ) -> Federation:
     """A federation from a pandas or polars frame, or a mapping from column names to arrays.
 
-    A feature column of strings, truth values or categories becomes one 0/1 column for each value, named
-    ``column=value`` and never standardised; with ``missing="impute"`` a missing value is a level of its own.
+    A feature column of texts, truth values or categories becomes one 0/1 column for each value, named
+    ``column=value`` and never standardised; with ``missing="impute"`` a missing value is a level of its own. A text
+    column with more than 30 values, or whose values look like numbers or dates, is refused until it is named in
+    ``categories``, ``numbers`` or ``drop``.
+
+    A row is in the same split whichever columns are used and whatever their types: rows are told apart by ``key``,
+    else by the index of a pandas frame, else by their order inside their client.
 
     Args:
         frame: one row per example.
         target: column to predict; several for regression with several outputs.
         client: column with the client of each row (any metadata column can serve: that is the partition by metadata).
         features: input columns; all that are not named otherwise if not given.
+        drop: columns that are no inputs.
+        categories: columns with an input for each value, however many there are; also numbers that are codes.
+        numbers: columns of texts to read as numbers; a cell that is none is missing.
         group: column whose equal values stay in one split.
-        time: column that orders the rows; dates are fine.
+        time: column that orders the rows, with ``split=SplitRule(by="time")``; dates are fine.
+        key: column that is different for all rows of a client, such as the number of the case.
         options: see `from_arrays`.
 
     Raises:
-        PluresError: among others for a column that is not there, naming it and those that are.
+        PluresError: among others for a column that is not there, naming the one that was probably meant.
+
+    Warns:
+        PluresWarning: also for a column that nobody asked for by name and that is constant, a different whole number
+            in every row, or has values that each occur at one client only.
     """
-    targets = [target] if isinstance(target, str) else list(target)
-    there = [str(column) for column in (frame if isinstance(frame, Mapping) else frame.columns)]
-    roles = [*targets, client, *(column for column in (group, time) if column is not None)]
-    features = [column for column in there if column not in roles] if features is None else list(features)
-    for column in [*roles, *features]:
-        if column not in there:
-            raise PluresError(f"no column {column!r} in the table; its columns are {', '.join(there)}")
-    if not features:
-        raise PluresError("the table has no feature column: every column has another role")
+    marks = {"group": group, "time": time, "key": key}
+    decided = {"features": features, "drop": drop, "categories": categories, "numbers": numbers}
+    return assemble(_rows(frame, target, client, marks, decided, options), options, "from_frame", FRAME)
 
-    def column_of(column: str) -> Array:
-        values = frame[column]
-        return values if isinstance(values, np.ndarray) else np.asarray(values.to_numpy())
 
-    raw = [column_of(column) for column in features]
-    keys = np.array([_digest(repr(row).encode()) for row in zip(*(c.tolist() for c in raw), strict=True)])
-    encoded = [
-        _encode(column, values, options.get("missing", "error")) for column, values in zip(features, raw, strict=True)
-    ]
-    wanted = [column_of(column) for column in targets]
-    return _assemble(
-        _Examples(
-            inputs=np.column_stack([part.values for part in encoded]),
-            targets=wanted[0] if isinstance(target, str) else np.column_stack(wanted),
-            client=column_of(client),
-            groups=None if group is None else column_of(group),
-            time=None if time is None else column_of(time),
-            columns=tuple(name for part in encoded for name in part.names),
-            keys=keys,
-            scalable=np.concatenate([np.full(len(part.names), part.numeric) for part in encoded]),
-            missing=np.sum([part.missing for part in encoded], axis=0),
-        ),
-        options,
-    )
+def by_content(
+    frame: Mapping[str, Array],
+    *,
+    target: str,
+    client: str,
+    features: Sequence[str],
+    categories: Sequence[str] = (),
+    **options: Unpack[Options],
+) -> Federation:
+    """`from_frame` for the named data sets, in which a row is known by the content of its features."""
+    decided = {"features": features, "categories": categories}
+    rows = _rows(frame, target, client, {}, decided, options)
+    content = zip(*(frame[column].tolist() for column in features), strict=True)
+    keys = np.array([_digest(repr(row).encode()) for row in content])
+    return assemble(replace(rows, keys=keys), options, "from_frame", FRAME)
 
 
 def from_dataset(
@@ -189,6 +205,8 @@ def from_dataset(
     *,
     groups: ArrayLike | Tensor | None = None,
     time: ArrayLike | Tensor | None = None,
+    key: ArrayLike | Tensor | None = None,
+    columns: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> Federation:
     """A federation from a map-style PyTorch dataset of (input, target) pairs.
@@ -200,41 +218,50 @@ def from_dataset(
         client: ``(len(dataset),)`` client of each item.
         groups: see `from_arrays`.
         time: see `from_arrays`.
+        key: see `from_arrays`.
+        columns: see `from_arrays`.
         options: see `from_arrays`.
     """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise PluresError(
+            f"dataset: a {type(dataset).__name__} has no length or no items by number; give a map-style dataset of "
+            "(input, target) pairs"
+        )
     inputs: list[Array] = []
     targets: list[Array] = []
     for position in range(len(dataset)):
         item = dataset[position]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise PluresError(f"dataset item {position}: expected an (input, target) pair, got {type(item).__name__}")
-        inputs.append(_array(item[0]))
-        targets.append(_array(item[1]))
-        if inputs[-1].shape != inputs[0].shape:
-            raise PluresError(
-                f"dataset item {position}: input of shape {inputs[-1].shape}, but item 0 has {inputs[0].shape}; "
-                "crop or pad to one shape"
-            )
+        inputs.append(_array(item[0], f"dataset item {position}, input"))
+        targets.append(_array(item[1], f"dataset item {position}, target", scalar=True))
+        for what, values in (("input", inputs), ("target", targets)):
+            if values[-1].shape != values[0].shape:
+                raise PluresError(
+                    f"dataset item {position}: {what} of shape {values[-1].shape}, but item 0 has {values[0].shape}; "
+                    "crop or pad to one shape"
+                )
     if not inputs:
         raise PluresError("the dataset is empty: give at least one item")
-    labels = np.stack(targets)
-    return from_arrays(np.stack(inputs), labels, client, groups=groups, time=time, **options)
+    rows = _examples(np.stack(inputs), np.stack(targets), client, groups, time, key, columns)
+    return assemble(rows, options, "from_dataset")
 
 
-def from_folder(path: str | Path, **options: Unpack[Options]) -> Federation:
+def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unpack[Options]) -> Federation:
     """A federation from a folder with one ``.npz`` file per client; the file's stem is the client's name.
 
-    Each file holds ``x`` ``(n_i, *features)`` and ``y`` ``(n_i,)`` or ``(n_i, outputs)``, and may hold ``group`` and
-    ``time`` (either all files or none). Pickled objects are refused.
+    Each file holds ``x`` ``(n_i, *features)`` and ``y`` ``(n_i,)`` or ``(n_i, outputs)``, and may hold ``group``,
+    ``time`` and ``key`` (either all files or none). Pickled objects are refused.
 
     Args:
         path: the folder.
+        columns: see `from_arrays`.
         options: see `from_arrays`; the name is that of the folder if not given.
     """
     folder = Path(path)
     files = sorted(folder.glob("*.npz"))
     if not files:
-        raise PluresError(f"no .npz file in {folder}: expected one per client, with arrays x and y")
+        raise PluresError(_no_folder(folder))
     parts = [_read_client(file) for file in files]
     first = parts[0]
     for file, part in zip(files, parts, strict=True):
@@ -248,16 +275,43 @@ def from_folder(path: str | Path, **options: Unpack[Options]) -> Federation:
                     f"{file}: rows of {key} have shape {part[key].shape[1:]}, but {first[key].shape[1:]} in "
                     f"{files[0].name}"
                 )
+        if options.get("task") is None and FAMILIES[part["y"].dtype.kind] != FAMILIES[first["y"].dtype.kind]:
+            raise PluresError(
+                f"{file}: y is of type {part['y'].dtype}, but of type {first['y'].dtype} in {files[0].name}: save all "
+                "in one type, or say task="
+            )
     joined = {key: np.concatenate([part[key] for part in parts]) for key in first}
     client = np.repeat([file.stem for file in files], [len(part["x"]) for part in parts])
     options.setdefault("name", folder.name)
-    return from_arrays(joined["x"], joined["y"], client, groups=joined.get("group"), time=joined.get("time"), **options)
+    rows = _examples(*(joined["x"], joined["y"], client), joined.get("group"), None, joined.get("key"), columns)
+    rule = checked({**options}, HINTS, "from_folder", ("columns",)).get("split")
+    if "time" in joined and rule is not None and rule.by == "time":
+        rows = replace(rows, time=joined["time"])
+    elif "time" in joined:
+        warnings.warn(
+            f'{folder}: the files hold time, but the split is random; say split=SplitRule(by="time") to train on the '
+            "earliest rows and test on the latest",
+            PluresWarning,
+            stacklevel=2,
+        )
+    return assemble(rows, options, "from_folder", ("columns",))
+
+
+def _no_folder(folder: Path) -> str:
+    """Why a folder has no file to read."""
+    if folder.is_file():
+        return f"{folder} is a file: give the folder with one .npz file per client, or read it and use from_frame"
+    if not folder.is_dir():
+        return f"{folder}: no such folder; give one with a .npz file per client"
+    others = dict.fromkeys(file.suffix for file in sorted(folder.iterdir()) if file.suffix)
+    held = f"; it holds {', '.join(others)} files" if others else ""
+    return f"no .npz file in {folder}{held}: expected one per client, with arrays x and y"
 
 
 def _read_client(file: Path) -> dict[str, Array]:
     try:
         with np.load(file, allow_pickle=False) as archive:
-            part = {key: archive[key] for key in ("x", "y", "group", "time") if key in archive.files}
+            part = {key: archive[key] for key in ("x", "y", "group", "time", "key") if key in archive.files}
     except (OSError, ValueError) as error:
         raise PluresError(
             f"{file}: cannot be read as .npz without pickled objects ({error}); write it again"
@@ -265,6 +319,10 @@ def _read_client(file: Path) -> dict[str, Array]:
     for key in ("x", "y"):
         if key not in part:
             raise PluresError(f"{file}: array {key!r} is missing; each client's file holds x and y")
+    if part["x"].dtype.kind not in "fiub":
+        raise PluresError(f"{file}: x of type {part['x'].dtype} is no number; encode it, or use from_frame")
+    if part["y"].dtype.kind not in FAMILIES:
+        raise PluresError(f"{file}: y of type {part['y'].dtype} is neither classes nor numbers")
     lengths = {key: len(values) if values.ndim else 0 for key, values in part.items()}
     if len(set(lengths.values())) > 1:
         raise PluresError(f"{file}: lengths differ: {', '.join(f'{key} {n}' for key, n in lengths.items())}")
@@ -275,58 +333,195 @@ def _read_client(file: Path) -> dict[str, Array]:
 
 @brief
 @dataclass(frozen=True)
-class _Encoded:
-    """A table column as numbers: its values ``(n, len(names))``, and which of its cells are missing."""
+class Examples:
+    """What every builder ends with.
 
-    names: tuple[str, ...]
-    values: Array
-    numeric: bool
-    missing: Array
-
-
-def _encode(column: str, values: Array, missing: str) -> _Encoded:
-    if values.dtype.kind in "iuf":
-        return _Encoded((column,), values[:, None], True, np.zeros(len(values), dtype=np.int64))
-    if values.dtype.kind in "Mm":
-        raise PluresError(f"column {column!r} holds dates: make numbers of them, or use it as time=")
-    cells = values.tolist()
-    absent = _absent(cells)
-    if all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in np.array(cells, object)[~absent]):
-        numbers = np.array([np.nan if gone else float(cell) for cell, gone in zip(cells, absent, strict=True)])
-        return _Encoded((column,), numbers[:, None], True, np.zeros(len(values), dtype=np.int64))
-    if absent.any() and missing == "error":
-        raise PluresError(
-            f"column {column!r}, row {int(absent.argmax())}: a missing value; complete it or build the federation with "
-            'missing="impute"'
-        )
-    text = np.array(["missing" if gone else str(cell) for cell, gone in zip(cells, absent, strict=True)])
-    levels = sorted(set(text[~absent].tolist()))
-    hot = [(text == level) & ~absent for level in levels] + ([absent] if absent.any() else [])
-    names = [f"{column}={level}" for level in levels] + ([f"{column} is missing"] if absent.any() else [])
-    return _Encoded(tuple(names), np.stack(hot, axis=1).astype(np.float32), False, absent.astype(np.int64))
-
-
-@brief
-@dataclass(frozen=True)
-class _Examples:
-    """What every builder ends with."""
+    Attributes:
+        inputs: ``(n, *features)``.
+        targets: ``(n,)`` or ``(n, outputs)``.
+        client: ``(n,)``.
+        groups: ``(n,)`` or None.
+        time: ``(n,)`` or None.
+        key: ``(n,)`` what a row is known by, or None.
+        columns: names of the entries of the first feature dimension, or none.
+        keys: ``(n,)`` sortable digests by which rows are told apart instead of by their inputs, or None.
+        labels: ``(n,)`` what a row is known by where these are different for all rows of a client, or None.
+        ordered: without key and labels, rows are told apart by their order.
+        scalable: ``(columns,)`` which may be standardised; all if None.
+        missing: ``(n,)`` missing values that the inputs do not show.
+        doubts: what is probably not meant, in words.
+    """
 
     inputs: Array
     targets: Array
     client: Array
-    groups: ArrayLike | Tensor | None = None
-    time: ArrayLike | Tensor | None = None
+    groups: Array | None = None
+    time: Array | None = None
+    key: Array | None = None
+    labels: Array | None = None
     columns: tuple[str, ...] = ()
     keys: Array | None = None
+    ordered: bool = False
     scalable: Array | None = None
     missing: Array | None = None
+    doubts: tuple[str, ...] = ()
 
 
-def _assemble(data: _Examples, options: Options) -> Federation:
-    """Check, split, complete and scale: the one place where a federation is made."""
+HINTS = get_type_hints(Options)
+ARRAYS = ("groups", "time", "key", "columns")
+FRAME = ("features", "drop", "categories", "numbers", "group", "time", "key")
+FAMILIES = {"i": "class", "u": "class", "b": "class", "U": "text", "S": "text", "f": "number"}
+"""Kind of a target's type -> what it stands for; a folder's files must agree."""
+
+
+def _examples(
+    inputs: ArrayLike | Tensor,
+    targets: ArrayLike | Tensor,
+    client: ArrayLike | Tensor,
+    groups: ArrayLike | Tensor | None,
+    time: ArrayLike | Tensor | None,
+    key: ArrayLike | Tensor | None,
+    columns: Sequence[str],
+) -> Examples:
+    """Arrays of whatever was given."""
+    return Examples(
+        inputs=_array(inputs, "inputs"),
+        targets=_array(targets, "targets"),
+        client=_array(client, "client"),
+        groups=None if groups is None else _array(groups, "groups"),
+        time=None if time is None else _array(time, "time"),
+        key=None if key is None else _array(key, "key"),
+        columns=tuple(map(str, columns)),
+    )
+
+
+def _rows(
+    frame: Frame | Mapping[str, Array],
+    target: str | Sequence[str],
+    client: str,
+    marks: Mapping[str, str | None],
+    decided: Mapping[str, Sequence[str] | None],
+    options: Options,
+) -> Examples:
+    """Examples of a table."""
+    if not isinstance(frame, Mapping) and not hasattr(frame, "columns"):
+        raise PluresError(f"a {type(frame).__name__} is no table; give a frame, or a mapping from columns to arrays")
+    there = [str(column) for column in (frame if isinstance(frame, Mapping) else frame.columns)]
+    targets = [target] if isinstance(target, str) else list(target)
+    features, said = _features(there, targets, client, marks, decided)
+
+    def column_of(column: str) -> Array:
+        values = frame[column]
+        array = values if isinstance(values, np.ndarray) else _array(values, f"column {column!r}")
+        if array.ndim != 1:
+            raise PluresError(f"column {column!r} has shape {array.shape}; give one value per row")
+        return array
+
+    said = replace(said, impute=options.get("missing", "error") == "impute")
+    raw = [(column, column_of(column), _categorical(frame[column])) for column in features]
+    lengths = {column: len(values) for column, values, _ in raw}
+    if len(set(lengths.values())) > 1:
+        raise PluresError(f"columns differ in length: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
+    encoded = [encode(column, values, categorical, said) for column, values, categorical in raw]
+    wanted = [column_of(column) for column in targets]
+    owner = column_of(client)
+    own = {role: None if column is None else column_of(column) for role, column in marks.items()}
+    told = [part.doubt for part in encoded if part.doubt] + _of_one_client(features, encoded, owner, said)
+    return Examples(
+        inputs=np.column_stack([part.values for part in encoded]),
+        targets=wanted[0] if isinstance(target, str) else np.column_stack(wanted),
+        client=owner,
+        groups=own.get("group"),
+        time=own.get("time"),
+        key=own.get("key"),
+        labels=_labels(frame),
+        columns=tuple(name for part in encoded for name in part.names),
+        ordered=True,
+        scalable=np.concatenate([np.full(len(part.names), part.numeric) for part in encoded]),
+        missing=np.sum([part.missing for part in encoded], axis=0),
+        doubts=(*_alike(there), *told),
+    )
+
+
+def _features(
+    there: Sequence[str],
+    targets: Sequence[str],
+    client: str,
+    marks: Mapping[str, str | None],
+    decided: Mapping[str, Sequence[str] | None],
+) -> tuple[list[str], Decided]:
+    """The input columns, and what was said of them."""
+    twice = [column for place, column in enumerate(there) if column in there[:place]]
+    if twice:
+        raise PluresError(f"column {twice[0]!r} stands twice in the table; rename or remove one")
+    for name, columns in decided.items():
+        if isinstance(columns, str):
+            raise PluresError(f"{name}={columns!r}: give a list of columns, [{columns!r}]")
+    lists = {name: list(columns) for name, columns in decided.items() if columns is not None}
+    roles = [*targets, client, *(column for column in marks.values() if column is not None)]
+    for column in [*roles, *(column for columns in lists.values() for column in columns)]:
+        if column not in there:
+            near = suggestion(column, there, "its columns are")
+            raise PluresError(f"no column {column!r} in the table; {near}")
+    drop = lists.get("drop", [])
+    features = lists.get("features")
+    if features is not None and drop:
+        raise PluresError("drop: with features= it has no effect; leave the columns out of features instead")
+    if features is None:
+        features = [column for column in there if column not in roles and column not in drop]
+    if not features:
+        raise PluresError("the table has no feature column: every column has another role")
+    for name in ("categories", "numbers"):
+        for column in lists.get(name, []):
+            if column not in features:
+                raise PluresError(f"{name}: column {column!r} is no input; leave it out of {name}")
+    both = [column for column in lists.get("categories", []) if column in lists.get("numbers", [])]
+    if both or len(set(features)) < len(features):
+        raise PluresError(f"column {both[0] if both else features[0]!r} stands in two lists; give it in one, once")
+    named = [column for columns in lists.values() for column in columns]
+    return features, Decided(lists.get("categories", []), lists.get("numbers", []), named)
+
+
+def _categorical(values: Any) -> bool:
+    """Whether a column of a frame is declared to be a category."""
+    return str(getattr(values, "dtype", "")).lower().startswith(("category", "categorical", "enum"))
+
+
+def _labels(frame: Any) -> Array | None:
+    """The index of a pandas frame."""
+    return np.array([str(label) for label in frame.index]) if hasattr(frame, "iloc") else None
+
+
+def _alike(there: Sequence[str]) -> list[str]:
+    return [f"columns {one!r} and {other!r} differ by case or blanks alone" for one, other in alike(there)]
+
+
+def _of_one_client(features: Sequence[str], encoded: Sequence[Encoded], owner: Array, said: Decided) -> list[str]:
+    """Text columns that tell nothing but the client."""
+    told = []
+    for column, part in zip(features, encoded, strict=True):
+        if part.numeric or column in said.named or len(part.names) < 2 or len(owner) != len(part.values):
+            continue
+        pairs = {*zip(part.values.argmax(1).tolist(), owner.tolist(), strict=True)}
+        if len(pairs) == len({level for level, _ in pairs}) and len({name for _, name in pairs}) > 1:
+            told.append(f"column {column!r} names the client: each of its values occurs at one client only")
+    return told
+
+
+def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str] = ARRAYS) -> Federation:
+    """Check, split, complete and scale: the one place where a federation is made.
+
+    Args:
+        data: the rows.
+        given: options of `from_arrays`.
+        where_from: name of the builder, for messages.
+        also: names of its other arguments.
+    """
+    options = cast(Options, checked({**given}, HINTS, where_from, also))
     n = len(data.inputs)
-    groups, time = (None if c is None else _array(c) for c in (data.groups, data.time))
-    for label, column in (("targets", data.targets), ("client", data.client), ("groups", groups), ("time", time)):
+    groups, time = data.groups, data.time
+    marks = (("groups", groups), ("time", time), ("key", data.key))
+    for label, column in (("targets", data.targets), ("client", data.client), *marks):
         if column is not None and (column.ndim == 0 or len(column) != n):
             raise PluresError(
                 f"{label}: {column.shape[0] if column.ndim else 'no'} values for {n} inputs; they must match"
@@ -341,44 +536,51 @@ def _assemble(data: _Examples, options: Options) -> Federation:
 
     if data.columns and len(data.columns) != math.prod(data.inputs.shape[1:2]):
         raise PluresError(f"columns: {len(data.columns)} names for inputs of shape {data.inputs.shape}")
+    twice = [column for place, column in enumerate(data.columns) if column in data.columns[:place]]
+    if twice:
+        raise PluresError(f"columns: {twice[0]!r} stands there twice; rename or remove one")
     where = _Where(client, rows, data.columns)
-    if time is not None:
-        _refuse(torch.from_numpy(time[rows] != time[rows]), "no time; complete it or leave the row out", where)
-    task, targets = _targets(data.targets[rows], options, where)
-    inputs = _inputs(data.inputs[rows] if len(rows) < n else data.inputs, options, where)
-    keys = kept(data.keys)
-    if keys is None:
-        keys = np.array([_digest(row.tobytes()) for row in inputs.numpy()])
-    labels = targets.numpy() if task.kind == "classification" else None
+    for label, column in (("group", groups), ("time", time), ("key", data.key)):
+        if column is not None:
+            gaps = torch.from_numpy(_gaps(column[rows]))
+            refuse(gaps, f"no {label}; complete it or leave the row out", where)
+    rule = options.get("split") or SplitRule()
+    if time is not None and rule.by != "time":
+        raise PluresError(
+            'time: the split is random, so it has no effect; say split=SplitRule(by="time"), or leave it out'
+        )
+    if rule.by == "time" and options.get("seed", 0) != 0:
+        raise PluresError(f"seed={options.get('seed')}: a split by time draws nothing; leave the seed out")
+    task, targets = task_of(data.targets[rows], options.get("task"), options.get("classes"), where)
+    if options.get("standardize_targets", False) and task.kind == "classification":
+        raise PluresError("standardize_targets: classes have no scale; leave it out, or say task='regression'")
+    raw = data.inputs[rows] if len(rows) < n else data.inputs
+    inputs = _inputs(raw, options, where)
     names, splits = split_rows(
         client,
-        labels=labels,
+        labels=targets.numpy() if task.kind == "classification" else None,
         groups=kept(groups),
         time=kept(time),
-        keys=keys,
-        rule=options.get("split"),
+        keys=_keys(data, rows, client, raw, inputs.is_floating_point()),
+        rule=rule,
         seed=options.get("seed", 0),
     )
     train = splits["train"].rows
-    metadata = _metadata(options.get("metadata"), names, tuple(dict.fromkeys(client.tolist())))
+    metadata = metadata_of(options.get("metadata"), names, tuple(dict.fromkeys(client.tolist())))
     scalable = torch.ones(inputs.shape[1], dtype=torch.bool) if inputs.ndim > 1 else torch.ones(0, dtype=torch.bool)
     if data.scalable is not None:
         scalable = torch.from_numpy(data.scalable)
     columns = data.columns
     if options.get("missing", "error") == "impute":
-        absent = torch.isnan(inputs)
-        per_row = absent.flatten(1).sum(1).numpy()
+        gaps = torch.isnan(inputs)
+        per_row = gaps.flatten(1).sum(1).numpy()
         if data.missing is not None:
             per_row = per_row + data.missing[rows]
         count = np.bincount(coded(client)[1], weights=per_row)
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
-        inputs, columns, scalable = _impute(inputs, absent, train, columns, scalable)
+        inputs, columns, scalable = _impute(inputs, gaps, train, columns, scalable)
     scaling = None
     if options.get("standardize", False):
-        if not inputs.is_floating_point():
-            raise PluresError(
-                f"standardize: inputs of type {inputs.dtype} cannot be scaled; use a floating-point dtype"
-            )
         mean, scale = _moments(inputs, train)
         mean, scale = scaling = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
         shape = (1, -1, *[1] * (inputs.ndim - 2))
@@ -401,8 +603,50 @@ def _assemble(data: _Examples, options: Options) -> Federation:
         columns=columns,
         scaling=scaling,
     )
-    _warn_if_thin(federation)
+    found = [*data.doubts, *doubts(federation, options.get("copies", "warn") == "warn")]
+    if found:
+        warnings.warn(f"{federation.name}: {'; '.join(found)}", PluresWarning, stacklevel=3)
     return federation
+
+
+def _keys(data: Examples, rows: Array, client: Array, raw: Array, floating: bool) -> Array | None:
+    """``(rows,)`` digests by which a client's rows are told apart; None for their order."""
+    if data.keys is not None:
+        return data.keys[rows]
+    known = data.labels if data.key is None else data.key
+    if known is None:
+        return None if data.ordered else _content(raw, floating)
+    text = _texts(known[rows])
+    pairs = np.char.add(np.char.add(client, "\x1f"), text)
+    _, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+    if (counts > 1).any() and data.key is None:
+        return None
+    if (counts > 1).any():
+        at = int(first[counts > 1][0])
+        raise PluresError(
+            f"key: {str(text[at])!r} stands for {int(counts.max())} rows of client {str(client[at])!r}; each row needs "
+            "its own"
+        )
+    return np.array([_digest(key.encode()) for key in text.tolist()])
+
+
+def _content(raw: Array, floating: bool) -> Array:
+    """``(rows,)`` digests of inputs, the same for all types that hold the same numbers."""
+    with np.errstate(over="ignore"):
+        values = raw.reshape(len(raw), -1).astype(np.float32 if floating else np.int64, copy=False)
+    return np.array([_digest(row.tobytes()) for row in np.ascontiguousarray(values)])
+
+
+def _texts(values: Array) -> Array:
+    """A text for each value, the same for all types that hold the same whole number."""
+    if values.dtype.kind in "fO":
+        return np.array([str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values.tolist()])
+    return values.astype(str)
+
+
+def _gaps(values: Array) -> Array:
+    """Which values are missing."""
+    return absent(values.tolist()) if values.dtype.kind in "OU" else values != values
 
 
 @brief
@@ -432,9 +676,9 @@ def _client_names(client: Array) -> tuple[Array, Array]:
             raise PluresError(f"client column, row {row}: {client[row]} names no client; give every row a client")
         client = client.astype(np.int64)
     if client.dtype.kind in "OU":
-        absent = _absent(client.tolist()) | np.isin(client.astype(str), NOBODY)
-        if absent.any():
-            raise PluresError(f"client column, row {int(absent.argmax())}: no client; give every row a client")
+        gaps = absent(client.tolist())
+        if gaps.any():
+            raise PluresError(f"client column, row {int(gaps.argmax())}: no client; give every row a client")
     if client.dtype.kind == "O" and all(type(cell) is int for cell in client.tolist()):
         client = client.astype(np.int64)
     used = client >= 0 if client.dtype.kind == "i" else np.ones(len(client), dtype=bool)
@@ -443,63 +687,26 @@ def _client_names(client: Array) -> tuple[Array, Array]:
     return named(client[used]), used
 
 
-def _targets(targets: Array, options: Options, where: _Where) -> tuple[Task, Tensor]:
-    kind, names = options.get("task"), options.get("classes")
-    if targets.dtype.kind == "O":
-        absent = _absent(targets.ravel().tolist())
-        if absent.any():
-            raise PluresError(f"{where(int(absent.argmax()))}: no target; leave the row out")
-        targets = np.array(targets.tolist())
-    if kind is None:
-        kind = "regression" if targets.dtype.kind == "f" else "classification"
-    if kind == "regression":
-        if targets.dtype.kind not in "fiub":
-            raise PluresError(f"targets of type {targets.dtype} cannot be regressed on; give numbers")
-        values = torch.from_numpy(targets.reshape(len(targets), -1).astype(np.float32))
-        _refuse(~torch.isfinite(values).all(1), "a NaN or infinite target; correct it or leave the row out", where)
-        return Task("regression", outputs=values.shape[1]), values
-    if kind != "classification":
-        raise PluresError(f"task {kind!r} is unknown; use 'classification' or 'regression'")
-    if targets.ndim != 1:
-        raise PluresError(f"class labels must be one per row, got shape {targets.shape}")
-    if targets.dtype.kind in "US":
-        text = targets.astype(str)
-        names = tuple(sorted(set(text.tolist()))) if names is None else tuple(names)
-        codes = {name: code for code, name in enumerate(names)}
-        labels = np.array([codes.get(label, -1) for label in text.tolist()])
-        unknown = torch.from_numpy(labels < 0)
-        if bool(unknown.any()):
-            at = int(unknown.int().argmax())
-            raise PluresError(f"{where(at)}: label {str(text[at])!r} is none of the classes {', '.join(names)}")
-        return Task("classification", names, len(names)), torch.from_numpy(labels)
-    if targets.dtype.kind == "f":
-        _refuse(torch.from_numpy(targets != np.floor(targets)), "a label that is no whole number", where)
-    labels = targets.astype(np.int64)
-    top = len(names) if names is not None else int(labels.max()) + 1
-    outside = (labels < 0) | (labels >= top)
-    if outside.any():
-        at = int(outside.argmax())
-        raise PluresError(
-            f"{where(at)}: label {labels[at]} is outside 0..{max(top - 1, 0)}; "
-            "correct the labels or the list of classes"
-        )
-    return Task("classification", tuple(names or map(str, range(top))), top), torch.from_numpy(labels)
-
-
 def _inputs(inputs: Array, options: Options, where: _Where) -> Tensor:
     """Checked inputs in their final type; NaN only where it will be imputed."""
     dtype = options.get("dtype", torch.float32)
     missing = options.get("missing", "error")
-    if missing not in ("error", "impute"):
-        raise PluresError(f"missing={missing!r} is unknown; use 'error' or 'impute'")
     if inputs.ndim < 2:
         inputs = inputs.reshape(len(inputs), 1)
     if missing == "impute" and inputs.ndim != 2:
         raise PluresError(f'missing="impute" needs inputs (n, columns), got {inputs.shape}; complete the data yourself')
     if inputs.dtype.kind not in "fiub":
         raise PluresError(f"inputs of type {inputs.dtype} are no numbers; encode them, or use from_frame")
+    if options.get("standardize", False) and not dtype.is_floating_point:
+        raise PluresError(f"standardize: inputs of type {dtype} cannot be scaled; use a floating-point dtype")
+    if dtype.is_complex or dtype == torch.bool:
+        raise PluresError(f"dtype={dtype}: inputs are floating point, or integers for tokens")
+    if not dtype.is_floating_point and missing == "impute":
+        raise PluresError(f'missing="impute": integers of type {dtype} have no missing value; leave it out')
     values = torch.from_numpy(np.ascontiguousarray(inputs)).to(dtype, copy=True)
     if not values.is_floating_point():
+        lost = torch.from_numpy((values.numpy() != inputs).reshape(len(inputs), -1).any(1))
+        refuse(lost, f"an input that {dtype} cannot hold; use a floating-point dtype, or correct it", where)
         return values
     bad = torch.isinf(values) if missing == "impute" else ~torch.isfinite(values)
     if bool(bad.any()):
@@ -511,11 +718,6 @@ def _inputs(inputs: Array, options: Options, where: _Where) -> Tensor:
         remedy = "" if missing == "impute" else ' or leave the row out, or fill NaN with missing="impute"'
         raise PluresError(f"{where(at, column)}: {what}{remedy}")
     return values
-
-
-def _refuse(bad: Tensor, what: str, where: _Where) -> None:
-    if bool(bad.any()):
-        raise PluresError(f"{where(int(bad.int().argmax()))}: {what}")
 
 
 def _impute(
@@ -548,107 +750,28 @@ def _moments(values: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(means, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)
 
 
-def _metadata(
-    metadata: Metadata | None, names: tuple[str, ...], listed: tuple[str, ...]
-) -> dict[str, tuple[object, ...]]:
-    """Column -> the value of each client.
-
-    Args:
-        metadata: see `from_arrays`.
-        names: of the clients, in their order.
-        listed: the same in the order in which their rows come.
-    """
-    given: dict[Any, Any] = {} if metadata is None else dict(metadata.items())
-    if ORDER not in given:
-        given = {key: _labelled(values, names) for key, values in given.items()}
-    mappings = {key: values for key, values in given.items() if isinstance(values, Mapping)}
-    if mappings and len(mappings) < len(given):
-        raise PluresError("metadata: give client -> row or column -> values, not both")
-    if not mappings:
-        lists = {str(key): values for key, values in given.items() if not isinstance(values, Mapping)}
-        return _from_lists(lists, names, listed)
-    inner = [key for values in mappings.values() for key in values]
-    if inner and not _clients(mappings, names) and _clients(inner, names):
-        columns = {str(key): by_name(values) for key, values in mappings.items()}
-        for key, values in columns.items():
-            for name in names:
-                if name not in values:
-                    raise PluresError(f"metadata column {key!r}: no value for client {name!r}")
-        return {key: tuple(values[name] for name in names) for key, values in columns.items()}
-    rows = by_name(mappings)
-    for name in names:
-        if name not in rows:
-            raise PluresError(f"metadata: no row for client {name!r}")
-    keys = list(dict.fromkeys(key for name in names for key in rows[name]))
-    return {str(key): tuple(rows[name].get(key) for name in names) for key in keys}
-
-
-def _labelled(values: Any, names: Sequence[str]) -> Any:
-    """A series of pandas whose labels are clients as a mapping; anything else as it is."""
-    if not (hasattr(values, "to_dict") and hasattr(values, "index")):
-        return values
-    own: dict[Any, object] = values.to_dict()
-    return own if {str(key) for key in own} >= set(names) else values
-
-
-def _clients(keys: Iterable[object], names: Sequence[str]) -> bool:
-    """Whether some of the keys name clients."""
-    return any(isinstance(key, str | int | np.generic) and name_of(key) in names for key in keys if key != "")
-
-
-def _from_lists(
-    columns: Mapping[str, Sequence[object]], names: tuple[str, ...], listed: tuple[str, ...]
-) -> dict[str, tuple[object, ...]]:
-    """Lists of values, in the order that their column ``client`` states, or that nobody could take otherwise."""
-    order = [name_of(value) for value in columns.get(ORDER, names)]
-    if ORDER in columns and (set(order) != set(names) or len(order) != len(names)):
-        raise PluresError(
-            f"metadata column {ORDER!r}: it states the order of the lists, so it must name each of the "
-            f"{len(names)} clients once; they are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-        )
-    values = {key: column for key, column in columns.items() if key != ORDER}
-    for key, column in values.items():
-        if isinstance(column, str) or not hasattr(column, "__len__"):
-            raise PluresError(f"metadata column {key!r}: give one value for each client, not {column!r}")
-        if len(column) != len(names):
-            raise PluresError(f"metadata column {key!r}: {len(column)} values for {len(names)} clients")
-    if values and ORDER not in columns and not names == listed == tuple(sorted(names)):
-        raise PluresError(
-            f"metadata column {next(iter(values))!r}: whose value comes first? Give a mapping from clients to values, "
-            f"or state the order of the lists in a column {ORDER!r}"
-        )
-    place = {name: number for number, name in enumerate(order)}
-    return {key: tuple([*column][place[name]] for name in names) for key, column in values.items()}
-
-
-def _warn_if_thin(federation: Federation) -> None:
-    """One warning for all clients whose train split can hardly teach a model."""
-    train = federation.splits["train"]
-    few = [name for name, size in zip(federation.clients, train.sizes.tolist(), strict=True) if size < FEW]
-    told = [_listed(few, f"fewer than {FEW} training examples")]
-    if federation.task.kind == "classification":
-        labels = (federation.targets[rows] for rows in train)
-        single = [n for n, own in zip(federation.clients, labels, strict=True) if bool((own == own[0]).all())]
-        told.append(_listed([name for name in single if name not in set(few)], "one single class to train on"))
-    if any(told):
-        warnings.warn(f"{federation.name}: " + "; ".join(filter(None, told)), PluresWarning, stacklevel=4)
-
-
-def _listed(names: Sequence[str], what: str) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(names)} client{'s have' if len(names) > 1 else ' has'} {what} ({shown})"
-
-
-def _absent(cells: Sequence[Any]) -> Array:
-    """Which cells hold None, NaN, or the missing value of pandas (whose comparison with itself is no truth value)."""
-    return np.array([cell is None or type(cell).__name__ == "NAType" or cell != cell for cell in cells], dtype=bool)
-
-
 def _digest(content: bytes) -> bytes:
     return blake2b(content, digest_size=16).digest()
 
 
-def _array(values: ArrayLike | Tensor) -> Array:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+def _array(values: ArrayLike | Tensor, what: str, scalar: bool = False) -> Array:
+    """Whatever was given as an array.
+
+    Args:
+        values: a tensor, or anything that NumPy makes an array of.
+        what: it is, for messages.
+        scalar: a single value will do.
+    """
+    if isinstance(values, Tensor):
+        dense = values.detach().to_dense().cpu() if values.layout is not torch.strided else values.detach().cpu()
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+    try:
+        array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    except (ValueError, TypeError) as error:
+        raise PluresError(f"{what}: rows differ in shape or type ({error}); give all of them one shape") from error
+    if array.ndim == 0 and not (scalar and array.dtype.kind in "fiubUS"):
+        raise PluresError(
+            f"{what}: a {type(values).__name__} is no array; give numbers in an array or a tensor, or use from_frame "
+            "for columns with names"
+        )
+    return array

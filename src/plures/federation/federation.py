@@ -229,6 +229,17 @@ class Federation:
             raise PluresError("every client is held out: keep at least one in the federation")
         return self.subset(seen), unseen
 
+    def classified(self, task: Task) -> Federation:
+        """The same examples with the classes of another task, if it has all of this one's by name; else unchanged.
+
+        Args:
+            task: that of a trained run, say, some of whose classes do not occur here.
+        """
+        if not self.task.classes or not set(self.task.classes) <= set(task.classes) or self.task == task:
+            return self
+        place = torch.tensor([task.classes.index(name) for name in self.task.classes], device=self.targets.device)
+        return replace(self, task=task, targets=place[self.targets])
+
     def donate(self, share: float = 0.1, seed: int = 0) -> Federation:
         """The same federation after every client gave a random share of its training rows to the public.
 

@@ -13,6 +13,8 @@ The partition by a metadata column needs no function: that column is the client 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -26,7 +28,20 @@ from plures.federation.seeding import generator
 Owner = NDArray[np.int64]
 How = Literal["iid", "dirichlet", "dirichlet_per_class", "pathological", "quantity"]
 HOWS: tuple[How, ...] = ("iid", "dirichlet", "dirichlet_per_class", "pathological", "quantity")
+READS: Mapping[How, frozenset[str]] = MappingProxyType(
+    {
+        "iid": frozenset(),
+        "dirichlet": frozenset({"alpha"}),
+        "dirichlet_per_class": frozenset({"alpha", "min_size"}),
+        "pathological": frozenset({"classes_per_client"}),
+        "quantity": frozenset({"alpha", "min_size"}),
+    }
+)
+"""Which of the options of `partition` each of them reads, beside clients and seed."""
+
 DRAWS = 10
+SMALL = 0.1
+"""Below this concentration a client whose classes have run out gets one other class, not a mixture."""
 
 
 def partition(
@@ -39,7 +54,7 @@ def partition(
     min_size: int = 10,
     seed: int = 0,
 ) -> Owner:
-    """One of the partitions by name, for loaders and the command line.
+    """One of the partitions by name, for loaders and the command line; `READS` says which options each reads.
 
     Args:
         labels: ``(n,)`` class of each row.
@@ -89,9 +104,10 @@ def dirichlet_per_client(
     """Dirichlet over classes for each client (Hsu, Qi, Brown 2019), equal sizes.
 
     Client i draws q_i ~ Dir(alpha * prior) and then n_i = floor(n / clients) rows without replacement, each of class k
-    with probability q_ik. When a class runs out, q_i is renormalised over the classes that are left (over what is
-    left of them, should q_i give them no weight). Clients that come late therefore get more of the common rest, as in
-    the paper's own code. The n mod clients rows that remain are not used.
+    with probability q_ik. When a class runs out, q_i is renormalised over the classes that are left (should q_i give
+    them no weight: over what is left of them, and for alpha below 0.1 one class is drawn in that proportion, which
+    keeps clients of one class). Clients that come late therefore get more of the common rest, as in the paper's own
+    code. The n mod clients rows that remain are not used.
 
     Args:
         labels: ``(n,)`` classes.
@@ -114,7 +130,12 @@ def dirichlet_per_client(
         while (short := size - int(want.sum())) > 0:  # each turn fills the client or empties a class
             left = counts - taken - want
             chance = np.where(left > 0, q, 0)
-            chance = left / left.sum() if chance.sum() <= 1e-12 else chance / chance.sum()
+            if chance.sum() > 1e-12:
+                chance = chance / chance.sum()
+            elif alpha < SMALL:  # what a Dirichlet tends to as alpha goes to 0: one class
+                chance = np.eye(len(left))[rng.choice(len(left), p=left / left.sum())]
+            else:
+                chance = left / left.sum()
             want += np.minimum(rng.multinomial(short, chance), left)
         for k in np.flatnonzero(want):
             owner[pools[k][taken[k] : taken[k] + want[k]]] = client
@@ -130,8 +151,10 @@ def dirichlet_per_class(
     For each class p ~ Dir(alpha, ..., alpha) over the clients, and the class's rows in random order are cut at the
     cumulative sums of p; sizes are unequal, every row is used. Ten independent draws are tried for one in which every
     client has ``min_size`` rows. If none has (public code would go on for ever; usual for many clients or small
-    alpha), the draw with the largest smallest client is repaired: rows move one by one from whoever is largest then
-    to the clients that are short, the moved rows being a random choice of the giver's.
+    alpha), the draw with the largest smallest client is refilled: a client that is short gets rows of the classes
+    that the draw gives it, in proportion (of one class, if that is nothing to speak of), each from whoever is largest
+    then among those with rows of the class to spare. So clients are the more of one class the smaller alpha is,
+    refilled or not; their sizes are more alike than those of the draw.
 
     Args:
         labels: ``(n,)`` classes.
@@ -146,21 +169,24 @@ def dirichlet_per_class(
     rng = generator(seed, "dirichlet per class")
     codes, counts = _classes(labels)
     _check(len(codes), clients, min_size, alpha)
-    best, shares = -1, np.empty((0, 0), dtype=np.int64)
+    best, shares, kept = -1, np.empty((0, 0), dtype=np.int64), np.empty((0, 0))
     for _ in range(DRAWS):
-        ends = np.cumsum(rng.dirichlet(np.full(clients, alpha), len(counts)), axis=1)
+        p = rng.dirichlet(np.full(clients, alpha), len(counts))
+        ends = np.cumsum(p, axis=1)
         cuts = np.floor(ends * counts[:, None] + 0.5).astype(np.int64).clip(max=counts[:, None])
         cuts[:, -1] = counts
         drawn = np.diff(cuts, axis=1, prepend=0)
         smallest = int(drawn.sum(0).min())
         if smallest > best:
-            best, shares = smallest, drawn
+            best, shares, kept = smallest, drawn, p
         if best >= min_size:
             break
     owner = np.empty(len(codes), dtype=np.int64)
-    for pool, share in zip(_pools(codes, counts, rng), shares, strict=True):
+    pools = _pools(codes, counts, rng)
+    shares = _refilled(shares, kept * counts[:, None], min_size, rng)
+    for pool, share in zip(pools, shares, strict=True):
         owner[pool] = np.repeat(np.arange(clients), share)
-    return _top_up(owner, clients, min_size, rng)
+    return owner
 
 
 def pathological(labels: ArrayLike | Tensor, clients: int, *, classes_per_client: int = 2, seed: int = 0) -> Owner:
@@ -241,15 +267,28 @@ def _check(rows: int, clients: int, min_size: int, alpha: float = 1.0) -> int:
     return rows // clients
 
 
-def _top_up(owner: Owner, clients: int, min_size: int, rng: np.random.Generator) -> Owner:
-    """Move rows from the largest clients to those below ``min_size``."""
-    sizes = np.bincount(owner, minlength=clients)
-    need = (min_size - sizes).clip(0)
-    after = sizes.copy()
-    for _ in range(int(need.sum())):
-        after[after.argmax()] -= 1
-    givers = np.flatnonzero(after < sizes)
-    moved = [rng.choice(np.flatnonzero(owner == i), sizes[i] - after[i], replace=False) for i in givers]
-    if moved:
-        owner[rng.permutation(np.concatenate(moved))] = np.repeat(np.arange(clients), need)
-    return owner
+def _refilled(shares: Owner, expected: NDArray[np.float64], min_size: int, rng: np.random.Generator) -> Owner:
+    """Rows of each class at each client ``(classes, clients)`` after every client has ``min_size`` of them.
+
+    Args:
+        shares: the rows of the draw.
+        expected: the same before rounding.
+        min_size: least number of rows of a client.
+        rng: decides of which classes a client that is short gets rows.
+    """
+    shares = shares.copy()
+    sizes = shares.sum(0)
+    for client in np.flatnonzero(sizes < min_size):
+        own = expected[:, client]
+        own = own if own.sum() > 1e-12 else np.eye(len(own))[rng.choice(len(own), p=shares.sum(1) / shares.sum())]
+        wanted = np.repeat(np.arange(len(own)), rng.multinomial(min_size - sizes[client], own / own.sum()))
+        for k in wanted:
+            spare = (shares > 0) & (sizes > min_size)
+            if not spare[k].any():
+                k = np.where(spare.any(1), own, -1).argmax()
+            giver = np.where(spare[k], sizes, -1).argmax()
+            shares[k, giver] -= 1
+            shares[k, client] += 1
+            sizes[giver] -= 1
+            sizes[client] += 1
+    return shares

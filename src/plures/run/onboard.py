@@ -51,7 +51,7 @@ def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
     """
     if visits is not None and visits < 0:
         raise PluresError(f"visits={visits}: a new client cannot make a negative number of visits")
-    newcomers = newcomers.to(run.federation.inputs.device, run.execution.dtype)
+    newcomers = newcomers.to(run.federation.inputs.device, run.execution.dtype).classified(run.federation.task)
     check(newcomers, run.federation)
     guest = run.on(newcomers, Setting.of(newcomers, run.setting))
     for block in run.bound.blocks:

@@ -285,7 +285,7 @@ class Schema(Declared):
         dates = [reading.dates for reading in readings if reading.dates is not None]
         federation = from_arrays(
             torch.cat([self._encoded(reading) for reading in readings]),
-            targets.astype(np.int64) if self.classes else targets,
+            np.array(self.classes)[targets.astype(np.int64)] if self.classes else targets,
             np.repeat(np.array(clients), [reading.rows for reading in readings]),
             groups=np.concatenate(groups) if groups else None,
             time=np.concatenate(dates) if self.splits.by == "time" else None,

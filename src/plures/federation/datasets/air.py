@@ -34,6 +34,7 @@ def beijing_air(
     """
     if every < 1:
         raise PluresError(f"beijing_air: every={every} hours; give at least 1")
+    rule = split or YEARS
     raw = read(data_folder() / "beijing_air" / "beijing_air.npz")
     hours = np.arange(0, raw["x"].shape[2], every)
     stamp = np.datetime64(BEGIN, "h") + hours
@@ -58,12 +59,13 @@ def beijing_air(
         inputs[used],
         target[used],
         np.broadcast_to(station[:, None], shape)[used],
-        time=np.broadcast_to(hours, shape)[used],
+        time=np.broadcast_to(hours, shape)[used] if rule.by == "time" else None,
         name="beijing_air",
+        task="regression",
         columns=(*raw["columns"][1:].tolist(), "wind from east", "wind from north", "month", "hour"),
         metadata={"station": {name: name for name in station.tolist()}},
-        split=split or YEARS,
-        seed=seed,
+        split=rule,
+        seed=0 if rule.by == "time" else seed,
         missing="impute",
         standardize=standardize,
         standardize_targets=standardize,

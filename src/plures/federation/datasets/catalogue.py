@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, get_type_hints
 
 from plures.errors import PluresError, suggestion
 from plures.federation.datasets import air, domains, folder, graphs, images, natural, ratings, tabular, text
@@ -14,7 +15,8 @@ from plures.federation.datasets.folder import PACKAGED, VARIABLE, data_folder
 from plures.federation.datasets.har import har
 from plures.federation.datasets.heart import heart
 from plures.federation.federation import Federation
-from plures.signature import Kinds, arguments, kinds
+from plures.federation.options import checked
+from plures.signature import Kinds, kinds
 
 
 @dataclass(frozen=True)
@@ -430,15 +432,9 @@ def load(name: str, *, seed: int = 0, **options: object) -> Federation:
         PluresError: for an unknown name or option, or when the data are not there, saying how to get them.
     """
     card = _card(name)
-    known = loader_kinds(name)
-    for option in options:
-        if option not in known:
-            raise PluresError(
-                f"data set {name!r} has no option {option!r}; {suggestion(option, known, 'its options are')}"
-            )
-    given = arguments(f"data set {name!r}", card.loader, seed=seed, **options)
+    read = checked({"seed": seed, **options}, _declared(card.loader), f"data set {name!r}")
     locate(name)
-    return card.loader(*given.args, **given.kwargs)
+    return card.loader(**read)
 
 
 def locate(name: str) -> Path:
@@ -481,7 +477,14 @@ def loader_kinds(name: str) -> Kinds:
 
 def loader_options(loader: Callable[..., Federation]) -> tuple[str, ...]:
     """Names of a loader's keyword arguments, with those it shares with other loaders."""
-    names: list[str] = []
+    return tuple(name for name in _declared(loader) if name != "seed")
+
+
+def _declared(loader: Callable[..., Federation]) -> dict[str, Any]:
+    """Type of each keyword argument of a loader, the seed last."""
+    hints: dict[str, Any] = get_type_hints(loader)
+    declared: dict[str, Any] = {}
     for parameter in inspect.signature(loader).parameters.values():
-        names += images.Dealt.__annotations__ if parameter.kind is parameter.VAR_KEYWORD else [parameter.name]
-    return tuple(name for name in names if name != "seed")
+        shared = parameter.kind is parameter.VAR_KEYWORD
+        declared |= get_type_hints(images.Dealt) if shared else {parameter.name: hints[parameter.name]}
+    return {name: hint for name, hint in declared.items() if name != "seed"} | {"seed": int}

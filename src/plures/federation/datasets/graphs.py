@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from plures.errors import PluresError
-from plures.federation.build import Options, from_arrays
+from plures.federation.build import Examples, Options, assemble
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
 from plures.federation.names import by_name, named
@@ -116,7 +117,9 @@ def from_graph(
     options["metadata"] = metadata
     options["dtype"] = torch.int32
     inputs = _neighbourhoods(_padded(np.asarray(indptr), np.asarray(indices), width), table, rows)
-    return from_arrays(inputs, labels[rows].astype(np.int64), owner[rows], **options)
+    keys = np.array([blake2b(row.tobytes(), digest_size=16).digest() for row in inputs])
+    made = Examples(inputs, labels[rows].astype(np.int64), owner[rows], keys=keys)
+    return assemble(made, options, "from_graph", ("neighbours", "width", "examples", "facts"))
 
 
 def sample_neighbours(edges: Nodes, nodes: int, neighbours: int, rng: np.random.Generator) -> Nodes:
@@ -270,6 +273,7 @@ def twitch(
         examples=examples,
         facts={name: {"language": LANGUAGES[name.split()[0]]} for name in np.unique(names).tolist()},
         name="twitch",
+        copies="allow",
         classes=("clean", "explicit"),
         split=split,
         seed=seed,
@@ -297,6 +301,7 @@ def _planetoid(
         neighbours=neighbours,
         width=width,
         name=name,
+        copies="allow",
         classes=classes,
         split=split,
         seed=seed,

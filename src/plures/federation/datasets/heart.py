@@ -7,7 +7,7 @@ import csv
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.federation.build import from_frame
+from plures.federation.build import by_content
 from plures.federation.datasets.folder import PACKAGED
 from plures.federation.federation import Federation
 from plures.federation.splits import SplitRule
@@ -55,7 +55,7 @@ def heart(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = 
     frame = {column: _column(column, [row[column] for row in rows]) for column in COLUMNS}
     frame["hospital"] = np.array([row["hospital"] for row in rows])
     frame["diagnosis"] = np.array(["disease" if int(row["num"]) > 0 else "healthy" for row in rows])
-    return from_frame(
+    return by_content(
         frame,
         target="diagnosis",
         client="hospital",

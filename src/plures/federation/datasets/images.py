@@ -17,7 +17,7 @@ from plures.federation.build import from_arrays
 from plures.federation.datasets import folder
 from plures.federation.datasets.folder import data_folder, read, read_idx
 from plures.federation.federation import Federation
-from plures.federation.partition import How, partition
+from plures.federation.partition import READS, How, partition
 from plures.federation.seeding import generator
 from plures.federation.splits import SplitRule
 
@@ -130,6 +130,12 @@ def _deal(
         chosen = np.sort(generator(seed, "examples", name).choice(len(labels), examples, replace=False))
         pictures, labels = pictures[chosen], labels[chosen]
     how = options.get("partition", "dirichlet")
+    for option in ("alpha", "classes_per_client", "min_size"):
+        if option in options and how in READS and option not in READS[how]:
+            raise PluresError(
+                f"{name}: {option} has no effect on partition={how!r}, which reads "
+                f"{', '.join(['clients', *sorted(READS[how])])}; leave it out"
+            )
     alpha, per_client = options.get("alpha", 0.1), options.get("classes_per_client", 2)
     min_size = options.get("min_size", 10)
     owner = partition(labels, how, clients, alpha=alpha, classes_per_client=per_client, min_size=min_size, seed=seed)

@@ -104,6 +104,7 @@ def parkinsons(
     raw = read(data_folder() / "parkinsons" / "parkinsons.npz")
     if target not in (outputs := {"motor": [0], "total": [1], "both": [0, 1]}):
         raise PluresError(f"parkinsons: target={target!r} is unknown; use {', '.join(outputs)}")
+    rule = split or SplitRule(by="time")
     columns = raw["feature_names"].tolist()
     client = np.char.add("patient ", _padded(raw["client"]))
     age, sex, time = (raw["x"][:, columns.index(column)] for column in ("age", "sex", "test_time"))
@@ -112,14 +113,15 @@ def parkinsons(
         raw["y"][:, outputs[target]],
         client,
         name="parkinsons",
+        task="regression",
         columns=columns,
-        time=time,
+        time=time if rule.by == "time" else None,
         metadata={
             name: {"age": int(a), "sex": "female" if s else "male"}
             for name, a, s in zip(client.tolist(), age.tolist(), sex.tolist(), strict=True)
         },
-        split=split or SplitRule(by="time"),
-        seed=seed,
+        split=rule,
+        seed=0 if rule.by == "time" else seed,
         standardize=standardize,
         standardize_targets=standardize,
         source="Parkinson's Telemonitoring, doi:10.24432/C5ZS3N, CC BY 4.0",
@@ -140,6 +142,8 @@ def school(*, seed: int = 0, split: SplitRule | None = None, standardize: bool =
         raw["y"].astype(np.float32),
         np.char.add("school ", _padded(raw["client"], 3)),
         name="school",
+        copies="allow",
+        task="regression",
         split=split,
         seed=seed,
         standardize=standardize,

@@ -41,6 +41,7 @@ def movielens(
     """
     if not 1 <= movies <= MOVIES:
         raise PluresError(f"movielens: movies={movies}; give 1 to {MOVIES}")
+    rule = split or SplitRule(by="time")
     raw = read(data_folder() / "movielens_small" / "movielens_small.npz")
     movie = np.argsort(_by_popularity(raw["item"]))[raw["item"]]
     used = movie < movies
@@ -58,12 +59,13 @@ def movielens(
         movie[used][:, None],
         raw["rating"][used].astype(np.float32),
         _name(raw["user"][used]),
-        time=raw["timestamp"][used],
+        time=raw["timestamp"][used] if rule.by == "time" else None,
         name="movielens",
+        task="regression",
         columns=("movie",),
         metadata={"ratings": dict(zip(_name(users).tolist(), ratings[users].tolist(), strict=True))},
-        split=split or SplitRule(by="time"),
-        seed=seed,
+        split=rule,
+        seed=0 if rule.by == "time" else seed,
         dtype=torch.int64,
         standardize_targets=standardize,
         source="MovieLens ml-latest-small, GroupLens: research use, redistribution under the same terms, no commerce",

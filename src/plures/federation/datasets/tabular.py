@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
-from plures.federation.build import from_arrays, from_frame
+from plures.federation.build import by_content, from_arrays
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
 from plures.federation.splits import SplitRule
@@ -55,12 +55,14 @@ def adult(
     frame["income"] = np.concatenate([raw["y_train"], raw["y_test"]])
     frame["client"] = np.array(["unknown" if value is None else value for value in frame[clients].tolist()])
     hidden = {"income", "client", clients} | ({"education-num"} if clients == "education" else set())
-    return from_frame(
+    return by_content(
         _with_enough(frame, minimum),
         target="income",
         client="client",
         features=[column for column in frame if column not in hidden],
+        categories=[column for column in PEOPLE if column not in hidden],
         name="adult",
+        copies="allow",
         classes=("<=50K", ">50K"),
         split=split,
         seed=seed,
@@ -97,6 +99,7 @@ def tcga_brca(
         dead[used].astype(np.int64),
         raw["client_names"][raw["client"][used]],
         name="tcga_brca",
+        copies="allow",
         classes=("alive", "dead"),
         columns=raw["feature_names"].tolist(),
         split=split,
@@ -135,11 +138,15 @@ def nsl_kdd(
         frame[column] = raw[f"names_{column}"][raw["xcat_train"][:, number]]
     frame["kind"] = raw["y_train"]
     frame["client"] = frame.pop(clients)
-    return from_frame(
+    features = [column for column in frame if column not in ("kind", "client")]
+    return by_content(
         _with_enough(frame, minimum),
         target="kind",
         client="client",
+        features=features,
+        categories=[column for column in raw["cat_columns"].tolist() if column in features],
         name="nsl_kdd",
+        copies="allow",
         classes=raw["class_names"].tolist(),
         split=split,
         seed=seed,
@@ -165,7 +172,7 @@ def ai4i2020(*, seed: int = 0, split: SplitRule | None = None, standardize: bool
     frame = {column: np.array([float(row[column]) for row in rows]) for column in features}
     frame["quality"] = np.array([quality[row["Type"]] for row in rows])
     frame["failure"] = np.array([int(row["Machine failure"]) for row in rows])
-    return from_frame(
+    return by_content(
         frame,
         target="failure",
         client="quality",
@@ -222,6 +229,7 @@ def cmapss(
         np.concatenate(client),
         groups=np.concatenate(block),
         name="cmapss",
+        task="regression",
         columns=raw["columns"].tolist(),
         metadata=facts,
         split=split,

@@ -51,6 +51,7 @@ def shakespeare(
     for option, value in (*counts, ("examples", examples)):
         if value is not None and value < 1:
             raise PluresError(f"shakespeare: {option}={value}; give at least 1")
+    rule = split or SplitRule(by="time")
     folder = data_folder() / "shakespeare"
     titles = json.loads((folder / "plays.json").read_text())
     speeches: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -89,12 +90,12 @@ def shakespeare(
         joined[:, -1],
         np.concatenate(client),
         groups=np.concatenate(passages),
-        time=np.concatenate(begins),
+        time=np.concatenate(begins) if rule.by == "time" else None,
         name="shakespeare",
         classes=tuple({"\n": "newline", " ": "space"}.get(character, character) for character in CHARACTERS),
         metadata=metadata,
-        split=split or SplitRule(by="time"),
-        seed=seed,
+        split=rule,
+        seed=0 if rule.by == "time" else seed,
         dtype=torch.int64,
         source="The plays of Shakespeare (Moby text), public domain",
     )

@@ -1,0 +1,97 @@
+"""What is legal in a finished federation and probably not what was meant, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plures.federation.cells import alike, listed
+from plures.federation.federation import Federation
+
+FEW = 3
+EXCESS = 10.0
+"""Copies are told where there are so many times more than independent columns would give by chance."""
+
+
+def doubts(federation: Federation, copies: bool = True) -> list[str]:
+    """Clients that can hardly learn, names that look alike, and test rows that were trained on."""
+    train = federation.splits["train"]
+    few = [name for name, size in zip(federation.clients, train.sizes.tolist(), strict=True) if size < FEW]
+    told = [_of(few, f"fewer than {FEW} training examples")]
+    if federation.task.kind == "classification":
+        labels = (federation.targets[rows] for rows in train)
+        single = [n for n, own in zip(federation.clients, labels, strict=True) if bool((own == own[0]).all())]
+        told.append(_of([name for name in single if name not in set(few)], "one single class to train on"))
+    told += [
+        f"clients {one!r} and {other!r} differ by case or blanks alone" for one, other in alike(federation.clients)
+    ]
+    told.append(_copies(federation) if copies else "")
+    return [text for text in told if text]
+
+
+def _of(names: Sequence[str], what: str) -> str:
+    if not names:
+        return ""
+    return f"{len(names)} client{'s have' if len(names) > 1 else ' has'} {what} ({listed(names, 5)})"
+
+
+def _copies(federation: Federation) -> str:
+    """How many rows of validation and test are copies of rows that train, at the same client and at others."""
+    train, *rest = (federation.splits[split] for split in ("train", "validation", "test"))
+    if not len(train.rows) or not sum(len(split.rows) for split in rest):
+        return ""
+    codes = _codes(federation)
+    clients = np.arange(len(federation))
+    learned, learner = codes[train.rows.numpy()], clients.repeat(train.sizes.numpy())
+    asked = np.concatenate([codes[split.rows.numpy()] for split in rest])
+    asker = np.concatenate([clients.repeat(split.sizes.numpy()) for split in rest])
+    anywhere = np.isin(asked, learned)
+    pair = np.isin(asked * len(clients) + asker, learned * len(clients) + learner)
+    if not anywhere.any() or anywhere.sum() < EXCESS * len(asked) * min(len(learned) * _chance(federation), 1.0):
+        return ""
+    places = [
+        f"{count} at {where}"
+        for count, where in ((pair.sum(), "their client"), ((anywhere & ~pair).sum(), "others"))
+        if count
+    ]
+    return (
+        f"{int(anywhere.sum())} of {len(asked)} validation and test rows are copies of rows that train "
+        f"({', '.join(places)}); give equal rows the same value of groups=, remove them, or say copies='allow'"
+    )
+
+
+def _codes(federation: Federation) -> NDArray[np.int64]:
+    """A number for each different row of inputs and target, ``(examples,)``."""
+    targets = federation.targets.reshape(len(federation.targets), -1).numpy()
+    digests = [
+        blake2b(row.tobytes() + target.tobytes(), digest_size=8).digest()
+        for row, target in zip(_bytes(federation.inputs), np.ascontiguousarray(targets), strict=True)
+    ]
+    return np.unique(np.frombuffer(b"".join(digests), np.int64), return_inverse=True)[1].reshape(-1)
+
+
+def _bytes(values: Tensor) -> NDArray[np.uint8]:
+    """The bytes of each row, ``(examples, bytes)``, of whatever type."""
+    return values.reshape(len(values), -1).contiguous().view(torch.uint8).numpy()
+
+
+def _chance(federation: Federation) -> float:
+    """Probability that two rows are equal if their columns were independent; an upper bound for wide inputs."""
+    rows = len(federation.inputs)
+    chance = 1.0
+    for values in (*federation.targets.reshape(rows, -1).T, *federation.inputs.reshape(rows, -1).T):
+        if chance * rows * rows * EXCESS < 1:
+            break
+        chance *= _agreement(values)
+    return chance
+
+
+def _agreement(values: Tensor) -> float:
+    """Probability that two draws of a column are equal."""
+    counts = torch.unique(values, return_counts=True)[1].double()
+    return float((counts / counts.sum()).square().sum())

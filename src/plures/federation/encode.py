@@ -1,0 +1,213 @@
+"""Columns of a table as numbers; what may be no input at all is refused or named until the user decides."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.brief import brief
+from plures.errors import PluresError
+from plures.federation.cells import MARKS, absent, alike, date, listed, nearly_number, number
+
+Array = NDArray[Any]
+LEVELS = 30
+"""Most values of a text that become inputs of their own unasked."""
+
+SURE = 20
+"""Rows from which on a whole number that is never the same twice looks like the number of a case."""
+
+
+@brief
+@dataclass(frozen=True)
+class Encoded:
+    """A table column as numbers.
+
+    Attributes:
+        names: of the inputs made of it.
+        values: ``(n, len(names))``.
+        numeric: whether it is a number, which can be standardised.
+        missing: ``(n,)`` how many of the row's cells are missing and not told by NaN.
+        doubt: what is legal and probably not meant, in words; or nothing.
+    """
+
+    names: tuple[str, ...]
+    values: Array
+    numeric: bool
+    missing: Array
+    doubt: str = ""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the user said of the columns.
+
+    Attributes:
+        categories: one input for each value.
+        numbers: texts to read as numbers; what is none is missing.
+        named: all that were asked for by name.
+        impute: missing values are legal.
+    """
+
+    categories: Collection[str] = ()
+    numbers: Collection[str] = ()
+    named: Collection[str] = ()
+    impute: bool = False
+
+
+def encode(column: str, values: Array, categorical: bool, decided: Decided) -> Encoded:
+    """Inputs of a column: a number as it is, a text as one 0/1 input for each of its values.
+
+    Args:
+        column: its name.
+        values: ``(n,)`` of any type.
+        categorical: the frame itself says that it is a category.
+        decided: what the user said.
+
+    Raises:
+        PluresError: for dates, texts that are (almost) numbers or have many values, until the user decides.
+    """
+    if values.dtype.kind in "Mm":
+        raise PluresError(f"column {column!r} holds dates: make numbers of them, use it as time=, or {_drop(column)}")
+    if values.dtype.kind not in "iufbOUS":
+        raise PluresError(f"column {column!r} of type {values.dtype} is neither text nor numbers; {_drop(column)}")
+    category = categorical or column in decided.categories
+    if values.dtype.kind in "iuf" and not category:
+        return _number(column, values, decided)
+    cells = (values.astype(str) if values.dtype.kind == "S" else values).tolist()
+    gaps = absent(cells)
+    known = [cell for cell, gap in zip(cells, gaps.tolist(), strict=True) if not gap]
+    _refuse_odd(column, known)
+    if not category and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in known):
+        floats = np.array([np.nan if gap else float(cell) for cell, gap in zip(cells, gaps, strict=True)])
+        return _number(column, floats, decided)
+    if column in decided.numbers:
+        return _parsed(column, cells, gaps, decided)
+    if not category:
+        _refuse_almost(column, known, len(cells))
+    if len(set(map(str, known))) > LEVELS and column not in decided.categories:
+        raise PluresError(_many(column, known))
+    return _hot(column, cells, gaps, decided)
+
+
+def _number(column: str, values: Array, decided: Decided) -> Encoded:
+    known = values[values == values]
+    doubt = ""
+    if not len(known):
+        doubt = f"column {column!r} has no value at all"
+    elif column not in decided.named and len(known) > 1 and bool((known == known[0]).all()):
+        doubt = f"column {column!r} is {known[0]:g} in every row"
+    elif column not in decided.named and len(known) >= SURE and _identifies(known):
+        doubt = f"column {column!r} is another whole number in every row: is it the number of a case?"
+    return Encoded((column,), values[:, None], True, np.zeros(len(values), dtype=np.int64), doubt)
+
+
+def _identifies(known: Array) -> bool:
+    whole = known.dtype.kind in "iu" or bool((known == np.floor(known)).all())
+    return whole and len(np.unique(known)) == len(known)
+
+
+def _parsed(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) -> Encoded:
+    """Numbers of a text column that the user declared to be one."""
+    found = [None if gap else number(str(cell)) for cell, gap in zip(cells, gaps.tolist(), strict=True)]
+    values = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+    texts = [str(cell) for cell, value, gap in zip(cells, found, gaps, strict=True) if value is None and not gap]
+    comma = [text for text in texts if "," in text and nearly_number(text)]
+    if comma:
+        raise PluresError(
+            f"column {column!r} has {len(comma)} numbers with a comma, the first is {comma[0]!r}: write them with a "
+            "decimal point and without marks for thousands"
+        )
+    lost = [text for text in texts if text.strip() not in MARKS]
+    if lost and not decided.impute:
+        row = cells.index(lost[0])
+        raise PluresError(
+            f'column {column!r}, row {row}: {lost[0]!r} is no number; correct it, or use missing="impute" to take it '
+            "for a missing value"
+        )
+    doubt = (
+        f"column {column!r}: {len(lost)} cells are no number, such as {lost[0]!r}, and count as missing" if lost else ""
+    )
+    return Encoded((column,), values[:, None], True, np.zeros(len(values), dtype=np.int64), doubt)
+
+
+def _hot(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) -> Encoded:
+    """One 0/1 input for each value, and one for missing."""
+    if gaps.any() and not decided.impute:
+        raise PluresError(
+            f"column {column!r}, row {int(gaps.argmax())}: a missing value; complete it or build the federation with "
+            'missing="impute"'
+        )
+    text = np.array(["missing" if gap else _text(cell) for cell, gap in zip(cells, gaps.tolist(), strict=True)])
+    levels = sorted(set(text[~gaps].tolist()))
+    if all(number(level) is not None for level in levels):
+        levels.sort(key=lambda level: (float(level), level))
+    hot = [(text == level) & ~gaps for level in levels] + ([gaps] if gaps.any() else [])
+    names = [f"{column}={level}" for level in levels] + ([f"{column} is missing"] if gaps.any() else [])
+    if not names:
+        raise PluresError(f"column {column!r} has no row")
+    doubt = ""
+    if pairs := alike(levels):
+        doubt = f"column {column!r}: {pairs[0][0]!r} and {pairs[0][1]!r} differ by case, blanks or notation alone"
+    elif not levels:
+        doubt = f"column {column!r} has no value at all"
+    elif len(levels) == 1 and column not in decided.named and not gaps.any() and len(cells) > 1:
+        doubt = f"column {column!r} is {levels[0]!r} in every row"
+    return Encoded(tuple(names), np.stack(hot, axis=1).astype(np.float32), False, gaps.astype(np.int64), doubt)
+
+
+def _text(cell: Any) -> str:
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
+
+
+def _refuse_odd(column: str, known: Sequence[Any]) -> None:
+    """Cells that are neither text nor numbers."""
+    for kind in {type(cell) for cell in known}:
+        if issubclass(kind, datetime.date | datetime.time | datetime.timedelta):
+            raise PluresError(
+                f"column {column!r} holds dates: make numbers of them, use it as time=, or {_drop(column)}"
+            )
+        if issubclass(kind, list | tuple | set | dict | bytes | np.ndarray):
+            raise PluresError(
+                f"column {column!r} holds a {kind.__name__} in a cell; make a column for each number, or "
+                f"{_drop(column)}"
+            )
+
+
+def _refuse_almost(column: str, known: Sequence[Any], rows: int) -> None:
+    """Texts that look like dates or numbers, or like names of cases."""
+    levels = list(dict.fromkeys(str(cell) for cell in known if str(cell).strip() not in MARKS))
+    dates = [level for level in levels if date(level)]
+    if levels and len(dates) >= len(levels) / 2:
+        raise PluresError(
+            f"column {column!r} holds dates as text, such as {dates[0]!r}: make numbers of them, use it as time=, or "
+            f"{_drop(column)}"
+        )
+    numbers = [level for level in levels if nearly_number(level)]
+    if levels and len(numbers) >= len(levels) / 2:
+        others = [level for level in dict.fromkeys(map(str, known)) if number(level) is None]
+        told = f"almost only numbers as text, but also {listed([repr(other) for other in others])}"
+        raise PluresError(
+            f"column {column!r} holds {told if others else f'numbers as text, such as {numbers[0]!r}'}: say "
+            f"numbers=[{column!r}] to read them as numbers{' and the others as missing' if others else ''}, "
+            f"categories=[{column!r}] to give each of the {len(set(map(str, known)))} values an input of its own, or "
+            f"{_drop(column)}"
+        )
+    if len(levels) > LEVELS or (len(levels) > LEVELS / 3 and len(levels) > rows / 2):
+        raise PluresError(_many(column, known))
+
+
+def _many(column: str, known: Sequence[Any]) -> str:
+    levels = list(dict.fromkeys(map(str, known)))
+    return (
+        f"column {column!r} has {len(levels)} different texts ({listed([repr(level) for level in levels])}): say "
+        f"categories=[{column!r}] to give each an input of its own, or {_drop(column)}"
+    )
+
+
+def _drop(column: str) -> str:
+    return f"leave it out with drop=[{column!r}]"
