@@ -230,12 +230,12 @@ class Federation:
         return self.subset(seen), unseen
 
     def classified(self, task: Task) -> Federation:
-        """The same examples with the classes of another task, if it has all of this one's by name; else unchanged.
+        """The same examples with the classes of another task, if it has all of this one's and more; else unchanged.
 
         Args:
             task: that of a trained run, say, some of whose classes do not occur here.
         """
-        if not self.task.classes or not set(self.task.classes) <= set(task.classes) or self.task == task:
+        if not self.task.classes or not set(self.task.classes) < set(task.classes):
             return self
         place = torch.tensor([task.classes.index(name) for name in self.task.classes], device=self.targets.device)
         return replace(self, task=task, targets=place[self.targets])

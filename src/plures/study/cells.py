@@ -133,9 +133,10 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         inputs = inputs * scale + mean
     used = owner >= 0
     names = np.char.add("client ", np.char.zfill(owner[used].astype(str), len(str(max(1, int(owner.max()))))))
+    wanted = targets[torch.from_numpy(used)].numpy()
     fresh = from_rows(
         inputs[torch.from_numpy(used)],
-        targets[torch.from_numpy(used)],
+        np.array(federation.task.classes)[wanted] if classes else wanted,
         names,
         columns=federation.columns,
         name=federation.name,
@@ -143,6 +144,8 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         classes=federation.task.classes or None,
         split=rule,
         seed=part.seed,
+        dtype=inputs.dtype,
+        copies="allow",
         source=federation.source,
     )
     return fresh if federation.scaling is None else _scaled_again(fresh, *federation.scaling)
