@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from plures.evaluate import Comparison, compare, fit, follow
+from plures.evaluate import Comparison, RunFolder, compare, finish, fit, follow, score
 from plures.federation import Stream
 from plures.method import SGD, Method, Personal, everything
-from plures.methods import fedavg, fedper, local
-from plures.report import html_report
+from plures.methods import CATALOGUE, ditto, fedavg, fedper, ifca, local
+from plures.report import headline, html_report
 from plures.report.sheets import drawn
-from plures.run import Joint, Run, Training, Uniform
-from problems import EXACT, quadratic, run, scalar
+from plures.report.table import markdown_table
+from plures.run import Fixed, Joint, Run, Training, Uniform, onboard
+from plures.run.checkpoint import restore, snapshot
+from problems import EXACT, personal, predictions, quadratic, run, scalar
 from test_results import FAST, net, people
 
 LOW = Joint(Uniform(0.3))
@@ -99,3 +103,101 @@ def test_visits_are_counted_on_after_an_interruption(tmp_path):
         fit(fresh(), "m", checkpoint=file, checkpoint_every=1, progress=stop)
     again = fit(fresh(), "m", checkpoint=file)
     assert [point.visits for point in again.curve] == [2, 4, 6, 8]
+
+
+# Clients that were never drawn --------------------------------------------------------------------------------------
+
+ALIKE = quadratic((1.0, 1.0, 1.0, 1.0), (2.0, 2.0, 2.0, 2.0), (10, 10, 10, 10))
+WITHOUT_D = Fixed([["a", "b", "c"]])
+
+
+@pytest.mark.parametrize("name", ["ditto", "pfedme", "mrmtl", "fedu", "fedamp", "apfl", "eefed", "l2gd"])
+def test_a_client_that_was_never_drawn_is_served_as_a_newcomer(name):
+    """All optima are 2: what was 0 for the client that nobody drew is what the client gets that comes later."""
+    done = run(CATALOGUE[name](), 60, federation=ALIKE, participation=WITHOUT_D, lr=0.3)
+    stored = personal_leaves(done)
+    later = predictions(onboard(done, ALIKE.subset(["d"])))
+    found = predictions(done)
+    assert found[3:] == later
+    mixed_with_its_stored_model = name in ("fedu", "l2gd")
+    assert found == pytest.approx([2.0] * 4, abs=0.5 if mixed_with_its_stored_model else 0.02)
+    assert [done.deployed([i])["model"]["weight"].item() for i in (3, 0)] == [found[3], found[0]]
+    assert personal_leaves(done) == stored
+    assert all(values[3] == start for values, start in stored)
+    assert score(done, "test").values["rmse"][3] == pytest.approx(abs(found[3] - 2.0) * 0.5**0.5)
+
+
+def personal_leaves(done: Run) -> list[tuple[list[float], float]]:
+    """What is stored for every client, and what it was at the start."""
+    return [
+        (done.store.get(leaf, [0, 1, 2, 3]).flatten().tolist(), float(done.bound.initial[leaf[0]][leaf[1]]))
+        for leaf in done.kept()
+    ]
+
+
+def test_the_drawn_clients_do_not_change_and_neither_does_full_participation():
+    few = run(ditto(0.5), 3, federation=ALIKE, participation=WITHOUT_D)
+    assert predictions(few)[:3] == personal(few, "personal")[:3]
+    assert personal(few, "personal")[3] == 0.0
+    whole = run(ditto(0.5), 3, federation=ALIKE)
+    assert predictions(whole) == personal(whole, "personal")
+
+
+def test_before_the_first_round_nobody_is_a_newcomer():
+    assert predictions(run(ditto(), 0, federation=ALIKE, model=scalar(0.75))) == [0.75] * 4
+
+
+def test_clients_that_were_never_drawn_choose_their_cluster_by_loss():
+    data = quadratic((1.0,) * 4, (-3.0, 3.0, 3.1, -3.0), (10,) * 4)
+    done = run(ifca(2), 20, federation=data, participation=Fixed([["a", "b", "c"]]), model=scattered(), lr=0.3)
+    assert predictions(done) == pytest.approx([-3.0, 3.05, 3.05, -3.0], abs=0.01)
+    assert done.membership["model"].tolist()[3] == 0
+
+
+def scattered():
+    """A scalar whose start differs with the seed of its factory."""
+
+    def model():
+        layer = nn.Linear(1, 1, bias=False)
+        with torch.no_grad():
+            layer.weight.mul_(3.0)
+        return layer
+
+    return model
+
+
+def test_chosen_round_test_scores_and_kept_models_agree_on_who_is_served_how(tmp_path):
+    """A run that is interrupted, resumed, restored and read back serves a client that was never drawn the same."""
+
+    def fresh():
+        training = Training(rounds=3, batch_size=8, optimizer=SGD(0.3))
+        return Run(people(), net, fedper(), training, participation=Fixed([["p0", "p1"], ["p2"]]), execution=FAST)
+
+    result = finish(fitted := fit(fresh(), "m"), 0)
+    assert result.never == ["p3", "p4", "p5"] if result.chosen_round > 1 else ["p2", "p3", "p4", "p5"]
+    last = fresh()
+    for _ in range(result.chosen_round):
+        last.step()
+    again = fresh()
+    restore(again, snapshot(last))
+    newcomers = onboard(last, last.federation.subset(result.never))
+    expected = score(newcomers, "test").values["loss"].tolist()
+    for done in (last, again, fitted.run):
+        assert score(done, "test").values["loss"][-len(expected) :].tolist() == expected
+    assert result.test.metrics["loss"][-len(expected) :] == expected
+    folder = RunFolder(tmp_path / "run")
+    folder.write(fitted.run, None, result)
+    assert torch.equal(folder.model("p5")["2.weight"], newcomers.predictors([len(expected) - 1])["2.weight"][0])
+    assert folder.result().never == result.never
+
+
+def test_the_report_says_how_many_were_never_drawn(sampled):
+    few, every = sampled
+    row = few.row("fedper")
+    assert row.never == np.mean([len(seed.never) for seed in few.method("fedper").seeds]) > 0
+    assert few.row("local").never == every.row("fedper").never == 0
+    assert "6 clients had not been drawn by the chosen round" in headline(few)
+    assert "never drawn" in markdown_table(few)
+    assert "that no round until the chosen one drew" in html_report(few)
+    assert "drawn" not in headline(every) + markdown_table(every)
+    assert Comparison.model_validate_json(few.to_json()).row("fedper").never == row.never

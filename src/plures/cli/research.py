@@ -199,6 +199,11 @@ def run_command(
         f"{spec.title()} on {seen.name}: test {metric.title} {own.mean:.4f} on average over {len(seen)} clients, "
         f"worst {own.worst:.4f}, at round {result.chosen_round} (chosen on validation data)"
     )
+    if result.never:
+        console.print(
+            f"{len(result.never)} of {len(seen)} clients had not been drawn by then; each is served as the method "
+            "serves a client that comes later"
+        )
     if result.unseen is not None:
         console.print(f"unseen clients: {result.unseen.summary(metric).mean:.4f}")
     console.print(f"kept in {out}")

@@ -289,6 +289,7 @@ class Conductor:
             validation=ClientScores.of(gathered(remote, "validation")),
             test=ClientScores.of(gathered(remote, "test")),
             test_last=ClientScores.of(last),
+            never=[remote.setting.clients[i] for i in remote.never.tolist()],
         )
         told = {
             "plan": self.plan.name,

@@ -205,4 +205,5 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult
         test_last=last,
         unseen=newcomers,
         details=details(run, unseen, known),
+        never=[run.federation.clients[i] for i in run.never.tolist()],
     )

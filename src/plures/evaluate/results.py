@@ -73,6 +73,8 @@ class SeedResult(Result):
         test_last: scores after the last round, for comparison.
         unseen: scores of clients held out of training, each with the model it was given.
         details: calibration, errors, clusters, what is personal; ``None`` where the clients are elsewhere.
+        never: names of the clients that no round until the chosen one drew. They are served as clients that come
+            later, and count in every score.
     """
 
     seed: int
@@ -83,6 +85,7 @@ class SeedResult(Result):
     test_last: ClientScores
     unseen: ClientScores | None = None
     details: Details | None = None
+    never: list[str] = Field(default_factory=list)
 
     @property
     def reached(self) -> Point | None:
@@ -184,6 +187,7 @@ class Row(Result):
             run divided by its clients, drawn or not. Rounds after the chosen one do not count.
         visits: how often a client trained on average until the chosen round.
         unseen: mean over unseen clients.
+        never: clients that no round until the chosen one drew, mean over seeds.
         diverged: clients whose model gives numbers that are not finite, with one of the seeds.
     """
 
@@ -205,6 +209,7 @@ class Row(Result):
     visits: float
     unseen: float | None
     unseen_ci: float | None
+    never: float = 0.0
     diverged: int = 0
 
 
@@ -242,7 +247,7 @@ class Comparison(Result):
         unseen = [s.unseen.summary(metric).mean for s in method.seeds if s.unseen is not None]
         unseen_mean, unseen_width = interval(unseen) if unseen else (None, None)
         chosen = float(np.mean([s.chosen_round for s in method.seeds]))
-        reached, clients = [s.reached for s in method.seeds if s.reached is not None], len(self.federation.clients)
+        visits, sent = self._travelled(method)
         return Row(
             name=name,
             title=method.title,
@@ -258,12 +263,26 @@ class Comparison(Result):
             ece=mean_known(method.per_client("ece")) if self.federation.kind == "classification" else None,
             last=float(np.mean([s.test_last.summary(metric).mean for s in method.seeds])),
             chosen_round=chosen,
-            megabytes=float(np.mean([p.bytes for p in reached])) / clients / 1e6 if reached else math.nan,
-            visits=float(np.mean([p.visits for p in reached])) / clients if reached else math.nan,
+            megabytes=sent / 1e6,
+            visits=visits,
             unseen=unseen_mean,
             unseen_ci=None if unseen_width is None or np.isnan(unseen_width) else unseen_width,
+            never=float(np.mean([len(seed.never) for seed in method.seeds])),
             diverged=int(np.isinf(method.per_client("loss")).sum()) if "loss" in method.seeds[0].test.metrics else 0,
         )
+
+    def _travelled(self, method: MethodResult) -> tuple[float, float]:
+        """Visits of a client and bytes that it sent and received until the chosen round, on average over all clients.
+
+        Where a result does not tell the visits, every client is taken to have had one in each round.
+        """
+        clients = len(self.federation.clients)
+        told = [seed.reached for seed in method.seeds if seed.reached is not None and seed.reached.visits]
+        if not told:
+            rounds = float(np.mean([seed.chosen_round for seed in method.seeds]))
+            return rounds, rounds * (method.bytes_up + method.bytes_down)
+        visits, sent = ([p.visits for p in told], [p.bytes for p in told])
+        return float(np.mean(visits)) / clients, float(np.mean(sent)) / clients
 
     def rows(self) -> list[Row]:
         """All lines, the baselines first, then the best first."""

@@ -157,6 +157,11 @@ class Share:
         return kept
 
     @property
+    def common(self) -> bool:
+        """Whether everybody receives the same at any time, so that who took part makes no difference."""
+        return False
+
+    @property
     def alone(self) -> bool:
         """Whether every client chooses by itself, out of all rows that it receives, which one it uses."""
         return False
@@ -220,12 +225,20 @@ class Shared(Share):
     travels: ClassVar[bool] = True
     served: ClassVar[bool] = True
 
+    @property
+    def common(self) -> bool:
+        return type(self) is Shared
+
 
 @dataclass(frozen=True)
 class Frozen(Share):
     """Everybody has the initial value; it never changes and never travels."""
 
     served: ClassVar[bool] = True
+
+    @property
+    def common(self) -> bool:
+        return type(self) is Frozen
 
 
 Inherit = Callable[[Setting, Setting], Tensor]

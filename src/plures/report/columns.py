@@ -207,6 +207,14 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             lambda row: f"{row.chosen_round:.0f}",
         ),
         Column(
+            "never",
+            "never",
+            "drawn",
+            "clients that no round until the chosen one drew, averaged over seeds; the method serves them as it serves "
+            "clients that come later, and they count in every score.",
+            lambda row: significant(row.never),
+        ),
+        Column(
             "unseen",
             "unseen",
             "clients",
@@ -215,7 +223,12 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             down,
         ),
     ]
-    return [c for c in found if c.key not in ("ece", "unseen") or any(c.value(row) is not None for row in rows)]
+    there = {
+        "ece": any(known(row.ece) is not None for row in rows),
+        "unseen": any(known(row.unseen) is not None for row in rows),
+        "never": any(row.never for row in rows),
+    }
+    return [c for c in found if there.get(c.key, True)]
 
 
 def best(comparison: Comparison, rows: list[Row]) -> Row:

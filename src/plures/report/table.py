@@ -10,11 +10,11 @@ from rich.text import Text
 
 from plures.evaluate.results import BASELINES, Comparison, Row
 from plures.evaluate.summary import paired_test, worse
-from plures.report.columns import Number, best, columns, known, probability
+from plures.report.columns import Number, best, columns, known, probability, significant
 
 LEVEL = 0.05
 LEFT_OUT = ("chosen_round",)
-SPARED = ("chosen_round", "weighted", "ece", "bottom", "std", "megabytes", "unseen", "worst", "harmed_fedavg")
+SPARED = ("chosen_round", "never", "weighted", "ece", "bottom", "std", "megabytes", "unseen", "worst", "harmed_fedavg")
 NAME_WIDTH = 12
 
 
@@ -93,7 +93,19 @@ def headline(comparison: Comparison) -> str:
 
 def verdict(comparison: Comparison, rows: list[Row]) -> str:
     """The headline, from the lines of the table."""
-    return " ".join(filter(None, [_verdict(comparison, rows), _diverged(comparison, rows)]))
+    return " ".join(filter(None, [_verdict(comparison, rows), _never(comparison, rows), _diverged(comparison, rows)]))
+
+
+def _never(comparison: Comparison, rows: list[Row]) -> str:
+    """How many clients no round drew; empty where all took part."""
+    most = max(row.never for row in rows)
+    if not most:
+        return ""
+    people = len(comparison.federation.clients)
+    return (
+        f"Up to {significant(most)} of {people} clients had not been drawn by the chosen round; each is served as the "
+        "method serves a client that comes later."
+    )
 
 
 def _diverged(comparison: Comparison, rows: list[Row]) -> str:

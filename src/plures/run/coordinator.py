@@ -172,6 +172,11 @@ class Coordinator:
         return self.last > 0
 
     @property
+    def never(self) -> Tensor:
+        """Positions of the clients that have not taken part yet."""
+        return (self.last == 0).nonzero().squeeze(1)
+
+    @property
     def membership(self) -> dict[str, Tensor]:
         """For every clustered block, the model that each client uses, ``(clients,)``."""
         return {name: kept.extra[MEMBERSHIP] for name, kept in self.server.items() if MEMBERSHIP in kept.extra}

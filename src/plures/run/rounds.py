@@ -99,6 +99,7 @@ class Run(Coordinator):
         self.store = ClientStore(own, len(federation), execution.clients_on_disk)
         self.trained_with: Run | None = None
         """For newcomers, the run that they join."""
+        self._served: tuple[Mapping[str, Kept], int, Run] | None = None
         self._worked: list[tuple[list[int], Values]] = []
 
     # --- what clients hold --------------------------------------------------------------------------------------
@@ -165,14 +166,51 @@ class Run(Coordinator):
         other = copy.copy(self)
         other.federation, other.setting = federation, setting
         other.engine = Engine(self.bound, federation, self.training, self.execution, self.seed)
+        other._served = None
         return other
+
+    # --- what clients predict with ------------------------------------------------------------------------------
 
     def predictors(self, clients: list[int]) -> Leaves:
         """Personal models of some clients, ``(clients, ...)`` each: the deployable readout after aggregation."""
         return self.deployed(clients)[MODEL]
 
     def deployed(self, clients: list[int]) -> Stack:
-        """What some clients predict with: one slot with the personal model, or their whole state if it is composed."""
+        """What some clients predict with: one slot with the personal model, or their whole state if it is composed.
+
+        Clients that have not taken part yet have nothing of their own. From the first round on they are served as
+        clients that come later (:func:`~plures.run.onboard.onboard`); what is stored for them stays as it is.
+        """
+        anew = self._anew(clients)
+        if not bool(anew.any()):
+            return self._deployed(clients)
+        places = self.never.tolist()
+        new = self._newcomers().deployed([places.index(i) for i, fresh in zip(clients, anew, strict=True) if fresh])
+        if bool(anew.all()):
+            return new
+        own = self._deployed([i for i, fresh in zip(clients, anew, strict=True) if not fresh])
+        where = torch.cat([(~anew).nonzero(), anew.nonzero()]).squeeze(1).argsort().to(self.device)
+        return {s: {p: torch.cat([t, new[s][p]])[where] for p, t in leaves.items()} for s, leaves in own.items()}
+
+    def _anew(self, clients: list[int]) -> Tensor:
+        """``(clients,)`` who of some clients is served as those that come later are."""
+        alike = not self.kept() and all(isinstance(b.share, Known) or b.share.common for b in self.bound.blocks)
+        if alike or not self.round or self.trained_with is not None:
+            return torch.zeros(len(clients), dtype=torch.bool)
+        return self.last[clients] == 0
+
+    def _newcomers(self) -> Run:
+        """The clients that have not taken part yet, as newcomers to the run as it stands; made once for a state."""
+        from plures.run.onboard import onboard
+
+        if self._served is None or self._served[0] is not self.server or self._served[1] != self.round:
+            names = [self.federation.clients[i] for i in self.never.tolist()]
+            guest = onboard(self, self.federation.subset(names))
+            self._served = self.server, self.round, guest
+        return self._served[2]
+
+    def _deployed(self, clients: list[int]) -> Stack:
+        """The same as the clients stand, whether or not they took part."""
         order = self.federation.splits["train"].sizes[clients].argsort(descending=True, stable=True)
         ranked = [clients[i] for i in order.tolist()]
         stack = self.readout(self.states(ranked), ranked)
