@@ -201,3 +201,32 @@ def test_the_report_says_how_many_were_never_drawn(sampled):
     assert "that no round until the chosen one drew" in html_report(few)
     assert "drawn" not in headline(every) + markdown_table(every)
     assert Comparison.model_validate_json(few.to_json()).row("fedper").never == row.never
+
+
+# Clients that are all alike -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("visits", [0, 1, 5])
+def test_a_newcomer_of_apple_predicts_what_clients_like_it_predict(visits):
+    """All optima are 1: its weights of the core models have the sum that the clients have learned."""
+    alike = quadratic((1.0,) * 5, (1.0,) * 5, (10,) * 5, names=tuple("abcde"))
+    seen, later = alike.hold_out(["e"])
+    done = run(CATALOGUE["apple"](), 60, federation=seen, lr=0.1)
+    assert predictions(done) == pytest.approx([1.0] * 4, abs=1e-3)
+    assert predictions(onboard(done, later, visits=visits)) == pytest.approx([1.0], abs=0.02)
+
+
+QUICK = {"steps": 10, "lr": 0.3}
+
+
+@pytest.mark.parametrize(
+    "name", ["local", "fedavg", "fedavg_ft", "ditto", "fedu", "mrmtl", "fedamp", "perfedavg", "fedem"]
+)
+def test_where_all_clients_are_alike_a_newcomer_predicts_what_they_predict(name):
+    """Ten steps take an error to 3 % of it, or where a pull is as strong as the loss to a part of that."""
+    done = run(CATALOGUE[name](), 5, federation=ALIKE, **QUICK)
+    later = quadratic((1.0,), (2.0,), (10,), names=("z",))
+    assert predictions(done) == pytest.approx([2.0] * 4, abs=0.07)
+    assert predictions(onboard(done, later)) == pytest.approx([2.0], abs=0.07)
+    if name != "local":
+        assert predictions(onboard(done, later, visits=0)) == pytest.approx([2.0], abs=0.07)

@@ -11,7 +11,8 @@ from plures.evaluate import score
 from plures.method import SGD, named
 from plures.methods import CATALOGUE
 from plures.report.catalogue import model
-from plures.run import Execution, Exponential, Run, Training, Uniform
+from plures.run import Execution, Exponential, Fixed, Run, Training, Uniform, onboard
+from plures.run.remote import ONE_CLIENT
 from test_catalogue import clients, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -65,3 +66,22 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
 
 def assert_same(value, expected, what):
     torch.testing.assert_close(value, expected, atol=2e-6, rtol=1e-4, msg=lambda m: f"{what}: {m}")
+
+
+@pytest.mark.parametrize("name", ["ditto", "fedper", "ifca"])
+def test_a_site_that_was_never_drawn_is_served_as_in_the_simulation(name, tmp_path):
+    """It trains what it may keep, from what it receives, and predicts with that; nothing of it is kept or sent."""
+    federation, _ = clients()
+    training, who = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05)), Fixed([["a", "b", "c"]])
+    run = Run(federation, model, CATALOGUE[name](), training, participation=who, seed=1, execution=ONE_CLIENT)
+    remote, _ = far(federation, model, CATALOGUE[name](), training, tmp_path, seed=1, participation=who)
+    for _ in range(2):
+        run.step()
+        remote.step()
+    assert not remote.ask("score", "validation", "test")
+    expected = score(run, "test").values["loss"]
+    newcomers = score(onboard(run, federation.subset(["d", "e"])), "test").values["loss"]
+    assert expected[3:].tolist() == pytest.approx(newcomers.tolist())
+    for place in range(5):
+        assert remote.scores["test"][place].metrics["loss"] == pytest.approx(expected[place], rel=1e-4)
+    assert Versions(tmp_path / "d", remote.run_id).load(1) is None

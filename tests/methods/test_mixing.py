@@ -522,8 +522,8 @@ def test_apple_partial_participation_newcomers_and_bad_input(cohort):
     assert differ(one, predictors(run(local(), 4, **options)))
     done = run(apple(rate=0.0), 2, model=scalar(0.5))
     cores = personal(done, "model")
-    mean, share = sum(cores) / 3, 5 / sum(N)
-    others, after = P[1] * cores[1] + P[2] * cores[2], mean
+    mean, share = sum(cores) / 3, 5 / (5 + N[1] + N[2])
+    others, after = (N[1] * cores[1] + N[2] * cores[2]) / (5 + N[1] + N[2]), mean
     for _ in range(2):
         after -= 0.1 * share * 2.0 * (share * after + others - 9.0)
     assert predictions(onboard(done, newcomer(), visits=1))[0] == exact(share * after + others)

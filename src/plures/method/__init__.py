@@ -35,7 +35,7 @@ from plures.method.mixing import Look, Mine, Mixed, Mixing, Seen, View, best_oth
 from plures.method.optimizer import SGD, Adam, AdamW, Optimizer
 from plures.method.predict import Calibration, Predict
 from plures.method.schedule import Assign, Objective, Phase, Schedule, Visit
-from plures.method.setting import AGE, Setting
+from plures.method.setting import AGE, LATER, Setting
 from plures.method.share import (
     Cohort,
     Frozen,
@@ -59,6 +59,7 @@ from plures.models import Leaves
 
 __all__ = [
     "AGE",
+    "LATER",
     "Adam",
     "AdamW",
     "Assign",

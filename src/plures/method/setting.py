@@ -17,6 +17,8 @@ from plures.federation.federation import position
 
 AGE = "age"
 """Rounds that a client has missed since it last took part; kept by the run, 0 before its first round."""
+LATER = "comes later"
+"""Whether a client is served as one that comes later, 1 or 0; kept by the run."""
 
 
 @brief
@@ -64,8 +66,9 @@ class Setting:
         dtype = next((t.dtype for t in kinds if t.is_floating_point()), torch.float32)
         device = federation.inputs.device
         facts = {"examples": split.sizes.to(device, dtype)}
-        if like is None or AGE not in like.metadata:
-            facts[AGE] = torch.zeros(len(federation), device=device)
+        for kept in (AGE, LATER):
+            if like is None or kept not in like.metadata:
+                facts[kept] = torch.zeros(len(federation), device=device)
         if federation.task.kind == "classification":
             counts = [torch.bincount(federation.targets[rows], minlength=federation.task.outputs) for rows in split]
             facts["labels"] = torch.stack(counts).to(dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from plures.method import (
+    LATER,
     Assign,
     Batch,
     Frozen,
@@ -35,6 +36,9 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
     ``p_i``, with ``theta = sum_j p_ij w_j``, ``p_0`` the shares of the training examples, and ``lambda(r)`` falling
     from 1 to 0 over the first rounds as a cosine. Core models are uploaded, weights stay with the client.
 
+    The ``p_0`` of an unseen client are its share and those of the clients whose core models it receives in all their
+    training examples, times the mean sum of the weights that the clients have learned.
+
     Args:
         mu: strength of the pull of the weights to ``p_0``.
         rate: learning rate of the weights divided by that of the core model (for plain SGD).
@@ -49,8 +53,10 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
         return (look.states["prior"]["others"] + root * look.states["lean"]["others"]).abs()
 
     def theta(x: State) -> Leaves:
-        own = x.about["examples"] / x.prior["total"] + root * x.lean["own"]
-        others = x.whose["weights"] @ (x.prior["others"] + root * x.lean["others"])
+        received = x.about["examples"] / x.prior["total"] + (x.whose["weights"] @ x.prior["others"]).sum()
+        total = torch.where(x.about[LATER] > 0, received / x.pull["sum"], torch.ones_like(received))
+        own = x.about["examples"] / x.prior["total"] / total + root * x.lean["own"]
+        others = x.whose["weights"] @ (x.prior["others"] / total + root * x.lean["others"])
         return x.model | {k: own * x.model[k] + torch.tensordot(others, x.others[k], 1) for k in x.parameters}
 
     def through(x: State, received: State, batch: Batch) -> Tensor:
@@ -60,9 +66,17 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
     def fade(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         return {"pull": {"pull": torch.cos(math.pi / 2 * (visit.round / horizon).clamp(max=1.0)).square()}}
 
+    def settle(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
+        own = x.about["examples"] / x.prior["total"] + root * x.lean["own"]
+        others = x.whose["weights"] @ (x.prior["others"] + root * x.lean["others"])
+        return {"pull": {"sum": torch.where(x.about[LATER] > 0, x.pull["sum"], own + others.sum())}}
+
     def prior(start: Start) -> Leaves:
         sizes = start.setting.fact("examples").to(start.network.dtype)
         return {"others": sizes / sizes.sum(), "total": sizes.sum()}
+
+    def pull(start: Start) -> Leaves:
+        return {name: torch.tensor(value, dtype=start.network.dtype) for name, value in (("pull", 0.0), ("sum", 1.0))}
 
     def level(start: Start) -> Leaves:
         level = torch.zeros(len(start.setting), dtype=start.network.dtype)
@@ -71,19 +85,23 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
     return Method(
         layout={
             "model": Mixed(),
-            "about": Known("examples"),
+            "about": Known("examples", LATER),
             "prior": Frozen(),
             "parameters": Frozen(),
             "lean": Personal(),
-            "pull": Personal(),
+            "pull": Personal(unseen="mean"),
             **best_others("model", size, models, reads=("lean",)),
         },
         slots={
             "prior": prior,
             "parameters": lambda start: dict.fromkeys(parameters(start.model), torch.zeros(())),
             "lean": level,
-            "pull": lambda start: {"pull": torch.zeros((), dtype=start.network.dtype)},
+            "pull": pull,
         },
-        schedule=(Assign(("pull",), fade), Phase(train=("model", "lean"), objective=through)),
+        schedule=(
+            Assign(("pull",), fade),
+            Phase(train=("model", "lean"), objective=through),
+            Assign(("pull",), settle),
+        ),
         predict=Predict(theta, visits=visits),
     )

@@ -14,6 +14,7 @@ from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import (
     AGE,
+    LATER,
     Batch,
     Block,
     Kept,
@@ -142,6 +143,9 @@ class Run(Coordinator):
 
     def _fact(self, name: str) -> Tensor:
         """A fact of every client."""
+        if name == LATER:
+            later = torch.full((len(self.setting),), float(self.trained_with is not None))
+            return later.to(self.federation.inputs.device, self.bound.network.dtype)
         if name != AGE:
             return self.setting.fact(name)
         missed = (self.round - self.last) * (self.last > 0)
