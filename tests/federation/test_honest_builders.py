@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from plures import compare
 from plures.errors import PluresError, PluresWarning
+from plures.evaluate.compare import refuse_unmeasured
 from plures.federation import SPLITS, Federation, SplitRule, from_arrays, from_dataset, from_folder, from_frame, load
 
 RNG = np.random.default_rng(0)
@@ -415,3 +417,13 @@ def test_a_file_is_no_data_set(tmp_path: Path):
         from_folder(tmp_path)
     with pytest.raises(PluresError, match="nowhere: no such folder"):
         from_folder(tmp_path / "nowhere")
+
+
+def test_nothing_is_tuned_without_validation_data_or_compared_without_test_data():
+    blind = from_arrays(X, Y, CLIENT, split=SplitRule(validation=0, test=0.3))
+    with pytest.raises(PluresError, match="'data' has no validation example, so nothing could be tuned"):
+        compare(blind, ["ditto"], rounds=1, seeds=1)
+    refuse_unmeasured(blind, trials=0)
+    untested = from_arrays(X, Y, CLIENT, split=SplitRule(validation=0.3, test=0))
+    with pytest.raises(PluresError, match="'data' has no test example, so nothing could be compared"):
+        compare(untested, ["ditto"], rounds=1, seeds=1, tune_rounds=0)

@@ -35,7 +35,7 @@ from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
 from plures.faults import json_of
-from plures.federation import SPLITS, Federation
+from plures.federation import SPLITS, Federation, SplitName
 from plures.federation.names import name_of
 from plures.files import check_folder, describe, filed, write_text
 from plures.method import Bound, Method, Setting
@@ -161,6 +161,8 @@ def compare(
         named,
     )
     study.plan(entries, rates, tune_rounds, seeds)
+    trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values()) if tune_rounds else 0
+    refuse_unmeasured(seen, trials)
     settings = base.model_dump(exclude={"method", "parameters", "lr", "seed"}) | {
         "seeds": seeds,
         "learning_rates": list(rates),
@@ -447,6 +449,19 @@ class _Study:
         self.done += done
         if self.listener is not None:
             self.listener(Stage(method, what, point, rounds, self.done, self.total))
+
+
+def refuse_unmeasured(federation: Federation, trials: int) -> None:
+    """Refuse to tune without validation data, and to compare without test data."""
+    wanted: dict[SplitName, bool] = {"validation": trials > 0, "test": True}
+    for split, needed in wanted.items():
+        if needed and not len(federation.splits[split].rows):
+            remedy = ", or tune_rounds=0 and the middle learning rate" if split == "validation" else ""
+            raise PluresError(
+                f"federation {federation.name!r} has no {split} example, so nothing could be "
+                f"{'tuned' if trials and split == 'validation' else 'compared'}: give the split rule a {split} share "
+                f"above 0{remedy}"
+            )
 
 
 def described(
