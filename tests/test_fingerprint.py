@@ -383,6 +383,17 @@ def test_facts_of_a_network_do_not_depend_on_its_use():
     assert difference({"model": of_network(one)}, {"model": of_network(third)}, values=False) is None
 
 
+def test_a_frozen_backbone_is_another_model():
+    def built(trains: bool) -> Network:
+        torch.manual_seed(0)
+        module = net()
+        module[0].weight.requires_grad_(trains)
+        return Network(module)
+
+    said = difference({"model": of_network(built(False))}, {"model": of_network(built(True))})
+    assert said == "the model's leaf 0.weight is float32 (4, 4) frozen there and float32 (4, 4) here"
+
+
 def test_data_are_told_by_client_and_split():
     data = people()
     assert of_data(data) == of_data(people()) == of_data(data.to("cpu", torch.float32))

@@ -37,7 +37,7 @@ def data(folder: Path) -> Federation | None:
     for path in runs:
         try:
             spec: RunSpec = RunFolder(path).spec()
-            federation = spec.federation()
+            federation = RunFolder(path).data()
         except PluresError as error:
             console.print(f"columns of examples are left out: {error}", style="yellow", markup=False)
             return None

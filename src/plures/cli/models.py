@@ -76,7 +76,7 @@ def onboard_command(
     if data is None and not spec.unseen:
         raise PluresError(f"{folder} held no client out: name the new clients' data with --data")
     run = kept.run(device)
-    newcomers = spec.federation().subset(spec.unseen) if data is None else read_newcomers(data, spec, run)
+    newcomers = kept.data().subset(spec.unseen) if data is None else read_newcomers(data, spec, run)
     newcomers = newcomers.subset(client) if client else newcomers
     guest = onboard(run, newcomers, visits)
     kept.add(guest)
@@ -98,6 +98,11 @@ def read_newcomers(data: str, spec: RunSpec, run: Run) -> Federation:
         raise PluresError(
             f"{data}: the run's targets were standardised, and their scale is not kept: put the new clients into "
             f"{spec.data} and hold them out with --unseen"
+        )
+    if run.federation.preparation is not None:
+        raise PluresError(
+            f"{data}: missing values of the run's data were imputed, and a folder of new clients would be imputed by "
+            f"means of its own: put the new clients into {spec.data} and hold them out with --unseen"
         )
     names = {file.stem for file in Path(data).glob("*.npz")}
     options["metadata"] = {name: row for name, row in options.get("metadata", {}).items() if name in names}
@@ -124,7 +129,7 @@ def predict_command(
     if kept.finished and client is not None:
         x = None if inputs is None else torch.from_numpy(read_inputs(inputs))
         outputs, decided = kept.predict(client, x)
-        classes = kept.spec().federation().task.classes
+        classes = kept.fitted().task.classes
     else:
         model = opened(folder, client)
         outputs, decided = model.predict(given(model, inputs))
@@ -234,7 +239,7 @@ def device_command(
 
 def raw(folder: Path, client: str, split: Literal["validation", "test"]) -> torch.Tensor:
     """A client's examples in a run's data, as they were before scaling."""
-    federation = RunFolder(folder).spec().federation()
+    federation = RunFolder(folder).data()
     found = federation.inputs[federation.splits[split][federation.index(client)]]
     if federation.scaling is None:
         return found

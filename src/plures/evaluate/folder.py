@@ -8,23 +8,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from plures.errors import PluresError, suggestion
 from plures.evaluate.results import SeedResult
 from plures.evaluate.spec import RunSpec
 from plures.faults import M, text_of, unreadable
+from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation.preparation import Preparation
 from plures.files import describe, read, write, write_text
-from plures.models import Leaves
-from plures.run import Execution, Run
+from plures.method import Method, Setting
+from plures.models import Leaves, ModelFactory
+from plures.run import Execution, Run, Training
 from plures.run.checkpoint import restore, snapshot
-from plures.run.engine import Stack
-from plures.run.fingerprint import KEY, Fingerprint, of_run
+from plures.run.coordinator import builder
+from plures.run.engine import Engine, Stack
+from plures.run.fingerprint import (
+    DATA,
+    KEY,
+    METHOD,
+    MODEL,
+    UNSEEN,
+    Fingerprint,
+    difference,
+    of_data,
+    of_method,
+    of_network,
+    of_run,
+)
 from plures.signature import checked
 
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
-OWN, PARTS = "own", ("inputs", "targets", "weight")
+OWN, FITTED, PARTS = "own", "fitted", ("inputs", "targets", "weight")
 
 
 def personal_models(run: Run) -> Iterator[tuple[str, Leaves]]:
@@ -39,6 +56,36 @@ def personal_models(run: Run) -> Iterator[tuple[str, Leaves]]:
 
 
 @checked
+def own_examples(run: Run, place: int) -> dict[str, Tensor]:
+    """The examples of a client that its predictor reads, by split and part."""
+    found: dict[str, Tensor] = {}
+    for split in run.bound.method.predictor.reads:
+        size = max(1, int(run.federation.splits[split].sizes[place]))
+        whole = run.engine.whole([place], split)
+        found |= {f"{OWN}:{split}:{part}": t[:, :size] for part, t in zip(PARTS, whole, strict=True)}
+    return found
+
+
+def fitted_to(federation: Federation) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What was fitted to data: tensors by name, and the rest as JSON; never an example."""
+    tensors: dict[str, Tensor] = {}
+    if federation.scaling is not None:
+        tensors |= {f"{FITTED}:mean": federation.scaling[0], f"{FITTED}:scale": federation.scaling[1]}
+    made = federation.preparation
+    if made is not None:
+        tensors[f"{FITTED}:fill"] = made.fill
+    metadata = json.loads(json.dumps({k: list(v) for k, v in federation.metadata.items()}, default=str))
+    return tensors, {
+        "name": federation.name,
+        "task": vars(federation.task),
+        "features": federation.features,
+        "dtype": str(federation.inputs.dtype).removeprefix("torch."),
+        "columns": federation.columns,
+        "metadata": metadata,
+        "gaps": None if made is None else made.gaps,
+    }
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that holds a finished run.
@@ -67,7 +114,10 @@ class RunFolder:
         """
         write(self.path / STATE, snapshot(run), {})
         models = {f"{client}/{path}": t for client, leaves in personal_models(run) for path, t in leaves.items()}
-        write(self.path / MODELS, models, {"clients": list(run.federation.clients)})
+        for place, client in enumerate(run.federation.clients):
+            models |= {f"{key}:{client}": t for key, t in own_examples(run, place).items()}
+        fitted = fitted_to(run.federation)
+        write(self.path / MODELS, models | fitted[0], {"clients": list(run.federation.clients), FITTED: fitted[1]})
         described = {
             "spec": None if spec is None else spec.model_dump(),
             KEY: of_run(run, "run" if spec is None else spec.title()) if question is None else question,
@@ -92,10 +142,7 @@ class RunFolder:
         for client, leaves in personal_models(guest):
             place = guest.federation.index(client)
             models = {f"{client}/{path}": t for path, t in leaves.items()}
-            for split in guest.bound.method.predictor.reads:
-                size = max(1, int(guest.federation.splits[split].sizes[place]))
-                whole = guest.engine.whole([place], split)
-                models |= {f"{OWN}:{split}:{part}": t[:, :size] for part, t in zip(PARTS, whole, strict=True)}
+            models |= own_examples(guest, place)
             write(self._newcomer(client), models, {"clients": [client]})
 
     def _description(self) -> dict[str, Any]:
@@ -124,7 +171,9 @@ class RunFolder:
         """What the run was."""
         spec = self._description()["spec"]
         if spec is None:
-            raise PluresError(f"{self.path} was made from Python objects: use them to rebuild the run")
+            raise PluresError(
+                f"{self.path} was made from Python objects: give model= and method=, or use them to rebuild the run"
+            )
         return self._read(RunSpec, "spec")
 
     def _read(self, kind: type[M], key: str) -> M:
@@ -137,12 +186,64 @@ class RunFolder:
     def run(self, device: str = "cpu") -> Run:
         """The run in its saved state, on the clients it was trained with."""
         spec, execution = self.spec(), self._execution(device)
-        federation = spec.federation()
-        if spec.unseen:
-            federation, _ = federation.hold_out(spec.unseen)
-        rebuilt = spec.run(federation, execution)
+        whole = self.data(execution)
+        rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution)
         restore(rebuilt, read(self.path / STATE)[0])
         return rebuilt
+
+    def data(self, execution: Execution | None = None) -> Federation:
+        """The run's data, those of clients held out included.
+
+        Args:
+            execution: how they are to be used; default: as in the run.
+
+        Raises:
+            PluresError: if they are not those that the run was made on; names the difference.
+        """
+        spec, there = self.spec(), self._asked()
+        whole = spec.federation()
+        dtype = (execution or self._execution("cpu")).dtype
+        parts = dict(zip((DATA, UNSEEN), whole.hold_out(spec.unseen) if spec.unseen else (whole,), strict=False))
+        here = {part: of_data(federation.to("cpu", dtype)) for part, federation in parts.items()}
+        found = difference({part: told for part, told in there.items() if part in here}, here)
+        if found is not None:
+            raise PluresError(
+                f"the data of the run in {self.path} are not those that it was made on: {found}; restore them, or run "
+                "again into another folder; predictions for new rows need no data"
+            )
+        return whole
+
+    def _asked(self) -> Fingerprint:
+        there = self.question()
+        if there is None:
+            raise PluresError(
+                f"{self.path / DESCRIPTION} is of an earlier version of plures, which did not keep what its data and "
+                "code were: run again, into another folder"
+            )
+        return there
+
+    def fitted(self) -> Federation:
+        """The run's federation without any row: task, columns, and all that was fitted to its data."""
+        tensors, about = read(self.path / MODELS)
+        if FITTED not in about:
+            self._asked()
+            raise PluresError(f"{self.path / MODELS} does not say what was fitted to the data: run again")
+        told, clients = about[FITTED], about["clients"]
+        task = Task(told["task"]["kind"], tuple(told["task"]["classes"]), told["task"]["outputs"])
+        fill = tensors.get(f"{FITTED}:fill")
+        scaled = f"{FITTED}:mean" in tensors
+        return Federation(
+            name=told["name"],
+            task=task,
+            inputs=torch.zeros(2, *told["features"], dtype=getattr(torch, told["dtype"])),
+            targets=torch.zeros(2, dtype=torch.int64) if task.classes else torch.zeros(2, task.outputs),
+            clients=tuple(clients),
+            splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)] * len(clients))),
+            metadata={column: tuple(values) for column, values in told["metadata"].items()},
+            columns=tuple(told["columns"]),
+            scaling=(tensors[f"{FITTED}:mean"], tensors[f"{FITTED}:scale"]) if scaled else None,
+            preparation=None if fill is None else Preparation(fill, tuple(told["gaps"])),
+        )
 
     def _execution(self, device: str) -> Execution:
         described = self._description()["execution"]
@@ -151,47 +252,83 @@ class RunFolder:
         except (PluresError, TypeError) as error:
             raise PluresError(f"{self.path / DESCRIPTION} is damaged ({error}): run again") from error
 
-    def predict(self, client: str, inputs: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def predict(
+        self,
+        client: str,
+        inputs: Tensor | None = None,
+        *,
+        model: nn.Module | ModelFactory | None = None,
+        method: Method | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Outputs of one client's predictor, and the classes that it decides for.
+
+        New rows are completed and scaled by what was fitted to the run's data when it was made; the data are not read
+        for them, and may have changed or be gone. Outputs for standardised targets are on the standardised scale.
 
         Args:
             client: its name.
-            inputs: raw examples ``(n, *features)``; default: the client's test examples.
+            inputs: raw examples ``(n, *features)``; default: the client's test examples in the run's data. Where
+                missing values were imputed, the columns as they were given, NaN where a value is missing.
+            model: the model or its factory, for a run that was made from Python objects.
+            method: the method, for such a run.
 
         Raises:
-            PluresError: among others if its model diverged.
+            PluresError: among others if its model diverged, if data that are needed have changed, or if model or method
+                are not the run's.
         """
-        spec, model = self.spec(), self.model(client)
-        federation = spec.federation()
-        run = spec.run(federation, self._execution("cpu"))
-        federation = federation.to("cpu", run.execution.dtype)
-        own: dict[str, Any] = {}
-        if self._newcomer(client).exists():
-            stored, _ = read(self._newcomer(client))
-            reads = run.bound.method.predictor.reads
-            own = {split: tuple(stored[f"{OWN}:{split}:{part}"] for part in PARTS) for split in reads}
-        elif client in federation.clients:
-            place = federation.index(client)
-            own = {split: run.engine.whole([place], split) for split in run.bound.method.predictor.reads}
+        kept, execution = self.model(client), self._execution("cpu")
+        federation = self.fitted().to("cpu", execution.dtype)
+        engine = self._engine(federation, execution, model, method)
+        newcomer = self._newcomer(client).exists()
+        stored, _ = read(self._newcomer(client) if newcomer else self.path / MODELS)
+        end = "" if newcomer else f":{client}"
+        reads = engine.bound.method.predictor.reads
+        own: dict[str, Any] = {split: tuple(stored[f"{OWN}:{split}:{part}{end}"] for part in PARTS) for split in reads}
         if inputs is not None:
             inputs = federation.scaled(inputs)
-        elif client in federation.clients:
-            inputs = federation.inputs[federation.splits["test"][federation.index(client)]]
         else:
-            raise PluresError(f"the examples of the new client {client!r} are not in the run's data: give --inputs")
+            data = self.data(execution).to("cpu", execution.dtype)
+            if client not in data.clients:
+                raise PluresError(f"the examples of the new client {client!r} are not in the run's data: give --inputs")
+            inputs = data.inputs[data.splits["test"][data.index(client)]]
         if not bool(inputs.isfinite().all()):
             raise PluresError(f"the inputs for client {client!r} hold a NaN or an infinite value: clean them")
         deployed: Stack = {}
-        for key, value in model.items():
+        for key, value in kept.items():
             slot, colon, path = key.partition(":")
             deployed.setdefault(slot if colon else "model", {})[path if colon else key] = value.unsqueeze(0)
-        outputs = run.engine.forward(deployed, inputs.unsqueeze(0), own)
+        outputs = engine.forward(deployed, inputs.unsqueeze(0), own)
         if not bool((outputs.softmax(-1) if federation.task.classes else outputs).isfinite().all()):
             raise PluresError(
                 f"the model of client {client!r} diverged in training: run again with a lower learning rate"
             )
-        decided = run.engine.decisions(deployed, outputs)[0] if federation.task.classes else None
+        decided = engine.decisions(deployed, outputs)[0] if federation.task.classes else None
         return outputs[0], decided
+
+    def _engine(
+        self,
+        federation: Federation,
+        execution: Execution,
+        model: nn.Module | ModelFactory | None,
+        method: Method | None,
+    ) -> Engine:
+        """What predicts with the run's models, without its data."""
+        there, seed = self._asked(), self.result().seed
+        if model is None or method is None:
+            spec = self.spec()
+            model = spec.network(federation) if model is None else model
+            method = spec.entry()(**spec.parameters) if method is None else method
+        setting = Setting.of(federation)
+        network = builder(method, model, setting, federation, execution.dtype)(seed)
+        code = {key: text for key, text in of_method(method, "").items() if key != "name"}
+        kept = {key: text for key, text in there[METHOD].items() if key != "name" and not key.startswith("parameter ")}
+        leaves = [
+            {k: t for k, t in told.items() if k.startswith("leaf ")} for told in (there[MODEL], of_network(network))
+        ]
+        found = difference({METHOD: kept, MODEL: leaves[0]}, {METHOD: code, MODEL: leaves[1]}, values=False)
+        if found is not None:
+            raise PluresError(f"this is not the model and the method of the run in {self.path}: {found}")
+        return Engine(method.bind(network, setting), federation, Training(), execution, seed)
 
     def _newcomer(self, client: str) -> Path:
         return self.path / NEWCOMERS / f"{client}.safetensors"

@@ -24,6 +24,7 @@ from plures.federation.federation import Federation
 from plures.federation.metadata import Metadata, metadata_of
 from plures.federation.names import coded, named
 from plures.federation.options import checked
+from plures.federation.preparation import Preparation
 from plures.federation.splits import SplitRule, split_rows
 from plures.federation.targets import refuse, task_of
 
@@ -570,7 +571,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     scalable = torch.ones(inputs.shape[1], dtype=torch.bool) if inputs.ndim > 1 else torch.ones(0, dtype=torch.bool)
     if data.scalable is not None:
         scalable = torch.from_numpy(data.scalable)
-    columns = data.columns
+    columns, preparation = data.columns, None
     if options.get("missing", "error") == "impute":
         gaps = torch.isnan(inputs)
         per_row = gaps.flatten(1).sum(1).numpy()
@@ -578,7 +579,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
             per_row = per_row + data.missing[rows]
         count = np.bincount(coded(client)[1], weights=per_row)
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
-        inputs, columns, scalable = _impute(inputs, gaps, train, columns, scalable)
+        inputs, columns, scalable, preparation = _impute(inputs, gaps, train, columns, scalable)
     scaling = None
     if options.get("standardize", False):
         mean, scale = _moments(inputs, train)
@@ -602,6 +603,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         source=source,
         columns=columns,
         scaling=scaling,
+        preparation=preparation,
     )
     found = [*data.doubts, *doubts(federation, options.get("copies", "warn") == "warn")]
     if found:
@@ -722,7 +724,7 @@ def _inputs(inputs: Array, options: Options, where: _Where) -> Tensor:
 
 def _impute(
     inputs: Tensor, absent: Tensor, train: Tensor, columns: tuple[str, ...], scalable: Tensor
-) -> tuple[Tensor, tuple[str, ...], Tensor]:
+) -> tuple[Tensor, tuple[str, ...], Tensor, Preparation]:
     """Train means for missing values, and an indicator for each column that has any."""
     known = ~absent[train]
     total = torch.where(known, inputs[train].double(), 0).sum(0)
@@ -736,6 +738,7 @@ def _impute(
         torch.cat([filled, indicators], 1),
         names + told,
         torch.cat([scalable, torch.zeros(len(told), dtype=torch.bool)]),
+        Preparation(mean, tuple(gaps.nonzero().flatten().tolist())),
     )
 
 

@@ -13,6 +13,7 @@ from plures.brief import brief
 from plures.devices import find
 from plures.errors import PluresError, suggestion
 from plures.federation.names import in_order, name_of
+from plures.federation.preparation import Preparation
 from plures.federation.seeding import generator
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Federation:
         columns: names of the entries of the inputs' first feature dimension (columns, channels); may be empty.
         scaling: what was subtracted from the inputs and what they were then divided by, for each entry of the first
             feature dimension; ``None`` for data as they came.
+        preparation: how missing values of raw rows are filled in; ``None`` where there were none to fill in.
         public: ``(n,)`` int64 rows that the server holds and everybody may see; no client's (:meth:`donate`).
     """
 
@@ -117,6 +119,7 @@ class Federation:
     source: str = ""
     columns: tuple[str, ...] = ()
     scaling: tuple[Tensor, Tensor] | None = None
+    preparation: Preparation | None = None
     public: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
@@ -199,7 +202,13 @@ class Federation:
         return position(client, self.clients, f" in federation {self.name!r}")
 
     def scaled(self, raw: Tensor) -> Tensor:
-        """Raw inputs ``(n, *features)`` on the scale of this federation's inputs."""
+        """Raw inputs ``(n, *features)`` on the scale of this federation's inputs.
+
+        Where missing values were imputed, the columns as they were given are enough: missing values (NaN) become what
+        they became in the data, and the inputs that say which were missing are added.
+        """
+        if self.preparation is not None:
+            raw = self.preparation.completed(raw, self.columns)
         if tuple(raw.shape[1:]) != self.features:
             raise PluresError(f"inputs have shape {tuple(raw.shape[1:])}, but {self.name!r} has {self.features}")
         if self.scaling is None:

@@ -173,7 +173,7 @@ def permuted(federation: Federation, tasks: int, *, seed: int = 0) -> Stream:
             inputs = federation.inputs[:, order]
             scaling = federation.scaling and (federation.scaling[0][order], federation.scaling[1][order])
             columns = tuple(federation.columns[i] for i in order.tolist()) if federation.columns else ()
-            parts.append(replace(federation, inputs=inputs, scaling=scaling, columns=columns))
+            parts.append(replace(federation, inputs=inputs, scaling=scaling, columns=columns, preparation=None))
         else:
             flat = federation.inputs.flatten(2)
             order = torch.from_numpy(rng.permutation(flat.shape[2]))

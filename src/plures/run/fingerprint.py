@@ -54,7 +54,7 @@ def of_data(federation: Federation) -> Facts:
         "columns": short(", ".join(federation.columns)),
         "clients": json.dumps(federation.clients),
     }
-    told |= facts(federation.scaling, "scaling")
+    told |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
         told[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
     inputs, targets = federation.inputs.detach().cpu(), federation.targets.detach().cpu()
@@ -87,7 +87,8 @@ def client_digests(inputs: Tensor, targets: Tensor, split: Split) -> list[str]:
 def of_network(network: Network) -> Facts:
     """Facts of a model: classes, settings and code of its modules, and its initial leaves."""
     told = facts(network.module, "network", tensors=False)
-    return told | {f"leaf {path}": tensor_text(leaf) for path, leaf in network.leaves().items()}
+    still = {path: " frozen" if path in network.frozen else "" for path in network.info}
+    return told | {f"leaf {path}": tensor_text(leaf) + still[path] for path, leaf in network.leaves().items()}
 
 
 def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = None) -> Facts:

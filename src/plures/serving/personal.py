@@ -314,7 +314,7 @@ def opened(folder: Path, client: str | None = None) -> PersonalModel:
                 f"the examples of the new client {client!r} are not in the run's data: make its model in Python, "
                 "PersonalModel.of(onboard(run, newcomers), client, spec)"
             )
-        newcomer = spec.federation().subset([client]).to("cpu", run.execution.dtype)
+        newcomer = kept.data().subset([client]).to("cpu", run.execution.dtype)
         run = run.on(newcomer, Setting.of(newcomer, run.setting))
     return PersonalModel.of(run, client, spec, leaves=stack)
 

@@ -148,6 +148,7 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         copies="allow",
         source=federation.source,
     )
+    fresh = replace(fresh, preparation=federation.preparation)
     return fresh if federation.scaling is None else _scaled_again(fresh, *federation.scaling)
 
 
