@@ -13,7 +13,7 @@ import torch
 
 import plures
 from plures.errors import PluresError
-from plures.method import Assign, Bound, Phase
+from plures.method import AGE, LATER, Assign, Bound, Known, Phase, Setting
 from plures.method.schedule import named
 from plures.run.execution import Execution
 
@@ -42,6 +42,10 @@ def rehearse(bound: Bound, federation: Federation, training: Training, execution
     engine = Engine(bound, federation, short, alone, seed)
     client = typical(federation)
     x, received = copies(bound, 1)
+    setting = Setting.of(federation)
+    for slot, path in (leaf for block in bound.blocks if isinstance(block.share, Known) for leaf in block.leaves):
+        if path not in (AGE, LATER):
+            x[slot][path] = received[slot][path] = setting.fact(path)[[client]]
     where = f"client {federation.clients[client]!r}"
     for item in (*bound.method.schedule, *bound.method.predictor.preparation):
         step = replace(item, steps=1, epochs=None) if isinstance(item, Phase) else item
