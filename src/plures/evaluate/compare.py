@@ -366,7 +366,7 @@ class _Study:
             warnings.warn(
                 f"{entry.name} diverged with every setting that was tried: give smaller learning_rates",
                 PluresWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return lr, parameters, trials
 

@@ -24,7 +24,7 @@ from plures.run.coordinator import Coordinator
 from plures.run.fingerprint import Fingerprint, of_run
 from plures.run.interrupt import Interrupt
 from plures.run.onboard import onboard
-from plures.signature import checked
+from plures.signature import arguments
 
 Progress = Callable[[Point], None]
 """Called after each round with the point reached; its validation value is the last one measured.
@@ -60,7 +60,6 @@ class Fit(Generic[R]):
         return max(measured or self.curve[-1:], key=lambda point: (sign * point.validation, -point.round))
 
 
-@checked
 def fit(
     run: Run,
     name: str,
@@ -94,6 +93,8 @@ def fit(
         KeyboardInterrupt: after the round in which Ctrl-C was pressed or a callback raised it, with the checkpoint
             written.
     """
+    given = arguments("fit", fit, run, name, every=every, checkpoint=checkpoint, checkpoint_every=checkpoint_every)
+    checkpoint = given.arguments["checkpoint"]
     for what, number in (("every", every), ("checkpoint_every", checkpoint_every), ("rounds", run.training.rounds)):
         if number < 1:
             raise PluresError(f"{what}={number}: give at least 1")
