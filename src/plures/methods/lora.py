@@ -38,7 +38,7 @@ def lora(
 
     A model without LoRA gets it, around its linear and convolutional layers outside the head. Give a trained base:
     around random weights that never change, LoRA learns little. With batch normalisation, the running statistics stay
-    those of the base.
+    those of the base, and normalise in training, too.
 
     Args:
         share: with whom the factors that the server averages are shared; ``personal`` sends none.
