@@ -51,7 +51,7 @@ def test_ten_steps_equal_torch_optim(name, scalars):
             parameter.grad = grad
         optimizer.step()
         for value, expected, grad, before in zip(values, theirs, grads, kept, strict=True):
-            torch.testing.assert_close(value, expected.detach(), atol=1e-14, rtol=0)
+            torch.testing.assert_close(value, expected.detach(), atol=1e-12, rtol=0)
             assert torch.equal(grad, before)
 
 
@@ -64,7 +64,7 @@ def test_bad_options_are_named(make):
 
 
 def test_amsgrad_is_not_offered():
-    with pytest.raises(TypeError, match="amsgrad"):
+    with pytest.raises(PluresError, match="Adam: no parameter 'amsgrad'"):
         Adam(amsgrad=True)
 
 
