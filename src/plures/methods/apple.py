@@ -53,10 +53,7 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
         return (look.states["prior"]["others"] + root * look.states["lean"]["others"]).abs()
 
     def theta(x: State) -> Leaves:
-        received = x.about["examples"] / x.prior["total"] + (x.whose["weights"] @ x.prior["others"]).sum()
-        total = torch.where(x.about[LATER] > 0, received / x.pull["sum"], torch.ones_like(received))
-        own = x.about["examples"] / x.prior["total"] / total + root * x.lean["own"]
-        others = x.whose["weights"] @ (x.prior["others"] / total + root * x.lean["others"])
+        own, others = _weights(x, root)
         return x.model | {k: own * x.model[k] + torch.tensordot(others, x.others[k], 1) for k in x.parameters}
 
     def through(x: State, received: State, batch: Batch) -> Tensor:
@@ -67,20 +64,8 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
         return {"pull": {"pull": torch.cos(math.pi / 2 * (visit.round / horizon).clamp(max=1.0)).square()}}
 
     def settle(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
-        own = x.about["examples"] / x.prior["total"] + root * x.lean["own"]
-        others = x.whose["weights"] @ (x.prior["others"] + root * x.lean["others"])
+        own, others = _weights(x, root)
         return {"pull": {"sum": torch.where(x.about[LATER] > 0, x.pull["sum"], own + others.sum())}}
-
-    def prior(start: Start) -> Leaves:
-        sizes = start.setting.fact("examples").to(start.network.dtype)
-        return {"others": sizes / sizes.sum(), "total": sizes.sum()}
-
-    def pull(start: Start) -> Leaves:
-        return {name: torch.tensor(value, dtype=start.network.dtype) for name, value in (("pull", 0.0), ("sum", 1.0))}
-
-    def level(start: Start) -> Leaves:
-        level = torch.zeros(len(start.setting), dtype=start.network.dtype)
-        return {"own": level[0], "others": level}
 
     return Method(
         layout={
@@ -93,10 +78,10 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
             **best_others("model", size, models, reads=("lean",)),
         },
         slots={
-            "prior": prior,
+            "prior": _prior,
             "parameters": lambda start: dict.fromkeys(parameters(start.model), torch.zeros(())),
-            "lean": level,
-            "pull": pull,
+            "lean": _level,
+            "pull": _pull,
         },
         schedule=(
             Assign(("pull",), fade),
@@ -105,3 +90,25 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
         ),
         predict=Predict(theta, visits=visits),
     )
+
+
+def _weights(x: State, root: float) -> tuple[Tensor, Tensor]:
+    """A client's weight of its own core model, and of those that it receives."""
+    received = x.about["examples"] / x.prior["total"] + (x.whose["weights"] @ x.prior["others"]).sum()
+    total = torch.where(x.about[LATER] > 0, received / x.pull["sum"], torch.ones_like(received))
+    own = x.about["examples"] / x.prior["total"] / total + root * x.lean["own"]
+    return own, x.whose["weights"] @ (x.prior["others"] / total + root * x.lean["others"])
+
+
+def _prior(start: Start) -> Leaves:
+    sizes = start.setting.fact("examples").to(start.network.dtype)
+    return {"others": sizes / sizes.sum(), "total": sizes.sum()}
+
+
+def _level(start: Start) -> Leaves:
+    level = torch.zeros(len(start.setting), dtype=start.network.dtype)
+    return {"own": level[0], "others": level}
+
+
+def _pull(start: Start) -> Leaves:
+    return {name: torch.tensor(value, dtype=start.network.dtype) for name, value in (("pull", 0.0), ("sum", 1.0))}
