@@ -11,7 +11,7 @@ from plures.errors import PluresError
 from plures.federation import Task
 from plures.method import SGD, Adam, AdamW, Method, Personal, Phase, Shared
 from plures.method.optimizer import reach
-from plures.methods import apfl, apple, ditto, fedavg, fedem, scaffold
+from plures.methods import apfl, apple, ditto, fedavg, fedem, local, scaffold
 from plures.run import Execution, Run, Training
 from problems import EXACT, quadratic, scalar
 from test_engine import LOOP, WIDE, mlp, ragged
@@ -149,3 +149,28 @@ def test_scaffold_ii_refuses_what_is_no_sum_of_gradients(optimizer):
 def test_an_unknown_kind_of_task_is_refused(kind):
     with pytest.raises(PluresError, match=r"task kind .* is unknown: (did you mean|there are classification, reg)"):
         Task(kind)
+
+
+def stage(claims):
+    class Stage:
+        def encode(self, change, keys):
+            return change
+
+        def nbytes(self, change, before):
+            return claims
+
+    return Stage()
+
+
+@pytest.mark.parametrize("claims", [0, -4, 1.5, None, True, float("nan")])
+def test_a_wire_stage_that_claims_impossible_bytes_is_refused_before_training(claims):
+    with pytest.raises(PluresError, match=r"wire stage Stage says that it sends .* bytes of 8: .*at least 1"):
+        Run(quadratic(), scalar(), replace(fedavg(), wire=(stage(claims),)), execution=EXACT)
+
+
+def test_the_bytes_of_a_wire_stage_are_those_that_it_says():
+    run = Run(quadratic(), scalar(), replace(fedavg(), wire=(stage(5), stage(3))), execution=EXACT)
+    assert run.step().bytes_up == 3 * 3
+    assert run.bound.method.wire
+    silent = Run(quadratic(), scalar(), replace(local(), wire=(stage(0),)), execution=EXACT)
+    assert silent.step().bytes_up == 0

@@ -20,7 +20,7 @@ from plures.method.setting import Setting
 from plures.method.share import Frozen, Known, Personal, Shared
 from plures.method.state import State
 from plures.method.tree import zeros_like
-from plures.method.wire import Wire
+from plures.method.wire import Wire, size
 from plures.models import LeafInfo, Leaves, Marked, ModelFactory, Network, build
 from plures.models.network import seeded
 from plures.signature import checked
@@ -158,6 +158,8 @@ class Bound:
             block.name: tuple(leaf for leaf in block.leaves if leaf in self.written) if block.share.travels else ()
             for block in self.blocks
         }
+        for block in self.blocks:
+            size(method.wire, {named(leaf): self.initial[leaf[0]][leaf[1]][None] for leaf in self.travelling(block)})
         self._told = self._read_by_views()
         if not self.written:
             frozen = all(leaf.frozen or leaf.buffer for leaf in network.info.values())

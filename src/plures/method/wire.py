@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Protocol
 
 from torch import Tensor
 
+from plures.errors import PluresError
 from plures.models import Leaves
 
 
@@ -21,7 +23,10 @@ class Codec(Protocol):
         """
 
     def nbytes(self, change: Leaves, before: int) -> int:
-        """Bytes that one client sends for a change ``(1, ...)`` that took ``before`` bytes without this stage."""
+        """Bytes that one client sends for a change ``(1, ...)`` that took ``before`` bytes without this stage.
+
+        A whole number of at least 1 for a change that has entries: whatever arrives has been sent.
+        """
 
 
 Wire = tuple[Codec, ...]
@@ -36,3 +41,25 @@ def encode(wire: Wire, value: Leaves, received: Leaves, keys: Tensor) -> Leaves:
         change = codec.encode(change, keys)
     made = {k: received[k] + d for k, d in change.items()}
     return {k: t if value[k].is_floating_point() else t.round().to(value[k].dtype) for k, t in made.items()}
+
+
+def size(wire: Wire, change: Leaves) -> int:
+    """Bytes that one client sends of a block, by what the stages say.
+
+    Args:
+        wire: the stages.
+        change: of one client, ``(1, ...)``.
+
+    Raises:
+        PluresError: if a stage claims what cannot be.
+    """
+    sent = sum(t.nbytes for t in change.values())
+    for codec in wire if sent else ():
+        claimed = codec.nbytes(change, sent)
+        if not isinstance(claimed, Integral) or isinstance(claimed, bool) or claimed < 1:
+            raise PluresError(
+                f"wire stage {type(codec).__name__} says that it sends {claimed!r} bytes of {sent}: let nbytes return "
+                "the whole number of bytes that a client sends, at least 1"
+            )
+        sent = int(claimed)
+    return sent

@@ -41,7 +41,8 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
 
     Args:
         mu: strength of the pull of the weights to ``p_0``.
-        rate: learning rate of the weights divided by that of the core model (for plain SGD).
+        rate: learning rate of the weights divided by that of the core model, for SGD with or without momentum; with
+            Adam, the square root of ``rate``.
         horizon: rounds after which the pull is gone; the paper takes a fifth of all rounds.
         models: how many of the others' core models a client receives, those with the largest ``|p_ij|``; default: all.
         visits: visits an unseen client makes, starting from the mean of the core models.

@@ -34,7 +34,8 @@ def fedfomo(models: int = 5, epsilon: float = 0.3, decay: float = 0.05, visits: 
     trained, a client moves by ``sum_j w_j (theta_j - theta)`` over what the visit made of it and what it was sent, with
     ``w_j`` proportional to ``max(0, (L(theta) - L(theta_j)) / ||theta_j - theta||)`` (equation 4) and ``L`` the loss on
     its validation split; where nothing is better it goes back to ``theta``. Then it trains and uploads. It predicts
-    with the combination and its own running statistics. Without validation examples it keeps its own model.
+    with the combination and its own running statistics. Without validation examples it keeps its own model. It explores
+    while predicting, too: of the models that it is sent for that, each is a random one with the chance of a round.
 
     Args:
         models: M, how many of the others' models a client receives: those with the largest sum of ``w_j``, before

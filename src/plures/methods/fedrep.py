@@ -19,6 +19,9 @@ def fedrep(
 ) -> Method:
     """A shared body and a personal head, trained one after the other: the head on the received body, then the body.
 
+    The server averages the bodies by examples, as in FedAvg, where the paper averages uniformly; the same where clients
+    have equally many.
+
     Args:
         head_epochs: passes that train the head.
         body_epochs: passes that train the body.

@@ -25,7 +25,8 @@ def l2gd(strength: float = 0.3, p: float = 0.5, visits: int = 5) -> Method:
 
     ``min 1/n sum_i f_i(x_i) + lam/(2n) sum_i ||x_i - mean_j x_j||^2``. With probability ``1 - p`` every client makes a
     step of length ``alpha/(n (1 - p))``, here the run's learning rate; with probability ``p`` every model moves by the
-    factor ``alpha lam/(n p)``, here ``strength``, to the mean. So ``lam = strength p / ((1 - p) lr)``.
+    factor ``alpha lam/(n p)``, here ``strength``, to the mean. So ``lam = strength p / ((1 - p) lr)`` with plain SGD; a
+    rate that falls over the rounds raises ``lam`` with it, for ``strength`` stays.
 
     Steps towards the mean leave the mean as it is, so those that follow each other need no communication. A round here
     is a geometric number of gradient steps, one upload, a geometric number of averaging steps at the server, and one

@@ -36,12 +36,15 @@ def pfedme(
     ``inner_steps`` gradient steps from the previous ``theta`` and moves ``w`` by ``lr lam (w - theta)``. The server
     moves ``beta`` of the way to the uniform mean of the clients' ``w``. Prediction is by ``theta``. Running statistics
     of ``theta`` and of ``w`` follow a forward pass of each on every batch.
+    A visit starts from the ``theta`` that the client's last visit left, however far ``w`` has moved since: after a long
+    absence a few inner steps may not reach the proximal point.
 
     Args:
         lam: strength of the proximal term.
         inner_steps: K, gradient steps for the proximal point.
         inner_lr: their learning rate; ``inner_lr * lam`` below 1 keeps them stable.
-        lr: eta, learning rate of the envelope step; default: the run's.
+        lr: eta, learning rate of the envelope step; default: the run's. One step goes ``lr lam`` of the way from ``w``
+            to ``theta``: keep the product below 1, for above 1 it overshoots ``theta``, and above 2 it diverges.
         beta: server step; 0 would freeze the global model.
         visits: visits an unseen client makes to compute its proximal point.
     """

@@ -32,7 +32,8 @@ def qffl(q: float = 1.0) -> Method:
     ``h_i = q F_i^(q-1) ||dw_i||^2 + L F_i^q``. Here a client sends ``w - F_i^q dw_i / h_i`` and the server takes the
     mean with weights ``h_i``, which is the same and needs sums alone. Clients count alike, however many examples they
     have. What travels is the model and the number ``h_i / L`` up, the model down. Running statistics are sent as they
-    are and averaged with the same weights.
+    are and averaged with the same weights. ``lr`` is the rate of the round, whatever the local
+    optimizer: with momentum or Adam ``dw_i`` is not of a gradient's size.
 
     Args:
         q: fairness; 0 is FedAvg with uniform weights, large values approach the best worst loss.

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plures.federation import Federation
 from plures.method import Bound, Leaf, View
+from plures.method.wire import size
 from plures.run.engine import Engine
 from plures.run.execution import Execution
 from plures.run.training import Training
@@ -33,16 +34,13 @@ def traffic(bound: Bound) -> tuple[int, int]:
     up = down = 0
     for block in bound.blocks:
         leaves = {f"{s}/{p}": bound.initial[s][p] for s, p in bound.travelling(block)}
-        size = sum(t.nbytes for t in leaves.values())
-        down += size * block.share.downloads(bound.setting)
+        down += sum(t.nbytes for t in leaves.values()) * block.share.downloads(bound.setting)
         if isinstance(block.share, View):
             down += sum(bound.initial[s][p].nbytes for s, p in block.leaves)
-        for codec in bound.method.wire:
-            size = codec.nbytes({k: t.unsqueeze(0) for k, t in leaves.items()}, size)
+        up += size(bound.method.wire, {k: t.unsqueeze(0) for k, t in leaves.items()})
         if leaves and callable(bound.combine(block).weights):
             given = bound.weighed(block, bound.initial)
-            size += given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
-        up += size
+            up += given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
     return up + sum(bound.initial[s][p].nbytes for s, p in bound.told()), down
 
 
