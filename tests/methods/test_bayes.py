@@ -12,13 +12,13 @@ from torch import nn
 from plures import PluresError
 from plures.evaluate import score
 from plures.federation import SPLITS, Federation, Split, Task, from_arrays
-from plures.method import Batch, Problem, State
+from plures.method import SGD, Batch, Problem, State
 from plures.method.curvature import fisher, output_covariance
 from plures.methods import ditto, fedavg, local
 from plures.methods.hierarchical_bayes import averaged, doubt, hierarchical_bayes, latin, mean, predictive, variance
 from plures.methods.temperature import temperature
 from plures.models import Network
-from plures.run import Execution, Fixed, Run, Uniform, onboard
+from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.cost import traffic
 from problems import personal, quadratic, run, scalar, weight
 from test_lattice import mlp, predictors, ragged
@@ -374,3 +374,32 @@ def test_its_predictors_differ_from_the_baselines():
 def test_impossible_parameters_are_refused(parameters):
     with pytest.raises(PluresError, match="hierarchical_bayes: "):
         hierarchical_bayes(**parameters)
+
+
+# Modes that local steps have not reached ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [4, 10, 50])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_identical_clients_reach_their_optimum_however_few_steps_they_take(steps, size):
+    """The variance between clients does not collapse while their modes are still on the way to 2."""
+    same = quadratic((2.0,) * 3, (2.0,) * 3, (size,) * 3)
+    done = run(hierarchical_bayes(), 200, federation=same, steps=steps, lr=0.1)
+    assert weight(done) == pytest.approx(2.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("tau2", [0.01, 0.5])
+def test_weight_decay_is_a_penalty_beside_the_prior(tau2):
+    """The minimum of ``(t - b)^2 + pull/2 (t - mu)^2 + d/2 t^2`` is at ``(2b + pull mu) / (2 + pull + d)``."""
+    training = Training(1, None, steps=400, optimizer=SGD(0.2, weight_decay=0.3))
+    done = Run(
+        EXAMPLE["federation"],
+        scalar(0.2),
+        hierarchical_bayes(tau2=tau2, noise=4.0, learn=False),
+        training,
+        execution=Execution("vmap", 3, False, "float64"),
+    )
+    done.step()
+    for found, size, b in zip(posterior(done)[0], SIZES, MEANS, strict=True):
+        pull = 2 * 4.0 / (size * tau2)
+        assert found == pytest.approx((2 * b + pull * 0.2) / (2 + pull + 0.3), abs=1e-6)

@@ -53,10 +53,17 @@ class State:
 
 @dataclass(frozen=True)
 class Problem:
-    """The network and the task: everything a batch needs to become a loss."""
+    """The network and the task: everything a batch needs to become a loss.
+
+    Attributes:
+        network: the model.
+        task: what is predicted.
+        decay: weight decay that the optimizer of a phase adds to the gradients, for objectives that scale theirs.
+    """
 
     network: Network
     task: Task
+    decay: float = 0.0
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of every example, ``(batch,)``: cross-entropy, or the squared error summed over outputs."""

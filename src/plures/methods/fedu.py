@@ -47,8 +47,8 @@ def fedu(
     ``min sum_i f_i(x_i) + lam/2 sum_(i<j) a_ij ||x_i - x_j||^2``, each pair once (the paper sums over ordered pairs,
     so its constant is half of this one). The server's step is ``X <- (I - strength L) X`` with the graph's Laplacian
     ``L``. In the paper's terms ``strength = eta K lam``, with the learning rate ``eta`` and ``K`` local steps, which
-    the server does not know; a rate that falls over the rounds raises ``lam``. A neighbour that did not take part counts
-    with its last model. What travels is one model up and one down.
+    the server does not know; a rate that falls over the rounds raises ``lam``. A neighbour that did not take part
+    counts with its last model. What travels is one model up and one down.
 
     Args:
         strength: of the server's step; 0 is local training. Times the largest sum of a client's edges it is at most 1.

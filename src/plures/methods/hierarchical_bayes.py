@@ -19,13 +19,14 @@ from plures.method import (
     Start,
     State,
     Visit,
+    gradient,
     parameters,
 )
 from plures.method.curvature import fisher, output_covariance
 from plures.methods.entry import entry, require
 from plures.models.layers import uniform
 
-LOSS, SHARE = "/loss", "/share"
+LOSS, SHARE, SLOPE = "/loss", "/share", "/slope/"
 
 
 def variance(x: State) -> Leaves:
@@ -57,9 +58,12 @@ def predictive(x: State, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def averaged(x: State, batch: Batch, draws: int) -> Tensor:
-    """Logarithms of class probabilities ``(batch, classes)``, averaged over draws of the linearised scores."""
+    """Logarithms of class probabilities ``(batch, classes)``, averaged over draws of the linearised scores.
+
+    A model that diverged has scores that are no numbers, and so has the result.
+    """
     scores = batch.outputs(mean(x))
-    values, vectors = torch.linalg.eigh(doubt(x, batch))
+    values, vectors = torch.linalg.eigh(doubt(x, batch).nan_to_num(0.0, 0.0, 0.0))
     normal = latin(draws, scores.shape[-1]).to(scores)
     offsets = (vectors * values.clamp(min=0.0).sqrt().unsqueeze(-2)) @ (vectors.mT @ normal.T)
     logs: Tensor = (scores.unsqueeze(-1) + offsets).log_softmax(-2)
@@ -74,11 +78,12 @@ def latin(draws: int, size: int) -> Tensor:
 
 
 def near(x: State, received: State, batch: Batch) -> Tensor:
-    """Loss of a client's model and its prior, with gradients scaled for steps that stay stable."""
+    """Loss of a client's model and its prior; gradients and weight decay are scaled for steps that stay stable."""
     pull = {k: 2 * x.noise["variance"] / (x.about["examples"] * t) for k, t in received.prior.items()}
     held = {k: t.detach() for k, t in x.personal.items()}
     soft = {k: held[k] + (t - held[k]) / (1 + pull[k]) if k in pull else t for k, t in x.personal.items()}
     terms = [pull[k] / 2 * (soft[k] - received.model[k]).square().sum() for k in pull]
+    terms += [-batch.problem.decay / 2 * pull[k] / (1 + pull[k]) * x.personal[k].square().sum() for k in pull]
     return batch.loss(soft, keep=x.personal) + torch.stack(terms).sum()
 
 
@@ -86,7 +91,8 @@ def measured(x: State, received: State, batch: Batch) -> Leaves:
     """Loss and Fisher information of a client's model; in regression also one over the number of outputs."""
     loss, task = batch.loss(x.personal), batch.problem.task
     share = 1 / task.outputs if task.kind == "regression" else 0.0
-    return {LOSS: loss, SHARE: torch.full_like(loss, share), **fisher(x.personal, batch)}
+    slope = {SLOPE + k: t for k, t in gradient(x.personal, batch).items()}
+    return {LOSS: loss, SHARE: torch.full_like(loss, share), **slope, **fisher(x.personal, batch)}
 
 
 def settle(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
@@ -95,7 +101,11 @@ def settle(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
     curve = {k: visit.measured[k] for k in x.prior}
     known = {k: x.about["examples"] / (2 * noise) * t for k, t in curve.items()}
     spread = {k: 1 / (1 / x.prior[k] + t) for k, t in known.items()}
-    gap = {k: ((x.personal[k] - received.model[k]).square() + t).mean() for k, t in spread.items()}
+    gap = {}
+    for k, t in spread.items():
+        far, slope = x.personal[k] - received.model[k], x.about["examples"] / (2 * noise) * visit.measured[SLOPE + k]
+        found, reached = (d.square().mean() + t.mean() for d in (far, far - t * (far / x.prior[k] + slope)))
+        gap[k] = torch.minimum(torch.maximum(found, x.prior[k]), torch.maximum(found, reached))
     left = visit.measured[LOSS] + torch.stack([(curve[k] * spread[k]).sum() / 2 for k in curve]).sum()
     rest = {"variance": torch.where(share > 0, share * left, noise)}
     return {"information": known, "model": x.personal, "prior": gap, "noise": rest}
@@ -120,7 +130,9 @@ def hierarchical_bayes(
     keeps the steps stable for small ``tau^2`` and moves no optimum.
 
     Empirical Bayes by EM: a client sends ``m`` and, for each leaf, the mean of ``(m - mu)^2 + V``; their uniform means
-    are the next ``mu`` and ``tau^2``. In regression the mean of the expected squared error, by examples, is the next
+    are the next ``mu`` and ``tau^2``. Steps that have not reached the mode leave ``m`` too near to ``mu``, from which
+    ``tau^2`` would shrink to nothing: so ``m`` counts there as a Newton step would move it, if that makes the mean
+    larger, up to the present ``tau^2``. In regression the mean of the expected squared error, by examples, is the next
     variance of the noise. The server needs nothing but sums. Class probabilities are averaged over draws from
     the posterior of the linearised model, or of its head where one is marked; :func:`predictive` gives mean and
     variance in regression. In networks with many more weights than examples EM narrows ``tau^2`` over many rounds, and

@@ -52,6 +52,8 @@ class Steps:
         self.problem, self.dtype = Problem(bound.network, federation.task), bound.network.dtype
         self.verdicts = bound.verdicts
         self.optimizer, self.clip = phase.optimizer or training.optimizer, training.clip
+        if not getattr(self.optimizer, "decoupled", False):
+            self.problem = replace(self.problem, decay=getattr(self.optimizer, "weight_decay", 0.0))
         self.random = bound.network.random or phase.random
         self.trained = bound.trained(phase)
         self.slots = [[n for n, leaf in enumerate(self.trained) if leaf[0] == slot] for slot in dict(self.trained)]
