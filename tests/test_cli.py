@@ -115,6 +115,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path, how):
         (["--unseen", "va"], "client 'va' is only there"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 def test_a_run_is_gone_on_with_for_the_same_question_alone(tmp_path, changed, words):
     spec = RunSpec(data="heart", method="ditto", rounds=4, lr=0.05)
     run = spec.run(spec.federation(), plures.Execution("vmap", 4, False, "float32"))

@@ -187,6 +187,7 @@ def test_what_the_data_do_not_allow_is_told_with_its_line(extra: str, line: int,
         cell(extra)
 
 
+@pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 def test_data_that_changed_are_refused(tmp_path: Path) -> None:
     store, found = Store(tmp_path), plan()
     one, other = ({"data": of_data(load("heart", seed=seed))} for seed in (0, 1))
