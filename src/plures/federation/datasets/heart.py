@@ -61,6 +61,7 @@ def heart(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = 
         client="hospital",
         features=COLUMNS,
         name="heart",
+        copies="allow",
         classes=("healthy", "disease"),
         metadata={"country": HOSPITALS},
         split=split,
