@@ -194,9 +194,11 @@ def test_the_command_line_exports_a_client_of_a_run(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, words)
     assert done.exception is None, done.exception
     assert "on 50 examples" in done.stdout
-    raw = torch.zeros(3, 32)
+    raw = torch.zeros(3, 25)
+    model = PersonalModel.load(tmp_path / "x")
+    raw[0, model.federation.preparation.gaps[0]] = torch.nan
     outputs, *_ = run_onnx(tmp_path / "x" / "model.onnx", raw)
-    wanted, _ = PersonalModel.load(tmp_path / "x").predict(raw)
+    wanted, _ = model.predict(raw)
     np.testing.assert_allclose(outputs, wanted.numpy(), rtol=0, atol=1e-5)
     missing = CliRunner().invoke(app, ["export", str(tmp_path / "x"), "--out", str(tmp_path / "y")]).exception
     assert isinstance(missing, PluresError)

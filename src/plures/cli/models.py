@@ -41,7 +41,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a personal model, or of 
 Client = Annotated[str | None, typer.Option(help="Whose model; needed for a run.")]
 Inputs = Annotated[
     Path | None,
-    typer.Option(help=".npz with raw examples x; or .csv or .parquet with raw rows, if the model has a schema."),
+    typer.Option(help=".npz with raw examples x; or .csv or .parquet with raw rows, columns in any order."),
 ]
 
 TELLING = ("fedavg", "fedavg_ft", "ditto", "fedper", "fedrep", "fedbabu", "lora")
@@ -127,8 +127,7 @@ def predict_command(
         typer.echo(opened(folder, client).card.text())
         return
     if kept.finished and client is not None:
-        x = None if inputs is None else torch.from_numpy(read_inputs(inputs))
-        outputs, decided = kept.predict(client, x)
+        outputs, decided = kept.predict(client, None if inputs is None else rows_in(inputs))
         classes = kept.fitted().task.classes
     else:
         model = opened(folder, client)
@@ -241,10 +240,7 @@ def raw(folder: Path, client: str, split: Literal["validation", "test"]) -> torc
     """A client's examples in a run's data, as they were before scaling."""
     federation = RunFolder(folder).data()
     found = federation.inputs[federation.splits[split][federation.index(client)]]
-    if federation.scaling is None:
-        return found
-    mean, scale = (t.to(found).view(1, -1, *(1,) * (found.dim() - 2)) for t in federation.scaling)
-    return found * scale + mean
+    return federation.unscaled(found)
 
 
 def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> Any:
@@ -257,10 +253,13 @@ def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> An
     """
     if file is None:
         raise PluresError("a personal model has no examples beside it: give some with --inputs")
-    if file.suffix == ".npz":
-        return torch.from_numpy(read_inputs(file))
-    table = read_table(file)
-    return table if scaled else model.encode(table, scaled=False)
+    rows = rows_in(file)
+    return rows if scaled or isinstance(rows, torch.Tensor) else model.encode(rows, scaled=False)
+
+
+def rows_in(file: Path) -> torch.Tensor | dict[str, list[Any]]:
+    """Raw rows of a file: numbers of an .npz, a table of anything else."""
+    return torch.from_numpy(read_inputs(file)) if file.suffix == ".npz" else read_table(file)
 
 
 def read_inputs(file: Path) -> np.ndarray[Any, Any]:

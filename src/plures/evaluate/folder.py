@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from plures.evaluate.results import SeedResult
 from plures.evaluate.spec import RunSpec
 from plures.faults import M, text_of, unreadable
 from plures.federation import SPLITS, Federation, Split, Task
-from plures.federation.preparation import Preparation
+from plures.federation.build import Frame
+from plures.federation.preparation import numbers, restored
 from plures.files import describe, read, write, write_text
 from plures.method import Method, Setting
 from plures.models import Leaves, ModelFactory
@@ -68,21 +69,16 @@ def own_examples(run: Run, place: int) -> dict[str, Tensor]:
 
 def fitted_to(federation: Federation) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What was fitted to data: tensors by name, and the rest as JSON; never an example."""
-    tensors: dict[str, Tensor] = {}
-    if federation.scaling is not None:
-        tensors |= {f"{FITTED}:mean": federation.scaling[0], f"{FITTED}:scale": federation.scaling[1]}
     made = federation.preparation
-    if made is not None:
-        tensors[f"{FITTED}:fill"] = made.fill
     metadata = json.loads(json.dumps({k: list(v) for k, v in federation.metadata.items()}, default=str))
-    return tensors, {
+    return {f"{FITTED}:{name}": value for name, value in numbers(federation.scaling, made).items()}, {
         "name": federation.name,
         "task": vars(federation.task),
         "features": federation.features,
         "dtype": str(federation.inputs.dtype).removeprefix("torch."),
         "columns": federation.columns,
         "metadata": metadata,
-        "gaps": None if made is None else made.gaps,
+        "preparation": None if made is None else made.told(),
     }
 
 
@@ -204,7 +200,7 @@ class RunFolder:
         whole = spec.federation()
         dtype = (execution or self._execution("cpu")).dtype
         parts = dict(zip((DATA, UNSEEN), whole.hold_out(spec.unseen) if spec.unseen else (whole,), strict=False))
-        here = {part: of_data(federation.to("cpu", dtype)) for part, federation in parts.items()}
+        here = {part: of_data(federation.to("cpu", dtype)) for part, federation in parts.items() if part in there}
         found = difference({part: told for part, told in there.items() if part in here}, here)
         if found is not None:
             raise PluresError(
@@ -225,13 +221,13 @@ class RunFolder:
     def fitted(self) -> Federation:
         """The run's federation without any row: task, columns, and all that was fitted to its data."""
         tensors, about = read(self.path / MODELS)
-        if FITTED not in about:
+        if "preparation" not in about.get(FITTED, {}):
             self._asked()
             raise PluresError(f"{self.path / MODELS} does not say what was fitted to the data: run again")
         told, clients = about[FITTED], about["clients"]
         task = Task(told["task"]["kind"], tuple(told["task"]["classes"]), told["task"]["outputs"])
-        fill = tensors.get(f"{FITTED}:fill")
-        scaled = f"{FITTED}:mean" in tensors
+        found = {k.removeprefix(f"{FITTED}:"): t for k, t in tensors.items() if k.startswith(f"{FITTED}:")}
+        scaling, preparation = restored(told["preparation"], found)
         return Federation(
             name=told["name"],
             task=task,
@@ -241,8 +237,8 @@ class RunFolder:
             splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)] * len(clients))),
             metadata={column: tuple(values) for column, values in told["metadata"].items()},
             columns=tuple(told["columns"]),
-            scaling=(tensors[f"{FITTED}:mean"], tensors[f"{FITTED}:scale"]) if scaled else None,
-            preparation=None if fill is None else Preparation(fill, tuple(told["gaps"])),
+            scaling=scaling,
+            preparation=preparation,
         )
 
     def _execution(self, device: str) -> Execution:
@@ -255,20 +251,21 @@ class RunFolder:
     def predict(
         self,
         client: str,
-        inputs: Tensor | None = None,
+        inputs: Tensor | Mapping[str, Any] | Frame | None = None,
         *,
         model: nn.Module | ModelFactory | None = None,
         method: Method | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Outputs of one client's predictor, and the classes that it decides for.
 
-        New rows are completed and scaled by what was fitted to the run's data when it was made; the data are not read
-        for them, and may have changed or be gone. Outputs for standardised targets are on the standardised scale.
+        New rows are encoded, completed and scaled by what was fitted to the run's data when it was made; the data are
+        not read for them, and may have changed or be gone. Predicted numbers are in the target's own units.
 
         Args:
             client: its name.
-            inputs: raw examples ``(n, *features)``; default: the client's test examples in the run's data. Where
-                missing values were imputed, the columns as they were given, NaN where a value is missing.
+            inputs: raw examples ``(n, *features)``, or a table with the columns of the data, in any order
+                (:meth:`~plures.federation.Federation.scaled`); default: the client's test examples in the run's data.
+                Where missing values were imputed, the columns as they were given, NaN where a value is missing.
             model: the model or its factory, for a run that was made from Python objects.
             method: the method, for such a run.
 
@@ -303,7 +300,7 @@ class RunFolder:
                 f"the model of client {client!r} diverged in training: run again with a lower learning rate"
             )
         decided = engine.decisions(deployed, outputs)[0] if federation.task.classes else None
-        return outputs[0], decided
+        return federation.in_units(outputs[0]), decided
 
     def _engine(
         self,

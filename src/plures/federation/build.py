@@ -19,7 +19,7 @@ from plures.brief import brief
 from plures.errors import PluresError, PluresWarning, suggestion
 from plures.federation.cells import absent, alike
 from plures.federation.doubts import doubts
-from plures.federation.encode import Decided, Encoded, encode
+from plures.federation.encode import Column, Decided, Encoded, encode
 from plures.federation.federation import Federation
 from plures.federation.metadata import Metadata, metadata_of
 from plures.federation.names import coded, named
@@ -111,7 +111,8 @@ def from_arrays(
         standardize: inputs to mean 0 and standard deviation 1 over the train rows of all clients, per entry of the
             first feature dimension (column or channel); a constant one and indicator columns are left alone. Like
             the means of ``impute``, these are sums that clients can compute together without showing a row.
-        standardize_targets: the same for regression targets; ``source`` then tells mean and scale.
+        standardize_targets: the same for regression targets. Losses and errors are then on the standardised scale,
+            predictions for new rows in the target's own units; ``source`` tells mean and scale.
         dtype: of the inputs (default ``torch.float32``; an integer type keeps tokens).
         copies: ``warn`` (default) of validation and test rows that are copies of rows that train, or ``allow``.
         source: origin and licence, for reports.
@@ -351,6 +352,8 @@ class Examples:
         scalable: ``(columns,)`` which may be standardised; all if None.
         missing: ``(n,)`` missing values that the inputs do not show.
         doubts: what is probably not meant, in words.
+        table: the columns of the table that the inputs were made of.
+        ignored: its other columns.
     """
 
     inputs: Array
@@ -366,6 +369,8 @@ class Examples:
     scalable: Array | None = None
     missing: Array | None = None
     doubts: tuple[str, ...] = ()
+    table: tuple[Column, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 HINTS = get_type_hints(Options)
@@ -441,6 +446,8 @@ def _rows(
         scalable=np.concatenate([np.full(len(part.names), part.numeric) for part in encoded]),
         missing=np.sum([part.missing for part in encoded], axis=0),
         doubts=(*_alike(there), *told),
+        table=tuple(part.column for part in encoded),
+        ignored=tuple(column for column in there if column not in features),
     )
 
 
@@ -571,7 +578,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     scalable = torch.ones(inputs.shape[1], dtype=torch.bool) if inputs.ndim > 1 else torch.ones(0, dtype=torch.bool)
     if data.scalable is not None:
         scalable = torch.from_numpy(data.scalable)
-    columns, preparation = data.columns, None
+    columns, made = data.columns, Preparation(data.table, data.ignored)
     if options.get("missing", "error") == "impute":
         gaps = torch.isnan(inputs)
         per_row = gaps.flatten(1).sum(1).numpy()
@@ -579,7 +586,8 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
             per_row = per_row + data.missing[rows]
         count = np.bincount(coded(client)[1], weights=per_row)
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
-        inputs, columns, scalable, preparation = _impute(inputs, gaps, train, columns, scalable)
+        inputs, columns, scalable, fill, places = _impute(inputs, gaps, train, columns, scalable)
+        made = replace(made, fill=fill, gaps=places)
     scaling = None
     if options.get("standardize", False):
         mean, scale = _moments(inputs, train)
@@ -590,8 +598,10 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     if options.get("standardize_targets", False) and task.kind == "regression":
         mean, scale = _moments(targets, train)
         targets = (targets - mean.to(targets.dtype)) / scale.to(targets.dtype)
+        made = replace(made, target=(mean, scale))
         told = ", ".join(f"mean {m:.6g}, scale {s:.6g}" for m, s in zip(mean.tolist(), scale.tolist(), strict=True))
-        source = f"{source}; targets standardised ({told})" if source else f"targets standardised ({told})"
+        told = f"targets standardised ({told}): errors are on that scale, predictions for new rows in their own units"
+        source = f"{source}; {told}" if source else told
     federation = Federation(
         name=options.get("name", "data"),
         task=task,
@@ -603,7 +613,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         source=source,
         columns=columns,
         scaling=scaling,
-        preparation=preparation,
+        preparation=made if made.table or made.fill is not None or made.target is not None else None,
     )
     found = [*data.doubts, *doubts(federation, options.get("copies", "warn") == "warn")]
     if found:
@@ -724,7 +734,7 @@ def _inputs(inputs: Array, options: Options, where: _Where) -> Tensor:
 
 def _impute(
     inputs: Tensor, absent: Tensor, train: Tensor, columns: tuple[str, ...], scalable: Tensor
-) -> tuple[Tensor, tuple[str, ...], Tensor, Preparation]:
+) -> tuple[Tensor, tuple[str, ...], Tensor, Tensor, tuple[int, ...]]:
     """Train means for missing values, and an indicator for each column that has any."""
     known = ~absent[train]
     total = torch.where(known, inputs[train].double(), 0).sum(0)
@@ -738,7 +748,8 @@ def _impute(
         torch.cat([filled, indicators], 1),
         names + told,
         torch.cat([scalable, torch.zeros(len(told), dtype=torch.bool)]),
-        Preparation(mean, tuple(gaps.nonzero().flatten().tolist())),
+        mean,
+        tuple(gaps.nonzero().flatten().tolist()),
     )
 
 

@@ -77,7 +77,8 @@ def _codes(federation: Federation) -> NDArray[np.int64]:
 
 def _bytes(values: Tensor) -> NDArray[np.uint8]:
     """The bytes of each row, ``(examples, bytes)``, of whatever type."""
-    return values.reshape(len(values), -1).contiguous().view(torch.uint8).numpy()
+    flat = values.reshape(len(values), -1).clone(memory_format=torch.contiguous_format)  # x[:, None] has stride 0
+    return flat.view(torch.uint8).numpy()
 
 
 def _chance(federation: Federation) -> float:

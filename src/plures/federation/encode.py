@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.brief import brief
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.federation.cells import MARKS, absent, alike, date, listed, nearly_number, number
 
 Array = NDArray[Any]
@@ -20,6 +20,73 @@ LEVELS = 30
 
 SURE = 20
 """Rows from which on a whole number that is never the same twice looks like the number of a case."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """How cells of a table column become numbers, as it was found when the data were built.
+
+    Attributes:
+        name: of the column.
+        levels: the values that have an input each, as texts; ``None`` for a column of numbers.
+        gap: there is an input for a missing value behind those of the levels.
+        lenient: a text that is no number counts as a missing value.
+    """
+
+    name: str
+    levels: tuple[str, ...] | None = None
+    gap: bool = False
+    lenient: bool = False
+
+    @property
+    def width(self) -> int:
+        """How many inputs are made of it."""
+        return 1 if self.levels is None else len(self.levels) + self.gap
+
+    def encoded(self, cells: Sequence[Any]) -> Array:
+        """``(n, width)`` float64; NaN where a number is missing.
+
+        Raises:
+            PluresError: for a value that it had not when the data were built.
+        """
+        gaps = absent(cells).tolist()
+        rows = enumerate(zip(cells, gaps, strict=True), start=1)
+        if self.levels is None:
+            return np.array([np.nan if gap else self._number(cell, row) for row, (cell, gap) in rows]).reshape(-1, 1)
+        places = [len(self.levels) if gap else self._place(_text(cell), row) for row, (cell, gap) in rows]
+        if not self.gap and any(gaps):
+            raise PluresError(
+                f"column {self.name!r}, row {gaps.index(True) + 1}: a missing value; the run's data had none in it: "
+                "complete it"
+            )
+        return np.eye(self.width)[places].reshape(-1, self.width)
+
+    def _number(self, cell: Any, row: int) -> float:
+        found = number(str(cell)) if isinstance(cell, str) else None
+        if isinstance(cell, int | float) and np.isfinite(cell):
+            found = float(cell)
+        if found is None and isinstance(cell, str) and (self.lenient or cell.strip() in MARKS):
+            if self.lenient and "," in cell and nearly_number(cell):
+                raise PluresError(f"column {self.name!r}, row {row}: {cell!r} has a comma; write a decimal point")
+            return float("nan")
+        if found is None:
+            raise PluresError(f"column {self.name!r}, row {row}: {cell!r} is no finite number; correct it")
+        return found
+
+    def _place(self, text: str, row: int) -> int:
+        """Place of a level; the same number or truth value in another notation is the same level."""
+        levels = self.levels or ()
+        if text in levels:
+            return levels.index(text)
+        if set(levels) <= {"True", "False"} and text.strip().capitalize() in levels:
+            return levels.index(text.strip().capitalize())
+        values = [number(level) for level in levels]
+        if number(text) in values and None not in values:
+            return values.index(number(text))
+        raise PluresError(
+            f"column {self.name!r}, row {row}: {text!r} did not occur in the run's data; "
+            f"{suggestion(text, levels, 'its values are')}"
+        )
 
 
 @brief
@@ -33,13 +100,15 @@ class Encoded:
         numeric: whether it is a number, which can be standardised.
         missing: ``(n,)`` how many of the row's cells are missing and not told by NaN.
         doubt: what is legal and probably not meant, in words; or nothing.
+        column: how cells become these numbers.
     """
 
     names: tuple[str, ...]
     values: Array
     numeric: bool
     missing: Array
-    doubt: str = ""
+    doubt: str
+    column: Column
 
 
 @dataclass(frozen=True)
@@ -103,7 +172,7 @@ def _number(column: str, values: Array, decided: Decided) -> Encoded:
         doubt = f"column {column!r} is {known[0]:g} in every row"
     elif column not in decided.named and len(known) >= SURE and _identifies(known):
         doubt = f"column {column!r} is another whole number in every row: is it the number of a case?"
-    return Encoded((column,), values[:, None], True, np.zeros(len(values), dtype=np.int64), doubt)
+    return Encoded((column,), values[:, None], True, np.zeros(len(values), dtype=np.int64), doubt, Column(column))
 
 
 def _identifies(known: Array) -> bool:
@@ -132,7 +201,8 @@ def _parsed(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) ->
     doubt = (
         f"column {column!r}: {len(lost)} cells are no number, such as {lost[0]!r}, and count as missing" if lost else ""
     )
-    return Encoded((column,), values[:, None], True, np.zeros(len(values), dtype=np.int64), doubt)
+    missing = np.zeros(len(values), dtype=np.int64)
+    return Encoded((column,), values[:, None], True, missing, doubt, Column(column, lenient=True))
 
 
 def _hot(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) -> Encoded:
@@ -157,7 +227,9 @@ def _hot(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) -> En
         doubt = f"column {column!r} has no value at all"
     elif len(levels) == 1 and column not in decided.named and not gaps.any() and len(cells) > 1:
         doubt = f"column {column!r} is {levels[0]!r} in every row"
-    return Encoded(tuple(names), np.stack(hot, axis=1).astype(np.float32), False, gaps.astype(np.int64), doubt)
+    values = np.stack(hot, axis=1).astype(np.float32)
+    made = Column(column, tuple(levels), bool(gaps.any()))
+    return Encoded(tuple(names), values, False, gaps.astype(np.int64), doubt, made)
 
 
 def _text(cell: Any) -> str:
@@ -211,3 +283,28 @@ def _many(column: str, known: Sequence[Any]) -> str:
 
 def _drop(column: str) -> str:
     return f"leave it out with drop=[{column!r}]"
+
+
+def cells_of(table: Any) -> dict[str, list[Any]]:
+    """Column -> cells of a mapping or a frame.
+
+    Raises:
+        PluresError: for what is no table, a column that stands twice, and columns of different lengths.
+    """
+    if not isinstance(table, Mapping) and not hasattr(table, "columns"):
+        raise PluresError(f"a {type(table).__name__} is no table; give a frame, or a mapping from columns to values")
+    names = [str(name) for name in (table if isinstance(table, Mapping) else table.columns)]
+    found: dict[str, list[Any]] = {}
+    for name in names:
+        if name in found:
+            raise PluresError(f"column {name!r} stands twice in the table; rename or remove one")
+        values = table[name]
+        values = values.to_numpy() if hasattr(values, "to_numpy") else values
+        if isinstance(values, str) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) != 1:
+            raise PluresError(f"column {name!r}: give a list with one value per row")
+        found[name] = values.tolist() if hasattr(values, "tolist") else list(values)
+        if len(found[name]) != len(found[names[0]]):
+            raise PluresError(
+                f"column {name!r} has {len(found[name])} rows, but column {names[0]!r} has {len(found[names[0]])}"
+            )
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from plures.brief import brief
 from plures.devices import find
 from plures.errors import PluresError, suggestion
 from plures.federation.names import in_order, name_of
-from plures.federation.preparation import Preparation
+from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class Federation:
         columns: names of the entries of the inputs' first feature dimension (columns, channels); may be empty.
         scaling: what was subtracted from the inputs and what they were then divided by, for each entry of the first
             feature dimension; ``None`` for data as they came.
-        preparation: how missing values of raw rows are filled in; ``None`` where there were none to fill in.
+        preparation: how raw rows become numbers without a gap, and the scale of the targets; ``None`` for data that
+            came as numbers and have neither gaps nor standardised targets.
         public: ``(n,)`` int64 rows that the server holds and everybody may see; no client's (:meth:`donate`).
     """
 
@@ -201,21 +202,49 @@ class Federation:
         """Position of a client by its name; a number is the name of its digits."""
         return position(client, self.clients, f" in federation {self.name!r}")
 
-    def scaled(self, raw: Tensor) -> Tensor:
-        """Raw inputs ``(n, *features)`` on the scale of this federation's inputs.
+    def scaled(self, raw: Any) -> Tensor:
+        """Raw rows as inputs ``(n, *features)`` of this federation, by what was fitted to its data.
 
         Where missing values were imputed, the columns as they were given are enough: missing values (NaN) become what
         they became in the data, and the inputs that say which were missing are added.
+
+        Args:
+            raw: numbers ``(n, *features)``, or a table with the columns that the data had: column -> values, or a frame
+                of pandas or polars. Its columns may come in any order.
+
+        Raises:
+            PluresError: among others for a missing or an unknown column, and a value that did not occur in the data.
         """
+        rows: Tensor = raw if isinstance(raw, Tensor) else self.encoded(raw)
         if self.preparation is not None:
-            raw = self.preparation.completed(raw, self.columns)
-        if tuple(raw.shape[1:]) != self.features:
-            raise PluresError(f"inputs have shape {tuple(raw.shape[1:])}, but {self.name!r} has {self.features}")
+            rows = self.preparation.completed(rows, self.columns)
+        if tuple(rows.shape[1:]) != self.features:
+            raise PluresError(f"inputs have shape {tuple(rows.shape[1:])}, but {self.name!r} has {self.features}")
         if self.scaling is None:
-            return raw.to(self.inputs.device, self.inputs.dtype)
-        shape = (1, -1, *(1,) * (raw.dim() - 2))
-        mean, scale = (t.to(self.inputs).view(shape) for t in self.scaling)
-        return (raw.to(self.inputs) - mean) / scale
+            return rows.to(self.inputs.device, self.inputs.dtype)
+        mean, scale = self._moments(self.scaling, rows)
+        return (rows.to(self.inputs) - mean) / scale
+
+    def encoded(self, table: Any) -> Tensor:
+        """Rows of a table as numbers ``(n, columns)``, neither completed nor scaled; see :meth:`scaled`."""
+        if len(self.features) != 1:
+            raise PluresError(f"inputs of {self.name!r} have shape {self.features}: give them as numbers, not a table")
+        return (self.preparation or Preparation()).encoded(table, self.columns)
+
+    def unscaled(self, inputs: Tensor) -> Tensor:
+        """What :meth:`scaled` was given as numbers, but for rounding: NaN where a value was missing."""
+        if self.scaling is not None:
+            mean, scale = self._moments(self.scaling, inputs)
+            inputs = inputs * scale + mean
+        return inputs if self.preparation is None else self.preparation.emptied(inputs)
+
+    def in_units(self, outputs: Tensor) -> Tensor:
+        """Predicted numbers ``(n, outputs)`` in the target's own units; all other outputs as they are."""
+        return outputs if self.preparation is None else self.preparation.in_units(outputs)
+
+    def _moments(self, moments: Moments, rows: Tensor) -> Iterator[Tensor]:
+        shape = (1, -1, *(1,) * (rows.dim() - 2))
+        return (t.to(self.inputs).view(shape) for t in moments)
 
     def subset(self, clients: Sequence[str | int]) -> Federation:
         """The same data restricted to some clients (in their natural order); tensors are shared, not copied."""

@@ -2,44 +2,161 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
+from plures.federation.encode import Column, cells_of
+
+Moments = tuple[Tensor, Tensor]
+"""What is subtracted, and what divides the rest."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How missing values of raw rows are filled in, before the rows are scaled.
+    """How raw rows become inputs, before these are scaled, and numbers that a model predicts become those of the data.
 
     Attributes:
-        fill: ``(columns,)`` what a missing value of a raw row becomes.
+        table: the columns of a table, in the order of the inputs made of them; empty where rows came as numbers.
+        ignored: other columns that the table had.
+        fill: ``(columns,)`` what a missing value of a raw row becomes; ``None`` where missing values are refused.
         gaps: places of the columns that have a 0/1 input "is missing" behind all others.
+        target: mean and scale of the targets, ``(outputs,)`` each; ``None`` where they are in their own units.
     """
 
-    fill: Tensor
+    table: tuple[Column, ...] = ()
+    ignored: tuple[str, ...] = ()
+    fill: Tensor | None = None
     gaps: tuple[int, ...] = ()
+    target: Moments | None = None
 
-    def completed(self, raw: Tensor, names: tuple[str, ...] = ()) -> Tensor:
+    def names(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the columns of raw rows.
+
+        Args:
+            inputs: names of the inputs.
+        """
+        return tuple(column.name for column in self.table) or inputs[: len(inputs) - len(self.gaps)]
+
+    def encoded(self, table: Any, inputs: tuple[str, ...]) -> Tensor:
+        """Raw rows ``(n, columns)`` float64 of a table; NaN where a number is missing.
+
+        Args:
+            table: column -> values, or a frame; its columns may come in any order.
+            inputs: names of the inputs.
+
+        Raises:
+            PluresError: for a column that is missing or unknown, and for a cell that the run's data cannot explain:
+                names column, row (from 1) and value.
+        """
+        found = cells_of(table)
+        wanted = self.table or tuple(Column(name) for name in self.names(inputs))
+        if not wanted:
+            raise PluresError("the inputs have no named columns: give the rows as numbers, not as a table")
+        names = [column.name for column in wanted]
+        for name in names:
+            if name not in found:
+                raise PluresError(f"column {name!r} is missing: the model reads {', '.join(names)}")
+        for name in found:
+            if name not in names and name not in self.ignored:
+                raise PluresError(
+                    f"column {name!r} was not in the run's data: leave it out; {suggestion(name, names, 'columns are')}"
+                )
+        values = torch.from_numpy(np.column_stack([column.encoded(found[column.name]) for column in wanted]))
+        if not len(values):
+            raise PluresError("the table has no row: give at least one")
+        if self.fill is None and bool(values.isnan().any()):
+            row, place = values.isnan().nonzero()[0].tolist()
+            column = [column.name for column in wanted for _ in range(column.width)][place]
+            raise PluresError(f"column {column!r}, row {row + 1}: a missing value, and the run's data had none")
+        return values
+
+    def completed(self, raw: Tensor, inputs: tuple[str, ...] = ()) -> Tensor:
         """Raw rows ``(n, columns)`` with missing values filled in, and the inputs that say which were missing.
 
         Rows that have these inputs already stay as they are.
 
         Args:
             raw: the rows; NaN is a missing value.
-            names: of the inputs, for messages.
+            inputs: names of the inputs, for messages.
 
         Raises:
             PluresError: if a value is missing in a column in which none was when the data were built.
         """
-        if raw.dim() != 2 or not self.gaps or raw.shape[1] != len(self.fill):
+        if self.fill is None or raw.dim() != 2 or raw.shape[1] != len(self.fill):
             return raw
         absent = raw.isnan()
         new = [place for place in absent.any(0).nonzero().flatten().tolist() if place not in self.gaps]
         if new:
-            column = repr(names[new[0]]) if names else new[0]
+            column = repr(inputs[new[0]]) if inputs else new[0]
             raise PluresError(f"column {column} lacks a value, and lacked none in the run's data: complete it")
-        filled = torch.where(absent, self.fill.to(raw), raw)
-        return torch.cat([filled, absent[:, list(self.gaps)].to(raw)], 1)
+        return self.filled(raw)
+
+    def filled(self, raw: Tensor) -> Tensor:
+        """The same without a check, in operations that other runtimes have."""
+        if self.fill is None or raw.dim() != 2 or raw.shape[1] != len(self.fill):
+            return raw
+        absent = raw.isnan()
+        whole = torch.where(absent, self.fill.to(raw), raw)
+        return torch.cat([whole, absent[:, list(self.gaps)].to(raw)], 1) if self.gaps else whole
+
+    def emptied(self, completed: Tensor) -> Tensor:
+        """What :meth:`completed` was given, but for rounding: NaN where a value was missing."""
+        if self.fill is None or not self.gaps:
+            return completed
+        raw, told = completed[:, : len(self.fill)].clone(), completed[:, len(self.fill) :] > 0.5
+        places = list(self.gaps)
+        raw[:, places] = torch.where(told, torch.nan, raw[:, places])
+        return raw
+
+    def in_units(self, outputs: Tensor) -> Tensor:
+        """Predicted numbers ``(n, outputs)`` in the target's own units."""
+        if self.target is None:
+            return outputs
+        mean, scale = (t.to(outputs) for t in self.target)
+        return outputs * scale + mean
+
+    def told(self) -> dict[str, Any]:
+        """All but tensors, as JSON has it."""
+        told = {"table": [asdict(column) for column in self.table], "ignored": self.ignored, "gaps": self.gaps}
+        plain: dict[str, Any] = json.loads(json.dumps(told))
+        return plain
+
+
+def numbers(scaling: Moments | None, preparation: Preparation | None) -> dict[str, Tensor]:
+    """Tensors of what was fitted, by name."""
+    target = None if preparation is None else preparation.target
+    found: dict[str, Tensor | None] = {
+        "mean": scaling and scaling[0],
+        "scale": scaling and scaling[1],
+        "fill": None if preparation is None else preparation.fill,
+        "target mean": target and target[0],
+        "target scale": target and target[1],
+    }
+    return {name: value.detach().cpu() for name, value in found.items() if value is not None}
+
+
+def restored(
+    told: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
+) -> tuple[Moments | None, Preparation | None]:
+    """Scaling and preparation of what :func:`numbers` and :meth:`Preparation.told` gave."""
+
+    def moments(mean: str, scale: str) -> Moments | None:
+        return (tensors[mean], tensors[scale]) if mean in tensors else None
+
+    scaling = moments("mean", "scale")
+    if told is None:
+        return scaling, None
+    table = tuple(Column(**{**column, "levels": _tuple(column["levels"])}) for column in told["table"])
+    target = moments("target mean", "target scale")
+    return scaling, Preparation(table, tuple(told["ignored"]), tensors.get("fill"), tuple(told["gaps"]), target)
+
+
+def _tuple(levels: list[str] | None) -> tuple[str, ...] | None:
+    return None if levels is None else tuple(levels)

@@ -14,6 +14,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.federation import SPLITS, Federation
+from plures.federation.preparation import Preparation
 from plures.federation.seeding import generator
 from plures.federation.shift import rotate
 
@@ -173,7 +174,8 @@ def permuted(federation: Federation, tasks: int, *, seed: int = 0) -> Stream:
             inputs = federation.inputs[:, order]
             scaling = federation.scaling and (federation.scaling[0][order], federation.scaling[1][order])
             columns = tuple(federation.columns[i] for i in order.tolist()) if federation.columns else ()
-            parts.append(replace(federation, inputs=inputs, scaling=scaling, columns=columns, preparation=None))
+            made = federation.preparation and Preparation(target=federation.preparation.target)
+            parts.append(replace(federation, inputs=inputs, scaling=scaling, columns=columns, preparation=made))
         else:
             flat = federation.inputs.flatten(2)
             order = torch.from_numpy(rng.permutation(flat.shape[2]))

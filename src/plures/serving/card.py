@@ -11,8 +11,8 @@ from plures.evaluate.results import Result
 from plures.evaluate.scores import METRICS
 from plures.federation import Task
 
-FORMAT = 1
-"""Of model folders; what is written now, and all that is read."""
+FORMAT = 2
+"""Of model folders that are written now. Format 1, which is read too, kept nothing of the preparation but scaling."""
 
 
 class Part(Result):
@@ -47,6 +47,9 @@ class Card(Result):
         features: shape of one example's input.
         dtype: type of the inputs.
         columns: names of the entries of the first feature dimension; may be empty.
+        preparation: how raw rows become numbers without a gap: the columns of a table, those to ignore, and the places
+            of the columns that may lack a value; ``None`` where rows are complete numbers. Means and scales are with
+            the model's values.
         spec: method, network and training that the model comes from.
         precision: of the run.
         round: number of rounds finished.
@@ -69,7 +72,7 @@ class Card(Result):
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     client: str
     federation: str
     source: str = ""
@@ -79,6 +82,7 @@ class Card(Result):
     features: tuple[int, ...]
     dtype: str
     columns: tuple[str, ...] = ()
+    preparation: dict[str, Any] | None = None
     spec: RunSpec
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     round: int
@@ -121,6 +125,7 @@ class Card(Result):
                 f"- reads: {self._inputs()}",
                 *([f"- data from: {self.source}"] if self.source else []),
             ],
+            *self._prepared(),
             ["## The client's own data", f"- examples: {size}", *([f"- in training: {counts}"] if counts else [])],
             *([["## Its data sheet", *sheet]] if sheet else []),
             ["## On its own validation examples", *self._scores()],
@@ -152,6 +157,22 @@ class Card(Result):
             return "rows of a table"
         shape = " x ".join(map(str, self.features))
         return f"{shape} {self.dtype} ({', '.join(self.columns)})" if self.columns else f"{shape} {self.dtype}"
+
+    def _prepared(self) -> list[list[str]]:
+        """How raw rows become inputs."""
+        if self.preparation is None:
+            return []
+        table, lines = self.preparation["table"], []
+        for column in table:
+            if column["levels"] is not None:
+                lines.append(f"- {column['name']}: one of {', '.join(column['levels'])}; others are refused")
+        may = [self.columns[place] for place in self.preparation["gaps"]]
+        may += [column["name"] for column in table if column["gap"]]
+        if may:
+            lines.append(f"- may be missing: {', '.join(may)}")
+        if self.preparation["ignored"]:
+            lines.append(f"- is not read: {', '.join(self.preparation['ignored'])}")
+        return [["## How rows are prepared", *lines]] if lines else []
 
     def _scores(self) -> list[str]:
         if not self.rows["validation"]:

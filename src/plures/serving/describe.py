@@ -53,6 +53,7 @@ def described(
         features=federation.features,
         dtype=str(federation.inputs.dtype).removeprefix("torch."),
         columns=federation.columns,
+        preparation=None if federation.preparation is None else federation.preparation.told(),
         spec=spec.model_copy(update={"data": federation.name, "data_options": {}, "unseen": []}),
         precision="float32" if run.execution.precision == "auto" else run.execution.precision,
         round=run.round,

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from plures.errors import PluresError
 from plures.extras import needed
+from plures.federation.preparation import restored
 from plures.serving.personal import SCALING, PersonalModel
 
 OUTPUTS = ("outputs", "probabilities", "decided")
@@ -33,7 +34,9 @@ Runner = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 class Graph(nn.Module):
     """A personal model as one module: raw inputs to outputs, class probabilities and decided classes.
 
-    Scaling, composition of leaves, calibration and decision are part of it; regression has outputs alone.
+    Filling in of missing values (NaN), scaling, composition of leaves, calibration and decision are part of it;
+    regression has outputs alone, in the target's own units. Texts are not: a graph reads the numbers that
+    :meth:`PersonalModel.encode` makes of a table.
     """
 
     def __init__(self, model: PersonalModel) -> None:
@@ -46,12 +49,16 @@ class Graph(nn.Module):
 
     def forward(self, raw: Tensor) -> tuple[Tensor, ...]:
         values = {name: getattr(self, place) for name, place in self.places.items()}
-        if f"{SCALING}mean" in values:
-            shape = (1, -1, *(1,) * (raw.dim() - 2))
-            mean, scale = (values[f"{SCALING}{name}"].to(raw).view(shape) for name in ("mean", "scale"))
-            raw = (raw - mean) / scale
+        given = {name.removeprefix(SCALING): value for name, value in values.items() if name.startswith(SCALING)}
+        scaling, preparation = restored(self.model.card.preparation, given)
         model = self.model.holding(values)
+        raw = raw if preparation is None else preparation.filled(raw)
+        if scaling is not None:
+            shape = (1, -1, *(1,) * (raw.dim() - 2))
+            mean, scale = (t.to(raw).view(shape) for t in scaling)
+            raw = (raw - mean) / scale
         outputs = model.outputs(raw)
+        outputs = outputs if preparation is None else preparation.in_units(outputs)
         decided = model.decided(outputs)
         return (outputs,) if decided is None else (outputs, outputs.softmax(-1), decided)
 

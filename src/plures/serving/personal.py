@@ -19,6 +19,7 @@ from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.scores import metrics, sums
 from plures.federation import SPLITS, Federation, Split
+from plures.federation.preparation import numbers, restored
 from plures.files import read, write, write_text
 from plures.method import Batch, Predict, Problem, Setting, State
 from plures.models import Leaves, Network
@@ -97,10 +98,7 @@ class PersonalModel:
             size = max(1, int(run.federation.splits[split].sizes[place]))
             whole = run.engine.whole([place], split)
             tensors |= {f"{OWN}{split}:{part}": t[0, :size].cpu() for part, t in zip(PARTS, whole, strict=True)}
-        if run.federation.scaling is not None:
-            tensors |= {
-                f"{SCALING}{n}": t.cpu() for n, t in zip(("mean", "scale"), run.federation.scaling, strict=True)
-            }
+        tensors |= _fitted(run.federation)
         card = describe.described(run, place, spec, schema, sheet)
         model = _narrowed(_assembled(card, tensors))
         found = {
@@ -118,12 +116,12 @@ class PersonalModel:
         """Outputs for raw examples, and the classes that the client decides for.
 
         Args:
-            examples: ``(n, *features)`` as they came, before any scaling; or, if the federation has a schema, rows of
-                a table as it declares them.
+            examples: ``(n, *features)`` as they came, before any scaling; or rows of a table with the columns that the
+                federation's schema declares, or that its data had.
 
         Returns:
-            Outputs ``(n, outputs)``, logarithms of probabilities up to a constant or the predicted numbers; classes
-            ``(n,)`` int64, ``None`` for regression.
+            Outputs ``(n, outputs)``, logarithms of probabilities up to a constant or the predicted numbers in the
+            target's own units; classes ``(n,)`` int64, ``None`` for regression.
 
         Raises:
             PluresError: if examples have another shape or type or are not finite, or if the model diverged.
@@ -142,7 +140,7 @@ class PersonalModel:
                     f"the model of client {self.card.client!r} diverged in training: run again with a lower learning "
                     "rate"
                 )
-            return outputs, self.decided(outputs)
+            return self.federation.in_units(outputs), self.decided(outputs)
 
     def probabilities(self, outputs: Tensor) -> Tensor | None:
         """Probability of every class ``(n, classes)``; ``None`` for regression."""
@@ -161,15 +159,35 @@ class PersonalModel:
         """Inputs ``(n, *features)`` of raw rows of a table.
 
         Args:
-            table: column -> values, or a frame, as the federation's schema declares it; no target is needed.
+            table: column -> values, or a frame, as the federation's schema declares it, or with the columns of its
+                data; no target is needed.
             scaled: on the scale that the network reads; otherwise as :meth:`predict` takes them.
         """
-        if self.schema is None:
+        if self.schema is not None:
+            return self.schema.encode(table, scaled=scaled)
+        if not self.raw_columns:
             raise PluresError(
                 f"the model of client {self.card.client!r} has no schema of raw rows: give examples as numbers, "
                 f"{' x '.join(map(str, self.card.features))} each"
             )
-        return self.schema.encode(table, scaled=scaled)
+        raw = self.federation.encoded(table)
+        return self.scaled(raw) if scaled else raw
+
+    @property
+    def tabular(self) -> bool:
+        """Whether raw rows may hold texts or lack values, so that a program must give them cell by cell."""
+        made = self.federation.preparation
+        return self.schema is not None or (made is not None and (bool(made.table) or made.fill is not None))
+
+    @property
+    def raw_columns(self) -> tuple[str, ...]:
+        """Names of the columns of raw rows; empty where examples have none."""
+        if self.schema is not None:
+            return tuple(column.name for column in self.schema.columns)
+        if len(self.federation.features) != 1:
+            return ()
+        made = self.federation.preparation
+        return self.federation.columns if made is None else made.names(self.federation.columns)
 
     def scaled(self, inputs: Tensor) -> Tensor:
         """Raw inputs ``(n, *features)`` on the scale that the network reads, refused if they cannot be right."""
@@ -182,7 +200,7 @@ class PersonalModel:
                 f"the model of client {client!r} reads whole numbers ({self.card.dtype}): round the inputs"
             )
         scaled = self.federation.scaled(inputs)
-        finite = (inputs.isfinite() & scaled.isfinite()).reshape(len(inputs), -1).all(1)
+        finite = ~inputs.isinf().reshape(len(inputs), -1).any(1) & scaled.isfinite().reshape(len(inputs), -1).all(1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0]) + 1
             raise PluresError(
@@ -230,12 +248,10 @@ class PersonalModel:
         named = {f"{slot}/{path}": t for slot, leaves in self.leaves.items() for path, t in leaves.items()}
         for split, examples in self.own.items():
             named |= {f"{OWN}{split}:{part}": t for part, t in zip(PARTS, examples, strict=True)}
-        if self.federation.scaling is not None:
-            named |= {f"{SCALING}{n}": t for n, t in zip(("mean", "scale"), self.federation.scaling, strict=True)}
-        return named
+        return named | _fitted(self.federation)
 
     def holding(self, tensors: Mapping[str, Tensor]) -> PersonalModel:
-        """The same model with other values of :meth:`tensors`, but for the scaling."""
+        """The same model with other values of :meth:`tensors`, but for what was fitted to the data."""
         leaves: Stack = {}
         for name, value in tensors.items():
             slot, _, path = name.partition("/")
@@ -270,10 +286,15 @@ class PersonalModel:
         told = about.get("card")
         if not isinstance(told, dict) or "format" not in told:
             raise PluresError(f"{file} is another file of plures, not a personal model")
-        if told["format"] != FORMAT:
+        if told["format"] not in (1, FORMAT):
             raise PluresError(
                 f"{file} has format {told['format']}, and this version of plures ({plures.__version__}) reads format "
                 f"{FORMAT}: install the plures that wrote it, {told.get('versions', {}).get('plures', 'unknown')}"
+            )
+        if told["format"] == 1 and "targets standardised (" in str(told.get("source")):
+            raise PluresError(
+                f"{file} is of an earlier version of plures, which did not keep the units of the target: publish the "
+                "model again"
             )
         try:
             card = Card.model_validate(told)
@@ -323,7 +344,8 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor]) -> PersonalModel:
     """A model of its card and its tensors: network and method are built anew, and get the values."""
     dtype = getattr(torch, card.dtype)
     targets = torch.zeros(0, dtype=torch.int64) if card.classes else torch.zeros(0, card.outputs)
-    mean, scale = (tensors.get(f"{SCALING}{name}") for name in ("mean", "scale"))
+    found = {name.removeprefix(SCALING): value for name, value in tensors.items() if name.startswith(SCALING)}
+    scaling, preparation = restored(card.preparation, found)
     federation = Federation(
         name=card.federation,
         task=card.task,
@@ -332,7 +354,8 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor]) -> PersonalModel:
         clients=(card.client,),
         splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)])),
         columns=card.columns,
-        scaling=None if mean is None or scale is None else (mean, scale),
+        scaling=scaling,
+        preparation=preparation,
     )
     method = card.spec.entry()(**card.spec.parameters)
     module = method.prepare(card.spec.network(federation), Setting.of(federation), card.spec.seed)
@@ -340,6 +363,10 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor]) -> PersonalModel:
     model = PersonalModel(card, federation, network, method.predictor, {}, {}).holding(tensors)
     _check(card, network, model.leaves)
     return model
+
+
+def _fitted(federation: Federation) -> dict[str, Tensor]:
+    return {f"{SCALING}{n}": t for n, t in numbers(federation.scaling, federation.preparation).items()}
 
 
 def _check(card: Card, network: Network, leaves: Mapping[str, Leaves]) -> None:

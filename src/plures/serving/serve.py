@@ -88,7 +88,7 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
     if limit < 1:
         raise PluresError(f"limit={limit}: an endpoint must take at least 1 example in a request")
     card, turn = model.card, threading.Lock()
-    numbers = len(model.schema.columns) if model.schema is not None else math.prod(card.features)
+    numbers = len(model.raw_columns) or math.prod(card.features)
     most = 4096 + limit * CELL * numbers
     made = FastAPI(title=f"plures: {card.client}", version=card.version, docs_url=None, redoc_url=None)
     made.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -153,9 +153,9 @@ def read(model: PersonalModel, asked: Asked, limit: int) -> Tensor | dict[str, l
     card = model.card
     if (asked.rows is None) == (asked.columns is None):
         raise PluresError("give either rows or columns")
-    names = [column.name for column in model.schema.columns] if model.schema is not None else list(card.columns)
+    names = list(model.raw_columns)
     if asked.columns is not None:
-        if model.schema is None and (not names or len(card.features) > 1):
+        if not names:
             raise PluresError("this model's inputs have no named columns: give rows")
         table = _even(asked.columns, names)
         count = len(next(iter(table.values())))
@@ -166,7 +166,7 @@ def read(model: PersonalModel, asked: Asked, limit: int) -> Tensor | dict[str, l
     if count > limit:
         raise TooMany(f"{count} examples: send at most {limit} at once")
     rows = asked.rows if asked.rows is not None else [list(row) for row in zip(*table.values(), strict=True)]
-    if model.schema is None:
+    if not model.tabular:
         flat: list[float] = []
         for place, row in enumerate(rows, start=1):
             _numbers(row, card.features, names, f"row {place}", flat)
