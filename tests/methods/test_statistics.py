@@ -8,8 +8,10 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from plures.errors import PluresError
+from plures.evaluate.scores import score
 from plures.federation import SPLITS, Federation, Split, Task
 from plures.method import (
     SGD,
@@ -24,6 +26,7 @@ from plures.method import (
     axpy,
     buffers,
     dot,
+    gradient,
     interpolate,
     squared_distance,
     zeros_like,
@@ -414,3 +417,62 @@ def test_a_phase_of_buffers_estimates_statistics_anew():
     states = done.states([0, 1, 2])["model"]
     assert states["0.running_mean"][:, 0].tolist() == pytest.approx(MEANS, abs=1e-9)
     assert torch.equal(states["1.weight"][2], done.bound.initial["model"]["1.weight"])
+
+
+class Assigned(nn.Module):
+    """Subtracts a moving mean of its inputs, which it assigns instead of changing it, and counts all passes."""
+
+    mean: torch.Tensor
+
+    def __init__(self, inside: bool) -> None:
+        super().__init__()
+        self.inside, self.head = inside, nn.Linear(4, 2)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.passes += 1
+        if self.training and self.inside:
+            self.mean.copy_(0.9 * self.mean + 0.1 * x.mean(0).detach())
+        elif self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return self.head(x - self.mean)
+
+
+@pytest.mark.parametrize("execution", [STACKED, ALONE], ids=["stacked", "alone"])
+@pytest.mark.parametrize("name", ["fedavg", "apfl"])
+def test_buffers_that_a_module_assigns_follow_its_passes(name, execution):
+    """``self.mean = ...`` is kept as ``self.mean.copy_(...)`` is; passes that only predict leave nothing behind."""
+    federation, found = clients((4.0, 4.0, 4.0)), []
+    for inside in (True, False):
+        done = train(made(name), federation, inside, execution=execution, model=Assigned)
+        score(done, "test")
+        deployed = done.deployed([0, 1, 2])
+        for leaves in deployed.values():
+            torch.testing.assert_close(leaves["mean"], torch.full((3, 4), 4 * (1 - 0.9**4), dtype=torch.float64))
+            assert leaves["passes"].tolist() == [4, 4, 4]
+        found.append(deployed)
+    for slot, leaves in found[0].items():
+        torch.testing.assert_close(leaves, found[1][slot], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("execution", [STACKED, ALONE], ids=["stacked", "alone"])
+def test_an_objective_may_differentiate_and_map_a_model(execution):
+    """A step of MAML by ``torch.func.grad`` and ``tree_map`` is the step by the library's own functions."""
+
+    def step(x, received, batch):
+        grads = torch.func.grad(batch.loss)(x.model)
+        return batch.loss(tree_map(lambda t, g: t - 0.1 * g, x.model, grads))
+
+    def same(x, received, batch):
+        return batch.loss(axpy(x.model, -0.1, gradient(x.model, batch)))
+
+    one, two = (
+        train(Method(schedule=(Phase(objective=each),)), clients(), 0.1, execution=execution, model=linear)
+        for each in (step, same)
+    )
+    torch.testing.assert_close(one.deployed([0])["model"], two.deployed([0])["model"], rtol=0, atol=1e-12)
+
+
+def linear(momentum: float) -> nn.Module:
+    return nn.Linear(4, 2)

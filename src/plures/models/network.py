@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import MappingKey, register_pytree_node
 
 from plures.errors import PluresError, suggestion
 from plures.models.layers import KEY, KeyedDropout, with_keyed_dropout
@@ -32,6 +33,18 @@ class Marked(Leaves):
     def __init__(self, leaves: Mapping[str, Tensor], fixed: frozenset[str]) -> None:
         super().__init__(leaves)
         self.fixed = fixed
+
+
+register_pytree_node(
+    Marked,
+    lambda leaves: (list(leaves.values()), (list(leaves), leaves.fixed)),
+    lambda values, known: Marked(dict(zip(known[0], values, strict=True)), known[1]),
+    serialized_type_name="plures.models.Marked",
+    flatten_with_keys_fn=lambda leaves: (
+        [(MappingKey(path), t) for path, t in leaves.items()],
+        (list(leaves), leaves.fixed),
+    ),
+)
 
 
 NORMS: tuple[type[nn.Module], ...] = (
@@ -229,11 +242,11 @@ class Network:
         self._mode(train)
         if leaves is self.live and self._plain:
             return self.module(inputs), {}
-        fresh = {name: leaves[name].detach().clone() for name in self._buffers} if train else {}
-        if train and key is not None and self._draws is not None:
-            with seeded(int(key)):
-                return self._evaluate(leaves, inputs, fresh, key), fresh
-        return self._evaluate(leaves, inputs, fresh, key), fresh
+        fresh = {name: leaves[name].detach().clone() for name in self._buffers}
+        drawing = train and key is not None and self._draws is not None
+        with seeded(int(key)) if drawing and key is not None else nullcontext():
+            outputs = self._evaluate(leaves, inputs, fresh, key)
+        return outputs, fresh if train else {}
 
     def tapped(
         self, leaves: Leaves, inputs: Tensor, *, train: bool, key: Tensor | None = None
@@ -271,10 +284,12 @@ class Network:
         name = self.one(role)
         inside = f"{name}." if name else ""
         values = {path: t for path, t in leaves.items() if path.startswith(inside)}
-        fresh = {path: values[path].detach().clone() for path in self._buffers if path in values} if train else {}
+        fresh = {path: values[path].detach().clone() for path in self._buffers if path in values}
         keys = {} if key is None else {path: key for path in self._keys if path.startswith(inside)}
         given = {path.removeprefix(inside): t for path, t in {**values, **fresh, **keys}.items()}
-        return functional_call(self.module.get_submodule(name), given, (inputs,)), fresh
+        with self._noted(self.module.get_submodule(name), fresh):
+            outputs = functional_call(self.module.get_submodule(name), given, (inputs,))
+        return outputs, fresh if train else {}
 
     def one(self, role: str) -> str:
         """Name of the only submodule with a role."""
@@ -298,13 +313,31 @@ class Network:
             values = {**leaves, **fresh}
             if key is not None:
                 values.update(dict.fromkeys(self._keys, key))
-            return functional_call(self.module, values, (inputs,))  # type: ignore[no-any-return]
+            with self._noted(self.module, fresh):
+                return functional_call(self.module, values, (inputs,))  # type: ignore[no-any-return]
         for name, (owner, local) in self._buffers.items():
-            setattr(owner, local, fresh.get(name, leaves[name]))
+            setattr(owner, local, fresh[name])
         if key is not None:
             for dropout in self._dropouts.values():
                 dropout.dropout_key = key
-        return self.module(inputs)  # type: ignore[no-any-return]
+        with self._noted(self.module, fresh):
+            return self.module(inputs)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _noted(self, part: nn.Module, fresh: Leaves) -> Iterator[None]:
+        """Note the buffers that a part has after its pass, where it gave them other tensors (``self.mean = ...``)."""
+
+        def note(module: nn.Module, args: object, outputs: object) -> None:
+            for name in fresh:
+                owner, local = self._buffers[name]
+                fresh[name] = getattr(owner, local).detach()
+
+        hook = part.register_forward_hook(note) if fresh else None
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
 
 
 @contextmanager
