@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -623,7 +624,8 @@ def test_no_steps_change_nothing(execution):
 
 # Compiled steps ------------------------------------------------------------------------------------------------
 
-compiler = pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+LACKING = choosing.uncompilable()
+compiler = pytest.mark.skipif(LACKING is not None, reason=LACKING or "")
 
 
 @compiler
@@ -638,6 +640,24 @@ def test_compiled_steps_equal_eager_ones(method, model, optimizer):
     compiled = run(method, Execution("vmap", 4, True, "float64"), **options)
     assert compiled.execution.compile is True
     assert_same(everything_of(compiled), expected)
+
+
+@pytest.mark.parametrize(
+    ("what", "why"), [("CXX", "there is no C[+][+] compiler nowhere"), ("include", "header files are not installed")]
+)
+def test_without_what_compilation_needs_nothing_is_compiled(what, why, monkeypatch, tmp_path, caplog):
+    """As on a Debian without its packages g++ or python3-dev: asked for, a warning says so; ``auto`` does not try."""
+    monkeypatch.setenv("CXX", "nowhere" if what == "CXX" else sys.executable)
+    monkeypatch.setattr(choosing, "COMPILE_AFTER", 0.0)
+    monkeypatch.setattr(choosing, "measure", lambda bound, f, t, execution, s, p: 0.0 if execution.compile else 1.0)
+    if what == "include":
+        monkeypatch.setattr(choosing.sysconfig, "get_path", lambda name: str(tmp_path))
+    for compiled in ("auto", True):
+        done = run(fedavg(), Execution("vmap", 4, compiled, "float64"), rounds=1)
+        assert done.execution.compile is False
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 1
+    assert re.search(why, warned[0])
 
 
 def test_batch_normalisation_is_not_compiled(caplog):

@@ -28,9 +28,11 @@ from plures.method import (
 )
 from plures.methods import ditto, fedavg, fedem, fedhome, fedproto, knnper, mapper, pfedme, scaffold, temperature
 from plures.run import Execution, Run, Training
+from plures.run.choose import uncompilable
 from plures.run.steps import Stacked
 from test_engine import LOOP, WIDE, everything_of, mlp, ragged
 
+LACKING = uncompilable()
 COMPILED = Execution("vmap", 7, True, "float64")
 
 
@@ -240,6 +242,7 @@ def test_a_model_whose_examples_interact():
         same(trained(fedavg(), LOOP, Centred), beside)
 
 
+@pytest.mark.skipif(LACKING is not None, reason=LACKING or "")
 def test_compiled_steps_are_not_padded_either():
     method = Method(schedule=(Phase(objective=by_itself),))
     with pytest.warns(PluresWarning, match="by_itself"):

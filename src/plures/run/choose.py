@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
+import sysconfig
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -89,7 +94,22 @@ def possible(bound: Bound, federation: Federation, training: Training, wanted: E
     if wanted.compile is True and bound.network.batch_coupled:
         log.warning("the step is not compiled: batch normalisation cannot be padded to one shape for all clients")
         wanted = replace(wanted, compile=False)
+    if wanted.compile is not False and (lacking := uncompilable()) is not None:
+        log.log(logging.WARNING if wanted.compile is True else logging.INFO, "the step is not compiled: %s", lacking)
+        wanted = replace(wanted, compile=False)
     return replace(wanted, compile=False) if wanted.backend == "loop" else wanted
+
+
+def uncompilable() -> str | None:
+    """What ``torch.compile`` lacks on this machine, or ``None``: a C++ compiler, and Python's header files."""
+    if sys.platform == "win32":
+        return None
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler {compiler} (Debian: apt install g++)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Python's header files are not installed (Debian: apt install python3-dev)"
+    return None
 
 
 def unstackable(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> str | None:
