@@ -123,7 +123,7 @@ PYTHON = {
     "keeps": (lambda: made(Method(schedule=(Phase(keeps=("p",)),))), "keeps: no slot 'p'; slots are model"),
     "assign": (
         lambda: made(Method(schedule=(Phase(), Assign(("modle",), lambda x, r, v: {})))),
-        "assign: no slot 'modle'; did you mean 'model'",
+        "assignment: writes: no slot 'modle'; did you mean 'model'",
     ),
     "assigned": (
         lambda: made(Method(schedule=(Phase(), Assign(("model",), lambda x, r, v: {})))),
