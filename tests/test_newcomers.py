@@ -98,12 +98,16 @@ def test_data_on_another_scale_are_refused():
         rescaled(on_raw, standard)
 
 
-def test_targets_standardised_by_unknown_numbers_are_refused(tmp_path):
+def test_targets_of_a_folder_are_brought_onto_the_scale_of_the_run(tmp_path):
+    """kNN-Per keeps a newcomer's own targets: ((y - mean) / scale) of its file by the run's numbers."""
     options = {"standardize_targets": True, "task": "regression"}
-    kept = finished(tmp_path, data_options=options, lr=0.0001)
-    message = refused("onboard", kept.path, "--data", clients(tmp_path / "new", ["zz"]))
-    assert "targets were standardised" in message
-    assert "--unseen" in message
+    kept = finished(tmp_path, "knnper", data_options=options, lr=0.0001)
+    folder = clients(tmp_path / "new", ["zz"], seed=3)
+    assert call("onboard", kept.path, "--data", folder).exit_code == 0
+    raw, (mean, scale) = plures.from_folder(folder, task="regression"), kept.spec().federation().preparation.target
+    stored, _ = plures.run.checkpoint.read(kept.path / "newcomers" / "zz.safetensors")
+    expected = (raw.targets[raw.splits["train"][0]] - mean) / scale
+    torch.testing.assert_close(stored["own:train:targets"][0], expected.float(), atol=1e-5, rtol=0)
 
 
 # Names --------------------------------------------------------------------------------------------------------------

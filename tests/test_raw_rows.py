@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import plures
@@ -17,7 +20,8 @@ from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, finish, fit
 from plures.federation import Federation, from_arrays, from_frame
 from plures.methods import fedavg
-from plures.run import Execution, Run, Training
+from plures.run import Execution, Run, Training, onboard
+from plures.run.onboard import rescaled
 from plures.serving.export import export
 from plures.serving.personal import PersonalModel, opened
 
@@ -220,3 +224,101 @@ def test_a_published_model_of_an_earlier_version_is_read_or_refused(tmp_path):
                 opened(tmp_path)
         else:
             assert opened(tmp_path).predict(torch.ones(1, 1))[0].shape == (1, 1)
+
+
+# Newcomers ----------------------------------------------------------------------------------------------------------
+
+
+def test_newcomers_are_prepared_as_the_run_was():
+    """They have fewer levels, other means and gaps of their own, and become the very inputs of the run."""
+    federation = people()
+    run = Run(federation, nn.Linear(11, 2), fedavg(), Training(rounds=1), execution=FAST)
+    some = [i for i in range(ROWS) if TABLE["sex"][i] == "f" and TABLE["ward"][i] != "west"]
+    table = {name: cells[some] for name, cells in TABLE.items()} | {"site": np.array(["z"]).repeat(len(some))}
+    fresh = from_frame(table, target="sick", client="site", drop=["note"], missing="impute", name="people")
+    assert fresh.features != federation.features
+    there = rescaled(run, fresh)
+    torch.testing.assert_close(there.inputs, federation.inputs[some], rtol=0, atol=1e-6)
+    assert len(onboard(run, there).federation) == 1
+    with pytest.raises(PluresError, match="examples have shape"):
+        onboard(run, fresh)
+    table |= {"sex": np.array(["x"]).repeat(len(some))}
+    odd = from_frame(table, target="sick", client="site", drop=["note"], missing="impute")
+    with pytest.raises(PluresError, match="column 'sex', row 1: 'x' did not occur in the run's data"):
+        rescaled(run, odd)
+
+
+def test_newcomers_on_another_scale_of_targets_or_with_other_fillings_are_refused():
+    x = np.stack([AGE, AGE % 7], 1)
+    x[::5, 0] = np.nan
+    seen = from_arrays(x, AGE, TABLE["site"], standardize_targets=True, missing="impute", name="seen")
+    run = Run(seen, nn.Linear(3, 1), fedavg(), Training(rounds=1), execution=FAST)
+    client = np.array(["z"]).repeat(ROWS)
+    fresh = from_arrays(x + 5, AGE, client, missing="impute")
+    with pytest.raises(PluresError, match="the new clients' targets are not on the scale"):
+        onboard(run, replace(fresh, preparation=replace(fresh.preparation, fill=seen.preparation.fill)))
+    with pytest.raises(PluresError, match="the new clients' missing values are not on the scale"):
+        onboard(run, replace(fresh, preparation=replace(seen.preparation, fill=fresh.preparation.fill)))
+    there = rescaled(run, fresh)
+    mean, scale = seen.preparation.target
+    torch.testing.assert_close(there.targets[:, 0], ((torch.from_numpy(AGE) - mean) / scale).float())
+    gap = there.inputs[0].tolist()
+    assert gap == [pytest.approx(float(seen.preparation.fill[0])), AGE[0] % 7 + 5, 1]
+    with pytest.raises(PluresError, match="is scaled already: build it without standardize"):
+        rescaled(run, seen)
+
+
+# Runs whose data changed or are gone ---------------------------------------------------------------------------------
+
+
+def folder_of(path: Path, shift: float) -> Path:
+    path.mkdir(exist_ok=True)
+    generator = np.random.default_rng(5)
+    for name in "abc":
+        x = generator.normal(size=(30, 3)).astype(np.float32)
+        np.savez(path / f"{name}.npz", x=x + shift, y=(x[:, 0] > 0).astype(np.int64))
+    return path
+
+
+@pytest.mark.parametrize("method", ["ditto", "knnper", "ditto+threshold"])
+def test_a_run_is_published_without_its_data(tmp_path, method):
+    data = folder_of(tmp_path / "data", 0)
+    spec = RunSpec(data=str(data), data_options={"standardize": True}, method=method, rounds=2, unseen=["c"])
+    seen, held = spec.federation().hold_out(["c"])
+    run, kept = spec.run(seen, FAST), RunFolder(tmp_path / "run")
+    kept.write(run, spec, finish(fit(run, method), 0), spec.question(run, held))
+    guest = onboard(run, held)
+    kept.add(guest)
+    live = PersonalModel.of(run, "a", spec), PersonalModel.of(guest, "c", spec)
+    folder_of(data, 50)
+    for client, wanted in zip("ac", live, strict=True):
+        model = opened(kept.path, client)
+        assert model.tensors().keys() == wanted.tensors().keys()
+        for name, value in wanted.tensors().items():
+            assert torch.equal(model.tensors()[name], value), name
+        assert model.card.metrics == pytest.approx(wanted.card.metrics, abs=1e-6)
+        same = {"metrics", "created"}
+        assert model.card.model_dump(exclude=same) == wanted.card.model_dump(exclude=same)
+    shutil.rmtree(data)
+    file = tmp_path / "rows.npz"
+    np.savez(file, x=np.ones((2, 3), np.float32))
+    done = CliRunner().invoke(app, ["predict", str(kept.path), "--client", "c", "--inputs", str(file)])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_newcomers_file_of_another_run_is_not_used(tmp_path):
+    data = folder_of(tmp_path / "data", 0)
+    kept = RunFolder(tmp_path / "run")
+    for seed, unseen in ((0, ["c"]), (1, ["c"]), (1, [])):
+        spec = RunSpec(data=str(data), method="fedavg_ft", rounds=1, unseen=unseen, seed=seed)
+        whole = spec.federation()
+        seen, held = whole.hold_out(unseen) if unseen else (whole, None)
+        run = spec.run(seen, FAST)
+        kept.write(run, spec, finish(fit(run, "fedavg_ft"), 0), spec.question(run, held))
+        if not seed:
+            kept.add(onboard(run, held))
+            first = kept.predict("c", torch.ones(1, 3))[0]
+        elif unseen:
+            with pytest.raises(PluresError, match=r"c\.safetensors was made for another run than the one in"):
+                kept.predict("c", torch.ones(1, 3))
+    assert not torch.allclose(kept.predict("c", torch.ones(1, 3))[0], first)

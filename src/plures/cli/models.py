@@ -94,19 +94,10 @@ def read_newcomers(data: str, spec: RunSpec, run: Run) -> Federation:
     options = dict(spec.data_options) if same_kind else {}
     if not Path(data).is_dir():
         return load(data, **(options if data == spec.data else {}))
-    if options.get("standardize_targets") and run.federation.task.kind == "regression":
-        raise PluresError(
-            f"{data}: the run's targets were standardised, and their scale is not kept: put the new clients into "
-            f"{spec.data} and hold them out with --unseen"
-        )
-    if run.federation.preparation is not None:
-        raise PluresError(
-            f"{data}: missing values of the run's data were imputed, and a folder of new clients would be imputed by "
-            f"means of its own: put the new clients into {spec.data} and hold them out with --unseen"
-        )
     names = {file.stem for file in Path(data).glob("*.npz")}
     options["metadata"] = {name: row for name, row in options.get("metadata", {}).items() if name in names}
     task = run.federation.task
+    options = {name: value for name, value in options.items() if name != "standardize_targets"}
     options |= {"standardize": False, "task": task.kind, "classes": task.classes or None, "name": Path(data).name}
     return rescaled(run, from_folder(Path(data), **options))
 

@@ -13,19 +13,21 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from plures.errors import PluresError, suggestion
-from plures.evaluate.results import SeedResult
+from plures.evaluate.results import ClientScores, SeedResult
+from plures.evaluate.scores import score
 from plures.evaluate.spec import RunSpec
 from plures.faults import M, text_of, unreadable
 from plures.federation import SPLITS, Federation, Split, Task
 from plures.federation.build import Frame
 from plures.federation.preparation import numbers, restored
 from plures.files import describe, read, write, write_text
-from plures.method import Method, Setting
+from plures.method import Bound, Method, Setting
 from plures.models import Leaves, ModelFactory
 from plures.run import Execution, Run, Training
 from plures.run.checkpoint import restore, snapshot
 from plures.run.coordinator import builder
 from plures.run.engine import Engine, Stack
+from plures.run.facts import digest
 from plures.run.fingerprint import (
     DATA,
     KEY,
@@ -42,7 +44,7 @@ from plures.run.fingerprint import (
 from plures.signature import checked
 
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
-OWN, FITTED, PARTS = "own", "fitted", ("inputs", "targets", "weight")
+OWN, FITTED, COUNTS, PARTS = "own", "fitted", "examples", ("inputs", "targets", "weight")
 
 
 def personal_models(run: Run) -> Iterator[tuple[str, Leaves]]:
@@ -73,6 +75,7 @@ def fitted_to(federation: Federation) -> tuple[dict[str, Tensor], dict[str, Any]
     metadata = json.loads(json.dumps({k: list(v) for k, v in federation.metadata.items()}, default=str))
     return {f"{FITTED}:{name}": value for name, value in numbers(federation.scaling, made).items()}, {
         "name": federation.name,
+        "source": federation.source,
         "task": vars(federation.task),
         "features": federation.features,
         "dtype": str(federation.inputs.dtype).removeprefix("torch."),
@@ -80,6 +83,18 @@ def fitted_to(federation: Federation) -> tuple[dict[str, Tensor], dict[str, Any]
         "metadata": metadata,
         "preparation": None if made is None else made.told(),
     }
+
+
+Counts = dict[str, dict[str, int]]
+"""A client's ``rows`` in each split, and its training ``labels`` of each class."""
+
+
+def counts(federation: Federation, place: int) -> Counts:
+    """How many examples a client has."""
+    classes, train = federation.task.classes, federation.splits["train"][place]
+    found = torch.bincount(federation.targets[train], minlength=len(classes)).tolist() if classes else []
+    rows: dict[str, int] = {split: int(federation.splits[split].sizes[place]) for split in SPLITS}
+    return {"rows": rows, "labels": dict(zip(classes, found, strict=True))}
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,9 @@ class RunFolder:
         for place, client in enumerate(run.federation.clients):
             models |= {f"{key}:{client}": t for key, t in own_examples(run, place).items()}
         fitted = fitted_to(run.federation)
-        write(self.path / MODELS, models | fitted[0], {"clients": list(run.federation.clients), FITTED: fitted[1]})
+        counted = {client: counts(run.federation, place) for place, client in enumerate(run.federation.clients)}
+        about = {"clients": list(run.federation.clients), COUNTS: counted, FITTED: fitted[1]}
+        write(self.path / MODELS, models | fitted[0], about)
         described = {
             "spec": None if spec is None else spec.model_dump(),
             KEY: of_run(run, "run" if spec is None else spec.title()) if question is None else question,
@@ -135,11 +152,13 @@ class RunFolder:
                     f"client {client!r} took part in the run in {self.path} and has its model: rename the new client, "
                     "or choose others with --client"
                 )
+        measured = ClientScores.of(score(guest, "validation"))
         for client, leaves in personal_models(guest):
             place = guest.federation.index(client)
             models = {f"{client}/{path}": t for path, t in leaves.items()}
             models |= own_examples(guest, place)
-            write(self._newcomer(client), models, {"clients": [client]})
+            told = {"clients": [client], COUNTS: {client: counts(guest.federation, place)}, KEY: self._belongs()}
+            write(self._newcomer(client), models, told | {"validation": _scores(measured, place)})
 
     def _description(self) -> dict[str, Any]:
         file = self.path / DESCRIPTION
@@ -181,7 +200,7 @@ class RunFolder:
 
     def run(self, device: str = "cpu") -> Run:
         """The run in its saved state, on the clients it was trained with."""
-        spec, execution = self.spec(), self._execution(device)
+        spec, execution = self.spec(), self.execution(device)
         whole = self.data(execution)
         rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution)
         restore(rebuilt, read(self.path / STATE)[0])
@@ -198,7 +217,7 @@ class RunFolder:
         """
         spec, there = self.spec(), self._asked()
         whole = spec.federation()
-        dtype = (execution or self._execution("cpu")).dtype
+        dtype = (execution or self.execution()).dtype
         parts = dict(zip((DATA, UNSEEN), whole.hold_out(spec.unseen) if spec.unseen else (whole,), strict=False))
         here = {part: of_data(federation.to("cpu", dtype)) for part, federation in parts.items() if part in there}
         found = difference({part: told for part, told in there.items() if part in here}, here)
@@ -230,6 +249,7 @@ class RunFolder:
         scaling, preparation = restored(told["preparation"], found)
         return Federation(
             name=told["name"],
+            source=told["source"],
             task=task,
             inputs=torch.zeros(2, *told["features"], dtype=getattr(torch, told["dtype"])),
             targets=torch.zeros(2, dtype=torch.int64) if task.classes else torch.zeros(2, task.outputs),
@@ -241,7 +261,8 @@ class RunFolder:
             preparation=preparation,
         )
 
-    def _execution(self, device: str) -> Execution:
+    def execution(self, device: str = "cpu") -> Execution:
+        """How the run used the machine, on a device."""
         described = self._description()["execution"]
         try:
             return Execution(**described, device=device)
@@ -273,14 +294,10 @@ class RunFolder:
             PluresError: among others if its model diverged, if data that are needed have changed, or if model or method
                 are not the run's.
         """
-        kept, execution = self.model(client), self._execution("cpu")
+        kept, execution = self.model(client), self.execution()
         federation = self.fitted().to("cpu", execution.dtype)
         engine = self._engine(federation, execution, model, method)
-        newcomer = self._newcomer(client).exists()
-        stored, _ = read(self._newcomer(client) if newcomer else self.path / MODELS)
-        end = "" if newcomer else f":{client}"
-        reads = engine.bound.method.predictor.reads
-        own: dict[str, Any] = {split: tuple(stored[f"{OWN}:{split}:{part}{end}"] for part in PARTS) for split in reads}
+        own = self.own(client, engine.bound)
         if inputs is not None:
             inputs = federation.scaled(inputs)
         else:
@@ -327,14 +344,66 @@ class RunFolder:
             raise PluresError(f"this is not the model and the method of the run in {self.path}: {found}")
         return Engine(method.bind(network, setting), federation, Training(), execution, seed)
 
+    def bound(self) -> Bound:
+        """The run's method, bound to its network, without its data."""
+        execution = self.execution()
+        return self._engine(self.fitted().to("cpu", execution.dtype), execution, None, None).bound
+
+    def own(self, client: str, bound: Bound) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """The examples of a client that its predictor reads, ``(1, n, ...)``, by split: inputs, targets, weights."""
+        file = self._file(client)
+        end = f":{client}" if file.name == MODELS else ""
+        stored = read(file)[0] if bound.method.predictor.reads else {}
+        own: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        for split in bound.method.predictor.reads:
+            inputs, targets, weight = (stored[f"{OWN}:{split}:{part}{end}"] for part in PARTS)
+            own[split] = inputs, targets, weight
+        return own
+
+    def counted(self, client: str) -> Counts:
+        """How many examples a client has."""
+        told = describe(self._file(client)).get(COUNTS)
+        if told is None:
+            raise PluresError(f"{self.path / MODELS} is of an earlier version of plures: run again")
+        found: Counts = told[client]
+        return found
+
+    def validation(self, client: str) -> dict[str, float | None]:
+        """Metrics on a client's own validation examples; empty where it has none."""
+        file = self._file(client)
+        if file.name != MODELS:
+            found: dict[str, float | None] = describe(file)["validation"]
+            return found
+        scores = self.result().validation
+        return _scores(scores, scores.clients.index(client))
+
     def _newcomer(self, client: str) -> Path:
         return self.path / NEWCOMERS / f"{client}.safetensors"
 
+    def _belongs(self) -> str:
+        """A digest of what the run answers, by which a newcomer's file is known to be of this run."""
+        return digest(json.dumps(self.question(), sort_keys=True).encode())
+
+    def _file(self, client: str) -> Path:
+        """The file that holds a client's model: a newcomer's own, unless it was made for another run."""
+        newcomer = self._newcomer(client)
+        mine = newcomer.exists() and describe(newcomer).get(KEY) == self._belongs()
+        return newcomer if mine else self.path / MODELS
+
     def model(self, client: str) -> Leaves:
         """What one client predicts with: its personal model, or ``slot:path`` where that is composed."""
-        newcomer = self._newcomer(client)
-        tensors, about = read(newcomer if newcomer.exists() else self.path / MODELS)
+        tensors, about = read(self._file(client))
         if client not in about["clients"]:
+            if self._newcomer(client).exists():
+                raise PluresError(
+                    f"{self._newcomer(client)} was made for another run than the one in {self.path}: make the new "
+                    "client's model again with `plures onboard`"
+                )
             near = suggestion(client, about["clients"], "clients are")
             raise PluresError(f"no client {client!r} in {self.path}; {near}")
         return {key.removeprefix(f"{client}/"): t for key, t in tensors.items() if key.startswith(f"{client}/")}
+
+
+def _scores(scores: ClientScores, place: int) -> dict[str, float | None]:
+    """The metrics of one client; none where it has no example."""
+    return {name: values[place] for name, values in scores.metrics.items()} if scores.sizes[place] else {}

@@ -597,8 +597,8 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     source = options.get("source", "")
     if options.get("standardize_targets", False) and task.kind == "regression":
         mean, scale = _moments(targets, train)
-        targets = (targets - mean.to(targets.dtype)) / scale.to(targets.dtype)
         made = replace(made, target=(mean, scale))
+        targets = made.scaled_targets(targets)
         told = ", ".join(f"mean {m:.6g}, scale {s:.6g}" for m, s in zip(mean.tolist(), scale.tolist(), strict=True))
         told = f"targets standardised ({told}): errors are on that scale, predictions for new rows in their own units"
         source = f"{source}; {told}" if source else told

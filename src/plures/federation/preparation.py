@@ -115,6 +115,26 @@ class Preparation:
         raw[:, places] = torch.where(told, torch.nan, raw[:, places])
         return raw
 
+    def decoded(self, raw: Tensor) -> dict[str, list[Any]]:
+        """The table that raw rows ``(n, columns)`` were made of: column -> cells."""
+        found: dict[str, list[Any]] = {}
+        first = 0
+        for column in self.table:
+            values = raw[:, first : first + column.width]
+            cells = [*(column.levels or ()), None]
+            found[column.name] = (
+                values[:, 0].tolist() if column.levels is None else [cells[i] for i in values.argmax(1).tolist()]
+            )
+            first += column.width
+        return found
+
+    def scaled_targets(self, targets: Tensor) -> Tensor:
+        """Targets ``(n, outputs)`` on the scale that was trained on; class numbers as they are."""
+        if self.target is None:
+            return targets
+        mean, scale = (t.to(targets) for t in self.target)
+        return (targets - mean) / scale
+
     def in_units(self, outputs: Tensor) -> Tensor:
         """Predicted numbers ``(n, outputs)`` in the target's own units."""
         if self.target is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation
+from plures.federation.preparation import Preparation, numbers
 from plures.method import (
     MEMBERSHIP,
     Assign,
@@ -99,25 +100,54 @@ def check(newcomers: Federation, seen: Federation) -> None:
                 f"the new clients' {what} {new}; this run was trained on {old}: build their federation as the "
                 "run's was, with its columns, dtype, task and classes"
             )
-    new_scale, old_scale = newcomers.scaling, seen.scaling
-    same = new_scale is old_scale
-    if new_scale is not None and old_scale is not None:
-        same = all(torch.allclose(new.to(old), old) for new, old in zip(new_scale, old_scale, strict=True))
-    if not same:
+    if newcomers.columns and seen.columns and newcomers.columns != seen.columns:
+        one, other = next(pair for pair in zip(newcomers.columns, seen.columns, strict=True) if pair[0] != pair[1])
         raise PluresError(
-            "the new clients' inputs are not on the scale of the run's (Federation.scaling differs): build their "
-            "federation without standardize, then bring it there by plures.run.onboard.rescaled(run, newcomers)"
+            f"the new clients' inputs are other columns than the run's, {one!r} in place of {other!r}: prepare them as "
+            "the run's by plures.run.onboard.rescaled(run, newcomers)"
+        )
+    found, wanted = (numbers(data.scaling, data.preparation) for data in (newcomers, seen))
+    gaps = any(data.preparation is not None and data.preparation.gaps for data in (newcomers, seen))
+    for name in dict.fromkeys((*found, *wanted)):
+        if name == "fill" and not gaps:
+            continue
+        if name in found and name in wanted and torch.allclose(found[name].to(wanted[name]), wanted[name]):
+            continue
+        what = "targets" if name.startswith("target") else "missing values" if name == "fill" else "inputs"
+        raise PluresError(
+            f"the new clients' {what} are not on the scale of the run's (Federation."
+            f"{'scaling' if what == 'inputs' else 'preparation'} differs): build their federation without standardize "
+            "and standardize_targets, then bring it there by plures.run.onboard.rescaled(run, newcomers)"
         )
 
 
 def rescaled(run: Run, newcomers: Federation) -> Federation:
-    """Newcomers whose inputs are as they came, on the scale of a run's inputs."""
-    if newcomers.scaling is not None:
-        raise PluresError(f"{newcomers.name!r} is scaled already: build it without standardize")
-    if run.federation.scaling is None:
+    """Newcomers whose data are as they came, prepared as a run's data were.
+
+    Args:
+        run: the run.
+        newcomers: built without ``standardize`` and ``standardize_targets``; with ``missing="impute"`` if values are
+            missing, which then become what they became in the run's data.
+
+    Raises:
+        PluresError: among others for a value of a text column that did not occur in the run's data.
+    """
+    seen, own = run.federation, newcomers.preparation or Preparation()
+    if newcomers.scaling is not None or own.target is not None:
+        raise PluresError(f"{newcomers.name!r} is scaled already: build it without standardize and standardize_targets")
+    made = seen.preparation or Preparation()
+    if seen.scaling is None and seen.preparation is None and newcomers.columns in ((), seen.columns):
         return newcomers
-    inputs = run.federation.scaled(newcomers.inputs).to(newcomers.inputs)
-    return replace(newcomers, inputs=inputs, scaling=run.federation.scaling)
+    raw = own.emptied(newcomers.inputs)
+    inputs = seen.scaled(own.decoded(raw) if own.table and made.table else raw).to(newcomers.inputs)
+    return replace(
+        newcomers,
+        inputs=inputs,
+        targets=made.scaled_targets(newcomers.targets),
+        columns=seen.columns,
+        scaling=seen.scaling,
+        preparation=seen.preparation,
+    )
 
 
 def alone(run: Run) -> Schedule:

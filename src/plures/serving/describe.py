@@ -15,10 +15,11 @@ from torch import Tensor
 
 import plures
 from plures.evaluate import RunSpec
-from plures.federation import SPLITS, Task
+from plures.evaluate.folder import Counts
+from plures.federation import Federation, Task
 from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
-from plures.run import Run
+from plures.run import Execution
 from plures.serving.card import Card, Part
 
 if TYPE_CHECKING:
@@ -29,22 +30,33 @@ FARTHEST = 60.0
 
 
 def described(
-    run: Run, place: int, spec: RunSpec, schema: Schema | None = None, sheet: Mapping[str, Any] | None = None
+    federation: Federation,
+    bound: Bound,
+    client: str,
+    spec: RunSpec,
+    counted: Counts,
+    *,
+    round: int,
+    execution: Execution,
+    schema: Schema | None = None,
+    sheet: Mapping[str, Any] | None = None,
 ) -> Card:
     """The card of a client's model, apart from what only the finished model tells.
 
     Args:
-        run: the run.
-        place: position of the client.
+        federation: the client's; its rows are not read.
+        bound: the method and the network.
+        client: its name.
         spec: what the run was.
+        counted: the client's examples.
+        round: rounds finished.
+        execution: of the run.
         schema: what raw rows of a table look like.
         sheet: the data sheet of the client's data.
     """
-    federation, predict = run.federation, run.bound.method.predictor
-    train = federation.targets[federation.splits["train"][place]]
-    counts = torch.bincount(train, minlength=federation.task.outputs).tolist() if federation.task.classes else []
+    predict = bound.method.predictor
     return Card(
-        client=federation.clients[place],
+        client=client,
         federation=federation.name,
         source=federation.source,
         kind=federation.task.kind,
@@ -55,14 +67,14 @@ def described(
         columns=federation.columns,
         preparation=None if federation.preparation is None else federation.preparation.told(),
         spec=spec.model_copy(update={"data": federation.name, "data_options": {}, "unseen": []}),
-        precision="float32" if run.execution.precision == "auto" else run.execution.precision,
-        round=run.round,
+        precision="float32" if execution.precision == "auto" else execution.precision,
+        round=round,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        rows={split: int(federation.splits[split].sizes[place]) for split in SPLITS},
-        carries={split: int(federation.splits[split].sizes[place]) for split in predict.reads},
-        labels=dict(zip(federation.task.classes, counts, strict=True)),
+        rows=counted["rows"],
+        carries={split: counted["rows"][split] for split in predict.reads},
+        labels=counted["labels"],
         fitted_to=reads(predict),
-        parts=parts(run.bound),
+        parts=parts(bound),
         sheet=dict(sheet or {}),
         table=None if schema is None else schema.model_dump(mode="json"),
         versions={

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import plures
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
+from plures.evaluate.folder import counts
 from plures.evaluate.scores import metrics, sums
 from plures.federation import SPLITS, Federation, Split
 from plures.federation.preparation import numbers, restored
@@ -73,7 +74,6 @@ class PersonalModel:
         client: str,
         spec: RunSpec,
         *,
-        leaves: Stack | None = None,
         schema: Schema | None = None,
         sheet: Mapping[str, Any] | None = None,
     ) -> PersonalModel:
@@ -83,7 +83,6 @@ class PersonalModel:
             run: the run, or what :func:`plures.run.onboard` gives for a newcomer.
             client: its name.
             spec: what the run was, to rebuild network and method from.
-            leaves: slot -> path -> value of what the client predicts with; default: as the run stands.
             schema: what raw rows of a table look like, so that the model reads them.
             sheet: the data sheet of the client's data.
 
@@ -91,24 +90,43 @@ class PersonalModel:
             PluresError: if the spec gives another network than the run's.
         """
         place, predict = run.federation.index(client), run.bound.method.predictor
-        if leaves is None:
-            leaves = {s: {p: t[0] for p, t in ls.items()} for s, ls in run.deployed([place]).items()}
-        tensors = {f"{slot}/{path}": t.detach().cpu() for slot, ls in leaves.items() for path, t in ls.items()}
+        federation = run.federation
+        own: dict[str, Examples] = {}
         for split in predict.reads:
-            size = max(1, int(run.federation.splits[split].sizes[place]))
-            whole = run.engine.whole([place], split)
-            tensors |= {f"{OWN}{split}:{part}": t[0, :size].cpu() for part, t in zip(PARTS, whole, strict=True)}
-        tensors |= _fitted(run.federation)
-        card = describe.described(run, place, spec, schema, sheet)
-        model = _narrowed(_assembled(card, tensors))
-        found = {
-            "metrics": model._scores(run.federation, place),
-            "threshold": describe.threshold(predict, model.leaves, card.task),
-            "calibration": describe.fitted(predict, model.leaves),
-            "digest": (digest := describe.digest(model.tensors())),
-            "version": f"{run.round}-{digest[:12]}",
-        }
-        return replace(model, card=card.model_copy(update=found))
+            inputs, targets, weight = run.engine.whole([place], split)
+            size = max(1, int(federation.splits[split].sizes[place]))
+            own[split] = inputs[:, :size], targets[:, :size], weight[:, :size]
+        card = describe.described(
+            federation,
+            run.bound,
+            federation.clients[place],
+            spec,
+            counts(federation, place),
+            round=run.round,
+            execution=run.execution,
+            schema=schema,
+            sheet=sheet,
+        )
+        return _of(card, run.deployed([place]), own, federation, lambda model: model._scores(federation, place))
+
+    @classmethod
+    def stored(cls, kept: RunFolder, client: str) -> PersonalModel:
+        """The model of a client in a run's folder; the run's data are not read, and may have changed or be gone."""
+        stack: Stack = {}
+        for key, value in kept.model(client).items():
+            slot, colon, path = key.partition(":")
+            stack.setdefault(slot if colon else "model", {})[path if colon else key] = value.unsqueeze(0)
+        federation, bound = kept.fitted(), kept.bound()
+        card = describe.described(
+            federation,
+            bound,
+            client,
+            kept.spec(),
+            kept.counted(client),
+            round=kept.result().chosen_round,
+            execution=kept.execution(),
+        )
+        return _of(card, stack, kept.own(client, bound), federation, lambda model: kept.validation(client))
 
     # --- prediction ---------------------------------------------------------------------------------------------
 
@@ -324,20 +342,29 @@ def opened(folder: Path, client: str | None = None) -> PersonalModel:
         return model
     if client is None:
         raise PluresError(f"{folder} is a run with several clients: name one with --client")
-    spec, run = kept.spec(), kept.run()
-    stack: Stack = {}
-    for key, value in kept.model(client).items():
-        slot, colon, path = key.partition(":")
-        stack.setdefault(slot if colon else "model", {})[path if colon else key] = value
-    if client not in run.federation.clients:
-        if client not in spec.unseen:
-            raise PluresError(
-                f"the examples of the new client {client!r} are not in the run's data: make its model in Python, "
-                "PersonalModel.of(onboard(run, newcomers), client, spec)"
-            )
-        newcomer = kept.data().subset([client]).to("cpu", run.execution.dtype)
-        run = run.on(newcomer, Setting.of(newcomer, run.setting))
-    return PersonalModel.of(run, client, spec, leaves=stack)
+    return PersonalModel.stored(kept, client)
+
+
+def _of(
+    card: Card,
+    leaves: Stack,
+    own: Mapping[str, Examples],
+    federation: Federation,
+    scores: Callable[[PersonalModel], dict[str, float | None]],
+) -> PersonalModel:
+    """A model of its parts, each with a first dimension of 1, with its card completed."""
+    tensors = {f"{slot}/{path}": t[0].detach().cpu() for slot, ls in leaves.items() for path, t in ls.items()}
+    for split, examples in own.items():
+        tensors |= {f"{OWN}{split}:{part}": t[0].cpu() for part, t in zip(PARTS, examples, strict=True)}
+    model = _narrowed(_assembled(card, tensors | _fitted(federation)))
+    found = {
+        "metrics": scores(model),
+        "threshold": describe.threshold(model.predictor, model.leaves, card.task),
+        "calibration": describe.fitted(model.predictor, model.leaves),
+        "digest": (digest := describe.digest(model.tensors())),
+        "version": f"{card.round}-{digest[:12]}",
+    }
+    return replace(model, card=card.model_copy(update=found))
 
 
 def _assembled(card: Card, tensors: Mapping[str, Tensor]) -> PersonalModel:
