@@ -336,8 +336,8 @@ def test_a_client_is_taught_by_the_model_of_its_last_visit_and_predicts_with_its
     for path, value in leaves(model).items():
         close(shared(done)[path][0], value)
         predicted = predictors(done)[path]
-        for client in range(7):
-            close(predicted[client], leaves(mine.get(client, model))[path])
+        for client, own_model in mine.items():
+            close(predicted[client], leaves(own_model)[path])
 
 
 @pytest.mark.oracle("KD0")
