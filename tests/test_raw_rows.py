@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 import plures
 from plures.cli import app
 from plures.errors import PluresError
-from plures.evaluate import RunFolder, RunSpec, finish, fit
+from plures.evaluate import RunFolder, RunSpec, finish, fit, score
 from plures.federation import Federation, from_arrays, from_frame
-from plures.methods import fedavg
+from plures.method import SGD
+from plures.methods import ditto, fedavg, fedem, knnper
 from plures.run import Execution, Run, Training, onboard
 from plures.run.onboard import rescaled
 from plures.serving.export import export
@@ -322,3 +323,38 @@ def test_a_newcomers_file_of_another_run_is_not_used(tmp_path):
             with pytest.raises(PluresError, match=r"c\.safetensors was made for another run than the one in"):
                 kept.predict("c", torch.ones(1, 3))
     assert not torch.allclose(kept.predict("c", torch.ones(1, 3))[0], first)
+
+
+@pytest.mark.parametrize("method", [ditto, knnper, fedem])
+def test_a_run_in_memory_predicts_what_its_folder_predicts(tmp_path, method):
+    federation = people()
+    run = Run(federation, net, method(), Training(rounds=2, batch_size=8), execution=FAST)
+    kept = RunFolder(tmp_path / "run")
+    kept.write(run, None, finish(fit(run, "own"), 0))
+    outputs, decided = run.predict("b", NEW)
+    found, again = kept.predict("b", NEW, model=net, method=method())
+    torch.testing.assert_close(outputs, found, rtol=1e-6, atol=1e-6)
+    assert torch.equal(decided, again)
+    rows = federation.splits["test"][1]
+    tested = run.predict("b", {name: cells[rows] for name, cells in TABLE.items()})
+    torch.testing.assert_close(run.predict("b")[0], tested[0], rtol=1e-6, atol=1e-6)
+    accuracy = (tested[1] == federation.targets[rows]).double().mean()
+    assert float(accuracy) == pytest.approx(score(run, "test").values["accuracy"][1])
+
+
+def net() -> nn.Module:
+    layers = nn.Sequential(nn.Linear(11, 5), nn.ReLU(), nn.Linear(5, 2))
+    return plures.with_roles(layers, head="2")
+
+
+def test_a_run_in_memory_predicts_in_the_units_of_the_target():
+    y = 100 + 20 * AGE
+    data = from_arrays(AGE[:, None], y, TABLE["site"], standardize=True, standardize_targets=True)
+    run = Run(data, nn.Linear(1, 1), fedavg(), Training(60, None, optimizer=SGD(0.3)), execution=FAST)
+    for _ in run.rounds():
+        pass
+    outputs, decided = run.predict("a", torch.tensor([[30.0], [70.0]]))
+    assert decided is None
+    torch.testing.assert_close(outputs, torch.tensor([[700.0], [1500.0]]), rtol=0, atol=0.5)
+    with pytest.raises(PluresError, match="no client 'd'"):
+        run.predict("d", torch.ones(1, 1))

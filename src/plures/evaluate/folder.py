@@ -41,6 +41,7 @@ from plures.run.fingerprint import (
     of_network,
     of_run,
 )
+from plures.run.predict import predicted
 from plures.signature import checked
 
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
@@ -305,19 +306,11 @@ class RunFolder:
             if client not in data.clients:
                 raise PluresError(f"the examples of the new client {client!r} are not in the run's data: give --inputs")
             inputs = data.inputs[data.splits["test"][data.index(client)]]
-        if not bool(inputs.isfinite().all()):
-            raise PluresError(f"the inputs for client {client!r} hold a NaN or an infinite value: clean them")
         deployed: Stack = {}
         for key, value in kept.items():
             slot, colon, path = key.partition(":")
             deployed.setdefault(slot if colon else "model", {})[path if colon else key] = value.unsqueeze(0)
-        outputs = engine.forward(deployed, inputs.unsqueeze(0), own)
-        if not bool((outputs.softmax(-1) if federation.task.classes else outputs).isfinite().all()):
-            raise PluresError(
-                f"the model of client {client!r} diverged in training: run again with a lower learning rate"
-            )
-        decided = engine.decisions(deployed, outputs)[0] if federation.task.classes else None
-        return federation.in_units(outputs[0]), decided
+        return predicted(engine, client, deployed, own, inputs)
 
     def _engine(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
+from plures.federation.build import Frame
 from plures.method import (
     AGE,
     LATER,
@@ -37,6 +38,7 @@ from plures.run.cost import kept
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.participation import PARTICIPATIONS, Full, Participation
+from plures.run.predict import Examples, predicted
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import rehearse
 from plures.run.store import ClientStore
@@ -195,6 +197,49 @@ class Run(Coordinator):
         own = self._deployed([i for i, fresh in zip(clients, anew, strict=True) if not fresh])
         where = torch.cat([(~anew).nonzero(), anew.nonzero()]).squeeze(1).argsort().to(self.device)
         return {s: {p: torch.cat([t, new[s][p]])[where] for p, t in leaves.items()} for s, leaves in own.items()}
+
+    def predict(
+        self, client: str, inputs: Tensor | Mapping[str, Any] | Frame | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs of one client's predictor, and the classes that it decides for.
+
+        New rows are encoded, completed and scaled by what was fitted to the run's data.
+
+        Args:
+            client: its name.
+            inputs: raw examples ``(n, *features)``, or a table with the columns of the data, in any order
+                (:meth:`~plures.federation.Federation.scaled`); default: the client's test examples.
+
+        Returns:
+            Outputs ``(n, outputs)``, logarithms of probabilities up to a constant or the predicted numbers in the
+            target's own units; classes ``(n,)`` int64, ``None`` for regression.
+
+        Raises:
+            PluresError: among others if there is no such client, or if its model diverged.
+
+        Examples:
+            >>> import numpy as np
+            >>> import plures
+            >>> age, ward = np.arange(60) % 50 + 20.0, np.array(["east", "west"]).repeat(30)
+            >>> table = {"age": age, "ward": ward, "sick": age > 40}
+            >>> data = plures.from_frame(table, target="sick", client="ward", standardize=True)
+            >>> model = lambda: torch.nn.Linear(1, 2)
+            >>> run = plures.Run(data, model, plures.methods.ditto(), plures.Training(rounds=20))
+            >>> for _ in run.rounds():
+            ...     pass
+            >>> _, classes = run.predict("west", {"age": [20, 69]})
+            >>> [data.task.classes[i] for i in classes]
+            ['False', 'True']
+        """
+        place = self.federation.index(client)
+        if inputs is None:
+            rows = self.federation.inputs[self.federation.splits["test"][place]]
+        else:
+            rows = self.federation.scaled(inputs)
+        own: dict[str, Examples] = {
+            split: self.engine.whole([place], split) for split in self.bound.method.predictor.reads
+        }
+        return predicted(self.engine, self.federation.clients[place], self.deployed([place]), own, rows)
 
     def _anew(self, clients: list[int]) -> Tensor:
         """``(clients,)`` who of some clients is served as those that come later are."""

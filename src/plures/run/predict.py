@@ -1,0 +1,42 @@
+"""Predictions of one client for raw rows, by a run in memory or on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.run.engine import Engine, Stack
+
+Examples = tuple[Tensor, Tensor, Tensor]
+
+
+def predicted(
+    engine: Engine, client: str, deployed: Stack, own: Mapping[str, Examples], inputs: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Outputs ``(n, outputs)`` of a client's predictor, and the classes ``(n,)`` that it decides for.
+
+    Args:
+        engine: of the run.
+        client: its name, for messages.
+        deployed: what it predicts with, ``(1, ...)`` each.
+        own: the client's examples that its predictor reads, by split.
+        inputs: ``(n, *features)`` as the network reads them.
+
+    Returns:
+        Logarithms of probabilities up to a constant, and classes; or numbers in the target's own units, and ``None``.
+
+    Raises:
+        PluresError: if inputs are not finite, or if the model diverged.
+    """
+    federation = engine.federation
+    if not bool(inputs.isfinite().all()):
+        raise PluresError(f"the inputs for client {client!r} hold a NaN or an infinite value: clean them")
+    with torch.no_grad():
+        outputs = engine.forward(deployed, inputs.unsqueeze(0), own)
+    if not bool((outputs.softmax(-1) if federation.task.classes else outputs).isfinite().all()):
+        raise PluresError(f"the model of client {client!r} diverged in training: run again with a lower learning rate")
+    decided = engine.decisions(deployed, outputs)[0] if federation.task.classes else None
+    return federation.in_units(outputs[0]), decided
