@@ -159,8 +159,8 @@ def test_curve_is_the_mean_and_range_over_seeds() -> None:
     c = scored({name: [[0.5] * 4] * 3 for name in ("local", "fedavg", "fedavg_ft")})
     points = curve(c.method("local"))
     assert [p["round"] for p in points] == [0, 2, 4]
-    # Validation is 0.1 (round + seed) over seeds 0, 1, 2; 4000 bytes travel among 4 clients until round 4.
-    last = {"round": 4, "mean": 0.5, "least": 0.4, "most": 0.6, "bytes": 1000.0, "seconds": 3.0}
+    # Validation is 0.1 (round + seed) over seeds 0, 1, 2; 1.2 MB travel among 4 clients in each of 4 rounds.
+    last = {"round": 4, "mean": 0.5, "least": 0.4, "most": 0.6, "bytes": 1.2e6, "seconds": 3.0}
     assert points[-1] == pytest.approx(last)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.federation.encode import Column, cells_of
 
@@ -18,6 +19,7 @@ Moments = tuple[Tensor, Tensor]
 """What is subtracted, and what divides the rest."""
 
 
+@brief
 @dataclass(frozen=True)
 class Preparation:
     """How raw rows become inputs, before these are scaled, and numbers that a model predicts become those of the data.
