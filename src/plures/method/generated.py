@@ -18,7 +18,7 @@ from plures.method.share import Cohort, Kept, Probe, Share, Shared, blended, fla
 from plures.method.tree import fixed
 from plures.models import Leaves, Marked
 
-EMBEDDING, OUTPUT, STEPS = "embedding", "output", "steps"
+EMBEDDING, OUTPUT, STEPS, VISITED = "embedding", "output", "steps", "visited"
 
 
 @brief
@@ -88,7 +88,8 @@ class Generated(Share):
         memory = {
             remembered(n, k): torch.zeros_like(extra[k]) for n in range(self.optimizer.slots) for k in self.trained
         }
-        return Kept(base, extra | memory | {STEPS: torch.zeros(len(setting), dtype=torch.int64)})
+        nobody = {VISITED: torch.zeros(len(setting), dtype=torch.bool)}
+        return Kept(base, extra | memory | nobody | {STEPS: torch.zeros(len(setting), dtype=torch.int64)})
 
     @property
     def trained(self) -> list[str]:
@@ -116,18 +117,26 @@ class Generated(Share):
         slopes = self._slopes(kept, rows, values, self.trained)
         scale = self._scale(torch.stack([slope.norm() for slope in slopes.values()]).norm())
         steps = kept.extra[STEPS] + 1
+        visited = kept.extra[VISITED].index_fill(0, rows.cpu(), True)
         new = self._stepped(kept.extra, {k: scale * slope for k, slope in slopes.items()}, int(steps[0]))
         weight = torch.zeros(len(rows), dtype=torch.float64)
         weight.index_add_(0, torch.searchsorted(rows, cohort.rows), cohort.weights.cpu().to(torch.float64))
         seen = {k: blended(values[k], weight / weight.sum()).unsqueeze(0) for k in kept.buffers if k in values}
-        return replace(kept, values=kept.values | seen, extra=kept.extra | new | {STEPS: steps})
+        return replace(kept, values=kept.values | seen, extra=kept.extra | new | {STEPS: steps, VISITED: visited})
 
     def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
-        """Newcomers get the embedding of their metadata; free ones start from the mean and are fitted in visits."""
-        old = kept.extra[EMBEDDING]
-        e = self._described(kept.extra, setting) if self.columns else old.mean(0).expand(len(setting), -1).clone()
+        """Newcomers get the embedding of their metadata; free ones start from a mean and are fitted in visits.
+
+        The mean is that of the clients that took part: what the others have is a random start.
+        """
+        old, visited = kept.extra[EMBEDDING], kept.extra[VISITED].to(kept.extra[EMBEDDING].device)
+        learned = old[visited] if bool(visited.any()) else old
+        e = self._described(kept.extra, setting) if self.columns else learned.mean(0).expand(len(setting), -1).clone()
         memory = {remembered(n, EMBEDDING): torch.zeros_like(e) for n in range(self.optimizer.slots) if self.own_row}
-        none_yet = {STEPS: torch.zeros(len(setting), dtype=torch.int64)}
+        none_yet = {
+            STEPS: torch.zeros(len(setting), dtype=torch.int64),
+            VISITED: torch.zeros(len(setting), dtype=torch.bool),
+        }
         return replace(kept, extra=kept.extra | memory | none_yet | {EMBEDDING: e})
 
     def tune(self, kept: Kept, rows: Tensor, values: Leaves) -> Kept:

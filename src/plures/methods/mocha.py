@@ -94,7 +94,7 @@ def mocha(
         relationship: ``learned``; ``mean``, ``I - 11^T/n`` (mean-regularised multi-task learning with
             ``lam = 2 lam1``); or a fixed ``Omega``, ``(clients, clients)``, symmetric and positive semidefinite.
         shrink: weight of the identity in the learned covariance, which keeps it invertible.
-        visits: visits an unseen client makes, pulled to the mean of the models.
+        visits: visits an unseen client makes, from the mean of the models and pulled to the mean of the ``z_i``.
     """
     fixed = relationship if isinstance(relationship, Tensor) else None
     require(fixed is not None or relationship in ("learned", "mean"), f"mocha: relationship={relationship!r}")
@@ -115,7 +115,7 @@ def mocha(
     def towards(look: Look) -> Tensor:
         relation = omega(look.models).cpu()
         step = torch.eye(len(relation), dtype=torch.float64) - relation / max(bound, 1e-300)
-        return torch.where((look.clients < 0)[:, None], 1 / len(step), step[look.clients])
+        return torch.where((look.clients < 0)[:, None], step.mean(0), step[look.clients])
 
     def coupled(x: State, received: State, batch: Batch) -> Tensor:
         pull = lam1 * bound * squared_distance(x.model, received.towards)

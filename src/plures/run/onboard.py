@@ -173,9 +173,14 @@ def exactly(leaves: list[Leaf]) -> tuple[Selector, ...]:
 
 
 def _losses(run: Run, guest: Run, block: Block, clients: list[int], rows: int) -> Tensor:
-    """Losses of newcomers with each model of a block; those without training data prefer what most clients use."""
+    """Losses of newcomers with each model of a block; those without training data prefer what most clients use.
+
+    Clients that have not taken part yet do not count, for they have not chosen.
+    """
     losses = guest.losses(clients, rows, block.share)
-    users = torch.bincount(run.membership[block.name], minlength=rows)[:rows]
+    members = run.membership[block.name]
+    chosen = members[run.last > 0] if bool((run.last > 0).any()) else members
+    users = torch.bincount(chosen, minlength=rows)[:rows]
     none = guest.federation.splits["train"].sizes[clients] == 0
     return torch.where(none.to(losses.device), -users.to(losses).unsqueeze(1), losses)
 
