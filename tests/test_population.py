@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from plures.errors import PluresError
 from plures.evaluate import Comparison, RunFolder, compare, finish, fit, follow, score
-from plures.federation import Stream
-from plures.method import SGD, Method, Personal, everything
+from plures.federation import Split, Stream
+from plures.method import SGD, Generated, Known, Method, Personal, Setting, Shared, everything
 from plures.methods import CATALOGUE, ditto, fedavg, fedper, ifca, local
 from plures.report import headline, html_report
 from plures.report.sheets import drawn
@@ -230,3 +233,61 @@ def test_where_all_clients_are_alike_a_newcomer_predicts_what_they_predict(name)
     assert predictions(onboard(done, later)) == pytest.approx([2.0], abs=0.07)
     if name != "local":
         assert predictions(onboard(done, later, visits=0)) == pytest.approx([2.0], abs=0.07)
+
+
+# Clients that nobody drew do not speak for the others -----------------------------------------------------------------
+
+
+def test_newcomers_of_generated_models_start_from_embeddings_that_were_learned():
+    """The embedding of a client that was never drawn is a random start: the mean leaves it out."""
+    method = Method(layout={"model": Generated(embeddings=torch.tensor([[1.0], [3.0], [5.0], [100.0]]))})
+    frozen = replace(method, layout={"model": replace(method.layout["model"], learn_embeddings=False)})
+    done = run(frozen, 1, federation=ALIKE, participation=WITHOUT_D)
+    later = onboard(done, quadratic((1.0,), (2.0,), (10,), names=("z",)))
+    assert later.server["model"].extra["embedding"].tolist() == [[3.0]]
+    untrained = run(frozen, 0, federation=ALIKE, participation=WITHOUT_D)
+    later = onboard(untrained, quadratic((1.0,), (2.0,), (10,), names=("z",)))
+    assert later.server["model"].extra["embedding"].tolist() == [[27.25]]
+
+
+def test_a_newcomer_without_data_joins_the_cluster_of_those_that_were_drawn():
+    """Two of five were drawn, and use the second model: those that never chose do not vote for the first."""
+    data = quadratic((1.0,) * 5, (-3.0, 3.0, 3.1, -3.0, -3.0), (10,) * 5)
+    done = run(ifca(2), 20, federation=data, participation=Fixed([["b", "c"]]), model=scattered(), lr=0.3)
+    chosen = done.membership["model"].tolist()
+    assert chosen[1] == chosen[2] == 1
+    assert chosen[0] == 0
+    later = quadratic((1.0,), (0.0,), (10,), names=("z",))
+    later = replace(later, splits={**later.splits, "train": Split.of([torch.zeros(0, dtype=torch.int64)])})
+    assert predictions(onboard(done, later)) == pytest.approx([3.05], abs=0.01)
+
+
+def test_mocha_pulls_a_newcomer_to_the_mean_of_what_pulls_the_clients():
+    """With a learned relationship, also equal models are pulled towards 0, a newcomer's like theirs."""
+    done = run(CATALOGUE["mocha"](visits=40), 40, federation=ALIKE, steps=10, lr=0.2)
+    later = quadratic((1.0,), (2.0,), (10,), names=("z",))
+    assert predictions(done)[0] < 1.99
+    assert predictions(onboard(done, later)) == pytest.approx(predictions(done)[:1], abs=1e-6)
+
+
+# Columns that have the name of a fact ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["examples", "labels", "age", "comes later"])
+def test_a_column_does_not_replace_a_fact(name):
+    """A column ``examples`` is not what clients count by; a method that asks for it is told."""
+    data = replace(ALIKE, metadata={name: (0.1, 0.2, 0.3, 0.4)})
+    setting = Setting.of(data)
+    assert setting.fact("examples").tolist() == [10.0] * 4
+    assert "labels" not in setting.facts
+    assert setting.facts["age"].tolist() == [0.0] * 4
+    other = replace(quadratic(), metadata={name: (1.0, 5.0, 9.0)})
+    assert predictions(run(fedavg(), 3, federation=other)) == predictions(run(fedavg(), 3))
+    for make in (
+        lambda: CATALOGUE["quality"](name),
+        lambda: CATALOGUE["pfedhn"](columns=(name,)),
+        lambda: Method(layout={"model": Shared(), "about": Known(name)}),
+    ):
+        with pytest.raises(PluresError, match=f"asks for '{name}', which .* another name, such as 'client {name}'"):
+            run(make(), 1, federation=data)
+    assert Setting.of(data).groups(name)[1] == ("0.1", "0.2", "0.3", "0.4")

@@ -145,7 +145,7 @@ class EnergyAware(Grouping):
             return 1 - torch.nn.functional.one_hot(groups, len(names)).to(torch.float64)
         if isinstance(self.energy, Tensor):
             return self.energy
-        return torch.stack([setting.fact(column) for column in self.energy], 1)
+        return torch.stack([setting.column(column) for column in self.energy], 1)
 
     def start(self, clusters: int, setting: Setting) -> Tensor:
         energy = self.links(setting)

@@ -19,6 +19,8 @@ AGE = "age"
 """Rounds that a client has missed since it last took part; kept by the run, 0 before its first round."""
 LATER = "comes later"
 """Whether a client is served as one that comes later, 1 or 0; kept by the run."""
+KEPT = ("examples", "labels", AGE, LATER)
+"""Facts that do not come from metadata; a column of such a name is none."""
 
 
 @brief
@@ -32,7 +34,7 @@ class Setting:
         features: shape of one example.
         facts: ``(clients, ...)`` each: ``examples`` (training examples), ``labels`` (training examples of each class),
             and every column of the metadata: numbers as they are (truth values as 0 and 1, a missing one as NaN) and
-            categories one-hot.
+            categories one-hot. A column that has the name of another fact can group clients and nothing else.
         metadata: the columns as they came, arrays of one element as that element.
         levels: the values of every categorical column, in the order of its one-hot code.
         dtype: type of the inputs; an integer type for tokens.
@@ -67,8 +69,7 @@ class Setting:
         device = federation.inputs.device
         facts = {"examples": split.sizes.to(device, dtype)}
         for kept in (AGE, LATER):
-            if like is None or kept not in like.metadata:
-                facts[kept] = torch.zeros(len(federation), device=device)
+            facts[kept] = torch.zeros(len(federation), device=device)
         if federation.task.kind == "classification":
             counts = [torch.bincount(federation.targets[rows], minlength=federation.task.outputs) for rows in split]
             facts["labels"] = torch.stack(counts).to(dtype)
@@ -79,6 +80,8 @@ class Setting:
             if like is None or column in like.metadata
         }
         for column, values in metadata.items():
+            if column in KEPT:
+                continue
             numeric = all(v is None or isinstance(v, Real) for v in values) if like is None else column in like.facts
             if numeric and (like is None or column not in like.levels):
                 numbers = [float(v) if isinstance(v, Real) else torch.nan for v in values]
@@ -121,8 +124,14 @@ class Setting:
             )
         return values
 
+    def column(self, name: str) -> Tensor:
+        """A fact of every client that may come from metadata; refused where its name means two things."""
+        self._clear(name)
+        return self.fact(name)
+
     def kind(self, name: str) -> Tensor:
         """A value of the shape and type of a fact of one client, whether or not it is known here."""
+        self._clear(name)
         return self._values(name)[0] if name in self.private else self.fact(name)[0]
 
     def _values(self, name: str) -> Tensor:
@@ -133,13 +142,21 @@ class Setting:
             )
         return self.facts[name]
 
+    def _clear(self, name: str) -> None:
+        """Refuse a name that means two things."""
+        if name in KEPT and name in self.metadata:
+            raise PluresError(
+                f"the method asks for {name!r}, which is a fact that every run keeps, and a metadata column: give the "
+                f"column another name, such as 'client {name}'"
+            )
+
     def _who(self) -> str:
         """The clients, for messages."""
         return f"client {self.clients[0]!r}" + (f" and {len(self) - 1} more" if len(self) > 1 else "")
 
     def numbers(self, columns: Sequence[str]) -> Tensor:
         """What is known of every client in some columns, side by side, ``(clients, numbers)``."""
-        found = [self.fact(column).reshape(len(self), -1) for column in columns]
+        found = [self.column(column).reshape(len(self), -1) for column in columns]
         return torch.cat(found, 1) if found else torch.zeros(len(self), 0, device=self.facts["examples"].device)
 
     def groups(self, column: str) -> tuple[Tensor, tuple[str, ...]]:

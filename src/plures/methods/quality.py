@@ -28,7 +28,7 @@ class Reported(Known):
 
     def leaves(self, setting: Setting) -> Leaves:
         column = self.facts[1]
-        numbers = setting.fact(column)
+        numbers = setting.column(column)
         limits = f"metadata column {column!r} must hold numbers {'above' if self.positive else 'from'} 0 to {self.most}"
         require(numbers.dim() == 1, limits)
         sound = (numbers <= self.most) & ((numbers > 0) if self.positive else (numbers >= 0))
