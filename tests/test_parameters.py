@@ -170,3 +170,38 @@ def test_messages_name_the_remedy():
             with_adapters(model, 8)
     with pytest.warns(PluresWarning, match="fedbn is uniform FedAvg"):
         Run(quadratic(), nn.Linear(1, 1), fedbn(), Training(rounds=0), execution=EXACT)
+
+
+# One of two parameters -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("fedavg_ft", {"epochs": 3, "steps": 5}, "fedavg_ft: epochs=3, steps=5: give one of the two"),
+        ("wise_ft", {"epochs": 2.5, "steps": 0}, "wise_ft: epochs=2.5, steps=0: give one of the two"),
+        ("fedrep", {"head_epochs": 1, "head_steps": 2}, "fedrep: head_epochs=1, head_steps=2: give one of the two"),
+        ("fedrep", {"body_epochs": 0, "body_steps": 2}, "fedrep: body_epochs=0, body_steps=2: give one of the two"),
+    ],
+)
+def test_passes_and_steps_are_not_given_together(name, given, said):
+    entry = CATALOGUE[name]
+    with pytest.raises(PluresError, match=said):
+        entry(**given)
+    with pytest.raises(PluresError, match=said):
+        entry.fixing(**given)
+    (first, one), (second, other) = given.items()
+    with pytest.raises(PluresError, match="give one of the two"):
+        entry.fixing(**{second: other})(**{first: one})
+
+
+def test_passes_are_not_tuned_where_steps_are_given():
+    assert CATALOGUE["fedavg_ft"].fixing(steps=5).space == {}
+    assert CATALOGUE["fedrep"].fixing(body_steps=5).space == CATALOGUE["fedrep"].space
+
+
+def test_every_pair_of_passes_and_steps_is_known():
+    """What a method names ``steps`` beside ``epochs`` replaces it, and says so."""
+    for entry in CATALOGUE.values():
+        pairs = {n: n.replace("steps", "epochs") for n in entry.defaults if n.split("_")[-1] == "steps"}
+        assert dict(entry.instead) == {n: other for n, other in pairs.items() if other in entry.defaults}, entry.name

@@ -29,6 +29,7 @@ class Entry:
         origin: what finds it again, where that is not its name: ``package.module:function``.
         fixed: parameters that were given beforehand (:meth:`fixing`).
         parts: the methods that it is composed of.
+        instead: parameters that replace another one: ``{"steps": "epochs"}``; only one of the two is given.
     """
 
     name: str
@@ -40,9 +41,11 @@ class Entry:
     origin: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Entry, ...] = ()
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **parameters: Any) -> Method:
         given = arguments(f"method {self.name!r}", self.build, *args, **parameters)
+        self._either({**self.fixed, **given.arguments})
         made = self.build(*given.args, **given.kwargs)
         if not isinstance(made, Method):
             raise PluresError(f"method {self.name!r}: its function returns {shown(made)}; let it return a Method")
@@ -58,15 +61,25 @@ class Entry:
         given = arguments(f"method {self.name!r}", self.build, *args, **parameters).arguments
         if not given:
             return self
+        self._either(given)
+        settled = {*given, *(self.instead[name] for name in given if name in self.instead)}
         return replace(
             self,
             name=titled(self.name, given),
             title=titled(self.title, given),
             build=partial(self.build, **given),
-            space={name: values for name, values in self.space.items() if name not in given},
+            space={name: values for name, values in self.space.items() if name not in settled},
             origin=self.origin or self.name,
             fixed={**self.fixed, **given},
         )
+
+    def _either(self, given: Mapping[str, Any]) -> None:
+        """Refuse two parameters of which one replaces the other."""
+        for name, other in self.instead.items():
+            require(
+                given.get(name) is None or given.get(other) is None,
+                f"{self.name}: {other}={given.get(other)}, {name}={given.get(name)}: give one of the two",
+            )
 
     def same(self, other: Entry) -> bool:
         """Whether both stand for one method with the same parameters."""
@@ -139,12 +152,16 @@ def plain(value: Any) -> str:
 
 
 def entry(
-    title: str, family: str, citation: str, space: Mapping[str, tuple[Any, ...]] | None = None
+    title: str,
+    family: str,
+    citation: str,
+    space: Mapping[str, tuple[Any, ...]] | None = None,
+    instead: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., Method]], Entry]:
     """Describe a method where it is defined."""
 
     def describe(build: Callable[..., Method]) -> Entry:
-        return Entry(build.__name__, title, family, citation, build, space or {})
+        return Entry(build.__name__, title, family, citation, build, space or {}, instead=instead or {})
 
     return describe
 

@@ -4,7 +4,13 @@ from plures.method import Method, Phase, Predict, head
 from plures.methods.entry import entry, require
 
 
-@entry("FedAvg + fine-tuning", "baseline", "Jiang, Konečný, Rush, Kannan 2019, arXiv:1909.12488", {"epochs": (1, 3, 5)})
+@entry(
+    "FedAvg + fine-tuning",
+    "baseline",
+    "Jiang, Konečný, Rush, Kannan 2019, arXiv:1909.12488",
+    {"epochs": (1, 3, 5)},
+    {"steps": "epochs"},
+)
 def fedavg_ft(epochs: float = 3, steps: int | None = None, lr: float | None = None, head_only: bool = False) -> Method:
     """FedAvg; before predicting, each client trains a copy of the global model on its own data.
 

@@ -9,6 +9,7 @@ from plures.methods.entry import entry
     "split model",
     "Collins, Hassani, Mokhtari, Shakkottai 2021, ICML, Algorithm 1",
     {"head_epochs": (1, 3, 5)},
+    {"head_steps": "head_epochs", "body_steps": "body_epochs"},
 )
 def fedrep(
     head_epochs: float = 3,

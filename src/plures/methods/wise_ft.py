@@ -29,6 +29,7 @@ GRID = tuple(k / 10 for k in range(11))
     "after training",
     "Wortsman, Ilharco, Kim et al. 2022, CVPR, section 3",
     {"epochs": (1, 3, 5)},
+    {"steps": "epochs"},
 )
 def wise_ft(
     mix: Literal["parameters", "outputs"] = "parameters",
