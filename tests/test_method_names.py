@@ -106,7 +106,8 @@ def test_a_run_of_fixed_parameters_is_found_again(tmp_path):
 
 def test_two_names_never_share_a_file():
     names = ["own", "a/b", "a-b", "a:b", "<lambda>", "<lambda>-", "ditto lam=0.1", ".x", "../x", "a" * 300, "a" * 301]
+    names += ["Own", "OWN", "scaffold option=I", "scaffold option=i"]
     files = [filed(name) for name in names]
-    assert len(set(files)) == len(names)
+    assert len({file.lower() for file in files}) == len(names)
     assert (files[0], files[6]) == ("own", "ditto lam=0.1")
     assert all("/" not in file and not file.startswith(".") and len(file) < 120 for file in files)

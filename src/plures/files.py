@@ -58,13 +58,14 @@ def check_file(file: Path) -> None:
     check_folder(file.parent)
 
 
-SAFE = re.compile(r"[A-Za-z0-9_=+,()\[\]'-][A-Za-z0-9 _.=+,()\[\]'-]{0,99}")
+SAFE = re.compile(r"[a-z0-9_=+,()\[\]'-][a-z0-9 _.=+,()\[\]'-]{0,99}")
 
 
 def filed(name: str) -> str:
     """A name as the name of a file or folder; two names never share one.
 
-    A name that every file system takes stays as it is; in another, odd signs become dashes and a digest is added.
+    A name that every file system takes stays as it is; in another, odd signs become dashes and a digest is added. So it
+    is with capitals, for on some file systems names that differ by them alone are one.
     """
     if SAFE.fullmatch(name):
         return name
