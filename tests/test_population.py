@@ -273,14 +273,14 @@ def test_mocha_pulls_a_newcomer_to_the_mean_of_what_pulls_the_clients():
 # Columns that have the name of a fact ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["examples", "labels", "age", "comes later"])
+@pytest.mark.parametrize("name", ["examples", "labels", "rounds missed", "comes later"])
 def test_a_column_does_not_replace_a_fact(name):
     """A column ``examples`` is not what clients count by; a method that asks for it is told."""
     data = replace(ALIKE, metadata={name: (0.1, 0.2, 0.3, 0.4)})
     setting = Setting.of(data)
     assert setting.fact("examples").tolist() == [10.0] * 4
     assert "labels" not in setting.facts
-    assert setting.facts["age"].tolist() == [0.0] * 4
+    assert setting.facts["rounds missed"].tolist() == [0.0] * 4
     other = replace(quadratic(), metadata={name: (1.0, 5.0, 9.0)})
     assert predictions(run(fedavg(), 3, federation=other)) == predictions(run(fedavg(), 3))
     for make in (
@@ -291,3 +291,10 @@ def test_a_column_does_not_replace_a_fact(name):
         with pytest.raises(PluresError, match=f"asks for '{name}', which .* another name, such as 'client {name}'"):
             run(make(), 1, federation=data)
     assert Setting.of(data).groups(name)[1] == ("0.1", "0.2", "0.3", "0.4")
+
+
+def test_a_column_of_ages_is_a_column():
+    """What a client has missed has another name, so 3 of 60, by examples times a column of ages, is 3 of 60."""
+    data = replace(quadratic((1.0,) * 3, (0.0, 0.0, 1.0), (10,) * 3), metadata={"age": (28.5, 28.5, 3.0)})
+    done = run(CATALOGUE["quality"]("age"), 30, federation=data)
+    assert predictions(done) == pytest.approx([0.05] * 3)

@@ -15,7 +15,7 @@ from plures.errors import PluresError
 from plures.federation import Federation, Task
 from plures.federation.federation import position
 
-AGE = "age"
+AGE = "rounds missed"
 """Rounds that a client has missed since it last took part; kept by the run, 0 before its first round."""
 LATER = "comes later"
 """Whether a client is served as one that comes later, 1 or 0; kept by the run."""
