@@ -84,7 +84,7 @@ def run(method, execution, *, model=mlp, federation=None, participation=None, **
     done = Run(
         federation or ragged(), model, method, Training(**options), participation=participation, execution=execution
     )
-    done.losses = [record.loss for record in done.rounds()]  # type: ignore[attr-defined]
+    done.losses = [(record.loss, record.objective) for record in done.rounds()]  # type: ignore[attr-defined]
     return done
 
 
@@ -619,7 +619,7 @@ def test_no_steps_change_nothing(execution):
     for training in ({"steps": 0}, {"epochs": 0}):
         done = run(scaffold(), execution, rounds=2, **training)
         assert_same({path: t[0] for path, t in done.states([0])["model"].items()}, done.bound.initial["model"], 1e-15)
-        assert done.losses == [0.0, 0.0]
+        assert done.losses == [(0.0, 0.0), (0.0, 0.0)]
 
 
 # Compiled steps ------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ COMPILED = Execution("vmap", 7, True, "float64")
 def trained(method, execution, model=mlp, federation=None, **options):
     options = {"rounds": 2, "batch_size": 8, "epochs": 2, "optimizer": SGD(0.2)} | options
     done = Run(federation or ragged(), model, method, Training(**options), execution=execution)
-    done.losses = [record.loss for record in done.rounds()]  # type: ignore[attr-defined]
+    done.losses = [(record.loss, record.objective) for record in done.rounds()]  # type: ignore[attr-defined]
     return done
 
 

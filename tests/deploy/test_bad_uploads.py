@@ -102,7 +102,7 @@ ANY: dict[str, tuple[Spoil, str]] = {
     "a header without end": (lambda m: header(b"[" * 10**6), "a message is damaged: maximum recursion depth.*"),
     "a header that is a list": (lambda m: header(b"[]"), "a message is damaged: list indices .*"),
     "a header without ours": (lambda m: header(b"{}"), "a message is damaged: '__metadata__'"),
-    "another protocol": (reply(protocol=2), "a message is damaged: a message of protocol 2, not 1: install .*"),
+    "another protocol": (reply(protocol=1), "a message is damaged: a message of protocol 1, not 2: install .*"),
     "an unknown field": (reply(run_this="rm"), r"a message is malformed: \('run_this',\): Extra inputs .*"),
     "a wrong type": (reply(loss="low"), r"a message is malformed: \('loss',\): Input should be a valid number.*"),
     "an impossible shape": (impossible, "a message is damaged: .* overflowed"),

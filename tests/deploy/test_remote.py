@@ -40,6 +40,7 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
         assert there.cohort == here.cohort
         assert not there.left_out
         assert there.loss == pytest.approx(here.loss, rel=1e-5)
+        assert there.objective == pytest.approx(here.objective, rel=1e-5, abs=1e-6)
         assert (there.bytes_down, there.bytes_up) == (here.bytes_down, here.bytes_up)
         assert (remote.sent - sent[0], remote.received - sent[1]) == (here.bytes_down, here.bytes_up)
 

@@ -26,6 +26,7 @@ def test_a_callback_hears_start_rounds_points_and_end_in_order():
     assert heard.told("point") == fitted.curve == result.curve
     assert [record.round for record in heard.told("round")] == [1, 2, 3, 4, 5]
     assert [record.loss for record in heard.told("round")] == [point.train_loss for point in points]
+    assert [record.objective for record in heard.told("round")] == [point.objective for point in points]
     assert sum(record.seconds for record in heard.told("round")) == pytest.approx(fitted.curve[-1].seconds)
     assert heard.told("end") == [result]
     (about,) = heard.told("start")

@@ -56,6 +56,7 @@ def recorded(heard: Heard) -> dict[str, list[tuple[int, float]]]:
 
     for record in heard.told("round"):
         add("train/loss", record.round, record.loss)
+        add("train/objective", record.round, record.objective)
         add("bytes/up", record.round, record.bytes_up)
         add("bytes/down", record.round, record.bytes_down)
         add("seconds/round", record.round, record.seconds)

@@ -174,7 +174,12 @@ class Conductor:
         self.count(remote)
         self.progress.seconds += record.seconds
         self.progress.visits += len(record.cohort)
-        self.progress.pending = {"round": record.round, "train_loss": record.loss, "visits": self.progress.visits}
+        self.progress.pending = {
+            "round": record.round,
+            "train_loss": record.loss,
+            "objective": record.objective,
+            "visits": self.progress.visits,
+        }
         for client, reason in record.left_out.items():
             self.progress.left_out.append({"round": record.round, "client": client, "reason": reason})
         self.progress.told = {
@@ -182,6 +187,7 @@ class Conductor:
             "clients": list(record.cohort),
             "left_out": dict(record.left_out),
             "loss": record.loss,
+            "objective": record.objective,
             "seconds": round(record.seconds, 3),
         }
         self.keep(fitted, remote)
@@ -257,6 +263,7 @@ class Conductor:
                 "rounds": remote.training.rounds,
                 "round_seconds": record.seconds,
                 "train_loss": record.loss,
+                "train_objective": record.objective,
                 "clients": len(record.cohort),
                 "validation": fitted.curve[-1].validation if fitted.curve else float("nan"),
                 "client_validation": own,

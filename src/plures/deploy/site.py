@@ -324,7 +324,8 @@ class Site:
         sent |= {f"told:{named(leaf)}": run.store.get(leaf, [0])[0] for leaf in run.bound.told()}
         versions.save(order.round + 1, stays)
         versions.prune(order.accepted, order.keep, order.round + 1)
-        return self._reply(order, scores=scores, rows=rows, loss=float(answer.loss.mean())), sent
+        loss, objective = answer.loss.item(), answer.objective.item()
+        return self._reply(order, scores=scores, rows=rows, loss=loss, objective=objective), sent
 
     def _gradients(self, run: Run) -> Tensors:
         return {path: slope[0] for path, slope in run.slopes([0]).items()}

@@ -123,6 +123,7 @@ def fit(
             point = Point(
                 round=run.round,
                 train_loss=record.loss,
+                objective=record.objective,
                 validation=last,
                 bytes=sent,
                 seconds=spent,

@@ -44,7 +44,9 @@ class Point(Result):
 
     Attributes:
         round: rounds finished.
-        train_loss: mean training loss of the cohort in that round.
+        train_loss: mean task loss of the cohort in training in that round (:class:`~plures.run.RoundRecord`).
+        objective: mean of what the cohort minimised; ``None`` in results from before it was kept, whose ``train_loss``
+            is the objective.
         validation: mean over clients of the primary metric on validation data.
         bytes: bytes that travelled so far, all clients, both directions.
         seconds: seconds of training so far, without evaluation.
@@ -54,6 +56,7 @@ class Point(Result):
 
     round: int
     train_loss: Measured
+    objective: Score = None
     validation: Measured
     bytes: int
     seconds: float

@@ -81,6 +81,38 @@ class Problem:
         return each.mean() if weight is None else (each * weight).sum() / weight.sum()
 
 
+@dataclass(slots=True, eq=False)
+class Pass:
+    """A forward pass in training.
+
+    Attributes:
+        leaves: what it was made with, or the slot that it was made for.
+        buffers: what it left behind.
+        batch: its examples.
+        outputs: ``(batch, outputs)``; ``None`` for a pass that was made for the buffers alone, or of a part.
+        loss: mean task loss on its examples, where it was computed.
+    """
+
+    leaves: Leaves
+    buffers: Leaves
+    batch: Batch
+    outputs: Tensor | None = None
+    loss: Tensor | None = None
+
+    def of(self, batch: Batch) -> bool:
+        """Whether it gave outputs for the examples of a batch, with the inputs as they are or transformed."""
+        return (
+            self.outputs is not None and self.batch.targets is batch.targets and len(self.outputs) == len(batch.targets)
+        )
+
+    def task_loss(self, batch: Batch) -> Tensor:
+        """Mean task loss on the examples of a batch, without gradient."""
+        if self.loss is not None and self.batch.weight is batch.weight:
+            return self.loss.detach()
+        assert self.outputs is not None
+        return batch.problem.loss(self.outputs.detach(), batch.targets, batch.weight)
+
+
 @brief
 @dataclass(slots=True)
 class Batch:
@@ -102,8 +134,8 @@ class Batch:
     problem: Problem
     train: bool = True
     key: Tensor | None = None
-    seen: list[tuple[Leaves, Leaves]] = field(default_factory=list)
-    """Buffers that each forward pass left behind, beside the leaves it was made with."""
+    seen: list[Pass] = field(default_factory=list)
+    """The forward passes so far, those in training mode."""
     own: Mapping[str, Batch] = field(default_factory=dict)
 
     @property
@@ -122,15 +154,18 @@ class Batch:
                 Where a slot has several passes in a step, the last one counts.
         """
         outputs, buffers = self.problem.network(leaves, self.inputs, train=self.train, key=self.key)
-        if buffers:
-            self.seen.append((leaves if keep is None else keep, buffers))
+        self.note(leaves if keep is None else keep, buffers, outputs)
         return outputs
+
+    def note(self, leaves: Leaves, buffers: Leaves, outputs: Tensor | None, loss: Tensor | None = None) -> None:
+        """Remember a forward pass."""
+        if self.train:
+            self.seen.append(Pass(leaves, buffers, self, outputs, loss))
 
     def represented(self, leaves: Leaves, keep: Leaves | None = None) -> tuple[Tensor, Tensor]:
         """Outputs ``(batch, outputs)`` and what the head got ``(batch, d)``, from one pass."""
         outputs, features, buffers = self.problem.network.tapped(leaves, self.inputs, train=self.train, key=self.key)
-        if buffers:
-            self.seen.append((leaves if keep is None else keep, buffers))
+        self.note(leaves if keep is None else keep, buffers, outputs)
         return outputs, features
 
     def features(self, leaves: Leaves, keep: Leaves | None = None) -> Tensor:
@@ -144,8 +179,7 @@ class Batch:
     def part(self, role: str, leaves: Leaves, inputs: Tensor, keep: Leaves | None = None) -> Tensor:
         """Outputs of the one part of the network with a role, on its inputs ``(batch, ...)``."""
         outputs, buffers = self.problem.network.through(role, leaves, inputs, train=self.train, key=self.key)
-        if buffers:
-            self.seen.append((leaves if keep is None else keep, buffers))
+        self.note(leaves if keep is None else keep, buffers, None)
         return outputs
 
     def see(self, leaves: Leaves) -> None:
@@ -154,7 +188,8 @@ class Batch:
         It costs nothing where the network keeps no statistics.
         """
         if self.train and self.problem.network.statistics:
-            self.outputs(detach(leaves), keep=leaves)
+            _, buffers = self.problem.network(detach(leaves), self.inputs, train=True, key=self.key)
+            self.note(leaves, buffers, None)
 
     def losses(self, leaves: Leaves, keep: Leaves | None = None) -> Tensor:
         """Task loss of every example, ``(batch,)``."""
@@ -173,7 +208,10 @@ class Batch:
 
     def loss(self, leaves: Leaves, keep: Leaves | None = None) -> Tensor:
         """Mean task loss of a model on this batch, a scalar."""
-        return self.problem.loss(self.outputs(leaves, keep), self.targets, self.weight)
+        value = self.problem.loss(self.outputs(leaves, keep), self.targets, self.weight)
+        if self.train:
+            self.seen[-1].loss = value
+        return value
 
     def uniform(self, *shape: int, salt: int = 0) -> Tensor:
         """Random numbers in [0, 1), a function of seed, client, round, step and ``salt`` alone."""
@@ -199,12 +237,11 @@ def gradient(leaves: Leaves, batch: Batch, keep: Leaves | None = None) -> Leaves
     """
     free = {name: t for name, t in leaves.items() if name not in batch.problem.network.fixed}
 
-    def loss(parameters: Leaves) -> tuple[Tensor, Leaves]:
+    def loss(parameters: Leaves) -> tuple[Tensor, tuple[Tensor, Leaves]]:
         values = {**leaves, **parameters}
         outputs, buffers = batch.problem.network(values, batch.inputs, train=batch.train, key=batch.key)
-        return batch.problem.loss(outputs, batch.targets, batch.weight), buffers
+        return batch.problem.loss(outputs, batch.targets, batch.weight), (outputs, buffers)
 
-    grads, buffers = torch.func.grad(loss, has_aux=True)(free)
-    if buffers:
-        batch.seen.append((leaves if keep is None else keep, buffers))
+    grads, (value, (outputs, buffers)) = torch.func.grad_and_value(loss, has_aux=True)(free)
+    batch.note(leaves if keep is None else keep, buffers, outputs, value)
     return {name: grads[name] if name in grads else torch.zeros_like(t) for name, t in leaves.items()}

@@ -36,7 +36,14 @@ class RoundRecord:
     Attributes:
         round: number of rounds finished, from 1.
         cohort: names of the clients that took part.
-        loss: mean training loss over the cohort, before the combination.
+        loss: mean training loss over the cohort, before the combination: the task's loss (cross-entropy, or the squared
+            error summed over outputs) without penalties and other terms of a method, over the steps of the schedule's
+            last phase that trains something. It is the loss of the phase's slot (the first one that it trains), of the
+            model that the phase made a forward pass with or said it was for (``keep=``): of APFL the global model, of
+            Per-FedAvg the model before its adaptation. A phase without such a pass tells the loss of another slot that
+            it trains or keeps (of pFedMe theta), and one without any makes a pass for it.
+        objective: mean over the same steps of what the phase minimises. It is the same number where that is the task
+            loss, and need not be a loss: Per-FedAvg's has the right gradient alone.
         bytes_up: bytes that clients sent to the server, gradients that it asked for included.
         bytes_down: bytes that clients received.
         seconds: wall time of the round.
@@ -50,6 +57,7 @@ class RoundRecord:
     bytes_down: int
     seconds: float
     left_out: Mapping[str, str] = field(default_factory=dict)
+    objective: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -240,7 +248,7 @@ class Coordinator:
         uploads = {b.name: Uploads(self.bound, b, server[b.name], clients, self.examples(clients)) for b in sent}
         losses = []
         for answer in work.answers:
-            losses.append(answer.loss)
+            losses.append(torch.stack([answer.loss, answer.objective]))
             for upload in uploads.values():
                 upload.add(answer)
         for name, upload in uploads.items():
@@ -251,14 +259,16 @@ class Coordinator:
         self.round += 1
         self.last[clients] = self.round
         up, down = traffic(self.bound)
+        loss, objective = (float(each.mean()) for each in torch.cat(losses, 1))
         return RoundRecord(
             self.round,
             tuple(self.setting.clients[i] for i in clients),
-            float(torch.cat(losses).mean()),
+            loss,
             up * len(clients) + self._probed,
             down * len(clients),
             time.perf_counter() - begun,
             work.left_out,
+            objective,
         )
 
     def cohort(self, round: int) -> list[int]:

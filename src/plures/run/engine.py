@@ -80,27 +80,28 @@ class Engine:
                 belongs to no round (before predicting, between tasks, of newcomers) has the rates as they are given.
 
         Returns:
-            ``(clients,)`` mean training loss of each client over the steps of the last phase.
+            ``(2, clients)`` means over the steps of the last phase that trains something: of each client's task loss,
+            and of the phase's objective.
         """
         able = int((self.federation.splits["train"].sizes[clients] > 0).sum())
         if able < len(clients):
             first = [{s: {p: t[:able] for p, t in ls.items()} for s, ls in stack.items()} for stack in (x, received)]
-            losses = torch.zeros(0, device=self.federation.inputs.device)
+            losses = torch.zeros(2, 0, device=self.federation.inputs.device)
             if able:
                 losses = self.visit(first[0], first[1], clients[:able], round, schedule, scheduled=scheduled)
-            return torch.cat([losses, losses.new_zeros(len(clients) - able)])
+            return torch.cat([losses, losses.new_zeros(2, len(clients) - able)], 1)
         steps = torch.zeros(len(clients), dtype=torch.int64, device=self.federation.inputs.device)
         lasting = round if scheduled else None
         rate, before = self.rate(Phase(), lasting), Phase()
-        loss = torch.zeros(len(clients), device=steps.device)
+        losses = torch.zeros(2, len(clients), device=steps.device)
         with self._kernels():
             for item in schedule:
                 if isinstance(item, Phase) and not self._idle(item):
-                    steps, rate, loss = self._train(item, x, received, clients, round, self.rate(item, lasting))
+                    steps, rate, losses = self._train(item, x, received, clients, round, self.rate(item, lasting))
                     before = item
                 elif isinstance(item, Assign):
                     self._assign(item, x, received, clients, round, steps, rate, before)
-        return loss
+        return losses
 
     def _check_linear(self) -> None:
         """Refuse optimizers whose steps are no sums of gradients where the method takes them for that."""

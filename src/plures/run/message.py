@@ -14,7 +14,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.federation import SplitName
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEADER = "plures"
 LONGEST = 16 * 2**20
 """Largest header that is read, in bytes."""
@@ -101,7 +101,8 @@ class Reply(Header):
         status: ``done``; ``refused`` by the site's own rules; ``lost`` if the version that counts is not on its disk;
             ``failed``.
         reason: why, if it is not done.
-        loss: mean training loss of the visit.
+        loss: mean task loss of the visit.
+        objective: mean of what the visit minimised.
         rows: for blocks in which the client chooses alone, the row it chose.
         scores: by split.
         told: facts about the client, when it joins.
@@ -114,6 +115,7 @@ class Reply(Header):
     status: Literal["done", "refused", "lost", "failed"] = "done"
     reason: str = Field(default="", max_length=LONGEST_REASON)
     loss: float = 0.0
+    objective: float = 0.0
     rows: dict[str, int] = {}
     scores: dict[SplitName, Scored] = {}
     told: Told | None = None

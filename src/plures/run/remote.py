@@ -482,7 +482,7 @@ class Remote(Coordinator):
                 given = {n.removeprefix(prefix): t.unsqueeze(0) for n, t in tensors.items() if n.startswith(prefix)}
                 if given:
                     weights[block.name] = given.get("", given)
-            yield Answer([client], values, weights, torch.tensor([reply.loss]))
+            yield Answer([client], values, weights, torch.tensor([reply.loss]), torch.tensor([reply.objective]))
 
     def applied(self, work: Work) -> None:
         for client, leaves in self._told_now.items():

@@ -299,11 +299,11 @@ class Run(Coordinator):
         for chunk in self.chunks(clients):
             received = self.states(chunk, server)
             x = self.working(received, self.bound.written)
-            loss = self.engine.visit(x, received, chunk, self.round, self.method.schedule, scheduled=True)
+            losses = self.engine.visit(x, received, chunk, self.round, self.method.schedule, scheduled=True)
             self._worked.append((chunk, {leaf: x[leaf[0]][leaf[1]] for leaf in self.kept()}))
-            yield self._sent(x, received, chunk, loss)
+            yield self._sent(x, received, chunk, losses)
 
-    def _sent(self, x: Stack, received: Stack, clients: list[int], loss: Tensor) -> Answer:
+    def _sent(self, x: Stack, received: Stack, clients: list[int], losses: Tensor) -> Answer:
         """What a chunk of clients sends."""
         values: dict[str, Leaves] = {}
         weights: dict[str, Tensor | Leaves] = {}
@@ -315,7 +315,7 @@ class Run(Coordinator):
             values[block.name] = encode(self.method.wire, value, old, self._keys(block, clients))
             if callable(self.bound.combine(block).weights):
                 weights[block.name] = self.engine.mapped(lambda x: self.bound.weighed(block, x))(x)  # noqa: B023
-        return Answer(clients, values, weights, loss)
+        return Answer(clients, values, weights, *losses)
 
     def _keys(self, block: Block, clients: list[int]) -> Tensor:
         names = np.array([name_key(self.federation.clients[i]) for i in clients], dtype=np.uint64)

@@ -21,6 +21,8 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import SGD, Adam, Batch, Bound, Leaf, Optimizer, Phase, Problem, State
+from plures.method.state import Pass
+from plures.method.tree import detach
 from plures.models import Leaves
 from plures.run.batches import Batches
 from plures.run.padding import Asked, Example, Examples
@@ -32,6 +34,8 @@ Stack = dict[str, Leaves]
 Rows = slice | Tensor
 Tensors = list[Tensor]
 Changed = dict[Leaf, Tensor]
+Passes = dict[str, list[tuple[Pass, Batch]]]
+"""By slot, the last forward pass with it on each batch of a step, beside that batch."""
 
 BLOCK = 1 << 20
 """Bytes of inputs that one client's steps gather at once."""
@@ -71,6 +75,13 @@ class Steps:
         """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
         self.anchored = [] if plain else self.read
         """Leaves whose received value the phase can read."""
+        self.direct = phase.objective is None and bool(phase.targets)
+        """Whether the objective is the task loss itself."""
+        whole = bound.initial[phase.slot].keys() == bound.initial["model"].keys()
+        self.model = phase.slot if whole else "model"
+        """The slot whose task loss is told: the phase's, where that is a model and not a part or numbers beside one."""
+        self.told = list(dict.fromkeys([self.model, *dict(self.trained), *dict(self.kept)]))
+        """Slots whose passes tell the task loss, the first one that has some."""
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         """Train the leaves of ``x`` in place.
@@ -82,7 +93,7 @@ class Steps:
             rate: learning rate.
 
         Returns:
-            ``(clients,)`` sum over its steps of each client's training loss.
+            ``(2, clients)`` sums over each client's steps: of the task loss, and of the objective.
         """
         raise NotImplementedError
 
@@ -94,24 +105,54 @@ class Steps:
         keys = (None if key is None else (key + number * 0x27D4EB2F) & 0xFFFFFFFF for number in itertools.count())
         return tuple(Batch(*one, self.problem, True, own) for one, own in zip(data, keys))  # noqa: B905
 
-    def _before(self, x: State, anchor: State, data: list[Example], key: Tensor | None) -> tuple[Stack, Changed]:
-        """What the phase computes before a step, and the leaves that it changes."""
+    def _before(
+        self, x: State, anchor: State, data: list[Example], key: Tensor | None
+    ) -> tuple[Stack, Changed, Passes]:
+        """What the phase computes before a step, the leaves that it changes, and its forward passes."""
         if self.phase.before is None:
-            return {}, {}
+            return {}, {}, {}
         batch = self._batch(data, key)
         extra = {slot: dict(leaves) for slot, leaves in self.phase.before(x, anchor, batch).items()}
         kept = {(slot, path): extra[slot][path] for slot, path in self.kept if path in extra[slot]}
-        return extra, kept | self._statistics(x, batch)
+        return extra, kept | self._statistics(x, batch), self._passes(x, batch)
+
+    def _passes(self, x: State, batch: Batch | tuple[Batch, ...]) -> Passes:
+        """Forward passes that tell the task loss of a slot."""
+        found: Passes = {}
+        if not self.direct:
+            for one in batch if isinstance(batch, tuple) else (batch,):
+                last = {x.slot_of(made.leaves): (made, one) for made in one.seen if made.of(one)}
+                for slot, pair in last.items():
+                    if slot is not None:
+                        found.setdefault(slot, []).append(pair)
+        return found
+
+    def _task_loss(self, x: State, batch: Batch | tuple[Batch, ...], value: Tensor, before: Passes) -> Tensor:
+        """Task loss of the phase's slot beside the objective's ``value``.
+
+        It is that of the last forward pass with the slot (or for it, as ``keep=`` says), else with another slot that
+        the phase trains or keeps, in the objective or before it; the mean, where several batches had such passes. A
+        step that has none makes one more pass, without gradient.
+        """
+        if self.direct:
+            return value.detach()
+        passes = before | self._passes(x, batch)
+        for slot in self.told:
+            if slot in passes:
+                each = [made.task_loss(one) for made, one in passes[slot]]
+                return each[0] if len(each) == 1 else torch.stack(each).mean()
+        one: Batch = batch[0] if isinstance(batch, tuple) else batch
+        return one.loss(detach(getattr(x, self.model)))
 
     def _statistics(self, x: State, batch: Batch | tuple[Batch, ...]) -> Changed:
         """Running statistics left by the forward passes, for the leaves that the phase may change."""
         changed: Changed = {}
         if self.followed:
             for one in batch if isinstance(batch, tuple) else (batch,):
-                for leaves, buffers in one.seen:
-                    slot = x.slot_of(leaves)
+                for made in one.seen:
+                    slot = x.slot_of(made.leaves)
                     if slot is not None:
-                        changed |= {(slot, path): value for path, value in buffers.items()}
+                        changed |= {(slot, path): value for path, value in made.buffers.items()}
         return {leaf: value for leaf, value in changed.items() if leaf in self.followed}
 
     def _clipped(self, grads: Tensors, *, stacked: bool = False) -> Tensors:
@@ -139,7 +180,7 @@ class OneByOne(Steps):
     """One client after the other, through ordinary autograd; it costs no more than a plain training loop."""
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
-        return torch.stack([self._client(x, received, plan, rate, client) for client in range(len(plan.steps))])
+        return torch.stack([self._client(x, received, plan, rate, client) for client in range(len(plan.steps))], 1)
 
     def _client(self, x: Stack, received: Stack, plan: Batches, rate: float, client: int) -> Tensor:
         own = as_stack(self.read, [x[slot][path][client] for slot, path in self.read])
@@ -148,28 +189,34 @@ class OneByOne(Steps):
         values = [work[slot][path].requires_grad_(True) for slot, path in self.trained]
         plain = [value.detach() for value in values]
         memory = [[torch.zeros_like(value) for value in plain] for _ in range(self.optimizer.slots)]
-        phase, losses, state = self.phase, [], self.state(work)
+        phase, losses, objectives, state = self.phase, [], [], self.state(work)
         for step, (data, key) in enumerate(self._data(plan, client), start=1):
             changed: Changed = {}
+            passes: Passes = {}
             if phase.before is not None:
                 with torch.no_grad():
-                    extra, changed = self._before(self.state(work), anchor, data, key)
+                    extra, changed, passes = self._before(self.state(work), anchor, data, key)
                 state = self.state(work | extra)
             batch = self._batch(data, key)
             loss = phase.minimised(state, anchor, batch)
+            statistics = self._statistics(state, batch)
+            with torch.no_grad():
+                losses.append(self._task_loss(state, batch, loss, passes))
             if values:
                 grads = torch.autograd.grad(loss, values, allow_unused=True)
                 used = [torch.zeros_like(p) if g is None else g for p, g in zip(plain, grads, strict=True)]
                 self._advance(plain, self._clipped(used), memory, rate, step)
             if self.followed:
-                write(work, changed | self._statistics(state, batch))
-            losses.append(loss.detach())
+                write(work, changed | statistics)
+            objectives.append(loss.detach())
         for value in values:
             value.requires_grad_(False)
         for slot, path in [*self.trained, *self.followed]:
             if work[slot] is not own[slot]:
                 own[slot][path].copy_(work[slot][path])
-        return torch.stack(losses).sum().to(self.dtype) if losses else plan.rows.new_zeros((), dtype=self.dtype)
+        if not losses:
+            return plan.rows.new_zeros(2, dtype=self.dtype)
+        return torch.stack([torch.stack(each).sum().to(self.dtype) for each in (losses, objectives)])
 
     def _borrow(self, own: Stack) -> Stack:
         """The phase's slot as the module's own parameters, which spares every call the substitution."""
@@ -234,7 +281,7 @@ class Stacked(Steps):
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         clients, device = len(plan.steps), plan.rows.device
         memory = [[torch.zeros_like(x[s][p]) for s, p in self.trained] for _ in range(self.optimizer.slots)]
-        losses = torch.zeros(clients, device=device, dtype=self.dtype)
+        losses = torch.zeros(2, clients, device=device, dtype=self.dtype)
         amounts = torch.from_numpy(plan.counts).to(device)
         keys = plan.keys if self.random else None
         part, previous = self._part(x, received, memory, slice(0, clients)), clients
@@ -253,7 +300,7 @@ class Stacked(Steps):
                 index = [plan.rows[step, number, rows, :width] for number, width in enumerate(sizes.max(1).tolist())]
                 padded = [] if (sizes == sizes[:, :1]).all() else list(amounts[step][:, rows])
                 drawn = [] if keys is None else [keys[step, rows]]
-                losses[rows] += self._step(*part, index, padded, drawn, None, rate, step + 1)
+                losses[:, rows] += self._step(*part, index, padded, drawn, None, rate, step + 1)
                 if isinstance(rows, Tensor):
                     self._return(part, x, memory, rows)
         return losses
@@ -330,14 +377,14 @@ class Stacked(Steps):
             step: number of the step, from 1.
 
         Returns:
-            ``(clients,)`` losses.
+            ``(2, clients)`` task losses and objectives.
         """
         inputs = [gather(self.federation.inputs, index) for index in rows]
         targets = [gather(self.federation.targets, index) for index in rows]
         places = [torch.arange(index.shape[1], device=index.device) for index in rows]
         weights = [(p < c.unsqueeze(1)).to(self.dtype) for p, c in zip(places, counts, strict=False)]
-        losses: Tensor
-        grads, losses, changed = self._gradients(trained, rest, received, inputs, targets, weights, keys)
+        grads, told, changed = self._gradients(trained, rest, received, inputs, targets, weights, keys)
+        losses = torch.stack([each.to(self.dtype) for each in told])
         before = None if running is None else [value.clone() for value in trained]
         if trained:
             self._advance(trained, self._clipped(grads, stacked=True), memory, lr, step)
@@ -353,24 +400,25 @@ class Stacked(Steps):
     def _gradient(
         self, trained: Tensors, rest: Tensors, received: Tensors,
         inputs: Tensors, targets: Tensors, weights: Tensors, keys: Tensors,
-    ) -> tuple[Tensors, Tensor, Changed]:  # fmt: skip
-        """Gradients, loss and followed leaves of one client, to be mapped."""
+    ) -> tuple[Tensors, tuple[Tensor, Tensor], Changed]:  # fmt: skip
+        """Gradients, task loss and objective, and followed leaves of one client, to be mapped."""
         data = list(zip(inputs, targets, weights or itertools.repeat(None)))  # noqa: B905
         key = keys[0] if keys else None
         anchor = self.state(as_stack(self.anchored, received))
-        extra, kept = self._before(self.state(self._joined(trained, rest)), anchor, data, key)
+        extra, kept, passes = self._before(self.state(self._joined(trained, rest)), anchor, data, key)
 
-        def loss(trained: Tensors) -> tuple[Tensor, tuple[Tensor, Changed]]:
+        def loss(trained: Tensors) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], Changed]]:
             x, batch = self.state(self._joined(trained, rest) | extra), self._batch(data, key)
             value = self.phase.minimised(x, anchor, batch)
-            return value, (value.detach(), self._statistics(x, batch))
+            statistics = self._statistics(x, batch)
+            return value, ((self._task_loss(x, batch, value, passes), value.detach()), statistics)
 
         grads: Tensors = []
         if trained:
-            grads, (value, statistics) = torch.func.grad(loss, has_aux=True)(trained)
+            grads, (told, statistics) = torch.func.grad(loss, has_aux=True)(trained)
         else:
-            _, (value, statistics) = loss(trained)
-        return grads, value, kept | statistics
+            _, (told, statistics) = loss(trained)
+        return grads, told, kept | statistics
 
     def _joined(self, trained: Tensors, rest: Tensors) -> Stack:
         """A state of trained and other leaves, in the order of the slots."""

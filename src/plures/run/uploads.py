@@ -23,13 +23,15 @@ class Answer:
         clients: positions.
         values: for every block that travels, the new leaves by ``slot/path``, ``(clients, ...)``, after the wire.
         weights: for blocks whose weights the clients compute: ``(clients,)``, or by leaf ``(clients, ...)``.
-        loss: ``(clients,)`` mean training loss.
+        loss: ``(clients,)`` mean task loss of the visit.
+        objective: ``(clients,)`` mean of what the visit minimised.
     """
 
     clients: list[int]
     values: Mapping[str, Leaves]
     weights: Mapping[str, Tensor | Leaves]
     loss: Tensor
+    objective: Tensor
 
 
 class Uploads:

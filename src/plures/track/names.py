@@ -1,7 +1,8 @@
 """What is written of a run, by names that are the same wherever it is written.
 
 =============================  ====================================================================================
-``train/loss``                 mean training loss of the cohort, each round
+``train/loss``                 mean task loss of the cohort in training, each round
+``train/objective``            mean of what the cohort minimised: that loss with a method's other terms
 ``bytes/up``, ``bytes/down``   bytes that travelled in the round, all clients together
 ``seconds/round``              wall time of the round
 ``cohort/size``                clients that took part
@@ -39,6 +40,7 @@ def of_round(record: RoundRecord) -> dict[str, float]:
     """What a round gives."""
     return {
         "train/loss": record.loss,
+        "train/objective": record.objective,
         "bytes/up": record.bytes_up,
         "bytes/down": record.bytes_down,
         "seconds/round": record.seconds,
