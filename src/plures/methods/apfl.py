@@ -49,7 +49,6 @@ def apfl(
         visits: visits an unseen client makes, starting from the global model.
     """
     require(0 <= alpha <= 1, f"apfl: alpha={alpha} must lie in [0, 1]")
-    require(mix_with in ("local", "received"), f"apfl: mix_with={mix_with!r}; give 'local' or 'received'")
     require(adaptive_lr >= 0, f"apfl: adaptive_lr={adaptive_lr} must not be negative")
 
     def partner(x: State, received: State) -> Leaves:

@@ -40,7 +40,6 @@ def cold_start(
         neighbours: number of nearest clients; those as near as the last one are added.
         visits: k, visits in which the newcomer then adapts its model.
     """
-    require(by in ("regression", "nearest"), f"cold_start: by={by!r}; give 'regression' or 'nearest'")
     require("labels" not in columns, "cold_start: 'labels' counts local labels, which a newcomer does not have")
     base = ditto() if base is None else base
     rule = Regressed(columns, ridge) if by == "regression" else Nearest(columns, neighbours)

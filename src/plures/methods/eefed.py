@@ -29,7 +29,6 @@ def eefed(accept: Literal["better", "always", "never"] = "better", grid: int = 4
         grid: number of equal parts between the two models; 1 for the two alone.
         visits: visits an unseen client makes, starting from the evaluation model.
     """
-    require(accept in ("better", "always", "never"), f"eefed: accept={accept!r}; give 'better', 'always' or 'never'")
     require(grid >= 1, f"eefed: grid={grid} must be at least 1")
 
     def cost(leaves: Leaves, visit: Visit, merit: float) -> torch.Tensor:

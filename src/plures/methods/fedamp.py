@@ -43,7 +43,6 @@ def fedamp(
     require(
         lam >= 0 and alpha > 0 and sigma > 0, f"fedamp: lam={lam} (not negative), alpha={alpha}, sigma={sigma} (> 0)"
     )
-    require(attention in ("distance", "cosine"), f"fedamp: attention={attention!r}; give 'distance' or 'cosine'")
     require(0 <= self_weight <= 1, f"fedamp: self_weight={self_weight} must lie in [0, 1]")
     remark(lam == 0, "fedamp with lam=0 is local training")
 

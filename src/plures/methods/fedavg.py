@@ -3,7 +3,7 @@
 from typing import Literal
 
 from plures.method import Combine, Method, Relax
-from plures.methods.entry import entry, require
+from plures.methods.entry import entry
 
 
 @entry(
@@ -20,5 +20,4 @@ def fedavg(weights: Literal["examples", "uniform"] = "examples", server_lr: floa
         weights: of the clients in the average.
         server_lr: step towards the average; 1 replaces the model by it.
     """
-    require(weights in ("examples", "uniform"), f"fedavg: weights={weights!r}; give 'examples' or 'uniform'")
     return Method(combine=Combine(weights, Relax(server_lr)))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from plures.method import Combine, Layout, Method, Personal, Predict, Shared, norm_layers, norm_statistics
-from plures.methods.entry import entry, require
+from plures.methods.entry import entry
 
 HINT = "the model has none, so fedbn is uniform FedAvg, fedavg('uniform')"
 POLICIES: dict[str, Layout] = {
@@ -26,7 +26,6 @@ def fedbn(policy: Literal["fedbn", "silobn", "average"] = "fedbn", visits: int =
         policy: the layout.
         visits: visits an unseen client makes.
     """
-    require(policy in POLICIES, f"fedbn: policy={policy!r}; give one of {', '.join(POLICIES)}")
     return Method(
         layout=POLICIES[policy],
         combine=Combine("uniform"),

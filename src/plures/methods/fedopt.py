@@ -69,7 +69,6 @@ def fedopt(
         betas: decay of the first and second moment (the paper's FedAdagrad has 0 for the first).
         tau: adaptivity, and the square root of the second moment's start.
     """
-    require(rule in ("adagrad", "adam", "yogi"), f"fedopt: rule={rule!r}; give 'adagrad', 'adam' or 'yogi'")
     require(server_lr >= 0 and tau > 0, f"fedopt: server_lr={server_lr} must be at least 0, tau={tau} positive")
     require(all(0 <= beta < 1 for beta in betas), f"fedopt: betas={betas} must lie in [0, 1)")
     return Method(combine=Combine(server=Adaptive(rule, server_lr, betas, tau)))

@@ -78,7 +78,6 @@ def fedproto(lam: float = 1.0, by: Literal["head", "prototype"] = "head", visits
         visits: visits an unseen client makes to train its model.
     """
     require(lam >= 0, f"fedproto: lam={lam} must not be negative")
-    require(by in ("head", "prototype"), f"fedproto: by={by!r}; give 'head' or 'prototype'")
     remark(lam == 0 and by == "head", "fedproto with lam=0 is local training")
 
     def near(x: State, received: State, batch: Batch) -> Tensor:

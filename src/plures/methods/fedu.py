@@ -59,7 +59,6 @@ def fedu(
         visits: visits an unseen client makes, starting from the mean of its neighbours' models.
     """
     given = isinstance(graph, Tensor)
-    require(given or graph in ("complete", "same", "nearest"), f"fedu: graph={graph!r}; see its documentation")
     require(strength >= 0 and neighbours >= 1, f"fedu: strength={strength} must be >= 0, neighbours={neighbours} >= 1")
     remark(strength == 0, "fedu with strength=0 is local training")
     if isinstance(graph, Tensor):

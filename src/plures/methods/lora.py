@@ -4,7 +4,7 @@ from typing import Literal
 
 from plures.method import Clustered, Frozen, Layout, Method, Personal, Phase, Predict, Shared, head, role
 from plures.methods.community import grouping
-from plures.methods.entry import entry, remark, require
+from plures.methods.entry import entry, remark
 from plures.models import with_lora
 
 factors, a, b = role("lora"), role("lora_a"), role("lora_b")
@@ -56,9 +56,6 @@ def lora(
         "clustered": Clustered(1 if column else clusters, grouping(column), same_start=True),
     }
     exceptions: dict[str, Layout] = {"factors": {}, "a": {b: Personal()}, "b": {a: Frozen()}}
-    require(share in shares, f"lora: share={share!r}; give one of {', '.join(shares)}")
-    require(average in exceptions, f"lora: average={average!r}; give one of {', '.join(exceptions)}")
-    require(heads in ("personal", "shared", "frozen"), f"lora: heads={heads!r}; give personal, shared or frozen")
     remark(share == "personal" and average == "a", "lora: with share='personal', average='a' averages nothing")
     top: Layout = {} if heads == "frozen" else {head: shares[heads]}
     return Method(

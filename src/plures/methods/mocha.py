@@ -97,7 +97,6 @@ def mocha(
         visits: visits an unseen client makes, from the mean of the models and pulled to the mean of the ``z_i``.
     """
     fixed = relationship if isinstance(relationship, Tensor) else None
-    require(fixed is not None or relationship in ("learned", "mean"), f"mocha: relationship={relationship!r}")
     require(lam1 >= 0 and lam2 >= 0, f"mocha: lam1={lam1}, lam2={lam2} must not be negative")
     require(0 < shrink <= 1, f"mocha: shrink={shrink} must lie in (0, 1]")
     bound = largest(fixed) if fixed is not None else 1.0 if relationship == "learned" else 2.0

@@ -48,7 +48,6 @@ def perfedavg(
         adapt_steps: steps of the adaptation before predicting.
     """
     require(alpha >= 0 and delta > 0, f"perfedavg: alpha={alpha} must not be negative and delta={delta} positive")
-    require(variant in ("FO", "HF", "exact"), f"perfedavg: variant={variant!r}; give 'FO', 'HF' or 'exact'")
     remark(alpha == 0, "perfedavg with alpha=0 is fedavg with uniform weights")
 
     def curvature(model: Leaves, g: Leaves, batch: Batch) -> Leaves:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 from plures.method import Method, Personal, Predict, Shared, role
-from plures.methods.entry import entry, require
+from plures.methods.entry import entry
 
 gates = replace(
     role("se"),
@@ -29,5 +29,4 @@ def personal_se(part: Literal["gate", "bias"] = "gate", visits: int = 5) -> Meth
         visits: visits an unseen client makes to train its gates, starting from the initial ones.
     """
     personal = {"gate": gates, "bias": biases}
-    require(part in personal, f"personal_se: part={part!r}; give 'gate' or 'bias'")
     return Method(layout={personal[part]: Personal(), "model": Shared()}, predict=Predict(visits=visits))

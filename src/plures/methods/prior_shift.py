@@ -54,7 +54,6 @@ def prior_shift(estimate: Literal["labels", "em"] = "labels", smoothing: float =
         smoothing: examples.
         iterations: of expectation-maximisation.
     """
-    require(estimate in ("labels", "em"), f"prior_shift: estimate={estimate!r}; give 'labels' or 'em'")
     require(smoothing >= 0 and iterations >= 1, f"prior_shift: smoothing={smoothing}, iterations={iterations}")
 
     def tell(x: State, received: State, visit: Visit) -> dict[str, Leaves]:

@@ -21,7 +21,7 @@ from plures.method import (
     task_loss,
     zeros,
 )
-from plures.methods.entry import entry, require
+from plures.methods.entry import entry
 
 PLAIN = "scaffold's option II takes a client's change for a mean of gradients, as it is with SGD: take option='I'"
 
@@ -44,7 +44,6 @@ def scaffold(option: Literal["I", "II"] = "II", server_lr: float = 1.0) -> Metho
         option: rule for the client's control variate.
         server_lr: step of the server towards the average.
     """
-    require(option in ("I", "II"), f"scaffold: option={option!r}; give 'I' or 'II'")
 
     def corrected(x: State, received: State, batch: Batch) -> Tensor:
         return task_loss(x.model, batch) + dot(x.model, received.control) - dot(x.model, received.own_control)

@@ -94,7 +94,6 @@ def threshold(
     require(false_negative > 0 and false_positive > 0, "threshold: costs must be positive")
     require(0 < recall <= 1, f"threshold: recall={recall} must lie in (0, 1]")
     named = utilities(false_negative, false_positive, recall)
-    require(callable(utility) or utility in named, f"threshold: utility={utility!r}; give one of {', '.join(named)}")
     rule = utility if callable(utility) else named[utility]
     common = math.log(false_positive / false_negative) if utility == "cost" else 0.0
 

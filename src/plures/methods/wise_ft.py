@@ -51,7 +51,6 @@ def wise_ft(
         steps: gradient steps instead of epochs.
         lr: learning rate of the fine-tuning; default: the run's.
     """
-    require(mix in ("parameters", "outputs"), f"wise_ft: mix={mix!r}; give 'parameters' or 'outputs'")
     require(alpha is None or 0 <= alpha <= 1, f"wise_ft: alpha={alpha} must lie in [0, 1]")
     require(epochs >= 0 and (steps or 0) >= 0, f"wise_ft: epochs={epochs}, steps={steps} must not be negative")
 
