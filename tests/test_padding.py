@@ -77,6 +77,12 @@ def later(x, received, batch):
     return batch.loss(x.model) + away * batch.losses(x.model).mean()
 
 
+def switched(x, received, batch):
+    """A term that only models with larger weights than the first one have."""
+    size = sum(t.detach().square().sum() for t in x.model.values())
+    return batch.loss(x.model) + (size > 3.25) * batch.losses(x.model).mean()
+
+
 def noisy(x, received, batch):
     """Random numbers whose shape depends on the batch."""
     weight = batch.uniform(2, len(batch.inputs))[1]
@@ -94,6 +100,7 @@ OBJECTIVES = {
     "sum": Phase(objective=summed, lr=0.01),
     "contrast": Phase(objective=contrast),
     "later": Phase(objective=later),
+    "switched": Phase(objective=switched),
     "random": Phase(objective=noisy, random=True),
     "two batches": Phase(objective=two, batches=2),
 }

@@ -280,8 +280,10 @@ class Engine:
         about = (predict.outputs or network, *(stage.revise for stage in predict.calibrate))
         asked = Asked(answers(outputs), about, "predictor")
         with self._kernels(), torch.no_grad():
-            alike = len(inputs) == 1 or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
-            if alike and not predict.composed and not asked.apart(self.bound.verdicts, examples, (deployed,)):
+            alone = len(inputs) == 1 and full(examples)
+            alike = alone or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
+            verdicts = self.bound.verdicts
+            if alike and not predict.composed and (alone or not asked.apart(verdicts, examples, (deployed,))):
                 (model,) = deployed.values()
                 flat, _ = network({path: t[0] for path, t in model.items()}, inputs.flatten(0, 1), train=False)
                 return flat.reshape(*inputs.shape[:2], *flat.shape[1:])

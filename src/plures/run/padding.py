@@ -33,6 +33,8 @@ TRIED = 16
 """Most examples of a batch on which a function is asked."""
 ADDED = 3
 """Rows of padding that are tried."""
+FAR = 8.0
+"""How many times as large as they are the values that a function reads are tried, too."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ class Asked:
     def apart(self, verdicts: Verdicts, examples: Examples, rest: tuple[Any, ...]) -> bool:
         """Whether padding changes what the function gives; found out once, and said by a warning if it does.
 
+        Where these examples cannot tell, clients work apart, and the next ones are asked.
+
         The function is asked about some examples of one client alone, with the last one repeated as padding, and with
-        other padding. All values that it reads are changed a little, for a term may be switched off at the start.
+        other padding. All values that it reads are changed, once a little and once by a lot, for a term may be switched
+        off at the start.
 
         Args:
             verdicts: what is known already; the new verdict is added.
@@ -64,8 +69,11 @@ class Asked:
         key = tuple(map(id, parts))
         if key not in verdicts:
             with torch.autocast(next(iter(examples.values()))[0].device.type, enabled=False):
-                verdicts[key] = parts, self._sees(examples, rest)
-            if verdicts[key][1]:
+                found = self._sees(examples, rest)
+            if found is None:
+                return True
+            verdicts[key] = parts, found
+            if found:
                 warnings.warn(
                     f"padding of batches changes the {self.what} {_named(self.about)}, so clients work only beside "
                     "others with batches of the same size: exact, but slower; average by batch.mean(values), or weigh "
@@ -75,13 +83,16 @@ class Asked:
                 )
         return verdicts[key][1]
 
-    def _sees(self, examples: Examples, rest: tuple[Any, ...]) -> bool:
+    def _sees(self, examples: Examples, rest: tuple[Any, ...]) -> bool | None:
+        """Whether the function sees padding; ``None`` where all examples are alike, so that padding cannot differ."""
         sizes = counts(examples)
         client = int((sizes > 0).sum(1).argmax())
         taken = dict(zip(examples, sizes[client].clamp(max=TRIED).tolist(), strict=True))
         repeated, strange = (
             {k: _tried(e, client, taken[k], how) for k, e in examples.items()} for how in (True, False)
         )
+        if all(map(torch.equal, tree_leaves(repeated), tree_leaves(strange))):
+            return None
         bare = {k: trimmed(e, taken[k]) for k, e in repeated.items()}
         generator = torch.Generator().manual_seed(0)
 
@@ -90,10 +101,14 @@ class Asked:
             return not (_close(one, two, 1.0) and _close(alone, one, 0.5))
 
         own = tree_map(lambda t: t[client], rest)
-        try:
-            return differs(tree_map(lambda t: _changed(t, generator), own))
-        except (RuntimeError, ValueError, ArithmeticError):  # a state that never occurs may be refused
-            return differs(own)
+        for scale in (1.0, FAR):
+            try:
+                found = differs(tree_map(lambda t, scale=scale: _changed(t, generator, scale), own))
+            except (RuntimeError, ValueError, ArithmeticError):  # a state that never occurs may be refused
+                found = scale == 1.0 and differs(own)
+            if found:
+                return True
+        return False
 
 
 def full(examples: Examples) -> bool:
@@ -158,12 +173,13 @@ def _tried(example: Example, client: int, size: int, repeat: bool) -> Example:
     return parts[0], parts[1], mask.to(torch.float32 if weight is None else weight.dtype)
 
 
-def _changed(value: Any, generator: torch.Generator) -> Any:
-    """Numbers changed by some percent, zeros by a little; signs and integers as they were."""
+def _changed(value: Any, generator: torch.Generator, scale: float) -> Any:
+    """Numbers changed by some percent, zeros by a little, and scaled; signs and integers as they were."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     drawn = torch.rand(2, *value.shape, generator=generator, dtype=torch.float64).to(value)
-    return value * (0.9 + 0.2 * drawn[0]) + (value == 0) * drawn[1] * 0.1 / max(1, value.numel()) ** 0.5
+    changed = value * (0.9 + 0.2 * drawn[0]) + (value == 0) * drawn[1] * 0.1 / max(1, value.numel()) ** 0.5
+    return scale * changed
 
 
 def _close(one: Any, two: Any, power: float) -> bool:
