@@ -317,7 +317,7 @@ COMMANDS = {
     "run heart mymod:owm": "method 'mymod:owm' cannot be imported: did you mean 'own'?",
     "run heart mymod.py:own": "method 'mymod.py:own': name the module, not its file: mymod:own",
     "run heart mymod:made": "a Method that is made already",
-    "run heart nowhere:own": "'nowhere' is not on the path; start in the folder of nowhere.py",
+    "run heart nowhere:own": "'nowhere' is not on the path; put the folder of nowhere.py into PYTHONPATH",
     "run heart mymod:": "method 'mymod:': write module:function",
     "run heart mymod:wrong --out r": "objective '<lambda>' returns a tensor of shape (8,)",
     "compare heart --method mymod:wrong --out r": "objective '<lambda>' returns a tensor of shape (8,)",

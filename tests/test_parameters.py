@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from plures import PluresError, PluresWarning, Run, Training, load
 from plures.evaluate import RunSpec
+from plures.evaluate.spec import find_method
 from plures.method import Generated, Phase, Predict, Setting, body, head
 from plures.methods import (
     CATALOGUE,
@@ -33,7 +35,8 @@ from plures.methods import (
     pfedhn,
 )
 from plures.models import Network, char_lstm, gcn, mlp, with_adapters, with_lora
-from plures.signature import arguments, fits
+from plures.run import Execution
+from plures.signature import arguments, fits, fitted
 from problems import EXACT, quadratic
 
 HEART = Setting.of(load("heart"))
@@ -205,3 +208,33 @@ def test_every_pair_of_passes_and_steps_is_known():
     for entry in CATALOGUE.values():
         pairs = {n: n.replace("steps", "epochs") for n in entry.defaults if n.split("_")[-1] == "steps"}
         assert dict(entry.instead) == {n: other for n, other in pairs.items() if other in entry.defaults}, entry.name
+
+
+@pytest.mark.parametrize(
+    "given",
+    [np.array([0.1, 0.2]), (one for one in (0.1, 0.2)), {0.1: "a", 0.2: "b"}.keys(), [np.float64(0.1), 0.2]],
+    ids=["array", "generator", "keys", "list"],
+)
+def test_whatever_has_entries_in_an_order_is_a_list(given):
+    assert list(fitted("compare", "learning_rates", given, Sequence[float] | None)) == [0.1, 0.2]
+
+
+def test_a_set_has_no_order():
+    with pytest.raises(PluresError, match=r"compare: methods=\{'ditto'\}; give a list"):
+        fitted("compare", "methods", {"ditto"}, Sequence[str])
+
+
+def test_a_device_is_its_name():
+    assert Execution(device=torch.device("cpu")).device == "cpu"  # type: ignore[arg-type]
+
+
+def test_a_type_that_does_not_say_what_it_takes():
+    with pytest.raises(PluresError, match="the class dict does not say what its parameters are"):
+        find_method(dict)()
+
+
+def test_a_package_that_a_method_imports_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluresError, match="'no_such_package' is not on the path; needs_more imports it"):
+        find_method("needs_more:own")

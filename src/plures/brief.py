@@ -21,7 +21,7 @@ def brief(kind: type[T]) -> type[T]:
 
 def told(value: object) -> str:
     """A value in a few words: an array by type and shape, a collection by its length unless it is short."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, str | bytes | range) or not isinstance(value, Collection):
         return repr(value)

@@ -6,13 +6,14 @@ import collections.abc
 import inspect
 import json
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import torch
 
 from plures.errors import PluresError, closest
 
@@ -55,6 +56,8 @@ def signature_of(build: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(build, eval_str=True)
     except (NameError, AttributeError, TypeError):
         return inspect.signature(build)
+    except ValueError:
+        raise PluresError(f"{shown(build)} does not say what its parameters are: wrap it in a function") from None
 
 
 def kinds(build: Callable[..., Any]) -> Kinds:
@@ -146,15 +149,26 @@ def fitted(what: str, name: str, value: Any, kind: Any) -> Any:
     raise PluresError(f"{what}: {name}={shown(value)}; give {wanted(kind)}")
 
 
-def readings(value: Any) -> tuple[Any, ...]:
-    """What a value may stand for, the nearest first."""
+def readings(value: Any) -> Iterator[Any]:
+    """What a value may stand for, the nearest first; what can be iterated once is read only if nothing nearer fits."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
         plain = [one.item() if isinstance(one, np.generic) else one for one in value]
-        same = value if all(one is two for one, two in zip(plain, value, strict=True)) else type(value)(plain)
-        return same, tuple(plain)
-    return (value, (value,), Path(value)) if isinstance(value, str) else (value, (value,))
+        yield value if all(one is two for one, two in zip(plain, value, strict=True)) else type(value)(plain)
+        yield tuple(plain)
+        return
+    yield value
+    if isinstance(value, Iterator | range | KeysView | ValuesView):
+        yield tuple(value)
+    elif getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):
+        yield tuple(value.tolist())
+    else:
+        yield (value,)
+    if isinstance(value, str):
+        yield Path(value)
+    if isinstance(value, torch.device):
+        yield str(value)
 
 
 def read(option: str, name: str, text: str, kind: Any) -> Any:

@@ -427,3 +427,43 @@ def test_nothing_is_tuned_without_validation_data_or_compared_without_test_data(
     untested = from_arrays(X, Y, CLIENT, split=SplitRule(validation=0.3, test=0))
     with pytest.raises(PluresError, match="'data' has no test example, so nothing could be compared"):
         compare(untested, ["ditto"], rounds=1, seeds=1, tune_rounds=0)
+
+
+FOUR = np.array(["a", "b", "c", "d"])[np.arange(80) % 4]
+
+
+def memory_of_one_column() -> np.ndarray:
+    """A column of a larger table that may not be written to, as a frame gives it: its rows are not neighbours."""
+    column = np.asfortranarray(np.random.default_rng(0).normal(size=(80, 3)))[:, :1]
+    column.flags.writeable = False
+    return column
+
+
+def test_a_single_column_of_a_frame_is_as_good_as_a_copy_of_it():
+    column = memory_of_one_column()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        federation = from_arrays(column, np.arange(80) // 4 % 2, FOUR)
+    assert torch.equal(federation.inputs, torch.from_numpy(column.copy()).float())
+
+
+def test_columns_that_are_named_by_numbers():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.random.default_rng(0).normal(size=(80, 3)))
+    frame[3], frame[4] = np.arange(80) // 4 % 2, FOUR
+    federation = from_frame(frame, target=3, client=4, drop=[1])  # type: ignore[arg-type, list-item]
+    assert federation.columns == ("0", "2")
+    assert torch.equal(federation.inputs, torch.from_numpy(frame[[0, 2]].to_numpy(copy=True)).float())
+
+
+def test_a_frame_without_rows_yet():
+    polars = pytest.importorskip("polars")
+    lazy = polars.LazyFrame({"x": [1.0, 2.0], "y": [0, 1], "c": ["a", "b"]})
+    with pytest.raises(PluresError, match=r"a LazyFrame has no rows yet: read it first, with collect\(\)"):
+        from_frame(lazy, target="y", client="c")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.dtype("float64"), "float64", torch.float64])
+def test_types_of_the_inputs_in_every_notation(dtype: torch.dtype):
+    column = np.random.default_rng(0).normal(size=(80, 2))
+    assert torch.equal(from_arrays(column, np.arange(80) // 4 % 2, FOUR, dtype=dtype).inputs, torch.from_numpy(column))

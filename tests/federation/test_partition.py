@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from plures.errors import PluresError
+from plures.errors import PluresError, PluresWarning
 from plures.federation import (
     dirichlet_per_class,
     dirichlet_per_client,
@@ -20,7 +20,7 @@ from plures.federation import (
     quantity_skew,
 )
 from plures.federation.datasets.folder import data_folder
-from plures.federation.partition import _refilled
+from plures.federation.partition import READS, How, _refilled
 
 LABELS = np.arange(6000) % 10
 
@@ -41,7 +41,8 @@ def test_iid_sizes_differ_by_at_most_one():
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
 def test_dirichlet_per_client_gives_equal_sizes(alpha: float):
-    owner = dirichlet_per_client(LABELS[:5999], 40, alpha=alpha)
+    with pytest.warns(PluresWarning, match="39 of 5999 rows are not used: 40 clients get 149 rows each"):
+        owner = dirichlet_per_client(LABELS[:5999], 40, alpha=alpha)
     assert (np.bincount(owner[owner >= 0]) == 149).all()
     assert (owner == -1).sum() == 5999 - 40 * 149
 
@@ -96,7 +97,8 @@ def test_a_thousand_clients_and_small_alpha_end():
     labels = np.arange(60_000) % 10
     start = time.process_time()
     for how in ("iid", "dirichlet", "dirichlet_per_class", "pathological", "quantity"):
-        owner = partition(labels, how, 1000, alpha=0.01, min_size=10, classes_per_client=2)
+        given = {"alpha": 0.01, "min_size": 10, "classes_per_client": 2}
+        owner = partition(labels, how, 1000, **{option: given[option] for option in READS[how]})
         sizes = np.bincount(owner[owner >= 0], minlength=1000)
         assert sizes.min() >= 10, how
     assert time.process_time() - start < 10
@@ -104,7 +106,8 @@ def test_a_thousand_clients_and_small_alpha_end():
 
 def test_partitions_are_pure_functions_of_the_seed():
     for how in ("iid", "dirichlet", "dirichlet_per_class", "pathological", "quantity"):
-        first, again, other = (partition(torch.from_numpy(LABELS), how, 10, alpha=0.5, seed=s) for s in (1, 1, 2))
+        alpha = {"alpha": 0.5} if "alpha" in READS[how] else {}
+        first, again, other = (partition(torch.from_numpy(LABELS), how, 10, seed=s, **alpha) for s in (1, 1, 2))
         assert (first == again).all()
         assert (first != other).any()
 
@@ -130,6 +133,21 @@ def test_the_impossible_is_refused_at_once():
         dirichlet_per_client(LABELS, 5, alpha=1.0, prior=[1.0])
 
 
+@pytest.mark.parametrize("how", READS)
+def test_an_option_that_a_partition_does_not_read_is_refused(how: How):
+    given = {"alpha": 0.1, "min_size": 10, "classes_per_client": 2}  # the defaults: giving them is no exception
+    for option in given.keys() - READS[how]:
+        with pytest.raises(PluresError, match=f"{option} has no effect on partition='{how}', which reads clients"):
+            partition(LABELS, how, 5, **{option: given[option]})
+
+
+def test_rows_of_a_class_that_nobody_holds_are_counted():
+    with pytest.warns(PluresWarning, match="3600 of 6000 rows are not used: 2 clients of 2 classes hold 4 of 10"):
+        owner = pathological(LABELS, 2, classes_per_client=2)
+    assert (owner < 0).sum() == 3600
+
+
+@pytest.mark.filterwarnings("ignore:3 of 103 rows are not used")
 def test_rows_without_a_client_are_left_out():
     owner = dirichlet_per_client(LABELS[:103], 10, alpha=100.0)
     federation = from_arrays(np.zeros((103, 2)), LABELS[:103], owner)

@@ -15,7 +15,7 @@ from plures.run.fingerprint import of_data
 from plures.study import Plan, Store, ahead, begin, parse_study, plan_of
 from plures.study.cells import load_cell
 from plures.study.search import planned
-from plures.study.work import Timing
+from plures.study.work import Bench, Timing
 
 TEXT = """
 name = "s"
@@ -185,6 +185,18 @@ def test_shift_and_quality_are_applied() -> None:
 def test_what_the_data_do_not_allow_is_told_with_its_line(extra: str, line: int, words: str) -> None:
     with pytest.raises(PluresError, match=rf"study\.toml, line {line}: .*{words}"):
         cell(extra)
+
+
+def test_tuning_without_validation_data_is_refused(tmp_path: Path) -> None:
+    text = 'name = "s"\n[[data]]\nname = "heart"\nsplit = {{ validation = 0.0, test = 0.3 }}\n[tuning]\n{}\n'
+    tuned, fixed = (
+        plan_of(parse_study(text.format(tuning), "study.toml", Path()), "grid")
+        for tuning in ("trials = 1", "trials = 0\nlr = [0.1]")
+    )
+    message = r"study\.toml, line 2: data\[0\]: .* has no validation example, so nothing could be tuned: .*trials = 0"
+    with pytest.raises(PluresError, match=message):
+        Bench(tuned, Store(tmp_path / "tuned"), "me").at(tuned.cells[0])
+    assert len(Bench(fixed, Store(tmp_path / "fixed"), "me").at(fixed.cells[0]).federation) == 4
 
 
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")

@@ -451,12 +451,20 @@ class _Study:
             self.listener(Stage(method, what, point, rounds, self.done, self.total))
 
 
-def refuse_unmeasured(federation: Federation, trials: int) -> None:
-    """Refuse to tune without validation data, and to compare without test data."""
+def refuse_unmeasured(
+    federation: Federation, trials: int, instead: str = "tune_rounds=0 and the middle learning rate"
+) -> None:
+    """Refuse to tune without validation data, and to compare without test data.
+
+    Args:
+        federation: the clients.
+        trials: how many runs would tune.
+        instead: what tunes nothing, for the message.
+    """
     wanted: dict[SplitName, bool] = {"validation": trials > 0, "test": True}
     for split, needed in wanted.items():
         if needed and not len(federation.splits[split].rows):
-            remedy = ", or tune_rounds=0 and the middle learning rate" if split == "validation" else ""
+            remedy = f", or {instead}" if split == "validation" else ""
             raise PluresError(
                 f"federation {federation.name!r} has no {split} example, so nothing could be "
                 f"{'tuned' if trials and split == 'validation' else 'compared'}: give the split rule a {split} share "

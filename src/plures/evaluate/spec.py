@@ -267,11 +267,11 @@ def imported(name: str, module: str, attribute: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = f"{error.name!r} is not on the path"
-        raise PluresError(
-            f"method {name!r} cannot be imported: {missing}; start in the folder of {module.partition('.')[0]}.py, "
-            "or put that folder into PYTHONPATH"
-        ) from error
+        top = module.partition(".")[0]
+        remedy = f"put the folder of {top}.py into PYTHONPATH (PYTHONPATH=. if you are there)"
+        if error.name is None or error.name.partition(".")[0] != top:
+            remedy = f"{module} imports it, so install it"
+        raise PluresError(f"method {name!r} cannot be imported: {error.name!r} is not on the path; {remedy}") from error
     except Exception as error:
         raise PluresError(f"method {name!r} cannot be imported: {failure(error)}") from error
     public = [key for key, value in vars(found).items() if getattr(value, "__module__", "") == module]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -410,21 +410,26 @@ def _rows(
     options: Options,
 ) -> Examples:
     """Examples of a table."""
+    if hasattr(type(frame), "columns") and not hasattr(frame, "__len__"):
+        raise PluresError(f"a {type(frame).__name__} has no rows yet: read it first, with collect() or compute()")
     if not isinstance(frame, Mapping) and not hasattr(frame, "columns"):
         raise PluresError(f"a {type(frame).__name__} is no table; give a frame, or a mapping from columns to arrays")
+    by_name = {str(column): column for column in (frame if isinstance(frame, Mapping) else frame.columns)}
     there = [str(column) for column in (frame if isinstance(frame, Mapping) else frame.columns)]
-    targets = [target] if isinstance(target, str) else list(target)
+    several = isinstance(target, Collection) and not isinstance(target, str)
+    targets = [str(column) for column in (target if several else (target,))]
+    client, marks = str(client), {role: column if column is None else str(column) for role, column in marks.items()}
     features, said = _features(there, targets, client, marks, decided)
 
     def column_of(column: str) -> Array:
-        values = frame[column]
+        values = frame[by_name[column]]
         array = values if isinstance(values, np.ndarray) else _array(values, f"column {column!r}")
         if array.ndim != 1:
             raise PluresError(f"column {column!r} has shape {array.shape}; give one value per row")
         return array
 
     said = replace(said, impute=options.get("missing", "error") == "impute")
-    raw = [(column, column_of(column), _categorical(frame[column])) for column in features]
+    raw = [(column, column_of(column), _categorical(frame[by_name[column]])) for column in features]
     lengths = {column: len(values) for column, values, _ in raw}
     if len(set(lengths.values())) > 1:
         raise PluresError(f"columns differ in length: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
@@ -435,7 +440,7 @@ def _rows(
     told = [part.doubt for part in encoded if part.doubt] + _of_one_client(features, encoded, owner, said)
     return Examples(
         inputs=np.column_stack([part.values for part in encoded]),
-        targets=wanted[0] if isinstance(target, str) else np.column_stack(wanted),
+        targets=np.column_stack(wanted) if several else wanted[0],
         client=owner,
         groups=own.get("group"),
         time=own.get("time"),
@@ -465,7 +470,7 @@ def _features(
     for name, columns in decided.items():
         if isinstance(columns, str):
             raise PluresError(f"{name}={columns!r}: give a list of columns, [{columns!r}]")
-    lists = {name: list(columns) for name, columns in decided.items() if columns is not None}
+    lists = {name: [str(column) for column in columns] for name, columns in decided.items() if columns is not None}
     roles = [*targets, client, *(column for column in marks.values() if column is not None)]
     for column in [*roles, *(column for columns in lists.values() for column in columns)]:
         if column not in there:
@@ -715,7 +720,7 @@ def _inputs(inputs: Array, options: Options, where: _Where) -> Tensor:
         raise PluresError(f"dtype={dtype}: inputs are floating point, or integers for tokens")
     if not dtype.is_floating_point and missing == "impute":
         raise PluresError(f'missing="impute": integers of type {dtype} have no missing value; leave it out')
-    values = torch.from_numpy(np.ascontiguousarray(inputs)).to(dtype, copy=True)
+    values = torch.from_numpy(np.array(inputs, order="C")).to(dtype)
     if not values.is_floating_point():
         lost = torch.from_numpy((values.numpy() != inputs).reshape(len(inputs), -1).any(1))
         refuse(lost, f"an input that {dtype} cannot hold; use a floating-point dtype, or correct it", where)

@@ -121,6 +121,8 @@ def _split(value: Any) -> Any:
 
 
 def _dtype(value: Any) -> Any:
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
+        value = np.dtype(value).name
     found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
     return _require(found, isinstance(found, torch.dtype))
 

@@ -13,6 +13,7 @@ The partition by a metadata column needs no function: that column is the client 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from plures.errors import PluresError
+from plures.errors import PluresError, PluresWarning, suggestion
 from plures.federation.seeding import generator
 
 Owner = NDArray[np.int64]
@@ -49,9 +50,9 @@ def partition(
     how: How = "dirichlet",
     clients: int = 20,
     *,
-    alpha: float = 0.1,
-    classes_per_client: int = 2,
-    min_size: int = 10,
+    alpha: float | None = None,
+    classes_per_client: int | None = None,
+    min_size: int | None = None,
     seed: int = 0,
 ) -> Owner:
     """One of the partitions by name, for loaders and the command line; `READS` says which options each reads.
@@ -61,12 +62,26 @@ def partition(
         how: ``iid``, ``dirichlet`` (`dirichlet_per_client`), ``dirichlet_per_class``, ``pathological`` or
             ``quantity`` (`quantity_skew`).
         clients: how many.
-        alpha: concentration, for the two Dirichlet partitions and ``quantity``.
-        classes_per_client: for ``pathological``.
-        min_size: least number of rows of a client, for ``dirichlet_per_class`` and ``quantity``.
+        alpha: concentration, for the two Dirichlet partitions and ``quantity``; default .1.
+        classes_per_client: for ``pathological``; default 2.
+        min_size: least number of rows of a client, for ``dirichlet_per_class`` and ``quantity``; default 10.
         seed: of all draws.
+
+    Raises:
+        PluresError: also for an option that the partition does not read.
     """
+    if how not in HOWS:
+        raise PluresError(f"partition {how!r} is unknown; {suggestion(how, HOWS, 'choose among')}")
+    given = {"alpha": alpha, "classes_per_client": classes_per_client, "min_size": min_size}
+    for option, value in given.items():
+        if value is not None and option not in READS[how]:
+            raise PluresError(
+                f"{option} has no effect on partition={how!r}, which reads "
+                f"{', '.join(['clients', *sorted(READS[how])])}; leave it out"
+            )
     rows = len(_labels(labels))
+    alpha, min_size = 0.1 if alpha is None else alpha, 10 if min_size is None else min_size
+    each = 2 if classes_per_client is None else classes_per_client
     match how:
         case "iid":
             return iid(rows, clients, seed=seed)
@@ -75,10 +90,9 @@ def partition(
         case "dirichlet_per_class":
             return dirichlet_per_class(labels, clients, alpha=alpha, min_size=min_size, seed=seed)
         case "pathological":
-            return pathological(labels, clients, classes_per_client=classes_per_client, seed=seed)
+            return pathological(labels, clients, classes_per_client=each, seed=seed)
         case "quantity":
             return quantity_skew(rows, clients, alpha=alpha, min_size=min_size, seed=seed)
-    raise PluresError(f"partition {how!r} is unknown; choose among {', '.join(HOWS)}")
 
 
 def iid(rows: int, clients: int, *, seed: int = 0) -> Owner:
@@ -107,7 +121,7 @@ def dirichlet_per_client(
     with probability q_ik. When a class runs out, q_i is renormalised over the classes that are left (should q_i give
     them no weight: over what is left of them, and for alpha below 0.1 one class is drawn in that proportion, which
     keeps clients of one class). Clients that come late therefore get more of the common rest, as in the paper's own
-    code. The n mod clients rows that remain are not used.
+    code. The n mod clients rows that remain are not used, which a warning says.
 
     Args:
         labels: ``(n,)`` classes.
@@ -140,6 +154,7 @@ def dirichlet_per_client(
         for k in np.flatnonzero(want):
             owner[pools[k][taken[k] : taken[k] + want[k]]] = client
         taken += want
+    _warn_of_unused(owner, f"{clients} clients get {size} rows each")
     return owner
 
 
@@ -194,7 +209,7 @@ def pathological(labels: ArrayLike | Tensor, clients: int, *, classes_per_client
 
     One client after the other takes the k classes that the fewest clients hold so far (ties at random), and the rows
     of a class are dealt round robin, in random order, to those who hold it. Rows of a class that nobody holds (only
-    if clients * k is less than the number of classes) are not used.
+    if clients * k is less than the number of classes) are not used, which a warning says.
 
     Raises:
         PluresError: if k exceeds the number of classes, or a class has fewer rows than holders.
@@ -220,6 +235,9 @@ def pathological(labels: ArrayLike | Tensor, clients: int, *, classes_per_client
         own = rng.permutation(np.flatnonzero(held))
         if len(own):
             owner[pool] = own[np.arange(len(pool)) % len(own)]
+    _warn_of_unused(
+        owner, f"{clients} clients of {classes_per_client} classes hold {int(holders.any(1).sum())} of {len(counts)}"
+    )
     return owner
 
 
@@ -229,6 +247,12 @@ def quantity_skew(rows: int, clients: int, *, alpha: float, min_size: int = 10, 
     This is `dirichlet_per_class` with one class, including its ten draws and its repair for ``min_size``.
     """
     return dirichlet_per_class(np.zeros(rows, dtype=np.int64), clients, alpha=alpha, min_size=min_size, seed=seed)
+
+
+def _warn_of_unused(owner: Owner, why: str) -> None:
+    """Say how many rows nobody gets."""
+    if unused := int((owner < 0).sum()):
+        warnings.warn(f"{unused} of {len(owner)} rows are not used: {why}", PluresWarning, stacklevel=3)
 
 
 def _labels(labels: ArrayLike | Tensor) -> NDArray[np.generic]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from plures.federation.partition import How
+from plures.federation.partition import HOWS, READS, How
 
 
 def _named(value: object) -> object:
@@ -139,11 +139,7 @@ class PartitionPart(Part):
 
 DEALING: Mapping[str, frozenset[str]] = {
     "natural": frozenset(),
-    "iid": frozenset({"clients"}),
-    "dirichlet": frozenset({"clients", "alpha"}),
-    "dirichlet_per_class": frozenset({"clients", "alpha", "min_size"}),
-    "pathological": frozenset({"clients", "classes_per_client"}),
-    "quantity": frozenset({"clients", "alpha", "min_size"}),
+    **{how: READS[how] | {"clients"} for how in HOWS},
 }
 """The numbers that each partition reads."""
 

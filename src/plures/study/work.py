@@ -16,7 +16,7 @@ import torch
 
 from plures.errors import PluresError
 from plures.evaluate.callback import Callback
-from plures.evaluate.compare import card, described, environment, saved_execution
+from plures.evaluate.compare import card, described, environment, refuse_unmeasured, saved_execution
 from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.record import Result
@@ -99,7 +99,13 @@ class Bench:
         """A cell in memory."""
         if self.loaded is None or self.loaded.cell is not cell:
             self.loaded = None
-            self.loaded = loaded = load_cell(self.plan.source, cell)
+            loaded = load_cell(self.plan.source, cell)
+            tuned = sum(unit.kind == "tuning" and unit.cell is cell for unit in self.plan.units)
+            try:
+                refuse_unmeasured(loaded.federation, tuned, "say tuning.trials = 0")
+            except PluresError as error:
+                raise self.plan.source.error(("data", cell.path[0]), str(error)) from error
+            self.loaded = loaded
             execution = self.plan.source.document.execution
             described_as = card(loaded.federation).model_copy(update={"name": cell.title})
             self.store.note_cell(

@@ -17,7 +17,7 @@ from plures.federation.build import from_arrays
 from plures.federation.datasets import folder
 from plures.federation.datasets.folder import data_folder, read, read_idx
 from plures.federation.federation import Federation
-from plures.federation.partition import READS, How, partition
+from plures.federation.partition import How, partition
 from plures.federation.seeding import generator
 from plures.federation.splits import SplitRule
 
@@ -129,16 +129,15 @@ def _deal(
             raise PluresError(f"{name}: examples={examples}, but there are {len(labels)}; give 1 to {len(labels)}")
         chosen = np.sort(generator(seed, "examples", name).choice(len(labels), examples, replace=False))
         pictures, labels = pictures[chosen], labels[chosen]
-    how = options.get("partition", "dirichlet")
-    for option in ("alpha", "classes_per_client", "min_size"):
-        if option in options and how in READS and option not in READS[how]:
-            raise PluresError(
-                f"{name}: {option} has no effect on partition={how!r}, which reads "
-                f"{', '.join(['clients', *sorted(READS[how])])}; leave it out"
-            )
-    alpha, per_client = options.get("alpha", 0.1), options.get("classes_per_client", 2)
-    min_size = options.get("min_size", 10)
-    owner = partition(labels, how, clients, alpha=alpha, classes_per_client=per_client, min_size=min_size, seed=seed)
+    owner = partition(
+        labels,
+        options.get("partition", "dirichlet"),
+        clients,
+        alpha=options.get("alpha"),
+        classes_per_client=options.get("classes_per_client"),
+        min_size=options.get("min_size"),
+        seed=seed,
+    )
     used = owner >= 0
     numbers = np.char.zfill(owner[used].astype(str), len(str(clients - 1)))
     return from_arrays(
