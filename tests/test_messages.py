@@ -157,8 +157,8 @@ PYTHON = {
     "csv": (lambda: compare("patients.csv"), "no data set 'patients.csv': a table is no data set .*plures.from_frame"),
     "path": (lambda: compare(Path("nowhere/data")), "no data set 'nowhere/data': there is no folder of this name"),
     "text for a truth value": (
-        lambda: compare("heart", data_options={"standardize": "False"}),
-        "data set 'heart': standardize='False'; give true or false",
+        lambda: compare("heart", data_options={"standardize": "maybe"}),
+        "data set 'heart': standardize='maybe'; give true or false",
     ),
     "option": (lambda: plures.load("heart", standardise=True), "'heart' has no option 'standardise'; did you mean"),
     "seed": (lambda: plures.load("heart", seed="a"), "data set 'heart': seed='a'; give a whole number"),

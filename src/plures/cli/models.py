@@ -118,8 +118,8 @@ def predict_command(
         typer.echo(opened(folder, client).card.text())
         return
     if kept.finished and client is not None:
-        outputs, decided = kept.predict(client, None if inputs is None else rows_in(inputs))
         classes = kept.fitted().task.classes
+        outputs, decided = kept.predict(client, None if inputs is None else rows_in(inputs))
     else:
         model = opened(folder, client)
         outputs, decided = model.predict(given(model, inputs))

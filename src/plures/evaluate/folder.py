@@ -59,7 +59,6 @@ def personal_models(run: Run) -> Iterator[tuple[str, Leaves]]:
             yield run.federation.clients[client], {path: t[row].clone() for path, t in flat.items()}
 
 
-@checked
 def own_examples(run: Run, place: int) -> dict[str, Tensor]:
     """The examples of a client that its predictor reads, by split and part."""
     found: dict[str, Tensor] = {}
@@ -98,6 +97,7 @@ def counts(federation: Federation, place: int) -> Counts:
     return {"rows": rows, "labels": dict(zip(classes, found, strict=True))}
 
 
+@checked
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that holds a finished run.
@@ -240,6 +240,7 @@ class RunFolder:
 
     def fitted(self) -> Federation:
         """The run's federation without any row: task, columns, and all that was fitted to its data."""
+        self._description()
         tensors, about = read(self.path / MODELS)
         if "preparation" not in about.get(FITTED, {}):
             self._asked()
