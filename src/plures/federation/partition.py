@@ -154,7 +154,6 @@ def dirichlet_per_client(
         for k in np.flatnonzero(want):
             owner[pools[k][taken[k] : taken[k] + want[k]]] = client
         taken += want
-    _warn_of_unused(owner, f"{clients} clients get {size} rows each")
     return owner
 
 
@@ -235,9 +234,13 @@ def pathological(labels: ArrayLike | Tensor, clients: int, *, classes_per_client
         own = rng.permutation(np.flatnonzero(held))
         if len(own):
             owner[pool] = own[np.arange(len(pool)) % len(own)]
-    _warn_of_unused(
-        owner, f"{clients} clients of {classes_per_client} classes hold {int(holders.any(1).sum())} of {len(counts)}"
-    )
+    if unused := int((owner < 0).sum()):
+        warnings.warn(
+            f"{unused} of {len(owner)} rows are not used: {clients} clients of {classes_per_client} classes hold "
+            f"{int(holders.any(1).sum())} of {len(counts)}",
+            PluresWarning,
+            stacklevel=2,
+        )
     return owner
 
 
@@ -247,12 +250,6 @@ def quantity_skew(rows: int, clients: int, *, alpha: float, min_size: int = 10, 
     This is `dirichlet_per_class` with one class, including its ten draws and its repair for ``min_size``.
     """
     return dirichlet_per_class(np.zeros(rows, dtype=np.int64), clients, alpha=alpha, min_size=min_size, seed=seed)
-
-
-def _warn_of_unused(owner: Owner, why: str) -> None:
-    """Say how many rows nobody gets."""
-    if unused := int((owner < 0).sum()):
-        warnings.warn(f"{unused} of {len(owner)} rows are not used: {why}", PluresWarning, stacklevel=3)
 
 
 def _labels(labels: ArrayLike | Tensor) -> NDArray[np.generic]:
