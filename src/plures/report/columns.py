@@ -212,7 +212,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "drawn",
             "clients that no round until the chosen one drew, averaged over seeds; the method serves them as it serves "
             "clients that come later, and they count in every score.",
-            lambda row: significant(row.never),
+            lambda row: f"{row.never:.3g}",
         ),
         Column(
             "unseen",

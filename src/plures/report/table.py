@@ -10,7 +10,7 @@ from rich.text import Text
 
 from plures.evaluate.results import BASELINES, Comparison, Row
 from plures.evaluate.summary import paired_test, worse
-from plures.report.columns import Number, best, columns, known, probability, significant
+from plures.report.columns import Number, best, columns, known, probability
 
 LEVEL = 0.05
 LEFT_OUT = ("chosen_round",)
@@ -103,7 +103,7 @@ def _never(comparison: Comparison, rows: list[Row]) -> str:
         return ""
     people = len(comparison.federation.clients)
     return (
-        f"Up to {significant(most)} of {people} clients had not been drawn by the chosen round; each is served as the "
+        f"Up to {most:.3g} of {people} clients had not been drawn by the chosen round; each is served as the "
         "method serves a client that comes later."
     )
 
