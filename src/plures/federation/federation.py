@@ -250,11 +250,13 @@ class Federation:
         """The same data restricted to some clients (in their natural order); tensors are shared, not copied."""
         if isinstance(clients, str):
             raise PluresError(f"clients={clients!r}: give a list of names, [{clients!r}]")
-        chosen = sorted({self.index(client) for client in clients})
-        names = tuple(self.clients[i] for i in chosen)
+        return self.take(sorted({self.index(client) for client in clients}))
+
+    def take(self, chosen: Sequence[int]) -> Federation:
+        """The same data restricted to the clients at some positions, in increasing order."""
         return replace(
             self,
-            clients=names,
+            clients=tuple(self.clients[i] for i in chosen),
             splits={split: index.take(chosen) for split, index in self.splits.items()},
             metadata={key: tuple(column[i] for i in chosen) for key, column in self.metadata.items()},
         )

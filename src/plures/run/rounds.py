@@ -190,8 +190,8 @@ class Run(Coordinator):
         anew = self._anew(clients)
         if not bool(anew.any()):
             return self._deployed(clients)
-        places = self.never.tolist()
-        new = self._newcomers().deployed([places.index(i) for i, fresh in zip(clients, anew, strict=True) if fresh])
+        places = torch.searchsorted(self.never, torch.tensor(clients)[anew])
+        new = self._newcomers().deployed(places.tolist())
         if bool(anew.all()):
             return new
         own = self._deployed([i for i, fresh in zip(clients, anew, strict=True) if not fresh])
@@ -253,8 +253,7 @@ class Run(Coordinator):
         from plures.run.onboard import onboard
 
         if self._served is None or self._served[0] is not self.server or self._served[1] != self.round:
-            names = [self.federation.clients[i] for i in self.never.tolist()]
-            guest = onboard(self, self.federation.subset(names))
+            guest = onboard(self, self.federation.take(self.never.tolist()))
             self._served = self.server, self.round, guest
         return self._served[2]
 
