@@ -123,7 +123,6 @@ COUNTS = {
     ),
     "fedbn_cnn": (
         fedbn_cnn,
-        redrawn,
         (3, 28, 28),
         (3 * FIVE * 64 + 64)
         + (64 * FIVE * 64 + 64)

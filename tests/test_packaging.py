@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 from importlib.metadata import distribution
@@ -117,7 +118,8 @@ def wheel(tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     build("sdist", clone, folder)
     (archive,) = folder.glob("*.tar.gz")
-    shutil.unpack_archive(archive, folder / "source", filter="data")
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder / "source")
     (source,) = (folder / "source").iterdir()
     build("wheel", source, folder)
     (made,) = folder.glob("*.whl")

@@ -81,6 +81,7 @@ class Problem:
         return each.mean() if weight is None else (each * weight).sum() / weight.sum()
 
 
+@brief
 @dataclass(slots=True, eq=False)
 class Pass:
     """A forward pass in training.

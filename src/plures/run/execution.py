@@ -39,10 +39,6 @@ class Execution:
     clients_on_disk: Path | None = None
 
     def __post_init__(self) -> None:
-        try:
-            torch.device("cpu" if self.device == "auto" else self.device)
-        except RuntimeError as error:
-            raise PluresError(f"device={self.device!r} is unknown: give 'cpu', 'cuda' or 'auto'") from error
         if isinstance(self.chunk, int) and self.chunk < 1:
             raise PluresError(f"chunk={self.chunk}: give at least 1, or 'auto'")
         if self.backend == "loop" and self.compile is True:
