@@ -177,7 +177,7 @@ def test_a_client_that_is_short_gets_rows_of_the_classes_it_was_drawn_for():
 
 @pytest.mark.skipif(not (data_folder() / "usps" / "usps.npz").is_file(), reason="data set usps is not there")
 def test_options_that_a_partition_does_not_read_are_refused():
-    with pytest.raises(PluresError, match="usps: alpha has no effect on partition='iid', which reads clients; leave"):
+    with pytest.raises(PluresError, match="alpha has no effect on partition='iid', which reads clients; leave"):
         load("usps", partition="iid", alpha=0.1)
     with pytest.raises(
         PluresError, match="min_size has no effect on partition='dirichlet', which reads clients, alpha"
