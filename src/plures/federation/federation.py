@@ -340,9 +340,10 @@ def position(client: str | int, clients: Sequence[str], where: str = "") -> int:
         where: they are, for the message.
     """
     name = name_of(client)
-    if name not in clients:
-        raise PluresError(f"no client {name!r}{where}; {suggestion(name, clients, 'clients are')}")
-    return clients.index(name)
+    try:
+        return clients.index(name)
+    except ValueError:
+        raise PluresError(f"no client {name!r}{where}; {suggestion(name, clients, 'clients are')}") from None
 
 
 def _few(names: Sequence[str]) -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from plures.errors import PluresError
 from plures.run.engine import Engine, Stack
-
-Examples = tuple[Tensor, Tensor, Tensor]
+from plures.run.padding import Examples
 
 
 def predicted(
-    engine: Engine, client: str, deployed: Stack, own: Mapping[str, Examples], inputs: Tensor
+    engine: Engine, client: str, deployed: Stack, own: Examples, inputs: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Outputs ``(n, outputs)`` of a client's predictor, and the classes ``(n,)`` that it decides for.
 

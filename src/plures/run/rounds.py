@@ -37,8 +37,9 @@ from plures.run.coordinator import Coordinator, Work, builder
 from plures.run.cost import kept
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
+from plures.run.padding import Examples
 from plures.run.participation import PARTICIPATIONS, Full, Participation
-from plures.run.predict import Examples, predicted
+from plures.run.predict import predicted
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import rehearse
 from plures.run.store import ClientStore
@@ -236,9 +237,7 @@ class Run(Coordinator):
             rows = self.federation.inputs[self.federation.splits["test"][place]]
         else:
             rows = self.federation.scaled(inputs)
-        own: dict[str, Examples] = {
-            split: self.engine.whole([place], split) for split in self.bound.method.predictor.reads
-        }
+        own: Examples = {split: self.engine.whole([place], split) for split in self.bound.method.predictor.reads}
         return predicted(self.engine, self.federation.clients[place], self.deployed([place]), own, rows)
 
     def _anew(self, clients: list[int]) -> Tensor:
