@@ -39,14 +39,14 @@ def study_command(
     """Plan a study and run it; a second start goes on, and several starts divide the work."""
     current_folder()
     source = read_study(file)
-    check_folder(out or Path("runs") / source.document.name)
+    folder = out or Path("runs") / source.document.name
+    check_folder(folder)
     try:
         find(source.document.execution.device)
     except PluresError as error:
         raise source.error(("execution", "device"), str(error)) from error
-    callbacks = trackers(track or (), out or Path("runs") / source.document.name)
+    callbacks = trackers(track or (), folder)
     studied = plan_of(source, resolved(source.document.tuning.search))
-    folder = out or Path("runs") / source.document.name
     if source.document.execution.threads is not None:
         torch.set_num_threads(source.document.execution.threads)
     store = Store(folder)

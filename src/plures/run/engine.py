@@ -19,7 +19,7 @@ from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.execution import Execution
 from plures.run.kernels import kernels
-from plures.run.padding import Asked, Example, Examples, full, unpadded
+from plures.run.padding import Asked, Example, Examples, full, mask, unpadded
 from plures.run.randomness import branch, fold, name_key, unit
 from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
 from plures.run.training import Training
@@ -249,8 +249,7 @@ class Engine:
         """A client's examples in stored order: inputs, targets ``(clients, batch, ...)`` and weights 1 or 0."""
         plan = batches.passes(self.federation.splits[split], clients, size)
         for rows, counts in zip(plan.rows[:, 0], plan.counts[:, 0], strict=True):
-            places = torch.arange(rows.shape[1], device=rows.device)
-            weight = (places < torch.from_numpy(counts).to(rows.device).unsqueeze(1)).to(self.dtype)
+            weight = mask(torch.from_numpy(counts).to(rows.device), rows.shape[1], self.dtype)
             yield gather(self.federation.inputs, rows), gather(self.federation.targets, rows), weight
 
     def forward(

@@ -111,6 +111,11 @@ class Asked:
         return False
 
 
+def mask(counts: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """``(clients, width)`` 1 for an example and 0 for padding, given how many examples each client has."""
+    return (torch.arange(width, device=counts.device) < counts.unsqueeze(1)).to(dtype)
+
+
 def full(examples: Examples) -> bool:
     """Whether there is no padding."""
     return all(weight is None or bool((weight > 0).all()) for *_, weight in examples.values())
@@ -169,8 +174,8 @@ def _tried(example: Example, client: int, size: int, repeat: bool) -> Example:
     for values in (inputs, targets):
         last = values[client, max(0, size - 1)].expand(ADDED, *values.shape[2:])
         parts.append(torch.cat([values[client, :size], last if repeat else values.flatten(0, 1)[places]]))
-    mask = torch.arange(size + ADDED, device=inputs.device) < size
-    return parts[0], parts[1], mask.to(torch.float32 if weight is None else weight.dtype)
+    real = torch.arange(size + ADDED, device=inputs.device) < size
+    return parts[0], parts[1], real.to(torch.float32 if weight is None else weight.dtype)
 
 
 def _changed(value: Any, generator: torch.Generator, scale: float) -> Any:

@@ -25,7 +25,7 @@ from plures.method.state import Pass
 from plures.method.tree import detach
 from plures.models import Leaves
 from plures.run.batches import Batches
-from plures.run.padding import Asked, Example, Examples
+from plures.run.padding import Asked, Example, Examples, mask
 from plures.run.training import Training
 
 Stack = dict[str, Leaves]
@@ -69,11 +69,12 @@ class Steps:
         self.state = bound.state
         self.followed = [leaf for leaf in [*bound.selected(phase), *self.kept] if leaf not in set(self.trained)]
         """Leaves that follow the forward passes, or what is computed before each step."""
-        plain = phase.objective is None and phase.before is None
-        slots = {phase.slot, *(slot for slot, _ in self.trained)} if plain else set(bound.initial)
+        self.plain = phase.objective is None and phase.before is None
+        """Whether the phase minimises the plain task loss of one slot."""
+        slots = {phase.slot, *(slot for slot, _ in self.trained)} if self.plain else set(bound.initial)
         self.read = [(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
         """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
-        self.anchored = [] if plain else self.read
+        self.anchored = [] if self.plain else self.read
         """Leaves whose received value the phase can read."""
         self.direct = phase.objective is None and bool(phase.targets)
         """Whether the objective is the task loss itself."""
@@ -329,8 +330,7 @@ class Stacked(Steps):
         examples: dict[str, Example] = {}
         for number, (index, count) in enumerate(zip(plan.rows[0], plan.counts[0], strict=True)):
             inputs, targets = (gather(values, index) for values in (self.federation.inputs, self.federation.targets))
-            places = torch.arange(index.shape[1], device=index.device)
-            weight = (places < torch.from_numpy(count).to(index.device).unsqueeze(1)).to(self.dtype)
+            weight = mask(torch.from_numpy(count).to(index.device), index.shape[1], self.dtype)
             examples[str(number)] = inputs, targets, weight
 
         def one(examples: Examples, trained: Tensors, rest: Tensors, received: Tensors, key: Tensor) -> Any:
@@ -338,10 +338,9 @@ class Stacked(Steps):
             known = [weight for weight in weights if weight is not None]
             return self._gradient(trained, rest, received, inputs, targets, known, [key] if self.random else [])
 
-        plain = self.phase.objective is None and self.phase.before is None
-        about = (self.network.module,) if plain else (self.phase.objective, self.phase.before)
+        about = (self.network.module,) if self.plain else (self.phase.objective, self.phase.before)
         rest = part.trained, part.rest, part.received, plan.keys[0]
-        return Asked(one, about, "model" if plain else "objective").apart(self.verdicts, examples, rest)
+        return Asked(one, about, "model" if self.plain else "objective").apart(self.verdicts, examples, rest)
 
     def _part(self, x: Stack, received: Stack, memory: list[Tensors], rows: Rows) -> Part:
         return Part(
@@ -381,8 +380,7 @@ class Stacked(Steps):
         """
         inputs = [gather(self.federation.inputs, index) for index in rows]
         targets = [gather(self.federation.targets, index) for index in rows]
-        places = [torch.arange(index.shape[1], device=index.device) for index in rows]
-        weights = [(p < c.unsqueeze(1)).to(self.dtype) for p, c in zip(places, counts, strict=False)]
+        weights = [mask(count, index.shape[1], self.dtype) for index, count in zip(rows, counts, strict=False)]
         grads, told, changed = self._gradients(trained, rest, received, inputs, targets, weights, keys)
         losses = torch.stack([each.to(self.dtype) for each in told])
         before = None if running is None else [value.clone() for value in trained]
