@@ -21,7 +21,7 @@ from plures.deploy.conduct import RESULT, Conductor
 from plures.deploy.journal import METRICS, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
-from plures.run.message import HEADER, Order, Reply, Told, pack, unpack
+from plures.run.message import HEADER, Order, Reply, Told, digest, pack, unpack
 from plures.run.remote import TooFewError
 
 Tensors = dict[str, Tensor]
@@ -102,13 +102,15 @@ ANY: dict[str, tuple[Spoil, str]] = {
     "a header without end": (lambda m: header(b"[" * 10**6), "a message is damaged: maximum recursion depth.*"),
     "a header that is a list": (lambda m: header(b"[]"), "a message is damaged: list indices .*"),
     "a header without ours": (lambda m: header(b"{}"), "a message is damaged: '__metadata__'"),
-    "another protocol": (reply(protocol=1), "a message is damaged: a message of protocol 1, not 2: install .*"),
+    "another protocol": (reply(protocol=1), "a message is damaged: a message of protocol 1, not 3: install .*"),
     "an unknown field": (reply(run_this="rm"), r"a message is malformed: \('run_this',\): Extra inputs .*"),
     "a wrong type": (reply(loss="low"), r"a message is malformed: \('loss',\): Input should be a valid number.*"),
     "an impossible shape": (impossible, "a message is damaged: .* overflowed"),
     "no message but words": (lambda m: "Flower: gone", "Flower: gone"),
     "another client's name": (reply(client="cleveland"), "the answer is of client 'cleveland'"),
     "no client's name": (reply(client="nobody"), "the answer is of client 'nobody'"),
+    "an answer to no order": (reply(order=""), "the answer is to another order than the one just sent"),
+    "an answer to another order": (reply(order="0" * 64), "the answer is to another order than the one just sent"),
     "another run": (reply(run="0123456789abcdef"), "its method, model or data columns are not those of this run: .*"),
     "a later round": (reply(round=10**30), "the answer is of round 1000000000000000000000000000000"),
     "a refusal": (reply(status="refused", reason="no time"), "refused: no time"),
@@ -256,7 +258,7 @@ def test_an_old_answer_does_not_count_again(tmp_path: Path) -> None:
     carrier.spoil = replayed
     Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()
     rounds = [event["left_out"] for event in Journal(tmp_path / "out").events("round")]
-    assert rounds == [{}, {"switzerland": "the answer is of round 0"}, {}]
+    assert rounds == [{}, {"switzerland": "the answer is to another order than the one just sent"}, {}]
     assert lost(file, tmp_path / "out") == []
 
 
@@ -291,7 +293,11 @@ SELF = Told(examples=10)
 def test_who_is_not_taken_in_is_named(tmp_path: Path, said: Reply, reason: str) -> None:
     file = prepared(tmp_path, {"join_deadline": 0.01})
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
-    carrier.spoil = lambda address, answer: pack(said) if address == 101 else answer
+
+    def spoil(address: int, answer: bytes) -> bytes:
+        return pack(said.model_copy(update={"order": unpack(answer, Reply)[0].order})) if address == 101 else answer
+
+    carrier.spoil = spoil
     with pytest.raises(PluresError, match=rf"clients hungarian did not join .*\({reason}\)"):
         Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()
 
@@ -327,9 +333,12 @@ def test_whatever_arrives_is_taken_or_refused(tmp_path: Path) -> None:
     remote.exchange([0], "train", remote.server)
     good, refused = carrier.answers[-1][1], 0
     assert isinstance(good, bytes)
+    answered = unpack(good, Reply)[0].order.encode()
     for number in range(400):
         bad = mutant(good, number)
-        carrier.exchange = lambda messages, deadline, bad=bad: dict.fromkeys(messages, bad)
+        carrier.exchange = lambda messages, deadline, bad=bad: {
+            address: bad.replace(answered, digest(message).encode()) for address, message in messages.items()
+        }
         try:
             remote.work([0], remote.server)
         except TooFewError:

@@ -12,7 +12,7 @@ from plures.method import SGD
 from plures.methods import ditto, fedavg, fedfomo, scaffold
 from plures.report.catalogue import model
 from plures.run import Training
-from plures.run.message import Order, Reply, Told, pack, unpack
+from plures.run.message import Order, Reply, Told, digest, pack, unpack
 from plures.run.remote import Sites, TooFewError, population
 from test_catalogue import clients
 
@@ -31,7 +31,10 @@ class Claims:
         return sorted(self.said)
 
     def exchange(self, messages, deadline):
-        return {a: self.said[a] if isinstance(self.said[a], bytes) else pack(self.said[a]) for a in messages}
+        return {a: self.answer(self.said[a], message) for a, message in messages.items()}
+
+    def answer(self, said, message):
+        return said if isinstance(said, bytes) else pack(said.model_copy(update={"order": digest(message)}))
 
 
 def says(client, **told):
@@ -84,6 +87,26 @@ def test_who_does_not_belong_is_not_taken_in(answer, reason):
     assert sites.missing == ["a", "b"]
     if reason is not None:
         assert reason in sites.refused[7]
+
+
+def test_a_greeting_that_answers_no_question_just_asked_is_not_taken_in(caplog):
+    sites = Sites(Claims({7: pack(says("a")), 8: pack(says("b").model_copy(update={"order": "0" * 64}))}), "ab")
+    sites.meet()
+    assert sites.where == {}
+    assert caplog.text.count("the answer is to another order than the one just sent") == 2
+
+
+def test_every_question_is_unlike_any_other():
+    carrier, asked = Claims({7: b"", 8: b""}), []
+    carrier.answer = lambda said, message: asked.append(message) or said
+    Sites(carrier, "ab").meet()
+    assert len({unpack(message, Order)[0].nonce for message in asked}) == 2
+
+
+def test_no_site_is_asked_about_what_it_was_trained_on():
+    order = Order.model_construct(task="score", evaluate=("train",), nonce="0" * 32)
+    with pytest.raises(PluresError, match="malformed: \\('evaluate', 0\\)"):
+        unpack(pack(order), Order)
 
 
 def test_two_sites_that_claim_one_name():

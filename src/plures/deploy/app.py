@@ -12,10 +12,9 @@ from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.site import Site
 from plures.errors import PluresError
-from plures.federation import SplitName
 from plures.run import Run
 from plures.run.flower import Answerer, Config, client_app, server_app
-from plures.run.message import Order, Reply, Scored, pack
+from plures.run.message import Held, Order, Reply, Scored, digest, pack
 from plures.run.remote import Transport
 from plures.serving.personal import PersonalModel
 from plures.tables.check import check
@@ -38,7 +37,7 @@ class Closed:
 
     def answer(self, message: bytes) -> bytes:
         reason = "its files or its data did not pass their check; the site's own log says what is wrong"
-        return pack(Reply(client=self.client, status="failed", reason=reason))
+        return pack(Reply(client=self.client, order=digest(message), status="failed", reason=reason))
 
 
 def opened(file: Path) -> Site:
@@ -55,7 +54,7 @@ def opened(file: Path) -> Site:
     empty = plan.table.empty(plan.name, plan.clients)
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
 
-    def publish(run: Run, order: Order, scores: Mapping[SplitName, Scored]) -> None:
+    def publish(run: Run, order: Order, scores: Mapping[Held, Scored]) -> None:
         model = PersonalModel.of(run, own.client, spec, schema=plan.table, sheet=report.sheet)
         model.save(folder / PUBLISHED)
         Journal(folder).event("published", round=order.round, version=model.card.version)

@@ -21,11 +21,10 @@ from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import METRICS, Scores, primary
-from plures.federation import SplitName
 from plures.files import describe, write, write_text
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import RoundRecord
-from plures.run.message import Told
+from plures.run.message import Held, Told
 from plures.run.remote import Remote, Sites, TooFewError, Transport
 
 log = logging.getLogger(__name__)
@@ -309,9 +308,9 @@ class Conductor:
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
         return result
 
-    def everybody(self, remote: Remote, task: Any, *splits: SplitName) -> dict[str, str]:
+    def everybody(self, remote: Remote, task: Any, *splits: Held) -> dict[str, str]:
         """Ask all clients, again and again those that do not answer; who never did, and why."""
-        found: dict[SplitName, dict[int, Any]] = {split: {} for split in splits}
+        found: dict[Held, dict[int, Any]] = {split: {} for split in splits}
         missing: dict[str, str] = dict.fromkeys(self.plan.clients, "")
         final: set[str] = set()
         for number in range(self.plan.rules.patience):
@@ -328,7 +327,7 @@ class Conductor:
         return missing
 
 
-def gathered(remote: Remote, split: SplitName) -> Scores:
+def gathered(remote: Remote, split: Held) -> Scores:
     """What the clients scored in the last exchange, NaN for those that did not answer."""
     found = remote.scores.get(split, {})
     names = [metric.name for metric in METRICS[remote.federation.task.kind]]

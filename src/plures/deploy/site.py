@@ -14,11 +14,11 @@ from torch import nn
 from plures.deploy.state import Versions, forget, has_left
 from plures.errors import PluresError
 from plures.evaluate import score
-from plures.federation import Federation, SplitName
+from plures.federation import Federation
 from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, Seen, named
 from plures.models import ModelFactory
 from plures.run import Run, Training
-from plures.run.message import LONGEST_REASON, Order, Reply, Scored, Tensors, Told, pack, unpack
+from plures.run.message import LONGEST_REASON, Held, Order, Reply, Scored, Tensors, Told, digest, pack, unpack
 from plures.run.remote import ONE_CLIENT, WEIGHT, fingerprint, key, population
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 OWN, ROW = "own", "row"
 """What a version holds: personal leaves; and rows of the server's that only this client changes."""
 
-Publish = Callable[[Run, Order, Mapping[SplitName, Scored]], None]
+Publish = Callable[[Run, Order, Mapping[Held, Scored]], None]
 """``(run, order, scores)``: keeps the client's finished model for predictions."""
 
 
@@ -150,7 +150,8 @@ class Site:
             reason = f"{type(error).__name__} in its local work; its own log says more"
             reply = Reply(client=self.client, status="failed", reason=reason)
         seconds = time.perf_counter() - begun
-        return pack(reply.model_copy(update={"round": order.round, "seconds": seconds}), tensors)
+        fixed = {"order": digest(message), "round": order.round, "seconds": seconds}
+        return pack(reply.model_copy(update=fixed), tensors)
 
     def _stays(self) -> None:
         """Refuse if the site has left, and forget what an order has written that was under way then."""
@@ -295,13 +296,13 @@ class Site:
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise PluresError(f"the server sent {label!r} with a NaN or an infinite value")
 
-    def _score(self, run: Run, split: SplitName) -> Scored:
+    def _score(self, run: Run, split: Held) -> Scored:
         scores = score(run, split)
         metrics = {name: float(values[0]) for name, values in scores.values.items()}
         return Scored(examples=int(scores.sizes[0]), metrics=metrics)
 
     def _train(
-        self, run: Run, versions: Versions, order: Order, scores: Mapping[SplitName, Scored]
+        self, run: Run, versions: Versions, order: Order, scores: Mapping[Held, Scored]
     ) -> tuple[Reply, Tensors]:
         cohort = Cohort(run.round, torch.tensor([0]), run.setting, run.participated, run.draw)
         chosen = {block.name: run.choose(block, cohort) for block in run.served()}

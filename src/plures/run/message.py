@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
@@ -12,9 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.federation import SplitName
 
-PROTOCOL = 2
+PROTOCOL = 3
 HEADER = "plures"
 LONGEST = 16 * 2**20
 """Largest header that is read, in bytes."""
@@ -23,6 +24,8 @@ LONGEST_REASON = 500
 
 Tensors = dict[str, Tensor]
 Task = Literal["join", "train", "score", "gradients", "publish"]
+Held = Literal["validation", "test"]
+"""Splits that may be asked about: what a client trained on is nobody's business."""
 
 
 class Header(BaseModel):
@@ -53,6 +56,7 @@ class Order(Header):
     """What a server asks of a site.
 
     Attributes:
+        nonce: 32 hexadecimal digits, new for every message: no two orders have the same bytes.
         run: the run's fingerprint, which the site's must equal; empty when a site is asked to join.
         client: the client that is meant; empty when a site is asked who it is.
         task: ``join`` (say who you are), ``train`` (score what was evaluated, then work and upload), ``score``,
@@ -66,13 +70,14 @@ class Order(Header):
         population: what every client told, in the order of the federation's clients.
     """
 
+    nonce: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$")
     run: str = ""
     client: str = ""
     task: Task
     round: int = 0
     accepted: int = 0
     keep: int = 0
-    evaluate: tuple[SplitName, ...] = ()
+    evaluate: tuple[Held, ...] = ()
     members: dict[str, int] = {}
     population: list[Told] = []
 
@@ -96,6 +101,7 @@ class Reply(Header):
 
     Attributes:
         client: its name.
+        order: the :func:`digest` of the order that it answers.
         run: the run's fingerprint, as the site computes it.
         round: the round of the order.
         status: ``done``; ``refused`` by the site's own rules; ``lost`` if the version that counts is not on its disk;
@@ -110,6 +116,7 @@ class Reply(Header):
     """
 
     client: str
+    order: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     run: str = ""
     round: int = 0
     status: Literal["done", "refused", "lost", "failed"] = "done"
@@ -117,7 +124,7 @@ class Reply(Header):
     loss: float = 0.0
     objective: float = 0.0
     rows: dict[str, int] = {}
-    scores: dict[SplitName, Scored] = {}
+    scores: dict[Held, Scored] = {}
     told: Told | None = None
     seconds: float = 0.0
 
@@ -151,6 +158,11 @@ def unpack(message: bytes, kind: type[H]) -> tuple[H, Tensors]:
         raise PluresError(f"a message is malformed: {first['loc']}: {first['msg']}") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PluresError(f"a message is damaged: {error}") from error
+
+
+def digest(message: bytes) -> str:
+    """What an answer calls the order that it answers by: the SHA-256 of its bytes."""
+    return hashlib.sha256(message).hexdigest()
 
 
 def payload(tensors: Mapping[str, Tensor]) -> int:

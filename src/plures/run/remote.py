@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plures.errors import PluresError
-from plures.federation import Federation, SplitName
+from plures.federation import Federation
 from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Share, View, flatten, named
 from plures.models import Leaves, ModelFactory
 from plures.run.coordinator import Coordinator, Work, builder
@@ -23,7 +23,7 @@ from plures.run.engine import Stack
 from plures.run.execution import Execution
 from plures.run.facts import facts
 from plures.run.fingerprint import of_method
-from plures.run.message import Order, Reply, Scored, Task, Tensors, Told, pack, payload, unpack
+from plures.run.message import Held, Order, Reply, Scored, Task, Tensors, Told, digest, pack, payload, unpack
 from plures.run.participation import Full, Participation
 from plures.run.store import ClientStore
 from plures.run.training import Training
@@ -112,17 +112,17 @@ class Sites:
         now = time.monotonic()
         new = [a for a in present if a not in self.where.values() and now >= self._asked.get(a, now)]
         self._asked |= dict.fromkeys(new, now + AGAIN)
-        question = pack(Order(task="join"))
-        for address, answer in self.transport.exchange(dict.fromkeys(new, question), self.deadline).items():
+        questions = {address: pack(Order(task="join")) for address in new}
+        for address, answer in self.transport.exchange(questions, self.deadline).items():
             try:
-                self._greet(address, answer)
+                self._greet(address, questions[address], answer)
             except PluresError as error:
                 log.warning("site %s is not taken in: %s", address, error)
 
-    def _greet(self, address: int, answer: bytes | str) -> None:
+    def _greet(self, address: int, question: bytes, answer: bytes | str) -> None:
         if isinstance(answer, str):
             raise PluresError(answer)
-        reply, _ = opened(answer)
+        reply, _ = opened(answer, question)
         self.refused.pop(address, None)
         if reply.status != "done":
             self.refused[address] = reply.reason
@@ -203,16 +203,19 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
     return digest.hexdigest()[:16]
 
 
-def opened(answer: bytes) -> tuple[Reply, Tensors]:
-    """Header and tensors of an answer.
+def opened(answer: bytes, order: bytes) -> tuple[Reply, Tensors]:
+    """Header and tensors of the answer to an order.
 
     Raises:
-        PluresError: if it is damaged, or no answer.
+        PluresError: if it is damaged, no answer, or that to another order.
     """
     try:
-        return unpack(answer, Reply)
+        reply, tensors = unpack(answer, Reply)
     except RuntimeError as error:  # a header that is nested too deeply, a shape that no tensor can have
         raise PluresError(f"a message is damaged: {error}") from error
+    if reply.order != digest(order):
+        raise PluresError("the answer is to another order than the one just sent")
+    return reply, tensors
 
 
 def key(bound: Bound, block: Block, name: str) -> str:
@@ -268,8 +271,8 @@ class Remote(Coordinator):
         self.run_id = fingerprint(self.bound, self.training, federation, seed, agreed)
         self.store = ClientStore({(s, p): self.bound.initial[s][p] for s, p in self.bound.told()}, len(federation))
         self.sent = self.received = self.wired = 0
-        self.evaluate: tuple[SplitName, ...] = ()
-        self.scores: dict[SplitName, dict[int, Scored]] = {}
+        self.evaluate: tuple[Held, ...] = ()
+        self.scores: dict[Held, dict[int, Scored]] = {}
         self.best: Tensor | None = None
         self.final: set[str] = set()
         self._told_now: dict[int, dict[Leaf, Tensor]] = {}
@@ -358,7 +361,7 @@ class Remote(Coordinator):
         for address, client in asked.items():
             answer = answers.get(address, f"no answer within {self.rules.deadline:g} seconds")
             try:
-                found[client] = self._read(client, task, answer)
+                found[client] = self._read(client, task, messages[address], answer)
             except PluresError as error:
                 left[self.setting.clients[client]] = str(error)
         self.scores = {split: {} for split in self.evaluate}
@@ -370,11 +373,11 @@ class Remote(Coordinator):
             log.warning("round %d: client %r is left out: %s", self.round, name, reason)
         return dict(sorted(found.items())), left
 
-    def _read(self, client: int, task: Task, answer: bytes | str) -> tuple[Reply, Tensors]:
+    def _read(self, client: int, task: Task, order: bytes, answer: bytes | str) -> tuple[Reply, Tensors]:
         if isinstance(answer, str):
             raise PluresError(answer)
         self.wired += len(answer)
-        reply, tensors = opened(answer)
+        reply, tensors = opened(answer, order)
         self.received += payload(tensors)
         name = self.setting.clients[client]
         if reply.client != name:
@@ -514,7 +517,7 @@ class Remote(Coordinator):
 
     # --- measurements without work ------------------------------------------------------------------------------
 
-    def ask(self, task: Task, *splits: SplitName, clients: Sequence[str] | None = None) -> dict[str, str]:
+    def ask(self, task: Task, *splits: Held, clients: Sequence[str] | None = None) -> dict[str, str]:
         """Let clients score the present state on some splits, and publish it if that is the task.
 
         Args:
