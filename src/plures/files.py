@@ -58,19 +58,43 @@ def check_file(file: Path) -> None:
     check_folder(file.parent)
 
 
-SAFE = re.compile(r"[a-z0-9_=+,()\[\]'-][a-z0-9 _.=+,()\[\]'-]{0,99}")
+SAFE = re.compile(r"[a-z0-9_=+,()\[\]'](?:[a-z0-9 _.=+,()\[\]'-]{0,98}[a-z0-9_=+,()\[\]'-])?")
+LIKE_OURS = re.compile(r".*-[0-9a-f]{20}")
+TAKEN = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])[ ]*(?:\..*)?")
+"""Names of devices on some systems, whatever comes after the first dot."""
 
 
 def filed(name: str) -> str:
-    """A name as the name of a file or folder; two names never share one.
+    """A name as the name of a file or folder; two names never share one, and none means anything to a file system.
 
     A name that every file system takes stays as it is; in another, odd signs become dashes and a digest is added. So it
     is with capitals, for on some file systems names that differ by them alone are one.
     """
-    if SAFE.fullmatch(name):
+    if SAFE.fullmatch(name) and not LIKE_OURS.fullmatch(name) and not TAKEN.fullmatch(name):
         return name
-    plain = re.sub(r"[^A-Za-z0-9_=+,-]+", "-", name)[:80]
-    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=5).hexdigest()}"
+    plain = re.sub(r"[^A-Za-z0-9_=+,]+", "-", name)[:80].strip("-") or "name"
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
+    return f"{plain}-{digest}"
+
+
+def inside(root: Path, *names: str) -> Path:
+    """The place for something in a folder, whatever it is called: each name becomes one that :func:`filed` makes.
+
+    Args:
+        root: the folder; a link to it is followed.
+        names: of the folders below it, the last of the file or folder itself. Who gave them does not matter.
+
+    Raises:
+        PluresError: a link at the place leads out of the folder.
+    """
+    place = root.joinpath(*map(filed, names))
+    try:
+        within = place.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError) as error:
+        raise PluresError(f"{place} cannot be used: {error}; remove the link there") from error
+    if not within:
+        raise PluresError(f"{place} is a link that leads out of {root}: remove it")
+    return place
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Names of clients and their order: the one place that decides both."""
+"""Names: which there may be, what stands for a client, and the order of clients. The one place that decides them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
+from plures.texts import visible
 
 V = TypeVar("V")
 DIGITS = re.compile(r"[0-9]+")
+LONGEST = 100
+"""Characters of a name."""
+
+
+def fault(name: str) -> str | None:
+    """What is wrong with a name (of a client, a federation, a class, a column); ``None`` if nothing is.
+
+    Quotes, slashes, spaces inside, signs of any script and emoji are fine. What a terminal, a log or a table would obey
+    instead of showing is not: line breaks, control characters, signs that turn the direction of a text.
+    """
+    if not name or name != name.strip():
+        return "a name has at least one sign, and no blanks around it"
+    if visible(name) != name:
+        return "a name has no line breaks, control characters or signs that turn the direction of a text"
+    if len(name) > LONGEST:
+        return f"a name has at most {LONGEST} signs, not {len(name)}"
+    return None
+
+
+def checked_name(name: str, what: str) -> str:
+    """A name that somebody gave, if it can be one.
+
+    Args:
+        name: as it was given.
+        what: what it names, for the message: ``client``, ``--name``.
+
+    Raises:
+        PluresError: it cannot.
+    """
+    if wrong := fault(name):
+        shown = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
+        raise PluresError(f"{what} {shown!r}: {wrong}; choose another")
+    return name
 
 
 def name_of(value: object) -> str:

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from plures.federation.names import fault
+
 
 def _named(name: str) -> str:
-    if not name or name != name.strip() or not name.isprintable():
-        raise ValueError("a name needs at least one letter, no blanks around it and no control characters")
+    if wrong := fault(name):
+        raise ValueError(wrong)
     return name
 
 
