@@ -15,11 +15,11 @@ from plures.cli.common import app, console, progress
 from plures.deploy.fleet.process import quiet_environment
 from plures.deploy.fleet.programs import GUARD, command
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.state import leave
+from plures.deploy.state import leave, strangers
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
 from plures.extras import needed
-from plures.files import check_folder
+from plures.files import check_folder, inside
 
 deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations of real sites, over Flower.")
 app.add_typer(deploy, name="deploy")
@@ -131,10 +131,12 @@ def leave_command(
     """Leave the federation: delete the site's personal state and models of it, and refuse orders from now on."""
     own = SiteFile.load(site)
     plan = Plan.load(site.parent / own.federation)
-    folder = site.parent / own.state / plan.name
+    folder = inside(site.parent / own.state, plan.name)
     if not yes:
-        typer.confirm(f"delete everything in {folder}?", abort=True)
+        typer.confirm(f"delete what plures has written to {folder}?", abort=True)
     files = leave(folder, reason)
+    for file in strangers(folder):
+        typer.echo(f"{file} is not plures' and stays: delete it yourself if it is not needed")
     typer.echo(f"deleted {len(files)} files; {own.client} has left {plan.name}")
 
 

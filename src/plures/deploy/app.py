@@ -11,7 +11,9 @@ from plures.deploy.conduct import Conductor
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.site import Site
+from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError
+from plures.files import inside
 from plures.run import Run
 from plures.run.flower import Answerer, Config, client_app, server_app
 from plures.run.message import Held, Order, Reply, Scored, digest, pack
@@ -21,8 +23,6 @@ from plures.tables.check import check
 from plures.track import trackers
 
 log = logging.getLogger(__name__)
-
-PUBLISHED = "published"
 
 
 class Closed:
@@ -50,7 +50,7 @@ def opened(file: Path) -> Site:
     report = check(plan.table, table, own.client)
     if not report.ok:
         raise PluresError(report.text())
-    spec, folder = plan.spec, file.parent / own.state / plan.name / plan.label
+    spec, folder = plan.spec, inside(file.parent / own.state, plan.name, plan.label)
     empty = plan.table.empty(plan.name, plan.clients)
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from plures.deploy.app import PUBLISHED
 from plures.deploy.conduct import RESULT
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.journal import LOG
 from plures.deploy.plan import Plan
 from plures.deploy.project import PLAN, SITES, heart, write
+from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError
 from plures.evaluate import fit
 from plures.federation import Federation
-from plures.files import write_text
+from plures.files import inside, write_text
 from plures.run import Execution
 from plures.run.checkpoint import restore
 from plures.serving.personal import PersonalModel
@@ -164,7 +164,7 @@ def outcome(home: Path, out: Path, method: str) -> Outcome:
     tables = heart_tables()
     hospitals = []
     for client in plan.clients:
-        folder = home / SITES / client / "state" / plan.name / plan.label / PUBLISHED
+        folder = inside(home / SITES / client / "state", plan.name, plan.label) / PUBLISHED
         data = plan.table.federation(plan.name, {client: tables[client]})
         hospitals.append(hospital(PersonalModel.load(folder), data, *wire[client]))
     return Outcome(method, told["result"]["chosen_round"], told["progress"]["seconds"], tuple(hospitals))

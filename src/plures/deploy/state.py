@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +17,21 @@ from plures.errors import PluresError
 from plures.files import read, write, write_text
 
 FORMAT = 1
-LEFT = "left"
+LEFT, PUBLISHED = "left", "published"
+OURS = re.compile(
+    r"(?:state-\d+|answer-[^/]+|state|checkpoint)\.safetensors|(?:ledger|result)\.json|lock|log\.jsonl(?:\.\d+)?"
+    r"|metrics\.prom|published/(?:model\.safetensors|card\.(?:json|md))"
+)
+"""Files that plures writes to the folder of a site or of a coordinator: no other is ever deleted there."""
+HALF = re.compile(r"\.(.+)\.\d+\.tmp")
+"""What a killed process leaves of a file."""
+
+
+def ours(file: Path) -> bool:
+    """Whether a file in such a folder is one that plures writes, whole or half."""
+    half = HALF.fullmatch(file.name)
+    name = half[1] if half else file.name
+    return OURS.fullmatch(f"{PUBLISHED}/{name}" if file.parent.name == PUBLISHED else name) is not None
 
 
 class Versions:
@@ -90,8 +106,10 @@ def alone(folder: Path, busy: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            for file in folder.rglob(".*.tmp"):
-                file.unlink(missing_ok=True)
+            for place in (folder, folder / PUBLISHED):
+                for file in place.glob(".*.tmp"):
+                    if ours(file):
+                        file.unlink(missing_ok=True)
             yield
     except Timeout as error:
         raise PluresError(busy) from error
@@ -105,7 +123,7 @@ def leave(folder: Path, reason: str = "") -> list[Path]:
         reason: kept in the note, for the site's own records.
 
     Returns:
-        The files that were deleted.
+        The files that were deleted. What plures did not write stays, see :func:`strangers`.
     """
     with suppress(PluresError):  # a full disk has room for the note only after the deletion
         write_text(folder / LEFT, reason)
@@ -116,14 +134,34 @@ def leave(folder: Path, reason: str = "") -> list[Path]:
 
 
 def forget(folder: Path) -> list[Path]:
-    """Delete everything in the folder of a site that has left, but for the note; the files that were deleted."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / LEFT)
+    """Delete what plures has written to the folder of a site that has left, but for the note; the deleted files."""
+    files, _ = _sorted(folder)
     for file in files:
         file.unlink(missing_ok=True)
-    for inner in sorted((f for f in folder.rglob("*") if f.is_dir()), reverse=True):
-        with suppress(OSError):  # an order that is under way has written there: it forgets that itself
-            inner.rmdir()
+    for inner, _, _ in os.walk(folder, topdown=False):
+        if Path(inner) != folder:
+            with suppress(OSError):  # it holds a stranger, or an order that is under way has written there
+                os.rmdir(inner)
     return files
+
+
+def strangers(folder: Path) -> list[Path]:
+    """Files and links in the folder of a site that plures did not write."""
+    return _sorted(folder)[1]
+
+
+def _sorted(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files in a folder that plures wrote, and all else but for the note; links are not followed."""
+    known, others = [], []
+    for inner, folders, files in os.walk(folder):
+        place = Path(inner)
+        others += [place / name for name in folders if (place / name).is_symlink()]
+        for file in (place / name for name in files):
+            if ours(file):
+                known.append(file)
+            elif file != folder / LEFT:
+                others.append(file)
+    return sorted(known), sorted(others)
 
 
 def has_left(folder: Path) -> bool:
