@@ -20,14 +20,19 @@ from plures.method import (
     Cohort,
     Combine,
     Grouping,
+    InitialGradients,
     Kept,
     LowestLoss,
     Method,
+    Personal,
+    Phase,
     Probe,
     ServerOptimizer,
     Setting,
     Splitting,
     bipartition,
+    body,
+    head,
     spherical_means,
 )
 from plures.methods import fedavg, fedrep, local
@@ -380,6 +385,30 @@ def test_the_gradients_are_counted_as_uploads_of_the_first_round():
     )
     assert [done.step().bytes_up, done.step().bytes_up] == [6 * 16 + 6 * 16, 6 * 16]
     assert traffic(done.bound) == (16, 16)
+
+
+@pytest.mark.parametrize("personal", [True, False])
+def test_the_gradient_of_a_leaf_that_does_not_travel_stays_with_the_client(personal):
+    done = Run(ragged(), mlp, gradient_clusters(2) + fedrep() if personal else gradient_clusters(2))
+    heads = {path for path in done.bound.initial["model"] if "head" in done.bound.network.info[path].roles}
+    assert heads
+    given = done.slopes([0, 1]).keys()
+    assert given == done.bound.initial["model"].keys() - (heads if personal else set())
+    assert done.gradients([0, 1]).shape[1] == sum(done.bound.initial["model"][path].numel() for path in given)
+
+
+def test_a_share_that_does_not_say_that_it_asks_for_gradients_gets_none():
+    class Silent(InitialGradients):
+        probes = False
+
+    with pytest.raises(PluresError, match="asks for gradients at the initial model and does not say so"):
+        Run(ragged(), mlp, Method(layout={"model": Clustered(2, Silent(), same_start=True)})).step()
+
+
+def test_clusters_by_gradients_need_a_leaf_that_travels():
+    layout = {body: Clustered(2, InitialGradients(), same_start=True), "model": Personal()}
+    with pytest.raises(PluresError, match="gradients of the leaves that travel, and none of the model's does"):
+        Run(ragged(), mlp, Method(layout=layout, schedule=(Phase(train=(head,)),)))
 
 
 def test_a_newcomer_is_measured_at_the_initial_model():

@@ -22,10 +22,12 @@ class Grouping:
 
     Attributes:
         individual: whether the server must see single uploads.
+        probes: whether it asks for gradients at the initial model.
         every: whether a client receives all models, to choose among them.
     """
 
     individual: ClassVar[bool] = False
+    probes: ClassVar[bool] = False
     every: ClassVar[bool] = False
 
     def start(self, clusters: int, setting: Setting) -> Tensor:
@@ -158,6 +160,10 @@ class Clustered(Share):
     @property
     def individual(self) -> bool:  # type: ignore[override]
         return self.grouping.individual
+
+    @property
+    def probes(self) -> bool:  # type: ignore[override]
+        return self.grouping.probes
 
     def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> Kept:
         membership = self.grouping.start(self.clusters, setting)

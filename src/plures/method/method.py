@@ -127,6 +127,7 @@ class Bound:
         info: structure of every slot's leaves.
         blocks: the layout, resolved.
         written: leaves that local work changes.
+        probes: whether a share asks for gradients at the initial model.
         verdicts: what runs have found out about functions of batches: whether padding changes what they give.
     """
 
@@ -161,6 +162,7 @@ class Bound:
         for block in self.blocks:
             size(method.wire, {named(leaf): self.initial[leaf[0]][leaf[1]][None] for leaf in self.travelling(block)})
         self._told = self._read_by_views()
+        self.probes = any(block.share.probes for block in self.blocks)
         if not self.written:
             frozen = all(leaf.frozen or leaf.buffer for leaf in network.info.values())
             raise PluresError(
@@ -210,7 +212,12 @@ class Bound:
                 raise PluresError(f"{where}: no slot {slot!r}; {suggestion(slot, self.initial, 'slots are')}")
 
     def _check_rules(self) -> None:
-        """Refuse weights and reducers that do not fit each other."""
+        """Refuse weights and reducers that do not fit each other, and gradients of nothing."""
+        if self.probes and not self.probed():
+            raise PluresError(
+                "the method groups clients by gradients of the leaves that travel, and none of the model's does: train "
+                "some that are shared, or group by something else"
+            )
         for block in self.blocks:
             rule, leaves = self.combine(block), self.travelling(block)
             if not leaves or not callable(rule.weights):
@@ -256,6 +263,13 @@ class Bound:
     def told(self) -> list[Leaf]:
         """Leaves of the client's own that views read: the client tells them to the server with its upload."""
         return self._told
+
+    def probed(self) -> list[str]:
+        """Paths of the model whose gradients a client may be asked for: of its parameters that travel in any case."""
+        slots = {block.slot for block in self.blocks if block.share.probes}
+        moved = [leaf for block in self.blocks for leaf in self.travelling(block) if leaf in self.parameters(block)]
+        going = {path for slot, path in moved if slot in slots and self.of_model((slot, path))}
+        return [path for path in self.initial["model"] if path in going]
 
     def _read_by_views(self) -> list[Leaf]:
         read = {slot for block in self.blocks if isinstance(block.share, View) for slot in block.share.reads}

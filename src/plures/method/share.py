@@ -92,7 +92,8 @@ class Probe:
 
     Attributes:
         losses: ``(clients, rows) -> (rows, clients)`` training loss of some clients with each of the first rows.
-        gradients: ``(clients) -> (clients, d)`` gradient of some clients' training loss at the run's initial model.
+        gradients: ``(clients) -> (clients, d)`` gradient of some clients' training loss at the run's initial model,
+            with respect to the leaves that travel; only for shares that say ``probes``.
     """
 
     losses: Callable[[list[int], int], Tensor]
@@ -106,11 +107,13 @@ class Share:
         travels: whether the block's leaves leave the client.
         served: whether the server keeps the block's value.
         individual: whether the server must see single uploads, which rules out secure aggregation.
+        probes: whether it asks every client for a gradient at the initial model before the first round.
     """
 
     travels: ClassVar[bool] = False
     served: ClassVar[bool] = False
     individual: bool = False
+    probes: bool = False
 
     def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> Kept:
         """What the server keeps before the first round.

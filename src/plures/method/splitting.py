@@ -86,7 +86,8 @@ class InitialGradients(Grouping):
     """Clients are grouped once, before the first round, by the directions of their gradients at the initial model.
 
     k-means on unit vectors, so that the size of a client's loss does not matter. Every client of the population sends
-    one gradient. A newcomer joins the nearest centroid by its own gradient at the initial model.
+    one gradient, of the leaves that travel in any case. A newcomer joins the nearest centroid by its own gradient at
+    the initial model.
 
     Attributes:
         restarts: runs of k-means from different seeds; the best is taken.
@@ -94,6 +95,7 @@ class InitialGradients(Grouping):
 
     restarts: int = 10
     individual: ClassVar[bool] = True
+    probes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.restarts < 1:

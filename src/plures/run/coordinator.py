@@ -223,7 +223,8 @@ class Coordinator:
 
     def choose(self, block: Block, cohort: Cohort) -> Kept:
         """Before a round, who receives what of a block."""
-        probe = Probe(lambda clients, rows: self.losses(clients, rows, block.share), self.gradients)
+        gradients = self.gradients if block.share.probes else unannounced
+        probe = Probe(lambda clients, rows: self.losses(clients, rows, block.share), gradients)
         return block.share.choose(self.server[block.name], cohort, probe)
 
     # --- the round --------------------------------------------------------------------------------------------
@@ -323,6 +324,11 @@ class Coordinator:
             return torch.from_numpy(unit(self.seed, keys[:, None], self.round, name_key(name), others[None]))
 
         return share.seen(Look(who, rows, states, self.setting, self.round, draw))
+
+
+def unannounced(clients: list[int]) -> Tensor:
+    """Refuse gradients to a share that did not say that it asks for them: sites would not give them either."""
+    raise PluresError("a share asks for gradients at the initial model and does not say so: set probes = True in it")
 
 
 def check_outputs(network: Network, federation: Federation) -> None:

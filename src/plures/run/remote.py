@@ -218,6 +218,11 @@ def opened(answer: bytes, order: bytes) -> tuple[Reply, Tensors]:
     return reply, tensors
 
 
+def fits(value: Tensor, like: Tensor) -> bool:
+    """Whether a tensor has the shape and type of another, and finite numbers."""
+    return value.shape == like.shape and value.dtype == like.dtype and bool(value.isfinite().all())
+
+
 def key(bound: Bound, block: Block, name: str) -> str:
     """What a block's leaf is called in a message."""
     return f"{bound.blocks.index(block)}:{name}"
@@ -496,20 +501,19 @@ class Remote(Coordinator):
 
     def gradients(self, clients: list[int]) -> Tensor:
         replies, left = self.exchange(clients, "gradients", self.server)
+        like = {path: self.bound.initial["model"][path] for path in self.bound.probed()}
+        found = []
+        for client, (_, tensors) in replies.items():
+            if tensors.keys() != like.keys() or not all(fits(tensors[path], t) for path, t in like.items()):
+                left[self.setting.clients[client]] = "its gradient does not fit the model"
+                continue
+            self._probed += payload(tensors)
+            found.append(flatten({path: tensors[path].unsqueeze(0) for path in like})[0])
         if left:
             raise TooFewError(
                 "the method groups clients by their first gradients and needs everybody's: "
                 + "; ".join(f"{name}: {reason}" for name, reason in left.items())
             )
-        initial = self.bound.initial["model"]
-        found = []
-        for client, (_, tensors) in replies.items():
-            slopes = {p: tensors[p] for p in initial if p in tensors}
-            sound = all(t.shape == initial[p].shape and bool(t.isfinite().all()) for p, t in slopes.items())
-            if len(slopes) != len(tensors) or not slopes or not sound:
-                raise PluresError(f"client {self.setting.clients[client]!r}: its gradient does not fit the model")
-            self._probed += payload(slopes)
-            found.append(flatten({p: t.unsqueeze(0) for p, t in slopes.items()})[0])
         return torch.stack(found)
 
     def losses(self, clients: list[int], rows: int, share: Share) -> Tensor:

@@ -353,7 +353,10 @@ class Run(Coordinator):
         return found
 
     def gradients(self, clients: list[int]) -> Tensor:
-        """Gradient of some clients' training loss at the initial model, as one vector each, ``(clients, d)``."""
+        """Gradient of some clients' training loss at the initial model, as one vector each, ``(clients, d)``.
+
+        It is the gradient with respect to the leaves that travel: that of a personal leaf stays with the client.
+        """
         place = {client: number for number, client in enumerate(clients)}
         found: dict[int, Tensor] = {}
         for chunk in self.chunks(clients):
@@ -375,7 +378,7 @@ class Run(Coordinator):
 
     def _slope(self, x: State, received: State, batch: Batch) -> Leaves:
         slopes = gradient(self.bound.method.predictor.leaves(x), batch)
-        return {path: t for path, t in slopes.items() if path not in self.bound.network.fixed}
+        return {path: slopes[path] for path in self.bound.probed()}
 
     def _measured(self, fn: Callable[[State, State, Batch], Leaves], states: Stack, clients: list[int]) -> Leaves:
         return self.engine.measure(fn, states, states, clients, "train")
