@@ -138,7 +138,7 @@ class Stage:
 
     def submit(self) -> None:
         """Start the run, or go on with it."""
-        self.number = self.fleet.submit(APP, {"plan": str(self.file), "out": str(self.out)})
+        self.number = self.fleet.conduct(APP, self.file, self.out)
 
     def wait(self, done: Callable[[], bool], what: str) -> float:
         """Wait until something holds; seconds that it took."""

@@ -66,7 +66,8 @@ def measured(case: str, rounds: int, folder: Path) -> Row:
         site.write_text(site.read_text().replace('send = ["model"]', ALLOWED))
     with Fleet(folder / "fleet", sites, relayed=True) as fleet:
         out = folder / "out"
-        status = fleet.wait(fleet.submit(home, {"plan": str(home / project.PLAN), "out": str(out)}), 900)
+        fleet.agree(*(site.parent / project.PLAN for site in sites.values()))
+        status = fleet.wait(fleet.conduct(home, home / project.PLAN, out), 900)
         if status != "finished:completed":
             raise SystemExit(f"{case}: {status}\n{fleet.superlink.tail(30)}")
         wire = sum(relay.traffic.up + relay.traffic.down for relay in fleet.relays.values())

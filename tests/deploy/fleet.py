@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def fenced(folder: Path) -> dict[str, str]:
     """Variables that put :data:`FENCE` around a Python process and its children; attempts go to ``folder/tried``."""
     (folder / "fence").mkdir(parents=True, exist_ok=True)
     (folder / "fence" / "sitecustomize.py").write_text(FENCE)
-    return {"PYTHONPATH": str(folder / "fence"), "FENCE": str(folder / "tried")}
+    found = [str(folder / "fence"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(found), "FENCE": str(folder / "tried")}
 
 
 def tried(folder: Path) -> list[str]:

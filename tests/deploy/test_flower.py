@@ -40,7 +40,7 @@ def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, meth
     home = fleet.folder / "sites"
     file = written(home, method=method, rounds=2, send=METHODS[method], rules="min_clients = 4\ndeadline = 60")
     traffic = {client: (relay.traffic.down, relay.traffic.up) for client, relay in fleet.relays.items()}
-    run = fleet.submit(APP, {"plan": str(file), "out": str(tmp_path)})
+    run = fleet.conduct(APP, file, tmp_path)
     assert fleet.wait(run, 120) == "finished:completed", fleet.superlink.tail(40)
     found = told(tmp_path)
     result = SeedResult.model_validate(found["result"])

@@ -19,8 +19,10 @@ from typer.testing import CliRunner, Result
 from plures.cli import app
 from plures.deploy.fleet.loopback import free_port
 from plures.deploy.fleet.process import QUIET, Process, quiet_environment
+from plures.deploy.keys import authority_digest
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.project import HOST, blank, heart, write
+from plures.deploy.signing import public
 from plures.errors import PluresError
 from plures.tables.check import check
 
@@ -60,7 +62,6 @@ def test_a_blank_federation_is_read_by_its_readers_and_never_overwritten(tmp_pat
     assert tomllib.loads((folder / "flower" / "config.toml").read_text())["superlink"]["default"] == "plures"
     assert "fed.example.org:8443" in (folder / "sites" / "mercy" / "node.service").read_text()
     texts = {file: file.read_text() for file in folder.rglob("*") if file.is_file()}
-    del texts[folder / "nginx.conf"]  # has variables of its own; nginx reads it in test_door.py
     assert not [
         file for file, text in texts.items() if re.search(r"\$[a-z]|example\.org:?\$", text.replace("$site", ""))
     ]
@@ -142,10 +143,18 @@ def test_flower_builds_the_app_of_a_pointer_only(tmp_path: Path) -> None:
 
 
 def test_keys_are_made_by_a_command_for_each_side(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    assert call("keys", "--folder", keys, "--host", "fed.example.org").exit_code == 0
+    keys, file = tmp_path / "keys", tmp_path / "federation.toml"
+    write(tmp_path, blank("study", ["mercy"]))
+    done = call("keys", "--folder", keys, "--host", "fed.example.org", "--federation", file)
+    assert done.exit_code == 0, done.output
+    plan = Plan.load(file)
+    assert plan.coordinator == public(keys / "coordinator.pub")
+    assert plan.authority == authority_digest(keys / "ca.crt")
+    assert f'coordinator = "{plan.coordinator}"' in done.output
+    assert stat.S_IMODE((keys / "coordinator").stat().st_mode) == 0o600
     done = call("keys", "--folder", keys, "--client", "mercy")
     assert f"for the coordinator: {keys / 'nodes' / 'mercy.pub'}" in done.output
+    assert f"by telephone: {public(keys / 'nodes' / 'mercy.pub')}\n" in done.output
     assert stat.S_IMODE((keys / "nodes" / "mercy").stat().st_mode) == 0o600
     for wrong in ([], ["--host", "a", "--client", "b"]):
         with pytest.raises(PluresError, match="say --host NAME at the coordinator, or --client NAME at a site"):

@@ -41,32 +41,33 @@ def says(client, **told):
     return Reply(client=client, told=Told(**({"examples": 5} | told)))
 
 
-def test_a_client_stays_where_it_was_met():
+def test_a_client_is_where_it_answered_last_with_the_facts_it_told_first():
     carrier = Claims({7: says("a"), 8: says("b")})
-    sites = Sites(carrier, "abc", pin=True)
+    sites = Sites(carrier, "abc")
     sites.meet()
     assert sites.where == {"a": 7, "b": 8}
     assert sites.missing == ["c"]
-    del carrier.said[7]
     carrier.said[9] = says("a", examples=6)
     sites.meet()
-    assert sites.where == {"b": 8}
-    assert "belongs to another site" in sites.refused[9]
-    carrier.said[7] = says("a")
-    sites._asked.clear()
+    assert sites.where == {"a": 9, "b": 8}
+    sites.meet()
+    assert sites.where == {"a": 9, "b": 8}
+    del carrier.said[9]
     sites.meet()
     assert sites.where == {"a": 7, "b": 8}
     assert sites.told["a"].examples == 5
 
 
-def test_without_pins_a_client_may_come_back_elsewhere_with_the_facts_it_told_first():
+def test_a_client_that_was_away_is_taken_in_without_being_asked_again():
     carrier = Claims({7: says("a")})
     sites = Sites(carrier, "a")
     sites.meet()
-    carrier.said = {9: says("a", examples=6)}
+    carrier.said = {}
     sites.meet()
-    assert sites.where == {"a": 9}
-    assert sites.told["a"].examples == 5
+    assert sites.where == {}
+    carrier.said = {7: b"not asked"}
+    sites.meet()
+    assert sites.where == {"a": 7}
 
 
 @pytest.mark.parametrize(
@@ -107,13 +108,6 @@ def test_no_site_is_asked_about_what_it_was_trained_on():
     order = Order.model_construct(task="score", evaluate=("train",), nonce="0" * 32)
     with pytest.raises(PluresError, match="malformed: \\('evaluate', 0\\)"):
         unpack(pack(order), Order)
-
-
-def test_two_sites_that_claim_one_name():
-    sites = Sites(Claims({7: says("a"), 8: says("a", examples=9)}), "a")
-    sites.meet()
-    assert sites.where == {"a": 7}
-    assert "there already" in sites.refused[8]
 
 
 @pytest.mark.parametrize("told", [{"examples": 0}, {"examples": -3}, {"labels": [3, -1]}])

@@ -57,21 +57,41 @@ def keys_command(
         list[str] | None, typer.Option(help="Make the coordinator's keys; a name that sites call it by; repeatable.")
     ] = None,
     client: Annotated[str | None, typer.Option(help="Make the key pair of this site.")] = None,
+    federation: Annotated[
+        Path, typer.Option(help="Where the coordinator's fingerprints are written to, if it is there.")
+    ] = Path("federation.toml"),
 ) -> None:
-    """Make the TLS keys of a coordinator (--host), or the key pair of a site (--client). Overwrites nothing."""
+    """Make the keys of a coordinator (--host), or the key pair of a site (--client). Overwrites no key."""
     needed("cryptography", "making keys", "flower")
-    from plures.deploy.keys import Keyring
+    from plures.deploy import agreement
+    from plures.deploy.keys import Keyring, authority_digest, with_pub
+    from plures.deploy.signing import public
 
     keys = Keyring(folder)
     if (host is None) == (client is None):
         raise PluresError("say --host NAME at the coordinator, or --client NAME at a site")
     if host is not None:
-        keys.make_server(host)
-        lines = [f"for every site: {keys.authority}", f"secret: {keys.server_key}, {keys.authority_key}"]
+        if keys.coordinator.exists() or not keys.server.exists():
+            keys.make_server(host)
+        if not keys.coordinator.exists():
+            keys.make_coordinator()
+        told = {"coordinator": public(with_pub(keys.coordinator)), "authority": authority_digest(keys.authority)}
+        if federation.exists():
+            agreement.enter(federation, top=told)
+        lines = [
+            f"for every site: {keys.authority}",
+            f"secret: {keys.server_key}, {keys.authority_key}, {keys.coordinator}",
+            f"{'written into' if federation.exists() else 'for'} {federation}:",
+            *(f'  {name} = "{value}"' for name, value in told.items()),
+        ]
     else:
         assert client is not None
         keys.make_node(client)
-        lines = [f"for the coordinator: {keys.node_public(client)}", f"secret: {keys.node(client)}"]
+        lines = [
+            f"for the coordinator: {keys.node_public(client)}",
+            f"its fingerprint, to be read to the coordinator by telephone: {public(keys.node_public(client))}",
+            f"secret: {keys.node(client)}",
+        ]
     typer.echo("\n".join(lines))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from plures.deploy.conduct import Conductor
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.signing import Key, Signed, SignedTransport
 from plures.deploy.site import Site
 from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError
@@ -23,6 +24,8 @@ from plures.tables.check import check
 from plures.track import trackers
 
 log = logging.getLogger(__name__)
+
+KEYS = "keys"
 
 
 class Closed:
@@ -86,27 +89,51 @@ def speak() -> None:
 
 
 def site(config: Config) -> Answerer:
-    """The site of a node, whose configuration names its file: ``site="/path/site.toml"``."""
+    """The site of a node, whose configuration names its file, and its key: ``site="/a/site.toml" key="/a/key"``."""
     speak()
     file = Path(str(config.get("site", "site.toml")))
+    try:
+        own = SiteFile.load(file)
+        plan = Plan.load(file.parent / own.federation)
+        coordinator, members = plan.signers
+        key = Key.of(key_file(file, own, config.get("key")), own.client, members.get(own.client))
+    except PluresError as error:
+        log.error("%s", error)
+        return Closed(file.parent.name)
+    return Signed(answerer(file, own.client), key, coordinator, own.client)
+
+
+def key_file(file: Path, own: SiteFile, given: object = None) -> Path:
+    """The file of a site's private key: the one that was given, else the one that its own file names."""
+    if not (given or own.key):
+        raise PluresError(f'{file}: key is missing, the site\'s private key: write key = "keys/nodes/..." there')
+    return Path(str(given)) if given else file.parent / str(own.key)
+
+
+def answerer(file: Path, client: str) -> Answerer:
+    """The site itself, or what stands for it if it cannot take part."""
     try:
         return opened(file)
     except PluresError as error:
         log.error("%s", error)
     except Exception:  # whatever a site's own loader raises: its text may hold data and stays here
         log.exception("%s: the site's rows cannot be read", file)
-    return Closed(file.parent.name)
+    return Closed(client)
 
 
 def conducted(transport: Transport, config: Config) -> None:
-    """The server's run, whose configuration names the federation's file, a folder and trackers.
+    """The server's run, whose configuration names the federation's file, a folder, the coordinator's key and trackers.
 
-    Keys: ``plan``, ``out``, and ``track``, names of trackers divided by spaces.
+    Keys: ``plan``, ``out``, ``key`` (default: ``keys/coordinator`` beside the plan), and ``track``, names of trackers
+    divided by spaces.
     """
     speak()
-    plan = Plan.load(Path(str(config.get("plan", "federation.toml"))))
-    out = Path(str(config.get("out", "results")))
-    Conductor(plan, transport, out, callbacks=trackers(str(config.get("track", "")).split(), out)).run()
+    file = Path(str(config.get("plan", "federation.toml")))
+    plan, out = Plan.load(file), Path(str(config.get("out", "results")))
+    coordinator, members = plan.signers
+    private = Path(str(config.get("key") or file.parent / KEYS / "coordinator"))
+    signed = SignedTransport(transport, Key.of(private, "the coordinator", coordinator), members)
+    Conductor(plan, signed, out, callbacks=trackers(str(config.get("track", "")).split(), out)).run()
 
 
 client, server = client_app(site), server_app(conducted)

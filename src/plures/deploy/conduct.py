@@ -86,7 +86,7 @@ class Conductor:
         self.journal = Journal(out)
         self.checkpoint = out / CHECKPOINT
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
-        self.sites = Sites(transport, plan.clients, patience, pin=plan.rules.pin)
+        self.sites = Sites(transport, plan.clients, patience)
         self.progress = Progress()
 
     def run(self) -> SeedResult:
@@ -115,8 +115,7 @@ class Conductor:
         """
         end = time.monotonic() + self.plan.rules.join_deadline
         if self.checkpoint.exists():
-            about = describe(self.checkpoint)
-            told, self.sites.pins = about["told"], about["pins"]
+            told = describe(self.checkpoint)["told"]
             self.sites.told = {client: Told.model_validate(one) for client, one in told.items()}
             end = time.monotonic() + self.plan.rules.deadline
         self.sites.meet()
@@ -244,7 +243,7 @@ class Conductor:
         told = {client: one.model_dump() for client, one in self.sites.told.items()}
         curve = [point.model_dump(mode="json") for point in fitted.curve]
         progress = vars(self.progress)
-        kept: dict[str, Any] = {"curve": curve, "progress": progress, "told": told, "pins": self.sites.pins}
+        kept: dict[str, Any] = {"curve": curve, "progress": progress, "told": told}
         save(remote, self.plan.label, self.checkpoint, fitted.best, **kept)
 
     def tell(self, fitted: Fit[Remote], remote: Remote, record: RoundRecord) -> None:

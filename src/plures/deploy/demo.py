@@ -118,7 +118,8 @@ def over(out: Path, home: Path, plans: Mapping[str, str], rounds: int, listen: L
             for folder in (home, *(file.parent for file in sites.values())):
                 write_text(folder / PLAN, plan)
             told = Told(listen, method, out / method / LOG, place * rounds, total)
-            run = fleet.submit(home, {"plan": str((home / PLAN).resolve()), "out": str((out / method).resolve())})
+            fleet.agree(*(file.parent / PLAN for file in sites.values()))
+            run = fleet.conduct(home, home / PLAN, out / method)
             try:
                 status = fleet.wait(run, LIMIT, told)
             finally:

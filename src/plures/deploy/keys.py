@@ -1,8 +1,8 @@
-"""TLS certificates of a coordinator and key pairs of the sites.
+"""TLS certificates of a coordinator, and the key pairs with which it and the sites sign.
 
 A coordinator has a certificate authority of its own (``ca.crt``, ``ca.key``) and a server certificate signed by it
-(``server.crt``, ``server.key``). A site has a key pair: the private key never leaves it, the public key goes to the
-coordinator, who registers it.
+(``server.crt``, ``server.key``), for its door; and a key pair (``coordinator``), for its orders. A site has a key pair
+for both: the private key never leaves it, the public key goes to the coordinator, who adds it to the federation.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from plures.errors import PluresError
+from plures.federation.names import checked_name
+from plures.files import inside
 
 LOOPBACK = ("localhost", "127.0.0.1")
 AUTHORITY_DAYS = 3650
@@ -52,14 +55,16 @@ class Keyring:
 
     def node(self, client: str) -> Path:
         """A site's private key."""
-        if not client or client != Path(client).name or client.startswith((".", "-")):
-            raise PluresError(f"client {client!r}: a name of a key file needs letters or digits first and no slash")
-        return self.folder / "nodes" / client
+        return inside(self.folder, "nodes", checked_name(client, "client"))
 
     def node_public(self, client: str) -> Path:
-        """A site's public key: what the coordinator registers."""
-        private = self.node(client)
-        return private.with_name(f"{private.name}.pub")
+        """A site's public key: what the coordinator adds to the federation and registers."""
+        return with_pub(self.node(client))
+
+    @property
+    def coordinator(self) -> Path:
+        """The private key that signs the coordinator's orders."""
+        return self.folder / "coordinator"
 
     def make_server(self, hosts: Sequence[str] = ()) -> None:
         """Make the server's key and certificate, and the authority that signs it where there is none.
@@ -110,18 +115,30 @@ class Keyring:
         write_new(self.authority, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
     def make_node(self, client: str) -> None:
-        """Make a site's key pair: EC P-384 in OpenSSH's format, which is what Flower reads.
+        """Make a site's key pair.
 
         Raises:
-            PluresError: the site has a key already, or its name cannot name a file.
+            PluresError: the site has a key already, or its name cannot be one.
         """
-        self.refuse(self.node(client), self.node_public(client))
+        self.make_pair(self.node(client))
+
+    def make_coordinator(self) -> None:
+        """Make the key pair with which the coordinator signs.
+
+        Raises:
+            PluresError: there is one.
+        """
+        self.make_pair(self.coordinator)
+
+    def make_pair(self, private_key: Path) -> None:
+        """Make a key pair: EC P-384 in OpenSSH's format, which is what Flower reads."""
+        self.refuse(private_key, with_pub(private_key))
         key = ec.generate_private_key(ec.SECP384R1())
         encoding, none = serialization.Encoding, serialization.NoEncryption()
         private = key.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, none)
         public = key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        write_new(self.node(client), private, 0o600)
-        write_new(self.node_public(client), public + b"\n", 0o644)
+        write_new(private_key, private, 0o600)
+        write_new(with_pub(private_key), public + b"\n", 0o644)
 
     def read_authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         """The authority's certificate and private key."""
@@ -142,6 +159,37 @@ class Keyring:
         for file in files:
             if file.exists():
                 raise PluresError(f"{file} exists and is never overwritten; to make a new one, move it away first")
+
+
+def authority_digest(file: Path) -> str:
+    """The SHA-256 of the certificate of an authority, in hexadecimal digits: what ``openssl x509 -fingerprint`` shows.
+
+    Raises:
+        PluresError: the file is no such certificate, or one that is over.
+    """
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(file.read_bytes())
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        certificate.verify_directly_issued_by(certificate)
+    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is not one certificate that signs itself"
+        raise PluresError(
+            f"{file} is no certificate of an authority: {what}; the coordinator has it as keys/ca.crt"
+        ) from error
+    if not constraints.ca:
+        raise PluresError(
+            f"{file} is a certificate, but not that of an authority: the coordinator has it as keys/ca.crt"
+        )
+    if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+        raise PluresError(
+            f"{file} is over since {certificate.not_valid_after_utc:%Y-%m-%d}: ask the coordinator for a new one"
+        )
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def with_pub(private_key: Path) -> Path:
+    """Where the public key of a pair lies."""
+    return private_key.with_name(f"{private_key.name}.pub")
 
 
 def alternative(name: str) -> x509.GeneralName:

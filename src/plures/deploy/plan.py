@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 import plures
 from plures.deploy.site import Allowed
@@ -23,6 +23,8 @@ from plures.tables.schema import Schema
 from plures.tables.table import Table, read_table
 
 D = TypeVar("D", bound=Declared)
+Fingerprint = Annotated[str, Field(pattern="^SHA256:[A-Za-z0-9+/]{43}$")]
+"""What a public key is called."""
 
 ELSEWHERE = {
     "data": "every site names its own in site.toml",
@@ -39,14 +41,12 @@ class Insisted(Declared):
         min_clients: valid uploads that a round needs.
         deadline: seconds that a round waits for them.
         join_deadline: seconds that the start waits until every client has joined.
-        pin: a client stays at the node that it was first met at; for nodes whose keys are registered.
         patience: rounds in a row that may fail before the run stops; it can be resumed.
     """
 
     min_clients: Annotated[int, Field(ge=1)] = 1
     deadline: Annotated[float, Field(gt=0)] = 600.0
     join_deadline: Annotated[float, Field(gt=0)] = 600.0
-    pin: bool = True
     patience: Annotated[int, Field(ge=1)] = 10
 
     @property
@@ -63,6 +63,11 @@ class Plan(Declared):
         run: method, parameters, network, local work and rounds, as in :class:`~plures.evaluate.RunSpec`.
         rules: when a round counts.
         tells: facts that members tell: ``examples``, ``labels``, columns of their metadata.
+        coordinator: fingerprint of the key that signs orders.
+        keys: client -> fingerprint of the key that signs its answers. Like ``coordinator``, this does not belong to
+            what a run is: a key may be replaced during a run.
+        authority: digest of the certificate that the coordinator's door is checked against.
+        superlink: the door's address, ``host:port``.
         table: what every member's data look like; the table ``[schema]`` of the file.
     """
 
@@ -71,6 +76,10 @@ class Plan(Declared):
     run: dict[str, Any] = Field(default_factory=dict)
     rules: Insisted = Field(default_factory=Insisted)
     tells: Names = ("examples",)
+    coordinator: Fingerprint | None = None
+    keys: dict[Name, Fingerprint] = Field(default_factory=dict)
+    authority: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    superlink: Annotated[str, Field(pattern="^[A-Za-z0-9._:\\[\\]-]+:[0-9]{1,5}$")] | None = None
     table: Schema = Field(alias="schema")
 
     @field_validator("clients")
@@ -87,6 +96,38 @@ class Plan(Declared):
     @classmethod
     def _tells(cls, tells: tuple[str, ...]) -> tuple[str, ...]:
         return tells if "examples" in tells else ("examples", *tells)
+
+    @model_validator(mode="after")
+    def _one_key_each(self) -> Plan:
+        for client in self.keys.keys() - set(self.clients):
+            raise ValueError(
+                f"[keys] has a key of {client!r}, which is not one of clients: add it there, or leave it out"
+            )
+        owners: dict[str, str] = {} if self.coordinator is None else {self.coordinator: "the coordinator"}
+        for client, key in self.keys.items():
+            if key in owners:
+                raise ValueError(f"{client!r} has the key of {owners[key]}: everybody needs a key of its own")
+            owners[key] = repr(client)
+        return self
+
+    @property
+    def signers(self) -> tuple[str, dict[str, str]]:
+        """The fingerprint of the coordinator's key, and those of the members'.
+
+        Raises:
+            PluresError: one of them is missing.
+        """
+        if self.coordinator is None:
+            raise PluresError(
+                f"the federation {self.name!r} names no coordinator's key: `plures deploy keys --host NAME`, run "
+                "by the coordinator, makes it and writes it into federation.toml"
+            )
+        if missing := [client for client in self.clients if client not in self.keys]:
+            raise PluresError(
+                f"the federation {self.name!r} has no key of {', '.join(missing)} under [keys]: the coordinator adds "
+                "each with `plures deploy add CLIENT CLIENT.pub`"
+            )
+        return self.coordinator, dict(self.keys)
 
     @property
     def spec(self) -> RunSpec:
@@ -142,6 +183,8 @@ class SiteFile(Declared):
         data: CSV or Parquet file with the client's rows.
         loader: ``file.py:function`` that returns them instead: column -> values, or a frame.
         federation: the file that all members have.
+        key: the site's private key.
+        authority: certificate that the coordinator's door is checked against.
         state: folder of personal state and published models.
         metadata: facts about the client.
         allow: what the site agrees to.
@@ -151,6 +194,8 @@ class SiteFile(Declared):
     data: str | None = None
     loader: str | None = None
     federation: str = "federation.toml"
+    key: str | None = None
+    authority: str = "ca.crt"
     state: str = "state"
     metadata: dict[str, str | float | int | bool] = Field(default_factory=dict)
     allow: Allow = Field(default_factory=Allow)

@@ -13,6 +13,7 @@ from plures.deploy.proxy import PUBLIC, SUPERLINK, nginx
 from plures.deploy.templates import filled
 from plures.errors import PluresError
 from plures.files import write_text
+from plures.tables.declared import toml
 from plures.tables.heart import heart_metadata, heart_schema, heart_tables
 from plures.tables.table import Table, write_table
 
@@ -92,7 +93,7 @@ class Project:
 
 def blank(name: str, clients: Sequence[str] = CLIENTS, host: str = HOST) -> Project:
     """A federation whose columns, rows and method are to be filled in."""
-    values = {"name": json.dumps(name), "clients": json.dumps(list(clients)), "enough": max(1, len(clients) - 1)}
+    values = {"name": toml(name), "clients": toml(tuple(clients)), "enough": max(1, len(clients) - 1)}
     return Project(name, tuple(clients), host, filled(PLAN, **values), {}, {})
 
 

@@ -138,8 +138,8 @@ def pack(header: Header, tensors: Mapping[str, Tensor] | None = None) -> bytes:
     return save(flat, {HEADER: header.model_dump_json()})
 
 
-def unpack(message: bytes, kind: type[H]) -> tuple[H, Tensors]:
-    """Header and tensors of a message.
+def read(message: bytes, kind: type[H]) -> H:
+    """The header of a message; its tensors are not touched.
 
     Raises:
         PluresError: if it is damaged, or not such a message.
@@ -152,10 +152,23 @@ def unpack(message: bytes, kind: type[H]) -> tuple[H, Tensors]:
         protocol = json.loads(told).get("protocol")
         if protocol != PROTOCOL:
             raise PluresError(f"a message of protocol {protocol}, not {PROTOCOL}: install the same plures everywhere")
-        return kind.model_validate_json(told), load(message)
+        return kind.model_validate_json(told)
     except ValidationError as error:
         first = error.errors()[0]
         raise PluresError(f"a message is malformed: {first['loc']}: {first['msg']}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PluresError(f"a message is damaged: {error}") from error
+
+
+def unpack(message: bytes, kind: type[H]) -> tuple[H, Tensors]:
+    """Header and tensors of a message.
+
+    Raises:
+        PluresError: if it is damaged, or not such a message.
+    """
+    header = read(message, kind)
+    try:
+        return header, load(message)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PluresError(f"a message is damaged: {error}") from error
 

@@ -84,22 +84,19 @@ class Sites:
         transport: carries messages.
         clients: names of the clients that belong to the federation.
         deadline: seconds to wait for an answer to the question who a site is.
-        pin: a client stays at the address at which it was first met, which is right where addresses are authenticated.
 
     Attributes:
-        where: the address of every client that can be reached.
+        where: the address of every client that can be reached: where it was met last.
+        met: the client of every address that answered who it is. That it is this client, answers must prove
+            themselves (:mod:`plures.deploy.signing`).
         told: what every client told that ever joined.
-        pins: the address that every client was first met at.
         refused: addresses that are not taken in, and why.
     """
 
-    def __init__(
-        self, transport: Transport, clients: Sequence[str], deadline: float = 60.0, *, pin: bool = False
-    ) -> None:
-        self.pin = pin
-        self.pins: dict[str, int] = {}
+    def __init__(self, transport: Transport, clients: Sequence[str], deadline: float = 60.0) -> None:
         self.transport, self.clients, self.deadline = transport, tuple(clients), deadline
         self.where: dict[str, int] = {}
+        self.met: dict[int, str] = {}
         self.told: dict[str, Told] = {}
         self.refused: dict[int, str] = {}
         self._asked: dict[int, float] = {}
@@ -107,10 +104,10 @@ class Sites:
     def meet(self) -> None:
         """Ask the sites that are not known yet who they are."""
         present = self.transport.addresses()
-        known = self.where | self.pins if self.pin else self.where
-        self.where = {client: address for client, address in known.items() if address in present}
+        self.where = {client: address for client, address in self.where.items() if address in present}
+        self.where = {self.met[address]: address for address in present if address in self.met} | self.where
         now = time.monotonic()
-        new = [a for a in present if a not in self.where.values() and now >= self._asked.get(a, now)]
+        new = [a for a in present if a not in self.met and now >= self._asked.get(a, now)]
         self._asked |= dict.fromkeys(new, now + AGAIN)
         questions = {address: pack(Order(task="join")) for address in new}
         for address, answer in self.transport.exchange(questions, self.deadline).items():
@@ -130,15 +127,9 @@ class Sites:
         if reply.client not in self.clients or reply.told is None:
             self.refused[address] = f"client {reply.client!r} does not belong to this federation"
             raise PluresError(self.refused[address])
-        if reply.client in self.where:
-            self.refused[address] = f"client {reply.client!r} is there already, at another site"
-            raise PluresError(self.refused[address])
-        if self.pin and self.pins.setdefault(reply.client, address) != address:
-            self.refused[address] = f"client {reply.client!r} belongs to another site, which it was first met at"
-            raise PluresError(self.refused[address])
         if self.told.setdefault(reply.client, reply.told) != reply.told:
             log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
-        self.where[reply.client] = address
+        self.where[reply.client], self.met[address] = address, reply.client
         log.info("client %r is there, with %d training examples", reply.client, reply.told.examples)
 
     @property

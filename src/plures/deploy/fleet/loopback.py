@@ -18,11 +18,13 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from plures.deploy import agreement
 from plures.deploy.fleet.control import Control, Value
 from plures.deploy.fleet.process import Process, quiet_environment, until
 from plures.deploy.fleet.programs import GUARD, QUICK, command
 from plures.deploy.fleet.relay import HOST, Relay
-from plures.deploy.keys import Keyring
+from plures.deploy.keys import Keyring, with_pub
+from plures.deploy.signing import public
 from plures.errors import PluresError
 from plures.files import write_text
 
@@ -49,7 +51,7 @@ class Fleet:
             with the same keys and database.
         sites: ``client -> site.toml``.
         tls: encrypt, and let in only nodes whose key is registered. Without it, everything is readable on the wire and
-            every node is let in: for comparison only.
+            every node is let in, though answers are signed: for comparison only.
         relayed: every node reaches the SuperLink through a :class:`~plures.deploy.fleet.relay.Relay` of its own.
         record: every relay keeps what passes, under ``wire/<client>``.
         quick: wait less for Flower's programs, see :mod:`plures.deploy.fleet.programs`.
@@ -208,6 +210,24 @@ class Fleet:
         """
         return self.control.start(app, config or {})
 
+    def conduct(self, app: Path, plan: Path, out: Path) -> int:
+        """Start a run of plures, or go on with one; returns its id.
+
+        Args:
+            app: folder of an app that points to plures.
+            plan: ``federation.toml`` of the sites; their keys and the coordinator's are entered there.
+            out: folder of the run.
+        """
+        self.agree(plan)
+        told = {"plan": plan, "out": out, "key": self.keys.coordinator}
+        return self.submit(app, {name: str(file.resolve()) for name, file in told.items()})
+
+    def agree(self, *plans: Path) -> None:
+        """Enter the sites' keys and the coordinator's into copies of ``federation.toml``."""
+        keys = {client: public(self.keys.node_public(client)) for client in self.sites}
+        for plan in plans:
+            agreement.enter(plan, top={"coordinator": public(with_pub(self.keys.coordinator))}, keys=keys)
+
     def wait(self, run: int, seconds: float, between: Callable[[], None] | None = None) -> str:
         """Wait until a run has ended.
 
@@ -240,12 +260,14 @@ class Fleet:
     def make_keys(self) -> None:
         """Make what keys there are not yet, and tell Flower's command line where the SuperLink is."""
         connection = [f"[superlink.{CONNECTION}]", f'address = "{HOST}:{self.port}"']
+        if not self.keys.coordinator.exists():
+            self.keys.make_coordinator()
+        for client in self.sites:
+            if not self.keys.node(client).exists():
+                self.keys.make_node(client)
         if self.tls:
             if not self.keys.server.exists():
                 self.keys.make_server()
-            for client in self.sites:
-                if not self.keys.node(client).exists():
-                    self.keys.make_node(client)
             connection.append(f"root-certificates = {json.dumps(str(self.keys.authority))}")
         else:
             connection.append("insecure = true")
@@ -275,14 +297,14 @@ class Fleet:
 
     def node_command(self, client: str) -> list[str]:
         door = self.relays[client].port if client in self.relays else self.port
-        keys = (self.keys.authority, self.keys.node(client)) if self.tls else (None, None)
+        authority = self.keys.authority if self.tls else None
         return [
             *command("flower-supernode", *self.quick, *self.guard),
-            *node_arguments(self.sites[client], f"{HOST}:{door}", free_port(), *keys),
+            *node_arguments(self.sites[client], f"{HOST}:{door}", free_port(), authority, self.keys.node(client)),
         ]
 
 
-def node_arguments(site: Path, superlink: str, port: int, authority: Path | None, key: Path | None) -> list[str]:
+def node_arguments(site: Path, superlink: str, port: int, authority: Path | None, key: Path) -> list[str]:
     """Arguments of a site's SuperNode.
 
     Args:
@@ -290,13 +312,19 @@ def node_arguments(site: Path, superlink: str, port: int, authority: Path | None
         superlink: ``host:port`` of the coordinator.
         port: of loopback, for the node's own processes.
         authority: certificate that the coordinator's is checked against; ``None`` for no encryption.
-        key: the site's private key; ``None`` without encryption.
+        key: the site's private key.
     """
     secure = ["--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
+    told = f"site={quoted(str(site.resolve()))} key={quoted(str(key.resolve()))}"
     return [
-        *("--superlink", superlink, "--port", str(port), "--node-config", f"site={json.dumps(str(site.resolve()))}"),
+        *("--superlink", superlink, "--port", str(port), "--node-config", told),
         *(["--insecure"] if authority is None else secure),
     ]
+
+
+def quoted(text: str) -> str:
+    """A text as a value of ``--node-config``: Flower finds the end of a value at the next quote, escaped or not."""
+    return '"' + "".join(c if c.isalnum() or c in "/._- " else rf"\U{ord(c):08x}" for c in text) + '"'
 
 
 def free_port() -> int:

@@ -1,0 +1,96 @@
+"""Changes of a ``federation.toml`` by plures: single lines of its text, so that all that people wrote there stays."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plures.errors import PluresError
+from plures.files import write_text
+from plures.tables.declared import toml
+
+TABLE = re.compile(r"\s*\[")
+HEAD = re.compile(r"\s*\[\s*keys\s*\]\s*(#.*)?")
+ENTRY = re.compile(r"""(\s*("(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)\s*=\s*)("[^"]*"|'[^']*')?""")
+"""A name, and its value if that is a text on one line."""
+
+
+def enter(file: Path, *, top: Mapping[str, str] | None = None, keys: Mapping[str, str | None] | None = None) -> None:
+    """Write values into ``federation.toml``, each in a line of its own; what stood there for them is replaced.
+
+    Args:
+        file: the file.
+        top: values above all tables: ``coordinator``, ``authority``, ``superlink``.
+        keys: client -> fingerprint for ``[keys]``; ``None`` takes the client's line out.
+
+    Raises:
+        PluresError: the file is written in a way in which no line can be changed alone; it stays as it is.
+    """
+    before = file.read_text(encoding="utf-8")
+    told = tomllib.loads(before)
+    lines = before.rstrip("\n").split("\n")
+    for name, value in (top or {}).items():
+        told[name] = value
+        end = next((place for place, line in enumerate(lines) if TABLE.match(line)), len(lines))
+        change(lines, 0, end, name, value, at=after_comments(lines))
+    for client, fingerprint in (keys or {}).items():
+        changed: dict[str, Any] = told.setdefault("keys", {})
+        changed.pop(client, None)
+        if fingerprint is not None:
+            changed[client] = fingerprint
+        if not any(HEAD.fullmatch(line) for line in lines):
+            lines += ["", "# The members' keys, as `ssh-keygen -lf` prints them.", "[keys]"]
+        begin = next(place for place, line in enumerate(lines) if HEAD.fullmatch(line)) + 1
+        end = next((p for p, line in enumerate(lines[begin:], begin) if TABLE.match(line)), len(lines))
+        last = max((p for p in range(begin, end) if ENTRY.match(lines[p])), default=begin - 1)
+        change(lines, begin, end, client, fingerprint, at=last + 1)
+    after = "\n".join([*lines, ""])
+    if readable(after) != told:
+        raise PluresError(
+            f"{file} is written in a way that plures cannot change line by line: {by_hand(top or {}, keys or {})}"
+        )
+    write_text(file, after)
+
+
+def change(lines: list[str], begin: int, end: int, name: str, value: str | None, at: int) -> None:
+    """Replace the line of a name between two places; if there is none, insert it."""
+    for place in range(begin, end):
+        entry = ENTRY.match(lines[place])
+        if entry and key_of(entry[2]) == name:
+            lines[place : place + 1] = [] if value is None else [entry[1] + toml(value) + lines[place][entry.end() :]]
+            return
+    if value is not None:
+        lines.insert(at, line_of(name, value))
+
+
+def line_of(name: str, value: str) -> str:
+    """A name and its value as a line; a name that TOML takes as it is has no quotes."""
+    return f"{name if re.fullmatch(r'[A-Za-z0-9_-]+', name) else toml(name)} = {toml(value)}"
+
+
+def key_of(text: str) -> str:
+    """The name that a line begins with."""
+    return str(next(iter(tomllib.loads(f"{text} = 0"))))
+
+
+def after_comments(lines: list[str]) -> int:
+    """Where the file's opening comments end."""
+    return next((place for place, line in enumerate(lines) if not line.startswith("#")), len(lines))
+
+
+def readable(text: str) -> dict[str, Any] | None:
+    """What a text says; ``None`` if it is no TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def by_hand(top: Mapping[str, str], keys: Mapping[str, str | None]) -> str:
+    """What a person has to write."""
+    lines = [line_of(name, value) for name, value in top.items()]
+    entries = [f"{line_of(c, k)} under [keys]" if k else f"nothing for {c!r} under [keys]" for c, k in keys.items()]
+    return f"write there by hand: {'; '.join([*lines, *entries])}"
