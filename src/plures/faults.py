@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 import plures
 from plures.errors import PluresError, closest
+from plures.files import unsealed
 from plures.signature import shown
 
 MESSAGES = {"missing": "is missing", "extra_forbidden": "is unknown here", "union_tag_not_found": "kind is missing"}
@@ -68,26 +69,6 @@ def text_of(file: Path, what: str) -> str:
         raise PluresError(f"{file} is not {what}: it cannot be read ({reason}); name the right file") from error
 
 
-def json_of(file: Path, what: str, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Args:
-        file: the file.
-        what: what it should be, for the message.
-        remedy: what to do if it is not.
-
-    Raises:
-        PluresError: in one sentence.
-    """
-    try:
-        told = json.loads(text_of(file, what))
-    except json.JSONDecodeError as error:
-        raise PluresError(f"{file} is not {what}, or damaged ({error}): {remedy}") from error
-    if not isinstance(told, dict):
-        raise PluresError(f"{file} is not {what}: {remedy}")
-    return told
-
-
 def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:
     """A model out of a JSON file.
 
@@ -101,6 +82,12 @@ def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:
         PluresError: in one sentence.
     """
     text = text_of(file, what)
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError):
+        told = None
+    if isinstance(told, dict):
+        text = json.dumps(unsealed(told, file, remedy, earlier=True))
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:

@@ -1,9 +1,11 @@
-"""Files that are whole or not there: written beside their place, then renamed over it."""
+"""Files that are whole or not there: written beside their place, renamed over it, and known by a digest when read."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -12,26 +14,60 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from plures.errors import PluresError
 
+ABOUT = "plures"
+"""Where the header of a file of tensors has the description."""
+VALUES, DIGEST = "values_sha256", "sha256"
+"""What a description has beside its own entries: the digest of the tensors, and that of all the other entries."""
+
+
+class DamagedError(PluresError):
+    """A file that was kept is not as it was written."""
+
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary file to write, which then takes the place of ``file``; nothing of it is left if that fails."""
+    """A temporary file to write, which then takes the place of ``file``; nothing of it is left if that fails.
+
+    What took its place is on the disk: neither a kill nor a power cut takes it away.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _settle(temporary)
         temporary.replace(file)
+        if os.name == "posix":  # a rename is an entry in the folder; elsewhere a folder cannot be opened
+            _settle(file.parent)
     except (OSError, SafetensorError) as error:
-        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched") from error
+        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched{_room(error)}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Wait until what was written is on the disk."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def full(error: BaseException) -> bool:
+    """Whether an error says that there is no room on the disk."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def _room(error: BaseException) -> str:
+    return ": free some space and give the same command again" if full(error) else ""
 
 
 def check_folder(folder: Path) -> None:
@@ -98,13 +134,99 @@ def inside(root: Path, *names: str) -> Path:
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON description to one file, whole or not at all."""
+    """Write tensors and a JSON description to one file, whole or not at all, with a digest of both."""
+    plain = {**json.loads(json.dumps(about)), VALUES: digest(tensors)}
     with replacing(file) as temporary:
-        save_file(
-            {k: t.cpu().contiguous().clone() for k, t in tensors.items()}, temporary, {"plures": json.dumps(about)}
-        )
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
+        save_file(_apart(tensors), temporary, {ABOUT: json.dumps({**plain, DIGEST: _seal(plain)})})
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which no two share memory; only those that do are copied."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in seen else own
+        seen.add(place)
+    return found
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: of names, types, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _seal(plain: Mapping[str, Any]) -> str:
+    """The digest of an object as JSON gives it back: of what it says, not of how it is laid out."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def unsealed(data: Mapping[str, Any], file: Path, remedy: str, *, earlier: bool = False) -> dict[str, Any]:
+    """What was sealed, of an object in a file.
+
+    Args:
+        data: the object.
+        file: where it was read.
+        remedy: what to do if it is damaged.
+        earlier: whether an object of an earlier version, which has no digest, is taken too.
+
+    Raises:
+        DamagedError: if it says anything else than what was written.
+    """
+    plain = {key: value for key, value in data.items() if key != DIGEST}
+    if DIGEST not in data and (VALUES in data or not earlier):
+        raise DamagedError(f"{file} is damaged or of an earlier version of plures: it has no digest; {remedy}")
+    if DIGEST in data and data[DIGEST] != _seal(plain):
+        raise DamagedError(f"{file} is damaged: it does not say what was saved; {remedy}")
+    return plain
+
+
+def describe(file: Path, remedy: str = "delete it") -> dict[str, Any]:
+    """The JSON description in a file, without reading its tensors.
+
+    Args:
+        file: what :func:`write` wrote.
+        remedy: what to do if it is damaged.
+
+    Raises:
+        DamagedError: if it is.
+    """
+    return _read(file, remedy, earlier=False, tensors=False)[1]
+
+
+def read(file: Path, remedy: str = "delete it", *, earlier: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file.
+
+    Args:
+        file: what :func:`write` wrote.
+        remedy: what to do if it is damaged.
+        earlier: whether a file of an earlier version, which has no digest, is read too.
+
+    Raises:
+        DamagedError: if it is not exactly what was written.
+    """
+    return _read(file, remedy, earlier=earlier, tensors=True)
+
+
+def _read(file: Path, remedy: str, *, earlier: bool, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(file, "pt") as handle:
+            about = unsealed(json.loads((handle.metadata() or {})[ABOUT]), file, remedy, earlier=earlier)
+            values = about.pop(VALUES, None)
+            found = {key: handle.get_tensor(key) for key in handle.keys()} if tensors else {}  # noqa: SIM118
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise PluresError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, json.JSONDecodeError) as error:
+        raise DamagedError(f"{file} is not a file that plures wrote, or it is damaged: {error}; {remedy}") from error
+    if tensors and values not in (None, digest(found)):
+        raise DamagedError(f"{file} is damaged: its values are not those that were saved; {remedy}")
+    return found, about
 
 
 def write_text(file: Path, text: str) -> None:
@@ -113,18 +235,45 @@ def write_text(file: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def describe(file: Path) -> dict[str, Any]:
-    """The JSON description in a file, without reading its tensors."""
+def write_json(file: Path, data: Mapping[str, Any]) -> None:
+    """Write an object to a JSON file, whole or not at all, with a digest of it as one more entry, ``sha256``.
+
+    Args:
+        file: where to write.
+        data: what JSON can hold; NaN, which it cannot, becomes ``null``, and infinity ``"inf"``.
+    """
+    plain = _plain(data)
+    write_text(file, json.dumps({**plain, DIGEST: _seal(plain)}, indent=1))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def read_json(file: Path, remedy: str = "delete it", *, earlier: bool = False) -> dict[str, Any]:
+    """The object in a JSON file, without its digest.
+
+    Args:
+        file: what :func:`write_json` wrote.
+        remedy: what to do if it is damaged.
+        earlier: whether an object without a digest is read too.
+
+    Raises:
+        DamagedError: if it says anything else than what was written.
+    """
     try:
-        with safe_open(file, "pt") as handle:
-            about: dict[str, Any] = json.loads((handle.metadata() or {})["plures"])
-            return about
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise PluresError(f"{file} is not a file that plures wrote, or it is damaged: {error}; delete it") from error
-
-
-def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and description of a file."""
-    about = describe(file)
-    with safe_open(file, "pt") as handle:
-        return {key: handle.get_tensor(key) for key in handle.keys()}, about  # noqa: SIM118
+        data = json.loads(file.read_bytes())
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise PluresError(f"{file} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{file} is damaged ({error}): {remedy}") from error
+    if not isinstance(data, dict):
+        raise DamagedError(f"{file} is damaged: it holds no object; {remedy}")
+    return unsealed(data, file, remedy, earlier=earlier)

@@ -43,7 +43,7 @@ from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.spec import find_method
 from plures.federation import CATALOGUE as DATASETS
 from plures.federation import locate
-from plures.files import check_folder, write_text
+from plures.files import check_folder, write_json, write_text
 from plures.report import catalogue, console_table, headline, html_report
 from plures.track import trackers
 
@@ -100,7 +100,7 @@ def compare_command(
     result = result.model_copy(
         update={"settings": result.settings | {"command": shlex.join(["plures", *sys.argv[1:]])}}
     )
-    write_text(out / "results.json", result.to_json())
+    write_json(out / "results.json", result.model_dump(mode="json"))
     write_text(out / "report.html", html_report(result))
     console.print(console_table(result))
     console.print(headline(result))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import METRICS, Scores, primary
-from plures.files import describe, write, write_text
+from plures.files import describe, write, write_json
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import RoundRecord
 from plures.run.message import Held, Told
@@ -302,7 +301,7 @@ class Conductor:
             "result": result.model_dump(mode="json"),
             "unpublished": left,
         }
-        write_text(self.out / RESULT, json.dumps(told | {"progress": vars(self.progress)}, indent=1))
+        write_json(self.out / RESULT, told | {"progress": vars(self.progress)})
         self.checkpoint.unlink(missing_ok=True)
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
         return result

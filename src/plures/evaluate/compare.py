@@ -34,10 +34,9 @@ from plures.evaluate.results import (
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
-from plures.faults import json_of
 from plures.federation import SPLITS, Federation, SplitName
 from plures.federation.names import name_of
-from plures.files import check_folder, describe, filed, write_text
+from plures.files import check_folder, describe, filed, read_json, write_json, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
 from plures.methods.entry import plain, titled
@@ -184,7 +183,7 @@ def compare(
         environment=environment(study.execution),
     )
     if study.out is not None:
-        write_text(study.out / RESULTS, comparison.to_json())
+        write_json(study.out / RESULTS, comparison.model_dump(mode="json"))
         write_text(study.out / "clients.csv", comparison.to_csv())
     return comparison
 
@@ -292,13 +291,13 @@ class _Study:
         if file.exists():
             insist(
                 f"{self.out} holds another comparison",
-                json_of(file, "the settings of a comparison", "delete it, or choose another folder").get(KEY),
+                read_json(file, "delete it, or choose another folder", earlier=True).get(KEY),
                 asked,
             )
         elif results.exists():
             raise PluresError(f"{self.out} holds results of another comparison ({RESULTS}): choose another folder")
         else:
-            write_text(file, json.dumps({**settings, KEY: asked}, indent=1, default=str))
+            write_json(file, json.loads(json.dumps({**settings, KEY: asked}, default=str)))
 
     def question(self, entry: Entry, spec: RunSpec) -> Fingerprint:
         """What a run of a method answers."""
@@ -377,7 +376,7 @@ class _Study:
         every = max(1, rounds // 4)
         asked = None if file is None else self.question(entry, spec)
         if file is not None and asked is not None and file.exists():
-            kept = json_of(file, "a trial", "delete it, and it is made again")
+            kept = read_json(file, "delete it, and it is made again")
             insist(f"{file} is a trial of another comparison", kept.get(KEY), asked)
             self._tell(entry.name, "tuning", None, rounds, rounds)
             return Trial.model_validate(kept["trial"])
@@ -393,7 +392,7 @@ class _Study:
         fitted.callbacks.on_end(None)
         trial = Trial(lr=lr, parameters=parameters, validation=fitted.chosen.validation)
         if file is not None:
-            write_text(file, json.dumps({KEY: asked, "trial": trial.model_dump(mode="json")}, indent=1))
+            write_json(file, {KEY: asked, "trial": trial.model_dump(mode="json")})
         return trial
 
     def _final(self, entry: Entry, spec: RunSpec) -> SeedResult:

@@ -20,7 +20,7 @@ from plures.faults import M, text_of, unreadable
 from plures.federation import SPLITS, Federation, Split, Task
 from plures.federation.build import Frame
 from plures.federation.preparation import numbers, restored
-from plures.files import describe, read, write, write_text
+from plures.files import DIGEST, DamagedError, describe, read, unsealed, write, write_json
 from plures.method import Bound, Method, Setting
 from plures.models import Leaves, ModelFactory
 from plures.run import Execution, Run, Training
@@ -44,6 +44,8 @@ from plures.run.fingerprint import (
 from plures.run.predict import predicted
 from plures.signature import checked
 
+AGAIN = "run again, into another folder"
+ONBOARD = "delete it, and make the new client's model again with `plures onboard`"
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
 OWN, FITTED, COUNTS, PARTS = "own", "fitted", "examples", ("inputs", "targets", "weight")
 
@@ -142,11 +144,11 @@ class RunFolder:
                 for round, block, client, cluster in run.history()
             ],
         }
-        write_text(self.path / DESCRIPTION, json.dumps(described, indent=1))
+        write_json(self.path / DESCRIPTION, described)
 
     def add(self, guest: Run) -> None:
         """Keep the personal models of newcomers beside those of the clients, with the examples that they predict by."""
-        present = describe(self.path / MODELS)["clients"]
+        present = describe(self.path / MODELS, AGAIN)["clients"]
         for client in guest.federation.clients:
             if client in present:
                 raise PluresError(
@@ -168,11 +170,12 @@ class RunFolder:
         text = text_of(file, "the description of a run")
         try:
             described = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PluresError(f"{file} is damaged ({error}): run again, into another folder") from error
-        if not isinstance(described, dict) or not {"spec", "execution", "result"} <= described.keys():
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"{file} is damaged ({error}): {AGAIN}") from error
+        told = {"spec", "execution", "result"}
+        if not isinstance(described, dict) or not told <= described.keys() <= {*told, KEY, "moves", DIGEST}:
             raise PluresError(f"{file} is not the description of a run: name the folder that `plures run` wrote")
-        return described
+        return unsealed(described, file, AGAIN, earlier=True)
 
     def question(self) -> Fingerprint | None:
         """What the run answers; ``None`` if an earlier version of plures wrote it, which did not keep that."""
@@ -197,14 +200,14 @@ class RunFolder:
         try:
             return kind.model_validate(self._description()[key])
         except ValidationError as error:
-            raise unreadable(error, self.path / DESCRIPTION, "a run", "run again, into another folder") from error
+            raise unreadable(error, self.path / DESCRIPTION, "a run", AGAIN) from error
 
     def run(self, device: str = "cpu") -> Run:
         """The run in its saved state, on the clients it was trained with."""
         spec, execution = self.spec(), self.execution(device)
         whole = self.data(execution)
         rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution)
-        restore(rebuilt, read(self.path / STATE)[0])
+        restore(rebuilt, read(self.path / STATE, AGAIN)[0])
         return rebuilt
 
     def data(self, execution: Execution | None = None) -> Federation:
@@ -241,7 +244,7 @@ class RunFolder:
     def fitted(self) -> Federation:
         """The run's federation without any row: task, columns, and all that was fitted to its data."""
         self._description()
-        tensors, about = read(self.path / MODELS)
+        tensors, about = read(self.path / MODELS, AGAIN)
         if "preparation" not in about.get(FITTED, {}):
             self._asked()
             raise PluresError(f"{self.path / MODELS} does not say what was fitted to the data: run again")
@@ -347,7 +350,7 @@ class RunFolder:
         """The examples of a client that its predictor reads, ``(1, n, ...)``, by split: inputs, targets, weights."""
         file = self._file(client)
         end = f":{client}" if file.name == MODELS else ""
-        stored = read(file)[0] if bound.method.predictor.reads else {}
+        stored = _whole(file)[0] if bound.method.predictor.reads else {}
         own: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         for split in bound.method.predictor.reads:
             inputs, targets, weight = (stored[f"{OWN}:{split}:{part}{end}"] for part in PARTS)
@@ -356,7 +359,7 @@ class RunFolder:
 
     def counted(self, client: str) -> Counts:
         """How many examples a client has."""
-        told = describe(self._file(client)).get(COUNTS)
+        told = describe(self._file(client), AGAIN).get(COUNTS)
         if told is None:
             raise PluresError(f"{self.path / MODELS} is of an earlier version of plures: run again")
         found: Counts = told[client]
@@ -366,7 +369,7 @@ class RunFolder:
         """Metrics on a client's own validation examples; empty where it has none."""
         file = self._file(client)
         if file.name != MODELS:
-            found: dict[str, float | None] = describe(file)["validation"]
+            found: dict[str, float | None] = describe(file, ONBOARD)["validation"]
             return found
         scores = self.result().validation
         return _scores(scores, scores.clients.index(client))
@@ -381,12 +384,12 @@ class RunFolder:
     def _file(self, client: str) -> Path:
         """The file that holds a client's model: a newcomer's own, unless it was made for another run."""
         newcomer = self._newcomer(client)
-        mine = newcomer.exists() and describe(newcomer).get(KEY) == self._belongs()
+        mine = newcomer.exists() and describe(newcomer, ONBOARD).get(KEY) == self._belongs()
         return newcomer if mine else self.path / MODELS
 
     def model(self, client: str) -> Leaves:
         """What one client predicts with: its personal model, or ``slot:path`` where that is composed."""
-        tensors, about = read(self._file(client))
+        tensors, about = _whole(self._file(client))
         if client not in about["clients"]:
             if self._newcomer(client).exists():
                 raise PluresError(
@@ -396,6 +399,11 @@ class RunFolder:
             near = suggestion(client, about["clients"], "clients are")
             raise PluresError(f"no client {client!r} in {self.path}; {near}")
         return {key.removeprefix(f"{client}/"): t for key, t in tensors.items() if key.startswith(f"{client}/")}
+
+
+def _whole(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a file of models holds."""
+    return read(file, AGAIN if file.name == MODELS else ONBOARD)
 
 
 def _scores(scores: ClientScores, place: int) -> dict[str, float | None]:

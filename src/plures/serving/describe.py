@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import math
 import platform
@@ -17,6 +16,7 @@ import plures
 from plures.evaluate import RunSpec
 from plures.evaluate.folder import Counts
 from plures.federation import Federation, Task
+from plures.files import digest as digest
 from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
 from plures.run import Execution
@@ -151,13 +151,3 @@ def threshold(predict: Predict, leaves: Mapping[str, Leaves], task: Task) -> flo
         middle = (low + high) / 2
         low, high = (low, middle) if bool(positive(middle.view(1))) else (middle, high)
     return 1 / (1 + math.exp(-float(low)))
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of named tensors: of names, types, shapes and bytes, in the order of the names."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

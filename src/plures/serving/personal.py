@@ -300,7 +300,7 @@ class PersonalModel:
             raise PluresError(
                 f"{folder} holds no personal model ({MODEL} is missing): name a folder that one was saved to"
             )
-        tensors, about = read(file)
+        tensors, about = read(file, "publish the model again", earlier=True)
         told = about.get("card")
         if not isinstance(told, dict) or "format" not in told:
             raise PluresError(f"{file} is another file of plures, not a personal model")
