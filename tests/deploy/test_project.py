@@ -62,6 +62,7 @@ def test_a_blank_federation_is_read_by_its_readers_and_never_overwritten(tmp_pat
     assert tomllib.loads((folder / "flower" / "config.toml").read_text())["superlink"]["default"] == "plures"
     assert "fed.example.org:8443" in (folder / "sites" / "mercy" / "node.service").read_text()
     texts = {file: file.read_text() for file in folder.rglob("*") if file.is_file()}
+    del texts[folder / "nginx.conf"]  # has variables of its own; nginx reads it in test_door.py
     assert not [
         file for file, text in texts.items() if re.search(r"\$[a-z]|example\.org:?\$", text.replace("$site", ""))
     ]

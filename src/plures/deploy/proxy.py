@@ -11,13 +11,39 @@ from plures.deploy.templates import filled
 
 PUBLIC = 8443
 SUPERLINK = 8000
+ASKED = (
+    "activate-node",
+    "deactivate-node",
+    "send-node-heartbeat",
+    "pull-messages",
+    "push-messages",
+    "get-run",
+    "get-fab",
+    "pull-object",
+    "confirm-message-received",
+)
+"""What nodes ask a SuperLink for with small bodies; pieces of arrays (``push-object``) are large."""
+CONNECTIONS, RATE, BURST = 4, 5, 20
+"""What one node needs at most: connections at once, requests in a second, and at once when a message comes."""
 
 
-def nginx(listen: str = f"{PUBLIC}", port: int = SUPERLINK) -> str:
+def nginx(listen: str = f"{PUBLIC}", port: int = SUPERLINK, patience: float = 10.0, nodes: int = 32) -> str:
     """The configuration of the proxy, complete in one file, to lie beside the folder ``keys`` of the coordinator.
 
     Args:
         listen: port that sites reach, or ``address:port``; default: on all addresses.
         port: the SuperLink's, on loopback.
+        patience: seconds within which a handshake, all headers, and each further part of a body must come.
+        nodes: how many nodes may call from one address, as behind the router of a campus; others are not limited by it.
     """
-    return filled("nginx.conf", listen=listen, port=port)
+    return filled(
+        "nginx.conf",
+        listen=listen,
+        port=port,
+        patience=f"{1000 * patience:.0f}ms",
+        nodes=nodes,
+        connections=CONNECTIONS * nodes,
+        rate=RATE * nodes,
+        burst=BURST * nodes,
+        asked="|".join(ASKED),
+    )
