@@ -16,6 +16,7 @@ from plures.cli import client as client
 from plures.cli import deploy as deploy
 from plures.cli import diagnose as diagnose
 from plures.cli import models as models
+from plures.cli import operate as operate
 from plures.cli import research as research
 from plures.cli import study as study
 from plures.cli.common import app

@@ -16,9 +16,8 @@ from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError
 from plures.files import inside
 from plures.run import Run
-from plures.run.flower import Answerer, Config, client_app, server_app
+from plures.run.flower import Answerer, Config, GridTransport, client_app, server_app
 from plures.run.message import Held, Order, Reply, Scored, digest, pack
-from plures.run.remote import Transport
 from plures.serving.personal import PersonalModel
 from plures.tables.check import check
 from plures.track import trackers
@@ -121,7 +120,7 @@ def answerer(file: Path, client: str) -> Answerer:
     return Closed(client)
 
 
-def conducted(transport: Transport, config: Config) -> None:
+def conducted(transport: GridTransport, config: Config) -> None:
     """The server's run, whose configuration names the federation's file, a folder, the coordinator's key and trackers.
 
     Keys: ``plan``, ``out``, ``key`` (default: ``keys/coordinator`` beside the plan), and ``track``, names of trackers
@@ -133,7 +132,9 @@ def conducted(transport: Transport, config: Config) -> None:
     coordinator, members = plan.signers
     private = Path(str(config.get("key") or file.parent / KEYS / "coordinator"))
     signed = SignedTransport(transport, Key.of(private, "the coordinator", coordinator), members)
-    Conductor(plan, signed, out, callbacks=trackers(str(config.get("track", "")).split(), out)).run()
+    job = Conductor(plan, signed, out, callbacks=trackers(str(config.get("track", "")).split(), out))
+    transport.arrived = job.watched.arrived
+    job.run()
 
 
 client, server = client_app(site), server_app(conducted)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan
 from plures.deploy.state import alone
+from plures.deploy.watch import Watched
 from plures.errors import PluresError
 from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.fit import Fit, mean_of_measured
@@ -85,7 +87,8 @@ class Conductor:
         self.journal = Journal(out)
         self.checkpoint = out / CHECKPOINT
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
-        self.sites = Sites(transport, plan.clients, patience)
+        self.watched = Watched(transport, self.journal, lambda: self.sites.where)
+        self.sites = Sites(self.watched, plan.clients, patience)
         self.progress = Progress()
 
     def run(self) -> SeedResult:
@@ -93,16 +96,26 @@ class Conductor:
         with alone(self.out, f"another run works in {self.out}: stop it, or choose another folder"):
             if (self.out / RESULT).exists():
                 raise PluresError(f"{self.out} holds a finished run: choose another folder, or delete it")
-            self.join()
-            remote = self.begin()
-            fitted = self.resumed(remote)
-            with fitted.callbacks.stopping():
-                fitted.callbacks.on_start(About.of(remote, self.plan.label, settings=self.plan.spec.model_dump()))
-                while remote.round < remote.training.rounds:
-                    self.round(fitted, remote)
-                result = self.conclude(fitted, remote)
-            fitted.callbacks.on_end(result)
-            return result
+            try:
+                return self.finish()
+            except BaseException as error:
+                why = str(error) if isinstance(error, Exception) else "ended from outside"
+                with suppress(PluresError):  # a full disk may be why it stops
+                    self.journal.event("stopped", reason=why)
+                raise
+
+    def finish(self) -> SeedResult:
+        """The run to its end, from where it is."""
+        self.join()
+        remote = self.begin()
+        fitted = self.resumed(remote)
+        with fitted.callbacks.stopping():
+            fitted.callbacks.on_start(About.of(remote, self.plan.label, settings=self.plan.spec.model_dump()))
+            while remote.round < remote.training.rounds:
+                self.round(fitted, remote)
+            result = self.conclude(fitted, remote)
+        fitted.callbacks.on_end(result)
+        return result
 
     # --- the beginning ------------------------------------------------------------------------------------------
 
@@ -117,8 +130,15 @@ class Conductor:
             told = describe(self.checkpoint)["told"]
             self.sites.told = {client: Told.model_validate(one) for client, one in told.items()}
             end = time.monotonic() + self.plan.rules.deadline
+        self.watched.what = {"task": "join"}
+        self.watched.waiting(self.sites.absent, seconds=end - time.monotonic())
         self.sites.meet()
+        said: object = None
         while (self.sites.missing or (self.checkpoint.exists() and self.sites.absent)) and time.monotonic() < end:
+            absent, reasons = self.sites.absent, sorted(set(self.sites.refused.values()))
+            if said != (absent, reasons):
+                self.watched.waiting(absent, seconds=end - time.monotonic(), refused=reasons)
+                said = absent, reasons
             self.wait(LOOK)
             self.sites.meet()
         if self.sites.missing:
@@ -196,6 +216,7 @@ class Conductor:
     def attempt(self, remote: Remote) -> RoundRecord:
         """Try the round until enough clients do their work."""
         reason = ""
+        self.watched.what = {"round": remote.round + 1}
         for number in range(self.plan.rules.patience):
             try:
                 return remote.step()
@@ -311,6 +332,7 @@ class Conductor:
         found: dict[Held, dict[int, Any]] = {split: {} for split in splits}
         missing: dict[str, str] = dict.fromkeys(self.plan.clients, "")
         final: set[str] = set()
+        self.watched.what = {"task": task}
         for number in range(self.plan.rules.patience):
             left = remote.ask(task, *splits, clients=[client for client in missing if client not in final])
             missing = {client: reason for client, reason in (missing | left).items() if client in final | left.keys()}

@@ -55,17 +55,9 @@ class Journal:
         except OSError as error:
             raise PluresError(f"{self.folder / LOG} cannot be written: {error.strerror}") from error
 
-    def events(self, what: str) -> list[dict[str, Any]]:
-        """What was added so far about one kind of event; a line that a full disk has cut off is left out."""
-        try:
-            lines = (self.folder / LOG).read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        found = []
-        for line in lines:
-            with suppress(ValueError):
-                found.append(json.loads(line))
-        return [event for event in found if event["event"] == what]
+    def events(self, what: str | None = None) -> list[dict[str, Any]]:
+        """What was added so far, or that of one kind; a line that a full disk has cut off is left out."""
+        return [event for event in read_log(self.folder) if what is None or event["event"] == what]
 
     def metrics(self, values: Mapping[str, float | Mapping[str, float]]) -> None:
         """Write the present numbers in Prometheus' text format, those of clients with a label."""
@@ -79,6 +71,18 @@ class Journal:
             else:
                 lines.append(f"{full} {value!r}")
         write_text(self.folder / METRICS, "\n".join(lines) + "\n")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """All events of a folder, also those in files that log rotation has put aside (``log.jsonl.1`` is the newest)."""
+    aside = [file for file in folder.glob(f"{LOG}.*") if file.suffix[1:].isdecimal()]
+    found = []
+    for file in (*sorted(aside, key=lambda file: -int(file.suffix[1:])), folder / LOG):
+        with suppress(FileNotFoundError):
+            for line in file.read_bytes().split(b"\n"):
+                with suppress(ValueError):
+                    found.append(json.loads(line))
+    return [event for event in found if isinstance(event, dict) and "event" in event]
 
 
 def whole(file: BinaryIO) -> bool:

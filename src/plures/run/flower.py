@@ -17,7 +17,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from plures.errors import PluresError
-from plures.run.remote import Transport
 
 RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
@@ -55,10 +54,14 @@ class GridTransport:
 
     Args:
         grid: given by Flower to the ServerApp.
+
+    Attributes:
+        arrived: is told the address of every answer as it comes.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
+        self.arrived: Callable[[int], None] = lambda address: None
 
     def addresses(self) -> list[int]:
         return sorted(self.grid.get_node_ids())
@@ -79,6 +82,7 @@ class GridTransport:
             if isinstance(answer, BaseException):
                 raise answer
             found[node] = answer
+            self.arrived(node)
         return found
 
     def _await(self, node: int, number: str, end: float, pause: float, arrived: Queue[Arrival]) -> None:
@@ -114,7 +118,7 @@ def client_app(site: Callable[[Config], Answerer]) -> ClientApp:
     return app
 
 
-def server_app(conduct: Callable[[Transport, Config], None]) -> ServerApp:
+def server_app(conduct: Callable[[GridTransport, Config], None]) -> ServerApp:
     """A ServerApp that conducts a run over Flower's nodes.
 
     Args:

@@ -9,20 +9,25 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives import serialization
 from flwr.cli.build import build_fab_from_disk
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.constant import HEARTBEAT_PATIENCE
+from flwr.common.serde import fab_to_proto, user_config_from_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.run_pb2 import Run
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -34,11 +39,38 @@ Value = bool | float | int | str
 
 @dataclass(frozen=True)
 class Node:
-    """A registered node: its id, the name it was registered with, and ``online``, ``offline`` or ``registered``."""
+    """A node that the SuperLink knows.
+
+    Attributes:
+        id: of the node.
+        name: that it was registered with.
+        status: ``online``, ``offline``, ``registered`` (it was never there) or ``unregistered``.
+        seen: seconds since 1970 when it last gave a sign of life; of a node that went silent, when it was given up.
+    """
 
     id: int
     name: str
     status: str
+    seen: float | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run that the SuperLink knows.
+
+    Attributes:
+        id: of the run.
+        status: where it stands, in Flower's words: ``running``, ``finished:completed``, ``finished:failed``, ...
+        config: what was given when it was submitted.
+    """
+
+    id: int
+    status: str
+    config: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        return self.status.startswith("finished")
 
 
 @dataclass(frozen=True)
@@ -76,10 +108,15 @@ class Control:
             return int(client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
 
     def nodes(self) -> list[Node]:
-        """The nodes that are registered."""
+        """The nodes that are or were registered."""
         with self.client() as client:
             found = client.ListNodes(ListNodesRequest()).nodes_info
-        return [Node(node.node_id, node.name, node.status) for node in found]
+        return [Node(node.node_id, node.name, node.status, seen(node)) for node in found]
+
+    def unregister(self, node: int) -> None:
+        """Let a node in no longer."""
+        with self.client() as client:
+            client.UnregisterNode(UnregisterNodeRequest(node_id=node))
 
     def start(self, app: Path, config: Mapping[str, Value]) -> int:
         """Start a Flower app.
@@ -108,8 +145,13 @@ class Control:
     def status(self, run: int) -> str:
         """Where a run stands, in Flower's words: ``running``, ``finished:completed``, ``finished:failed``, ..."""
         with self.client() as client:
-            found = client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
-        return ":".join(filter(None, (found.status, found.sub_status)))
+            return submitted(client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run]).status
+
+    def runs(self, most: int = 100) -> list[Submitted]:
+        """The newest runs, the newest first."""
+        with self.client() as client:
+            found = client.ListRuns(ListRunsRequest(limit=most)).run_dict.values()
+        return [submitted(run) for run in sorted(found, key=lambda run: run.pending_at, reverse=True)]
 
     def stop(self, run: int) -> None:
         """End a run."""
@@ -119,8 +161,8 @@ class Control:
     @contextmanager
     def client(self) -> Iterator[ControlHttpClient]:
         """A connection; what goes wrong on it is a :class:`PluresError` that names the SuperLink."""
-        certificate = None if self.authority is None else self.authority.read_bytes()
         try:
+            certificate = None if self.authority is None else self.authority.read_bytes()
             with ControlHttpClient.from_server_address(
                 self.address,
                 insecure=certificate is None,
@@ -133,3 +175,17 @@ class Control:
             raise PluresError(f"SuperLink {self.address}: {answer.status_code}, {answer.text}") from error
         except httpx.TransportError as error:
             raise PluresError(f"SuperLink {self.address} does not answer: {error}; start it first") from error
+        except OSError as error:
+            raise PluresError(f"{self.authority} is no certificate: {error}; `plures deploy keys` makes it") from error
+
+
+def submitted(run: Run) -> Submitted:
+    status = ":".join(filter(None, (run.status.status, run.status.sub_status)))
+    return Submitted(run.run_id, status, user_config_from_proto(run.override_config))
+
+
+def seen(node: NodeInfo) -> float | None:
+    """When a node last gave a sign of life; Flower keeps until when it believes in it."""
+    if node.status == "online":
+        return float(node.online_until - HEARTBEAT_PATIENCE * node.heartbeat_interval)
+    return datetime.fromisoformat(node.last_deactivated_at).timestamp() if node.last_deactivated_at else None

@@ -1,0 +1,145 @@
+"""Commands for those who keep a federation going: look, run, stop."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from plures.cli.common import Track, console, progress
+from plures.cli.deploy import deploy
+from plures.extras import needed
+
+if TYPE_CHECKING:
+    from plures.deploy.operate.place import Place
+    from plures.deploy.operate.status import RunStatus, Status
+
+Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+
+
+def placed(folder: Path) -> Place:
+    needed("flwr", "a coordinator", "flower")
+    from plures.deploy.operate.place import Place
+
+    return Place(folder)
+
+
+@deploy.command("status")
+def status_command(
+    place: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path(),
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: the one submitted last.")] = None,
+    machine: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Where the federation stands: sites, round, who is waited for. Also while the SuperLink is down."""
+    where = placed(place)
+    from plures.deploy.operate.status import look
+
+    status = look(where, out)
+    if machine:
+        typer.echo(json.dumps(asdict(status), ensure_ascii=False, indent=1))
+    else:
+        show(status)
+
+
+def show(status: Status) -> None:
+    """A status for people."""
+    typer.echo(f"{status.federation}, plures {status.version}: {line(status.run, status.time)}")
+    typer.echo(f"run {status.run.out}{status.flower and f', at the SuperLink {status.flower}'}")
+    typer.echo(f"SuperLink: {status.superlink}")
+    if status.run.state != "none":
+        sizes = f"{status.run.bytes_down / 1e6:.3g} MB to sites, {status.run.bytes_up / 1e6:.3g} MB from them"
+        validation = "" if status.run.validation is None else f", validation {status.run.validation:.4g}"
+        typer.echo(f"{sizes}{validation}, {status.run.failed} failed rounds")
+    table = Table("member", "node", "last seen", "counted in", "last left out", box=SIMPLE_HEAD, collapse_padding=True)
+    for site in status.sites:
+        left = site.left_out
+        table.add_row(
+            Text(site.client + (" (waited for)" if site.waited else "")),
+            site.node,
+            "never" if site.seen is None else f"{span(status.time - site.seen)} ago",
+            "-" if site.counted is None else f"round {site.counted}",
+            Text("-" if left is None else f"round {left['round']}: {left['reason']}"),
+        )
+    console.print(table)
+    for note in status.notes:
+        typer.echo(f"note: {note}")
+
+
+def line(run: RunStatus, now: float) -> str:
+    """A run in a line."""
+    where = f"round {run.round} of {run.rounds}"
+    if run.state == "finished":
+        return f"finished; validation chose round {run.chosen} of {run.rounds}"
+    if run.state == "none":
+        return f"no run yet, {run.rounds} rounds are planned"
+    parts = [f"{run.state}, {where} done"]
+    if run.waiting and run.since is not None and run.until is not None:
+        until = f"at most {span(run.until - now)} more"
+        parts.append(f"{run.what}: waiting for {', '.join(run.waiting)} for {span(now - run.since)}, {until}")
+    if run.state == "running" and run.eta is not None:
+        parts.append(f"about {span(run.eta)} left")
+    if run.reason:
+        parts.append(run.reason)
+    if run.state == "stopped":
+        parts.append("`plures deploy run` goes on from there")
+    return "; ".join(parts)
+
+
+def span(seconds: float) -> str:
+    """A time span, roughly."""
+    seconds = max(seconds, 0.0)
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@deploy.command("run")
+def run_command(
+    folder: Folder = Path(),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; an unfinished one is gone on with. Default: results.")
+    ] = None,
+    track: Track = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+) -> None:
+    """Run what was agreed on, or go on with it. Ctrl-C stops watching, not the run."""
+    place = placed(folder)
+    from plures.deploy.operate.place import RESULTS, finished
+    from plures.deploy.operate.run import follow, start
+
+    out = (out or folder / RESULTS).resolve()
+    if finished(out):
+        typer.echo(f"{out} holds a finished run: `plures deploy status` shows it; choose another --out for a new one")
+        return
+    run = start(place, out, " ".join(track or ()))
+    if detach:
+        typer.echo(f"run {run} goes on at the SuperLink; `plures deploy status` shows it, `plures deploy stop` ends it")
+        return
+    with progress(place.plan.name, place.plan.spec.rounds) as update:
+        try:
+            follow(place, run, out, lambda status: update(status.round, line(status, time.time())))
+        except KeyboardInterrupt:
+            console.print("the run itself goes on at the SuperLink: `plures deploy stop` ends it", style="yellow")
+            raise typer.Exit(130) from None
+    typer.echo(f"finished: {out}")
+
+
+@deploy.command("stop")
+def stop_command(folder: Folder = Path()) -> None:
+    """End the federation's run. `plures deploy run` with the same --out goes on from the last round that counted."""
+    place = placed(folder)
+    from plures.deploy.operate.run import stop
+
+    outs = stop(place)
+    if not outs:
+        typer.echo("no run is under way")
+    for out in outs:
+        typer.echo(f"stopped; `plures deploy run --out {out}` goes on from the last round that counted")

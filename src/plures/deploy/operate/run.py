@@ -1,0 +1,85 @@
+"""Start a run at the SuperLink, go on with it, watch it, and end it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from plures.deploy.fleet.process import until
+from plures.deploy.journal import Journal, read_log
+from plures.deploy.operate.place import Place, finished, works
+from plures.deploy.operate.status import RunStatus, told
+from plures.errors import PluresError
+
+LOADING = 60.0
+"""Seconds from a run's submission until its process works, and from its end until the process is gone, at most."""
+LOOK = 1.0
+
+Listen = Callable[[RunStatus], None]
+
+
+def start(place: Place, out: Path, track: str = "") -> int:
+    """Submit the run of a folder, which goes on from what is there; if it is under way, nothing is submitted.
+
+    Args:
+        place: the coordinator's folder.
+        out: the run's folder.
+        track: names of trackers, divided by spaces.
+
+    Returns:
+        The run's id at the SuperLink.
+    """
+    control, plan = place.control, place.plan
+    _ = plan.spec
+    for run in control.runs():
+        if run.over or place.out(run) != out:
+            continue
+        if goes(place, run.id, out):
+            return run.id
+        control.stop(run.id)  # its process died with an earlier SuperLink
+    if works(out):
+        raise PluresError(f"a run works in {out} that this SuperLink does not know: end it, or choose another folder")
+    config = {"plan": str(place.file), "out": str(out), "key": str(place.file.parent / "keys" / "coordinator")}
+    return control.start(place.folder, config | ({"track": track} if track else {}))
+
+
+def goes(place: Place, run: int, out: Path) -> bool:
+    """Whether a run that the SuperLink takes for alive has a process, or gets one soon."""
+    end = time.monotonic() + LOADING
+    while time.monotonic() < end and not place.control.status(run).startswith("finished"):
+        if works(out):
+            return True
+        time.sleep(LOOK)
+    return False
+
+
+def follow(place: Place, run: int, out: Path, listen: Listen) -> None:
+    """Watch a run to its end.
+
+    Raises:
+        PluresError: it ended before it was finished, or the SuperLink does not answer.
+    """
+    plan, control = place.plan, place.control
+    over = False
+    while not over:
+        over = control.status(run).startswith("finished")
+        listen(told(read_log(out), out, plan))
+        if not over:
+            time.sleep(LOOK)
+    if not finished(out):
+        why = told(read_log(out), out, plan).reason
+        raise PluresError(f"the run stopped{why and f': {why}'}; the same command goes on from the last round")
+
+
+def stop(place: Place) -> list[Path]:
+    """End all runs that the SuperLink has; their folders, in each of which the same command goes on."""
+    control, outs = place.control, []
+    for run in control.runs():
+        if not run.over:
+            out = place.out(run)
+            control.stop(run.id)
+            until(lambda out=out: not works(out), LOADING, f"the process that works in {out} does not end")  # type: ignore[misc]
+            Journal(out).event("stopped", reason="by the operator")
+            outs.append(out)
+    return outs

@@ -1,0 +1,230 @@
+"""Where a federation stands: its sites, its run, and what its operator should know."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import plures
+from plures.deploy.fleet.control import Node, Submitted
+from plures.deploy.journal import METRICS, PREFIX, read_log
+from plures.deploy.operate.place import Place, finished, works
+from plures.deploy.plan import Plan
+from plures.deploy.watch import ANSWERED, WAITING
+from plures.errors import PluresError
+
+RECENT = 5
+"""Rounds from which the time of the others is estimated."""
+ENDS = ("joined", "round", "failed round", "finished", "stopped")
+"""Events after which nobody is waited for."""
+CUT = (
+    "the SuperLink takes the run for alive, but nothing works on it: it is just starting, or was cut off and "
+    "`plures deploy run` goes on with it"
+)
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """One member.
+
+    Attributes:
+        client: its name.
+        node: ``online``, ``offline``, ``registered`` (never there), ``not registered``, or ``unknown``: the SuperLink
+            is down.
+        seen: seconds since 1970 when it was heard of last: by the SuperLink, or by the run.
+        counted: the last round in which its work counted.
+        left_out: when its work did not count last, and why: ``round``, ``reason``.
+        waited: whether it is waited for now.
+    """
+
+    client: str
+    node: str = "unknown"
+    seen: float | None = None
+    counted: int | None = None
+    left_out: Mapping[str, Any] | None = None
+    waited: bool = False
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run, as its log tells.
+
+    Attributes:
+        out: its folder.
+        state: ``none``, ``joining``, ``running``, ``stopped`` (it can be gone on with) or ``finished``.
+        round: rounds finished.
+        rounds: rounds planned.
+        waiting: members that are waited for.
+        since: since when, in seconds since 1970.
+        until: until when at most.
+        what: what they are waited for: ``join``, ``train``, or a task at the end.
+        reason: why it stopped or its last round did not count; why sites are refused while it waits for all to join.
+        chosen: the round that validation chose, of a finished run.
+        eta: seconds that the remaining rounds will take, if they go on as the last ones.
+        failed: rounds that did not count.
+        bytes_down: bytes of tensors that went to sites.
+        bytes_up: bytes of tensors that came from sites.
+        validation: mean over clients of the primary metric, last measured.
+    """
+
+    out: str
+    state: str = "none"
+    round: int = 0
+    rounds: int = 0
+    waiting: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+    what: str = ""
+    reason: str = ""
+    chosen: int | None = None
+    eta: float | None = None
+    failed: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    validation: float | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """A federation, as its coordinator sees it.
+
+    Attributes:
+        federation: its name.
+        version: of plures, here.
+        superlink: ``up``, or why it does not answer.
+        flower: status of the newest submitted run, in Flower's words; empty if there is none.
+        sites: the members.
+        run: the run.
+        notes: what the operator should do something about.
+        time: of this look, in seconds since 1970.
+    """
+
+    federation: str
+    superlink: str
+    flower: str
+    sites: tuple[SiteStatus, ...]
+    run: RunStatus
+    notes: tuple[str, ...] = ()
+    version: str = plures.__version__
+    time: float = field(default_factory=time.time)
+
+
+def look(place: Place, out: Path | None = None) -> Status:
+    """Where a federation stands; from the files alone if the SuperLink does not answer.
+
+    Args:
+        place: the coordinator's folder.
+        out: the run's folder; default: that of the run that was submitted last.
+    """
+    plan = place.plan
+    superlink, nodes, runs = "up", None, list[Submitted]()
+    try:
+        nodes, runs = place.control.nodes(), place.control.runs()
+    except PluresError as error:
+        superlink = str(error)
+    out = out or (place.out(runs[0]) if runs else place.newest())
+    submitted = next((run.status for run in runs if place.out(run) == out.resolve()), "")
+    events = read_log(out)
+    run = told(events, out, plan)
+    notes = strangers(plan, nodes)
+    if submitted and not submitted.startswith("finished") and run.state in ("none", "stopped"):
+        notes.append(CUT)
+    return Status(plan.name, superlink, submitted, sites(plan, nodes, events, run), run, tuple(notes))
+
+
+def told(events: list[dict[str, Any]], out: Path, plan: Plan) -> RunStatus:
+    """A run out of its log."""
+    last: dict[str, dict[str, Any]] = {}
+    waiting: list[str] = []
+    seconds: list[float] = []
+    for event in events:
+        what = event["event"]
+        last[what] = event
+        if what == WAITING:
+            waiting = list(event["clients"])
+        elif what == ANSWERED and event["client"] in waiting:
+            waiting.remove(event["client"])
+        elif what in ENDS:
+            waiting = []
+        if what == "round":
+            seconds.append(event["seconds"])
+    state, alive = "none", works(out)
+    if finished(out):
+        state = "finished"
+    elif events:
+        asked = last.get(WAITING, {}).get("task") == "join" and bool(waiting)
+        state = ("joining" if asked else "running") if alive else "stopped"
+    rounds, done = plan.spec.rounds, int(last.get("round", {"round": 0})["round"])
+    asked_at = last.get(WAITING, {})
+    waits = bool(waiting) and alive
+    newest = events[-1] if events else {}
+    reason = newest.get("reason", "") or ("; ".join(asked_at.get("refused", ())) if waits else "")
+    if state == "stopped" and newest.get("event") != "stopped":
+        reason = "its process ended without a word"
+    numbers = metrics(out)
+    return RunStatus(
+        out=str(out),
+        state=state,
+        round=done,
+        rounds=rounds,
+        waiting=tuple(waiting) if waits else (),
+        since=asked_at["time"] if waits else None,
+        until=asked_at["time"] + asked_at["seconds"] if waits else None,
+        what=asked_at.get("task", "train") if waits else "",
+        reason=reason,
+        chosen=last["finished"]["chosen_round"] if "finished" in last else None,
+        eta=(rounds - done) * median(seconds[-RECENT:]) if seconds and state != "finished" else None,
+        failed=int(numbers.get("failed_rounds_total", 0)),
+        bytes_down=int(numbers.get("bytes_down_total", 0)),
+        bytes_up=int(numbers.get("bytes_up_total", 0)),
+        validation=numbers.get("validation"),
+    )
+
+
+def sites(
+    plan: Plan, nodes: Iterable[Node] | None, events: Iterable[Mapping[str, Any]], run: RunStatus
+) -> tuple[SiteStatus, ...]:
+    """Every member, by what the SuperLink and the log know of it."""
+    heard: dict[str, float] = {}
+    counted: dict[str, int] = {}
+    left: dict[str, Mapping[str, Any]] = {}
+    for event in events:
+        if event["event"] == ANSWERED:
+            heard[event["client"]] = event["time"]
+        elif event["event"] == "round":
+            counted |= dict.fromkeys(event["clients"], event["round"])
+            left |= {c: {"round": event["round"], "reason": why} for c, why in event["left_out"].items()}
+    known = {node.name: node for node in nodes or () if node.status != "unregistered"}
+
+    def one(client: str) -> SiteStatus:
+        node = known.get(client)
+        status = "unknown" if nodes is None else "not registered" if node is None else node.status
+        signs = [heard.get(client), None if node is None else node.seen]
+        seen = max((sign for sign in signs if sign is not None), default=None)
+        return SiteStatus(client, status, seen, counted.get(client), left.get(client), client in run.waiting)
+
+    return tuple(map(one, plan.clients))
+
+
+def strangers(plan: Plan, nodes: Iterable[Node] | None) -> list[str]:
+    """Registered nodes that are no member's."""
+    names = sorted({node.name for node in nodes or () if node.status != "unregistered"} - set(plan.clients))
+    return [f"node {name!r} is registered and is no member: `plures deploy remove` takes it out" for name in names]
+
+
+def metrics(out: Path) -> dict[str, float]:
+    """The numbers that the run wrote for Prometheus, without those of single clients."""
+    found = {}
+    try:
+        lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        name, _, value = line.rpartition(" ")
+        if name.startswith(f"{PREFIX}_") and "{" not in name:
+            found[name.removeprefix(f"{PREFIX}_")] = float(value)
+    return {name: value for name, value in found.items() if value == value}

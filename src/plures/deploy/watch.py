@@ -1,0 +1,46 @@
+"""Whom the server waits for, in the run's log as it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from plures.deploy.journal import Journal
+from plures.run.remote import Transport
+
+WAITING, ANSWERED = "waiting", "answered"
+
+
+class Watched:
+    """A transport that writes who is asked and who has answered. Who is not known yet is not named.
+
+    Args:
+        transport: carries the messages.
+        journal: is written to.
+        where: the address of every client that is known, now.
+
+    Attributes:
+        what: what the clients are asked for, for the log: a round, a task.
+    """
+
+    def __init__(self, transport: Transport, journal: Journal, where: Callable[[], Mapping[str, int]]) -> None:
+        self.transport, self.journal, self.where = transport, journal, where
+        self.what: dict[str, object] = {}
+        self._asked: dict[int, str] = {}
+
+    def addresses(self) -> list[int]:
+        return self.transport.addresses()
+
+    def exchange(self, messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
+        self._asked = {address: client for client, address in self.where().items() if address in messages}
+        if self._asked:
+            self.waiting(sorted(self._asked.values()), seconds=deadline)
+        return self.transport.exchange(messages, deadline)
+
+    def waiting(self, clients: Sequence[str], **told: object) -> None:
+        """Write that these clients are waited for."""
+        self.journal.event(WAITING, clients=list(clients), **self.what, **told)
+
+    def arrived(self, address: int) -> None:
+        """Write that an answer came, good or bad."""
+        if address in self._asked:
+            self.journal.event(ANSWERED, client=self._asked[address])

@@ -1,0 +1,260 @@
+"""An operator sees who is waited for while it happens, also when nothing but files is left; starts and ends runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hospitals import written
+from sites import Loopback
+from typer.testing import CliRunner
+
+from plures.cli import app
+from plures.deploy.app import opened
+from plures.deploy.conduct import RESULT, Conductor
+from plures.deploy.fleet.control import Control, Node, Submitted
+from plures.deploy.journal import LOG, Journal
+from plures.deploy.operate.place import Place, works
+from plures.deploy.operate.status import Status, look, told
+from plures.deploy.plan import Plan
+from plures.errors import PluresError
+from plures.tables.heart import heart_tables
+
+HOSPITALS = sorted(heart_tables())
+
+
+@dataclass(frozen=True)
+class Known(Place):
+    """A folder whose SuperLink says what the test says."""
+
+    nodes: list[Node] | None = None
+    runs: list[Submitted] = field(default_factory=list)
+
+    @property
+    def control(self) -> Any:
+        told = self
+
+        class Fake(Control):
+            def nodes(self) -> list[Node]:
+                if told.nodes is None:
+                    raise PluresError("SuperLink 127.0.0.1:1 does not answer")
+                return told.nodes
+
+            def runs(self, most: int = 100) -> list[Submitted]:
+                return told.runs
+
+        return Fake("127.0.0.1:1", None)
+
+
+class Slow(Loopback):
+    """A transport whose answers come one by one, each seen by a look at the status."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__([opened(file.parent / name / "site.toml") for name in HOSPITALS])
+        self.arrived = lambda address: None
+        self.looks: list[Status] = []
+        self.place = Place(file.parent)
+
+    def exchange(self, messages, deadline):
+        found = {}
+        for address, message in messages.items():
+            found |= super().exchange({address: message}, deadline)
+            self.arrived(address)
+            self.looks.append(look(self.place, self.place.folder / "results"))
+        return found
+
+
+def conductor(file: Path, carrier: Loopback) -> Conductor:
+    job = Conductor(Plan.load(file), carrier, file.parent / "results", wait=lambda seconds: None)
+    if isinstance(carrier, Slow):
+        carrier.arrived = job.watched.arrived
+    return job
+
+
+def call(*words: object) -> str:
+    done = CliRunner().invoke(app, ["deploy", *map(str, words)])
+    if done.exception:
+        raise done.exception
+    return done.output
+
+
+def test_status_names_who_has_not_answered_yet_while_the_round_waits(tmp_path):
+    file = written(tmp_path, rounds=2)
+    carrier = Slow(file)
+    conductor(file, carrier).run()
+    first = [seen for seen in carrier.looks if seen.run.round == 0 and seen.run.what == "train"]
+    assert [seen.run.waiting for seen in first] == [
+        ("hungarian", "switzerland", "va"),
+        ("switzerland", "va"),
+        ("va",),
+    ]
+    assert {seen.run.state for seen in first} == {"running"}
+    assert all(seen.run.until - seen.run.since == pytest.approx(600, abs=1) for seen in first)
+    waited = [[site.client for site in seen.sites if site.waited] for seen in first]
+    assert waited == [list(seen.run.waiting) for seen in first]
+    joining = carrier.looks[0]
+    assert (joining.run.state, joining.run.what, joining.run.waiting) == ("joining", "join", tuple(HOSPITALS))
+    last = look(carrier.place)
+    assert (last.run.state, last.run.round, last.run.rounds, last.run.waiting) == ("finished", 2, 2, ())
+    assert [site.counted for site in last.sites] == [2] * 4
+    assert last.run.validation is not None
+    assert last.run.bytes_up > 1000
+
+
+def test_a_resumed_run_that_waits_for_a_site_says_for_which_since_when_and_until_when(tmp_path):
+    file = written(tmp_path, rules="deadline = 7.0\nmin_clients = 3", rounds=3)
+    carrier = Slow(file)
+    job = conductor(file, carrier)
+
+    def dies(address: int, answer: bytes) -> bytes:
+        if len(carrier.log) > 10:
+            raise KeyboardInterrupt
+        return answer
+
+    carrier.spoil = dies
+    with pytest.raises(KeyboardInterrupt):
+        job.run()
+    stopped = look(carrier.place).run
+    assert (stopped.state, stopped.round, stopped.waiting) == ("stopped", 1, ())
+    assert stopped.reason == "ended from outside"
+    carrier = Slow(file)
+    carrier.down = {102}
+    seen: list[Status] = []
+    again = conductor(file, carrier)
+
+    def waits(seconds: float) -> None:
+        seen.append(look(carrier.place))
+        carrier.down = set()
+
+    again.wait = waits
+    again.run()
+    assert [(one.run.state, one.run.waiting, one.run.round) for one in seen[:1]] == [("joining", ("switzerland",), 1)]
+    assert seen[0].run.until - seen[0].run.since == pytest.approx(7, abs=1)
+    assert time.time() - 30 < seen[0].run.since < time.time()
+    assert "joining, round 1 of 3 done; join: waiting for switzerland for" in shown(seen[0])
+
+
+def shown(status: Status) -> str:
+    from plures.cli.operate import line
+
+    return line(status.run, status.time)
+
+
+def test_status_tells_sites_that_are_refused_while_it_waits(tmp_path):
+    file = written(tmp_path, rules="join_deadline = 0.3\ndeadline = 0.3")
+    toml = tmp_path / "va" / "data.csv"
+    toml.write_text(toml.read_text().replace("M", "q"))
+    from plures.deploy.app import Closed
+
+    carrier = Slow(file)
+    carrier.sites[103] = Closed("va")  # type: ignore[assignment]
+    looks: list[Status] = []
+    job = conductor(file, carrier)
+
+    def waits(seconds: float) -> None:
+        looks.append(look(carrier.place))
+        time.sleep(0.1)
+
+    job.wait = waits
+    with pytest.raises(PluresError, match="clients va did not join"):
+        job.run()
+    assert looks[0].run.waiting == ("va",)
+    assert "did not pass their check" in looks[0].run.reason
+    assert "clients va did not join within 0.3 seconds" in look(carrier.place).run.reason
+
+
+def test_a_run_whose_process_was_killed_is_stopped_whatever_its_log_ends_with(tmp_path):
+    written(tmp_path)
+    journal = Journal(tmp_path / "results")
+    journal.event("waiting", clients=["va"], round=2, seconds=600)
+    status = look(Place(tmp_path))
+    assert (status.run.state, status.run.waiting) == ("stopped", ())
+    assert status.run.reason == "its process ended without a word"
+    assert "config.toml cannot be read" in status.superlink
+    (tmp_path / "results" / "lock").touch()
+    assert not works(tmp_path / "results")
+
+
+def test_sites_are_told_by_name_with_what_the_superlink_knows(tmp_path):
+    written(tmp_path)
+    now = time.time()
+    journal = Journal(tmp_path / "results")
+    left = {"va": "no answer within 600 seconds"}
+    journal.event("waiting", clients=HOSPITALS, round=1, seconds=600)
+    journal.event("answered", client="va")
+    journal.event("round", round=1, clients=HOSPITALS, left_out={}, loss=1.0, objective=1.0, seconds=4.0)
+    journal.event("round", round=2, clients=HOSPITALS[:3], left_out=left, loss=1.0, objective=1.0, seconds=2.0)
+    nodes = [
+        Node(1, "cleveland", "online", now - 5),
+        Node(2, "hungarian", "offline", now - 5000),
+        Node(3, "switzerland", "registered"),
+        Node(4, "va", "unregistered", now - 9999),
+        Node(5, "stranger", "online", now),
+    ]
+    runs = [Submitted(9, "running", {"out": "results"}), Submitted(8, "finished:failed", {"out": "elsewhere"})]
+    status = look(Known(tmp_path, nodes, runs))
+    found = {site.client: site for site in status.sites}
+    assert [found[name].node for name in HOSPITALS] == ["online", "offline", "registered", "not registered"]
+    assert found["cleveland"].seen == now - 5
+    assert found["switzerland"].seen is None
+    assert found["va"].seen == pytest.approx(now, abs=5)
+    assert [found[name].counted for name in HOSPITALS] == [2, 2, 2, 1]
+    assert found["va"].left_out == {"round": 2, "reason": "no answer within 600 seconds"}
+    assert (status.superlink, status.flower) == ("up", "running")
+    assert status.run.eta == 2 * 3.0
+    assert status.notes == (
+        "node 'stranger' is registered and is no member: `plures deploy remove` takes it out",
+        "the SuperLink takes the run for alive, but nothing works on it: it is just starting, or was cut off and "
+        "`plures deploy run` goes on with it",
+    )
+    down = look(Known(tmp_path, None))
+    assert {site.node for site in down.sites} == {"unknown"}
+    assert down.superlink == "SuperLink 127.0.0.1:1 does not answer"
+    assert [site.counted for site in down.sites] == [2, 2, 2, 1]
+
+
+def test_the_command_works_without_a_superlink_for_people_and_for_programs(tmp_path):
+    folder = tmp_path / "hearts"
+    call("init", folder, "--example", "heart")
+    text = call("status", folder)
+    assert "heart, plures" in text
+    assert "no run yet, 20 rounds are planned" in text
+    assert "ca.crt is no certificate" in text
+    status = json.loads(call("status", folder, "--json"))
+    assert status["run"]["state"] == "none"
+    assert [site["client"] for site in status["sites"]] == HOSPITALS
+    with pytest.raises(PluresError, match=r"federation\.toml cannot be read"):
+        call("status", tmp_path / "nothing")
+
+
+def test_a_rotated_log_loses_nothing_that_status_or_a_resumed_run_needs(tmp_path):
+    """As logrotate does it: the file is renamed between two events, older ones move on."""
+    journal = Journal(tmp_path)
+    for number in range(1, 13):
+        journal.event("round", round=number, clients=["va"], left_out={}, seconds=1.0)
+        for age in range(number, 0, -1):
+            old = tmp_path / (LOG if age == 1 else f"{LOG}.{age - 1}")
+            if old.exists():
+                old.rename(tmp_path / f"{LOG}.{age}")
+    assert not (tmp_path / LOG).exists()
+    journal.event("stopped", reason="x")
+    (tmp_path / f"{LOG}.swp").write_text('{"event": "round"}')
+    assert [event["round"] for event in journal.events("round")] == list(range(1, 13))
+    assert journal.events()[-1]["event"] == "stopped"
+    assert told(journal.events(), tmp_path, Plan.load(written(tmp_path / "plan"))).round == 12
+
+
+def test_lines_that_are_no_events_are_passed_over(tmp_path):
+    (tmp_path / LOG).write_text('3\n{"time": 1\n["event"]\n{"no": 1}\n{"event": "joined"}\n')
+    assert Journal(tmp_path).events() == [{"event": "joined"}]
+
+
+def test_a_finished_run_is_not_started_again(tmp_path):
+    written(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / RESULT).write_text("{}")
+    assert "holds a finished run" in call("run", tmp_path)
