@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from harm import survived
 from plures.errors import PluresError
 from plures.files import DamagedError, describe, digest, read, read_json, replacing, write, write_json
 
@@ -24,46 +23,6 @@ TENSORS = {
     "none": torch.empty(0, 2),
 }
 ABOUT = {"run": "abc", "round": 3, "names": ["å", 'a "b"\n'], "loss": 0.1}
-
-
-def harmed(content: bytes, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """A file's content after what happens to files: bits flipped everywhere, cuts, zeroes, doubled writes."""
-    draw = random.Random(seed)
-    places = range(len(content)) if len(content) < 3000 else sorted(draw.sample(range(len(content)), 600))
-    for place in {*places, *range(16), *range(len(content) - 8, len(content))}:
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << draw.randrange(8)
-        yield f"bit of byte {place}", bytes(flipped)
-    for length in (0, 1, 7, 8, 9, len(content) // 2, len(content) - 1):
-        yield f"cut to {length}", content[:length]
-    for start in (0, 8, len(content) // 2, max(0, len(content) - 512)):
-        end = min(len(content), start + 512)
-        yield f"zeroes at {start}", content[:start] + bytes(end - start) + content[end:]
-    yield "all zeroes", bytes(len(content))
-    yield "written twice", content + content
-    yield "garbage behind", content + b"\0garbage"
-    yield "a newline behind", content + b"\n"
-    yield "another file", b"not what was written\n" * 20
-
-
-def survived(file: Path, reading: Callable[[], Any], same: Callable[[Any], bool]) -> dict[str, int]:
-    """Harm a file in every way; how often it was still read right and how often one sentence named it."""
-    content, found = file.read_bytes(), {"right": 0, "named": 0}
-    for what, harm in harmed(content):
-        if harm == content:
-            continue
-        file.write_bytes(harm)
-        refused, right = "", False
-        try:
-            right = same(reading())
-        except PluresError as error:
-            refused = str(error)
-        assert right or str(file) in refused, f"{what}: {refused or 'other content'}"
-        assert len(refused.splitlines()) <= 1, what
-        found["named" if refused else "right"] += 1
-    file.write_bytes(content)
-    assert same(reading())
-    return found
 
 
 def alike(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -227,6 +228,12 @@ def _read(file: Path, remedy: str, *, earlier: bool, tensors: bool) -> tuple[dic
     if tensors and values not in (None, digest(found)):
         raise DamagedError(f"{file} is damaged: its values are not those that were saved; {remedy}")
     return found, about
+
+
+def duplicate(file: Path, copy: Path) -> None:
+    """Write a file's content to another one, whole or not at all."""
+    with replacing(copy) as temporary:
+        shutil.copyfile(file, temporary)
 
 
 def write_text(file: Path, text: str) -> None:

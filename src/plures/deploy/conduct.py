@@ -22,7 +22,7 @@ from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import METRICS, Scores, primary
-from plures.files import describe, write, write_json
+from plures.files import DamagedError, describe, duplicate, read, write, write_json
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import RoundRecord
 from plures.run.message import Held, Told
@@ -30,7 +30,9 @@ from plures.run.remote import Remote, Sites, TooFewError, Transport
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, STATE, RESULT = "checkpoint.safetensors", "state.safetensors", "result.json"
+CHECKPOINT, COPY = "checkpoint.safetensors", "checkpoint.copy.safetensors"
+"""What was reached after the last round, and the same once more, for the sites do not go back to an earlier round."""
+STATE, RESULT = "state.safetensors", "result.json"
 LOOK = 0.5
 """Seconds between looks for sites that have not joined."""
 
@@ -85,7 +87,7 @@ class Conductor:
     ) -> None:
         self.plan, self.out, self.wait, self.callbacks = plan, out, wait, callbacks
         self.journal = Journal(out)
-        self.checkpoint = out / CHECKPOINT
+        self.checkpoint, self.copy = out / CHECKPOINT, out / COPY
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
         self.watched = Watched(transport, self.journal, lambda: self.sites.where)
         self.sites = Sites(self.watched, plan.clients, patience)
@@ -106,6 +108,7 @@ class Conductor:
 
     def finish(self) -> SeedResult:
         """The run to its end, from where it is."""
+        self.mend()
         self.join()
         remote = self.begin()
         fitted = self.resumed(remote)
@@ -116,6 +119,27 @@ class Conductor:
             result = self.conclude(fitted, remote)
         fitted.callbacks.on_end(result)
         return result
+
+    def mend(self) -> None:
+        """Put the copy in the place of a checkpoint that is damaged or lost.
+
+        Both are written before a site is asked again, so the copy is never behind what the sites did.
+        """
+        if not self.checkpoint.exists() and not self.copy.exists():
+            return
+        try:
+            read(self.checkpoint)
+        except PluresError as error:
+            if self.checkpoint.exists() and not isinstance(error, DamagedError):
+                raise
+            remedy = (
+                f"{self.checkpoint} is damaged too: the run cannot go on; start a new one, under another name in the "
+                "federation's file"
+            )
+            read(self.copy, remedy)
+            duplicate(self.copy, self.checkpoint)
+            self.journal.event("mended", reason=str(error))
+            log.warning("%s; its copy is used", error)
 
     # --- the beginning ------------------------------------------------------------------------------------------
 
@@ -174,7 +198,7 @@ class Conductor:
             self.progress = Progress(**about["progress"])
             if fitted.best is not None:
                 remote.best = fitted.best["last"]
-            if all(event["round"] != remote.round for event in self.journal.events("round")):
+            if all(event.get("round") != remote.round for event in self.journal.events("round")):
                 self.journal.event("round", **self.progress.told)
             self.journal.event("resumed", round=remote.round)
             log.info("going on after round %d", remote.round)
@@ -265,6 +289,7 @@ class Conductor:
         progress = vars(self.progress)
         kept: dict[str, Any] = {"curve": curve, "progress": progress, "told": told}
         save(remote, self.plan.label, self.checkpoint, fitted.best, **kept)
+        duplicate(self.checkpoint, self.copy)
 
     def tell(self, fitted: Fit[Remote], remote: Remote, record: RoundRecord) -> None:
         """Log the round and write the metrics."""
@@ -322,6 +347,7 @@ class Conductor:
             "result": result.model_dump(mode="json"),
             "unpublished": left,
         }
+        self.copy.unlink(missing_ok=True)
         write_json(self.out / RESULT, told | {"progress": vars(self.progress)})
         self.checkpoint.unlink(missing_ok=True)
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)

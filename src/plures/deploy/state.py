@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,15 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.files import read, write, write_text
+from plures.files import DamagedError, full, read, write, write_text
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 LEFT, PUBLISHED = "left", "published"
 OURS = re.compile(
-    r"(?:state-\d+|answer-[^/]+|state|checkpoint)\.safetensors|(?:ledger|result)\.json|lock|log\.jsonl(?:\.\d+)?"
-    r"|metrics\.prom|published/(?:model\.safetensors|card\.(?:json|md))"
+    r"(?:state-\d+|answer-[^/]+|state|checkpoint(?:\.copy)?)\.safetensors|(?:ledger|result)\.json|lock"
+    r"|log\.jsonl(?:\.\d+)?|metrics\.prom|published/(?:model\.safetensors|card\.(?:json|md))"
 )
 """Files that plures writes to the folder of a site or of a coordinator: no other is ever deleted there."""
 HALF = re.compile(r"\.(.+)\.\d+\.tmp")
@@ -56,10 +58,14 @@ class Versions:
         return sorted(int(file.stem.removeprefix("state-")) for file in self.folder.glob("state-*.safetensors"))
 
     def load(self, version: int) -> Mapping[str, Tensor] | None:
-        """A version, or ``None`` if it is not there."""
+        """A version, or ``None`` if it is not there, or damaged: then the log names the file."""
         if not self._file(version).exists():
             return None
-        tensors, about = read(self._file(version))
+        try:
+            tensors, about = read(self._file(version), "this version is lost, and the client starts afresh")
+        except DamagedError as error:
+            log.warning("%s", error)
+            return None
         self._check(about)
         return tensors
 
@@ -69,8 +75,9 @@ class Versions:
             write(self._file(version), tensors, {"format": FORMAT, "run": self.run, "version": version})
         except (PluresError, OSError) as error:
             cause = error.__cause__ if isinstance(error, PluresError) else error
-            full = getattr(cause, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            raise PluresError("its disk is full" if full else f"its state cannot be written: {error}") from error
+            raise PluresError(
+                "its disk is full" if full(cause or error) else f"its state cannot be written: {error}"
+            ) from error
 
     def prune(self, *kept: int) -> None:
         """Forget all versions that are older than the newest of these, but for them.
