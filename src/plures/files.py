@@ -9,19 +9,21 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plures.errors import PluresError
+from plures.errors import PluresError, PluresWarning
 
+T = TypeVar("T")
 ABOUT = "plures"
 """Where the header of a file of tensors has the description."""
 VALUES, DIGEST = "values_sha256", "sha256"
@@ -29,7 +31,16 @@ VALUES, DIGEST = "values_sha256", "sha256"
 
 
 class DamagedError(PluresError):
-    """A file that was kept is not as it was written."""
+    """A file that was kept is not as it was written.
+
+    Args:
+        fault: what is wrong with which file.
+        remedy: what to do.
+    """
+
+    def __init__(self, fault: str, remedy: str) -> None:
+        super().__init__(f"{fault}; {remedy}")
+        self.fault = fault
 
 
 @contextmanager
@@ -182,10 +193,24 @@ def unsealed(data: Mapping[str, Any], file: Path, remedy: str, *, earlier: bool 
     """
     plain = {key: value for key, value in data.items() if key != DIGEST}
     if DIGEST not in data and (VALUES in data or not earlier):
-        raise DamagedError(f"{file} is damaged or of an earlier version of plures: it has no digest; {remedy}")
+        raise DamagedError(f"{file} is damaged or of an earlier version of plures: it has no digest", remedy)
     if DIGEST in data and data[DIGEST] != _seal(plain):
-        raise DamagedError(f"{file} is damaged: it does not say what was saved; {remedy}")
+        raise DamagedError(f"{file} is damaged: it does not say what was saved", remedy)
     return plain
+
+
+def salvaged(reading: Callable[[], T], again: str) -> T | None:
+    """What a file holds that can be made again; ``None`` if it is damaged, with a warning that names it.
+
+    Args:
+        reading: what reads it.
+        again: what happens then.
+    """
+    try:
+        return reading()
+    except DamagedError as error:
+        warnings.warn(f"{error.fault}: {again}", PluresWarning, stacklevel=3)
+        return None
 
 
 def describe(file: Path, remedy: str = "delete it") -> dict[str, Any]:
@@ -224,9 +249,9 @@ def _read(file: Path, remedy: str, *, earlier: bool, tensors: bool) -> tuple[dic
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise PluresError(f"{file} cannot be read: {error.strerror or error}") from error
     except (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, json.JSONDecodeError) as error:
-        raise DamagedError(f"{file} is not a file that plures wrote, or it is damaged: {error}; {remedy}") from error
+        raise DamagedError(f"{file} is not a file that plures wrote, or it is damaged: {error}", remedy) from error
     if tensors and values not in (None, digest(found)):
-        raise DamagedError(f"{file} is damaged: its values are not those that were saved; {remedy}")
+        raise DamagedError(f"{file} is damaged: its values are not those that were saved", remedy)
     return found, about
 
 
@@ -280,7 +305,7 @@ def read_json(file: Path, remedy: str = "delete it", *, earlier: bool = False) -
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise PluresError(f"{file} cannot be read: {error.strerror}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{file} is damaged ({error}): {remedy}") from error
+        raise DamagedError(f"{file} is damaged ({error})", remedy) from error
     if not isinstance(data, dict):
-        raise DamagedError(f"{file} is damaged: it holds no object; {remedy}")
+        raise DamagedError(f"{file} is damaged: it holds no object", remedy)
     return unsealed(data, file, remedy, earlier=earlier)

@@ -9,7 +9,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,12 +36,13 @@ from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
 from plures.federation import SPLITS, Federation, SplitName
 from plures.federation.names import name_of
-from plures.files import check_folder, describe, filed, read_json, write_json, write_text
+from plures.files import check_folder, describe, filed, read_json, salvaged, write_json, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
 from plures.methods.entry import plain, titled
 from plures.models import ModelFactory, Network
 from plures.run import Execution, Run
+from plures.run.checkpoint import AGAIN, discard_damaged
 from plures.run.coordinator import builder
 from plures.run.cost import flops, stored, traffic
 from plures.run.execution import Precision
@@ -288,14 +289,12 @@ class _Study:
         own = {key: value for key, value in settings.items() if key not in RunSpec.model_fields}
         asked[SETTINGS] = {key: json.dumps(value, default=str) for key, value in own.items()} | asked[SETTINGS]
         asked |= {f"{METHOD} {entry.name}": of_method(entry(), entry.name, entry.given({})) for entry in entries}
-        if file.exists():
-            insist(
-                f"{self.out} holds another comparison",
-                read_json(file, "delete it, or choose another folder", earlier=True).get(KEY),
-                asked,
-            )
-        elif results.exists():
+        if results.exists() and not file.exists():
             raise PluresError(f"{self.out} holds results of another comparison ({RESULTS}): choose another folder")
+        once = "each of its runs and trials is held against this comparison by itself"
+        known = salvaged(lambda: read_json(file, earlier=True), once) if file.exists() else None
+        if known is not None:
+            insist(f"{self.out} holds another comparison", known.get(KEY), asked)
         else:
             write_json(file, json.loads(json.dumps({**settings, KEY: asked}, default=str)))
 
@@ -376,10 +375,11 @@ class _Study:
         every = max(1, rounds // 4)
         asked = None if file is None else self.question(entry, spec)
         if file is not None and asked is not None and file.exists():
-            kept = read_json(file, "delete it, and it is made again")
-            insist(f"{file} is a trial of another comparison", kept.get(KEY), asked)
-            self._tell(entry.name, "tuning", None, rounds, rounds)
-            return Trial.model_validate(kept["trial"])
+            kept = salvaged(partial(read_json, file), "the trial is made again")
+            if kept is not None:
+                insist(f"{file} is a trial of another comparison", kept.get(KEY), asked)
+                self._tell(entry.name, "tuning", None, rounds, rounds)
+                return Trial.model_validate(kept["trial"])
         fitted = fit(
             self._run(entry, spec),
             name,
@@ -401,10 +401,14 @@ class _Study:
         folder = None if self.out is None else RunFolder(self.out / "runs" / name)
         asked = None if folder is None else self.question(entry, spec)
         if folder is not None and asked is not None and folder.finished:
-            insist(f"{folder.path} holds another run", folder.question(), asked)
-            self._tell(entry.name, stage, None, spec.rounds, spec.rounds)
-            return folder.result()
+            kept = salvaged(folder.whole, AGAIN)
+            if kept is not None:
+                insist(f"{folder.path} holds another run", folder.question(), asked)
+                self._tell(entry.name, stage, None, spec.rounds, spec.rounds)
+                return kept
         checkpoint = None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
+        if checkpoint is not None:
+            discard_damaged(checkpoint)
         fitted = fit(
             self._run(entry, spec, checkpoint),
             titled(entry.name, {k: v for k, v in spec.parameters.items() if k not in entry.fixed}),

@@ -20,7 +20,7 @@ from plures.faults import M, text_of, unreadable
 from plures.federation import SPLITS, Federation, Split, Task
 from plures.federation.build import Frame
 from plures.federation.preparation import numbers, restored
-from plures.files import DIGEST, DamagedError, describe, read, unsealed, write, write_json
+from plures.files import DamagedError, describe, read, unsealed, write, write_json
 from plures.method import Bound, Method, Setting
 from plures.models import Leaves, ModelFactory
 from plures.run import Execution, Run, Training
@@ -171,16 +171,28 @@ class RunFolder:
         try:
             described = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DamagedError(f"{file} is damaged ({error}): {AGAIN}") from error
+            raise DamagedError(f"{file} is damaged ({error})", AGAIN) from error
+        plain = unsealed(described, file, AGAIN, earlier=True) if isinstance(described, dict) else {}
         told = {"spec", "execution", "result"}
-        if not isinstance(described, dict) or not told <= described.keys() <= {*told, KEY, "moves", DIGEST}:
-            raise PluresError(f"{file} is not the description of a run: name the folder that `plures run` wrote")
-        return unsealed(described, file, AGAIN, earlier=True)
+        if not told <= plain.keys() <= {*told, KEY, "moves"}:
+            raise DamagedError(f"{file} is not the description of a run", "name the folder that `plures run` wrote")
+        return plain
 
     def question(self) -> Fingerprint | None:
         """What the run answers; ``None`` if an earlier version of plures wrote it, which did not keep that."""
         told: Fingerprint | None = self._description().get(KEY)
         return told
+
+    def whole(self) -> SeedResult:
+        """How the run scored, when all that is kept of it was read.
+
+        Raises:
+            DamagedError: if anything of it is damaged.
+        """
+        for file in (self.path / STATE, self.path / MODELS):
+            if file.exists():
+                read(file, AGAIN)
+        return self.result()
 
     def result(self) -> SeedResult:
         """How the run scored."""

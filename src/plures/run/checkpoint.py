@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError, PluresWarning
-from plures.files import describe, read, write
+from plures.files import describe, read, salvaged, write
 from plures.method import Kept
 from plures.run.coordinator import Coordinator
 from plures.run.fingerprint import KEY, VERSIONS, Fingerprint, insist, of_run
 
 BEST = "best:"
+AGAIN = "the run is made again"
+REMEDY = "delete it, and the run starts again"
 Snapshot = dict[str, Tensor]
 """Everything that changes in a run, as flat named tensors."""
 
@@ -87,6 +89,12 @@ def save(
     write(file, snapshot(run) | kept, about | extra)
 
 
+def discard_damaged(file: Path) -> None:
+    """Delete a checkpoint that is damaged, with a warning that names it, so that its run starts again."""
+    if file.exists() and salvaged(lambda: read(file), AGAIN) is None:
+        file.unlink()
+
+
 def resume(
     run: Coordinator, name: str, file: Path, question: Fingerprint | None = None
 ) -> tuple[dict[str, Any], Snapshot | None]:
@@ -105,7 +113,7 @@ def resume(
         PluresError: if data, model, method, training or anything else that the result depends on is another one, or if
             the file does not say; names the difference.
     """
-    about = describe(file)
+    about = describe(file, REMEDY)
     asked = of_run(run, name) if question is None else question
     insist(f"{file} is a checkpoint of another run", about.get(KEY), asked)
     old, new = about[KEY][VERSIONS]["torch"], asked[VERSIONS]["torch"]
@@ -115,6 +123,6 @@ def resume(
             PluresWarning,
             stacklevel=2,
         )
-    tensors, about = read(file)
+    tensors, about = read(file, REMEDY)
     restore(run, {key: t for key, t in tensors.items() if not key.startswith(BEST)})
     return about, {key.removeprefix(BEST): t for key, t in tensors.items() if key.startswith(BEST)} or None

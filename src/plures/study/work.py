@@ -25,6 +25,7 @@ from plures.evaluate.scores import primary, score
 from plures.evaluate.spec import RunSpec
 from plures.files import filed
 from plures.run import Execution, Run
+from plures.run.checkpoint import discard_damaged
 from plures.study.cells import Loaded, load_cell
 from plures.study.plan import Cell, Plan, Unit
 from plures.study.search import Behind, points, run_search
@@ -215,6 +216,7 @@ class Bench:
             update={"method": candidate.part.name, "lr": setting["lr"], "parameters": parameters, "seed": unit.seed}
         )
         checkpoint = self.checkpoint(unit)
+        discard_damaged(checkpoint)
         execution = self._settled(unit)
         if checkpoint.exists():
             execution = saved_execution(checkpoint, execution)

@@ -1,0 +1,173 @@
+"""Comparisons, runs and published models that a disk has damaged: what is whole stays, the rest is made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import plures
+from harm import harmed, survived
+from plures.errors import PluresError, PluresWarning
+from plures.evaluate import Comparison, RunFolder, RunSpec, compare, finish, fit
+from plures.evaluate.compare import Stage
+from plures.files import digest
+from plures.run import Execution
+from plures.serving import PersonalModel
+
+FAST = Execution("vmap", 8, False, "float32")
+ASKED: dict[str, Any] = {
+    "methods": ["ditto"],
+    "rounds": 2,
+    "seeds": 1,
+    "tune_rounds": 1,
+    "learning_rates": (0.1, 0.3),
+    "execution": FAST,
+    "batch_size": 8,
+}
+
+
+def people() -> plures.Federation:
+    generator = np.random.default_rng(0)
+    client = np.repeat(np.arange(4), 20)
+    x = generator.normal(size=(len(client), 4)).astype(np.float32)
+    y = ((x[:, 0] + (-1.0) ** client * x[:, 1]) > 0).astype(np.int64)
+    return plures.from_arrays(x, y, [f"p{c}" for c in client], name="people")
+
+
+def net() -> nn.Module:
+    return plures.with_roles(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), head="2")
+
+
+def compared(out: Path) -> tuple[Comparison, list[tuple[str, str]], list[str]]:
+    """A comparison, what of it was trained, and the warnings that it gave."""
+    trained: list[tuple[str, str]] = []
+
+    def listen(stage: Stage) -> None:
+        if stage.point is not None and (stage.method, stage.what) not in trained:
+            trained.append((stage.method, stage.what))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PluresWarning)
+        found = compare(people(), model=net, out=out, listener=listen, **ASKED)
+    return found, trained, [str(one.message) for one in caught if issubclass(one.category, PluresWarning)]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "flipped": lambda content: content[:-40] + bytes([content[-40] ^ 1]) + content[-39:],
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeroes": lambda content: bytes(len(content)),
+    "twice": lambda content: content + content,
+}
+
+
+def alike(one: Comparison, two: Comparison) -> bool:
+    """Whether two comparisons say the same, but for the seconds that they took."""
+
+    def told(found: Comparison) -> str:
+        data = found.model_dump(mode="json")
+        for method in data["methods"]:
+            for seed in method["seeds"]:
+                for point in seed["curve"]:
+                    del point["seconds"]
+        return json.dumps(data)
+
+    return told(one) == told(two)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_comparison_repeats_the_damaged_run_alone(tmp_path: Path, damage: str) -> None:
+    one = compared(tmp_path)[0]
+    for name in ("run.json", "models.safetensors", "state.safetensors"):
+        file = tmp_path / "runs" / "fedavg-seed0" / name
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
+        again, trained, warned = compared(tmp_path)
+        assert alike(again, one)
+        assert trained == [("fedavg", "seed 0")]
+        (said,) = warned
+        assert str(file) in said
+        assert said.endswith("the run is made again")
+        assert compared(tmp_path) == (again, [], []), "mended"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_comparison_repeats_the_damaged_trial_alone(tmp_path: Path, damage: str) -> None:
+    one = compared(tmp_path)[0]
+    file = sorted((tmp_path / "trials").iterdir())[0]
+    for name in (file, tmp_path / "comparison.json", tmp_path / "results.json"):
+        name.write_bytes(DAMAGES[damage](name.read_bytes()))
+    with pytest.raises(PluresError, match=r"results\.json .*run `plures compare` again"):
+        Comparison.from_json(tmp_path / "results.json")
+    again, trained, warned = compared(tmp_path)
+    assert again == one
+    assert [what for _, what in trained] == ["tuning"]
+    assert [str(name) in said for name, said in zip((tmp_path / "comparison.json", file), warned, strict=True)]
+    assert Comparison.from_json(tmp_path / "results.json") == one
+
+
+def test_a_comparison_starts_the_run_of_a_damaged_checkpoint_again(tmp_path: Path) -> None:
+    one = compared(tmp_path)[0]
+    run = tmp_path / "runs" / "fedavg-seed0"
+    shutil.rmtree(run)
+    file = tmp_path / "checkpoints" / "fedavg-seed0.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"half a checkpoint")
+    again, trained, (said,) = compared(tmp_path)
+    assert alike(again, one)
+    assert trained == [("fedavg", "seed 0")]
+    assert str(file) in said
+    assert said.endswith("the run is made again")
+    assert not file.exists()
+
+
+def test_a_run_s_files_are_right_or_named(tmp_path: Path) -> None:
+    """Model, scores and state of a run, whatever happened to its files."""
+    spec = RunSpec(data="heart", method="ditto+threshold", rounds=1)
+    run = spec.run(spec.federation(), FAST)
+    folder = RunFolder(tmp_path)
+    folder.write(run, spec, finish(fit(run, "x"), 0))
+    result, model = folder.result(), folder.model("va")
+    row = torch.zeros(1, 32)
+    outputs = folder.predict("va", row)[0]
+    shutil.copytree(tmp_path, tmp_path / "other")
+    found = survived(tmp_path / "run.json", folder.result, lambda got: got == result, flips=150)
+    assert found["named"] > found["right"]
+    survived(tmp_path / "models.safetensors", lambda: folder.model("va"), lambda got: digest(got) == digest(model), 150)
+    survived(
+        tmp_path / "models.safetensors",
+        lambda: folder.predict("va", row)[0],
+        lambda got: torch.equal(got, outputs),
+        flips=20,
+    )
+    survived(tmp_path / "state.safetensors", folder.whole, lambda got: got == result, flips=150)
+
+
+def test_a_published_model_is_right_or_named(tmp_path: Path) -> None:
+    spec = RunSpec(data="heart", method="ditto+threshold", rounds=1)
+    run = spec.run(spec.federation(), FAST)
+    fit(run, "x")
+    PersonalModel.of(run, "va", spec).save(tmp_path)
+    file, model = tmp_path / "model.safetensors", PersonalModel.load(tmp_path)
+
+    def same(found: PersonalModel) -> bool:
+        return found.card == model.card and digest(found.tensors()) == digest(model.tensors())
+
+    survived(file, lambda: PersonalModel.load(tmp_path), same, flips=200)
+    card = json.loads(model.card.model_dump_json())
+    save_file(load_file(file), file, {"plures": json.dumps({"card": card})})
+    assert same(PersonalModel.load(tmp_path)), "as earlier versions wrote it, without a digest of all"
+    for what, harm in harmed(file.read_bytes(), flips=1):
+        file.write_bytes(harm)
+        if what in ("cut to 1", "written twice", "all zeroes"):
+            with pytest.raises(PluresError, match=r"model\.safetensors"):
+                PersonalModel.load(tmp_path)
