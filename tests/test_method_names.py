@@ -10,7 +10,7 @@ import pytest
 
 import plures
 from plures.errors import PluresError
-from plures.evaluate import compare
+from plures.evaluate import Code, compare
 from plures.evaluate.spec import distinct, find_method
 from plures.files import filed
 from plures.method import Method, Personal, head
@@ -24,7 +24,7 @@ def own(share: float = 0.5) -> Method:
 
 
 def named(*methods):
-    return list(distinct(map(find_method, methods)))
+    return list(distinct(find_method(method, Code.typed(method)) for method in methods))
 
 
 def test_parameters_given_beforehand_are_part_of_the_name():

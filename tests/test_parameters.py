@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from plures import PluresError, PluresWarning, Run, Training, load
-from plures.evaluate import RunSpec
+from plures.evaluate import Code, RunSpec
 from plures.evaluate.spec import find_method
 from plures.method import Generated, Phase, Predict, Setting, body, head
 from plures.methods import (
@@ -237,4 +237,4 @@ def test_a_package_that_a_method_imports_is_missing(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(PluresError, match="'no_such_package' is not on the path; needs_more imports it"):
-        find_method("needs_more:own")
+        find_method("needs_more:own", Code.of("needs_more:own"))

@@ -6,7 +6,7 @@ Personalized federated learning: every client gets its own model and still learn
 __version__ = "0.1.0"
 
 from plures.errors import PluresError, PluresWarning
-from plures.evaluate import Comparison, RunFolder, RunSpec, compare, fit, score
+from plures.evaluate import Code, Comparison, RunFolder, RunSpec, compare, fit, score
 from plures.federation import Federation, from_arrays, from_dataset, from_folder, from_frame, load
 from plures.method import SGD, Adam, AdamW, Method
 from plures.methods import CATALOGUE as METHODS
@@ -19,6 +19,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BySize",
+    "Code",
     "Comparison",
     "Execution",
     "Federation",

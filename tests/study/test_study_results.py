@@ -13,7 +13,7 @@ import pytest
 
 import plures
 from plures.errors import PluresError
-from plures.evaluate import BASELINES
+from plures.evaluate import BASELINES, Code
 from plures.run import Execution
 from plures.study import Store, Study, begin, conduct, parse_study, plan_of
 
@@ -199,7 +199,7 @@ def test_an_edited_method_is_another_unit(monkeypatch: pytest.MonkeyPatch) -> No
         module = types.ModuleType("mine")
         exec(text.format(strength), module.__dict__)
         monkeypatch.setitem(sys.modules, "mine", module)
-        source = parse_study(TEXT.replace('"ditto"', '"mine:own"'), "study.toml", Path())
+        source = parse_study(TEXT.replace('"ditto"', '"mine:own"'), "study.toml", Path(), code=Code.of("mine:own"))
         return {unit.id for unit in plan_of(source, "grid").units if unit.candidate.part.name == "mine:own"}
 
     assert ids(0.5) == ids(0.5)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from plures.errors import PluresError, suggestion
+from plures.evaluate.code import Code
 from plures.evaluate.spec import data_kinds, network_kinds
 from plures.models import NETWORKS
 from plures.run import Execution
@@ -57,6 +58,15 @@ Track = Annotated[
     list[str] | None,
     typer.Option(help=f"Also write every run for {', '.join(TRACKERS)}, into the folder of --out; repeatable."),
 ]
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        metavar="MODULE:FUNCTION",
+        help="Function of your own that the file may name as a method; repeatable. It runs with all your rights, so "
+        "read it before.",
+    ),
+]
 
 
 def settings(pairs: list[str] | None, option: str, owner: str, kinds: Kinds) -> dict[str, Any]:
@@ -95,10 +105,20 @@ def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]
     )
 
 
-def current_folder() -> None:
-    """Let methods that are typed as ``module:function`` be found in the current folder, for this command alone."""
+def consent(allowed: list[str] | None) -> Code:
+    """Consent to the functions that ``--allow-code`` names."""
+    code = Code.of(*(allowed or ()), by="option")
+    current_folder(*code.allowed)
+    return code
+
+
+def current_folder(*methods: str) -> None:
+    """Let methods that are typed as ``module:function`` be found in the current folder, for this command alone.
+
+    Where none is, nothing that lies in the folder can be imported in place of a missing library.
+    """
     folder = os.getcwd()
-    if folder in sys.path or "" in sys.path:
+    if not any(":" in method for method in methods) or folder in sys.path or "" in sys.path:
         return
     sys.path.append(folder)
     click.get_current_context().call_on_close(lambda: sys.path.remove(folder))

@@ -170,7 +170,7 @@ def demo_command(
 ) -> None:
     """Four hospitals on this machine over Flower, with TLS and registered keys: what each gets out of two methods."""
     for name in method or ():
-        find_method(name)
+        find_method(name)  # of the catalogue: what sites run is not a word of the coordinator's
     check_folder(out)
     needed("flwr", "the demo", "flower")
     from plures.deploy.demo import METHODS, demo

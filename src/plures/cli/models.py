@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from plures.cli.common import (
+    AllowCode,
     BatchSize,
     Data,
     Device,
@@ -19,6 +20,7 @@ from plures.cli.common import (
     ModelOptions,
     Options,
     app,
+    consent,
     console,
     current_folder,
     data_settings,
@@ -27,6 +29,7 @@ from plures.cli.common import (
 )
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, primary, score
+from plures.evaluate.code import Code
 from plures.evaluate.spec import find_method
 from plures.federation import Federation, from_folder, load
 from plures.files import check_file, check_folder, write_text
@@ -69,9 +72,10 @@ def onboard_command(
     client: Annotated[list[str] | None, typer.Option(help="Only this client; repeatable.")] = None,
     visits: Annotated[int | None, typer.Option(help="Local visits; default: the method's.")] = None,
     device: Device = "auto",
+    allow_code: AllowCode = None,
 ) -> None:
     """Give clients that never took part their model, and keep it in the run's folder."""
-    kept = RunFolder(folder)
+    kept = RunFolder(folder, consent(allow_code))
     spec = kept.spec()
     if data is None and not spec.unseen:
         raise PluresError(f"{folder} held no client out: name the new clients' data with --data")
@@ -109,19 +113,20 @@ def predict_command(
     inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(help="CSV file; default: the terminal.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Print the model card instead.")] = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Predict with one client's personal model; without --inputs, a run predicts the client's test examples."""
     if out is not None:
         check_file(out)
-    kept = RunFolder(folder)
+    kept = RunFolder(folder, consent(allow_code))
     if card:
-        typer.echo(opened(folder, client).card.text())
+        typer.echo(opened(folder, client, kept.code).card.text())
         return
     if kept.finished and client is not None:
         classes = kept.fitted().task.classes
         outputs, decided = kept.predict(client, None if inputs is None else rows_in(inputs))
     else:
-        model = opened(folder, client)
+        model = opened(folder, client, kept.code)
         outputs, decided = model.predict(given(model, inputs))
         classes = model.card.classes
     lines = predictions(outputs, decided, classes)
@@ -138,11 +143,12 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen on; it knows neither users nor TLS.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
     limit: Annotated[int, typer.Option(help="Most examples in a request.")] = 1000,
+    allow_code: AllowCode = None,
 ) -> None:
     """Answer predictions of one personal model over HTTP: GET /health, GET /card, POST /predict."""
     from plures.serving.serve import serve  # needs the extra
 
-    model = opened(folder, client)
+    model = opened(folder, client, consent(allow_code))
     who = f"the model of {model.card.client}, version {model.card.version}"
     serve(model, host, port, limit, lambda address: typer.echo(f"serving {who}, on {address}"))
 
@@ -155,6 +161,7 @@ def export_command(
     int8: Annotated[bool, typer.Option("--int8", help="Also ONNX with 8-bit whole numbers.")] = False,
     inputs: Inputs = None,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
+    allow_code: AllowCode = None,
 ) -> None:
     """Write a personal model in other formats; say how large and fast each is, and how far from the original.
 
@@ -162,12 +169,13 @@ def export_command(
     static int8.
     """
     check_folder(out)
-    model, ranges = opened(folder, client), None
+    code = consent(allow_code)
+    model, ranges = opened(folder, client, code), None
     if inputs is None and RunFolder(folder).finished:
         shown, ranges = (raw(folder, model.card.client, split) for split in ("test", "validation"))
     else:
         shown = given(model, inputs, scaled=False)
-    found = export(model, out, shown, to=tuple(to or ["onnx"]), int8=int8, calibration=ranges)
+    found = export(model, out, shown, to=tuple(to or ["onnx"]), int8=int8, calibration=ranges, code=code)
     table = Table("format", "file", "kB", "ms", "largest difference", "mean difference", "other decisions")
     for one in found:
         changed = "-" if one.changed is None else f"{100 * one.changed:.1f} %"
@@ -198,7 +206,7 @@ def device_command(
     data_options: Options = None,
 ) -> None:
     """Say what memory a device needs to personalise with each method; with one method, in each of its phases."""
-    current_folder()
+    current_folder(*(method or ()))
     if batch_size < 0:
         raise PluresError(f"--batch-size {batch_size}: give at least 1, or 0 for all examples of a client")
     specs = [
@@ -208,7 +216,7 @@ def device_command(
             model=model,
             model_options=model_settings(model_options, model),
             method=name,
-            parameters=settings(setting, "--set", f"method {name!r}", find_method(name).kinds),
+            parameters=settings(setting, "--set", f"method {name!r}", find_method(name, Code.typed(name)).kinds),
             batch_size=batch_size or None,
             optimizer=optimizer,
             momentum=momentum,
@@ -219,7 +227,7 @@ def device_command(
     size = batch_size or int(federation.splits["train"].sizes.max())
     table = Table("method", "at its peak" if len(specs) > 1 else "part", *COLUMNS, "kept", "sent")
     for spec in specs:
-        found = memory(spec.run(federation, Execution("loop", 1, False, "float32")), size)
+        found = memory(spec.run(federation, Execution("loop", 1, False, "float32"), Code.typed(spec.method)), size)
         for need in (found.peak,) if len(specs) > 1 else found.needs:
             counted = [getattr(need, name) for name in COLUMNS.values()]
             table.add_row(spec.title(), need.what, *(f"{n / 1000:.1f}" for n in (*counted, found.kept, found.up)))

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from plures.cli.common import Track, console, progress
+from plures.cli.common import AllowCode, Track, console, progress
 from plures.cli.deploy import deploy
 from plures.extras import needed
 
@@ -108,6 +108,7 @@ def run_command(
         Path | None, typer.Option(help="Folder of the run; an unfinished one is gone on with. Default: results.")
     ] = None,
     track: Track = None,
+    allow_code: AllowCode = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
 ) -> None:
     """Run what was agreed on, or go on with it. Ctrl-C stops watching, not the run."""
@@ -119,7 +120,7 @@ def run_command(
     if finished(out):
         typer.echo(f"{out} holds a finished run: `plures deploy status` shows it; choose another --out for a new one")
         return
-    run = start(place, out, " ".join(track or ()))
+    run = start(place, out, " ".join(track or ()), " ".join(allow_code or ()))
     if detach:
         typer.echo(f"run {run} goes on at the SuperLink; `plures deploy status` shows it, `plures deploy stop` ends it")
         return

@@ -38,6 +38,7 @@ from plures.cli.common import (
 )
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary
+from plures.evaluate.code import Code
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.spec import find_method
@@ -71,7 +72,7 @@ def compare_command(
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
-    current_folder()
+    current_folder(*(method or ()))
     callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
@@ -144,7 +145,8 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run one method and keep every client's model."""
-    current_folder()
+    current_folder(method)
+    code = Code.typed(method)
     if rounds < 1:
         raise PluresError(f"--rounds {rounds}: give at least 1")
     spec = RunSpec(
@@ -153,7 +155,7 @@ def run_command(
         model_options=model_settings(model_options, model),
         model=model,
         method=method,
-        parameters=settings(setting, "--set", f"method {method!r}", find_method(method).kinds),
+        parameters=settings(setting, "--set", f"method {method!r}", find_method(method, code).kinds),
         lr=lr,
         optimizer=optimizer,
         momentum=momentum,
@@ -177,8 +179,8 @@ def run_command(
         wanted = saved(checkpoint, wanted)
     federation = spec.federation()
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
-    run, every = spec.run(seen, wanted), max(1, rounds // 20)
-    asked = spec.question(run, held, every=every)
+    run, every = spec.run(seen, wanted, code), max(1, rounds // 20)
+    asked = spec.question(run, held, code, every=every)
     with progress(spec.title(), rounds) as update:
         fitted = fit(
             run,
@@ -214,9 +216,9 @@ def methods_command(
     name: Annotated[str | None, typer.Argument(help="Tell all about this method.")] = None,
 ) -> None:
     """List the methods, or tell all about one."""
-    current_folder()
     if name is not None:
-        entry = find_method(name)
+        current_folder(name)
+        entry = find_method(name, Code.typed(name))
         defaults = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items()) or "none"
         tried = "; ".join(f"{key}: {values}" for key, values in entry.space.items()) or "nothing"
         console.print(f"{entry.title} ({entry.family})\n{entry.citation}\n", markup=False, highlight=False)

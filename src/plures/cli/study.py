@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
-from plures.cli.common import Track, app, console, current_folder
+from plures.cli.common import AllowCode, Track, app, consent, console
 from plures.devices import find
 from plures.errors import PluresError
 from plures.files import check_folder, write_text
@@ -22,8 +22,8 @@ from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, rea
 from plures.study.view import plan_table, watching
 from plures.track import trackers
 
-COMMAND = (sys.executable, "-m", "plures.cli", "study")
-"""What other processes are started with."""
+COMMAND = (sys.executable, "-P", "-m", "plures.cli", "study")
+"""What other processes are started with; nothing of the current folder stands in for a library."""
 
 
 @app.command("study")
@@ -35,10 +35,11 @@ def study_command(
     out: Annotated[Path | None, typer.Option(help="Folder for results; default: runs/NAME.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that divide the work.", min=1)] = 1,
     track: Track = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Plan a study and run it; a second start goes on, and several starts divide the work."""
-    current_folder()
-    source = read_study(file)
+    code = consent(allow_code)
+    source = read_study(file, code)
     folder = out or Path("runs") / source.document.name
     check_folder(folder)
     try:
@@ -58,6 +59,7 @@ def study_command(
         if plan:
             return
         words = [str(file), "--out", str(folder), *(word for name in track or () for word in ("--track", name))]
+        words += [word for text in allow_code or () for word in ("--allow-code", text)]
         with helpers(words, processes - 1), watching(studied, store, console) as watch:
             conduct(studied, store, studied.units, watch, callbacks)
         failed = store.failures(studied.units)
@@ -69,7 +71,7 @@ def study_command(
     if failed:
         told = "\n".join(f"{unit.name}: {message}" for unit, message in failed)
         raise PluresError(f"{len(failed)} units failed, the others are done:\n{told}")
-    comparisons = Study(folder).comparisons()
+    comparisons = Study(folder, code).comparisons()
     write_text(folder / "report.html", html_report(comparisons, f"Study {source.document.name}"))
     console.print(f"{known.runs} runs of {len(comparisons)} cells are in {folder / 'study.db'}")
     console.print(f"report: {folder / 'report.html'}", highlight=False)
@@ -102,7 +104,7 @@ def helpers(arguments: list[str], count: int) -> Iterator[None]:
         yield
     except BaseException:
         for process in started:
-            process.send_signal(signal.SIGINT)
+            process.terminate() if sys.platform == "win32" else process.send_signal(signal.SIGINT)
         raise
     finally:
         for process in started:

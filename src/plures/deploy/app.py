@@ -14,6 +14,7 @@ from plures.deploy.signing import Key, Signed, SignedTransport
 from plures.deploy.site import Site
 from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError
+from plures.evaluate import Code
 from plures.files import inside
 from plures.run import Run
 from plures.run.flower import Answerer, Config, GridTransport, client_app, server_app
@@ -57,7 +58,7 @@ def opened(file: Path) -> Site:
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
 
     def publish(run: Run, order: Order, scores: Mapping[Held, Scored]) -> None:
-        model = PersonalModel.of(run, own.client, spec, schema=plan.table, sheet=report.sheet)
+        model = PersonalModel.of(run, own.client, spec, schema=plan.table, sheet=report.sheet, code=own.code)
         model.save(folder / PUBLISHED)
         Journal(folder).event("published", round=order.round, version=model.card.version)
 
@@ -66,7 +67,7 @@ def opened(file: Path) -> Site:
         data,
         empty,
         spec.network(empty),
-        spec.entry()(**spec.parameters),
+        spec.entry(own.code)(**spec.parameters),
         spec.training(),
         folder=folder,
         agreed=plan.agreed,
@@ -123,16 +124,19 @@ def answerer(file: Path, client: str) -> Answerer:
 def conducted(transport: GridTransport, config: Config) -> None:
     """The server's run, whose configuration names the federation's file, a folder, the coordinator's key and trackers.
 
-    Keys: ``plan``, ``out``, ``key`` (default: ``keys/coordinator`` beside the plan), and ``track``, names of trackers
-    divided by spaces.
+    Keys: ``plan``, ``out``, ``key`` (default: ``keys/coordinator`` beside the plan), ``track``, names of trackers, and
+    ``code``, functions of one's own that the plan may name as its method, each with its hash; both divided by spaces.
     """
     speak()
     file = Path(str(config.get("plan", "federation.toml")))
     plan, out = Plan.load(file), Path(str(config.get("out", "results")))
+    code = Code.of(str(config.get("code", "")), by="coordinator").reading(file)
+    plan.spec.entry(code)  # refused before any site is asked
     coordinator, members = plan.signers
     private = Path(str(config.get("key") or file.parent / KEYS / "coordinator"))
     signed = SignedTransport(transport, Key.of(private, "the coordinator", coordinator), members)
-    job = Conductor(plan, signed, out, callbacks=trackers(str(config.get("track", "")).split(), out))
+    callbacks = trackers(str(config.get("track", "")).split(), out)
+    job = Conductor(plan, signed, out, callbacks=callbacks, code=code)
     transport.arrived = job.watched.arrived
     job.run()
 

@@ -19,6 +19,7 @@ from plures.deploy.state import alone
 from plures.deploy.watch import Watched
 from plures.errors import PluresError
 from plures.evaluate.callback import About, Callback, Callbacks
+from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import METRICS, Scores, primary
@@ -75,6 +76,7 @@ class Conductor:
             was stopped goes on from it.
         wait: how to wait some seconds.
         callbacks: told of the run; of a round's validation scores a round later.
+        code: functions of one's own that the plan's method may be.
     """
 
     def __init__(
@@ -84,8 +86,9 @@ class Conductor:
         out: Path,
         wait: Wait = time.sleep,
         callbacks: Sequence[Callback] = (),
+        code: Code = NOTHING,
     ) -> None:
-        self.plan, self.out, self.wait, self.callbacks = plan, out, wait, callbacks
+        self.plan, self.out, self.wait, self.callbacks, self.code = plan, out, wait, callbacks, code
         self.journal = Journal(out)
         self.checkpoint, self.copy = out / CHECKPOINT, out / COPY
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
@@ -180,7 +183,7 @@ class Conductor:
         return Remote(
             empty,
             spec.network(empty),
-            spec.entry()(**spec.parameters),
+            spec.entry(self.code)(**spec.parameters),
             self.sites,
             spec.training(),
             participation=spec.who(),

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 import plures
 from plures.deploy.site import Allowed
 from plures.errors import PluresError
-from plures.evaluate import RunSpec
+from plures.evaluate import Code, RunSpec
 from plures.faults import explain
 from plures.federation.names import in_order
 from plures.run.remote import Rules
@@ -169,6 +169,7 @@ class Allow(Declared):
     threads: Annotated[int, Field(ge=1)] = Allowed.threads
     max_epochs: float | None = None
     max_steps: int | None = None
+    code: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
     @property
     def allowed(self) -> Allowed:
@@ -200,10 +201,17 @@ class SiteFile(Declared):
     metadata: dict[str, str | float | int | bool] = Field(default_factory=dict)
     allow: Allow = Field(default_factory=Allow)
 
+    @property
+    def code(self) -> Code:
+        """Functions of one's own that the federation's file may name as the method: each with its hash."""
+        return Code.of(*self.allow.code, by="site").reading(self.federation)
+
     @classmethod
     def load(cls, file: Path) -> SiteFile:
         """Read and check ``site.toml``."""
-        return parsed(cls, read_toml(file), file)
+        own = parsed(cls, read_toml(file), file)
+        _ = own.code
+        return own
 
     def table(self, home: Path) -> Table:
         """The client's rows.

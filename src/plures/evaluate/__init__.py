@@ -1,5 +1,6 @@
 """Per-client metrics, honest selection and comparison."""
 
+from plures.evaluate.code import Code
 from plures.evaluate.cold import ColdStart, cold_start_curve, with_labels
 from plures.evaluate.compare import Stage, compare
 from plures.evaluate.fit import Fit, finish, fit
@@ -14,6 +15,7 @@ __all__ = [
     "BASELINES",
     "METRICS",
     "ClientScores",
+    "Code",
     "ColdStart",
     "Comparison",
     "Fit",

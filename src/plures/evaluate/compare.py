@@ -19,6 +19,7 @@ from torch import nn
 import plures
 from plures.errors import PluresError, PluresWarning, suggestion
 from plures.evaluate.callback import Callback
+from plures.evaluate.code import Code
 from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.results import (
@@ -136,7 +137,7 @@ def compare(
     used(work, whole=isinstance(data, Federation))
     rates = tried_rates(learning_rates, tune_rounds)
     data = str(data) if isinstance(data, Path) else data
-    entries = distinct(map(find_method, (*BASELINES, *methods)))
+    entries = distinct(find_method(method, Code.typed(method)) for method in (*BASELINES, *methods))
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
     base = RunSpec(
         data=data if isinstance(data, str) else data.name,

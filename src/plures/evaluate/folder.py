@@ -13,12 +13,14 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from plures.errors import PluresError, suggestion
+from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import ClientScores, SeedResult
 from plures.evaluate.scores import score
 from plures.evaluate.spec import RunSpec
 from plures.faults import M, text_of, unreadable
 from plures.federation import SPLITS, Federation, Split, Task
 from plures.federation.build import Frame
+from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
 from plures.files import DamagedError, describe, read, unsealed, write, write_json
 from plures.method import Bound, Method, Setting
@@ -108,9 +110,11 @@ class RunFolder:
         path: the folder; ``run.json`` says what the run was, how it scored and who changed cluster when;
             ``state.safetensors`` is the state at the chosen round, ``models.safetensors`` every client's personal model
             as ``client/path``.
+        code: functions of one's own that may be the run's method, where it is built anew from its description.
     """
 
     path: Path
+    code: Code = NOTHING
 
     @property
     def finished(self) -> bool:
@@ -178,6 +182,10 @@ class RunFolder:
             raise DamagedError(f"{file} is not the description of a run", "name the folder that `plures run` wrote")
         return plain
 
+    @property
+    def _code(self) -> Code:
+        return self.code.reading(self.path / DESCRIPTION)
+
     def question(self) -> Fingerprint | None:
         """What the run answers; ``None`` if an earlier version of plures wrote it, which did not keep that."""
         told: Fingerprint | None = self._description().get(KEY)
@@ -218,7 +226,7 @@ class RunFolder:
         """The run in its saved state, on the clients it was trained with."""
         spec, execution = self.spec(), self.execution(device)
         whole = self.data(execution)
-        rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution)
+        rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution, self._code)
         restore(rebuilt, read(self.path / STATE, AGAIN)[0])
         return rebuilt
 
@@ -261,6 +269,9 @@ class RunFolder:
             self._asked()
             raise PluresError(f"{self.path / MODELS} does not say what was fitted to the data: run again")
         told, clients = about[FITTED], about["clients"]
+        dtype = number_type(told["dtype"])
+        if dtype is None:
+            raise PluresError(f"{self.path / MODELS} is damaged: {told['dtype']!r} is no type of numbers; run again")
         task = Task(told["task"]["kind"], tuple(told["task"]["classes"]), told["task"]["outputs"])
         found = {k.removeprefix(f"{FITTED}:"): t for k, t in tensors.items() if k.startswith(f"{FITTED}:")}
         scaling, preparation = restored(told["preparation"], found)
@@ -268,7 +279,7 @@ class RunFolder:
             name=told["name"],
             source=told["source"],
             task=task,
-            inputs=torch.zeros(2, *told["features"], dtype=getattr(torch, told["dtype"])),
+            inputs=torch.zeros(2, *told["features"], dtype=dtype),
             targets=torch.zeros(2, dtype=torch.int64) if task.classes else torch.zeros(2, task.outputs),
             clients=tuple(clients),
             splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)] * len(clients))),
@@ -340,7 +351,7 @@ class RunFolder:
         if model is None or method is None:
             spec = self.spec()
             model = spec.network(federation) if model is None else model
-            method = spec.entry()(**spec.parameters) if method is None else method
+            method = spec.entry(self._code)(**spec.parameters) if method is None else method
         setting = Setting.of(federation)
         network = builder(method, model, setting, federation, execution.dtype)(seed)
         code = {key: text for key, text in of_method(method, "").items() if key != "name"}

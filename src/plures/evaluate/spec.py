@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from plures.errors import PluresError, suggestion
+from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split, from_folder, load
@@ -35,7 +35,6 @@ from plures.run import (
     Uniform,
 )
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
-from plures.run.rehearse import failure
 from plures.run.training import RateSchedule
 from plures.signature import Kinds, arguments, kinds, shown
 
@@ -52,7 +51,8 @@ class RunSpec(Result):
             out, gives to the public (:meth:`~plures.federation.Federation.donate`).
         model: name of a reference network; ``None`` for one that fits the data.
         model_options: options of the network, which must be named.
-        method: name in the catalogue of methods, ``package.module:function``, or such names joined by ``+``.
+        method: name in the catalogue of methods, ``package.module:function``, or such names joined by ``+``. A function
+            runs only where the caller consents to it (:class:`~plures.evaluate.Code`), for a run may come from a file.
         parameters: parameters of the method.
         lr: learning rate.
         optimizer: local optimizer.
@@ -156,9 +156,13 @@ class RunSpec(Result):
         given = arguments(f"network {self.model!r}", build, *sizes, **self.model_options)
         return lambda: build(*given.args, **given.kwargs)
 
-    def entry(self) -> Entry:
-        """The method's place in the catalogue, or one made for a function of the user's."""
-        return find_method(self.method)
+    def entry(self, code: Code = NOTHING) -> Entry:
+        """The method's place in the catalogue, or one made for a function of the user's.
+
+        Args:
+            code: functions of one's own that it may be.
+        """
+        return find_method(self.method, code)
 
     def local(self) -> Optimizer:
         """The local optimizer."""
@@ -185,27 +189,34 @@ class RunSpec(Result):
         """The method with its parameters."""
         return titled(self.method, self.parameters)
 
-    def run(self, federation: Federation, execution: Execution | None = None) -> Run:
-        """A run on this federation."""
+    def run(self, federation: Federation, execution: Execution | None = None, code: Code = NOTHING) -> Run:
+        """A run on this federation.
+
+        Args:
+            federation: the clients.
+            execution: how the machine is used.
+            code: functions of one's own that the method may be.
+        """
         return Run(
             federation,
             self.network(federation),
-            self.entry()(**self.parameters),
+            self.entry(code)(**self.parameters),
             self.training(),
             participation=self.who(),
             seed=self.seed,
             execution=execution,
         )
 
-    def question(self, run: Run, held: Federation | None = None, **settings: Any) -> Fingerprint:
+    def question(self, run: Run, held: Federation | None = None, code: Code = NOTHING, **settings: Any) -> Fingerprint:
         """What a run of these settings answers, apart from the machine.
 
         Args:
             run: the run.
             held: the clients held out of training.
+            code: functions of one's own that the method may be.
             settings: what else its result depends on.
         """
-        entry = self.entry()
+        entry = self.entry(code)
         asked = of_run(run, entry.name, entry.given(self.parameters), **settings)
         return asked if held is None else asked | {UNSEEN: of_data(held.to("cpu", run.execution.dtype))}
 
@@ -224,10 +235,17 @@ def network_kinds(model: str) -> Kinds:
     return dict(list(kinds(NETWORKS[model]).items())[2:])
 
 
-def find_method(name: str | Entry | Method | Callable[..., Method]) -> Entry:
+def find_method(name: str | Entry | Method | Callable[..., Method], code: Code = NOTHING) -> Entry:
     """A method by its name in the catalogue, as ``package.module:function``, as an entry or as a function.
 
     Names joined by ``+`` are composed: ``ifca+fedrep``.
+
+    Args:
+        name: of the method, or the method.
+        code: functions of one's own that a name may stand for.
+
+    Raises:
+        PluresError: among others if a name is neither in the catalogue nor consented to.
     """
     if isinstance(name, Entry):
         return name
@@ -247,37 +265,13 @@ def find_method(name: str | Entry | Method | Callable[..., Method]) -> Entry:
     if name in CATALOGUE:
         return CATALOGUE[name]
     if "+" in name:
-        return replace(reduce(operator.add, map(find_method, name.split("+"))), origin=name)
-    module, colon, attribute = name.partition(":")
-    if not colon:
+        return replace(reduce(operator.add, (find_method(one, code) for one in name.split("+"))), origin=name)
+    if ":" not in name:
         raise PluresError(
             f"no method {name!r}; {suggestion(name, CATALOGUE)} (`plures methods` tells all; your own is named "
             "module:function)"
         )
-    return replace(find_method(imported(name, module, attribute)), origin=name)
-
-
-def imported(name: str, module: str, attribute: str) -> Any:
-    """A function of the user's, by the name that was given for it."""
-    if not module or not attribute:
-        raise PluresError(f"method {name!r}: write module:function")
-    if module.endswith(".py") or "/" in module:
-        dotted = module.removesuffix(".py").strip("./").replace("/", ".")
-        raise PluresError(f"method {name!r}: name the module, not its file: {dotted}:{attribute}")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        top = module.partition(".")[0]
-        remedy = f"put the folder of {top}.py into PYTHONPATH (PYTHONPATH=. if you are there)"
-        if error.name is None or error.name.partition(".")[0] != top:
-            remedy = f"{module} imports it, so install it"
-        raise PluresError(f"method {name!r} cannot be imported: {error.name!r} is not on the path; {remedy}") from error
-    except Exception as error:
-        raise PluresError(f"method {name!r} cannot be imported: {failure(error)}") from error
-    public = [key for key, value in vars(found).items() if getattr(value, "__module__", "") == module]
-    if not hasattr(found, attribute):
-        raise PluresError(f"method {name!r} cannot be imported: {suggestion(attribute, public, f'{module} holds')}")
-    return getattr(found, attribute)
+    return replace(find_method(code.function(name)), origin=name)
 
 
 def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:

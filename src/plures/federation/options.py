@@ -123,8 +123,14 @@ def _split(value: Any) -> Any:
 def _dtype(value: Any) -> Any:
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         value = np.dtype(value).name
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    found = number_type(value) if isinstance(value, str) else value
     return _require(found, isinstance(found, torch.dtype))
+
+
+def number_type(name: str) -> torch.dtype | None:
+    """A type of PyTorch's numbers by its name; ``None`` for anything else that PyTorch calls so."""
+    found = getattr(torch, name.removeprefix("torch."), None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 READERS: Mapping[Any, Any] = {

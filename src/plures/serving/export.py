@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.evaluate.code import NOTHING, Code
 from plures.serving.formats import (
     Runner,
     convolves,
@@ -62,6 +63,7 @@ def export(
     to: tuple[str, ...] = ("onnx",),
     int8: bool = False,
     calibration: Tensor | None = None,
+    code: Code = NOTHING,
 ) -> list[Exported]:
     """Write a model in other formats and compare each with the model itself.
 
@@ -74,6 +76,7 @@ def export(
         int8: also int8 versions of the ONNX model: with ranges found for every input, and, if it has convolutions, with
             ranges measured on ``calibration``.
         calibration: raw inputs; default: ``inputs``.
+        code: functions of one's own that the model's method may be.
 
     Returns:
         The model in PyTorch first, then every file.
@@ -98,7 +101,7 @@ def export(
     compared = [_compared("PyTorch", None, size, model.predict, model, inputs)]
     if "folder" in to:
         model.save(folder)
-        file, again = folder / MODEL, PersonalModel.load(folder)
+        file, again = folder / MODEL, PersonalModel.load(folder, code)
         compared.append(_compared("folder", file, file.stat().st_size, again.predict, model, inputs))
     for name, place, content, opened in made:
         _write(folder / place, content)

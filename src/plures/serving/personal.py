@@ -17,9 +17,11 @@ import plures
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
+from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.folder import counts
 from plures.evaluate.scores import metrics, sums
 from plures.federation import SPLITS, Federation, Split
+from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
 from plures.files import read, write, write_text
 from plures.method import Batch, Predict, Problem, Setting, State
@@ -76,6 +78,7 @@ class PersonalModel:
         *,
         schema: Schema | None = None,
         sheet: Mapping[str, Any] | None = None,
+        code: Code = NOTHING,
     ) -> PersonalModel:
         """The model that a client would deploy now, with its card.
 
@@ -85,6 +88,7 @@ class PersonalModel:
             spec: what the run was, to rebuild network and method from.
             schema: what raw rows of a table look like, so that the model reads them.
             sheet: the data sheet of the client's data.
+            code: functions of one's own that the method may be.
 
         Raises:
             PluresError: if the spec gives another network than the run's.
@@ -107,7 +111,7 @@ class PersonalModel:
             schema=schema,
             sheet=sheet,
         )
-        return _of(card, run.deployed([place]), own, federation, lambda model: model._scores(federation, place))
+        return _of(card, run.deployed([place]), own, federation, lambda model: model._scores(federation, place), code)
 
     @classmethod
     def stored(cls, kept: RunFolder, client: str) -> PersonalModel:
@@ -126,7 +130,7 @@ class PersonalModel:
             round=kept.result().chosen_round,
             execution=kept.execution(),
         )
-        return _of(card, stack, kept.own(client, bound), federation, lambda model: kept.validation(client))
+        return _of(card, stack, kept.own(client, bound), federation, lambda model: kept.validation(client), kept.code)
 
     # --- prediction ---------------------------------------------------------------------------------------------
 
@@ -293,8 +297,13 @@ class PersonalModel:
         write_text((folder / CARD).with_suffix(".md"), self.card.text())
 
     @classmethod
-    def load(cls, folder: Path) -> PersonalModel:
-        """Read a model that was saved. Nothing is trained or measured."""
+    def load(cls, folder: Path, code: Code = NOTHING) -> PersonalModel:
+        """Read a model that was saved. Nothing is trained or measured.
+
+        Args:
+            folder: where it was saved.
+            code: functions of one's own that its method may be; a card alone runs none.
+        """
         file = folder / MODEL
         if not file.exists():
             raise PluresError(
@@ -320,21 +329,22 @@ class PersonalModel:
             raise PluresError(f"{file}: the card is damaged: {error}; publish the model again") from error
         if describe.digest(tensors) != card.digest:
             raise PluresError(f"{file} is damaged: its values are not those that were saved; publish the model again")
-        return _assembled(card, tensors)
+        return _assembled(card, tensors, code.reading(file))
 
 
-def opened(folder: Path, client: str | None = None) -> PersonalModel:
+def opened(folder: Path, client: str | None = None, code: Code = NOTHING) -> PersonalModel:
     """The personal model in a folder, or a client's in the folder of a finished run.
 
     Args:
         folder: a model folder, or a run folder.
         client: whose; may be left out for a model folder.
+        code: functions of one's own that the method may be.
     """
-    kept = RunFolder(folder)
+    kept = RunFolder(folder, code)
     if not kept.finished:
         if not (folder / MODEL).exists():
             raise PluresError(f"{folder} is not a finished run, nor a folder with a personal model: check the path")
-        model = PersonalModel.load(folder)
+        model = PersonalModel.load(folder, code)
         if client not in (None, model.card.client):
             raise PluresError(
                 f"{folder} holds the model of {model.card.client!r}, not of {client!r}: leave --client out"
@@ -351,12 +361,13 @@ def _of(
     own: Mapping[str, Examples],
     federation: Federation,
     scores: Callable[[PersonalModel], dict[str, float | None]],
+    code: Code,
 ) -> PersonalModel:
     """A model of its parts, each with a first dimension of 1, with its card completed."""
     tensors = {f"{slot}/{path}": t[0].detach().cpu() for slot, ls in leaves.items() for path, t in ls.items()}
     for split, examples in own.items():
         tensors |= {f"{OWN}{split}:{part}": t[0].cpu() for part, t in zip(PARTS, examples, strict=True)}
-    model = _narrowed(_assembled(card, tensors | _fitted(federation)))
+    model = _narrowed(_assembled(card, tensors | _fitted(federation), code))
     found = {
         "metrics": scores(model),
         "threshold": describe.threshold(model.predictor, model.leaves, card.task),
@@ -367,9 +378,11 @@ def _of(
     return replace(model, card=card.model_copy(update=found))
 
 
-def _assembled(card: Card, tensors: Mapping[str, Tensor]) -> PersonalModel:
+def _assembled(card: Card, tensors: Mapping[str, Tensor], code: Code) -> PersonalModel:
     """A model of its card and its tensors: network and method are built anew, and get the values."""
-    dtype = getattr(torch, card.dtype)
+    dtype = number_type(card.dtype)
+    if dtype is None:
+        raise PluresError(f"the card of client {card.client!r} is damaged: {card.dtype!r} is no type of numbers")
     targets = torch.zeros(0, dtype=torch.int64) if card.classes else torch.zeros(0, card.outputs)
     found = {name.removeprefix(SCALING): value for name, value in tensors.items() if name.startswith(SCALING)}
     scaling, preparation = restored(card.preparation, found)
@@ -384,7 +397,7 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor]) -> PersonalModel:
         scaling=scaling,
         preparation=preparation,
     )
-    method = card.spec.entry()(**card.spec.parameters)
+    method = card.spec.entry(code)(**card.spec.parameters)
     module = method.prepare(card.spec.network(federation), Setting.of(federation), card.spec.seed)
     network = Network(module.to(torch.float64 if card.precision == "float64" else torch.float32))
     model = PersonalModel(card, federation, network, method.predictor, {}, {}).holding(tensors)

@@ -181,7 +181,7 @@ def _cells(source: Source) -> Iterator[Cell]:
 
 
 def _candidate(source: Source, part: MethodPart) -> Candidate:
-    entry = find_method(part.name)
+    entry = find_method(part.name, source.code)
     own: Mapping[str, Any] = entry.space if part.space is None else part.space
     space = {key: values if isinstance(values, Range) else list(values) for key, values in own.items()}
     space = {key: values for key, values in space.items() if key not in part.parameters}

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from plures.errors import PluresError, closest, suggestion
+from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import find_method
 from plures.federation import CATALOGUE as DATASETS
@@ -40,6 +41,7 @@ class Source:
         folder: what folders of data are relative to.
         document: what the text says.
         lines: line of every key.
+        code: functions of one's own that methods may be.
     """
 
     file: str
@@ -47,6 +49,7 @@ class Source:
     folder: Path
     document: Document
     lines: dict[KeyPath, int]
+    code: Code = NOTHING
 
     def error(self, path: Sequence[str | int], message: str) -> PluresError:
         """An error about a key."""
@@ -57,8 +60,12 @@ class Source:
         return None if part.name in DATASETS else self.folder / part.name
 
 
-def read_study(file: Path) -> Source:
+def read_study(file: Path, code: Code = NOTHING) -> Source:
     """Read and check a file.
+
+    Args:
+        file: the file.
+        code: functions of one's own that its methods may be.
 
     Raises:
         PluresError: one line for each fault, with the file, the line and the key.
@@ -68,10 +75,10 @@ def read_study(file: Path) -> Source:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise PluresError(f"{file} cannot be read ({reason}): name the TOML file of a study") from error
-    return parse_study(text, file.name, file.parent)
+    return parse_study(text, file.name, file.parent, code=code)
 
 
-def parse_study(text: str, file: str, folder: Path, *, checked: bool = True) -> Source:
+def parse_study(text: str, file: str, folder: Path, *, checked: bool = True, code: Code = NOTHING) -> Source:
     """Check the text of a study; ``checked=False`` leaves out what depends on the machine, to read old results."""
     try:
         raw = tomllib.loads(text)
@@ -82,7 +89,7 @@ def parse_study(text: str, file: str, folder: Path, *, checked: bool = True) -> 
         document = Document.model_validate(raw)
     except ValidationError as error:
         raise told(file, lines, [(_meant(fault, lines), _words(fault)) for fault in error.errors()]) from None
-    source = Source(file, text, folder, document, lines)
+    source = Source(file, text, folder, document, lines, code)
     faults = list(_faults(source)) if checked else []
     if faults:
         raise told(file, lines, faults)
@@ -136,7 +143,7 @@ def _faults(source: Source) -> Iterator[Fault]:
         yield from _partition_faults(partition, ("partitions", number))
     names = [part.label or part.name for part in document.data]
     for number, method in enumerate(document.methods):
-        yield from _method_faults(method, ("methods", number))
+        yield from _method_faults(source, method, ("methods", number))
         if method.title in BASELINES and method.name != method.title:
             yield ("methods", number, "label"), f"{method.title!r} is the baseline of every study; choose another label"
         for place, name in enumerate(method.data or []):
@@ -221,9 +228,9 @@ def _partition_faults(part: PartitionPart, path: KeyPath) -> Iterator[Fault]:
         yield (*path, "clients"), f"is missing: say how many clients how = {part.how!r} deals to"
 
 
-def _method_faults(part: MethodPart, path: KeyPath) -> Iterator[Fault]:
+def _method_faults(source: Source, part: MethodPart, path: KeyPath) -> Iterator[Fault]:
     try:
-        entry = find_method(part.name)
+        entry = find_method(part.name, source.code)
     except PluresError as error:
         yield (*path, "name"), str(error)
         return

@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,7 +87,12 @@ class Doing:
 
 
 def born(pid: int) -> str:
-    """When a process was started, as far as the system tells; empty for one that is gone."""
+    """When a process was started, as far as the system tells; empty for one that is gone.
+
+    Windows is not asked, for there the question would end the process: its claims end with their lease.
+    """
+    if sys.platform == "win32":
+        return "alive"
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plures.errors import PluresError
+from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard
 from plures.extras import needed
 from plures.study.estimate import Ahead, ahead
@@ -29,6 +30,7 @@ class Study:
 
     Args:
         folder: the folder that ``plures study`` wrote.
+        code: functions of one's own that its methods may be.
 
     Attributes:
         plan: cells, methods and units, as the study was last started.
@@ -37,10 +39,11 @@ class Study:
         PluresError: if the folder holds no study.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, code: Code = NOTHING) -> None:
         self._store = Store(Path(folder), create=False)
         about = self._store.described()
-        source = parse_study(about["text"], about["file"], Path(about["folder"]), checked=False)
+        told = about["text"], about["file"], Path(about["folder"])
+        source = parse_study(*told, checked=False, code=code.reading(self._store.file))
         self.plan: Plan = plan_of(source, about["search"])
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -289,5 +288,9 @@ def tested(trials: list[Tried], lr: float | None) -> list[Trial]:
 
 
 def most_memory() -> int:
-    """Bytes of this process at its largest."""
+    """Bytes of this process at its largest; 0 where the system does not tell, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -11,6 +11,7 @@ from plures.deploy.journal import Journal, read_log
 from plures.deploy.operate.place import Place, finished, works
 from plures.deploy.operate.status import RunStatus, told
 from plures.errors import PluresError
+from plures.evaluate import Code
 
 LOADING = 60.0
 """Seconds from a run's submission until its process works, and from its end until the process is gone, at most."""
@@ -19,19 +20,20 @@ LOOK = 1.0
 Listen = Callable[[RunStatus], None]
 
 
-def start(place: Place, out: Path, track: str = "") -> int:
+def start(place: Place, out: Path, track: str = "", code: str = "") -> int:
     """Submit the run of a folder, which goes on from what is there; if it is under way, nothing is submitted.
 
     Args:
         place: the coordinator's folder.
         out: the run's folder.
         track: names of trackers, divided by spaces.
+        code: functions of one's own that the plan may name as its method, each with its hash, divided by spaces.
 
     Returns:
         The run's id at the SuperLink.
     """
     control, plan = place.control, place.plan
-    _ = plan.spec
+    plan.spec.entry(Code.of(code, by="coordinator").reading(place.file))
     for run in control.runs():
         if run.over or place.out(run) != out:
             continue
@@ -41,7 +43,8 @@ def start(place: Place, out: Path, track: str = "") -> int:
     if works(out):
         raise PluresError(f"a run works in {out} that this SuperLink does not know: end it, or choose another folder")
     config = {"plan": str(place.file), "out": str(out), "key": str(place.file.parent / "keys" / "coordinator")}
-    return control.start(place.folder, config | ({"track": track} if track else {}))
+    config |= {key: words for key, words in {"track": track, "code": code}.items() if words}
+    return control.start(place.folder, config)
 
 
 def goes(place: Place, run: int, out: Path) -> bool:

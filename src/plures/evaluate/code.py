@@ -1,0 +1,236 @@
+"""Code of one's own: a function that a file names runs only where the file's reader consented to it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from plures.errors import PluresError, suggestion
+from plures.run.rehearse import failure
+
+By = Literal["python", "option", "site", "coordinator"]
+"""Where a reader consents: in a program, on the command line, in ``site.toml``, in the run's configuration."""
+
+HOW: Mapping[By, str] = {
+    "python": 'code=plures.Code.of("{name}")',
+    "option": "--allow-code {name}",
+    "site": 'code = ["{name} {pin}"] under [allow] in site.toml',
+    "coordinator": '--allow-code "{name} {pin}"',
+}
+LASTING = ("site", "coordinator")
+"""Where consent lasts beyond one command, so that it needs a hash."""
+SHA = "sha256:"
+LARGEST = 64 * 2**20
+"""Bytes of code that are read to make a hash; what is larger is no method that somebody has read."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Functions that the reader of a file consents to, by ``package.module:function``; by default none.
+
+    What is read from a file names methods of the catalogue. Any other name is refused, before anything is imported,
+    unless it is one of these, letter by letter.
+
+    Attributes:
+        allowed: name -> the hash that the code must have, ``sha256:...``, or an empty text where it may be any.
+        by: where the reader consents; consent that lasts needs a hash.
+        place: the file that is read, for messages.
+    """
+
+    allowed: Mapping[str, str] = field(default_factory=dict)
+    by: By = "python"
+    place: str = ""
+
+    @classmethod
+    def of(cls, *said: str, by: By = "python") -> Code:
+        """Consent to names, each with its hash behind a space or without: ``"mine:own sha256:..."``."""
+        allowed: dict[str, str] = {}
+        for text in said:
+            name = ""
+            for word in text.split():
+                if word.startswith(SHA) and name:
+                    allowed[name] = word
+                elif _proper(word):
+                    allowed[name := word] = ""
+                else:
+                    raise PluresError(f"code {text!r}: write package.module:function, or that and its {SHA}...")
+        return cls(allowed, by)
+
+    @classmethod
+    def typed(cls, *methods: object) -> Code:
+        """Consent to the methods that the user names by himself; those joined by ``+`` are several."""
+        names = [name for method in methods if isinstance(method, str) for name in method.split("+")]
+        return cls(dict.fromkeys((name for name in names if ":" in name), ""))
+
+    def reading(self, place: object) -> Code:
+        """The same for the names in a file."""
+        return replace(self, place=str(place))
+
+    def function(self, name: str) -> Any:
+        """The function of a name.
+
+        Raises:
+            PluresError: if the reader did not consent to it or it is not the code that was consented to, both before
+                any of it is imported; or if it cannot be imported.
+        """
+        module, _, attribute = name.partition(":")
+        where = f"{self.place}: " if self.place else ""
+        pin = self.allowed.get(name)
+        if pin is None or (not pin and self.by in LASTING):
+            raise PluresError(f"{where}{self._refusal(name, module)}")
+        if not module or not attribute:
+            raise PluresError(f"method {name!r}: write module:function")
+        if module.endswith(".py") or "/" in module:
+            dotted = module.removesuffix(".py").strip("./").replace("/", ".")
+            raise PluresError(f"method {name!r}: name the module, not its file: {dotted}:{attribute}")
+        if not pin:
+            return _attribute(name, _imported(name, module), attribute)
+        found = Found.of(module)
+        if isinstance(found, str):
+            raise PluresError(f"{where}method {name!r} has no hash, for {found}: allow a module that is a file")
+        if found.pin != pin:
+            raise PluresError(
+                f"{where}method {name!r} is not the code that was allowed: {found.hashed} has {found.pin} now; read it "
+                f"again, then allow it with {HOW[self.by].format(name=name, pin=found.pin)}"
+            )
+        with _from_source():
+            made = _imported(name, module)
+        if Path(str(getattr(made, "__file__", None))).resolve() != found.file:
+            raise PluresError(f"{where}method {name!r} comes from elsewhere than {found.file}, which was allowed")
+        return _attribute(name, made, attribute)
+
+    def _refusal(self, name: str, module: str) -> str:
+        """How to consent to a name; its module is looked for, and not run."""
+        refused = f"method {name!r} is code, not a method of the catalogue, and runs only with your consent"
+        if not _proper(name):
+            return f"method {name!r} is neither in the catalogue (`plures methods` tells it) nor module:function"
+        found = Found.of(module)
+        if isinstance(found, str):
+            if self.by in LASTING:
+                return f"{refused}, which it cannot have here, for {found}: take a method of the catalogue"
+            return f"{refused}: if you know and trust it, allow it with {HOW[self.by].format(name=name)}"
+        how = HOW[self.by].format(name=name, pin=found.pin)
+        return f"{refused}: read {found.hashed}, and if you trust it, allow it with {how}"
+
+
+NOTHING = Code()
+"""Methods of the catalogue only."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a module lies, found without running any of it, and without importing the packages around it.
+
+    Attributes:
+        file: the module's own.
+        hashed: what the hash is of: the file, or the folder of the outermost package that holds it.
+        pin: the hash, ``sha256:...``.
+    """
+
+    file: Path
+    hashed: Path
+    pin: str
+
+    @classmethod
+    def of(cls, module: str) -> Found | str:
+        """A module's place, or why it has none, in words."""
+        first, *_ = parts = module.split(".")
+        if BuiltinImporter.find_spec(first) or FrozenImporter.find_spec(first):
+            return f"module {first!r} is part of the interpreter"
+        PathFinder.invalidate_caches()
+        folders: list[str] | None = None
+        package = origin = None
+        for depth, part in enumerate(parts, start=1):
+            spec = PathFinder.find_spec(part, folders)
+            if spec is None:
+                return f"there is no module {'.'.join(parts[:depth])!r} in a folder of the path"
+            origin, inner = spec.origin, spec.submodule_search_locations
+            if inner is None and depth < len(parts):
+                return f"{'.'.join(parts[:depth])!r} is no package"
+            if inner is not None and origin is not None and package is None:
+                package = Path(origin).parent
+            folders = None if inner is None else list(inner)
+        if origin is None or not Path(origin).is_file():
+            return f"module {module!r} is no file"
+        hashed = Path(origin) if package is None else package
+        try:
+            return cls(Path(origin).resolve(), hashed, pin(hashed))
+        except PluresError as error:
+            return str(error)
+
+
+def pin(code: Path) -> str:
+    """The hash of a module's file, as ``sha256sum`` tells it; of a package, that of the hashes of all its code.
+
+    What the code imports from elsewhere is not in it.
+
+    Raises:
+        PluresError: if it cannot be read, is too large, or leads out of the package.
+    """
+    if code.is_file():
+        return SHA + _digest([code])[code]
+    files: list[Path] = []
+    for file in sorted(code.rglob("*")):
+        if file.is_symlink() and file.is_dir():
+            raise PluresError(f"{file} is a link to another folder")
+        if file.name.endswith(tuple(all_suffixes())) and file.is_file() and "__pycache__" not in file.parts:
+            files.append(file)
+    digests = _digest(files)
+    lines = "".join(f"{digests[file]}  {file.relative_to(code).as_posix()}\n" for file in files)
+    return SHA + hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _digest(files: list[Path]) -> dict[Path, str]:
+    try:
+        if sum(file.stat().st_size for file in files) > LARGEST:
+            raise PluresError(f"its code is larger than {LARGEST >> 20} MB")
+        return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    except OSError as error:
+        raise PluresError(f"{error.filename} cannot be read ({error.strerror})") from error
+
+
+def _proper(name: str) -> bool:
+    """Whether a name is ``package.module:function``."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute))
+
+
+@contextmanager
+def _from_source() -> Iterator[None]:
+    """Modules that are imported meanwhile come from their sources, not from compiled files that lie beside them."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    with TemporaryDirectory() as nothing:
+        sys.pycache_prefix, sys.dont_write_bytecode = nothing, True
+        try:
+            yield
+        finally:
+            sys.pycache_prefix, sys.dont_write_bytecode = before
+
+
+def _imported(name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        top = module.partition(".")[0]
+        remedy = f"put the folder of {top}.py into PYTHONPATH (PYTHONPATH=. if you are there)"
+        if error.name is None or error.name.partition(".")[0] != top:
+            remedy = f"{module} imports it, so install it"
+        raise PluresError(f"method {name!r} cannot be imported: {error.name!r} is not on the path; {remedy}") from error
+    except Exception as error:
+        raise PluresError(f"method {name!r} cannot be imported: {failure(error)}") from error
+
+
+def _attribute(name: str, found: Any, attribute: str) -> Any:
+    public = [key for key, value in vars(found).items() if getattr(value, "__module__", "") == found.__name__]
+    if not hasattr(found, attribute):
+        held = f"{found.__name__} holds"
+        raise PluresError(f"method {name!r} cannot be imported: {suggestion(attribute, public, held)}")
+    return getattr(found, attribute)

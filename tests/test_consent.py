@@ -1,0 +1,581 @@
+"""What a file names is a method of the catalogue, or code that its reader consented to; nothing else runs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import py_compile
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plures import cli
+from plures.deploy import app
+from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.promise import promise
+from plures.errors import PluresError
+from plures.evaluate import RunFolder, RunSpec, finish, fit
+from plures.evaluate.spec import find_method
+from plures.files import read, write, write_json
+from plures.run import Execution, Run
+from plures.serving.export import export
+from plures.serving.personal import MODEL, PersonalModel, opened
+from plures.study import Study, parse_study, plan_of
+from plures.tables.heart import heart_schema, heart_tables
+from plures.tables.table import write_table
+
+LOOP = Execution("loop", 1, False, "float32", "cpu")
+OWN = "from plures.methods import fedavg\n\ndef own():\n    return fedavg()\n"
+LEAVES_A_MARK = "from pathlib import Path\nPath({mark!r}).touch()\n" + OWN
+
+
+@pytest.fixture
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that code of an attacker makes, and such code on the path: a module and a package."""
+    mark, code = tmp_path / "mark", tmp_path / "code"
+    (code / "evilpack").mkdir(parents=True)
+    for file in (code / "evil.py", code / "evilpack" / "__init__.py"):
+        file.write_text(LEAVES_A_MARK.format(mark=str(mark)))
+    (code / "evilpack" / "inner.py").write_text(OWN)
+    monkeypatch.syspath_prepend(code)
+    yield mark
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("evil", "evilpack", "mine", "pack")]:
+        del sys.modules[name]
+
+
+ATTACKS: dict[str, Callable[[Path], dict[str, object]]] = {
+    "subprocess:check_call": lambda mark: {"args": ["touch", str(mark)]},
+    "os:system": lambda mark: {"command": f"touch {mark}"},
+    "runpy:run_path": lambda mark: {"path_name": str(mark.parent / "code" / "evil.py")},
+    "evil:own": lambda mark: {},
+    "evilpack.inner:own": lambda mark: {},
+    "fedavg+evil:own": lambda mark: {},
+    "evil:own+fedavg": lambda mark: {},
+    "evilpack:own+evil:own": lambda mark: {},
+    " evil:own": lambda mark: {},
+    "evil :own": lambda mark: {},
+    "evil: own": lambda mark: {},
+    "evil:own ": lambda mark: {},
+    "evil:own\n": lambda mark: {},
+    "evil::own": lambda mark: {},
+    "evil.:own": lambda mark: {},
+    ".evil:own": lambda mark: {},
+    "evilpack.inner.own": lambda mark: {},
+    "evil\N{FULLWIDTH COLON}own": lambda mark: {},
+    "\N{LATIN SMALL LETTER E WITH ACUTE}vil:own": lambda mark: {},
+    "EVIL:own": lambda mark: {},
+    "evil.py:own": lambda mark: {},
+    "./evil.py:own": lambda mark: {},
+}
+FEW = ("subprocess:check_call", "evilpack.inner:own", "fedavg+evil:own")
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, beside a published model and a file of inputs."""
+    home = tmp_path_factory.mktemp("honest")
+    spec = RunSpec(data="heart", method="fedavg", rounds=1)
+    run = spec.run(spec.federation(), LOOP)
+    RunFolder(home / "run").write(run, spec, finish(fit(run, "honest"), 0))
+    opened(home / "run", "va").save(home / "published")
+    write_table(home / "rows.csv", {name: values[:2] for name, values in heart_tables()["va"].items()})
+    return home
+
+
+def poisoned(honest: Path, home: Path, method: str, parameters: dict[str, object]) -> Path:
+    """The same with another method in the description and in the card."""
+    shutil.copytree(honest, home)
+    description = home / "run" / "run.json"
+    told = json.loads(description.read_text())
+    told["spec"] |= {"method": method, "parameters": parameters}
+    told.pop("sha256", None)
+    write_json(description, told)
+    tensors, about = read(home / "published" / MODEL)
+    about["card"]["spec"] |= {"method": method, "parameters": parameters}
+    write(home / "published" / MODEL, tensors, about)
+    return home
+
+
+def federation(home: Path, method: str, parameters: dict[str, object], code: str = "") -> Path:
+    """A federation's file, beside a site of it."""
+    home.mkdir(parents=True, exist_ok=True)
+    run = f"method = {json.dumps(method)}\nrounds = 1\nparameters = {{ {inline(parameters)} }}"
+    plan = f'name = "heart"\nclients = {json.dumps(list(heart_tables()))}\n\n[run]\n{run}\n\n'
+    (home / "federation.toml").write_text(plan + heart_schema().to_toml())
+    write_table(home / "data.csv", heart_tables()["va"])
+    (home / "site.toml").write_text(f'client = "va"\ndata = "data.csv"\n\n[allow]\n{code}\n')
+    return home / "federation.toml"
+
+
+def inline(values: dict[str, object]) -> str:
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+
+
+def study(method: str, parameters: dict[str, object]) -> str:
+    told = f"[[methods]]\nname = {json.dumps(method)}\nparameters = {{ {inline(parameters)} }}\n"
+    return f'name = "s"\n[[data]]\nname = "heart"\n{told}[[budgets]]\nrounds = 1\n[tuning]\ntrials = 0\n'
+
+
+class Nobody:
+    """A transport that reaches nobody."""
+
+    def addresses(self) -> list[int]:
+        return []
+
+    def exchange(self, messages: object, deadline: float) -> dict[int, bytes | str]:
+        return {}
+
+
+@pytest.mark.parametrize("method", ATTACKS)
+def test_a_name_that_is_read_runs_nothing(method: str, mark: Path):
+    parameters = ATTACKS[method](mark)
+    spec = RunSpec.model_validate({"data": "heart", "method": method, "parameters": parameters})
+    for run in (lambda: spec.entry()(**parameters), lambda: spec.run(spec.federation(), LOOP)):
+        with pytest.raises(PluresError, match=r"consent|catalogue|no method"):
+            run()
+    with pytest.raises(PluresError, match=r"consent|catalogue|no method"):
+        parse_study(study(method, parameters), "study.toml", Path())
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("method", FEW)
+def test_no_file_of_a_run_or_of_a_model_runs_code(method: str, honest: Path, mark: Path, tmp_path: Path):
+    home = poisoned(honest, tmp_path / "sent", method, ATTACKS[method](mark))
+    run, inputs = RunFolder(home / "run"), torch.zeros(1, *RunFolder(honest / "run").fitted().features)
+    attempts: list[Callable[[], object]] = [
+        lambda: run.predict("va", inputs),
+        lambda: run.run(),
+        lambda: run.bound(),
+        lambda: opened(run.path, "va"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(PluresError, match=r"run\.json: method .* your consent: read .*--|run\.json: method"):
+            attempt()
+    with pytest.raises(PluresError, match=r"model\.safetensors: method '.*' is code"):
+        PersonalModel.load(home / "published")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("method", FEW)
+def test_the_agreed_file_runs_no_code_at_a_site_or_at_the_coordinator(method: str, mark: Path, tmp_path: Path):
+    file = federation(tmp_path / "site", method, ATTACKS[method](mark))
+    own, plan = SiteFile.load(tmp_path / "site" / "site.toml"), Plan.load(file)
+    with pytest.raises(PluresError, match=r"^federation\.toml: method .* is code"):
+        promise(plan, own, own.table(tmp_path / "site"))
+    with pytest.raises(PluresError, match=r"^federation\.toml: method .* is code"):
+        app.opened(tmp_path / "site" / "site.toml")
+    assert isinstance(app.site({"site": str(tmp_path / "site" / "site.toml")}), app.Closed)
+    with pytest.raises(PluresError, match=r"federation.toml"):
+        conducted(file, tmp_path / "out")
+    assert not mark.exists()
+
+
+def conducted(file: Path, out: Path, **more: str) -> None:
+    """What the coordinator's process does, up to where sites would be needed."""
+    app.conducted(Nobody(), {"plan": str(file), "out": str(out)} | more)
+
+
+def test_the_database_of_a_study_runs_no_code(mark: Path, tmp_path: Path):
+    from plures.study import Store, begin
+
+    store = Store(tmp_path / "s")
+    begin(plan_of(parse_study(study("ditto", {}), "study.toml", Path()), "grid"), store)
+    store.close()
+    with sqlite3.connect(tmp_path / "s" / "study.db") as db:
+        db.execute("UPDATE study SET text = ?", (study("evil:own", {}),))
+    db.close()
+    with pytest.raises(PluresError, match=r"study\.db: method 'evil:own' is code"):
+        Study(tmp_path / "s")
+    assert not mark.exists()
+
+
+Says = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Says:
+    """The exit status of a command in this process, and its words on one line."""
+
+    def run(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["plures", *map(str, words)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        told = capsys.readouterr()
+        return status, " ".join((told.out + told.err).split())
+
+    return run
+
+
+COMMANDS: dict[str, Callable[[Path], list[object]]] = {
+    "predict a run": lambda home: ["predict", home / "run", "--client", "va"],
+    "predict a card": lambda home: ["predict", home / "published", "--inputs", home / "rows.csv"],
+    "show a card": lambda home: ["predict", home / "published", "--card"],
+    "serve a run": lambda home: ["serve", home / "run", "--client", "va", "--port", 0],
+    "serve a card": lambda home: ["serve", home / "published", "--port", 0],
+    "export a run": lambda home: ["export", home / "run", "--client", "va", "--out", home / "out"],
+    "export a card": lambda home: ["export", home / "published", "--inputs", home / "rows.csv", "--out", home / "o"],
+    "onboard": lambda home: ["onboard", home / "run", "--data", "heart"],
+    "study": lambda home: ["study", home / "study.toml", "--out", home / "out"],
+    "study --plan": lambda home: ["study", home / "study.toml", "--plan", "--out", home / "out"],
+    "deploy check": lambda home: ["deploy", "check", home / "site" / "site.toml"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_runs_code_that_a_file_names(command: str, says: Says, honest: Path, mark: Path, tmp_path: Path):
+    for number, method in enumerate(FEW):
+        parameters = ATTACKS[method](mark)
+        home = poisoned(honest, tmp_path / str(number), method, parameters)
+        (home / "study.toml").write_text(study(method, parameters))
+        federation(home / "site", method, parameters)
+        status, told = says(*COMMANDS[command](home))
+        part = method.removeprefix("fedavg+")
+        assert status == 2
+        assert f"method '{part}' is code, not a method of the catalogue, and runs only with your consent" in told
+        assert re.search(r"(run\.json|model\.safetensors|study\.toml, line \d+|federation\.toml): ", told), told
+        how = f'code = ["{part} sha256:' if command == "deploy check" else f"--allow-code {part}"
+        assert how in told, told
+        assert not mark.exists()
+
+
+def test_a_client_s_page_runs_no_code(says: Says, honest: Path, mark: Path, tmp_path: Path):
+    home = poisoned(honest, tmp_path / "sent", "evil:own", {})
+    says("client", home / "run", "va")
+    assert not mark.exists()
+
+
+# --- consent ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path: Path, mark: Path) -> Path:
+    """A module of one's own on the path."""
+    file = tmp_path / "code" / "mine.py"
+    file.write_text(LEAVES_A_MARK.format(mark=str(mark)))
+    return file
+
+
+def test_the_hash_is_that_of_the_file(mine: Path):
+    from plures.evaluate.code import pin
+
+    assert pin(mine) == f"sha256:{hashlib.sha256(mine.read_bytes()).hexdigest()}"
+
+
+def test_the_command_line_consents(says: Says, mine: Path, mark: Path, tmp_path: Path):
+    spec = RunSpec(data="heart", method="mine:own", rounds=1)
+    from plures import Code
+
+    code = Code.of("mine:own")
+    run = spec.run(spec.federation(), LOOP, code)
+    folder = RunFolder(tmp_path / "run", code)
+    folder.write(run, spec, finish(fit(run, "own"), 0))
+    wanted = RunFolder(tmp_path / "run", code).predict("va")[0]
+    status, told = says("predict", tmp_path / "run", "--client", "va")
+    assert (status, "--allow-code mine:own" in told) == (2, True)
+    assert says("predict", tmp_path / "run", "--client", "va", "--allow-code", "mine:other")[0] == 2
+    assert says("predict", tmp_path / "run", "--client", "va", "--allow-code", "mine:own")[0] == 0
+    opened(tmp_path / "run", "va", code).save(tmp_path / "published")
+    with pytest.raises(PluresError, match="consent"):
+        PersonalModel.load(tmp_path / "published")
+    model = PersonalModel.load(tmp_path / "published", code)
+    data = spec.federation()
+    torch.testing.assert_close(model.outputs(data.inputs[data.splits["test"][data.index("va")]]), wanted)
+    (found,) = export(model, tmp_path / "o", torch.zeros(1, *data.features), to=("folder",), code=code)[1:]
+    assert found.largest == 0
+
+
+def test_a_hash_on_the_command_line_is_checked(says: Says, mine: Path, mark: Path):
+    text = study("mine:own", {})
+    (mine.parent / "study.toml").write_text(text)
+    words = ["study", mine.parent / "study.toml", "--plan", "--out", mine.parent / "out", "--allow-code"]
+    status, told = says(*words, f"mine:own sha256:{'0' * 64}")
+    assert (status, "is not the code that was allowed" in told, mark.exists()) == (2, True, False)
+
+
+@pytest.mark.parametrize("wrong", ["mine", "mine:", ":own", "./mine.py:own", "sha256:00", "mine:own md5:00", "a b:c"])
+def test_consent_names_a_function(wrong: str, says: Says, honest: Path):
+    status, told = says("predict", honest / "run", "--client", "va", "--allow-code", wrong)
+    assert (status, "write package.module:function" in told) == (2, True)
+
+
+def joined(folder: Path, code: str) -> object:
+    federation(folder, "mine:own" if "pack" not in code else "pack.inner:own", {}, code)
+    return app.opened(folder / "site.toml")
+
+
+def line_of(folder: Path, method: str) -> str:
+    """The line that the refusal says to write."""
+    federation(folder, method, {})
+    with pytest.raises(PluresError) as refused:
+        app.opened(folder / "site.toml")
+    (line,) = re.findall(r'code = \[".*?"\]', str(refused.value))
+    return str(line)
+
+
+def test_a_site_consents_by_name_and_hash(mine: Path, mark: Path, tmp_path: Path):
+    line = line_of(tmp_path / "site", "mine:own")
+    assert not mark.exists()
+    for wrong in ('code = ["mine:own"]', f'code = ["mine:own sha256:{"0" * 64}"]', line.replace("own", "other")):
+        with pytest.raises(PluresError, match=r"federation.toml: method 'mine:own'"):
+            joined(tmp_path / "site", wrong)
+        assert not mark.exists()
+    assert joined(tmp_path / "site", line)
+    assert mark.exists()
+    mark.unlink()
+    del sys.modules["mine"]
+    mine.write_text(mine.read_text() + "# changed\n")
+    with pytest.raises(PluresError, match=r"is not the code that was allowed: .*mine.py has sha256:"):
+        joined(tmp_path / "site", line)
+    assert not mark.exists()
+
+
+def test_the_coordinator_consents_in_its_run_s_configuration(mine: Path, mark: Path, tmp_path: Path):
+    file = federation(tmp_path / "c", "mine:own", {})
+    with pytest.raises(PluresError) as refused:
+        conducted(file, tmp_path / "out", code=f"mine:own sha256:{'0' * 64}")
+    (said,) = re.findall(r'--allow-code "(.*?)"', str(refused.value))
+    for wrong in ("", "mine:own"):
+        with pytest.raises(PluresError, match=r"federation\.toml: method 'mine:own' is code"):
+            conducted(file, tmp_path / "out", code=wrong)
+    assert not mark.exists()
+    with pytest.raises(PluresError, match="keys"):  # the next thing that it asks for
+        conducted(file, tmp_path / "out", code=said)
+    assert mark.exists()
+
+
+@pytest.fixture
+def pack(tmp_path: Path, mark: Path) -> Path:
+    """A package of one's own, the method in a module of it that imports another."""
+    folder = tmp_path / "code" / "pack"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "helper.py").write_text("from plures.methods import fedavg\n")
+    (folder / "inner.py").write_text("from pack.helper import fedavg\n\ndef own():\n    return fedavg()\n")
+    return folder
+
+
+@pytest.mark.parametrize("changed", ["__init__.py", "inner.py", "helper.py", "another.py"])
+def test_the_hash_of_a_package_is_of_all_its_code(changed: str, pack: Path, mark: Path, tmp_path: Path):
+    line = line_of(tmp_path / "site", "pack.inner:own")
+    assert joined(tmp_path / "site", line)
+    for name in ("pack", "pack.inner", "pack.helper"):
+        del sys.modules[name]
+    with (pack / changed).open("a") as file:
+        file.write(LEAVES_A_MARK.format(mark=str(mark)))
+    with pytest.raises(PluresError, match="is not the code that was allowed"):
+        joined(tmp_path / "site", line)
+    assert not mark.exists()
+
+
+def test_a_compiled_file_beside_the_source_is_not_what_runs(mine: Path, mark: Path, tmp_path: Path):
+    evil = mine.read_text()
+    mine.write_text(OWN)
+    line = line_of(tmp_path / "site", "mine:own")
+    source = tmp_path / "evil_source.py"
+    source.write_text(evil)
+    compiled = importlib.util.cache_from_source(str(mine))
+    py_compile.compile(str(source), compiled, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    prefix = sys.pycache_prefix
+    assert joined(tmp_path / "site", line)
+    assert not mark.exists()
+    assert sys.pycache_prefix == prefix
+    del sys.modules["mine"]
+    importlib.import_module("mine")
+    assert mark.exists(), "Python itself runs the compiled file"
+
+
+@pytest.mark.parametrize("module", ["os", "sys", "builtins", "torch", "nowhere", "mine.inner", "space", "pack"])
+def test_a_module_that_cannot_be_hashed_is_not_allowed_at_a_site(module: str, pack: Path, mark: Path, tmp_path: Path):
+    (tmp_path / "code" / "mine.py").write_text(OWN)
+    (tmp_path / "code" / "space").mkdir()
+    (tmp_path / "else").mkdir()
+    (pack / "linked").symlink_to(tmp_path / "else", target_is_directory=True)
+    federation(tmp_path / "site", f"{module}:own", {}, f'code = ["{module}:own sha256:{"0" * 64}"]')
+    with pytest.raises(PluresError, match=f"federation.toml: method '{module}:own' has no hash, for "):
+        app.opened(tmp_path / "site" / "site.toml")
+    federation(tmp_path / "site", f"{module}:own", {})
+    with pytest.raises(PluresError, match=r"which it cannot have here, for .*: take a method of the catalogue"):
+        app.opened(tmp_path / "site" / "site.toml")
+
+
+def test_a_module_that_was_loaded_from_elsewhere_is_not_the_allowed_one(mine: Path, mark: Path, tmp_path: Path):
+    line = line_of(tmp_path / "site", "mine:own")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "mine.py").write_text(OWN)
+    sys.path.insert(0, str(tmp_path / "else"))
+    try:
+        importlib.import_module("mine")
+    finally:
+        sys.path.remove(str(tmp_path / "else"))
+    with pytest.raises(PluresError, match=r"comes from elsewhere than .*mine.py, which was allowed"):
+        joined(tmp_path / "site", line)
+    assert not mark.exists()
+
+
+def test_a_text_that_code_holds_is_not_followed(mine: Path, mark: Path):
+    from plures import Code
+
+    mine.write_text('own = "evil:own"\n')
+    with pytest.raises(PluresError, match="method 'evil:own' is code"):
+        find_method("mine:own", Code.of("mine:own"))
+    assert not mark.exists()
+
+
+def test_helpers_of_a_study_get_the_consent_and_nothing_of_the_current_folder(monkeypatch: pytest.MonkeyPatch):
+    started: list[list[str]] = []
+
+    class Child:
+        def __init__(self, words: list[str], **options: object) -> None:
+            started.append(words)
+
+        def wait(self) -> int:
+            return 0
+
+    from plures.cli import study as command
+
+    monkeypatch.setattr(command.subprocess, "Popen", Child)
+    with command.helpers(["s.toml", "--allow-code", "mine:own"], 1):
+        pass
+    assert started == [[sys.executable, "-P", "-m", "plures.cli", "study", "s.toml", "--allow-code", "mine:own"]]
+
+
+def test_the_current_folder_stands_in_for_no_library(
+    says: Says, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A folder that somebody sends may hold a file that is called as a library that is not installed."""
+    from plures.extras import needed
+
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "no_such_library.py").write_text(LEAVES_A_MARK.format(mark=str(mark)))
+    monkeypatch.chdir(tmp_path / "sent")
+
+    def tracked(*given: object) -> Any:
+        return needed("no_such_library", "a tracker", "track")
+
+    monkeypatch.setattr("plures.cli.research.trackers", tracked)
+    monkeypatch.setattr("plures.cli.study.trackers", tracked)
+    (tmp_path / "sent" / "study.toml").write_text(study("ditto", {}))
+    for words in (["run", "heart", "fedavg"], ["compare", "heart"], ["study", "study.toml"]):
+        status, told = says(*words)
+        assert (status, "no_such_library" in told) == (2, True), told
+    assert not mark.exists()
+
+
+def test_what_the_user_types_is_consent(says: Says, mine: Path, mark: Path, tmp_path: Path):
+    status, _ = says("run", "heart", "mine:own", "--rounds", 1, "--backend", "loop", "--out", tmp_path / "run")
+    assert (status, mark.exists()) == (0, True)
+    assert says("methods", "mine:own")[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["os", "hub", "torch.load", "no_type", "__name__"])
+def test_a_type_of_numbers_is_nothing_else_of_pytorch(dtype: str, honest: Path, tmp_path: Path):
+    home = tmp_path / "sent"
+    shutil.copytree(honest, home)
+    tensors, about = read(home / "published" / MODEL)
+    about["card"]["dtype"] = dtype
+    write(home / "published" / MODEL, tensors, about)
+    with pytest.raises(PluresError, match="is no type of numbers"):
+        PersonalModel.load(home / "published")
+    tensors, about = read(home / "run" / "models.safetensors")
+    about["fitted"]["dtype"] = dtype
+    write(home / "run" / "models.safetensors", tensors, about)
+    with pytest.raises(PluresError, match="is no type of numbers"):
+        opened(home / "run", "va")
+
+
+# --- systems without POSIX --------------------------------------------------------------------------------------------
+
+BARE = """
+import builtins, os, signal, sys
+
+MODULES = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog"}
+FUNCTIONS = ["fork", "forkpty", "getuid", "geteuid", "getgid", "getegid", "getpgid", "killpg", "setsid", "uname",
+             "statvfs", "fchmod", "fchown", "chown", "sched_getaffinity", "getloadavg", "mkfifo", "sysconf", "kill"]
+real = builtins.__import__
+
+def importing(name, globals=None, *rest):
+    if name in MODULES and str((globals or {}).get("__name__")).startswith("plures"):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return real(name, globals, *rest)
+
+def without(name, function):
+    def call(*given, **named):
+        if sys._getframe(1).f_globals.get("__name__", "").startswith("plures"):
+            raise AttributeError(f"module 'os' has no attribute {name!r}")
+        return function(*given, **named)
+    return call
+
+builtins.__import__ = importing
+for name in FUNCTIONS:
+    setattr(os, name, without(name, getattr(os, name)))
+for name in ("SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGQUIT"):
+    delattr(signal, name)
+"""
+"""Takes from plures, not from the libraries below it, what Python on Windows lacks."""
+
+
+def test_research_works_without_what_only_posix_has(tmp_path: Path):
+    """Not Windows, which nobody tried: the same Python without the modules and functions that Windows lacks."""
+    (tmp_path / "study.toml").write_text(study("ditto", {}))
+    script = tmp_path / "script.py"
+    script.write_text(
+        BARE
+        + """
+import plures.cli as cli
+
+def plures(*words):
+    sys.argv = ["plures", *words]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+
+fast = ("--rounds", "1", "--backend", "loop", "--chunk", "1", "--no-compile-step")
+plures("run", "heart", "fedavg", *fast, "--out", "run")
+plures("predict", "run", "--client", "va", "--out", "p.csv")
+plures("diagnose", "heart", "--clients", "2", "--rows", "50", "--out", "d.json", "--out", "d.html")
+untuned = ("--seeds", "1", "--tune-rounds", "0", "--lr", "0.1")
+plures("compare", "heart", "--method", "ditto", *untuned, *fast, "--out", "c")
+plures("client", "c", "va")
+import plures.study.store as store
+sys.platform = "win32"
+assert store.born(os.getpid()) == "alive"
+sys.platform = "linux"
+store.born = lambda pid: "alive"
+plures("study", "study.toml", "--out", "s")
+from plures.serving import PersonalModel, export
+from plures.serving.personal import opened
+opened(__import__("pathlib").Path("run"), "va").save(__import__("pathlib").Path("m"))
+plures("predict", "m", "--card")
+import plures.serving.serve, plures.deploy.app, plures.deploy.promise, plures.report, plures.track
+from plures.study.work import most_memory
+assert most_memory() == 0
+print("all done")
+"""
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[2])])}
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.endswith("all done\n"), done.stdout[-500:] + done.stderr[-3000:]
+
+
+def test_a_run_of_python_objects_has_no_code_to_consent_to(tmp_path: Path):
+    from plures.methods import fedavg
+
+    data = RunSpec(data="heart").federation()
+    run = Run(data, RunSpec(data="heart").network(data), fedavg(), RunSpec(data="heart", rounds=1).training())
+    assert run.step().round == 1
