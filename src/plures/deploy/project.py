@@ -10,6 +10,7 @@ from pathlib import Path
 
 from plures.deploy.fleet.process import QUIET
 from plures.deploy.proxy import PUBLIC, SUPERLINK, nginx
+from plures.deploy.services import COORDINATOR, service
 from plures.deploy.templates import filled
 from plures.errors import PluresError
 from plures.files import write_text
@@ -67,9 +68,9 @@ class Project:
             "flower.env": filled("flower.env", quiet=quiet),
             "flower/config.toml": filled("config.toml", folder=folder.resolve(), **told),
             ".gitignore": filled("gitignore"),
-            "systemd/superlink.service": filled("systemd/superlink.service", **told),
-            "systemd/proxy.service": filled("systemd/proxy.service", **told),
         }
+        for file in COORDINATOR:
+            common[f"systemd/{file}"] = service(file, folder, app=self.app, title=self.name, port=SUPERLINK)
         for client in self.clients:
             common |= {f"{SITES}/{client}/{name}": text for name, text in self.site(client, told).items()}
         return common

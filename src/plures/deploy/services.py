@@ -1,0 +1,56 @@
+"""Services of systemd as they are to be installed: for the user, the folder and the plures that wrote them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from pathlib import Path
+
+from plures.deploy.quoting import unit_command, unit_value
+from plures.deploy.templates import filled
+
+USER = "plures"
+"""Whose the services are where root writes them."""
+COORDINATOR = ("superlink.service", "proxy.service", "run@.service", "logrotate.conf", "guard.nft")
+
+
+def owner() -> str:
+    """The user for whom services are written: the present one, if that is not root."""
+    if os.name == "posix" and os.geteuid() == 0:
+        return USER
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a number without a name, as in a container
+        return USER
+
+
+def plures() -> str:
+    """The command that runs, as a word of a unit."""
+    return unit_command([str(Path(sys.executable).with_name("plures"))])
+
+
+def service(name: str, folder: Path, *, app: str, title: str, port: int, **told: object) -> str:
+    """A file of ``templates/systemd``, filled in.
+
+    Args:
+        name: of the file.
+        folder: that the service works in, and the only one that it may write to.
+        app: what its services are called by.
+        title: the federation's name.
+        port: of loopback, which its user alone may reach.
+        told: more names of the file and their values.
+    """
+    home = str(folder.resolve())
+    values = {
+        "app": app,
+        "name": unit_value(title),
+        "user": owner(),
+        "home": unit_value(home),
+        "root": unit_command([home]),
+        "glob": "".join(f"\\{sign}" if sign in '\\"*?[' else sign for sign in home),
+        "plures": plures(),
+        "port": port,
+        "confined": filled("systemd/confined", root=unit_command([home])),
+    }
+    return filled(f"systemd/{name}", **values, **told)
