@@ -1,4 +1,4 @@
-"""The service files that `plures deploy init` writes are installed as they are; systemd, nft and logrotate read them."""
+"""The service files of `plures deploy init` are installed as they are; systemd, nft and logrotate read them."""
 
 from __future__ import annotations
 

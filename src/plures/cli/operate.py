@@ -15,6 +15,7 @@ from rich.text import Text
 
 from plures.cli.common import AllowCode, Track, console, progress
 from plures.cli.deploy import deploy
+from plures.errors import PluresError
 from plures.extras import needed
 
 if TYPE_CHECKING:
@@ -144,3 +145,49 @@ def stop_command(folder: Folder = Path()) -> None:
         typer.echo("no run is under way")
     for out in outs:
         typer.echo(f"stopped; `plures deploy run --out {out}` goes on from the last round that counted")
+
+
+@deploy.command("remove")
+def remove_command(
+    client: Annotated[str, typer.Argument(help="Name of the member.")],
+    folder: Annotated[Path, typer.Option(help="The coordinator's folder.")] = Path(),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take a member out: its node at once, its name and key when no run is unfinished."""
+    place = placed(folder)
+    from plures.deploy.operate.members import remove
+
+    if not yes:
+        typer.confirm(f"let {client} in no longer?", abort=True)
+    typer.echo("\n".join(remove(place, client)))
+
+
+@deploy.command("rotate")
+def rotate_command(
+    client: Annotated[str | None, typer.Argument(help="Name of the member who has a new key.")] = None,
+    key: Annotated[Path | None, typer.Argument(help="Its new public key.")] = None,
+    folder: Annotated[Path, typer.Option(help="The coordinator's folder.")] = Path(),
+    fingerprint: Annotated[
+        str | None, typer.Option(help="What the member read aloud, SHA256:...; default: ask whether it is the same.")
+    ] = None,
+    coordinator: Annotated[bool, typer.Option("--coordinator", help="Another key to sign orders with.")] = False,
+    server: Annotated[bool, typer.Option("--server", help="Another certificate, of the same authority.")] = False,
+    authority: Annotated[bool, typer.Option("--authority", help="Another authority and certificate.")] = False,
+) -> None:
+    """Replace a member's key (NAME KEY.pub), or one of the coordinator's; says what everybody has to do."""
+    place = placed(folder)
+    from plures.deploy.operate import renew
+    from plures.deploy.operate.members import rotate
+    from plures.deploy.signing import public
+
+    if (client is not None) + coordinator + server + authority != 1 or (client is None) != (key is None):
+        raise PluresError("say one of: NAME KEY.pub, --coordinator, --server, --authority")
+    if client is not None and key is not None:
+        found = public(key)
+        if fingerprint is None:
+            typer.echo(f"{key}: {found}")
+            typer.confirm(f"Does {client} read the same aloud, by telephone?", abort=True)
+        done = rotate(place, client, key, fingerprint or found)
+    else:
+        done = (renew.coordinator if coordinator else renew.server if server else renew.authority)(place)
+    typer.echo("\n".join(done))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import plures
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan
 from plures.deploy.state import alone
@@ -174,7 +175,7 @@ class Conductor:
                 f"clients {', '.join(self.sites.missing)} did not join within {self.plan.rules.join_deadline:g} "
                 f"seconds{f' ({refused})' if refused else ''}: start their sites, or leave them out of the federation"
             )
-        self.journal.event("joined", clients=sorted(self.sites.where))
+        self.journal.event("joined", clients=sorted(self.sites.where), version=plures.__version__)
 
     def begin(self) -> Remote:
         """The run before its first round."""

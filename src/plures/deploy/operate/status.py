@@ -13,6 +13,7 @@ import plures
 from plures.deploy.fleet.control import Node, Submitted
 from plures.deploy.journal import METRICS, PREFIX, read_log
 from plures.deploy.operate.place import Place, finished, works
+from plures.deploy.operate.renew import ending, ring
 from plures.deploy.plan import Plan
 from plures.deploy.watch import ANSWERED, WAITING
 from plures.errors import PluresError
@@ -130,7 +131,7 @@ def look(place: Place, out: Path | None = None) -> Status:
     submitted = next((run.status for run in runs if place.out(run) == out.resolve()), "")
     events = read_log(out)
     run = told(events, out, plan)
-    notes = strangers(plan, nodes)
+    notes = [*strangers(plan, nodes), *certificates(place), *versions(run, events)]
     if submitted and not submitted.startswith("finished") and run.state in ("none", "stopped"):
         notes.append(CUT)
     return Status(plan.name, superlink, submitted, sites(plan, nodes, events, run), run, tuple(notes))
@@ -214,6 +215,26 @@ def strangers(plan: Plan, nodes: Iterable[Node] | None) -> list[str]:
     """Registered nodes that are no member's."""
     names = sorted({node.name for node in nodes or () if node.status != "unregistered"} - set(plan.clients))
     return [f"node {name!r} is registered and is no member: `plures deploy remove` takes it out" for name in names]
+
+
+def certificates(place: Place) -> list[str]:
+    """Certificates that end soon."""
+    keys = ring(place)
+    return [
+        *ending(keys.server, "`plures deploy rotate --server` makes the next one"),
+        *ending(keys.authority, "`plures deploy rotate --authority` makes the next one, which every member must get"),
+    ]
+
+
+def versions(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """An unfinished run that another version of plures began, which this one does not go on with."""
+    began = next((e["version"] for e in reversed([*events]) if e["event"] == "joined" and "version" in e), None)
+    if run.state != "stopped" or began in (None, plures.__version__):
+        return []
+    return [
+        f"{run.out} was begun with plures {began} and this is {plures.__version__}, which does not go on with it: end "
+        "it with that version, or begin anew in another folder"
+    ]
 
 
 def metrics(out: Path) -> dict[str, float]:

@@ -1,0 +1,150 @@
+"""Members go, and get new keys."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from plures.deploy import agreement
+from plures.deploy.agreement import TABLE, key_of
+from plures.deploy.conduct import CHECKPOINT
+from plures.deploy.fleet.control import Node
+from plures.deploy.journal import Journal
+from plures.deploy.operate.place import Place, finished, works
+from plures.deploy.signing import public
+from plures.errors import PluresError, suggestion
+from plures.files import write_text
+from plures.tables.declared import toml
+
+
+def remove(place: Place, client: str) -> list[str]:
+    """Take a member out: its node at once, its name and key when no run is unfinished.
+
+    A run's members belong to what it is; so an unfinished one goes on without the member, which is never reached again.
+
+    Args:
+        place: the coordinator's folder.
+        client: the member's name, or that of a node that is no member's.
+
+    Returns:
+        What was done, in sentences.
+
+    Raises:
+        PluresError: there is no such member and no such node, it is the only member, or the SuperLink does not answer.
+    """
+    plan = place.plan
+    nodes = registered(place, client)
+    if client not in plan.clients and not nodes:
+        raise PluresError(f"there is no member {client!r}; {suggestion(client, plan.clients, 'the members are')}")
+    if plan.clients == (client,):
+        raise PluresError(f"{client!r} is the only member: a federation needs one")
+    for node in nodes:
+        place.control.unregister(node.id)
+    done = [f"{client} is no longer let in" if nodes else f"no node of {client} was registered"]
+    if client not in plan.clients:
+        return done
+    if open_runs := unfinished(place):
+        for out in open_runs:
+            Journal(out).event("removed", client=client)
+        where = ", ".join(map(str, open_runs))
+        return [
+            *done,
+            f"{where} is unfinished and goes on without {client}; after its end, the same command takes {client} out "
+            f"of {place.file.name}",
+        ]
+    if client in plan.keys:
+        agreement.enter(place.file, keys={client: None})
+    rename(place.file, [member for member in plan.clients if member != client])
+    return [
+        *done,
+        f"{client} is out of {place.file}; other members are another agreement: give it a new name there if a run of "
+        "it has begun, and send the file to the other members, who join again with it",
+    ]
+
+
+def rotate(place: Place, client: str, key: Path, fingerprint: str) -> list[str]:
+    """Give a member another key.
+
+    Args:
+        place: the coordinator's folder.
+        client: the member.
+        key: its new public key.
+        fingerprint: of the new key, as the member said it.
+
+    Returns:
+        What was done, in sentences.
+
+    Raises:
+        PluresError: the key is not the one that was said, belongs to somebody, or a run is under way.
+    """
+    plan, found = place.plan, public(key)
+    if client not in plan.keys:
+        known = suggestion(client, tuple(plan.keys), "those with a key are") if plan.keys else "nobody has one"
+        raise PluresError(f"there is no key of {client!r} to replace; {known}; `plures deploy add` enters a first one")
+    if fingerprint.strip() != found:
+        raise PluresError(f"{key} is {found}, not {fingerprint}: ask {client} for the file again, by another way")
+    owners = {k: c for c, k in plan.keys.items()} | ({plan.coordinator: "the coordinator"} if plan.coordinator else {})
+    if found in owners:
+        raise PluresError(f"{key} is the key of {owners[found]}: {client} makes a new pair with `plures deploy keys`")
+    resting(place)
+    old = registered(place, client)
+    new = place.control.register(key, client)
+    try:
+        agreement.enter(place.file, keys={client: found})
+    except PluresError:
+        place.control.unregister(new)
+        raise
+    for node in old:
+        place.control.unregister(node.id)
+    return [
+        f"{client} has a new key, and the old one opens nothing any more",
+        f"send {place.file} to {client}, who joins again with it, names the new key in site.toml, and starts its node "
+        "again",
+    ]
+
+
+def registered(place: Place, client: str) -> list[Node]:
+    """The nodes that are let in by a member's name."""
+    return [node for node in place.control.nodes() if node.name == client and node.status != "unregistered"]
+
+
+def unfinished(place: Place) -> list[Path]:
+    """Folders of runs that are under way, or can be gone on with."""
+    results = place.file.parent / "results"
+    outs = {results, *results.glob("*"), *(place.out(run) for run in place.control.runs())}
+    return sorted(out for out in outs if not finished(out) and ((out / CHECKPOINT).exists() or works(out)))
+
+
+def resting(place: Place) -> None:
+    """Refuse to change keys under a run, which has read them when it began.
+
+    Raises:
+        PluresError: a run is under way.
+    """
+    if working := [out for out in unfinished(place) if works(out)]:
+        raise PluresError(
+            f"a run works in {working[0]}: first `plures deploy stop`, then this, then `plures deploy run` to go on"
+        )
+
+
+def rename(file: Path, clients: list[str]) -> None:
+    """Write other clients into ``federation.toml``; all else stays as it is.
+
+    Raises:
+        PluresError: it is written in a way in which ``clients`` cannot be changed alone.
+    """
+    told = tomllib.loads(file.read_text(encoding="utf-8")) | {"clients": clients}
+    lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    after = ""
+    end = next((place for place, line in enumerate(lines) if TABLE.match(line)), len(lines))
+    for begin in range(end):
+        entry = agreement.ENTRY.match(lines[begin])
+        if entry and key_of(entry[2]) == "clients":
+            last = next((n for n in range(begin + 1, end + 1) if agreement.readable("\n".join(lines[begin:n]))), end)
+            after = "\n".join([*lines[:begin], f"clients = {toml(tuple(clients))}", *lines[last:], ""])
+            break
+    if agreement.readable(after) != told:
+        raise PluresError(
+            f"{file}: clients cannot be changed alone; write there by hand: clients = {toml(tuple(clients))}"
+        )
+    write_text(file, after)

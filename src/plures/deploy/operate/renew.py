@@ -1,0 +1,129 @@
+"""New keys and certificates of the coordinator; the old ones are put aside, never overwritten."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+
+from cryptography import x509
+
+from plures.deploy import agreement
+from plures.deploy.keys import Keyring, authority_digest, with_pub
+from plures.deploy.operate.members import resting
+from plures.deploy.operate.place import Place
+from plures.deploy.signing import public
+from plures.errors import PluresError
+
+WARN = 30
+"""Days before its end in which a certificate is spoken of."""
+RETIRED = "retired"
+
+
+def coordinator(place: Place) -> list[str]:
+    """Another key to sign orders with.
+
+    Returns:
+        What was done and is to be done, in sentences.
+
+    Raises:
+        PluresError: there is none yet, or a run is under way.
+    """
+    keys = ring(place)
+    if not keys.coordinator.exists():
+        raise PluresError(f"{keys.coordinator} is missing: `plures deploy keys --host NAME` makes the first one")
+    resting(place)
+    aside(keys, keys.coordinator, with_pub(keys.coordinator))
+    keys.make_coordinator()
+    found = public(with_pub(keys.coordinator))
+    agreement.enter(place.file, top={"coordinator": found})
+    return [
+        f"the coordinator has a new key, {found}",
+        f"send {place.file} to every member: each takes part again when it has joined again with it",
+    ]
+
+
+def server(place: Place) -> list[str]:
+    """Another certificate of the server, for the same names, by the same authority; nobody else has to change anything.
+
+    Raises:
+        PluresError: there is none yet, or the authority's key is not there.
+    """
+    keys = ring(place)
+    names = hosts(keys.server)
+    _ = keys.read_authority()
+    aside(keys, keys.server, keys.server_key)
+    keys.make_server(names)
+    return [f"the server has a new certificate for {', '.join(names)}, until {ends(keys.server):%Y-%m-%d}", AGAIN]
+
+
+AGAIN = "start the SuperLink and the door again; a run that this cuts off goes on with `plures deploy run`"
+
+
+def authority(place: Place) -> list[str]:
+    """Another authority and a server's certificate signed by it; every member must get both files anew.
+
+    Raises:
+        PluresError: there is none yet, or a run is under way.
+    """
+    keys = ring(place)
+    names = hosts(keys.server)
+    resting(place)
+    aside(keys, keys.server, keys.server_key, keys.authority, keys.authority_key)
+    keys.make_server(names)
+    agreement.enter(place.file, top={"authority": authority_digest(keys.authority)})
+    return [
+        f"there is a new authority, until {ends(keys.authority):%Y-%m-%d}",
+        AGAIN,
+        f"send {place.file} and {keys.authority} to every member: no node reaches the door before it has joined again",
+    ]
+
+
+def ring(place: Place) -> Keyring:
+    return Keyring(place.file.parent / "keys")
+
+
+def aside(keys: Keyring, *files: Path) -> None:
+    """Put files into a folder beside them, under the present time."""
+    folder = keys.folder / RETIRED / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=False)
+    for file in files:
+        if file.exists():
+            file.rename(folder / file.name)
+
+
+def read(file: Path) -> x509.Certificate:
+    """A certificate in a file."""
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise PluresError(f"{file} is no certificate: {error}; `plures deploy keys --host NAME` makes it") from error
+
+
+def hosts(file: Path) -> list[str]:
+    """The names and addresses that a server's certificate is for."""
+    names = read(file).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name) for kind in (x509.DNSName, x509.IPAddress) for name in names.get_values_for_type(kind)]
+
+
+def ends(file: Path) -> datetime.datetime:
+    """When a certificate ends."""
+    return read(file).not_valid_after_utc
+
+
+def ending(file: Path, remedy: str, now: datetime.datetime | None = None) -> list[str]:
+    """What is to be said of a certificate: nothing, unless it ends soon or has ended.
+
+    Args:
+        file: the certificate.
+        remedy: what to do.
+        now: the present time.
+    """
+    if not file.exists():
+        return []
+    end, now = ends(file), now or datetime.datetime.now(datetime.UTC)
+    days = (end - now).days
+    if days >= WARN:
+        return []
+    what = f"has ended on {end:%Y-%m-%d}" if end <= now else f"ends on {end:%Y-%m-%d}, in {days} days"
+    return [f"{file} {what}: {remedy}"]

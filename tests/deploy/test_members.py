@@ -1,0 +1,265 @@
+"""Members go, keys and certificates are replaced; what each command does at the SuperLink and in the agreed file."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hospitals import written
+from typer.testing import CliRunner, Result
+
+from plures.cli import app
+from plures.deploy import keys as keymaking
+from plures.deploy.conduct import CHECKPOINT, RESULT
+from plures.deploy.fleet.control import Node, Submitted
+from plures.deploy.journal import Journal
+from plures.deploy.keys import Keyring, authority_digest
+from plures.deploy.operate import members
+from plures.deploy.operate.place import Place
+from plures.deploy.operate.renew import ending, ends, hosts
+from plures.deploy.operate.status import look
+from plures.deploy.plan import Plan
+from plures.deploy.signing import public
+from plures.deploy.state import alone
+from plures.errors import PluresError
+
+CLIENTS = ("cleveland", "hungarian", "switzerland", "va")
+
+
+@dataclass
+class SuperLink:
+    """What the commands ask of a SuperLink, kept in this process."""
+
+    known: list[Node] = field(default_factory=list)
+    submitted: list[Submitted] = field(default_factory=list)
+    said: list[tuple[str, object]] = field(default_factory=list)
+
+    def nodes(self) -> list[Node]:
+        return list(self.known)
+
+    def runs(self, most: int = 100) -> list[Submitted]:
+        return self.submitted
+
+    def register(self, key: Path, name: str) -> int:
+        self.said.append(("register", name))
+        self.known.append(Node(100 + len(self.known), name, "registered"))
+        return self.known[-1].id
+
+    def unregister(self, node: int) -> None:
+        self.said.append(("unregister", node))
+        self.known = [replace(n, status="unregistered") if n.id == node else n for n in self.known]
+
+
+@pytest.fixture
+def superlink(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
+    made = SuperLink([Node(number, client, "online", 1.0) for number, client in enumerate(CLIENTS)])
+    monkeypatch.setattr(Place, "control", made)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A coordinator's folder with keys of its own and of all members."""
+    file = written(tmp_path)
+    assert call(tmp_path, "keys", "--host", "fed.example.org", "--host", "10.0.0.7").exit_code == 0
+    ring = Keyring(tmp_path / "members")
+    for client in CLIENTS:
+        ring.make_node(client)
+        members.agreement.enter(file, keys={client: public(ring.node_public(client))})
+    return tmp_path
+
+
+def call(folder: Path, *words: object) -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return CliRunner().invoke(app, ["deploy", *map(str, words)])
+
+
+def said(result: Result) -> str:
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+def test_a_member_is_taken_out_between_runs_and_everything_else_stays(folder, superlink):
+    file = folder / "federation.toml"
+    text = file.read_text().replace(
+        'clients = ["cleveland", "hungarian",', '# who\nclients = [ # all\n  "cleveland",\n  "hungarian",'
+    )
+    file.write_text(text)
+    before = Plan.load(file)
+    output = said(call(folder, "remove", "va", "--yes"))
+    after = Plan.load(file)
+    assert after.clients == CLIENTS[:3]
+    assert after.keys == {client: key for client, key in before.keys.items() if client != "va"}
+    assert after.model_copy(update={"clients": before.clients, "keys": before.keys}) == before
+    assert "# who\n" in file.read_text()
+    assert superlink.said == [("unregister", 3)]
+    assert "va is no longer let in" in output
+    assert "give it a new name" in output
+    with pytest.raises(PluresError, match="there is no member 'va'"):
+        said(call(folder, "remove", "va", "--yes"))
+
+
+def test_a_member_who_goes_during_a_run_is_not_let_in_and_the_run_keeps_its_members(folder, superlink):
+    out = folder / "results" / "ditto"
+    out.mkdir(parents=True)
+    (out / CHECKPOINT).touch()
+    before = (folder / "federation.toml").read_text()
+    output = said(call(folder, "remove", "va", "--yes"))
+    assert f"{out} is unfinished and goes on without va" in output
+    assert (folder / "federation.toml").read_text() == before
+    assert superlink.said == [("unregister", 3)]
+    assert [event["client"] for event in Journal(out).events("removed")] == ["va"]
+    (out / RESULT).touch()
+    assert "va is out of" in said(call(folder, "remove", "va", "--yes"))
+    assert Plan.load(folder / "federation.toml").clients == CLIENTS[:3]
+
+
+def test_a_node_that_is_no_members_is_taken_out(folder, superlink):
+    superlink.known.append(Node(77, "stranger", "online", 1.0))
+    before = (folder / "federation.toml").read_text()
+    assert "stranger is no longer let in" in said(call(folder, "remove", "stranger", "--yes"))
+    assert superlink.said == [("unregister", 77)]
+    assert (folder / "federation.toml").read_text() == before
+
+
+@pytest.mark.parametrize("client", ["vaa", "", "../va"])
+def test_who_is_no_member_is_not_taken_out(folder, superlink, client):
+    with pytest.raises(PluresError, match="there is no member"):
+        said(call(folder, "remove", client, "--yes"))
+    assert superlink.said == []
+
+
+def test_nothing_happens_without_a_yes(folder, superlink):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert CliRunner().invoke(app, ["deploy", "remove", "va"], input="n\n").exit_code == 1
+    assert superlink.said == []
+
+
+def test_a_file_in_which_clients_cannot_be_changed_alone_stays(folder):
+    file = folder / "federation.toml"
+    file.write_text(
+        file.read_text().replace('clients = ["', '"clients" = ["').replace('name = "heart"', 'name = "heart" #')
+    )
+    members.rename(file, ["cleveland", 'st. "anna"'])
+    assert 'clients = ["cleveland", "st. \\"anna\\""]' in file.read_text()
+    file.write_text("x = { clients = [] }\n[a]\n")
+    with pytest.raises(PluresError, match=r"write there by hand: clients = \[\"va\"\]"):
+        members.rename(file, ["va"])
+    assert file.read_text() == "x = { clients = [] }\n[a]\n"
+
+
+def test_a_members_key_is_replaced_at_both_places(folder, superlink):
+    new = Keyring(folder / "new")
+    new.make_node("va")
+    key = new.node_public("va")
+    before = Plan.load(folder / "federation.toml")
+    with pytest.raises(PluresError, match="ask va for the file again"):
+        said(call(folder, "rotate", "va", key, "--fingerprint", before.keys["va"]))
+    assert superlink.said == []
+    output = said(call(folder, "rotate", "va", key, "--fingerprint", public(key)))
+    after = Plan.load(folder / "federation.toml")
+    assert after.keys == before.keys | {"va": public(key)}
+    assert superlink.said == [("register", "va"), ("unregister", 3)]
+    assert "who joins again with it, names the new key in site.toml" in output
+    assert after.spec == before.spec
+    assert after.agreed == before.agreed  # so the run is the same, and goes on with the new key
+
+
+def test_keys_of_others_and_of_nobody_are_no_new_keys(folder, superlink):
+    ring = Keyring(folder / "members")
+    other, same = ring.node_public("cleveland"), ring.node_public("va")
+    with pytest.raises(PluresError, match="is the key of cleveland: va makes a new pair"):
+        said(call(folder, "rotate", "va", other, "--fingerprint", public(other)))
+    with pytest.raises(PluresError, match="is the key of va: va makes a new pair"):
+        said(call(folder, "rotate", "va", same, "--fingerprint", public(same)))
+    with pytest.raises(PluresError, match="there is no key of 'nobody' to replace"):
+        said(call(folder, "rotate", "nobody", same, "--fingerprint", public(same)))
+    own = folder / "keys" / "coordinator.pub"
+    with pytest.raises(PluresError, match="is the key of the coordinator"):
+        said(call(folder, "rotate", "va", own, "--fingerprint", public(own)))
+    for wrong in ([], ["va"], ["va", same, "--server"], ["--server", "--authority"]):
+        with pytest.raises(PluresError, match=r"say one of: NAME KEY.pub, --coordinator, --server, --authority"):
+            said(call(folder, "rotate", *wrong))
+    assert superlink.said == []
+
+
+def test_keys_do_not_change_under_a_run(folder, superlink):
+    new = Keyring(folder / "new")
+    new.make_node("va")
+    key = new.node_public("va")
+    before = (folder / "federation.toml").read_text()
+    with alone(folder / "results", "busy"):
+        for words in (["va", key, "--fingerprint", public(key)], ["--coordinator"], ["--authority"]):
+            with pytest.raises(PluresError, match=r"a run works in .*results: first `plures deploy stop`"):
+                said(call(folder, "rotate", *words))
+    assert (folder / "federation.toml").read_text() == before
+    assert superlink.said == []
+
+
+def test_the_coordinators_key_is_replaced_and_the_old_one_kept(folder, superlink):
+    ring = Keyring(folder / "keys")
+    old = ring.coordinator.read_bytes()
+    output = said(call(folder, "rotate", "--coordinator"))
+    plan = Plan.load(folder / "federation.toml")
+    assert plan.coordinator == public(folder / "keys" / "coordinator.pub")
+    assert ring.coordinator.read_bytes() != old
+    (kept,) = (folder / "keys" / "retired").glob("*/coordinator")
+    assert kept.read_bytes() == old
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert "send" in output
+    assert "to every member" in output
+
+
+def test_a_certificate_is_spoken_of_before_it_ends_and_replaced_for_the_same_names(folder, superlink, monkeypatch):
+    ring = Keyring(folder / "keys")
+    assert look(Place(folder)).notes == ()
+    ring.server.unlink()
+    ring.server_key.unlink()
+    monkeypatch.setattr(keymaking, "SERVER_DAYS", 20)
+    ring.make_server(["fed.example.org", "10.0.0.7"])
+    (note,) = look(Place(folder)).notes
+    assert f"keys/server.crt ends on {ends(ring.server):%Y-%m-%d}, in 19 days: `plures deploy rotate --server`" in note
+    assert note in said(call(folder, "status"))
+    monkeypatch.undo()
+    monkeypatch.setattr(Place, "control", superlink)
+    authority, plan = authority_digest(ring.authority), (folder / "federation.toml").read_text()
+    assert "for localhost, fed.example.org, 127.0.0.1, 10.0.0.7" in said(call(folder, "rotate", "--server"))
+    assert (authority_digest(ring.authority), (folder / "federation.toml").read_text()) == (authority, plan)
+    assert sorted(hosts(ring.server)) == ["10.0.0.7", "127.0.0.1", "fed.example.org", "localhost"]
+    assert look(Place(folder)).notes == ()
+    end = ends(ring.server)
+    days = datetime.timedelta(days=1)
+    assert ending(ring.server, "do", end - 31 * days) == []
+    assert f"ends on {end:%Y-%m-%d}, in 29 days: do" in ending(ring.server, "do", end - 29.5 * days)[0]
+    assert f"has ended on {end:%Y-%m-%d}: do" in ending(ring.server, "do", end + days)[0]
+
+
+def test_without_the_authoritys_key_nothing_is_put_aside(folder, superlink):
+    ring = Keyring(folder / "keys")
+    ring.authority_key.rename(folder / "offline")
+    before = ring.server.read_bytes()
+    with pytest.raises(PluresError, match=r"put ca\.crt and ca\.key back for a moment"):
+        said(call(folder, "rotate", "--server"))
+    assert ring.server.read_bytes() == before
+
+
+def test_another_authority_is_entered_into_the_agreement(folder, superlink):
+    ring = Keyring(folder / "keys")
+    old = authority_digest(ring.authority)
+    output = said(call(folder, "rotate", "--authority"))
+    assert authority_digest(ring.authority) != old
+    assert Plan.load(folder / "federation.toml").authority == authority_digest(ring.authority)
+    assert "no node reaches the door before it has joined again" in output
+
+
+def test_a_run_that_another_version_began_is_spoken_of(folder, superlink):
+    journal = Journal(folder / "results")
+    journal.event("joined", clients=list(CLIENTS), version="0.0.9")
+    journal.event("stopped", reason="by the operator")
+    (note,) = look(Place(folder)).notes
+    assert "was begun with plures 0.0.9 and this is" in note
