@@ -121,7 +121,7 @@ def plan_with(folder: Path, method: str) -> Path:
 def test_every_hospital_of_the_example_may_join(tmp_path: Path) -> None:
     files = write(tmp_path, heart(rounds=7))
     plan = Plan.load(tmp_path / "federation.toml")
-    assert (plan.spec.rounds, len(plan.clients), len(files)) == (7, 4, 10 + 4 * 5)
+    assert (plan.spec.rounds, len(plan.clients), len(files)) == (7, 4, 13 + 4 * 5)
     for client in plan.clients:
         home = tmp_path / "sites" / client
         assert (home / "federation.toml").read_text() == (tmp_path / "federation.toml").read_text()

@@ -25,11 +25,6 @@ def owner() -> str:
         return USER
 
 
-def plures() -> str:
-    """The command that runs, as a word of a unit."""
-    return unit_command([str(Path(sys.executable).with_name("plures"))])
-
-
 def service(name: str, folder: Path, *, app: str, title: str, port: int, **told: object) -> str:
     """A file of ``templates/systemd``, filled in.
 
@@ -41,7 +36,7 @@ def service(name: str, folder: Path, *, app: str, title: str, port: int, **told:
         port: of loopback, which its user alone may reach.
         told: more names of the file and their values.
     """
-    home = str(folder.resolve())
+    home, programs = str(folder.resolve()), Path(sys.executable).parent
     values = {
         "app": app,
         "name": unit_value(title),
@@ -49,7 +44,9 @@ def service(name: str, folder: Path, *, app: str, title: str, port: int, **told:
         "home": unit_value(home),
         "root": unit_command([home]),
         "glob": "".join(f"\\{sign}" if sign in '\\"*?[' else sign for sign in home),
-        "plures": plures(),
+        "plures": unit_command([str(programs / "plures")]),
+        "superlink": unit_command([str(programs / "flower-superlink")]),
+        "path": unit_command([f"PATH={programs}:/usr/bin:/bin"]),
         "port": port,
         "confined": filled("systemd/confined", root=unit_command([home])),
     }
