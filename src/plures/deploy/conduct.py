@@ -27,7 +27,7 @@ from plures.evaluate.scores import METRICS, Scores, primary
 from plures.files import DamagedError, describe, duplicate, read, write, write_json
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import RoundRecord
-from plures.run.message import Held, Told
+from plures.run.message import Held, Scored, Told
 from plures.run.remote import Remote, Sites, TooFewError, Transport
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class Conductor:
         self.checkpoint, self.copy = out / CHECKPOINT, out / COPY
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
         self.watched = Watched(transport, self.journal, lambda: self.sites.where)
-        self.sites = Sites(self.watched, plan.clients, patience)
+        problem = plan.table.empty(plan.name, plan.clients).task
+        self.sites = Sites(self.watched, plan.clients, patience, tells=plan.tells, problem=problem)
         self.progress = Progress()
 
     def run(self) -> SeedResult:
@@ -301,8 +302,9 @@ class Conductor:
         log.info("round %d of %d: loss %.4f", record.round, remote.training.rounds, record.loss)
         metric = primary(remote.federation.task).name
         own = {
-            remote.setting.clients[client]: scored.metrics.get(metric, float("nan"))
+            remote.setting.clients[client]: value
             for client, scored in remote.scores.get("validation", {}).items()
+            if (value := scored.metrics.get(metric)) is not None
         }
         self.journal.metrics(
             {
@@ -382,11 +384,7 @@ def gathered(remote: Remote, split: Held) -> Scores:
     found = remote.scores.get(split, {})
     names = [metric.name for metric in METRICS[remote.federation.task.kind]]
     clients = range(len(remote.setting))
-    values = {
-        name: np.array(
-            [found[i].metrics.get(name, np.nan) if i in found else np.nan for i in clients], dtype=np.float64
-        )
-        for name in names
-    }
-    sizes = np.array([found[i].examples if i in found else 0 for i in clients], dtype=np.int64)
+    told = [found[i] if i in found else Scored() for i in clients]
+    values = {name: np.array([one.metrics.get(name) for one in told], dtype=np.float64) for name in names}
+    sizes = np.array([one.examples or 0 for one in told], dtype=np.int64)
     return Scores(remote.setting.clients, sizes, values)

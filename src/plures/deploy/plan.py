@@ -18,7 +18,7 @@ from plures.evaluate import Code, RunSpec
 from plures.faults import explain
 from plures.federation.names import in_order
 from plures.run.remote import Rules
-from plures.tables.declared import Declared, Name, Names
+from plures.tables.declared import Declared, Finite, Name, Names
 from plures.tables.schema import Schema
 from plures.tables.table import Table, read_table
 
@@ -42,16 +42,19 @@ class Insisted(Declared):
         deadline: seconds that a round waits for them.
         join_deadline: seconds that the start waits until every client has joined.
         patience: rounds in a row that may fail before the run stops; it can be resumed.
+        max_norm: how far an upload may be from what was sent: the L2 norm of their difference over all numbers. Usual
+            updates stay below 100.
     """
 
     min_clients: Annotated[int, Field(ge=1)] = 1
     deadline: Annotated[float, Field(gt=0)] = 600.0
     join_deadline: Annotated[float, Field(gt=0)] = 600.0
     patience: Annotated[int, Field(ge=1)] = 10
+    max_norm: Annotated[Finite, Field(gt=0)] = 1000.0
 
     @property
     def rules(self) -> Rules:
-        return Rules(self.min_clients, self.deadline)
+        return Rules(self.min_clients, self.deadline, self.max_norm)
 
 
 class Plan(Declared):

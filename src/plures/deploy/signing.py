@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature, encode_dss_signature
 
 from plures.errors import PluresError
-from plures.run.message import Reply, digest, pack, read
+from plures.run.message import Reply, digest, head, pack
 from plures.run.remote import Transport
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class SignedTransport:
             return answer
         try:
             signer, message = verified("answer", answer, self.names, order)
-            client = read(message, Reply).client
+            client = head(message, Reply)[0].client
         except PluresError as error:
             return str(error)
         if client != self.names[signer]:

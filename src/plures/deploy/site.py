@@ -19,7 +19,7 @@ from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, S
 from plures.models import ModelFactory
 from plures.run import Run, Training
 from plures.run.message import LONGEST_REASON, Held, Order, Reply, Scored, Tensors, Told, digest, pack, unpack
-from plures.run.remote import ONE_CLIENT, WEIGHT, fingerprint, key, population
+from plures.run.remote import ONE_CLIENT, WEIGHT, fingerprint, key, population, within
 
 log = logging.getLogger(__name__)
 
@@ -298,7 +298,8 @@ class Site:
 
     def _score(self, run: Run, split: Held) -> Scored:
         scores = score(run, split)
-        metrics = {name: float(values[0]) for name, values in scores.values.items()}
+        kind = self.data.task.kind
+        metrics = {name: within(kind, name, float(values[0])) for name, values in scores.values.items()}
         return Scored(examples=int(scores.sizes[0]), metrics=metrics)
 
     def _train(

@@ -209,6 +209,9 @@ class Coordinator:
         """
         raise NotImplementedError
 
+    def insist(self, server: Mapping[str, Kept], memory: Mapping[str, Leaves]) -> None:
+        """Refuse what a round has made of the uploads, before anything is changed. Here everything is taken."""
+
     def applied(self, work: Work) -> None:
         """Keep what the clients hold after a round that counts."""
         raise NotImplementedError
@@ -254,6 +257,7 @@ class Coordinator:
                 upload.add(answer)
         for name, upload in uploads.items():
             server[name], memory[name] = upload.combined(cohort, memory[name])
+        self.insist(server, memory)
         self.applied(work)
         self._note(server)
         self.server, self.memory = server, memory

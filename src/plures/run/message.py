@@ -1,14 +1,17 @@
-"""What a server and a site say to each other: a JSON header and named tensors. Nothing in it is ever executed."""
+"""What a server and a site say to each other: a JSON header and named tensors. Nothing in it is ever executed.
+
+Every field has a type, a range and a size, declared here and checked before it is used, whoever said it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -21,6 +24,15 @@ LONGEST = 16 * 2**20
 """Largest header that is read, in bytes."""
 
 LONGEST_REASON = 500
+LONGEST_NAME = 200
+MOST = 10**9
+"""Most of anything that is counted: examples, rounds, seconds. Sums over all clients stay exact in every type."""
+
+LARGEST = 1e15
+"""Largest number that is told of anything: its square, summed over all clients, is finite in single precision."""
+
+MANY = 10**5
+"""Most entries of a list or a table."""
 
 Tensors = dict[str, Tensor]
 Task = Literal["join", "train", "score", "gradients", "publish"]
@@ -28,15 +40,31 @@ Held = Literal["validation", "test"]
 """Splits that may be asked about: what a client trained on is nobody's business."""
 
 
-class Header(BaseModel):
+def clean(text: str, most: int = LONGEST_REASON) -> str:
+    """A text from elsewhere, fit for a log, a terminal and a file: one line of printable signs, cut to a length."""
+    cut = text if len(text) <= most else f"{text[: most - 3]}..."
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in cut)
+
+
+Text = Annotated[str, Field(max_length=LONGEST_REASON), AfterValidator(clean)]
+Named = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(clean)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+
+
+class Checked(BaseModel):
+    """Exact types, no unknown fields, no number that is not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Header(Checked):
     """The JSON part of a message."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-    protocol: int = PROTOCOL
+    protocol: Annotated[int, Field(ge=0, le=MOST)] = PROTOCOL
 
 
-class Told(BaseModel):
+class Told(Checked):
     """What a site tells about itself.
 
     Attributes:
@@ -45,11 +73,9 @@ class Told(BaseModel):
         metadata: further facts.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-    examples: int = Field(ge=1)
-    labels: list[Annotated[int, Field(ge=0)]] | None = None
-    metadata: dict[str, float | str | bool | None] = {}
+    examples: Annotated[int, Field(ge=1, le=MOST)]
+    labels: Annotated[list[Count], Field(max_length=MANY)] | None = None
+    metadata: Annotated[dict[Named, Number | Named | bool | None], Field(max_length=1000)] = {}
 
 
 class Order(Header):
@@ -70,30 +96,34 @@ class Order(Header):
         population: what every client told, in the order of the federation's clients.
     """
 
-    nonce: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$")
-    run: str = ""
-    client: str = ""
+    nonce: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$", max_length=32)
+    run: Named = ""
+    client: Named = ""
     task: Task
-    round: int = 0
-    accepted: int = 0
-    keep: int = 0
-    evaluate: tuple[Held, ...] = ()
-    members: dict[str, int] = {}
-    population: list[Told] = []
+    round: Count = 0
+    accepted: Count = 0
+    keep: Count = 0
+    evaluate: Annotated[tuple[Held, ...], Field(max_length=2)] = ()
+    members: Annotated[dict[Named, Count], Field(max_length=1000)] = {}
+    population: Annotated[list[Told], Field(max_length=MANY)] = []
+
+    @model_validator(mode="after")
+    def _in_time(self) -> Order:
+        if max(self.accepted, self.keep) > self.round:
+            raise ValueError(f"a version of round {max(self.accepted, self.keep)} after {self.round} rounds")
+        return self
 
 
-class Scored(BaseModel):
+class Scored(Checked):
     """How a client's predictor does on one split of its own examples.
 
     Attributes:
-        examples: number of them.
-        metrics: metric name to value.
+        examples: number of them; ``None`` if the site does not tell it.
+        metrics: metric name to value; ``None`` for one that was not measured, or is not told.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-    examples: int = Field(ge=0)
-    metrics: dict[str, float]
+    examples: Count | None = None
+    metrics: Annotated[dict[Named, Number | None], Field(max_length=100)] = {}
 
 
 class Reply(Header):
@@ -105,7 +135,7 @@ class Reply(Header):
         run: the run's fingerprint, as the site computes it.
         round: the round of the order.
         status: ``done``; ``refused`` by the site's own rules; ``lost`` if the version that counts is not on its disk;
-            ``failed``.
+            ``diverged`` if work on what it received gave no usable numbers; ``failed``.
         reason: why, if it is not done.
         loss: mean task loss of the visit.
         objective: mean of what the visit minimised.
@@ -115,20 +145,31 @@ class Reply(Header):
         seconds: that the site worked.
     """
 
-    client: str
-    order: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    run: str = ""
-    round: int = 0
-    status: Literal["done", "refused", "lost", "failed"] = "done"
-    reason: str = Field(default="", max_length=LONGEST_REASON)
-    loss: float = 0.0
-    objective: float = 0.0
-    rows: dict[str, int] = {}
-    scores: dict[Held, Scored] = {}
+    client: Named
+    order: str = Field(default="", pattern="^([0-9a-f]{64})?$", max_length=64)
+    run: Named = ""
+    round: Count = 0
+    status: Literal["done", "refused", "lost", "diverged", "failed"] = "done"
+    reason: Text = ""
+    loss: Number = 0.0
+    objective: Number = 0.0
+    rows: Annotated[dict[Named, Count], Field(max_length=1000)] = {}
+    scores: Annotated[dict[Held, Scored], Field(max_length=2)] = {}
     told: Told | None = None
-    seconds: float = 0.0
+    seconds: Annotated[float, Field(ge=0, le=MOST)] = 0.0
 
 
+class Place(Checked):
+    """Where a tensor lies in a message."""
+
+    dtype: Annotated[str, Field(max_length=20)]
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=2**53)]], Field(max_length=20)]
+    data_offsets: tuple[Annotated[int, Field(ge=0, le=2**53)], Annotated[int, Field(ge=0, le=2**53)]]
+
+
+PLACES: TypeAdapter[dict[str, Place]] = TypeAdapter(
+    dict[Annotated[str, Field(max_length=LONGEST_REASON)], Place], config=ConfigDict(strict=True)
+)
 H = TypeVar("H", bound=Header)
 
 
@@ -138,26 +179,45 @@ def pack(header: Header, tensors: Mapping[str, Tensor] | None = None) -> bytes:
     return save(flat, {HEADER: header.model_dump_json()})
 
 
-def read(message: bytes, kind: type[H]) -> H:
-    """The header of a message; its tensors are not touched.
+def head(message: bytes, kind: type[H], longest: int = LONGEST) -> tuple[H, set[str]]:
+    """Header of a message, and the names of its tensors, which are not read.
+
+    Args:
+        message: as it arrived.
+        kind: of header.
+        longest: bytes that the header may have.
 
     Raises:
         PluresError: if it is damaged, or not such a message.
     """
     try:
         length = int.from_bytes(message[:8], "little")
-        if not 0 < length <= min(LONGEST, len(message) - 8):
+        if not 0 < length <= min(longest, len(message) - 8):
             raise PluresError(f"a message of {len(message)} bytes has no readable header")
-        told = json.loads(message[8 : 8 + length])["__metadata__"][HEADER]
-        protocol = json.loads(told).get("protocol")
+        places = parsed(message[8 : 8 + length])
+        told = places.pop("__metadata__")[HEADER]
+        protocol = parsed(told).get("protocol")
         if protocol != PROTOCOL:
             raise PluresError(f"a message of protocol {protocol}, not {PROTOCOL}: install the same plures everywhere")
-        return kind.model_validate_json(told)
+        PLACES.validate_json(json.dumps(places))
+        return kind.model_validate_json(told), set(places)
     except ValidationError as error:
         first = error.errors()[0]
-        raise PluresError(f"a message is malformed: {first['loc']}: {first['msg']}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PluresError(f"a message is damaged: {error}") from error
+        raise PluresError(clean(f"a message is malformed: {first['loc']}: {first['msg']}")) from error
+    except BROKEN as error:
+        raise PluresError(clean(f"a message is damaged: {error}")) from error
+
+
+def body(message: bytes) -> Tensors:
+    """The tensors of a message.
+
+    Raises:
+        PluresError: if it is damaged.
+    """
+    try:
+        return load(message)
+    except BROKEN as error:
+        raise PluresError(clean(f"a message is damaged: {error}")) from error
 
 
 def unpack(message: bytes, kind: type[H]) -> tuple[H, Tensors]:
@@ -166,11 +226,31 @@ def unpack(message: bytes, kind: type[H]) -> tuple[H, Tensors]:
     Raises:
         PluresError: if it is damaged, or not such a message.
     """
-    header = read(message, kind)
-    try:
-        return header, load(message)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PluresError(f"a message is damaged: {error}") from error
+    return head(message, kind)[0], body(message)
+
+
+BROKEN = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
+"""What reading a damaged message raises: also for a header that is nested too deeply, or a shape without a size."""
+
+
+def parsed(text: bytes | str) -> dict[str, Any]:
+    """A JSON object in which every key stands once and every number is one."""
+
+    def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise PluresError(f"{clean(key, LONGEST_NAME)!r} stands twice in it")
+            found[key] = value
+        return found
+
+    def refused(constant: str) -> NoReturn:
+        raise PluresError(f"{constant} stands in it, which is no JSON")
+
+    found = json.loads(text, object_pairs_hook=once, parse_constant=refused)
+    if not isinstance(found, dict):
+        raise PluresError("it is no JSON object")
+    return found
 
 
 def digest(message: bytes) -> str:
@@ -181,3 +261,15 @@ def digest(message: bytes) -> str:
 def payload(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the tensors themselves."""
     return sum(t.nbytes for t in tensors.values())
+
+
+def room(clients: int = 0, classes: int = 0, facts: int = 0, blocks: int = 0) -> int:
+    """Bytes that the JSON part of a message may have, generously.
+
+    Args:
+        clients: that it tells of.
+        classes: number of label counts of each.
+        facts: number of further facts of each.
+        blocks: number of the method's blocks.
+    """
+    return 2**16 + clients * (256 + 16 * classes + 8 * LONGEST_NAME * facts) + 8 * LONGEST_NAME * blocks

@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
 from typing import Protocol
 
 import torch
@@ -16,14 +18,32 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
+from plures.federation import Task as Problem
 from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Share, View, flatten, named
 from plures.models import Leaves, ModelFactory
-from plures.run.coordinator import Coordinator, Work, builder
+from plures.run.coordinator import Coordinator, RoundRecord, Work, builder
 from plures.run.engine import Stack
 from plures.run.execution import Execution
 from plures.run.facts import facts
 from plures.run.fingerprint import of_method
-from plures.run.message import Held, Order, Reply, Scored, Task, Tensors, Told, digest, pack, payload, unpack
+from plures.run.message import (
+    LARGEST,
+    MOST,
+    Held,
+    Order,
+    Reply,
+    Scored,
+    Task,
+    Tensors,
+    Told,
+    body,
+    clean,
+    digest,
+    head,
+    pack,
+    payload,
+    room,
+)
 from plures.run.participation import Full, Participation
 from plures.run.store import ClientStore
 from plures.run.training import Training
@@ -35,8 +55,17 @@ ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
 WEIGHT = "weight:"
 """What names of weights in an upload begin with."""
 
-MOST = 2**53
-"""Most examples that a client can be said to have: larger numbers are not exact in double precision."""
+RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "classification": {"accuracy": (0, 1), "loss": (0, 1e12), "ece": (0, 1), "brier": (0, 2)},
+    "regression": {"rmse": (0, 1e12), "mae": (0, 1e12), "loss": (0, 1e12)},
+}
+"""Least and largest value of every metric that a site may tell; that of a model which diverged is the largest."""
+
+OUTWEIGHS = 99.0
+"""A client's computed weights count at most so many times as much as those of all others of the round together."""
+
+STANDS_OUT = 3.0
+"""A client can have broken a round only if its update was so many times longer than the median of the others'."""
 
 AGAIN = 30.0
 """Seconds until a site that could not be taken in is asked again."""
@@ -46,6 +75,23 @@ log = logging.getLogger(__name__)
 
 class TooFewError(PluresError):
     """A round that does not count, for too few clients did their work."""
+
+
+class UnableError(PluresError):
+    """A client answered that it could not work, or what it made of the server's state is no usable number."""
+
+
+class BrokenError(PluresError):
+    """A round that broke the model.
+
+    Attributes:
+        round: number of the round, from 1.
+        client: the one whose update in it was the longest.
+    """
+
+    def __init__(self, round: int, client: str, what: str) -> None:
+        super().__init__(f"round {round} broke the model: {what}; the longest update was that of client {client!r}")
+        self.round, self.client = round, client
 
 
 class Transport(Protocol):
@@ -65,16 +111,21 @@ class Rules:
     Attributes:
         min_clients: a round counts if at least so many valid uploads came.
         deadline: seconds that a round waits for answers.
+        max_norm: how far an upload may be from what was sent: the L2 norm of their difference over all leaves of
+            floating point.
     """
 
     min_clients: int = 1
     deadline: float = 600.0
+    max_norm: float = 1000.0
 
     def __post_init__(self) -> None:
         if self.min_clients < 1:
             raise PluresError(f"min_clients={self.min_clients}: a round needs at least one client")
         if not self.deadline > 0:
             raise PluresError(f"deadline={self.deadline}: give a positive number of seconds")
+        if not 0 < self.max_norm < math.inf:
+            raise PluresError(f"max_norm={self.max_norm}: give a positive number")
 
 
 class Sites:
@@ -84,6 +135,8 @@ class Sites:
         transport: carries messages.
         clients: names of the clients that belong to the federation.
         deadline: seconds to wait for an answer to the question who a site is.
+        tells: facts that the members agreed to tell; others are dropped. ``None`` for all that they tell.
+        problem: what is predicted, which label counts must fit.
 
     Attributes:
         where: the address of every client that can be reached: where it was met last.
@@ -93,7 +146,16 @@ class Sites:
         refused: addresses that are not taken in, and why.
     """
 
-    def __init__(self, transport: Transport, clients: Sequence[str], deadline: float = 60.0) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        clients: Sequence[str],
+        deadline: float = 60.0,
+        *,
+        tells: Sequence[str] | None = None,
+        problem: Problem | None = None,
+    ) -> None:
+        self.tells, self.problem = tells, problem
         self.transport, self.clients, self.deadline = transport, tuple(clients), deadline
         self.where: dict[str, int] = {}
         self.met: dict[int, str] = {}
@@ -118,8 +180,8 @@ class Sites:
 
     def _greet(self, address: int, question: bytes, answer: bytes | str) -> None:
         if isinstance(answer, str):
-            raise PluresError(answer)
-        reply, _ = opened(answer, question)
+            raise PluresError(clean(answer))
+        reply = opened(answer, question, room(1, self.problem.outputs, len(self.tells or ())) if self.problem else None)
         self.refused.pop(address, None)
         if reply.status != "done":
             self.refused[address] = reply.reason
@@ -127,10 +189,15 @@ class Sites:
         if reply.client not in self.clients or reply.told is None:
             self.refused[address] = f"client {reply.client!r} does not belong to this federation"
             raise PluresError(self.refused[address])
-        if self.told.setdefault(reply.client, reply.told) != reply.told:
+        try:
+            told = agreed(reply.client, reply.told, self.problem, self.tells)
+        except PluresError as error:
+            self.refused[address] = str(error)
+            raise
+        if self.told.setdefault(reply.client, told) != told:
             log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
         self.where[reply.client], self.met[address] = address, reply.client
-        log.info("client %r is there, with %d training examples", reply.client, reply.told.examples)
+        log.info("client %r is there, with %d training examples", reply.client, told.examples)
 
     @property
     def missing(self) -> list[str]:
@@ -143,6 +210,41 @@ class Sites:
         return [client for client in self.clients if client not in self.where]
 
 
+def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str] | None = None) -> Told:
+    """What a client told, as far as the members agreed to tell it.
+
+    Raises:
+        PluresError: if something agreed on is missing, or label counts do not fit classes and examples.
+    """
+    if tells is not None:
+        columns = [name for name in tells if name not in ("examples", "labels")]
+        for name in columns:
+            if told.metadata.get(name) is None:
+                raise PluresError(f"client {client!r} does not tell {name!r}, which the members agreed to tell")
+        metadata = {name: told.metadata[name] for name in columns}
+        told = told.model_copy(
+            update={"labels": told.labels if "labels" in tells else None, "metadata": metadata},
+        )
+    if problem is not None and told.labels is not None:
+        if len(told.labels) != problem.outputs:
+            raise PluresError(
+                f"client {client!r} tells {len(told.labels)} label counts for {problem.outputs} classes: "
+                "let its site check its data"
+            )
+        if sum(told.labels) != told.examples:
+            raise PluresError(
+                f"client {client!r} tells {told.examples} examples and {sum(told.labels)} labels: "
+                "let its site check its data"
+            )
+    return told
+
+
+def within(kind: str, metric: str, value: float) -> float | None:
+    """A metric as it is told: in the metric's range, ``None`` if it was not measured."""
+    least, most = RANGES[kind][metric]
+    return None if math.isnan(value) else min(max(value, least), most)
+
+
 def population(federation: Federation, told: Sequence[Told]) -> Setting:
     """Facts about clients whose data are elsewhere.
 
@@ -150,12 +252,10 @@ def population(federation: Federation, told: Sequence[Told]) -> Setting:
         federation: the clients, without a row, in the order of ``told``.
         told: what each told.
     """
+    if len(told) != len(federation):
+        raise PluresError(f"{len(told)} clients are told of, and the federation has {len(federation)}")
     for client, one in zip(federation.clients, told, strict=True):
-        if one.labels is not None and len(one.labels) != federation.task.outputs:
-            raise PluresError(
-                f"client {client!r} tells {len(one.labels)} label counts for {federation.task.outputs} classes: "
-                "let its site check its data"
-            )
+        agreed(client, one, federation.task)
     columns = list(dict.fromkeys(column for one in told for column in one.metadata))
     metadata = {column: tuple(one.metadata.get(column) for one in told) for column in columns}
     setting = Setting.of(replace(federation, metadata=metadata))
@@ -194,24 +294,40 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
     return digest.hexdigest()[:16]
 
 
-def opened(answer: bytes, order: bytes) -> tuple[Reply, Tensors]:
-    """Header and tensors of the answer to an order.
+def opened(
+    answer: bytes, order: bytes, longest: int | None = None, leaves: Mapping[str, Tensor] | None = None
+) -> Reply:
+    """Header of the answer to an order.
+
+    Args:
+        answer: as it came.
+        order: as it was sent.
+        longest: bytes that the answer may have without its leaves; ``None`` for any number.
+        leaves: what an answer may hold beside its header.
 
     Raises:
-        PluresError: if it is damaged, no answer, or that to another order.
+        PluresError: if it is too long, which is said of it unread; damaged, no answer, or that to another order; or if
+            it holds something else.
     """
-    try:
-        reply, tensors = unpack(answer, Reply)
-    except RuntimeError as error:  # a header that is nested too deeply, a shape that no tensor can have
-        raise PluresError(f"a message is damaged: {error}") from error
+    allowed = leaves or {}
+    if longest is not None and len(answer) > (most := longest + size(allowed)):
+        raise PluresError(f"the answer has {len(answer)} bytes, and {most} at most are needed")
+    reply, names = head(answer, Reply)
     if reply.order != digest(order):
         raise PluresError("the answer is to another order than the one just sent")
-    return reply, tensors
+    if odd := sorted(names - allowed.keys()):
+        raise PluresError(f"bad upload: leaf {clean(odd[0], 200)!r} is not expected")
+    return reply
+
+
+def size(leaves: Mapping[str, Tensor]) -> int:
+    """Bytes that leaves take in a message, with all that it says of them."""
+    return payload(leaves) + sum(6 * len(name) + 32 * (8 + t.dim()) for name, t in leaves.items())
 
 
 def fits(value: Tensor, like: Tensor) -> bool:
-    """Whether a tensor has the shape and type of another, and finite numbers."""
-    return value.shape == like.shape and value.dtype == like.dtype and bool(value.isfinite().all())
+    """Whether a tensor has the shape and type of another, and numbers on which arithmetic stays finite."""
+    return value.shape == like.shape and value.dtype == like.dtype and bool((value.abs() <= LARGEST).all())
 
 
 def key(bound: Bound, block: Block, name: str) -> str:
@@ -237,6 +353,8 @@ class Remote(Coordinator):
         sent, received: bytes of tensors that went to sites and came from them; with headers in ``wired``.
         scores: for the splits that were to be evaluated, what each client scored in the last exchange.
         evaluate: splits that a round has evaluated, on the state before it.
+        moved: how far the updates of the last round that counted went, by client.
+        excluded: who is not asked any more, and why.
         best: ``last`` in the best state so far, whose personal versions the sites keep; ``None`` for none.
         final: who refused in the last exchange, or lost its state: asking again is in vain.
     """
@@ -271,6 +389,10 @@ class Remote(Coordinator):
         self.scores: dict[Held, dict[int, Scored]] = {}
         self.best: Tensor | None = None
         self.final: set[str] = set()
+        self.moved: dict[str, float] = {}
+        self.excluded: dict[str, str] = {}
+        self._moving: dict[str, float] = {}
+        self._unable: set[str] = set()
         self._told_now: dict[int, dict[Leaf, Tensor]] = {}
 
     # --- what goes down -----------------------------------------------------------------------------------------
@@ -339,11 +461,14 @@ class Remote(Coordinator):
     ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
         """Ask some clients and wait for them; what they answer, and who does not count and why."""
         self.sites.meet()
-        self.final = set()
+        self.final, self._unable = set(self.excluded), set()
         left: dict[str, str] = {}
         messages, asked = {}, {}
         for client in clients:
             name = self.setting.clients[client]
+            if name in self.excluded:
+                left[name] = self.excluded[name]
+                continue
             if name not in self.sites.where:
                 left[name] = "not connected"
                 continue
@@ -359,7 +484,7 @@ class Remote(Coordinator):
             try:
                 found[client] = self._read(client, task, messages[address], answer)
             except PluresError as error:
-                left[self.setting.clients[client]] = str(error)
+                self._leave(left, client, error)
         self.scores = {split: {} for split in self.evaluate}
         for client, (reply, _) in found.items():
             for split in self.evaluate:
@@ -369,12 +494,20 @@ class Remote(Coordinator):
             log.warning("round %d: client %r is left out: %s", self.round, name, reason)
         return dict(sorted(found.items())), left
 
+    def _leave(self, left: dict[str, str], client: int, error: PluresError) -> None:
+        """Note why an answer does not count."""
+        name = self.setting.clients[client]
+        left[name] = str(error)
+        if isinstance(error, UnableError):
+            self._unable.add(name)
+
     def _read(self, client: int, task: Task, order: bytes, answer: bytes | str) -> tuple[Reply, Tensors]:
         if isinstance(answer, str):
-            raise PluresError(answer)
+            raise PluresError(clean(answer))
         self.wired += len(answer)
-        reply, tensors = opened(answer, order)
-        self.received += payload(tensors)
+        leaves = self.expected if task == "train" else self._probed_leaves() if task == "gradients" else {}
+        columns = {column for one in self.told for column in one.metadata}
+        reply = opened(answer, order, room(1, self.setting.task.outputs, len(columns), len(self.bound.blocks)), leaves)
         name = self.setting.clients[client]
         if reply.client != name:
             raise PluresError(f"the answer is of client {reply.client!r}")
@@ -382,20 +515,29 @@ class Remote(Coordinator):
             self.last[client] = 0
         if reply.status in ("lost", "refused"):
             self.final.add(name)
+        if reply.status in ("failed", "diverged"):
+            raise UnableError(f"{reply.status}: {reply.reason}")
         if reply.status != "done":
             raise PluresError(f"{reply.status}: {reply.reason}")
         if reply.run != self.run_id:
             raise PluresError("its method, model or data columns are not those of this run: give it the same files")
         if reply.round != self.round:
             raise PluresError(f"the answer is of round {reply.round}")
+        ranges = RANGES[self.setting.task.kind]
         for split, scored in reply.scores.items():
-            if scored.examples > MOST:
-                raise PluresError(f"bad scores: {scored.examples} {split} examples")
             for metric, value in scored.metrics.items():
-                if scored.examples and math.isnan(value):
-                    raise PluresError(f"bad scores: {metric!r} on {split} examples is not a number")
+                if metric not in ranges:
+                    raise PluresError(f"bad scores: {metric!r} is no metric of this task")
+                least, most = ranges[metric]
+                if value is not None and not least <= value <= most:
+                    raise PluresError(
+                        f"bad scores: {metric!r} on {split} examples is {value:g}, not between {least:g} and {most:g}"
+                    )
+        tensors = body(answer)
+        self.received += payload(tensors)
         return reply, tensors
 
+    @cached_property
     def expected(self) -> dict[str, Tensor]:
         """What an upload holds: a value of the right shape and type under every name."""
         found = {f"told:{named((s, p))}": self.bound.initial[s][p] for s, p in self.bound.told()}
@@ -416,27 +558,89 @@ class Remote(Coordinator):
 
     def check(self, reply: Reply, tensors: Tensors) -> None:
         """Refuse an upload that is not what was asked for."""
-        expected = self.expected()
-        odd = sorted(tensors.keys() ^ expected.keys())
-        if odd:
-            raise PluresError(f"bad upload: leaf {odd[0]!r} is {'missing' if odd[0] in expected else 'not expected'}")
-        for name, like in expected.items():
+        if missing := sorted(self.expected.keys() - tensors.keys()):
+            raise PluresError(f"bad upload: leaf {missing[0]!r} is missing")
+        for name, like in self.expected.items():
             value = tensors[name]
             if value.shape != like.shape or value.dtype != like.dtype:
                 raise PluresError(
                     f"bad upload: {name!r} is {value.dtype} {tuple(value.shape)}, not {like.dtype} {tuple(like.shape)}"
                 )
             if value.is_floating_point() and not bool(value.isfinite().all()):
-                raise PluresError(f"bad upload: {name!r} holds a NaN or an infinite value")
+                raise UnableError(f"bad upload: {name!r} holds a NaN or an infinite value")
             if name.startswith(WEIGHT) and not bool((value >= 0).all()):
                 raise PluresError(f"bad upload: {name!r} holds a negative weight")
+            if name.startswith(WEIGHT) and not bool((value <= MOST).all()):
+                raise PluresError(f"bad upload: {name!r} holds a weight above {MOST:g}")
         for block in self.served():
             if block.share.alone:
                 row, rows = reply.rows.get(block.name, -1), len(next(iter(self.server[block.name].values.values())))
                 if not 0 <= row < rows:
                     raise PluresError(f"bad upload: block {block.name!r} chose model {row} of {rows}")
 
+    def distance(self, client: int, reply: Reply, tensors: Tensors, server: Mapping[str, Kept]) -> float:
+        """How far an upload is from what the server had: the L2 norm over all leaves of floating point.
+
+        Raises:
+            UnableError: if it is farther than the rules allow.
+        """
+        pairs = [
+            (tensors[f"told:{named(leaf)}"], self.store.get(leaf, [client])[0])
+            for leaf in self.bound.told()  # what was told last, the initial value at first
+        ]
+        for block in self.served():
+            kept, leaves = server[block.name], [named(leaf) for leaf in self.bound.travelling(block)]
+            alone = block.share.alone
+            rows = torch.tensor([reply.rows[block.name]]) if alone else block.share.row(kept, self._one(client))
+            before = block.share.read(kept, rows)
+            pairs += [(tensors[key(self.bound, block, name)], before[name][0]) for name in leaves]
+        parts = [(a.double() - b.double()).norm() for a, b in pairs if a.is_floating_point()]
+        norm = float(torch.stack(parts).norm()) if parts else 0.0
+        if not norm <= self.rules.max_norm:
+            raise UnableError(
+                f"bad upload: it is {norm:.3g} away from what was sent (L2 norm), and [rules] max_norm allows "
+                f"{self.rules.max_norm:g}"
+            )
+        return norm
+
+    def _balanced(self, valid: Mapping[int, tuple[Reply, Tensors]]) -> None:
+        """Cut computed weights with which one client would count for everything (:data:`OUTWEIGHS`)."""
+        for block in self.served():
+            prefix = f"{WEIGHT}{key(self.bound, block, '')}"
+            own = {i: {n: t for n, t in tensors.items() if n.startswith(prefix)} for i, (_, tensors) in valid.items()}
+            total = {i: sum(float(t.double().sum()) for t in weights.values()) for i, weights in own.items()}
+            for client, weights in own.items():
+                most = OUTWEIGHS * sum(number for i, number in total.items() if i != client)
+                if 0 < most < total[client]:
+                    name, share = self.setting.clients[client], most / total[client]
+                    log.warning("round %d: the weight of client %r is cut to %.3g of it", self.round, name, share)
+                    valid[client][1].update({n: t * share for n, t in weights.items()})
+
     # --- the round ----------------------------------------------------------------------------------------------
+
+    def step(self) -> RoundRecord:
+        self._moving = {}
+        try:
+            return super().step()
+        except (RuntimeError, ArithmeticError) as error:
+            if not self._moving:
+                raise
+            raise self._broken(f"its uploads cannot be combined ({type(error).__name__})") from error
+
+    def _broken(self, what: str) -> BrokenError:
+        return BrokenError(self.round + 1, max(self._moving, key=lambda name: self._moving[name]), what)
+
+    def insist(self, server: Mapping[str, Kept], memory: Mapping[str, Leaves]) -> None:
+        for name, kept in server.items():
+            for leaf, value in {**kept.values, **memory[name]}.items():
+                if value.is_floating_point() and not bool(value.isfinite().all()):
+                    raise self._broken(f"what was made of its uploads is not finite in {leaf!r}")
+
+    def suspect(self) -> str | None:
+        """Who can have broken the last round that counted: its update stood out (:data:`STANDS_OUT`)."""
+        name = max(self.moved, key=lambda name: self.moved[name], default="")
+        others = [norm for other, norm in self.moved.items() if other != name]
+        return name if others and self.moved[name] > STANDS_OUT * median(others) else None
 
     def choose(self, block: Block, cohort: Cohort) -> Kept:
         return self.server[block.name] if block.share.alone else super().choose(block, cohort)
@@ -444,19 +648,27 @@ class Remote(Coordinator):
     def work(self, clients: list[int], server: Mapping[str, Kept]) -> Work:
         replies, left = self.exchange(clients, "train", server)
         valid: dict[int, tuple[Reply, Tensors]] = {}
+        moving: dict[str, float] = {}
         for client, (reply, tensors) in replies.items():
             try:
                 self.check(reply, tensors)
+                moving[self.setting.clients[client]] = self.distance(client, reply, tensors, server)
                 valid[client] = reply, tensors
             except PluresError as error:
-                left[self.setting.clients[client]] = str(error)
+                self._leave(left, client, error)
                 log.warning("round %d: client %r is left out: %s", self.round, self.setting.clients[client], error)
+        suspect = self.suspect()
+        if suspect is not None and len(self._unable - {suspect}) > len(moving.keys() - {suspect}):
+            told = "; ".join(f"{name}: {left[name]}" for name in left if name in self._unable)
+            raise BrokenError(self.round, suspect, f"most sites cannot work on what it left ({told})")
         if len(valid) < self.rules.min_clients:
             told = "; ".join(f"{name}: {reason}" for name, reason in left.items())
             raise TooFewError(
                 f"round {self.round + 1}: {len(valid)} of {len(clients)} clients did their work, at least "
                 f"{self.rules.min_clients} must ({told})"
             )
+        self._balanced(valid)
+        self._moving = moving
         chosen, who = dict(server), list(valid)
         for block in self.served():
             if block.share.alone:
@@ -489,10 +701,11 @@ class Remote(Coordinator):
                 self.store.put(leaf, [client], value.unsqueeze(0))
             self.store.mark([client])
         self._told_now = {}
+        self.moved = self._moving
 
     def gradients(self, clients: list[int]) -> Tensor:
         replies, left = self.exchange(clients, "gradients", self.server)
-        like = {path: self.bound.initial["model"][path] for path in self.bound.probed()}
+        like = self._probed_leaves()
         found = []
         for client, (_, tensors) in replies.items():
             if tensors.keys() != like.keys() or not all(fits(tensors[path], t) for path, t in like.items()):
@@ -506,6 +719,10 @@ class Remote(Coordinator):
                 + "; ".join(f"{name}: {reason}" for name, reason in left.items())
             )
         return torch.stack(found)
+
+    def _probed_leaves(self) -> Leaves:
+        """The leaves of which a gradient is asked, as they are at the start."""
+        return {path: self.bound.initial["model"][path] for path in self.bound.probed()}
 
     def losses(self, clients: list[int], rows: int, share: Share) -> Tensor:
         raise PluresError(f"{share}: over a network clients choose alone, by a share that says so (Share.alone)")
