@@ -13,6 +13,7 @@ from hospitals import written
 from sites import Loopback
 from typer.testing import CliRunner
 
+import plures
 from plures.cli import app
 from plures.deploy.app import opened
 from plures.deploy.conduct import RESULT, Conductor
@@ -21,7 +22,9 @@ from plures.deploy.journal import LOG, Journal
 from plures.deploy.operate.place import Place, works
 from plures.deploy.operate.status import Status, look, told
 from plures.deploy.plan import Plan
+from plures.deploy.state import PUBLISHED, Versions
 from plures.errors import PluresError
+from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_tables
 
 HOSPITALS = sorted(heart_tables())
@@ -258,3 +261,34 @@ def test_a_finished_run_is_not_started_again(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / RESULT).write_text("{}")
     assert "holds a finished run" in call("run", tmp_path)
+
+
+def test_a_site_tells_what_it_answered_and_what_it_has(tmp_path):
+    file = written(tmp_path, rounds=2)
+    site = tmp_path / "va" / "site.toml"
+    assert "nobody has asked it anything so far\nno model is published yet" in call("status", site)
+    conductor(file, Loopback([opened(file.parent / name / "site.toml") for name in HOSPITALS])).run()
+    told = json.loads(call("status", site, "--json"))
+    assert (told["client"], told["federation"], told["version"]) == ("va", "heart", plures.__version__)
+    folder = tmp_path / "va" / "state" / "heart" / "ditto+threshold"
+    assert told["versions"] == Versions(folder, "").present() != []
+    assert told["published"]["version"] == PersonalModel.load(folder / PUBLISHED).card.version
+    assert told["notes"] == []
+    damaged = folder / PUBLISHED / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert json.loads(call("status", site, "--json"))["published"] is None
+    assert f"note: {damaged}" in call("status", site)
+    call("leave", site, "--yes")
+    assert "it has left: it refuses every order" in call("status", site)
+
+
+def test_texts_of_others_do_not_command_the_terminal(tmp_path):
+    written(tmp_path)
+    journal = Journal(tmp_path / "results")
+    left = {"va": "\x1b[2J[red]gone[/red]\nSuperLink: up"}
+    journal.event("round", round=1, clients=HOSPITALS[:3], left_out=left, loss=1.0, objective=1.0, seconds=4.0)
+    journal.event("stopped", reason="\x1b]0;owned\x07")
+    text = call("status", tmp_path)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "[red]" in text

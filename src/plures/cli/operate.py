@@ -17,8 +17,10 @@ from plures.cli.common import AllowCode, Track, console, progress
 from plures.cli.deploy import deploy
 from plures.errors import PluresError
 from plures.extras import needed
+from plures.texts import visible, visible_lines
 
 if TYPE_CHECKING:
+    from plures.deploy.operate.member import MemberStatus
     from plures.deploy.operate.place import Place
     from plures.deploy.operate.status import RunStatus, Status
 
@@ -34,11 +36,17 @@ def placed(folder: Path) -> Place:
 
 @deploy.command("status")
 def status_command(
-    place: Annotated[Path, typer.Argument(help="The coordinator's folder.")] = Path(),
+    place: Annotated[Path, typer.Argument(help="The coordinator's folder, or a site's own file, site.toml.")] = Path(),
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: the one submitted last.")] = None,
     machine: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Where the federation stands: sites, round, who is waited for. Also while the SuperLink is down."""
+    """Where the federation, or a site, stands; at the coordinator also while the SuperLink is down."""
+    if place.is_file():
+        from plures.deploy.operate import member
+
+        own = member.look(place)
+        typer.echo(json.dumps(asdict(own), ensure_ascii=False, indent=1) if machine else site_text(own))
+        return
     where = placed(place)
     from plures.deploy.operate.status import look
 
@@ -49,11 +57,34 @@ def status_command(
         show(status)
 
 
+def site_text(own: MemberStatus) -> str:
+    """A site's status for people."""
+    lines = [f"{own.client} in {own.federation}, plures {own.version}, Flower {own.flower or 'not installed'}"]
+    if own.left:
+        lines.append("it has left: it refuses every order")
+    for one in own.answered:
+        done = "answered" if one.done else "not answered (yet)"
+        lines.append(f"{one.task} after {one.round} of {own.rounds} rounds: {done}")
+    if own.asked is not None:
+        lines.append(f"asked last {span(time.time() - own.asked)} ago")
+    elif not own.left:
+        lines.append("nobody has asked it anything so far")
+    if own.versions:
+        lines.append(f"personal state: versions {', '.join(map(str, own.versions))} in {own.folder}")
+    if own.published is None:
+        lines.append("no model is published yet")
+    else:
+        lines.append(
+            f"published model {own.published['version']} of {own.published['created']}: {own.published['folder']}"
+        )
+    return visible_lines("\n".join([*lines, *(f"note: {note}" for note in own.notes)]))
+
+
 def show(status: Status) -> None:
     """A status for people."""
     typer.echo(f"{status.federation}, plures {status.version}: {line(status.run, status.time)}")
     typer.echo(f"run {status.run.out}{status.flower and f', at the SuperLink {status.flower}'}")
-    typer.echo(f"SuperLink: {status.superlink}")
+    typer.echo(visible(f"SuperLink: {status.superlink}"))
     if status.run.state != "none":
         sizes = f"{status.run.bytes_down / 1e6:.3g} MB to sites, {status.run.bytes_up / 1e6:.3g} MB from them"
         validation = "" if status.run.validation is None else f", validation {status.run.validation:.4g}"
@@ -66,11 +97,11 @@ def show(status: Status) -> None:
             site.node,
             "never" if site.seen is None else f"{span(status.time - site.seen)} ago",
             "-" if site.counted is None else f"round {site.counted}",
-            Text("-" if left is None else f"round {left['round']}: {left['reason']}"),
+            Text("-" if left is None else visible(f"round {left['round']}: {left['reason']}")),
         )
     console.print(table)
     for note in status.notes:
-        typer.echo(f"note: {note}")
+        typer.echo(visible(f"note: {note}"))
 
 
 def line(run: RunStatus, now: float) -> str:
@@ -90,7 +121,7 @@ def line(run: RunStatus, now: float) -> str:
         parts.append(run.reason)
     if run.state == "stopped":
         parts.append("`plures deploy run` goes on from there")
-    return "; ".join(parts)
+    return visible("; ".join(parts))
 
 
 def span(seconds: float) -> str:

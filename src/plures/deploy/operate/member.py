@@ -1,0 +1,120 @@
+"""Where a member stands, from its own folder alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import plures
+from plures.deploy.operate.renew import ending
+from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.state import PUBLISHED, Versions, has_left
+from plures.errors import PluresError
+from plures.files import inside, read_json
+
+LEDGER = "ledger.json"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question that the site was asked: ``round`` counts finished rounds; ``done`` says whether it was answered."""
+
+    task: str
+    round: int
+    done: bool
+
+
+@dataclass(frozen=True)
+class MemberStatus:
+    """A site, as its own disk tells.
+
+    Attributes:
+        client: who it is.
+        federation: the federation's name.
+        version: of plures, here.
+        flower: version of Flower, here; empty if it is not installed.
+        left: whether it has left the federation.
+        rounds: rounds that were agreed on.
+        answered: the last questions that it was asked, the newest last.
+        asked: seconds since 1970 when it was asked last.
+        versions: versions of its personal state on the disk.
+        published: its model: ``version``, ``round`` and ``created``; ``None`` for none.
+        folder: of its state.
+        notes: what its operator should do something about.
+    """
+
+    client: str
+    federation: str
+    version: str
+    flower: str
+    left: bool
+    rounds: int
+    answered: tuple[Answered, ...]
+    asked: float | None
+    versions: tuple[int, ...]
+    published: dict[str, Any] | None
+    folder: str
+    notes: tuple[str, ...]
+
+
+def look(file: Path) -> MemberStatus:
+    """Where the site of a ``site.toml`` stands."""
+    own = SiteFile.load(file)
+    plan = Plan.load(file.parent / own.federation)
+    state = file.parent / own.state
+    folder = inside(state, plan.name, plan.label)
+    remedy = "ask the coordinator for the next one, and `plures deploy join` with it"
+    notes = ending(file.parent / own.authority, remedy)
+    if own.client not in plan.clients:
+        notes.append(f"{own.client!r} is not one of the federation's members: {', '.join(plan.clients)}")
+    answered, asked = book(folder / LEDGER, notes)
+    return MemberStatus(
+        client=own.client,
+        federation=plan.name,
+        version=plures.__version__,
+        flower=installed("flwr"),
+        left=has_left(inside(state, plan.name)),
+        rounds=plan.spec.rounds,
+        answered=answered,
+        asked=asked,
+        versions=tuple(Versions(folder, "").present()),
+        published=model(folder / PUBLISHED, notes),
+        folder=str(folder),
+        notes=tuple(notes),
+    )
+
+
+def book(file: Path, notes: list[str]) -> tuple[tuple[Answered, ...], float | None]:
+    """What the site's ledger holds: the last questions, and when the newest came."""
+    if not file.exists():
+        return (), None
+    try:
+        asked = read_json(file)["asked"]
+        return tuple(Answered(one["task"], one["round"], one["answered"]) for one in asked), file.stat().st_mtime
+    except (PluresError, KeyError, TypeError) as error:
+        notes.append(f"{file} cannot be read ({error}): the site answers nothing until it leaves and joins again")
+        return (), None
+
+
+def model(folder: Path, notes: list[str]) -> dict[str, Any] | None:
+    """The published model's card, in short."""
+    from plures.serving.personal import MODEL, PersonalModel
+
+    if not (folder / MODEL).exists():
+        return None
+    try:
+        card = PersonalModel.load(folder).card
+        return {"version": card.version, "round": card.round, "created": card.created, "folder": str(folder)}
+    except PluresError as error:
+        notes.append(str(error))
+        return None
+
+
+def installed(package: str) -> str:
+    """The version of a package, or nothing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
