@@ -16,6 +16,7 @@ from rich.console import Console
 from plures.deploy import project
 from plures.deploy.conduct import RESULT
 from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.member import SITE
 
 CASES: dict[str, dict[str, object]] = {
     "fedavg, default network": {"method": "fedavg"},
@@ -56,18 +57,18 @@ def measured(case: str, rounds: int, folder: Path) -> Row:
     run = CASES[case] | {"rounds": rounds}
     home = folder / "federation"
     project.write(home, project.heart(**{k: v for k, v in run.items() if k != "model_options"}))
-    sites = {client: home / project.SITES / client / "site.toml" for client in project.heart().clients}
-    for file in [home / project.PLAN, *(site.parent / project.PLAN for site in sites.values())]:
-        if "model_options" in run:
-            hidden = json.dumps(run["model_options"]["hidden"])  # type: ignore[index]
-            text = file.read_text().replace("[rules]", f"[run.model_options]\nhidden = {hidden}\n\n[rules]", 1)
-            file.write_text(text)
-    for site in sites.values():
-        site.write_text(site.read_text().replace('send = ["model"]', ALLOWED))
+    sites = {client: folder / "sites" / client / SITE for client in project.heart().clients}
+    rows = {client: home / project.ROWS / f"{client}.csv" for client in sites}
+    plan = home / project.PLAN
+    if "model_options" in run:
+        hidden = json.dumps(run["model_options"]["hidden"])  # type: ignore[index]
+        plan.write_text(plan.read_text().replace("[rules]", f"[run.model_options]\nhidden = {hidden}\n\n[rules]", 1))
     with Fleet(folder / "fleet", sites, relayed=True) as fleet:
         out = folder / "out"
-        fleet.agree(*(site.parent / project.PLAN for site in sites.values()))
-        status = fleet.wait(fleet.conduct(home, home / project.PLAN, out), 900)
+        fleet.join(plan, rows)
+        for site in sites.values():
+            site.write_text(site.read_text().replace('send = ["model"]', ALLOWED))
+        status = fleet.wait(fleet.conduct(home, plan, out), 900)
         if status != "finished:completed":
             raise SystemExit(f"{case}: {status}\n{fleet.superlink.tail(30)}")
         wire = sum(relay.traffic.up + relay.traffic.down for relay in fleet.relays.values())

@@ -128,9 +128,9 @@ def test_a_member_cannot_have_the_coordinators_key(tmp_path: Path) -> None:
 def test_a_plan_without_keys_says_how_to_add_them(tmp_path: Path) -> None:
     file = federation(tmp_path, ("north", "south"))
     with pytest.raises(PluresError, match="names no coordinator's key: `plures deploy keys --host NAME`"):
-        _ = Plan.load(file).signers
+        _ = Plan.load(file).orders
     enter(file, top={"coordinator": FIRST}, keys={"north": SECOND})
     with pytest.raises(
         PluresError, match=r"has no key of south under \[keys\]: .* `plures deploy add CLIENT CLIENT.pub`"
     ):
-        _ = Plan.load(file).signers
+        _ = Plan.load(file).members

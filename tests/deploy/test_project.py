@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import itertools
 import re
 import shlex
 import shutil
@@ -14,17 +15,21 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from flwr.common.config import parse_config_args
 from typer.testing import CliRunner, Result
 
 from plures.cli import app
+from plures.deploy.agreement import enter
 from plures.deploy.fleet.loopback import free_port
 from plures.deploy.fleet.process import QUIET, Process, quiet_environment
-from plures.deploy.keys import authority_digest
+from plures.deploy.keys import Keyring, authority_digest
+from plures.deploy.member import Joining
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.project import HOST, blank, heart, write
+from plures.deploy.project import blank, heart, write
 from plures.deploy.signing import public
 from plures.errors import PluresError
 from plures.tables.check import check
+from plures.tables.table import read_table
 
 BIN = Path(sys.executable).parent
 
@@ -52,20 +57,17 @@ def test_a_blank_federation_is_read_by_its_readers_and_never_overwritten(tmp_pat
     plan = Plan.load(folder / "federation.toml")
     assert (plan.name, plan.clients, plan.rules.min_clients) == ("study", ("mercy", "st. anna"), 1)
     assert plan.spec.method == "ditto+threshold"
-    own = SiteFile.load(folder / "sites" / "mercy" / "site.toml")
-    assert (own.client, own.loader, own.data, own.allow.send) == ("mercy", "load_data.py:load", None, ("model",))
+    assert plan.superlink == "fed.example.org:8443"
+    assert not (folder / "sites").exists()
     app = tomllib.loads((folder / "pyproject.toml").read_text())
     assert app["tool"]["flwr"]["app"]["components"] == {"serverapp": "carrier:server", "clientapp": "carrier:client"}
     assert app["project"]["dependencies"] == []
     quiet = dict(line.split("=") for line in (folder / "flower.env").read_text().splitlines() if "=" in line)
     assert quiet == QUIET
     assert tomllib.loads((folder / "flower" / "config.toml").read_text())["superlink"]["default"] == "plures"
-    assert "fed.example.org:8443" in (folder / "sites" / "mercy" / "node.service").read_text()
     texts = {file: file.read_text() for file in folder.rglob("*") if file.is_file()}
     del texts[folder / "nginx.conf"]  # has variables of its own; nginx reads it in test_door.py
-    assert not [
-        file for file, text in texts.items() if re.search(r"\$[a-z]|example\.org:?\$", text.replace("$site", ""))
-    ]
+    assert not [file for file, text in texts.items() if re.search(r"\$[a-z]|example\.org:?\$", text)]
     (folder / "federation.toml").unlink()
     with pytest.raises(PluresError, match=r"README\.md exists and is never overwritten"):
         write(folder, blank("study"))
@@ -75,11 +77,22 @@ def test_a_blank_federation_is_read_by_its_readers_and_never_overwritten(tmp_pat
     )
 
 
+def joined(home: Path, client: str, data: Path | None = None) -> Path:
+    """The ``site.toml`` of a member that joined the federation of a folder, whose keys are made if there are none."""
+    file, keys, own = home / "federation.toml", Keyring(home / "keys"), Keyring(home / "site" / "keys")
+    if not keys.coordinator.exists():
+        assert call("keys", "--folder", keys.folder, "--host", "localhost", "--federation", file).exit_code == 0
+    own.make_node(client)
+    enter(file, keys={client: public(own.node_public(client))})
+    Joining.of(file, keys.authority, client, home / "site", None, data).write()
+    return home / "site" / "site.toml"
+
+
 def test_the_rows_of_a_new_site_are_asked_for_and_then_read(tmp_path: Path) -> None:
     write(tmp_path, blank("study", ["mercy"]))
-    home = tmp_path / "sites" / "mercy"
-    shutil.copy(tmp_path / "federation.toml", home)
-    own = SiteFile.load(home / "site.toml")
+    file = joined(tmp_path, "mercy")
+    home, own = file.parent, SiteFile.load(file)
+    assert (own.client, own.loader, own.data, own.allow.send) == ("mercy", "load_data.py:load", None, ("model",))
     with pytest.raises(PluresError, match=r"there are no rows yet: put them into .*data\.csv, or say in load_data\.py"):
         own.table(home)
     rows = [f"{20 + i},{100 + i},{'yes' if i % 3 else 'no'},{'yes' if i % 2 else 'no'}" for i in range(40)]
@@ -93,9 +106,9 @@ def test_the_rows_of_a_new_site_are_asked_for_and_then_read(tmp_path: Path) -> N
 
 def test_check_says_what_is_wrong_and_fails(tmp_path: Path) -> None:
     write(tmp_path, heart())
-    file = tmp_path / "sites" / "va" / "site.toml"
+    data = tmp_path / "rows" / "va.csv"
+    file = joined(tmp_path, "va", data)
     assert call("check", file).exit_code == 0
-    data = file.with_name("data.csv")
     lines = data.read_text().splitlines()
     lines[7] = re.sub(r"^\d+", "240", lines[7])
     data.write_text("\n".join(lines))
@@ -103,7 +116,7 @@ def test_check_says_what_is_wrong_and_fails(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "age" in done.output
     assert "row 7" in done.output
-    file.write_text(file.read_text().replace('data = "data.csv"', 'data = "../cleveland/data.csv"'))
+    file.write_text(file.read_text().replace("va.csv", "cleveland.csv"))
     done = call("check", file, "--federation", plan_with(tmp_path, "scaffold"))
     assert done.exit_code == 1
     assert "error  the method sends 'control', and [allow] send does not name it" in done.output
@@ -121,13 +134,9 @@ def plan_with(folder: Path, method: str) -> Path:
 def test_every_hospital_of_the_example_may_join(tmp_path: Path) -> None:
     files = write(tmp_path, heart(rounds=7))
     plan = Plan.load(tmp_path / "federation.toml")
-    assert (plan.spec.rounds, len(plan.clients), len(files)) == (7, 4, 13 + 4 * 5)
+    assert (plan.spec.rounds, len(plan.clients), len(files)) == (7, 4, 13 + 4)
     for client in plan.clients:
-        home = tmp_path / "sites" / client
-        assert (home / "federation.toml").read_text() == (tmp_path / "federation.toml").read_text()
-        own = SiteFile.load(home / "site.toml")
-        assert check(plan.table, own.table(home), own.client).ok
-    assert SiteFile.load(tmp_path / "sites" / "va" / "site.toml").metadata == {"country": "USA"}
+        assert check(plan.table, read_table(tmp_path / "rows" / f"{client}.csv"), client).ok
 
 
 def test_flower_builds_the_app_of_a_pointer_only(tmp_path: Path) -> None:
@@ -164,7 +173,7 @@ def test_keys_are_made_by_a_command_for_each_side(tmp_path: Path) -> None:
 
 def test_a_site_that_leaves_keeps_nothing(tmp_path: Path) -> None:
     write(tmp_path, heart())
-    home = tmp_path / "sites" / "va"
+    home = joined(tmp_path, "va", tmp_path / "rows" / "va.csv").parent
     secret = home / "state" / "heart" / "ditto+threshold" / "state-00000003.safetensors"
     secret.parent.mkdir(parents=True)
     secret.write_text("personal")
@@ -174,7 +183,7 @@ def test_a_site_that_leaves_keeps_nothing(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "deleted 1 files; va has left heart" in done.output
     assert [file.name for file in (home / "state").rglob("*") if file.is_file()] == ["left"]
-    assert (home / "data.csv").exists()
+    assert (tmp_path / "rows" / "va.csv").exists()
 
 
 def test_the_services_start_as_they_are_written(tmp_path: Path) -> None:
@@ -200,10 +209,7 @@ def test_the_services_start_as_they_are_written(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    site = folder / "sites" / "va"
-    assert call("keys", "--folder", folder / "keys", "--host", "localhost").exit_code == 0
-    assert call("keys", "--folder", site / "keys", "--client", "va").exit_code == 0
-    shutil.copy(folder / "keys" / "ca.crt", site)
+    site = joined(folder, "va", folder / "rows" / "va.csv").parent
     (folder / "run").mkdir()
     try:
         start("superlink", folder / "systemd" / "superlink.service", folder).wait_for("Uvicorn running", 60)
@@ -213,9 +219,7 @@ def test_the_services_start_as_they_are_written(tmp_path: Path) -> None:
         else:
             reached = superlink
         flwr("supernode", "register", str(site / "keys" / "nodes" / "va.pub"), "plures", "--name", "va")
-        unit = site / "node.service"
-        unit.write_text(unit.read_text().replace(str(door), str(reached)))
-        node = start("node", unit, site, "--port", str(runtime))
+        node = start("node", site / "node.service", site, "--port", str(runtime), "--superlink", f"localhost:{reached}")
         node.wait_for("SuperNode ID:", 60)
         assert "online" in flwr("supernode", "list", "plures", "--format", "json")
         variables = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in node.members()]
@@ -228,9 +232,27 @@ def test_the_services_start_as_they_are_written(tmp_path: Path) -> None:
 
 def test_a_node_without_its_files_says_what_is_missing(tmp_path: Path) -> None:
     write(tmp_path, heart())
-    site = tmp_path / "sites" / "va" / "site.toml"
-    words = ["node", site, "--superlink", f"{HOST}:8443", "--authority", tmp_path / "ca.crt", "--key", tmp_path / "key"]
-    with pytest.raises(
-        PluresError, match=r"ca\.crt is missing: `plures deploy keys` makes it, or the coordinator sends"
-    ):
-        raise call(*words).exception or AssertionError
+    site = joined(tmp_path, "va", tmp_path / "rows" / "va.csv")
+    with pytest.raises(PluresError, match="nowhere is missing: `plures deploy keys` makes a key, "):
+        raise call("node", site, "--key", tmp_path / "nowhere").exception or AssertionError
+    (site.parent / "ca.crt").unlink()
+    with pytest.raises(PluresError, match=r"ca\.crt is missing"):
+        raise call("node", site).exception or AssertionError
+
+
+def test_a_node_finds_all_that_it_needs_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, heart("fed.example.org"))
+    site = joined(tmp_path, "va", tmp_path / "rows" / "va.csv")
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execve", lambda program, words, environment: started.append(words))
+    assert call("node", site).exit_code == 0
+    assert call("node", site, "--superlink", "other:1", "--port", "9999").exit_code == 0
+    first, second = (dict(itertools.pairwise(words)) for words in started)
+    assert (first["--superlink"], first["--port"]) == ("fed.example.org:8443", "9094")
+    assert (second["--superlink"], second["--port"]) == ("other:1", "9999")
+    key = site.parent / "keys" / "nodes" / "va"
+    assert (first["--root-certificates"], first["--auth-supernode-private-key"]) == (
+        str(site.parent / "ca.crt"),
+        str(key),
+    )
+    assert parse_config_args([first["--node-config"]]) == {"site": str(site.resolve()), "key": str(key.resolve())}

@@ -19,6 +19,7 @@ from plures.deploy.state import leave, strangers
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
 from plures.extras import needed
+from plures.federation.names import checked_name
 from plures.files import check_folder, inside
 
 deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations of real sites, over Flower.")
@@ -36,16 +37,15 @@ def init_command(
     host: Annotated[str | None, typer.Option(help="Name or address of the coordinator, as sites see it.")] = None,
     example: Annotated[Literal["heart"] | None, typer.Option(help="Write one that is ready to run.")] = None,
 ) -> None:
-    """Write all that a federation needs: app, agreement, door, services, a folder for each member, and what to do."""
+    """Write the coordinator's folder: app, agreement, door, services, and what to do. Members make theirs: `join`."""
     from plures.deploy import project
 
     host = host or project.HOST
     if example is not None and (client or name):
         raise PluresError("--example has its own name and members: leave out --name and --client")
-    wanted = project.blank(name or folder.resolve().name, client or project.CLIENTS, host)
     for member in client or ():
-        if "/" in member or member.startswith(".") or not member.strip():
-            raise PluresError(f"--client {member!r} becomes a folder: leave out / and a leading dot")
+        checked_name(member, "--client")
+    wanted = project.blank(checked_name(name or folder.resolve().name, "--name"), client or project.CLIENTS, host)
     files = project.write(folder, wanted if example is None else project.heart(host))
     typer.echo(f"wrote {len(files)} files; go on with {folder / 'README.md'}")
 
@@ -121,24 +121,150 @@ def check_command(
         raise typer.Exit(1)
 
 
+@deploy.command("fingerprint")
+def fingerprint_command(
+    file: Annotated[list[Path], typer.Argument(help="federation.toml, ca.crt, or a public key.")],
+) -> None:
+    """What to read aloud, to make sure that both sides have the same file."""
+    needed("cryptography", "keys and certificates", "flower")
+    from plures.deploy.keys import authority_digest
+    from plures.deploy.member import digest_of, spoken
+    from plures.deploy.signing import public
+
+    for one in file:
+        if one.suffix == ".pub":
+            told = public(one)
+        elif one.suffix == ".crt":
+            told = spoken(authority_digest(one))
+        else:
+            told = spoken(digest_of(one))
+        typer.echo(f"{one}: {told}")
+
+
+@deploy.command("add")
+def add_command(
+    client: Annotated[str, typer.Argument(help="Name of the member; it must stand in the federation's clients.")],
+    key: Annotated[Path, typer.Argument(help="The public key that the member sent.")],
+    folder: Annotated[Path, typer.Option(help="The coordinator's folder.")] = Path(),
+    fingerprint: Annotated[
+        str | None, typer.Option(help="What the member read aloud, SHA256:...; default: ask whether it is the same.")
+    ] = None,
+) -> None:
+    """Enter a member's key into federation.toml, and register it at the SuperLink if that runs."""
+    needed("flwr", "a coordinator", "flower")
+    from plures.deploy import agreement
+    from plures.deploy.member import digest_of, spoken
+    from plures.deploy.operate.place import Place
+    from plures.deploy.signing import public
+
+    place = Place(folder)
+    plan, found = place.plan, public(key)
+    if client not in plan.clients:
+        raise PluresError(f"client {client!r} does not stand in clients of {place.file}: write it there first")
+    if (old := plan.keys.get(client)) not in (None, found):
+        raise PluresError(f"client {client!r} has the key {old}: `plures deploy rotate` replaces it")
+    if owner := next((other for other, own in plan.keys.items() if own == found and other != client), None):
+        raise PluresError(f"{key} is the key of client {owner!r}: every member makes a pair of its own")
+    if found == plan.coordinator:
+        raise PluresError(f"{key} is the coordinator's own key: every member makes a pair of its own")
+    if fingerprint is None and old is None:
+        typer.echo(f"{key}: {found}")
+        typer.confirm(f"Does {client} read the same aloud, by telephone?", abort=True)
+    elif fingerprint is not None and fingerprint.strip() != found:
+        raise PluresError(f"{key} is {found}, not {fingerprint}: ask {client} for the file again, by another way")
+    if old is None:
+        agreement.enter(place.file, keys={client: found})
+        typer.echo(f"entered {client} into {place.file}")
+    missing = [other for other in place.plan.clients if other not in place.plan.keys]
+    try:
+        if client in {node.name for node in place.control.nodes()}:
+            typer.echo(f"{client} is registered at the SuperLink already")
+        else:
+            place.control.register(key, client)
+            typer.echo(f"registered {client} at the SuperLink")
+    except PluresError as error:
+        typer.echo(f"not registered: {error}; then run this command again")
+    if missing:
+        typer.echo(f"without a key so far: {', '.join(missing)}")
+    else:
+        typer.echo(f"every member has a key. For every member: {place.file} and ca.crt; to be read aloud:")
+        typer.echo(spoken(digest_of(place.file)))
+
+
+@deploy.command("join")
+def join_command(
+    federation: Annotated[Path, typer.Argument(help="federation.toml, as the coordinator sent it.")],
+    authority: Annotated[Path, typer.Argument(help="ca.crt, as the coordinator sent it.")],
+    client: Annotated[str, typer.Option(help="Who you are; a name in the federation's clients.")],
+    folder: Annotated[Path, typer.Option(help="The site's folder.")] = Path(),
+    key: Annotated[Path | None, typer.Option(help="Your private key; default: the one in keys of the folder.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your rows, CSV or Parquet; default: load_data.py reads them.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="What the coordinator read aloud; default: ask whether it is the same.")
+    ] = None,
+) -> None:
+    """Make a site's folder out of what the coordinator sent, or take over a newer agreement."""
+    needed("cryptography", "joining", "flower")
+    from plures.deploy.member import Joining, heard, spoken
+
+    joining = Joining.of(federation, authority, client, folder, key, data)
+    assert joining.plan.authority is not None
+    typer.echo(f"{federation}: {spoken(joining.fingerprint)}")
+    typer.echo(f"{authority}: {spoken(joining.plan.authority)}, as the file above says")
+    if changes := joining.changes():
+        typer.echo(f"what is new in it:\n{changes}")
+    if fingerprint is None:
+        typer.confirm("Does the coordinator read the same aloud, by telephone?", abort=True)
+    elif heard(fingerprint) != joining.fingerprint:
+        raise PluresError(
+            f"{federation} is {spoken(joining.fingerprint)}, not {spoken(heard(fingerprint))}: "
+            "ask the coordinator for the file again, by another way"
+        )
+    files = joining.write()
+    typer.echo(f"wrote {', '.join(file.name for file in files)}; go on with {folder / 'README.md'}")
+
+
 @deploy.command("node")
 def node_command(
     site: SiteOf,
-    superlink: Annotated[str, typer.Option(help="The coordinator's door, HOST:PORT.")],
-    authority: Annotated[Path, typer.Option(help="Certificate of the coordinator's authority, ca.crt.")],
-    key: Annotated[Path, typer.Option(help="The site's private key.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of loopback for the node's own processes.")] = 9094,
+    superlink: Annotated[
+        str | None, typer.Option(help="The coordinator's door, HOST:PORT; default: the one that was agreed on.")
+    ] = None,
+    authority: Annotated[
+        Path | None, typer.Option(help="Certificate of the coordinator's authority; default: as site.toml says.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The site's private key; default: as site.toml says.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Port of loopback for the node's own processes; default: as site.toml says."
+        ),
+    ] = None,
 ) -> None:
     """Be the node of a site until it is stopped. Runs plures' client, whatever app the coordinator submits."""
     needed("flwr", "a node", "flower")
+    from plures.deploy.app import key_file
     from plures.deploy.fleet.loopback import node_arguments
+    from plures.deploy.signing import Key
 
     own = SiteFile.load(site)
-    for file in (authority, key):
+    plan = Plan.load(site.parent / own.federation)
+    authority, private = authority or site.parent / own.authority, key_file(site, own, key)
+    for file in (authority, private):
         if not file.is_file():
-            raise PluresError(f"{file} is missing: `plures deploy keys` makes it, or the coordinator sends it")
+            raise PluresError(
+                f"{file} is missing: `plures deploy keys` makes a key, `plures deploy join` puts ca.crt there"
+            )
+    _ = plan.orders
+    Key.of(private, own.client, plan.keys.get(own.client))
+    door = superlink or plan.superlink
+    if door is None:
+        raise PluresError(f"{site.parent / own.federation} names no superlink: say --superlink HOST:PORT")
     home = site.resolve().parent / own.state / "flower"
-    words = [*command("flower-supernode", GUARD), *node_arguments(site, superlink, port, authority, key)]
+    arguments = node_arguments(site, door, port or own.port, authority, private)
+    words = [*command("flower-supernode", GUARD), *arguments]
     os.execve(words[0], words, quiet_environment(home, own.allow.threads))
 
 

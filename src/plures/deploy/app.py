@@ -95,8 +95,8 @@ def site(config: Config) -> Answerer:
     try:
         own = SiteFile.load(file)
         plan = Plan.load(file.parent / own.federation)
-        coordinator, members = plan.signers
-        key = Key.of(key_file(file, own, config.get("key")), own.client, members.get(own.client))
+        coordinator = plan.orders
+        key = Key.of(key_file(file, own, config.get("key")), own.client, plan.keys.get(own.client))
     except PluresError as error:
         log.error("%s", error)
         return Closed(file.parent.name)
@@ -132,9 +132,8 @@ def conducted(transport: GridTransport, config: Config) -> None:
     plan, out = Plan.load(file), Path(str(config.get("out", "results")))
     code = Code.of(str(config.get("code", "")), by="coordinator").reading(file)
     plan.spec.entry(code)  # refused before any site is asked
-    coordinator, members = plan.signers
     private = Path(str(config.get("key") or file.parent / KEYS / "coordinator"))
-    signed = SignedTransport(transport, Key.of(private, "the coordinator", coordinator), members)
+    signed = SignedTransport(transport, Key.of(private, "the coordinator", plan.orders), plan.members)
     callbacks = trackers(str(config.get("track", "")).split(), out)
     job = Conductor(plan, signed, out, callbacks=callbacks, code=code)
     transport.arrived = job.watched.arrived

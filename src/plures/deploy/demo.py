@@ -13,13 +13,14 @@ from filelock import FileLock, Timeout
 from plures.deploy.conduct import RESULT
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.journal import LOG
+from plures.deploy.member import SITE
 from plures.deploy.plan import Plan
-from plures.deploy.project import PLAN, SITES, heart, write
+from plures.deploy.project import PLAN, ROWS, heart, write
 from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError
 from plures.evaluate import fit
 from plures.federation import Federation
-from plures.files import inside, write_text
+from plures.files import filed, inside, write_text
 from plures.run import Execution
 from plures.run.checkpoint import restore
 from plures.serving.personal import PersonalModel
@@ -29,7 +30,7 @@ METHODS = ("ditto+threshold", "fedrep+threshold")
 ALONE = "local+threshold"
 """What every hospital could do without the others."""
 LIMIT = 3600.0
-WIRE = "wire.json"
+WIRE, SITES = "wire.json", "sites"
 
 Listen = Callable[[str, int, int, str], None]
 """``(what, done, total, text)``: where the demo stands."""
@@ -94,7 +95,7 @@ def demo(out: Path, methods: Sequence[str], rounds: int, listen: Listen) -> list
                 over(out, home, {method: plans[method] for method in waiting}, rounds, listen)
             listen("every hospital alone", 0, 1, "simulated")
             lone = alone(home, heart(method=ALONE, rounds=rounds).plan)
-            return [lone, *(outcome(home, out / method, method) for method in methods)]
+            return [lone, *(outcome(out, method) for method in methods)]
     except Timeout as error:
         raise PluresError(f"another demo works in {out}: wait for it, or choose another folder with --out") from error
 
@@ -111,14 +112,15 @@ def waits(out: Path, plan: str) -> bool:
 def over(out: Path, home: Path, plans: Mapping[str, str], rounds: int, listen: Listen) -> None:
     """Run methods one after the other over the same nodes."""
     total = len(plans) * rounds
-    sites = {client: home / SITES / client / "site.toml" for client in Plan.load(home / PLAN).clients}
+    clients = Plan.load(home / PLAN).clients
+    sites = {client: inside(out, SITES, client) / SITE for client in clients}
+    rows = {client: home / ROWS / f"{filed(client)}.csv" for client in clients}
     listen("starting a SuperLink and four SuperNodes", 0, total, "")
     with Fleet(out / "fleet", sites, relayed=True, quick=True) as fleet:
         for place, (method, plan) in enumerate(plans.items()):
-            for folder in (home, *(file.parent for file in sites.values())):
-                write_text(folder / PLAN, plan)
+            write_text(home / PLAN, plan)
+            fleet.join(home / PLAN, rows)
             told = Told(listen, method, out / method / LOG, place * rounds, total)
-            fleet.agree(*(file.parent / PLAN for file in sites.values()))
             run = fleet.conduct(home, home / PLAN, out / method)
             try:
                 status = fleet.wait(run, LIMIT, told)
@@ -157,15 +159,15 @@ class Told:
         self.listen(self.method, self.before + done, self.total, text)
 
 
-def outcome(home: Path, out: Path, method: str) -> Outcome:
+def outcome(out: Path, method: str) -> Outcome:
     """What a finished run left at the hospitals."""
-    plan = Plan.load(out / PLAN)
-    told = json.loads((out / RESULT).read_text())
-    wire = json.loads((out / WIRE).read_text())
+    plan = Plan.load(out / method / PLAN)
+    told = json.loads((out / method / RESULT).read_text())
+    wire = json.loads((out / method / WIRE).read_text())
     tables = heart_tables()
     hospitals = []
     for client in plan.clients:
-        folder = inside(home / SITES / client / "state", plan.name, plan.label) / PUBLISHED
+        folder = inside(inside(out, SITES, client) / "state", plan.name, plan.label) / PUBLISHED
         data = plan.table.federation(plan.name, {client: tables[client]})
         hospitals.append(hospital(PersonalModel.load(folder), data, *wire[client]))
     return Outcome(method, told["result"]["chosen_round"], told["progress"]["seconds"], tuple(hospitals))

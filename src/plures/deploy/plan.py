@@ -90,9 +90,6 @@ class Plan(Declared):
     def _sorted(cls, clients: tuple[str, ...]) -> tuple[str, ...]:
         if not clients or len(set(clients)) < len(clients):
             raise ValueError("give at least one client, each with its own name")
-        for name in clients:
-            if "/" in name or name.startswith("."):
-                raise ValueError(f"{name!r} becomes a folder: leave out / and a leading dot")
         return in_order(clients)
 
     @field_validator("tells")
@@ -114,23 +111,32 @@ class Plan(Declared):
         return self
 
     @property
-    def signers(self) -> tuple[str, dict[str, str]]:
-        """The fingerprint of the coordinator's key, and those of the members'.
+    def orders(self) -> str:
+        """The fingerprint of the key that signs orders.
 
         Raises:
-            PluresError: one of them is missing.
+            PluresError: it is missing.
         """
         if self.coordinator is None:
             raise PluresError(
                 f"the federation {self.name!r} names no coordinator's key: `plures deploy keys --host NAME`, run "
                 "by the coordinator, makes it and writes it into federation.toml"
             )
+        return self.coordinator
+
+    @property
+    def members(self) -> dict[str, str]:
+        """Client -> the fingerprint of the key that signs its answers.
+
+        Raises:
+            PluresError: one of them is missing.
+        """
         if missing := [client for client in self.clients if client not in self.keys]:
             raise PluresError(
                 f"the federation {self.name!r} has no key of {', '.join(missing)} under [keys]: the coordinator adds "
                 "each with `plures deploy add CLIENT CLIENT.pub`"
             )
-        return self.coordinator, dict(self.keys)
+        return dict(self.keys)
 
     @property
     def spec(self) -> RunSpec:
@@ -189,6 +195,7 @@ class SiteFile(Declared):
         federation: the file that all members have.
         key: the site's private key.
         authority: certificate that the coordinator's door is checked against.
+        port: of loopback, for the node's own processes.
         state: folder of personal state and published models.
         metadata: facts about the client.
         allow: what the site agrees to.
@@ -200,6 +207,7 @@ class SiteFile(Declared):
     federation: str = "federation.toml"
     key: str | None = None
     authority: str = "ca.crt"
+    port: Annotated[int, Field(ge=1, le=65535)] = 9094
     state: str = "state"
     metadata: dict[str, str | float | int | bool] = Field(default_factory=dict)
     allow: Allow = Field(default_factory=Allow)

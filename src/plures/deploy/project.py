@@ -1,10 +1,13 @@
-"""A folder with all that a federation needs: the app, what is agreed on, the door, services, and a folder per site."""
+"""The coordinator's folder: the app, what is agreed on, the door, services, and what to do with them."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +16,18 @@ from plures.deploy.proxy import PUBLIC, SUPERLINK, nginx
 from plures.deploy.services import COORDINATOR, service
 from plures.deploy.templates import filled
 from plures.errors import PluresError
-from plures.files import write_text
+from plures.files import filed, write_text
 from plures.tables.declared import toml
-from plures.tables.heart import heart_metadata, heart_schema, heart_tables
+from plures.tables.heart import heart_schema, heart_tables
 from plures.tables.table import Table, write_table
 
 HOST = "coordinator.example.org"
 CLIENTS = ("first", "second", "third")
 PLAN = "federation.toml"
-SITES = "sites"
+ROWS = "rows"
+"""Folder of the rows of an example's members."""
 EXAMPLES = ("heart",)
+DNS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 HEART = {"method": "ditto+threshold", "lr": 0.1, "rounds": 20}
 
 
@@ -36,7 +41,6 @@ class Project:
         host: name or address under which sites reach the coordinator.
         plan: the text of ``federation.toml``.
         tables: the rows of each member, if they are known.
-        metadata: facts of each member, if they are known.
     """
 
     name: str
@@ -44,12 +48,6 @@ class Project:
     host: str
     plan: str
     tables: Mapping[str, Table]
-    metadata: Mapping[str, Mapping[str, object]]
-
-    @property
-    def app(self) -> str:
-        """The federation's name as that of a folder and of a Flower app."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-") or "federation"
 
     def files(self, folder: Path) -> dict[str, str]:
         """Path in the folder -> text.
@@ -57,7 +55,15 @@ class Project:
         Args:
             folder: where it is written to; Flower wants the certificate's whole path.
         """
-        told = {"name": self.name, "app": self.app, "host": self.host, "port": SUPERLINK, "public": PUBLIC}
+        app = slug(self.name, "federation")
+        told = {
+            "name": self.name,
+            "app": app,
+            "host": shlex.quote(self.host),
+            "port": SUPERLINK,
+            "public": PUBLIC,
+        }
+        authority = toml(str(folder.resolve() / "keys" / "ca.crt"))
         quiet = "\n".join(f"{name}={value}" for name, value in QUIET.items())
         common = {
             "README.md": filled("README.md", **told),
@@ -66,36 +72,39 @@ class Project:
             PLAN: self.plan,
             "nginx.conf": nginx(),
             "flower.env": filled("flower.env", quiet=quiet),
-            "flower/config.toml": filled("config.toml", folder=folder.resolve(), **told),
+            "flower/config.toml": filled("config.toml", authority=authority, **told),
             ".gitignore": filled("gitignore"),
         }
         for file in COORDINATOR:
-            common[f"systemd/{file}"] = service(file, folder, app=self.app, title=self.name, port=SUPERLINK)
-        for client in self.clients:
-            common |= {f"{SITES}/{client}/{name}": text for name, text in self.site(client, told).items()}
+            common[f"systemd/{file}"] = service(file, folder, app=app, title=self.name, port=SUPERLINK)
         return common
 
-    def site(self, client: str, told: Mapping[str, object]) -> dict[str, str]:
-        """File in a site's folder -> text."""
-        known = client in self.tables
-        facts = ", ".join(f"{key} = {json.dumps(value)}" for key, value in self.metadata.get(client, {}).items())
-        values = {
-            "client": json.dumps(client),
-            "source": 'data = "data.csv"' if known else 'loader = "load_data.py:load"\n# data = "data.csv"',
-            "metadata": f"metadata = {{ {facts} }}" if facts else '# metadata = { country = "Norway" }',
-        }
-        own = {
-            "site.toml": filled("site/site.toml", **values),
-            "README.md": filled("site/README.md", client=client, **told),
-            "node.service": filled("site/node.service", client=client, **told),
-        }
-        return own | ({PLAN: self.plan} if known else {"load_data.py": filled("site/load_data.py")})
+
+def slug(name: str, otherwise: str) -> str:
+    """A name as that of a folder, a service or a Flower app, none of which take every sign.
+
+    Args:
+        name: the name.
+        otherwise: what to take if nothing is left of it.
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or otherwise
+
+
+def door(host: str) -> str:
+    """The address of the coordinator's door: ``host:port``."""
+    with suppress(ValueError):
+        return f"[{host}]:{PUBLIC}" if ipaddress.ip_address(host).version == 6 else f"{host}:{PUBLIC}"
+    if not DNS.fullmatch(host):
+        raise PluresError(f"--host {host!r}: give a DNS name in ASCII or an IP address, without a port")
+    return f"{host}:{PUBLIC}"
 
 
 def blank(name: str, clients: Sequence[str] = CLIENTS, host: str = HOST) -> Project:
     """A federation whose columns, rows and method are to be filled in."""
-    values = {"name": toml(name), "clients": toml(tuple(clients)), "enough": max(1, len(clients) - 1)}
-    return Project(name, tuple(clients), host, filled(PLAN, **values), {}, {})
+    values = {"name": toml(name), "clients": toml(tuple(clients)), "enough": max(1, len(clients) - 1)} | {
+        "superlink": toml(door(host))
+    }
+    return Project(name, tuple(clients), host, filled(PLAN, **values), {})
 
 
 def heart(host: str = HOST, **run: object) -> Project:
@@ -108,9 +117,20 @@ def heart(host: str = HOST, **run: object) -> Project:
     tables = heart_tables()
     lines = [f"{key} = {json.dumps(value)}" for key, value in (HEART | run).items()]
     rules = ["min_clients = 3", "deadline = 120.0", "join_deadline = 300.0"]
-    head = ['name = "heart"', f"clients = {json.dumps(list(tables))}", "", "[run]", *lines, "", "[rules]", *rules, ""]
+    head = [
+        'name = "heart"',
+        f"clients = {json.dumps(list(tables))}",
+        f"superlink = {toml(door(host))}",
+        "",
+        "[run]",
+        *lines,
+        "",
+        "[rules]",
+        *rules,
+        "",
+    ]
     plan = "\n".join([*head, heart_schema().to_toml()])
-    return Project("heart", tuple(tables), host, plan, tables, heart_metadata())
+    return Project("heart", tuple(tables), host, plan, tables)
 
 
 def write(folder: Path, project: Project) -> list[Path]:
@@ -120,7 +140,7 @@ def write(folder: Path, project: Project) -> list[Path]:
         PluresError: one of the files exists; nothing was written then. Or it cannot be written.
     """
     texts = {folder / name: text for name, text in project.files(folder).items()}
-    tables = {folder / SITES / client / "data.csv": table for client, table in project.tables.items()}
+    tables = {folder / ROWS / f"{filed(client)}.csv": table for client, table in project.tables.items()}
     for file in (*texts, *tables):
         if file.exists():
             raise PluresError(f"{file} exists and is never overwritten: choose another folder")

@@ -23,10 +23,12 @@ from plures.deploy.fleet.control import Control, Value
 from plures.deploy.fleet.process import Process, quiet_environment, until
 from plures.deploy.fleet.programs import GUARD, QUICK, command
 from plures.deploy.fleet.relay import HOST, Relay
-from plures.deploy.keys import Keyring, with_pub
+from plures.deploy.keys import Keyring, authority_digest, with_pub
+from plures.deploy.member import Joining
+from plures.deploy.quoting import node_value
 from plures.deploy.signing import public
 from plures.errors import PluresError
-from plures.files import write_text
+from plures.files import filed, inside, write_text
 
 CONNECTION = "plures"
 PORTS = range(20000, 32000)
@@ -79,14 +81,14 @@ class Fleet:
         self.control = Control(f"{HOST}:{self.port}", self.keys.authority if tls else None)
         self.relays: dict[str, Relay] = {}
         if relayed or record:
-            wires = {client: self.folder / "wire" / client if record else None for client in self.sites}
+            wires = {client: inside(self.folder, "wire", client) if record else None for client in self.sites}
             self.relays = {client: Relay(self.port, wire) for client, wire in wires.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / "lock", timeout=0)
         self.closing = threading.Event()
         self.supervisor = threading.Thread(target=self.supervise, name="supervisor", daemon=True)
         self.superlink = self.process("superlink", self.superlink_command())
-        self.nodes = {client: self.process(f"node-{client}", self.node_command(client)) for client in self.sites}
+        self.nodes = {client: self.process(f"node-{filed(client)}", self.node_command(client)) for client in self.sites}
 
     def __enter__(self) -> Self:
         try:
@@ -222,11 +224,24 @@ class Fleet:
         told = {"plan": plan, "out": out, "key": self.keys.coordinator}
         return self.submit(app, {name: str(file.resolve()) for name, file in told.items()})
 
-    def agree(self, *plans: Path) -> None:
-        """Enter the sites' keys and the coordinator's into copies of ``federation.toml``."""
-        keys = {client: public(self.keys.node_public(client)) for client in self.sites}
-        for plan in plans:
-            agreement.enter(plan, top={"coordinator": public(with_pub(self.keys.coordinator))}, keys=keys)
+    def agree(self, plan: Path) -> None:
+        """Enter the coordinator's fingerprints and the sites' into a ``federation.toml``."""
+        top = {"coordinator": public(with_pub(self.keys.coordinator))}
+        if self.tls:
+            top["authority"] = authority_digest(self.keys.authority)
+        agreement.enter(plan, top=top, keys={client: public(self.keys.node_public(client)) for client in self.sites})
+
+    def join(self, plan: Path, data: Mapping[str, Path]) -> None:
+        """Let every site join a federation, as its member would; what is in its folder stays.
+
+        Args:
+            plan: ``federation.toml``.
+            data: client -> file with its rows.
+        """
+        self.agree(plan)
+        for client, site in self.sites.items():
+            key = self.keys.node(client)
+            Joining.of(plan, self.keys.authority, client, site.parent, key, data[client]).write()
 
     def wait(self, run: int, seconds: float, between: Callable[[], None] | None = None) -> str:
         """Wait until a run has ended.
@@ -315,16 +330,11 @@ def node_arguments(site: Path, superlink: str, port: int, authority: Path | None
         key: the site's private key.
     """
     secure = ["--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
-    told = f"site={quoted(str(site.resolve()))} key={quoted(str(key.resolve()))}"
+    told = f"site={node_value(str(site.resolve()))} key={node_value(str(key.resolve()))}"
     return [
         *("--superlink", superlink, "--port", str(port), "--node-config", told),
         *(["--insecure"] if authority is None else secure),
     ]
-
-
-def quoted(text: str) -> str:
-    """A text as a value of ``--node-config``: Flower finds the end of a value at the next quote, escaped or not."""
-    return '"' + "".join(c if c.isalnum() or c in "/._- " else rf"\U{ord(c):08x}" for c in text) + '"'
 
 
 def free_port() -> int:

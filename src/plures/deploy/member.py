@@ -1,0 +1,157 @@
+"""A member's folder, made at the member: the agreed file and the authority's certificate came, the rest is plures'."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from plures.deploy.keys import Keyring, authority_digest
+from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.project import PLAN, slug
+from plures.deploy.quoting import unit_value
+from plures.deploy.services import service
+from plures.deploy.signing import Key
+from plures.deploy.state import PUBLISHED
+from plures.deploy.templates import filled
+from plures.errors import PluresError
+from plures.files import inside, replacing, write_text
+from plures.tables.declared import toml
+from plures.texts import visible_lines
+
+SITE, AUTHORITY, KEYS = "site.toml", "ca.crt", "keys"
+
+
+def spoken(digest: str) -> str:
+    """A digest in groups that are easy to read aloud."""
+    return " ".join(digest[place : place + 4] for place in range(0, len(digest), 4))
+
+
+def heard(text: str) -> str:
+    """A digest as somebody wrote it down."""
+    return re.sub(r"[\s:-]", "", text).lower()
+
+
+def digest_of(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise PluresError(f"{file} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What a member is about to agree to, checked; nothing is written yet.
+
+    Attributes:
+        client: its name.
+        folder: of the site, there or to be made.
+        plan: the federation.
+        agreed: the bytes of the federation's file.
+        authority: the bytes of the authority's certificate.
+        key: the member's private key.
+        data: file with its rows, if they are in one.
+    """
+
+    client: str
+    folder: Path
+    plan: Plan
+    agreed: bytes
+    authority: bytes
+    key: Path
+    data: Path | None
+
+    @classmethod
+    def of(
+        cls, federation: Path, authority: Path, client: str, folder: Path, key: Path | None, data: Path | None
+    ) -> Joining:
+        """Check all that a member has got.
+
+        Raises:
+            PluresError: the federation cannot be read, the client or its key does not stand in it, the certificate is
+                not that of its authority, or the folder is another member's.
+        """
+        plan = Plan.load(federation)
+        if client not in plan.clients:
+            raise PluresError(f"{federation}: client {client!r} is not one of its clients: {', '.join(plan.clients)}")
+        _ = plan.orders
+        digest = authority_digest(authority)
+        if digest != plan.authority:
+            stands = "names none" if plan.authority is None else f"names {spoken(plan.authority)}"
+            raise PluresError(
+                f"{authority} is {spoken(digest)}, but {federation} {stands}: ask the coordinator for both files"
+            )
+        own = Keyring(folder / KEYS)
+        private = key or own.node(client)
+        if not private.exists():
+            where = shlex.join(["plures", "deploy", "keys", "--folder", str(own.folder), "--client", client])
+            raise PluresError(
+                f"{private} is missing: make it with `{where}`, send the .pub beside it, and join when it is added"
+            )
+        Key.of(private, client, plan.keys.get(client))
+        if (folder / SITE).exists() and (there := SiteFile.load(folder / SITE).client) != client:
+            raise PluresError(f"{folder} is the folder of client {there!r}: choose another --folder")
+        if data is not None and not data.is_file():
+            raise PluresError(f"--data {data} is no file: name a CSV or Parquet file with the rows")
+        return cls(client, folder, plan, federation.read_bytes(), authority.read_bytes(), private, data)
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the federation's file, in hexadecimal digits; it says which certificate belongs to it."""
+        return hashlib.sha256(self.agreed).hexdigest()
+
+    def changes(self) -> str:
+        """What is new in the federation's file against the one in the folder, as lines; empty if nothing is."""
+        old = self.folder / PLAN
+        if not old.exists() or old.read_bytes() == self.agreed:
+            return ""
+        before, after = (content.decode(errors="replace").split("\n") for content in (old.read_bytes(), self.agreed))
+        return visible_lines(
+            "\n".join(difflib.unified_diff(before, after, "until now", "from now on", lineterm="", n=1))
+        )
+
+    def write(self) -> list[Path]:
+        """Write the site's folder; returns what was written. What is there stays, but for the two files that came."""
+        files = {name: text for name, text in self.files().items() if not (self.folder / name).exists()}
+        for name, text in files.items():
+            write_text(self.folder / name, text)
+        for name, content in ((PLAN, self.agreed), (AUTHORITY, self.authority)):
+            with replacing(self.folder / name) as temporary:
+                temporary.write_bytes(content)
+        return [self.folder / name for name in (PLAN, AUTHORITY, *files)]
+
+    def files(self) -> dict[str, str]:
+        """File in the site's folder -> text, all of them plures' own."""
+        home = self.folder.resolve()
+        service_name = f"plures-{slug(self.plan.name, 'federation')}-{slug(self.client, 'site')}"
+        published = inside(home / "state", self.plan.name, self.plan.label) / PUBLISHED
+        told = {
+            "name": self.plan.name,
+            "client": self.client,
+            "superlink": self.plan.superlink or "the coordinator",
+            "service": service_name,
+            "published": shlex.quote(str(published.relative_to(home))),
+        }
+        source = 'loader = "load_data.py:load"\n# data = "data.csv"'
+        if self.data is not None:
+            source = f"data = {toml(placed(self.data, home))}"
+        site = {"client": toml(self.client), "key": toml(placed(self.key, home)), "source": source}
+        unit = {"app": service_name, "title": self.plan.name, "port": SiteFile.model_fields["port"].default}
+        found = {
+            SITE: filled("site/site.toml", **site),
+            "README.md": filled("site/README.md", **told),
+            "node.service": service("node.service", home, client=unit_value(self.client), **unit),
+            ".gitignore": filled("site/gitignore"),
+        }
+        return found | ({"load_data.py": filled("site/load_data.py")} if self.data is None else {})
+
+
+def placed(file: Path, home: Path) -> str:
+    """A file as the site's own file names it: from the site's folder if it lies there."""
+    whole = Path(os.path.abspath(file))
+    return str(whole.relative_to(home)) if whole.is_relative_to(home) else str(whole)
