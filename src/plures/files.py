@@ -125,17 +125,18 @@ def filed(name: str) -> str:
     return f"{plain}-{digest}"
 
 
-def inside(root: Path, *names: str) -> Path:
+def inside(root: Path, *names: str, suffix: str = "") -> Path:
     """The place for something in a folder, whatever it is called: each name becomes one that :func:`filed` makes.
 
     Args:
         root: the folder; a link to it is followed.
         names: of the folders below it, the last of the file or folder itself. Who gave them does not matter.
+        suffix: of the file.
 
     Raises:
         PluresError: a link at the place leads out of the folder.
     """
-    place = root.joinpath(*map(filed, names))
+    place = root.joinpath(*map(filed, names[:-1]), filed(names[-1]) + suffix)
     try:
         within = place.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError) as error:

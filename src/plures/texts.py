@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 import unicodedata
+from collections.abc import Iterable
 
 OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode's categories of what has no sign of its own: controls, formats, halves of pairs, ends of lines."""
+NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf|nan)")
+FORMULA = re.compile(r"(^|[;\t])(?=[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+"""Where a spreadsheet would begin to compute: at the start of a cell, and after a sign that it may divide cells at."""
+KEPT = re.compile(rf"(^|[;\t])'{FORMULA.pattern.partition(')')[2]}")
+LINES = "\n\t\u2028\u2029"
 JOINERS = "\u200c\u200d"
 """Invisible, and part of how some scripts and emoji are written."""
 
@@ -23,10 +32,42 @@ def visible(text: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """The same for a text that may have line breaks and tabs."""
-    return "".join(sign if sign in "\n\t" else _escaped(sign) for sign in text) if not text.isprintable() else text
+    """The same for a text that may have lines and tabs."""
+    return "".join(sign if sign in LINES else _escaped(sign) for sign in text) if not text.isprintable() else text
 
 
 def _escaped(sign: str) -> str:
     obeyed = unicodedata.category(sign) in OBEYED and sign not in JOINERS
     return sign.encode("unicode_escape").decode() if obeyed else sign
+
+
+def cell(text: str) -> str:
+    """A text as the cell of a CSV file: where a spreadsheet would run it, an apostrophe before it makes it a text.
+
+    Numbers stay numbers. :func:`uncelled` gives the text again.
+
+    Examples:
+        >>> [cell(text) for text in ("ward 3", "-0.5", "=1+1")]
+        ['ward 3', '-0.5', "'=1+1"]
+    """
+    return text if NUMBER.fullmatch(text) else FORMULA.sub(r"\1'", text)
+
+
+def uncelled(cell: str) -> str:
+    """The text that a cell holds which was written by :func:`cell`."""
+    return KEPT.sub(r"\1", cell)
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV; every text in them is safe to open in a spreadsheet."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        writer.writerow([cell(value) if isinstance(value, str) else value for value in row])
+    return file.getvalue()
+
+
+def markdown(text: str) -> str:
+    """A text of others as a part of a line of Markdown: no link, emphasis, code, table or HTML comes of it."""
+    plain = re.sub(r"[\\`*|]|\](?=[(\[:])", r"\\\g<0>", " ".join(visible(text).split()))
+    return plain.replace("<", "&lt;")

@@ -8,7 +8,6 @@ import warnings
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
 import plures
@@ -19,7 +18,7 @@ from plures.cli import models as models
 from plures.cli import operate as operate
 from plures.cli import research as research
 from plures.cli import study as study
-from plures.cli.common import app
+from plures.cli.common import Terminal, app
 from plures.errors import PluresError, PluresWarning
 
 __all__ = ["app", "main"]
@@ -37,15 +36,15 @@ def common(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
+        handlers=[RichHandler(console=Terminal(stderr=True), show_time=False, show_path=False)],
     )
 
 
 def main() -> None:
     """Entry point: one clear line for bad input."""
-    errors = Console(stderr=True)
+    errors = Terminal(stderr=True)
     warnings.simplefilter("once", PluresWarning)
-    warnings.showwarning = lambda message, *_: errors.print(f"note: {message}", style="yellow", markup=False)
+    warnings.showwarning = lambda message, *_: errors.print(f"note: {message}", style="yellow")
     try:
         app()
     except PluresError as error:
@@ -58,5 +57,5 @@ def main() -> None:
     else:
         return
     logging.getLogger("plures").info("where it happened", exc_info=sys.exc_info())
-    errors.print(f"error: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"error: {said}", style="red", highlight=False, soft_wrap=True)
     sys.exit(2)

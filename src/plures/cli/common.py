@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 import click
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import Code
@@ -20,6 +21,7 @@ from plures.evaluate.spec import data_kinds, network_kinds
 from plures.models import NETWORKS
 from plures.run import Execution
 from plures.signature import Kinds, read
+from plures.texts import visible_lines
 from plures.track import TRACKERS
 
 app = typer.Typer(
@@ -29,7 +31,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Personalized federated learning: a model for every client, learned from all of them.",
 )
-console = Console()
+
+
+class Terminal(Console):
+    """Shows every text as it is: nothing in it is markup, and nothing in it is obeyed by the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible_lines(segment.text), segment.style)
+
+
+console = Terminal()
+
+
+def say(text: str) -> None:
+    """Print plain lines."""
+    typer.echo(visible_lines(text))
+
 
 Data = Annotated[str, typer.Argument(help="Name of a data set (see `plures datasets`) or a folder of .npz files.")]
 Out = Annotated[Path, typer.Option(help="Folder for results; an interrupted command goes on from it.")]
@@ -133,7 +154,8 @@ def execution(
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Any]:
     """A progress bar; yields ``update(done, text)``. After Ctrl-C, says how to go on."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    words, text = (TextColumn(f"{{task.{told}}}", markup=False) for told in ("description", "fields[text]"))
+    columns = (SpinnerColumn(), words, BarColumn(), text)
     try:
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
             task = bar.add_task(description, total=total, text="")

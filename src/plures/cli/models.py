@@ -25,6 +25,7 @@ from plures.cli.common import (
     current_folder,
     data_settings,
     model_settings,
+    say,
     settings,
 )
 from plures.errors import PluresError
@@ -39,6 +40,7 @@ from plures.serving.device import COUNTED, memory
 from plures.serving.export import FORMATS, export
 from plures.serving.personal import PersonalModel, opened
 from plures.tables.table import read_table
+from plures.texts import csv_text
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a personal model, or of a finished run.")]
 Client = Annotated[str | None, typer.Option(help="Whose model; needed for a run.")]
@@ -120,7 +122,7 @@ def predict_command(
         check_file(out)
     kept = RunFolder(folder, consent(allow_code))
     if card:
-        typer.echo(opened(folder, client, kept.code).card.text())
+        say(opened(folder, client, kept.code).card.text())
         return
     if kept.finished and client is not None:
         classes = kept.fitted().task.classes
@@ -129,11 +131,11 @@ def predict_command(
         model = opened(folder, client, kept.code)
         outputs, decided = model.predict(given(model, inputs))
         classes = model.card.classes
-    lines = predictions(outputs, decided, classes)
+    text = predictions(outputs, decided, classes)
     if out is None:
-        typer.echo("\n".join(lines))
+        say(text.removesuffix("\n"))
     else:
-        write_text(out, "\n".join(lines) + "\n")
+        write_text(out, text)
 
 
 @app.command("serve")
@@ -150,7 +152,7 @@ def serve_command(
 
     model = opened(folder, client, consent(allow_code))
     who = f"the model of {model.card.client}, version {model.card.version}"
-    serve(model, host, port, limit, lambda address: typer.echo(f"serving {who}, on {address}"))
+    serve(model, host, port, limit, lambda address: say(f"serving {who}, on {address}"))
 
 
 @app.command("export")
@@ -265,20 +267,17 @@ def read_inputs(file: Path) -> np.ndarray[Any, Any]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return np.asarray(archive["x"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError, AttributeError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not such a file"
         raise PluresError(f"{file}: {reason}; give an .npz file with an array x of raw examples") from error
 
 
-def predictions(outputs: torch.Tensor, decided: torch.Tensor | None, classes: tuple[str, ...]) -> list[str]:
-    """CSV lines: the class and each class's probability, or the predicted numbers."""
+def predictions(outputs: torch.Tensor, decided: torch.Tensor | None, classes: tuple[str, ...]) -> str:
+    """CSV: the class and each class's probability, or the predicted numbers."""
+    values = [
+        [f"{value:.6g}" for value in row] for row in (outputs if decided is None else outputs.softmax(-1)).tolist()
+    ]
     if decided is None:
-        return [
-            ",".join(f"y{i}" for i in range(outputs.shape[1])),
-            *(",".join(f"{v:.6g}" for v in row) for row in outputs.tolist()),
-        ]
-    chances = outputs.softmax(-1)
-    lines = [",".join(["class", *classes])]
-    for row, best in zip(chances.tolist(), decided.tolist(), strict=True):
-        lines.append(",".join([classes[best], *(f"{p:.6g}" for p in row)]))
-    return lines
+        return csv_text([[f"y{i}" for i in range(outputs.shape[1])], *values])
+    named = ([classes[best], *row] for best, row in zip(decided.tolist(), values, strict=True))
+    return csv_text([["class", *classes], *named])

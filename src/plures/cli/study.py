@@ -16,7 +16,7 @@ import typer
 from plures.cli.common import AllowCode, Track, app, consent, console
 from plures.devices import find
 from plures.errors import PluresError
-from plures.files import check_folder, write_text
+from plures.files import check_folder, inside, write_text
 from plures.report import html_report
 from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, resolved
 from plures.study.view import plan_table, watching
@@ -40,7 +40,7 @@ def study_command(
     """Plan a study and run it; a second start goes on, and several starts divide the work."""
     code = consent(allow_code)
     source = read_study(file, code)
-    folder = out or Path("runs") / source.document.name
+    folder = out or inside(Path("runs"), source.document.name)
     check_folder(folder)
     try:
         find(source.document.execution.device)

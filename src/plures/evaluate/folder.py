@@ -22,7 +22,7 @@ from plures.federation import SPLITS, Federation, Split, Task
 from plures.federation.build import Frame
 from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
-from plures.files import DamagedError, describe, read, unsealed, write, write_json
+from plures.files import DamagedError, describe, inside, read, unsealed, write, write_json
 from plures.method import Bound, Method, Setting
 from plures.models import Leaves, ModelFactory
 from plures.run import Execution, Run, Training
@@ -372,7 +372,7 @@ class RunFolder:
     def own(self, client: str, bound: Bound) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """The examples of a client that its predictor reads, ``(1, n, ...)``, by split: inputs, targets, weights."""
         file = self._file(client)
-        end = f":{client}" if file.name == MODELS else ""
+        end = f":{client}" if file == self.path / MODELS else ""
         stored = _whole(file)[0] if bound.method.predictor.reads else {}
         own: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         for split in bound.method.predictor.reads:
@@ -391,14 +391,14 @@ class RunFolder:
     def validation(self, client: str) -> dict[str, float | None]:
         """Metrics on a client's own validation examples; empty where it has none."""
         file = self._file(client)
-        if file.name != MODELS:
+        if file != self.path / MODELS:
             found: dict[str, float | None] = describe(file, ONBOARD)["validation"]
             return found
         scores = self.result().validation
         return _scores(scores, scores.clients.index(client))
 
     def _newcomer(self, client: str) -> Path:
-        return self.path / NEWCOMERS / f"{client}.safetensors"
+        return inside(self.path / NEWCOMERS, client, suffix=".safetensors")
 
     def _belongs(self) -> str:
         """A digest of what the run answers, by which a newcomer's file is known to be of this run."""
@@ -421,12 +421,14 @@ class RunFolder:
                 )
             near = suggestion(client, about["clients"], "clients are")
             raise PluresError(f"no client {client!r} in {self.path}; {near}")
-        return {key.removeprefix(f"{client}/"): t for key, t in tensors.items() if key.startswith(f"{client}/")}
+        others = tuple(f"{other}/" for other in about["clients"] if other.startswith(f"{client}/"))
+        mine = {key: t for key, t in tensors.items() if key.startswith(f"{client}/") and not key.startswith(others)}
+        return {key.removeprefix(f"{client}/"): t for key, t in mine.items()}
 
 
 def _whole(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a file of models holds."""
-    return read(file, AGAIN if file.name == MODELS else ONBOARD)
+    return read(file, ONBOARD if file.parent.name == NEWCOMERS else AGAIN)
 
 
 def _scores(scores: ClientScores, place: int) -> dict[str, float | None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
+
+from plures.texts import visible_lines
 
 
 def _json(value: float | None) -> float | str | None:
@@ -25,7 +27,25 @@ Score = Annotated[float | None, PlainSerializer(_json, when_used="json")]
 
 
 class Result(BaseModel):
+    """Immutable, without unknown fields; texts in it are shown, whoever wrote the file that it comes from."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _shown(cls, value: Any) -> Any:
+        return shown(value)
+
+
+def shown(value: Any) -> Any:
+    """A value of a result with all its texts as :func:`~plures.texts.visible_lines` gives them."""
+    if isinstance(value, str):
+        return visible_lines(value)
+    if isinstance(value, dict):
+        return {shown(key): shown(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple) and any(isinstance(inner, str | list | tuple | dict) for inner in value):
+        return type(value)(map(shown, value))
+    return value
 
 
 class ClientValues(Result):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from plures.evaluate.scores import Floats, Metric, Scores
 from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
 from plures.faults import read_json
 from plures.signature import checked
+from plures.texts import csv_text
 
 BASELINES = ("local", "fedavg", "fedavg_ft")
 
@@ -339,10 +338,8 @@ class Comparison(Result):
 
     def to_csv(self) -> str:
         """One line per method, seed and client, with every metric on the test data at the chosen round."""
-        text = io.StringIO()
         names = list(self.methods[0].seeds[0].test.metrics)
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["method", "seed", "client", "unseen", "examples", "chosen_round", *names])
+        lines: list[list[object]] = [["method", "seed", "client", "unseen", "examples", "chosen_round", *names]]
         for method in self.methods:
             for run in method.seeds:
                 for unseen, scores in ((False, run.test), (True, run.unseen)):
@@ -350,7 +347,5 @@ class Comparison(Result):
                         continue
                     for i, client in enumerate(scores.clients):
                         cells = [scores.metrics[name][i] for name in names]
-                        writer.writerow(
-                            [method.name, run.seed, client, unseen, scores.sizes[i], run.chosen_round, *cells]
-                        )
-        return text.getvalue()
+                        lines.append([method.name, run.seed, client, unseen, scores.sizes[i], run.chosen_round, *cells])
+        return csv_text(lines)

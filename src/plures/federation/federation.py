@@ -12,7 +12,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.devices import find
 from plures.errors import PluresError, suggestion
-from plures.federation.names import in_order, name_of
+from plures.federation.names import check_words, checked_name, in_order, name_of
 from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
 
@@ -45,6 +45,7 @@ class Task:
             raise PluresError(f"task kind {self.kind!r} is unknown: {suggestion(self.kind, KINDS)}")
         if self.outputs < 1:
             raise PluresError(f"a task of {self.outputs} outputs: give at least 1")
+        check_words(self.classes, "class")
 
 
 @brief
@@ -124,6 +125,7 @@ class Federation:
     public: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
+        check_words([self.name], "federation")
         if not self.clients:
             raise PluresError(f"federation {self.name!r} has no client: give at least one")
         if self.clients != in_order(self.clients):
@@ -131,6 +133,10 @@ class Federation:
                 f"federation {self.name!r}: client names must be different and in natural order, that is "
                 f"{_few(in_order(self.clients))}"
             )
+        for client in self.clients:
+            checked_name(client, "client")
+        check_words(self.columns, "column")
+        check_words(map(str, self.metadata), "metadata column")
         if len(self.inputs) != len(self.targets):
             raise PluresError(
                 f"federation {self.name!r}: {len(self.inputs)} inputs but {len(self.targets)} targets; they must match"

@@ -16,6 +16,7 @@ V = TypeVar("V")
 DIGITS = re.compile(r"[0-9]+")
 LONGEST = 100
 """Characters of a name."""
+NONE = "no line breaks, control characters or signs that turn the direction of a text"
 
 
 def fault(name: str) -> str | None:
@@ -27,7 +28,7 @@ def fault(name: str) -> str | None:
     if not name or name != name.strip():
         return "a name has at least one sign, and no blanks around it"
     if visible(name) != name:
-        return "a name has no line breaks, control characters or signs that turn the direction of a text"
+        return f"a name has {NONE}"
     if len(name) > LONGEST:
         return f"a name has at most {LONGEST} signs, not {len(name)}"
     return None
@@ -44,9 +45,25 @@ def checked_name(name: str, what: str) -> str:
         PluresError: it cannot.
     """
     if wrong := fault(name):
-        shown = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
-        raise PluresError(f"{what} {shown!r}: {wrong}; choose another")
+        raise PluresError(f"{what} {shortened(name)!r}: {wrong}; choose another")
     return name
+
+
+def check_words(words: Iterable[str], what: str) -> None:
+    """Refuse words of data (classes, columns) that are obeyed instead of shown, of any length and with any blanks.
+
+    Args:
+        words: the words.
+        what: what they name, for the message.
+    """
+    for word in words:
+        if visible(word) != word:
+            raise PluresError(f"{what} {shortened(word)!r}: a name has {NONE}; rename it")
+
+
+def shortened(name: str) -> str:
+    """The beginning of a name, for a message."""
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
 
 
 def name_of(value: object) -> str:

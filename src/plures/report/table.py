@@ -11,6 +11,7 @@ from rich.text import Text
 from plures.evaluate.results import BASELINES, Comparison, Row
 from plures.evaluate.summary import paired_test, worse
 from plures.report.columns import Number, best, columns, known, probability
+from plures.texts import markdown
 
 LEVEL = 0.05
 LEFT_OUT = ("chosen_round",)
@@ -82,7 +83,7 @@ def markdown_table(comparison: Comparison) -> str:
             f"**{c.write(row)}**" if c.key == "mean" and row is winner and known(row.mean) is not None else c.write(row)
             for c in shown
         ]
-        lines.append(" | ".join([_plain(row.title), *cells]))
+        lines.append(" | ".join([markdown(row.title), *cells]))
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -190,8 +191,3 @@ def _harm(comparison: Comparison, row: Row) -> str:
             known = ~(np.isnan(own) | np.isnan(reference))
             counts.append(f"{lost} of {int(known.sum())} clients against {told}")
     return f"{row.title} harms {' and '.join(counts)}."
-
-
-def _plain(text: str) -> str:
-    """A name that cannot break out of a Markdown cell."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from plures.federation.partition import HOWS, READS, How
+from plures.tables.declared import Name, named
 
 
 def _named(value: object) -> object:
     """A name alone stands for a table that holds the name."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def _labelled(value: str) -> str:
+    return named(value) if value else value
+
+
+Label = Annotated[str, AfterValidator(_labelled)]
+"""A name, or nothing."""
 
 
 def _counted(value: object) -> object:
@@ -78,7 +87,7 @@ class DataPart(Part):
     """
 
     name: str
-    label: str = ""
+    label: Label = ""
     options: dict[str, Any] = Field(default_factory=dict)
     split: SplitPart | None = None
     model: str | None = None
@@ -122,7 +131,7 @@ class PartitionPart(Part):
     """
 
     how: Literal["natural"] | How = "natural"
-    label: str = ""
+    label: Label = ""
     clients: Annotated[int | None, Field(ge=1)] = None
     alpha: Annotated[float | None, Field(gt=0)] = None
     classes_per_client: Annotated[int | None, Field(ge=1)] = None
@@ -157,7 +166,7 @@ class MethodPart(Part):
     """
 
     name: str
-    label: str = ""
+    label: Label = ""
     lr: Annotated[float | None, Field(gt=0)] = None
     parameters: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Choices] | None = None
@@ -178,7 +187,7 @@ class BudgetPart(Part):
         every: rounds between readings of validation data; default: about ten readings.
     """
 
-    label: str = ""
+    label: Label = ""
     rounds: Annotated[int, Field(ge=1)] = 20
     epochs: Annotated[float, Field(gt=0)] = 1.0
     steps: Annotated[int | None, Field(ge=1)] = None
@@ -237,7 +246,7 @@ class ExecutionPart(Part):
 class Document(Part):
     """A study: every data set with each of its partitions and every budget is a cell; every method runs on each."""
 
-    name: str = Field(min_length=1)
+    name: Name
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_counted), Field(min_length=1)] = [0, 1, 2]
     data: list[Annotated[DataPart, BeforeValidator(_named)]] = Field(min_length=1)
     partitions: list[PartitionPart] = Field(default_factory=lambda: [PartitionPart()], min_length=1)

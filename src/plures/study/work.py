@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from plures.evaluate.record import Result
 from plures.evaluate.results import MetricCard, Point, Trial
 from plures.evaluate.scores import primary, score
 from plures.evaluate.spec import RunSpec
-from plures.files import filed
+from plures.files import inside
 from plures.run import Execution, Run
 from plures.run.checkpoint import discard_damaged
 from plures.study.cells import Loaded, load_cell
@@ -255,8 +254,8 @@ class Bench:
 
     def models(self, unit: Unit) -> Path:
         """Where the models of a final run are kept."""
-        cell = re.sub(r"[^A-Za-z0-9_.=+-]+", "-", f"{unit.cell.title} {unit.cell.key[:6]}")
-        return self.store.folder.joinpath("runs", cell, filed(unit.candidate.label), f"seed-{unit.seed}")
+        cell = f"{unit.cell.title} {unit.cell.key[:6]}"
+        return inside(self.store.folder / "runs", cell, unit.candidate.label, f"seed-{unit.seed}")
 
 
 class _BehindError(Exception):

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from plures.federation.names import fault
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
+    """A name, if it can be one."""
     if wrong := fault(name):
         raise ValueError(wrong)
     return name
@@ -23,7 +24,7 @@ def _finite(value: float) -> float:
     return value
 
 
-Name = Annotated[str, AfterValidator(_named)]
+Name = Annotated[str, AfterValidator(named)]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Finite = Annotated[float, AfterValidator(_finite)]
 Share = Annotated[float, Field(ge=0, le=1)]

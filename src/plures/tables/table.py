@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from plures.errors import PluresError
 from plures.federation.build import Frame
 from plures.files import write_text
+from plures.texts import csv_text, uncelled
 
 MISSING = ("", "?", "NA")
 """What stands for a missing value in a CSV file."""
@@ -116,12 +116,8 @@ def read_table(path: Path) -> dict[str, list[Any]]:
 def write_table(path: Path, table: Table) -> None:
     """Write a table as CSV that :func:`read_table` reads; a missing value is an empty cell."""
     found = columns(table)
-    content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(found)
-    for row in zip(*found.values(), strict=True):
-        writer.writerow(["" if absent(cell) else text(cell) for cell in row])
-    write_text(path, content.getvalue())
+    rows = ([None if absent(cell) else text(cell) for cell in row] for row in zip(*found.values(), strict=True))
+    write_text(path, csv_text([found, *rows]))
 
 
 def _names(table: Table) -> Sequence[Any]:
@@ -145,7 +141,7 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True, skipinitialspace=True)
-            header = [name.strip() for name in next(reader, [])]
+            header = [uncelled(name.strip()) for name in next(reader, [])]
             _check_header(path, header)
             rows = [_row(path, reader.line_num, header, row) for row in reader if row]
     except UnicodeDecodeError as error:
@@ -171,7 +167,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 def _row(path: Path, line: int, header: Sequence[str], row: Sequence[str]) -> list[str | None]:
     if len(row) != len(header):
         raise PluresError(f"{path}, line {line}: {len(row)} cells for {len(header)} columns; correct the line")
-    cells = [cell.strip() for cell in row]
+    cells = [uncelled(cell.strip()) for cell in row]
     return [None if cell in MISSING else cell for cell in cells]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import plures
 from plures.evaluate.callback import About
 from plures.extras import needed
+from plures.files import inside
 from plures.track import names
 from plures.track.tracker import Settings, Tracker
 
@@ -68,7 +69,7 @@ class MLflow(Tracker):
         known = self.client.get_experiment_by_name(name)
         if known is not None:
             return str(known.experiment_id)
-        beside = None if self.file is None else (self.file.parent / "artifacts" / names.plain_key(name)).as_uri()
+        beside = None if self.file is None else inside(self.file.parent / "artifacts", name).as_uri()
         return str(self.client.create_experiment(name, artifact_location=beside))
 
     def _begun(self, experiment: str, title: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from plures.evaluate.callback import About
 from plures.extras import needed
+from plures.files import inside
 from plures.track import names
 from plures.track.tracker import Settings, Tracker
 
@@ -36,7 +37,7 @@ class TensorBoard(Tracker):
         self.ended: Any = None
 
     def open(self, about: About, settings: Settings) -> None:
-        folder = self.folder / names.plain_key(about.federation) / names.plain_key(about.title)
+        folder = inside(self.folder, *map(names.plain_key, (about.federation, about.title)))
         self.writer = self.library.SummaryWriter(str(folder), purge_step=about.done + 1)
         measured = {f"validation/{about.metric.name}": 0.0, f"test/{about.metric.name}": 0.0}
         experiment, begun, self.ended = self.summary.hparams(dict(settings), measured)

@@ -59,9 +59,14 @@ function save(name, kind, content) {
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
 
+// A text that a spreadsheet would run gets an apostrophe before it, by the rule of plures.texts.cell; numbers stay.
+const FORMULA = /(^|[;\t])(?=[\s"']*[=+\-@\uff1d\uff0b\uff0d\uff20])/g;
+const NUMBER = /^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)$/i;
+const inert = (words) => (NUMBER.test(words) ? words : words.replace(FORMULA, "$1'"));
+
 const csv = (rows) =>
   rows.map((row) => row.map((cell) => {
-    const words = present(cell) ? String(cell) : "";
+    const words = present(cell) ? inert(String(cell)) : "";
     return /[",\r\n]/.test(words) ? `"${words.replaceAll('"', '""')}"` : words;
   }).join(",")).join("\n") + "\n";
 
