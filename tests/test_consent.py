@@ -12,14 +12,16 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from plures import cli
+from plures import METHODS, cli
 from plures.deploy import app
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.promise import promise
@@ -27,9 +29,11 @@ from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, finish, fit
 from plures.evaluate.spec import find_method
 from plures.files import read, write, write_json
-from plures.run import Execution, Run
+from plures.models import NETWORKS
+from plures.run import Execution, Run, choose
 from plures.serving.export import export
 from plures.serving.personal import MODEL, PersonalModel, opened
+from plures.signature import fits, kinds, readings
 from plures.study import Study, parse_study, plan_of
 from plures.tables.heart import heart_schema, heart_tables
 from plures.tables.table import write_table
@@ -494,6 +498,72 @@ def test_a_type_of_numbers_is_nothing_else_of_pytorch(dtype: str, honest: Path, 
     write(home / "run" / "models.safetensors", tensors, about)
     with pytest.raises(PluresError, match="is no type of numbers"):
         opened(home / "run", "va")
+
+
+@pytest.mark.parametrize("name", ["clients_on_disk", "device", "other"])
+def test_a_run_names_no_folder_to_write_to(name: str, honest: Path, tmp_path: Path):
+    home = tmp_path / "sent"
+    shutil.copytree(honest, home)
+    told = json.loads((home / "run" / "run.json").read_text())
+    told["execution"][name] = str(tmp_path / "elsewhere")
+    told.pop("sha256", None)
+    write_json(home / "run" / "run.json", told)
+    with pytest.raises(PluresError, match=r"run\.json is damaged .*: run again"):
+        RunFolder(home / "run").run()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_measured_execution_names_no_folder_to_write_to(tmp_path: Path):
+    told = {"backend": "loop", "chunk": 1, "compile": False, "precision": "float32", "device": "cpu"}
+    assert Execution.told(told) == LOOP
+    with pytest.raises(PluresError, match="'clients_on_disk' is not read from a file"):
+        Execution.told(told | {"clients_on_disk": str(tmp_path)})
+
+
+VALUES: list[Any] = ["builtins:exec", "os.system", "lambda: 0", {"func": "os:system"}, ["os:system"], {}, True, 1, None]
+
+
+def test_no_parameter_that_takes_a_function_takes_what_a_file_can_say():
+    taking = [(name, key, kind) for name, entry in METHODS.items() for key, kind in entry.kinds.items()]
+    taking += [(name, key, kind) for name, build in NETWORKS.items() for key, kind in kinds(build).items()]
+    taking = [about for about in taking if "Callable" in str(about[2]) or about[2] is Any]
+    assert {(name, key) for name, key, _ in taking} == {
+        ("fedsimclr", "views"),
+        ("threshold", "utility"),
+        ("digital_twin", "groups"),
+    }, "a parameter that takes a function is new: see that no text becomes one"
+    for name, key, kind in taking:
+        for value in VALUES:
+            for reading in filter(lambda reading: fits(reading, kind), readings(value)):
+                assert not callable(reading), (name, key, value)
+                assert (name, key) == ("digital_twin", "groups"), (name, key, value)  # a column's name, or none
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="users by number")
+def test_compiled_steps_come_from_a_folder_of_one_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Another user of the machine may make the folder before, for its name is known."""
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = Path(default_cache_dir())
+    assert folder.parent == tmp_path
+    assert choose.own_cache()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert not choose.own_cache()
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    assert "others may write where PyTorch keeps compiled steps" in (choose.uncompilable() or "")
+    folder.chmod(0o755)
+    assert choose.own_cache()
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    assert not choose.own_cache()
+    monkeypatch.undo()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder.rmdir()
+    folder.symlink_to(tmp_path / "else")
+    assert not choose.own_cache()
 
 
 # --- systems without POSIX --------------------------------------------------------------------------------------------

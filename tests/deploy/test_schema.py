@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -478,11 +480,29 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pandas = pytest.importorskip("pandas")
     file = tmp_path / "site.parquet"
     file.write_bytes(b"no parquet")
+    read: list[str] = []
+
+    def reads(path: Path, engine: str) -> object:
+        read.append(engine)
+        if path.read_bytes() == b"no parquet":
+            raise ValueError("no magic bytes")
+        return pandas.DataFrame({"age": [45, None], "sex": pandas.array(["f", None], dtype="string")})
+
+    monkeypatch.setattr(pandas, "read_parquet", reads)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(PluresError, match=r"site.parquet: Parquet needs pandas and pyarrow"):
+        read_table(file)
+    for version in ("14.0.0", "9.0.0", "13.0.1.dev3"):
+        monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(__version__=version))
+        with pytest.raises(PluresError, match=rf"site.parquet: pyarrow {version} runs code that .* install 14.0.1"):
+            read_table(file)
+    assert read == [], "an old pyarrow runs what a file holds as it opens it"
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(__version__="14.0.1"))
     with pytest.raises(PluresError, match=r"site.parquet: cannot be read as Parquet"):
         read_table(file)
-    frame = pandas.DataFrame({"age": [45, None], "sex": pandas.array(["f", None], dtype="string")})
-    monkeypatch.setattr(pandas, "read_parquet", lambda path: frame)
+    file.write_bytes(b"parquet")
     assert read_table(file) == {"age": [45.0, None], "sex": ["f", None]}
+    assert read == ["pyarrow", "pyarrow"]
 
 
 # The check

@@ -107,7 +107,8 @@ def check_command(
     from plures.tables.check import check
 
     own = SiteFile.load(site)
-    plan = Plan.load(federation or site.parent / own.federation)
+    own = own if federation is None else own.model_copy(update={"federation": str(federation.resolve())})
+    plan = Plan.load(site.parent / own.federation)
     if own.client not in plan.clients:
         raise PluresError(f"{site}: client {own.client!r} is not one of the federation's: {', '.join(plan.clients)}")
     table = own.table(site.parent)
@@ -296,7 +297,9 @@ def demo_command(
 ) -> None:
     """Four hospitals on this machine over Flower, with TLS and registered keys: what each gets out of two methods."""
     for name in method or ():
-        find_method(name)  # of the catalogue: what sites run is not a word of the coordinator's
+        if ":" in name:
+            raise PluresError(f"--method {name}: the demo's sites run methods of the catalogue only")
+        find_method(name)
     check_folder(out)
     needed("flwr", "the demo", "flower")
     from plures.deploy.demo import METHODS, demo

@@ -293,7 +293,7 @@ class RunFolder:
         """How the run used the machine, on a device."""
         described = self._description()["execution"]
         try:
-            return Execution(**described, device=device)
+            return Execution.told(described, device=device)
         except (PluresError, TypeError) as error:
             raise PluresError(f"{self.path / DESCRIPTION} is damaged ({error}): run again") from error
 

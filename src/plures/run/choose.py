@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
+import re
 import shutil
+import stat
 import sys
 import sysconfig
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +31,8 @@ HOPELESS = 1.2
 """Larger stacks are not tried once a stack takes this many times as long as the best."""
 LOOP_MEMORY = 1 << 27
 """Bytes of states that a chunk of clients trained one after the other may take."""
+TAKEN_OUT = r'[\\/:*?"<>|]'
+"""What PyTorch takes out of a user's name, to make the name of a folder of it."""
 COMPILE_AFTER = 180.0
 """Seconds of training left from which a compilation is worth trying."""
 
@@ -109,7 +116,23 @@ def uncompilable() -> str | None:
         return f"there is no C++ compiler {compiler} (Debian: apt install g++)"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "Python's header files are not installed (Debian: apt install python3-dev)"
+    if not own_cache():
+        return "others may write where PyTorch keeps compiled steps: set TORCHINDUCTOR_CACHE_DIR to a folder of yours"
     return None
+
+
+def own_cache() -> bool:
+    """Whether nobody else on this machine may put code where ``torch.compile`` looks for it.
+
+    By default that is a folder of a known name in a folder of all users, where another one may have made it before.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return True
+    folder = Path(tempfile.gettempdir()) / f"torchinductor_{re.sub(TAKEN_OUT, '_', getpass.getuser())}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    about = folder.lstat()
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & stat.S_IWOTH
 
 
 def unstackable(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -37,6 +38,17 @@ class Execution:
     precision: Precision = "auto"
     device: str = "cpu"
     clients_on_disk: Path | None = None
+
+    @classmethod
+    def told(cls, told: Mapping[str, Any], **own: Any) -> Execution:
+        """What a file tells of an execution, and what the reader says himself.
+
+        Raises:
+            PluresError: if the file names a folder to write to, or what there is not.
+        """
+        for name in told.keys() - {field.name for field in fields(cls) if field.name != "clients_on_disk"}:
+            raise PluresError(f"an execution's {name!r} is not read from a file")
+        return cls(**told, **own)
 
     def __post_init__(self) -> None:
         if isinstance(self.chunk, int) and self.chunk < 1:

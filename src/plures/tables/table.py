@@ -20,6 +20,8 @@ from plures.texts import csv_text, uncelled
 
 MISSING = ("", "?", "NA")
 """What stands for a missing value in a CSV file."""
+SAFE = (14, 0, 1)
+"""The first pyarrow that runs nothing of what a Parquet file holds."""
 
 Cells = list[Any] | NDArray[Any]
 """A column: an array of numbers, or a list of anything."""
@@ -173,12 +175,17 @@ def _row(path: Path, line: int, header: Sequence[str], row: Sequence[str]) -> li
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
     try:
-        pandas = importlib.import_module("pandas")
+        pandas, arrow = map(importlib.import_module, ("pandas", "pyarrow"))
     except ImportError as error:
         raise PluresError(f"{path}: Parquet needs pandas and pyarrow; install them, or save as CSV") from error
+    if tuple(map(int, re.findall(r"\d+", arrow.__version__)[:3])) < SAFE:
+        raise PluresError(
+            f"{path}: pyarrow {arrow.__version__} runs code that a Parquet file may hold (CVE-2023-47248): install "
+            f"{'.'.join(map(str, SAFE))} or later, or save as CSV"
+        )
     try:
-        frame = pandas.read_parquet(path)
-    except (ImportError, OSError, ValueError) as error:
-        raise PluresError(f"{path}: cannot be read as Parquet ({error}); install pyarrow, or save as CSV") from error
+        frame = pandas.read_parquet(path, engine="pyarrow")
+    except (OSError, ValueError) as error:
+        raise PluresError(f"{path}: cannot be read as Parquet ({error}); write it again, or save as CSV") from error
     found = columns(frame)
     return {name: [None if absent(cell) else cell for cell in cells] for name, cells in found.items()}
