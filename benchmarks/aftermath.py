@@ -107,7 +107,7 @@ def lost(file: Path, out: Path, afresh: Mapping[str, int] | None = None) -> list
     """
     state, _ = read(out / STATE if (out / STATE).exists() else out / CHECKPOINT)
     state = {name: value for name, value in state.items() if name.partition(":")[0] not in UNCOMPARED}
-    rounds = Journal(out).events("round")
+    rounds = Journal(out).rounds()
     found = [f"round {e['round']} is number {i} in the log" for i, e in enumerate(rounds, 1) if e["round"] != i]
     run = simulated(file, [event["clients"] for event in rounds])
     reached = int(state["round"])

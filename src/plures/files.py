@@ -148,7 +148,7 @@ def inside(root: Path, *names: str, suffix: str = "") -> Path:
 
 def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors and a JSON description to one file, whole or not at all, with a digest of both."""
-    plain = {**json.loads(json.dumps(about)), VALUES: digest(tensors)}
+    plain = {**json.loads(json.dumps(strict(about))), VALUES: digest(tensors)}
     with replacing(file) as temporary:
         save_file(_apart(tensors), temporary, {ABOUT: json.dumps({**plain, DIGEST: _seal(plain)})})
 
@@ -275,16 +275,16 @@ def write_json(file: Path, data: Mapping[str, Any]) -> None:
         file: where to write.
         data: what JSON can hold; NaN, which it cannot, becomes ``null``, and infinity ``"inf"``.
     """
-    plain = _plain(data)
+    plain = strict(data)
     write_text(file, json.dumps({**plain, DIGEST: _seal(plain)}, indent=1))
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
+def strict(value: Any) -> Any:
+    """A value as JSON can hold it: NaN becomes ``null``, and infinity ``"inf"``."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): strict(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [strict(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

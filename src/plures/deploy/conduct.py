@@ -7,14 +7,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import plures
-from plures.deploy.journal import Journal
+from plures.deploy.journal import BROKEN, Journal
 from plures.deploy.plan import Plan
 from plures.deploy.state import alone
 from plures.deploy.watch import Watched
@@ -28,15 +28,20 @@ from plures.files import DamagedError, describe, duplicate, read, write, write_j
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import RoundRecord
 from plures.run.message import Held, Scored, Told
-from plures.run.remote import Remote, Sites, TooFewError, Transport
+from plures.run.remote import RANGES, BrokenError, Remote, Sites, TooFewError, Transport
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT, COPY = "checkpoint.safetensors", "checkpoint.copy.safetensors"
 """What was reached after the last round, and the same once more, for the sites do not go back to an earlier round."""
+BEFORE = "checkpoint.before.safetensors"
+"""What was reached before the last round, in case that has broken the model."""
 STATE, RESULT = "state.safetensors", "result.json"
 LOOK = 0.5
 """Seconds between looks for sites that have not joined."""
+
+FAR = 10.0
+"""A value without an upper limit, such as an error, counts at most so many times the median over the clients."""
 
 Wait = Callable[[float], None]
 
@@ -50,6 +55,8 @@ class Progress:
         told: what the log says of the last round.
         left_out: rounds in which a client was asked and did not count, with the reason.
         failed: rounds that did not count.
+        excluded: who has broken the model and is left out from then on, and why.
+        moved: how far the updates of the last round went, by client.
         bytes: of tensors down and up, and of messages both ways.
         seconds: of rounds.
         visits: of clients.
@@ -59,6 +66,8 @@ class Progress:
     told: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     failed: int = 0
+    excluded: dict[str, str] = field(default_factory=dict)
+    moved: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0, "wired": 0})
     seconds: float = 0.0
     visits: int = 0
@@ -69,6 +78,12 @@ class Conductor:
 
     After each round the state is written before any site is asked again, so a round is applied once or not at all.
     The validation scores of a round come with the uploads of the next one.
+
+    A round that breaks the model is undone. It has done so if what was made of its uploads is not finite: then it
+    never counts. Or if in the next one more than half of the sites that answer fail, send what is not finite or go
+    farther than ``max_norm``, and one update stood out in length: then the state before it is taken up again. Either
+    way the client with the longest update of that round is named in log and result and is not asked again, and the
+    round is repeated. Orders are the same but for their nonce, so a site gives the answer that it gave.
 
     Args:
         plan: what the members agreed on.
@@ -91,7 +106,7 @@ class Conductor:
     ) -> None:
         self.plan, self.out, self.wait, self.callbacks, self.code = plan, out, wait, callbacks, code
         self.journal = Journal(out)
-        self.checkpoint, self.copy = out / CHECKPOINT, out / COPY
+        self.checkpoint, self.copy, self.before = out / CHECKPOINT, out / COPY, out / BEFORE
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
         self.watched = Watched(transport, self.journal, lambda: self.sites.where)
         problem = plan.table.empty(plan.name, plan.clients).task
@@ -198,16 +213,20 @@ class Conductor:
         """What there is so far."""
         fitted = Fit(remote, [], callbacks=Callbacks(self.callbacks))
         if self.checkpoint.exists():
-            about, fitted.best = resume(remote, self.plan.label, self.checkpoint)
-            fitted.curve = [Point(**point) for point in about["curve"]]
-            self.progress = Progress(**about["progress"])
-            if fitted.best is not None:
-                remote.best = fitted.best["last"]
-            if all(event.get("round") != remote.round for event in self.journal.events("round")):
+            self.take_up(fitted, remote, self.checkpoint)
+            if remote.round and all(event["round"] != remote.round for event in self.journal.rounds()):
                 self.journal.event("round", **self.progress.told)
             self.journal.event("resumed", round=remote.round)
             log.info("going on after round %d", remote.round)
         return fitted
+
+    def take_up(self, fitted: Fit[Remote], remote: Remote, file: Path) -> None:
+        """Put everything into the state of a checkpoint."""
+        about, fitted.best = resume(remote, self.plan.label, file)
+        fitted.curve = [Point(**point) for point in about["curve"]]
+        self.progress = Progress(**about["progress"])
+        remote.best = None if fitted.best is None else fitted.best["last"]
+        remote.excluded, remote.moved = self.progress.excluded, self.progress.moved
 
     # --- a round ------------------------------------------------------------------------------------------------
 
@@ -215,7 +234,12 @@ class Conductor:
         """One round that counts, its record kept before anything else happens."""
         before = snapshot(remote)
         remote.evaluate = ("validation",) if self.progress.pending else ()
-        record = self.attempt(remote)
+        try:
+            record = self.attempt(remote)
+        except BrokenError as error:
+            self.undo(fitted, remote, error)
+            return
+        self.progress.moved = remote.moved
         self.scored(fitted, remote, before)
         self.count(remote)
         self.progress.seconds += record.seconds
@@ -236,6 +260,8 @@ class Conductor:
             "objective": record.objective,
             "seconds": round(record.seconds, 3),
         }
+        if self.checkpoint.exists():
+            duplicate(self.checkpoint, self.before)
         self.keep(fitted, remote)
         self.tell(fitted, remote, record)
         fitted.callbacks.on_round(record)
@@ -261,6 +287,28 @@ class Conductor:
             f"{self.out} keeps what was reached: the same command goes on from there"
         )
 
+    def undo(self, fitted: Fit[Remote], remote: Remote, error: BrokenError) -> None:
+        """Leave out who has broken the model, and go back to before that round."""
+        log.warning("%s, which is left out from now on", error)
+        self.count(remote)
+        self.progress.failed += 1
+        now = self.progress
+        if error.round == 1:
+            fitted.curve, fitted.best, remote.best, self.progress = [], None, None, Progress()
+            restore(remote, snapshot(self.begin()))
+        elif error.round == remote.round:
+            if not self.before.exists() or describe(self.before)["round"] != error.round - 1:
+                raise PluresError(f"{error}; {self.out} does not keep the state before it: start a new run") from error
+            self.take_up(fitted, remote, self.before)
+        for name in ("left_out", "failed", "bytes", "seconds", "visits"):  # what has happened, whatever counts
+            setattr(self.progress, name, getattr(now, name))
+        reason = f"left out: its update of round {error.round} broke the model"
+        self.progress.left_out.append({"round": error.round, "client": error.client, "reason": reason})
+        self.progress.excluded = {**now.excluded, error.client: reason}
+        remote.excluded, remote.moved = self.progress.excluded, self.progress.moved
+        self.journal.event(BROKEN, round=error.round, client=error.client, reason=str(error))
+        self.keep(fitted, remote)
+
     def scored(self, fitted: Fit[Remote], remote: Remote, state: Snapshot) -> None:
         """Note how the clients did at the last state, and whether it is the best so far."""
         if self.progress.pending is None:
@@ -270,7 +318,7 @@ class Conductor:
         down, up = self.progress.bytes["down"], self.progress.bytes["up"]
         point = Point(
             **self.progress.pending,
-            validation=mean_of_measured(scores, metric),
+            validation=mean_of_measured(limited(scores, metric, remote.federation.task.kind), metric),
             clients=ClientScores.of(scores).metrics[metric],
             bytes=down + up,
             seconds=self.progress.seconds,
@@ -292,7 +340,7 @@ class Conductor:
         told = {client: one.model_dump() for client, one in self.sites.told.items()}
         curve = [point.model_dump(mode="json") for point in fitted.curve]
         progress = vars(self.progress)
-        kept: dict[str, Any] = {"curve": curve, "progress": progress, "told": told}
+        kept: dict[str, Any] = {"curve": curve, "progress": progress, "told": told, "round": remote.round}
         save(remote, self.plan.label, self.checkpoint, fitted.best, **kept)
         duplicate(self.checkpoint, self.copy)
 
@@ -354,6 +402,7 @@ class Conductor:
             "unpublished": left,
         }
         self.copy.unlink(missing_ok=True)
+        self.before.unlink(missing_ok=True)
         write_json(self.out / RESULT, told | {"progress": vars(self.progress)})
         self.checkpoint.unlink(missing_ok=True)
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
@@ -377,6 +426,15 @@ class Conductor:
                 self.wait(min(30.0, self.plan.rules.deadline / 4))
         remote.scores = found
         return missing
+
+
+def limited(scores: Scores, metric: str, kind: str) -> Scores:
+    """Scores by which a round may be chosen: no client's value stands for all others' (:data:`FAR`)."""
+    values = scores.values[metric]
+    known = values[~np.isnan(values)]
+    if RANGES[kind][metric][1] <= 1 or len(known) < 3:
+        return scores
+    return replace(scores, values={**scores.values, metric: np.minimum(values, FAR * np.median(known))})
 
 
 def gathered(remote: Remote, split: Held) -> Scores:

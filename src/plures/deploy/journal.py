@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plures.errors import PluresError
-from plures.files import write_text
+from plures.files import strict, write_text
 
 LOG, METRICS = "log.jsonl", "metrics.prom"
 PREFIX = "plures"
+BROKEN = "broken round"
+"""The event of a round that broke the model: neither it nor a later round before it counts."""
+
 HELP = {
     "round": "Rounds finished.",
     "rounds": "Rounds planned.",
@@ -45,7 +48,9 @@ class Journal:
 
     def event(self, what: str, **told: object) -> None:
         """Add a line: the time in seconds since 1970, what happened, and what there is to tell of it."""
-        line = json.dumps({"time": round(time.time(), 3), "event": what, **told}, ensure_ascii=False)
+        line = json.dumps(
+            strict({"time": round(time.time(), 3), "event": what, **told}), ensure_ascii=False, allow_nan=False
+        )
         try:
             with (self.folder / LOG).open("ab+") as file:
                 start = b"" if whole(file) else b"\n"
@@ -58,6 +63,16 @@ class Journal:
     def events(self, what: str | None = None) -> list[dict[str, Any]]:
         """What was added so far, or that of one kind; a line that a full disk has cut off is left out."""
         return [event for event in read_log(self.folder) if what is None or event["event"] == what]
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The events of the rounds that count: of one that broke the model and of those after it, when repeated."""
+        found: dict[int, dict[str, Any]] = {}
+        for event in self.events():
+            if event["event"] == BROKEN:
+                found = {number: one for number, one in found.items() if number < event["round"]}
+            elif event["event"] == "round":
+                found[event["round"]] = event
+        return list(found.values())
 
     def metrics(self, values: Mapping[str, float | Mapping[str, float]]) -> None:
         """Write the present numbers in Prometheus' text format, those of clients with a label."""

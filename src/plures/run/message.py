@@ -135,7 +135,7 @@ class Reply(Header):
         run: the run's fingerprint, as the site computes it.
         round: the round of the order.
         status: ``done``; ``refused`` by the site's own rules; ``lost`` if the version that counts is not on its disk;
-            ``diverged`` if work on what it received gave no usable numbers; ``failed``.
+            ``failed`` also if work on what it received gave no usable numbers.
         reason: why, if it is not done.
         loss: mean task loss of the visit.
         objective: mean of what the visit minimised.
@@ -149,7 +149,7 @@ class Reply(Header):
     order: str = Field(default="", pattern="^([0-9a-f]{64})?$", max_length=64)
     run: Named = ""
     round: Count = 0
-    status: Literal["done", "refused", "lost", "diverged", "failed"] = "done"
+    status: Literal["done", "refused", "lost", "failed"] = "done"
     reason: Text = ""
     loss: Number = 0.0
     objective: Number = 0.0

@@ -515,7 +515,7 @@ class Remote(Coordinator):
             self.last[client] = 0
         if reply.status in ("lost", "refused"):
             self.final.add(name)
-        if reply.status in ("failed", "diverged"):
+        if reply.status == "failed":
             raise UnableError(f"{reply.status}: {reply.reason}")
         if reply.status != "done":
             raise PluresError(f"{reply.status}: {reply.reason}")

@@ -1,0 +1,193 @@
+"""A round that broke the model is undone; who did it is named and left out; the others reach what they would have."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.aftermath import CLIENTS, lost, prepared
+from sites import Loopback
+from test_bad_uploads import each
+
+from plures.deploy.app import opened
+from plures.deploy.conduct import BEFORE, CHECKPOINT, COPY, RESULT, Conductor
+from plures.deploy.journal import BROKEN, LOG, METRICS, Journal
+from plures.deploy.plan import Plan
+from plures.errors import PluresError
+from plures.run.message import Order, unpack
+from plures.run.remote import Remote
+
+FREE = {"max_norm": 1e60, "min_clients": 2}
+"""Rules under which an upload may be as wild as it likes: what then still protects the run."""
+WILD = each(lambda t: t * 1e30, "0:")
+HURT = "switzerland"
+
+
+class Attacked(Loopback):
+    """Hospitals of which one multiplies its upload of a round."""
+
+    round: int | None = 1
+    wild = staticmethod(WILD)
+
+    def exchange(self, messages, deadline):
+        found = super().exchange(messages, deadline)
+        for address, message in messages.items():
+            order = unpack(message, Order)[0]
+            if order.client == HURT and order.task == "train" and order.round == self.round:
+                found[address] = self.wild(found[address])
+        return found
+
+
+def attacked(home: Path) -> Attacked:
+    return Attacked([opened(home / client / "site.toml") for client in CLIENTS])
+
+
+def conductor(file: Path, carrier: Loopback) -> Conductor:
+    return Conductor(Plan.load(file), carrier, file.parent / "out", wait=lambda seconds: None)
+
+
+def left_out(number: int) -> str:
+    return f"left out: its update of round {number} broke the model"
+
+
+@pytest.mark.parametrize("round", [0, 1, 2])
+def test_who_broke_the_model_is_left_out_and_the_round_is_repeated(tmp_path: Path, round: int) -> None:
+    file = prepared(tmp_path, FREE, rounds=4)
+    carrier = attacked(tmp_path)
+    carrier.round = round
+    job = conductor(file, carrier)
+    job.run()
+    journal = Journal(tmp_path / "out")
+    (broken,) = journal.events(BROKEN)
+    assert (broken["round"], broken["client"]) == (round + 1, HURT)
+    assert f"round {round + 1} broke the model: most sites cannot work on what it left" in broken["reason"]
+    rounds = journal.rounds()
+    assert [event["round"] for event in rounds] == [1, 2, 3, 4]
+    others = [client for client in CLIENTS if client != HURT]
+    assert [event["clients"] for event in rounds] == [list(CLIENTS)] * round + [others] * (4 - round)
+    assert all(event["left_out"] == {HURT: left_out(round + 1)} for event in rounds[round:])
+    assert lost(file, tmp_path / "out") == []
+    told = json.loads((tmp_path / "out" / RESULT).read_text())
+    assert told["unpublished"] == {HURT: left_out(round + 1)}
+    assert told["progress"]["excluded"] == {HURT: left_out(round + 1)}
+    assert told["result"]["curve"][-1]["validation"] > 0.6
+    assert not any((tmp_path / "out" / name).exists() for name in (CHECKPOINT, COPY, BEFORE))
+    asked = [unpack(message, Order)[0] for address, message in carrier.log if address == 102]
+    assert max(order.round for order in asked) == round + 1
+
+
+def test_the_repeated_orders_are_those_of_the_round_but_for_their_nonce(tmp_path: Path) -> None:
+    file = prepared(tmp_path, FREE, rounds=4)
+    carrier = attacked(tmp_path)
+    conductor(file, carrier).run()
+    sent = [unpack(message, Order) for address, message in carrier.log if address == 100]
+    first, again = [(order, tensors) for order, tensors in sent if order.task == "train" and order.round == 1]
+    assert first[0].nonce != again[0].nonce
+    assert first[0].model_copy(update={"nonce": again[0].nonce}) == again[0]
+    assert first[1].keys() == again[1].keys()
+    assert all(torch.equal(value, again[1][name]) for name, value in first[1].items())
+
+
+def test_a_server_that_was_restarted_still_knows_who_broke_the_model(tmp_path: Path) -> None:
+    file = prepared(tmp_path, FREE, rounds=4)
+    carrier = attacked(tmp_path)
+
+    def stop(address: int, answer: bytes) -> bytes:
+        if unpack(carrier.log[-1][1], Order)[0].round == 2:
+            raise KeyboardInterrupt
+        return answer
+
+    carrier.spoil = stop
+    with pytest.raises(KeyboardInterrupt):
+        conductor(file, carrier).run()
+    again = attacked(tmp_path)
+    again.round = None
+    conductor(file, again).run()
+    journal = Journal(tmp_path / "out")
+    assert [event["round"] for event in journal.events("resumed")] == [2]
+    assert [(event["round"], event["client"]) for event in journal.events(BROKEN)] == [(2, HURT)]
+    assert [len(event["clients"]) for event in journal.rounds()] == [4, 3, 3, 3]
+    assert lost(file, tmp_path / "out") == []
+
+
+def test_a_state_that_is_not_finite_never_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean of finite numbers is finite; a server's step need not be. Here it is replaced by one that overflows."""
+    file = prepared(tmp_path, {"max_norm": 1e60}, method="fedavg", rounds=3)
+    carrier = attacked(tmp_path)
+    combined = Remote.insist
+
+    def overflows(self, server, memory):
+        for kept in server.values():
+            for value in kept.values.values():
+                value[value.abs() > 1e20] = float("inf")
+        return combined(self, server, memory)
+
+    monkeypatch.setattr(Remote, "insist", overflows)
+    conductor(file, carrier).run()
+    journal = Journal(tmp_path / "out")
+    (broken,) = journal.events(BROKEN)
+    assert re.fullmatch(
+        "round 2 broke the model: what was made of its uploads is not finite in 'model/.*'; the longest update was "
+        "that of client 'switzerland'",
+        broken["reason"],
+    )
+    assert [event["round"] for event in journal.events("round")] == [1, 2, 3]
+    assert [len(event["clients"]) for event in journal.rounds()] == [4, 3, 3]
+    assert lost(file, tmp_path / "out") == []
+
+
+def test_nobody_is_accused_whose_update_was_like_the_others(tmp_path: Path) -> None:
+    """Most sites fail for reasons of their own: a disk, a file. The run waits, and goes on when they are back."""
+    file = prepared(tmp_path, {"min_clients": 2, "patience": 2}, rounds=3)
+    carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
+    down = True
+
+    def fails(address: int, answer: bytes) -> bytes:
+        order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
+        return each(lambda t: t * float("nan"))(answer) if down and order.round == 1 and address > 100 else answer
+
+    carrier.spoil = fails
+    with pytest.raises(PluresError, match="round 2 failed 2 times in a row"):
+        conductor(file, carrier).run()
+    assert Journal(tmp_path / "out").events(BROKEN) == []
+    down = False
+    conductor(file, carrier).run()
+    assert lost(file, tmp_path / "out") == []
+
+
+def test_one_site_alone_cannot_have_another_left_out(tmp_path: Path) -> None:
+    file = prepared(tmp_path, {"min_clients": 1}, rounds=3)
+    carrier = attacked(tmp_path)
+    carrier.wild = staticmethod(each(lambda t: t * 20, "0:"))  # stands out, and breaks nothing
+
+    def fails(address: int, answer: bytes) -> bytes:
+        order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
+        return each(lambda t: t * float("nan"))(answer) if address == 100 and order.round == 2 else answer
+
+    carrier.spoil = fails
+    conductor(file, carrier).run()
+    assert Journal(tmp_path / "out").events(BROKEN) == []
+    assert [len(event["clients"]) for event in Journal(tmp_path / "out").rounds()] == [4, 4, 3]
+
+
+def test_an_upload_beyond_the_agreed_norm_is_named_with_norm_limit_and_option(tmp_path: Path) -> None:
+    file = prepared(tmp_path, rounds=3)
+    conductor(file, attacked(tmp_path)).run()
+    told = [event["left_out"] for event in Journal(tmp_path / "out").events("round")]
+    assert told[0] == told[2] == {}
+    assert re.fullmatch(
+        r"bad upload: it is [0-9.]+e\+3[01] away from what was sent \(L2 norm\), and \[rules\] max_norm allows 1000",
+        told[1][HURT],
+    )
+    assert lost(file, tmp_path / "out") == []
+    text = (tmp_path / "out" / LOG).read_text() + (tmp_path / "out" / METRICS).read_text()
+    assert "NaN" not in text
+
+
+@pytest.mark.parametrize("norm", ["0", "-1", "inf", "nan", "'much'"])
+def test_the_limit_is_a_positive_number(tmp_path: Path, norm: str) -> None:
+    with pytest.raises(PluresError, match="max_norm"):
+        Plan.load(prepared(tmp_path, {"max_norm": norm}))
