@@ -74,8 +74,15 @@ def _settle(path: Path) -> None:
 
 
 def full(error: BaseException) -> bool:
-    """Whether an error says that there is no room on the disk."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    """Whether an error, or what caused it, says that there is no room on the disk."""
+    told = str(error)
+    if (
+        getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        or "No space left" in told
+        or "disk is full" in told
+    ):
+        return True
+    return error.__cause__ is not None and full(error.__cause__)
 
 
 def _room(error: BaseException) -> str:

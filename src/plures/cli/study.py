@@ -18,7 +18,7 @@ from plures.devices import find
 from plures.errors import PluresError
 from plures.files import check_folder, inside, write_text
 from plures.report import html_report
-from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, resolved
+from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, recover, resolved
 from plures.study.view import plan_table, watching
 from plures.track import trackers
 
@@ -34,6 +34,9 @@ def study_command(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default: runs/NAME.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that divide the work.", min=1)] = 1,
+    mend: Annotated[
+        bool, typer.Option("--recover", help="Keep what can be read of a damaged study.db, and do the rest again.")
+    ] = False,
     track: Track = None,
     allow_code: AllowCode = None,
 ) -> None:
@@ -50,6 +53,9 @@ def study_command(
     studied = plan_of(source, resolved(source.document.tuning.search))
     if source.document.execution.threads is not None:
         torch.set_num_threads(source.document.execution.threads)
+    if mend:
+        found = recover(folder)
+        console.print(f"{found} results could be read; the damaged file is {folder / 'study.db.damaged'}")
     store = Store(folder)
     try:
         begin(studied, store)

@@ -19,7 +19,7 @@ from plures.study.estimate import Ahead, ahead, duration
 from plures.study.plan import Plan, plan_of
 from plures.study.reading import parse_study, read_study
 from plures.study.search import resolved
-from plures.study.store import Store
+from plures.study.store import Store, recover
 from plures.study.study import Study
 
 __all__ = [
@@ -35,5 +35,6 @@ __all__ = [
     "parse_study",
     "plan_of",
     "read_study",
+    "recover",
     "resolved",
 ]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
 import plures
-from plures.errors import PluresError
+from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import Callback
+from plures.files import full
 from plures.study.cells import load_cell
 from plures.study.plan import Plan, Unit
 from plures.study.store import LostError, Store
 from plures.study.work import Bench
 
+NAMED = 5
+"""How many damaged results a warning names."""
 WAIT = 0.2
 """Seconds between looks for work while others do what is left."""
 
@@ -77,18 +82,16 @@ class Heart:
         self.unit, self.doing = unit, ""
 
     def _beat(self) -> None:
-        store = Store(self.folder)
-        try:
+        with suppress(PluresError), closing(Store(self.folder, checked=False)) as store:
             while not self._over.wait(min(1.0, self.lease / 4)):
                 held = self.unit
-                if not store.beat(self.owner, held, self.lease, self.doing):
-                    self.lost = held
-        finally:
-            store.close()
+                with suppress(PluresError):  # a full disk; what the other thread writes says so
+                    if not store.beat(self.owner, held, self.lease, self.doing):
+                        self.lost = held
 
 
 def begin(plan: Plan, store: Store) -> None:
-    """Make a study known to its database, and open again what failed.
+    """Make a study known to its database, and open again what failed or is damaged, which a warning names.
 
     Raises:
         PluresError: if another version of plures has results there, or if the data of a cell that is done are not those
@@ -96,7 +99,12 @@ def begin(plan: Plan, store: Store) -> None:
     """
     source = plan.source
     store.insist(plures.__version__)
-    store.add((*plan.measures, *plan.units))
+    damaged = store.mend((*plan.measures, *plan.units))
+    if damaged:
+        more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+        warnings.warn(
+            f"{store.file} is damaged: {'; '.join(damaged[:NAMED])}{more} is done again", PluresWarning, stacklevel=2
+        )
     store.reopen((*plan.measures, *plan.units))
     store.describe(source.text, source.file, str(source.folder.resolve()), plan.search, plures.__version__)
     for cell in plan.cells:
@@ -111,6 +119,7 @@ def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callb
     What fails is noted with its reason, and the rest goes on. Callbacks are told of every final run.
 
     Raises:
+        PluresError: if the disk is full, which ends the study until there is room.
         KeyboardInterrupt: after the round in which Ctrl-C was pressed; what was reached is kept.
     """
     lease = plan.source.document.execution.lease
@@ -128,7 +137,8 @@ def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callb
                 watch(_one(bench, heart, unit, watch))
                 heart.hold(None)
     finally:
-        store.leave(owner)
+        with suppress(PluresError):  # on a full disk; what it has claimed is open when this process is gone
+            store.leave(owner)
 
 
 def _one(bench: Bench, heart: Heart, unit: Unit, watch: Watch) -> Event:
@@ -148,6 +158,9 @@ def _one(bench: Bench, heart: Heart, unit: Unit, watch: Watch) -> Event:
     except LostError:
         return Event("lost", unit)
     except Exception as error:  # one method's fault must not end a study of many; it is told at the end
+        if full(error):
+            told = f"{error}: free some space and give the same command again"
+            raise PluresError(f"{unit.name}: {error if isinstance(error, PluresError) else told}") from error
         message = str(error) if isinstance(error, PluresError) else f"{type(error).__name__}: {error}"
         bench.store.fail(unit, bench.owner, message)
         return Event("failed", unit, message=message)

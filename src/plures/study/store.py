@@ -3,10 +3,14 @@
 SQLite with a write-ahead log: what a transaction wrote survives a kill at any moment, and several processes may write.
 A process claims a unit for a time (the lease) and renews the claim while it lives; a claim whose time is over, or whose
 process is gone, is open to others. Every result is written together with the check that the claim still holds.
+
+A disk may damage the file. Pages that do not hold together are found when it is opened (:func:`recover` keeps what can
+be read); a row that does not fit its digest counts as not there, and :meth:`Store.mend` lets it be made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -15,12 +19,14 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from plures.errors import PluresError
+from plures.files import DamagedError, full
 from plures.run.fingerprint import Fingerprint, difference
 from plures.study.plan import Cell, Unit
 
@@ -28,26 +34,50 @@ FILE = "study.db"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS study (
     id INTEGER PRIMARY KEY CHECK (id = 1), text TEXT NOT NULL, file TEXT NOT NULL, folder TEXT NOT NULL,
-    search TEXT NOT NULL, version TEXT NOT NULL);
+    search TEXT NOT NULL, version TEXT NOT NULL, digest TEXT);
 CREATE TABLE IF NOT EXISTS cells (
     key TEXT PRIMARY KEY, title TEXT NOT NULL, fingerprint TEXT NOT NULL, card TEXT NOT NULL, metric TEXT NOT NULL,
-    environment TEXT NOT NULL);
+    environment TEXT NOT NULL, digest TEXT);
 CREATE TABLE IF NOT EXISTS units (
     id TEXT PRIMARY KEY, cell TEXT NOT NULL, method TEXT NOT NULL, kind TEXT NOT NULL, seed INTEGER NOT NULL,
     state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'claimed', 'done', 'failed')),
-    owner TEXT, lease REAL, claims INTEGER NOT NULL DEFAULT 0, seconds REAL, result TEXT, error TEXT);
+    owner TEXT, lease REAL, claims INTEGER NOT NULL DEFAULT 0, seconds REAL, result TEXT, error TEXT,
+    digest TEXT);
 CREATE TABLE IF NOT EXISTS trials (
     unit TEXT NOT NULL, number INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('finished', 'pruned', 'repeated')),
     setting TEXT NOT NULL, curve TEXT NOT NULL, validation REAL, seconds REAL NOT NULL, notes TEXT NOT NULL,
-    PRIMARY KEY (unit, number));
+    digest TEXT, PRIMARY KEY (unit, number));
 CREATE TABLE IF NOT EXISTS processes (
     owner TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT NOT NULL, beat REAL NOT NULL,
     unit TEXT, doing TEXT NOT NULL DEFAULT '');
 """
+KEPT = {
+    "study": ("text", "file", "folder", "search", "version"),
+    "cells": ("key", "title", "fingerprint", "card", "metric", "environment"),
+    "units": ("id", "cell", "method", "kind", "seed", "seconds", "result"),
+    "trials": ("unit", "number", "state", "setting", "curve", "validation", "seconds", "notes"),
+}
+"""The columns of each table that a row's digest is of; others change while processes work."""
 State = Literal["finished", "pruned", "repeated"]
+RECOVER = (
+    "stop all processes of the study and start it with `plures study FILE --recover`, which keeps what can be read and "
+    "does the rest again; or delete the file"
+)
 BUSY = 60.0
 """Seconds to wait for another process's transaction."""
+
+
+def digest_of(*values: object) -> str:
+    """The digest of a row."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()
+
+
+def sound(table: str, row: sqlite3.Row) -> bool:
+    """Whether a row says what was written, and a unit that is done has a result."""
+    if table == "units" and row["state"] == "done" and row["result"] is None:
+        return False
+    return bool(row["digest"] == digest_of(*(row[column] for column in KEPT[table])))
 
 
 class LostError(Exception):
@@ -75,6 +105,25 @@ class Tried:
     validation: float
     seconds: float
     notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A row of a unit.
+
+    Attributes:
+        place: its number in the table.
+        id: of the unit.
+        cell: key of its cell.
+        done: whether it has a result.
+        sound: whether the row says what was written.
+    """
+
+    place: int
+    id: str
+    cell: str
+    done: bool
+    sound: bool
 
 
 @dataclass(frozen=True)
@@ -119,22 +168,54 @@ class Store:
         folder: the study's folder.
         create: whether to make what is missing.
         shared: whether several threads use it, one at a time.
+        checked: whether to look for damage first.
+
+    Attributes:
+        damaged: units whose row was damaged when the database was opened.
+
+    Raises:
+        DamagedError: if pages of the file do not hold together.
     """
 
-    def __init__(self, folder: Path, *, create: bool = True, shared: bool = False) -> None:
-        self.folder, self.file = folder, folder / FILE
+    def __init__(self, folder: Path, *, create: bool = True, shared: bool = False, checked: bool = True) -> None:
+        self.folder, self.file, self.damaged = folder, folder / FILE, set[str]()
         if not create and not self.file.exists():
             raise PluresError(f"no study in {folder}: {self.file} is missing; run one with `plures study FILE --out`")
         folder.mkdir(parents=True, exist_ok=True)
+        with self._in_words():
+            self.db = opened(self.file, shared=shared)
         try:
-            self.db = sqlite3.connect(self.file, timeout=BUSY, isolation_level=None, check_same_thread=not shared)
-            self.db.row_factory = sqlite3.Row
-            self._settle_journal()
+            with self._in_words():
+                self._settle_journal()
+                if checked:
+                    self._check_pages()
             with self._transaction():
                 for statement in SCHEMA.split(";\n"):
-                    self.db.execute(statement)
-        except sqlite3.DatabaseError as error:
-            raise PluresError(f"{self.file} is not the database of a study: {error}") from error
+                    self._do(statement)
+            self._sign()
+            if checked:
+                self.damaged = {row.id for row in self._known() if not row.sound}
+        except BaseException:
+            self.db.close()
+            raise
+
+    def _check_pages(self) -> None:
+        """Refuse a file whose pages or indices do not hold together."""
+        (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise DamagedError(f"{self.file} is damaged ({' '.join(str(found).split())})", RECOVER)
+
+    def _sign(self) -> None:
+        """Give each row that this connection writes its digest."""
+        for table, columns in KEPT.items():
+            if "digest" not in {row["name"] for row in self._all(f"PRAGMA table_info({table})")}:
+                raise PluresError(f"{self.file} is of an earlier version of plures: choose another folder with --out")
+            values = ", ".join(f"NEW.{column}" for column in columns)
+            for event in ("INSERT", f"UPDATE OF {', '.join(columns)}"):
+                self._do(
+                    f"CREATE TEMP TRIGGER {table}_{event[:6]} AFTER {event} ON main.{table} BEGIN "
+                    f"UPDATE {table} SET digest = digest_of({values}) WHERE rowid = NEW.rowid; END"
+                )
 
     def _settle_journal(self) -> None:
         """Switch to the write-ahead log; two processes that do so at once wait for each other here."""
@@ -153,67 +234,157 @@ class Store:
         self.db.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, and nobody else writes meanwhile."""
-        self.db.execute("BEGIN IMMEDIATE")
+    def _in_words(self) -> Iterator[None]:
+        """What SQLite complains of, as one sentence that names the file."""
         try:
             yield
-        except BaseException:
-            self.db.execute("ROLLBACK")
+        except sqlite3.ProgrammingError:
             raise
-        self.db.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            if full(error) or "readonly" in str(error) or "disk I/O" in str(error) or "unable to open" in str(error):
+                raise PluresError(
+                    f"cannot write {self.file}: {error}; what was saved before is untouched: free some space, or see "
+                    "that the folder can be written to, and give the same command again"
+                ) from error
+            if "locked" in str(error):
+                raise PluresError(
+                    f"{self.file}: another process has not let go of it for {BUSY:g} seconds; stop it, and give the "
+                    "same command again"
+                ) from error
+            raise DamagedError(
+                f"{self.file} is not the database of a study, or it is damaged: {error}", RECOVER
+            ) from error
+
+    def _all(self, statement: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        """The rows that a statement gives."""
+        with self._in_words():
+            return self.db.execute(statement, values).fetchall()
+
+    def _do(self, statement: str, values: Sequence[object] = ()) -> int:
+        """Execute a statement; how many rows it changed."""
+        with self._in_words():
+            return self.db.execute(statement, values).rowcount
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, and nobody else writes meanwhile."""
+        self._do("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._do("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.OperationalError):  # SQLite takes it back by itself where the disk is full
+                self.db.execute("ROLLBACK")
+            raise
 
     # --- the study ------------------------------------------------------------------------------------------------
 
     def describe(self, text: str, file: str, folder: str, search: str, version: str) -> None:
         """Note what the study is now."""
-        self.db.execute("INSERT OR REPLACE INTO study VALUES (1, ?, ?, ?, ?, ?)", (text, file, folder, search, version))
+        self._do("INSERT OR REPLACE INTO study VALUES (1, ?, ?, ?, ?, ?, NULL)", (text, file, folder, search, version))
 
     def described(self) -> sqlite3.Row:
-        row = self.db.execute("SELECT * FROM study").fetchone()
-        if row is None:
+        rows = self._all("SELECT * FROM study")
+        if not rows:
             raise PluresError(f"the study in {self.folder} was never started: run it with `plures study FILE --out`")
-        assert isinstance(row, sqlite3.Row)
-        return row
+        if not sound("study", rows[0]):
+            raise DamagedError(f"{self.file} is damaged: it does not say what the study is", "start the study again")
+        return rows[0]
 
     def insist(self, version: str) -> None:
         """Refuse to go on with results of another version of plures."""
-        row = self.db.execute("SELECT version FROM study").fetchone()
-        done = self.db.execute("SELECT 1 FROM units WHERE state = 'done'").fetchone()
-        if row is not None and done is not None and row["version"] != version:
+        versions = [row["version"] for row in self._all("SELECT * FROM study") if sound("study", row)]
+        if not versions:
+            versions = [json.loads(row["environment"])["plures"] for row in self._cells().values()]
+        other = [known for known in versions if known != version]
+        if other and self._all("SELECT 1 FROM units WHERE state = 'done' LIMIT 1"):
             raise PluresError(
-                f"{self.folder} holds results of plures {row['version']}, and this is {version}: choose another folder "
+                f"{self.folder} holds results of plures {other[0]}, and this is {version}: choose another folder "
                 "with --out, or install that version"
             )
+
+    def _known(self) -> list[Known]:
+        """All units in the database, without their results."""
+        with self._in_words():
+            return [
+                Known(row["rowid"], row["id"], row["cell"], row["state"] == "done", sound("units", row))
+                for row in self.db.execute("SELECT rowid, * FROM units")
+            ]
+
+    def mend(self, units: Sequence[Unit]) -> list[str]:
+        """Let all be made again that is damaged; what that is.
+
+        Results on a cell whose facts are damaged are made again too, for nothing says what data they are of; of trials,
+        those that came after a damaged one, for they were chosen by it.
+        """
+        named, found = {unit.id: unit for unit in units}, list[str]()
+        again = "UPDATE units SET state = 'open', owner = NULL, seconds = NULL, result = NULL WHERE id = ?"
+        with self._transaction():
+            if any(not sound("study", row) for row in self._all("SELECT * FROM study")):
+                self._do("DELETE FROM study")
+            for row in self._all("SELECT rowid, * FROM cells"):
+                if not sound("cells", row):
+                    self._do("DELETE FROM cells WHERE rowid = ?", (row["rowid"],))
+            cells = self._cells()
+            for known in self._known():
+                name = named[known.id].name if known.id in named else "a unit"
+                if not known.sound:
+                    self._do("DELETE FROM units WHERE rowid = ?", (known.place,))
+                    found.append(name)
+                elif known.done and known.cell not in cells:
+                    self._do(again, (known.id,))
+                    found.append(name)
+            for row in self._all("SELECT rowid, * FROM trials"):
+                if not sound("trials", row):
+                    self._do("DELETE FROM trials WHERE rowid = ?", (row["rowid"],))
+            for row in self._all("SELECT id, result FROM units WHERE state = 'done' AND kind = 'tuning'"):
+                told = json.loads(row["result"])
+                if sum(told.get(state, 0) for state in ("finished", "pruned", "repeated")) > len(
+                    self.trials(row["id"])
+                ):
+                    self._do(again, (row["id"],))
+                    found.append(f"trials of {named[row['id']].name if row['id'] in named else 'a unit'}")
+            for row in self._all("SELECT DISTINCT unit FROM trials"):
+                self._do(
+                    "DELETE FROM trials WHERE unit = ? AND number >= ?", (row["unit"], len(self.trials(row["unit"])))
+                )
+            self._add(units)
+        self.damaged.clear()
+        return found
 
     def add(self, units: Sequence[Unit]) -> None:
         """Make units known; those that are known keep what they have."""
         with self._transaction():
-            self.db.executemany(
+            self._add(units)
+
+    def _add(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            self._do(
                 "INSERT OR IGNORE INTO units (id, cell, method, kind, seed) VALUES (?, ?, ?, ?, ?)",
-                [(unit.id, unit.cell.key, unit.candidate.label, unit.kind, unit.seed) for unit in units],
+                (unit.id, unit.cell.key, unit.candidate.label, unit.kind, unit.seed),
             )
 
     def reopen(self, units: Sequence[Unit]) -> None:
         """Open failed units again."""
         with self._transaction():
-            self.db.executemany(
-                "UPDATE units SET state = 'open', error = NULL WHERE id = ? AND state = 'failed'",
-                [(unit.id,) for unit in units],
-            )
+            for unit in units:
+                self._do("UPDATE units SET state = 'open', error = NULL WHERE id = ? AND state = 'failed'", (unit.id,))
 
     def cell(self, key: str) -> sqlite3.Row | None:
         """What is known of a cell's data."""
-        row = self.db.execute("SELECT * FROM cells WHERE key = ?", (key,)).fetchone()
-        assert row is None or isinstance(row, sqlite3.Row)
-        return row
+        return next(
+            (row for row in self._all("SELECT * FROM cells WHERE key = ?", (key,)) if sound("cells", row)), None
+        )
+
+    def _cells(self) -> dict[str, sqlite3.Row]:
+        return {row["key"]: row for row in self._all("SELECT * FROM cells") if sound("cells", row)}
 
     def note_cell(
         self, cell: Cell, fingerprint: Fingerprint, card: str, metric: str, environment: dict[str, str]
     ) -> None:
         """Note a cell's data; refuse data that changed since the first results on them."""
-        self.db.execute(
-            "INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?, ?)",
+        self._do(
+            "INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?, ?, NULL)",
             (cell.key, cell.title, json.dumps(fingerprint), card, metric, json.dumps(environment)),
         )
         self.check_cell(cell, fingerprint)
@@ -241,7 +412,7 @@ class Store:
         """Enter this process; returns its name."""
         host, pid = socket.gethostname(), os.getpid()
         owner = f"{host}:{pid}:{os.urandom(4).hex()}"
-        self.db.execute(
+        self._do(
             "INSERT INTO processes (owner, host, pid, born, beat) VALUES (?, ?, ?, ?, ?)",
             (owner, host, pid, born(pid), time.time()),
         )
@@ -250,47 +421,45 @@ class Store:
     def leave(self, owner: str) -> None:
         """Give back what a process claimed, and forget it."""
         with self._transaction():
-            self.db.execute(
-                "UPDATE units SET state = 'open', owner = NULL WHERE owner = ? AND state = 'claimed'", (owner,)
-            )
-            self.db.execute("DELETE FROM processes WHERE owner = ?", (owner,))
+            self._do("UPDATE units SET state = 'open', owner = NULL WHERE owner = ? AND state = 'claimed'", (owner,))
+            self._do("DELETE FROM processes WHERE owner = ?", (owner,))
 
     def beat(self, owner: str, unit: str | None, lease: float, doing: str) -> bool:
         """A sign of life; whether the process still has its unit."""
         now = time.time()
         with self._transaction():
             about = (now, unit, doing, owner)
-            self.db.execute("UPDATE processes SET beat = ?, unit = ?, doing = ? WHERE owner = ?", about)
+            self._do("UPDATE processes SET beat = ?, unit = ?, doing = ? WHERE owner = ?", about)
             if unit is None:
                 return True
-            held = self.db.execute(
+            held = self._do(
                 "UPDATE units SET lease = ? WHERE id = ? AND owner = ? AND state = 'claimed'",
                 (now + lease, unit, owner),
             )
-            return held.rowcount == 1
+            return held == 1
 
     def claim(self, units: Sequence[Unit], owner: str, lease: float) -> Unit | None:
         """The first unit that is open, or whose process is gone, and that needs nothing unfinished."""
         with self._transaction():
-            rows = {row["id"]: row for row in self.db.execute("SELECT id, state, owner, lease FROM units")}
+            rows = {row["id"]: row for row in self._all("SELECT id, state, owner, lease FROM units")}
             gone: dict[str, bool] = {}
             for unit in units:
                 row = rows[unit.id]
                 if unit.needs is not None and rows[unit.needs]["state"] != "done":
                     continue
                 if row["state"] == "open" or (row["state"] == "claimed" and self._stale(row, gone)):
-                    self.db.execute(
+                    self._do(
                         "UPDATE units SET state = 'claimed', owner = ?, lease = ?, claims = claims + 1 WHERE id = ?",
                         (owner, time.time() + lease, unit.id),
                     )
-                    self.db.execute("UPDATE processes SET unit = ?, doing = '' WHERE owner = ?", (unit.id, owner))
+                    self._do("UPDATE processes SET unit = ?, doing = '' WHERE owner = ?", (unit.id, owner))
                     return unit
         return None
 
     def _stale(self, row: sqlite3.Row, gone: dict[str, bool]) -> bool:
         owner = row["owner"]
         if owner not in gone:
-            process = self.db.execute("SELECT host, pid, born FROM processes WHERE owner = ?", (owner,)).fetchone()
+            process = next(iter(self._all("SELECT host, pid, born FROM processes WHERE owner = ?", (owner,))), None)
             here = process is not None and process["host"] == socket.gethostname()
             gone[owner] = process is None or (here and born(process["pid"]) != process["born"])
         return gone[owner] or row["lease"] < time.time()
@@ -306,8 +475,8 @@ class Store:
 
     def holds(self, unit: Unit, owner: str) -> bool:
         """Whether a process still has a unit."""
-        row = self.db.execute("SELECT state, owner FROM units WHERE id = ?", (unit.id,)).fetchone()
-        return bool(row["state"] == "claimed" and row["owner"] == owner)
+        held = "SELECT 1 FROM units WHERE id = ? AND owner = ? AND state = 'claimed'"
+        return bool(self._all(held, (unit.id, owner)))
 
     def _check(self, unit: Unit, owner: str) -> None:
         if not self.holds(unit, owner):
@@ -321,7 +490,7 @@ class Store:
         """
         with self._transaction():
             self._check(unit, owner)
-            self.db.execute(
+            self._do(
                 "UPDATE units SET state = 'done', owner = NULL, seconds = ?, result = ? WHERE id = ?",
                 (seconds, result, unit.id),
             )
@@ -330,40 +499,39 @@ class Store:
         """Note why a unit cannot be done."""
         with self._transaction():
             self._check(unit, owner)
-            self.db.execute(
-                "UPDATE units SET state = 'failed', owner = NULL, error = ? WHERE id = ?", (message, unit.id)
-            )
+            self._do("UPDATE units SET state = 'failed', owner = NULL, error = ? WHERE id = ?", (message, unit.id))
 
     # --- results --------------------------------------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:
-        """State of every unit."""
-        return {row["id"]: row["state"] for row in self.db.execute("SELECT id, state FROM units")}
+        """State of every unit; of one that is damaged, as if nothing was done."""
+        rows = self._all("SELECT id, state FROM units")
+        return {row["id"]: "open" if row["id"] in self.damaged else row["state"] for row in rows}
 
     def failures(self, units: Sequence[Unit]) -> list[tuple[Unit, str]]:
         """Units that failed, each with the message."""
-        rows = self.db.execute("SELECT id, error FROM units WHERE state = 'failed'")
+        rows = self._all("SELECT id, error FROM units WHERE state = 'failed'")
         known = {row["id"]: row["error"] for row in rows}
         return [(unit, known[unit.id]) for unit in units if unit.id in known]
 
     def result(self, unit: str) -> dict[str, Any] | None:
         """A unit's result, if it is done."""
-        row = self.db.execute("SELECT result FROM units WHERE id = ? AND state = 'done'", (unit,)).fetchone()
-        return None if row is None else json.loads(row["result"])
+        rows = self._all("SELECT * FROM units WHERE id = ? AND state = 'done'", (unit,))
+        return next((json.loads(row["result"]) for row in rows if sound("units", row)), None)
 
     def spent(self) -> dict[str, float]:
         """Seconds of every unit that is done."""
-        rows = self.db.execute("SELECT id, seconds FROM units WHERE state = 'done'")
+        rows = self._all("SELECT id, seconds FROM units WHERE state = 'done'")
         return {row["id"]: row["seconds"] for row in rows}
 
     def results(self, kind: str) -> dict[str, tuple[dict[str, Any], float]]:
         """Result and seconds of every unit of a kind that is done."""
-        rows = self.db.execute("SELECT id, result, seconds FROM units WHERE state = 'done' AND kind = ?", (kind,))
-        return {row["id"]: (json.loads(row["result"]), row["seconds"]) for row in rows}
+        rows = self._all("SELECT * FROM units WHERE state = 'done' AND kind = ?", (kind,))
+        return {row["id"]: (json.loads(row["result"]), row["seconds"]) for row in rows if sound("units", row)}
 
     def living(self, patience: float) -> list[Doing]:
         """Processes that gave a sign of life lately."""
-        rows = self.db.execute("SELECT * FROM processes WHERE beat > ? ORDER BY owner", (time.time() - patience,))
+        rows = self._all("SELECT * FROM processes WHERE beat > ? ORDER BY owner", (time.time() - patience,))
         return [Doing(row["owner"], row["unit"], row["doing"]) for row in rows]
 
     def try_out(self, unit: Unit, owner: str, tried: Tried) -> None:
@@ -373,14 +541,16 @@ class Store:
         found = (json.dumps(curve), validation, tried.seconds, json.dumps(tried.notes))
         with self._transaction():
             self._check(unit, owner)
-            self.db.execute(
-                "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            self._do(
+                "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                 (unit.id, tried.number, tried.state, json.dumps(tried.setting), *found),
             )
 
     def trials(self, unit: str) -> list[Tried]:
-        """A unit's trials in their order."""
-        rows = self.db.execute("SELECT * FROM trials WHERE unit = ? ORDER BY number", (unit,))
+        """A unit's trials in their order, up to one that is damaged."""
+        rows = self._all("SELECT * FROM trials WHERE unit = ? ORDER BY number", (unit,))
+        whole = (row["number"] == place and sound("trials", row) for place, row in enumerate(rows))
+        rows = [row for row, _ in zip(rows, takewhile(bool, whole), strict=False)]
         return [
             Tried(
                 row["number"],
@@ -397,3 +567,50 @@ class Store:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def opened(file: Path, *, shared: bool = False) -> sqlite3.Connection:
+    """A connection to a database file."""
+    db = sqlite3.connect(file, timeout=BUSY, isolation_level=None, check_same_thread=not shared)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA temp_store = MEMORY")
+    db.text_factory = lambda text: text.decode("utf-8", "replace")  # what is damaged does not fit its digest
+    db.create_function("digest_of", -1, digest_of, deterministic=True)
+    return db
+
+
+def recover(folder: Path) -> int:
+    """Put what can be read of a damaged database into a new one; how many results that is.
+
+    The damaged file stays beside it as ``study.db.damaged``. No process may work on the study meanwhile.
+    """
+    file, aside = folder / FILE, folder / f"{FILE}.damaged"
+    if not file.exists():
+        raise PluresError(f"no study in {folder}: {file} is missing; run one with `plures study FILE --out`")
+    with closing(opened(file)) as damaged:
+        rows = {table: readable(damaged, table) for table in KEPT}
+    for end in ("", "-wal", "-shm"):
+        there = file.with_name(file.name + end)
+        if there.exists():
+            there.replace(aside.with_name(aside.name + end))
+    store = Store(folder)
+    with closing(store.db), store._transaction():
+        for table, found in rows.items():
+            for row in found:
+                columns = [column for column in row.keys() if column != "digest"]  # noqa: SIM118
+                store._do(
+                    f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                    [row[column] for column in columns],
+                )
+    return sum(row["result"] is not None for row in rows["units"])
+
+
+def readable(db: sqlite3.Connection, table: str) -> list[sqlite3.Row]:
+    """The rows of a table that can still be read as they were written, from both of its ends."""
+    found: dict[str, sqlite3.Row] = {}
+    for order in ("ASC", "DESC"):
+        with suppress(sqlite3.DatabaseError):
+            for row in db.execute(f"SELECT * FROM {table} NOT INDEXED ORDER BY rowid {order}"):
+                if sound(table, row):
+                    found[row["digest"]] = row
+    return list(found.values())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from plures.errors import PluresError
+from plures.errors import PluresError, PluresWarning
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard
 from plures.extras import needed
@@ -41,6 +42,13 @@ class Study:
 
     def __init__(self, folder: Path | str, code: Code = NOTHING) -> None:
         self._store = Store(Path(folder), create=False)
+        if self._store.damaged:
+            warnings.warn(
+                f"{self._store.file} is damaged: {len(self._store.damaged)} results are left out; start the study, and "
+                "they are made again",
+                PluresWarning,
+                stacklevel=2,
+            )
         about = self._store.described()
         told = about["text"], about["file"], Path(about["folder"])
         source = parse_study(*told, checked=False, code=code.reading(self._store.file))
@@ -120,8 +128,13 @@ class Study:
 
     def _finals(self) -> dict[str, tuple[MethodResult, float]]:
         """The finished final runs, each as a method's result with one seed, and their seconds."""
-        results = self._store.results("seed")
-        ids = [unit.id for unit in self.plan.units if unit.id in results]
+        results, tuned = self._store.results("seed"), self._store.results("tuning")
+        known = {cell.key for cell in self.plan.cells if self._store.cell(cell.key) is not None}
+        ids = [
+            unit.id
+            for unit in self.plan.units
+            if unit.id in results and unit.cell.key in known and (unit.needs is None or unit.needs in tuned)
+        ]
         return {id: (MethodResult.model_validate(results[id][0]), results[id][1]) for id in ids}
 
     def _units(self) -> Iterator[tuple[Unit, MethodResult, float]]:

@@ -145,7 +145,10 @@ class View:
     def _validation(self, unit: Unit) -> float:
         """Validation of a finished run at its chosen round."""
         if unit.id not in self.known:
-            run = MethodResult.model_validate(self.store.result(unit.id)).seeds[0]
+            result = self.store.result(unit.id)
+            if result is None:  # damaged since this process began
+                return math.nan
+            run = MethodResult.model_validate(result).seeds[0]
             curve = {point.round: point.validation for point in run.curve}
             self.known[unit.id] = curve.get(run.chosen_round, math.nan)
         return self.known[unit.id]
