@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from plures import METHODS, cli
+from plures import METHODS, Code, cli
 from plures.deploy import app
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.promise import promise
@@ -255,6 +255,24 @@ def test_no_command_runs_code_that_a_file_names(command: str, says: Says, honest
         assert not mark.exists()
 
 
+def test_a_process_in_the_folder_that_was_sent_runs_nothing_of_it(honest: Path, mark: Path, tmp_path: Path):
+    """Neither what the card names nor what is called as a library."""
+    home = poisoned(honest, tmp_path / "sent", "evil:own", {})
+    for library in ("evil", "torch", "numpy", "pandas", "optuna", "typer", "sitecustomize"):
+        (home / f"{library}.py").write_text(LEAVES_A_MARK.format(mark=str(mark)))
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "plures.cli", "predict", "published", "--card"],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, "--allow-code evil:own" in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert not mark.exists()
+
+
 def test_a_client_s_page_runs_no_code(says: Says, honest: Path, mark: Path, tmp_path: Path):
     home = poisoned(honest, tmp_path / "sent", "evil:own", {})
     says("client", home / "run", "va")
@@ -280,8 +298,6 @@ def test_the_hash_is_that_of_the_file(mine: Path):
 
 def test_the_command_line_consents(says: Says, mine: Path, mark: Path, tmp_path: Path):
     spec = RunSpec(data="heart", method="mine:own", rounds=1)
-    from plures import Code
-
     code = Code.of("mine:own")
     run = spec.run(spec.federation(), LOOP, code)
     folder = RunFolder(tmp_path / "run", code)
@@ -384,7 +400,8 @@ def test_the_hash_of_a_package_is_of_all_its_code(changed: str, pack: Path, mark
     assert not mark.exists()
 
 
-def test_a_compiled_file_beside_the_source_is_not_what_runs(mine: Path, mark: Path, tmp_path: Path):
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_compiled_file_beside_the_source_is_not_what_runs(pinned: bool, mine: Path, mark: Path, tmp_path: Path):
     evil = mine.read_text()
     mine.write_text(OWN)
     line = line_of(tmp_path / "site", "mine:own")
@@ -393,7 +410,10 @@ def test_a_compiled_file_beside_the_source_is_not_what_runs(mine: Path, mark: Pa
     compiled = importlib.util.cache_from_source(str(mine))
     py_compile.compile(str(source), compiled, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     prefix = sys.pycache_prefix
-    assert joined(tmp_path / "site", line)
+    if pinned:
+        assert joined(tmp_path / "site", line)
+    else:
+        assert parse_study(study("mine:own", {}), "study.toml", Path(), code=Code.of("mine:own", by="option"))
     assert not mark.exists()
     assert sys.pycache_prefix == prefix
     del sys.modules["mine"]
@@ -430,8 +450,6 @@ def test_a_module_that_was_loaded_from_elsewhere_is_not_the_allowed_one(mine: Pa
 
 
 def test_a_text_that_code_holds_is_not_followed(mine: Path, mark: Path):
-    from plures import Code
-
     mine.write_text('own = "evil:own"\n')
     with pytest.raises(PluresError, match="method 'evil:own' is code"):
         find_method("mine:own", Code.of("mine:own"))

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any, Literal
 from plures.errors import PluresError, suggestion
 from plures.run.rehearse import failure
 
-By = Literal["python", "option", "site", "coordinator"]
-"""Where a reader consents: in a program, on the command line, in ``site.toml``, in the run's configuration."""
+By = Literal["typed", "python", "option", "site", "coordinator"]
+"""How a reader consents: by naming the method himself; to what a file names in a program, on the command line, in
+``site.toml``, in the run's configuration."""
 
 HOW: Mapping[By, str] = {
+    "typed": "{name}",
     "python": 'code=plures.Code.of("{name}")',
     "option": "--allow-code {name}",
     "site": 'code = ["{name} {pin}"] under [allow] in site.toml',
@@ -68,7 +70,7 @@ class Code:
     def typed(cls, *methods: object) -> Code:
         """Consent to the methods that the user names by himself; those joined by ``+`` are several."""
         names = [name for method in methods if isinstance(method, str) for name in method.split("+")]
-        return cls(dict.fromkeys((name for name in names if ":" in name), ""))
+        return cls(dict.fromkeys((name for name in names if ":" in name), ""), "typed")
 
     def reading(self, place: object) -> Code:
         """The same for the names in a file."""
@@ -92,7 +94,8 @@ class Code:
             dotted = module.removesuffix(".py").strip("./").replace("/", ".")
             raise PluresError(f"method {name!r}: name the module, not its file: {dotted}:{attribute}")
         if not pin:
-            return _attribute(name, _imported(name, module), attribute)
+            with nullcontext() if self.by == "typed" else _from_source():
+                return _attribute(name, _imported(name, module), attribute)
         found = Found.of(module)
         if isinstance(found, str):
             raise PluresError(f"{where}method {name!r} has no hash, for {found}: allow a module that is a file")
