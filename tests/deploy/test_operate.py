@@ -292,3 +292,23 @@ def test_texts_of_others_do_not_command_the_terminal(tmp_path):
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "[red]" in text
+
+
+def test_who_is_waited_for_while_all_are_asked_who_they_are(tmp_path):
+    """A node that hangs holds the first question up; the SuperLink knows whose the others are, that have answered."""
+    file = written(tmp_path)
+    nodes = [Node(100 + number, client, "online", 1.0) for number, client in enumerate(HOSPITALS)]
+    carrier = Slow(file)
+    carrier.place = Known(tmp_path, nodes)
+    carrier.spoil = lambda address, answer: "gone" if address == 103 else answer
+    job = conductor(file, carrier)
+    job.wait = lambda seconds: next(iter(()))
+    with pytest.raises(StopIteration):
+        job.run()
+    assert [one.run.waiting for one in carrier.looks] == [
+        ("hungarian", "switzerland", "va"),
+        ("switzerland", "va"),
+        ("va",),
+        (),
+    ]
+    assert look(carrier.place).run.state == "stopped"

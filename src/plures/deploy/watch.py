@@ -11,7 +11,7 @@ WAITING, ANSWERED = "waiting", "answered"
 
 
 class Watched:
-    """A transport that writes who is asked and who has answered. Who is not known yet is not named.
+    """A transport that writes who is asked and who has answered.
 
     Args:
         transport: carries the messages.
@@ -41,6 +41,6 @@ class Watched:
         self.journal.event(WAITING, clients=list(clients), **self.what, **told)
 
     def arrived(self, address: int) -> None:
-        """Write that an answer came, good or bad."""
-        if address in self._asked:
-            self.journal.event(ANSWERED, client=self._asked[address])
+        """Write that an answer came, good or bad; of a node that has not said who it is, with its address."""
+        known = self._asked.get(address)
+        self.journal.event(ANSWERED, **({"node": address} if known is None else {"client": known}))

@@ -22,6 +22,7 @@ RECENT = 5
 """Rounds from which the time of the others is estimated."""
 ENDS = ("joined", "round", "failed round", "finished", "stopped")
 """Events after which nobody is waited for."""
+NOBODY: Mapping[str, int] = {}
 CUT = (
     "the SuperLink takes the run for alive, but nothing works on it: it is just starting, or was cut off and "
     "`plures deploy run` goes on with it"
@@ -130,29 +131,39 @@ def look(place: Place, out: Path | None = None) -> Status:
     out = out or (place.out(runs[0]) if runs else place.newest())
     submitted = next((run.status for run in runs if place.out(run) == out.resolve()), "")
     events = read_log(out)
-    run = told(events, out, plan)
+    run = told(events, out, plan, {node.name: node.id for node in nodes or () if node.status == "online"})
     notes = [*strangers(plan, nodes), *certificates(place), *versions(run, events)]
     if submitted and not submitted.startswith("finished") and run.state in ("none", "stopped"):
         notes.append(CUT)
     return Status(plan.name, superlink, submitted, sites(plan, nodes, events, run), run, tuple(notes))
 
 
-def told(events: list[dict[str, Any]], out: Path, plan: Plan) -> RunStatus:
-    """A run out of its log."""
+def told(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: Mapping[str, int] = NOBODY) -> RunStatus:
+    """A run out of its log.
+
+    Args:
+        events: the log.
+        out: the run's folder.
+        plan: what was agreed.
+        addresses: client -> its node, where that is known: until a node has said who it is, the log has no name for it.
+    """
     last: dict[str, dict[str, Any]] = {}
     waiting: list[str] = []
+    spoke: set[str | int] = set()
     seconds: list[float] = []
     for event in events:
         what = event["event"]
         last[what] = event
         if what == WAITING:
             waiting = list(event["clients"])
-        elif what == ANSWERED and event["client"] in waiting:
-            waiting.remove(event["client"])
+            spoke = set()
+        elif what == ANSWERED:
+            spoke.add(event["client"] if "client" in event else event["node"])
         elif what in ENDS:
             waiting = []
         if what == "round":
             seconds.append(event["seconds"])
+    waiting = [client for client in waiting if client not in spoke and addresses.get(client) not in spoke]
     state, alive = "none", works(out)
     if finished(out):
         state = "finished"
@@ -194,7 +205,7 @@ def sites(
     counted: dict[str, int] = {}
     left: dict[str, Mapping[str, Any]] = {}
     for event in events:
-        if event["event"] == ANSWERED:
+        if event["event"] == ANSWERED and "client" in event:
             heard[event["client"]] = event["time"]
         elif event["event"] == "round":
             counted |= dict.fromkeys(event["clients"], event["round"])

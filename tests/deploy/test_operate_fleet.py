@@ -1,0 +1,96 @@
+"""An operator's day with real processes: a run is started, a site hangs, the run is stopped, gone on with, cut off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from fleet import fenced
+from hospitals import written
+from typer.testing import CliRunner
+
+from plures.cli import app
+from plures.deploy.conduct import RESULT
+from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.fleet.process import until
+from plures.deploy.journal import Journal
+from plures.deploy.operate.place import works
+from plures.deploy.templates import filled
+from plures.tables.heart import heart_tables
+
+HOSPITALS = sorted(heart_tables())
+
+
+def call(*words: object) -> str:
+    done = CliRunner().invoke(app, ["deploy", *map(str, words)])
+    if done.exception:
+        raise done.exception
+    return done.output
+
+
+def test_an_operators_day(tmp_path: Path) -> None:
+    written(tmp_path, rules="deadline = 60.0\nmin_clients = 3", rounds=6, method="fedavg")
+    (tmp_path / "pyproject.toml").write_text(filled("pyproject.toml", name="heart", app="heart"))
+    (tmp_path / "carrier.py").write_text(filled("carrier.py"))
+    out, sites = tmp_path / "results", {client: tmp_path / client / "site.toml" for client in HOSPITALS}
+
+    def status() -> dict:
+        return json.loads(call("status", tmp_path, "--json"))
+
+    def reached(done: Callable[[dict], bool], what: str, seconds: float = 60) -> dict:
+        seen: dict = {}
+
+        def look() -> bool:
+            seen.clear()
+            seen.update(status())
+            return done(seen)
+
+        until(look, seconds, lambda: f"{what}: {seen}\n{fleet.superlink.tail()}", poll=0.3)
+        return seen
+
+    with Fleet(tmp_path, sites, quick=True, environment=fenced(tmp_path)) as fleet:
+        fleet.agree(tmp_path / "federation.toml", *(file.parent.parent / "federation.toml" for file in sites.values()))
+        first = status()
+        assert [(site["client"], site["node"]) for site in first["sites"]] == [(c, "online") for c in HOSPITALS]
+        assert (first["run"]["state"], first["superlink"], first["flower"]) == ("none", "up", "")
+
+        assert "goes on at the SuperLink" in call("run", tmp_path, "--detach")
+        reached(lambda seen: seen["run"]["round"] >= 1, "no round")
+        fleet.nodes["va"].pause()
+        hung = reached(lambda seen: seen["run"]["waiting"] == ["va"], "va is not waited for")
+        assert (hung["run"]["state"], hung["flower"]) == ("running", "running")
+        assert [site["client"] for site in hung["sites"] if site["waited"]] == ["va"]
+        assert hung["run"]["until"] - hung["run"]["since"] == 60
+        again = call("run", tmp_path, "--detach")
+        assert len(fleet.control.runs()) == 1, again
+
+        assert f"`plures deploy run --out {out}` goes on" in call("stop", tmp_path)
+        stopped = status()
+        assert (stopped["run"]["state"], stopped["run"]["reason"]) == ("stopped", "by the operator")
+        assert not works(out)
+        assert call("stop", tmp_path) == "no run is under way\n"
+        assert [run.status for run in fleet.control.runs()] == ["finished:stopped"]
+
+        call("run", tmp_path, "--detach")
+        waits = reached(lambda seen: seen["run"]["waiting"] == ["va"], "a resumed run does not wait for va")
+        assert waits["run"]["state"] == "joining"
+        assert waits["run"]["round"] == stopped["run"]["round"]
+        fleet.nodes["va"].resume()
+        reached(lambda seen: seen["run"]["round"] > stopped["run"]["round"], "it does not go on")
+
+        fleet.superlink.kill()
+        down = status()
+        assert "does not answer" in down["superlink"]
+        assert {site["node"] for site in down["sites"]} == {"unknown"}
+        assert down["run"]["round"] >= stopped["run"]["round"]
+        until(lambda: not works(out), 60, "the run's process outlives its SuperLink")
+        assert status()["run"]["state"] == "stopped"
+        fleet.start_superlink()
+        assert f"finished: {out}" in call("run", tmp_path)
+
+    assert (out / RESULT).exists()
+    last = status()
+    assert (last["run"]["state"], last["run"]["round"], last["run"]["waiting"]) == ("finished", 6, [])
+    assert "holds a finished run" in call("run", tmp_path)
+    assert [event["round"] for event in Journal(out).events("round")] == [1, 2, 3, 4, 5, 6]
