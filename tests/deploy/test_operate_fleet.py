@@ -50,7 +50,7 @@ def test_an_operators_day(tmp_path: Path) -> None:
         return seen
 
     with Fleet(tmp_path, sites, quick=True, environment=fenced(tmp_path)) as fleet:
-        fleet.agree(tmp_path / "federation.toml", *(file.parent.parent / "federation.toml" for file in sites.values()))
+        fleet.agree(tmp_path / "federation.toml")
         first = status()
         assert [(site["client"], site["node"]) for site in first["sites"]] == [(c, "online") for c in HOSPITALS]
         assert (first["run"]["state"], first["superlink"], first["flower"]) == ("none", "up", "")

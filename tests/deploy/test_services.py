@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from plures.cli import app
 from plures.deploy import services
 from plures.deploy.project import heart, write
 from plures.deploy.services import COORDINATOR, service
@@ -25,7 +28,10 @@ def command(name: str) -> str:
 
 
 def units(folder: Path) -> list[Path]:
-    return [folder / "systemd" / name for name in COORDINATOR if name.endswith(".service")]
+    """The coordinator's units in a folder, and that of a member who has the same one."""
+    own = folder / "node.service"
+    own.write_text(service("node.service", folder, app="va", title="heart", port=9094, client="va"))
+    return [own, *(folder / "systemd" / name for name in COORDINATOR if name.endswith(".service"))]
 
 
 @pytest.mark.parametrize("name", ["heart", ODD])
@@ -59,11 +65,32 @@ def test_units_name_the_user_the_folder_and_the_plures_that_wrote_them(tmp_path,
     assert "su anna anna" in (tmp_path / "fed" / "systemd" / "logrotate.conf").read_text()
 
 
-def test_root_writes_services_for_a_user_who_is_not_root(tmp_path, monkeypatch):
+def test_root_writes_services_for_a_user_who_is_not_root_and_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(services.os, "geteuid", lambda: 0, raising=False)
     monkeypatch.setattr(services.getpass, "getuser", lambda: "root")
-    write(tmp_path, heart())
-    assert all("User=plures\n" in unit.read_text() for unit in units(tmp_path))
+    folder = tmp_path / "a fed"
+    done = CliRunner().invoke(app, ["deploy", "init", str(folder)])
+    assert f"`chown -R plures: '{folder}'`" in done.output
+    assert all("User=plures\n" in unit.read_text() for unit in units(folder))
+    monkeypatch.setattr(services.os, "geteuid", lambda: 1000, raising=False)
+    assert "chown" not in CliRunner().invoke(app, ["deploy", "init", str(tmp_path / "other")]).output
+
+
+def test_a_coordinator_that_is_a_member_too_shares_nothing_between_the_two(tmp_path):
+    """Names of services, rules and ports are different, and so are the folders that each may write to."""
+    home, site = tmp_path / "heart", tmp_path / "heart-va"
+    write(home, heart("localhost"))
+    for file in ("node.service", "guard.nft"):
+        own = service(file, site, app="plures-heart-va", title="heart", port=9094, client="va")
+        (site / file).parent.mkdir(exist_ok=True)
+        (site / file).write_text(own)
+    server = (home / "systemd" / "superlink.service").read_text()
+    node = (site / "node.service").read_text()
+    rules = [re.search(r"nft -f (\S+)", text)[1] for text in (server, node)]
+    assert rules == ["/etc/plures/heart-superlink.nft", "/etc/plures/plures-heart-va.nft"]
+    tables = [(home / "systemd" / "guard.nft").read_text(), (site / "guard.nft").read_text()]
+    assert [re.findall(r"dport (\d+)", text) for text in tables] == [["8000"], ["9094"]]
+    assert [re.findall(r"ReadWritePaths=(.*)", text) for text in (server, node)] == [[f'"{home}"'], [f'"{site}"']]
 
 
 def test_a_folder_whose_name_no_unit_can_hold_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from plures.cli.common import app, console, progress
 from plures.deploy.fleet.process import quiet_environment
 from plures.deploy.fleet.programs import GUARD, command
 from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.services import advice
 from plures.deploy.state import leave, strangers
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
@@ -47,7 +48,7 @@ def init_command(
         checked_name(member, "--client")
     wanted = project.blank(checked_name(name or folder.resolve().name, "--name"), client or project.CLIENTS, host)
     files = project.write(folder, wanted if example is None else project.heart(host))
-    typer.echo(f"wrote {len(files)} files; go on with {folder / 'README.md'}")
+    typer.echo("\n".join([f"wrote {len(files)} files; go on with {folder / 'README.md'}", *advice(folder)]))
 
 
 @deploy.command("keys")
@@ -224,7 +225,8 @@ def join_command(
             "ask the coordinator for the file again, by another way"
         )
     files = joining.write()
-    typer.echo(f"wrote {', '.join(file.name for file in files)}; go on with {folder / 'README.md'}")
+    written = f"wrote {', '.join(file.name for file in files)}; go on with {folder / 'README.md'}"
+    typer.echo("\n".join([written, *advice(folder)]))
 
 
 @deploy.command("node")

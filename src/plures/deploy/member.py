@@ -14,7 +14,7 @@ from plures.deploy.keys import Keyring, authority_digest
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.project import PLAN, slug
 from plures.deploy.quoting import unit_value
-from plures.deploy.services import service
+from plures.deploy.services import owner, service
 from plures.deploy.signing import Key
 from plures.deploy.state import PUBLISHED
 from plures.deploy.templates import filled
@@ -135,6 +135,7 @@ class Joining:
             "client": self.client,
             "superlink": self.plan.superlink or "the coordinator",
             "service": service_name,
+            "user": owner(),
             "published": shlex.quote(str(published.relative_to(home))),
         }
         source = 'loader = "load_data.py:load"\n# data = "data.csv"'
@@ -146,6 +147,7 @@ class Joining:
             SITE: filled("site/site.toml", **site),
             "README.md": filled("site/README.md", **told),
             "node.service": service("node.service", home, client=unit_value(self.client), **unit),
+            "guard.nft": service("guard.nft", home, **unit),
             ".gitignore": filled("site/gitignore"),
         }
         return found | ({"load_data.py": filled("site/load_data.py")} if self.data is None else {})

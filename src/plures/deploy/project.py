@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plures.deploy.fleet.process import QUIET
 from plures.deploy.proxy import PUBLIC, SUPERLINK, nginx
-from plures.deploy.services import COORDINATOR, service
+from plures.deploy.services import COORDINATOR, owner, service
 from plures.deploy.templates import filled
 from plures.errors import PluresError
 from plures.files import filed, write_text
@@ -62,6 +62,7 @@ class Project:
             "host": shlex.quote(self.host),
             "port": SUPERLINK,
             "public": PUBLIC,
+            "user": owner(),
         }
         authority = toml(str(folder.resolve() / "keys" / "ca.crt"))
         quiet = "\n".join(f"{name}={value}" for name, value in QUIET.items())

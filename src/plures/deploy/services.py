@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,6 +24,16 @@ def owner() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a number without a name, as in a container
         return USER
+
+
+def advice(folder: Path) -> list[str]:
+    """What is to be said when services were written for another user than the present one."""
+    if os.name != "posix" or os.geteuid() != 0:
+        return []
+    return [
+        f"root wrote this for the user {USER!r}, for services never run as root: `chown -R {USER}: "
+        f"{shlex.quote(str(folder))}`, and be {USER!r} for all that follows (`sudo -iu {USER}`)"
+    ]
 
 
 def service(name: str, folder: Path, *, app: str, title: str, port: int, **told: object) -> str:
