@@ -37,17 +37,21 @@ def init_command(
     client: Annotated[list[str] | None, typer.Option(help="Name of a member; repeatable.")] = None,
     host: Annotated[str | None, typer.Option(help="Name or address of the coordinator, as sites see it.")] = None,
     example: Annotated[Literal["heart"] | None, typer.Option(help="Write one that is ready to run.")] = None,
+    containers: Annotated[
+        bool, typer.Option("--containers", help="Also an image and a compose file; of an example, with its members.")
+    ] = False,
 ) -> None:
     """Write the coordinator's folder: app, agreement, door, services, and what to do. Members make theirs: `join`."""
     from plures.deploy import project
+    from plures.deploy.containers import SERVICE
 
-    host = host or project.HOST
+    host = host or (SERVICE if containers and example is not None else project.HOST)
     if example is not None and (client or name):
         raise PluresError("--example has its own name and members: leave out --name and --client")
     for member in client or ():
         checked_name(member, "--client")
     wanted = project.blank(checked_name(name or folder.resolve().name, "--name"), client or project.CLIENTS, host)
-    files = project.write(folder, wanted if example is None else project.heart(host))
+    files = project.write(folder, wanted if example is None else project.heart(host), contained=containers)
     typer.echo("\n".join([f"wrote {len(files)} files; go on with {folder / 'README.md'}", *advice(folder)]))
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from plures.deploy.containers import containers
 from plures.deploy.fleet.process import QUIET
 from plures.deploy.proxy import PUBLIC, SUPERLINK, nginx
 from plures.deploy.services import COORDINATOR, owner, service
@@ -134,14 +135,24 @@ def heart(host: str = HOST, **run: object) -> Project:
     return Project("heart", tuple(tables), host, plan, tables)
 
 
-def write(folder: Path, project: Project) -> list[Path]:
+def write(folder: Path, project: Project, *, contained: bool = False) -> list[Path]:
     """Write a project; returns its files.
+
+    Args:
+        folder: where to.
+        project: what.
+        contained: with what containers need; those of members too, whose rows are known.
 
     Raises:
         PluresError: one of the files exists; nothing was written then. Or it cannot be written.
     """
     texts = {folder / name: text for name, text in project.files(folder).items()}
-    tables = {folder / ROWS / f"{filed(client)}.csv": table for client, table in project.tables.items()}
+    rows = {client: f"{ROWS}/{filed(client)}.csv" for client in project.tables}
+    tables = {folder / rows[client]: table for client, table in project.tables.items()}
+    if contained:
+        texts |= {
+            folder / name: text for name, text in containers(folder, slug(project.name, "federation"), rows).items()
+        }
     for file in (*texts, *tables):
         if file.exists():
             raise PluresError(f"{file} exists and is never overwritten: choose another folder")

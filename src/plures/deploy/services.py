@@ -13,6 +13,8 @@ from plures.deploy.templates import filled
 
 USER = "plures"
 """Whose the services are where root writes them."""
+USER_ID = 10001
+"""The same in containers."""
 COORDINATOR = ("superlink.service", "proxy.service", "run@.service", "logrotate.conf", "guard.nft")
 
 
