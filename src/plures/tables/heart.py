@@ -47,7 +47,7 @@ def heart_schema() -> Schema:
 
 def heart_tables() -> dict[str, dict[str, list[str | float | None]]]:
     """Hospital -> column -> values of its patients, in the words of :func:`heart_schema`; None is missing."""
-    with FILE.open(newline="") as file:
+    with FILE.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     tables: dict[str, dict[str, list[str | float | None]]] = {}
     for hospital in HOSPITALS:

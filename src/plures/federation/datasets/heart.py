@@ -50,7 +50,7 @@ def heart(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = 
         split: their shares.
         standardize: numeric columns to mean 0 and standard deviation 1 over all train patients.
     """
-    with FILE.open(newline="") as file:
+    with FILE.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     frame = {column: _column(column, [row[column] for row in rows]) for column in COLUMNS}
     frame["hospital"] = np.array([row["hospital"] for row in rows])

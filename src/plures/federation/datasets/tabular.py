@@ -165,7 +165,7 @@ def ai4i2020(*, seed: int = 0, split: SplitRule | None = None, standardize: bool
         split: their shares.
         standardize: each column to mean 0 and standard deviation 1 over all train jobs.
     """
-    with gzip.open(data_folder() / "ai4i2020" / "ai4i2020.csv.gz", "rt", newline="") as file:
+    with gzip.open(data_folder() / "ai4i2020" / "ai4i2020.csv.gz", "rt", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     features = [column for column in rows[0] if column.endswith("]")]  # those with a unit
     quality = {"H": "high", "M": "medium", "L": "low"}

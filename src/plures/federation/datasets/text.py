@@ -53,7 +53,7 @@ def shakespeare(
             raise PluresError(f"shakespeare: {option}={value}; give at least 1")
     rule = split or SplitRule(by="time")
     folder = data_folder() / "shakespeare"
-    titles = json.loads((folder / "plays.json").read_text())
+    titles = json.loads((folder / "plays.json").read_text(encoding="utf-8"))
     speeches: dict[tuple[str, str], list[str]] = defaultdict(list)
     with gzip.open(folder / "speeches.jsonl.gz", "rt", encoding="utf-8") as file:
         for line in file:
