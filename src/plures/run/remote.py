@@ -218,9 +218,11 @@ def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str
     """
     if tells is not None:
         columns = [name for name in tells if name not in ("examples", "labels")]
-        for name in columns:
-            if told.metadata.get(name) is None:
-                raise PluresError(f"client {client!r} does not tell {name!r}, which the members agreed to tell")
+        lacking = [name for name in columns if told.metadata.get(name) is None]
+        if "labels" in tells and told.labels is None and problem is not None and problem.kind == "classification":
+            lacking.append("labels")
+        if lacking:
+            raise PluresError(f"client {client!r} does not tell {lacking[0]!r}, which the members agreed to tell")
         metadata = {name: told.metadata[name] for name in columns}
         told = told.model_copy(
             update={"labels": told.labels if "labels" in tells else None, "metadata": metadata},
