@@ -69,5 +69,5 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 def markdown(text: str) -> str:
     """A text of others as a part of a line of Markdown: no link, emphasis, code, table or HTML comes of it."""
-    plain = re.sub(r"[\\`*|]|\](?=[(\[:])", r"\\\g<0>", " ".join(visible(text).split()))
+    plain = re.sub(r"[\\`*|]|\](?=[(\[:])", r"\\\g<0>", visible(" ".join(text.split())))
     return plain.replace("<", "&lt;")

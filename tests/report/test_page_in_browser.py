@@ -21,6 +21,7 @@ from comparisons import comparison, scored
 from plures.evaluate.results import Comparison
 from plures.evaluate.summary import summarize
 from plures.report import html_report
+from plures.texts import cell, uncelled
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="browser tests need selenium (PyPI)")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -359,3 +360,101 @@ def test_nobody_scored_is_drawn_without_an_error(visit: Callable[..., Any]) -> N
     browser = visit(nobody)
     assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
     assert browser.execute_script("return document.querySelectorAll('#gain svg').length") == 1
+
+
+ATTACKS = (
+    "<img src=x onerror=alert(1)>", '"><script>alert(1)</script>', "' onmouseover='alert(1)", "<!--<script>", "[bold]",
+    "</script><script>alert(1)</script>", "</title></style></template></textarea></svg><svg onload=alert(1)>",
+    "javascript:alert(1)", "${alert(1)}", "`${alert(1)}`", "&lt;img src=x onerror=alert(1)&gt;", "-1+1|cmd", "a;=1+1",
+    '=HYPERLINK("//x.example")', "@SUM(1)", "__proto__", "constructor", "نص \u0627", "👩‍⚕️", "x" * 100,
+    "\\u003cimg src=x onerror=alert(1)\\u003e", "\x1b]0;x\x07", "a\u202eb",
+)  # fmt: skip
+
+
+def poisoned(value: Any, key: str = "", seen: list[int] | None = None) -> Any:
+    """The document of a comparison with an attack in every text that is not one of its own words."""
+    seen = [0] if seen is None else seen
+    if isinstance(value, dict):
+        new = {"metadata", "clusters", "parameters", "settings", "environment"}
+        return {poisoned(k, key, seen) if key in new else k: poisoned(v, k, seen) for k, v in value.items()}
+    if isinstance(value, list):
+        return [poisoned(inner, key, seen) for inner in value]
+    if not isinstance(value, str) or key in ("kind", "metric"):
+        return value
+    seen[0] += 1
+    return f"{value} {ATTACKS[seen[0] % len(ATTACKS)]}"
+
+
+def poison(c: Comparison) -> Comparison:
+    told = json.loads(c.to_json())
+    spared = told.pop("metric"), [method.pop("name") for method in told["methods"]]
+    everybody = {name: f"{ATTACKS[i % len(ATTACKS)]} {name}" for i, name in enumerate(c.federation.clients)}
+    told = poisoned(told)
+    told["metric"] = spared[0]
+    for name, method in zip(spared[1], told["methods"], strict=True):
+        method["name"] = name if name in ("local", "fedavg", "fedavg_ft") else f"{name} {ATTACKS[0]}"
+    for method in told["methods"]:
+        for seed in method["seeds"]:
+            for part in ("validation", "test", "test_last"):
+                seed[part]["clients"] = [*everybody.values()]
+    told["federation"]["clients"] = [*everybody.values()]
+    return Comparison.model_validate(told)
+
+
+CLICKED = """
+    for (const what of ["main input[type=radio]", ".legend button", "#clients button.link", "th button", "summary"]) {
+        document.querySelectorAll(what).forEach((node) => node.click());
+    }
+    document.querySelectorAll("#comparison select, #client select").forEach((select) => {
+        for (const option of [...select.options].reverse()) {
+            select.value = option.value;
+            select.dispatchEvent(new Event("change", { bubbles: true }));
+        }
+    });
+    document.querySelectorAll(".plot").forEach((plot) => {
+        const box = plot.getBoundingClientRect();
+        for (const part of [0.2, 0.5, 0.8]) {
+            const at = { clientX: box.left + part * box.width, clientY: box.top + box.height / 2, bubbles: true };
+            plot.dispatchEvent(new PointerEvent("pointermove", at));
+        }
+    });
+    const attributes = [...document.querySelectorAll("*")].flatMap((node) => [...node.attributes]);
+    const leads = (a) => a.name === "href" && !/^(#|data:,$|https:\\/\\/)/.test(a.value);
+    return [...document.querySelectorAll("img, iframe, object, embed, base"), ...attributes.filter((a) => leads(a) ||
+        /^(on|srcdoc|formaction)/.test(a.name))].map((node) => node.outerHTML ?? `${node.name}=${node.value}`);
+"""
+
+
+def test_no_name_becomes_a_script_or_an_element(visit: Callable[..., Any], folder: Path) -> None:
+    bad = poison(comparison(details=True, unseen=3, clients=24, seeds=2, rounds=10))
+    shown = poison(SMALL)
+    for pages in ((bad,), (bad, shown)):
+        browser = visit(*pages)
+        assert browser.execute_script(CLICKED) == []
+        assert len(browser.execute_script("return [...document.scripts].map((s) => s.type)")) == 4
+        assert [e for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")] == []
+        for name in bad.federation.clients[:3]:
+            assert name in browser.execute_script("return document.body.textContent")
+        browser.switch_to.window(browser.current_window_handle)  # an alert would make this fail
+    browser = visit(bad)
+    slip = "<img src=x onerror=document.title=1>"
+    browser.execute_script("document.querySelector('h1').innerHTML = arguments[0]", slip)
+    time.sleep(0.2)
+    assert "comparison with plures" in browser.title
+    assert any("Content Security Policy" in e["message"] for e in browser.get_log("browser"))
+
+
+def test_no_cell_of_a_saved_table_runs_in_a_spreadsheet(visit: Callable[..., Any], folder: Path) -> None:
+    bad = poison(comparison(details=True, clients=24, seeds=2, rounds=10))
+    browser = visit(bad)
+    found = list(csv.reader(io.StringIO(downloaded(browser, folder, "spread.csv", "#spread [data-save=csv]"))))
+    assert [uncelled(line[0]) for line in found[1:]] == bad.federation.clients
+    assert [line[0] for line in found[1:]] == [cell(name) for name in bad.federation.clients]
+    button = "[data-save-table=clients]"
+    saved = list(csv.reader(io.StringIO(downloaded(browser, folder, "clients.csv", button))))
+    for line in (*found, *saved):
+        assert all(uncelled(words) != words or cell(words) == words for words in line)
+    clients = bad.federation.clients
+    assert sum(line[0].startswith("'") for line in found) == sum(cell(name) != name for name in clients) > 2
+    gains = list(csv.reader(io.StringIO(downloaded(browser, folder, "gain.csv", "#gain [data-save=csv]"))))
+    assert any(words.startswith("-") and float(words) < 0 for line in gains[1:] for words in line)

@@ -21,6 +21,7 @@ from plures.run.flower import Answerer, Config, GridTransport, client_app, serve
 from plures.run.message import Held, Order, Reply, Scored, digest, pack
 from plures.serving.personal import PersonalModel
 from plures.tables.check import check
+from plures.texts import visible_lines
 from plures.track import trackers
 
 log = logging.getLogger(__name__)
@@ -78,12 +79,19 @@ def opened(file: Path) -> Site:
     )
 
 
+class Plain(logging.Formatter):
+    """Lines that no terminal obeys, whoever gave the texts in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().format(record))
+
+
 def speak() -> None:
     """Let plures' own log lines be seen in the process's log, and no other library's."""
     own = logging.getLogger("plures")
     if not own.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(Plain("%(asctime)s %(levelname)s %(message)s"))
         own.addHandler(handler)
         own.setLevel(logging.INFO)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
+from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -36,6 +38,7 @@ def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "St
     drawn = [document(comparison, lines) for comparison, lines in zip(found, rows, strict=True)]
     bodies = [body(*parts, single=len(found) == 1) for parts in zip(found, rows, drawn, strict=True)]
     several = len(found) > 1
+    code = [*scripts(), '\n"use strict";\n(() => {\n' + "\n".join(map(_file, SCRIPTS)) + "})();\n"]
     page = {
         "name": escape(title if several else found[0].federation.name),
         "overview": overview(found, rows, title) if several else "",
@@ -44,8 +47,8 @@ def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "St
         "version": __version__,
         "data": embed({"comparisons": drawn}),
         "css": _file("page.css"),
-        "vendor": "".join(f"<script>{text}</script>\n" for text in scripts()),
-        "js": '"use strict";\n(() => {\n' + "\n".join(map(_file, SCRIPTS)) + "})();",
+        "allowed": " ".join(map(_hashed, code)),
+        "scripts": "".join(f"<script>{text}</script>\n" for text in code),
     }
     return Template(_file("page.html")).substitute(page)
 
@@ -74,6 +77,11 @@ def embed(value: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _hashed(script: str) -> str:
+    """A script as a policy of the page allows it: no other one runs, whatever stands in the page."""
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 
 def _file(name: str) -> str:
