@@ -165,7 +165,7 @@ def test_a_members_key_is_replaced_at_both_places(folder, superlink):
     after = Plan.load(folder / "federation.toml")
     assert after.keys == before.keys | {"va": public(key)}
     assert superlink.said == [("register", "va"), ("unregister", 3)]
-    assert "who joins again with it, names the new key in site.toml" in output
+    assert "who names the new key in site.toml, joins again with both" in output
     assert after.spec == before.spec
     assert after.agreed == before.agreed  # so the run is the same, and goes on with the new key
 

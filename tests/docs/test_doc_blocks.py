@@ -33,7 +33,13 @@ DOCUMENTS = [
 ]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-ELSEWHERE = {("serve",): "test_serve.py", ("deploy", "demo"): "test_demo.py"}
+ELSEWHERE = {
+    ("serve",): "test_serve.py",
+    ("deploy", "demo"): "test_demo.py",
+    ("deploy", "run"): "test_operate_fleet.py",
+    ("deploy", "stop"): "test_operate_fleet.py",
+    ("deploy", "remove"): "test_members.py",
+}
 """Commands that go on until they are stopped, or start processes, and the file of tests/deploy that runs them."""
 
 SMALLER = [

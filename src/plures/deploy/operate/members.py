@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 from plures.deploy import agreement
@@ -98,8 +99,8 @@ def rotate(place: Place, client: str, key: Path, fingerprint: str) -> list[str]:
         place.control.unregister(node.id)
     return [
         f"{client} has a new key, and the old one opens nothing any more",
-        f"send {place.file} to {client}, who joins again with it, names the new key in site.toml, and starts its node "
-        "again",
+        f"send {place.file} to {client}, who names the new key in site.toml, joins again with both, and starts its "
+        "node",
     ]
 
 
@@ -111,7 +112,9 @@ def registered(place: Place, client: str) -> list[Node]:
 def unfinished(place: Place) -> list[Path]:
     """Folders of runs that are under way, or can be gone on with."""
     results = place.file.parent / "results"
-    outs = {results, *results.glob("*"), *(place.out(run) for run in place.control.runs())}
+    outs = {results, *results.glob("*")}
+    with suppress(PluresError):  # the SuperLink is down, and so is what works for it
+        outs |= {place.out(run) for run in place.control.runs()}
     return sorted(out for out in outs if not finished(out) and ((out / CHECKPOINT).exists() or works(out)))
 
 
