@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from plures.deploy.journal import LOG, METRICS
 from plures.deploy.plan import Plan
 from plures.deploy.state import Versions
 from plures.errors import PluresError
+from plures.run.interrupt import rest
 from plures.run.message import Order, Reply, pack, unpack
 from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_tables
@@ -87,6 +91,44 @@ def test_a_server_that_dies_goes_on_to_the_same_result(tmp_path, killed):
             for half in ("whole", "halves")
         )
         assert ours.card.digest == theirs.card.digest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_at_once_and_it_goes_on_to_the_same_result(tmp_path, number):
+    expected = conductor(written(tmp_path / "whole"), hospitals(tmp_path / "whole" / "federation.toml")).run()
+
+    def flower(heard: int, frame: object) -> None:
+        raise SystemExit(heard)
+
+    file = written(tmp_path / "halves")
+    carrier, calls = hospitals(file), 0
+
+    def struck(address: int, answer: bytes) -> bytes:
+        nonlocal calls
+        calls += 1
+        if calls == 4 + 4 * 2 + 2:
+            os.kill(os.getpid(), number)
+            rest(30)
+        return answer
+
+    carrier.spoil = struck
+    before, begin = signal.signal(number, flower), time.monotonic()
+    try:
+        with pytest.raises(SystemExit, match=str(int(number))):
+            conductor(file, carrier).run()
+    finally:
+        signal.signal(number, before)
+    assert time.monotonic() - begin < 20
+    events = [json.loads(line) for line in (file.parent / "out" / LOG).read_text().splitlines()]
+    assert [e["round"] for e in events if e["event"] == "round"] == [1, 2]
+    assert (events[-1]["event"], events[-1]["reason"]) == ("stopped", "ended from outside")
+    assert (file.parent / "out" / CHECKPOINT).exists()
+    result = conductor(file, hospitals(file)).run()
+    assert (result.test, result.validation, result.chosen_round) == (
+        expected.test,
+        expected.validation,
+        expected.chosen_round,
+    )
 
 
 def test_metrics_tell_the_round_and_who_was_left_out(tmp_path):

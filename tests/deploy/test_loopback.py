@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import ssl
 import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
@@ -14,7 +18,9 @@ import pytest
 from fleet import echo, fenced, tried
 
 from plures.deploy.fleet.loopback import Fleet
-from plures.deploy.fleet.process import QUIET, Process, marked, quiet_environment, until
+from plures.deploy.fleet.process import QUIET, Process, lives, marked, quiet_environment, until
+from plures.deploy.fleet.programs import STARTER
+from plures.deploy.fleet.relay import HOST
 from plures.deploy.keys import Keyring
 from plures.errors import PluresError
 
@@ -140,6 +146,92 @@ def test_what_a_killed_owner_left_is_ended_before_a_new_start(tmp_path: Path) ->
         assert second.alive
     finally:
         second.kill()
+
+
+def test_a_superlink_ends_in_time_whoever_is_connected(tmp_path: Path) -> None:
+    """A request of which a part of the body never comes kept it for ever; a run has its own process, which ends too."""
+    alone = Fleet(tmp_path, {})
+    alone.make_keys()
+    context = ssl.create_default_context(cafile=str(alone.keys.authority))
+    head = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf"
+    try:
+        for signals in (1, 2):
+            alone.start_superlink()
+            family = alone.superlink.members()
+            assert len(family) > 1
+            child = alone.superlink.child
+            assert child is not None
+            with (
+                socket.create_connection((HOST, alone.port), timeout=30) as plain,
+                context.wrap_socket(plain, server_hostname="localhost") as wire,
+            ):
+                wire.sendall(head)
+                begin = time.monotonic()
+                for _ in range(signals):
+                    time.sleep(0.5)
+                    child.terminate()
+                assert child.wait(10) == -signal.SIGTERM
+                assert time.monotonic() - begin < (10 if signals == 1 else 3)
+            until(lambda: not any(lives(pid) for pid in family), 60, "what it started goes on")  # noqa: B023
+    finally:
+        alone.superlink.kill()
+
+
+def test_a_node_ends_in_time_and_comes_back(fleet: Fleet, tmp_path: Path) -> None:
+    node = fleet.nodes["va"]
+    child, family, begin = node.child, node.members(), time.monotonic()
+    assert child is not None
+    child.terminate()
+    assert child.wait(10) == 0
+    until(lambda: not any(lives(pid) for pid in family), 10, "what it started goes on")
+    assert time.monotonic() - begin < 10
+    until(lambda: node.alive and "SuperNode ID:" in node.told(), 90, node.tail)
+    (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
+    assert sites(round_["replies"]) == everyone(fleet)
+
+
+def test_what_starts_tasks_is_started_again(fleet: Fleet, tmp_path: Path) -> None:
+    """Flower does not look after it: the node would stay online and answer nothing for ever."""
+    for process in (fleet.nodes["cleveland"], fleet.superlink):
+        (starter,) = process.members(STARTER)
+        os.kill(starter, signal.SIGKILL)
+        until(lambda: starter not in process.members(STARTER) and process.members(STARTER), 30, process.tail)  # noqa: B023
+    (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
+    assert sites(round_["replies"]) == everyone(fleet)
+
+
+def test_tasks_are_forked_and_leave_nothing_for_the_next(fleet: Fleet, tmp_path: Path) -> None:
+    rounds = echo(fleet, tmp_path / "out.json", rounds=3)
+    told: dict[str, list[dict[str, object]]] = {}
+    for one in rounds:
+        for reply in one["replies"]:
+            told.setdefault(reply["site"], []).append(reply)
+    for client, node in fleet.nodes.items():
+        (starter,) = node.members(STARTER)
+        replies = told[str(fleet.sites[client])]
+        assert [reply["parent"] for reply in replies] == [starter] * 3
+        assert len({reply["process"] for reply in replies}) == 3
+        assert [reply["before"] for reply in replies] == [0] * 3
+        assert all(reply["loaded"] for reply in replies)
+        threads = len(list(Path(f"/proc/{starter}/task").iterdir()))
+        assert threads == 2, "but the watch over its parent, what is forked has no thread that could hold a lock"
+
+
+def test_what_is_written_is_its_users_alone(fleet: Fleet, tmp_path: Path) -> None:
+    echo(fleet, tmp_path / "out.json")
+    private = ("superlink.db", "logs", "wire", "flower", "keys/nodes")
+    found = [path for name in private for path in (fleet.folder / name, *(fleet.folder / name).rglob("*"))]
+    open_ = {str(path.relative_to(fleet.folder)) for path in found if path.stat().st_mode & 0o077}
+    assert len(found) > 20
+    assert {name for name in open_ if not name.endswith(".pub")} <= {"wire", "flower/config.toml"}
+
+
+def test_commands_write_for_their_user_alone_whatever_the_shell_lets_others_read(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "plures.cli", "deploy", "keys", "--client", "mercy"]
+    subprocess.run(words, cwd=tmp_path, umask=0, check=True, capture_output=True)
+    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "keys", *tmp_path.rglob("keys/*"))}
+    assert made == {"keys": 0o700, "nodes": 0o700}
+    assert stat.S_IMODE((tmp_path / "keys" / "nodes" / "mercy").stat().st_mode) == 0o600
 
 
 def test_a_folder_belongs_to_one_fleet(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
@@ -9,8 +10,11 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -31,7 +35,7 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 
 from fastapi.testclient import TestClient
 
-from plures.serving.serve import app, serve
+from plures.serving.serve import Connection, app, serve, server
 
 LOOP = Execution("loop", 1, False, "float32")
 
@@ -224,6 +228,130 @@ def ask(port: int, columns: dict[str, list[object]]) -> list[float]:
     (outputs,) = json.loads(connection.getresponse().read())["outputs"]
     connection.close()
     return outputs
+
+
+@pytest.fixture
+def port(monkeypatch):
+    """Of an endpoint in this process that has little patience and few connections."""
+    monkeypatch.setattr(Connection, "patience", 0.5)
+    monkeypatch.setattr("plures.serving.serve.CONNECTIONS", 20)
+    running = server(app(numbers(), 10))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=running.run, args=([listening],))
+        thread.start()
+        yield listening.getsockname()[1]
+        running.should_exit = True
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def says(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """All that comes back until the endpoint ends the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as wire, contextlib.suppress(ConnectionError):
+        for part in parts:
+            wire.sendall(part)
+            time.sleep(pause)
+        found = bytearray()
+        while piece := wire.recv(4096):
+            found += piece
+        return bytes(found)
+    return b""
+
+
+BODY = b'{"rows": [[0.1, 0.2, 0.3]]}'
+HEAD = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),
+        (HEAD[:20],),
+        (HEAD[:-1],),
+        (HEAD, BODY[:5]),
+        tuple(HEAD[i : i + 1] for i in range(len(HEAD))),
+        (HEAD, *(BODY[i : i + 1] for i in range(len(BODY)))),
+    ],
+    ids=["nothing", "half a line", "half the headers", "half the body", "headers in drops", "a body in drops"],
+)
+def test_who_is_slow_is_cut_off(port, parts):
+    start = time.monotonic()
+    assert says(port, *parts, pause=0.1 if len(parts) > 2 else 0.0) == b""
+    assert time.monotonic() - start < 2
+    assert ask_numbers(port) == 200
+
+
+def test_a_second_request_must_come_in_time_too(port):
+    """And who is in time is answered, on the same connection and later than the patience for one request."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as wire:
+        for _ in range(3):
+            wire.sendall(HEAD + BODY)
+            answer = http.client.HTTPResponse(wire)
+            answer.begin()
+            assert json.loads(answer.read())["client"] == "a"
+            time.sleep(0.3)
+        wire.sendall(HEAD[:30])
+        start = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            assert wire.recv(100) == b""
+        assert time.monotonic() - start < 2
+
+
+def ask_numbers(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("POST", "/predict", BODY)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def test_many_connections_keep_nobody_out_for_long(port):
+    held = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(40)]
+    assert ask_numbers(port) == 503
+    time.sleep(1)
+    assert ask_numbers(port) == 200
+    for wire in held:
+        wire.close()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_in_time_whoever_is_connected(tmp_path, stop):
+    """Half a request kept it for ever."""
+    numbers().save(tmp_path)
+    command = [sys.executable, "-m", "plures.cli", "serve", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline().rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as wire:
+            wire.sendall(HEAD + BODY[:5])
+            time.sleep(0.3)
+            start = time.monotonic()
+            process.send_signal(stop)
+            assert process.wait(9) == 0
+            assert time.monotonic() - start < 6
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    numbers().save(tmp_path)
+    command = [sys.executable, "-m", "plures.cli", "serve", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline().rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as wire:
+            wire.sendall(HEAD + BODY[:5])
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(2) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_real_process_answers_until_it_is_stopped(tmp_path):

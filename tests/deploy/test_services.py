@@ -60,7 +60,7 @@ def test_units_name_the_user_the_folder_and_the_plures_that_wrote_them(tmp_path,
         )
     own = Path(sys.executable).with_name("plures")
     text = (tmp_path / "fed" / "systemd" / "superlink.service").read_text()
-    assert f'ExecStart="{own.with_name("flower-superlink")}" --host 127.0.0.1' in text
+    assert f'ExecStart="{own}" deploy superlink --port 8000\n' in text
     assert 'meta skuid != { 0, "anna" }' in (tmp_path / "fed" / "systemd" / "guard.nft").read_text()
     assert "su anna anna" in (tmp_path / "fed" / "systemd" / "logrotate.conf").read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -99,6 +100,15 @@ def test_a_run_that_is_stopped_ends_the_exchange_at_once(asked):
     with pytest.raises(RunNotRunningException):
         asked(60.0, _1="hang", _2="stopped")
     assert time.monotonic() - begun < 10
+
+
+def test_a_signal_that_a_thread_got_ends_the_exchange(asked):
+    """Flower raises one in a thread when the ServerApp's parent is gone; the main thread slept until the deadline."""
+    begun = time.monotonic()
+    threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()
+    with pytest.raises(KeyboardInterrupt):
+        asked(60.0, _1="hang")
+    assert time.monotonic() - begun < 5
 
 
 def test_nobody_asked(asked):

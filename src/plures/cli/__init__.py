@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from typing import Annotated
@@ -41,7 +42,8 @@ def common(
 
 
 def main() -> None:
-    """Entry point: one clear line for bad input."""
+    """Entry point: one clear line for bad input; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     errors = Terminal(stderr=True)
     warnings.simplefilter("once", PluresWarning)
     warnings.showwarning = lambda message, *_: errors.print(f"note: {message}", style="yellow")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,8 +12,9 @@ from rich.table import Table
 
 from plures.cli.common import app, console, progress
 from plures.deploy.fleet.process import quiet_environment
-from plures.deploy.fleet.programs import GUARD, command
+from plures.deploy.fleet.programs import GUARD, SUPERLINK, WARM, command
 from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.proxy import SUPERLINK as SUPERLINK_PORT
 from plures.deploy.services import advice
 from plures.deploy.state import leave, strangers
 from plures.errors import PluresError
@@ -28,6 +28,11 @@ app.add_typer(deploy, name="deploy")
 
 SiteOf = Annotated[Path, typer.Argument(help="The site's own file, site.toml.")]
 KeyFolder = Annotated[Path, typer.Option(help="Folder for keys.")]
+
+
+@deploy.callback()
+def private() -> None:
+    os.umask(0o077)  # keys, states, logs and models are this user's alone, whatever the shell lets others read
 
 
 @deploy.command("init")
@@ -271,8 +276,27 @@ def node_command(
         raise PluresError(f"{site.parent / own.federation} names no superlink: say --superlink HOST:PORT")
     home = site.resolve().parent / own.state / "flower"
     arguments = node_arguments(site, door, port or own.port, authority, private)
-    words = [*command("flower-supernode", GUARD), *arguments]
+    words = [*command("flower-supernode", WARM, GUARD), *arguments]
     os.execve(words[0], words, quiet_environment(home, own.allow.threads))
+
+
+@deploy.command("superlink")
+def superlink_command(
+    keys: Annotated[Path, typer.Option(help="Folder of the coordinator's keys.")] = Path("keys"),
+    database: Annotated[Path, typer.Option(help="Where it keeps nodes and runs.")] = Path("superlink.db"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of loopback.")] = SUPERLINK_PORT,
+) -> None:
+    """Be the SuperLink of a coordinator until it is stopped. Listens on loopback: the door stands before it."""
+    needed("flwr", "a SuperLink", "flower")
+    from plures.deploy.fleet.loopback import superlink_arguments
+    from plures.deploy.keys import Keyring
+
+    ring = Keyring(keys)
+    for file in (ring.server, ring.server_key, ring.authority):
+        if not file.is_file():
+            raise PluresError(f"{file} is missing: `plures deploy keys --host NAME` makes it")
+    words = [*command(SUPERLINK, WARM), *superlink_arguments(port, database, ring)]
+    os.execve(words[0], words, quiet_environment(Path("flower").resolve()))
 
 
 @deploy.command("leave")
@@ -310,7 +334,6 @@ def demo_command(
     needed("flwr", "the demo", "flower")
     from plures.deploy.demo import METHODS, demo
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress("four hospitals", 1) as update:
         outcomes = demo(
             out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,7 +109,7 @@ def helpers(arguments: list[str], count: int) -> Iterator[None]:
         yield
     except BaseException:
         for process in started:
-            process.terminate() if sys.platform == "win32" else process.send_signal(signal.SIGINT)
+            process.terminate()
         raise
     finally:
         for process in started:

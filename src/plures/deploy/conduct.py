@@ -27,6 +27,7 @@ from plures.evaluate.scores import METRICS, Scores, primary
 from plures.files import DamagedError, describe, duplicate, read, write, write_json
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import RoundRecord
+from plures.run.interrupt import ending, rest
 from plures.run.message import Held, Scored, Told
 from plures.run.remote import RANGES, BrokenError, Remote, Sites, TooFewError, Transport
 
@@ -100,7 +101,7 @@ class Conductor:
         plan: Plan,
         transport: Transport,
         out: Path,
-        wait: Wait = time.sleep,
+        wait: Wait = rest,
         callbacks: Sequence[Callback] = (),
         code: Code = NOTHING,
     ) -> None:
@@ -115,7 +116,10 @@ class Conductor:
 
     def run(self) -> SeedResult:
         """All remaining rounds; then every client's model is chosen, scored on test data and published."""
-        with alone(self.out, f"another run works in {self.out}: stop it, or choose another folder"):
+        with (
+            alone(self.out, f"another run works in {self.out}: stop it, or choose another folder"),
+            ending(),
+        ):
             if (self.out / RESULT).exists():
                 raise PluresError(f"{self.out} holds a finished run: choose another folder, or delete it")
             try:

@@ -227,7 +227,7 @@ def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def write_new(file: Path, content: bytes, mode: int) -> None:
     """Write a file that does not exist yet, with these permissions from its first byte on."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(content)

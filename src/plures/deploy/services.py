@@ -58,7 +58,6 @@ def service(name: str, folder: Path, *, app: str, title: str, port: int, **told:
         "root": unit_command([home]),
         "glob": "".join(f"\\{sign}" if sign in '\\"*?[' else sign for sign in home),
         "plures": unit_command([str(programs / "plures")]),
-        "superlink": unit_command([str(programs / "flower-superlink")]),
         "path": unit_command([f"PATH={programs}:/usr/bin:/bin"]),
         "port": port,
         "confined": filled("systemd/confined", root=unit_command([home])),

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from plures.errors import PluresError
+from plures.run.interrupt import SLICE
 
 RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
@@ -75,9 +76,12 @@ class GridTransport:
         for node in numbers.keys() - found.keys():
             Thread(target=self._await, args=(node, numbers[node], end, pause, arrived), daemon=True).start()
         while len(found) < len(numbers):
+            left = max(0.0, end - time.monotonic())
             try:
-                node, answer = arrived.get(timeout=max(0.0, end - time.monotonic()))
+                node, answer = arrived.get(timeout=min(left, SLICE))
             except Empty:
+                if left > SLICE:
+                    continue
                 break
             if isinstance(answer, BaseException):
                 raise answer

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,9 +23,11 @@ from plures.errors import PluresError
 from plures.serving.personal import PersonalModel
 
 try:
+    import h11
     import uvicorn
     from fastapi import Depends, FastAPI, HTTPException, Request, Response
     from fastapi.middleware.trustedhost import TrustedHostMiddleware
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as missing:
     raise PluresError("serving needs FastAPI and uvicorn: pip install 'plures[serve]'") from missing
 
@@ -31,6 +36,10 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost")
 CELL = 64
 """Bytes of a request that one number or word may take."""
+CONNECTIONS = 256
+"""Most connections at once; who comes then is answered with status 503."""
+ENDING = 3
+"""Seconds that the end waits for requests under way: without a limit, one half of a request would keep it for ever."""
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -224,6 +233,53 @@ def _documented() -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": Asked.model_json_schema()}}, "required": True}}
 
 
+class Connection(H11Protocol):
+    """A connection that is cut if no whole request comes in time, or if its answer is not taken.
+
+    Attributes:
+        patience: seconds for a request.
+        answer: seconds for its answer.
+    """
+
+    patience, answer = 10.0, 60.0
+    _limit: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.within(self.patience)
+
+    def data_received(self, data: bytes) -> None:
+        if self._limit is None:
+            self.within(self.patience)
+        super().data_received(data)
+        if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE):
+            self.within(self.answer)
+
+    def on_response_complete(self) -> None:
+        self.within(None)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.within(None)
+        super().connection_lost(exc)
+
+    def within(self, seconds: float | None) -> None:
+        """Cut the connection after some seconds, unless this is called again."""
+        if self._limit is not None:
+            self._limit.cancel()
+        self._limit = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
+
+
+class Server(uvicorn.Server):
+    """A server that a second signal ends at once."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        super().handle_exit(sig, frame)
+
+
 def serve(
     model: PersonalModel,
     host: str = "127.0.0.1",
@@ -231,7 +287,7 @@ def serve(
     limit: int = 1000,
     announce: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Answer requests until the process is stopped.
+    """Answer requests until the process is stopped; then it ends within some seconds, whoever is connected.
 
     Args:
         model: what predicts.
@@ -250,5 +306,20 @@ def serve(
     with opened, contextlib.suppress(KeyboardInterrupt):
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{opened.getsockname()[1]}")
-        config = uvicorn.Config(made, access_log=False, log_config=None, lifespan="off", server_header=False)
-        uvicorn.Server(config).run(sockets=[opened])
+        server(made).run(sockets=[opened])
+
+
+def server(made: FastAPI) -> Server:
+    """What serves an endpoint."""
+    config = uvicorn.Config(
+        made,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        http=Connection,
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=ENDING,
+    )
+    return Server(config)

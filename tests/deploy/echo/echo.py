@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ SENT = np.arange(1000, dtype=np.float32) * np.float32(0.37)
 
 server = ServerApp()
 client = ClientApp()
+runs = 0
 
 
 @server.main()
@@ -51,7 +53,10 @@ def train(message: Message, context: Context) -> Message:
     Path(str(context.node_config["site"])).with_name("ran").touch()
     time.sleep(float(context.run_config["pause"]))
     w = message.content["arrays"]["w"].numpy() * np.float32(3)
-    about = {"site": str(context.node_config["site"]), **variables()}
+    global runs
+    process = {"process": os.getpid(), "parent": os.getppid(), "before": runs, "loaded": "torch" in sys.modules}
+    runs += 1
+    about = {"site": str(context.node_config["site"]), **variables(), **process}
     content = RecordDict({"arrays": ArrayRecord({"w": Array(w)}), "about": ConfigRecord(about)})
     return Message(content, reply_to=message)
 

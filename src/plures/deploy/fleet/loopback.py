@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from plures.deploy import agreement
 from plures.deploy.fleet.control import Control, Value
 from plures.deploy.fleet.process import Process, quiet_environment, until
-from plures.deploy.fleet.programs import GUARD, QUICK, command
+from plures.deploy.fleet.programs import GUARD, QUICK, SUPERLINK, WARM, command
 from plures.deploy.fleet.relay import HOST, Relay
 from plures.deploy.keys import Keyring, authority_digest, with_pub
 from plures.deploy.member import Joining
@@ -57,6 +57,7 @@ class Fleet:
         relayed: every node reaches the SuperLink through a :class:`~plures.deploy.fleet.relay.Relay` of its own.
         record: every relay keeps what passes, under ``wire/<client>``.
         quick: wait less for Flower's programs, see :mod:`plures.deploy.fleet.programs`.
+        warm: tasks are forked from a process that has loaded what they need, as they are outside of such a fleet.
         guard: nodes run plures' client, whatever app is submitted.
         environment: further variables of all processes.
     """
@@ -70,12 +71,13 @@ class Fleet:
         relayed: bool = False,
         record: bool = False,
         quick: bool = False,
+        warm: bool = True,
         guard: bool = True,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.sites, self.tls = folder.resolve(), {k: v.resolve() for k, v in sites.items()}, tls
         self.keys = Keyring(self.folder / "keys")
-        self.quick, self.guard = [QUICK] * quick, [GUARD] * guard
+        self.manners, self.guard = [QUICK] * quick + [WARM] * warm, [GUARD] * guard
         self.environment = quiet_environment(self.folder / "flower") | dict(environment or {})
         self.port = free_port()
         self.control = Control(f"{HOST}:{self.port}", self.keys.authority if tls else None)
@@ -83,7 +85,7 @@ class Fleet:
         if relayed or record:
             wires = {client: inside(self.folder, "wire", client) if record else None for client in self.sites}
             self.relays = {client: Relay(self.port, wire) for client, wire in wires.items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / "lock", timeout=0)
         self.closing = threading.Event()
         self.supervisor = threading.Thread(target=self.supervise, name="supervisor", daemon=True)
@@ -287,7 +289,7 @@ class Fleet:
         else:
             connection.append("insecure = true")
         home = Path(self.environment["FLWR_HOME"])
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text(home / "config.toml", "\n".join(["[superlink]", f'default = "{CONNECTION}"', *connection, ""]))
 
     def register(self) -> None:
@@ -301,22 +303,32 @@ class Fleet:
         return Process(name, command, self.environment, self.folder / "logs" / f"{name}.log")
 
     def superlink_command(self) -> list[str]:
-        place = ["--host", HOST, "--port", str(self.port), "--database", str(self.folder / "superlink.db")]
-        files = {"certfile": self.keys.server, "keyfile": self.keys.server_key, "ca-certfile": self.keys.authority}
-        secure = [word for key, file in files.items() for word in (f"--ssl-{key}", str(file))]
-        return [
-            *command("flower-superlink", *self.quick),
-            *place,
-            *([*secure, "--enable-supernode-auth"] if self.tls else ["--insecure"]),
-        ]
+        arguments = superlink_arguments(self.port, self.folder / "superlink.db", self.keys if self.tls else None)
+        return [*command(SUPERLINK, *self.manners), *arguments]
 
     def node_command(self, client: str) -> list[str]:
         door = self.relays[client].port if client in self.relays else self.port
         authority = self.keys.authority if self.tls else None
         return [
-            *command("flower-supernode", *self.quick, *self.guard),
+            *command("flower-supernode", *self.manners, *self.guard),
             *node_arguments(self.sites[client], f"{HOST}:{door}", free_port(), authority, self.keys.node(client)),
         ]
+
+
+def superlink_arguments(port: int, database: Path, keys: Keyring | None) -> list[str]:
+    """Arguments of a coordinator's SuperLink, which listens on loopback.
+
+    Args:
+        port: of loopback.
+        database: its file.
+        keys: of the coordinator; ``None`` for no encryption, and every node is let in.
+    """
+    secure = ["--insecure"]
+    if keys is not None:
+        files = {"certfile": keys.server, "keyfile": keys.server_key, "ca-certfile": keys.authority}
+        secure = [word for key, file in files.items() for word in (f"--ssl-{key}", str(file))]
+        secure.append("--enable-supernode-auth")
+    return ["--host", HOST, "--port", str(port), "--database", str(database), *secure]
 
 
 def node_arguments(site: Path, superlink: str, port: int, authority: Path | None, key: Path) -> list[str]:

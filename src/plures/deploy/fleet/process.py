@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from plures.errors import PluresError
 
@@ -56,6 +57,8 @@ class Process:
         environment: all variables.
         log: file that its output is appended to.
 
+    What it and its children write, and its log, only this user may read.
+
     ``wanted`` says that it was started and neither stopped nor killed by its owner.
     """
 
@@ -76,8 +79,8 @@ class Process:
         """Start it; its output goes to the end of its log. What an owner that was killed left of it is ended first."""
         if self.alive:
             raise PluresError(f"{self.name} runs already")
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.changing, self.log.open("ab") as out:
+        self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self.changing, private(self.log) as out:
             self.wanted = True
             for pid in marked(self.mark):
                 with suppress(ProcessLookupError):
@@ -90,6 +93,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 env=self.environment,
                 start_new_session=True,
+                umask=0o077,
             )
 
     def stop(self, seconds: float = GRACE) -> None:
@@ -186,6 +190,11 @@ class Process:
         """
         said = f"{self.name} did not say {words!r} within {seconds:g} s; the end of {self.log}:\n"
         until(lambda: words in self.told(), seconds, lambda: said + self.tail(), self.require)
+
+
+def private(file: Path) -> BinaryIO:
+    """A file opened for adding, which nobody but this user may read if it is new."""
+    return open(file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
 
 
 def until(

@@ -4,11 +4,17 @@
 the app's code and answers every message with the client of plures that is installed at the site, and ``site.toml`` says
 what that client may do. So whoever commands the SuperLink, rightly or not, cannot run code of his own at the site.
 
-``--quick`` is for a whole federation on one machine, demos and tests. Flower runs every task (a client's answer to one
-message) in a new interpreter, which loads torch again; a SuperNode without work looks for some every three seconds; a
-task that is quicker than the message's arrays waits a second for them; and a node that was killed is not let in again
-for a minute. With this, a task is a process forked from one that has loaded what tasks need, all look sooner, and the
-minute is 20 seconds. What is sent, and to whom, is Flower's.
+``--warm`` is for all federations. Flower runs every task (a client's answer to one message, a server's run) in a new
+interpreter, which loads torch again. With this, the process that starts tasks has loaded what they need and forks a
+child for each, so that nothing of a task is left for the next one; where there is no fork, tasks start as they do
+without it. And the node looks for work every second, not every three.
+
+``--quick`` is for a whole federation on one machine, demos and tests: all look still sooner, and a node that was killed
+is let in again after 20 seconds instead of a minute. What is sent, and to whom, is Flower's.
+
+Whatever the manner: what starts tasks is started again when it ends (Flower would not miss it, and no task would ever
+be done again), a program ends within some seconds of SIGTERM and at once of a second one, and what it writes is its
+user's alone.
 
 This file is run as a script and loads plures only where a task needs it: Flower's programs themselves need no torch.
 """
@@ -21,6 +27,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -46,18 +53,23 @@ STARTERS = {
     "flower-superexec": "flwr.supercore.superexec.executor.subprocess_executor",
 }
 """Where a program starts others, by a module's name ``subprocess``."""
-GUARD, QUICK = "--guard", "--quick"
-GUARDED = ("flower-superexec", "flwr-clientapp")
+SUPERLINK, STARTER = "flower-superlink", "flower-superexec"
+GUARD, WARM, QUICK = "--guard", "--warm", "--quick"
+GUARDED = (STARTER, "flwr-clientapp")
 """What a guarded node starts."""
 LOADED = ("plures.deploy.app", "flwr.supernode.cli", "flwr.superlink.cli")
 """What tasks need."""
-CONSTANTS = {
-    ("flwr.supercore.constant", "PULL_INITIAL_BACKOFF"): 0.05,
-    ("flwr.common.constant", "HEARTBEAT_DEFAULT_INTERVAL"): 10,
-}
-"""How long a task waits for arrays that are on their way; how often a node must say that it lives (Flower's least)."""
-IDLE = 0.4
-POLL = 0.2
+THREADS = "OMP_NUM_THREADS"
+INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
+PULL = ("flwr.supercore.constant", "PULL_INITIAL_BACKOFF")
+HEARTBEAT = ("flwr.common.constant", "HEARTBEAT_DEFAULT_INTERVAL")
+"""How long a task waits for arrays that are on their way; how often a node must say that it lives."""
+ENDING = 3
+"""Seconds that a SuperLink waits for requests to end when it is to end."""
+AGAIN = 1.0
+"""Seconds before what starts tasks is started again."""
+RAISED = ("flwr.supercore.app_utils", "flwr.supercore.heartbeat")
+"""Where Flower raises a signal in a thread."""
 
 
 def command(name: str, *manners: str) -> list[str]:
@@ -74,10 +86,13 @@ def main(*words: str) -> None:
 def run(words: Sequence[str], manners: Sequence[str]) -> None:
     """Run a program in this process, under the name that Flower gives it."""
     name = words[0]
+    os.umask(0o077)
     with suppress(OSError):
         Path("/proc/self/comm").write_text(name)
-    for manner in manners:
-        PREPARE[manner](name)
+    for manner in PREPARE:
+        if manner in manners:
+            PREPARE[manner](name)
+    heed(name)
     if name in STARTERS:
         starter: Any = importlib.import_module(STARTERS[name])
         starter.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": started(manners)})
@@ -95,11 +110,75 @@ def started(manners: Sequence[str]) -> Callable[..., object]:
         if words[0] not in (GUARDED if GUARD in manners else PROGRAMS):
             print(f"{words[0]} was asked for and is not started here", file=sys.stderr)
             return None
-        if QUICK in manners and words[0] in TASKS:
-            return fork(lambda: run(words, manners))
-        return subprocess.Popen([*command(words[0], *manners), *words[1:]], **options)
+        if WARM in manners and words[0] in TASKS and hasattr(os, "fork"):
+            return fork(lambda: run(words, [manner for manner in manners if manner != WARM]))
+
+        def opened() -> subprocess.Popen[bytes]:
+            return subprocess.Popen([*command(words[0], *manners), *words[1:]], **options)
+
+        return Kept(opened) if words[0] == STARTER else opened()
 
     return start
+
+
+class Kept:
+    """A child that is started again whenever it ends by itself.
+
+    Args:
+        start: starts it.
+    """
+
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self.start, self.child, self.wanted = start, start(), True
+        threading.Thread(target=self.keep, daemon=True).start()
+        importlib.import_module("flwr.supercore.exit").add_exit_handler(self.terminate)
+
+    def keep(self) -> None:
+        """Start it again and again."""
+        while True:
+            code = self.child.wait()
+            time.sleep(AGAIN)
+            if not self.wanted:
+                return
+            print(f"what starts tasks has ended (exit code {code}) and is started again", file=sys.stderr, flush=True)
+            self.child = self.start()
+
+    def terminate(self) -> None:
+        """Ask it to end, for good."""
+        self.wanted = False
+        self.child.terminate()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; its exit code."""
+        return self.child.wait(timeout)
+
+
+def heed(name: str) -> None:
+    """A program heeds signals in time.
+
+    Flower ends a task whose parent is gone, or whose run was stopped, by a signal that it raises in one of its threads.
+    Python handles signals in its main thread only, and one that waits (for answers: until a round's deadline, ten
+    minutes) is not woken by a signal that another thread has got. A signal to the process wakes it.
+
+    A SuperLink (uvicorn) that is to end waits for all requests, without a limit: one whose body never comes keeps it
+    for ever, whatever further signals come. With this it waits for some seconds, and a second signal is the last.
+    """
+    if name == SUPERLINK:
+        uvicorn: Any = importlib.import_module("uvicorn")
+        used, first = uvicorn.run, uvicorn.Server.handle_exit
+
+        def handle(server: Any, number: int, frame: object) -> None:
+            if server.should_exit:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            first(server, number, frame)
+
+        uvicorn.Server.handle_exit = handle
+        uvicorn.run = lambda *given, **options: used(*given, **options, timeout_graceful_shutdown=ENDING)
+    for module in RAISED:
+        raising: Any = importlib.import_module(module)
+        woken = {"raise_signal": lambda number: os.kill(os.getpid(), number)}
+        raising.signal = SimpleNamespace(**vars(signal) | woken)
 
 
 def guard(name: str) -> None:
@@ -113,20 +192,42 @@ def guard(name: str) -> None:
             setattr(runtime, used, own)
 
 
-def quicken(name: str) -> None:
-    """All look sooner; what runs tasks has loaded what they need."""
-    for (module, constant), value in CONSTANTS.items():
-        setattr(importlib.import_module(module), constant, value)
-    if name == NODE:
-        loop: Any = importlib.import_module("flwr.supernode.start_client_internal")
-        loop.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, IDLE)))
-    if name == "flower-superexec":
-        os.environ["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = str(POLL)
+def warm(name: str) -> None:
+    """What starts tasks has loaded what they need, on one thread: no pool of threads that a fork would lose."""
+    look(name, idle=1.0, tasks=0.5)
+    if name == STARTER and hasattr(os, "fork"):
+        threads, os.environ[THREADS] = os.environ.get(THREADS), "1"
         for needed in LOADED:
             importlib.import_module(needed)
+        del os.environ[THREADS]
+        os.environ |= {} if threads is None else {THREADS: threads}
 
 
-PREPARE: dict[str, Callable[[str], None]] = {GUARD: guard, QUICK: quicken}
+def quicken(name: str) -> None:
+    """All look still sooner, and say more often that they live."""
+    setattr(importlib.import_module(HEARTBEAT[0]), HEARTBEAT[1], 10)  # Flower takes no less
+    look(name, idle=0.4, tasks=0.2)
+
+
+def look(name: str, idle: float, tasks: float) -> None:
+    """How often a program looks for work.
+
+    Args:
+        name: of the program.
+        idle: seconds between two looks of a node.
+        tasks: the same of what starts tasks, on its own machine.
+    """
+    setattr(importlib.import_module(PULL[0]), PULL[1], 0.05)
+    if name == NODE:
+        loop: Any = importlib.import_module("flwr.supernode.start_client_internal")
+        sleep = loop.time.sleep
+        loop.time = SimpleNamespace(sleep=lambda seconds: sleep(min(seconds, idle)))
+    if name == STARTER:
+        os.environ.setdefault(INTERVAL, str(tasks))
+
+
+PREPARE: dict[str, Callable[[str], None]] = {QUICK: quicken, WARM: warm, GUARD: guard}
+"""How a program is prepared for each manner, in this order: Flower's constants change before its modules are loaded."""
 
 
 def fork(task: Callable[[], None]) -> int:
@@ -148,6 +249,8 @@ def forget() -> None:
         signal.signal(number, signal.SIG_DFL)
     ending: Any = importlib.import_module("flwr.supercore.exit.exit_handler")
     ending.registered_exit_handlers.clear()
+    if THREADS in os.environ and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ[THREADS]))
 
 
 def code(task: Callable[[], None], returned: int = 0) -> int:

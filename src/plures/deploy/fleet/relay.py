@@ -12,6 +12,8 @@ from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
+from plures.deploy.fleet.process import private
+
 HOST = "127.0.0.1"
 CHUNK = 65536
 
@@ -138,8 +140,8 @@ class Relay:
         with self.lock:
             setattr(self.traffic, way, getattr(self.traffic, way) + len(data))
         if self.record is not None:
-            self.record.mkdir(parents=True, exist_ok=True)
-            with (self.record / f"{number}.{way}").open("ab") as file:
+            self.record.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with private(self.record / f"{number}.{way}") as file:
                 file.write(data)
 
 
