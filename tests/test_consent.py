@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import json
@@ -53,7 +54,9 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (code / "evilpack" / "inner.py").write_text(OWN)
     monkeypatch.syspath_prepend(code)
     yield mark
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("evil", "evilpack", "mine", "pack")]:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] in ("evil", "evilpack", "mine", "pack", "beside")
+    ]:
         del sys.modules[name]
 
 
@@ -279,6 +282,61 @@ def test_a_client_s_page_runs_no_code(says: Says, honest: Path, mark: Path, tmp_
     assert not mark.exists()
 
 
+RUNS = {
+    *(
+        "import_module",
+        "__import__",
+        "exec",
+        "eval",
+        "spec_from_file_location",
+        "exec_module",
+        "load_module",
+        "run_path",
+    ),
+    *("run_module", "Popen", "check_call", "check_output", "execv", "execve", "execvp", "popen", "Unpickler", "CDLL"),
+    *("load_library", "load_inline", "read_pickle", "load_extension", "enable_load_extension", "unsafe_load"),
+}
+"""What runs code or a program."""
+MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "code", "codeop", "yaml", "pty"}
+KNOWN = {
+    ("evaluate/code.py", "import_module"): "after the reader's consent",
+    ("extras.py", "import_module"): "libraries that plures names",
+    ("tables/table.py", "import_module"): "pandas and pyarrow",
+    ("cli/deploy.py", "execve"): "the node",
+    ("cli/study.py", "Popen"): "processes of the same study",
+    ("deploy/fleet/process.py", "Popen"): "Flower's programs",
+    ("deploy/fleet/programs.py", "Popen"): "Flower's programs",
+    ("deploy/fleet/programs.py", "import_module"): "Flower's programs",
+    ("deploy/plan.py", "spec_from_file_location"): "the loader of the site's own file",
+    ("deploy/plan.py", "exec_module"): "the loader of the site's own file",
+    ("run/allocator.py", "CDLL"): "the C library",
+}
+
+
+def test_every_place_that_runs_code_is_known():
+    """Whoever adds one says here whose word it follows."""
+    sources, found = Path(cli.__file__).parents[1], set()
+    for file in sources.rglob("*.py"):
+        name = file.relative_to(sources).as_posix()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Name(id=called) if called in RUNS:
+                    found.add((name, called))
+                case ast.Attribute(value=ast.Name(id="os" | "torch"), attr="system" | "load" | "hub" as called):
+                    found.add((name, called))
+                case ast.Attribute(attr=called) if called in RUNS - {"exec", "eval"}:  # nn.Module has an eval
+                    found.add((name, called))
+                case ast.Import(names=names):
+                    assert not MODULES & {alias.name.partition(".")[0] for alias in names}, name
+                case ast.ImportFrom(module=str(module)):
+                    assert module.partition(".")[0] not in MODULES, name
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="np"), attr="load"), keywords=given):
+                    assert {k.arg: ast.unparse(k.value) for k in given}.get("allow_pickle") == "False", name
+                case ast.keyword(arg="shell" | "weights_only"):
+                    found.add((name, str(node.arg)))
+    assert found == set(KNOWN)
+
+
 # --- consent ----------------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +381,20 @@ def test_a_hash_on_the_command_line_is_checked(says: Says, mine: Path, mark: Pat
     words = ["study", mine.parent / "study.toml", "--plan", "--out", mine.parent / "out", "--allow-code"]
     status, told = says(*words, f"mine:own sha256:{'0' * 64}")
     assert (status, "is not the code that was allowed" in told, mark.exists()) == (2, True, False)
+
+
+def test_the_refusal_names_what_to_read_in_the_current_folder(
+    says: Says, honest: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home = poisoned(honest, tmp_path / "sent", "beside:own", {})
+    (home / "beside.py").write_text(LEAVES_A_MARK.format(mark=str(mark)))
+    monkeypatch.chdir(home)
+    status, told = says("predict", "published", "--card")
+    assert status == 2
+    assert f"read {home / 'beside.py'}, and if you trust it, allow it with --allow-code beside:own" in told
+    assert not mark.exists()
+    assert says("predict", "published", "--card", "--allow-code", "beside:own")[0] == 0
+    assert mark.exists()
 
 
 @pytest.mark.parametrize("wrong", ["mine", "mine:", ":own", "./mine.py:own", "sha256:00", "mine:own md5:00", "a b:c"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -115,7 +116,7 @@ class Code:
         refused = f"method {name!r} is code, not a method of the catalogue, and runs only with your consent"
         if not _proper(name):
             return f"method {name!r} is neither in the catalogue (`plures methods` tells it) nor module:function"
-        found = Found.of(module)
+        found = Found.of(module, os.getcwd() if self.by == "option" else None)
         if isinstance(found, str):
             if self.by in LASTING:
                 return f"{refused}, which it cannot have here, for {found}: take a method of the catalogue"
@@ -143,13 +144,18 @@ class Found:
     pin: str
 
     @classmethod
-    def of(cls, module: str) -> Found | str:
-        """A module's place, or why it has none, in words."""
+    def of(cls, module: str, more: str | None = None) -> Found | str:
+        """A module's place, or why it has none, in words.
+
+        Args:
+            module: its name.
+            more: a folder that is looked in after those of the path.
+        """
         first, *_ = parts = module.split(".")
         if BuiltinImporter.find_spec(first) or FrozenImporter.find_spec(first):
             return f"module {first!r} is part of the interpreter"
         PathFinder.invalidate_caches()
-        folders: list[str] | None = None
+        folders = None if more is None else [*sys.path, more]
         package = origin = None
         for depth, part in enumerate(parts, start=1):
             spec = PathFinder.find_spec(part, folders)

@@ -12,6 +12,7 @@ from plures.deploy.operate.renew import ending
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.state import PUBLISHED, Versions, has_left
 from plures.errors import PluresError
+from plures.evaluate import Code
 from plures.files import inside, read_json
 
 LEDGER = "ledger.json"
@@ -80,7 +81,7 @@ def look(file: Path) -> MemberStatus:
         answered=answered,
         asked=asked,
         versions=tuple(Versions(folder, "").present()),
-        published=model(folder / PUBLISHED, notes),
+        published=model(folder / PUBLISHED, notes, own.code),
         folder=str(folder),
         notes=tuple(notes),
     )
@@ -98,14 +99,14 @@ def book(file: Path, notes: list[str]) -> tuple[tuple[Answered, ...], float | No
         return (), None
 
 
-def model(folder: Path, notes: list[str]) -> dict[str, Any] | None:
+def model(folder: Path, notes: list[str], code: Code) -> dict[str, Any] | None:
     """The published model's card, in short."""
     from plures.serving.personal import MODEL, PersonalModel
 
     if not (folder / MODEL).exists():
         return None
     try:
-        card = PersonalModel.load(folder).card
+        card = PersonalModel.load(folder, code).card
         return {"version": card.version, "round": card.round, "created": card.created, "folder": str(folder)}
     except PluresError as error:
         notes.append(str(error))
