@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from plures.errors import PluresError
 
@@ -68,3 +72,28 @@ def survived(
     file.write_bytes(content)
     assert same(reading())
     return found
+
+
+def stray(folder: Path) -> list[str]:
+    """Files that were half written."""
+    return [str(file) for file in folder.rglob("*.tmp")]
+
+
+class Disk:
+    """A disk that takes so many more files of a folder, and no other.
+
+    Every file that plures keeps is settled on the disk before it counts; there a full disk shows at the latest.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.room, self.taken, settle = folder, 10**9, 0, os.fsync
+
+        def fsync(handle: int) -> None:
+            file = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            if self.folder in file.parents and not file.is_dir():
+                if self.taken >= self.room:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.taken += 1
+            settle(handle)
+
+        monkeypatch.setattr(os, "fsync", fsync)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import plures
-from harm import harmed, survived
+from harm import Disk, harmed, stray, survived
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate import Comparison, RunFolder, RunSpec, compare, finish, fit
 from plures.evaluate.compare import Stage
@@ -171,3 +173,52 @@ def test_a_published_model_is_right_or_named(tmp_path: Path) -> None:
         if what in ("cut to 1", "written twice", "all zeroes"):
             with pytest.raises(PluresError, match=r"model\.safetensors"):
                 PersonalModel.load(tmp_path)
+
+
+# A full disk ----------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_goes_on_from_a_full_disk_at_any_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, _ = compared(tmp_path / "whole")
+    disk = Disk(tmp_path / "out", monkeypatch)
+    stops = 0
+    disk.room = 0
+    while True:
+        try:
+            found = compared(tmp_path / "out")[0]
+            break
+        except PluresError as error:
+            said = str(error)
+        stops += 1
+        assert said.startswith(f"cannot write {tmp_path / 'out'}"), said
+        assert "No space left on device" in said
+        assert said.endswith("free some space and give the same command again; what was saved before is untouched")
+        assert len(said.splitlines()) == 1
+        assert stray(tmp_path / "out") == []
+        disk.room = disk.taken + 4  # some room is made each time
+    assert stops > 4
+    assert alike(found, whole)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 160 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(folder)]
+    if os.name != "posix" or os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_comparison_on_a_small_disk_goes_on_when_there_is_room(tmp_path: Path, small: Path) -> None:
+    whole, _, _ = compared(tmp_path / "whole")
+    with pytest.raises(PluresError, match=r"No space left on device.*free some space") as caught:
+        compared(small)
+    assert len(str(caught.value).splitlines()) == 1
+    assert stray(small) == []
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+    assert alike(compared(small)[0], whole)

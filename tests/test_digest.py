@@ -130,7 +130,9 @@ def test_a_full_disk_is_one_sentence_that_says_what_to_do(tmp_path: Path) -> Non
             temporary.write_text("half")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(PluresError, match=r"cannot write .*a\.json: .*No space left on device.*: free some space and"):
+    with pytest.raises(
+        PluresError, match=r"cannot write .*a\.json: .*No space left on device.*: free some .*; what was"
+    ):
         fill()
     assert read_json(file) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

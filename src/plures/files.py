@@ -58,7 +58,8 @@ def replacing(file: Path) -> Iterator[Path]:
         if os.name == "posix":  # a rename is an entry in the folder; elsewhere a folder cannot be opened
             _settle(file.parent)
     except (OSError, SafetensorError) as error:
-        raise PluresError(f"cannot write {file}: {error}; what was saved before is untouched{_room(error)}") from error
+        room = ": free some space and give the same command again" if full(error) else ""
+        raise PluresError(f"cannot write {file}: {error}{room}; what was saved before is untouched") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -83,10 +84,6 @@ def full(error: BaseException) -> bool:
     ):
         return True
     return error.__cause__ is not None and full(error.__cause__)
-
-
-def _room(error: BaseException) -> str:
-    return ": free some space and give the same command again" if full(error) else ""
 
 
 def check_folder(folder: Path) -> None:

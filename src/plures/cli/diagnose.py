@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from plures.cli.common import Data, Model, ModelOptions, Options, app, console, data_settings, model_settings, progress
-from plures.diagnose import diagnose, diagnosis_page
+from plures.diagnose import Diagnosis, diagnose, diagnosis_page
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
-from plures.files import check_file, write_text
+from plures.files import check_file, write_json, write_text
 
-WRITERS = {".json": lambda found: found.to_json(), ".html": diagnosis_page}
+WRITERS: dict[str, Callable[[Path, Diagnosis], None]] = {
+    ".json": lambda file, found: write_json(file, found.model_dump(mode="json")),
+    ".html": lambda file, found: write_text(file, diagnosis_page(found)),
+}
 
 
 @app.command("diagnose")
@@ -61,5 +65,5 @@ def diagnose_command(
         )
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     for file in files:
-        write_text(file, WRITERS[file.suffix](found))
+        WRITERS[file.suffix](file, found)
         console.print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)

@@ -243,8 +243,8 @@ class Store:
         except sqlite3.DatabaseError as error:
             if full(error) or "readonly" in str(error) or "disk I/O" in str(error) or "unable to open" in str(error):
                 raise PluresError(
-                    f"cannot write {self.file}: {error}; what was saved before is untouched: free some space, or see "
-                    "that the folder can be written to, and give the same command again"
+                    f"cannot write {self.file}: {error}: free some space, or see that one may write there, and give "
+                    "the same command again; what was saved before is untouched"
                 ) from error
             if "locked" in str(error):
                 raise PluresError(

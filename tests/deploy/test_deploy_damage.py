@@ -10,7 +10,7 @@ import pytest
 from benchmarks.aftermath import kept, lost, prepared
 from sites import Loopback
 
-from harm import harmed
+from harm import Disk, harmed, stray
 from plures.deploy.app import opened
 from plures.deploy.conduct import CHECKPOINT, COPY, RESULT, Conductor
 from plures.deploy.journal import LOG, Journal
@@ -114,3 +114,33 @@ def test_lines_of_the_log_that_are_damaged_stop_nothing(tmp_path: Path) -> None:
         (tmp_path / LOG).write_bytes(harm + b"\n5\n[]\n{}\n")
         journal.event("round", round=2)
         assert journal.events("round")[-1]["round"] == 2, what
+
+
+def test_a_full_disk_of_the_server_is_one_sentence_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At whichever of its files it is full."""
+    home = tmp_path / "home"
+    run = {"method": "ditto", "batch_size": 256, "rounds": 2}
+    prepared(tmp_path / "whole", {"min_clients": 2}, TWO, **run)
+    expected = finished(tmp_path / "whole")
+    prepared(home, {"min_clients": 2}, TWO, **run)
+    disk, stops = Disk(home / "out", monkeypatch), 0
+    disk.room = 0
+    while stops < 30 and not (home / "out" / RESULT).exists():
+        said = ""
+        try:
+            conductor(home)[0].run()
+        except PluresError as error:
+            said = str(error)
+        if said:
+            stops += 1
+            assert f"{home / 'out'}/" in said
+            assert "No space left on device" in said
+            assert len(said.splitlines()) == 1
+            assert stray(home / "out") == []
+        disk.room = disk.taken + 5 + stops
+    assert stops > 3
+    told = json.loads((home / "out" / RESULT).read_text())["result"]
+    assert {key: told[key] for key in COMPARED} == expected
+    assert lost(home / "federation.toml", home / "out") == []
