@@ -172,6 +172,14 @@ def test_what_is_damaged_is_one_clear_error(case: str) -> None:
         assert fit(str(error.value))
 
 
+@pytest.mark.parametrize("odd", [{"accepted": 3}, {"keep": 3}, {"evaluate": ("train",)}, {"nonce": "f" * 31}])
+def test_an_order_that_contradicts_itself_is_malformed(odd: dict[str, Any]) -> None:
+    fields = {"nonce": "0" * 32, "evaluate": (), "round": 2, "accepted": 2, "keep": 1}
+    assert unpack(pack(Order.model_construct(task="train", **fields)), Order)[0].round == 2
+    with pytest.raises(PluresError, match="a message is malformed"):
+        unpack(pack(Order.model_construct(task="train", **(fields | odd))), Order)
+
+
 # --- a server and one bad site --------------------------------------------------------------------------------------
 
 ANSWERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {

@@ -39,6 +39,7 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
         here, there = run.step(), remote.step()
         assert there.cohort == here.cohort
         assert not there.left_out
+        assert max(remote.moved.values()) < 100  # of 1000 that are allowed
         assert there.loss == pytest.approx(here.loss, rel=1e-5)
         assert there.objective == pytest.approx(here.objective, rel=1e-5, abs=1e-6)
         assert (there.bytes_down, there.bytes_up) == (here.bytes_down, here.bytes_up)

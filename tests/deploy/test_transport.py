@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import RecordDict
 from flwr.supercore.run import RunNotRunningException
@@ -55,6 +56,12 @@ class Nodes:
             yield Message(None, error=SimpleNamespace(reason="Node Unavailable"))
         elif manner == "hang":
             self.over.wait(60)
+        elif manner == "foreign":
+            yield Message(RecordDict())
+        elif manner == "unreadable":
+            raise ValueError("Unexpected format for object head.")
+        elif manner == "refused":
+            raise httpx.HTTPError("502")
         elif manner == "broken":
             raise ConnectionError("the SuperLink is gone")
         elif manner == "stopped":
@@ -88,6 +95,20 @@ def test_a_node_that_died_while_it_sent_holds_nobody_up(asked):
     found, took = asked(1.0, _1="hang", _2="echo", _3="silent", _4="echo")
     assert found == {2: b"2!", 4: b"4!"}
     assert 1.0 <= took < 10
+
+
+def test_an_answer_that_flower_cannot_read_counts_for_its_sender_alone(asked):
+    found, _ = asked(30.0, _1="echo", _2="unreadable", _3="foreign")
+    assert found == {
+        1: b"1!",
+        2: "Flower cannot read it: ValueError('Unexpected format for object head.')",
+        3: "what arrived is no message of plures: let both sides run the same app",
+    }
+
+
+def test_a_superlink_that_is_not_there_ends_the_exchange(asked):
+    with pytest.raises(httpx.HTTPError, match="502"):
+        asked(30.0, _1="hang", _2="refused")
 
 
 def test_a_broken_connection_ends_the_exchange(asked):

@@ -263,6 +263,7 @@ class Conductor:
             "loss": record.loss,
             "objective": record.objective,
             "seconds": round(record.seconds, 3),
+            "moved": {client: float(f"{norm:.4g}") for client, norm in remote.moved.items()},
         }
         if self.checkpoint.exists():
             duplicate(self.checkpoint, self.before)

@@ -12,6 +12,7 @@ from queue import Empty, Queue
 from threading import Thread
 from typing import Protocol
 
+import httpx
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -100,9 +101,11 @@ class GridTransport:
                     arrived.put((node, f"Flower: {reply.error.reason}" if reply.has_error() else opened(reply.content)))
                     return
                 time.sleep(pause)
-        except PluresError as error:
-            arrived.put((node, str(error)))
-        except BaseException as error:  # Flower's, as when the run is stopped: raised in the thread that asked
+        except (OSError, httpx.HTTPError) as error:  # the SuperLink is gone: raised in the thread that asked
+            arrived.put((node, error))
+        except Exception as error:  # Flower reads a node's answer here, whatever the node put in it
+            arrived.put((node, str(error) if isinstance(error, PluresError) else f"Flower cannot read it: {error!r}"))
+        except BaseException as error:  # the run was stopped
             arrived.put((node, error))
 
 
