@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from hospitals import written
+from superlink import SuperLink
 from typer.testing import CliRunner, Result
 
 from plures.cli import app
 from plures.deploy import keys as keymaking
 from plures.deploy.conduct import CHECKPOINT, RESULT
-from plures.deploy.fleet.control import Node, Submitted
+from plures.deploy.fleet.control import Node
 from plures.deploy.journal import Journal
 from plures.deploy.keys import Keyring, authority_digest
 from plures.deploy.operate import members
@@ -26,30 +26,6 @@ from plures.deploy.state import alone
 from plures.errors import PluresError
 
 CLIENTS = ("cleveland", "hungarian", "switzerland", "va")
-
-
-@dataclass
-class SuperLink:
-    """What the commands ask of a SuperLink, kept in this process."""
-
-    known: list[Node] = field(default_factory=list)
-    submitted: list[Submitted] = field(default_factory=list)
-    said: list[tuple[str, object]] = field(default_factory=list)
-
-    def nodes(self) -> list[Node]:
-        return list(self.known)
-
-    def runs(self, most: int = 100) -> list[Submitted]:
-        return self.submitted
-
-    def register(self, key: Path, name: str) -> int:
-        self.said.append(("register", name))
-        self.known.append(Node(100 + len(self.known), name, "registered"))
-        return self.known[-1].id
-
-    def unregister(self, node: int) -> None:
-        self.said.append(("unregister", node))
-        self.known = [replace(n, status="unregistered") if n.id == node else n for n in self.known]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hospitals import written
 from sites import Loopback
+from superlink import SuperLink
 from typer.testing import CliRunner
 
 import plures
@@ -19,10 +20,11 @@ from plures.deploy.app import opened
 from plures.deploy.conduct import RESULT, Conductor
 from plures.deploy.fleet.control import Control, Node, Submitted
 from plures.deploy.journal import LOG, Journal
+from plures.deploy.operate import run as running
 from plures.deploy.operate.place import Place, works
 from plures.deploy.operate.status import Status, look, told
 from plures.deploy.plan import Plan
-from plures.deploy.state import PUBLISHED, Versions
+from plures.deploy.state import PUBLISHED, Versions, alone
 from plures.errors import PluresError
 from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_tables
@@ -312,3 +314,75 @@ def test_who_is_waited_for_while_all_are_asked_who_they_are(tmp_path):
         (),
     ]
     assert look(carrier.place).run.state == "stopped"
+
+
+@pytest.fixture
+def superlink(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
+    made = SuperLink()
+    monkeypatch.setattr(Place, "control", made)
+    monkeypatch.setattr(running, "LOADING", 0.2)
+    monkeypatch.setattr(running, "LOOK", 0.01)
+    return made
+
+
+def test_a_run_that_is_under_way_is_not_submitted_again(tmp_path, superlink):
+    written(tmp_path)
+    out = tmp_path / "results"
+    with alone(out, "busy"):
+        superlink.submitted = [Submitted(7, "running", {"out": "results"})]
+        assert "run 7 goes on" in call("run", tmp_path, "--out", out, "--detach")
+        assert superlink.said == []
+        superlink.submitted = []
+        with pytest.raises(PluresError, match="that this SuperLink does not know: end it, or choose another folder"):
+            call("run", tmp_path, "--out", out, "--detach")
+
+
+def test_a_run_whose_process_died_with_a_machine_is_ended_and_submitted_anew(tmp_path, superlink):
+    """After a reboot the SuperLink's database says that it is running, and nothing works on it."""
+    written(tmp_path)
+    out = tmp_path / "results"
+    superlink.submitted = [
+        Submitted(7, "running", {"out": str(out)}),
+        Submitted(6, "running", {"out": "results/other"}),
+    ]
+    assert "goes on at the SuperLink" in call("run", tmp_path, "--out", out, "--detach")
+    assert superlink.said == [("stop", 7), ("start", str(out))]
+
+
+def test_what_is_watched_says_how_it_ended(tmp_path, superlink):
+    written(tmp_path)
+    out = tmp_path / "results"
+
+    class Ends(SuperLink):
+        def status(self, run: int) -> str:
+            return self.ending
+
+    def ended(ending: str):
+        Place.control = made = Ends()
+        made.ending = ending
+        return CliRunner().invoke(app, ["deploy", "run", str(tmp_path), "--out", str(out)])
+
+    stopped = ended("finished:stopped")
+    assert (stopped.exit_code, "the same command goes on" in stopped.output) == (3, True)
+    Journal(out).event("stopped", reason="round 2 failed 10 times in a row")
+    failed = ended("finished:failed")
+    assert str(failed.exception) == (
+        "the run stopped: round 2 failed 10 times in a row; the same command goes on from the last round"
+    )
+    (out / "log.jsonl").unlink()
+    assert "process ended" not in str(ended("finished:failed").exception)
+
+
+def test_stop_ends_all_runs_or_one(tmp_path, superlink):
+    written(tmp_path)
+    superlink.submitted = [
+        Submitted(3, "running", {"out": "results/c"}),
+        Submitted(2, "finished:failed", {"out": "results/b"}),
+        Submitted(1, "running", {"out": "results/a"}),
+    ]
+    call("stop", tmp_path, "--out", tmp_path / "results" / "a")
+    assert superlink.said == [("stop", 1)]
+    assert Journal(tmp_path / "results" / "a").events("stopped")[0]["reason"] == "by the operator"
+    call("stop", tmp_path)
+    assert superlink.said == [("stop", 1), ("stop", 3)]
+    assert call("stop", tmp_path) == "no run is under way\n"

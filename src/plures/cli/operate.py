@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from plures.deploy.operate.place import Place
     from plures.deploy.operate.status import RunStatus, Status
 
+STOPPED = 3
+"""Exit code of a run that its operator has stopped: no failure, and a service does not start it again."""
+SITE, CONNECTION = "site.toml", Path("flower", "config.toml")
+"""What a member's folder has, and a coordinator's."""
+
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
 
@@ -41,6 +46,8 @@ def status_command(
     machine: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Where the federation, or a site, stands; at the coordinator also while the SuperLink is down."""
+    if (place / SITE).is_file() and not (place / CONNECTION).exists():
+        place = place / SITE
     if place.is_file():
         from plures.deploy.operate import member
 
@@ -158,24 +165,30 @@ def run_command(
         return
     with progress(place.plan.name, place.plan.spec.rounds) as update:
         try:
-            follow(place, run, out, lambda status: update(status.round, line(status, time.time())))
+            done = follow(place, run, out, lambda status: update(status.round, line(status, time.time())))
         except KeyboardInterrupt:
             console.print("the run itself goes on at the SuperLink: `plures deploy stop` ends it", style="yellow")
             raise typer.Exit(130) from None
+    if not done:
+        typer.echo("stopped; the same command goes on from the last round that counted")
+        raise typer.Exit(STOPPED)
     typer.echo(f"finished: {out}")
 
 
 @deploy.command("stop")
-def stop_command(folder: Folder = Path()) -> None:
+def stop_command(
+    folder: Folder = Path(),
+    out: Annotated[Path | None, typer.Option(help="Folder of the run to end; default: all.")] = None,
+) -> None:
     """End the federation's run. `plures deploy run` with the same --out goes on from the last round that counted."""
     place = placed(folder)
     from plures.deploy.operate.run import stop
 
-    outs = stop(place)
-    if not outs:
+    stopped = stop(place, None if out is None else out.resolve())
+    if not stopped:
         typer.echo("no run is under way")
-    for out in outs:
-        typer.echo(f"stopped; `plures deploy run --out {out}` goes on from the last round that counted")
+    for one in stopped:
+        typer.echo(f"stopped; `plures deploy run --out {one}` goes on from the last round that counted")
 
 
 @deploy.command("remove")

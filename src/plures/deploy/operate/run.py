@@ -57,30 +57,32 @@ def goes(place: Place, run: int, out: Path) -> bool:
     return False
 
 
-def follow(place: Place, run: int, out: Path, listen: Listen) -> None:
-    """Watch a run to its end.
+def follow(place: Place, run: int, out: Path, listen: Listen) -> bool:
+    """Watch a run to its end; whether it was finished, and not stopped by an operator.
 
     Raises:
-        PluresError: it ended before it was finished, or the SuperLink does not answer.
+        PluresError: it ended by itself before it was finished, or the SuperLink does not answer.
     """
-    plan, control = place.plan, place.control
-    over = False
-    while not over:
-        over = control.status(run).startswith("finished")
-        listen(told(read_log(out), out, plan))
-        if not over:
+    plan, control, status = place.plan, place.control, ""
+    while not status.startswith("finished"):
+        if status:
             time.sleep(LOOK)
+        status = control.status(run)
+        listen(told(read_log(out), out, plan))
+    if status == "finished:stopped":
+        return False
     if not finished(out):
         why = told(read_log(out), out, plan).reason
         raise PluresError(f"the run stopped{why and f': {why}'}; the same command goes on from the last round")
+    return True
 
 
-def stop(place: Place) -> list[Path]:
-    """End all runs that the SuperLink has; their folders, in each of which the same command goes on."""
+def stop(place: Place, only: Path | None = None) -> list[Path]:
+    """End the runs that the SuperLink has, or the one of a folder; their folders, in which the same command goes on."""
     control, outs = place.control, []
     for run in control.runs():
-        if not run.over:
-            out = place.out(run)
+        out = place.out(run)
+        if not run.over and only in (None, out):
             control.stop(run.id)
             until(lambda out=out: not works(out), LOADING, f"the process that works in {out} does not end")  # type: ignore[misc]
             Journal(out).event("stopped", reason="by the operator")
