@@ -37,6 +37,9 @@ RUN = {"method": "ditto+threshold", "lr": 0.1, "rounds": 3, "seed": 3}
 SENT = {"scaffold": ("model", "control"), "fedproto": ("prototypes",)}
 """Slots that a method sends beside the model."""
 
+EXACT = ('tell = ["examples", "sizes"]', "digits = 17", "least = 1")
+"""What a site allows in ``[allow]`` so that its numbers can be compared with the simulation's."""
+
 UNCOMPARED = ("clients", "visited", BEST.rstrip(":"))
 """What a checkpoint holds beside the server's state: clients keep their own, and the best round is an earlier one."""
 
@@ -86,7 +89,7 @@ def prepared(
         (folder / "load.py").write_text(LOADER)
         own = [f'client = "{client}"', 'loader = "load.py:load"', 'federation = "../federation.toml"', "[allow]"]
         sent = json.dumps(SENT.get(told["method"], ("model",)))
-        (folder / "site.toml").write_text("\n".join([*own, f"send = {sent}", ""]))
+        (folder / "site.toml").write_text("\n".join([*own, f"send = {sent}", *EXACT, ""]))
     file.write_text("\n".join(lines) + heart_schema().to_toml())
     return file
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from benchmarks.aftermath import EXACT
+
 from plures.deploy.plan import Plan
 from plures.evaluate import finish, fit
 from plures.evaluate.results import SeedResult
@@ -25,7 +27,7 @@ def written(home: Path, rules: str = "", send: tuple[str, ...] = ("model",), **r
         folder.mkdir(parents=True, exist_ok=True)
         write_table(folder / "data.csv", table)
         lines = [f'client = "{name}"', 'data = "data.csv"', 'federation = "../federation.toml"', "[allow]"]
-        (folder / "site.toml").write_text("\n".join([*lines, f"send = {json.dumps(send)}", ""]))
+        (folder / "site.toml").write_text("\n".join([*lines, f"send = {json.dumps(send)}", *EXACT, ""]))
     file = home / "federation.toml"
     file.write_text(plan + heart_schema().to_toml())
     return file

@@ -75,7 +75,7 @@ def far(
     declared = elsewhere(federation)
     tells = ("examples", "labels", *federation.metadata) if tells is None else tells
     sent = {key.slot if hasattr(key, "slot") else str(key) for key in method.layout} | {"model"}
-    allowed = allowed or Allowed(send=tuple(sent), tell=tells)
+    allowed = allowed or Allowed(send=tuple(sent), tell=(*tells, "sizes"), digits=17, least=1)
     sites = [
         Site(
             client,

@@ -56,7 +56,8 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
             if stored is not None:
                 assert_same(stored[f"own:{named(leaf)}"], run.store.get(leaf, [place])[0], f"{client} {named(leaf)}")
 
-    assert not remote.ask("score", "validation", "test")
+    assert not remote.ask("score", "validation")
+    assert not remote.ask("publish", "validation", "test")
     for split in ("validation", "test"):
         expected = score(run, split)
         for place in range(len(federation)):
@@ -80,7 +81,8 @@ def test_a_site_that_was_never_drawn_is_served_as_in_the_simulation(name, tmp_pa
     for _ in range(2):
         run.step()
         remote.step()
-    assert not remote.ask("score", "validation", "test")
+    assert not remote.ask("score", "validation")
+    assert not remote.ask("publish", "validation", "test")
     expected = score(run, "test").values["loss"]
     newcomers = score(onboard(run, federation.subset(["d", "e"])), "test").values["loss"]
     assert expected[3:].tolist() == pytest.approx(newcomers.tolist())

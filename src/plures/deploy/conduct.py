@@ -116,10 +116,8 @@ class Conductor:
 
     def run(self) -> SeedResult:
         """All remaining rounds; then every client's model is chosen, scored on test data and published."""
-        with (
-            alone(self.out, f"another run works in {self.out}: stop it, or choose another folder"),
-            ending(),
-        ):
+        busy = PluresError(f"another run works in {self.out}: stop it, or choose another folder")
+        with alone(self.out, busy), ending():
             if (self.out / RESULT).exists():
                 raise PluresError(f"{self.out} holds a finished run: choose another folder, or delete it")
             try:
@@ -135,6 +133,7 @@ class Conductor:
         self.mend()
         self.join()
         remote = self.begin()
+        self.measurable(remote)
         fitted = self.resumed(remote)
         with fitted.callbacks.stopping():
             fitted.callbacks.on_start(About.of(remote, self.plan.label, settings=self.plan.spec.model_dump()))
@@ -196,6 +195,13 @@ class Conductor:
                 f"seconds{f' ({refused})' if refused else ''}: start their sites, or leave them out of the federation"
             )
         self.journal.event("joined", clients=sorted(self.sites.where), version=plures.__version__)
+
+    def measurable(self, remote: Remote) -> None:
+        """Say before the first round if no site tells the number by which rounds are chosen."""
+        metric, told = primary(remote.federation.task).name, self.sites.measures.values()
+        if told and not any(metric in names for names in told):
+            self.journal.event("unmeasured", metric=metric)
+            log.warning("no site tells %r of its validation examples: the last round will be taken", metric)
 
     def begin(self) -> Remote:
         """The run before its first round."""
@@ -380,12 +386,15 @@ class Conductor:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def conclude(self, fitted: Fit[Remote], remote: Remote) -> SeedResult:
-        """Score the last state, go back to the one that validation chose, and let every client keep its model."""
-        before = snapshot(remote)
-        self.everybody(remote, "score", "validation", "test")
-        self.scored(fitted, remote, before)
-        last = gathered(remote, "test")
-        self.keep(fitted, remote)
+        """Score the last state, go back to the one that validation chose, and let every client keep its model.
+
+        Test data are read once, with the model that is kept; a site would answer no second question about them.
+        """
+        if self.progress.pending is not None:
+            before = snapshot(remote)
+            self.everybody(remote, "score", "validation")
+            self.scored(fitted, remote, before)
+            self.keep(fitted, remote)
         if fitted.best is not None:
             restore(remote, fitted.best)
         write(self.out / STATE, snapshot(remote), {"run": remote.run_id, "round": remote.round})
@@ -397,7 +406,6 @@ class Conductor:
             chosen_round=remote.round,
             validation=ClientScores.of(gathered(remote, "validation")),
             test=ClientScores.of(gathered(remote, "test")),
-            test_last=ClientScores.of(last),
             never=[remote.setting.clients[i] for i in remote.never.tolist()],
         )
         told = {

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -179,10 +180,14 @@ class Allow(Declared):
     max_epochs: float | None = None
     max_steps: int | None = None
     code: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    metrics: Names | None = Allowed.metrics
+    digits: Annotated[int, Field(ge=1, le=17)] = Allowed.digits
+    least: Annotated[int, Field(ge=1)] = Allowed.least
+    versions: Annotated[int, Field(ge=1)] = Allowed.versions
 
     @property
     def allowed(self) -> Allowed:
-        return Allowed(self.send, self.tell, self.threads, self.max_epochs, self.max_steps)
+        return Allowed(**{item.name: getattr(self, item.name) for item in fields(Allowed)})
 
 
 class SiteFile(Declared):

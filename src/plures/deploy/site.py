@@ -11,20 +11,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from plures.deploy.state import Versions, forget, has_left
-from plures.errors import PluresError
+from plures.deploy.ledger import Ledger
+from plures.deploy.state import LostError, RefusedError, ToldError, Versions, forget, has_left
+from plures.errors import PluresError, suggestion
 from plures.evaluate import score
-from plures.federation import Federation
+from plures.evaluate.scores import METRICS
+from plures.federation import Federation, Task
 from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, Seen, named
 from plures.models import ModelFactory
 from plures.run import Run, Training
-from plures.run.message import LONGEST_REASON, Held, Order, Reply, Scored, Tensors, Told, digest, pack, unpack
+from plures.run.message import LARGEST, LONGEST_REASON, Held, Order, Reply, Scored, Tensors, Told, digest, pack, unpack
 from plures.run.remote import ONE_CLIENT, WEIGHT, fingerprint, key, population, within
 
 log = logging.getLogger(__name__)
 
 OWN, ROW = "own", "row"
 """What a version holds: personal leaves; and rows of the server's that only this client changes."""
+
+TRAINING = ("train_loss", "train_objective")
+"""What a visit tells of training: mean task loss, and mean of what it minimised."""
 
 Publish = Callable[[Run, Order, Mapping[Held, Scored]], None]
 """``(run, order, scores)``: keeps the client's finished model for predictions."""
@@ -37,10 +42,14 @@ class Allowed:
     Attributes:
         send: slots, or single leaves ``slot/path``, that may leave it.
         tell: facts about itself that it tells: ``examples`` (how many it trains on), ``labels`` (of each class), and
-            columns of its metadata.
+            columns of its metadata; ``sizes`` (how many a metric was measured on) and ``seconds`` (that it worked).
         threads: processor threads that it gives.
         max_epochs: most passes over its data in one phase of a visit; ``None`` for any.
         max_steps: most gradient steps in a visit; ``None`` for any.
+        metrics: numbers about its examples that it tells: metrics of the task, :data:`TRAINING`; ``None`` for all.
+        digits: significant digits of these numbers.
+        least: fewest examples of which such a number is told.
+        versions: newest versions of its personal state that it keeps whatever an order says.
     """
 
     send: tuple[str, ...] = ("model",)
@@ -48,10 +57,29 @@ class Allowed:
     threads: int = 1
     max_epochs: float | None = None
     max_steps: int | None = None
+    metrics: tuple[str, ...] | None = None
+    digits: int = 3
+    least: int = 10
+    versions: int = 10
 
     def sends(self, leaf: Leaf) -> bool:
         """Whether a leaf may leave the site."""
         return leaf[0] in self.send or named(leaf) in self.send
+
+    def measures(self, task: Task, examples: int) -> tuple[str, ...]:
+        """Metrics that may be told of so many examples, and numbers of training.
+
+        Raises:
+            PluresError: if it names a number that the task does not have.
+        """
+        known, enough = (*(metric.name for metric in METRICS[task.kind]), *TRAINING), examples >= self.least
+        if odd := [name for name in self.metrics or () if name not in known]:
+            raise PluresError(f"[allow] metrics: no metric {odd[0]!r}; {suggestion(odd[0], known, 'metrics are')}")
+        return tuple(name for name in known if self.metrics is None or name in self.metrics) if enough else ()
+
+    def rounded(self, value: float) -> float:
+        """A number as it is told."""
+        return float(f"{value:.{self.digits - 1}e}")
 
 
 def sent(run: Run) -> list[Leaf]:
@@ -72,14 +100,6 @@ def work_beyond(run: Run, allowed: Allowed, round: int = 0) -> list[str]:
         if steps > allowed.max_steps:
             found.append(f"a visit takes {steps} steps, and this site allows {allowed.max_steps}")
     return found
-
-
-class RefusedError(PluresError):
-    """An order that the site's rules do not allow."""
-
-
-class LostError(PluresError):
-    """The version of the personal state that the server counts on is not on the disk."""
 
 
 class Site:
@@ -127,31 +147,35 @@ class Site:
         self.model, self.method, self.training, self.seed = model, method, training, seed
         self.agreed = agreed
         self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
+        self.allowed.measures(data.task, 0)
 
     def answer(self, message: bytes) -> bytes:
         """What the site answers to a message of the server: always something, never an exception."""
         begun, order = time.perf_counter(), Order(task="join")
         tensors: Tensors = {}
         try:
-            order, received = unpack(message, Order)
+            order, received = self._read(message)
             self._stays()
             torch.set_num_threads(self.allowed.threads)
             done = self._join() if order.task == "join" else self._work(order, received)
             self._stays()
             reply, tensors = done
-        except PluresError as error:
-            status = {RefusedError: "refused", LostError: "lost"}.get(type(error), "failed")
-            reply = Reply.model_validate(
-                {"client": self.client, "status": status, "reason": str(error)[:LONGEST_REASON]}
-            )
-            log.warning("round %d: %s: %s", order.round + 1, status, error)
-        except (RuntimeError, ValueError, OSError, ArithmeticError) as error:
+        except ToldError as error:
+            reply = Reply(client=self.client, status=error.status, reason=str(error)[:LONGEST_REASON])
+            log.warning("round %d: %s: %s", order.round + 1, error.status, error.__cause__ or error)
+        except Exception:  # its text may hold data, and stays here
+            reply = Reply(client=self.client, status="failed", reason="its local work failed; its own log says more")
             log.exception("round %d failed", order.round + 1)
-            reason = f"{type(error).__name__} in its local work; its own log says more"
-            reply = Reply(client=self.client, status="failed", reason=reason)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun if "seconds" in self.allowed.tell else 0.0
         fixed = {"order": digest(message), "round": order.round, "seconds": seconds}
         return pack(reply.model_copy(update=fixed), tensors)
+
+    def _read(self, message: bytes) -> tuple[Order, Tensors]:
+        """An order; what is wrong with it is no secret of the site's."""
+        try:
+            return unpack(message, Order)
+        except PluresError as error:
+            raise ToldError(str(error)) from error
 
     def _stays(self) -> None:
         """Refuse if the site has left, and forget what an order has written that was under way then."""
@@ -169,7 +193,7 @@ class Site:
             if name not in self.allowed.tell:
                 raise RefusedError(f"the federation's members tell {name!r}, and this site does not allow it")
             if name in columns and name not in self.data.metadata:
-                raise PluresError(f"the federation's members tell {name!r}, which the site's metadata lack")
+                raise ToldError(f"the federation's members tell {name!r}, which the site's metadata lack")
         rows = self.data.splits["train"][0]
         counts = torch.bincount(self.data.targets[rows], minlength=self.data.task.outputs) if self._classes else None
         return Told.model_validate(
@@ -185,7 +209,8 @@ class Site:
         return "labels" in self.tells and self.data.task.kind == "classification"
 
     def _join(self) -> tuple[Reply, Tensors]:
-        return Reply(client=self.client, told=self.told()), {}
+        told = self.allowed.measures(self.data.task, int(self.data.splits["validation"].sizes[0]))
+        return Reply(client=self.client, told=self.told(), metrics=tuple(k for k in told if k not in TRAINING)), {}
 
     # --- what the site does -------------------------------------------------------------------------------------
 
@@ -193,24 +218,38 @@ class Site:
         if order.client != self.client:
             raise RefusedError(f"the order is for client {order.client!r}")
         run = self.run(order)
+        content = digest(pack(order.model_copy(update={"nonce": ""}), received))
         versions = Versions(self.folder, order.run)
         with versions.alone():
+            ledger = Ledger(self.folder, order.run, self.training.rounds, probes=run.bound.probes)
+            stored = ledger.answer(order, content)
+            if stored is not None:
+                return stored
             self._restore(run, versions, order)
-            if order.task == "gradients":
-                return self._reply(order), self._gradients(run)
             self._receive(run, order, received)
-            scores = {split: self._score(run, split) for split in order.evaluate}
-            if order.task == "publish" and self.publish is not None:
-                self.publish(run, order, scores)
-            if order.task != "train":
-                return self._reply(order, scores=scores), {}
-            return self._train(run, versions, order, scores)
+            ledger.claim(order, content, self.allowed.versions)
+            reply, sent = self._done(run, versions, ledger, order)
+            ledger.close(order, reply, sent)
+            return reply, sent
+
+    def _done(self, run: Run, versions: Versions, ledger: Ledger, order: Order) -> tuple[Reply, Tensors]:
+        """The work that an order asks for."""
+        if order.task == "gradients":
+            return self._reply(order), {path: slope[0] for path, slope in run.slopes([0]).items()}
+        scores = {split: self._scored(run, ledger, order, split) for split in order.evaluate}
+        if order.task == "train":
+            return self._train(run, versions, ledger, order, scores)
+        if order.task == "publish" and self.publish is not None:
+            self.publish(run, order, scores)
+        return self._reply(order, scores=scores), {}
 
     def _reply(self, order: Order, **told: object) -> Reply:
         return Reply.model_validate({"client": self.client, "run": order.run, **told})
 
     def run(self, order: Order) -> Run:
         """The run as this client sees it, at its start."""
+        if len(order.population) != len(self.federation):
+            raise RefusedError(f"the order tells of {len(order.population)} members, not of {len(self.federation)}")
         everybody = population(self.federation, order.population)
         run = Run(
             self.data,
@@ -271,10 +310,13 @@ class Site:
                     values[name] = received[label]
             extra = kept.extra
             if block.share.alone:
-                extra = {**extra, MEMBERSHIP: torch.tensor([order.members.get(block.name, 0)])}
+                row, rows = order.members.get(block.name, 0), len(next(iter(values.values())))
+                if not 0 <= row < rows:
+                    raise RefusedError(f"the order says that it uses model {row} of {rows}")
+                extra = {**extra, MEMBERSHIP: torch.tensor([row])}
             run.server[block.name] = replace(kept, values=values, extra=extra)
         if odd := sorted(received.keys() - known):
-            raise PluresError(f"the server sent {odd[0]!r}, which this method does not know")
+            raise RefusedError(f"the server sent {odd[0]!r}, which this method does not know")
         for block in run.served():
             if isinstance(block.share, Seen) and block.share.of is not None:
                 run.server[block.name] = self._seen(run, block.share.of, run.server[block.name], block.leaves, received)
@@ -292,18 +334,27 @@ class Site:
 
     def _fits(self, label: str, value: torch.Tensor, old: torch.Tensor) -> None:
         if value.shape != old.shape or value.dtype != old.dtype:
-            raise PluresError(f"the server sent {label!r} of shape {tuple(value.shape)}, not {tuple(old.shape)}")
+            raise RefusedError(f"the server sent {label!r} of shape {tuple(value.shape)}, not {tuple(old.shape)}")
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise PluresError(f"the server sent {label!r} with a NaN or an infinite value")
+            raise RefusedError(f"the server sent {label!r} with a NaN or an infinite value")
 
-    def _score(self, run: Run, split: Held) -> Scored:
+    def _scored(self, run: Run, ledger: Ledger, order: Order, split: Held) -> Scored:
+        """How the client's predictor does; on validation examples once for each round, whatever is sent."""
+        if split == "validation" and (known := ledger.measured(order.round)):
+            return known
         scores = score(run, split)
-        kind = self.data.task.kind
-        metrics = {name: within(kind, name, float(values[0])) for name, values in scores.values.items()}
-        return Scored(examples=int(scores.sizes[0]), metrics=metrics)
+        examples = int(scores.sizes[0])
+        values = {k: within(self.data.task.kind, k, float(x[0])) for k, x in scores.values.items()}
+        told: dict[str, float | None] = {**self._told_of(examples, {k: x for k, x in values.items() if x is not None})}
+        return Scored(examples=examples if "sizes" in self.allowed.tell else None, metrics=told)
+
+    def _told_of(self, examples: int, numbers: Mapping[str, float]) -> dict[str, float]:
+        """What may be told of numbers that were measured on so many examples."""
+        allowed = self.allowed.measures(self.data.task, examples)
+        return {k: self.allowed.rounded(x) for k, x in numbers.items() if k in allowed and abs(x) <= LARGEST}
 
     def _train(
-        self, run: Run, versions: Versions, order: Order, scores: Mapping[Held, Scored]
+        self, run: Run, versions: Versions, ledger: Ledger, order: Order, scores: Mapping[Held, Scored]
     ) -> tuple[Reply, Tensors]:
         cohort = Cohort(run.round, torch.tensor([0]), run.setting, run.participated, run.draw)
         chosen = {block.name: run.choose(block, cohort) for block in run.served()}
@@ -324,10 +375,11 @@ class Site:
             by_leaf = {"": weight} if isinstance(weight, torch.Tensor) else weight
             sent |= {f"{WEIGHT}{key(run.bound, block, name)}": t[0] for name, t in by_leaf.items()}
         sent |= {f"told:{named(leaf)}": run.store.get(leaf, [0])[0] for leaf in run.bound.told()}
+        if not all(bool(value.isfinite().all()) for value in sent.values()):
+            raise ToldError("its local work gave a NaN or an infinite value")
         versions.save(order.round + 1, stays)
-        versions.prune(order.accepted, order.keep, order.round + 1)
-        loss, objective = answer.loss.item(), answer.objective.item()
+        versions.prune(self.allowed.versions, ledger.named)
+        numbers = dict(zip(TRAINING, (answer.loss.item(), answer.objective.item()), strict=True))
+        told = self._told_of(int(self.data.splits["train"].sizes[0]), numbers)
+        loss, objective = (told.get(name) for name in TRAINING)
         return self._reply(order, scores=scores, rows=rows, loss=loss, objective=objective), sent
-
-    def _gradients(self, run: Run) -> Tensors:
-        return {path: slope[0] for path, slope in run.slopes([0]).items()}

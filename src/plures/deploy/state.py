@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -34,6 +34,38 @@ def ours(file: Path) -> bool:
     half = HALF.fullmatch(file.name)
     name = half[1] if half else file.name
     return OURS.fullmatch(f"{PUBLISHED}/{name}" if file.parent.name == PUBLISHED else name) is not None
+
+
+class ToldError(PluresError):
+    """An error whose sentence the server may read: nothing local is in it. What is for the site's own log is its cause.
+
+    Attributes:
+        status: what the server is told that the site has done.
+    """
+
+    status: ClassVar[Literal["refused", "lost", "failed"]] = "failed"
+
+
+class RefusedError(ToldError):
+    """An order that the site's rules do not allow."""
+
+    status = "refused"
+
+
+class LostError(ToldError):
+    """The version of the personal state that the server counts on is not on the disk."""
+
+    status = "lost"
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Say of a file that cannot be written what the server may know."""
+    try:
+        yield
+    except (PluresError, OSError) as error:
+        why = "its disk is full" if full(error.__cause__ or error) else "its state cannot be written"
+        raise ToldError(why) from error
 
 
 class Versions:
@@ -71,21 +103,18 @@ class Versions:
 
     def save(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a version whole, or not at all."""
-        try:
+        with writing():
             write(self._file(version), tensors, {"format": FORMAT, "run": self.run, "version": version})
-        except (PluresError, OSError) as error:
-            cause = error.__cause__ if isinstance(error, PluresError) else error
-            raise PluresError(
-                "its disk is full" if full(cause or error) else f"its state cannot be written: {error}"
-            ) from error
 
-    def prune(self, *kept: int) -> None:
-        """Forget all versions that are older than the newest of these, but for them.
+    def prune(self, newest: int, named: Collection[int]) -> None:
+        """Forget old versions.
 
-        A newer one stays: it was made for an order that overtook the present one, and may be the one that counts.
+        Args:
+            newest: number of the newest ones, which stay whatever an order says.
+            named: versions that stay, too.
         """
-        for version in self.present():
-            if version < max(kept) and version not in kept:
+        for version in self.present()[:-newest]:
+            if version not in named:
                 self._file(version).unlink(missing_ok=True)
 
     def _check(self, about: Mapping[str, Any]) -> None:
@@ -98,17 +127,17 @@ class Versions:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """A lock on the folder, so that two orders never work on it at once."""
-        with alone(self.folder, "busy with an earlier round"):
+        with alone(self.folder, ToldError("busy with an earlier round")):
             yield
 
 
 @contextmanager
-def alone(folder: Path, busy: str) -> Iterator[None]:
+def alone(folder: Path, busy: PluresError) -> Iterator[None]:
     """Hold a folder's lock, which ends with the process; what a killed process has half written there is deleted.
 
     Args:
         folder: made if it is missing.
-        busy: what to say if another process holds the lock.
+        busy: what to raise if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -119,7 +148,7 @@ def alone(folder: Path, busy: str) -> Iterator[None]:
                         file.unlink(missing_ok=True)
             yield
     except Timeout as error:
-        raise PluresError(busy) from error
+        raise busy from error
 
 
 def leave(folder: Path, reason: str = "") -> list[Path]:

@@ -16,6 +16,7 @@ from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.details import details, values
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import Scores, primary, score
+from plures.evaluate.summary import mean_known
 from plures.federation import Federation
 from plures.files import check_file
 from plures.run import Run
@@ -151,9 +152,8 @@ def fit(
 
 
 def mean_of_measured(scores: Scores, metric: str) -> float:
-    """Mean over the clients that have examples; NaN if nobody has any."""
-    values = scores.values[metric][scores.sizes > 0]
-    return float(values.mean()) if len(values) else float("nan")
+    """Mean over the clients of which it is known; NaN if of nobody."""
+    return mean_known(scores.values[metric])
 
 
 def warn_of_divergence(scores: Scores) -> None:

@@ -23,7 +23,10 @@ BASELINES = ("local", "fedavg", "fedavg_ft")
 
 
 class ClientScores(ClientValues):
-    """Metrics of every client on one split; ``None`` for a client without examples."""
+    """Metrics of every client on one split; ``None`` for a client without examples, or whose site does not tell them.
+
+    Sites that do not tell how many examples there are have the size 0.
+    """
 
     @classmethod
     def of(cls, scores: Scores) -> ClientScores:
@@ -72,7 +75,7 @@ class SeedResult(Result):
         chosen_round: the round that validation chose.
         validation: scores at that round.
         test: scores at that round; the test data are read for it once.
-        test_last: scores after the last round, for comparison.
+        test_last: scores after the last round, for comparison; ``None`` where sites answer about test data once.
         unseen: scores of clients held out of training, each with the model it was given.
         details: calibration, errors, clusters, what is personal; ``None`` where the clients are elsewhere.
         never: names of the clients that no round until the chosen one drew. They are served as clients that come
@@ -84,7 +87,7 @@ class SeedResult(Result):
     chosen_round: int
     validation: ClientScores
     test: ClientScores
-    test_last: ClientScores
+    test_last: ClientScores | None = None
     unseen: ClientScores | None = None
     details: Details | None = None
     never: list[str] = Field(default_factory=list)
@@ -134,9 +137,9 @@ class MethodResult(Result):
     flops: int
     seeds: list[SeedResult]
 
-    def per_client(self, metric: str, *, last: bool = False) -> Floats:
+    def per_client(self, metric: str) -> Floats:
         """``(clients,)`` test values, averaged over seeds."""
-        runs = [(s.test_last if last else s.test).values(metric) for s in self.seeds]
+        runs = [seed.test.values(metric) for seed in self.seeds]
         return np.asarray(np.mean(runs, axis=0), dtype=np.float64)
 
 
@@ -263,7 +266,7 @@ class Comparison(Result):
             harmed_fedavg=harmed(own, fedavg, higher=metric.higher),
             p_value=paired_test(own, tuned),
             ece=mean_known(method.per_client("ece")) if self.federation.kind == "classification" else None,
-            last=float(np.mean([s.test_last.summary(metric).mean for s in method.seeds])),
+            last=float(np.mean([s.test_last.summary(metric).mean if s.test_last else np.nan for s in method.seeds])),
             chosen_round=chosen,
             megabytes=sent / 1e6,
             visits=visits,
@@ -309,8 +312,8 @@ class Comparison(Result):
             raise PluresError(f"no client {missing[0]!r} in this comparison; {near}")
         places = [i for i, name in enumerate(people) if name in set(clients)]
 
-        def part(scores: ClientScores) -> ClientScores:
-            return ClientScores(
+        def part(scores: ClientScores | None) -> ClientScores | None:
+            return scores and ClientScores(
                 clients=[scores.clients[i] for i in places],
                 sizes=[scores.sizes[i] for i in places],
                 metrics={name: [values[i] for i in places] for name, values in scores.metrics.items()},

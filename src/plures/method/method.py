@@ -163,6 +163,7 @@ class Bound:
             size(method.wire, {named(leaf): self.initial[leaf[0]][leaf[1]][None] for leaf in self.travelling(block)})
         self._told = self._read_by_views()
         self.probes = any(block.share.probes for block in self.blocks)
+        self._probed = self._probed_by_shares()
         if not self.written:
             frozen = all(leaf.frozen or leaf.buffer for leaf in network.info.values())
             raise PluresError(
@@ -266,6 +267,9 @@ class Bound:
 
     def probed(self) -> list[str]:
         """Paths of the model whose gradients a client may be asked for: of its parameters that travel in any case."""
+        return self._probed
+
+    def _probed_by_shares(self) -> list[str]:
         slots = {block.slot for block in self.blocks if block.share.probes}
         moved = [leaf for block in self.blocks for leaf in self.travelling(block) if leaf in self.parameters(block)]
         going = {path for slot, path in moved if slot in slots and self.of_model((slot, path))}

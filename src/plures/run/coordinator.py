@@ -264,7 +264,7 @@ class Coordinator:
         self.round += 1
         self.last[clients] = self.round
         up, down = traffic(self.bound)
-        loss, objective = (float(each.mean()) for each in torch.cat(losses, 1))
+        loss, objective = map(self.mean, torch.cat(losses, 1))
         return RoundRecord(
             self.round,
             tuple(self.setting.clients[i] for i in clients),
@@ -275,6 +275,10 @@ class Coordinator:
             work.left_out,
             objective,
         )
+
+    def mean(self, losses: Tensor) -> float:
+        """Mean of what the clients of a round tell of their training, ``(clients,)``."""
+        return float(losses.mean())
 
     def cohort(self, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""

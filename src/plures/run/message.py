@@ -137,12 +137,13 @@ class Reply(Header):
         status: ``done``; ``refused`` by the site's own rules; ``lost`` if the version that counts is not on its disk;
             ``failed`` also if work on what it received gave no usable numbers.
         reason: why, if it is not done.
-        loss: mean task loss of the visit.
-        objective: mean of what the visit minimised.
+        loss: mean task loss of the visit; ``None`` where the site does not tell it.
+        objective: mean of what the visit minimised; ``None`` likewise.
         rows: for blocks in which the client chooses alone, the row it chose.
         scores: by split.
         told: facts about the client, when it joins.
-        seconds: that the site worked.
+        metrics: when it joins, those that it will tell of its validation examples.
+        seconds: that the site worked; 0 where it does not tell it.
     """
 
     client: Named
@@ -151,11 +152,12 @@ class Reply(Header):
     round: Count = 0
     status: Literal["done", "refused", "lost", "failed"] = "done"
     reason: Text = ""
-    loss: Number = 0.0
-    objective: Number = 0.0
+    loss: Number | None = None
+    objective: Number | None = None
     rows: Annotated[dict[Named, Count], Field(max_length=1000)] = {}
     scores: Annotated[dict[Held, Scored], Field(max_length=2)] = {}
     told: Told | None = None
+    metrics: Annotated[tuple[Named, ...], Field(max_length=100)] = ()
     seconds: Annotated[float, Field(ge=0, le=MOST)] = 0.0
 
 

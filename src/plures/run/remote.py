@@ -143,6 +143,7 @@ class Sites:
         met: the client of every address that answered who it is. That it is this client, answers must prove
             themselves (:mod:`plures.deploy.signing`).
         told: what every client told that ever joined.
+        measures: what every client will tell of its validation examples.
         refused: addresses that are not taken in, and why.
     """
 
@@ -160,6 +161,7 @@ class Sites:
         self.where: dict[str, int] = {}
         self.met: dict[int, str] = {}
         self.told: dict[str, Told] = {}
+        self.measures: dict[str, tuple[str, ...]] = {}
         self.refused: dict[int, str] = {}
         self._asked: dict[int, float] = {}
 
@@ -197,6 +199,7 @@ class Sites:
         if self.told.setdefault(reply.client, told) != told:
             log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
         self.where[reply.client], self.met[address] = address, reply.client
+        self.measures[reply.client] = reply.metrics
         log.info("client %r is there, with %d training examples", reply.client, told.examples)
 
     @property
@@ -695,7 +698,11 @@ class Remote(Coordinator):
                 given = {n.removeprefix(prefix): t.unsqueeze(0) for n, t in tensors.items() if n.startswith(prefix)}
                 if given:
                     weights[block.name] = given.get("", given)
-            yield Answer([client], values, weights, torch.tensor([reply.loss]), torch.tensor([reply.objective]))
+            loss, objective = (torch.tensor([math.nan if x is None else x]) for x in (reply.loss, reply.objective))
+            yield Answer([client], values, weights, loss, objective)
+
+    def mean(self, losses: Tensor) -> float:
+        return float(losses.nanmean())
 
     def applied(self, work: Work) -> None:
         for client, leaves in self._told_now.items():

@@ -14,7 +14,7 @@
 ``seconds/total``              seconds of training so far
 ``test/<metric>``              mean over clients, every metric, at the round that validation chose
 ``test/worst``                 primary metric of the client served worst
-``test_last/<metric>``         primary metric after the last round
+``test_last/<metric>``         primary metric after the last round; not of sites, which answer about test data once
 ``unseen/<metric>``            primary metric of clients held out of training
 ``chosen/round``               the round that validation chose
 =============================  ====================================================================================
@@ -74,7 +74,8 @@ def of_result(result: SeedResult, metric: Metric) -> dict[str, float]:
     measured = [value for value in result.test.metrics[metric.name] if value is not None]
     if measured:
         found["test/worst"] = worst(measured, metric)
-    found |= {f"test_last/{metric.name}": mean for mean in _mean(result.test_last, metric.name)}
+    if result.test_last is not None:
+        found |= {f"test_last/{metric.name}": mean for mean in _mean(result.test_last, metric.name)}
     if result.unseen is not None:
         found |= {f"unseen/{metric.name}": mean for mean in _mean(result.unseen, metric.name)}
     return found

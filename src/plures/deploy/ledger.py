@@ -1,0 +1,220 @@
+"""What a site has answered in a run: each question of the plan once, and a repeat of it from the site's own disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from plures.deploy.state import PUBLISHED, RefusedError, writing
+from plures.errors import PluresError
+from plures.files import read, read_json, write, write_json
+from plures.run.message import Held, Order, Reply, Scored, Task, Tensors
+
+LEDGER = "ledger.json"
+KEPT = 3
+"""Answers that are kept for a repeat: those to the last questions."""
+TRIES = 3
+"""Different orders of one question, of which all but the last failed: a server may have to mend what it sent."""
+SPLITS: dict[Task, tuple[Held, ...]] = {
+    "train": ("validation",),
+    "score": ("validation",),
+    "publish": ("validation", "test"),
+}
+"""What a task may measure."""
+CONSENT = "to take part anew, leave the federation and join it again: `plures deploy leave`, `plures deploy join`"
+
+
+class Asked(BaseModel):
+    """A question of the plan.
+
+    Attributes:
+        task, round: which one.
+        contents: digests of the orders that asked it; more than one only if the work for the others failed.
+        answered: whether the answer was written down.
+    """
+
+    task: Task
+    round: int
+    contents: list[str]
+    answered: bool = False
+
+
+class Book(BaseModel):
+    """What the ledger's file holds.
+
+    Attributes:
+        run: fingerprint of the run.
+        population: digest of what the members told, as the first order said it.
+        asked: the last questions.
+        validation: what was told of the validation examples, by round.
+        named: versions of the personal state that the last orders named.
+    """
+
+    run: str
+    population: str
+    asked: list[Asked] = []
+    validation: dict[int, Scored] = {}
+    named: list[tuple[int, int]] = []
+
+
+class Ledger:
+    """Questions that a site has answered. To be used by one order at a time.
+
+    A question is written down before any work is done for it, and its answer before it leaves. So whatever a server
+    sends, and whenever the site is killed, no question is answered in two ways.
+
+    Args:
+        folder: of the federation and method.
+        run: fingerprint of the run; a folder knows one.
+        rounds: number of rounds that were agreed on.
+        probes: whether the method asks for gradients.
+
+    Raises:
+        RefusedError: if the folder does not tell what was answered, or is that of another run.
+    """
+
+    def __init__(self, folder: Path, run: str, rounds: int, *, probes: bool) -> None:
+        self.folder, self.run, self.rounds, self.probes = folder, run, rounds, probes
+        self.book = self._read()
+
+    def _read(self) -> Book | None:
+        file = self.folder / LEDGER
+        if not file.exists():
+            left = [*self.folder.glob("state-*"), *self.folder.glob("answer-*"), *self.folder.glob(PUBLISHED)]
+            if left:
+                own = PluresError(f"{file} is missing, and {left[0].name} says that orders were answered; {CONSENT}")
+                raise RefusedError("it does not know any more what it answered") from own
+            return None
+        try:
+            book = Book.model_validate(read_json(file, CONSENT))
+        except (PluresError, ValidationError) as error:
+            raise RefusedError("it does not know any more what it answered") from error
+        if book.run != self.run:
+            own = PluresError(f"{file} is that of another run ({book.run}, not {self.run}); {CONSENT}")
+            raise RefusedError("it took part in another run of this federation, and was not told of a new one") from own
+        return book
+
+    # --- a question ---------------------------------------------------------------------------------------------
+
+    def answer(self, order: Order, content: str) -> tuple[Reply, Tensors] | None:
+        """The answer to a question that was answered before; ``None`` if it may be worked on.
+
+        Args:
+            order: what is asked.
+            content: digest of all that it says and brings, apart from its nonce.
+
+        Raises:
+            RefusedError: if it may not.
+        """
+        self._agreed(order)
+        asked = self.book.asked if self.book else []
+        last = asked[-1] if asked else None
+        known = next((one for one in asked if (one.task, one.round) == (order.task, order.round)), None)
+        if known and known.answered and content in known.contents:
+            return self._stored(known)
+        if last and known is not last and self._place(order) <= self._place(last):
+            why = "the run has ended here" if last.task == "publish" else "it has answered later orders"
+            raise RefusedError(f"{why}: rounds only rise")
+        if order.task == "publish" and (last is None or self._place(last) < (self.rounds - 1, 1)):
+            raise RefusedError(f"a model is published at the end of the {self.rounds} agreed rounds")
+        if known and known.answered:
+            raise RefusedError(f"it has answered another order of round {order.round + 1}")
+        if known and content not in known.contents and len(known.contents) == TRIES:
+            raise RefusedError(f"round {order.round + 1} was asked for in {TRIES} ways, and none of them worked")
+        return None
+
+    def claim(self, order: Order, content: str, versions: int) -> None:
+        """Write down that a question is being worked on; nothing may be done for it before.
+
+        Args:
+            order: what is asked.
+            content: its digest.
+            versions: orders whose named versions are remembered.
+        """
+        book = self.book or Book(run=self.run, population=people(order))
+        last = book.asked[-1] if book.asked else None
+        if last is None or (last.task, last.round) != (order.task, order.round):
+            book.asked = [*book.asked, Asked(task=order.task, round=order.round, contents=[content])][-KEPT:]
+        elif content not in last.contents:
+            last.contents.append(content)
+        else:
+            return
+        book.named = [*book.named, (order.accepted, order.keep)][-versions:]
+        self.book = book
+        self._write()
+
+    def close(self, order: Order, reply: Reply, tensors: Tensors) -> None:
+        """Write down the answer to the question that was claimed last, before it leaves."""
+        assert self.book is not None
+        one, kept = self.book.asked[-1], [self._file(one) for one in self.book.asked]
+        for file in self.folder.glob("answer-*"):
+            if file not in kept:
+                file.unlink(missing_ok=True)
+        with writing():
+            write(self._file(one), tensors, {"reply": reply.model_dump_json()})
+        one.answered = True
+        if "validation" in reply.scores:
+            self.book.validation.setdefault(order.round, reply.scores["validation"])
+        self._write()
+
+    def measured(self, round: int) -> Scored | None:
+        """What was told of the validation examples in a round, which is not measured again."""
+        return self.book.validation.get(round) if self.book else None
+
+    @property
+    def named(self) -> set[int]:
+        """Versions of the personal state that the last orders named."""
+        return {version for pair in self.book.named for version in pair} if self.book else set()
+
+    # --- what was agreed ----------------------------------------------------------------------------------------
+
+    def _agreed(self, order: Order) -> None:
+        """Refuse what no plan asks for at any time."""
+        task, round = order.task, order.round
+        if not (0 <= round <= self.rounds and 0 <= order.accepted <= round and 0 <= order.keep <= self.rounds):
+            raise RefusedError(
+                f"the order is for round {round + 1}, with versions {order.accepted} and {order.keep}: "
+                f"{self.rounds} rounds were agreed"
+            )
+        if task == "train" and round == self.rounds:
+            raise RefusedError(f"{self.rounds} rounds were agreed, and the order is for round {round + 1}")
+        if task == "score" and round < self.rounds:
+            raise RefusedError(f"scores by themselves are told at the end of the {self.rounds} agreed rounds")
+        if task == "gradients" and not (self.probes and round == 0):
+            when = "before the first round alone" if self.probes else "by another method than this one"
+            raise RefusedError(f"gradients are asked for {when}")
+        if odd := [split for split in order.evaluate if split not in SPLITS.get(task, ())]:
+            raise RefusedError(f"{odd[0]} examples are not measured with {task!r}")
+        if self.book and people(order) != self.book.population:
+            raise RefusedError("the members' facts are not those of its first order")
+
+    def _place(self, asked: Order | Asked) -> tuple[int, int]:
+        """Where a question stands in the plan."""
+        if asked.task == "publish":
+            return self.rounds + 1, 0
+        return asked.round, 0 if asked.task == "gradients" else 1
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    def _file(self, asked: Asked) -> Path:
+        return self.folder / f"answer-{asked.round:08d}-{asked.task}.safetensors"
+
+    def _write(self) -> None:
+        assert self.book is not None
+        with writing():
+            write_json(self.folder / LEDGER, self.book.model_dump(mode="json"))
+
+    def _stored(self, asked: Asked) -> tuple[Reply, Tensors]:
+        try:
+            tensors, about = read(self._file(asked))
+            return Reply.model_validate_json(about["reply"]), tensors
+        except (PluresError, KeyError, ValidationError) as error:
+            raise RefusedError("the answer that it gave is not on its disk any more") from error
+
+
+def people(order: Order) -> str:
+    """A digest of what the members told, as an order says it."""
+    return hashlib.sha256(json.dumps([one.model_dump() for one in order.population]).encode()).hexdigest()
