@@ -49,7 +49,7 @@ def service(name: str, folder: Path, *, app: str, title: str, port: int, **told:
         port: of loopback, which its user alone may reach.
         told: more names of the file and their values.
     """
-    home, programs = str(folder.resolve()), Path(sys.executable).parent
+    home = str(folder.resolve())
     values = {
         "app": app,
         "name": unit_value(title),
@@ -57,8 +57,7 @@ def service(name: str, folder: Path, *, app: str, title: str, port: int, **told:
         "home": unit_value(home),
         "root": unit_command([home]),
         "glob": "".join(f"\\{sign}" if sign in '\\"*?[' else sign for sign in home),
-        "plures": unit_command([str(programs / "plures")]),
-        "path": unit_command([f"PATH={programs}:/usr/bin:/bin"]),
+        "plures": unit_command([str(Path(sys.executable).with_name("plures"))]),
         "port": port,
         "confined": filled("systemd/confined", root=unit_command([home])),
     }
