@@ -32,6 +32,7 @@ bench: $(VENV)/developing
 	$(BIN)/python -m benchmarks.advice
 	$(BIN)/python -m benchmarks.failures --out benchmarks/results/failures
 	$(BIN)/python -m benchmarks.wire --out benchmarks/results/wire
+	$(BIN)/python -m benchmarks.warm --out benchmarks/results/warm
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,9 +41,9 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/flower: $(VENV)/installed
+$(VENV)/flower: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable ".[flower]"
-	touch $@
+	touch $(VENV)/installed $@
 
 $(VENV)/developing: $(VENV)/installed
 	$(INSTALL) --editable ".[dev]"

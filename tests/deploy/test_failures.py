@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +33,7 @@ from benchmarks.stage import Failure, Outcome, Stage, soon
 
 from plures.deploy.conduct import RESULT
 from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.fleet.process import lives
 from plures.files import read
 
 DISKS = os.geteuid() == 0
@@ -176,3 +179,22 @@ def test_whatever_happens_to_the_server_the_end_is_that_of_a_run_without_failure
     assert told_end["unpublished"] == {}
     assert len(resumed) >= len(outcomes)
     assert resumed == sorted(resumed)
+
+
+def test_a_server_that_is_told_to_end_does_so_while_it_waits_for_answers(fleet: Fleet, tmp_path: Path) -> None:
+    home, out = fleet.folder / "sites", tmp_path / "out"
+    with Stage(fleet, home, out, {"min_clients": 4, "deadline": 60, "patience": 5}, {"rounds": 2}) as stage:
+        stage.after(1)
+        stage.hold("va")
+        (server,), begin = fleet.superlink.members("flwr-serverapp"), time.monotonic()
+        os.kill(server, signal.SIGTERM)
+        stage.wait(lambda: not lives(server), "the end of the ServerApp")
+        assert time.monotonic() - begin < 10
+        (stopped,) = stage.journal.events("stopped")
+        assert stopped["reason"] == "ended from outside"
+        assert stage.ended() == "finished:failed"
+        stage.release("va")
+        stage.submit()
+        stage.insist()
+        assert [event["round"] for event in stage.rounds()] == [1, 2]
+        assert [event["round"] for event in stage.journal.events("resumed")] == [1]
