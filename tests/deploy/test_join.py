@@ -116,11 +116,11 @@ def test_two_files_travel_and_members_make_the_rest(three: Three) -> None:
     assert call("fingerprint", file).output.strip() == f"{file}: {spoken(digest)}"
     made = {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
     assert made == {
-        *("federation.toml", "ca.crt", "site.toml", "README.md", "node.service", "guard.nft", ".gitignore"),
+        *("agreed/federation.toml", "agreed/ca.crt", "site.toml", "README.md", "node.service", "guard.nft", ".gitignore"),
         *("keys/nodes/va", "keys/nodes/va.pub", "post/federation.toml", "post/ca.crt"),
     }
     own = SiteFile.load(home / "site.toml")
-    assert (own.client, own.key, own.authority, own.data) == ("va", "keys/nodes/va", "ca.crt", str(rows))
+    assert (own.client, own.key, own.authority, own.data) == ("va", "keys/nodes/va", "agreed/ca.crt", str(rows))
     assert own.table(home) == read_table(rows)
     assert call("check", home / "site.toml").exit_code == 0
     assert stat.S_IMODE((home / "keys" / "nodes" / "va").stat().st_mode) == 0o600
@@ -232,9 +232,9 @@ def test_joining_again_shows_what_changed_and_touches_nothing_of_the_members(thr
     assert declined.exit_code == 1
     assert "-rounds = 20" in declined.output
     assert "+rounds = 9000  # \\u202eharmless" in declined.output
-    assert (home / "federation.toml").read_text() == text
+    assert (home / "agreed" / "federation.toml").read_text() == text
     assert three.join("va", told="y\n").exit_code == 0
-    assert Plan.load(home / "federation.toml").spec.rounds == 9000
+    assert Plan.load(home / "agreed" / "federation.toml").spec.rounds == 9000
     assert before == {path: path.read_bytes() for path in before}
     done = call(
         "join",
@@ -317,7 +317,7 @@ def test_names_with_signs_of_every_kind(tmp_path: Path) -> None:
         assert all(
             re.fullmatch(r"plures-study-[a-z0-9-]+(\.service)?", name.rpartition("/")[2]) for name in words[2][-1:]
         )
-        assert tomllib.loads((home / "federation.toml").read_text())["clients"] == list(ODD)
+        assert tomllib.loads((home / "agreed" / "federation.toml").read_text())["clients"] == list(ODD)
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not there")

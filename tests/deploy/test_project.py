@@ -235,7 +235,7 @@ def test_a_node_without_its_files_says_what_is_missing(tmp_path: Path) -> None:
     site = joined(tmp_path, "va", tmp_path / "rows" / "va.csv")
     with pytest.raises(PluresError, match="nowhere is missing: `plures deploy keys` makes a key, "):
         raise call("node", site, "--key", tmp_path / "nowhere").exception or AssertionError
-    (site.parent / "ca.crt").unlink()
+    (site.parent / "agreed" / "ca.crt").unlink()
     with pytest.raises(PluresError, match=r"ca\.crt is missing"):
         raise call("node", site).exception or AssertionError
 
@@ -252,7 +252,7 @@ def test_a_node_finds_all_that_it_needs_in_its_folder(tmp_path: Path, monkeypatc
     assert (second["--superlink"], second["--port"]) == ("other:1", "9999")
     key = site.parent / "keys" / "nodes" / "va"
     assert (first["--root-certificates"], first["--auth-supernode-private-key"]) == (
-        str(site.parent / "ca.crt"),
+        str(site.parent / "agreed" / "ca.crt"),
         str(key),
     )
     assert parse_config_args([first["--node-config"]]) == {"site": str(site.resolve()), "key": str(key.resolve())}

@@ -234,8 +234,8 @@ def join_command(
             "ask the coordinator for the file again, by another way"
         )
     files = joining.write()
-    written = f"wrote {', '.join(file.name for file in files)}; go on with {folder / 'README.md'}"
-    typer.echo("\n".join([written, *advice(folder)]))
+    names = ", ".join(str(file.relative_to(folder)) for file in files)
+    typer.echo("\n".join([f"wrote {names}; go on with {folder / 'README.md'}", *advice(folder)]))
 
 
 @deploy.command("node")

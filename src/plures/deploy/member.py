@@ -23,7 +23,9 @@ from plures.files import inside, replacing, write_text
 from plures.tables.declared import toml
 from plures.texts import visible_lines
 
-SITE, AUTHORITY, KEYS = "site.toml", "ca.crt", "keys"
+SITE, KEYS = "site.toml", "keys"
+AGREED, AUTHORITY = f"agreed/{PLAN}", "agreed/ca.crt"
+"""What the member has agreed to. Files that only arrived lie elsewhere, and mean nothing to the node."""
 
 
 def spoken(digest: str) -> str:
@@ -107,7 +109,7 @@ class Joining:
 
     def changes(self) -> str:
         """What is new in the federation's file against the one in the folder, as lines; empty if nothing is."""
-        old = self.folder / PLAN
+        old = self.folder / AGREED
         if not old.exists() or old.read_bytes() == self.agreed:
             return ""
         before, after = (content.decode(errors="replace").split("\n") for content in (old.read_bytes(), self.agreed))
@@ -120,10 +122,10 @@ class Joining:
         files = {name: text for name, text in self.files().items() if not (self.folder / name).exists()}
         for name, text in files.items():
             write_text(self.folder / name, text)
-        for name, content in ((PLAN, self.agreed), (AUTHORITY, self.authority)):
+        for name, content in ((AGREED, self.agreed), (AUTHORITY, self.authority)):
             with replacing(self.folder / name) as temporary:
                 temporary.write_bytes(content)
-        return [self.folder / name for name in (PLAN, AUTHORITY, *files)]
+        return [self.folder / name for name in (AGREED, AUTHORITY, *files)]
 
     def files(self) -> dict[str, str]:
         """File in the site's folder -> text, all of them plures' own."""
