@@ -2,7 +2,8 @@
 
 ``--guard`` is for the node of a site. A SuperNode runs whatever app the SuperLink sends it; with the guard it ignores
 the app's code and answers every message with the client of plures that is installed at the site, and ``site.toml`` says
-what that client may do. So whoever commands the SuperLink, rightly or not, cannot run code of his own at the site.
+what that client may do. So whoever commands the SuperLink, rightly or not, cannot run code of his own at the site. And
+a SuperNode gives its tasks to whoever asks at a port of loopback; with the guard, only to what it started itself.
 
 ``--warm`` is for all federations. Flower runs every task (a client's answer to one message, a server's run) in a new
 interpreter, which loads torch again. With this, the process that starts tasks has loaded what they need and forks a
@@ -24,6 +25,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -57,6 +59,8 @@ SUPERLINK, STARTER = "flower-superlink", "flower-superexec"
 GUARD, WARM, QUICK = "--guard", "--warm", "--quick"
 GUARDED = (STARTER, "flwr-clientapp")
 """What a guarded node starts."""
+DESCRIPTORS = Path("/dev/fd")
+"""Where a process finds what it has open."""
 LOADED = ("plures.deploy.app", "flwr.supernode.cli", "flwr.superlink.cli")
 """What tasks need."""
 THREADS = "OMP_NUM_THREADS"
@@ -95,7 +99,8 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
     heed(name)
     if name in STARTERS:
         starter: Any = importlib.import_module(STARTERS[name])
-        starter.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": started(manners)})
+        secret = lock() if name == NODE and GUARD in manners and DESCRIPTORS.exists() else b""
+        starter.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": started(manners, secret)})
     sys.argv = list(words)
     program = getattr(importlib.import_module(PROGRAMS[name]), name.replace("-", "_"))
     if name == NODE:
@@ -103,8 +108,13 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
     program()
 
 
-def started(manners: Sequence[str]) -> Callable[..., object]:
-    """What stands for ``subprocess.Popen`` in a program that is run in some manners."""
+def started(manners: Sequence[str], secret: bytes = b"") -> Callable[..., object]:
+    """What stands for ``subprocess.Popen`` in a program that is run in some manners.
+
+    Args:
+        manners: of this program, and of what it starts.
+        secret: that only what starts tasks is told.
+    """
 
     def start(words: Sequence[str], **options: Any) -> object:
         if words[0] not in (GUARDED if GUARD in manners else PROGRAMS):
@@ -114,13 +124,36 @@ def started(manners: Sequence[str]) -> Callable[..., object]:
             return fork(lambda: run(words, [manner for manner in manners if manner != WARM]))
 
         def opened() -> subprocess.Popen[bytes]:
-            return subprocess.Popen([*command(words[0], *manners), *words[1:]], **options)
+            begin = [*command(words[0], *manners), *words[1:]]
+            return told(begin, secret) if secret and words[0] == STARTER else subprocess.Popen(begin, **options)
 
         return Kept(opened) if words[0] == STARTER else opened()
 
     return start
 
 
+def lock() -> bytes:
+    """Let a node give tasks only to a program that knows a secret, which is returned.
+
+    Flower asks for one where what starts tasks runs apart from the node. If a node starts it, nobody is asked, and any
+    user of the machine could take the site's tasks.
+    """
+    secret = secrets.token_bytes(32)
+    api: Any = importlib.import_module("flwr.supernode.main")
+    create = api.create_app
+    api.create_app = lambda **given: create(**given | {"superexec_auth_secret": secret})
+    return secret
+
+
+def told(words: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
+    """Start what starts tasks and tell it the secret, which no file, argument or variable holds."""
+    read, write = os.pipe()
+    try:
+        os.write(write, secret)
+        os.close(write)
+        return subprocess.Popen([*words, "--superexec-auth-secret-file", str(DESCRIPTORS / str(read))], pass_fds=[read])
+    finally:
+        os.close(read)
 class Kept:
     """A child that is started again whenever it ends by itself.
 
