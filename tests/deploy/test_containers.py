@@ -130,7 +130,7 @@ def test_the_script_goes_every_step_of_the_written_instructions(tmp_path):
     for client in HOSPITALS:
         own = SiteFile.load(folder / "sites" / client / "site.toml")
         assert (own.client, own.data) == (client, "data.csv")
-        assert Plan.load(folder / "sites" / client / "federation.toml") == plan
+        assert Plan.load(folder / "sites" / client / "agreed" / "federation.toml") == plan
     assert walked[0] == "build superlink"
     assert walked[-3:] == [
         "up -d --wait",

@@ -116,7 +116,15 @@ def test_two_files_travel_and_members_make_the_rest(three: Three) -> None:
     assert call("fingerprint", file).output.strip() == f"{file}: {spoken(digest)}"
     made = {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
     assert made == {
-        *("agreed/federation.toml", "agreed/ca.crt", "site.toml", "README.md", "node.service", "guard.nft", ".gitignore"),
+        *(
+            "agreed/federation.toml",
+            "agreed/ca.crt",
+            "site.toml",
+            "README.md",
+            "node.service",
+            "guard.nft",
+            ".gitignore",
+        ),
         *("keys/nodes/va", "keys/nodes/va.pub", "post/federation.toml", "post/ca.crt"),
     }
     own = SiteFile.load(home / "site.toml")

@@ -88,7 +88,7 @@ def test_a_member_is_heard_and_signs_for_itself_alone() -> None:
 
 
 def test_a_stranger_with_a_key_of_its_own_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signing, "read", lambda *_: pytest.fail("the body was parsed"))
+    monkeypatch.setattr(signing, "head", lambda *_: pytest.fail("the body was parsed"))
     heard = asked(site("a", STRANGER).answer)
     assert heard == f"the answer is signed with a key that may not sign it, {STRANGER.fingerprint}"
 
@@ -106,12 +106,12 @@ def test_a_stranger_with_a_key_of_its_own_is_not_heard(monkeypatch: pytest.Monke
     ids=["bare", "stripped", "nothing", "cut", "another form", "half of the order"],
 )
 def test_an_answer_without_a_signature_is_named_as_such(forge: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signing, "read", lambda *_: pytest.fail("the body was parsed"))
+    monkeypatch.setattr(signing, "head", lambda *_: pytest.fail("the body was parsed"))
     assert asked(forge) == "the answer is not signed"
 
 
 def test_no_bit_of_an_envelope_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signing, "read", lambda *_: pytest.fail("the body was parsed"))
+    monkeypatch.setattr(signing, "head", lambda *_: pytest.fail("the body was parsed"))
     order, role = COORDINATOR.sign("order", b"question"), "answer"
     envelope = A.sign(role, b"answer", order)
     assert verified(role, envelope, MEMBERS.values(), order) == (A.fingerprint, b"answer")
