@@ -154,6 +154,8 @@ def told(words: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*words, "--superexec-auth-secret-file", str(DESCRIPTORS / str(read))], pass_fds=[read])
     finally:
         os.close(read)
+
+
 class Kept:
     """A child that is started again whenever it ends by itself.
 
