@@ -106,7 +106,7 @@ def test_the_guide_for_three_organisations_to_the_letter(tmp_path: Path) -> None
         for one in three.values():
             one.ends()
     whole = "\n".join(said)
-    assert "registered south at the SuperLink" in whole
+    assert "south is registered at the SuperLink" in whole
     assert "every member has a key" in whole
     fingerprints = re.findall(r"(?:[0-9a-f]{4} ){15}[0-9a-f]{4}", whole)
     assert fingerprints

@@ -163,43 +163,16 @@ def add_command(
 ) -> None:
     """Enter a member's key into federation.toml, and register it at the SuperLink if that runs."""
     needed("flwr", "a coordinator", "flower")
-    from plures.deploy import agreement
-    from plures.deploy.member import digest_of, spoken
+    from plures.deploy.operate.members import add
     from plures.deploy.operate.place import Place
-    from plures.deploy.signing import public
 
-    place = Place(folder)
-    plan, found = place.plan, public(key)
-    if client not in plan.clients:
-        raise PluresError(f"client {client!r} does not stand in clients of {place.file}: write it there first")
-    if (old := plan.keys.get(client)) not in (None, found):
-        raise PluresError(f"client {client!r} has the key {old}: `plures deploy rotate` replaces it")
-    if owner := next((other for other, own in plan.keys.items() if own == found and other != client), None):
-        raise PluresError(f"{key} is the key of client {owner!r}: every member makes a pair of its own")
-    if found == plan.coordinator:
-        raise PluresError(f"{key} is the coordinator's own key: every member makes a pair of its own")
-    if fingerprint is None and old is None:
+    def compare(found: str) -> str:
         typer.echo(f"{key}: {found}")
         typer.confirm(f"Does {client} read the same aloud, by telephone?", abort=True)
-    elif fingerprint is not None and fingerprint.strip() != found:
-        raise PluresError(f"{key} is {found}, not {fingerprint}: ask {client} for the file again, by another way")
-    if old is None:
-        agreement.enter(place.file, keys={client: found})
-        typer.echo(f"entered {client} into {place.file}")
-    missing = [other for other in place.plan.clients if other not in place.plan.keys]
-    try:
-        if client in {node.name for node in place.control.nodes()}:
-            typer.echo(f"{client} is registered at the SuperLink already")
-        else:
-            place.control.register(key, client)
-            typer.echo(f"registered {client} at the SuperLink")
-    except PluresError as error:
-        typer.echo(f"not registered: {error}; then run this command again")
-    if missing:
-        typer.echo(f"without a key so far: {', '.join(missing)}")
-    else:
-        typer.echo(f"every member has a key. For every member: {place.file} and ca.crt; to be read aloud:")
-        typer.echo(spoken(digest_of(place.file)))
+        return found
+
+    said = compare if fingerprint is None else lambda _: str(fingerprint)
+    typer.echo("\n".join(add(Place(folder), client, key, said)))
 
 
 @deploy.command("join")

@@ -1,8 +1,9 @@
-"""Members go, and get new keys."""
+"""Members come, go, and get new keys."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,11 +12,61 @@ from plures.deploy.agreement import TABLE, key_of
 from plures.deploy.conduct import CHECKPOINT
 from plures.deploy.fleet.control import Node
 from plures.deploy.journal import Journal
+from plures.deploy.member import digest_of, spoken
 from plures.deploy.operate.place import Place, finished, works
+from plures.deploy.plan import Plan
 from plures.deploy.signing import public
 from plures.errors import PluresError, suggestion
 from plures.files import write_text
 from plures.tables.declared import toml
+
+
+def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> list[str]:
+    """Enter a member's key into the agreed file, and let its node in; what of it was done before is not done again.
+
+    Args:
+        place: the coordinator's folder.
+        client: the member.
+        key: the public key that came.
+        said: asks the member for the fingerprint of its key, and is given that of the key that came.
+
+    Returns:
+        What was done, in sentences.
+
+    Raises:
+        PluresError: the member does not belong to the federation or has another key, the key is somebody's, or it is
+            not the one whose fingerprint was said.
+    """
+    plan, found = place.plan, public(key)
+    old = plan.keys.get(client)
+    if client not in plan.clients:
+        raise PluresError(f"client {client!r} does not stand in clients of {place.file}: write it there first")
+    if old not in (None, found):
+        raise PluresError(f"client {client!r} has the key {old}: `plures deploy rotate` replaces it")
+    if old is None and (owner := owners(plan).get(found)):
+        raise PluresError(f"{key} is the key of {owner}: every member makes a pair of its own")
+    done = []
+    if old is None:
+        if (other := said(found).strip()) != found:
+            raise PluresError(f"{key} is {found}, not {other}: ask {client} for the file again, by another way")
+        agreement.enter(place.file, keys={client: found})
+        done.append(f"entered {client} into {place.file}")
+    try:
+        if not registered(place, client):
+            place.control.register(key, client)
+        done.append(f"{client} is registered at the SuperLink")
+    except PluresError as error:
+        done.append(f"not registered: {error}; then run this command again")
+    if missing := [other for other in plan.clients if other not in place.plan.keys]:
+        return [*done, f"without a key so far: {', '.join(missing)}"]
+    what = f"every member has a key. For every member: {place.file} and ca.crt; to be read aloud:"
+    return [*done, what, spoken(digest_of(place.file))]
+
+
+def owners(plan: Plan) -> dict[str, str]:
+    """Fingerprint -> whose key it is."""
+    coordinator = {plan.coordinator: "the coordinator"} if plan.coordinator else {}
+    return {key: client for client, key in plan.keys.items()} | coordinator
 
 
 def remove(place: Place, client: str) -> list[str]:
@@ -84,9 +135,8 @@ def rotate(place: Place, client: str, key: Path, fingerprint: str) -> list[str]:
         raise PluresError(f"there is no key of {client!r} to replace; {known}; `plures deploy add` enters a first one")
     if fingerprint.strip() != found:
         raise PluresError(f"{key} is {found}, not {fingerprint}: ask {client} for the file again, by another way")
-    owners = {k: c for c, k in plan.keys.items()} | ({plan.coordinator: "the coordinator"} if plan.coordinator else {})
-    if found in owners:
-        raise PluresError(f"{key} is the key of {owners[found]}: {client} makes a new pair with `plures deploy keys`")
+    if owner := owners(plan).get(found):
+        raise PluresError(f"{key} is the key of {owner}: {client} makes a new pair with `plures deploy keys`")
     resting(place)
     old = registered(place, client)
     new = place.control.register(key, client)
