@@ -16,14 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typer.testing import CliRunner
 
 import plures
 from harm import Disk, harmed, stray, survived
+from plures.cli import app
+from plures.diagnose import Diagnosis
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate import Comparison, RunFolder, RunSpec, compare, finish, fit
 from plures.evaluate.compare import Stage
 from plures.files import digest
-from plures.run import Execution
+from plures.run import Execution, onboard
 from plures.serving import PersonalModel
 
 FAST = Execution("vmap", 8, False, "float32")
@@ -152,6 +155,27 @@ def test_a_run_s_files_are_right_or_named(tmp_path: Path) -> None:
         flips=20,
     )
     survived(tmp_path / "state.safetensors", folder.whole, lambda got: got == result, flips=150)
+
+
+def test_a_newcomer_s_file_and_a_diagnosis_are_right_or_named(tmp_path: Path) -> None:
+    spec = RunSpec(data="heart", method="fedavg", rounds=1, unseen=["va"])
+    seen, held = spec.federation().hold_out(["va"])
+    run = spec.run(seen, FAST)
+    folder = RunFolder(tmp_path)
+    folder.write(run, spec, finish(fit(run, "x"), 0))
+    folder.add(onboard(run, held))
+    (file,) = (tmp_path / "newcomers").iterdir()
+    model, scores = folder.model("va"), folder.validation("va")
+    survived(file, lambda: folder.model("va"), lambda got: digest(got) == digest(model), flips=100)
+    survived(file, lambda: folder.validation("va"), lambda got: got == scores, flips=60)
+    file.write_bytes(b"")
+    with pytest.raises(PluresError, match=r"va.*damaged.*; delete it, and make the new client's model again"):
+        folder.model("va")
+    assert folder.model("cleveland").keys() == model.keys(), "the others are whole"
+    out = tmp_path / "diagnosis.json"
+    assert CliRunner().invoke(app, ["diagnose", "heart", "--rows", "60", "--out", str(out)]).exit_code == 0
+    found = Diagnosis.from_json(out)
+    survived(out, lambda: Diagnosis.from_json(out), lambda got: got == found, flips=40)
 
 
 def test_a_published_model_is_right_or_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import shutil
 import sqlite3
@@ -11,10 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from rich.console import Console
 from study_worker import SMALL, rows
+from typer.testing import CliRunner
 
+import plures.cli.study as module
 import plures.files
 from harm import harmed
+from plures.cli import app
 from plures.errors import PluresError, PluresWarning
 from plures.study import Plan, Store, Study, begin, conduct, plan_of, read_study, recover
 
@@ -162,15 +167,24 @@ def test_a_study_whose_results_are_damaged_reports_the_others(whole: Path, folde
     with db:
         db.execute("UPDATE units SET result = replace(result, '0', '1') WHERE method = 'ditto' AND seed = 1")
     db.close()
-    with pytest.warns(PluresWarning, match=r"study\.db is damaged: 1 results are left out; start the study, and they"):
+    with pytest.warns(PluresWarning, match=r"study\.db is damaged: 1 of its rows are left out, .*; start the study"):
         study = Study(folder)
     assert len(study.runs()) == len(Study(whole).runs()) - 1
     assert [method.name for method in study.comparisons()[0].methods] == ["local", "fedavg", "fedavg_ft"]
     study.close()
+    db = sqlite3.connect(folder / FILE)
+    with db:
+        db.execute("UPDATE cells SET metric = replace(metric, 'a', 'b')")
+    db.close()
+    with pytest.warns(PluresWarning, match=r"2 of its rows are left out, and what hangs on them"):
+        study = Study(folder)
+    assert study.comparisons() == []
+    assert study.frame().empty
+    study.close()
 
 
 def test_pages_that_do_not_hold_together_are_refused_and_what_can_be_read_is_kept(
-    whole: Path, folder: Path, plan: Plan
+    whole: Path, folder: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     db, content = sqlite3.connect(folder / FILE), bytearray((folder / FILE).read_bytes())
     (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_units_1'").fetchone()
@@ -182,6 +196,15 @@ def test_pages_that_do_not_hold_together_are_refused_and_what_can_be_read_is_kep
     ) as caught:
         work(plan, folder)
     assert said(caught.value, folder)
+    shutil.copytree(folder, folder.with_name("command"))
+    told = io.StringIO()
+    monkeypatch.setattr(module, "console", Console(file=told, width=300))
+    arguments = ["study", str(plan.source.folder / plan.source.file), "--out", str(folder.with_name("command"))]
+    refused = CliRunner().invoke(app, arguments).exception
+    assert isinstance(refused, PluresError)
+    assert said(refused, folder.with_name("command"))
+    assert CliRunner().invoke(app, [*arguments, "--recover", "--plan"]).exit_code == 0
+    assert told.getvalue().startswith(f"{len(plan.measures) + len(plan.units)} results could be read")
     assert recover(folder) == len(plan.measures) + len(plan.units), "the table is whole, its index is not"
     assert (folder / f"{FILE}.damaged").read_bytes() == bytes(content)
     assert work(plan, folder) == []

@@ -172,6 +172,7 @@ class Store:
 
     Attributes:
         damaged: units whose row was damaged when the database was opened.
+        faults: how many rows were, of all tables.
 
     Raises:
         DamagedError: if pages of the file do not hold together.
@@ -179,6 +180,7 @@ class Store:
 
     def __init__(self, folder: Path, *, create: bool = True, shared: bool = False, checked: bool = True) -> None:
         self.folder, self.file, self.damaged = folder, folder / FILE, set[str]()
+        self.faults = 0
         if not create and not self.file.exists():
             raise PluresError(f"no study in {folder}: {self.file} is missing; run one with `plures study FILE --out`")
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +196,10 @@ class Store:
                     self._do(statement)
             self._sign()
             if checked:
-                self.damaged = {row.id for row in self._known() if not row.sound}
+                self.damaged = {known.id for known in self._known() if not known.sound}
+                others = {table: self._all(f"SELECT * FROM {table}") for table in KEPT if table != "units"}
+                faults = sum(not sound(table, row) for table, rows in others.items() for row in rows)
+                self.faults = len(self.damaged) + faults
         except BaseException:
             self.db.close()
             raise
@@ -317,7 +322,7 @@ class Store:
         Results on a cell whose facts are damaged are made again too, for nothing says what data they are of; of trials,
         those that came after a damaged one, for they were chosen by it.
         """
-        named, found = {unit.id: unit for unit in units}, list[str]()
+        names, found, spoiled = {unit.id: unit.name for unit in units}, list[str](), set[str]()
         again = "UPDATE units SET state = 'open', owner = NULL, seconds = NULL, result = NULL WHERE id = ?"
         with self._transaction():
             if any(not sound("study", row) for row in self._all("SELECT * FROM study")):
@@ -327,30 +332,31 @@ class Store:
                     self._do("DELETE FROM cells WHERE rowid = ?", (row["rowid"],))
             cells = self._cells()
             for known in self._known():
-                name = named[known.id].name if known.id in named else "a unit"
                 if not known.sound:
                     self._do("DELETE FROM units WHERE rowid = ?", (known.place,))
-                    found.append(name)
                 elif known.done and known.cell not in cells:
                     self._do(again, (known.id,))
-                    found.append(name)
+                else:
+                    continue
+                found.append(names.get(known.id, "a unit"))
             for row in self._all("SELECT rowid, * FROM trials"):
                 if not sound("trials", row):
                     self._do("DELETE FROM trials WHERE rowid = ?", (row["rowid"],))
+                    spoiled.add(row["unit"])
             for row in self._all("SELECT id, result FROM units WHERE state = 'done' AND kind = 'tuning'"):
                 told = json.loads(row["result"])
                 if sum(told.get(state, 0) for state in ("finished", "pruned", "repeated")) > len(
                     self.trials(row["id"])
                 ):
                     self._do(again, (row["id"],))
-                    found.append(f"trials of {named[row['id']].name if row['id'] in named else 'a unit'}")
+                    spoiled.add(row["id"])
             for row in self._all("SELECT DISTINCT unit FROM trials"):
                 self._do(
                     "DELETE FROM trials WHERE unit = ? AND number >= ?", (row["unit"], len(self.trials(row["unit"])))
                 )
             self._add(units)
         self.damaged.clear()
-        return found
+        return found + [f"trials of {names.get(unit, 'a unit')}" for unit in sorted(spoiled)]
 
     def add(self, units: Sequence[Unit]) -> None:
         """Make units known; those that are known keep what they have."""

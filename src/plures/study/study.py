@@ -42,10 +42,11 @@ class Study:
 
     def __init__(self, folder: Path | str, code: Code = NOTHING) -> None:
         self._store = Store(Path(folder), create=False)
-        if self._store.damaged:
+        faults = self._store.faults
+        if faults:
             warnings.warn(
-                f"{self._store.file} is damaged: {len(self._store.damaged)} results are left out; start the study, and "
-                "they are made again",
+                f"{self._store.file} is damaged: {faults} of its rows are left out, and what hangs on them; "
+                "start the study, and it is made again",
                 PluresWarning,
                 stacklevel=2,
             )
