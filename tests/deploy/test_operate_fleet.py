@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from fleet import fenced
 from hospitals import written
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from plures.deploy.fleet.process import until
 from plures.deploy.journal import Journal
 from plures.deploy.operate.place import works
 from plures.deploy.templates import filled
+from plures.errors import PluresError
 from plures.tables.heart import heart_tables
 
 HOSPITALS = sorted(heart_tables())
@@ -89,8 +91,16 @@ def test_an_operators_day(tmp_path: Path) -> None:
         fleet.start_superlink()
         assert f"finished: {out}" in call("run", tmp_path)
 
+        assert "va is out of" in call("remove", "va", "--folder", tmp_path, "--yes")
+        gone = status()
+        assert [site["client"] for site in gone["sites"]] == HOSPITALS[:3]
+        assert gone["notes"] == []
+        with pytest.raises(PluresError, match="or was and was taken out, which the SuperLink does not forget"):
+            fleet.control.register(fleet.keys.node_public("va"), "va")
+
     assert (out / RESULT).exists()
     last = status()
     assert (last["run"]["state"], last["run"]["round"], last["run"]["waiting"]) == ("finished", 6, [])
+    assert all(site["counted"] for site in last["sites"])
     assert "holds a finished run" in call("run", tmp_path)
     assert [event["round"] for event in Journal(out).events("round")] == [1, 2, 3, 4, 5, 6]

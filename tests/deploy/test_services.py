@@ -144,3 +144,29 @@ def test_logs_are_put_aside_and_the_log_of_a_run_stays_readable(tmp_path):
     done = subprocess.run([rotate, "-s", tmp_path / "state", config], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [file.name for file in log.parent.iterdir()] == ["log.jsonl.1"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs to be root")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["keys", "--host", "localhost", "--folder", "FED/keys"],
+        ["keys", "--client", "va", "--folder", "FED/new/keys"],
+        ["add", "va", "va.pub", "--folder", "FED"],
+        ["join", "federation.toml", "ca.crt", "--client", "va", "--folder", "FED/site"],
+        ["run", "FED"],
+        ["stop", "FED"],
+        ["remove", "va", "--folder", "FED", "--yes"],
+        ["rotate", "--coordinator", "--folder", "FED"],
+        ["superlink", "--keys", "FED/keys"],
+    ],
+)
+def test_root_makes_nothing_in_the_folder_of_a_service_that_could_not_read_it(tmp_path, words):
+    folder = tmp_path / "fed"
+    write(folder, heart())
+    for file in (folder, *folder.rglob("*")):
+        os.chown(file, 65534, 65534)
+    done = CliRunner().invoke(app, ["deploy", *(word.replace("FED", str(folder)) for word in words)])
+    assert re.search(r"fed(/keys)? belongs to nobody, whose services cannot read what root makes", str(done.exception))
+    assert all(file.stat().st_uid == 65534 for file in folder.rglob("*"))
+    assert CliRunner().invoke(app, ["deploy", "status", str(folder)]).exit_code == 0

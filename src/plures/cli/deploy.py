@@ -15,7 +15,7 @@ from plures.deploy.fleet.process import quiet_environment
 from plures.deploy.fleet.programs import GUARD, SUPERLINK, WARM, command
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.proxy import SUPERLINK as SUPERLINK_PORT
-from plures.deploy.services import advice
+from plures.deploy.services import advice, as_owner
 from plures.deploy.state import leave, strangers
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
@@ -80,6 +80,7 @@ def keys_command(
     keys = Keyring(folder)
     if (host is None) == (client is None):
         raise PluresError("say --host NAME at the coordinator, or --client NAME at a site")
+    as_owner(folder)
     if host is not None:
         if keys.coordinator.exists() or not keys.server.exists():
             keys.make_server(host)
@@ -166,6 +167,8 @@ def add_command(
     from plures.deploy.operate.members import add
     from plures.deploy.operate.place import Place
 
+    as_owner(folder)
+
     def compare(found: str) -> str:
         typer.echo(f"{key}: {found}")
         typer.confirm(f"Does {client} read the same aloud, by telephone?", abort=True)
@@ -193,6 +196,7 @@ def join_command(
     needed("cryptography", "joining", "flower")
     from plures.deploy.member import Joining, heard, spoken
 
+    as_owner(folder)
     joining = Joining.of(federation, authority, client, folder, key, data)
     assert joining.plan.authority is not None
     typer.echo(f"{federation}: {spoken(joining.fingerprint)}")
@@ -264,6 +268,7 @@ def superlink_command(
     from plures.deploy.fleet.loopback import superlink_arguments
     from plures.deploy.keys import Keyring
 
+    as_owner(keys)
     ring = Keyring(keys)
     for file in (ring.server, ring.server_key, ring.authority):
         if not file.is_file():

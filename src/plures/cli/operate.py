@@ -15,6 +15,7 @@ from rich.text import Text
 
 from plures.cli.common import AllowCode, Track, console, progress
 from plures.cli.deploy import deploy
+from plures.deploy.services import as_owner
 from plures.errors import PluresError
 from plures.extras import needed
 from plures.texts import visible, visible_lines
@@ -32,11 +33,18 @@ SITE, CONNECTION = "site.toml", Path("flower", "config.toml")
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
 
-def placed(folder: Path) -> Place:
+def looked(folder: Path) -> Place:
+    """A coordinator's folder, to be looked at."""
     needed("flwr", "a coordinator", "flower")
     from plures.deploy.operate.place import Place
 
     return Place(folder)
+
+
+def placed(folder: Path) -> Place:
+    """A coordinator's folder, to work in."""
+    as_owner(folder)
+    return looked(folder)
 
 
 @deploy.command("status")
@@ -54,7 +62,7 @@ def status_command(
         own = member.look(place)
         typer.echo(json.dumps(asdict(own), ensure_ascii=False, indent=1) if machine else site_text(own))
         return
-    where = placed(place)
+    where = looked(place)
     from plures.deploy.operate.status import look
 
     status = look(where, out)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from plures.deploy.quoting import unit_command, unit_value
 from plures.deploy.templates import filled
+from plures.errors import PluresError
 
 USER = "plures"
 """Whose the services are where root writes them."""
@@ -26,6 +27,36 @@ def owner() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a number without a name, as in a container
         return USER
+
+
+def as_owner(folder: Path) -> None:
+    """Refuse to be root in the folder of another user, whose services could not read what root makes there.
+
+    Args:
+        folder: there, or to be made.
+
+    Raises:
+        PluresError: root is at work in another user's folder.
+    """
+    if os.name != "posix" or os.geteuid() != 0:
+        return
+    place = next(there for there in (folder.resolve(), *folder.resolve().parents) if there.exists())
+    if number := place.stat().st_uid:
+        user = shlex.quote(account(number))
+        raise PluresError(
+            f"{place} belongs to {user}, whose services cannot read what root makes there: say `sudo -u {user} plures` "
+            "and so on"
+        )
+
+
+def account(number: int) -> str:
+    """A user's name; the number, as sudo takes it, if it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"#{number}"
 
 
 def advice(folder: Path) -> list[str]:

@@ -29,10 +29,14 @@ from flwr.proto.control_pb2 import (
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.run_pb2 import Run
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from plures.errors import PluresError
+
+IN_USE = f'"code":{int(ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE)},'
+"""What the SuperLink says of a key that it has seen."""
 
 Value = bool | float | int | str
 
@@ -104,8 +108,16 @@ class Control:
         except (OSError, ValueError) as error:
             what = f"{public_key} is no public key of a node: {error}"
             raise PluresError(f"{what}; make one with `plures deploy keys`") from error
-        with self.client() as client:
-            return int(client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
+        try:
+            with self.client() as client:
+                return int(client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
+        except PluresError as error:
+            if IN_USE not in str(error):
+                raise
+            raise PluresError(
+                f"{public_key} is registered, or was and was taken out, which the SuperLink does not forget: {name} "
+                "makes a new pair with `plures deploy keys`"
+            ) from error
 
     def nodes(self) -> list[Node]:
         """The nodes that are or were registered."""
