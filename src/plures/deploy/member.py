@@ -21,7 +21,7 @@ from plures.deploy.templates import filled
 from plures.errors import PluresError
 from plures.files import inside, replacing, write_text
 from plures.tables.declared import toml
-from plures.texts import visible_lines
+from plures.texts import markdown, visible_lines
 
 SITE, KEYS = "site.toml", "keys"
 AGREED, AUTHORITY = f"agreed/{PLAN}", "agreed/ca.crt"
@@ -133,8 +133,8 @@ class Joining:
         service_name = f"plures-{slug(self.plan.name, 'federation')}-{slug(self.client, 'site')}"
         published = inside(home / "state", self.plan.name, self.plan.label) / PUBLISHED
         told = {
-            "name": self.plan.name,
-            "client": self.client,
+            "name": markdown(self.plan.name),
+            "client": markdown(self.client),
             "superlink": self.plan.superlink or "the coordinator",
             "service": service_name,
             "user": owner(),

@@ -21,6 +21,7 @@ from plures.files import filed, write_text
 from plures.tables.declared import toml
 from plures.tables.heart import heart_schema, heart_tables
 from plures.tables.table import Table, write_table
+from plures.texts import markdown
 
 HOST = "coordinator.example.org"
 CLIENTS = ("first", "second", "third")
@@ -58,7 +59,7 @@ class Project:
         """
         app = slug(self.name, "federation")
         told = {
-            "name": self.name,
+            "name": markdown(self.name),
             "app": app,
             "host": shlex.quote(self.host),
             "port": SUPERLINK,
