@@ -590,6 +590,29 @@ def test_a_type_of_numbers_is_nothing_else_of_pytorch(dtype: str, honest: Path, 
         opened(home / "run", "va")
 
 
+ODD_CARDS: dict[str, dict[str, Any]] = {
+    "classes of nothing": {"classes": []},
+    "more classes than outputs": {"outputs": 3},
+    "no example": {"features": [0]},
+    "less than no example": {"features": [-1]},
+    "columns of other examples": {"features": [3]},
+    "a preparation of nothing": {"preparation": {}},
+    "a table of nothing": {"preparation": {"table": [{}], "ignored": [], "gaps": []}},
+    "levels that are none": {"preparation": {"table": [{"name": "a", "levels": 3}], "ignored": [], "gaps": []}},
+    "a gap elsewhere": {"preparation": {"table": [], "ignored": [], "gaps": [10**9]}},
+    "a gap before": {"preparation": {"table": [], "ignored": [], "gaps": [-1]}},
+    "what is ignored": {"preparation": {"table": [], "ignored": [None], "gaps": []}},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_CARDS)
+def test_a_card_whose_parts_do_not_belong_together_is_refused_in_a_sentence(odd: str, honest: Path, tmp_path: Path):
+    tensors, about = read(honest / "published" / MODEL)
+    write(tmp_path / MODEL, tensors, about | {"card": about["card"] | ODD_CARDS[odd]})
+    with pytest.raises(PluresError, match="the card is damaged"):
+        PersonalModel.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["clients_on_disk", "device", "other"])
 def test_a_run_names_no_folder_to_write_to(name: str, honest: Path, tmp_path: Path):
     home = tmp_path / "sent"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
 
 from plures.evaluate import RunSpec
 from plures.evaluate.results import Result
@@ -13,6 +14,23 @@ from plures.federation import Task
 
 FORMAT = 2
 """Of model folders that are written now. Format 1, which is read too, kept nothing of the preparation but scaling."""
+
+
+class ToldColumn(TypedDict):
+    """A column of a table, as :class:`~plures.federation.encode.Column` has it."""
+
+    name: str
+    levels: list[str] | None
+    gap: NotRequired[bool]
+    lenient: NotRequired[bool]
+
+
+class Told(TypedDict):
+    """A preparation, but for its tensors (:class:`~plures.federation.preparation.Preparation`)."""
+
+    table: list[ToldColumn]
+    ignored: list[str]
+    gaps: list[int]
 
 
 class Part(Result):
@@ -82,7 +100,7 @@ class Card(Result):
     features: tuple[int, ...]
     dtype: str
     columns: tuple[str, ...] = ()
-    preparation: dict[str, Any] | None = None
+    preparation: Told | None = None
     spec: RunSpec
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     round: int
@@ -100,6 +118,19 @@ class Card(Result):
     sheet: dict[str, Any] = Field(default_factory=dict)
     table: dict[str, Any] | None = None
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Card:
+        """Refuse a card whose parts do not belong together."""
+        if len(self.classes) != (self.outputs if self.kind == "classification" else 0) or self.outputs < 1:
+            raise ValueError(f"{self.kind} with {self.outputs} outputs and {len(self.classes)} classes")
+        if any(size < 1 for size in self.features):
+            raise ValueError(f"examples of shape {self.features}")
+        if self.columns and self.features[:1] != (len(self.columns),):
+            raise ValueError(f"{len(self.columns)} columns of examples of shape {self.features}")
+        if self.preparation is not None and not set(self.preparation["gaps"]) <= set(range(len(self.columns))):
+            raise ValueError(f"gaps {self.preparation['gaps']} in {len(self.columns)} columns")
+        return self
 
     @property
     def task(self) -> Task:

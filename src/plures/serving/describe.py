@@ -7,7 +7,7 @@ import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from plures.files import digest as digest
 from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
 from plures.run import Execution
-from plures.serving.card import Card, Part
+from plures.serving.card import Card, Part, Told
 
 if TYPE_CHECKING:
     from plures.tables.schema import Schema
@@ -65,7 +65,7 @@ def described(
         features=federation.features,
         dtype=str(federation.inputs.dtype).removeprefix("torch."),
         columns=federation.columns,
-        preparation=None if federation.preparation is None else federation.preparation.told(),
+        preparation=None if federation.preparation is None else cast(Told, federation.preparation.told()),
         spec=spec.model_copy(update={"data": federation.name, "data_options": {}, "unseen": []}),
         precision="float32" if execution.precision == "auto" else execution.precision,
         round=round,
