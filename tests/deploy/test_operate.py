@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import plures
 from plures.cli import app
 from plures.deploy.app import opened
-from plures.deploy.conduct import RESULT, Conductor
+from plures.deploy.conduct import CHECKPOINT, RESULT, Conductor
 from plures.deploy.fleet.control import Control, Node, Submitted
 from plures.deploy.journal import LOG, Journal
 from plures.deploy.operate import run as running
@@ -386,3 +386,38 @@ def test_stop_ends_all_runs_or_one(tmp_path, superlink):
     call("stop", tmp_path)
     assert superlink.said == [("stop", 1), ("stop", 3)]
     assert call("stop", tmp_path) == "no run is under way\n"
+
+
+def test_a_member_of_another_version_is_named_with_what_to_do(tmp_path, monkeypatch):
+    file = written(tmp_path, rules="min_clients = 3\npatience = 1", rounds=2, method="fedavg")
+    with monkeypatch.context() as patch:
+        patch.setattr(plures, "__version__", "99.0")
+        other = opened(tmp_path / "va" / "site.toml")
+    sites = [opened(tmp_path / name / "site.toml") for name in HOSPITALS[:3]]
+    conductor(file, Loopback([*sites, other])).run()
+    va = look(Place(tmp_path)).sites[3]
+    assert (va.client, va.counted) == ("va", None)
+    assert va.left_out is not None
+    assert (
+        "the server runs another method, model or version: install the same files and packages" in va.left_out["reason"]
+    )
+
+
+def test_an_unfinished_run_is_not_gone_on_with_by_another_version(tmp_path, monkeypatch):
+    file = written(tmp_path, rounds=3, method="fedavg")
+    carrier = Loopback([opened(file.parent / name / "site.toml") for name in HOSPITALS])
+
+    def dies(address: int, answer: bytes) -> bytes:
+        if len(carrier.log) > 10:
+            raise KeyboardInterrupt
+        return answer
+
+    carrier.spoil = dies
+    with pytest.raises(KeyboardInterrupt):
+        conductor(file, carrier).run()
+    before = (tmp_path / "results" / CHECKPOINT).read_bytes()
+    monkeypatch.setattr(plures, "__version__", "99.0")
+    sites = [opened(file.parent / name / "site.toml") for name in HOSPITALS]
+    with pytest.raises(PluresError, match="checkpoint"):
+        conductor(file, Loopback(sites)).run()
+    assert (tmp_path / "results" / CHECKPOINT).read_bytes() == before
