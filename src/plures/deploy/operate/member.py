@@ -7,15 +7,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import plures
+from plures.deploy.ledger import LEDGER, Book
 from plures.deploy.operate.renew import ending
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.state import PUBLISHED, Versions, has_left
 from plures.errors import PluresError
 from plures.evaluate import Code
 from plures.files import inside, read_json
-
-LEDGER = "ledger.json"
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def book(file: Path, notes: list[str]) -> tuple[tuple[Answered, ...], float | No
     if not file.exists():
         return (), None
     try:
-        asked = read_json(file)["asked"]
-        return tuple(Answered(one["task"], one["round"], one["answered"]) for one in asked), file.stat().st_mtime
-    except (PluresError, KeyError, TypeError) as error:
+        asked = Book.model_validate(read_json(file)).asked
+        return tuple(Answered(one.task, one.round, one.answered) for one in asked), file.stat().st_mtime
+    except (PluresError, ValidationError) as error:
         notes.append(f"{file} cannot be read ({error}): the site answers nothing until it leaves and joins again")
         return (), None
 
