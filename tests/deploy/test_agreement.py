@@ -87,8 +87,9 @@ def test_what_people_wrote_beside_a_key_stays(tmp_path: Path) -> None:
         "keys.north = '{}'\n",
         "keys = {{ north = '{}' }}\n",
         "note = '''\n[keys]\nnorth = 0\n'''\n",
+        "note = '''\n[keys]\n\"\\q\" = 0\n'''\n",
     ],
-    ids=["dotted", "inline", "in a text"],
+    ids=["dotted", "inline", "in a text", "nearly an entry"],
 )
 def test_a_file_in_which_no_line_can_be_changed_alone_stays_as_it_is(tmp_path: Path, written: str) -> None:
     file = federation(tmp_path, ("north", "south"))

@@ -161,6 +161,16 @@ def test_keys_are_made_by_a_command_for_each_side(tmp_path: Path) -> None:
     assert plan.coordinator == public(keys / "coordinator.pub")
     assert plan.authority == authority_digest(keys / "ca.crt")
     assert f'coordinator = "{plan.coordinator}"' in done.output
+    again = ("keys", "--folder", keys, "--host", "fed.example.org", "--federation", file)
+    with pytest.raises(PluresError, match="exists and is never overwritten"):
+        raise call(*again).exception or AssertionError
+    file.write_text(blank("study", ["mercy"]).plan)  # written anew: the same fingerprints come back
+    assert call(*again).exit_code == 0
+    assert Plan.load(file).coordinator == plan.coordinator
+    file.write_text("clients = [")
+    with pytest.raises(PluresError, match=r"federation\.toml is not valid TOML"):
+        raise call(*again).exception or AssertionError
+    file.write_text(blank("study", ["mercy"]).plan)
     assert stat.S_IMODE((keys / "coordinator").stat().st_mode) == 0o600
     done = call("keys", "--folder", keys, "--client", "mercy")
     assert f"for the coordinator: {keys / 'nodes' / 'mercy.pub'}" in done.output

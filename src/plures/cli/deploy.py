@@ -13,7 +13,7 @@ from rich.table import Table
 from plures.cli.common import app, console, progress
 from plures.deploy.fleet.process import quiet_environment
 from plures.deploy.fleet.programs import GUARD, SUPERLINK, WARM, command
-from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.plan import Plan, SiteFile, read_toml
 from plures.deploy.proxy import SUPERLINK as SUPERLINK_PORT
 from plures.deploy.services import advice, as_owner
 from plures.deploy.state import leave, strangers
@@ -82,11 +82,14 @@ def keys_command(
         raise PluresError("say --host NAME at the coordinator, or --client NAME at a site")
     as_owner(folder)
     if host is not None:
-        if keys.coordinator.exists() or not keys.server.exists():
+        complete = keys.server.exists() and keys.coordinator.exists()
+        if not keys.server.exists():
             keys.make_server(host)
         if not keys.coordinator.exists():
             keys.make_coordinator()
         told = {"coordinator": public(with_pub(keys.coordinator)), "authority": authority_digest(keys.authority)}
+        if complete and (not federation.exists() or told.items() <= read_toml(federation).items()):
+            keys.refuse(keys.server_key)
         if federation.exists():
             agreement.enter(federation, top=told)
         lines = [

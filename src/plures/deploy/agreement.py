@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plures.deploy.plan import read_toml
 from plures.errors import PluresError
 from plures.files import write_text
 from plures.tables.declared import toml
@@ -29,9 +30,8 @@ def enter(file: Path, *, top: Mapping[str, str] | None = None, keys: Mapping[str
     Raises:
         PluresError: the file is written in a way in which no line can be changed alone; it stays as it is.
     """
-    before = file.read_text(encoding="utf-8")
-    told = tomllib.loads(before)
-    lines = before.rstrip("\n").split("\n")
+    told = read_toml(file)
+    lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
     for name, value in (top or {}).items():
         told[name] = value
         end = next((place for place, line in enumerate(lines) if TABLE.match(line)), len(lines))
@@ -71,9 +71,9 @@ def line_of(name: str, value: str) -> str:
     return f"{name if re.fullmatch(r'[A-Za-z0-9_-]+', name) else toml(name)} = {toml(value)}"
 
 
-def key_of(text: str) -> str:
-    """The name that a line begins with."""
-    return str(next(iter(tomllib.loads(f"{text} = 0"))))
+def key_of(text: str) -> str | None:
+    """The name that a line begins with; ``None`` if it only looks like one, as inside a longer text."""
+    return next(iter(readable(f"{text} = 0") or {}), None)
 
 
 def after_comments(lines: list[str]) -> int:
