@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT, COPY = "checkpoint.safetensors", "checkpoint.copy.safetensors"
 """What was reached after the last round, and the same once more, for the sites do not go back to an earlier round."""
+NEW = "the run cannot go on; start a new one, under another name in the federation's file"
 BEFORE = "checkpoint.before.safetensors"
 """What was reached before the last round, in case that has broken the model."""
 STATE, RESULT = "state.safetensors", "result.json"
@@ -155,11 +156,7 @@ class Conductor:
         except PluresError as error:
             if self.checkpoint.exists() and not isinstance(error, DamagedError):
                 raise
-            remedy = (
-                f"{self.checkpoint} is damaged too: the run cannot go on; start a new one, under another name in the "
-                "federation's file"
-            )
-            read(self.copy, remedy)
+            read(self.copy, f"{self.checkpoint} is damaged too: {NEW}")
             duplicate(self.copy, self.checkpoint)
             self.journal.event("mended", reason=str(error))
             log.warning("%s; its copy is used", error)
@@ -308,7 +305,7 @@ class Conductor:
             fitted.curve, fitted.best, remote.best, self.progress = [], None, None, Progress()
             restore(remote, snapshot(self.begin()))
         elif error.round == remote.round:
-            if not self.before.exists() or describe(self.before)["round"] != error.round - 1:
+            if not self.before.exists() or read(self.before, NEW)[1]["round"] != error.round - 1:
                 raise PluresError(f"{error}; {self.out} does not keep the state before it: start a new run") from error
             self.take_up(fitted, remote, self.before)
         for name in ("left_out", "failed", "bytes", "seconds", "visits"):  # what has happened, whatever counts
