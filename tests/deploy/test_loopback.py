@@ -223,6 +223,7 @@ def test_what_is_written_is_its_users_alone(fleet: Fleet, tmp_path: Path) -> Non
     found = [path for name in private for path in (fleet.folder / name, *(fleet.folder / name).rglob("*"))]
     open_ = {str(path.relative_to(fleet.folder)) for path in found if path.stat().st_mode & 0o077}
     assert len(found) > 20
+    assert {stat.S_IMODE(file.with_name("ran").stat().st_mode) for file in fleet.sites.values()} == {0o600}
     assert {name for name in open_ if not name.endswith(".pub")} <= {"wire", "flower/config.toml"}
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from doors import NGINX, Door, opened
 from fleet import ECHO, echo
+from flwr.proto.message_pb2 import PushObjectRequest
 
 from plures.deploy.fleet.control import Control
 from plures.deploy.fleet.loopback import Fleet, free_port, node_arguments
@@ -118,3 +121,25 @@ def test_commands_that_are_refused_at_the_door_work_on_loopback(door: Before, tm
 def test_a_made_up_signature_is_refused_by_the_superlink(door: Before) -> None:
     assert door.answer("/v1/fleet/push-object", b"x" * 5_243_000) in (400, 401)
     assert door.answer("/v1/fleet/pull-messages") == 401
+
+
+def test_bodies_of_strangers_cost_the_superlink_little(door: Before) -> None:
+    """It keeps a body more than once before it looks who signed it: so they are small, and few at once."""
+    body = PushObjectRequest(object_content=b"x" * 5_242_880).SerializeToString()
+    child = door.fleet.superlink.child
+    assert child is not None
+    before = memory(child.pid, "VmRSS")
+    Path(f"/proc/{child.pid}/clear_refs").write_text("5")  # forget the most that it ever took
+    with ThreadPoolExecutor(24) as pool:
+        answers = Counter(pool.map(lambda _: door.answer("/v1/fleet/push-object", body), range(48)))
+    grown = memory(child.pid, "VmHWM") - before
+    print(f"{dict(answers)}, {grown / 1e6:.0f} MB more than {before / 1e6:.0f} MB")
+    assert set(answers) <= {401, 502}
+    assert answers[401] >= 16
+    assert grown < 400e6
+
+
+def memory(pid: int, what: str) -> int:
+    """Bytes of a process, as Linux calls them."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
