@@ -31,6 +31,7 @@ from plures.methods import fedavg
 from plures.report import console_table, markdown_table
 from plures.run import Execution
 from plures.run.checkpoint import read
+from plures.serving.personal import PersonalModel
 from plures.study import parse_study
 from plures.tables.table import read_table, write_table
 from plures.texts import cell, csv_text, markdown, uncelled
@@ -332,6 +333,19 @@ def test_markdown_makes_nothing_of_a_name() -> None:
         == "![x\\][y] &lt;img src=x> \\*\\*b\\*\\* \\`c\\` # \\\\x1bd"
     )
     assert markdown("ward_3 [red]") == "ward_3 [red]"
+
+
+def test_a_model_card_makes_nothing_of_a_name() -> None:
+    spec = RunSpec(data="heart", method="local", rounds=1)
+    run = spec.run(spec.federation(), FIXED)
+    card = PersonalModel.of(run, run.federation.clients[0], spec).card
+    evil = "[x](javascript:1) <img src=x> `a`\n## b\n- c | d\x1b[2J"
+    told = card.model_copy(update={"client": evil, "classes": (evil, "no"), "source": evil, "sheet": {evil: evil}})
+    before, after = card.text().split("\n"), told.text().split("\n")
+    assert after[0] == f"# The model of {markdown(evil)} in heart"
+    assert sum(line.startswith("#") for line in after) == sum(line.startswith("#") for line in before) + 1
+    assert len(after) == len(before) + 3  # the sheet: its heading, its line and the empty one
+    assert not [line for line in after if "](" in line.replace("\\](", "") or "<" in line or "\x1b" in line]
 
 
 def test_metrics_and_log_of_a_run_hold_any_name(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from plures.cli.common import app, console, progress
+from plures.cli.common import app, console, progress, say
 from plures.deploy.fleet.process import quiet_environment
 from plures.deploy.fleet.programs import GUARD, SUPERLINK, WARM, command
 from plures.deploy.plan import Plan, SiteFile, read_toml
@@ -57,7 +57,7 @@ def init_command(
         checked_name(member, "--client")
     wanted = project.blank(checked_name(name or folder.resolve().name, "--name"), client or project.CLIENTS, host)
     files = project.write(folder, wanted if example is None else project.heart(host), contained=containers)
-    typer.echo("\n".join([f"wrote {len(files)} files; go on with {folder / 'README.md'}", *advice(folder)]))
+    say("\n".join([f"wrote {len(files)} files; go on with {folder / 'README.md'}", *advice(folder)]))
 
 
 @deploy.command("keys")
@@ -106,7 +106,7 @@ def keys_command(
             f"its fingerprint, to be read to the coordinator by telephone: {public(keys.node_public(client))}",
             f"secret: {keys.node(client)}",
         ]
-    typer.echo("\n".join(lines))
+    say("\n".join(lines))
 
 
 @deploy.command("check")
@@ -127,11 +127,11 @@ def check_command(
         raise PluresError(f"{site}: client {own.client!r} is not one of the federation's: {', '.join(plan.clients)}")
     table = own.table(site.parent)
     report = check(plan.table, table, own.client)
-    typer.echo(report.text())
+    say(report.text())
     if not report.ok:
         raise typer.Exit(1)
     asked = promise(plan, own, table)
-    typer.echo(asked.text())
+    say(asked.text())
     if not asked.ok:
         raise typer.Exit(1)
 
@@ -153,7 +153,7 @@ def fingerprint_command(
             told = spoken(authority_digest(one))
         else:
             told = spoken(digest_of(one))
-        typer.echo(f"{one}: {told}")
+        say(f"{one}: {told}")
 
 
 @deploy.command("add")
@@ -173,12 +173,12 @@ def add_command(
     as_owner(folder)
 
     def compare(found: str) -> str:
-        typer.echo(f"{key}: {found}")
+        say(f"{key}: {found}")
         typer.confirm(f"Does {client} read the same aloud, by telephone?", abort=True)
         return found
 
     said = compare if fingerprint is None else lambda _: str(fingerprint)
-    typer.echo("\n".join(add(Place(folder), client, key, said)))
+    say("\n".join(add(Place(folder), client, key, said)))
 
 
 @deploy.command("join")
@@ -202,10 +202,10 @@ def join_command(
     as_owner(folder)
     joining = Joining.of(federation, authority, client, folder, key, data)
     assert joining.plan.authority is not None
-    typer.echo(f"{federation}: {spoken(joining.fingerprint)}")
-    typer.echo(f"{authority}: {spoken(joining.plan.authority)}, as the file above says")
+    say(f"{federation}: {spoken(joining.fingerprint)}")
+    say(f"{authority}: {spoken(joining.plan.authority)}, as the file above says")
     if changes := joining.changes():
-        typer.echo(f"what is new in it:\n{changes}")
+        say(f"what is new in it:\n{changes}")
     if fingerprint is None:
         typer.confirm("Does the coordinator read the same aloud, by telephone?", abort=True)
     elif heard(fingerprint) != joining.fingerprint:
@@ -215,7 +215,7 @@ def join_command(
         )
     files = joining.write()
     names = ", ".join(str(file.relative_to(folder)) for file in files)
-    typer.echo("\n".join([f"wrote {names}; go on with {folder / 'README.md'}", *advice(folder)]))
+    say("\n".join([f"wrote {names}; go on with {folder / 'README.md'}", *advice(folder)]))
 
 
 @deploy.command("node")
@@ -294,8 +294,8 @@ def leave_command(
         typer.confirm(f"delete what plures has written to {folder}?", abort=True)
     files = leave(folder, reason)
     for file in strangers(folder):
-        typer.echo(f"{file} is not plures' and stays: delete it yourself if it is not needed")
-    typer.echo(f"deleted {len(files)} files; {own.client} has left {plan.name}")
+        say(f"{file} is not plures' and stays: delete it yourself if it is not needed")
+    say(f"deleted {len(files)} files; {own.client} has left {plan.name}")
 
 
 @deploy.command("demo")
@@ -341,4 +341,4 @@ def demo_command(
         "balanced: mean of its accuracy on healthy and on diseased. alone: what it reaches with its own patients only, "
         "simulated. kB: all that passed its wire, both ways. Rounds are chosen on validation patients."
     )
-    typer.echo(f"kept in {out}: sites with their models, keys, logs, results")
+    say(f"kept in {out}: sites with their models, keys, logs, results")

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from plures.cli.common import AllowCode, Track, console, progress
+from plures.cli.common import AllowCode, Track, console, progress, say
 from plures.cli.deploy import deploy
 from plures.deploy.services import as_owner
 from plures.errors import PluresError
@@ -97,13 +97,13 @@ def site_text(own: MemberStatus) -> str:
 
 def show(status: Status) -> None:
     """A status for people."""
-    typer.echo(f"{status.federation}, plures {status.version}: {line(status.run, status.time)}")
-    typer.echo(f"run {status.run.out}{status.flower and f', at the SuperLink {status.flower}'}")
-    typer.echo(visible(f"SuperLink: {status.superlink}"))
+    say(f"{status.federation}, plures {status.version}: {line(status.run, status.time)}")
+    say(f"run {status.run.out}{status.flower and f', at the SuperLink {status.flower}'}")
+    say(visible(f"SuperLink: {status.superlink}"))
     if status.run.state != "none":
         sizes = f"{status.run.bytes_down / 1e6:.3g} MB to sites, {status.run.bytes_up / 1e6:.3g} MB from them"
         validation = "" if status.run.validation is None else f", validation {status.run.validation:.4g}"
-        typer.echo(f"{sizes}{validation}, {status.run.failed} failed rounds")
+        say(f"{sizes}{validation}, {status.run.failed} failed rounds")
     table = Table("member", "node", "last seen", "counted in", "last left out", box=SIMPLE_HEAD, collapse_padding=True)
     for site in status.sites:
         left = site.left_out
@@ -116,7 +116,7 @@ def show(status: Status) -> None:
         )
     console.print(table)
     for note in status.notes:
-        typer.echo(visible(f"note: {note}"))
+        say(visible(f"note: {note}"))
 
 
 def line(run: RunStatus, now: float) -> str:
@@ -165,11 +165,11 @@ def run_command(
 
     out = (out or folder / RESULTS).resolve()
     if finished(out):
-        typer.echo(f"{out} holds a finished run: `plures deploy status` shows it; choose another --out for a new one")
+        say(f"{out} holds a finished run: `plures deploy status` shows it; choose another --out for a new one")
         return
     run = start(place, out, " ".join(track or ()), " ".join(allow_code or ()))
     if detach:
-        typer.echo(f"run {run} goes on at the SuperLink; `plures deploy status` shows it, `plures deploy stop` ends it")
+        say(f"run {run} goes on at the SuperLink; `plures deploy status` shows it, `plures deploy stop` ends it")
         return
     with progress(place.plan.name, place.plan.spec.rounds) as update:
         try:
@@ -178,9 +178,9 @@ def run_command(
             console.print("the run itself goes on at the SuperLink: `plures deploy stop` ends it", style="yellow")
             raise typer.Exit(130) from None
     if not done:
-        typer.echo("stopped; the same command goes on from the last round that counted")
+        say("stopped; the same command goes on from the last round that counted")
         raise typer.Exit(STOPPED)
-    typer.echo(f"finished: {out}")
+    say(f"finished: {out}")
 
 
 @deploy.command("stop")
@@ -194,9 +194,9 @@ def stop_command(
 
     stopped = stop(place, None if out is None else out.resolve())
     if not stopped:
-        typer.echo("no run is under way")
+        say("no run is under way")
     for one in stopped:
-        typer.echo(f"stopped; `plures deploy run --out {one}` goes on from the last round that counted")
+        say(f"stopped; `plures deploy run --out {one}` goes on from the last round that counted")
 
 
 @deploy.command("remove")
@@ -211,7 +211,7 @@ def remove_command(
 
     if not yes:
         typer.confirm(f"let {client} in no longer?", abort=True)
-    typer.echo("\n".join(remove(place, client)))
+    say("\n".join(remove(place, client)))
 
 
 @deploy.command("rotate")
@@ -237,9 +237,9 @@ def rotate_command(
     if client is not None and key is not None:
         found = public(key)
         if fingerprint is None:
-            typer.echo(f"{key}: {found}")
+            say(f"{key}: {found}")
             typer.confirm(f"Does {client} read the same aloud, by telephone?", abort=True)
         done = rotate(place, client, key, fingerprint or found)
     else:
         done = (renew.coordinator if coordinator else renew.server if server else renew.authority)(place)
-    typer.echo("\n".join(done))
+    say("\n".join(done))

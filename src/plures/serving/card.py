@@ -11,6 +11,7 @@ from plures.evaluate import RunSpec
 from plures.evaluate.results import Result
 from plures.evaluate.scores import METRICS
 from plures.federation import Task
+from plures.texts import markdown
 
 FORMAT = 2
 """Of model folders that are written now. Format 1, which is read too, kept nothing of the preparation but scaling."""
@@ -138,8 +139,8 @@ class Card(Result):
         return Task(self.kind, self.classes, self.outputs)
 
     def text(self) -> str:
-        """The card in Markdown."""
-        return "\n".join(line for block in self._blocks() for line in (*block, ""))
+        """The card in Markdown; no name in it makes more of it than text."""
+        return "\n".join(_line(line) for block in self._blocks() for line in (*block, ""))
 
     def _blocks(self) -> list[list[str]]:
         spec = self.spec
@@ -213,6 +214,12 @@ class Card(Result):
         if "validation" in self.fitted_to:
             lines += ["", "The predictor was fitted to these very examples after training, so the scores flatter it."]
         return lines
+
+
+def _line(words: str) -> str:
+    """A line of the card, of which only its first sign is Markdown."""
+    sign = next((sign for sign in ("## ", "# ", "- ") if words.startswith(sign)), "")
+    return sign + markdown(words.removeprefix(sign))
 
 
 def _share(part: Part) -> str:
