@@ -14,7 +14,7 @@ from plures.cli import app
 from plures.deploy.app import opened
 from plures.deploy.conduct import RESULT, Conductor
 from plures.deploy.plan import Plan
-from plures.deploy.state import HALF, LEFT, PUBLISHED, alone, leave, ours, strangers
+from plures.deploy.state import HALF, LEFT, PUBLISHED, Versions, alone, leave, ours, strangers
 from plures.errors import PluresError
 from plures.files import inside
 from plures.tables.declared import toml
@@ -171,6 +171,7 @@ def test_only_files_that_plures_writes_are_deleted(tmp_path: Path) -> None:
         (tmp_path / "ditto" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "ditto" / name).write_text(name)
     assert HALF.fullmatch(".data.csv.17.tmp")
+    assert Versions(tmp_path / "ditto", "run").present() == [3]
     assert not ours(Path(".data.csv.17.tmp"))
     deleted = leave(tmp_path)
     assert {str(file.relative_to(tmp_path / "ditto")) for file in deleted} == set(own)

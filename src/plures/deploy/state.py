@@ -87,7 +87,8 @@ class Versions:
 
     def present(self) -> list[int]:
         """The versions on disk."""
-        return sorted(int(file.stem.removeprefix("state-")) for file in self.folder.glob("state-*.safetensors"))
+        found = (file.stem.removeprefix("state-") for file in self.folder.glob("state-*.safetensors"))
+        return sorted(int(number) for number in found if number.isdecimal())
 
     def load(self, version: int) -> Mapping[str, Tensor] | None:
         """A version, or ``None`` if it is not there, or damaged: then the log names the file."""
