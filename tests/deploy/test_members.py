@@ -189,6 +189,9 @@ def test_the_coordinators_key_is_replaced_and_the_old_one_kept(folder, superlink
     assert kept.stat().st_mode & 0o777 == 0o600
     assert "send" in output
     assert "to every member" in output
+    for _ in range(3):  # within a second
+        said(call(folder, "rotate", "--coordinator"))
+    assert len([*(folder / "keys" / "retired").glob("*/coordinator")]) == 4
 
 
 def test_a_certificate_is_spoken_of_before_it_ends_and_replaced_for_the_same_names(folder, superlink, monkeypatch):

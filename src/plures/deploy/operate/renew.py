@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 from pathlib import Path
 
 from cryptography import x509
@@ -85,7 +84,7 @@ def ring(place: Place) -> Keyring:
 
 def aside(keys: Keyring, *files: Path) -> None:
     """Put files into a folder beside them, under the present time."""
-    folder = keys.folder / RETIRED / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    folder = keys.folder / RETIRED / datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(mode=0o700, parents=True, exist_ok=False)
     for file in files:
         if file.exists():
