@@ -188,6 +188,11 @@ def test_the_first_who_says_a_name_does_not_have_it() -> None:
     sites = Sites(SignedTransport(carrier, COORDINATOR, MEMBERS), ["a", "b"])
     sites.meet()
     assert sites.where == {}
+    assert sites.refused == {
+        1: f"the answer is signed with a key that may not sign it, {STRANGER.fingerprint}",
+        2: "the answer of client 'a' is signed with the key of 'b'",
+        3: "the answer is not signed",
+    }
     places[4] = site("a", A).answer
     sites.meet()
     assert sites.where == {"a": 4}

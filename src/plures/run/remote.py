@@ -173,29 +173,25 @@ class Sites:
         now = time.monotonic()
         new = [a for a in present if a not in self.met and now >= self._asked.get(a, now)]
         self._asked |= dict.fromkeys(new, now + AGAIN)
+        self.refused = {address: reason for address, reason in self.refused.items() if address in present}
         questions = {address: pack(Order(task="join")) for address in new}
         for address, answer in self.transport.exchange(questions, self.deadline).items():
             try:
                 self._greet(address, questions[address], answer)
+                self.refused.pop(address, None)
             except PluresError as error:
+                self.refused[address] = str(error)
                 log.warning("site %s is not taken in: %s", address, error)
 
     def _greet(self, address: int, question: bytes, answer: bytes | str) -> None:
         if isinstance(answer, str):
             raise PluresError(clean(answer))
         reply = opened(answer, question, room(1, self.problem.outputs, len(self.tells or ())) if self.problem else None)
-        self.refused.pop(address, None)
         if reply.status != "done":
-            self.refused[address] = reply.reason
             raise PluresError(reply.reason)
         if reply.client not in self.clients or reply.told is None:
-            self.refused[address] = f"client {reply.client!r} does not belong to this federation"
-            raise PluresError(self.refused[address])
-        try:
-            told = agreed(reply.client, reply.told, self.problem, self.tells)
-        except PluresError as error:
-            self.refused[address] = str(error)
-            raise
+            raise PluresError(f"client {reply.client!r} does not belong to this federation")
+        told = agreed(reply.client, reply.told, self.problem, self.tells)
         if self.told.setdefault(reply.client, told) != told:
             log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
         self.where[reply.client], self.met[address] = address, reply.client
