@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_sentence_that_says_what_to_do(tmp_path: Path) -> Non
             raise OSError(28, "No space left on device")
 
     with pytest.raises(
-        PluresError, match=r"cannot write .*a\.json: .*No space left on device.*: free some .*; what was"
+        PluresError, match=r"cannot write .*a\.json: .*free some space and .*: .*No space left on device.*; what was"
     ):
         fill()
     assert read_json(file) == {"a": 1}

@@ -58,8 +58,8 @@ def replacing(file: Path) -> Iterator[Path]:
         if os.name == "posix":  # a rename is an entry in the folder; elsewhere a folder cannot be opened
             _settle(file.parent)
     except (OSError, SafetensorError) as error:
-        room = ": free some space and give the same command again" if full(error) else ""
-        raise PluresError(f"cannot write {file}: {error}{room}; what was saved before is untouched") from error
+        room = "free some space and give the same command again: " if full(error) else ""
+        raise PluresError(f"cannot write {file}: {room}{error}; what was saved before is untouched") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
