@@ -27,7 +27,9 @@ from plures.deploy.project import blank, heart, write
 from plures.deploy.quoting import node_value, unit_command, unit_value
 from plures.deploy.services import owner
 from plures.deploy.signing import Key, Signed, SignedTransport, public, verified
+from plures.deploy.state import has_left
 from plures.errors import PluresError
+from plures.files import inside
 from plures.run.message import Order, Reply, pack, unpack
 from plures.tables.table import read_table
 
@@ -225,6 +227,18 @@ def test_changed_files_are_not_joined(three: Three, tmp_path: Path) -> None:
     )
     assert not [path for path in three.members["va"].iterdir() if path.name not in ("post", "keys")]
     assert not (tmp_path / "new").exists()
+
+
+def test_who_has_left_takes_part_again_by_joining_again(three: Three) -> None:
+    home = three.members["va"]
+    assert three.join("va", told="y\n").exit_code == 0
+    assert call("leave", home / "site.toml", "--yes").exit_code == 0
+    kept = inside(home / "state", Plan.load(three.coordinator / "federation.toml").name)
+    assert has_left(kept)
+    assert three.join("va", told="n\n").exit_code == 1
+    assert has_left(kept)
+    assert three.join("va", told="y\n").exit_code == 0
+    assert not has_left(kept)
 
 
 def test_joining_again_shows_what_changed_and_touches_nothing_of_the_members(three: Three) -> None:

@@ -32,7 +32,7 @@ class Asked(BaseModel):
 
     Attributes:
         task, round: which one.
-        contents: digests of the orders that asked it; more than one only if the work for the others failed.
+        contents: digests of the orders that asked it; all but the last failed, and are forgotten with the answer.
         answered: whether the answer was written down.
     """
 
@@ -138,8 +138,8 @@ class Ledger:
         last = book.asked[-1] if book.asked else None
         if last is None or (last.task, last.round) != (order.task, order.round):
             book.asked = [*book.asked, Asked(task=order.task, round=order.round, contents=[content])][-KEPT:]
-        elif content not in last.contents:
-            last.contents.append(content)
+        elif last.contents[-1] != content:
+            last.contents = [*(one for one in last.contents if one != content), content]
         else:
             return
         book.named = [*book.named, (order.accepted, order.keep)][-versions:]
@@ -155,7 +155,7 @@ class Ledger:
                 file.unlink(missing_ok=True)
         with writing():
             write(self._file(one), tensors, {"reply": reply.model_dump_json()})
-        one.answered = True
+        one.contents, one.answered = one.contents[-1:], True
         if "validation" in reply.scores:
             self.book.validation.setdefault(order.round, reply.scores["validation"])
         self._write()

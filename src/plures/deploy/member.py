@@ -16,7 +16,7 @@ from plures.deploy.project import PLAN, slug
 from plures.deploy.quoting import unit_value
 from plures.deploy.services import owner, service
 from plures.deploy.signing import Key
-from plures.deploy.state import PUBLISHED
+from plures.deploy.state import PUBLISHED, back
 from plures.deploy.templates import filled
 from plures.errors import PluresError
 from plures.files import inside, replacing, write_text
@@ -118,13 +118,18 @@ class Joining:
         )
 
     def write(self) -> list[Path]:
-        """Write the site's folder; returns what was written. What is there stays, but for the two files that came."""
+        """Write the site's folder; returns what was written. What is there stays, but for the two files that came.
+
+        A site that has left takes part again.
+        """
         files = {name: text for name, text in self.files().items() if not (self.folder / name).exists()}
         for name, text in files.items():
             write_text(self.folder / name, text)
         for name, content in ((AGREED, self.agreed), (AUTHORITY, self.authority)):
             with replacing(self.folder / name) as temporary:
                 temporary.write_bytes(content)
+        own = SiteFile.load(self.folder / SITE)
+        back(inside(self.folder / own.state, self.plan.name))
         return [self.folder / name for name in (AGREED, AUTHORITY, *files)]
 
     def files(self) -> dict[str, str]:

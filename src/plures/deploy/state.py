@@ -201,6 +201,11 @@ def _sorted(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(known), sorted(others)
 
 
+def back(folder: Path) -> None:
+    """Take part again: what was answered before is forgotten with the state, so this is consent to another run."""
+    (folder / LEFT).unlink(missing_ok=True)
+
+
 def has_left(folder: Path) -> bool:
     """Whether the site left the federation of this folder."""
     return (folder / LEFT).exists()
