@@ -64,6 +64,7 @@ NAMES = {
 }
 GUARDED = {
     ("run/choose.py", "os.geteuid"),  # behind uncompilable(), which answers for Windows before
+    ("run/interrupt.py", "os.kill"),  # itself, some seconds after a SIGTERM, which Windows sends to nobody
     ("study/store.py", "os.kill"),  # where it would end the process that it asks about
     ("study/work.py", "resource"),  # caught: no figure of memory
 }
