@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.aftermath import CLIENTS, lost, prepared
 from sites import Loopback, elsewhere, far
 from test_bad_uploads import each, header, reply, tensors, told
 
+import plures.deploy.site as local
 import plures.run.remote as server
 from plures.deploy.app import opened
 from plures.deploy.conduct import CHECKPOINT, RESULT, Conductor, limited
@@ -367,7 +369,8 @@ def test_a_greeting_out_of_range_is_named_and_nobody_crashes(
     file.write_text(file.read_text().replace("[run]", 'tells = ["examples", "labels"]\n[run]', 1))
     for client in CLIENTS:
         own = tmp_path / client / "site.toml"
-        own.write_text(f'{own.read_text()}tell = ["examples", "labels"]\n')
+        told_of = re.sub("(?m)^tell = .*\n", "", own.read_text())
+        own.write_text(f'{told_of}tell = ["examples", "labels"]\n')
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
     carrier.spoil = lambda address, answer: GREETINGS[case][0](answer) if address == PLACE else answer
     with pytest.raises(PluresError, match="clients switzerland did not join"):
@@ -560,4 +563,43 @@ def test_whatever_a_server_orders_a_site_answers(tmp_path: Path) -> None:
         assert (said.status == "done") == bool(names) or said.told is not None
         done += said.status == "done"
     assert done < 100
-    assert head(site.answer(pack(order, leaves)), Reply)[0].status == "done"
+    said = head(site.answer(pack(order, leaves)), Reply)[0]
+    assert said.status == "done" or "it has answered another order of round 1" in said.reason
+
+
+def test_an_order_longer_than_the_run_needs_is_refused_and_its_leaves_stay_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation, _ = clients()
+    training = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
+    remote, carrier = far(federation, model, fedavg(), training, tmp_path)
+    order, leaves = remote.order(1, "train", remote.server)
+    read: list[int] = []
+    true = local.body
+    monkeypatch.setattr(local, "body", lambda message: read.append(len(message)) or true(message))
+    said, names = head(carrier.sites[101].answer(pack(order, leaves | {"x": torch.zeros(10**6)})), Reply)
+    assert re.fullmatch(r"the order has 4\d{6} bytes, and \d{6} at most are needed", said.reason)
+    assert said.status == "refused"
+    assert names == set()
+    assert read == []
+    assert head(carrier.sites[101].answer(pack(order, leaves)), Reply)[0].status == "done"
+
+
+def test_a_site_does_not_send_what_the_rules_refuse_and_may_be_asked_again(tmp_path: Path) -> None:
+    """Else it had answered the round, and no mended order of the same round would get another answer."""
+    federation, _ = clients()
+    training = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
+    remote, carrier = far(federation, model, fedavg(), training, tmp_path)
+    site = carrier.sites[101]
+    order, leaves = remote.order(1, "train", remote.server)
+    site.max_norm = 1e-3
+    said, names = head(site.answer(pack(order, leaves)), Reply)
+    assert re.fullmatch(r"its update went 0\.\d+ far \(L2 norm\), and \[rules\] max_norm allows 0\.001", said.reason)
+    assert (said.status, names) == ("failed", set())
+    site.max_norm = 1000.0
+    assert (
+        head(site.answer(pack(order, {k: t + 0.1 if t.is_floating_point() else t for k, t in leaves.items()})), Reply)[
+            0
+        ].status
+        == "done"
+    )

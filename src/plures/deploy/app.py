@@ -76,6 +76,7 @@ def opened(file: Path) -> Site:
         allowed=own.allow.allowed,
         tells=plan.tells,
         publish=publish,
+        max_norm=plan.rules.max_norm,
     )
 
 

@@ -20,8 +20,22 @@ from plures.federation import Federation, Task
 from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, Seen, named
 from plures.models import ModelFactory
 from plures.run import Run, Training
-from plures.run.message import LARGEST, LONGEST_REASON, Held, Order, Reply, Scored, Tensors, Told, digest, pack, unpack
-from plures.run.remote import ONE_CLIENT, WEIGHT, fingerprint, key, population, within
+from plures.run.message import (
+    LARGEST,
+    LONGEST_REASON,
+    Held,
+    Order,
+    Reply,
+    Scored,
+    Tensors,
+    Told,
+    body,
+    digest,
+    head,
+    pack,
+    room,
+)
+from plures.run.remote import ONE_CLIENT, WEIGHT, Rules, distance, fingerprint, key, population, size, within
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +132,7 @@ class Site:
         allowed: what it agrees to.
         tells: facts that the federation's members tell.
         publish: keeps a finished model.
+        max_norm: how far its update may go; the server would refuse one that goes farther.
     """
 
     def __init__(
@@ -135,6 +150,7 @@ class Site:
         allowed: Allowed | None = None,
         tells: Sequence[str] = ("examples",),
         publish: Publish | None = None,
+        max_norm: float = Rules.max_norm,
     ) -> None:
         if data.clients != (client,):
             raise PluresError(f"the site of client {client!r} holds data of {', '.join(data.clients)}: give it its own")
@@ -147,6 +163,7 @@ class Site:
         self.model, self.method, self.training, self.seed = model, method, training, seed
         self.agreed = agreed
         self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
+        self.max_norm = max_norm
         self.allowed.measures(data.task, 0)
 
     def answer(self, message: bytes) -> bytes:
@@ -154,10 +171,10 @@ class Site:
         begun, order = time.perf_counter(), Order(task="join")
         tensors: Tensors = {}
         try:
-            order, received = self._read(message)
+            order = self._read(message)
             self._stays()
             torch.set_num_threads(self.allowed.threads)
-            done = self._join() if order.task == "join" else self._work(order, received)
+            done = self._join() if order.task == "join" else self._work(order, message)
             self._stays()
             reply, tensors = done
         except ToldError as error:
@@ -170,10 +187,10 @@ class Site:
         fixed = {"order": digest(message), "round": order.round, "seconds": seconds}
         return pack(reply.model_copy(update=fixed), tensors)
 
-    def _read(self, message: bytes) -> tuple[Order, Tensors]:
-        """An order; what is wrong with it is no secret of the site's."""
+    def _read(self, message: bytes) -> Order:
+        """An order, its leaves unread; what is wrong with it is no secret of the site's."""
         try:
-            return unpack(message, Order)
+            return head(message, Order)[0]
         except PluresError as error:
             raise ToldError(str(error)) from error
 
@@ -214,10 +231,23 @@ class Site:
 
     # --- what the site does -------------------------------------------------------------------------------------
 
-    def _work(self, order: Order, received: Tensors) -> tuple[Reply, Tensors]:
+    def _leaves(self, run: Run, message: bytes) -> Tensors:
+        """What the server sent with an order that is no longer than one of this run can be."""
+        known = {key(run.bound, b, name): t for b in run.served() for name, t in run.server[b.name].values.items()}
+        facts, blocks = len(self.tells), len(run.bound.blocks)
+        most = room(len(self.federation), self.federation.task.outputs, facts, blocks) + size(known)
+        if len(message) > most:
+            raise RefusedError(f"the order has {len(message)} bytes, and {most} at most are needed")
+        try:
+            return body(message)
+        except PluresError as error:
+            raise ToldError(str(error)) from error
+
+    def _work(self, order: Order, message: bytes) -> tuple[Reply, Tensors]:
         if order.client != self.client:
             raise RefusedError(f"the order is for client {order.client!r}")
         run = self.run(order)
+        received = self._leaves(run, message)
         content = digest(pack(order.model_copy(update={"nonce": ""}), received))
         versions = Versions(self.folder, order.run)
         with versions.alone():
@@ -377,6 +407,8 @@ class Site:
         sent |= {f"told:{named(leaf)}": run.store.get(leaf, [0])[0] for leaf in run.bound.told()}
         if not all(bool(value.isfinite().all()) for value in sent.values()):
             raise ToldError("its local work gave a NaN or an infinite value")
+        if not (norm := distance(run, 0, rows, sent, chosen)) <= self.max_norm:
+            raise ToldError(f"its update went {norm:.3g} far (L2 norm), and [rules] max_norm allows {self.max_norm:g}")
         versions.save(order.round + 1, stays)
         versions.prune(self.allowed.versions, ledger.named)
         numbers = dict(zip(TRAINING, (answer.loss.item(), answer.objective.item()), strict=True))

@@ -331,6 +331,30 @@ def fits(value: Tensor, like: Tensor) -> bool:
     return value.shape == like.shape and value.dtype == like.dtype and bool((value.abs() <= LARGEST).all())
 
 
+def distance(
+    run: Coordinator, client: int, rows: Mapping[str, int], sent: Mapping[str, Tensor], server: Mapping[str, Kept]
+) -> float:
+    """How far an upload is from what was sent: the L2 norm over all leaves of floating point.
+
+    Args:
+        run: the run, at the server or at a site.
+        client: position of the client.
+        rows: which model it chose of blocks in which it chooses alone.
+        sent: the upload.
+        server: what the server keeps.
+    """
+    told = run.bound.told()  # compared with what was told last, which at first is the initial value
+    pairs = [(sent[f"told:{named(leaf)}"], run.store.get(leaf, [client])[0]) for leaf in told]
+    for block in run.served():
+        kept, share = server[block.name], block.share
+        row = torch.tensor([rows[block.name]]) if share.alone else share.row(kept, torch.tensor([client]))
+        before = share.read(kept, row)
+        leaves = [named(leaf) for leaf in run.bound.travelling(block)]
+        pairs += [(sent[key(run.bound, block, name)], before[name][0]) for name in leaves]
+    parts = [(a.double() - b.double()).norm() for a, b in pairs if a.is_floating_point()]
+    return float(torch.stack(parts).norm()) if parts else 0.0
+
+
 def key(bound: Bound, block: Block, name: str) -> str:
     """What a block's leaf is called in a message."""
     return f"{bound.blocks.index(block)}:{name}"
@@ -585,18 +609,7 @@ class Remote(Coordinator):
         Raises:
             UnableError: if it is farther than the rules allow.
         """
-        pairs = [
-            (tensors[f"told:{named(leaf)}"], self.store.get(leaf, [client])[0])
-            for leaf in self.bound.told()  # what was told last, the initial value at first
-        ]
-        for block in self.served():
-            kept, leaves = server[block.name], [named(leaf) for leaf in self.bound.travelling(block)]
-            alone = block.share.alone
-            rows = torch.tensor([reply.rows[block.name]]) if alone else block.share.row(kept, self._one(client))
-            before = block.share.read(kept, rows)
-            pairs += [(tensors[key(self.bound, block, name)], before[name][0]) for name in leaves]
-        parts = [(a.double() - b.double()).norm() for a, b in pairs if a.is_floating_point()]
-        norm = float(torch.stack(parts).norm()) if parts else 0.0
+        norm = distance(self, client, reply.rows, tensors, server)
         if not norm <= self.rules.max_norm:
             raise UnableError(
                 f"bad upload: it is {norm:.3g} away from what was sent (L2 norm), and [rules] max_norm allows "
