@@ -101,6 +101,7 @@ def test_the_script_goes_every_step_of_the_written_instructions(tmp_path):
             return 0, ""
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(services[service]["working_dir"])
+            patch.setattr(os, "geteuid", lambda: int(services[service]["user"].partition(":")[0]))
             done = CliRunner().invoke(app, ["deploy", *command])
         return done.exit_code if not done.exception else 1, done.output + str(done.exception or "")
 

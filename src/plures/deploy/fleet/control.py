@@ -36,7 +36,8 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from plures.errors import PluresError
 
 IN_USE = f'"code":{int(ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE)},'
-"""What the SuperLink says of a key that it has seen."""
+OVER = f'"code":{int(ApiErrorCode.RUN_ALREADY_FINISHED)},'
+"""What the SuperLink says of a key that it has seen, and of a run that has ended."""
 
 Value = bool | float | int | str
 
@@ -166,9 +167,13 @@ class Control:
         return [submitted(run) for run in sorted(found, key=lambda run: run.pending_at, reverse=True)]
 
     def stop(self, run: int) -> None:
-        """End a run."""
-        with self.client() as client:
-            client.StopRun(StopRunRequest(run_id=run))
+        """End a run, unless it has ended meanwhile."""
+        try:
+            with self.client() as client:
+                client.StopRun(StopRunRequest(run_id=run))
+        except PluresError as error:
+            if OVER not in str(error):
+                raise
 
     @contextmanager
     def client(self) -> Iterator[ControlHttpClient]:
