@@ -159,6 +159,14 @@ def test_too_few_sites_stop_the_run_and_it_goes_on(tmp_path):
     assert result.test == conductor(other, hospitals(other)).run().test
 
 
+def test_a_sample_that_is_too_small_to_count_is_refused_before_the_first_round(tmp_path):
+    file = written(tmp_path, rules="min_clients = 3", fraction=0.5)
+    carrier = hospitals(file)
+    with pytest.raises(PluresError, match="min_clients = 3, and participation asks 2 clients in round 1: lower it"):
+        conductor(file, carrier).run()
+    assert {unpack(body, Order)[0].task for _, body in carrier.log} == {"join"}
+
+
 def test_the_start_names_who_did_not_join(tmp_path):
     file = written(tmp_path, rules="join_deadline = 0.1")
     carrier = hospitals(file)

@@ -109,6 +109,19 @@ def test_who_is_no_member_is_not_taken_out(folder, superlink, client):
     assert superlink.said == []
 
 
+def test_fewer_members_than_a_round_needs_are_refused_before_anything_changes(folder, superlink):
+    file = folder / "federation.toml"
+    file.write_text(file.read_text().replace("[rules]\n", "[rules]\nmin_clients = 4\n"))
+    before = file.read_text()
+    with pytest.raises(PluresError, match=r"fewer members than min_clients = 4 under \[rules\] of .*: lower it first"):
+        said(call(folder, "remove", "va", "--yes"))
+    assert file.read_text() == before
+    assert superlink.said == []
+    file.write_text(before.replace("min_clients = 4", "min_clients = 5"))
+    with pytest.raises(PluresError, match="min_clients = 5, and there are 4 clients: no round would count; lower it"):
+        Plan.load(file)
+
+
 def test_nothing_happens_without_a_yes(folder, superlink):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

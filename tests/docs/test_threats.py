@@ -52,4 +52,4 @@ def test_no_message_is_missing_from_the_table() -> None:
         for name, kind in vars(message).items()
         if isinstance(kind, type) and issubclass(kind, BaseModel) and kind.__module__ == message.__name__
     }
-    assert defined == {kind.__name__ for kind in MESSAGES} | {"Header"}
+    assert defined == {kind.__name__ for kind in MESSAGES} | {"Checked", "Header", "Place"}

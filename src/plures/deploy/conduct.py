@@ -204,7 +204,7 @@ class Conductor:
         """The run before its first round."""
         spec = self.plan.spec
         empty = self.plan.table.empty(self.plan.name, self.plan.clients)
-        return Remote(
+        remote = Remote(
             empty,
             spec.network(empty),
             spec.entry(self.code)(**spec.parameters),
@@ -215,6 +215,13 @@ class Conductor:
             agreed=self.plan.agreed,
             rules=self.plan.rules.rules,
         )
+        for round in range(remote.training.rounds):
+            if (asked := len(remote.cohort(round))) < self.plan.rules.min_clients:
+                raise PluresError(
+                    f"[rules] min_clients = {self.plan.rules.min_clients}, and participation asks {asked} clients in "
+                    f"round {round + 1}: lower it, or let more take part"
+                )
+        return remote
 
     def resumed(self, remote: Remote) -> Fit[Remote]:
         """What there is so far."""

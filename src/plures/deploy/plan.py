@@ -111,6 +111,15 @@ class Plan(Declared):
             owners[key] = repr(client)
         return self
 
+    @model_validator(mode="after")
+    def _enough(self) -> Plan:
+        if self.rules.min_clients > len(self.clients):
+            raise ValueError(
+                f"[rules] min_clients = {self.rules.min_clients}, and there are {len(self.clients)} clients: no round "
+                "would count; lower it"
+            )
+        return self
+
     @property
     def orders(self) -> str:
         """The fingerprint of the key that signs orders.

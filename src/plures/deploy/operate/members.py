@@ -90,12 +90,18 @@ def remove(place: Place, client: str) -> list[str]:
         raise PluresError(f"there is no member {client!r}; {suggestion(client, plan.clients, 'the members are')}")
     if plan.clients == (client,):
         raise PluresError(f"{client!r} is the only member: a federation needs one")
+    open_runs = unfinished(place)
+    if client in plan.clients and not open_runs and plan.rules.min_clients == len(plan.clients):
+        raise PluresError(
+            f"without {client!r} there would be fewer members than min_clients = {plan.rules.min_clients} under [rules] "
+            f"of {place.file}: lower it first"
+        )
     for node in nodes:
         place.control.unregister(node.id)
     done = [f"{client} is no longer let in" if nodes else f"no node of {client} was registered"]
     if client not in plan.clients:
         return done
-    if open_runs := unfinished(place):
+    if open_runs:
         for out in open_runs:
             Journal(out).event("removed", client=client)
         where = ", ".join(map(str, open_runs))
