@@ -93,8 +93,8 @@ def remove(place: Place, client: str) -> list[str]:
     open_runs = unfinished(place)
     if client in plan.clients and not open_runs and plan.rules.min_clients == len(plan.clients):
         raise PluresError(
-            f"without {client!r} there would be fewer members than min_clients = {plan.rules.min_clients} under [rules] "
-            f"of {place.file}: lower it first"
+            f"without {client!r} there would be fewer members than min_clients = {plan.rules.min_clients} under "
+            f"[rules] of {place.file}: lower it first"
         )
     for node in nodes:
         place.control.unregister(node.id)
