@@ -20,8 +20,10 @@ def test_four_hospitals_get_their_models(tmp_path: Path) -> None:
     scores = SeedResult.model_validate(result["result"]).test
     assert (lone.method, shared.method) == (ALONE, "fedrep+threshold")
     assert [hospital.client for hospital in shared.hospitals] == ["cleveland", "hungarian", "switzerland", "va"]
-    assert [hospital.rows[2] for hospital in shared.hospitals] == scores.sizes
-    assert [hospital.accuracy for hospital in shared.hospitals] == pytest.approx(scores.metrics["accuracy"], abs=1e-6)
+    assert [hospital.rows[2] for hospital in shared.hospitals] == [76, 74, 31, 50]
+    assert scores.sizes == [0, 0, 0, 0]  # which no hospital tells
+    rounded = scores.metrics["accuracy"]  # with three digits
+    assert [hospital.accuracy for hospital in shared.hospitals] == pytest.approx(rounded, abs=5e-4)
     assert all(0 <= hospital.balanced <= 1 and hospital.threshold is not None for hospital in shared.hospitals)
     assert all(hospital.sent > 20_000 and hospital.received > 20_000 for hospital in shared.hospitals)
     assert all(hospital.sent == 0 for hospital in lone.hospitals)
