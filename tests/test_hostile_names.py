@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 import plures
 from plures.cli import app
 from plures.cli.common import Terminal, say
-from plures.cli.models import predictions
+from plures.cli.models import predictions, read_inputs
 from plures.deploy.journal import Journal
 from plures.errors import PluresError
 from plures.evaluate import finish, fit
@@ -103,6 +104,23 @@ def test_data_in_files_are_held_to_the_same_rule(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{name}.npz", x=np.zeros((9, 2)), y=np.arange(9) % 2)
     done = call("run", tmp_path, "fedavg", "--out", tmp_path / "out")
     assert "client 'b\\x1b[2J': a name has no line breaks" in str(done.exception)
+
+
+def test_an_array_that_claims_more_than_its_file_holds_is_one_sentence(tmp_path: Path) -> None:
+    head = {"descr": "<f8", "fortran_order": False, "shape": (2**45,)}
+    for name, content in (("bomb", head), ("cut", None)):
+        file = tmp_path / name / "a.npz"
+        file.parent.mkdir()
+        if content is None:
+            np.savez(file, x=np.zeros((9, 2)), y=np.arange(9))
+            file.write_bytes(file.read_bytes()[:-40])
+        else:
+            with zipfile.ZipFile(file, "w") as archive, archive.open("x.npy", "w") as array:
+                np.lib.format.write_array_header_1_0(array, content)
+        with pytest.raises(PluresError, match=r"a\.npz: cannot be read as \.npz without pickled objects"):
+            plures.from_folder(file.parent)
+        with pytest.raises(PluresError, match=r"a\.npz: .*; give an \.npz file with an array x"):
+            read_inputs(file)
 
 
 STUDY = """

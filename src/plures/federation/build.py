@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, Unpack, cast, get_type_hints
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -314,7 +315,7 @@ def _read_client(file: Path) -> dict[str, Array]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             part = {key: archive[key] for key in ("x", "y", "group", "time", "key") if key in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, MemoryError) as error:
         raise PluresError(
             f"{file}: cannot be read as .npz without pickled objects ({error}); write it again"
         ) from error
