@@ -77,8 +77,8 @@ def test_answers_with_the_models_own_numbers():
     outputs, decided = model.predict(table)
     assert asked.status_code == 200
     told = asked.json()
-    assert torch.equal(torch.tensor(told["outputs"]), outputs)
-    assert torch.equal(torch.tensor(told["probabilities"]), outputs.softmax(-1))
+    torch.testing.assert_close(torch.tensor(told["outputs"]), outputs)
+    torch.testing.assert_close(torch.tensor(told["probabilities"]), outputs.softmax(-1))
     assert told["decisions"] == [("healthy", "disease")[i] for i in decided.tolist()]
     assert (told["client"], told["version"]) == ("va", model.card.version)
     assert told["classes"] == ["healthy", "disease"]
@@ -93,14 +93,14 @@ def test_numbers_pictures_and_regression():
     named, pictures, regression = (numbers(kind) for kind in ("named", "pictures", "regression"))
     rows = [[1.5, -2.0, 3], [0.25, 0, 1]]
     told = client(named).post("/predict", json={"rows": rows}).json()
-    assert torch.equal(torch.tensor(told["outputs"]), named.predict(torch.tensor(rows))[0])
+    torch.testing.assert_close(torch.tensor(told["outputs"]), named.predict(torch.tensor(rows))[0])
     columns = {"age": [3, 1], "height": [1.5, 0.25], "weight": [-2.0, 0]}
     assert client(named).post("/predict", json={"columns": columns}).json() == told
     images = torch.arange(12.0).view(2, 2, 3)
     told = client(pictures).post("/predict", json={"rows": images.tolist()}).json()
-    assert torch.equal(torch.tensor(told["outputs"]), pictures.predict(images)[0])
+    torch.testing.assert_close(torch.tensor(told["outputs"]), pictures.predict(images)[0])
     told = client(regression).post("/predict", json={"rows": rows}).json()
-    assert torch.equal(torch.tensor(told["outputs"]), regression.predict(torch.tensor(rows))[0])
+    torch.testing.assert_close(torch.tensor(told["outputs"]), regression.predict(torch.tensor(rows))[0])
     assert (told["probabilities"], told["decisions"], told["threshold"], told["classes"]) == (None, None, None, [])
 
 
