@@ -13,17 +13,20 @@ from plures.deploy.promise import Promise, promise
 @pytest.fixture
 def hearts(tmp_path: Path) -> Path:
     project.write(tmp_path, project.heart("127.0.0.1"))
-    return tmp_path / "sites" / "va"
+    site = tmp_path / "va"
+    site.mkdir()
+    (site / "site.toml").write_text('client = "va"\nfederation = "../federation.toml"\ndata = "../rows/va.csv"\n')
+    return site
 
 
 def asked(folder: Path, **allow: object) -> Promise:
     own = SiteFile.load(folder / "site.toml")
     own = own.model_copy(update={"allow": own.allow.model_copy(update=allow)})
-    return promise(Plan.load(folder / "federation.toml"), own, own.table(folder))
+    return promise(Plan.load(folder.parent / "federation.toml"), own, own.table(folder))
 
 
 def test_numbers_are_those_of_the_shared_model(hearts: Path) -> None:
-    plan = Plan.load(hearts / "federation.toml")
+    plan = Plan.load(hearts.parent / "federation.toml")
     network = plan.spec.network(plan.table.empty(plan.name, plan.clients))
     found = asked(hearts)
     assert found.ok
@@ -32,7 +35,24 @@ def test_numbers_are_those_of_the_shared_model(hearts: Path) -> None:
     assert found.text().splitlines() == [
         f"it would send in a round: {found.numbers['model']} numbers of 'model'",
         "it would tell: examples",
+        "it would measure, once in a round, to 3 digits: accuracy, loss, ece, brier, train_loss, train_objective",
     ]
+
+
+@pytest.mark.parametrize(
+    ("allow", "measured"),
+    [
+        ({"metrics": ("loss", "train_loss")}, "loss, train_loss"),
+        ({"metrics": ()}, "nothing"),
+        ({"least": 41}, "train_loss, train_objective"),
+        ({"least": 121}, "nothing"),
+    ],
+)
+def test_what_a_site_would_measure_is_what_it_allows(hearts: Path, allow: dict[str, object], measured: str) -> None:
+    """40 of 200 rows are for validation, 120 for training."""
+    found = asked(hearts, **allow)
+    assert found.ok
+    assert found.text().splitlines()[2] == f"it would measure, once in a round, to 3 digits: {measured}"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.site import sent, work_beyond
+from plures.deploy.site import TRAINING, sent, work_beyond
 from plures.method import Leaf
 from plures.run import Run
 from plures.run.remote import ONE_CLIENT
@@ -20,11 +20,15 @@ class Promise:
     Attributes:
         numbers: slot -> how many numbers of it the site would send in a round.
         told: facts that it would tell.
+        measured: numbers about its rows that it would tell, once in a round.
+        digits: to so many significant digits.
         refused: what of it the site does not allow, one sentence each.
     """
 
     numbers: dict[str, int]
     told: tuple[str, ...]
+    measured: tuple[str, ...]
+    digits: int
     refused: tuple[str, ...]
 
     @property
@@ -34,7 +38,11 @@ class Promise:
     def text(self) -> str:
         """In words."""
         sent = ", ".join(f"{count} numbers of {slot!r}" for slot, count in self.numbers.items()) or "nothing"
-        lines = [f"it would send in a round: {sent}", f"it would tell: {', '.join(self.told)}"]
+        lines = [
+            f"it would send in a round: {sent}",
+            f"it would tell: {', '.join(self.told)}",
+            f"it would measure, once in a round, to {self.digits} digits: {', '.join(self.measured) or 'nothing'}",
+        ]
         return "\n".join([*lines, *(f"error  {sentence}" for sentence in self.refused)])
 
 
@@ -56,7 +64,10 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
     for slot, path in leaves:
         numbers[slot] = numbers.get(slot, 0) + run.bound.initial[slot][path].numel()
     refused = *unwilling(leaves, own), *silent(plan.tells, own), *work_beyond(run, own.allow.allowed)
-    return Promise(numbers, plan.tells, refused)
+    allowed, validation, train = own.allow.allowed, *(int(data.splits[s].sizes[0]) for s in ("validation", "train"))
+    told = [name for name in allowed.measures(data.task, validation) if name not in TRAINING]
+    told += [name for name in allowed.measures(data.task, train) if name in TRAINING]
+    return Promise(numbers, plan.tells, tuple(told), allowed.digits, refused)
 
 
 def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:
