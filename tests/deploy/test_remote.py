@@ -9,7 +9,7 @@ from sites import far
 from plures.deploy.state import Versions
 from plures.evaluate import score
 from plures.method import SGD, named
-from plures.methods import CATALOGUE
+from plures.methods import CATALOGUE, fedrep, gradient_clusters
 from plures.report.catalogue import model
 from plures.run import Execution, Exponential, Fixed, Run, Training, Uniform, onboard
 from plures.run.remote import ONE_CLIENT
@@ -65,6 +65,21 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
             assert scored.examples == expected.sizes[place]
             for metric, values in expected.values.items():
                 assert scored.metrics[metric] == pytest.approx(values[place], rel=1e-4, abs=1e-6), (metric, place)
+
+
+def test_clusters_of_a_body_under_personal_heads_are_those_of_the_simulation(tmp_path):
+    """Gradients of heads stay with the clients, here and there."""
+    federation, _ = clients()
+    training, method = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05)), gradient_clusters(2) + fedrep()
+    run = Run(federation, model, method, training, seed=1, execution=ONE_CLIENT)
+    remote, _ = far(federation, model, method, training, tmp_path, seed=1)
+    for _ in range(2):
+        here, there = run.step(), remote.step()
+        assert (there.bytes_down, there.bytes_up) == (here.bytes_down, here.bytes_up)
+    for block, kept in run.server.items():
+        for kind in ("values", "extra"):
+            for leaf, value in getattr(kept, kind).items():
+                assert_same(getattr(remote.server[block], kind)[leaf], value, f"{block} {leaf}")
 
 
 def assert_same(value, expected, what):
