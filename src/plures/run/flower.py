@@ -24,6 +24,9 @@ RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
 POLL, EACH = 0.25, 0.01
 """Seconds between looks for an answer: at least, and for each node that is asked."""
+PART, MOST = 0.1, 2.0
+"""A look costs the SuperLink more than a site's work costs the site: the next is after this part of the time so far, or
+after so many seconds."""
 Arrival = tuple[int, bytes | str | BaseException]
 """A node and what came of its message."""
 
@@ -95,12 +98,13 @@ class GridTransport:
 
         Each node has a thread of its own: if a node dies while it sends, Flower waits for the rest for minutes.
         """
+        begin = time.monotonic()
         try:
-            while time.monotonic() < end:
+            while (now := time.monotonic()) < end:
                 for reply in self.grid.pull_messages([number]):
                     arrived.put((node, f"Flower: {reply.error.reason}" if reply.has_error() else opened(reply.content)))
                     return
-                time.sleep(pause)
+                time.sleep(max(pause, min(MOST, PART * (now - begin))))
         except (OSError, httpx.HTTPError) as error:  # the SuperLink is gone: raised in the thread that asked
             arrived.put((node, error))
         except Exception as error:  # Flower reads a node's answer here, whatever the node put in it

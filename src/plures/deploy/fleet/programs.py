@@ -22,6 +22,7 @@ This file is run as a script and loads plures only where a task needs it: Flower
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import os
@@ -234,6 +235,7 @@ def warm(name: str) -> None:
         threads, os.environ[THREADS] = os.environ.get(THREADS), "1"
         for needed in LOADED:
             importlib.import_module(needed)
+        gc.freeze()  # what is loaded stays shared: no collection in a child touches it
         del os.environ[THREADS]
         os.environ |= {} if threads is None else {THREADS: threads}
 
