@@ -104,6 +104,25 @@ def test_a_federation_of_any_name_works_within_the_state_folders_and_leaving_tak
     assert {file: after.get(file) for file in before} == before
 
 
+@pytest.mark.parametrize(
+    "pair", [WRITTEN[:2], WRITTEN[2:4], WRITTEN[4:], ("../x", "=1+1"), ("a/b", ".."), ("con", "a\u00a0b")]
+)
+def test_clients_of_any_name_are_conducted_and_found_in_all_that_is_written(
+    tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    files = home(tmp_path / "home", "heart", pair)
+    before = everything(tmp_path)
+    conducted(files, tmp_path / "out")
+    told = json.loads((tmp_path / "out" / RESULT).read_text(encoding="utf-8"))
+    assert sorted(told["result"]["test"]["clients"]) == sorted(pair)
+    assert told["unpublished"] == {}
+    events = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert next(event for event in events if event["event"] == "joined")["clients"] == sorted(pair)
+    made = everything(tmp_path).keys() - before.keys()
+    places = [file.parent / "state" for file in files] + [tmp_path / "out"]
+    assert all(any(file.is_relative_to(place) for place in places) for file in made)
+
+
 @pytest.mark.parametrize("name", OBEYED)
 def test_a_name_that_would_be_obeyed_is_refused_where_it_is_read(tmp_path: Path, name: str) -> None:
     for files in (home(tmp_path / "federation", name), home(tmp_path / "client", "heart", (name, TWO))):

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.texts import visible
 
 PROTOCOL = 3
 HEADER = "plures"
@@ -43,7 +44,7 @@ Held = Literal["validation", "test"]
 def clean(text: str, most: int = LONGEST_REASON) -> str:
     """A text from elsewhere, fit for a log, a terminal and a file: one line of printable signs, cut to a length."""
     cut = text if len(text) <= most else f"{text[: most - 3]}..."
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in cut)
+    return "".join(sign if visible(sign) == sign else "\ufffd" for sign in cut)
 
 
 Text = Annotated[str, Field(max_length=LONGEST_REASON), AfterValidator(clean)]
