@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sites import far
+from torch import nn
 
+from plures import from_arrays
 from plures.deploy.state import Versions
 from plures.evaluate import score
 from plures.method import SGD, named
 from plures.methods import CATALOGUE, fedrep, gradient_clusters
+from plures.models import with_roles
 from plures.report.catalogue import model
 from plures.run import Execution, Exponential, Fixed, Run, Training, Uniform, onboard
 from plures.run.remote import ONE_CLIENT
@@ -104,3 +108,26 @@ def test_a_site_that_was_never_drawn_is_served_as_in_the_simulation(name, tmp_pa
     for place in range(5):
         assert remote.scores["test"][place].metrics["loss"] == pytest.approx(expected[place], rel=1e-4)
     assert Versions(tmp_path / "d", remote.run_id).load(1) is None
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("fedproto", {}), ("digital_twin", {}), ("qffl", {"q": 5.0})])
+def test_weights_of_very_unequal_clients_are_those_of_the_simulation(name, parameters, tmp_path):
+    """Two clients, of 2,000 examples and of 10: nobody lies, so no weight is cut."""
+    generator = np.random.default_rng(4)
+    owner = np.repeat(["large", "small"], [2000, 10])
+    x = generator.normal(size=(len(owner), 5)).astype(np.float32)
+    y = np.where(owner == "large", x[:, 0] > 0, x[:, 0] < 0).astype(int)
+    federation = from_arrays(x * np.where(owner == "large", 1, 4)[:, None], y, owner, seed=0)
+
+    def module():
+        return with_roles(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 2)), head="1")
+
+    training = Training(rounds=3, batch_size=64, steps=20, optimizer=SGD(0.1))
+    run = Run(federation, module, CATALOGUE[name](**parameters), training, seed=1, execution=ONE_CLIENT)
+    remote, _ = far(federation, module, CATALOGUE[name](**parameters), training, tmp_path, seed=1)
+    for _ in range(3):
+        run.step()
+        assert not remote.step().left_out
+    for block, kept in run.server.items():
+        for leaf, value in kept.values.items():
+            assert_same(remote.server[block].values[leaf], value, f"{block} {leaf}")

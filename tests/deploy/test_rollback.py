@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from plures.deploy.conduct import BEFORE, CHECKPOINT, COPY, RESULT, Conductor
 from plures.deploy.journal import BROKEN, LOG, METRICS, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
-from plures.run.message import Order, unpack
+from plures.run.message import Order, Reply, pack, unpack
 from plures.run.remote import Remote
 
 FREE = {"max_norm": 1e60, "min_clients": 2}
@@ -191,3 +193,86 @@ def test_an_upload_beyond_the_agreed_norm_is_named_with_norm_limit_and_option(tm
 def test_the_limit_is_a_positive_number(tmp_path: Path, norm: str) -> None:
     with pytest.raises(PluresError, match="max_norm"):
         Plan.load(prepared(tmp_path, {"max_norm": norm}))
+
+
+TWO = CLIENTS[:2]
+
+
+class Two(Loopback):
+    """Two hospitals, of which the first spoils what it answers: ``spoils`` is by the round of the order."""
+
+    spoils: Mapping[int, Callable[[bytes, bytes], bytes]] = MappingProxyType({})
+
+    def exchange(self, messages, deadline):
+        found = super().exchange(messages, deadline)
+        for address, message in messages.items():
+            order = unpack(message, Order)[0]
+            if order.client == TWO[0] and order.task == "train" and order.round in self.spoils:
+                found[address] = self.spoils[order.round](found[address], message)
+        return found
+
+
+def idle(answer: bytes, order: bytes) -> bytes:
+    """An upload of what was sent: its update is nothing, so every other stands out."""
+    reply, tensors = unpack(answer, Reply)
+    sent = unpack(order, Order)[1]
+    return pack(reply, {name: sent[name][0] for name in tensors})
+
+
+def unwell(answer: bytes, order: bytes) -> bytes:
+    reply, _ = unpack(answer, Reply)
+    return pack(reply.model_copy(update={"status": "failed", "reason": "its local work gave a NaN", "scores": {}}))
+
+
+def two(home: Path, spoils: Mapping[int, Callable[[bytes, bytes], bytes]], **rules: float) -> tuple[Path, Two]:
+    file = prepared(home, rules, clients=TWO, rounds=4)
+    carrier = Two([opened(home / client / "site.toml") for client in TWO])
+    carrier.spoils = spoils
+    return file, carrier
+
+
+def test_one_of_two_cannot_have_the_other_left_out(tmp_path: Path) -> None:
+    """It sends an update of nothing, beside which the other's stands out, and then says that it cannot work."""
+    file, carrier = two(tmp_path, {0: idle, 1: unwell, 2: idle, 3: unwell})
+    conductor(file, carrier).run()
+    journal = Journal(tmp_path / "out")
+    assert journal.events(BROKEN) == []
+    assert [event["clients"] for event in journal.rounds()] == [list(TWO), [TWO[1]], list(TWO), [TWO[1]]]
+
+
+def test_one_who_is_asked_alone_cannot_have_another_left_out(tmp_path: Path) -> None:
+    """The others of the round are away, so the word of the one that answers is that of most."""
+    file = prepared(tmp_path, {"patience": 1}, rounds=4)
+    carrier = attacked(tmp_path)
+    carrier.wild = staticmethod(each(lambda t: t * 3, "0:"))  # stands out, and breaks nothing
+
+    def fails(address: int, answer: bytes) -> bytes:
+        order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
+        if order.round != 2 or order.task != "train":
+            return answer
+        return each(lambda t: t * float("nan"))(answer) if address == 100 else "it is away"
+
+    carrier.spoil = fails
+    with pytest.raises(PluresError, match="round 3 failed 1 times in a row"):
+        conductor(file, carrier).run()
+    assert Journal(tmp_path / "out").events(BROKEN) == []
+
+
+def test_one_of_two_that_breaks_the_model_is_left_out_also_after_a_restart(tmp_path: Path) -> None:
+    file, carrier = two(tmp_path, {1: lambda answer, _: WILD(answer)}, max_norm=1e60)
+    one_round = Conductor.round
+
+    def once(self, fitted, remote):
+        if remote.round == 2:
+            raise KeyboardInterrupt
+        one_round(self, fitted, remote)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Conductor, "round", once)
+        with pytest.raises(KeyboardInterrupt):
+            conductor(file, carrier).run()
+    conductor(file, carrier).run()
+    journal = Journal(tmp_path / "out")
+    assert [(event["round"], event["client"]) for event in journal.events(BROKEN)] == [(2, TWO[0])]
+    assert [event["clients"] for event in journal.rounds()] == [list(TWO), [TWO[1]], [TWO[1]], [TWO[1]]]
+    assert lost(file, tmp_path / "out") == []

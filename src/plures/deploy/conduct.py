@@ -59,6 +59,7 @@ class Progress:
         failed: rounds that did not count.
         excluded: who has broken the model and is left out from then on, and why.
         moved: how far the updates of the last round went, by client.
+        length: L2 norm of what was sent in it.
         bytes: of tensors down and up, and of messages both ways.
         seconds: of rounds.
         visits: of clients.
@@ -70,6 +71,7 @@ class Progress:
     failed: int = 0
     excluded: dict[str, str] = field(default_factory=dict)
     moved: dict[str, float] = field(default_factory=dict)
+    length: float = 0.0
     bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0, "wired": 0})
     seconds: float = 0.0
     visits: int = 0
@@ -240,7 +242,12 @@ class Conductor:
         fitted.curve = [Point(**point) for point in about["curve"]]
         self.progress = Progress(**about["progress"])
         remote.best = None if fitted.best is None else fitted.best["last"]
-        remote.excluded, remote.moved = self.progress.excluded, self.progress.moved
+        self.accuse(remote)
+
+    def accuse(self, remote: Remote) -> None:
+        """Let the run know by what it finds who has broken it."""
+        for name in ("excluded", "moved", "length"):
+            setattr(remote, name, getattr(self.progress, name))
 
     # --- a round ------------------------------------------------------------------------------------------------
 
@@ -253,7 +260,7 @@ class Conductor:
         except BrokenError as error:
             self.undo(fitted, remote, error)
             return
-        self.progress.moved = remote.moved
+        self.progress.moved, self.progress.length = remote.moved, remote.length
         self.scored(fitted, remote, before)
         self.count(remote)
         self.progress.seconds += record.seconds
@@ -320,7 +327,7 @@ class Conductor:
         reason = f"left out: its update of round {error.round} broke the model"
         self.progress.left_out.append({"round": error.round, "client": error.client, "reason": reason})
         self.progress.excluded = {**now.excluded, error.client: reason}
-        remote.excluded, remote.moved = self.progress.excluded, self.progress.moved
+        self.accuse(remote)
         self.journal.event(BROKEN, round=error.round, client=error.client, reason=str(error))
         self.keep(fitted, remote)
 

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
@@ -61,11 +61,12 @@ RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 """Least and largest value of every metric that a site may tell; that of a model which diverged is the largest."""
 
-OUTWEIGHS = 99.0
-"""A client's computed weights count at most so many times as much as those of all others of the round together."""
+OUTWEIGHS = 1e4
+"""An example of one client counts, by its computed weights, at most so many times as much as one of all others."""
 
 STANDS_OUT = 3.0
-"""A client can have broken a round only if its update was so many times longer than the median of the others'."""
+"""A client can have broken a round only if its update was so many times longer than the median of the others'; on the
+word of one client alone, also so many times longer than what was sent."""
 
 AGAIN = 30.0
 """Seconds until a site that could not be taken in is asked again."""
@@ -379,6 +380,7 @@ class Remote(Coordinator):
         scores: for the splits that were to be evaluated, what each client scored in the last exchange.
         evaluate: splits that a round has evaluated, on the state before it.
         moved: how far the updates of the last round that counted went, by client.
+        length: L2 norm of what was sent in it.
         excluded: who is not asked any more, and why.
         best: ``last`` in the best state so far, whose personal versions the sites keep; ``None`` for none.
         final: who refused in the last exchange, or lost its state: asking again is in vain.
@@ -415,8 +417,10 @@ class Remote(Coordinator):
         self.best: Tensor | None = None
         self.final: set[str] = set()
         self.moved: dict[str, float] = {}
+        self.length = 0.0
         self.excluded: dict[str, str] = {}
         self._moving: dict[str, float] = {}
+        self._sending = 0.0
         self._unable: set[str] = set()
         self._told_now: dict[int, dict[Leaf, Tensor]] = {}
 
@@ -619,12 +623,15 @@ class Remote(Coordinator):
 
     def _balanced(self, valid: Mapping[int, tuple[Reply, Tensors]]) -> None:
         """Cut computed weights with which one client would count for everything (:data:`OUTWEIGHS`)."""
+        examples = dict(zip(valid, self.examples(list(valid)).tolist(), strict=True))
         for block in self.served():
             prefix = f"{WEIGHT}{key(self.bound, block, '')}"
             own = {i: {n: t for n, t in tensors.items() if n.startswith(prefix)} for i, (_, tensors) in valid.items()}
             total = {i: sum(float(t.double().sum()) for t in weights.values()) for i, weights in own.items()}
             for client, weights in own.items():
-                most = OUTWEIGHS * sum(number for i, number in total.items() if i != client)
+                others = [i for i in own if i != client]
+                most = OUTWEIGHS * sum(total[i] for i in others)
+                most *= max(1.0, examples[client] / sum((examples[i] for i in others), 1e-9))
                 if 0 < most < total[client]:
                     name, share = self.setting.clients[client], most / total[client]
                     log.warning("round %d: the weight of client %r is cut to %.3g of it", self.round, name, share)
@@ -650,11 +657,24 @@ class Remote(Coordinator):
                 if value.is_floating_point() and not bool(value.isfinite().all()):
                     raise self._broken(f"what was made of its uploads is not finite in {leaf!r}")
 
-    def suspect(self) -> str | None:
-        """Who can have broken the last round that counted: its update stood out (:data:`STANDS_OUT`)."""
+    def suspect(self, able: Collection[str]) -> str | None:
+        """Who has broken the last round that counted.
+
+        Its update stood out (:data:`STANDS_OUT`), and most of the others that answered now cannot work. One client can
+        say so as it likes, and make its own update as short as it likes. So it is not believed alone, unless the update
+        was long for what had been sent: no honest one is, but where a method starts from nothing.
+
+        Args:
+            able: who did its work now.
+        """
         name = max(self.moved, key=lambda name: self.moved[name], default="")
+        unable = self._unable - {name}
         others = [norm for other, norm in self.moved.items() if other != name]
-        return name if others and self.moved[name] > STANDS_OUT * median(others) else None
+        usual = median(others) if others else self.length
+        if len(unable) < 2:
+            usual = max(usual, self.length)
+        stands_out = self.moved.get(name, 0.0) > STANDS_OUT * usual
+        return name if stands_out and len(unable) > len(set(able) - {name}) else None
 
     def choose(self, block: Block, cohort: Cohort) -> Kept:
         return self.server[block.name] if block.share.alone else super().choose(block, cohort)
@@ -663,16 +683,20 @@ class Remote(Coordinator):
         replies, left = self.exchange(clients, "train", server)
         valid: dict[int, tuple[Reply, Tensors]] = {}
         moving: dict[str, float] = {}
+        lengths = [0.0]
         for client, (reply, tensors) in replies.items():
             try:
                 self.check(reply, tensors)
-                moving[self.setting.clients[client]] = self.distance(client, reply, tensors, server)
+                norm = self.distance(client, reply, tensors, server)
+                nothing = {name: torch.zeros_like(value) for name, value in tensors.items()}
+                lengths.append(distance(self, client, reply.rows, nothing, server))
+                moving[self.setting.clients[client]] = norm
                 valid[client] = reply, tensors
             except PluresError as error:
                 self._leave(left, client, error)
                 log.warning("round %d: client %r is left out: %s", self.round, self.setting.clients[client], error)
-        suspect = self.suspect()
-        if suspect is not None and len(self._unable - {suspect}) > len(moving.keys() - {suspect}):
+        suspect = self.suspect(moving)
+        if suspect is not None:
             told = "; ".join(f"{name}: {left[name]}" for name in left if name in self._unable)
             raise BrokenError(self.round, suspect, f"most sites cannot work on what it left ({told})")
         if len(valid) < self.rules.min_clients:
@@ -682,7 +706,7 @@ class Remote(Coordinator):
                 f"{self.rules.min_clients} must ({told})"
             )
         self._balanced(valid)
-        self._moving = moving
+        self._moving, self._sending = moving, max(lengths)
         chosen, who = dict(server), list(valid)
         for block in self.served():
             if block.share.alone:
@@ -719,7 +743,7 @@ class Remote(Coordinator):
                 self.store.put(leaf, [client], value.unsqueeze(0))
             self.store.mark([client])
         self._told_now = {}
-        self.moved = self._moving
+        self.moved, self.length = self._moving, self._sending
 
     def gradients(self, clients: list[int]) -> Tensor:
         replies, left = self.exchange(clients, "gradients", self.server)
