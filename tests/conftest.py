@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 
 IN_TURN = {
-    "failures": ("test_failures",),
+    "failures": ("test_failures", "test_forgery", "test_operate_fleet", "test_walk"),
     "federations": ("test_demo", "test_flower", "test_loopback", "test_project", "test_proxy", "test_wire"),
     "browser": ("test_page_in_browser", "test_doc_site"),
     "studies": ("test_study_conduct", "test_study_cli", "test_study_results"),
