@@ -255,3 +255,45 @@ def test_a_run_that_another_version_began_is_spoken_of(folder, superlink):
     journal.event("stopped", reason="by the operator")
     (note,) = look(Place(folder)).notes
     assert "was begun with plures 0.0.9 and this is" in note
+
+
+@pytest.fixture
+def down(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: SuperLink) -> list[Node]:
+        raise PluresError("SuperLink 127.0.0.1:8000 does not answer: refused; start it first")
+
+    monkeypatch.setattr(SuperLink, "nodes", refuse)
+    monkeypatch.setattr(SuperLink, "runs", refuse)
+
+
+def test_a_member_is_taken_out_before_the_superlink_ever_ran(folder, superlink, down):
+    output = said(call(folder, "remove", "va", "--yes"))
+    assert Plan.load(folder / "federation.toml").clients == CLIENTS[:3]
+    assert "start it first; if a node of va is registered there, run this command again then" in output
+    assert "va is out of" in output
+    for client in ("va", "vaa"):
+        with pytest.raises(PluresError, match=rf"there is no member '{client}'; .*SuperLink .* does not answer"):
+            said(call(folder, "remove", client, "--yes"))
+
+
+def test_without_the_superlink_nobody_is_taken_out_of_an_unfinished_run(folder, superlink, down):
+    out = folder / "results"
+    out.mkdir()
+    (out / CHECKPOINT).touch()
+    before = (folder / "federation.toml").read_text()
+    with pytest.raises(PluresError, match=r"does not answer: refused; start it first$"):
+        said(call(folder, "remove", "va", "--yes"))
+    assert (folder / "federation.toml").read_text() == before
+
+
+@pytest.mark.parametrize("what", ["--coordinator", "--server", "--authority"])
+def test_where_no_new_key_can_be_made_the_old_one_stays(folder, superlink, monkeypatch, what):
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    def full(*_):
+        raise PluresError("cannot write: no room")
+
+    monkeypatch.setattr(keymaking, "write_new", full)
+    with pytest.raises(PluresError, match="no room"):
+        said(call(folder, "rotate", what))
+    assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}

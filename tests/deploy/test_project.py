@@ -154,7 +154,7 @@ def test_flower_builds_the_app_of_a_pointer_only(tmp_path: Path) -> None:
 
 def test_keys_are_made_by_a_command_for_each_side(tmp_path: Path) -> None:
     keys, file = tmp_path / "keys", tmp_path / "federation.toml"
-    write(tmp_path, blank("study", ["mercy"]))
+    write(tmp_path, blank("study", ["mercy"], "fed.example.org"))
     done = call("keys", "--folder", keys, "--host", "fed.example.org", "--federation", file)
     assert done.exit_code == 0, done.output
     plan = Plan.load(file)
@@ -164,13 +164,13 @@ def test_keys_are_made_by_a_command_for_each_side(tmp_path: Path) -> None:
     again = ("keys", "--folder", keys, "--host", "fed.example.org", "--federation", file)
     with pytest.raises(PluresError, match="exists and is never overwritten"):
         raise call(*again).exception or AssertionError
-    file.write_text(blank("study", ["mercy"]).plan)  # written anew: the same fingerprints come back
+    file.write_text(blank("study", ["mercy"], "fed.example.org").plan)  # written anew: the same fingerprints come back
     assert call(*again).exit_code == 0
     assert Plan.load(file).coordinator == plan.coordinator
     file.write_text("clients = [")
     with pytest.raises(PluresError, match=r"federation\.toml is not valid TOML"):
         raise call(*again).exception or AssertionError
-    file.write_text(blank("study", ["mercy"]).plan)
+    file.write_text(blank("study", ["mercy"], "fed.example.org").plan)
     assert stat.S_IMODE((keys / "coordinator").stat().st_mode) == 0o600
     done = call("keys", "--folder", keys, "--client", "mercy")
     assert f"for the coordinator: {keys / 'nodes' / 'mercy.pub'}" in done.output

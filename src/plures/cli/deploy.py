@@ -40,7 +40,9 @@ def init_command(
     folder: Annotated[Path, typer.Argument(help="Folder to write; its files must not exist.")],
     name: Annotated[str | None, typer.Option(help="Of the federation; default: the folder's.")] = None,
     client: Annotated[list[str] | None, typer.Option(help="Name of a member; repeatable.")] = None,
-    host: Annotated[str | None, typer.Option(help="Name or address of the coordinator, as sites see it.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Name or address of the coordinator, as sites see it; without a port.")
+    ] = None,
     example: Annotated[Literal["heart"] | None, typer.Option(help="Write one that is ready to run.")] = None,
     containers: Annotated[
         bool, typer.Option("--containers", help="Also an image and a compose file; of an example, with its members.")
@@ -53,8 +55,10 @@ def init_command(
     host = host or (SERVICE if containers and example is not None else project.HOST)
     if example is not None and (client or name):
         raise PluresError("--example has its own name and members: leave out --name and --client")
-    for member in client or ():
+    for place, member in enumerate(client or ()):
         checked_name(member, "--client")
+        if member in (client or ())[:place]:
+            raise PluresError(f"--client {member} is given twice: every member needs a name of its own")
     wanted = project.blank(checked_name(name or folder.resolve().name, "--name"), client or project.CLIENTS, host)
     files = project.write(folder, wanted if example is None else project.heart(host), contained=containers)
     say("\n".join([f"wrote {len(files)} files; go on with {folder / 'README.md'}", *advice(folder)]))
@@ -74,7 +78,7 @@ def keys_command(
     """Make the keys of a coordinator (--host), or the key pair of a site (--client). Overwrites no key."""
     needed("cryptography", "making keys", "flower")
     from plures.deploy import agreement
-    from plures.deploy.keys import Keyring, authority_digest, with_pub
+    from plures.deploy.keys import Keyring, authority_digest, hosts, with_pub
     from plures.deploy.signing import public
 
     keys = Keyring(folder)
@@ -98,6 +102,13 @@ def keys_command(
             f"{'written into' if federation.exists() else 'for'} {federation}:",
             *(f'  {name} = "{value}"' for name, value in told.items()),
         ]
+        door = str(read_toml(federation).get("superlink", "")) if federation.exists() else ""
+        called = door.rpartition(":")[0].strip("[]")
+        if called and called not in (names := hosts(keys.server)):
+            lines.append(
+                f"note: {federation} says that sites call {door}, and the certificate is for {', '.join(names)} alone: "
+                f"change superlink there, or move {keys.server} and {keys.server_key} away and give --host {called} too"
+            )
     else:
         assert client is not None
         keys.make_node(client)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from plures.cli.common import AllowCode, Track, console, progress, say
 from plures.cli.deploy import deploy
+from plures.deploy.plan import CONNECTION, SITE
 from plures.deploy.services import as_owner
 from plures.errors import PluresError
 from plures.extras import needed
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 STOPPED = 3
 """Exit code of a run that its operator has stopped: no failure, and a service does not start it again."""
-SITE, CONNECTION = "site.toml", Path("flower", "config.toml")
-"""What a member's folder has, and a coordinator's."""
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
@@ -99,7 +98,7 @@ def show(status: Status) -> None:
     """A status for people."""
     say(f"{status.federation}, plures {status.version}: {line(status.run, status.time)}")
     say(f"run {status.run.out}{status.flower and f', at the SuperLink {status.flower}'}")
-    say(visible(f"SuperLink: {status.superlink}"))
+    say(visible("SuperLink: up" if status.superlink == "up" else status.superlink))
     if status.run.state != "none":
         sizes = f"{status.run.bytes_down / 1e6:.3g} MB to sites, {status.run.bytes_up / 1e6:.3g} MB from them"
         validation = "" if status.run.validation is None else f", validation {status.run.validation:.4g}"

@@ -13,8 +13,7 @@ from filelock import FileLock, Timeout
 from plures.deploy.conduct import RESULT
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.journal import LOG
-from plures.deploy.member import SITE
-from plures.deploy.plan import Plan
+from plures.deploy.plan import SITE, Plan
 from plures.deploy.project import PLAN, ROWS, heart, write
 from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from plures.deploy.proxy import DNS
 from plures.errors import PluresError
 from plures.federation.names import checked_name
 from plures.files import inside
@@ -92,8 +93,8 @@ class Keyring:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
             .sign(signer, hashes.SHA256())
         )
-        write_new(self.server_key, pem(key), 0o600)
-        write_new(self.server, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        public = certificate.public_bytes(serialization.Encoding.PEM)
+        write_new((self.server_key, pem(key), 0o600), (self.server, public, 0o644))
 
     def make_authority(self) -> None:
         """Make the certificate authority of this federation.
@@ -111,8 +112,8 @@ class Keyring:
             .add_extension(usage, critical=True)
             .sign(key, hashes.SHA384())
         )
-        write_new(self.authority_key, pem(key), 0o600)
-        write_new(self.authority, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        public = certificate.public_bytes(serialization.Encoding.PEM)
+        write_new((self.authority_key, pem(key), 0o600), (self.authority, public, 0o644))
 
     def make_node(self, client: str) -> None:
         """Make a site's key pair.
@@ -137,8 +138,7 @@ class Keyring:
         encoding, none = serialization.Encoding, serialization.NoEncryption()
         private = key.private_bytes(encoding.PEM, serialization.PrivateFormat.OpenSSH, none)
         public = key.public_key().public_bytes(encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        write_new(private_key, private, 0o600)
-        write_new(with_pub(private_key), public + b"\n", 0o644)
+        write_new((private_key, private, 0o600), (with_pub(private_key), public + b"\n", 0o644))
 
     def read_authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         """The authority's certificate and private key."""
@@ -158,7 +158,10 @@ class Keyring:
         """Never overwrite a key."""
         for file in files:
             if file.exists():
-                raise PluresError(f"{file} exists and is never overwritten; to make a new one, move it away first")
+                raise PluresError(
+                    f"{file} exists and is never overwritten: `plures deploy rotate` replaces the coordinator's; a "
+                    "member makes another with --folder new"
+                )
 
 
 def authority_digest(file: Path) -> str:
@@ -187,6 +190,21 @@ def authority_digest(file: Path) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
+def read(file: Path) -> x509.Certificate:
+    """A certificate in a file."""
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise PluresError(f"{file} is no certificate: {what}; `plures deploy keys --host NAME` makes it") from error
+
+
+def hosts(file: Path) -> list[str]:
+    """The names and addresses that a server's certificate is for."""
+    names = read(file).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name) for kind in (x509.DNSName, x509.IPAddress) for name in names.get_values_for_type(kind)]
+
+
 def with_pub(private_key: Path) -> Path:
     """Where the public key of a pair lies."""
     return private_key.with_name(f"{private_key.name}.pub")
@@ -198,10 +216,9 @@ def alternative(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(name)
-    except ValueError as error:
-        raise PluresError(f"host {name!r}: {error}; give a DNS name in ASCII or an IP address") from error
+    if not DNS.fullmatch(name):
+        raise PluresError(f"--host {name!r}: give a DNS name in ASCII or an IP address, without a port")
+    return x509.DNSName(name)
 
 
 def certificate_of(name: str, key: ec.EllipticCurvePublicKey, issuer: x509.Name, days: int) -> x509.CertificateBuilder:
@@ -224,14 +241,19 @@ def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(encoding.PEM, serialization.PrivateFormat.PKCS8, none)
 
 
-def write_new(file: Path, content: bytes, mode: int) -> None:
-    """Write a file that does not exist yet, with these permissions from its first byte on."""
+def write_new(*files: tuple[Path, bytes, int]) -> None:
+    """Write files that do not exist yet, all or none, each with its permissions from its first byte on."""
+    made: list[Path] = []
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
+        for file, content, mode in files:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            made.append(file)
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
     except OSError as error:
+        for half in made:
+            half.unlink(missing_ok=True)
         raise PluresError(f"cannot write {file}: {error}") from error

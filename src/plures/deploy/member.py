@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plures.deploy.keys import Keyring, authority_digest
-from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.plan import CONNECTION, SITE, Plan, SiteFile
 from plures.deploy.project import PLAN, slug
 from plures.deploy.quoting import unit_value
 from plures.deploy.services import owner, service
@@ -23,7 +23,7 @@ from plures.files import inside, replacing, write_text
 from plures.tables.declared import toml
 from plures.texts import markdown, visible_lines
 
-SITE, KEYS = "site.toml", "keys"
+KEYS, LOADER = "keys", "load_data.py"
 AGREED, AUTHORITY = f"agreed/{PLAN}", "agreed/ca.crt"
 """What the member has agreed to. Files that only arrived lie elsewhere, and mean nothing to the node."""
 
@@ -88,18 +88,15 @@ class Joining:
             raise PluresError(
                 f"{authority} is {spoken(digest)}, but {federation} {stands}: ask the coordinator for both files"
             )
-        own = Keyring(folder / KEYS)
-        private = key or own.node(client)
+        if data is not None and not data.is_file():
+            raise PluresError(f"--data {data} is no file: name a CSV or Parquet file with the rows")
+        private = chosen(folder, client, key, data)
         if not private.exists():
-            where = shlex.join(["plures", "deploy", "keys", "--folder", str(own.folder), "--client", client])
+            where = shlex.join(["plures", "deploy", "keys", "--folder", str(folder / KEYS), "--client", client])
             raise PluresError(
                 f"{private} is missing: make it with `{where}`, send the .pub beside it, and join when it is added"
             )
         Key.of(private, client, plan.keys.get(client))
-        if (folder / SITE).exists() and (there := SiteFile.load(folder / SITE).client) != client:
-            raise PluresError(f"{folder} is the folder of client {there!r}: choose another --folder")
-        if data is not None and not data.is_file():
-            raise PluresError(f"--data {data} is no file: name a CSV or Parquet file with the rows")
         return cls(client, folder, plan, federation.read_bytes(), authority.read_bytes(), private, data)
 
     @property
@@ -122,7 +119,10 @@ class Joining:
 
         A site that has left takes part again.
         """
+        there = (self.folder / SITE).exists()
         files = {name: text for name, text in self.files().items() if not (self.folder / name).exists()}
+        if there:
+            files.pop(LOADER, None)  # site.toml says where the rows are
         for name, text in files.items():
             write_text(self.folder / name, text)
         for name, content in ((AGREED, self.agreed), (AUTHORITY, self.authority)):
@@ -135,7 +135,7 @@ class Joining:
     def files(self) -> dict[str, str]:
         """File in the site's folder -> text, all of them plures' own."""
         home = self.folder.resolve()
-        service_name = f"plures-{slug(self.plan.name, 'federation')}-{slug(self.client, 'site')}"
+        service_name = f"plures-{slug(self.plan.name, 'federation')}_{slug(self.client, 'site')}"
         published = inside(home / "state", self.plan.name, self.plan.label) / PUBLISHED
         told = {
             "name": markdown(self.plan.name),
@@ -157,7 +157,37 @@ class Joining:
             "guard.nft": service("guard.nft", home, **unit),
             ".gitignore": filled("site/gitignore"),
         }
-        return found | ({"load_data.py": filled("site/load_data.py")} if self.data is None else {})
+        return found | ({LOADER: filled("site/load_data.py")} if self.data is None else {})
+
+
+def chosen(folder: Path, client: str, key: Path | None, data: Path | None) -> Path:
+    """The member's private key; that which its site.toml names, if it has joined before.
+
+    Args:
+        folder: of the site.
+        client: the member.
+        key: the key that was typed, if one was.
+        data: the file with rows that was typed, if one was.
+
+    Raises:
+        PluresError: the folder is the coordinator's or another member's, or its site.toml says something else than what
+            was typed.
+    """
+    if (folder / CONNECTION).exists():
+        raise PluresError(f"{folder.resolve()} is the coordinator's folder: choose another --folder")
+    file, home = folder / SITE, folder.resolve()
+    if not file.exists():
+        return key or Keyring(folder / KEYS).node(client)
+    own = SiteFile.load(file)
+    if own.client != client:
+        raise PluresError(f"{folder} is the folder of client {own.client!r}: choose another --folder")
+    for name, typed, stands in (("key", key, own.key), ("data", data, own.data)):
+        if typed is not None and (stands is None or not typed.resolve() == (home / stands).resolve()):
+            raise PluresError(
+                f"{file} is never overwritten: write {name} = {toml(placed(typed, home))} there, then join without "
+                f"--{name}"
+            )
+    return Keyring(folder / KEYS).node(client) if own.key is None else folder / own.key
 
 
 def placed(file: Path, home: Path) -> str:

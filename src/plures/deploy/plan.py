@@ -27,6 +27,8 @@ D = TypeVar("D", bound=Declared)
 Fingerprint = Annotated[str, Field(pattern="^SHA256:[A-Za-z0-9+/]{43}$")]
 """What a public key is called."""
 
+SITE, CONNECTION = "site.toml", Path("flower", "config.toml")
+"""What a member's folder has, and a coordinator's."""
 ELSEWHERE = {
     "data": "every site names its own in site.toml",
     "data_options": "what the members' data look like stands in [schema]",
@@ -257,7 +259,17 @@ def read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PluresError(f"{file} cannot be read: {error.strerror}; `plures deploy init` writes one") from error
+        hint = (
+            "`plures deploy init` writes it at the coordinator"
+            if file.name != SITE
+            else "`plures deploy join` writes it"
+        )
+        where = (
+            f"{hint}; be in the folder where it lies, or name it"
+            if isinstance(error, FileNotFoundError)
+            else "name a file"
+        )
+        raise PluresError(f"{file} cannot be read: {error.strerror}; {where}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PluresError(f"{file} is not valid TOML: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from plures.deploy.containers import containers
 from plures.deploy.fleet.process import QUIET
-from plures.deploy.proxy import PUBLIC, SUPERLINK, nginx
+from plures.deploy.plan import CONNECTION
+from plures.deploy.proxy import DNS, PUBLIC, SUPERLINK, nginx
 from plures.deploy.services import COORDINATOR, owner, service
 from plures.deploy.templates import filled
 from plures.errors import PluresError
@@ -29,7 +31,6 @@ PLAN = "federation.toml"
 ROWS = "rows"
 """Folder of the rows of an example's members."""
 EXAMPLES = ("heart",)
-DNS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 HEART = {"method": "ditto+threshold", "lr": 0.1, "rounds": 20}
 
 
@@ -75,7 +76,7 @@ class Project:
             PLAN: self.plan,
             "nginx.conf": nginx(),
             "flower.env": filled("flower.env", quiet=quiet),
-            "flower/config.toml": filled("config.toml", authority=authority, **told),
+            str(CONNECTION): filled("config.toml", authority=authority, **told),
             ".gitignore": filled("gitignore"),
         }
         for file in COORDINATOR:
@@ -84,13 +85,14 @@ class Project:
 
 
 def slug(name: str, otherwise: str) -> str:
-    """A name as that of a folder, a service or a Flower app, none of which take every sign.
+    """A name as that of a service or a Flower app, which do not take every sign; two names never share one.
 
     Args:
         name: the name.
         otherwise: what to take if nothing is left of it.
     """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or otherwise
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or otherwise
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def door(host: str) -> str:
@@ -157,8 +159,13 @@ def write(folder: Path, project: Project, *, contained: bool = False) -> list[Pa
     for file in (*texts, *tables):
         if file.exists():
             raise PluresError(f"{file} exists and is never overwritten: choose another folder")
-    for file, text in texts.items():
-        write_text(file, text)
-    for file, table in tables.items():
-        write_table(file, table)
+    try:
+        for file, text in texts.items():
+            write_text(file, text)
+        for file, table in tables.items():
+            write_table(file, table)
+    except PluresError:
+        for file in (*texts, *tables):
+            file.unlink(missing_ok=True)
+        raise
     return sorted([*texts, *tables])

@@ -1,16 +1,20 @@
 """The door of a coordinator: an nginx that lets nodes in and nothing else.
 
 A SuperLink serves its nodes (``/v1/fleet/``) and whoever commands it (``/v1/control/``) on one port, and the commands
-ask for no password: who reaches them can run code at every site. So the SuperLink listens on loopback, and this proxy
+ask for no password: who reaches them commands the federation. So the SuperLink listens on loopback, and this proxy
 stands before it.
 """
 
 from __future__ import annotations
 
+import re
+
 from plures.deploy.templates import filled
 
 PUBLIC = 8443
 SUPERLINK = 8000
+DNS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+"""A name under which sites reach it."""
 ASKED = (
     "activate-node",
     "deactivate-node",

@@ -68,17 +68,22 @@ def public(file: Path) -> str:
     hint = "a member makes one with `plures deploy keys --client NAME` and sends the file that ends in .pub"
     try:
         text = file.read_text(encoding="ascii")
-        if "PRIVATE KEY" in text:
-            raise PluresError(f"{file} is a private key, which nobody may send: make a new pair and send its .pub")
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise PluresError(f"{file} is no public key: {what}; {hint}") from error
+    if "PRIVATE KEY" in text:
+        raise PluresError(f"{file} is a private key, which nobody may send: make a new pair and send its .pub")
+    try:
         line = text.strip()
         words = line.split()
         blob = base64.b64decode(words[1], validate=True)
         point = blob.removeprefix(SSH)
         if len(line.splitlines()) != 1 or len(blob) != len(SSH) + POINT or len(point) != POINT:
-            raise PluresError(f"{file} is not one public key of the curve P-384: {hint}")
+            raise ValueError("it is not one key of the curve P-384")
         ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
-    except (OSError, ValueError, IndexError, binascii.Error) as error:
-        raise PluresError(f"{file} is no public key: {error}; {hint}") from error
+    except (ValueError, IndexError, binascii.Error) as error:
+        what = "it is not one key of the curve P-384" if isinstance(error, IndexError | binascii.Error) else str(error)
+        raise PluresError(f"{file} is no public key: {what}; {hint}") from error
     return fingerprint(point)
 
 

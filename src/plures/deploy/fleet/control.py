@@ -191,9 +191,15 @@ class Control:
             answer = error.response
             raise PluresError(f"SuperLink {self.address}: {answer.status_code}, {answer.text}") from error
         except httpx.TransportError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise PluresError(
+                    f"what answers at {self.address} has no certificate of {self.authority}: it is another "
+                    "federation's SuperLink, or began before the certificate was made; end it, or give one another port"
+                ) from error
             raise PluresError(f"SuperLink {self.address} does not answer: {error}; start it first") from error
         except OSError as error:
-            raise PluresError(f"{self.authority} is no certificate: {error}; `plures deploy keys` makes it") from error
+            what = f"{self.authority} is no certificate: {error.strerror or error}"
+            raise PluresError(f"{what}; `plures deploy keys --host NAME` makes it") from error
 
 
 def submitted(run: Run) -> Submitted:

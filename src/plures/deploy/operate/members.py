@@ -82,15 +82,22 @@ def remove(place: Place, client: str) -> list[str]:
         What was done, in sentences.
 
     Raises:
-        PluresError: there is no such member and no such node, it is the only member, or the SuperLink does not answer.
+        PluresError: there is no such member and no such node, it is the only member, or a run is unfinished and the
+            SuperLink does not answer.
     """
-    plan = place.plan
-    nodes = registered(place, client)
+    plan, open_runs = place.plan, unfinished(place)
+    nodes, unknown = list[Node](), ""
+    try:
+        nodes = registered(place, client)
+    except PluresError as error:
+        if open_runs:
+            raise
+        unknown = f"{error}; if a node of {client} is registered there, run this command again then"
     if client not in plan.clients and not nodes:
-        raise PluresError(f"there is no member {client!r}; {suggestion(client, plan.clients, 'the members are')}")
+        known = suggestion(client, plan.clients, "the members are")
+        raise PluresError("; ".join(filter(None, (f"there is no member {client!r}", known, unknown))))
     if plan.clients == (client,):
         raise PluresError(f"{client!r} is the only member: a federation needs one")
-    open_runs = unfinished(place)
     if client in plan.clients and not open_runs and plan.rules.min_clients == len(plan.clients):
         raise PluresError(
             f"without {client!r} there would be fewer members than min_clients = {plan.rules.min_clients} under "
@@ -98,7 +105,7 @@ def remove(place: Place, client: str) -> list[str]:
         )
     for node in nodes:
         place.control.unregister(node.id)
-    done = [f"{client} is no longer let in" if nodes else f"no node of {client} was registered"]
+    done = [unknown or (f"{client} is no longer let in" if nodes else f"no node of {client} was registered")]
     if client not in plan.clients:
         return done
     if open_runs:

@@ -11,10 +11,11 @@ from filelock import FileLock, Timeout
 from plures.deploy.conduct import RESULT
 from plures.deploy.fleet.control import Control, Submitted
 from plures.deploy.journal import LOG
-from plures.deploy.plan import Plan, read_toml
+from plures.deploy.plan import CONNECTION, Plan, read_toml
+from plures.deploy.project import PLAN
 from plures.errors import PluresError
 
-PLAN, RESULTS, CONNECTION = "federation.toml", "results", Path("flower", "config.toml")
+RESULTS = "results"
 
 
 @dataclass(frozen=True)

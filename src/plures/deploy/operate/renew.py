@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cryptography import x509
-
 from plures.deploy import agreement
-from plures.deploy.keys import Keyring, authority_digest, with_pub
+from plures.deploy.keys import Keyring, authority_digest, hosts, read, with_pub
 from plures.deploy.operate.members import resting
 from plures.deploy.operate.place import Place
 from plures.deploy.signing import public
@@ -32,8 +32,8 @@ def coordinator(place: Place) -> list[str]:
     if not keys.coordinator.exists():
         raise PluresError(f"{keys.coordinator} is missing: `plures deploy keys --host NAME` makes the first one")
     resting(place)
-    aside(keys, keys.coordinator, with_pub(keys.coordinator))
-    keys.make_coordinator()
+    with aside(keys, keys.coordinator, with_pub(keys.coordinator)):
+        keys.make_coordinator()
     found = public(with_pub(keys.coordinator))
     agreement.enter(place.file, top={"coordinator": found})
     return [
@@ -51,8 +51,8 @@ def server(place: Place) -> list[str]:
     keys = ring(place)
     names = hosts(keys.server)
     _ = keys.read_authority()
-    aside(keys, keys.server, keys.server_key)
-    keys.make_server(names)
+    with aside(keys, keys.server, keys.server_key):
+        keys.make_server(names)
     return [f"the server has a new certificate for {', '.join(names)}, until {ends(keys.server):%Y-%m-%d}", AGAIN]
 
 
@@ -68,8 +68,8 @@ def authority(place: Place) -> list[str]:
     keys = ring(place)
     names = hosts(keys.server)
     resting(place)
-    aside(keys, keys.server, keys.server_key, keys.authority, keys.authority_key)
-    keys.make_server(names)
+    with aside(keys, keys.server, keys.server_key, keys.authority, keys.authority_key):
+        keys.make_server(names)
     agreement.enter(place.file, top={"authority": authority_digest(keys.authority)})
     return [
         f"there is a new authority, until {ends(keys.authority):%Y-%m-%d}",
@@ -82,27 +82,22 @@ def ring(place: Place) -> Keyring:
     return Keyring(place.file.parent / "keys")
 
 
-def aside(keys: Keyring, *files: Path) -> None:
-    """Put files into a folder beside them, under the present time."""
+@contextmanager
+def aside(keys: Keyring, *files: Path) -> Iterator[None]:
+    """Put files into a folder beside them, under the present time; back again if the new ones cannot be made."""
     folder = keys.folder / RETIRED / datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(mode=0o700, parents=True, exist_ok=False)
-    for file in files:
-        if file.exists():
-            file.rename(folder / file.name)
-
-
-def read(file: Path) -> x509.Certificate:
-    """A certificate in a file."""
+    there = [file for file in files if file.exists()]
     try:
-        return x509.load_pem_x509_certificate(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise PluresError(f"{file} is no certificate: {error}; `plures deploy keys --host NAME` makes it") from error
-
-
-def hosts(file: Path) -> list[str]:
-    """The names and addresses that a server's certificate is for."""
-    names = read(file).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return [str(name) for kind in (x509.DNSName, x509.IPAddress) for name in names.get_values_for_type(kind)]
+        for file in there:
+            file.rename(folder / file.name)
+        yield
+    except BaseException:
+        for file in there:
+            with suppress(FileNotFoundError):
+                (folder / file.name).replace(file)
+        folder.rmdir()
+        raise
 
 
 def ends(file: Path) -> datetime.datetime:
