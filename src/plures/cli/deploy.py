@@ -128,23 +128,12 @@ def check_command(
     ] = None,
 ) -> None:
     """Say in plain words whether a site's rows and rules fit the federation. Nothing leaves the machine."""
-    from plures.deploy.promise import promise
-    from plures.tables.check import check
+    from plures.deploy.promise import held
 
-    own = SiteFile.load(site)
-    own = own if federation is None else own.model_copy(update={"federation": str(federation.resolve())})
-    plan = Plan.load(site.parent / own.federation)
-    if own.client not in plan.clients:
-        raise PluresError(f"{site}: client {own.client!r} is not one of the federation's: {', '.join(plan.clients)}")
-    table = own.table(site.parent)
-    report = check(plan.table, table, own.client)
-    say(report.text())
-    if not report.ok:
-        raise typer.Exit(1)
-    asked = promise(plan, own, table)
-    say(asked.text())
-    if not asked.ok:
-        raise typer.Exit(1)
+    for one in held(site, federation):
+        say(one.text())
+        if not one.ok:
+            raise typer.Exit(1)
 
 
 @deploy.command("fingerprint")

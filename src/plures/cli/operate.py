@@ -46,6 +46,13 @@ def placed(folder: Path) -> Place:
     return looked(folder)
 
 
+def site_of(place: Path) -> Path | None:
+    """The site's file, if a place is that, or the folder of a site and not of a coordinator."""
+    if (place / SITE).is_file() and not (place / CONNECTION).exists():
+        return place / SITE
+    return place if place.is_file() else None
+
+
 @deploy.command("status")
 def status_command(
     place: Annotated[Path, typer.Argument(help="The coordinator's folder, or a site's own file, site.toml.")] = Path(),
@@ -53,12 +60,10 @@ def status_command(
     machine: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Where the federation, or a site, stands; at the coordinator also while the SuperLink is down."""
-    if (place / SITE).is_file() and not (place / CONNECTION).exists():
-        place = place / SITE
-    if place.is_file():
+    if site := site_of(place):
         from plures.deploy.operate import member
 
-        own = member.look(place)
+        own = member.look(site)
         typer.echo(json.dumps(asdict(own), ensure_ascii=False, indent=1) if machine else site_text(own))
         return
     where = looked(place)
@@ -242,3 +247,17 @@ def rotate_command(
     else:
         done = (renew.coordinator if coordinator else renew.server if server else renew.authority)(place)
     say("\n".join(done))
+
+
+@deploy.command("upgrade")
+def upgrade_command(
+    place: Annotated[Path, typer.Argument(help="The coordinator's folder, or a site's own file, site.toml.")] = Path(),
+) -> None:
+    """After a newer plures was installed: write anew what plures wrote there, check the rest, and say what is to do."""
+    site = site_of(place)
+    as_owner(site.parent if site else place)
+    needed("flwr", "a federation of sites", "flower")
+    from plures.deploy.operate import upgrade
+    from plures.deploy.operate.place import Place
+
+    say("\n".join(upgrade.site(site) if site else upgrade.coordinator(Place(place))))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+import plures
 from plures.deploy.state import PUBLISHED, RefusedError, writing
 from plures.errors import PluresError
 from plures.files import read, read_json, write, write_json
@@ -48,6 +49,7 @@ class Book(BaseModel):
     Attributes:
         run: fingerprint of the run.
         population: digest of what the members told, as the first order said it.
+        version: of plures, when the run began; empty in books of earlier versions.
         asked: the last questions.
         validation: what was told of the validation examples, by round.
         named: versions of the personal state that the last orders named.
@@ -55,6 +57,7 @@ class Book(BaseModel):
 
     run: str
     population: str
+    version: str = ""
     asked: list[Asked] = []
     validation: dict[int, Scored] = {}
     named: list[tuple[int, int]] = []
@@ -134,7 +137,7 @@ class Ledger:
             content: its digest.
             versions: orders whose named versions are remembered.
         """
-        book = self.book or Book(run=self.run, population=people(order))
+        book = self.book or Book(run=self.run, population=people(order), version=plures.__version__)
         last = book.asked[-1] if book.asked else None
         if last is None or (last.task, last.round) != (order.task, order.round):
             book.asked = [*book.asked, Asked(task=order.task, round=order.round, contents=[content])][-KEPT:]

@@ -135,28 +135,12 @@ class Joining:
     def files(self) -> dict[str, str]:
         """File in the site's folder -> text, all of them plures' own."""
         home = self.folder.resolve()
-        service_name = f"plures-{slug(self.plan.name, 'federation')}_{slug(self.client, 'site')}"
-        published = inside(home / "state", self.plan.name, self.plan.label) / PUBLISHED
-        told = {
-            "name": markdown(self.plan.name),
-            "client": markdown(self.client),
-            "superlink": self.plan.superlink or "the coordinator",
-            "service": service_name,
-            "user": owner(),
-            "published": shlex.quote(str(published.relative_to(home))),
-        }
         source = 'loader = "load_data.py:load"\n# data = "data.csv"'
         if self.data is not None:
             source = f"data = {toml(placed(self.data, home))}"
         site = {"client": toml(self.client), "key": toml(placed(self.key, home)), "source": source}
-        unit = {"app": service_name, "title": self.plan.name, "port": SiteFile.model_fields["port"].default}
-        found = {
-            SITE: filled("site/site.toml", **site),
-            "README.md": filled("site/README.md", **told),
-            "node.service": service("node.service", home, client=unit_value(self.client), **unit),
-            "guard.nft": service("guard.nft", home, **unit),
-            ".gitignore": filled("site/gitignore"),
-        }
+        own = SiteFile(client=self.client)
+        found = {SITE: filled("site/site.toml", **site), **around(home, self.plan, own, unit_name(self.plan, own))}
         return found | ({LOADER: filled("site/load_data.py")} if self.data is None else {})
 
 
@@ -188,6 +172,39 @@ def chosen(folder: Path, client: str, key: Path | None, data: Path | None) -> Pa
                 f"--{name}"
             )
     return Keyring(folder / KEYS).node(client) if own.key is None else folder / own.key
+
+
+def unit_name(plan: Plan, own: SiteFile) -> str:
+    """What a site's service is called."""
+    return f"plures-{slug(plan.name, 'federation')}_{slug(own.client, 'site')}"
+
+
+def around(home: Path, plan: Plan, own: SiteFile, app: str) -> dict[str, str]:
+    """File in a site's folder -> text: what nobody needs to write anything into.
+
+    Args:
+        home: the folder.
+        plan: the federation.
+        own: the site's file.
+        app: what its service is called.
+    """
+    published = inside(home / own.state, plan.name, plan.label) / PUBLISHED
+    told = {
+        "name": markdown(plan.name),
+        "client": markdown(own.client),
+        "superlink": plan.superlink or "the coordinator",
+        "service": app,
+        "user": owner(),
+        "published": shlex.quote(placed(published, home)),
+    }
+    return {
+        "README.md": filled("site/README.md", **told),
+        "node.service": service(
+            "node.service", home, client=unit_value(own.client), app=app, title=plan.name, port=own.port
+        ),
+        "guard.nft": service("guard.nft", home, app=app, title=plan.name, port=own.port),
+        ".gitignore": filled("site/gitignore"),
+    }
 
 
 def placed(file: Path, home: Path) -> str:

@@ -52,13 +52,14 @@ class Project:
     plan: str
     tables: Mapping[str, Table]
 
-    def files(self, folder: Path) -> dict[str, str]:
+    def files(self, folder: Path, app: str | None = None) -> dict[str, str]:
         """Path in the folder -> text.
 
         Args:
             folder: where it is written to; Flower wants the certificate's whole path.
+            app: what its services are called by; default: the federation's name, as they can have it.
         """
-        app = slug(self.name, "federation")
+        app = app or slug(self.name, "federation")
         told = {
             "name": markdown(self.name),
             "app": app,

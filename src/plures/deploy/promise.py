@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.site import TRAINING, sent, work_beyond
+from plures.errors import PluresError
 from plures.method import Leaf
 from plures.run import Run
 from plures.run.remote import ONE_CLIENT
+from plures.tables.check import Report, check
 from plures.tables.table import Table
 
 
@@ -44,6 +47,28 @@ class Promise:
             f"it would measure, once in a round, to {self.digits} digits: {', '.join(self.measured) or 'nothing'}",
         ]
         return "\n".join([*lines, *(f"error  {sentence}" for sentence in self.refused)])
+
+
+def held(site: Path, federation: Path | None = None) -> Iterator[Report | Promise]:
+    """What a site's rows and rules are against what was agreed: the rows first; rules only if the rows fit.
+
+    Args:
+        site: the site's file.
+        federation: what was agreed; default: the file that the site's names.
+
+    Raises:
+        PluresError: one of the files cannot be read, or the client is no member.
+    """
+    own = SiteFile.load(site)
+    own = own if federation is None else own.model_copy(update={"federation": str(federation.resolve())})
+    plan = Plan.load(site.parent / own.federation)
+    if own.client not in plan.clients:
+        raise PluresError(f"{site}: client {own.client!r} is not one of the federation's: {', '.join(plan.clients)}")
+    table = own.table(site.parent)
+    report = check(plan.table, table, own.client)
+    yield report
+    if report.ok:
+        yield promise(plan, own, table)
 
 
 def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:

@@ -93,11 +93,20 @@ def book(file: Path, notes: list[str]) -> tuple[tuple[Answered, ...], float | No
     if not file.exists():
         return (), None
     try:
-        asked = Book.model_validate(read_json(file)).asked
-        return tuple(Answered(one.task, one.round, one.answered) for one in asked), file.stat().st_mtime
+        own = Book.model_validate(read_json(file))
     except (PluresError, ValidationError) as error:
         notes.append(f"{file} cannot be read ({error}): the site answers nothing until it leaves and joins again")
         return (), None
+    answered = tuple(Answered(one.task, one.round, one.answered) for one in own.asked)
+    ended = bool(answered) and answered[-1].task == "publish" and answered[-1].done
+    if not ended and own.version != plures.__version__:
+        began = f"plures {own.version}" if own.version else "an earlier version of plures"
+        notes.append(
+            f"the run that {began} began here is unfinished, and this version, {plures.__version__}, refuses every "
+            "order of it: install that version again until it has ended, or give it up: the coordinator gives "
+            "federation.toml another name, and `plures deploy join` takes it over"
+        )
+    return answered, file.stat().st_mtime
 
 
 def model(folder: Path, notes: list[str], code: Code) -> dict[str, Any] | None:

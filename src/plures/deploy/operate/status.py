@@ -239,13 +239,18 @@ def certificates(place: Place) -> list[str]:
 
 def versions(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> list[str]:
     """An unfinished run that another version of plures began, which this one does not go on with."""
-    began = next((e["version"] for e in reversed([*events]) if e["event"] == "joined" and "version" in e), None)
-    if run.state != "stopped" or began in (None, plures.__version__):
+    old = began(events)
+    if run.state != "stopped" or old in (None, plures.__version__):
         return []
     return [
-        f"{run.out} was begun with plures {began} and this is {plures.__version__}, which does not go on with it: end "
+        f"{run.out} was begun with plures {old} and this is {plures.__version__}, which does not go on with it: end "
         "it with that version, or begin anew in another folder"
     ]
+
+
+def began(events: Iterable[Mapping[str, Any]]) -> str | None:
+    """The version of plures that began a run, by its log."""
+    return next((e["version"] for e in reversed([*events]) if e["event"] == "joined" and "version" in e), None)
 
 
 def metrics(out: Path) -> dict[str, float]:
