@@ -195,6 +195,20 @@ def test_the_limit_is_a_positive_number(tmp_path: Path, norm: str) -> None:
         Plan.load(prepared(tmp_path, {"max_norm": norm}))
 
 
+@pytest.mark.parametrize("round", [0, 1])
+def test_who_broke_the_model_of_its_cluster_is_left_out_by_those_of_the_cluster(tmp_path: Path, round: int) -> None:
+    """The other clusters work on as if nothing had been; they are not asked."""
+    file = prepared(tmp_path, FREE, rounds=4, method="gradient_clusters")
+    carrier = attacked(tmp_path)
+    carrier.round = round
+    conductor(file, carrier).run()
+    journal = Journal(tmp_path / "out")
+    assert [(event["round"], event["client"]) for event in journal.events(BROKEN)] == [(round + 1, HURT)]
+    assert [len(event["clients"]) for event in journal.rounds()] == [4] * round + [3] * (4 - round)
+    if round:  # else the clusters are found anew, without the one that is left out, whom the simulation asks
+        assert lost(file, tmp_path / "out") == []
+
+
 TWO = CLIENTS[:2]
 
 

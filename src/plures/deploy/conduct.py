@@ -84,10 +84,11 @@ class Conductor:
     The validation scores of a round come with the uploads of the next one.
 
     A round that breaks the model is undone. It has done so if what was made of its uploads is not finite: then it
-    never counts. Or if in the next one more than half of the sites that answer fail, send what is not finite or go
-    farther than ``max_norm``, and one update stood out in length: then the state before it is taken up again. Either
-    way the client with the longest update of that round is named in log and result and is not asked again, and the
-    round is repeated. Orders are the same but for their nonce, so a site gives the answer that it gave.
+    never counts. Or if in the next one more than half of the sites that answer, and were to work on what it left, fail,
+    send what is not finite or go farther than ``max_norm``, and one update stood out in length: then the state before
+    it is taken up again. Either way the client with the longest update of that round is named in log and result and is
+    not asked again, and the round is repeated. Orders are the same but for their nonce, so a site gives the answer that
+    it gave.
 
     Args:
         plan: what the members agreed on.

@@ -660,21 +660,36 @@ class Remote(Coordinator):
     def suspect(self, able: Collection[str]) -> str | None:
         """Who has broken the last round that counted.
 
-        Its update stood out (:data:`STANDS_OUT`), and most of the others that answered now cannot work. One client can
+        Its update stood out (:data:`STANDS_OUT`), and most of those that were to work on it now cannot. One client can
         say so as it likes, and make its own update as short as it likes. So it is not believed alone, unless the update
         was long for what had been sent: no honest one is, but where a method starts from nothing.
 
         Args:
             able: who did its work now.
         """
-        name = max(self.moved, key=lambda name: self.moved[name], default="")
-        unable = self._unable - {name}
+        if not self.moved:
+            return None
+        name = max(self.moved, key=lambda name: self.moved[name])
+        unable = {other for other in self._unable - {name} if self._meets(other, name)}
+        able = {other for other in set(able) - {name} if self._meets(other, name)}
         others = [norm for other, norm in self.moved.items() if other != name]
         usual = median(others) if others else self.length
         if len(unable) < 2:
             usual = max(usual, self.length)
-        stands_out = self.moved.get(name, 0.0) > STANDS_OUT * usual
-        return name if stands_out and len(unable) > len(set(able) - {name}) else None
+        stands_out = self.moved[name] > STANDS_OUT * usual
+        return name if stands_out and len(unable) > len(able) else None
+
+    def _meets(self, client: str, other: str) -> bool:
+        """Whether a client receives a model to which another one sends."""
+        pair = torch.tensor([self.setting.index(client), self.setting.index(other)])
+        for block in self.bound.blocks:
+            if isinstance(block.share, View) or block.share.alone:
+                return True
+            if block.share.served and self.bound.travelling(block):
+                one, two = block.share.row(self.server[block.name], pair).tolist()
+                if one == two:
+                    return True
+        return False
 
     def choose(self, block: Block, cohort: Cohort) -> Kept:
         return self.server[block.name] if block.share.alone else super().choose(block, cohort)
@@ -747,20 +762,21 @@ class Remote(Coordinator):
 
     def gradients(self, clients: list[int]) -> Tensor:
         replies, left = self.exchange(clients, "gradients", self.server)
-        like = self._probed_leaves()
-        found = []
+        like, found = self._probed_leaves(), {}
         for client, (_, tensors) in replies.items():
             if tensors.keys() != like.keys() or not all(fits(tensors[path], t) for path, t in like.items()):
                 left[self.setting.clients[client]] = "its gradient does not fit the model"
                 continue
             self._probed += payload(tensors)
-            found.append(flatten({path: tensors[path].unsqueeze(0) for path in like})[0])
-        if left:
+            found[client] = flatten({path: tensors[path].unsqueeze(0) for path in like})[0]
+        left = {name: reason for name, reason in left.items() if name not in self.excluded}
+        if left or not found:
             raise TooFewError(
                 "the method groups clients by their first gradients and needs everybody's: "
                 + "; ".join(f"{name}: {reason}" for name, reason in left.items())
             )
-        return torch.stack(found)
+        nowhere = torch.stack(list(found.values())).mean(0)  # for who is left out, and so does not move the others
+        return torch.stack([found.get(client, nowhere) for client in clients])
 
     def _probed_leaves(self) -> Leaves:
         """The leaves of which a gradient is asked, as they are at the start."""
