@@ -415,6 +415,9 @@ def test_a_key_that_cannot_be_sent_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(PluresError) as caught:
             public(file)
         assert str(caught.value).count(str(file)) == 1
+    keys.node("va").chmod(0o644)
+    with pytest.raises(PluresError, match=r"^\S+ is not private, other users may read or change it: chmod 600 \S+$"):
+        Key.load(keys.node("va"))
 
 
 @pytest.mark.parametrize("host", ["a b", "fed.example.org:8443", "-x", "ünal.example.org"])

@@ -297,3 +297,29 @@ def test_where_no_new_key_can_be_made_the_old_one_stays(folder, superlink, monke
     with pytest.raises(PluresError, match="no room"):
         said(call(folder, "rotate", what))
     assert before == {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said_of_it"),
+    [
+        ('"ditto+threshold"', '"ditta"', "no method 'ditta'"),
+        ("lr = 0.1", "lr = -1.0", "lr=-1.0 must be a number"),
+        ("lr = 0.1", "lr = 'fast'", r"\[run\] lr: "),
+        ("rounds = 4", "rounds = -3", "rounds=-3: give 0 or more"),
+        ("[run]\n", "[run]\nmodel = 'mpl'\n", "no network 'mpl'"),
+        ("[run]\n", "[run]\nparameters = { lamb = 1 }\n", "no parameter 'lamb'"),
+        ("[run]\n", "superlink = '127.0.0.1'\n[run]\n", "superlink: '127.0.0.1' is no HOST:PORT"),
+        ('va = "SHA256:', 'va = "MD5:', "'MD5:.*' is no fingerprint of a key"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_it_is_sent_to_anybody(folder, superlink, old, new, said_of_it):
+    file, key = folder / "federation.toml", Keyring(folder / "members").node_public("va")
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+    for words in (("add", "va", key), ("run", "--detach")):
+        with pytest.raises(PluresError, match=f"^{file}: .*{said_of_it}"):
+            said(call(folder, *words))
+    assert superlink.said == []
+    file.write_text(text)
+    said(call(folder, "run", "--detach"))

@@ -146,8 +146,9 @@ class Keyring:
             certificate = x509.load_pem_x509_certificate(self.authority.read_bytes())
             key = serialization.load_pem_private_key(self.authority_key.read_bytes(), None)
         except (OSError, ValueError) as error:
+            what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
             raise PluresError(
-                f"{self.folder}: cannot sign a server certificate: {error}; put ca.crt and ca.key back for a moment, "
+                f"{self.folder}: cannot sign a server certificate: {what}; put ca.crt and ca.key back for a moment, "
                 "or remove both to make a new authority, whose ca.crt every site must then get"
             ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():

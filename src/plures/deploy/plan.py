@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 import plures
 from plures.deploy.site import Allowed
@@ -24,7 +26,21 @@ from plures.tables.schema import Schema
 from plures.tables.table import Table, read_table
 
 D = TypeVar("D", bound=Declared)
-Fingerprint = Annotated[str, Field(pattern="^SHA256:[A-Za-z0-9+/]{43}$")]
+
+
+def _fingerprint(text: str) -> str:
+    if not re.fullmatch("SHA256:[A-Za-z0-9+/]{43}", text):
+        raise ValueError(f"{text[:60]!r} is no fingerprint of a key, SHA256:...; `plures deploy fingerprint` tells it")
+    return text
+
+
+def _door(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]+:[0-9]{1,5}", text):
+        raise ValueError(f"{text[:60]!r} is no HOST:PORT, as in coordinator.example.org:8443")
+    return text
+
+
+Fingerprint = Annotated[str, AfterValidator(_fingerprint)]
 """What a public key is called."""
 
 SITE, CONNECTION = "site.toml", Path("flower", "config.toml")
@@ -85,7 +101,7 @@ class Plan(Declared):
     coordinator: Fingerprint | None = None
     keys: dict[Name, Fingerprint] = Field(default_factory=dict)
     authority: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    superlink: Annotated[str, Field(pattern="^[A-Za-z0-9._:\\[\\]-]+:[0-9]{1,5}$")] | None = None
+    superlink: Annotated[str, AfterValidator(_door)] | None = None
     table: Schema = Field(alias="schema")
 
     @field_validator("clients")
@@ -160,6 +176,20 @@ class Plan(Declared):
         except ValidationError as error:
             raise PluresError(f"[run] {explain(error, self.run, RunSpec.model_fields)}") from error
 
+    def rehearse(self, code: Code) -> None:
+        """Make all that a run begins with, which needs nobody's rows.
+
+        Args:
+            code: functions of one's own that the reader allows.
+
+        Raises:
+            PluresError: what a run would stop at before it asks anybody.
+        """
+        spec = self.spec
+        spec.entry(code)(**spec.parameters)
+        spec.training()
+        spec.network(self.table.empty(self.name, self.clients))
+
     @property
     def agreed(self) -> str:
         """What must be the same at every member, beside the model itself."""
@@ -178,7 +208,8 @@ class Plan(Declared):
             raise PluresError(f"{file}: the table [schema] is missing: it says what the members' data look like")
         told["schema"] = Schema.parse(told["schema"], f"{file}, [schema]")
         plan = parsed(cls, told, file)
-        _ = plan.spec
+        with naming(file):
+            _ = plan.spec
         return plan
 
 
@@ -272,6 +303,15 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise PluresError(f"{file} cannot be read: {error.strerror}; {where}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PluresError(f"{file} is not valid TOML: {error}") from error
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Say in which file a fault is."""
+    try:
+        yield
+    except PluresError as error:
+        raise PluresError(f"{file}: {error}") from error
 
 
 def parsed(kind: type[D], told: Mapping[str, Any], file: Path) -> D:

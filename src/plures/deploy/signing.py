@@ -105,12 +105,13 @@ class Key:
             PluresError: it is missing, of another kind, or other users of the machine may read or change it.
         """
         try:
-            if os.name == "posix" and file.stat().st_mode & 0o027:
-                raise PluresError(f"{file} is not private, other users may read or change it: chmod 600 {file}")
+            shared = os.name == "posix" and bool(file.stat().st_mode & 0o027)
             private = serialization.load_ssh_private_key(file.read_bytes(), None)
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
             what = error.strerror if isinstance(error, OSError) else error
             raise PluresError(f"{file} is no private key that can be used: {what}; `plures deploy keys`") from error
+        if shared:
+            raise PluresError(f"{file} is not private, other users may read or change it: chmod 600 {file}")
         if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP384R1):
             raise PluresError(f"{file} is not a key of the curve P-384: make one with `plures deploy keys`")
         return cls(private)

@@ -14,9 +14,10 @@ from plures.deploy.fleet.control import Node
 from plures.deploy.journal import Journal
 from plures.deploy.member import digest_of, spoken
 from plures.deploy.operate.place import Place, finished, works
-from plures.deploy.plan import Plan
+from plures.deploy.plan import Plan, naming
 from plures.deploy.signing import public
 from plures.errors import PluresError, suggestion
+from plures.evaluate import Code
 from plures.files import write_text
 from plures.tables.declared import toml
 
@@ -35,7 +36,7 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
 
     Raises:
         PluresError: the member does not belong to the federation or has another key, the key is somebody's, or it is
-            not the one whose fingerprint was said.
+            not the one whose fingerprint was said. Or nothing can be run as it was agreed.
     """
     plan, found = place.plan, public(key)
     old = plan.keys.get(client)
@@ -45,6 +46,9 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
         raise PluresError(f"client {client!r} has the key {old}: `plures deploy rotate` replaces it")
     if old is None and (owner := owners(plan).get(found)):
         raise PluresError(f"{key} is the key of {owner}: every member makes a pair of its own")
+    if ":" not in plan.spec.method:  # who runs code of his own says so when he runs it
+        with naming(place.file):
+            plan.rehearse(Code())
     done = []
     if old is None:
         if (other := said(found).strip()) != found:

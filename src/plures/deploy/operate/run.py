@@ -10,6 +10,7 @@ from plures.deploy.fleet.process import until
 from plures.deploy.journal import Journal, read_log
 from plures.deploy.operate.place import Place, finished, works
 from plures.deploy.operate.status import RunStatus, told
+from plures.deploy.plan import naming
 from plures.errors import PluresError
 from plures.evaluate import Code
 
@@ -33,7 +34,8 @@ def start(place: Place, out: Path, track: str = "", code: str = "") -> int:
         The run's id at the SuperLink.
     """
     control, plan = place.control, place.plan
-    plan.spec.entry(Code.of(code, by="coordinator").reading(place.file))
+    with naming(place.file):
+        plan.rehearse(Code.of(code, by="coordinator").reading(place.file))
     for run in control.runs():
         if run.over or place.out(run) != out:
             continue
