@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
+
+from plures.deploy.fleet.programs import GUARD, NODE, SUPERLINK, command
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="tasks are not forked here")
 
@@ -32,3 +35,15 @@ def test_a_task_has_the_threads_that_the_site_allows_and_its_parent_has_none(giv
     environment = {**os.environ, "OMP_NUM_THREADS": given}
     done = subprocess.run([sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n") == [told, "7 1", ""]
+
+
+@pytest.mark.parametrize("words", [command(SUPERLINK), command(NODE, GUARD)])
+def test_a_port_that_is_taken_is_one_sentence(words: list[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = subprocess.run([*words, "--port", str(port)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: port {port} of 127.0.0.1 cannot be had (Address already in use): end what ")
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)

@@ -28,6 +28,7 @@ import itertools
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -91,6 +92,8 @@ def main(*words: str) -> None:
 def run(words: Sequence[str], manners: Sequence[str]) -> None:
     """Run a program in this process, under the name that Flower gives it."""
     name = words[0]
+    if name in (NODE, SUPERLINK) and "--port" in words:
+        check_port(int(words[words.index("--port") + 1]))
     os.umask(0o077)
     with suppress(OSError):
         Path("/proc/self/comm").write_text(name)
@@ -107,6 +110,18 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
     if name == NODE:
         os._exit(code(program, returned=1))
     program()
+
+
+def check_port(port: int) -> None:
+    """End with a sentence where the port of loopback on which this program is to listen is taken."""
+    with socket.socket() as probe:
+        if os.name == "posix":  # as who listens does: a port that was listened on a moment ago is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            remedy = "end what listens there, perhaps another federation's program, or choose another port for this one"
+            sys.exit(f"error: port {port} of 127.0.0.1 cannot be had ({error.strerror}): {remedy}")
 
 
 def started(manners: Sequence[str], secret: bytes = b"") -> Callable[..., object]:
