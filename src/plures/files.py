@@ -204,6 +204,34 @@ def unsealed(data: Mapping[str, Any], file: Path, remedy: str, *, earlier: bool 
     return plain
 
 
+@contextmanager
+def understood(file: Path, remedy: str) -> Iterator[None]:
+    """Refuse in one sentence a file that makes no sense to who reads it, though its digest is right.
+
+    The digest tells a damaged file, not one that somebody made up.
+
+    Args:
+        file: what is read meanwhile; or the folder.
+        remedy: what to do if it is refused.
+
+    Raises:
+        PluresError: if what it holds cannot be used; names the file.
+    """
+    try:
+        yield
+    except PluresError as error:
+        if str(file) in str(error):
+            raise
+        raise PluresError(f"{file}: {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise DamagedError(f"{file} does not hold what plures writes there ({first_line(error)})", remedy) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
 def salvaged(reading: Callable[[], T], again: str) -> T | None:
     """What a file holds that can be made again; ``None`` if it is damaged, with a warning that names it.
 
@@ -248,13 +276,16 @@ def read(file: Path, remedy: str = "delete it", *, earlier: bool = False) -> tup
 def _read(file: Path, remedy: str, *, earlier: bool, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(file, "pt") as handle:
-            about = unsealed(json.loads((handle.metadata() or {})[ABOUT]), file, remedy, earlier=earlier)
-            values = about.pop(VALUES, None)
+            told = json.loads((handle.metadata() or {})[ABOUT])
             found = {key: handle.get_tensor(key) for key in handle.keys()} if tensors else {}  # noqa: SIM118
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise PluresError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (OSError, SafetensorError, RuntimeError, AttributeError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise DamagedError(f"{file} is not a file that plures wrote, or it is damaged: {error}", remedy) from error
+    if not isinstance(told, dict):
+        raise DamagedError(f"{file} is damaged: its description is no object", remedy)
+    about = unsealed(told, file, remedy, earlier=earlier)
+    values = about.pop(VALUES, None)
     if tensors and values not in (None, digest(found)):
         raise DamagedError(f"{file} is damaged: its values are not those that were saved", remedy)
     return found, about

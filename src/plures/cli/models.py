@@ -266,7 +266,10 @@ def rows_in(file: Path) -> torch.Tensor | dict[str, list[Any]]:
 def read_inputs(file: Path) -> np.ndarray[Any, Any]:
     try:
         with np.load(file, allow_pickle=False) as archive:
-            return np.asarray(archive["x"])
+            found = np.asarray(archive["x"])
+        if found.dtype.kind not in "biuf":
+            raise TypeError(f"{found.dtype} is no type of numbers")
+        return found.astype(np.float64 if found.dtype == np.longdouble else found.dtype.newbyteorder("="), copy=False)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError, AttributeError, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not such a file"
         raise PluresError(f"{file}: {reason}; give an .npz file with an array x of raw examples") from error

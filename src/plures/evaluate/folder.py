@@ -22,7 +22,7 @@ from plures.federation import SPLITS, Federation, Split, Task
 from plures.federation.build import Frame
 from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
-from plures.files import DamagedError, describe, inside, read, unsealed, write, write_json
+from plures.files import DamagedError, describe, inside, read, understood, unsealed, write, write_json
 from plures.method import Bound, Method, Setting
 from plures.models import Leaves, ModelFactory
 from plures.run import Execution, Run, Training
@@ -224,11 +224,12 @@ class RunFolder:
 
     def run(self, device: str = "cpu") -> Run:
         """The run in its saved state, on the clients it was trained with."""
-        spec, execution = self.spec(), self.execution(device)
-        whole = self.data(execution)
-        rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution, self._code)
-        restore(rebuilt, read(self.path / STATE, AGAIN)[0])
-        return rebuilt
+        with understood(self.path, AGAIN):
+            spec, execution = self.spec(), self.execution(device)
+            whole = self.data(execution)
+            rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution, self._code)
+            restore(rebuilt, read(self.path / STATE, AGAIN)[0])
+            return rebuilt
 
     def data(self, execution: Execution | None = None) -> Federation:
         """The run's data, those of clients held out included.
@@ -322,10 +323,11 @@ class RunFolder:
             PluresError: among others if its model diverged, if data that are needed have changed, or if model or method
                 are not the run's.
         """
-        kept, execution = self.model(client), self.execution()
-        federation = self.fitted().to("cpu", execution.dtype)
-        engine = self._engine(federation, execution, model, method)
-        own = self.own(client, engine.bound)
+        with understood(self.path, AGAIN):
+            deployed, execution = self.stack(client), self.execution()
+            federation = self.fitted().to("cpu", execution.dtype)
+            engine = self._engine(federation, execution, model, method)
+            own = self.own(client, engine.bound)
         if inputs is not None:
             inputs = federation.scaled(inputs)
         else:
@@ -333,11 +335,8 @@ class RunFolder:
             if client not in data.clients:
                 raise PluresError(f"the examples of the new client {client!r} are not in the run's data: give --inputs")
             inputs = data.inputs[data.splits["test"][data.index(client)]]
-        deployed: Stack = {}
-        for key, value in kept.items():
-            slot, colon, path = key.partition(":")
-            deployed.setdefault(slot if colon else "model", {})[path if colon else key] = value.unsqueeze(0)
-        return predicted(engine, client, deployed, own, inputs)
+        with understood(self.path, AGAIN):
+            return predicted(engine, client, deployed, own, inputs)
 
     def _engine(
         self,
@@ -392,10 +391,18 @@ class RunFolder:
         """Metrics on a client's own validation examples; empty where it has none."""
         file = self._file(client)
         if file != self.path / MODELS:
-            found: dict[str, float | None] = describe(file, ONBOARD)["validation"]
-            return found
+            told = describe(file, ONBOARD)["validation"]
+            return {name: None if value is None else float(value) for name, value in told.items()}
         scores = self.result().validation
         return _scores(scores, scores.clients.index(client))
+
+    def stack(self, client: str) -> Stack:
+        """What one client predicts with, by slots, each value with a first dimension of 1."""
+        found: Stack = {}
+        for key, value in self.model(client).items():
+            slot, colon, path = key.partition(":")
+            found.setdefault(slot if colon else "model", {})[path if colon else key] = value.unsqueeze(0)
+        return found
 
     def _newcomer(self, client: str) -> Path:
         return inside(self.path / NEWCOMERS, client, suffix=".safetensors")

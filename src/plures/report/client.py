@@ -19,6 +19,7 @@ from plures.evaluate.compare import RESULTS, card
 from plures.evaluate.record import Details, Mistake
 from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
 from plures.federation import Federation
+from plures.files import understood
 from plures.methods import CATALOGUE
 from plures.report.columns import MISSING, Number, known
 
@@ -40,7 +41,13 @@ def client_page(folder: Path, client: str, federation: Federation | None = None,
         federation: the data, for the columns of its worst examples; ``None`` leaves them out.
         method: whose model is looked into; default: the one that serves this client best.
     """
-    comparison = read(folder)
+    with understood(folder, "run it again, into another folder"):
+        return _page(read(folder), folder, client, federation, method)
+
+
+def _page(
+    comparison: Comparison, folder: Path, client: str, federation: Federation | None, method: str | None
+) -> Group:
     people = comparison.methods[0].seeds[0].test.clients
     if client not in people:
         near = ", ".join(people[:10]) + (", ..." if len(people) > 10 else "")

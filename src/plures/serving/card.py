@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from plures.evaluate import RunSpec
 from plures.evaluate.results import Result
 from plures.evaluate.scores import METRICS
-from plures.federation import Task
+from plures.federation import SPLITS, Task
 from plures.texts import markdown
 
 FORMAT = 2
@@ -125,6 +125,8 @@ class Card(Result):
         """Refuse a card whose parts do not belong together."""
         if len(self.classes) != (self.outputs if self.kind == "classification" else 0) or self.outputs < 1:
             raise ValueError(f"{self.kind} with {self.outputs} outputs and {len(self.classes)} classes")
+        if lacking := [split for split in SPLITS if split not in self.rows]:
+            raise ValueError(f"rows of {', '.join(lacking)} are missing")
         if any(size < 1 for size in self.features):
             raise ValueError(f"examples of shape {self.features}")
         if self.columns and self.features[:1] != (len(self.columns),):
@@ -210,7 +212,7 @@ class Card(Result):
         if not self.rows["validation"]:
             return ["It has none, so nothing is known of how well the model does here."]
         titles = {metric.name: metric.title for metric in METRICS[self.kind]}
-        lines = [f"- {titles[name]}: {'-' if v is None else f'{v:.4f}'}" for name, v in self.metrics.items()]
+        lines = [f"- {titles.get(name, name)}: {'-' if v is None else f'{v:.4f}'}" for name, v in self.metrics.items()]
         if "validation" in self.fitted_to:
             lines += ["", "The predictor was fitted to these very examples after training, so the scores flatter it."]
         return lines

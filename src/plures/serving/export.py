@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.evaluate.code import NOTHING, Code
+from plures.files import replacing
 from plures.serving.formats import (
     Runner,
     convolves,
@@ -104,7 +104,8 @@ def export(
         file, again = folder / MODEL, PersonalModel.load(folder, code)
         compared.append(_compared("folder", file, file.stat().st_size, again.predict, model, inputs))
     for name, place, content, opened in made:
-        _write(folder / place, content)
+        with replacing(folder / place) as temporary:
+            temporary.write_bytes(content)
         compared.append(_compared(name, folder / place, len(content), opened(folder / place), model, inputs))
     return compared
 
@@ -130,19 +131,3 @@ def _milliseconds(run: Runner, one: Tensor) -> float:
     finally:
         torch.set_num_threads(threads)
     return 1000 * float(np.median(times[WARM_UP:]))
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        raise PluresError(f"cannot write {file}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from plures.errors import PluresError
 from plures.extras import needed
 from plures.federation.preparation import restored
+from plures.files import first_line
 from plures.serving.personal import SCALING, PersonalModel
 
 OUTPUTS = ("outputs", "probabilities", "decided")
@@ -97,11 +98,6 @@ def _distances(one: Tensor, two: Tensor, p: float, mode: int | None) -> Tensor:
 
 def refusal(model: PersonalModel) -> str:
     return f"the predictor of {model.card.spec.title()} cannot be exported"
-
-
-def first_line(error: Exception) -> str:
-    """The kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def to_onnx(model: PersonalModel, example: Tensor) -> bytes:

@@ -18,12 +18,14 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.code import NOTHING, Code
+from plures.evaluate.folder import AGAIN as RERUN
 from plures.evaluate.folder import counts
 from plures.evaluate.scores import metrics, sums
+from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split
 from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
-from plures.files import read, write, write_text
+from plures.files import read, understood, write, write_text
 from plures.method import Batch, Predict, Problem, Setting, State
 from plures.models import Leaves, Network
 from plures.run import Run
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from plures.tables.table import Table
 
 MODEL, CARD = "model.safetensors", "card.json"
+AGAIN = "publish the model again"
 OWN, SCALING = "own:", "scaling:"
 PARTS = ("inputs", "targets", "weight")
 Examples = tuple[Tensor, Tensor, Tensor]
@@ -116,21 +119,8 @@ class PersonalModel:
     @classmethod
     def stored(cls, kept: RunFolder, client: str) -> PersonalModel:
         """The model of a client in a run's folder; the run's data are not read, and may have changed or be gone."""
-        stack: Stack = {}
-        for key, value in kept.model(client).items():
-            slot, colon, path = key.partition(":")
-            stack.setdefault(slot if colon else "model", {})[path if colon else key] = value.unsqueeze(0)
-        federation, bound = kept.fitted(), kept.bound()
-        card = describe.described(
-            federation,
-            bound,
-            client,
-            kept.spec(),
-            kept.counted(client),
-            round=kept.result().chosen_round,
-            execution=kept.execution(),
-        )
-        return _of(card, stack, kept.own(client, bound), federation, lambda model: kept.validation(client), kept.code)
+        with understood(kept.path, RERUN):
+            return _stored(kept, client)
 
     # --- prediction ---------------------------------------------------------------------------------------------
 
@@ -309,7 +299,7 @@ class PersonalModel:
             raise PluresError(
                 f"{folder} holds no personal model ({MODEL} is missing): name a folder that one was saved to"
             )
-        tensors, about = read(file, "publish the model again", earlier=True)
+        tensors, about = read(file, AGAIN, earlier=True)
         told = about.get("card")
         if not isinstance(told, dict) or "format" not in told:
             raise PluresError(f"{file} is another file of plures, not a personal model")
@@ -326,10 +316,13 @@ class PersonalModel:
         try:
             card = Card.model_validate(told)
         except ValidationError as error:
-            raise PluresError(f"{file}: the card is damaged: {error}; publish the model again") from error
+            raise PluresError(f"{file}: the card is damaged ({explain(error, told)}); {AGAIN}") from error
         if describe.digest(tensors) != card.digest:
-            raise PluresError(f"{file} is damaged: its values are not those that were saved; publish the model again")
-        return _assembled(card, tensors, code.reading(file))
+            raise PluresError(f"{file} is damaged: its values are not those that were saved; {AGAIN}")
+        with understood(file, AGAIN), torch.no_grad():
+            model = _assembled(card, tensors, code.reading(file))
+            model.decided(model.outputs(model.federation.scaled(model.federation.inputs.new_zeros(1, *card.features))))
+        return model
 
 
 def opened(folder: Path, client: str | None = None, code: Code = NOTHING) -> PersonalModel:
@@ -353,6 +346,22 @@ def opened(folder: Path, client: str | None = None, code: Code = NOTHING) -> Per
     if client is None:
         raise PluresError(f"{folder} is a run with several clients: name one with --client")
     return PersonalModel.stored(kept, client)
+
+
+def _stored(kept: RunFolder, client: str) -> PersonalModel:
+    """The model of a client in a run's folder."""
+    federation, bound = kept.fitted(), kept.bound()
+    card = describe.described(
+        federation,
+        bound,
+        client,
+        kept.spec(),
+        kept.counted(client),
+        round=kept.result().chosen_round,
+        execution=kept.execution(),
+    )
+    stack, own = kept.stack(client), kept.own(client, bound)
+    return _of(card, stack, own, federation, lambda model: kept.validation(client), kept.code)
 
 
 def _of(

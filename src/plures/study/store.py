@@ -209,6 +209,9 @@ class Store:
         (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise DamagedError(f"{self.file} is damaged ({' '.join(str(found).split())})", RECOVER)
+        strange = self.db.execute("SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchone()
+        if strange is not None:  # it would change, unseen, what is written here
+            raise DamagedError(f"{self.file} holds a {strange[0]}, {strange[1]!r}, which plures did not make", RECOVER)
 
     def _sign(self) -> None:
         """Give each row that this connection writes its digest."""
@@ -600,10 +603,11 @@ def recover(folder: Path) -> int:
         if there.exists():
             there.replace(aside.with_name(aside.name + end))
     store = Store(folder)
+    known = {table: [row["name"] for row in store._all(f"PRAGMA table_info({table})")] for table in KEPT}
     with closing(store.db), store._transaction():
         for table, found in rows.items():
             for row in found:
-                columns = [column for column in row.keys() if column != "digest"]  # noqa: SIM118
+                columns = [column for column in known[table] if column in row.keys()]  # noqa: SIM118
                 store._do(
                     f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
                     [row[column] for column in columns],
@@ -615,7 +619,7 @@ def readable(db: sqlite3.Connection, table: str) -> list[sqlite3.Row]:
     """The rows of a table that can still be read as they were written, from both of its ends."""
     found: dict[str, sqlite3.Row] = {}
     for order in ("ASC", "DESC"):
-        with suppress(sqlite3.DatabaseError):
+        with suppress(sqlite3.DatabaseError, IndexError):  # IndexError: the table has other columns
             for row in db.execute(f"SELECT * FROM {table} NOT INDEXED ORDER BY rowid {order}"):
                 if sound(table, row):
                     found[row["digest"]] = row
