@@ -30,6 +30,8 @@ class Reported(Known):
         column = self.facts[1]
         numbers = setting.column(column)
         limits = f"metadata column {column!r} must hold numbers {'above' if self.positive else 'from'} 0 to {self.most}"
+        for client, value in zip(setting.clients, setting.metadata.get(column, ()), strict=False):
+            require(not isinstance(value, str), f"{limits}; client {client!r} has {value!r}")
         require(numbers.dim() == 1, limits)
         sound = (numbers <= self.most) & ((numbers > 0) if self.positive else (numbers >= 0))
         for client, number, fine in zip(setting.clients, numbers.tolist(), sound.tolist(), strict=True):
