@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harm import harmed
 from plures.cli.models import read_inputs
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, finish, fit
+from plures.federation import from_folder
 from plures.files import describe, read, read_json, write, write_json
 from plures.report.client import client_page
 from plures.run import Execution, onboard
@@ -208,3 +210,18 @@ def test_a_database_with_other_columns_is_recovered(tmp_path: Path, statement: s
     store = Store(tmp_path)
     assert store.described()["text"] == "text"
     store.close()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_file_of_arrays_is_right_or_named(tmp_path: Path, save: Callable[..., None]) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.npz", x=generator.normal(size=(20, 3)), y=generator.integers(0, 2, 20))
+    file = tmp_path / "a.npz"
+    content, found = file.read_bytes(), 0
+    np.save(tmp_path / "bare.npy", np.zeros(3))
+    for _, harm in [*harmed(content, flips=300), ("another kind", (tmp_path / "bare.npy").read_bytes())]:
+        file.write_bytes(harm)
+        found += refused(lambda: from_folder(tmp_path), tmp_path)
+        refused(lambda: read_inputs(file), file)
+    assert found > 100

@@ -10,11 +10,13 @@ import os
 import re
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +28,19 @@ from plures.errors import PluresError, PluresWarning
 T = TypeVar("T")
 ABOUT = "plures"
 """Where the header of a file of tensors has the description."""
+NO_ARCHIVE = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    BadZipFile,
+    zlib.error,
+)
+"""What NumPy raises for a file that is no ``.npz``, or a damaged one."""
 VALUES, DIGEST = "values_sha256", "sha256"
 """What a description has beside its own entries: the digest of the tensors, and that of all the other entries."""
 

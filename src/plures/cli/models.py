@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from plures.evaluate import RunFolder, RunSpec, primary, score
 from plures.evaluate.code import Code
 from plures.evaluate.spec import find_method
 from plures.federation import Federation, from_folder, load
-from plures.files import check_file, check_folder, write_text
+from plures.files import NO_ARCHIVE, check_file, check_folder, write_text
 from plures.run import Execution, Run, onboard
 from plures.run.onboard import rescaled
 from plures.serving.device import COUNTED, memory
@@ -270,7 +269,7 @@ def read_inputs(file: Path) -> np.ndarray[Any, Any]:
         if found.dtype.kind not in "biuf":
             raise TypeError(f"{found.dtype} is no type of numbers")
         return found.astype(np.float64 if found.dtype == np.longdouble else found.dtype.newbyteorder("="), copy=False)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, TypeError, AttributeError, MemoryError) as error:
+    except NO_ARCHIVE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not such a file"
         raise PluresError(f"{file}: {reason}; give an .npz file with an array x of raw examples") from error
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, Unpack, cast, get_type_hints
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from plures.federation.options import checked
 from plures.federation.preparation import Preparation
 from plures.federation.splits import SplitRule, split_rows
 from plures.federation.targets import refuse, task_of
+from plures.files import NO_ARCHIVE
 
 Array = NDArray[Any]
 MISSING_VALUES = "missing values"
@@ -315,7 +315,7 @@ def _read_client(file: Path) -> dict[str, Array]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             part = {key: archive[key] for key in ("x", "y", "group", "time", "key") if key in archive.files}
-    except (OSError, ValueError, EOFError, BadZipFile, MemoryError) as error:
+    except NO_ARCHIVE as error:
         raise PluresError(
             f"{file}: cannot be read as .npz without pickled objects ({error}); write it again"
         ) from error
