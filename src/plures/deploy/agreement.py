@@ -85,7 +85,7 @@ def readable(text: str) -> dict[str, Any] | None:
     """What a text says; ``None`` if it is no TOML."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -301,7 +301,7 @@ def read_toml(file: Path) -> dict[str, Any]:
             else "name a file"
         )
         raise PluresError(f"{file} cannot be read: {error.strerror}; {where}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PluresError(f"{file} is not valid TOML: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ class Column:
 
     def _number(self, cell: Any, row: int) -> float:
         found = number(str(cell)) if isinstance(cell, str) else None
-        if isinstance(cell, int | float) and np.isfinite(cell):
+        if isinstance(cell, int | float) and abs(cell) <= sys.float_info.max:
             found = float(cell)
         if found is None and isinstance(cell, str) and (self.lenient or cell.strip() in MARKS):
             if self.lenient and "," in cell and nearly_number(cell):

@@ -82,7 +82,7 @@ def parse_study(text: str, file: str, folder: Path, *, checked: bool = True, cod
     """Check the text of a study; ``checked=False`` leaves out what depends on the machine, to read old results."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PluresError(f"{file} is not TOML: {error}") from error
     lines = key_lines(text.replace("\r\n", "\n"))
     try:
