@@ -323,3 +323,17 @@ def test_what_cannot_be_run_is_refused_before_it_is_sent_to_anybody(folder, supe
     assert superlink.said == []
     file.write_text(text)
     said(call(folder, "run", "--detach"))
+
+
+def test_whose_key_is_missing_is_said_where_a_run_ended_before_it_began(folder, superlink, monkeypatch):
+    file, key = folder / "federation.toml", Keyring(folder / "members").node_public("va")
+    monkeypatch.setattr(SuperLink, "status", lambda self, run: "finished:failed")
+    text = file.read_text()
+    members.agreement.enter(file, keys={"va": None})
+    with pytest.raises(PluresError, match=r"has no key of va under \[keys\]: the coordinator adds each with"):
+        said(call(folder, "run"))
+    file.write_text(text.replace("coordinator = ", "# coordinator = "))
+    with pytest.raises(PluresError, match="names no coordinator's key: `plures deploy keys --host NAME`"):
+        said(call(folder, "run"))
+    output = said(call(folder, "add", "va", key))
+    assert output.endswith("the coordinator has no keys so far: `plures deploy keys --host NAME` makes them\n")

@@ -63,6 +63,8 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
         done.append(f"not registered: {error}; then run this command again")
     if missing := [other for other in plan.clients if other not in place.plan.keys]:
         return [*done, f"without a key so far: {', '.join(missing)}"]
+    if plan.coordinator is None or plan.authority is None:
+        return [*done, "the coordinator has no keys so far: `plures deploy keys --host NAME` makes them"]
     what = f"every member has a key. For every member: {place.file} and ca.crt; to be read aloud:"
     return [*done, what, spoken(digest_of(place.file))]
 

@@ -74,7 +74,10 @@ def follow(place: Place, run: int, out: Path, listen: Listen) -> bool:
     if status == "finished:stopped":
         return False
     if not finished(out):
-        why = told(read_log(out), out, plan).reason
+        events = read_log(out)
+        if not events:  # keys that are missing end a run before it has begun
+            _ = plan.orders, plan.members
+        why = told(events, out, plan).reason
         raise PluresError(f"the run stopped{why and f': {why}'}; the same command goes on from the last round")
     return True
 
