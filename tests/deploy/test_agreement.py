@@ -103,13 +103,20 @@ def test_a_file_in_which_no_line_can_be_changed_alone_stays_as_it_is(tmp_path: P
     assert file.read_bytes() == before
 
 
+def test_a_file_that_an_editor_began_with_a_mark_is_read_and_changed(tmp_path: Path) -> None:
+    file = federation(tmp_path, ("north", "south"))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    enter(file, keys={"north": FIRST})
+    assert Plan.load(file).keys == {"north": FIRST}
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         (f'[keys]\nwest = "{FIRST}"', r"\[keys\] has a key of 'west', which is not one of clients"),
         (f'[keys]\nnorth = "{FIRST}"\nsouth = "{FIRST}"', "'south' has the key of 'north': everybody needs"),
-        ('[keys]\nnorth = "SHA256:short"', "keys, north: .*pattern"),
-        ('[keys]\nnorth = "MD5:aa:bb"', "keys, north: .*pattern"),
+        ('[keys]\nnorth = "SHA256:short"', "keys, north: .* is no fingerprint of a key"),
+        ('[keys]\nnorth = "MD5:aa:bb"', "keys, north: .* is no fingerprint of a key"),
     ],
 )
 def test_keys_that_cannot_be(tmp_path: Path, lines: str, message: str) -> None:

@@ -31,7 +31,7 @@ def enter(file: Path, *, top: Mapping[str, str] | None = None, keys: Mapping[str
         PluresError: the file is written in a way in which no line can be changed alone; it stays as it is.
     """
     told = read_toml(file)
-    lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     for name, value in (top or {}).items():
         told[name] = value
         end = next((place for place, line in enumerate(lines) if TABLE.match(line)), len(lines))

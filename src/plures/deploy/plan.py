@@ -288,7 +288,7 @@ class SiteFile(Declared):
 def read_toml(file: Path) -> dict[str, Any]:
     """A TOML file."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         hint = (
             "`plures deploy init` writes it at the coordinator"

@@ -71,7 +71,7 @@ def read_study(file: Path, code: Code = NOTHING) -> Source:
         PluresError: one line for each fault, with the file, the line and the key.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise PluresError(f"{file} cannot be read ({reason}): name the TOML file of a study") from error

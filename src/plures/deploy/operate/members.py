@@ -205,8 +205,8 @@ def rename(file: Path, clients: list[str]) -> None:
     Raises:
         PluresError: it is written in a way in which ``clients`` cannot be changed alone.
     """
-    told = tomllib.loads(file.read_text(encoding="utf-8")) | {"clients": clients}
-    lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    told = tomllib.loads(file.read_text(encoding="utf-8-sig")) | {"clients": clients}
+    lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     after = ""
     end = next((place for place, line in enumerate(lines) if TABLE.match(line)), len(lines))
     for begin in range(end):
