@@ -47,8 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """One thread and the same random numbers, whatever the machine has and whatever ran before."""
+    """One thread, the usual umask and the same random numbers, whatever the machine has and whatever ran before."""
     torch.set_num_threads(1)
+    os.umask(0o022)
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)

@@ -33,10 +33,10 @@ FUNCTIONS = ["fork", "forkpty", "getuid", "geteuid", "getgid", "getegid", "getpg
              "statvfs", "fchmod", "fchown", "chown", "sched_getaffinity", "getloadavg", "mkfifo", "sysconf", "kill"]
 real = builtins.__import__
 
-def importing(name, globals=None, *rest):
+def importing(name, globals=None, *rest, **named):
     if name in MODULES and str((globals or {}).get("__name__")).startswith("plures"):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-    return real(name, globals, *rest)
+    return real(name, globals, *rest, **named)
 
 def without(name, function):
     def call(*given, **named):

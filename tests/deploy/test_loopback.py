@@ -282,9 +282,14 @@ def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
     keys.server_key.unlink()
     keys.make_server()
     assert keys.authority.read_bytes() == before[keys.authority]
-    for name in ("../mercy", "..", ".", "-x", ""):
-        with pytest.raises(PluresError, match="name of a key file"):
-            keys.make_node(name)
+    for name in ("../mercy", "..", ".", "-x"):
+        keys.make_node(name)
+        assert keys.node(name).parent == keys.folder / "nodes"
+    with pytest.raises(PluresError, match="client"):
+        keys.make_node("")
+    assert {file.relative_to(keys.folder).parts[0] for file in keys.folder.rglob("*")} == {
+        *("nodes", "ca.crt", "ca.key", "server.crt", "server.key"),
+    }
 
 
 def test_the_certificate_names_its_hosts(tmp_path: Path) -> None:

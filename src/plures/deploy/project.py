@@ -167,6 +167,7 @@ def write(folder: Path, project: Project, *, contained: bool = False) -> list[Pa
             write_table(file, table)
     except PluresError:
         for file in (*texts, *tables):
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink()
         raise
     return sorted([*texts, *tables])
