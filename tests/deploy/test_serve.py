@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -314,44 +315,40 @@ def test_many_connections_keep_nobody_out_for_long(port):
         wire.close()
 
 
+@contextlib.contextmanager
+def held_up(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A real server with a client that has sent half a request."""
+    numbers().save(folder)
+    command = [sys.executable, "-m", "plures.cli", "serve", str(folder), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline().rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as wire:
+            wire.sendall(HEAD + BODY[:5])
+            time.sleep(0.3)
+            yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_in_time_whoever_is_connected(tmp_path, stop):
     """Half a request kept it for ever."""
-    numbers().save(tmp_path)
-    command = [sys.executable, "-m", "plures.cli", "serve", str(tmp_path), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        port = int(process.stdout.readline().rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as wire:
-            wire.sendall(HEAD + BODY[:5])
-            time.sleep(0.3)
-            start = time.monotonic()
-            process.send_signal(stop)
-            assert process.wait(9) == 0
-            assert time.monotonic() - start < 6
-    finally:
-        process.kill()
-        process.wait()
+    with held_up(tmp_path) as process:
+        start = time.monotonic()
+        process.send_signal(stop)
+        assert process.wait(9) == 0
+        assert time.monotonic() - start < 6
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
-    numbers().save(tmp_path)
-    command = [sys.executable, "-m", "plures.cli", "serve", str(tmp_path), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        port = int(process.stdout.readline().rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as wire:
-            wire.sendall(HEAD + BODY[:5])
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(2) == -signal.SIGTERM
-    finally:
-        process.kill()
-        process.wait()
+    with held_up(tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(2) == -signal.SIGTERM
 
 
 def test_a_real_process_answers_until_it_is_stopped(tmp_path):
