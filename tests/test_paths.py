@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from plures.errors import PluresError
-from plures.federation.names import checked_name
 from plures.files import filed, inside
+from plures.names import checked_name
 from plures.texts import visible, visible_lines
 
 OUT = (

@@ -20,8 +20,8 @@ from plures.deploy.state import leave, strangers
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
 from plures.extras import needed
-from plures.federation.names import checked_name
 from plures.files import check_folder, inside
+from plures.names import checked_name
 
 deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations of real sites, over Flower.")
 app.add_typer(deploy, name="deploy")

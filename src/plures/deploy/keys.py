@@ -22,8 +22,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from plures.deploy.proxy import DNS
 from plures.errors import PluresError
-from plures.federation.names import checked_name
 from plures.files import inside
+from plures.names import checked_name
 
 LOOPBACK = ("localhost", "127.0.0.1")
 AUTHORITY_DAYS = 3650

@@ -19,7 +19,7 @@ from plures.deploy.site import Allowed
 from plures.errors import PluresError
 from plures.evaluate import Code, RunSpec
 from plures.faults import explain
-from plures.federation.names import in_order
+from plures.names import in_order
 from plures.run.remote import Rules
 from plures.tables.declared import Declared, Finite, Name, Names
 from plures.tables.schema import Schema

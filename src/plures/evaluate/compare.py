@@ -36,12 +36,12 @@ from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
 from plures.federation import SPLITS, Federation, SplitName
-from plures.federation.names import name_of
 from plures.files import check_folder, describe, filed, read_json, salvaged, write_json, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
 from plures.methods.entry import plain, titled
 from plures.models import ModelFactory, Network
+from plures.names import name_of
 from plures.run import Execution, Run
 from plures.run.checkpoint import AGAIN, discard_damaged
 from plures.run.coordinator import builder

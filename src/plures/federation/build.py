@@ -16,18 +16,18 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from plures.brief import brief
+from plures.cells import absent, alike
 from plures.errors import PluresError, PluresWarning, suggestion
-from plures.federation.cells import absent, alike
 from plures.federation.doubts import doubts
 from plures.federation.encode import Column, Decided, Encoded, encode
 from plures.federation.federation import Federation
 from plures.federation.metadata import Metadata, metadata_of
-from plures.federation.names import coded, named
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
 from plures.federation.splits import SplitRule, split_rows
 from plures.federation.targets import refuse, task_of
 from plures.files import NO_ARCHIVE
+from plures.names import coded, named
 
 Array = NDArray[Any]
 MISSING_VALUES = "missing values"

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from plures.federation.cells import alike, listed
+from plures.cells import alike, listed
 from plures.federation.federation import Federation
 
 FEW = 3

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.brief import brief
+from plures.cells import MARKS, absent, alike, date, listed, nearly_number, number
 from plures.errors import PluresError, suggestion
-from plures.federation.cells import MARKS, absent, alike, date, listed, nearly_number, number
 
 Array = NDArray[Any]
 LEVELS = 30

@@ -12,9 +12,9 @@ from torch import Tensor
 from plures.brief import brief
 from plures.devices import find
 from plures.errors import PluresError, suggestion
-from plures.federation.names import check_words, checked_name, in_order, name_of
 from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
+from plures.names import check_words, checked_name, in_order, name_of
 
 if TYPE_CHECKING:
     from plures.federation.describe import Description

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plures.errors import PluresError
-from plures.federation.names import by_name, name_of
+from plures.names import by_name, name_of
 
 Metadata = Mapping[Any, Sequence[object]] | Mapping[Any, Mapping[Any, object]]
 ORDER = "client"

@@ -16,8 +16,8 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.build import MISSING_VALUES
 from plures.federation.federation import SPLITS, Federation
-from plures.federation.names import by_name, coded
 from plures.federation.seeding import generator
+from plures.names import by_name, coded
 
 Quantity = float | Mapping[str, float] | Callable[[str], float]
 """One number for all clients, one for each, or a function of the client's name."""

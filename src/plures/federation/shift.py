@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from plures.errors import PluresError
 from plures.federation.federation import Federation
-from plures.federation.names import by_name
 from plures.federation.seeding import generator
+from plures.names import by_name
 
 Assignment = Mapping[str, int]
 V = TypeVar("V")

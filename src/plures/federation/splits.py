@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from plures.errors import PluresError
 from plures.federation.federation import SPLITS, Split, SplitName
-from plures.federation.names import coded
 from plures.federation.seeding import generator
+from plures.names import coded
 
 
 @dataclass(frozen=True)

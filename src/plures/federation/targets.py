@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plures.cells import absent, alike, listed, number
 from plures.errors import PluresError, PluresWarning, closest
-from plures.federation.cells import absent, alike, listed, number
 from plures.federation.federation import Task
-from plures.federation.names import in_order
+from plures.names import in_order
 
 Array = NDArray[Any]
 Kind = Literal["classification", "regression"]

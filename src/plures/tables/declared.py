@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from plures.federation.names import fault
+from plures.names import fault
 
 
 def named(name: str) -> str:

@@ -16,7 +16,7 @@ from plures.brief import brief
 from plures.errors import PluresError, closest
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split, SplitRule, Task, from_arrays
-from plures.federation.names import by_name, in_order
+from plures.names import by_name, in_order
 from plures.tables.column import Category, Number, Read
 from plures.tables.declared import Declared, Name, Names, toml
 from plures.tables.draft import Draft, draft

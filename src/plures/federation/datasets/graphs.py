@@ -14,9 +14,9 @@ from plures.errors import PluresError
 from plures.federation.build import Examples, Options, assemble
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
-from plures.federation.names import by_name, named
 from plures.federation.seeding import generator
 from plures.federation.splits import SplitRule
+from plures.names import by_name, named
 
 Nodes = NDArray[np.int64]
 

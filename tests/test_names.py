@@ -8,8 +8,8 @@ import torch
 
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, Split, Task, completeness_report, degrade, from_arrays, split_rows
-from plures.federation.names import in_order, name_of
 from plures.method import Setting
+from plures.names import in_order, name_of
 
 NUMBERS = np.arange(1, 13)
 CLIENT = NUMBERS.repeat(12)
