@@ -3,8 +3,6 @@
 Personalized federated learning: every client gets its own model and still learns from all the others.
 """
 
-__version__ = "0.1.0"
-
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate import Code, Comparison, RunFolder, RunSpec, compare, fit, score
 from plures.federation import Federation, from_arrays, from_dataset, from_folder, from_frame, load
@@ -12,6 +10,7 @@ from plures.method import SGD, Adam, AdamW, Method
 from plures.methods import CATALOGUE as METHODS
 from plures.models import default_model, with_roles
 from plures.run import BySize, Execution, Fixed, Full, Run, Training, Uniform, onboard
+from plures.version import __version__
 
 __all__ = [
     "METHODS",

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-import plures
 from plures.errors import PluresError, closest
 from plures.files import unsealed
 from plures.signature import shown
+from plures.version import __version__
 
 MESSAGES = {"missing": "is missing", "extra_forbidden": "is unknown here", "union_tag_not_found": "kind is missing"}
 """Pydantic's type of error -> plainer words."""
@@ -97,6 +97,6 @@ def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:
 def unreadable(error: ValidationError, file: Path, what: str, remedy: str) -> PluresError:
     """The error for a file that was damaged, or written by another version."""
     return PluresError(
-        f"{file} is not {what} that plures {plures.__version__} can read ({explain(error, {})}): it is damaged, or of "
+        f"{file} is not {what} that plures {__version__} can read ({explain(error, {})}): it is damaged, or of "
         f"another version; {remedy}"
     )

@@ -28,6 +28,7 @@ from plures.deploy.state import PUBLISHED, Versions, alone
 from plures.errors import PluresError
 from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_tables
+from versions import become
 
 HOSPITALS = sorted(heart_tables())
 
@@ -393,7 +394,7 @@ def test_stop_ends_all_runs_or_one(tmp_path, superlink):
 def test_a_member_of_another_version_is_named_with_what_to_do(tmp_path, monkeypatch):
     file = written(tmp_path, rules="min_clients = 3\npatience = 1", rounds=2, method="fedavg")
     with monkeypatch.context() as patch:
-        patch.setattr(plures, "__version__", "99.0")
+        become("99.0", patch)
         other = opened(tmp_path / "va" / "site.toml")
     sites = [opened(tmp_path / name / "site.toml") for name in HOSPITALS[:3]]
     conductor(file, Loopback([*sites, other])).run()
@@ -418,7 +419,7 @@ def test_an_unfinished_run_is_not_gone_on_with_by_another_version(tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         conductor(file, carrier).run()
     before = (tmp_path / "results" / CHECKPOINT).read_bytes()
-    monkeypatch.setattr(plures, "__version__", "99.0")
+    become("99.0", monkeypatch)
     sites = [opened(file.parent / name / "site.toml") for name in HOSPITALS]
     with pytest.raises(PluresError, match="checkpoint"):
         conductor(file, Loopback(sites)).run()

@@ -28,6 +28,7 @@ from plures.deploy.plan import Plan
 from plures.deploy.signing import public as fingerprint
 from plures.deploy.state import alone
 from plures.errors import PluresError
+from versions import become
 
 FULL = OSError(28, "No space left on device")
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
@@ -100,7 +101,7 @@ def test_texts_that_are_this_versions_are_not_touched(folder, site):
 
 def test_another_versions_texts_replace_the_old_ones_and_nothing_else_changes(folder, monkeypatch):
     before, old = tree(folder), plures.__version__
-    monkeypatch.setattr(plures, "__version__", "99.0")
+    become("99.0", monkeypatch)
     monkeypatch.setattr(project, "nginx", lambda: "another door\n")
     (folder / "carrier.py").unlink()
     output = call("upgrade", folder)
@@ -305,7 +306,7 @@ def test_a_member_is_told_of_an_unfinished_run_that_it_would_refuse(tmp_path, mo
     version = plures.__version__
     assert "unfinished" not in call("upgrade", own)
     with monkeypatch.context() as patch:
-        patch.setattr(plures, "__version__", "99.0")
+        become("99.0", patch)
         note = (
             f"note: the run that plures {version} began here is unfinished, and this version, 99.0, refuses every order"
         )
@@ -314,7 +315,7 @@ def test_a_member_is_told_of_an_unfinished_run_that_it_would_refuse(tmp_path, mo
             assert "install that version again until it has ended, or give it up" in call(*words)
     conducted(dies=False)
     with monkeypatch.context() as patch:
-        patch.setattr(plures, "__version__", "99.0")
+        become("99.0", patch)
         assert "unfinished" not in call("upgrade", own)
 
 

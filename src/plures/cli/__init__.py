@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-import plures
 from plures.cli import client as client
 from plures.cli import deploy as deploy
 from plures.cli import diagnose as diagnose
@@ -21,6 +20,7 @@ from plures.cli import research as research
 from plures.cli import study as study
 from plures.cli.common import Terminal, app
 from plures.errors import PluresError, PluresWarning
+from plures.version import __version__
 
 __all__ = ["app", "main"]
 
@@ -32,7 +32,7 @@ def common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        typer.echo(plures.__version__)
+        typer.echo(__version__)
         raise typer.Exit
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-import plures
 from plures.deploy.journal import BROKEN, Journal
 from plures.deploy.plan import Plan
 from plures.deploy.state import alone
@@ -30,6 +29,7 @@ from plures.run.coordinator import RoundRecord
 from plures.run.interrupt import ending, rest
 from plures.run.message import Held, Scored, Told
 from plures.run.remote import RANGES, BrokenError, Remote, Sites, TooFewError, Transport
+from plures.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Conductor:
                 f"clients {', '.join(self.sites.missing)} did not join within {self.plan.rules.join_deadline:g} "
                 f"seconds{f' ({refused})' if refused else ''}: start their sites, or leave them out of the federation"
             )
-        self.journal.event("joined", clients=sorted(self.sites.where), version=plures.__version__)
+        self.journal.event("joined", clients=sorted(self.sites.where), version=__version__)
 
     def measurable(self, remote: Remote) -> None:
         """Say before the first round if no site tells the number by which rounds are chosen."""

@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-import plures
 from plures.deploy.proxy import PUBLIC, SUPERLINK
 from plures.deploy.services import USER_ID
 from plures.deploy.templates import filled
 from plures.files import filed
+from plures.version import __version__
 
 FOLDER, SITES = "containers", "sites"
 SERVICE = "superlink"
@@ -40,7 +40,7 @@ def containers(folder: Path, app: str, rows: Mapping[str, str]) -> dict[str, str
     told = {
         "app": app,
         "whom": " and four hospitals" if rows else "",
-        "version": plures.__version__,
+        "version": __version__,
         "user": user(),
         "home": text(str(home)),
         "port": SUPERLINK,
@@ -48,7 +48,7 @@ def containers(folder: Path, app: str, rows: Mapping[str, str]) -> dict[str, str
         "sites": sites,
     }
     found = {
-        "Containerfile": filled(f"{FOLDER}/Containerfile", version=plures.__version__),
+        "Containerfile": filled(f"{FOLDER}/Containerfile", version=__version__),
         "compose.yaml": filled(f"{FOLDER}/compose.yaml", **told),
         ".dockerignore": filled(f"{FOLDER}/ignore"),
         "wheels/README.md": filled(f"{FOLDER}/wheels.md"),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-import plures
 from plures.deploy.state import PUBLISHED, RefusedError, writing
 from plures.errors import PluresError
 from plures.files import read, read_json, write, write_json
 from plures.run.message import Held, Order, Reply, Scored, Task, Tensors
+from plures.version import __version__
 
 LEDGER = "ledger.json"
 KEPT = 3
@@ -137,7 +137,7 @@ class Ledger:
             content: its digest.
             versions: orders whose named versions are remembered.
         """
-        book = self.book or Book(run=self.run, population=people(order), version=plures.__version__)
+        book = self.book or Book(run=self.run, population=people(order), version=__version__)
         last = book.asked[-1] if book.asked else None
         if last is None or (last.task, last.round) != (order.task, order.round):
             book.asked = [*book.asked, Asked(task=order.task, round=order.round, contents=[content])][-KEPT:]

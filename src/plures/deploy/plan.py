@@ -14,7 +14,6 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-import plures
 from plures.deploy.site import Allowed
 from plures.errors import PluresError
 from plures.evaluate import Code, RunSpec
@@ -24,6 +23,7 @@ from plures.run.remote import Rules
 from plures.tables.declared import Declared, Finite, Name, Names
 from plures.tables.schema import Schema
 from plures.tables.table import Table, read_table
+from plures.version import __version__
 
 D = TypeVar("D", bound=Declared)
 
@@ -193,7 +193,7 @@ class Plan(Declared):
     @property
     def agreed(self) -> str:
         """What must be the same at every member, beside the model itself."""
-        return json.dumps([plures.__version__, self.spec.model_dump(), self.table.model_dump(mode="json"), self.tells])
+        return json.dumps([__version__, self.spec.model_dump(), self.table.model_dump(mode="json"), self.tells])
 
     @property
     def label(self) -> str:

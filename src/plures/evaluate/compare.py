@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-import plures
 from plures.errors import PluresError, PluresWarning, suggestion
 from plures.evaluate.callback import Callback
 from plures.evaluate.code import Code
@@ -60,6 +59,7 @@ from plures.run.fingerprint import (
     question,
 )
 from plures.signature import checked, shown
+from plures.version import __version__
 
 DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")
 LEARNING_RATES = (0.03, 0.1, 0.3)
@@ -549,7 +549,7 @@ def environment(execution: Execution) -> dict[str, str]:
     """Versions and machine, for the record."""
     device = execution.torch_device
     return {
-        "plures": plures.__version__,
+        "plures": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

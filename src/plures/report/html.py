@@ -11,7 +11,6 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from plures import __version__
 from plures.errors import PluresError
 from plures.evaluate.results import Comparison, Row
 from plures.report.document import document
@@ -19,6 +18,7 @@ from plures.report.overview import overview
 from plures.report.sections import choice, facts, sections
 from plures.report.table import verdict
 from plures.report.vendor import scripts
+from plures.version import __version__
 
 SCRIPTS = ("stats.js", "tools.js", "rows.js", "curves.js", "people.js", "client.js", "tables.js", "main.js")
 """The page's own script, in order; they share one scope."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import plures
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, Split
 from plures.method import Method
@@ -21,6 +20,7 @@ from plures.run.coordinator import Coordinator
 from plures.run.facts import Facts, digest, facts, raw, short, tensor_text
 from plures.run.participation import Participation
 from plures.run.training import Training
+from plures.version import __version__
 
 Fingerprint = dict[str, Facts]
 """Part of the question to its facts. What only changes rounding, speed or who is told is not part of it."""
@@ -101,7 +101,7 @@ def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = 
 
 def versions() -> Facts:
     """Versions of what computes; only that of plures must be equal."""
-    return {"plures": plures.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"plures": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def question(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import plures
 from plures.errors import PluresError
 from plures.method import AGE, LATER, Assign, Bound, Known, Phase, Setting
 from plures.method.schedule import named
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 FEW = 8
 """Examples in the batch of the step."""
-INSIDE = tuple(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (plures, torch))
+INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 
 
 def rehearse(bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-import plures
 from plures.evaluate import RunSpec
 from plures.evaluate.folder import Counts
 from plures.federation import Federation, Task
@@ -21,6 +20,7 @@ from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
 from plures.run import Execution
 from plures.serving.card import Card, Part, Told
+from plures.version import __version__
 
 if TYPE_CHECKING:
     from plures.tables.schema import Schema
@@ -78,7 +78,7 @@ def described(
         sheet=dict(sheet or {}),
         table=None if schema is None else schema.model_dump(mode="json"),
         versions={
-            "plures": plures.__version__,
+            "plures": __version__,
             "torch": torch.__version__,
             "safetensors": importlib.metadata.version("safetensors"),
             "python": platform.python_version(),

@@ -13,7 +13,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import plures
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
@@ -34,6 +33,7 @@ from plures.run.kernels import kernels
 from plures.serving import describe
 from plures.serving.card import FORMAT, Card
 from plures.serving.watched import Watched
+from plures.version import __version__
 
 if TYPE_CHECKING:
     from plures.tables.schema import Schema
@@ -305,7 +305,7 @@ class PersonalModel:
             raise PluresError(f"{file} is another file of plures, not a personal model")
         if told["format"] not in (1, FORMAT):
             raise PluresError(
-                f"{file} has format {told['format']}, and this version of plures ({plures.__version__}) reads format "
+                f"{file} has format {told['format']}, and this version of plures ({__version__}) reads format "
                 f"{FORMAT}: install the plures that wrote it, {told.get('versions', {}).get('plures', 'unknown')}"
             )
         if told["format"] == 1 and "targets standardised (" in str(told.get("source")):

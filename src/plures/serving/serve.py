@@ -18,9 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-import plures
 from plures.errors import PluresError
 from plures.serving.personal import PersonalModel
+from plures.version import __version__
 
 try:
     import h11
@@ -104,7 +104,7 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
 
     @made.get("/health")
     def health() -> dict[str, str]:
-        return {"status": "ok", "client": card.client, "version": card.version, "plures": plures.__version__}
+        return {"status": "ok", "client": card.client, "version": card.version, "plures": __version__}
 
     @made.get("/card")
     def tell() -> Response:

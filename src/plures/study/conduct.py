@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-import plures
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import Callback
 from plures.files import full
@@ -19,6 +18,7 @@ from plures.study.cells import load_cell
 from plures.study.plan import Plan, Unit
 from plures.study.store import LostError, Store
 from plures.study.work import Bench
+from plures.version import __version__
 
 NAMED = 5
 """How many damaged results a warning names."""
@@ -98,7 +98,7 @@ def begin(plan: Plan, store: Store) -> None:
             of its results any more; others are checked when they are worked on.
     """
     source = plan.source
-    store.insist(plures.__version__)
+    store.insist(__version__)
     damaged = store.mend((*plan.measures, *plan.units))
     if damaged:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
@@ -106,7 +106,7 @@ def begin(plan: Plan, store: Store) -> None:
             f"{store.file} is damaged: {'; '.join(damaged[:NAMED])}{more} is done again", PluresWarning, stacklevel=2
         )
     store.reopen((*plan.measures, *plan.units))
-    store.describe(source.text, source.file, str(source.folder.resolve()), plan.search, plures.__version__)
+    store.describe(source.text, source.file, str(source.folder.resolve()), plan.search, __version__)
     for cell in plan.cells:
         units = [unit for unit in (*plan.measures, *plan.units) if unit.cell is cell]
         if store.cell(cell.key) is not None and not store.unfinished(units):

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import plures
 from plures.evaluate.callback import About
 from plures.extras import needed
 from plures.files import inside
 from plures.track import names
 from plures.track.tracker import Settings, Tracker
+from plures.version import __version__
 
 BATCH = 100
 """Settings or values written at once; MLflow takes no more settings."""
@@ -56,7 +56,7 @@ class MLflow(Tracker):
         experiment = self._experiment(about.federation)
         begun = self._begun(experiment, about.title) if about.done else None
         if begun is None:
-            tags = {TITLE: about.title, VERSION: plures.__version__}
+            tags = {TITLE: about.title, VERSION: __version__}
             begun = self.client.create_run(experiment, run_name=about.title, tags=tags).info.run_id
             params = [self.entities.Param(name, str(value)) for name, value in settings.items()]
             for start in range(0, len(params), BATCH):

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-import plures
 from plures.deploy.ledger import LEDGER, Book
 from plures.deploy.operate.renew import ending
 from plures.deploy.plan import Plan, SiteFile
@@ -17,6 +16,7 @@ from plures.deploy.state import PUBLISHED, Versions, has_left
 from plures.errors import PluresError
 from plures.evaluate import Code
 from plures.files import inside, read_json
+from plures.version import __version__
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def look(file: Path) -> MemberStatus:
     return MemberStatus(
         client=own.client,
         federation=plan.name,
-        version=plures.__version__,
+        version=__version__,
         flower=installed("flwr"),
         left=has_left(inside(state, plan.name)),
         rounds=plan.spec.rounds,
@@ -99,10 +99,10 @@ def book(file: Path, notes: list[str]) -> tuple[tuple[Answered, ...], float | No
         return (), None
     answered = tuple(Answered(one.task, one.round, one.answered) for one in own.asked)
     ended = bool(answered) and answered[-1].task == "publish" and answered[-1].done
-    if not ended and own.version != plures.__version__:
+    if not ended and own.version != __version__:
         began = f"plures {own.version}" if own.version else "an earlier version of plures"
         notes.append(
-            f"the run that {began} began here is unfinished, and this version, {plures.__version__}, refuses every "
+            f"the run that {began} began here is unfinished, and this version, {__version__}, refuses every "
             "order of it: install that version again until it has ended, or give it up: the coordinator gives "
             "federation.toml another name, and `plures deploy join` takes it over"
         )

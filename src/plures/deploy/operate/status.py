@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import plures
 from plures.deploy.fleet.control import Node, Submitted
 from plures.deploy.journal import METRICS, PREFIX, read_log
 from plures.deploy.operate.place import Place, finished, works
@@ -17,6 +16,7 @@ from plures.deploy.operate.renew import ending, ring
 from plures.deploy.plan import Plan
 from plures.deploy.watch import ANSWERED, WAITING
 from plures.errors import PluresError
+from plures.version import __version__
 
 RECENT = 5
 """Rounds from which the time of the others is estimated."""
@@ -111,7 +111,7 @@ class Status:
     sites: tuple[SiteStatus, ...]
     run: RunStatus
     notes: tuple[str, ...] = ()
-    version: str = plures.__version__
+    version: str = __version__
     time: float = field(default_factory=time.time)
 
 
@@ -240,10 +240,10 @@ def certificates(place: Place) -> list[str]:
 def versions(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> list[str]:
     """An unfinished run that another version of plures began, which this one does not go on with."""
     old = began(events)
-    if run.state != "stopped" or old in (None, plures.__version__):
+    if run.state != "stopped" or old in (None, __version__):
         return []
     return [
-        f"{run.out} was begun with plures {old} and this is {plures.__version__}, which does not go on with it: end "
+        f"{run.out} was begun with plures {old} and this is {__version__}, which does not go on with it: end "
         "it with that version, or begin anew in another folder"
     ]
 

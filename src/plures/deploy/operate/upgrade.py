@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
-import plures
 from plures.deploy.containers import FOLDER, containers
 from plures.deploy.journal import read_log
 from plures.deploy.member import around, unit_name
@@ -24,6 +23,7 @@ from plures.deploy.project import HOST, PLAN, ROWS, Project, slug
 from plures.deploy.promise import held
 from plures.errors import PluresError
 from plures.files import filed, replacing
+from plures.version import __version__
 
 COORDINATOR = {
     "systemd/guard.nft": "/etc/plures/{app}-superlink.nft",
@@ -75,7 +75,7 @@ def coordinator(place: Place) -> list[str]:
         notes,
         *install(home, kept, COORDINATOR, app),
         restart,
-        f"every member installs plures {plures.__version__} and runs `plures deploy upgrade site.toml`",
+        f"every member installs plures {__version__} and runs `plures deploy upgrade site.toml`",
         f"if a run of it has begun, give {PLAN} another name, for no site goes on with what another version has begun; "
         "every member joins with it, `plures deploy run` begins, and `plures deploy status` names members of another "
         "version",
@@ -98,7 +98,7 @@ def site(file: Path) -> list[str]:
     for one in held(file):
         if not one.ok:
             raise PluresError(
-                f"nothing was written, for plures {plures.__version__} would not let this site take part:\n{one.text()}"
+                f"nothing was written, for plures {__version__} would not let this site take part:\n{one.text()}"
             )
     own, home = SiteFile.load(file), file.parent.resolve()
     plan = Plan.load(file.parent / own.federation)
@@ -162,9 +162,9 @@ def install(home: Path, kept: Mapping[Path, Path | None], places: Mapping[str, s
 def told(home: Path, kept: Mapping[Path, Path | None], notes: list[str], *steps: str) -> list[str]:
     """What was done, what is to be known, and what is to be done."""
     names = {str(file.relative_to(home)): before for file, before in kept.items()}
-    lines = [f"{home}: every text is already that of plures {plures.__version__}"]
+    lines = [f"{home}: every text is already that of plures {__version__}"]
     if names:
-        lines = [f"{home}: wrote {', '.join(names)} for plures {plures.__version__}"]
+        lines = [f"{home}: wrote {', '.join(names)} for plures {__version__}"]
     if old := {name: str(before.relative_to(home)) for name, before in names.items() if before}:
         lines.append(f"what stood there before is kept: {', '.join(old.values())}")
         steps = (
