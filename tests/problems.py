@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import nn
 
@@ -87,6 +88,17 @@ def run(
     return done
 
 
+def close(value: object) -> object:
+    """A number, or numbers, to compare with: given by hand, hence equal to nine decimals."""
+    return pytest.approx(value, abs=1e-9)
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    """Whether two models are equal bit for bit."""
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[path], right[path]) for path in left)
+
+
 def near(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
     """Whether two models in double precision differ by no more than rounding.
 
@@ -109,3 +121,23 @@ def personal(run: Run, slot: str, path: str = "weight") -> list[float]:
 def predictions(run: Run, path: str = "weight") -> list[float]:
     """The scalar that every client predicts with."""
     return run.predictors(list(range(len(run.federation))))[path].flatten().tolist()
+
+
+def shared(done: Run) -> dict[str, torch.Tensor]:
+    """The slot ``model`` of every client."""
+    return done.states(list(range(len(done.federation))))["model"]
+
+
+def predictors(done: Run) -> dict[str, torch.Tensor]:
+    """The model that every client predicts with."""
+    return done.predictors(list(range(len(done.federation))))
+
+
+def starts(*values):
+    """A factory whose first module starts at the first value, the second at the second, and so on."""
+    remaining = list(values)
+
+    def model() -> nn.Module:
+        return scalar(remaining.pop(0))()
+
+    return model

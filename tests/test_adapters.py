@@ -26,12 +26,7 @@ from plures.models import (
     with_roles,
 )
 from plures.models.adapters import Lora
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
+from sizes import parameters
 
 NETWORKS = {
     "linear": (partial(mlp, (6,), 3, (5, 4)), (6,)),
@@ -171,10 +166,6 @@ def test_roles_mark_the_factors_and_nothing_of_the_base():
     ends = {f"{part}.{leaf}" for part in ("down", "up") for leaf in ("weight", "bias")}
     assert leaves_of(house, "adapter") == {f"body.1.adapter.{end}" for end in ends}
     assert parameters(house) - parameters(mlp((6,), 3)) == (200 * 2 + 2) + (2 * 200 + 200)
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(leaf.numel() for leaf in module.parameters())
 
 
 def test_targets_are_types_or_parts():

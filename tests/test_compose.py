@@ -61,8 +61,8 @@ from plures.methods.pfedhn import pfedhn
 from plures.methods.temperature import temperature
 from plures.models import with_lora, with_roles
 from plures.run import Execution, Run, Uniform, onboard
-from problems import run
-from test_lattice import mlp, ragged, shared
+from problems import run, shared
+from shifted import mlp, ragged
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 momentum = Method(combine=Combine(server=ServerOptimizer(SGD(1.0, momentum=0.9))))

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
+from people import FAST
 from plures.errors import PluresWarning
 from plures.evaluate import ClientScores, Comparison, compare
 from plures.evaluate.results import Trial
@@ -17,7 +18,6 @@ from plures.evaluate.tuning import coordinate
 from plures.federation import from_arrays
 from plures.report import console_table, headline, html_report, markdown_table
 from report.comparisons import comparison
-from test_results import FAST
 
 INF = math.inf
 

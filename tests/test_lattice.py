@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from plures.federation import Split, from_arrays
 from plures.method import Method, everything, nothing
@@ -29,41 +28,17 @@ from plures.methods import (
     pfedme,
     scaffold,
 )
-from plures.models import with_roles
 from plures.run import Execution, Run, Uniform
-from problems import BodyHead, quadratic, run, scalar
+from problems import BodyHead, predictors, quadratic, run, scalar, shared
+from shifted import mlp, ragged
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
-
-
-def ragged():
-    """Seven clients of different sizes with shifted classes: three classes, five features, real mini-batches."""
-    generator = np.random.default_rng(5)
-    client = np.repeat(np.arange(7), [23, 31, 40, 57, 64, 71, 90])
-    x = generator.normal(size=(len(client), 5)).astype(np.float32)
-    y = (x @ generator.normal(size=(5, 3)) + np.eye(3)[client % 3]).argmax(1)
-    return from_arrays(x, y, client, seed=1, dtype=torch.float64)
 
 
 def identical():
     """The same clients, each with the rows of the first."""
     data = ragged()
     return replace(data, splits={name: Split.of([split[0]] * 7) for name, split in data.splits.items()})
-
-
-def mlp() -> nn.Module:
-    layers = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
-    return with_roles(layers, head="2")
-
-
-def shared(done: Run) -> dict[str, torch.Tensor]:
-    """The slot ``model`` of every client."""
-    return done.states(list(range(len(done.federation))))["model"]
-
-
-def predictors(done: Run) -> dict[str, torch.Tensor]:
-    """The model that every client predicts with."""
-    return done.predictors(list(range(len(done.federation))))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 import plures
+from people import FAST, net, people
 from plures.errors import PluresError
 from plures.evaluate import Code, compare
 from plures.evaluate.spec import distinct, find_method
@@ -16,7 +17,6 @@ from plures.files import filed
 from plures.method import Method, Personal, head
 from plures.methods import CATALOGUE, ditto, fedper, local
 from plures.run import Execution
-from test_results import FAST, net, people
 
 
 def own(share: float = 0.5) -> Method:

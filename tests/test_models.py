@@ -41,15 +41,7 @@ from plures.models import (
 from plures.models.residual import Block, SqueezeExcitation
 from plures.models.sequence import CausalAttention
 from plures.run import Execution, Run, Training
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+from sizes import parameters
 
 
 @dataclass(frozen=True)

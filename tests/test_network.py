@@ -11,7 +11,7 @@ from torch import nn
 from plures.errors import PluresError
 from plures.models import Network, build, with_roles
 from plures.models.layers import KeyedDropout, uniform
-from test_engine import Hidden, SelfAttention, encoder, normed
+from trajectories import Hidden, SelfAttention, encoder, normed
 
 KEY = torch.tensor(12345)
 

@@ -11,7 +11,7 @@ import torch
 from plures.errors import PluresError
 from plures.method import SGD, Adam, AdamW
 from plures.methods import fedavg
-from test_engine import LOOP, WIDE, assert_same, everything_of, mlp, ragged, run
+from trajectories import LOOP, WIDE, assert_same, everything_of, mlp, ragged, run
 
 PAIRS = {
     "sgd": (SGD(0.1), lambda p: torch.optim.SGD(p, 0.1)),

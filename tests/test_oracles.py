@@ -30,9 +30,8 @@ from plures.methods import (
 from plures.models import with_roles
 from plures.run import Fixed, Run, Training, onboard
 from plures.run.cost import traffic
-from problems import EXACT, BodyHead, personal, predictions, quadratic, run, scalar, weight
+from problems import EXACT, BodyHead, close, personal, predictions, quadratic, run, scalar, starts, weight
 
-close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731
 A, B = (1.0, 2.0, 4.0), (-1.0, 0.5, 3.0)
 
@@ -326,16 +325,6 @@ def test_lgfedavg_round():
 
 
 # IFCA -----------------------------------------------------------------------------------------------------------
-
-
-def starts(*values):
-    """A factory whose first module starts at the first value, the second at the second, and so on."""
-    remaining = list(values)
-
-    def model() -> nn.Module:
-        return scalar(remaining.pop(0))()
-
-    return model
 
 
 def by_examples(clusters):

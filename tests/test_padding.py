@@ -30,7 +30,7 @@ from plures.methods import ditto, fedavg, fedem, fedhome, fedproto, knnper, mapp
 from plures.run import Execution, Run, Training
 from plures.run.choose import uncompilable
 from plures.run.steps import Stacked
-from test_engine import LOOP, WIDE, everything_of, mlp, ragged
+from trajectories import LOOP, WIDE, everything_of, mlp, ragged
 
 LACKING = uncompilable()
 COMPILED = Execution("vmap", 7, True, "float64")

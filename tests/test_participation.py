@@ -9,7 +9,7 @@ from plures.errors import PluresError
 from plures.method import Setting
 from plures.methods import ditto, fedavg, local, scaffold
 from plures.run import BySize, Fixed, Full, Run, Training, Uniform
-from test_engine import LOOP, SIZES, mlp, ragged
+from trajectories import LOOP, SIZES, mlp, ragged
 
 DATA = Setting.of(ragged())
 RULES = [Full(), Uniform(0.4), BySize(0.4), Fixed([["c1", "c0"], ["c6"]])]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from people import FAST, net, people
 from plures.errors import PluresError
 from plures.evaluate import Comparison, RunFolder, compare, finish, fit, follow, score
 from plures.federation import Split, Stream
@@ -20,7 +21,6 @@ from plures.report.table import markdown_table
 from plures.run import Fixed, Joint, Run, Training, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
 from problems import EXACT, personal, predictions, quadratic, run, scalar
-from test_results import FAST, net, people
 
 LOW = Joint(Uniform(0.3))
 

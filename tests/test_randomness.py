@@ -9,7 +9,7 @@ from plures.method import Method, Phase
 from plures.methods import ditto, fedavg
 from plures.run import Execution, Run, Training
 from plures.run.randomness import branch, fold, orders
-from test_engine import LOOP, SIZES, WIDE, mlp, ragged
+from trajectories import LOOP, SIZES, WIDE, mlp, ragged
 
 
 def engine(method=None, federation=None, execution=LOOP, seed=0, **training):

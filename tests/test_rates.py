@@ -25,7 +25,7 @@ from plures.methods import (
 )
 from plures.run import Constant, Cosine, Exponential, Milestones, Run, Training, onboard
 from problems import EXACT, quadratic, scalar
-from test_engine import WIDE, normed, ragged
+from trajectories import WIDE, normed, ragged
 
 SCHEDULES = (Constant(), Cosine(), Exponential(0.5), Milestones((1,), 0.01))
 

@@ -8,38 +8,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import plures
+from people import FAST, net, people
 from plures.evaluate import ClientScores, Comparison, compare, finish, fit, score
 from plures.evaluate.scores import Scores, ece, metrics, sums
 from plures.evaluate.summary import harmed, interval, paired_test, summarize
-from plures.federation import Task, from_arrays
+from plures.federation import Task
 from plures.files import describe
 from plures.method import SGD, Method, Personal
 from plures.methods import ditto, local
 from plures.report import html_report
-from plures.run import Execution, Run, Training
+from plures.run import Run, Training
 from plures.run.checkpoint import save, snapshot
 from problems import EXACT, quadratic, scalar
 
 ACCURACY = np.array([0.9, 0.8, 0.95, 0.4, 0.7, 0.85, 0.6, 0.99, 0.75, 0.5])
 SIZES = np.array([10, 20, 10, 5, 5, 10, 10, 10, 10, 10])
-FAST = Execution("vmap", 8, False, "float32")
-
-
-def people(clients: int = 6, seed: int = 0):
-    """Clients that agree on half of the problem and disagree on the other half."""
-    generator = np.random.default_rng(seed)
-    client = np.repeat(np.arange(clients), 40)
-    x = generator.normal(size=(len(client), 4)).astype(np.float32)
-    y = ((x[:, 0] + (-1.0) ** client * x[:, 1]) > 0).astype(np.int64)
-    return from_arrays(x, y, [f"p{c}" for c in client], name="people", seed=seed)
-
-
-def net() -> nn.Module:
-    layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    return plures.with_roles(layers, head="2")
 
 
 # Metrics --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from plures.method.optimizer import reach
 from plures.methods import apfl, apple, ditto, fedavg, fedem, local, scaffold
 from plures.run import Execution, Run, Training
 from problems import EXACT, quadratic, scalar
-from test_engine import LOOP, WIDE, mlp, ragged
+from trajectories import LOOP, WIDE, mlp, ragged
 
 
 def done(method, federation=None, model=None, *, rounds=1, execution=EXACT, **training):

@@ -12,7 +12,7 @@ from plures.errors import PluresError
 from plures.methods import ditto, fedbn
 from plures.run import Execution, Uniform
 from plures.run.store import ClientStore
-from test_engine import assert_same, everything_of, normed, run
+from trajectories import assert_same, everything_of, normed, run
 
 INITIAL = {
     ("model", "w"): torch.arange(6.0, dtype=torch.float64).view(2, 3),

@@ -26,7 +26,7 @@ from plures.method import (
 from plures.methods import apfl, dapper, ditto, fedavg, fedprox, local, perfedavg, pfedme, scaffold
 from plures.run import Run, Training
 from problems import CURVATURES, OPTIMA, quadratic, scalar
-from test_engine import LOOP, WIDE, mlp, normed, ragged
+from trajectories import LOOP, WIDE, mlp, normed, ragged
 
 RATE = 0.1
 BOTH = pytest.mark.parametrize("execution", [LOOP, WIDE])

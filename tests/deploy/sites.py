@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from plures.deploy.conduct import Conductor
+from plures.deploy.plan import Plan
 from plures.deploy.site import Allowed, Site
 from plures.federation import SPLITS, Federation, Split
 from plures.method import Method
@@ -96,3 +98,8 @@ def far(
     known.meet()
     remote = Remote(declared, model, method, known, training, participation=participation, seed=seed, rules=rules)
     return remote, carrier
+
+
+def conductor(file: Path, carrier: Loopback, out: str = "out") -> Conductor:
+    """The coordinator of an agreed file, which waits for nobody."""
+    return Conductor(Plan.load(file), carrier, file.parent / out, wait=lambda seconds: None)

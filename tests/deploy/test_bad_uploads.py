@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from answers import Spoil, each, header, reply, tensors, told
 from benchmarks.aftermath import CLIENTS, lost, prepared
 from sites import Loopback
 from torch import Tensor
@@ -21,49 +21,8 @@ from plures.deploy.conduct import RESULT, Conductor
 from plures.deploy.journal import METRICS, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
-from plures.run.message import HEADER, Order, Reply, Told, digest, pack, unpack
+from plures.run.message import Order, Reply, Told, digest, pack, unpack
 from plures.run.remote import TooFewError
-
-Tensors = dict[str, Tensor]
-Spoil = Callable[[bytes], bytes | str]
-
-
-def header(text: bytes, tensors: bytes = b"") -> bytes:
-    """A message with this header."""
-    return len(text).to_bytes(8, "little") + text + tensors
-
-
-def told(message: bytes) -> dict[str, Any]:
-    """The whole header of a message, with where its tensors lie."""
-    found: dict[str, Any] = json.loads(message[8 : 8 + int.from_bytes(message[:8], "little")])
-    return found
-
-
-def reply(**changes: Any) -> Spoil:
-    """The same answer, but for some fields of its JSON part."""
-
-    def spoil(message: bytes) -> bytes:
-        whole, length = told(message), int.from_bytes(message[:8], "little")
-        fields = json.loads(whole["__metadata__"][HEADER]) | changes
-        whole["__metadata__"][HEADER] = json.dumps(fields)
-        return header(json.dumps(whole).encode(), message[8 + length :])
-
-    return spoil
-
-
-def tensors(change: Callable[[Tensors], Tensors]) -> Spoil:
-    """The same answer, but for its tensors."""
-
-    def spoil(message: bytes) -> bytes:
-        said, found = unpack(message, Reply)
-        return pack(said, change(found))
-
-    return spoil
-
-
-def each(change: Callable[[Tensor], Tensor], kind: str = "") -> Spoil:
-    """Every tensor changed whose name begins so."""
-    return tensors(lambda found: {k: change(t) if k.startswith(kind) else t for k, t in found.items()})
 
 
 def one(value: float) -> Callable[[Tensor], Tensor]:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from answers import each, header, reply, tensors, told
 from benchmarks.aftermath import CLIENTS, lost, prepared
 from sites import Loopback, elsewhere, far
-from test_bad_uploads import each, header, reply, tensors, told
 
 import plures.deploy.site as local
 import plures.run.remote as server
+from newcomers import clients
 from plures.deploy.app import opened
 from plures.deploy.conduct import CHECKPOINT, RESULT, Conductor, limited
 from plures.deploy.journal import LOG, METRICS, Journal
@@ -31,7 +32,6 @@ from plures.report.catalogue import model
 from plures.run import Training
 from plures.run.message import LARGEST, MOST, Order, Place, Reply, Scored, Told, clean, digest, head, pack, unpack
 from plures.run.remote import OUTWEIGHS, RANGES, Remote, Sites, agreed, within
-from test_catalogue import clients
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 BAD = "switzerland"

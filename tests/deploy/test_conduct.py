@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hospitals import simulated, written
-from sites import Loopback
+from sites import Loopback, conductor
 
 from plures.deploy.app import PUBLISHED, opened, site
 from plures.deploy.conduct import CHECKPOINT, Conductor
@@ -27,10 +27,6 @@ from plures.tables.heart import heart_tables
 
 def hospitals(file: Path) -> Loopback:
     return Loopback([opened(file.parent / name / "site.toml") for name in heart_tables()])
-
-
-def conductor(file: Path, carrier: Loopback, out: str = "out") -> Conductor:
-    return Conductor(Plan.load(file), carrier, file.parent / out, wait=lambda seconds: None)
 
 
 def test_a_federation_of_sites_is_the_simulation(tmp_path):

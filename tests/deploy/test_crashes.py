@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 from benchmarks.aftermath import CLIENTS, kept, lost, prepared
-from sites import Loopback
+from sites import Loopback, conductor
 
 from plures.deploy.app import PUBLISHED, opened
-from plures.deploy.conduct import CHECKPOINT, RESULT, Conductor
+from plures.deploy.conduct import CHECKPOINT, RESULT
 from plures.deploy.journal import LOG, METRICS, Journal
-from plures.deploy.plan import Plan
 from plures.deploy.site import Site
 from plures.deploy.state import LEFT, leave
 from plures.errors import PluresError
@@ -88,11 +87,7 @@ def conduct(home: Path, sites: list[Site], reaper: Reaper | None = None) -> None
     if reaper is not None:
         sys.addaudithook(reaper.audit)
         carrier.tell = reaper.reached
-    conductor(home, carrier).run()
-
-
-def conductor(home: Path, carrier: Loopback) -> Conductor:
-    return Conductor(Plan.load(home / "federation.toml"), carrier, home / "out", wait=lambda seconds: None)
+    conductor(home / "federation.toml", carrier).run()
 
 
 def killed(home: Path, sites: list[Site], point: int) -> bool:
@@ -167,7 +162,7 @@ def test_an_order_that_was_overtaken_takes_nothing_away(tmp_path: Path) -> None:
     file = prepared(tmp_path, rounds=4)
     carrier = Late([opened(tmp_path / client / "site.toml") for client in CLIENTS])
     carrier.late = 103, 1
-    conductor(tmp_path, carrier).run()
+    conductor(tmp_path / "federation.toml", carrier).run()
     assert [event["left_out"] for event in Journal(tmp_path / "out").events("round")] == [
         {},
         {"va": "no answer within 600 seconds"},
@@ -189,7 +184,7 @@ def test_a_site_that_leaves_in_the_middle_of_its_work_leaves_nothing_behind(tmp_
         return save(run, *rest)
 
     site._train = leaves
-    conductor(tmp_path, carrier).run()
+    conductor(tmp_path / "federation.toml", carrier).run()
     told = [event["left_out"] for event in Journal(tmp_path / "out").events("round")]
     assert told == [{}, *[{"va": "refused: it has left the federation"}] * 2]
     assert [file.name for file in site.folder.parent.rglob("*")] == [LEFT]
@@ -213,7 +208,7 @@ def test_a_model_is_not_published_without_the_state_that_belongs_to_it(tmp_path:
         return answer
 
     carrier.spoil = deleted
-    conductor(tmp_path, carrier).run()
+    conductor(tmp_path / "federation.toml", carrier).run()
     told = json.loads((tmp_path / "out" / RESULT).read_text())
     version = told["result"]["chosen_round"]
     assert told["unpublished"] == {
@@ -227,7 +222,7 @@ def test_a_model_is_not_published_without_the_state_that_belongs_to_it(tmp_path:
 def test_two_runs_never_work_in_one_folder(tmp_path: Path) -> None:
     prepared(tmp_path)
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
-    second = conductor(tmp_path, Loopback(list(carrier.sites.values())))
+    second = conductor(tmp_path / "federation.toml", Loopback(list(carrier.sites.values())))
 
     def interrupt(address: int, answer: bytes) -> bytes:
         with pytest.raises(PluresError, match=r"another run works in .*out: stop it, or choose another folder"):
@@ -235,7 +230,7 @@ def test_two_runs_never_work_in_one_folder(tmp_path: Path) -> None:
         return answer
 
     carrier.spoil = interrupt
-    conductor(tmp_path, carrier).run()
+    conductor(tmp_path / "federation.toml", carrier).run()
     assert lost(tmp_path / "federation.toml", tmp_path / "out") == []
 
 

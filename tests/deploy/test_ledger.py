@@ -14,16 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hospitals import written
-from sites import Loopback, far
+from sites import Loopback, conductor, far
 from torch import nn
 
 from plures import from_arrays
 from plures.deploy import ledger as ledgers
 from plures.deploy.app import opened
-from plures.deploy.conduct import Conductor
 from plures.deploy.journal import Journal
 from plures.deploy.ledger import LEDGER, TRIES
-from plures.deploy.plan import Plan, SiteFile
+from plures.deploy.plan import SiteFile
 from plures.deploy.site import TRAINING, Allowed, Site
 from plures.deploy.state import leave
 from plures.errors import PluresError
@@ -569,10 +568,6 @@ def test_a_path_of_the_disk_is_not_told(tmp_path, monkeypatch, caplog):
 
 
 # the conductor --------------------------------------------------------------------------------------------------------
-
-
-def conductor(file: Path, carrier: Loopback) -> Conductor:
-    return Conductor(Plan.load(file), carrier, file.parent / "out", wait=lambda seconds: None)
 
 
 def hospitals(file: Path, **allow: Any) -> Loopback:

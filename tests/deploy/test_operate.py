@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import call
 from hospitals import written
 from sites import Loopback
 from superlink import SuperLink
@@ -79,13 +80,6 @@ def conductor(file: Path, carrier: Loopback) -> Conductor:
     if isinstance(carrier, Slow):
         carrier.arrived = job.watched.arrived
     return job
-
-
-def call(*words: object) -> str:
-    done = CliRunner().invoke(app, ["deploy", *map(str, words)])
-    if done.exception:
-        raise done.exception
-    return done.output
 
 
 def test_status_names_who_has_not_answered_yet_while_the_round_waits(tmp_path):

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import call
 from fleet import fenced
 from hospitals import written
-from typer.testing import CliRunner
 
-from plures.cli import app
 from plures.deploy.conduct import RESULT
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.fleet.process import until
@@ -22,13 +21,6 @@ from plures.errors import PluresError
 from plures.tables.heart import heart_tables
 
 HOSPITALS = sorted(heart_tables())
-
-
-def call(*words: object) -> str:
-    done = CliRunner().invoke(app, ["deploy", *map(str, words)])
-    if done.exception:
-        raise done.exception
-    return done.output
 
 
 def test_an_operators_day(tmp_path: Path) -> None:

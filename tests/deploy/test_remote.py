@@ -8,6 +8,7 @@ import torch
 from sites import far
 from torch import nn
 
+from newcomers import clients, linear
 from plures import from_arrays
 from plures.deploy.state import Versions
 from plures.evaluate import score
@@ -17,7 +18,6 @@ from plures.models import with_roles
 from plures.report.catalogue import model
 from plures.run import Execution, Exponential, Fixed, Run, Training, Uniform, onboard
 from plures.run.remote import ONE_CLIENT
-from test_catalogue import clients, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 

@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from answers import each
 from benchmarks.aftermath import CLIENTS, lost, prepared
-from sites import Loopback
-from test_bad_uploads import each
+from sites import Loopback, conductor
 
 from plures.deploy.app import opened
 from plures.deploy.conduct import BEFORE, CHECKPOINT, COPY, RESULT, Conductor
@@ -45,10 +45,6 @@ class Attacked(Loopback):
 
 def attacked(home: Path) -> Attacked:
     return Attacked([opened(home / client / "site.toml") for client in CLIENTS])
-
-
-def conductor(file: Path, carrier: Loopback) -> Conductor:
-    return Conductor(Plan.load(file), carrier, file.parent / "out", wait=lambda seconds: None)
 
 
 def left_out(number: int) -> str:

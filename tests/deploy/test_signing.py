@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from sites import far
 
+from newcomers import clients
 from plures.deploy import signing
 from plures.deploy.keys import Keyring, with_pub
 from plures.deploy.signing import BEGIN, MAGIC, POINT, Key, Signed, SignedTransport, fingerprint, public, verified
@@ -24,7 +25,6 @@ from plures.report.catalogue import model
 from plures.run import Training
 from plures.run.message import Order, Reply, Told, digest, pack, unpack
 from plures.run.remote import Sites
-from test_catalogue import clients
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 

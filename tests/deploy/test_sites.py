@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from sites import elsewhere, far
 
+from newcomers import clients
 from plures.deploy.site import Allowed
 from plures.deploy.state import has_left, leave
 from plures.errors import PluresError
@@ -14,7 +15,6 @@ from plures.report.catalogue import model
 from plures.run import Training
 from plures.run.message import Order, Reply, Told, digest, pack, unpack
 from plures.run.remote import Sites, TooFewError, population
-from test_catalogue import clients
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 FEDERATION, _ = clients()

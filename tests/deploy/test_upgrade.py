@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import call
 from hospitals import written
 from sites import Loopback
 from superlink import SuperLink
@@ -32,13 +33,6 @@ from versions import become
 
 FULL = OSError(28, "No space left on device")
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
-
-
-def call(*words: object) -> str:
-    done = CliRunner().invoke(app, ["deploy", *map(str, words)])
-    if done.exception:
-        raise done.exception
-    return done.output
 
 
 def tree(folder: Path) -> dict[str, bytes]:

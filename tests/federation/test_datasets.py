@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from located import available, needs
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
@@ -18,18 +19,6 @@ from plures.federation import CATALOGUE, SPLITS, load, locate
 from plures.federation.datasets import folder
 from plures.federation.datasets.folder import read_idx
 from plures.federation.datasets.har import STEP, read_windows
-
-
-def available(name: str) -> bool:
-    try:
-        locate(name)
-    except PluresError:
-        return False
-    return True
-
-
-def needs(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not available(name), reason=f"data set {name} is not there (set PLURES_DATA)")
 
 
 @pytest.fixture(scope="module")

@@ -9,24 +9,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from located import needs
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, SplitRule, blend, load, locate, movie_titles, seasons
 from plures.federation.datasets.folder import read
 from plures.federation.datasets.text import CHARACTERS
-
-
-def available(name: str) -> bool:
-    try:
-        locate(name)
-    except PluresError:
-        return False
-    return True
-
-
-def needs(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(not available(name), reason=f"data set {name} is not there (set PLURES_DATA)")
 
 
 def quiet(name: str, **options: object) -> Federation:

@@ -23,8 +23,8 @@ from plures.methods.threshold import best_threshold, threshold
 from plures.methods.wise_ft import GRID, wise_ft
 from plures.run import Execution, Fixed, Run, Uniform, onboard
 from plures.run.cost import traffic
-from problems import CURVATURES, OPTIMA, predictions, quadratic, run, weight
-from test_lattice import mlp, predictors, ragged, shared
+from problems import CURVATURES, OPTIMA, predictions, predictors, quadratic, run, same, shared, weight
+from shifted import mlp, ragged
 
 THREE_AT_ONCE = Execution("vmap", 3, False, "float64")
 COHORTS = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
@@ -34,11 +34,6 @@ def trained(method: Method, rounds: int = 5, **options) -> Run:
     """Mini-batches on ragged clients of three classes."""
     given = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, "execution": THREE_AT_ONCE, **options}
     return run(method, rounds, **given)
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    assert left.keys() == right.keys()
-    return all(torch.equal(left[path], right[path]) for path in left)
 
 
 def outputs(done: Run, inputs: torch.Tensor | None = None) -> torch.Tensor:

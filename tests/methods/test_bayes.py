@@ -20,10 +20,9 @@ from plures.methods.temperature import temperature
 from plures.models import Network
 from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.cost import traffic
-from problems import personal, quadratic, run, scalar, weight
-from test_lattice import mlp, predictors, ragged
+from problems import close, personal, predictors, quadratic, run, scalar, weight
+from shifted import mlp, ragged
 
-close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 single = lambda value: pytest.approx(value, abs=2e-8)  # noqa: E731 - the prior 0.2 comes from a float32 module
 SIZES, MEANS = np.array([2, 10, 50]), np.array([3.0, 1.0, -1.0])
 EXAMPLE = {"federation": quadratic((2.0,) * 3, tuple(MEANS), tuple(SIZES.tolist())), "lr": 0.4}

@@ -47,10 +47,9 @@ from plures.methods.metadata_clusters import metadata_clusters
 from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
 from plures.run.cost import traffic
-from problems import EXACT, predictions, quadratic, run, scalar, weight
-from test_lattice import mlp, predictors, ragged, shared
+from problems import EXACT, close, predictions, predictors, quadratic, run, same, scalar, shared, starts, weight
+from shifted import mlp, ragged
 
-close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 partial = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
 degenerate = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 MINI = {"steps": 4, "batch_size": 8, "model": mlp}
@@ -87,23 +86,9 @@ def origin(outputs=2, start=0.0):
     return model
 
 
-def starts(*values):
-    """A factory whose first module starts at the first value, the second at the second, and so on."""
-    remaining = list(values)
-
-    def model() -> nn.Module:
-        return scalar(remaining.pop(0))()
-
-    return model
-
-
 def models(done, path="weight"):
     """The models of a clustered run, one row each."""
     return done.server["model"].values[f"model/{path}"].flatten(1).squeeze(-1).tolist()
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[path], right[path]) for path in left)
 
 
 def linear(clients=4, seed=2) -> Federation:

@@ -17,8 +17,8 @@ from plures.methods.debias import debias
 from plures.methods.quality import quality
 from plures.run import Execution, Fixed, Run, Uniform, onboard
 from plures.run.cost import traffic
-from problems import BodyHead, personal, quadratic, run, weight
-from test_lattice import mlp, ragged, shared
+from problems import BodyHead, personal, quadratic, run, shared, weight
+from shifted import mlp, ragged
 
 THREE_AT_ONCE = Execution("vmap", 3, False, "float64")
 COHORTS = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])

@@ -19,8 +19,8 @@ from plures.methods.hierfavg import hierfavg
 from plures.run import Execution, Fixed, Run, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
 from plures.run.cost import traffic
-from problems import CURVATURES, OPTIMA, SIZES, BodyHead, personal, predictions, quadratic, run, weight
-from test_lattice import mlp, ragged, shared
+from problems import CURVATURES, OPTIMA, SIZES, BodyHead, personal, predictions, quadratic, run, shared, weight
+from shifted import mlp, ragged
 
 THREE_AT_ONCE = Execution("vmap", 3, False, "float64")
 COHORTS = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
@@ -42,7 +42,7 @@ def trained(method: Method, rounds: int = 5, **options) -> Run:
     return run(method, rounds, **given)
 
 
-def close(left: Run, right: Run, tolerance: float) -> bool:
+def agree(left: Run, right: Run, tolerance: float) -> bool:
     one, two = shared(left), shared(right)
     assert one.keys() == two.keys()
     return all(torch.allclose(one[path], two[path], atol=tolerance, rtol=0) for path in one)
@@ -53,8 +53,8 @@ def close(left: Run, right: Run, tolerance: float) -> bool:
 
 @pytest.mark.oracle("HI0")
 def test_hi0_a_cloud_average_every_round_is_fedavg():
-    assert close(trained(hierfavg(1)), trained(fedavg()), 1e-14)
-    assert not close(trained(hierfavg(2)), trained(fedavg()), 1e-3)
+    assert agree(trained(hierfavg(1)), trained(fedavg()), 1e-14)
+    assert not agree(trained(hierfavg(2)), trained(fedavg()), 1e-3)
     for rounds in (1, 2, 3):
         assert weight(run(hierfavg(1), rounds, federation=edges())) == pytest.approx(
             weight(run(fedavg(), rounds)), abs=1e-14
@@ -67,8 +67,8 @@ def test_hi0_a_cloud_average_every_round_is_fedavg():
 def test_hi1_without_a_cloud_every_edge_is_fedavg_by_itself(cohort):
     never = trained(hierfavg(None), participation=cohort)
     grouped = Method(layout={"model": Clustered(1, By("group"), same_start=True)})
-    assert close(never, trained(grouped, participation=cohort), 0.0)
-    assert close(never, trained(hierfavg(10), participation=cohort), 0.0)
+    assert agree(never, trained(grouped, participation=cohort), 0.0)
+    assert agree(never, trained(hierfavg(10), participation=cohort), 0.0)
     if cohort is None:
         data = never.federation
         for name, members in (("x", "036"), ("y", "14"), ("z", "25")):
@@ -127,9 +127,9 @@ def test_hierarchies_compose_and_send_one_model():
 @COHORTS
 @pytest.mark.oracle("DT0")
 def test_dt0_without_staleness_it_is_fedavg(cohort):
-    assert close(trained(digital_twin(0.0), participation=cohort), trained(fedavg(), participation=cohort), 0.0)
+    assert agree(trained(digital_twin(0.0), participation=cohort), trained(fedavg(), participation=cohort), 0.0)
     aged = trained(digital_twin(2.0), participation=cohort)
-    assert close(aged, trained(fedavg(), participation=cohort), 0.0) == (cohort is None)
+    assert agree(aged, trained(fedavg(), participation=cohort), 0.0) == (cohort is None)
 
 
 @pytest.mark.oracle("DT0")
@@ -169,7 +169,7 @@ def test_twins_move_between_providers_with_time():
 def test_twins_in_the_groups_of_a_column_are_fedavg_there():
     left = trained(digital_twin(0.0, "group"))
     right = trained(Method(layout={"model": Clustered(1, By("group"), same_start=True)}))
-    assert close(left, right, 0.0)
+    assert agree(left, right, 0.0)
 
 
 def test_an_unseen_twin_feeds_the_provider_that_fits():
@@ -303,7 +303,7 @@ def test_association_waits_for_its_round():
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 def test_without_gamma_a_home_edge_is_a_fixed_group():
     one, two = trained(energy(gamma=0.0)), trained(hierfavg(None))
-    assert close(one, two, 0.0)
+    assert agree(one, two, 0.0)
 
 
 def test_links_from_columns_and_from_numbers():

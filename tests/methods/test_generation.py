@@ -22,10 +22,9 @@ from plures.methods.pfedhn import pfedhn
 from plures.models import with_roles
 from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
-from problems import EXACT, BodyHead, personal, predictions, quadratic, run, weight
-from test_lattice import mlp, predictors, ragged, shared
+from problems import EXACT, BodyHead, close, personal, predictions, predictors, quadratic, run, shared, starts, weight
+from shifted import mlp, ragged
 
-close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 exact = lambda value: pytest.approx(value, abs=1e-14)  # noqa: E731
 partial = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
 degenerate = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -441,7 +440,6 @@ def test_a_cold_start_reads_no_more_labels_than_its_budget(name):
 
 
 def test_without_a_label_a_newcomer_of_clusters_joins_the_one_that_most_clients_use():
-    from test_oracles import starts
 
     done = run(ifca(2), 20, model=starts(-1.2, 2.0), federation=quadratic((1.0,) * 3, (2.0, 2.1, -1.0), (4, 4, 4)))
     assert done.membership["model"].tolist() == [1, 1, 0]

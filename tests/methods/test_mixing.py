@@ -25,12 +25,11 @@ from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.checkpoint import resume, save
 from plures.run.cost import traffic
 from problems import CURVATURES as A
-from problems import EXACT, BodyHead, personal, predictions, quadratic, run, scalar, weight
+from problems import EXACT, BodyHead, close, personal, predictions, predictors, quadratic, run, scalar, shared, weight
 from problems import OPTIMA as B
 from problems import SIZES as N
-from test_lattice import mlp, predictors, ragged, shared
+from shifted import mlp, ragged
 
-close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 exact = lambda value: pytest.approx(value, abs=1e-14)  # noqa: E731
 partial = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
 degenerate = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")

@@ -23,10 +23,9 @@ from plures.methods.personal_se import personal_se
 from plures.models import Network, gcn, logistic, merged, mixture_of_experts, resnet, with_lora, with_roles
 from plures.run import Execution, Fixed, Run, Uniform, experts_of, onboard
 from plures.run.cost import traffic
-from problems import near, personal, quadratic, run, scalar, weight
-from test_lattice import mlp, ragged, shared
+from problems import near, personal, quadratic, run, same, scalar, shared, weight
+from shifted import mlp, ragged
 
-close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731
 THREE_AT_ONCE = Execution("vmap", 3, False, "float64")
 
@@ -42,11 +41,6 @@ def outputs(done: Run, inputs: torch.Tensor | None = None) -> torch.Tensor:
     clients = list(range(len(done.federation)))
     inputs = done.federation.inputs[:20] if inputs is None else inputs
     return done.engine.forward(done.deployed(clients), inputs.expand(len(clients), *inputs.shape))
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    assert left.keys() == right.keys()
-    return all(torch.equal(left[path], right[path]) for path in left)
 
 
 def grouped(federation: Federation, *groups: str) -> Federation:

@@ -40,10 +40,9 @@ from plures.methods.reptile import reptile
 from plures.run import Fixed, Run, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
 from plures.run.cost import traffic
-from problems import personal, predictions, quadratic, run, weight
-from test_lattice import mlp, predictors, ragged, shared
+from problems import close, personal, predictions, predictors, quadratic, run, shared, weight
+from shifted import mlp, ragged
 
-close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731
 partial = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
 degenerate = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")

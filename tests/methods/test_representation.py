@@ -29,10 +29,10 @@ from plures.models.autoencoder import autoencoder_classifier
 from plures.models.beside import beside
 from plures.run import Execution, Fixed, Run, Uniform, onboard
 from plures.run.cost import traffic
-from problems import EXACT, BodyHead, quadratic, run, scalar
-from test_lattice import mlp, predictors, ragged, shared
+from problems import EXACT, BodyHead, predictors, quadratic, run, scalar, shared
+from shifted import mlp, ragged
 
-close = partial(torch.testing.assert_close, atol=1e-12, rtol=0)
+agree = partial(torch.testing.assert_close, atol=1e-12, rtol=0)
 printed = lambda value: pytest.approx(value, abs=6e-11)  # noqa: E731
 MINI = {"steps": 4, "batch_size": 8, "model": mlp}
 EVERYBODY_ONCE = Fixed([["0", "3"], ["1", "5", "6"], ["2", "4"]])
@@ -281,7 +281,7 @@ def test_moon_follows_its_authors_loop_also_for_a_late_first_visit():
     )
     expected = leaves(moon_by_loops(federation, cohorts, 5.0, 0.5, 3))
     for path, value in shared(done).items():
-        close(value[0], expected[path])
+        agree(value[0], expected[path])
 
 
 @pytest.mark.oracle("MN1", "KD0")
@@ -334,10 +334,10 @@ def test_a_client_is_taught_by_the_model_of_its_last_visit_and_predicts_with_its
     done = run(self_distillation(1.5, 3.0), 4, federation=federation, model=mlp, steps=3, lr=0.5, participation=named)
     model, mine = taught_by_loops(federation, cohorts, 1.5, 3.0, 0.5, 3)
     for path, value in leaves(model).items():
-        close(shared(done)[path][0], value)
+        agree(shared(done)[path][0], value)
         predicted = predictors(done)[path]
         for client, own_model in mine.items():
-            close(predicted[client], leaves(own_model)[path])
+            agree(predicted[client], leaves(own_model)[path])
 
 
 @pytest.mark.oracle("KD0")
@@ -361,7 +361,7 @@ def test_an_unseen_client_of_self_distillation_trains_from_the_global_model_each
 
     for visits, expected in ((1, first), (2, descended(model, second, 0.1, 3))):
         for path, value in leaves(expected).items():
-            close(predictors(onboard(done, newcomer, visits=visits))[path][0], value)
+            agree(predictors(onboard(done, newcomer, visits=visits))[path][0], value)
 
 
 # Federated SimCLR -----------------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ def test_a_round_of_simclr_by_loops(projection):
     expected = leaves(averaged(parts, [len(own(federation, c)[0]) for c in (0, 1)]))
     assert len(list(body.parameters())) == 2
     for path, value in shared(done).items():
-        close(value[0], expected[path])
+        agree(value[0], expected[path])
         still = path in ("2.weight", "2.bias", "base.2.weight", "base.2.bias")
         assert torch.equal(value, shared(begin)[path]) == still
 
@@ -419,7 +419,7 @@ def test_the_body_reads_no_label_and_the_head_is_trained_on_the_aggregated_body(
     model.load_state_dict({p.removeprefix("base."): t[6] for p, t in shared(whole).items() if p.startswith("base.")})
     codes = model[:2](x)
     head = descended(model[2], lambda net: F.cross_entropy(net(codes), y), 0.1, 3)
-    close(predictors(whole)["base.2.weight"][6], head.weight)
+    agree(predictors(whole)["base.2.weight"][6], head.weight)
 
 
 def test_an_unseen_client_of_simclr_trains_a_head_on_the_shared_body():
@@ -460,7 +460,7 @@ def test_views_of_pictures_are_mapped_over_clients():
     stacked, single = (shared(run(fedsimclr(), 2, execution=e, **options)) for e in (EXACT, LOOP))
     begin = shared(run(fedsimclr(), 0, **options))
     for path, value in stacked.items():
-        close(value, single[path])
+        agree(value, single[path])
     assert (stacked["base.1.weight"] - begin["base.1.weight"]).abs().max() > 1e-3
 
 
@@ -541,7 +541,7 @@ def test_prediction_by_the_nearest_prototype():
     outputs = done.engine.forward(done.deployed([0]), x[None])[0]
     assert outputs.argmax(1).tolist() == [1, 0, 1, 1]
     distance = (x - goal).square()
-    close(outputs[:, 0] - outputs[:, 1], distance[:, 1] - distance[:, 0])
+    agree(outputs[:, 0] - outputs[:, 1], distance[:, 1] - distance[:, 0])
     blank = run(fedproto(by="prototype"), 0, federation=three_clients(), model=Scalar)
     assert (blank.engine.forward(blank.deployed([0]), x[None])[0].diff() == 0).all()
 
@@ -626,7 +626,7 @@ def test_fh2_a_balanced_client_is_refined_on_its_own_codes():
         predictors(run(m, 2, federation=even, model=mlp)) for m in (fedhome(0.0, 7), fedavg_ft(steps=7, head_only=True))
     )
     for path, value in tuned.items():
-        close(refined[f"base.{path}"], value)
+        agree(refined[f"base.{path}"], value)
 
 
 def test_an_unbalanced_client_is_refined_on_balanced_codes():
@@ -665,7 +665,7 @@ def test_a_round_of_fedhome_by_loops_and_the_linear_decoder():
         parts = [descended(model, partial(loss, x=x, y=y), 0.3, 3) for x, y in data]
         expected = leaves(averaged(parts, [len(y) for _, y in data]))
         for path, value in shared(done).items():
-            close(value[0], expected[path])
+            agree(value[0], expected[path])
 
 
 def test_an_unseen_client_of_fedhome_refines_the_global_head():
@@ -693,8 +693,8 @@ def test_ot1_barycentre_of_three_normal_laws():
     scale, shift = barycentre_maps(MEANS, DEVIATIONS)
     assert scale.flatten().tolist() == pytest.approx([2.0, 1.0, 2 / 3])
     assert shift.flatten().tolist() == pytest.approx([2.83333333, 0.33333333, -1.16666667])
-    close(scale * MEANS + shift, torch.full((3, 1), 5 / 6, dtype=torch.float64))
-    close(scale * DEVIATIONS, torch.ones(3, 1, dtype=torch.float64))
+    agree(scale * MEANS + shift, torch.full((3, 1), 5 / 6, dtype=torch.float64))
+    agree(scale * DEVIATIONS, torch.ones(3, 1, dtype=torch.float64))
 
     def cost(mean: float, deviation: float) -> float:
         """Sum of squared Wasserstein distances of the three laws to a normal law."""
@@ -732,7 +732,7 @@ def test_the_potentials_sum_to_zero_under_partial_participation():
     states = done.states(list(range(7)))
     assert states["potential"]["linear"].abs().max() > 1e-4
     for name, values in states["potential"].items():
-        close(values.mean(0), states["common"][name][0])
+        agree(values.mean(0), states["common"][name][0])
 
 
 def known_maps(rounds: int) -> tuple[Run, Federation]:
@@ -786,7 +786,7 @@ def test_ot2_barycentre_maps_undo_affine_maps_up_to_a_common_one():
     stretch, move = torch.rand(3, 1, 4, generator=generator, dtype=torch.float64) + 0.5, torch.randn(3, 1, 4)
     x = stretch * z + move
     scale, shift = barycentre_maps(x.mean(1), x.std(1, correction=0))
-    close(scale[:, None] * x + shift[:, None], stretch.mean(0) * z + move.double().mean(0))
+    agree(scale[:, None] * x + shift[:, None], stretch.mean(0) * z + move.double().mean(0))
 
 
 def test_fedot_trains_maps_of_participants_only():

@@ -20,10 +20,9 @@ from plures.methods.ewc import ewc
 from plures.run import Cosine, Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.cost import traffic
 from plures.run.stream import conclude, learn, on_task
-from problems import EXACT, personal, predictions, quadratic, run, scalar, weight
-from test_lattice import mlp, ragged, shared
+from problems import EXACT, close, personal, predictions, quadratic, run, scalar, shared, weight
+from shifted import mlp, ragged
 
-close = lambda value: pytest.approx(value, abs=1e-9)  # noqa: E731
 partial = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
 degenerate = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 MINI = {"federation": ragged(), "model": mlp, "steps": 4, "batch_size": 8}
