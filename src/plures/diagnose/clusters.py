@@ -13,7 +13,7 @@ from plures.diagnose.chance import PERMUTATIONS, Floats, Ints
 from plures.diagnose.gradients import gradients
 from plures.diagnose.result import LEVEL, Clusters, Match
 from plures.diagnose.sample import Sample
-from plures.federation.build import MISSING_VALUES
+from plures.federation.metadata import MISSING_VALUES
 from plures.federation.seeding import generator
 from plures.method.splitting import directions, spherical_means
 from plures.models import ModelFactory

@@ -6,7 +6,7 @@ from plures.federation.datasets.domains import blend
 from plures.federation.datasets.graphs import communities, from_graph
 from plures.federation.datasets.ratings import movie_titles
 from plures.federation.describe import ClientDescription, Description, describe
-from plures.federation.federation import SPLITS, Federation, Split, SplitName, Task
+from plures.federation.federation import Federation, Task
 from plures.federation.partition import (
     dirichlet_per_class,
     dirichlet_per_client,
@@ -17,7 +17,7 @@ from plures.federation.partition import (
 )
 from plures.federation.quality import Completeness, attenuation, completeness_report, degrade, imputed_slopes
 from plures.federation.shift import brightness, noise, rotate
-from plures.federation.splits import SplitRule, split_rows
+from plures.federation.splits import SPLITS, Split, SplitName, SplitRule, split_rows
 from plures.federation.stream import Stream, by_column, by_label, by_time, permuted, rotated, seasons
 
 __all__ = [

@@ -21,7 +21,7 @@ from plures.errors import PluresError, PluresWarning, suggestion
 from plures.federation.doubts import doubts
 from plures.federation.encode import Column, Decided, Encoded, encode
 from plures.federation.federation import Federation
-from plures.federation.metadata import Metadata, metadata_of
+from plures.federation.metadata import MISSING_VALUES, Metadata, metadata_of
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
 from plures.federation.splits import SplitRule, split_rows
@@ -30,7 +30,6 @@ from plures.files import NO_ARCHIVE
 from plures.names import coded, named
 
 Array = NDArray[Any]
-MISSING_VALUES = "missing values"
 
 
 class Options(TypedDict, total=False):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from plures.federation.build import MISSING_VALUES
-from plures.federation.federation import SPLITS, Federation, SplitName
+from plures.federation.metadata import MISSING_VALUES
+from plures.federation.splits import SPLITS, Split, SplitName
 
 SHOWN = 5
 QUANTILES = {"least": 0.0, "lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75, "most": 1.0}
@@ -111,7 +113,35 @@ class Description:
         return [client.name, *counts, target, str(client.missing), *(str(client.metadata[key]) for key in keys)]
 
 
-def describe(federation: Federation) -> Description:
+class Described(Protocol):
+    """What is read of a federation, which imports this file for its method."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def task(self) -> Any: ...
+
+    @property
+    def targets(self) -> Tensor: ...
+
+    @property
+    def features(self) -> tuple[int, ...]: ...
+
+    @property
+    def clients(self) -> tuple[str, ...]: ...
+
+    @property
+    def splits(self) -> Mapping[SplitName, Split]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, tuple[object, ...]]: ...
+
+    @property
+    def source(self) -> str: ...
+
+
+def describe(federation: Described) -> Description:
     """Clients, sizes, label skew and missing values of a federation, over all splits."""
     classification = federation.task.kind == "classification"
     recorded = federation.metadata.get(MISSING_VALUES)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from plures.brief import brief
 from plures.devices import find
 from plures.errors import PluresError, suggestion
+from plures.federation.describe import Description, describe
 from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
+from plures.federation.splits import SPLITS, Split, SplitName
 from plures.names import check_words, checked_name, in_order, name_of
 
-if TYPE_CHECKING:
-    from plures.federation.describe import Description
-
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 KINDS = ("classification", "regression")
 """Kinds of tasks."""
 
@@ -46,44 +42,6 @@ class Task:
         if self.outputs < 1:
             raise PluresError(f"a task of {self.outputs} outputs: give at least 1")
         check_words(self.classes, "class")
-
-
-@brief
-@dataclass(frozen=True)
-class Split:
-    """Rows of every client in one split, as one flat index (compressed rows).
-
-    Attributes:
-        rows: ``(total,)`` int64 positions into the federation's flat tensors, client after client.
-        offsets: ``(clients + 1,)`` int64; client ``i`` owns ``rows[offsets[i]:offsets[i + 1]]``.
-    """
-
-    rows: Tensor
-    offsets: Tensor
-
-    @classmethod
-    def of(cls, rows: Sequence[Tensor]) -> Split:
-        sizes = torch.tensor([0, *(len(r) for r in rows)], dtype=torch.int64)
-        flat = torch.cat([r.to(torch.int64) for r in rows]) if rows else torch.empty(0, dtype=torch.int64)
-        return cls(flat, sizes.cumsum(0))
-
-    @property
-    def sizes(self) -> Tensor:
-        """``(clients,)`` int64 number of examples of each client."""
-        return self.offsets.diff()
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, client: int) -> Tensor:
-        """Rows of one client, ``(n_i,)`` int64."""
-        return self.rows[self.offsets[client] : self.offsets[client + 1]]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
-
-    def take(self, clients: Sequence[int]) -> Split:
-        return Split.of([self[i] for i in clients])
 
 
 @dataclass(frozen=True)
@@ -311,8 +269,6 @@ class Federation:
 
     def describe(self) -> Description:
         """Clients, sizes, label skew and missing values; ``print`` it."""
-        from plures.federation.describe import describe
-
         return describe(self)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Federation:

@@ -13,6 +13,8 @@ from plures.names import by_name, name_of
 Metadata = Mapping[Any, Sequence[object]] | Mapping[Any, Mapping[Any, object]]
 ORDER = "client"
 """Metadata column that says whose value stands where in the other columns."""
+MISSING_VALUES = "missing values"
+"""Metadata column with the number of a client's missing values."""
 
 
 def metadata_of(

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError
-from plures.federation.build import MISSING_VALUES
-from plures.federation.federation import SPLITS, Federation
+from plures.federation.federation import Federation
+from plures.federation.metadata import MISSING_VALUES
 from plures.federation.seeding import generator
+from plures.federation.splits import SPLITS
 from plures.names import by_name, coded
 
 Quantity = float | Mapping[str, float] | Callable[[str], float]

@@ -1,18 +1,61 @@
-"""Train, validation and test rows of every client: stratified, by group, or by time."""
+"""The splits: their names, the rows of every client in them, and how rows are divided among them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
-from plures.federation.federation import SPLITS, Split, SplitName
 from plures.federation.seeding import generator
 from plures.names import coded
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@brief
+@dataclass(frozen=True)
+class Split:
+    """Rows of every client in one split, as one flat index (compressed rows).
+
+    Attributes:
+        rows: ``(total,)`` int64 positions into the federation's flat tensors, client after client.
+        offsets: ``(clients + 1,)`` int64; client ``i`` owns ``rows[offsets[i]:offsets[i + 1]]``.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> Split:
+        sizes = torch.tensor([0, *(len(r) for r in rows)], dtype=torch.int64)
+        flat = torch.cat([r.to(torch.int64) for r in rows]) if rows else torch.empty(0, dtype=torch.int64)
+        return cls(flat, sizes.cumsum(0))
+
+    @property
+    def sizes(self) -> Tensor:
+        """``(clients,)`` int64 number of examples of each client."""
+        return self.offsets.diff()
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, client: int) -> Tensor:
+        """Rows of one client, ``(n_i,)`` int64."""
+        return self.rows[self.offsets[client] : self.offsets[client + 1]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, clients: Sequence[int]) -> Split:
+        return Split.of([self[i] for i in clients])
 
 
 @dataclass(frozen=True)
@@ -83,7 +126,7 @@ def split_rows(
             raise PluresError(f"{label}: {len(column)} values for {len(code)} rows; they must match")
     order = np.argsort(code, kind="stable")
     owned = np.split(order, np.bincount(code).cumsum()[:-1])
-    parts: dict[SplitName, list[torch.Tensor]] = {split: [] for split in SPLITS}
+    parts: dict[SplitName, list[Tensor]] = {split: [] for split in SPLITS}
     for name, rows in zip(names, owned, strict=True):
         mine = [None if c is None else c[rows] for c in columns]
         which = _divide(len(rows), rule, generator(seed, "split", name), *mine)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError
-from plures.federation.federation import SPLITS, Federation
+from plures.federation.federation import Federation
 from plures.federation.preparation import Preparation
 from plures.federation.seeding import generator
 from plures.federation.shift import rotate
+from plures.federation.splits import SPLITS
 
 SEASONS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"spring": (3, 4, 5), "summer": (6, 7, 8), "autumn": (9, 10, 11), "winter": (12, 1, 2)}

@@ -11,7 +11,6 @@ from plures.method.combine import (
     ServerOptimizer,
     reduced,
 )
-from plures.method.compose import compose
 from plures.method.generated import Generated
 from plures.method.inherit import Nearest, Regressed
 from plures.method.layout import (
@@ -127,7 +126,6 @@ __all__ = [
     "bipartition",
     "body",
     "buffers",
-    "compose",
     "detach",
     "dot",
     "encode",

@@ -1,54 +1,19 @@
-"""Two methods in one."""
+"""Two methods in one: each of the six parts of both, where only one of them changes it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from plures.errors import PluresError
 from plures.method.combine import Combine
-from plures.method.layout import LayoutKey, Selector
+from plures.method.layout import Layout, LayoutKey, Selector
 from plures.method.predict import Predict
 from plures.method.schedule import Objective, Phase, Schedule
 from plures.method.share import Known, Share, Shared
 
-if TYPE_CHECKING:
-    from plures.method.method import Method
-
 Part = TypeVar("Part")
-
-
-def compose(one: Method, two: Method) -> Method:
-    """The method that makes the changes of both to plain FedAvg; ``one + two`` is the same.
-
-    Two methods compose when they change different things:
-
-    * layout: entries of both; an entry of both must be equal, or plain sharing in one of them. Selectors come first,
-      those of ``one`` before those of ``two``, and as in every layout the first that selects a leaf decides.
-    * slots: those of both, with different names; only what clients know of themselves may bear one name.
-    * schedule: where one method says "train the model" by a plain ``Phase()``, the other's work takes its place. A
-      single phase that only changes the objective of a slot gives its objective to the other's phases of that slot.
-    * wire: the stages of ``one``, then those of ``two``.
-    * combine: weights, server and reducer, each changed by one of them.
-    * predict: what predicts, and how it decides, each changed by one of them; the adaptation of ``one``, then that of
-      ``two``, of different slots, and after both the calibrations, in order; the larger number of visits.
-    * between: the work between tasks of ``one``, then that of ``two``.
-
-    Raises:
-        PluresError: where both change the same thing.
-    """
-    return replace(
-        one,
-        layout=_layout(one, two),
-        schedule=_schedule(one.schedule, two.schedule),
-        slots={**one.slots, **two.slots},
-        wire=one.wire + two.wire,
-        combine=_combine(one, two),
-        predict=_predict(one.predictor, two.predictor),
-        adds=_entries("the part added as", one.adds, two.adds),
-        between=one.between if one.between == two.between else one.between + two.between,
-    )
 
 
 def _refusal(what: str) -> PluresError:
@@ -64,7 +29,8 @@ def _changed(what: str, one: Any, two: Any, plain: Any = None) -> Any:
     raise _refusal(what)
 
 
-def _entries(what: str, one: Mapping[Any, Part], two: Mapping[Any, Part], plain: Any = None) -> dict[Any, Part]:
+def entries(what: str, one: Mapping[Any, Part], two: Mapping[Any, Part], plain: Any = None) -> dict[Any, Part]:
+    """The entries of both, each changed by one of them."""
     both = [key for key in one if key in two]
     return {**one, **two} | {key: _changed(f"{what} {_name(key)!r}", one[key], two[key], plain) for key in both}
 
@@ -73,22 +39,26 @@ def _name(key: LayoutKey) -> str:
     return key if isinstance(key, str) else key.name
 
 
-def _layout(one: Method, two: Method) -> dict[LayoutKey, Share]:
+def layouts(one: Layout, two: Layout, common: Set[str]) -> dict[LayoutKey, Share]:
+    """The entries of both.
+
+    Args:
+        one: layout of the first method.
+        two: layout of the second.
+        common: slots that both methods have.
+    """
     known: dict[LayoutKey, Share] = {}
-    for slot in sorted(_slots(one) & _slots(two) - {"model"}):
-        a, b = one.layout.get(slot), two.layout.get(slot)
+    for slot in sorted(common - {"model"}):
+        a, b = one.get(slot), two.get(slot)
         if not (isinstance(a, Known) and isinstance(b, Known)):
             raise _refusal(f"the slot {slot!r}")
         known[slot] = Known(*dict.fromkeys(a.facts + b.facts))
-    layout = _entries("the share of", {**one.layout, **known}, {**two.layout, **known}, Shared())
+    layout = entries("the share of", {**one, **known}, {**two, **known}, Shared())
     return {key: layout[key] for key in sorted(layout, key=lambda key: not isinstance(key, Selector))}
 
 
-def _slots(method: Method) -> set[str]:
-    return {"model", *method.slots, *(key for key in method.layout if isinstance(key, str))}
-
-
-def _schedule(one: Schedule, two: Schedule) -> Schedule:
+def schedules(one: Schedule, two: Schedule) -> Schedule:
+    """The work of both."""
     if one == two:
         return one
     for outer, inner in ((one, two), (two, one)):
@@ -111,20 +81,14 @@ def _term(schedule: Schedule) -> tuple[str | None, Objective | None]:
     return None, None
 
 
-def _combine(one: Method, two: Method) -> Combine | dict[str, Combine]:
+def combines(one: Mapping[str, Combine], two: Mapping[str, Combine]) -> Combine | dict[str, Combine]:
+    """How the slots of both are combined; plainly where a method lacks a slot."""
     rules = {
-        slot: _fields(f"how {slot!r} is combined:", _rule(one, slot), _rule(two, slot))
-        for slot in sorted(_slots(one) | _slots(two))
+        slot: _fields(f"how {slot!r} is combined:", one.get(slot, Combine()), two.get(slot, Combine()))
+        for slot in sorted({*one, *two})
     }
     first, *others = rules.values()
     return first if all(rule == first for rule in others) else rules
-
-
-def _rule(method: Method, slot: str) -> Combine:
-    """How a method combines a slot; plainly if it has no such slot."""
-    if isinstance(method.combine, Combine):
-        return method.combine if slot in _slots(method) else Combine()
-    return method.combine.get(slot, Combine())
 
 
 def _fields(what: str, one: Part, two: Part) -> Part:
@@ -135,7 +99,8 @@ def _fields(what: str, one: Part, two: Part) -> Part:
     return type(one)(**made)
 
 
-def _predict(one: Predict, two: Predict) -> Predict:
+def predictions(one: Predict, two: Predict) -> Predict:
+    """What predicts, and all that is done before."""
     for a, b in ((one, two), (two, one)):
         if a.model != "model" and (b.outputs is not None or "model" in _adapted(b.adapt)):
             raise _refusal("what predicts")

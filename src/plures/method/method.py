@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.method.combine import Combine
+from plures.method.compose import combines, entries, layouts, predictions, schedules
 from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks, named
 from plures.method.mixing import View
 from plures.method.predict import Predict
@@ -87,6 +88,13 @@ class Method:
     def predictor(self) -> Predict:
         return self.predict if isinstance(self.predict, Predict) else Predict(self.predict)
 
+    @property
+    def rules(self) -> dict[str, Combine]:
+        """Every slot, and how it is combined."""
+        slots = {"model", *self.slots, *(key for key in self.layout if isinstance(key, str))}
+        combine = self.combine
+        return {s: combine if isinstance(combine, Combine) else combine.get(s, Combine()) for s in sorted(slots)}
+
     def prepare(self, model: nn.Module | ModelFactory, setting: Setting, seed: int = 0) -> nn.Module:
         """The module that the method works on: the model with the parts that it lacks.
 
@@ -113,10 +121,35 @@ class Method:
         return Bound(self, network, setting, fresh)
 
     def __add__(self, other: Method) -> Method:
-        """Both methods in one, where they change different parts; see :func:`plures.method.compose.compose`."""
-        from plures.method.compose import compose
+        """The method that makes the changes of both to plain FedAvg.
 
-        return compose(self, other)
+        Two methods compose when they change different things:
+
+        * layout: entries of both; an entry of both must be equal, or plain sharing in one of them. Selectors come
+          first, those of ``self`` before those of ``other``; the first that selects a leaf decides.
+        * slots: those of both, with different names; only what clients know of themselves may bear one name.
+        * schedule: where one method says "train the model" by a plain ``Phase()``, the other's work takes its place. A
+          single phase that only changes the objective of a slot gives its objective to the other's phases of that slot.
+        * wire: the stages of ``self``, then those of ``other``.
+        * combine: weights, server and reducer, each changed by one of them.
+        * predict: what predicts, and how it decides, each changed by one of them; the adaptation of ``self``, then that
+          of ``other``, of different slots, and after both the calibrations, in order; the larger number of visits.
+        * between: the work between tasks of ``self``, then that of ``other``.
+
+        Raises:
+            PluresError: where both change the same thing.
+        """
+        return replace(
+            self,
+            layout=layouts(self.layout, other.layout, self.rules.keys() & other.rules.keys()),
+            schedule=schedules(self.schedule, other.schedule),
+            slots={**self.slots, **other.slots},
+            wire=self.wire + other.wire,
+            combine=combines(self.rules, other.rules),
+            predict=predictions(self.predictor, other.predictor),
+            adds=entries("the part added as", self.adds, other.adds),
+            between=self.between if self.between == other.between else self.between + other.between,
+        )
 
 
 class Bound:

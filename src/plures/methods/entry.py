@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from plures.errors import PluresError, PluresWarning
-from plures.method import Method, Selector, compose, role
+from plures.method import Method, Selector, role
 from plures.signature import arguments, kinds, shown
 
 
@@ -106,7 +106,7 @@ class Entry:
         return (inspect.getdoc(self.build) or "").partition("\n\n")[0].replace("\n", " ")
 
     def __add__(self, other: Entry) -> Entry:
-        """Both methods in one (:func:`plures.method.compose`), with the parameters of both.
+        """Both methods in one (:meth:`plures.method.Method.__add__`), with the parameters of both.
 
         A parameter that both have keeps each method's default.
         """
@@ -120,7 +120,7 @@ class Entry:
                     f"{self.name}({name}=...) + {other.name}({name}=...)"
                 )
             one, two = (e(**{k: v for k, v in given.items() if k in e.defaults}) for e in (self, other))
-            return compose(one, two)
+            return one + two
 
         types = {**self.kinds, **other.kinds}
         named = [
