@@ -55,7 +55,7 @@ def test_points_are_the_sum_of_the_rules_that_apply(found):
         Rule("two", (("clients", ">=", 3),), {"local": 2.5}, "{clients:.0f} clients", "here"),
         Rule("three", (("clients", "<", 3),), {"partial": 9.0}, "few", "here"),
     )
-    advice = advise(found, rules).advice
+    advice = advise(found, rules)
     assert [(f.family, f.points) for f in advice.ranking[:2]] == [("local", 3.5), ("partial", 2.0)]
     assert [reason.says for reason in advice.ranking[0].why] == ["one", "12 clients"]
     assert advice.ranking[0].confidence == "medium"

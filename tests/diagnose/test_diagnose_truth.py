@@ -14,9 +14,10 @@ import plures
 from plures.diagnose import diagnose, fires
 from plures.diagnose.chance import positive
 from plures.diagnose.concept import concept_shift
+from plures.diagnose.diagnosis import Diagnosis
 from plures.diagnose.features import feature_shift
 from plures.diagnose.labels import label_skew
-from plures.diagnose.result import LEVEL, Diagnosis
+from plures.diagnose.result import LEVEL
 from plures.diagnose.sample import chosen_rows, sample
 from plures.errors import PluresError
 from plures.federation import Federation, Split, degrade

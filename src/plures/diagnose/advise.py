@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from plures.diagnose.clusters import STRUCTURE
 from plures.diagnose.families import FAMILIES
-from plures.diagnose.result import LEVEL, Advice, Diagnosis, FamilyAdvice, Reason
+from plures.diagnose.result import LEVEL, Advice, FamilyAdvice, Findings, Reason
 from plures.diagnose.rules import CONCEPT, FEATURES, LABELS, POOR, RULES, UNEQUAL, Rule
 
 MARGIN = 0.5
@@ -15,7 +15,7 @@ MARGIN = 0.5
 PLAIN = ("finetune", "global")
 
 
-def fires(found: Diagnosis) -> dict[str, bool]:
+def fires(found: Findings) -> dict[str, bool]:
     """Which kinds of difference are there: more than chance, and large enough to matter."""
     q = found.quality
     return {
@@ -29,7 +29,7 @@ def fires(found: Diagnosis) -> dict[str, bool]:
     }
 
 
-def poorness(found: Diagnosis) -> tuple[float, float, float]:
+def poorness(found: Findings) -> tuple[float, float, float]:
     """Spread over clients of missing shares, of noise and of reported reliability; 0 where it may be chance."""
     q = found.quality
     missing = q.missing_spread if q.missing_p is None or q.missing_p <= LEVEL else 0.0
@@ -37,7 +37,7 @@ def poorness(found: Diagnosis) -> tuple[float, float, float]:
     return missing, noise, q.reliability_spread or 0.0
 
 
-def numbers(found: Diagnosis) -> dict[str, float]:
+def numbers(found: Findings) -> dict[str, float]:
     """The numbers that rules read, by name; NaN for what could not be measured."""
     there = fires(found)
     match = found.clusters.matches[0] if found.clusters.matches else None
@@ -78,8 +78,8 @@ def numbers(found: Diagnosis) -> dict[str, float]:
     }
 
 
-def advise(found: Diagnosis, rules: Sequence[Rule] = RULES) -> Diagnosis:
-    """The diagnosis with the advice that the rules give."""
+def advise(found: Findings, rules: Sequence[Rule] = RULES) -> Advice:
+    """The advice that the rules give."""
     measured = numbers(found)
     applied = [rule for rule in rules if rule.applies(measured)]
     every = [_family(key, applied, measured) for key in FAMILIES]
@@ -87,15 +87,13 @@ def advise(found: Diagnosis, rules: Sequence[Rule] = RULES) -> Diagnosis:
     besides = [f for f in every if not FAMILIES[f.family].competes and f.points > 0]
     plain = max(f.points for f in ranking if f.family in PLAIN)
     nothing = ranking[0].family in PLAIN or ranking[0].points <= plain + MARGIN
-    advice = Advice(
+    return Advice(
         summary=_summary(found, ranking, nothing),
         ranking=ranking,
         besides=besides,
         nothing_beats_fedavg=nothing,
         cannot_know=_limits(found),
     )
-    fields = {name: getattr(found, name) for name in Diagnosis.model_fields if name != "advice"}
-    return Diagnosis(**fields, advice=advice)
 
 
 def _family(key: str, applied: Sequence[Rule], measured: Mapping[str, float]) -> FamilyAdvice:
@@ -115,7 +113,7 @@ def _family(key: str, applied: Sequence[Rule], measured: Mapping[str, float]) ->
     )
 
 
-def _summary(found: Diagnosis, ranking: Sequence[FamilyAdvice], nothing: bool) -> str:
+def _summary(found: Findings, ranking: Sequence[FamilyAdvice], nothing: bool) -> str:
     words = {
         "labels": "how often each label occurs" if found.kind == "classification" else "the distribution of targets",
         "features": "inputs",
@@ -142,7 +140,7 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _limits(found: Diagnosis) -> list[str]:
+def _limits(found: Findings) -> list[str]:
     limits = [
         "Rows are taken as independent: neighbours in time or of one patient make p-values too small.",
         "Gains come from a small probe model, not from your network; a larger one may need personalisation less.",

@@ -11,11 +11,12 @@ from torch import nn
 from plures.diagnose.advise import advise
 from plures.diagnose.clusters import clusters
 from plures.diagnose.concept import concept_shift
+from plures.diagnose.diagnosis import Diagnosis
 from plures.diagnose.features import feature_shift
 from plures.diagnose.labels import label_skew
 from plures.diagnose.learning import learning
 from plures.diagnose.quality import quality
-from plures.diagnose.result import Diagnosis, Looked
+from plures.diagnose.result import Findings, Looked
 from plures.diagnose.sample import CLIENTS, EACH, ROWS, chosen_clients, sample
 from plures.diagnose.sizes import quantity
 from plures.errors import PluresError
@@ -84,25 +85,24 @@ def diagnose(
     curve, validation = step(lambda: learning(some, seed))
     if progress is not None:
         progress(len(STEPS), len(STEPS), "done")
-    return advise(
-        Diagnosis.model_construct(
-            federation=federation.name,
-            kind=federation.task.kind,
-            looked=Looked(
-                clients=list(looked.clients),
-                train_rows=len(some.rows),
-                validation_rows=validation,
-                of_clients=len(federation),
-                of_train_rows=len(federation.splits["train"].rows),
-            ),
-            seed=seed,
-            seconds=time.perf_counter() - begun,
-            labels=labels,
-            quantity=sizes,
-            quality=values,
-            features=features,
-            concept=concept,
-            clusters=groups,
-            learning=curve,
-        )
+    found = Findings(
+        federation=federation.name,
+        kind=federation.task.kind,
+        looked=Looked(
+            clients=list(looked.clients),
+            train_rows=len(some.rows),
+            validation_rows=validation,
+            of_clients=len(federation),
+            of_train_rows=len(federation.splits["train"].rows),
+        ),
+        seed=seed,
+        seconds=time.perf_counter() - begun,
+        labels=labels,
+        quantity=sizes,
+        quality=values,
+        features=features,
+        concept=concept,
+        clusters=groups,
+        learning=curve,
     )
+    return Diagnosis(**dict(found), advice=advise(found))

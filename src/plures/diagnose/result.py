@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from plures.evaluate.results import Result
-from plures.faults import read_json
-from plures.signature import checked
 
 LEVEL = 0.01
 """p-value from which a difference counts as more than chance."""
@@ -264,8 +260,8 @@ class Looked(Result):
     of_train_rows: int
 
 
-class Diagnosis(Result):
-    """How the clients of a federation differ, and what that means for the choice of a method; ``print`` it."""
+class Findings(Result):
+    """How the clients of a federation differ."""
 
     federation: str
     kind: str
@@ -279,18 +275,3 @@ class Diagnosis(Result):
     concept: ConceptShift
     clusters: Clusters
     learning: Learning
-    advice: Advice
-
-    def __str__(self) -> str:
-        from plures.diagnose.text import told
-
-        return told(self)
-
-    def to_json(self) -> str:
-        return self.model_dump_json(indent=1)
-
-    @classmethod
-    @checked
-    def from_json(cls, file: Path) -> Diagnosis:
-        """Read a diagnosis that was written with :meth:`to_json`."""
-        return read_json(cls, file, "a diagnosis", "run `plures diagnose` again")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from plures.diagnose.result import Diagnosis, FamilyAdvice
+from plures.diagnose.diagnosis import Diagnosis
+from plures.diagnose.result import FamilyAdvice
 from plures.diagnose.text import SHOWN, rows
 
 PAGE = """<!doctype html>

@@ -6,18 +6,18 @@ import textwrap
 from collections.abc import Iterator
 
 from plures.diagnose.advise import fires
-from plures.diagnose.result import Diagnosis
+from plures.diagnose.result import Advice, Findings
 
 WIDTH = 80
 SHOWN = 4
 
 
-def told(found: Diagnosis) -> str:
+def told(found: Findings, advice: Advice) -> str:
     """Summary, what was measured, the ranking with its reasons, and what remains unknown."""
     looked = found.looked
     lines = [
         f"Diagnosis of {found.federation}: {looked.of_clients} clients, {looked.of_train_rows} train rows",
-        *_wrapped(found.advice.summary),
+        *_wrapped(advice.summary),
         "",
         f"{'':2}{'what':18}{'found':>8}  {'chance':>7}  {'p':>6}  meaning",
     ]
@@ -27,16 +27,16 @@ def told(found: Diagnosis) -> str:
         lines += [head + wrapped[0], *(" " * len(head) + line for line in wrapped[1:])]
     lines += ["", "Alone and together (validation error of a small probe model)", *_curve(found), ""]
     lines.append("Families, the most promising first")
-    for place, family in enumerate(found.advice.ranking[:SHOWN], 1):
+    for place, family in enumerate(advice.ranking[:SHOWN], 1):
         lines += _wrapped(f"{place}. {family.title} [{family.points:+.1f}, {family.confidence} confidence]")
         if family.methods:
             lines += _wrapped("methods: " + ", ".join(family.methods), "   ")
         lines += [line for reason in family.why for line in _wrapped(reason.says, "   - ", "     ")]
-    for family in found.advice.besides:
+    for family in advice.besides:
         lines += _wrapped(f"Besides: {family.title}" + (f" ({', '.join(family.methods)})" if family.methods else ""))
         lines += [line for reason in family.why for line in _wrapped(reason.says, "   - ", "     ")]
     lines += ["", "What this cannot know"]
-    lines += [line for limit in found.advice.cannot_know for line in _wrapped(limit, "- ", "  ")]
+    lines += [line for limit in advice.cannot_know for line in _wrapped(limit, "- ", "  ")]
     lines.append(
         f"({len(looked.clients)} clients and {looked.train_rows} train rows looked at, "
         f"{looked.validation_rows} validation rows; {found.seconds:.0f} s)"
@@ -44,7 +44,7 @@ def told(found: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def rows(found: Diagnosis) -> Iterator[tuple[bool, str, str, str, str, str]]:
+def rows(found: Findings) -> Iterator[tuple[bool, str, str, str, str, str]]:
     """The lines of the table: whether it counts, name, value, chance, p-value, meaning."""
     there = fires(found)
     labels, features, concept, groups = found.labels, found.features, found.concept, found.clusters
@@ -106,7 +106,7 @@ def rows(found: Diagnosis) -> Iterator[tuple[bool, str, str, str, str, str]]:
     yield from _poor(found)
 
 
-def _poor(found: Diagnosis) -> Iterator[tuple[bool, str, str, str, str, str]]:
+def _poor(found: Findings) -> Iterator[tuple[bool, str, str, str, str, str]]:
     quality = found.quality
     if quality.missing is not None:
         yield (
@@ -138,7 +138,7 @@ def _poor(found: Diagnosis) -> Iterator[tuple[bool, str, str, str, str, str]]:
         )
 
 
-def _curve(found: Diagnosis) -> Iterator[str]:
+def _curve(found: Findings) -> Iterator[str]:
     learning = found.learning
     for point in learning.local:
         yield f"  alone, {point.rows:>5.0f} rows a client   {point.error:.3f}"

@@ -1,0 +1,28 @@
+"""What was found, with the advice that follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plures.diagnose.result import Advice, Findings
+from plures.diagnose.text import told
+from plures.faults import read_json
+from plures.signature import checked
+
+
+class Diagnosis(Findings):
+    """How the clients of a federation differ, and what that means for the choice of a method; ``print`` it."""
+
+    advice: Advice
+
+    def __str__(self) -> str:
+        return told(self, self.advice)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    @checked
+    def from_json(cls, file: Path) -> Diagnosis:
+        """Read a diagnosis that was written with :meth:`to_json`."""
+        return read_json(cls, file, "a diagnosis", "run `plures diagnose` again")
