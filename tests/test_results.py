@@ -12,12 +12,16 @@ import torch
 import plures
 from people import FAST, net, people
 from plures.evaluate import ClientScores, Comparison, compare, finish, fit, score
-from plures.evaluate.scores import Scores, ece, metrics, sums
+from plures.evaluate.predictions import said
+from plures.evaluate.scores import Scores
 from plures.evaluate.summary import harmed, interval, paired_test, summarize
 from plures.federation import Task
 from plures.files import describe
 from plures.method import SGD, Method, Personal
 from plures.methods import ditto, local
+from plures.metrics.accuracy import accuracy
+from plures.metrics.errors import rmse
+from plures.metrics.losses import cross_entropy
 from plures.report import html_report
 from plures.run import Run, Training
 from plures.run.checkpoint import save, snapshot
@@ -50,32 +54,6 @@ def test_61_the_bottom_decile_of_thirty_clients_is_three():
     values = np.arange(30.0)
     assert summarize(values, np.ones(30), higher=True).bottom == 1.0
     assert summarize(values, np.ones(30), higher=False).bottom == 28.0
-
-
-@pytest.mark.oracle("EV1")
-def test_61_calibration_error():
-    confidence = torch.tensor([[0.95, 0.9, 0.6, 0.55, 0.85]], dtype=torch.float64)
-    correct = torch.tensor([[1.0, 1, 0, 1, 0]], dtype=torch.float64)
-    assert float(ece(confidence, correct, torch.ones(1, 5))) == pytest.approx(0.41)
-    padded = torch.cat([confidence, torch.full((1, 3), 0.99)], 1), torch.cat([correct, torch.zeros(1, 3)], 1)
-    assert float(ece(*padded, torch.tensor([[1.0] * 5 + [0.0] * 3]))) == pytest.approx(0.41)
-
-
-def test_classification_metrics_by_hand():
-    outputs = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [5.0, -5.0]]])
-    task, weight = Task("classification", ("a", "b"), 2), torch.tensor([[1.0, 1.0, 0.0]])
-    found = metrics(task, sums(task, outputs, torch.tensor([[1, 1, 1]]), weight), torch.tensor([2.0]))
-    assert found["accuracy"].item() == 0.5
-    assert found["loss"].item() == pytest.approx(-(math.log(0.75) + math.log(0.5)) / 2)
-    assert found["brier"].item() == pytest.approx((2 * 0.25**2 + 2 * 0.5**2) / 2)
-
-
-def test_regression_metrics_by_hand():
-    task = Task("regression", outputs=2)
-    outputs, targets = torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 2.0]]])
-    found = metrics(task, sums(task, outputs, targets, torch.ones(1, 2)), torch.tensor([2.0]))
-    assert found["rmse"].item() == pytest.approx(math.sqrt((1 + 4 + 0 + 4) / 4))
-    assert found["mae"].item() == pytest.approx((1 + 2 + 0 + 2) / 4)
 
 
 def test_scores_are_those_of_every_clients_own_model():
@@ -292,14 +270,13 @@ def test_a_diverged_model_is_wrong_on_every_example():
     outputs = torch.tensor([[[float("nan"), 0.0], [1.0, 0.0], [float("inf"), 0.0]]])
     targets, weight = torch.tensor([[0, 0, 0]]), torch.tensor([[1.0, 1.0, 0.0]])
     task = Task("classification", ("a", "b"), 2)
-    found = metrics(task, sums(task, outputs, targets, weight), weight.sum(1))
-    assert found["accuracy"].tolist() == [0.5]
-    assert found["loss"].tolist() == [math.inf]
+    found = said(task, outputs, targets, weight)
+    assert accuracy.stacked(found).tolist() == [0.5]
+    assert cross_entropy.stacked(found).tolist() == [math.inf]
     regression = Task("regression")
-    wild = sums(regression, torch.tensor([[[float("nan")], [1.0]]]), torch.ones(1, 2, 1), torch.tensor([[0.0, 1.0]]))
-    assert metrics(regression, wild, torch.ones(1))["rmse"].tolist() == [0.0]
-    lost = sums(regression, torch.tensor([[[float("nan")], [1.0]]]), torch.ones(1, 2, 1), torch.ones(1, 2))
-    assert metrics(regression, lost, torch.ones(1))["rmse"].tolist() == [math.inf]
+    wild = torch.tensor([[[float("nan")], [1.0]]]), torch.ones(1, 2, 1)
+    assert rmse.stacked(said(regression, *wild, torch.tensor([[0.0, 1.0]]))).tolist() == [0.0]
+    assert rmse.stacked(said(regression, *wild, torch.ones(1, 2))).tolist() == [math.inf]
 
 
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from plures import PluresError, PluresWarning
 from plures.evaluate import score
-from plures.evaluate.scores import METRICS
 from plures.evaluate.stream import StreamScores, follow
 from plures.federation import SPLITS, Federation, Split, Stream, Task, permuted
 from plures.method import SGD, Assign, Batch, Method, Phase, Predict, State, squared_distance
 from plures.methods import apfl, ditto, fedavg, fedavg_ft, fedper, fedprox, ifca, local, scaffold
 from plures.methods.ewc import ewc
+from plures.metrics import CLASSIFICATION, REGRESSION
 from plures.run import Cosine, Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.cost import traffic
 from plures.run.stream import conclude, learn, on_task
@@ -267,7 +267,7 @@ def test_measures_by_hand():
             [[0.6, 0.7], [0.7, np.nan], [0.9, 0.6]],
         ]
     )
-    accuracy, rmse = METRICS["classification"][0], METRICS["regression"][0]
+    accuracy, rmse = CLASSIFICATION[0], REGRESSION[0]
     scores = StreamScores(accuracy, ("x", "y", "z"), ("a", "b"), values)
     assert scores.matrix == pytest.approx(np.array([[0.85, 0.3, 0.15], [0.725, 0.8, 0.2], [0.65, 0.7, 0.75]]))
     assert scores.final == pytest.approx([2.2 / 3, 0.65])

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 import plures
 from plures.cli import app
 from plures.evaluate import Point, RunFolder, finish, fit
-from plures.evaluate.scores import METRICS
+from plures.metrics import CLASSIFICATION, REGRESSION
 from plures.run import RoundRecord
 from plures.study import Study
 from plures.track import TRACKERS, MLflow, TensorBoard, Tracker, WandB, names, trackers
 
 PLAIN = ["north", "s_d", "ward_3_b", "ward_3_b_2"]
-ACCURACY = METRICS["classification"][0]
+ACCURACY = CLASSIFICATION[0]
 
 
 def installed(name: str) -> bool:
@@ -237,7 +237,7 @@ def test_the_worst_client_follows_the_metrics_direction_and_nobody_is_invented()
     found = names.of_point(point, ACCURACY, ["a", "b", "c"])
     assert found["validation/worst"] == 0.2
     assert [key for key in found if key.startswith("client/")] == ["client/a/accuracy", "client/c/accuracy"]
-    rmse = METRICS["regression"][0]
+    rmse = REGRESSION[0]
     assert names.of_point(point, rmse, [])["validation/worst"] == 0.8
 
 

@@ -22,13 +22,14 @@ from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
-from plures.evaluate.scores import METRICS, Scores, primary
+from plures.evaluate.scores import Scores, primary
 from plures.files import DamagedError, describe, duplicate, read, write, write_json
+from plures.metrics import Metric
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import RoundRecord
 from plures.run.interrupt import ending, rest
 from plures.run.message import Held, Scored, Told
-from plures.run.remote import RANGES, BrokenError, Remote, Sites, TooFewError, Transport
+from plures.run.remote import BrokenError, Remote, Sites, TooFewError, Transport
 from plures.version import __version__
 
 log = logging.getLogger(__name__)
@@ -337,12 +338,12 @@ class Conductor:
         if self.progress.pending is None:
             return
         scores = gathered(remote, "validation")
-        metric = primary(remote.federation.task).name
+        metric = primary(remote.federation.task)
         down, up = self.progress.bytes["down"], self.progress.bytes["up"]
         point = Point(
             **self.progress.pending,
-            validation=mean_of_measured(limited(scores, metric, remote.federation.task.kind), metric),
-            clients=ClientScores.of(scores).metrics[metric],
+            validation=mean_of_measured(limited(scores, metric), metric.name),
+            clients=ClientScores.of(scores).metrics[metric.name],
             bytes=down + up,
             seconds=self.progress.seconds,
         )
@@ -453,19 +454,19 @@ class Conductor:
         return missing
 
 
-def limited(scores: Scores, metric: str, kind: str) -> Scores:
+def limited(scores: Scores, metric: Metric) -> Scores:
     """Scores by which a round may be chosen: no client's value stands for all others' (:data:`FAR`)."""
-    values = scores.values[metric]
+    values = scores.values[metric.name]
     known = values[~np.isnan(values)]
-    if RANGES[kind][metric][1] <= 1 or len(known) < 3:
+    if metric.range[1] <= 1 or len(known) < 3:
         return scores
-    return replace(scores, values={**scores.values, metric: np.minimum(values, FAR * np.median(known))})
+    return replace(scores, values={**scores.values, metric.name: np.minimum(values, FAR * np.median(known))})
 
 
 def gathered(remote: Remote, split: Held) -> Scores:
     """What the clients scored in the last exchange, NaN for those that did not answer."""
     found = remote.scores.get(split, {})
-    names = [metric.name for metric in METRICS[remote.federation.task.kind]]
+    names = [metric.name for metric in remote.federation.task.metrics]
     clients = range(len(remote.setting))
     told = [found[i] if i in found else Scored() for i in clients]
     values = {name: np.array([one.metrics.get(name) for one in told], dtype=np.float64) for name in names}

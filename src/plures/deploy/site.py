@@ -15,7 +15,6 @@ from plures.deploy.ledger import Ledger
 from plures.deploy.state import LostError, RefusedError, ToldError, Versions, forget, has_left
 from plures.errors import PluresError, suggestion
 from plures.evaluate import score
-from plures.evaluate.scores import METRICS
 from plures.federation import Federation, Task
 from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, Seen, named
 from plures.models import ModelFactory
@@ -35,7 +34,7 @@ from plures.run.message import (
     pack,
     room,
 )
-from plures.run.remote import ONE_CLIENT, WEIGHT, Rules, distance, fingerprint, key, population, size, within
+from plures.run.remote import ONE_CLIENT, WEIGHT, Rules, distance, fingerprint, key, population, size
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class Allowed:
         Raises:
             PluresError: if it names a number that the task does not have.
         """
-        known, enough = (*(metric.name for metric in METRICS[task.kind]), *TRAINING), examples >= self.least
+        known, enough = (*(metric.name for metric in task.metrics), *TRAINING), examples >= self.least
         if odd := [name for name in self.metrics or () if name not in known]:
             raise PluresError(f"[allow] metrics: no metric {odd[0]!r}; {suggestion(odd[0], known, 'metrics are')}")
         return tuple(name for name in known if self.metrics is None or name in self.metrics) if enough else ()
@@ -374,7 +373,7 @@ class Site:
             return known
         scores = score(run, split)
         examples = int(scores.sizes[0])
-        values = {k: within(self.data.task.kind, k, float(x[0])) for k, x in scores.values.items()}
+        values = {metric.name: metric.within(float(scores.values[metric.name][0])) for metric in self.data.task.metrics}
         told: dict[str, float | None] = {**self._told_of(examples, {k: x for k, x in values.items() if x is not None})}
         return Scored(examples=examples if "sizes" in self.allowed.tell else None, metrics=told)
 

@@ -5,22 +5,21 @@ from plures.evaluate.cold import ColdStart, cold_start_curve, with_labels
 from plures.evaluate.compare import Stage, compare
 from plures.evaluate.fit import Fit, finish, fit
 from plures.evaluate.folder import RunFolder
+from plures.evaluate.predictions import predictions
 from plures.evaluate.results import BASELINES, ClientScores, Comparison, MethodResult, Point, Row, SeedResult
-from plures.evaluate.scores import METRICS, Metric, Scores, primary, score
+from plures.evaluate.scores import Scores, primary, score
 from plures.evaluate.spec import RunSpec
 from plures.evaluate.stream import StreamScores, follow
 from plures.evaluate.summary import Summary, harmed, interval, paired_test, summarize
 
 __all__ = [
     "BASELINES",
-    "METRICS",
     "ClientScores",
     "Code",
     "ColdStart",
     "Comparison",
     "Fit",
     "MethodResult",
-    "Metric",
     "Point",
     "Row",
     "RunFolder",
@@ -38,6 +37,7 @@ __all__ = [
     "harmed",
     "interval",
     "paired_test",
+    "predictions",
     "primary",
     "score",
     "summarize",

@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from plures.errors import PluresWarning
 from plures.evaluate.results import Point, SeedResult
-from plures.evaluate.scores import Metric, primary
+from plures.evaluate.scores import primary
+from plures.metrics import Metric
 from plures.run.coordinator import Coordinator, RoundRecord
 
 Value = str | int | float | bool

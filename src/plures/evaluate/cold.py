@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.evaluate.scores import METRICS, Floats, Metric, Scores, primary, score
+from plures.evaluate.scores import Floats, Scores, primary, score
 from plures.evaluate.summary import Summary, summarize
 from plures.federation import Federation, Split, SplitName, Task
 from plures.federation.seeding import generator
+from plures.metrics import Metric
 from plures.run import Run
 from plures.run.onboard import onboard
 
@@ -44,7 +45,7 @@ class ColdStart:
         return {b: summarize(v, sizes[b].astype(float), higher=higher) for b, v in self.values(metric).items()}
 
     def _metric(self, name: str | None) -> Metric:
-        known = {metric.name: metric for metric in METRICS[self.task.kind]}
+        known = {metric.name: metric for metric in self.task.metrics}
         if name is not None and name not in known:
             raise PluresError(f"no metric {name!r} for {self.task.kind}; metrics are {', '.join(known)}")
         return primary(self.task) if name is None else known[name]

@@ -179,7 +179,7 @@ def compare(
     metric = primary(seen.task)
     comparison = Comparison(
         federation=card(seen),
-        metric=MetricCard(**vars(metric)),
+        metric=MetricCard.of(metric),
         methods=results,
         settings=settings,
         environment=environment(study.execution),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from plures.evaluate.cold import Budget, with_labels
 from plures.evaluate.personal import personal
 from plures.evaluate.record import Calibration, ClientValues, Details, Mistake, Move
-from plures.evaluate.scores import BINS, Scores, score
+from plures.evaluate.scores import Scores, score
 from plures.federation import Federation
+from plures.metrics.calibration import BINS, bins, stated
+from plures.metrics.metric import Predictions
 from plures.run import Run
 from plures.run.onboard import onboard
 
@@ -21,29 +20,24 @@ MOST_CLASSES = 20
 MISTAKES = 3
 
 
-def details(run: Run, unseen: Federation | None = None, everything: Scores | None = None) -> Details:
+def details(
+    run: Run, unseen: Federation | None = None, everything: Scores | None = None, errors: Errors | None = None
+) -> Details:
     """All that the report shows of a run in its present state.
 
     Args:
         run: a run at the round that validation chose.
         unseen: clients held out of its training.
         everything: test scores of the unseen clients with all their labelled examples, if they are known.
+        errors: what a scoring of the test examples showed, if it was looked at; otherwise they are scored again.
     """
-    errors = {client: found for chunk in _chunks(run) for client, found in _errors(run, chunk)}
-    ordered = [errors[place] for place in range(len(run.federation))]
-    classes = run.federation.task.outputs if run.federation.task.kind == "classification" else 0
-    calibration = None
-    if classes:
-        examples, confidence, correct = ([found[1][part].tolist() for found in ordered] for part in range(3))
-        calibration = Calibration(
-            examples=[[round(n) for n in row] for row in examples],
-            confidence=[[round(x, 6) for x in row] for row in confidence],
-            correct=[[round(n) for n in row] for row in correct],
-        )
+    if errors is None:
+        errors = Errors(run)
+        score(run, "test", metrics=(), onlooker=errors)
     return Details(
-        calibration=calibration,
-        confusion=[found[2].tolist() for found in ordered] if 0 < classes <= MOST_CLASSES else [],
-        mistakes=[found[0] for found in ordered],
+        calibration=errors.calibration(),
+        confusion=errors.confusion(),
+        mistakes=errors.mistakes(),
         personal=personal(run),
         clusters={block: rows.tolist() for block, rows in run.membership.items()},
         moves=[Move(round=r, block=block, client=client, cluster=to) for r, block, client, to in run.history()],
@@ -66,69 +60,78 @@ def values(scores: Scores) -> ClientValues:
     return ClientValues(clients=list(scores.clients), sizes=scores.sizes.tolist(), metrics=plain)
 
 
-def _chunks(run: Run) -> Iterator[list[int]]:
-    yield from run.chunks(list(range(len(run.federation))))
+class Errors:
+    """Test examples that clients' predictors get wrong, and how sure those are: what :func:`score` shows an onlooker.
 
+    Args:
+        run: the run that is scored.
+    """
 
-def _errors(run: Run, chunk: list[int]) -> Iterator[tuple[int, tuple[list[Mistake], tuple[Tensor, ...], Tensor]]]:
-    """Per client: its worst examples, its sums for calibration, its confusion matrix."""
-    task, split = run.federation.task, run.federation.splits["test"]
-    stack = run.deployed(chunk)
-    own: dict[str, Any] = {name: run.engine.whole(chunk, name) for name in run.bound.method.predictor.reads}
-    parts: list[tuple[Tensor, ...]] = []
-    for inputs, targets, weight in run.engine.walk(chunk, "test"):
-        outputs = run.engine.forward(stack, inputs, own, weight)
-        decided = run.engine.decisions(stack, outputs, weight) if task.kind == "classification" else outputs
-        parts.append((outputs.float().cpu(), decided.cpu(), targets.cpu(), weight.cpu()))
-    for row, client in enumerate(chunk):
-        kept = [tuple(part[row][w[row] > 0] for part in rest) for *rest, w in parts]
-        if not kept or not sum(len(part[0]) for part in kept):
-            nothing = torch.zeros(BINS, dtype=torch.float64)
-            yield client, ([], (nothing,) * 3, torch.zeros(task.outputs, task.outputs, dtype=torch.int64))
-            continue
-        outputs, decided, targets = (torch.cat(tensors) for tensors in zip(*kept, strict=True))
-        if task.kind == "classification":
-            yield client, _classified(task.classes, split[client].cpu(), outputs, decided, targets)
-        else:
-            yield client, (_missed(split[client].cpu(), outputs, targets), (), torch.empty(0))
+    def __init__(self, run: Run) -> None:
+        self.task, self.split = run.federation.task, run.federation.splits["test"]
+        self.names = self.task.classes or tuple(map(str, range(self.task.outputs)))
+        self.classes = self.task.outputs if self.task.kind == "classification" else 0
+        self._mistakes: dict[int, list[Mistake]] = {}
+        self._binned: dict[int, Tensor] = {}
+        self._confusion: dict[int, Tensor] = {}
 
+    def each(self, predictions: Predictions) -> tuple[Tensor, ...]:
+        """Loss, truth and decision of every example; of classes, also how sure the client is and if right."""
+        always = predictions.losses, predictions.targets, predictions.decisions
+        if not self.classes:
+            return always
+        chosen = predictions.chances.gather(-1, predictions.decisions.unsqueeze(-1)).squeeze(-1)
+        return *always, chosen, *stated(predictions)
 
-def _classified(
-    classes: tuple[str, ...], rows: Tensor, outputs: Tensor, decided: Tensor, targets: Tensor
-) -> tuple[list[Mistake], tuple[Tensor, ...], Tensor]:
-    """One client's errors: ``outputs`` ``(n, classes)``, ``decided`` and ``targets`` ``(n,)``."""
-    chances = outputs.double().softmax(-1).nan_to_num()
-    confidence, correct = chances.max(-1).values, (decided == targets).double()
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
-    sums = tuple(
-        torch.zeros(BINS, dtype=torch.float64).scatter_add_(0, bins, part)
-        for part in (torch.ones_like(confidence), confidence, correct)
-    )
-    most = outputs.shape[-1]
-    confusion = torch.bincount(targets * most + decided, minlength=most * most).view(most, most)
-    loss = -outputs.double().log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    names = classes or tuple(map(str, range(most)))
-    worst = [
-        Mistake(
-            row=int(rows[i]),
-            loss=round(float(loss[i]), 6),
-            truth=names[int(targets[i])],
-            predicted=names[int(decided[i])],
-            confidence=round(float(chances[i, decided[i]]), 6),
+    def take(self, clients: list[int], weight: Tensor, *kept: Tensor) -> None:
+        """Note the errors of some clients."""
+        real, on_cpu = weight.cpu() > 0, [column.cpu() for column in kept]
+        for place, client in enumerate(clients):
+            loss, truth, decided, *sure = (column[place][real[place]] for column in on_cpu)
+            worst = loss.nan_to_num(torch.inf).argsort(descending=True, stable=True)[:MISTAKES].tolist()
+            rows = self.split[client].cpu()
+            if not sure:
+                self._mistakes[client] = [
+                    Mistake(row=int(rows[i]), loss=float(loss[i]), truth=_told(truth[i]), predicted=_told(decided[i]))
+                    for i in worst
+                ]
+                continue
+            chosen, confidence, correct = sure
+            self._mistakes[client] = [
+                Mistake(
+                    row=int(rows[i]),
+                    loss=round(float(loss[i]), 6),
+                    truth=self.names[int(truth[i])],
+                    predicted=self.names[int(decided[i])],
+                    confidence=round(float(chosen[i].nan_to_num()), 6),
+                )
+                for i in worst
+            ]
+            parts = torch.stack([torch.ones_like(confidence), confidence, correct])
+            self._binned[client] = parts.new_zeros(3, BINS).index_add_(1, bins(confidence), parts)
+            if self.classes <= MOST_CLASSES:
+                pairs = torch.bincount(truth * self.classes + decided, minlength=self.classes**2)
+                self._confusion[client] = pairs.view(self.classes, self.classes)
+
+    def mistakes(self) -> list[list[Mistake]]:
+        """Per client, its worst examples."""
+        return [self._mistakes[client] for client in sorted(self._mistakes)]
+
+    def calibration(self) -> Calibration | None:
+        """Sums in bins of confidence; ``None`` without classes."""
+        if not self._binned:
+            return None
+        examples, confidence, correct = torch.stack([self._binned[c] for c in sorted(self._binned)], 1).tolist()
+        return Calibration(
+            examples=[[round(n) for n in row] for row in examples],
+            confidence=[[round(x, 6) for x in row] for row in confidence],
+            correct=[[round(n) for n in row] for row in correct],
         )
-        for i in loss.nan_to_num(torch.inf).argsort(descending=True, stable=True)[:MISTAKES].tolist()
-    ]
-    return worst, sums, confusion
+
+    def confusion(self) -> list[list[list[int]]]:
+        """Per client, true class by decided class; empty without classes and with many."""
+        return [self._confusion[client].tolist() for client in sorted(self._confusion)]
 
 
-def _missed(rows: Tensor, outputs: Tensor, targets: Tensor) -> list[Mistake]:
-    """One client's greatest errors: ``outputs`` and ``targets`` ``(n, outputs)``."""
-    loss = (outputs - targets).double().square().sum(-1)
-
-    def told(values: Tensor) -> str:
-        return ", ".join(f"{x:.4g}" for x in values.tolist())
-
-    return [
-        Mistake(row=int(rows[i]), loss=float(loss[i]), truth=told(targets[i]), predicted=told(outputs[i]))
-        for i in loss.nan_to_num(torch.inf).argsort(descending=True, stable=True)[:MISTAKES].tolist()
-    ]
+def _told(values: Tensor) -> str:
+    return ", ".join(f"{x:.4g}" for x in values.tolist())

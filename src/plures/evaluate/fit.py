@@ -13,7 +13,7 @@ import numpy as np
 
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import About, Callback, Callbacks
-from plures.evaluate.details import details, values
+from plures.evaluate.details import Errors, details, values
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import Scores, primary, score
 from plures.evaluate.summary import mean_known
@@ -56,7 +56,7 @@ class Fit(Generic[R]):
     @property
     def chosen(self) -> Point:
         """The point that validation prefers, the earliest of equals; the last one where nothing could be measured."""
-        sign = 1 if primary(self.run.federation.task).higher else -1
+        sign = primary(self.run.federation.task).sign
         measured = [point for point in self.curve if not math.isnan(point.validation)]
         return max(measured or self.curve[-1:], key=lambda point: (sign * point.validation, -point.round))
 
@@ -118,9 +118,10 @@ def fit(
             measured = run.round % every == 0 or run.round == run.training.rounds
             clients: list[float | None] = []
             if measured:
-                scores, metric = score(run, "validation"), primary(run.federation.task).name
-                last = mean_of_measured(scores, metric)
-                clients = values(scores).metrics[metric]
+                metric = primary(run.federation.task)
+                scores = score(run, "validation", metrics=(metric,))
+                last = mean_of_measured(scores, metric.name)
+                clients = values(scores).metrics[metric.name]
             point = Point(
                 round=run.round,
                 train_loss=record.loss,
@@ -186,12 +187,13 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
 def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult:
     """What :func:`finish` gives, with nobody told."""
     run = fitted.run
-    last = ClientScores.of(score(run, "test"))
+    errors = Errors(run)
     if fitted.best is not None and fitted.chosen.round != run.round:
+        last = ClientScores.of(score(run, "test"))
         restore(run, fitted.best)
-        test = ClientScores.of(score(run, "test"))
+        test = ClientScores.of(score(run, "test", onlooker=errors))
     else:
-        test = last
+        last = test = ClientScores.of(score(run, "test", onlooker=errors))
     validation = score(run, "validation")
     warn_of_divergence(validation)
     newcomers = known = None
@@ -206,6 +208,6 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult
         test=test,
         test_last=last,
         unseen=newcomers,
-        details=details(run, unseen, known),
+        details=details(run, unseen, known, errors),
         never=[run.federation.clients[i] for i in run.never.tolist()],
     )

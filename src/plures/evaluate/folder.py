@@ -75,12 +75,12 @@ def own_examples(run: Run, place: int) -> dict[str, Tensor]:
 
 def fitted_to(federation: Federation) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What was fitted to data: tensors by name, and the rest as JSON; never an example."""
-    made = federation.preparation
+    made, task = federation.preparation, federation.task
     metadata = json.loads(json.dumps({k: list(v) for k, v in federation.metadata.items()}, default=str))
     return {f"{FITTED}:{name}": value for name, value in numbers(federation.scaling, made).items()}, {
         "name": federation.name,
         "source": federation.source,
-        "task": vars(federation.task),
+        "task": {"kind": task.kind, "classes": task.classes, "outputs": task.outputs},
         "features": federation.features,
         "dtype": str(federation.inputs.dtype).removeprefix("torch."),
         "columns": federation.columns,

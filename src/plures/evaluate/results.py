@@ -13,9 +13,10 @@ from pydantic import Field
 from plures.errors import PluresError, suggestion
 from plures.evaluate.record import ClientValues, Details, Measured, Score
 from plures.evaluate.record import Result as Result
-from plures.evaluate.scores import Floats, Metric, Scores
+from plures.evaluate.scores import Floats, Scores
 from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
 from plures.faults import read_json
+from plures.metrics import Metric
 from plures.signature import checked
 from plures.texts import csv_text
 
@@ -37,7 +38,7 @@ class ClientScores(ClientValues):
         """``(clients,)`` with NaN for missing values."""
         return np.array([np.nan if x is None else x for x in self.metrics[metric]], dtype=np.float64)
 
-    def summary(self, metric: Metric) -> Summary:
+    def summary(self, metric: Metric | MetricCard) -> Summary:
         return summarize(self.values(metric.name), np.array(self.sizes), higher=metric.higher)
 
 
@@ -168,10 +169,16 @@ class FederationCard(Result):
 
 
 class MetricCard(Result):
+    """What the reader must know of a metric; see :class:`~plures.metrics.Metric`."""
+
     name: str
     title: str
     higher: bool
     percent: bool
+
+    @classmethod
+    def of(cls, metric: Metric) -> MetricCard:
+        return cls(name=metric.name, title=metric.title, higher=metric.higher, percent=metric.percent)
 
 
 class Row(Result):
@@ -243,7 +250,7 @@ class Comparison(Result):
 
     def row(self, name: str) -> Row:
         """The line of one method."""
-        method, metric = self.method(name), Metric(**self.metric.model_dump())
+        method, metric = self.method(name), self.metric
         own = method.per_client(metric.name)
         over = summarize(own, np.array(method.seeds[0].test.sizes), higher=metric.higher)
         runs = [s.test.summary(metric) for s in method.seeds]

@@ -9,9 +9,10 @@ import numpy as np
 from torch import nn
 
 from plures.errors import PluresError
-from plures.evaluate.scores import Floats, Metric, primary, score
+from plures.evaluate.scores import Floats, primary, score
 from plures.federation import SplitName, Stream
 from plures.method import Method
+from plures.metrics import Metric
 from plures.models import ModelFactory
 from plures.run import Joint, Run, Training
 from plures.run.stream import learn, on_task

@@ -15,6 +15,7 @@ from plures.federation.describe import Description, describe
 from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, Split, SplitName
+from plures.metrics import CLASSIFICATION, REGRESSION, Metric
 from plures.names import check_words, checked_name, in_order, name_of
 
 KINDS = ("classification", "regression")
@@ -30,15 +31,19 @@ class Task:
             (targets are real vectors, loss is the mean squared error).
         classes: class names; empty for regression.
         outputs: number of model outputs (classes, or target dimensions).
+        metrics: what predictions of it are measured by; rounds and settings are chosen by the first one.
     """
 
     kind: Literal["classification", "regression"]
     classes: tuple[str, ...] = ()
     outputs: int = 1
+    metrics: tuple[Metric, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise PluresError(f"task kind {self.kind!r} is unknown: {suggestion(self.kind, KINDS)}")
+        if not self.metrics:
+            object.__setattr__(self, "metrics", CLASSIFICATION if self.kind == "classification" else REGRESSION)
         if self.outputs < 1:
             raise PluresError(f"a task of {self.outputs} outputs: give at least 1")
         check_words(self.classes, "class")

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plures.errors import PluresError
-from plures.evaluate import METRICS, RunFolder
+from plures.evaluate import RunFolder, primary
 from plures.evaluate.compare import RESULTS, card
 from plures.evaluate.record import Details, Mistake
 from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
@@ -86,7 +86,7 @@ def single(result: SeedResult, folder: RunFolder) -> Comparison:
     spec = folder.spec()
     federation = spec.federation()
     seen, _ = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
-    entry, metric = CATALOGUE.get(spec.method), METRICS[seen.task.kind][0]
+    entry = CATALOGUE.get(spec.method)
     method = MethodResult(
         name=spec.method,
         title=entry.title if entry else spec.method,
@@ -103,7 +103,7 @@ def single(result: SeedResult, folder: RunFolder) -> Comparison:
     )
     return Comparison(
         federation=card(seen),
-        metric=MetricCard(**vars(metric)),
+        metric=MetricCard.of(primary(seen.task)),
         methods=[method],
         settings=spec.model_dump(),
         environment={},

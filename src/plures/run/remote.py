@@ -55,12 +55,6 @@ ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
 WEIGHT = "weight:"
 """What names of weights in an upload begin with."""
 
-RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
-    "classification": {"accuracy": (0, 1), "loss": (0, 1e12), "ece": (0, 1), "brier": (0, 2)},
-    "regression": {"rmse": (0, 1e12), "mae": (0, 1e12), "loss": (0, 1e12)},
-}
-"""Least and largest value of every metric that a site may tell; that of a model which diverged is the largest."""
-
 OUTWEIGHS = 1e4
 """An example of one client counts, by its computed weights, at most so many times as much as one of all others."""
 
@@ -239,12 +233,6 @@ def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str
                 "let its site check its data"
             )
     return told
-
-
-def within(kind: str, metric: str, value: float) -> float | None:
-    """A metric as it is told: in the metric's range, ``None`` if it was not measured."""
-    least, most = RANGES[kind][metric]
-    return None if math.isnan(value) else min(max(value, least), most)
 
 
 def population(federation: Federation, told: Sequence[Told]) -> Setting:
@@ -552,7 +540,7 @@ class Remote(Coordinator):
             raise PluresError("its method, model or data columns are not those of this run: give it the same files")
         if reply.round != self.round:
             raise PluresError(f"the answer is of round {reply.round}")
-        ranges = RANGES[self.setting.task.kind]
+        ranges = {metric.name: metric.range for metric in self.setting.task.metrics}
         for split, scored in reply.scores.items():
             for metric, value in scored.metrics.items():
                 if metric not in ranges:

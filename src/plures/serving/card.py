@@ -9,7 +9,6 @@ from typing_extensions import TypedDict
 
 from plures.evaluate import RunSpec
 from plures.evaluate.results import Result
-from plures.evaluate.scores import METRICS
 from plures.federation import SPLITS, Task
 from plures.texts import markdown
 
@@ -211,7 +210,7 @@ class Card(Result):
     def _scores(self) -> list[str]:
         if not self.rows["validation"]:
             return ["It has none, so nothing is known of how well the model does here."]
-        titles = {metric.name: metric.title for metric in METRICS[self.kind]}
+        titles = {metric.name: metric.title for metric in self.task.metrics}
         lines = [f"- {titles.get(name, name)}: {'-' if v is None else f'{v:.4f}'}" for name, v in self.metrics.items()]
         if "validation" in self.fitted_to:
             lines += ["", "The predictor was fitted to these very examples after training, so the scores flatter it."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.folder import AGAIN as RERUN
 from plures.evaluate.folder import counts
-from plures.evaluate.scores import metrics, sums
+from plures.evaluate.predictions import said
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split
 from plures.federation.options import number_type
@@ -248,10 +249,9 @@ class PersonalModel:
         with torch.no_grad():
             outputs = self.outputs(inputs)
         decided, task = self.decided(outputs), federation.task
-        weight = torch.ones(1, len(rows), dtype=self.network.dtype)
-        total = sums(task, outputs[None], targets[None], weight, None if decided is None else decided[None])
-        found = metrics(task, {k: t.to(torch.float64) for k, t in total.items()}, weight.sum(1).to(torch.float64))
-        return {name: float(value) if bool(value.isfinite()) else None for name, value in found.items()}
+        found = said(task, outputs, targets, torch.ones(len(rows)), decided)
+        values = {metric.name: metric.of(found) for metric in task.metrics}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
     # --- on disk ------------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ class Bench:
                 cell,
                 loaded.fingerprint,
                 described_as.model_dump_json(),
-                MetricCard(**vars(primary(loaded.federation.task))).model_dump_json(),
+                MetricCard.of(primary(loaded.federation.task)).model_dump_json(),
                 environment(Execution(device=execution.device)),
             )
         return self.loaded

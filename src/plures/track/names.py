@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 
 from plures.evaluate.callback import About, Value
 from plures.evaluate.results import ClientScores, Point, SeedResult
-from plures.evaluate.scores import Metric
+from plures.metrics import Metric
 from plures.run.coordinator import RoundRecord
 
 CLIENTS = 50

@@ -1,0 +1,106 @@
+"""The one evaluation loop: what every client's own predictor says of its own examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plures.errors import PluresError, suggestion
+from plures.federation import SplitName, Task
+from plures.metrics.metric import Kept, Predictions, columns
+from plures.run import Run
+from plures.run.engine import Stack
+from plures.signature import checked
+
+Reader = Callable[[Predictions], Kept]
+"""Takes what is needed of every example of a batch, ``(clients, batch, ...)``."""
+
+
+@checked
+def predictions(run: Run, client: str, split: SplitName) -> Predictions:
+    """What a client's own predictor says of its examples, beside the truth: for metrics and pictures of your own.
+
+    Args:
+        run: the run, in the state that is asked.
+        client: the client's name.
+        split: which examples; they come in the order of ``run.federation.splits[split]``.
+
+    Returns:
+        Outputs, targets, losses, decisions and probabilities of one client, ``(examples, ...)`` each. Numbers are in
+        the units in which the model was trained (``run.federation.in_units`` gives the target's own).
+
+    Raises:
+        PluresError: if there is no such client.
+    """
+    names = run.federation.clients
+    if client not in names:
+        raise PluresError(f"no client {client!r} in this run; {suggestion(client, names, 'clients are')}")
+    chunk = [names.index(client)]
+    parts = [part.map(lambda t: t[0]) for part in _batches(run, split, chunk, run.deployed(chunk))]
+    kept = [part.map(lambda t, real=part.weight > 0: t[real]) for part in parts]  # type: ignore[misc]
+    return kept[0].joined(*kept[1:])
+
+
+def read(
+    run: Run, split: SplitName, readers: Sequence[Reader], deployed: Stack | None = None
+) -> Iterator[tuple[list[int], Tensor, list[tuple[Tensor, ...]]]]:
+    """Let every client predict for its own examples, and keep what readers take of that.
+
+    Args:
+        run: the run whose federation is evaluated.
+        split: which examples.
+        readers: what is kept.
+        deployed: what each client predicts with, ``(clients, ...)``; default: what it would deploy now.
+
+    Yields:
+        Clients, the weights ``(clients, examples)`` of their examples and padding, and for each reader what it took,
+        ``(clients, examples, ...)``.
+    """
+    for chunk in run.chunks(list(range(len(run.federation)))):
+        stack = run.deployed(chunk) if deployed is None else rows_of(deployed, chunk)
+        weights: list[Tensor] = []
+        kept: list[list[tuple[Tensor, ...]]] = [[] for _ in readers]
+        for batch in _batches(run, split, chunk, stack):
+            weights.append(batch.weight)
+            for place, reader in zip(kept, readers, strict=True):
+                place.append(columns(reader(batch)))
+        yield chunk, torch.cat(weights, 1), [tuple(map(_joined, zip(*parts, strict=True))) for parts in kept]
+
+
+def _joined(batches: Sequence[Tensor]) -> Tensor:
+    return batches[0] if len(batches) == 1 else torch.cat(list(batches), 1)
+
+
+def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iterator[Predictions]:
+    task, engine = run.federation.task, run.engine
+    own: dict[str, Any] = {name: engine.whole(chunk, name) for name in run.bound.method.predictor.reads}
+    for inputs, targets, weight in engine.walk(chunk, split):
+        outputs = engine.forward(stack, inputs, own, weight)
+        decisions = engine.decisions(stack, outputs, weight) if task.kind == "classification" else None
+        yield said(task, outputs, targets, weight, decisions)
+
+
+def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions: Tensor | None = None) -> Predictions:
+    """What outputs mean for a task.
+
+    Args:
+        task: what is predicted.
+        outputs: ``(clients, examples, outputs)``.
+        targets: ``(clients, examples)`` or ``(clients, examples, outputs)``.
+        weight: ``(clients, examples)`` 1 for an example, 0 for padding.
+        decisions: ``(clients, examples)`` predicted classes; default: those with the highest score.
+    """
+    if task.kind == "regression":
+        return Predictions(outputs, targets, weight, (outputs - targets).square().sum(-1), outputs)
+    logs = outputs.double().log_softmax(-1)
+    losses = -logs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    decided = outputs.argmax(-1) if decisions is None else decisions
+    return Predictions(outputs, targets, weight, losses, decided, logs.exp())
+
+
+def rows_of(stack: Stack, clients: list[int]) -> Stack:
+    """Some clients' part of a stack."""
+    return {slot: {path: t[clients] for path, t in leaves.items()} for slot, leaves in stack.items()}

@@ -1,0 +1,181 @@
+"""What a metric is: a number per client, made of what predictors say of the client's examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from plures.brief import brief
+from plures.errors import PluresError
+
+FAR = 1e12
+"""Where a range ends that has no end of its own: what a site tells of a model that diverged."""
+
+
+@brief
+@dataclass(frozen=True)
+class Predictions:
+    """What predictors say of examples, beside the truth; of one client, or stacked over clients.
+
+    Of one client the leading dimension is missing. Stacked clients are padded to one number of examples, with weight 0.
+
+    Attributes:
+        outputs: ``(clients, examples, ...)`` of the network, or what the method makes of several.
+        targets: ``(clients, examples)`` classes, or ``(clients, examples, outputs)`` numbers or labels that are 0 or 1.
+        weight: ``(clients, examples)`` how much an example counts; 0 for padding.
+        losses: ``(clients, examples)`` the task's loss.
+        decisions: what the client decides for, shaped as ``targets``; for numbers, the outputs.
+        probabilities: ``(clients, examples, classes)``, or of each label; ``None`` where numbers are predicted.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    weight: Tensor
+    losses: Tensor
+    decisions: Tensor
+    probabilities: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Predictions:
+        """The same with every tensor changed."""
+        return Predictions(**{name: change(t) for name, t in _tensors(self).items()})
+
+    def joined(self, *others: Predictions) -> Predictions:
+        """These examples of one client and others of it, as one."""
+        rest = [iter(_tensors(other).values()) for other in others]
+        return self.map(lambda t: torch.cat([t, *map(next, rest)]))
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """``(clients, examples)`` whether all outputs are finite; those of a model that diverged are not."""
+        return self.outputs.isfinite().flatten(self.weight.dim()).all(-1)
+
+    @property
+    def chances(self) -> Tensor:
+        """The probabilities, for metrics that need them."""
+        if self.probabilities is None:
+            raise PluresError("this task has no probabilities, so no metric can be made of them: choose another metric")
+        return self.probabilities
+
+
+def _tensors(predictions: Predictions) -> dict[str, Tensor]:
+    given = {one.name: getattr(predictions, one.name) for one in fields(predictions)}
+    return {name: t for name, t in given.items() if t is not None}
+
+
+Kept = Tensor | tuple[Tensor, ...]
+"""What a metric needs of each example, ``(clients, examples, ...)`` each."""
+
+
+def columns(kept: Kept) -> tuple[Tensor, ...]:
+    """What a metric needs of each example, as several tensors."""
+    return kept if isinstance(kept, tuple) else (kept,)
+
+
+def mean(weight: Tensor, values: Tensor) -> Tensor:
+    """Weighted mean over each client's examples, ``(clients, ...)``; NaN where nothing has weight.
+
+    Args:
+        weight: ``(clients, examples)``; what has weight 0 is left out, even if it is not finite.
+        values: ``(clients, examples, ...)``.
+    """
+    counted = weight.double().view(*weight.shape, *(1,) * (values.dim() - weight.dim()))
+    return torch.where(counted > 0, counted * values.double(), 0.0).sum(1) / counted.sum(1)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number per client that says how well its predictor does on its examples.
+
+    It is computed in two steps: ``each`` takes from a batch what the metric needs of every example, and ``value`` makes
+    one number of all of a client's examples. For a mean over examples, ``each`` gives what is averaged and ``value`` is
+    left out. Both get several clients at once; :func:`alone` makes a ``value`` from a function of a single client.
+
+    Attributes:
+        name: its name in results and on the command line.
+        title: its name in tables.
+        each: ``(predictions) -> kept``: of every example, a tensor ``(clients, examples, ...)`` or several.
+        value: ``(weight, *kept) -> (clients,)``. NaN where the metric is undefined for a client: without examples, or
+            for example where ranking needs two classes and it has one. Such clients are left out of means, and counted.
+        higher: whether more is better.
+        unit: what it is measured in. With ``"%"``, it is a share, and tables show it times 100.
+        range: least and largest value. A site of a deployment tells a value beyond them as the nearer of the two.
+        undefined: when a client with examples has no value, in words that follow "undefined".
+
+    Examples:
+        The share of examples whose class is among the two most probable:
+
+        >>> import torch
+        >>> def among_two(predictions):
+        ...     two = predictions.chances.topk(2, dim=-1).indices
+        ...     return (two == predictions.targets.unsqueeze(-1)).any(-1)
+        >>> top2 = Metric("top2", "top-2 accuracy", among_two, higher=True, unit="%", range=(0, 1))
+        >>> chances = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]])
+        >>> targets = torch.tensor([1, 0])
+        >>> top2.of(Predictions(chances.log(), targets, torch.ones(2), torch.zeros(2), chances.argmax(-1), chances))
+        0.5
+    """
+
+    name: str
+    title: str
+    each: Callable[[Predictions], Kept] = field(repr=False)
+    value: Callable[..., Tensor] = field(default=mean, repr=False)
+    higher: bool = False
+    unit: str = ""
+    range: tuple[float, float] = (0.0, FAR)
+    undefined: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise PluresError(f"metric {self.name!r}: give it a name of letters, digits and underscores")
+        if not self.range[0] < self.range[1]:
+            raise PluresError(f"metric {self.name!r}: range {self.range} has no least value below its largest")
+
+    @property
+    def percent(self) -> bool:
+        """Whether tables show it times 100."""
+        return self.unit == "%"
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else -1: what a value is multiplied with to be compared."""
+        return 1 if self.higher else -1
+
+    def of(self, predictions: Predictions) -> float:
+        """The metric of one client, whose predictions have no leading dimension; NaN where it is undefined."""
+        return float(self.stacked(predictions.map(lambda t: t.unsqueeze(0)))[0])
+
+    def stacked(self, predictions: Predictions) -> Tensor:
+        """The metric of every client, ``(clients,)``."""
+        return self.value(predictions.weight, *columns(self.each(predictions))).double()
+
+    def within(self, value: float) -> float | None:
+        """A value as it is told: in the metric's range, ``None`` where it is undefined."""
+        least, most = self.range
+        return None if math.isnan(value) else min(max(value, least), most)
+
+
+def alone(function: Callable[..., float]) -> Callable[..., Tensor]:
+    """A metric's ``value`` from a function of one client, such as those of scikit-learn.
+
+    Args:
+        function: ``(*kept) -> float``, of a client with at least one example; it gets no padding and no weights.
+
+    Examples:
+        >>> def of_half(predictions):
+        ...     return predictions.losses
+        >>> median = Metric("median_loss", "median loss", of_half, alone(lambda losses: losses.median()))
+    """
+
+    def value(weight: Tensor, *kept: Tensor) -> Tensor:
+        found = [
+            float(function(*(column[client][row > 0] for column in kept))) if bool((row > 0).any()) else math.nan
+            for client, row in enumerate(weight)
+        ]
+        return torch.tensor(found, dtype=torch.float64, device=weight.device)
+
+    return value
