@@ -35,7 +35,8 @@ def test_numbers_are_those_of_the_shared_model(hearts: Path) -> None:
     assert found.text().splitlines() == [
         f"it would send in a round: {found.numbers['model']} numbers of 'model'",
         "it would tell: examples",
-        "it would measure, once in a round, to 3 digits: accuracy, loss, ece, brier, train_loss, train_objective",
+        "it would measure, once in a round, to 3 digits: accuracy, loss, ece, brier, auroc, auprc, "
+        "balanced_accuracy, f1, train_loss, train_objective",
     ]
 
 

@@ -1,13 +1,25 @@
 """Metrics: what a client's predictions are worth, one number each. Knows no task and no engine."""
 
 from plures.metrics.accuracy import accuracy
+from plures.metrics.auroc import auroc
+from plures.metrics.average_precision import average_precision
+from plures.metrics.balance import balanced_accuracy, macro_f1
 from plures.metrics.calibration import brier, ece
-from plures.metrics.errors import mae, rmse
+from plures.metrics.errors import mae, r2, rmse
 from plures.metrics.losses import cross_entropy, mean_squared_error
 from plures.metrics.metric import Metric, Predictions, alone, mean
 
-CLASSIFICATION: tuple[Metric, ...] = (accuracy, cross_entropy, ece, brier)
-REGRESSION: tuple[Metric, ...] = (rmse, mae, mean_squared_error)
+CLASSIFICATION: tuple[Metric, ...] = (
+    accuracy,
+    cross_entropy,
+    ece,
+    brier,
+    auroc,
+    average_precision,
+    balanced_accuracy,
+    macro_f1,
+)
+REGRESSION: tuple[Metric, ...] = (rmse, mae, mean_squared_error, r2)
 
 __all__ = [
     "CLASSIFICATION",

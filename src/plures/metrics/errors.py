@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plures.metrics.metric import Metric, Predictions, mean
+from plures.metrics.metric import FAR, Metric, Predictions, mean
 
 
 def misses(predictions: Predictions) -> Tensor:
@@ -28,3 +28,26 @@ def root_mean(weight: Tensor, squares: Tensor) -> Tensor:
 
 rmse = Metric("rmse", "root mean squared error", square, root_mean)
 mae = Metric("mae", "mean absolute error", absolute)
+
+
+def explained(weight: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of the variance of the truth that is explained, mean over outputs; NaN where the truth does not vary."""
+    counted, truth = weight.double().unsqueeze(-1), targets.double()
+    centre = mean(weight, truth).unsqueeze(1)
+    left, all_ = (
+        torch.where(counted > 0, counted * (truth - other).square(), 0.0).sum(1) for other in (outputs.double(), centre)
+    )
+    return torch.where(all_ > 0, 1 - left / all_, torch.nan).nanmean(1)
+
+
+def both(predictions: Predictions) -> tuple[Tensor, Tensor]:
+    """Outputs and truth, ``(clients, examples, outputs)``; outputs that are not all finite are infinite."""
+    places = predictions.weight.dim()
+    outputs = torch.where(predictions.finite.unsqueeze(-1), predictions.outputs.flatten(places), torch.inf)
+    return outputs, predictions.targets.flatten(places)
+
+
+ALIKE = "where the truth does not vary"
+
+r2 = Metric("r2", "R\N{SUPERSCRIPT TWO}", both, explained, higher=True, range=(-FAR, 1), undefined=ALIKE)
+"""As ``r2_score`` of scikit-learn has it, outputs that do not vary left out."""
