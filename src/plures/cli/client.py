@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 import typer
 
-from plures.cli.common import app, console
+from plures.cli.common import AllowCode, app, consent, console
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
+from plures.evaluate.code import Code
 from plures.evaluate.compare import RESULTS
 from plures.federation import Federation
 from plures.report.client import client_page
@@ -24,20 +25,23 @@ def client_command(
         str | None, typer.Option(help="Whose model is looked into; default: the one that serves the client best.")
     ] = None,
     examples: Annotated[bool, typer.Option(help="Load the data to show the columns of its worst examples.")] = True,
+    allow_code: AllowCode = None,
 ) -> None:
     """Tell everything about one client: its data, scores, personal parts, errors and peers."""
-    console.print(client_page(folder, client, data(folder) if examples else None, method), highlight=False)
+    code = consent(allow_code)
+    page = client_page(folder, client, data(folder, code) if examples else None, method, code)
+    console.print(page, highlight=False)
     if (folder / "report.html").exists():
         console.print(f"in the report: {folder / 'report.html'}#client={quote(client)}", markup=False, highlight=False)
 
 
-def data(folder: Path) -> Federation | None:
+def data(folder: Path, code: Code) -> Federation | None:
     """The data of a comparison or run, if they have a name and lie where they lay; without unseen clients."""
     runs = [folder] if not (folder / RESULTS).exists() else sorted((folder / "runs").glob("*"))
     for path in runs:
         try:
-            spec: RunSpec = RunFolder(path).spec()
-            federation = RunFolder(path).data()
+            spec: RunSpec = RunFolder(path, code).spec()
+            federation = RunFolder(path, code).data()
         except PluresError as error:
             console.print(f"columns of examples are left out: {error}", style="yellow", markup=False)
             return None

@@ -17,7 +17,7 @@ from rich.segment import Segment
 
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import Code
-from plures.evaluate.spec import data_kinds, network_kinds
+from plures.evaluate.own import find_loader, network_kinds
 from plures.models import NETWORKS
 from plures.run import Execution
 from plures.signature import Kinds, read
@@ -52,10 +52,15 @@ def say(text: str) -> None:
     typer.echo(visible_lines(text))
 
 
-Data = Annotated[str, typer.Argument(help="Name of a data set (see `plures datasets`) or a folder of .npz files.")]
+Data = Annotated[
+    str, typer.Argument(help="Name of a data set (see `plures datasets`), a folder of .npz files, or module:function.")
+]
 Out = Annotated[Path, typer.Option(help="Folder for results; an interrupted command goes on from it.")]
 Rounds = Annotated[int, typer.Option(help="Number of rounds.")]
-Model = Annotated[str | None, typer.Option(help=f"Network: {', '.join(NETWORKS)}; default: one that fits the data.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help=f"Network: {', '.join(NETWORKS)}, or module:function; default: one that fits the data."),
+]
 ModelOptions = Annotated[
     list[str] | None, typer.Option("--model-set", help="Option of the network, NAME=VALUE; repeatable.")
 ]
@@ -84,8 +89,8 @@ AllowCode = Annotated[
     typer.Option(
         "--allow-code",
         metavar="MODULE:FUNCTION",
-        help="Function of your own that the file may name as a method; repeatable. It runs with all your rights, so "
-        "read it before.",
+        help="Code of your own that the file may name as data, network or method; repeatable. It runs with all your "
+        "rights, so read it before.",
     ),
 ]
 
@@ -114,7 +119,7 @@ def settings(pairs: list[str] | None, option: str, owner: str, kinds: Kinds) -> 
 
 def data_settings(pairs: list[str] | None, data: str) -> dict[str, Any]:
     """Options of ``--data`` for a data set or a folder."""
-    return settings(pairs, "--data", f"data {data!r}", {**data_kinds(data), "donate": float})
+    return settings(pairs, "--data", f"data {data!r}", {**find_loader(data, Code.typed(data))[1], "donate": float})
 
 
 def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]:
@@ -122,24 +127,31 @@ def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]
     if pairs and model is None:
         raise PluresError("--model-set gives options of a network that is not named: name it with --model")
     return settings(
-        pairs, "--model-set", f"network {model!r}", network_kinds(model) if pairs and model is not None else {}
+        pairs, "--model-set", f"network {model!r}", network_kinds(model, Code.typed(model)) if pairs and model else {}
     )
 
 
 def consent(allowed: list[str] | None) -> Code:
-    """Consent to the functions that ``--allow-code`` names."""
+    """Consent to the code that ``--allow-code`` names."""
     code = Code.of(*(allowed or ()), by="option")
     current_folder(*code.allowed)
     return code
 
 
-def current_folder(*methods: str) -> None:
-    """Let methods that are typed as ``module:function`` be found in the current folder, for this command alone.
+def typed(*said: str | None) -> Code:
+    """Consent to what is named as ``module:function`` where the user types it."""
+    code = Code.typed(*said)
+    current_folder(*code.allowed)
+    return code
+
+
+def current_folder(*names: str) -> None:
+    """Let ``module:function`` be found in the current folder, for this command alone.
 
     Where none is, nothing that lies in the folder can be imported in place of a missing library.
     """
     folder = os.getcwd()
-    if not any(":" in method for method in methods) or folder in sys.path or "" in sys.path:
+    if not names or folder in sys.path or "" in sys.path:
         return
     sys.path.append(folder)
     click.get_current_context().call_on_close(lambda: sys.path.remove(folder))

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from plures.cli.common import Data, Model, ModelOptions, Options, app, console, data_settings, model_settings, progress
+from plures.cli.common import (
+    Data,
+    Model,
+    ModelOptions,
+    Options,
+    app,
+    console,
+    data_settings,
+    model_settings,
+    progress,
+    typed,
+)
 from plures.diagnose import Diagnosis, diagnose, diagnosis_page
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
@@ -46,17 +57,18 @@ def diagnose_command(
     ):
         if number < least:
             raise PluresError(f"--{name} {number}: give at least {least}")
+    code = typed(data, model)
     spec = RunSpec(
         data=data,
         data_options=data_settings(data_options, data),
         model=model,
         model_options=model_settings(model_options, model),
     )
-    federation = spec.federation()
+    federation = spec.federation(code)
     with progress(f"diagnosing {federation.name}", 1) as update:
         found = diagnose(
             federation,
-            model=None if model is None else spec.network(federation),
+            model=None if model is None else spec.network(federation, code),
             seed=seed,
             clients=clients,
             rows=rows,

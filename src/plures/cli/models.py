@@ -21,17 +21,18 @@ from plures.cli.common import (
     app,
     consent,
     console,
-    current_folder,
     data_settings,
     model_settings,
     say,
     settings,
+    typed,
 )
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, primary, score
 from plures.evaluate.code import Code
+from plures.evaluate.own import find_loader
 from plures.evaluate.spec import find_method
-from plures.federation import Federation, from_folder, load
+from plures.federation import Federation, from_folder
 from plures.files import NO_ARCHIVE, check_file, check_folder, write_text
 from plures.run import Execution, Run, onboard
 from plures.run.onboard import rescaled
@@ -77,6 +78,7 @@ def onboard_command(
 ) -> None:
     """Give clients that never took part their model, and keep it in the run's folder."""
     kept = RunFolder(folder, consent(allow_code))
+    typed(data)
     spec = kept.spec()
     if data is None and not spec.unseen:
         raise PluresError(f"{folder} held no client out: name the new clients' data with --data")
@@ -98,7 +100,7 @@ def read_newcomers(data: str, spec: RunSpec, run: Run) -> Federation:
     same_kind = Path(data).is_dir() == Path(spec.data).is_dir()
     options = dict(spec.data_options) if same_kind else {}
     if not Path(data).is_dir():
-        return load(data, **(options if data == spec.data else {}))
+        return find_loader(data, Code.typed(data))[0](**(options if data == spec.data else {}))
     names = {file.stem for file in Path(data).glob("*.npz")}
     options["metadata"] = {name: row for name, row in options.get("metadata", {}).items() if name in names}
     task = run.federation.task
@@ -173,7 +175,7 @@ def export_command(
     code = consent(allow_code)
     model, ranges = opened(folder, client, code), None
     if inputs is None and RunFolder(folder).finished:
-        shown, ranges = (raw(folder, model.card.client, split) for split in ("test", "validation"))
+        shown, ranges = (raw(RunFolder(folder, code), model.card.client, split) for split in ("test", "validation"))
     else:
         shown = given(model, inputs, scaled=False)
     found = export(model, out, shown, to=tuple(to or ["onnx"]), int8=int8, calibration=ranges, code=code)
@@ -207,7 +209,7 @@ def device_command(
     data_options: Options = None,
 ) -> None:
     """Say what memory a device needs to personalise with each method; with one method, in each of its phases."""
-    current_folder(*(method or ()))
+    code = typed(data, model, *(method or TELLING))
     if batch_size < 0:
         raise PluresError(f"--batch-size {batch_size}: give at least 1, or 0 for all examples of a client")
     specs = [
@@ -217,18 +219,18 @@ def device_command(
             model=model,
             model_options=model_settings(model_options, model),
             method=name,
-            parameters=settings(setting, "--set", f"method {name!r}", find_method(name, Code.typed(name)).kinds),
+            parameters=settings(setting, "--set", f"method {name!r}", find_method(name, code).kinds),
             batch_size=batch_size or None,
             optimizer=optimizer,
             momentum=momentum,
         )
         for name in method or TELLING
     ]
-    federation = specs[0].federation()
+    federation = specs[0].federation(code)
     size = batch_size or int(federation.splits["train"].sizes.max())
     table = Table("method", "at its peak" if len(specs) > 1 else "part", *COLUMNS, "kept", "sent")
     for spec in specs:
-        found = memory(spec.run(federation, Execution("loop", 1, False, "float32"), Code.typed(spec.method)), size)
+        found = memory(spec.run(federation, Execution("loop", 1, False, "float32"), code), size)
         for need in (found.peak,) if len(specs) > 1 else found.needs:
             counted = [getattr(need, name) for name in COLUMNS.values()]
             table.add_row(spec.title(), need.what, *(f"{n / 1000:.1f}" for n in (*counted, found.kept, found.up)))
@@ -236,9 +238,9 @@ def device_command(
     console.print(f"kB (1000 bytes), batches of {size}. {COUNTED}", markup=False, highlight=False)
 
 
-def raw(folder: Path, client: str, split: Literal["validation", "test"]) -> torch.Tensor:
+def raw(folder: RunFolder, client: str, split: Literal["validation", "test"]) -> torch.Tensor:
     """A client's examples in a run's data, as they were before scaling."""
-    federation = RunFolder(folder).data()
+    federation = folder.data()
     found = federation.inputs[federation.splits[split][federation.index(client)]]
     return federation.unscaled(found)
 

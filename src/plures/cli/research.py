@@ -29,16 +29,15 @@ from plures.cli.common import (
     Unseen,
     app,
     console,
-    current_folder,
     data_settings,
     execution,
     model_settings,
     progress,
     settings,
+    typed,
 )
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary
-from plures.evaluate.code import Code
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.spec import find_method
@@ -72,7 +71,7 @@ def compare_command(
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
-    current_folder(*(method or ()))
+    typed(data, model, *(method or ()))
     callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
@@ -145,8 +144,7 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run one method and keep every client's model."""
-    current_folder(method)
-    code = Code.typed(method)
+    code = typed(data, model, method)
     if rounds < 1:
         raise PluresError(f"--rounds {rounds}: give at least 1")
     spec = RunSpec(
@@ -177,7 +175,7 @@ def run_command(
     wanted = execution(backend, chunk, compile_step, device)
     if checkpoint.exists():
         wanted = saved(checkpoint, wanted)
-    federation = spec.federation()
+    federation = spec.federation(code)
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
     run, every = spec.run(seen, wanted, code), max(1, rounds // 20)
     asked = spec.question(run, held, code, every=every)
@@ -217,8 +215,7 @@ def methods_command(
 ) -> None:
     """List the methods, or tell all about one."""
     if name is not None:
-        current_folder(name)
-        entry = find_method(name, Code.typed(name))
+        entry = find_method(name, typed(name))
         defaults = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items()) or "none"
         tried = "; ".join(f"{key}: {values}" for key, values in entry.space.items()) or "nothing"
         console.print(f"{entry.title} ({entry.family})\n{entry.citation}\n", markup=False, highlight=False)

@@ -67,7 +67,7 @@ def opened(file: Path) -> Site:
         own.client,
         data,
         empty,
-        spec.network(empty),
+        spec.network(empty, own.code),
         spec.entry(own.code)(**spec.parameters),
         spec.training(),
         folder=folder,
@@ -140,7 +140,7 @@ def conducted(transport: GridTransport, config: Config) -> None:
     file = Path(str(config.get("plan", "federation.toml")))
     plan, out = Plan.load(file), Path(str(config.get("out", "results")))
     code = Code.of(str(config.get("code", "")), by="coordinator").reading(file)
-    plan.spec.entry(code)  # refused before any site is asked
+    plan.rehearse(code)  # refused before any site is asked
     private = Path(str(config.get("key") or file.parent / KEYS / "coordinator"))
     signed = SignedTransport(transport, Key.of(private, "the coordinator", plan.orders), plan.members)
     callbacks = trackers(str(config.get("track", "")).split(), out)

@@ -210,7 +210,7 @@ class Conductor:
         empty = self.plan.table.empty(self.plan.name, self.plan.clients)
         remote = Remote(
             empty,
-            spec.network(empty),
+            spec.network(empty, self.code),
             spec.entry(self.code)(**spec.parameters),
             self.sites,
             spec.training(),

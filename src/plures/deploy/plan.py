@@ -188,7 +188,7 @@ class Plan(Declared):
         spec = self.spec
         spec.entry(code)(**spec.parameters)
         spec.training()
-        spec.network(self.table.empty(self.name, self.clients))
+        spec.network(self.table.empty(self.name, self.clients), code)
 
     @property
     def agreed(self) -> str:
@@ -261,7 +261,7 @@ class SiteFile(Declared):
 
     @property
     def code(self) -> Code:
-        """Functions of one's own that the federation's file may name as the method: each with its hash."""
+        """Code of one's own that the federation's file may name, as the method or the network: each with its hash."""
         return Code.of(*self.allow.code, by="site").reading(self.federation)
 
     @classmethod

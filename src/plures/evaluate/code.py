@@ -1,4 +1,4 @@
-"""Code of one's own: a function that a file names runs only where the file's reader consented to it."""
+"""Code of one's own: what a file names as ``module:name`` runs only where the file's reader consented to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from plures.errors import PluresError, suggestion
 from plures.run.rehearse import failure
 
 By = Literal["typed", "python", "option", "site", "coordinator"]
-"""How a reader consents: by naming the method himself; to what a file names in a program, on the command line, in
+"""How a reader consents: by naming it himself; to what a file names in a program, on the command line, in
 ``site.toml``, in the run's configuration."""
 
 HOW: Mapping[By, str] = {
@@ -32,15 +32,15 @@ LASTING = ("site", "coordinator")
 """Where consent lasts beyond one command, so that it needs a hash."""
 SHA = "sha256:"
 LARGEST = 64 * 2**20
-"""Bytes of code that are read to make a hash; what is larger is no method that somebody has read."""
+"""Bytes of code that are read to make a hash; nobody has read what is larger."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """Functions that the reader of a file consents to, by ``package.module:function``; by default none.
+    """Objects that the reader of a file consents to, by ``package.module:name``; by default none.
 
-    What is read from a file names methods of the catalogue. Any other name is refused, before anything is imported,
-    unless it is one of these, letter by letter.
+    What is read from a file names entries of the catalogues of data, networks, methods, tasks and metrics. Any other
+    name is refused, before anything is imported, unless it is one of these, letter by letter.
 
     Attributes:
         allowed: name -> the hash that the code must have, ``sha256:...``, or an empty text where it may be any.
@@ -68,17 +68,21 @@ class Code:
         return cls(allowed, by)
 
     @classmethod
-    def typed(cls, *methods: object) -> Code:
-        """Consent to the methods that the user names by himself; those joined by ``+`` are several."""
-        names = [name for method in methods if isinstance(method, str) for name in method.split("+")]
+    def typed(cls, *said: object) -> Code:
+        """Consent to what the user names by himself; methods joined by ``+`` are several."""
+        names = [name for text in said if isinstance(text, str) for name in text.split("+")]
         return cls(dict.fromkeys((name for name in names if ":" in name), ""), "typed")
 
     def reading(self, place: object) -> Code:
         """The same for the names in a file."""
         return replace(self, place=str(place))
 
-    def function(self, name: str) -> Any:
-        """The function of a name.
+    def load(self, name: str, kind: str = "method") -> Any:
+        """The object of a name.
+
+        Args:
+            name: ``package.module:name``.
+            kind: what it is named as, for messages: ``method``, ``network``.
 
         Raises:
             PluresError: if the reader did not consent to it or it is not the code that was consented to, both before
@@ -88,45 +92,45 @@ class Code:
         where = f"{self.place}: " if self.place else ""
         pin = self.allowed.get(name)
         if pin is None or (not pin and self.by in LASTING):
-            raise PluresError(f"{where}{self._refusal(name, module)}")
+            raise PluresError(f"{where}{self._refusal(kind, name, module)}")
         if not module or not attribute:
-            raise PluresError(f"method {name!r}: write module:function")
+            raise PluresError(f"{kind} {name!r}: write module:function")
         if module.endswith(".py") or "/" in module:
             dotted = module.removesuffix(".py").strip("./").replace("/", ".")
-            raise PluresError(f"method {name!r}: name the module, not its file: {dotted}:{attribute}")
+            raise PluresError(f"{kind} {name!r}: name the module, not its file: {dotted}:{attribute}")
         if not pin:
             with nullcontext() if self.by == "typed" else _from_source():
-                return _attribute(name, _imported(name, module), attribute)
+                return _attribute(f"{kind} {name!r}", _imported(f"{kind} {name!r}", module), attribute)
         found = Found.of(module)
         if isinstance(found, str):
-            raise PluresError(f"{where}method {name!r} has no hash, for {found}: allow a module that is a file")
+            raise PluresError(f"{where}{kind} {name!r} has no hash, for {found}: allow a module that is a file")
         if found.pin != pin:
             raise PluresError(
-                f"{where}method {name!r} is not the code that was allowed: {found.hashed} has {found.pin} now; read it "
+                f"{where}{kind} {name!r} is not the code that was allowed: {found.hashed} has {found.pin} now; read it "
                 f"again, then allow it with {HOW[self.by].format(name=name, pin=found.pin)}"
             )
         with _from_source():
-            made = _imported(name, module)
+            made = _imported(f"{kind} {name!r}", module)
         if Path(str(getattr(made, "__file__", None))).resolve() != found.file:
-            raise PluresError(f"{where}method {name!r} comes from elsewhere than {found.file}, which was allowed")
-        return _attribute(name, made, attribute)
+            raise PluresError(f"{where}{kind} {name!r} comes from elsewhere than {found.file}, which was allowed")
+        return _attribute(f"{kind} {name!r}", made, attribute)
 
-    def _refusal(self, name: str, module: str) -> str:
+    def _refusal(self, kind: str, name: str, module: str) -> str:
         """How to consent to a name; its module is looked for, and not run."""
-        refused = f"method {name!r} is code, not a method of the catalogue, and runs only with your consent"
+        refused = f"{kind} {name!r} is code, not a {kind} of the catalogue, and runs only with your consent"
         if not _proper(name):
-            return f"method {name!r} is neither in the catalogue (`plures methods` tells it) nor module:function"
+            return f"{kind} {name!r} is neither in the catalogue nor module:function"
         found = Found.of(module, os.getcwd() if self.by == "option" else None)
         if isinstance(found, str):
             if self.by in LASTING:
-                return f"{refused}, which it cannot have here, for {found}: take a method of the catalogue"
+                return f"{refused}, which it cannot have here, for {found}: take a {kind} of the catalogue"
             return f"{refused}: if you know and trust it, allow it with {HOW[self.by].format(name=name)}"
         how = HOW[self.by].format(name=name, pin=found.pin)
         return f"{refused}: read {found.hashed}, and if you trust it, allow it with {how}"
 
 
 NOTHING = Code()
-"""Methods of the catalogue only."""
+"""Entries of the catalogues alone."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ def _from_source() -> Iterator[None]:
             sys.pycache_prefix, sys.dont_write_bytecode = before
 
 
-def _imported(name: str, module: str) -> Any:
+def _imported(what: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -232,14 +236,14 @@ def _imported(name: str, module: str) -> Any:
         remedy = f"put the folder of {top}.py into PYTHONPATH (PYTHONPATH=. if you are there)"
         if error.name is None or error.name.partition(".")[0] != top:
             remedy = f"{module} imports it, so install it"
-        raise PluresError(f"method {name!r} cannot be imported: {error.name!r} is not on the path; {remedy}") from error
+        raise PluresError(f"{what} cannot be imported: {error.name!r} is not on the path; {remedy}") from error
     except Exception as error:
-        raise PluresError(f"method {name!r} cannot be imported: {failure(error)}") from error
+        raise PluresError(f"{what} cannot be imported: {failure(error)}") from error
 
 
-def _attribute(name: str, found: Any, attribute: str) -> Any:
+def _attribute(what: str, found: Any, attribute: str) -> Any:
     public = [key for key, value in vars(found).items() if getattr(value, "__module__", "") == found.__name__]
     if not hasattr(found, attribute):
         held = f"{found.__name__} holds"
-        raise PluresError(f"method {name!r} cannot be imported: {suggestion(attribute, public, held)}")
+        raise PluresError(f"{what} cannot be imported: {suggestion(attribute, public, held)}")
     return getattr(found, attribute)

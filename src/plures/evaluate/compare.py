@@ -116,11 +116,12 @@ def compare(
     that tuning saw is ever a test example.
 
     Args:
-        data: name of a data set or a folder of ``.npz`` files, or a federation.
+        data: name of a data set, a folder of ``.npz`` files, ``package.module:function`` that returns a federation, or
+            a federation.
         methods: names in the catalogue, ``package.module:function``, or functions that return a method; a single one
             need not stand in a list.
-        model: name of a network; a factory of modules, which each seed calls anew; a module, whose values start every
-            seed; or ``None`` for a network that fits the data.
+        model: name of a network, or ``package.module:name`` of one's own; a factory of modules, which each seed calls
+            anew; a module, whose values start every seed; or ``None`` for a network that fits the data.
         rounds: rounds of the final runs.
         seeds: number of final runs of each method.
         learning_rates: values tried for every method; a single one is taken without trying. Default: .03, .1, .3.
@@ -137,7 +138,8 @@ def compare(
     used(work, whole=isinstance(data, Federation))
     rates = tried_rates(learning_rates, tune_rounds)
     data = str(data) if isinstance(data, Path) else data
-    entries = distinct(find_method(method, Code.typed(method)) for method in (*BASELINES, *methods))
+    code = Code.typed(*methods, data, model)
+    entries = distinct(find_method(method, code) for method in (*BASELINES, *methods))
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
     base = RunSpec(
         data=data if isinstance(data, str) else data.name,
@@ -146,9 +148,9 @@ def compare(
         unseen=[name_of(client) for client in unseen],
         **work,
     )
-    federation = base.federation() if isinstance(data, str) else data
+    federation = base.federation(code) if isinstance(data, str) else data
     seen, held = federation.hold_out(unseen) if unseen else (federation, None)
-    factory = model if isinstance(model, nn.Module) or callable(model) else base.network(seen)
+    factory = model if isinstance(model, nn.Module) or callable(model) else base.network(seen, code)
     study = _Study(
         base,
         seen,

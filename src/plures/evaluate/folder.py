@@ -110,7 +110,7 @@ class RunFolder:
         path: the folder; ``run.json`` says what the run was, how it scored and who changed cluster when;
             ``state.safetensors`` is the state at the chosen round, ``models.safetensors`` every client's personal model
             as ``client/path``.
-        code: functions of one's own that may be the run's method, where it is built anew from its description.
+        code: what of one's own the run's method, network and data may be, where it is built anew from its description.
     """
 
     path: Path
@@ -183,7 +183,8 @@ class RunFolder:
         return plain
 
     @property
-    def _code(self) -> Code:
+    def reading(self) -> Code:
+        """What the names in the run's description may stand for."""
         return self.code.reading(self.path / DESCRIPTION)
 
     def question(self) -> Fingerprint | None:
@@ -227,7 +228,7 @@ class RunFolder:
         with understood(self.path, AGAIN):
             spec, execution = self.spec(), self.execution(device)
             whole = self.data(execution)
-            rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution, self._code)
+            rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution, self.reading)
             restore(rebuilt, read(self.path / STATE, AGAIN)[0])
             return rebuilt
 
@@ -241,7 +242,7 @@ class RunFolder:
             PluresError: if they are not those that the run was made on; names the difference.
         """
         spec, there = self.spec(), self._asked()
-        whole = spec.federation()
+        whole = spec.federation(self.reading)
         dtype = (execution or self.execution()).dtype
         parts = dict(zip((DATA, UNSEEN), whole.hold_out(spec.unseen) if spec.unseen else (whole,), strict=False))
         here = {part: of_data(federation.to("cpu", dtype)) for part, federation in parts.items() if part in there}
@@ -349,8 +350,8 @@ class RunFolder:
         there, seed = self._asked(), self.result().seed
         if model is None or method is None:
             spec = self.spec()
-            model = spec.network(federation) if model is None else model
-            method = spec.entry(self._code)(**spec.parameters) if method is None else method
+            model = spec.network(federation, self.reading) if model is None else model
+            method = spec.entry(self.reading)(**spec.parameters) if method is None else method
         setting = Setting.of(federation)
         network = builder(method, model, setting, federation, execution.dtype)(seed)
         code = {key: text for key, text in of_method(method, "").items() if key != "name"}

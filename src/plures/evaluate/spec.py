@@ -6,21 +6,21 @@ import operator
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial, reduce
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
+from torch import nn
 
-from plures.errors import PluresError, suggestion
+from plures.errors import PluresError
 from plures.evaluate.code import NOTHING, Code
+from plures.evaluate.own import METHOD, find_loader, find_network
 from plures.evaluate.results import Result
 from plures.faults import explain
-from plures.federation import Federation, Split, from_folder, load
-from plures.federation.datasets.catalogue import loader_kinds
+from plures.federation import Federation, Split
 from plures.method import SGD, Adam, AdamW, Method, Optimizer
 from plures.methods import CATALOGUE, Entry
 from plures.methods.entry import titled
-from plures.models import NETWORKS, ModelFactory, default_model
+from plures.models import ModelFactory
 from plures.run import (
     BySize,
     Constant,
@@ -36,7 +36,7 @@ from plures.run import (
 )
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.training import RateSchedule
-from plures.signature import Kinds, arguments, kinds, shown
+from plures.signature import shown
 
 SAMPLED = 0.1
 """Share of the clients in a sample, unless another one is given."""
@@ -46,13 +46,16 @@ class RunSpec(Result):
     """Everything that determines a run, apart from the machine.
 
     Attributes:
-        data: name in the catalogue of data sets, or a folder of ``.npz`` files, one per client.
+        data: name in the catalogue of data sets; a folder of ``.npz`` files, one per client; or
+            ``package.module:function`` that returns a federation.
         data_options: options of the loader; ``donate`` is the share of training rows that every client, unless held
             out, gives to the public (:meth:`~plures.federation.Federation.donate`).
-        model: name of a reference network; ``None`` for one that fits the data.
+        model: name of a reference network, or ``package.module:name`` of a module or of a function that returns one;
+            ``None`` for one that fits the data.
         model_options: options of the network, which must be named.
-        method: name in the catalogue of methods, ``package.module:function``, or such names joined by ``+``. A function
-            runs only where the caller consents to it (:class:`~plures.evaluate.Code`), for a run may come from a file.
+        method: name in the catalogue of methods, ``package.module:function``, or such names joined by ``+``. Code that
+            is not of plures runs only where the caller consents to it (:class:`~plures.evaluate.Code`), for a run may
+            come from a file.
         parameters: parameters of the method.
         lr: learning rate.
         optimizer: local optimizer.
@@ -130,11 +133,14 @@ class RunSpec(Result):
             raise PluresError(f"options {self.model_options} of a network that is not named: name the model")
         return self
 
-    def federation(self) -> Federation:
-        """The data, with all clients."""
+    def federation(self, code: Code = NOTHING) -> Federation:
+        """The data, with all clients.
+
+        Args:
+            code: functions of one's own that may load them.
+        """
         options = {name: value for name, value in self.data_options.items() if name != "donate"}
-        folder = Path(self.data)
-        federation = from_folder(folder, **options) if folder.is_dir() else load(self.data, **options)
+        federation = find_loader(self.data, code)[0](**options)
         if "donate" not in self.data_options:
             return federation
         share = self.data_options["donate"]
@@ -146,15 +152,14 @@ class RunSpec(Result):
         train = [rest.get(*of) for of in zip(federation.clients, federation.splits["train"], strict=True)]
         return replace(federation, splits={**federation.splits, "train": Split.of(train)}, public=given.public)
 
-    def network(self, federation: Federation) -> ModelFactory:
-        """The factory of the model."""
-        if self.model is None:
-            return default_model(federation)
-        if self.model not in NETWORKS:
-            raise PluresError(f"no network {self.model!r}; {suggestion(self.model, NETWORKS)}")
-        build, sizes = NETWORKS[self.model], (federation.features, federation.task.outputs)
-        given = arguments(f"network {self.model!r}", build, *sizes, **self.model_options)
-        return lambda: build(*given.args, **given.kwargs)
+    def network(self, federation: Federation, code: Code = NOTHING) -> nn.Module | ModelFactory:
+        """The model, or its factory.
+
+        Args:
+            federation: the clients.
+            code: networks of one's own that it may be.
+        """
+        return find_network(self.model, federation, self.model_options, code)
 
     def entry(self, code: Code = NOTHING) -> Entry:
         """The method's place in the catalogue, or one made for a function of the user's.
@@ -195,11 +200,11 @@ class RunSpec(Result):
         Args:
             federation: the clients.
             execution: how the machine is used.
-            code: functions of one's own that the method may be.
+            code: what of one's own the method and the network may be.
         """
         return Run(
             federation,
-            self.network(federation),
+            self.network(federation, code),
             self.entry(code)(**self.parameters),
             self.training(),
             participation=self.who(),
@@ -213,26 +218,12 @@ class RunSpec(Result):
         Args:
             run: the run.
             held: the clients held out of training.
-            code: functions of one's own that the method may be.
+            code: what of one's own the method and the network may be.
             settings: what else its result depends on.
         """
         entry = self.entry(code)
         asked = of_run(run, entry.name, entry.given(self.parameters), **settings)
         return asked if held is None else asked | {UNSEEN: of_data(held.to("cpu", run.execution.dtype))}
-
-
-def data_kinds(data: str) -> Kinds:
-    """Options of the loader of a data set or of a folder, with their types."""
-    if Path(data).is_dir():
-        return {name: kind for name, kind in kinds(from_folder).items() if name != "path"}
-    return loader_kinds(data)
-
-
-def network_kinds(model: str) -> Kinds:
-    """Options of a network, with their types."""
-    if model not in NETWORKS:
-        raise PluresError(f"no network {model!r}; {suggestion(model, NETWORKS)}")
-    return dict(list(kinds(NETWORKS[model]).items())[2:])
 
 
 def find_method(name: str | Entry | Method | Callable[..., Method], code: Code = NOTHING) -> Entry:
@@ -262,16 +253,10 @@ def find_method(name: str | Entry | Method | Callable[..., Method], code: Code =
         return Entry(title, title, "own", "your own", name, origin="" if "<" in place else place)
     if not isinstance(name, str):
         raise PluresError(f"{shown(name)} is no method: give a name, such as 'ditto', or a function that returns one")
-    if name in CATALOGUE:
-        return CATALOGUE[name]
-    if "+" in name:
+    if "+" in name and name not in CATALOGUE:
         return replace(reduce(operator.add, (find_method(one, code) for one in name.split("+"))), origin=name)
-    if ":" not in name:
-        raise PluresError(
-            f"no method {name!r}; {suggestion(name, CATALOGUE)} (`plures methods` tells all; your own is named "
-            "module:function)"
-        )
-    return replace(find_method(code.function(name)), origin=name)
+    found = METHOD.find(name, code)
+    return found if name in CATALOGUE else replace(find_method(found), origin=name)
 
 
 def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:

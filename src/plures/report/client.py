@@ -15,6 +15,7 @@ from rich.text import Text
 
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, primary
+from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.compare import RESULTS, card
 from plures.evaluate.record import Details, Mistake
 from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
@@ -32,7 +33,13 @@ FEATURES = 12
 """Columns of an example that a terminal shows: those that lie farthest from the client's mean."""
 
 
-def client_page(folder: Path, client: str, federation: Federation | None = None, method: str | None = None) -> Group:
+def client_page(
+    folder: Path,
+    client: str,
+    federation: Federation | None = None,
+    method: str | None = None,
+    code: Code = NOTHING,
+) -> Group:
     """Everything about one client.
 
     Args:
@@ -40,9 +47,10 @@ def client_page(folder: Path, client: str, federation: Federation | None = None,
         client: its name.
         federation: the data, for the columns of its worst examples; ``None`` leaves them out.
         method: whose model is looked into; default: the one that serves this client best.
+        code: what of one's own a run's data may be.
     """
     with understood(folder, "run it again, into another folder"):
-        return _page(read(folder), folder, client, federation, method)
+        return _page(read(folder, code), folder, client, federation, method)
 
 
 def _page(
@@ -71,11 +79,11 @@ def _page(
     return Group(*spaced(parts))
 
 
-def read(folder: Path) -> Comparison:
+def read(folder: Path, code: Code = NOTHING) -> Comparison:
     """The comparison in a folder; a single run becomes a comparison of one method."""
     if (folder / RESULTS).exists():
         return Comparison.from_json(folder / RESULTS)
-    run = RunFolder(folder)
+    run = RunFolder(folder, code)
     if not run.finished:
         raise PluresError(f"{folder} holds neither a finished comparison nor a finished run: check the path")
     return single(run.result(), run)
@@ -84,7 +92,7 @@ def read(folder: Path) -> Comparison:
 def single(result: SeedResult, folder: RunFolder) -> Comparison:
     """A run as a comparison of one method."""
     spec = folder.spec()
-    federation = spec.federation()
+    federation = spec.federation(folder.reading)
     seen, _ = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
     entry = CATALOGUE.get(spec.method)
     method = MethodResult(

@@ -407,7 +407,7 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor], code: Code) -> Persona
         preparation=preparation,
     )
     method = card.spec.entry(code)(**card.spec.parameters)
-    module = method.prepare(card.spec.network(federation), Setting.of(federation), card.spec.seed)
+    module = method.prepare(card.spec.network(federation, code), Setting.of(federation), card.spec.seed)
     network = Network(module.to(torch.float64 if card.precision == "float64" else torch.float32))
     model = PersonalModel(card, federation, network, method.predictor, {}, {}).holding(tensors)
     _check(card, network, model.leaves)

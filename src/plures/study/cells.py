@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plures.brief import brief
 from plures.errors import PluresError
@@ -40,7 +40,7 @@ class Loaded:
     spec: RunSpec
     federation: Federation
     unseen: Federation | None
-    factory: ModelFactory
+    factory: nn.Module | ModelFactory
     fingerprint: Fingerprint
 
 
@@ -55,7 +55,7 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
     own, dealt = ("data", cell.path[0]), ("partitions", cell.path[1])
     options = {key: value for key, value in spec.data_options.items() if key != "donate"}
     try:
-        whole = RunSpec(data=spec.data, data_options=options).federation()
+        whole = RunSpec(data=spec.data, data_options=options).federation(source.code)
         whole = limited(whole, cell.data.max_clients, cell.data.max_examples)
     except PluresError as error:
         raise source.error(own, str(error)) from error
@@ -68,7 +68,7 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
         seen, unseen = whole.hold_out(cell.data.unseen) if cell.data.unseen else (whole, None)
         if "donate" in spec.data_options:
             seen = seen.donate(spec.data_options["donate"])
-        factory = spec.network(seen)
+        factory = spec.network(seen, source.code)
     except PluresError as error:
         raise source.error(own, str(error)) from error
     return Loaded(cell, spec, seen, unseen, factory, {DATA: of_data(whole)})

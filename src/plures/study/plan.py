@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from plures.evaluate.own import NETWORK
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import RunSpec, find_method
 from plures.federation import SplitRule
 from plures.methods import Entry
+from plures.run.facts import facts
 from plures.run.fingerprint import of_method
 from plures.study.document import BudgetPart, DataPart, MethodPart, PartitionPart, Range, Space
 from plures.study.reading import Source, title
@@ -202,8 +204,15 @@ def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> 
         "method": [candidate.part.name, candidate.lr, candidate.part.parameters, space],
         "code": of_method(candidate.entry(**candidate.part.parameters), candidate.part.name),
         "tuning": document.tuning.model_dump(mode="json", exclude={"lr", "search"}) | {"search": search},
+        **_own_network(source, cell),
         "execution": document.execution.model_dump(mode="json", include={"backend", "chunk", "compile", "device"}),
     }
+
+
+def _own_network(source: Source, cell: Cell) -> dict[str, Any]:
+    """What a network of one's own does, so that its results are not taken for those of another one."""
+    name = cell.data.model
+    return {"network": facts(NETWORK.find(name, source.code), "network")} if name and ":" in name else {}
 
 
 def digest(*said: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +13,12 @@ from pydantic import ValidationError
 
 from plures.errors import PluresError, closest, suggestion
 from plures.evaluate.code import NOTHING, Code
+from plures.evaluate.own import find_loader, is_own, network_kinds
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import find_method
 from plures.federation import CATALOGUE as DATASETS
-from plures.federation.build import Options
-from plures.federation.datasets.catalogue import loader_options
-from plures.models import NETWORKS
+from plures.federation import from_folder
+from plures.signature import kinds
 from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
 from plures.study.lines import KeyPath, key_lines, line_of
 
@@ -41,7 +40,7 @@ class Source:
         folder: what folders of data are relative to.
         document: what the text says.
         lines: line of every key.
-        code: functions of one's own that methods may be.
+        code: what of one's own data, networks and methods may be.
     """
 
     file: str
@@ -56,8 +55,8 @@ class Source:
         return told(self.file, self.lines, [(path, message)])
 
     def data_path(self, part: DataPart) -> Path | None:
-        """The folder of a data set that is not in the catalogue."""
-        return None if part.name in DATASETS else self.folder / part.name
+        """The folder of data that are neither in the catalogue nor of one's own function."""
+        return None if part.name in DATASETS or is_own(part.name) else self.folder / part.name
 
 
 def read_study(file: Path, code: Code = NOTHING) -> Source:
@@ -65,7 +64,7 @@ def read_study(file: Path, code: Code = NOTHING) -> Source:
 
     Args:
         file: the file.
-        code: functions of one's own that its methods may be.
+        code: what of one's own its data, networks and methods may be.
 
     Raises:
         PluresError: one line for each fault, with the file, the line and the key.
@@ -185,8 +184,12 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
     if folder is not None and not folder.is_dir():
         near = suggestion(data.name, DATASETS)
         yield (*path, "name"), f"{data.name!r} is neither a data set nor a folder; {near}"
-    known = set(loader_options(DATASETS[data.name].loader)) if folder is None else set(Options.__annotations__)
-    known = (known | {"seed", "donate"}) - {"split"}
+    try:
+        known = {*(find_loader(data.name, source.code)[1] if folder is None else kinds(from_folder))}
+    except PluresError as error:
+        yield (*path, "name"), str(error)
+        return
+    known = (known | {"seed", "donate"}) - {"split", "path"}
     for option in data.options.keys() - known:
         yield (
             (*path, "options", option),
@@ -197,10 +200,12 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
         yield (*path, "options", "donate"), f"give a share between 0 and 1, not {donate!r}"
     if data.model is None and data.model_options:
         yield (*path, "model_options"), "name the model that they are options of"
-    if data.model is not None and data.model not in NETWORKS:
-        yield (*path, "model"), f"no network {data.model!r}; {suggestion(data.model, NETWORKS)}"
-    elif data.model is not None:
-        parameters = list(inspect.signature(NETWORKS[data.model]).parameters)[2:]
+    if data.model is not None:
+        try:
+            parameters = [*network_kinds(data.model, source.code)]
+        except PluresError as error:
+            yield (*path, "model"), str(error)
+            return
         for option in data.model_options.keys() - set(parameters):
             known_ones = ", ".join(parameters) or "none"
             yield (*path, "model_options", option), f"is not an option of {data.model}; they are {known_ones}"

@@ -1,0 +1,129 @@
+"""One way to name data, networks, methods, tasks and metrics: of a catalogue, or of one's own as ``module:name``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from plures.errors import PluresError, suggestion
+from plures.evaluate.code import NOTHING, Code
+from plures.federation import CATALOGUE as DATASETS
+from plures.federation import Federation, from_folder, load
+from plures.federation.datasets.catalogue import loader_kinds
+from plures.methods import CATALOGUE as METHODS
+from plures.models import NETWORKS, ModelFactory, default_model
+from plures.signature import Kinds, arguments, kinds, shown
+
+T = TypeVar("T")
+SIZES = ("features", "outputs")
+"""Parameters of a network's function that are given by the federation."""
+
+
+@dataclass(frozen=True)
+class Named(Generic[T]):
+    """Things that are named on a command line, in a file or in Python.
+
+    Attributes:
+        kind: what one is called in messages.
+        catalogue: those that come with plures, by name.
+        listed: the command that lists them, if there is one.
+    """
+
+    kind: str
+    catalogue: Mapping[str, T]
+    listed: str = ""
+
+    def find(self, name: str, code: Code = NOTHING) -> T | Any:
+        """The entry of a name, or the object that ``module:name`` stands for, as it is.
+
+        Args:
+            name: a name of the catalogue, or ``package.module:name``.
+            code: objects of one's own that it may be: ``Code.typed(name)`` where the user typed it.
+
+        Raises:
+            PluresError: it is neither, or nobody consented to it.
+        """
+        if name in self.catalogue:
+            return self.catalogue[name]
+        if ":" in name:
+            return code.load(name, self.kind)
+        listed = f"`{self.listed}` lists all; " if self.listed else ""
+        raise PluresError(
+            f"no {self.kind} {name!r}; {suggestion(name, self.catalogue)} ({listed}your own is named module:function)"
+        )
+
+
+METHOD = Named("method", METHODS, "plures methods")
+NETWORK = Named("network", NETWORKS)
+DATA = Named("data set", DATASETS, "plures datasets")
+
+
+def find_loader(data: str, code: Code = NOTHING) -> tuple[Callable[..., Federation], Kinds]:
+    """What makes a federation, and its options with their types.
+
+    Args:
+        data: a data set of the catalogue, a folder of ``.npz`` files, or ``package.module:function``.
+        code: functions of one's own that it may be.
+    """
+    if data not in DATASETS and Path(data).is_dir():
+        return partial(from_folder, Path(data)), {k: kind for k, kind in kinds(from_folder).items() if k != "path"}
+    if not is_own(data):
+        return partial(load, data), loader_kinds(data)
+    found = DATA.find(data, code)
+    if isinstance(found, Federation):
+        return partial(_loaded, data, lambda: found), {}
+    if not callable(found):
+        raise PluresError(f"data set {data!r}: {shown(found)} is no function that returns a Federation")
+    return partial(_loaded, data, found), kinds(found)
+
+
+def is_own(data: str) -> bool:
+    """Whether data are named as ``module:function``, and not by a path."""
+    return ":" in data and not Path(data).is_absolute()
+
+
+def _loaded(data: str, build: Callable[..., Any], **options: Any) -> Federation:
+    given = arguments(f"data set {data!r}", build, **options)
+    federation = build(*given.args, **given.kwargs)
+    if not isinstance(federation, Federation):
+        raise PluresError(f"data set {data!r}: its function returns {shown(federation)}; let it return a Federation")
+    return federation
+
+
+def find_network(
+    model: str | None, federation: Federation, options: Mapping[str, Any], code: Code = NOTHING
+) -> nn.Module | ModelFactory:
+    """A model for a federation.
+
+    Args:
+        model: a network of the catalogue; ``package.module:name`` of a module, or of a function that returns one and
+            is given the shape of an input as ``features`` and the number of ``outputs`` if it has such parameters;
+            ``None`` for the network that fits the data.
+        federation: the clients.
+        options: further arguments of the function.
+        code: objects of one's own that it may be.
+    """
+    if model is None:
+        return default_model(federation)
+    build = NETWORK.find(model, code)
+    if isinstance(build, nn.Module):
+        if options:
+            raise PluresError(f"network {model!r} is a module, which has no options: leave out {', '.join(options)}")
+        return build
+    if not callable(build):
+        raise PluresError(f"network {model!r}: {shown(build)} is neither a module nor a function that returns one")
+    sizes = dict(zip(SIZES, (federation.features, federation.task.outputs), strict=True))
+    wanted = {name: size for name, size in sizes.items() if name in kinds(build)}
+    given = arguments(f"network {model!r}", build, **wanted, **options)
+    return lambda: build(*given.args, **given.kwargs)
+
+
+def network_kinds(model: str, code: Code = NOTHING) -> Kinds:
+    """Options of a network, with their types."""
+    build = NETWORK.find(model, code)
+    return {} if isinstance(build, nn.Module) else {n: kind for n, kind in kinds(build).items() if n not in SIZES}
