@@ -36,6 +36,7 @@ from plures.run import Cosine, Execution, Run, Training, Uniform
 from plures.run import choose as choosing
 from plures.run.allocator import keep_freed_memory
 from plures.run.batches import plan
+from plures.run.states import working
 from trajectories import (
     HEAVY,
     LOOP,
@@ -412,7 +413,7 @@ def test_the_head_phase_of_fedrep_leaves_the_body_and_its_statistics_alone(execu
     done = run(fedrep(), execution, model=normed, rounds=1)
     clients = sorted(range(len(SIZES)), key=lambda i: -SIZES[i])
     received = done.states(clients)
-    x = done.working(received, done.bound.written)
+    x = working(received, done.bound.written)
     done.engine.visit(x, received, clients, 1, done.method.schedule[:1])
     for path, value in x["model"].items():
         assert torch.equal(value, received["model"][path]) == (not path.startswith("3.")), path
@@ -436,7 +437,7 @@ def test_the_received_state_and_the_module_are_not_changed(execution):
     received = done.states(clients)
     kept = {slot: {path: t.clone() for path, t in leaves.items()} for slot, leaves in received.items()}
     server = {name: {leaf: t.clone() for leaf, t in kept.values.items()} for name, kept in done.server.items()}
-    done.engine.visit(done.working(received, done.bound.written), received, clients, 1, done.method.schedule)
+    done.engine.visit(working(received, done.bound.written), received, clients, 1, done.method.schedule)
     for slot, leaves in kept.items():
         for path, value in leaves.items():
             assert torch.equal(value, received[slot][path])

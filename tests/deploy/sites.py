@@ -15,7 +15,8 @@ from plures.deploy.site import Allowed, Site
 from plures.federation import SPLITS, Federation, Split
 from plures.method import Method
 from plures.run import Participation, Training
-from plures.run.remote import Remote, Rules, Sites
+from plures.run.coordinator import Coordinator
+from plures.run.remote import Remote, Rules, Sites, over_sites
 
 EVERYTHING = ("model", "personal", "control")
 
@@ -72,7 +73,7 @@ def far(
     rules: Rules | None = None,
     allowed: Allowed | None = None,
     tells: tuple[str, ...] | None = None,
-) -> tuple[Remote, Loopback]:
+) -> tuple[Coordinator[Remote], Loopback]:
     """A remote run over sites that hold the clients of a federation."""
     declared = elsewhere(federation)
     tells = ("examples", "labels", *federation.metadata) if tells is None else tells
@@ -96,7 +97,7 @@ def far(
     carrier = Loopback(sites)
     known = Sites(carrier, federation.clients)
     known.meet()
-    remote = Remote(declared, model, method, known, training, participation=participation, seed=seed, rules=rules)
+    remote = over_sites(declared, model, method, known, training, participation=participation, seed=seed, rules=rules)
     return remote, carrier
 
 

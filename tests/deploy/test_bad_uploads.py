@@ -294,8 +294,8 @@ def test_whatever_arrives_is_taken_or_refused(tmp_path: Path) -> None:
     job = Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None)
     job.join()
     remote = job.begin()
-    remote.evaluate = ("validation",)
-    remote.exchange([0], "train", remote.server)
+    remote.clients.evaluate = ("validation",)
+    remote.clients.exchange(remote, [0], "train", remote.server)
     good, refused = carrier.answers[-1][1], 0
     assert isinstance(good, bytes)
     answered = unpack(good, Reply)[0].order.encode()
@@ -305,7 +305,7 @@ def test_whatever_arrives_is_taken_or_refused(tmp_path: Path) -> None:
             address: bad.replace(answered, digest(message).encode()) for address, message in messages.items()
         }
         try:
-            remote.work([0], remote.server)
+            remote.clients.work(remote, [0], remote.server)
         except TooFewError:
             refused += 1
     assert refused > 300

@@ -31,7 +31,7 @@ from plures.metrics.errors import rmse
 from plures.report.catalogue import model
 from plures.run import Training
 from plures.run.message import LARGEST, MOST, Order, Place, Reply, Scored, Told, clean, digest, head, pack, unpack
-from plures.run.remote import OUTWEIGHS, Remote, Sites, agreed
+from plures.run.remote import OUTWEIGHS, Sites, agreed, over_sites
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 BAD = "switzerland"
@@ -402,7 +402,7 @@ def test_the_largest_facts_are_worked_with(tmp_path: Path) -> None:
     carrier.spoil = lambda address, answer: reply(told={"examples": MOST})(answer)
     known.meet()
     carrier.spoil = lambda address, answer: answer
-    again = Remote(elsewhere(federation), model, fedavg(), known, training)
+    again = over_sites(elsewhere(federation), model, fedavg(), known, training)
     assert len(again.step().cohort) == 5
     assert again.setting.facts["examples"].sum() == 5 * MOST
     assert all(bool(t.isfinite().all()) for kept in again.server.values() for t in kept.values.values())
@@ -425,15 +425,15 @@ def test_a_weight_that_a_client_computes_is_bounded(tmp_path: Path) -> None:
 
     carrier.spoil = spoil
     job = Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None)
-    true = Remote._answers
+    true = server.balance
 
-    def seen(self: Remote, valid: Any) -> Any:
-        name = next(name for name in self.expected if name.startswith("weight:"))
+    def seen(run: Any, valid: Any) -> None:
+        true(run, valid)
+        name = next(name for name in server.expected(run) if name.startswith("weight:"))
         used.append({client: float(tensors[name]) for client, (_, tensors) in valid.items()})
-        return true(self, valid)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Remote, "_answers", seen)
+        patch.setattr(server, "balance", seen)
         job.run()
     left = [event["left_out"] for event in Journal(tmp_path / "out").rounds()]
     assert left == [{}, {BAD: "bad upload: 'weight:0:' holds a weight above 1e+09"}, {}]
@@ -543,7 +543,7 @@ def test_whatever_a_server_orders_a_site_answers(tmp_path: Path) -> None:
     federation, _ = clients()
     training = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
     remote, carrier = far(federation, model, fedavg(), training, tmp_path)
-    order, leaves = remote.order(1, "train", remote.server)
+    order, leaves = remote.clients.order(remote, 1, "train", remote.server)
     site, random, done = carrier.sites[101], np.random.default_rng(0), 0
     for _ in range(300):
         message = mutant(pack(order, leaves), random)
@@ -564,7 +564,7 @@ def test_an_order_longer_than_the_run_needs_is_refused_and_its_leaves_stay_unrea
     federation, _ = clients()
     training = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
     remote, carrier = far(federation, model, fedavg(), training, tmp_path)
-    order, leaves = remote.order(1, "train", remote.server)
+    order, leaves = remote.clients.order(remote, 1, "train", remote.server)
     read: list[int] = []
     true = local.body
     monkeypatch.setattr(local, "body", lambda message: read.append(len(message)) or true(message))
@@ -582,7 +582,7 @@ def test_a_site_does_not_send_what_the_rules_refuse_and_may_be_asked_again(tmp_p
     training = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
     remote, carrier = far(federation, model, fedavg(), training, tmp_path)
     site = carrier.sites[101]
-    order, leaves = remote.order(1, "train", remote.server)
+    order, leaves = remote.clients.order(remote, 1, "train", remote.server)
     site.max_norm = 1e-3
     said, names = head(site.answer(pack(order, leaves)), Reply)
     assert re.fullmatch(r"its update went 0\.\d+ far \(L2 norm\), and \[rules\] max_norm allows 0\.001", said.reason)

@@ -31,6 +31,7 @@ from plures.method import SGD, Method
 from plures.methods import fedavg, fedper, fedrep, gradient_clusters, ifca
 from plures.models import with_roles
 from plures.run import Training
+from plures.run.coordinator import Coordinator
 from plures.run.message import HEADER, Order, Reply, Told, pack, unpack
 from plures.run.remote import Remote
 from plures.tables.heart import heart_tables
@@ -55,16 +56,16 @@ def net() -> nn.Module:
 
 def federated(
     folder: Path, method: Method | None = None, allowed: Allowed = SERVED, data: Federation | None = None
-) -> tuple[Remote, Site]:
+) -> tuple[Coordinator[Remote], Site]:
     """A coordinator, and the site of its first client."""
     data = people() if data is None else data
     remote, carrier = far(data, net, method or fedavg(), TRAINED, folder, allowed=allowed, tells=("examples",))
     return remote, carrier.sites[100]
 
 
-def asked(remote: Remote, task: Any = "train", **changes: Any) -> tuple[Order, Tensors]:
+def asked(remote: Coordinator[Remote], task: Any = "train", **changes: Any) -> tuple[Order, Tensors]:
     """An order to the first client, with some of its fields as the coordinator likes."""
-    order, tensors = remote.order(0, task, remote.server)
+    order, tensors = remote.clients.order(remote, 0, task, remote.server)
     return order.model_copy(update=changes), tensors
 
 
@@ -78,7 +79,7 @@ def why(reply: Reply) -> str:
     return f"{reply.status}: {reply.reason}"
 
 
-def trained(remote: Remote, site: Site, *rounds: int) -> list[Reply]:
+def trained(remote: Coordinator[Remote], site: Site, *rounds: int) -> list[Reply]:
     """Orders of some rounds, as they were agreed."""
     found, version = [], 0
     for round in rounds:
@@ -138,7 +139,7 @@ def recovered(answers: list[tuple[torch.Tensor, float]], share: float) -> torch.
     return found
 
 
-def head_attacked(remote: Remote, site: Site) -> tuple[list[tuple[torch.Tensor, float]], torch.Tensor]:
+def head_attacked(remote: Coordinator[Remote], site: Site) -> tuple[list[tuple[torch.Tensor, float]], torch.Tensor]:
     """131 scores of made-up bodies that show every example as the same features; and the head that never travels."""
     said(site, *asked(remote))
     (file,) = site.folder.glob("state-*")

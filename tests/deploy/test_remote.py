@@ -39,15 +39,16 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
     )
     remote, _ = far(federation, module, CATALOGUE[name](), training, tmp_path, seed=1, participation=who)
     for _ in range(training.rounds):
-        sent = remote.sent, remote.received
+        far_away = remote.clients
+        sent = far_away.sent, far_away.received
         here, there = run.step(), remote.step()
         assert there.cohort == here.cohort
         assert not there.left_out
-        assert max(remote.moved.values()) < 100  # of 1000 that are allowed
+        assert max(remote.moved.by.values()) < 100  # of 1000 that are allowed
         assert there.loss == pytest.approx(here.loss, rel=1e-5)
         assert there.objective == pytest.approx(here.objective, rel=1e-5, abs=1e-6)
         assert (there.bytes_down, there.bytes_up) == (here.bytes_down, here.bytes_up)
-        assert (remote.sent - sent[0], remote.received - sent[1]) == (here.bytes_down, here.bytes_up)
+        assert (far_away.sent - sent[0], far_away.received - sent[1]) == (here.bytes_down, here.bytes_up)
 
     for block, kept in run.server.items():
         for kind in ("values", "extra"):
@@ -55,17 +56,17 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
                 assert_same(getattr(remote.server[block], kind)[leaf], value, f"{block} {leaf}")
     for place, client in enumerate(federation.clients):
         version = int(run.last[place])
-        stored = Versions(tmp_path / client, remote.run_id).load(version) if version else None
+        stored = Versions(tmp_path / client, remote.clients.run_id).load(version) if version else None
         for leaf in run.kept():
             if stored is not None:
                 assert_same(stored[f"own:{named(leaf)}"], run.store.get(leaf, [place])[0], f"{client} {named(leaf)}")
 
-    assert not remote.ask("score", "validation")
-    assert not remote.ask("publish", "validation", "test")
+    assert not remote.clients.ask(remote, "score", "validation")
+    assert not remote.clients.ask(remote, "publish", "validation", "test")
     for split in ("validation", "test"):
         expected = score(run, split)
         for place in range(len(federation)):
-            scored = remote.scores[split][place]
+            scored = remote.clients.scores[split][place]
             assert scored.examples == expected.sizes[place]
             for metric, values in expected.values.items():
                 assert scored.metrics[metric] == pytest.approx(values[place], rel=1e-4, abs=1e-6), (metric, place)
@@ -100,14 +101,14 @@ def test_a_site_that_was_never_drawn_is_served_as_in_the_simulation(name, tmp_pa
     for _ in range(2):
         run.step()
         remote.step()
-    assert not remote.ask("score", "validation")
-    assert not remote.ask("publish", "validation", "test")
+    assert not remote.clients.ask(remote, "score", "validation")
+    assert not remote.clients.ask(remote, "publish", "validation", "test")
     expected = score(run, "test").values["loss"]
     newcomers = score(onboard(run, federation.subset(["d", "e"])), "test").values["loss"]
     assert expected[3:].tolist() == pytest.approx(newcomers.tolist())
     for place in range(5):
-        assert remote.scores["test"][place].metrics["loss"] == pytest.approx(expected[place], rel=1e-4)
-    assert Versions(tmp_path / "d", remote.run_id).load(1) is None
+        assert remote.clients.scores["test"][place].metrics["loss"] == pytest.approx(expected[place], rel=1e-4)
+    assert Versions(tmp_path / "d", remote.clients.run_id).load(1) is None
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("fedproto", {}), ("digital_twin", {}), ("qffl", {"q": 5.0})])

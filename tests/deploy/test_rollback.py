@@ -19,8 +19,8 @@ from plures.deploy.conduct import BEFORE, CHECKPOINT, COPY, RESULT, Conductor
 from plures.deploy.journal import BROKEN, LOG, METRICS, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
+from plures.run.coordinator import Moved
 from plures.run.message import Order, Reply, pack, unpack
-from plures.run.remote import Remote
 
 FREE = {"max_norm": 1e60, "min_clients": 2}
 """Rules under which an upload may be as wild as it likes: what then still protects the run."""
@@ -115,15 +115,15 @@ def test_a_state_that_is_not_finite_never_counts(tmp_path: Path, monkeypatch: py
     """A mean of finite numbers is finite; a server's step need not be. Here it is replaced by one that overflows."""
     file = prepared(tmp_path, {"max_norm": 1e60}, method="fedavg", rounds=3)
     carrier = attacked(tmp_path)
-    combined = Remote.insist
+    combined = Moved.insist
 
-    def overflows(self, server, memory):
+    def overflows(self, round, server, memory):
         for kept in server.values():
             for value in kept.values.values():
                 value[value.abs() > 1e20] = float("inf")
-        return combined(self, server, memory)
+        return combined(self, round, server, memory)
 
-    monkeypatch.setattr(Remote, "insist", overflows)
+    monkeypatch.setattr(Moved, "insist", overflows)
     conductor(file, carrier).run()
     journal = Journal(tmp_path / "out")
     (broken,) = journal.events(BROKEN)

@@ -222,7 +222,7 @@ def test_rounds_over_signed_messages_are_those_without(tmp_path: Path) -> None:
     }
     members = {client: key.fingerprint for client, key in keys.items()}
     places: dict[int, Place] = {address: own.answer for address, own in signed.items()}
-    remote.sites.transport = SignedTransport(Carrier(places), COORDINATOR, members)
+    remote.clients.sites.transport = SignedTransport(Carrier(places), COORDINATOR, members)
 
     def forged(order: bytes) -> bytes:
         """What somebody without the key makes of a true answer: weights of his own."""

@@ -377,7 +377,7 @@ def test_the_gradient_of_a_leaf_that_does_not_travel_stays_with_the_client(perso
     done = Run(ragged(), mlp, gradient_clusters(2) + fedrep() if personal else gradient_clusters(2))
     heads = {path for path in done.bound.initial["model"] if "head" in done.bound.network.info[path].roles}
     assert heads
-    given = done.slopes([0, 1]).keys()
+    given = done.clients.slopes([0, 1]).keys()
     assert given == done.bound.initial["model"].keys() - (heads if personal else set())
     assert done.gradients([0, 1]).shape[1] == sum(done.bound.initial["model"][path].numel() for path in given)
 

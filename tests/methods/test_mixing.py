@@ -24,6 +24,7 @@ from plures.models import with_roles
 from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.checkpoint import resume, save
 from plures.run.cost import traffic
+from plures.run.states import working
 from problems import CURVATURES as A
 from problems import EXACT, BodyHead, close, personal, predictions, predictors, quadratic, run, scalar, shared, weight
 from problems import OPTIMA as B
@@ -206,7 +207,7 @@ def test_ff1_the_first_round_by_hand():
     assert predictions(done) == close([-0.19, 0.18, 0.8970909091])
     clients, adapt = [2, 1, 0], done.method.predictor.adapt
     received = done.states(clients)
-    x = done.working(received, done.bound.written_by(adapt))
+    x = working(received, done.bound.written_by(adapt))
     done.engine.visit(x, received, clients, 1, adapt)
     rows = x["affinity"]["affinity"][[2, 1, 0]]
     assert rows.clamp(min=0).tolist() == [close([0, 0, 0]), close([0, 0, 0]), close([0, 11.64, 0])]

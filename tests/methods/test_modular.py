@@ -422,7 +422,7 @@ def test_an_infinite_gate_is_the_choice_of_a_cluster():
     first = list(dict.fromkeys(membership.tolist()))
     mixed = trained(personal_moe(frozen=True), 0, model=mixture(modules, 0.0, 0.0))
     logits = torch.tensor([[1e9 * (first[k] == own) for k in range(2)] for own in membership.tolist()])
-    mixed.commit([(list(range(7)), {("model", "gate.logits"): logits.double()})])
+    mixed.commit(list(range(7)), {("model", "gate.logits"): logits.double()})
     torch.testing.assert_close(outputs(mixed), outputs(done), atol=1e-12, rtol=0)
 
 

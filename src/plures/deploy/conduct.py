@@ -26,10 +26,10 @@ from plures.evaluate.scores import Scores, primary
 from plures.files import DamagedError, describe, duplicate, read, write, write_json
 from plures.metrics import Metric
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
-from plures.run.coordinator import RoundRecord
+from plures.run.coordinator import BrokenError, Coordinator, Moved, RoundRecord
 from plures.run.interrupt import ending, rest
 from plures.run.message import Held, Scored, Told
-from plures.run.remote import BrokenError, Remote, Sites, TooFewError, Transport
+from plures.run.remote import Remote, Sites, TooFewError, Transport, over_sites
 from plures.version import __version__
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ FAR = 10.0
 """A value without an upper limit, such as an error, counts at most so many times the median over the clients."""
 
 Wait = Callable[[float], None]
+Over = Coordinator[Remote]
 
 
 @dataclass
@@ -197,18 +198,18 @@ class Conductor:
             )
         self.journal.event("joined", clients=sorted(self.sites.where), version=__version__)
 
-    def measurable(self, remote: Remote) -> None:
+    def measurable(self, remote: Over) -> None:
         """Say before the first round if no site tells the number by which rounds are chosen."""
         metric, told = primary(remote.federation.task).name, self.sites.measures.values()
         if told and not any(metric in names for names in told):
             self.journal.event("unmeasured", metric=metric)
             log.warning("no site tells %r of its validation examples: the last round will be taken", metric)
 
-    def begin(self) -> Remote:
+    def begin(self) -> Over:
         """The run before its first round."""
         spec = self.plan.spec
         empty = self.plan.table.empty(self.plan.name, self.plan.clients)
-        remote = Remote(
+        remote = over_sites(
             empty,
             spec.network(empty, self.code),
             spec.entry(self.code)(**spec.parameters),
@@ -227,7 +228,7 @@ class Conductor:
                 )
         return remote
 
-    def resumed(self, remote: Remote) -> Fit[Remote]:
+    def resumed(self, remote: Over) -> Fit[Over]:
         """What there is so far."""
         fitted = Fit(remote, [], callbacks=Callbacks(self.callbacks))
         if self.checkpoint.exists():
@@ -238,31 +239,31 @@ class Conductor:
             log.info("going on after round %d", remote.round)
         return fitted
 
-    def take_up(self, fitted: Fit[Remote], remote: Remote, file: Path) -> None:
+    def take_up(self, fitted: Fit[Over], remote: Over, file: Path) -> None:
         """Put everything into the state of a checkpoint."""
         about, fitted.best = resume(remote, self.plan.label, file)
         fitted.curve = [Point(**point) for point in about["curve"]]
         self.progress = Progress(**about["progress"])
-        remote.best = None if fitted.best is None else fitted.best["last"]
+        remote.clients.best = None if fitted.best is None else fitted.best["last"]
         self.accuse(remote)
 
-    def accuse(self, remote: Remote) -> None:
+    def accuse(self, remote: Over) -> None:
         """Let the run know by what it finds who has broken it."""
-        for name in ("excluded", "moved", "length"):
-            setattr(remote, name, getattr(self.progress, name))
+        remote.clients.excluded = self.progress.excluded
+        remote.moved = Moved(self.progress.moved, self.progress.length)
 
     # --- a round ------------------------------------------------------------------------------------------------
 
-    def round(self, fitted: Fit[Remote], remote: Remote) -> None:
+    def round(self, fitted: Fit[Over], remote: Over) -> None:
         """One round that counts, its record kept before anything else happens."""
         before = snapshot(remote)
-        remote.evaluate = ("validation",) if self.progress.pending else ()
+        remote.clients.evaluate = ("validation",) if self.progress.pending else ()
         try:
             record = self.attempt(remote)
         except BrokenError as error:
             self.undo(fitted, remote, error)
             return
-        self.progress.moved, self.progress.length = remote.moved, remote.length
+        self.progress.moved, self.progress.length = dict(remote.moved.by), remote.moved.sent
         self.scored(fitted, remote, before)
         self.count(remote)
         self.progress.seconds += record.seconds
@@ -282,7 +283,7 @@ class Conductor:
             "loss": record.loss,
             "objective": record.objective,
             "seconds": round(record.seconds, 3),
-            "moved": {client: float(f"{norm:.4g}") for client, norm in remote.moved.items()},
+            "moved": {client: float(f"{norm:.4g}") for client, norm in remote.moved.by.items()},
         }
         if self.checkpoint.exists():
             duplicate(self.checkpoint, self.before)
@@ -292,7 +293,7 @@ class Conductor:
         if fitted.callbacks.asked:
             raise KeyboardInterrupt
 
-    def attempt(self, remote: Remote) -> RoundRecord:
+    def attempt(self, remote: Over) -> RoundRecord:
         """Try the round until enough clients do their work."""
         reason = ""
         self.watched.what = {"round": remote.round + 1}
@@ -311,14 +312,14 @@ class Conductor:
             f"{self.out} keeps what was reached: the same command goes on from there"
         )
 
-    def undo(self, fitted: Fit[Remote], remote: Remote, error: BrokenError) -> None:
+    def undo(self, fitted: Fit[Over], remote: Over, error: BrokenError) -> None:
         """Leave out who has broken the model, and go back to before that round."""
         log.warning("%s, which is left out from now on", error)
         self.count(remote)
         self.progress.failed += 1
         now = self.progress
         if error.round == 1:
-            fitted.curve, fitted.best, remote.best, self.progress = [], None, None, Progress()
+            fitted.curve, fitted.best, remote.clients.best, self.progress = [], None, None, Progress()
             restore(remote, snapshot(self.begin()))
         elif error.round == remote.round:
             if not self.before.exists() or read(self.before, NEW)[1]["round"] != error.round - 1:
@@ -333,7 +334,7 @@ class Conductor:
         self.journal.event(BROKEN, round=error.round, client=error.client, reason=str(error))
         self.keep(fitted, remote)
 
-    def scored(self, fitted: Fit[Remote], remote: Remote, state: Snapshot) -> None:
+    def scored(self, fitted: Fit[Over], remote: Over, state: Snapshot) -> None:
         """Note how the clients did at the last state, and whether it is the best so far."""
         if self.progress.pending is None:
             return
@@ -350,16 +351,17 @@ class Conductor:
         fitted.curve.append(point)
         fitted.callbacks.on_point(point)
         if fitted.chosen is point:
-            fitted.best, remote.best = state, state["last"]
+            fitted.best, remote.clients.best = state, state["last"]
         self.progress.pending = None
 
-    def count(self, remote: Remote) -> None:
+    def count(self, remote: Over) -> None:
         """Add what travelled since the last count."""
-        for name, number in (("down", remote.sent), ("up", remote.received), ("wired", remote.wired)):
+        sites = remote.clients
+        for name, number in (("down", sites.sent), ("up", sites.received), ("wired", sites.wired)):
             self.progress.bytes[name] += number
-        remote.sent = remote.received = remote.wired = 0
+        sites.sent = sites.received = sites.wired = 0
 
-    def keep(self, fitted: Fit[Remote], remote: Remote) -> None:
+    def keep(self, fitted: Fit[Over], remote: Over) -> None:
         """Write the checkpoint."""
         told = {client: one.model_dump() for client, one in self.sites.told.items()}
         curve = [point.model_dump(mode="json") for point in fitted.curve]
@@ -368,14 +370,14 @@ class Conductor:
         save(remote, self.plan.label, self.checkpoint, fitted.best, **kept)
         duplicate(self.checkpoint, self.copy)
 
-    def tell(self, fitted: Fit[Remote], remote: Remote, record: RoundRecord) -> None:
+    def tell(self, fitted: Fit[Over], remote: Over, record: RoundRecord) -> None:
         """Log the round and write the metrics."""
         self.journal.event("round", **self.progress.told)
         log.info("round %d of %d: loss %.4f", record.round, remote.training.rounds, record.loss)
         metric = primary(remote.federation.task).name
         own = {
             remote.setting.clients[client]: value
-            for client, scored in remote.scores.get("validation", {}).items()
+            for client, scored in remote.clients.scores.get("validation", {}).items()
             if (value := scored.metrics.get(metric)) is not None
         }
         self.journal.metrics(
@@ -398,7 +400,7 @@ class Conductor:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    def conclude(self, fitted: Fit[Remote], remote: Remote) -> SeedResult:
+    def conclude(self, fitted: Fit[Over], remote: Over) -> SeedResult:
         """Score the last state, go back to the one that validation chose, and let every client keep its model.
 
         Test data are read once, with the model that is kept; a site would answer no second question about them.
@@ -410,7 +412,7 @@ class Conductor:
             self.keep(fitted, remote)
         if fitted.best is not None:
             restore(remote, fitted.best)
-        write(self.out / STATE, snapshot(remote), {"run": remote.run_id, "round": remote.round})
+        write(self.out / STATE, snapshot(remote), {"run": remote.clients.run_id, "round": remote.round})
         left = self.everybody(remote, "publish", "validation", "test")
         self.count(remote)
         result = SeedResult(
@@ -434,23 +436,25 @@ class Conductor:
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
         return result
 
-    def everybody(self, remote: Remote, task: Any, *splits: Held) -> dict[str, str]:
+    def everybody(self, remote: Over, task: Any, *splits: Held) -> dict[str, str]:
         """Ask all clients, again and again those that do not answer; who never did, and why."""
         found: dict[Held, dict[int, Any]] = {split: {} for split in splits}
         missing: dict[str, str] = dict.fromkeys(self.plan.clients, "")
         final: set[str] = set()
         self.watched.what = {"task": task}
         for number in range(self.plan.rules.patience):
-            left = remote.ask(task, *splits, clients=[client for client in missing if client not in final])
+            left = remote.clients.ask(
+                remote, task, *splits, clients=[client for client in missing if client not in final]
+            )
             missing = {client: reason for client, reason in (missing | left).items() if client in final | left.keys()}
-            final |= remote.final
+            final |= remote.clients.final
             for split in splits:
-                found[split] |= remote.scores[split]
+                found[split] |= remote.clients.scores[split]
             if not missing.keys() - final:
                 break
             if number + 1 < self.plan.rules.patience:
                 self.wait(min(30.0, self.plan.rules.deadline / 4))
-        remote.scores = found
+        remote.clients.scores = found
         return missing
 
 
@@ -463,9 +467,9 @@ def limited(scores: Scores, metric: Metric) -> Scores:
     return replace(scores, values={**scores.values, metric.name: np.minimum(values, FAR * np.median(known))})
 
 
-def gathered(remote: Remote, split: Held) -> Scores:
+def gathered(remote: Over, split: Held) -> Scores:
     """What the clients scored in the last exchange, NaN for those that did not answer."""
-    found = remote.scores.get(split, {})
+    found = remote.clients.scores.get(split, {})
     names = [metric.name for metric in remote.federation.task.metrics]
     clients = range(len(remote.setting))
     told = [found[i] if i in found else Scored() for i in clients]

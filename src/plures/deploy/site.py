@@ -16,7 +16,7 @@ from plures.deploy.state import LostError, RefusedError, ToldError, Versions, fo
 from plures.errors import PluresError, suggestion
 from plures.evaluate import score
 from plures.federation import Federation, Task
-from plures.method import MEMBERSHIP, Cohort, Kept, Leaf, Method, Mine, Phase, Seen, named
+from plures.method import MEMBERSHIP, Kept, Leaf, Method, Mine, Phase, Seen, named
 from plures.models import ModelFactory
 from plures.run import Run, Training
 from plures.run.message import (
@@ -264,7 +264,7 @@ class Site:
     def _done(self, run: Run, versions: Versions, ledger: Ledger, order: Order) -> tuple[Reply, Tensors]:
         """The work that an order asks for."""
         if order.task == "gradients":
-            return self._reply(order), {path: slope[0] for path, slope in run.slopes([0]).items()}
+            return self._reply(order), {path: slope[0] for path, slope in run.clients.slopes([0]).items()}
         scores = {split: self._scored(run, ledger, order, split) for split in order.evaluate}
         if order.task == "train":
             return self._train(run, versions, ledger, order, scores)
@@ -385,13 +385,11 @@ class Site:
     def _train(
         self, run: Run, versions: Versions, ledger: Ledger, order: Order, scores: Mapping[Held, Scored]
     ) -> tuple[Reply, Tensors]:
-        cohort = Cohort(run.round, torch.tensor([0]), run.setting, run.participated, run.draw)
-        chosen = {block.name: run.choose(block, cohort) for block in run.served()}
-        work = run.work([0], chosen)
-        (answer,) = work.answers
-        run.applied(work)
+        chosen = run.choose([0])
+        answer, kept = run.clients.visit(run, [0], chosen)
+        run.commit([0], kept)
         sent: Tensors = {}
-        stays: Tensors = {f"{OWN}:{named(leaf)}": rows[0] for leaf, rows in run.store.snapshot().items()}
+        stays: Tensors = {f"{OWN}:{named(leaf)}": rows[0] for leaf, rows in kept.items()}
         rows = {}
         for block in run.served():
             if block.share.alone:

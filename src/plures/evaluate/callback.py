@@ -42,7 +42,9 @@ class About:
     settings: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: Coordinator, name: str, stage: str = "run", settings: Mapping[str, Any] | None = None) -> About:
+    def of(
+        cls, run: Coordinator[Any], name: str, stage: str = "run", settings: Mapping[str, Any] | None = None
+    ) -> About:
         """What there is to tell of a run.
 
         Args:

@@ -43,7 +43,6 @@ from plures.models import ModelFactory, Network
 from plures.names import name_of
 from plures.run import Execution, Run
 from plures.run.checkpoint import AGAIN, discard_damaged
-from plures.run.coordinator import builder
 from plures.run.cost import flops, stored, traffic
 from plures.run.execution import Precision
 from plures.run.fingerprint import (
@@ -58,6 +57,7 @@ from plures.run.fingerprint import (
     of_method,
     question,
 )
+from plures.run.origin import builder
 from plures.signature import checked, shown
 from plures.version import __version__
 

@@ -34,7 +34,7 @@ It is the caller's own: what it raises ends the run. Guests, whose errors must n
 """
 
 
-R = TypeVar("R", bound=Coordinator)
+R = TypeVar("R", bound=Coordinator[Any])
 
 
 @dataclass

@@ -27,7 +27,6 @@ from plures.method import Bound, Method, Setting
 from plures.models import Leaves, ModelFactory
 from plures.run import Execution, Run, Training
 from plures.run.checkpoint import restore, snapshot
-from plures.run.coordinator import builder
 from plures.run.engine import Engine, Stack
 from plures.run.facts import digest
 from plures.run.fingerprint import (
@@ -43,6 +42,7 @@ from plures.run.fingerprint import (
     of_network,
     of_run,
 )
+from plures.run.origin import builder
 from plures.run.predict import predicted
 from plures.signature import checked
 

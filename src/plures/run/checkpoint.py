@@ -24,7 +24,7 @@ Snapshot = dict[str, Tensor]
 """Everything that changes in a run, as flat named tensors."""
 
 
-def snapshot(run: Coordinator) -> Snapshot:
+def snapshot(run: Coordinator[Any]) -> Snapshot:
     """The state that a run has reached. Nothing in it aliases what the run goes on to change."""
     tensors = {f"clients:{s}:{p}": t for (s, p), t in run.store.snapshot().items()}
     for block, kept in run.server.items():
@@ -38,7 +38,7 @@ def snapshot(run: Coordinator) -> Snapshot:
     return tensors
 
 
-def restore(run: Coordinator, saved: Snapshot) -> None:
+def restore(run: Coordinator[Any], saved: Snapshot) -> None:
     """Put a run into a saved state."""
     odd = sorted(name for name in snapshot(run).keys() ^ saved.keys() if not name.startswith("share:"))
     if odd:
@@ -65,7 +65,7 @@ def restore(run: Coordinator, saved: Snapshot) -> None:
 
 
 def save(
-    run: Coordinator,
+    run: Coordinator[Any],
     name: str,
     file: Path,
     best: Snapshot | None = None,
@@ -96,7 +96,7 @@ def discard_damaged(file: Path) -> None:
 
 
 def resume(
-    run: Coordinator, name: str, file: Path, question: Fingerprint | None = None
+    run: Coordinator[Any], name: str, file: Path, question: Fingerprint | None = None
 ) -> tuple[dict[str, Any], Snapshot | None]:
     """Put a run into the state of a checkpoint; refuse the checkpoint of another run.
 

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import MEMBERSHIP, Block, Cohort, Kept, Look, Method, Probe, Setting, Share, View, named
-from plures.models import Leaves, Marked, ModelFactory, Network
+from plures.method import MEMBERSHIP, Block, Bound, Cohort, Kept, Leaf, Look, Probe, Setting, Share, View, named
+from plures.models import Leaves, Marked
 from plures.run.cost import traffic
 from plures.run.engine import Stack
 from plures.run.execution import Execution
-from plures.run.participation import Joint, Participation
-from plures.run.randomness import fold, name_key, unit
-from plures.run.rehearse import failure
+from plures.run.origin import Origin
+from plures.run.randomness import name_key, unit
 from plures.run.store import ClientStore
 from plures.run.training import Training
 from plures.run.uploads import Answer, Uploads, followed
 
-Build = Callable[[int], Network]
-"""``build(seed)``: the network that the method works on, with the initial values of that seed."""
+Values = Mapping[Leaf, Tensor]
+"""Leaves of some clients, ``(clients, ...)`` each."""
 
 
 @dataclass(frozen=True)
@@ -60,114 +60,165 @@ class RoundRecord:
     objective: float = float("nan")
 
 
+class BrokenError(PluresError):
+    """A round that broke the model.
+
+    Attributes:
+        round: number of the round, from 1.
+        client: the one whose update in it was the longest.
+    """
+
+    def __init__(self, round: int, client: str, what: str) -> None:
+        super().__init__(f"round {round} broke the model: {what}; the longest update was that of client {client!r}")
+        self.round, self.client = round, client
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far the uploads of a round went from what was sent, where clients are not believed.
+
+    Attributes:
+        by: L2 norm of each client's change, by name.
+        sent: that of what was sent.
+    """
+
+    by: Mapping[str, float] = field(default_factory=dict)
+    sent: float = 0.0
+
+    def broken(self, round: int, what: str) -> BrokenError:
+        """The error of a round that cannot count, with the name of the client that moved farthest."""
+        return BrokenError(round, max(self.by, key=lambda name: self.by[name]), what)
+
+    def insist(self, round: int, server: Mapping[str, Kept], memory: Mapping[str, Leaves]) -> None:
+        """Refuse what a round has made of the uploads if it is not finite, before anything is changed."""
+        for name, kept in server.items():
+            for leaf, value in {**kept.values, **memory[name]}.items():
+                if value.is_floating_point() and not bool(value.isfinite().all()):
+                    raise self.broken(round, f"what was made of its uploads is not finite in {leaf!r}")
+
+
 @dataclass(frozen=True)
 class Work:
     """The local work of a round.
 
     Attributes:
         clients: who did it, in increasing order.
-        answers: what they send, a chunk of clients at a time.
+        answers: a chunk of clients at a time, what they send and what stays with them if the round counts.
         server: what the server keeps, with what the clients chose by themselves.
         left_out: who was asked and does not count, by name, and why.
+        moved: how far each upload went; ``None`` where all that clients send is believed.
     """
 
     clients: list[int]
-    answers: Iterable[Answer]
+    answers: Iterable[tuple[Answer, Values]]
     server: Mapping[str, Kept]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    moved: Moved | None = None
 
 
-class Coordinator:
-    """What the server of a run keeps, and the rounds that change it.
+class Clients(Protocol):
+    """Those who do the work of a run, wherever they are.
 
-    Where the clients are is left to those that derive from it: in this process (:class:`~plures.run.rounds.Run`) or
-    behind a network (:class:`~plures.run.remote.Remote`).
+    They read the coordinator, which changes only when a round counts.
 
     Attributes:
+        alone: whether each chooses by itself among the models of a share that leaves it the choice.
+    """
+
+    @property
+    def alone(self) -> bool: ...
+
+    def held(self, bound: Bound) -> list[Leaf]:
+        """Leaves of single clients that come back with the answers, to be kept by the coordinator between rounds."""
+
+    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
+        """Let clients work.
+
+        Args:
+            run: the coordinator, before the round.
+            clients: the cohort, in increasing order.
+            server: what the server sends out of.
+        """
+
+    def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
+        """Training loss of some clients with each of the first ``rows`` models of a share, ``(rows, clients)``."""
+
+    def gradients(self, run: Coordinator[Any], clients: list[int]) -> tuple[Tensor, int]:
+        """Gradient of some clients' training loss at the initial model, as one vector each, and bytes that were sent.
+
+        It is the gradient with respect to the leaves that travel, ``(clients, d)``: that of a personal leaf stays with
+        the client.
+        """
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a round has made of the clients' work, before it counts.
+
+    Attributes:
+        server: what the server keeps.
+        memory: what its steps remember.
+        stays: what stays with the clients, a chunk at a time.
+        loss: mean task loss over the clients that tell it.
+        objective: mean of what they minimised.
+    """
+
+    server: dict[str, Kept]
+    memory: dict[str, Leaves]
+    stays: list[tuple[list[int], Values]]
+    loss: float
+    objective: float
+
+
+C = TypeVar("C", bound=Clients)
+
+
+class Coordinator(Generic[C]):
+    """What the server of a run keeps, and the rounds that change it, over any clients.
+
+    Args:
+        origin: what the run starts from.
+        clients: who does the work: in this process (:class:`~plures.run.local.Local`), at sites.
         federation: the clients; their data too, where they are in this process.
         setting: facts about the clients.
-        bound: the method, resolved against its network.
         training: local work and number of rounds.
         execution: how the clients use their machine.
+
+    Attributes:
+        bound: the method, resolved against its network.
         round: number of rounds finished.
         server: what the server keeps of every block.
         memory: what the server's step of every block remembers.
         moves: ``(moves, 4)`` who changed cluster: round, number of the block, client, new cluster.
         last: ``(clients,)`` number of rounds finished when each last took part, 0 for never.
         store: leaves of single clients that are kept here between rounds.
+        moved: how far the uploads of the last round that counted went.
+        trained_with: for newcomers, the run that they join.
     """
-
-    federation: Federation
-    setting: Setting
-    training: Training
-    execution: Execution
-    store: ClientStore
 
     def __init__(
         self,
-        method: Method,
+        origin: Origin,
+        clients: C,
+        federation: Federation,
         setting: Setting,
-        build: Build,
-        participation: Participation,
-        seed: int,
-        *,
-        given: bool,
-        local: bool = False,
+        training: Training,
+        execution: Execution,
     ) -> None:
-        """Start from round 0.
-
-        Args:
-            method: what to run.
-            setting: facts about the clients.
-            build: the network of each seed.
-            participation: who takes part in each round.
-            seed: root of all randomness.
-            given: whether the model's initial values were given, so that there are no others.
-            local: whether this is one client's own part of a run elsewhere.
-        """
-        self.seed, self.method = seed, method
-
-        def another(number: int) -> Network:
-            if given:
-                raise PluresError(
-                    "the method starts several models from different values, but the model given is a module, whose "
-                    "values start them all: give a function that returns a new module, such as lambda: Net()"
-                )
-            return build(int(fold(seed, name_key("cluster"), number)) % 2**31)
-
-        network = build(seed)
-        check_outputs(network, self.federation)
-        bound = method.bind(network, setting, lambda number: another(number).leaves())
-        self.bound = bound.local() if local else bound
-        rule = participation.of(travels=bound.travels) if isinstance(participation, Joint) else participation
-        self.participation: Participation = rule
+        self.origin, self.clients, self.federation, self.setting = origin, clients, federation, setting
+        self.training, self.execution = training, execution
+        self.bound, self.seed, self.participation = origin.bound, origin.seed, origin.participation
+        self.method = self.bound.method
         self.round = 0
         self.last = torch.zeros(len(setting), dtype=torch.int64)
         self.moves = torch.zeros((0, 4), dtype=torch.int64)
+        self.moved = Moved()
+        self.trained_with: Coordinator[Any] | None = None
         self._probed = 0
-
-        def other(number: int) -> dict[str, Leaves]:
-            return method.bind(another(number), setting, lambda n: another(number + n).leaves()).initial
-
-        self.server = {block.name: self._start(block, setting, other) for block in self.served()}
-        self.memory = {block.name: self._remember(block) for block in self.served()}
-
-    def _start(self, block: Block, setting: Setting, other: Callable[[int], dict[str, Leaves]]) -> Kept:
-        """What the server keeps of a block at the start."""
-
-        buffers = frozenset(map(named, block.leaves)) - frozenset(map(named, self.bound.parameters(block)))
-
-        def values(initial: dict[str, Leaves]) -> Leaves:
-            return Marked({named(leaf): initial[leaf[0]][leaf[1]] for leaf in block.leaves}, buffers)
-
-        kept = block.share.start(values(self.bound.initial), lambda number: values(other(number)), setting)
-        return replace(kept, buffers=buffers)
-
-    def _remember(self, block: Block) -> Leaves:
-        """What the server's step of a block remembers at the start. It moves parameters; buffers are combined."""
-        values = self.server[block.name].values
-        moved = {k: values[k] for k in map(named, self.bound.parameters(block))}
-        return self.bound.combine(block).server.start(moved) if moved else {}
+        self.server = {block.name: origin.kept(block) for block in self.served()}
+        self.memory = {block.name: origin.memory(block, self.server[block.name]) for block in self.served()}
+        held = {(s, p): self.bound.initial[s][p] for s, p in self.kept()}
+        self.store = ClientStore(held, len(federation), execution.clients_on_disk)
 
     @property
     def device(self) -> torch.device:
@@ -198,37 +249,41 @@ class Coordinator:
         """The blocks of which the server keeps something."""
         return [block for block in self.bound.blocks if block.share.served]
 
-    # --- where the clients are --------------------------------------------------------------------------------
+    def kept(self) -> list[Leaf]:
+        """Leaves of single clients that are kept here between rounds."""
+        return self.clients.held(self.bound)
 
-    def work(self, clients: list[int], server: Mapping[str, Kept]) -> Work:
-        """Let clients work.
+    def commit(self, clients: list[int], stays: Values) -> None:
+        """Keep what some clients hold from now on."""
+        for leaf, rows in stays.items():
+            self.store.put(leaf, clients, rows)
+        self.store.mark(clients)
 
-        Args:
-            clients: the cohort, in increasing order.
-            server: what the server sends out of.
-        """
-        raise NotImplementedError
-
-    def insist(self, server: Mapping[str, Kept], memory: Mapping[str, Leaves]) -> None:
-        """Refuse what a round has made of the uploads, before anything is changed. Here everything is taken."""
-
-    def applied(self, work: Work) -> None:
-        """Keep what the clients hold after a round that counts."""
-        raise NotImplementedError
-
-    def losses(self, clients: list[int], rows: int, share: Share) -> Tensor:
-        """Training loss of some clients with each of the first ``rows`` models of a share, ``(rows, clients)``."""
-        raise NotImplementedError
+    def forget(self, client: int) -> None:
+        """Note that a client has lost what it kept: it starts afresh."""
+        self.last[client] = 0
 
     def gradients(self, clients: list[int]) -> Tensor:
-        """Gradient of some clients' training loss at the initial model, as one vector each, ``(clients, d)``."""
-        raise NotImplementedError
+        """Gradients of some clients at the initial model, ``(clients, d)``; see :meth:`Clients.gradients`."""
+        found, sent = self.clients.gradients(self, clients)
+        self._probed += sent
+        return found
 
-    def choose(self, block: Block, cohort: Cohort) -> Kept:
-        """Before a round, who receives what of a block."""
-        gradients = self.gradients if block.share.probes else unannounced
-        probe = Probe(lambda clients, rows: self.losses(clients, rows, block.share), gradients)
-        return block.share.choose(self.server[block.name], cohort, probe)
+    def losses(self, clients: list[int], rows: int, share: Share) -> Tensor:
+        """Losses of some clients, ``(rows, clients)``; see :meth:`Clients.losses`."""
+        return self.clients.losses(self, clients, rows, share)
+
+    def choose(self, wanted: list[int]) -> dict[str, Kept]:
+        """Before a round, who receives what of every block."""
+        cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self.draw)
+        chosen = {}
+        for block in self.served():
+            share, kept = block.share, self.server[block.name]
+            gradients = self.gradients if share.probes else unannounced
+            probe = Probe(partial(self.losses, share=share), gradients)
+            theirs = share.alone and self.clients.alone
+            chosen[block.name] = kept if theirs else share.choose(kept, cohort, probe)
+        return chosen
 
     # --- the round --------------------------------------------------------------------------------------------
 
@@ -241,55 +296,58 @@ class Coordinator:
         """One round."""
         begun = time.perf_counter()
         wanted = self.cohort(self.round)
-        cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self.draw)
         self._probed = 0
-        chosen = {block.name: self.choose(block, cohort) for block in self.served()}
+        chosen = self.choose(wanted)
         memory = {name: followed(kept, self.memory[name]) for name, kept in chosen.items()}
-        work = self.work(wanted, {name: replace(kept, copied=()) for name, kept in chosen.items()})
+        work = self.clients.work(self, wanted, {name: replace(kept, copied=()) for name, kept in chosen.items()})
+        try:
+            made = self._combined(work, memory)
+        except (RuntimeError, ArithmeticError) as error:
+            if work.moved is None:
+                raise
+            what = f"its uploads cannot be combined ({type(error).__name__})"
+            raise work.moved.broken(self.round + 1, what) from error
+        if work.moved is not None:
+            work.moved.insist(self.round + 1, made.server, made.memory)
+            self.moved = work.moved
+        for clients, stays in made.stays:
+            self.commit(clients, stays)
+        self._note(made.server)
+        self.server, self.memory = made.server, made.memory
+        self.round += 1
+        self.last[work.clients] = self.round
+        up, down = traffic(self.bound)
+        return RoundRecord(
+            self.round,
+            tuple(self.setting.clients[i] for i in work.clients),
+            made.loss,
+            up * len(work.clients) + self._probed,
+            down * len(work.clients),
+            time.perf_counter() - begun,
+            work.left_out,
+            made.objective,
+        )
+
+    def _combined(self, work: Work, memory: dict[str, Leaves]) -> Made:
+        """What a round makes of its work; nothing is changed yet."""
         server, clients = dict(work.server), work.clients
-        cohort = replace(cohort, clients=torch.tensor(clients))
+        cohort = Cohort(self.round, torch.tensor(clients), self.setting, self.participated, self.draw)
         sent = [block for block in self.served() if self.bound.travelling(block)]
         uploads = {b.name: Uploads(self.bound, b, server[b.name], clients, self.examples(clients)) for b in sent}
-        losses = []
-        for answer in work.answers:
-            losses.append(torch.stack([answer.loss, answer.objective]))
+        losses, objectives, kept = [], [], []
+        for answer, stays in work.answers:
+            losses.append(answer.loss)
+            objectives.append(answer.objective)
+            kept.append((answer.clients, stays))
             for upload in uploads.values():
                 upload.add(answer)
         for name, upload in uploads.items():
             server[name], memory[name] = upload.combined(cohort, memory[name])
-        self.insist(server, memory)
-        self.applied(work)
-        self._note(server)
-        self.server, self.memory = server, memory
-        self.round += 1
-        self.last[clients] = self.round
-        up, down = traffic(self.bound)
-        loss, objective = map(self.mean, torch.cat(losses, 1))
-        return RoundRecord(
-            self.round,
-            tuple(self.setting.clients[i] for i in clients),
-            loss,
-            up * len(clients) + self._probed,
-            down * len(clients),
-            time.perf_counter() - begun,
-            work.left_out,
-            objective,
-        )
-
-    def mean(self, losses: Tensor) -> float:
-        """Mean of what the clients of a round tell of their training, ``(clients,)``."""
-        return float(losses.mean())
+        return Made(server, memory, kept, *(float(torch.cat(told).mean()) for told in (losses, objectives)))
 
     def cohort(self, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""
-        chosen = self.participation.cohort(self.setting, self.seed, round)
-        what = f"participation {type(self.participation).__name__}, round {round + 1}"
-        if not chosen:
-            raise PluresError(f"{what}: nobody takes part; choose at least one client for each round")
-        for client in chosen:
-            if not isinstance(client, Integral) or not 0 <= client < len(self.setting):
-                raise PluresError(f"{what}: {client!r} is no client; give positions from 0 to {len(self.setting) - 1}")
-        return sorted({int(client) for client in chosen})
+        return self.origin.cohort(round)
 
     def examples(self, clients: list[int]) -> Tensor:
         """Training examples of some clients, ``(clients,)`` in double precision."""
@@ -337,41 +395,3 @@ class Coordinator:
 def unannounced(clients: list[int]) -> Tensor:
     """Refuse gradients to a share that did not say that it asks for them: sites would not give them either."""
     raise PluresError("a share asks for gradients at the initial model and does not say so: set probes = True in it")
-
-
-def check_outputs(network: Network, federation: Federation) -> None:
-    """Refuse a model whose outputs do not fit the task, before anything is trained."""
-    example = federation.inputs[:2]
-    if not len(example):
-        example = federation.inputs.new_zeros(2, *federation.features)
-    try:
-        outputs, _ = network(network.leaves(), example, train=False)
-    except PluresError:
-        raise
-    except Exception as error:
-        raise PluresError(
-            f"the model cannot read examples of shape {federation.features}: {failure(error)}; let its forward take "
-            "one tensor (batch, *shape)"
-        ) from error
-    if not isinstance(outputs, Tensor):
-        raise PluresError(
-            f"the model gives {type(outputs).__name__}, not a tensor: wrap it in a module whose forward returns the "
-            "class scores or numbers alone, such as its field logits"
-        )
-    expected = (len(example), federation.task.outputs)
-    if tuple(outputs.shape) != expected:
-        raise PluresError(
-            f"the model gives outputs of shape {tuple(outputs.shape[1:])}, but {federation.task.kind} on "
-            f"{federation.name!r} needs {expected[1:]}: set its number of outputs to {federation.task.outputs}"
-        )
-
-
-def builder(
-    method: Method, model: nn.Module | ModelFactory, setting: Setting, federation: Federation, dtype: torch.dtype
-) -> Build:
-    """How the network of a run is built, on the device of a federation."""
-
-    def build(seed: int) -> Network:
-        return Network(method.prepare(model, setting, seed).to(federation.inputs.device, dtype))
-
-    return build

@@ -8,7 +8,7 @@ from torch import nn
 
 from plures.errors import PluresError
 from plures.models import Leaves
-from plures.run.rounds import Run
+from plures.run.run import Run
 
 
 def experts_of(run: Run) -> list[nn.Module]:

@@ -137,7 +137,9 @@ def question(
     }
 
 
-def of_run(run: Coordinator, name: str, parameters: Mapping[str, Any] | None = None, **settings: Any) -> Fingerprint:
+def of_run(
+    run: Coordinator[Any], name: str, parameters: Mapping[str, Any] | None = None, **settings: Any
+) -> Fingerprint:
     """The fingerprint of a run that was set up.
 
     Args:

@@ -28,7 +28,8 @@ from plures.method import (
     paths,
 )
 from plures.run.engine import Stack
-from plures.run.rounds import Run
+from plures.run.run import Run
+from plures.run.states import working
 from plures.run.store import ClientStore
 from plures.signature import checked
 
@@ -73,12 +74,12 @@ def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
     schedule, trained = alone(run), [blocks[name] for name in blocks if blocks[name].share.own_row]
     for chunk in guest.chunks(list(range(len(newcomers)))):
         start = _start(run, guest, chunk)
-        guest.commit([(chunk, {(s, p): start[s][p] for s, p in run.kept()})])
+        guest.commit(chunk, {(s, p): start[s][p] for s, p in run.kept()})
         for number in range(run.bound.method.predictor.visits if visits is None else visits):
             received = guest.states(chunk)
-            x = guest.working(received, run.bound.written)
+            x = working(received, run.bound.written)
             guest.engine.visit(x, received, chunk, run.round + number, schedule)
-            guest.commit([(chunk, {(s, p): x[s][p] for s, p in run.kept()})])
+            guest.commit(chunk, {(s, p): x[s][p] for s, p in run.kept()})
             for block in trained:
                 values = {named((s, p)): x[s][p] for s, p in block.leaves}
                 tuned = block.share.tune(guest.server[block.name], torch.tensor(chunk), values)

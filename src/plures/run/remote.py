@@ -7,11 +7,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,9 @@ from torch import Tensor, nn
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.federation import Task as Problem
-from plures.method import Block, Bound, Cohort, Kept, Leaf, Method, Setting, Share, View, flatten, named
+from plures.method import Block, Bound, Kept, Leaf, Method, Setting, Share, View, flatten, named
 from plures.models import Leaves, ModelFactory
-from plures.run.coordinator import Coordinator, RoundRecord, Work, builder
-from plures.run.engine import Stack
+from plures.run.coordinator import BrokenError, Coordinator, Moved, Values, Work
 from plures.run.execution import Execution
 from plures.run.facts import facts
 from plures.run.fingerprint import of_method
@@ -44,8 +42,9 @@ from plures.run.message import (
     payload,
     room,
 )
-from plures.run.participation import Full, Participation
-from plures.run.store import ClientStore
+from plures.run.origin import Origin
+from plures.run.participation import Participation
+from plures.run.states import states
 from plures.run.training import Training
 from plures.run.uploads import Answer
 
@@ -74,19 +73,6 @@ class TooFewError(PluresError):
 
 class UnableError(PluresError):
     """A client answered that it could not work, or what it made of the server's state is no usable number."""
-
-
-class BrokenError(PluresError):
-    """A round that broke the model.
-
-    Attributes:
-        round: number of the round, from 1.
-        client: the one whose update in it was the longest.
-    """
-
-    def __init__(self, round: int, client: str, what: str) -> None:
-        super().__init__(f"round {round} broke the model: {what}; the longest update was that of client {client!r}")
-        self.round, self.client = round, client
 
 
 class Transport(Protocol):
@@ -321,7 +307,7 @@ def fits(value: Tensor, like: Tensor) -> bool:
 
 
 def distance(
-    run: Coordinator, client: int, rows: Mapping[str, int], sent: Mapping[str, Tensor], server: Mapping[str, Kept]
+    run: Coordinator[Any], client: int, rows: Mapping[str, int], sent: Mapping[str, Tensor], server: Mapping[str, Kept]
 ) -> float:
     """How far an upload is from what was sent: the L2 norm over all leaves of floating point.
 
@@ -349,94 +335,179 @@ def key(bound: Bound, block: Block, name: str) -> str:
     return f"{bound.blocks.index(block)}:{name}"
 
 
-class Remote(Coordinator):
-    """A method in training over sites that keep their data, and what is personal, to themselves.
+def expected(run: Coordinator[Any]) -> dict[str, Tensor]:
+    """What an upload holds: a value of the right shape and type under every name."""
+    found = {f"told:{named((s, p))}": run.bound.initial[s][p] for s, p in run.bound.told()}
+    for block in run.served():
+        leaves = run.bound.travelling(block)
+        found |= {key(run.bound, block, named((s, p))): run.bound.initial[s][p] for s, p in leaves}
+        if leaves and callable(run.bound.combine(block).weights):
+            given = run.bound.weighed(block, run.bound.initial)
+            by_leaf = {"": given} if isinstance(given, Tensor) else given
+            found |= {f"{WEIGHT}{key(run.bound, block, name)}": t for name, t in by_leaf.items()}
+    return found
+
+
+def probed(run: Coordinator[Any]) -> Leaves:
+    """The leaves of which a gradient is asked, as they are at the start."""
+    return {path: run.bound.initial["model"][path] for path in run.bound.probed()}
+
+
+def check(run: Coordinator[Any], like: Mapping[str, Tensor], reply: Reply, tensors: Tensors) -> None:
+    """Refuse an upload that is not what was asked for (:func:`expected`)."""
+    if missing := sorted(like.keys() - tensors.keys()):
+        raise PluresError(f"bad upload: leaf {missing[0]!r} is missing")
+    for name, one in like.items():
+        value = tensors[name]
+        if value.shape != one.shape or value.dtype != one.dtype:
+            raise PluresError(
+                f"bad upload: {name!r} is {value.dtype} {tuple(value.shape)}, not {one.dtype} {tuple(one.shape)}"
+            )
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UnableError(f"bad upload: {name!r} holds a NaN or an infinite value")
+        if name.startswith(WEIGHT) and not bool((value >= 0).all()):
+            raise PluresError(f"bad upload: {name!r} holds a negative weight")
+        if name.startswith(WEIGHT) and not bool((value <= MOST).all()):
+            raise PluresError(f"bad upload: {name!r} holds a weight above {MOST:g}")
+    for block in run.served():
+        if block.share.alone:
+            row, rows = reply.rows.get(block.name, -1), len(next(iter(run.server[block.name].values.values())))
+            if not 0 <= row < rows:
+                raise PluresError(f"bad upload: block {block.name!r} chose model {row} of {rows}")
+
+
+def balance(run: Coordinator[Any], valid: Mapping[int, tuple[Reply, Tensors]]) -> None:
+    """Cut computed weights with which one client would count for everything (:data:`OUTWEIGHS`)."""
+    examples = dict(zip(valid, run.examples(list(valid)).tolist(), strict=True))
+    for block in run.served():
+        prefix = f"{WEIGHT}{key(run.bound, block, '')}"
+        own = {i: {n: t for n, t in tensors.items() if n.startswith(prefix)} for i, (_, tensors) in valid.items()}
+        total = {i: sum(float(t.double().sum()) for t in weights.values()) for i, weights in own.items()}
+        for client, weights in own.items():
+            others = [i for i in own if i != client]
+            most = OUTWEIGHS * sum(total[i] for i in others)
+            most *= max(1.0, examples[client] / sum((examples[i] for i in others), 1e-9))
+            if 0 < most < total[client]:
+                name, share = run.setting.clients[client], most / total[client]
+                log.warning("round %d: the weight of client %r is cut to %.3g of it", run.round, name, share)
+                valid[client][1].update({n: t * share for n, t in weights.items()})
+
+
+def suspect(run: Coordinator[Any], able: Collection[str], unable: Collection[str]) -> str | None:
+    """Who has broken the last round that counted.
+
+    Its update stood out (:data:`STANDS_OUT`), and most of those that were to work on it now cannot. One client can
+    say so as it likes, and make its own update as short as it likes. So it is not believed alone, unless the update
+    was long for what had been sent: no honest one is, but where a method starts from nothing.
 
     Args:
-        federation: the clients, without a row.
-        model: a factory of modules, or a module; the same one at every site.
-        method: what to run.
+        run: the coordinator.
+        able: who did its work now.
+        unable: who could not.
+    """
+    moved = run.moved.by
+    if not moved:
+        return None
+    name = max(moved, key=lambda name: moved[name])
+    unable = {other for other in unable if other != name and meets(run, other, name)}
+    able = {other for other in able if other != name and meets(run, other, name)}
+    others = [norm for other, norm in moved.items() if other != name]
+    usual = median(others) if others else run.moved.sent
+    if len(unable) < 2:
+        usual = max(usual, run.moved.sent)
+    return name if moved[name] > STANDS_OUT * usual and len(unable) > len(able) else None
+
+
+def meets(run: Coordinator[Any], client: str, other: str) -> bool:
+    """Whether a client receives a model to which another one sends."""
+    pair = torch.tensor([run.setting.index(client), run.setting.index(other)])
+    for block in run.bound.blocks:
+        if isinstance(block.share, View) or block.share.alone:
+            return True
+        if block.share.served and run.bound.travelling(block):
+            one, two = block.share.row(run.server[block.name], pair).tolist()
+            if one == two:
+                return True
+    return False
+
+
+def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:
+    """What a valid upload says: what is combined, and what is kept of this client."""
+    values: dict[str, Leaves] = {}
+    weights: dict[str, Tensor | Leaves] = {}
+    for block in run.served():
+        leaves = [named(leaf) for leaf in run.bound.travelling(block)]
+        if not leaves:
+            continue
+        values[block.name] = {k: tensors[key(run.bound, block, k)].unsqueeze(0) for k in leaves}
+        prefix = f"{WEIGHT}{key(run.bound, block, '')}"
+        given = {n.removeprefix(prefix): t.unsqueeze(0) for n, t in tensors.items() if n.startswith(prefix)}
+        if given:
+            weights[block.name] = given.get("", given)
+    loss, objective = (torch.tensor([] if x is None else [x]) for x in (reply.loss, reply.objective))
+    told = {(s, p): tensors[f"told:{named((s, p))}"].unsqueeze(0) for s, p in run.bound.told()}
+    return Answer([client], values, weights, loss, objective), told
+
+
+class Remote:
+    """Clients at sites, which keep their data, and what is personal, to themselves.
+
+    Args:
         sites: who is where; everyone must have joined.
-        training: local work and number of rounds.
-        participation: who is asked in each round; who cannot be reached is left out.
-        seed: root of all randomness.
-        agreed: what else must be the same here and at every site, as text: parameters, versions.
+        told: what each client told, in the order of the federation's clients.
+        run_id: the run's fingerprint.
         rules: when a round counts.
 
     Attributes:
         sent, received: bytes of tensors that went to sites and came from them; with headers in ``wired``.
         scores: for the splits that were to be evaluated, what each client scored in the last exchange.
         evaluate: splits that a round has evaluated, on the state before it.
-        moved: how far the updates of the last round that counted went, by client.
-        length: L2 norm of what was sent in it.
         excluded: who is not asked any more, and why.
         best: ``last`` in the best state so far, whose personal versions the sites keep; ``None`` for none.
         final: who refused in the last exchange, or lost its state: asking again is in vain.
     """
 
-    def __init__(
-        self,
-        federation: Federation,
-        model: nn.Module | ModelFactory,
-        method: Method,
-        sites: Sites,
-        training: Training | None = None,
-        *,
-        participation: Participation | None = None,
-        seed: int = 0,
-        agreed: str = "",
-        rules: Rules | None = None,
-    ) -> None:
-        self.federation = federation.to("cpu", torch.float32)
-        self.sites, self.rules = sites, rules or Rules()
-        self.training, self.execution = training or Training(), ONE_CLIENT
-        if sites.missing:
-            raise PluresError(f"clients {', '.join(sites.missing)} never joined: start their sites, or leave them out")
-        self.told = [sites.told[client] for client in federation.clients]
-        self.setting = population(self.federation, self.told)
-        build = builder(method, model, self.setting, self.federation, torch.float32)
-        given = isinstance(model, nn.Module)
-        super().__init__(method, self.setting, build, participation or Full(), seed, given=given)
-        self.run_id = fingerprint(self.bound, self.training, federation, seed, agreed)
-        self.store = ClientStore({(s, p): self.bound.initial[s][p] for s, p in self.bound.told()}, len(federation))
+    alone = True
+
+    def __init__(self, sites: Sites, told: Sequence[Told], run_id: str, rules: Rules) -> None:
+        self.sites, self.told, self.run_id, self.rules = sites, list(told), run_id, rules
         self.sent = self.received = self.wired = 0
         self.evaluate: tuple[Held, ...] = ()
         self.scores: dict[Held, dict[int, Scored]] = {}
         self.best: Tensor | None = None
         self.final: set[str] = set()
-        self.moved: dict[str, float] = {}
-        self.length = 0.0
         self.excluded: dict[str, str] = {}
-        self._moving: dict[str, float] = {}
-        self._sending = 0.0
         self._unable: set[str] = set()
-        self._told_now: dict[int, dict[Leaf, Tensor]] = {}
+
+    def held(self, bound: Bound) -> list[Leaf]:
+        return bound.told()
 
     # --- what goes down -----------------------------------------------------------------------------------------
 
-    def order(self, client: int, task: Task, server: Mapping[str, Kept]) -> tuple[Order, Tensors]:
+    def order(
+        self, run: Coordinator[Any], client: int, task: Task, server: Mapping[str, Kept]
+    ) -> tuple[Order, Tensors]:
         """What one client is asked, and what it receives."""
         members: dict[str, int] = {}
         tensors: Tensors = {}
-        accepted = int(self.last[client])
-        for block in self.served() if task != "gradients" else ():
+        accepted = int(run.last[client])
+        for block in run.served() if task != "gradients" else ():
             share, kept = block.share, server[block.name]
-            leaves = [named(leaf) for leaf in self.bound.travelling(block)]
-            rows = share.row(kept, self._one(client))
+            leaves = [named(leaf) for leaf in run.bound.travelling(block)]
+            rows = share.row(kept, torch.tensor([client]))
             if share.alone:
                 members[block.name] = int(rows)
                 rows = torch.arange(len(next(iter(kept.values.values()))))
             values = {name: t for name, t in share.read(kept, rows).items() if name in leaves}
-            if share.downloads(self.setting) or not (accepted or self._initial(values)):
-                tensors |= {key(self.bound, block, name): t for name, t in values.items()}
-        for block in self.bound.blocks if task != "gradients" else ():
-            if isinstance(block.share, View):
-                tensors |= self._view(block, block.share, client)
+            if share.downloads(run.setting) or not (accepted or self._initial(run, values)):
+                tensors |= {key(run.bound, block, name): t for name, t in values.items()}
+        if task != "gradients":
+            tensors |= self._views(run, client)
         order = Order(
             run=self.run_id,
-            client=self.setting.clients[client],
+            client=run.setting.clients[client],
             task=task,
-            round=self.round,
+            round=run.round,
             accepted=accepted,
             keep=0 if self.best is None else int(self.best[client]),
             evaluate=self.evaluate,
@@ -445,36 +516,26 @@ class Remote(Coordinator):
         )
         return order, tensors
 
-    def _initial(self, values: Leaves) -> bool:
+    def _initial(self, run: Coordinator[Any], values: Leaves) -> bool:
         """Whether a row is as it was at the start, which every site knows by itself."""
-        flat = {named((s, p)): t for s, ls in self.bound.initial.items() for p, t in ls.items()}
+        flat = {named((s, p)): t for s, ls in run.bound.initial.items() for p, t in ls.items()}
         return all(torch.equal(t[0], flat[name]) for name, t in values.items())
 
-    def _view(self, block: Block, share: View, client: int) -> Tensors:
+    def _views(self, run: Coordinator[Any], client: int) -> Tensors:
         """What one client sees of the others."""
-        states: Stack = {s: {p: t.unsqueeze(0) for p, t in ls.items()} for s, ls in self.bound.initial.items()}
-        for other in self.served():
-            kept = self.server[other.name]
-            values = other.share.read(kept, other.share.row(kept, self._one(client)))
-            for slot, path in other.leaves:
-                states[slot][path] = values[named((slot, path))]
-        for slot, path in self.bound.told():
-            states[slot][path] = self.store.get((slot, path), [client])
-        seen = self.seen(share, self._one(client), [self.setting.clients[client]], states)
-        travelling = {p for b in self.served() if b.slot == share.of for _, p in self.bound.travelling(b)}
-        return {
-            key(self.bound, block, named((block.slot, path))): t
-            for path, t in seen.items()
-            if share.of is None or path in travelling
-        }
-
-    def _one(self, client: int) -> Tensor:
-        return torch.tensor([client])
+        found: Tensors = {}
+        for block in run.bound.blocks:
+            if isinstance(block.share, View):
+                seen, of = states(run, [client])[block.slot], block.share.of
+                travelling = {p for b in run.served() if b.slot == of for _, p in run.bound.travelling(b)}
+                leaves = [leaf for leaf in block.leaves if of is None or leaf[1] in travelling]
+                found |= {key(run.bound, block, named((s, p))): seen[p] for s, p in leaves}
+        return found
 
     # --- what comes up ------------------------------------------------------------------------------------------
 
     def exchange(
-        self, clients: list[int], task: Task, server: Mapping[str, Kept]
+        self, run: Coordinator[Any], clients: list[int], task: Task, server: Mapping[str, Kept]
     ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
         """Ask some clients and wait for them; what they answer, and who does not count and why."""
         self.sites.meet()
@@ -482,14 +543,14 @@ class Remote(Coordinator):
         left: dict[str, str] = {}
         messages, asked = {}, {}
         for client in clients:
-            name = self.setting.clients[client]
+            name = run.setting.clients[client]
             if name in self.excluded:
                 left[name] = self.excluded[name]
                 continue
             if name not in self.sites.where:
                 left[name] = "not connected"
                 continue
-            order, tensors = self.order(client, task, server)
+            order, tensors = self.order(run, client, task, server)
             address = self.sites.where[name]
             messages[address], asked[address] = pack(order, tensors), client
             self.sent += payload(tensors)
@@ -499,37 +560,38 @@ class Remote(Coordinator):
         for address, client in asked.items():
             answer = answers.get(address, f"no answer within {self.rules.deadline:g} seconds")
             try:
-                found[client] = self._read(client, task, messages[address], answer)
+                found[client] = self._read(run, client, task, messages[address], answer)
             except PluresError as error:
-                self._leave(left, client, error)
+                self._leave(left, run.setting.clients[client], error)
         self.scores = {split: {} for split in self.evaluate}
         for client, (reply, _) in found.items():
             for split in self.evaluate:
                 if split in reply.scores:
                     self.scores[split][client] = reply.scores[split]
         for name, reason in left.items():
-            log.warning("round %d: client %r is left out: %s", self.round, name, reason)
+            log.warning("round %d: client %r is left out: %s", run.round, name, reason)
         return dict(sorted(found.items())), left
 
-    def _leave(self, left: dict[str, str], client: int, error: PluresError) -> None:
+    def _leave(self, left: dict[str, str], name: str, error: PluresError) -> None:
         """Note why an answer does not count."""
-        name = self.setting.clients[client]
         left[name] = str(error)
         if isinstance(error, UnableError):
             self._unable.add(name)
 
-    def _read(self, client: int, task: Task, order: bytes, answer: bytes | str) -> tuple[Reply, Tensors]:
+    def _read(
+        self, run: Coordinator[Any], client: int, task: Task, order: bytes, answer: bytes | str
+    ) -> tuple[Reply, Tensors]:
         if isinstance(answer, str):
             raise PluresError(clean(answer))
         self.wired += len(answer)
-        leaves = self.expected if task == "train" else self._probed_leaves() if task == "gradients" else {}
+        leaves = expected(run) if task == "train" else probed(run) if task == "gradients" else {}
         columns = {column for one in self.told for column in one.metadata}
-        reply = opened(answer, order, room(1, self.setting.task.outputs, len(columns), len(self.bound.blocks)), leaves)
-        name = self.setting.clients[client]
+        reply = opened(answer, order, room(1, run.setting.task.outputs, len(columns), len(run.bound.blocks)), leaves)
+        name = run.setting.clients[client]
         if reply.client != name:
             raise PluresError(f"the answer is of client {reply.client!r}")
         if reply.status == "lost" and task == "train":
-            self.last[client] = 0
+            run.forget(client)
         if reply.status in ("lost", "refused"):
             self.final.add(name)
         if reply.status == "failed":
@@ -538,9 +600,9 @@ class Remote(Coordinator):
             raise PluresError(f"{reply.status}: {reply.reason}")
         if reply.run != self.run_id:
             raise PluresError("its method, model or data columns are not those of this run: give it the same files")
-        if reply.round != self.round:
+        if reply.round != run.round:
             raise PluresError(f"the answer is of round {reply.round}")
-        ranges = {metric.name: metric.range for metric in self.setting.task.metrics}
+        ranges = {metric.name: metric.range for metric in run.setting.task.metrics}
         for split, scored in reply.scores.items():
             for metric, value in scored.metrics.items():
                 if metric not in ranges:
@@ -554,208 +616,57 @@ class Remote(Coordinator):
         self.received += payload(tensors)
         return reply, tensors
 
-    @cached_property
-    def expected(self) -> dict[str, Tensor]:
-        """What an upload holds: a value of the right shape and type under every name."""
-        found = {f"told:{named((s, p))}": self.bound.initial[s][p] for s, p in self.bound.told()}
-        for block in self.served():
-            leaves = self.bound.travelling(block)
-            found |= {key(self.bound, block, named((s, p))): self.bound.initial[s][p] for s, p in leaves}
-            if leaves:
-                weights = self._weights(block)
-                found |= {f"{WEIGHT}{key(self.bound, block, name)}": t for name, t in weights.items()}
-        return found
-
-    def _weights(self, block: Block) -> Leaves:
-        """A block's weights if clients compute them, as of the initial state: one without a name, or one by leaf."""
-        if not callable(self.bound.combine(block).weights):
-            return {}
-        given = self.bound.weighed(block, self.bound.initial)
-        return {"": given} if isinstance(given, Tensor) else given
-
-    def check(self, reply: Reply, tensors: Tensors) -> None:
-        """Refuse an upload that is not what was asked for."""
-        if missing := sorted(self.expected.keys() - tensors.keys()):
-            raise PluresError(f"bad upload: leaf {missing[0]!r} is missing")
-        for name, like in self.expected.items():
-            value = tensors[name]
-            if value.shape != like.shape or value.dtype != like.dtype:
-                raise PluresError(
-                    f"bad upload: {name!r} is {value.dtype} {tuple(value.shape)}, not {like.dtype} {tuple(like.shape)}"
-                )
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                raise UnableError(f"bad upload: {name!r} holds a NaN or an infinite value")
-            if name.startswith(WEIGHT) and not bool((value >= 0).all()):
-                raise PluresError(f"bad upload: {name!r} holds a negative weight")
-            if name.startswith(WEIGHT) and not bool((value <= MOST).all()):
-                raise PluresError(f"bad upload: {name!r} holds a weight above {MOST:g}")
-        for block in self.served():
-            if block.share.alone:
-                row, rows = reply.rows.get(block.name, -1), len(next(iter(self.server[block.name].values.values())))
-                if not 0 <= row < rows:
-                    raise PluresError(f"bad upload: block {block.name!r} chose model {row} of {rows}")
-
-    def distance(self, client: int, reply: Reply, tensors: Tensors, server: Mapping[str, Kept]) -> float:
-        """How far an upload is from what the server had: the L2 norm over all leaves of floating point.
-
-        Raises:
-            UnableError: if it is farther than the rules allow.
-        """
-        norm = distance(self, client, reply.rows, tensors, server)
-        if not norm <= self.rules.max_norm:
-            raise UnableError(
-                f"bad upload: it is {norm:.3g} away from what was sent (L2 norm), and [rules] max_norm allows "
-                f"{self.rules.max_norm:g}"
-            )
-        return norm
-
-    def _balanced(self, valid: Mapping[int, tuple[Reply, Tensors]]) -> None:
-        """Cut computed weights with which one client would count for everything (:data:`OUTWEIGHS`)."""
-        examples = dict(zip(valid, self.examples(list(valid)).tolist(), strict=True))
-        for block in self.served():
-            prefix = f"{WEIGHT}{key(self.bound, block, '')}"
-            own = {i: {n: t for n, t in tensors.items() if n.startswith(prefix)} for i, (_, tensors) in valid.items()}
-            total = {i: sum(float(t.double().sum()) for t in weights.values()) for i, weights in own.items()}
-            for client, weights in own.items():
-                others = [i for i in own if i != client]
-                most = OUTWEIGHS * sum(total[i] for i in others)
-                most *= max(1.0, examples[client] / sum((examples[i] for i in others), 1e-9))
-                if 0 < most < total[client]:
-                    name, share = self.setting.clients[client], most / total[client]
-                    log.warning("round %d: the weight of client %r is cut to %.3g of it", self.round, name, share)
-                    valid[client][1].update({n: t * share for n, t in weights.items()})
-
     # --- the round ----------------------------------------------------------------------------------------------
 
-    def step(self) -> RoundRecord:
-        self._moving = {}
-        try:
-            return super().step()
-        except (RuntimeError, ArithmeticError) as error:
-            if not self._moving:
-                raise
-            raise self._broken(f"its uploads cannot be combined ({type(error).__name__})") from error
-
-    def _broken(self, what: str) -> BrokenError:
-        return BrokenError(self.round + 1, max(self._moving, key=lambda name: self._moving[name]), what)
-
-    def insist(self, server: Mapping[str, Kept], memory: Mapping[str, Leaves]) -> None:
-        for name, kept in server.items():
-            for leaf, value in {**kept.values, **memory[name]}.items():
-                if value.is_floating_point() and not bool(value.isfinite().all()):
-                    raise self._broken(f"what was made of its uploads is not finite in {leaf!r}")
-
-    def suspect(self, able: Collection[str]) -> str | None:
-        """Who has broken the last round that counted.
-
-        Its update stood out (:data:`STANDS_OUT`), and most of those that were to work on it now cannot. One client can
-        say so as it likes, and make its own update as short as it likes. So it is not believed alone, unless the update
-        was long for what had been sent: no honest one is, but where a method starts from nothing.
-
-        Args:
-            able: who did its work now.
-        """
-        if not self.moved:
-            return None
-        name = max(self.moved, key=lambda name: self.moved[name])
-        unable = {other for other in self._unable - {name} if self._meets(other, name)}
-        able = {other for other in set(able) - {name} if self._meets(other, name)}
-        others = [norm for other, norm in self.moved.items() if other != name]
-        usual = median(others) if others else self.length
-        if len(unable) < 2:
-            usual = max(usual, self.length)
-        stands_out = self.moved[name] > STANDS_OUT * usual
-        return name if stands_out and len(unable) > len(able) else None
-
-    def _meets(self, client: str, other: str) -> bool:
-        """Whether a client receives a model to which another one sends."""
-        pair = torch.tensor([self.setting.index(client), self.setting.index(other)])
-        for block in self.bound.blocks:
-            if isinstance(block.share, View) or block.share.alone:
-                return True
-            if block.share.served and self.bound.travelling(block):
-                one, two = block.share.row(self.server[block.name], pair).tolist()
-                if one == two:
-                    return True
-        return False
-
-    def choose(self, block: Block, cohort: Cohort) -> Kept:
-        return self.server[block.name] if block.share.alone else super().choose(block, cohort)
-
-    def work(self, clients: list[int], server: Mapping[str, Kept]) -> Work:
-        replies, left = self.exchange(clients, "train", server)
+    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
+        replies, left = self.exchange(run, clients, "train", server)
+        like = expected(run)
         valid: dict[int, tuple[Reply, Tensors]] = {}
-        moving: dict[str, float] = {}
+        moved: dict[str, float] = {}
         lengths = [0.0]
         for client, (reply, tensors) in replies.items():
+            name = run.setting.clients[client]
             try:
-                self.check(reply, tensors)
-                norm = self.distance(client, reply, tensors, server)
-                nothing = {name: torch.zeros_like(value) for name, value in tensors.items()}
-                lengths.append(distance(self, client, reply.rows, nothing, server))
-                moving[self.setting.clients[client]] = norm
-                valid[client] = reply, tensors
+                check(run, like, reply, tensors)
+                norm = distance(run, client, reply.rows, tensors, server)
+                if not norm <= self.rules.max_norm:
+                    raise UnableError(
+                        f"bad upload: it is {norm:.3g} away from what was sent (L2 norm), and [rules] max_norm allows "
+                        f"{self.rules.max_norm:g}"
+                    )
+                nothing = {leaf: torch.zeros_like(value) for leaf, value in tensors.items()}
+                lengths.append(distance(run, client, reply.rows, nothing, server))
+                moved[name], valid[client] = norm, (reply, tensors)
             except PluresError as error:
-                self._leave(left, client, error)
-                log.warning("round %d: client %r is left out: %s", self.round, self.setting.clients[client], error)
-        suspect = self.suspect(moving)
-        if suspect is not None:
+                self._leave(left, name, error)
+                log.warning("round %d: client %r is left out: %s", run.round, name, error)
+        broke = suspect(run, moved, self._unable)
+        if broke is not None:
             told = "; ".join(f"{name}: {left[name]}" for name in left if name in self._unable)
-            raise BrokenError(self.round, suspect, f"most sites cannot work on what it left ({told})")
+            raise BrokenError(run.round, broke, f"most sites cannot work on what it left ({told})")
         if len(valid) < self.rules.min_clients:
             told = "; ".join(f"{name}: {reason}" for name, reason in left.items())
             raise TooFewError(
-                f"round {self.round + 1}: {len(valid)} of {len(clients)} clients did their work, at least "
+                f"round {run.round + 1}: {len(valid)} of {len(clients)} clients did their work, at least "
                 f"{self.rules.min_clients} must ({told})"
             )
-        self._balanced(valid)
-        self._moving, self._sending = moving, max(lengths)
+        balance(run, valid)
         chosen, who = dict(server), list(valid)
-        for block in self.served():
+        for block in run.served():
             if block.share.alone:
                 rows = torch.tensor([valid[i][0].rows[block.name] for i in who])
                 chosen[block.name] = block.share.chose(chosen[block.name], torch.tensor(who), rows)
-        self._told_now = {
-            i: {(s, p): tensors[f"told:{named((s, p))}"] for s, p in self.bound.told()}
-            for i, (_, tensors) in valid.items()
-        }
-        return Work(who, self._answers(valid), chosen, left)
+        answers = [answer(run, client, *said) for client, said in valid.items()]
+        return Work(who, answers, chosen, left, Moved(moved, max(lengths)))
 
-    def _answers(self, valid: Mapping[int, tuple[Reply, Tensors]]) -> Iterator[Answer]:
-        for client, (reply, tensors) in valid.items():
-            values: dict[str, Leaves] = {}
-            weights: dict[str, Tensor | Leaves] = {}
-            for block in self.served():
-                leaves = [named(leaf) for leaf in self.bound.travelling(block)]
-                if not leaves:
-                    continue
-                values[block.name] = {k: tensors[key(self.bound, block, k)].unsqueeze(0) for k in leaves}
-                prefix = f"{WEIGHT}{key(self.bound, block, '')}"
-                given = {n.removeprefix(prefix): t.unsqueeze(0) for n, t in tensors.items() if n.startswith(prefix)}
-                if given:
-                    weights[block.name] = given.get("", given)
-            loss, objective = (torch.tensor([math.nan if x is None else x]) for x in (reply.loss, reply.objective))
-            yield Answer([client], values, weights, loss, objective)
-
-    def mean(self, losses: Tensor) -> float:
-        return float(losses.nanmean())
-
-    def applied(self, work: Work) -> None:
-        for client, leaves in self._told_now.items():
-            for leaf, value in leaves.items():
-                self.store.put(leaf, [client], value.unsqueeze(0))
-            self.store.mark([client])
-        self._told_now = {}
-        self.moved, self.length = self._moving, self._sending
-
-    def gradients(self, clients: list[int]) -> Tensor:
-        replies, left = self.exchange(clients, "gradients", self.server)
-        like, found = self._probed_leaves(), {}
+    def gradients(self, run: Coordinator[Any], clients: list[int]) -> tuple[Tensor, int]:
+        replies, left = self.exchange(run, clients, "gradients", run.server)
+        like, found, sent = probed(run), {}, 0
         for client, (_, tensors) in replies.items():
             if tensors.keys() != like.keys() or not all(fits(tensors[path], t) for path, t in like.items()):
-                left[self.setting.clients[client]] = "its gradient does not fit the model"
+                left[run.setting.clients[client]] = "its gradient does not fit the model"
                 continue
-            self._probed += payload(tensors)
+            sent += payload(tensors)
             found[client] = flatten({path: tensors[path].unsqueeze(0) for path in like})[0]
         left = {name: reason for name, reason in left.items() if name not in self.excluded}
         if left or not found:
@@ -764,21 +675,20 @@ class Remote(Coordinator):
                 + "; ".join(f"{name}: {reason}" for name, reason in left.items())
             )
         nowhere = torch.stack(list(found.values())).mean(0)  # for who is left out, and so does not move the others
-        return torch.stack([found.get(client, nowhere) for client in clients])
+        return torch.stack([found.get(client, nowhere) for client in clients]), sent
 
-    def _probed_leaves(self) -> Leaves:
-        """The leaves of which a gradient is asked, as they are at the start."""
-        return {path: self.bound.initial["model"][path] for path in self.bound.probed()}
-
-    def losses(self, clients: list[int], rows: int, share: Share) -> Tensor:
+    def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
         raise PluresError(f"{share}: over a network clients choose alone, by a share that says so (Share.alone)")
 
     # --- measurements without work ------------------------------------------------------------------------------
 
-    def ask(self, task: Task, *splits: Held, clients: Sequence[str] | None = None) -> dict[str, str]:
+    def ask(
+        self, run: Coordinator[Any], task: Task, *splits: Held, clients: Sequence[str] | None = None
+    ) -> dict[str, str]:
         """Let clients score the present state on some splits, and publish it if that is the task.
 
         Args:
+            run: the coordinator.
             task: ``score`` or ``publish``.
             splits: what is scored.
             clients: names of those that are asked; default: all.
@@ -786,8 +696,44 @@ class Remote(Coordinator):
         Returns:
             Who did not answer, and why; :attr:`scores` has what the others scored.
         """
-        asked = sorted(map(self.setting.index, self.setting.clients if clients is None else clients))
+        asked = sorted(map(run.setting.index, run.setting.clients if clients is None else clients))
         before, self.evaluate = self.evaluate, splits
-        _, left = self.exchange(asked, task, self.server)
+        _, left = self.exchange(run, asked, task, run.server)
         self.evaluate = before
         return left
+
+
+def over_sites(
+    federation: Federation,
+    model: nn.Module | ModelFactory,
+    method: Method,
+    sites: Sites,
+    training: Training | None = None,
+    *,
+    participation: Participation | None = None,
+    seed: int = 0,
+    agreed: str = "",
+    rules: Rules | None = None,
+) -> Coordinator[Remote]:
+    """The coordinator of a method in training over sites.
+
+    Args:
+        federation: the clients, without a row.
+        model: a factory of modules, or a module; the same one at every site.
+        method: what to run.
+        sites: who is where; everyone must have joined.
+        training: local work and number of rounds.
+        participation: who is asked in each round; who cannot be reached is left out.
+        seed: root of all randomness.
+        agreed: what else must be the same here and at every site, as text: parameters, versions.
+        rules: when a round counts.
+    """
+    if sites.missing:
+        raise PluresError(f"clients {', '.join(sites.missing)} never joined: start their sites, or leave them out")
+    data, training = federation.to("cpu", torch.float32), training or Training()
+    told = [sites.told[client] for client in data.clients]
+    setting = population(data, told)
+    origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
+    run_id = fingerprint(origin.bound, training, federation, seed, agreed)
+    clients = Remote(sites, told, run_id, rules or Rules())
+    return Coordinator(origin, clients, data, setting, training, ONE_CLIENT)

@@ -14,7 +14,8 @@ from plures.models import ModelFactory
 from plures.run.checkpoint import restore, snapshot
 from plures.run.execution import Execution
 from plures.run.participation import Participation
-from plures.run.rounds import Run
+from plures.run.run import Run
+from plures.run.states import working
 from plures.run.training import RateSchedule, Training
 
 
@@ -85,9 +86,9 @@ def conclude(run: Run) -> None:
     present: list[int] = run.participated.nonzero().squeeze(1).tolist()
     for chunk in run.chunks(present) if work else ():
         received = run.states(chunk)
-        x = run.working(received, written)
+        x = working(received, written)
         run.engine.visit(x, received, chunk, run.round, work)
-        run.commit([(chunk, {(slot, path): x[slot][path] for slot, path in run.kept()})])
+        run.commit(chunk, {(slot, path): x[slot][path] for slot, path in run.kept()})
 
 
 def on_task(run: Run, task: Federation) -> Run:

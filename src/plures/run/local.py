@@ -1,0 +1,129 @@
+"""Clients in this process: their visits, a chunk at a time, and what they measure for the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plures.federation import Federation
+from plures.method import Batch, Block, Bound, Kept, Leaf, Share, State, encode, flatten, gradient, named
+from plures.models import Leaves
+from plures.run.coordinator import Coordinator, Values, Work
+from plures.run.cost import kept
+from plures.run.engine import Engine, Stack
+from plures.run.execution import Execution
+from plures.run.randomness import fold, name_key
+from plures.run.states import states, working
+from plures.run.training import Training
+from plures.run.uploads import Answer
+
+
+class Local:
+    """Clients whose data are in this process. What they keep between rounds, the coordinator's store has.
+
+    Args:
+        bound: the method, resolved against its network.
+        federation: the clients and their data, on the device.
+        training: local work.
+        execution: how to use the machine, settled.
+        seed: root of all randomness.
+
+    Attributes:
+        engine: does the local work.
+    """
+
+    alone = False
+
+    def __init__(
+        self, bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int
+    ) -> None:
+        self.federation, self.execution = federation, execution
+        self.engine = Engine(bound, federation, training, execution, seed)
+
+    def held(self, bound: Bound) -> list[Leaf]:
+        return kept(bound)
+
+    def chunks(self, clients: list[int]) -> list[list[int]]:
+        """Clients in chunks of similar size, by decreasing number of training examples."""
+        sizes = self.federation.splits["train"].sizes.tolist()
+        ordered = sorted(clients, key=lambda i: (-sizes[i], i))
+        size = self.execution.chunk
+        assert isinstance(size, int)
+        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+    # --- the local work of a round ------------------------------------------------------------------------------
+
+    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
+        return Work(clients, (self.visit(run, chunk, server) for chunk in self.chunks(clients)), server)
+
+    def visit(self, run: Coordinator[Any], chunk: list[int], server: Mapping[str, Kept]) -> tuple[Answer, Values]:
+        """The visits of a chunk of clients: what they send, and what stays with them."""
+        received = states(run, chunk, server)
+        x = working(received, run.bound.written)
+        losses = self.engine.visit(x, received, chunk, run.round, run.method.schedule, scheduled=True)
+        return self._sent(run, x, received, chunk, losses), {(s, p): x[s][p] for s, p in kept(run.bound)}
+
+    def _sent(self, run: Coordinator[Any], x: Stack, received: Stack, clients: list[int], losses: Tensor) -> Answer:
+        """What a chunk of clients sends."""
+        values: dict[str, Leaves] = {}
+        weights: dict[str, Tensor | Leaves] = {}
+        for block in run.served():
+            leaves = run.bound.travelling(block)
+            if not leaves:
+                continue
+            value, old = ({named((s, p)): stack[s][p] for s, p in leaves} for stack in (x, received))
+            values[block.name] = encode(run.method.wire, value, old, self._keys(run, block, clients))
+            if callable(run.bound.combine(block).weights):
+                weights[block.name] = self.engine.mapped(lambda x: run.bound.weighed(block, x))(x)  # noqa: B023
+        return Answer(clients, values, weights, *losses)
+
+    def _keys(self, run: Coordinator[Any], block: Block, clients: list[int]) -> Tensor:
+        names = np.array([name_key(self.federation.clients[i]) for i in clients], dtype=np.uint64)
+        keys = fold(run.seed, names, run.round, name_key(f"wire {block.name}")) >> np.uint64(1)
+        return torch.from_numpy(keys.astype(np.int64)).to(run.device)
+
+    # --- what clients measure for the server --------------------------------------------------------------------
+
+    def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
+        """Blocks that are shared in this very way change together; of others, the clients have what they have."""
+        blocks = [block.name for block in run.served() if block.share == share]
+        found = torch.zeros(rows, len(clients), dtype=run.bound.network.dtype, device=run.device)
+        place = {client: number for number, client in enumerate(clients)}
+        for chunk in self.chunks(clients):
+            for row in range(rows):
+                chosen = {name: torch.full((len(chunk),), row) for name in blocks}
+                held = states(run, chunk, rows=chosen)
+                found[row, [place[i] for i in chunk]] = self._measured(self._loss, held, chunk)["loss"]
+        return found
+
+    def gradients(self, run: Coordinator[Any], clients: list[int]) -> tuple[Tensor, int]:
+        place = {client: number for number, client in enumerate(clients)}
+        found: dict[int, Tensor] = {}
+        sent = 0
+        for chunk in self.chunks(clients):
+            slopes = self.slopes(chunk)
+            sent += sum(t.nbytes for t in slopes.values())
+            found |= {place[i]: row for i, row in zip(chunk, flatten(slopes), strict=True)}
+        return torch.stack([found[number] for number in range(len(clients))]), sent
+
+    def slopes(self, clients: list[int]) -> Leaves:
+        """Gradients of a chunk at the initial model by leaf, ``(clients, ...)``."""
+        initial = self.engine.bound.initial.items()
+        held = {s: {p: t.expand(len(clients), *t.shape) for p, t in leaves.items()} for s, leaves in initial}
+        return self._measured(self._slope, held, clients)
+
+    def _loss(self, x: State, received: State, batch: Batch) -> Leaves:
+        predict = self.engine.bound.method.predictor
+        outputs = batch.outputs(predict.leaves(x)) if predict.reads else predict.predicted(x, batch)
+        return {"loss": batch.problem.loss(outputs, batch.targets, batch.weight)}
+
+    def _slope(self, x: State, received: State, batch: Batch) -> Leaves:
+        slopes = gradient(self.engine.bound.method.predictor.leaves(x), batch)
+        return {path: slopes[path] for path in self.engine.bound.probed()}
+
+    def _measured(self, fn: Callable[[State, State, Batch], Leaves], held: Stack, clients: list[int]) -> Leaves:
+        return self.engine.measure(fn, held, held, clients, "train")

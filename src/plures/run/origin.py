@@ -1,0 +1,149 @@
+"""What a run starts from, wherever its clients are: the method on its network, and all initial values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from numbers import Integral
+
+import torch
+from torch import Tensor, nn
+
+from plures.errors import PluresError
+from plures.federation import Federation
+from plures.method import Block, Bound, Kept, Method, Setting, named
+from plures.models import Leaves, Marked, ModelFactory, Network
+from plures.run.participation import Full, Joint, Participation
+from plures.run.randomness import fold, name_key
+from plures.run.rehearse import failure
+
+Build = Callable[[int], Network]
+"""``build(seed)``: the network that the method works on, with the initial values of that seed."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run starts from.
+
+    Attributes:
+        bound: the method, resolved against its network.
+        setting: facts about all clients.
+        participation: who takes part in each round.
+        seed: root of all randomness.
+        other: initial leaves of the models that some methods start beside the first, by number from 1.
+    """
+
+    bound: Bound
+    setting: Setting
+    participation: Participation
+    seed: int
+    other: Callable[[int], dict[str, Leaves]]
+
+    @classmethod
+    def of(
+        cls,
+        method: Method,
+        model: nn.Module | ModelFactory,
+        setting: Setting,
+        federation: Federation,
+        dtype: torch.dtype,
+        participation: Participation | None = None,
+        seed: int = 0,
+        *,
+        local: bool = False,
+    ) -> Origin:
+        """The origin of a run.
+
+        Args:
+            method: what to run.
+            model: a factory of modules, called with the seed set; or a module, whose values start the run.
+            setting: facts about all clients.
+            federation: the data, whose task and shapes count here.
+            dtype: floating-point type of the leaves.
+            participation: who takes part in each round; default: everybody.
+            seed: root of all randomness.
+            local: whether this is one client's own part of a run elsewhere.
+        """
+        build = builder(method, model, setting, federation, dtype)
+
+        def another(number: int) -> Network:
+            if isinstance(model, nn.Module):
+                raise PluresError(
+                    "the method starts several models from different values, but the model given is a module, whose "
+                    "values start them all: give a function that returns a new module, such as lambda: Net()"
+                )
+            return build(int(fold(seed, name_key("cluster"), number)) % 2**31)
+
+        def other(number: int) -> dict[str, Leaves]:
+            return method.bind(another(number), setting, lambda n: another(number + n).leaves()).initial
+
+        network = build(seed)
+        check_outputs(network, federation)
+        bound = method.bind(network, setting, lambda number: another(number).leaves())
+        bound, rule = bound.local() if local else bound, participation or Full()
+        rule = rule.of(travels=bound.travels) if isinstance(rule, Joint) else rule
+        return cls(bound, setting, rule, seed, other)
+
+    def cohort(self, round: int) -> list[int]:
+        """Positions of the clients of a round, in increasing order."""
+        chosen = self.participation.cohort(self.setting, self.seed, round)
+        what = f"participation {type(self.participation).__name__}, round {round + 1}"
+        if not chosen:
+            raise PluresError(f"{what}: nobody takes part; choose at least one client for each round")
+        for client in chosen:
+            if not isinstance(client, Integral) or not 0 <= client < len(self.setting):
+                raise PluresError(f"{what}: {client!r} is no client; give positions from 0 to {len(self.setting) - 1}")
+        return sorted({int(client) for client in chosen})
+
+    def kept(self, block: Block) -> Kept:
+        """What the server keeps of a block at the start."""
+        buffers = frozenset(map(named, block.leaves)) - frozenset(map(named, self.bound.parameters(block)))
+
+        def values(initial: dict[str, Leaves]) -> Leaves:
+            return Marked({named(leaf): initial[leaf[0]][leaf[1]] for leaf in block.leaves}, buffers)
+
+        kept = block.share.start(values(self.bound.initial), lambda number: values(self.other(number)), self.setting)
+        return replace(kept, buffers=buffers)
+
+    def memory(self, block: Block, kept: Kept) -> Leaves:
+        """What the server's step of a block remembers at the start. It moves parameters; buffers are combined."""
+        moved = {k: kept.values[k] for k in map(named, self.bound.parameters(block))}
+        return self.bound.combine(block).server.start(moved) if moved else {}
+
+
+def check_outputs(network: Network, federation: Federation) -> None:
+    """Refuse a model whose outputs do not fit the task, before anything is trained."""
+    example = federation.inputs[:2]
+    if not len(example):
+        example = federation.inputs.new_zeros(2, *federation.features)
+    try:
+        outputs, _ = network(network.leaves(), example, train=False)
+    except PluresError:
+        raise
+    except Exception as error:
+        raise PluresError(
+            f"the model cannot read examples of shape {federation.features}: {failure(error)}; let its forward take "
+            "one tensor (batch, *shape)"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise PluresError(
+            f"the model gives {type(outputs).__name__}, not a tensor: wrap it in a module whose forward returns the "
+            "class scores or numbers alone, such as its field logits"
+        )
+    expected = (len(example), federation.task.outputs)
+    if tuple(outputs.shape) != expected:
+        raise PluresError(
+            f"the model gives outputs of shape {tuple(outputs.shape[1:])}, but {federation.task.kind} on "
+            f"{federation.name!r} needs {expected[1:]}: set its number of outputs to {federation.task.outputs}"
+        )
+
+
+def builder(
+    method: Method, model: nn.Module | ModelFactory, setting: Setting, federation: Federation, dtype: torch.dtype
+) -> Build:
+    """How the network of a run is built, on the device of a federation."""
+
+    def build(seed: int) -> Network:
+        return Network(method.prepare(model, setting, seed).to(federation.inputs.device, dtype))
+
+    return build

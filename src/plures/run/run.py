@@ -1,0 +1,206 @@
+"""A run: a coordinator over clients in this process, and what they predict with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from plures.errors import PluresError
+from plures.federation import Federation
+from plures.federation.build import Frame
+from plures.method import Kept, Known, Method, Setting
+from plures.models import Leaves, ModelFactory
+from plures.run.choose import choose
+from plures.run.coordinator import Coordinator
+from plures.run.engine import Engine, Stack
+from plures.run.execution import Execution
+from plures.run.local import Local
+from plures.run.origin import Origin
+from plures.run.padding import Examples
+from plures.run.participation import PARTICIPATIONS, Participation
+from plures.run.predict import predicted
+from plures.run.rehearse import rehearse
+from plures.run.states import states, working
+from plures.run.training import Training
+from plures.signature import checked
+
+MODEL = "model"
+"""The slot of a predictor that is one model."""
+
+
+@checked
+class Run(Coordinator[Local]):
+    """A federation, a model and a method in training, with the clients in this process.
+
+    Args:
+        federation: the clients and their data.
+        model: a factory of modules, called with the seed set; or a module, whose values start the run.
+        method: what to run.
+        training: local work and number of rounds.
+        participation: who takes part in each round.
+        seed: root of initial values, batches, cohorts and dropout.
+        execution: how to use the machine; what is ``auto`` is measured here, before the first round.
+        population: facts about all clients, where the federation holds only some of them, as it does at a site.
+
+    Attributes:
+        execution: the settled execution.
+        store: the clients' personal leaves.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        model: nn.Module | ModelFactory,
+        method: Annotated[Method, "a Method, such as plures.methods.ditto(lam=0.1)"],
+        training: Training | None = None,
+        *,
+        participation: Annotated[Participation | None, PARTICIPATIONS] = None,
+        seed: int = 0,
+        execution: Execution | None = None,
+        population: Setting | None = None,
+    ) -> None:
+        wanted, training = execution or Execution(), training or Training()
+        data = federation.to(wanted.torch_device, wanted.dtype)
+        check_examples(data)
+        setting, local = Setting.of(data, population), population is not None
+        origin = Origin.of(method, model, population or setting, data, wanted.dtype, participation, seed, local=local)
+        if not local:
+            rehearse(origin.bound, data, training, wanted, seed)
+        size = len(data) if local else len(origin.cohort(0))
+        settled = choose(origin.bound, data, training, wanted, seed, size)
+        super().__init__(origin, Local(origin.bound, data, training, settled, seed), data, setting, training, settled)
+        self._served: tuple[Mapping[str, Kept], int, Run] | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """Does the local work."""
+        return self.clients.engine
+
+    def chunks(self, clients: list[int]) -> list[list[int]]:
+        """Clients in chunks of similar size, by decreasing number of training examples."""
+        return self.clients.chunks(clients)
+
+    def states(self, clients: list[int]) -> Stack:
+        """What some clients hold: what is shared from the server, what is personal from the store."""
+        return states(self, clients)
+
+    def on(self, federation: Federation, setting: Setting) -> Run:
+        """This run as it stands, with other data: of clients that come later, or of another task."""
+        other = copy.copy(self)
+        other.federation, other.setting = federation, setting
+        other.clients = Local(self.bound, federation, self.training, self.execution, self.seed)
+        other._served = None
+        return other
+
+    # --- what clients predict with ------------------------------------------------------------------------------
+
+    def predictors(self, clients: list[int]) -> Leaves:
+        """Personal models of some clients, ``(clients, ...)`` each: the deployable readout after aggregation."""
+        return self.deployed(clients)[MODEL]
+
+    def deployed(self, clients: list[int]) -> Stack:
+        """What some clients predict with: one slot with the personal model, or their whole state if it is composed.
+
+        Clients that have not taken part yet have nothing of their own. From the first round on they are served as
+        clients that come later (:func:`~plures.run.onboard.onboard`); what is stored for them stays as it is.
+        """
+        anew = self._anew(clients)
+        if not bool(anew.any()):
+            return self._deployed(clients)
+        places = torch.searchsorted(self.never, torch.tensor(clients)[anew])
+        new = self._newcomers().deployed(places.tolist())
+        if bool(anew.all()):
+            return new
+        own = self._deployed([i for i, fresh in zip(clients, anew, strict=True) if not fresh])
+        where = torch.cat([(~anew).nonzero(), anew.nonzero()]).squeeze(1).argsort().to(self.device)
+        return {s: {p: torch.cat([t, new[s][p]])[where] for p, t in leaves.items()} for s, leaves in own.items()}
+
+    def predict(
+        self, client: str, inputs: Tensor | Mapping[str, Any] | Frame | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs of one client's predictor, and the classes that it decides for.
+
+        New rows are encoded, completed and scaled by what was fitted to the run's data.
+
+        Args:
+            client: its name.
+            inputs: raw examples ``(n, *features)``, or a table with the columns of the data, in any order
+                (:meth:`~plures.federation.Federation.scaled`); default: the client's test examples.
+
+        Returns:
+            Outputs ``(n, outputs)``, logarithms of probabilities up to a constant or the predicted numbers in the
+            target's own units; classes ``(n,)`` int64, ``None`` for regression.
+
+        Raises:
+            PluresError: among others if there is no such client, or if its model diverged.
+
+        Examples:
+            >>> import numpy as np
+            >>> import plures
+            >>> age, ward = np.arange(60) % 50 + 20.0, np.array(["east", "west"]).repeat(30)
+            >>> table = {"age": age, "ward": ward, "sick": age > 40}
+            >>> data = plures.from_frame(table, target="sick", client="ward", standardize=True)
+            >>> model = lambda: torch.nn.Linear(1, 2)
+            >>> run = plures.Run(data, model, plures.methods.ditto(), plures.Training(rounds=20))
+            >>> for _ in run.rounds():
+            ...     pass
+            >>> _, classes = run.predict("west", {"age": [20, 69]})
+            >>> [data.task.classes[i] for i in classes]
+            ['False', 'True']
+        """
+        place = self.federation.index(client)
+        if inputs is None:
+            rows = self.federation.inputs[self.federation.splits["test"][place]]
+        else:
+            rows = self.federation.scaled(inputs)
+        own: Examples = {split: self.engine.whole([place], split) for split in self.bound.method.predictor.reads}
+        return predicted(self.engine, self.federation.clients[place], self.deployed([place]), own, rows)
+
+    def _anew(self, clients: list[int]) -> Tensor:
+        """``(clients,)`` who of some clients is served as those that come later are."""
+        alike = not self.kept() and all(isinstance(b.share, Known) or b.share.common for b in self.bound.blocks)
+        if alike or not self.round or self.trained_with is not None:
+            return torch.zeros(len(clients), dtype=torch.bool)
+        return self.last[clients] == 0
+
+    def _newcomers(self) -> Run:
+        """The clients that have not taken part yet, as newcomers to the run as it stands; made once for a state."""
+        from plures.run.onboard import onboard
+
+        if self._served is None or self._served[0] is not self.server or self._served[1] != self.round:
+            guest = onboard(self, self.federation.take(self.never.tolist()))
+            self._served = self.server, self.round, guest
+        return self._served[2]
+
+    def _deployed(self, clients: list[int]) -> Stack:
+        """The same as the clients stand, whether or not they took part."""
+        order = self.federation.splits["train"].sizes[clients].argsort(descending=True, stable=True)
+        ranked = [clients[i] for i in order.tolist()]
+        stack = self.readout(self.states(ranked), ranked)
+        if ranked == clients:
+            return stack
+        return {slot: {path: t[order.argsort()] for path, t in leaves.items()} for slot, leaves in stack.items()}
+
+    def readout(self, states: Stack, clients: list[int]) -> Stack:
+        """The predictors made of the given states by the method's ``predict`` part."""
+        predict = self.bound.method.predictor
+        if work := predict.preparation:
+            received, states = states, working(states, self.bound.written_by(work))
+            self.engine.visit(states, received, clients, self.round, work)
+        if predict.composed:
+            return states
+        if isinstance(predict.model, str):
+            return {MODEL: states[predict.model]}
+        composed: Leaves = self.engine.mapped(lambda x: dict(predict.leaves(self.bound.state(x))))(states)
+        return {MODEL: composed}
+
+
+def check_examples(federation: Federation) -> None:
+    """Refuse clients that cannot train."""
+    for client, size in zip(federation.clients, federation.splits["train"].sizes.tolist(), strict=True):
+        if size == 0:
+            raise PluresError(f"client {client!r} has no training example: give it data or leave it out")
