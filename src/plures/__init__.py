@@ -4,10 +4,11 @@ Personalized federated learning: every client gets its own model and still learn
 """
 
 from plures.errors import PluresError, PluresWarning
-from plures.evaluate import Code, Comparison, RunFolder, RunSpec, compare, fit, score
+from plures.evaluate import Code, Comparison, RunFolder, RunSpec, compare, fit, predictions, score
 from plures.federation import Federation, from_arrays, from_dataset, from_folder, from_frame, load
 from plures.method import SGD, Adam, AdamW, Method
 from plures.methods import CATALOGUE as METHODS
+from plures.metrics import Metric, Predictions
 from plures.models import default_model, with_roles
 from plures.run import BySize, Execution, Fixed, Full, Run, Training, Uniform, onboard
 from plures.version import __version__
@@ -25,8 +26,10 @@ __all__ = [
     "Fixed",
     "Full",
     "Method",
+    "Metric",
     "PluresError",
     "PluresWarning",
+    "Predictions",
     "Run",
     "RunFolder",
     "RunSpec",
@@ -42,6 +45,7 @@ __all__ = [
     "from_frame",
     "load",
     "onboard",
+    "predictions",
     "score",
     "with_roles",
 ]

@@ -76,6 +76,14 @@ BatchSize = Annotated[int, typer.Option(help="Examples in a batch; 0 for all.")]
 Epochs = Annotated[float, typer.Option(help="Passes over a client's data in a visit.")]
 Unseen = Annotated[list[str] | None, typer.Option(help="Client held out of training; repeatable.")]
 Fraction = Annotated[float | None, typer.Option(help="Share of the clients, drawn anew in each round; default: all.")]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="What rounds and settings are chosen by, and clients are called harmed by: a metric of the task, such as "
+        "auroc, or module:name of your own; default: the task's first.",
+    ),
+]
 Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]
 Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")]
 Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]

@@ -87,7 +87,7 @@ def onboard_command(
     newcomers = newcomers.subset(client) if client else newcomers
     guest = onboard(run, newcomers, visits)
     kept.add(guest)
-    metric = primary(newcomers.task)
+    metric = primary(run.federation)
     table = Table("client", "training examples", f"test {metric.title}")
     sizes = newcomers.splits["train"].sizes.tolist()
     for name, size, value in zip(newcomers.clients, sizes, score(guest, "test").values[metric.name], strict=True):

@@ -20,6 +20,7 @@ from plures.cli.common import (
     Device,
     Epochs,
     Fraction,
+    MetricName,
     Model,
     ModelOptions,
     Options,
@@ -62,6 +63,7 @@ def compare_command(
     epochs: Epochs = 1.0,
     fraction: Fraction = None,
     unseen: Unseen = None,
+    metric: MetricName = None,
     data_options: Options = None,
     out: Out = Path("runs/compare"),
     backend: Backend = "auto",
@@ -71,7 +73,7 @@ def compare_command(
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
-    typed(data, model, *(method or ()))
+    typed(data, model, metric, *(method or ()))
     callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
@@ -87,6 +89,7 @@ def compare_command(
             learning_rates=lr or None,
             tune_rounds=tune_rounds,
             unseen=unseen or (),
+            metric=metric,
             out=out,
             execution=execution(backend, chunk, compile_step, device),
             listener=listen,
@@ -135,6 +138,7 @@ def run_command(
     epochs: Epochs = 1.0,
     fraction: Fraction = None,
     unseen: Unseen = None,
+    metric: MetricName = None,
     data_options: Options = None,
     out: Out = Path("runs/run"),
     backend: Backend = "auto",
@@ -144,7 +148,7 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run one method and keep every client's model."""
-    code = typed(data, model, method)
+    code = typed(data, model, method, metric)
     if rounds < 1:
         raise PluresError(f"--rounds {rounds}: give at least 1")
     spec = RunSpec(
@@ -166,6 +170,7 @@ def run_command(
         fraction=fraction,
         seed=seed,
         unseen=unseen or [],
+        metric=metric,
     )
     folder, checkpoint = RunFolder(out), out / "checkpoint.safetensors"
     if folder.finished:
@@ -193,10 +198,10 @@ def run_command(
         result = finish(fitted, seed, held)
     folder.write(run, spec, result, asked)
     checkpoint.unlink(missing_ok=True)
-    metric = primary(seen.task)
-    own = result.test.summary(metric)
+    measure = primary(seen)
+    own = result.test.summary(measure)
     console.print(
-        f"{spec.title()} on {seen.name}: test {metric.title} {own.mean:.4f} on average over {len(seen)} clients, "
+        f"{spec.title()} on {seen.name}: test {measure.title} {own.mean:.4f} on average over {len(seen)} clients, "
         f"worst {own.worst:.4f}, at round {result.chosen_round} (chosen on validation data)"
     )
     if result.never:
@@ -205,7 +210,7 @@ def run_command(
             "serves a client that comes later"
         )
     if result.unseen is not None:
-        console.print(f"unseen clients: {result.unseen.summary(metric).mean:.4f}")
+        console.print(f"unseen clients: {result.unseen.summary(measure).mean:.4f}")
     console.print(f"kept in {out}")
 
 

@@ -57,6 +57,7 @@ def opened(file: Path) -> Site:
     spec, folder = plan.spec, inside(file.parent / own.state, plan.name, plan.label)
     empty = plan.table.empty(plan.name, plan.clients)
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
+    data = spec.judged(data, own.code)
 
     def publish(run: Run, order: Order, scores: Mapping[Held, Scored]) -> None:
         model = PersonalModel.of(run, own.client, spec, schema=plan.table, sheet=report.sheet, code=own.code)

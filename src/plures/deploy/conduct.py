@@ -200,7 +200,7 @@ class Conductor:
 
     def measurable(self, remote: Over) -> None:
         """Say before the first round if no site tells the number by which rounds are chosen."""
-        metric, told = primary(remote.federation.task).name, self.sites.measures.values()
+        metric, told = primary(remote.federation).name, self.sites.measures.values()
         if told and not any(metric in names for names in told):
             self.journal.event("unmeasured", metric=metric)
             log.warning("no site tells %r of its validation examples: the last round will be taken", metric)
@@ -208,7 +208,7 @@ class Conductor:
     def begin(self) -> Over:
         """The run before its first round."""
         spec = self.plan.spec
-        empty = self.plan.table.empty(self.plan.name, self.plan.clients)
+        empty = spec.judged(self.plan.table.empty(self.plan.name, self.plan.clients), self.code)
         remote = over_sites(
             empty,
             spec.network(empty, self.code),
@@ -339,7 +339,7 @@ class Conductor:
         if self.progress.pending is None:
             return
         scores = gathered(remote, "validation")
-        metric = primary(remote.federation.task)
+        metric = primary(remote.federation)
         down, up = self.progress.bytes["down"], self.progress.bytes["up"]
         point = Point(
             **self.progress.pending,
@@ -374,7 +374,7 @@ class Conductor:
         """Log the round and write the metrics."""
         self.journal.event("round", **self.progress.told)
         log.info("round %d of %d: loss %.4f", record.round, remote.training.rounds, record.loss)
-        metric = primary(remote.federation.task).name
+        metric = primary(remote.federation).name
         own = {
             remote.setting.clients[client]: value
             for client, scored in remote.clients.scores.get("validation", {}).items()
@@ -460,17 +460,22 @@ class Conductor:
 
 def limited(scores: Scores, metric: Metric) -> Scores:
     """Scores by which a round may be chosen: no client's value stands for all others' (:data:`FAR`)."""
-    values = scores.values[metric.name]
-    known = values[~np.isnan(values)]
-    if metric.range[1] <= 1 or len(known) < 3:
+    least, most = metric.range
+    best = most if metric.higher else least
+    far = np.abs(scores.values[metric.name] - best)
+    known = far[~np.isnan(far)]
+    if most - least <= 1 or len(known) < 3:
         return scores
-    return replace(scores, values={**scores.values, metric.name: np.minimum(values, FAR * np.median(known))})
+    return replace(
+        scores,
+        values={**scores.values, metric.name: best - metric.sign * np.minimum(far, FAR * np.median(known))},
+    )
 
 
 def gathered(remote: Over, split: Held) -> Scores:
     """What the clients scored in the last exchange, NaN for those that did not answer."""
     found = remote.clients.scores.get(split, {})
-    names = [metric.name for metric in remote.federation.task.metrics]
+    names = [metric.name for metric in remote.federation.metrics]
     clients = range(len(remote.setting))
     told = [found[i] if i in found else Scored() for i in clients]
     values = {name: np.array([one.metrics.get(name) for one in told], dtype=np.float64) for name in names}

@@ -188,7 +188,7 @@ class Plan(Declared):
         spec = self.spec
         spec.entry(code)(**spec.parameters)
         spec.training()
-        spec.network(self.table.empty(self.name, self.clients), code)
+        spec.network(spec.judged(self.table.empty(self.name, self.clients), code), code)
 
     @property
     def agreed(self) -> str:

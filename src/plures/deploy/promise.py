@@ -81,6 +81,7 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
     """
     spec = plan.spec
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
+    data = spec.judged(data, own.code)
     empty = plan.table.empty(plan.name, plan.clients)
     method, network = spec.entry(own.code)(**spec.parameters), spec.network(empty, own.code)
     run = Run(data, network, method, spec.training(), seed=spec.seed, execution=ONE_CLIENT)
@@ -90,8 +91,8 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
         numbers[slot] = numbers.get(slot, 0) + run.bound.initial[slot][path].numel()
     refused = *unwilling(leaves, own), *silent(plan.tells, own), *work_beyond(run, own.allow.allowed)
     allowed, validation, train = own.allow.allowed, *(int(data.splits[s].sizes[0]) for s in ("validation", "train"))
-    told = [name for name in allowed.measures(data.task, validation) if name not in TRAINING]
-    told += [name for name in allowed.measures(data.task, train) if name in TRAINING]
+    told = [name for name in allowed.measures(data.metrics, validation) if name not in TRAINING]
+    told += [name for name in allowed.measures(data.metrics, train) if name in TRAINING]
     return Promise(numbers, plan.tells, tuple(told), allowed.digits, refused)
 
 

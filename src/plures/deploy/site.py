@@ -15,8 +15,9 @@ from plures.deploy.ledger import Ledger
 from plures.deploy.state import LostError, RefusedError, ToldError, Versions, forget, has_left
 from plures.errors import PluresError, suggestion
 from plures.evaluate import score
-from plures.federation import Federation, Task
+from plures.federation import Federation
 from plures.method import MEMBERSHIP, Kept, Leaf, Method, Mine, Phase, Seen, named
+from plures.metrics import Metric
 from plures.models import ModelFactory
 from plures.run import Run, Training
 from plures.run.message import (
@@ -79,13 +80,13 @@ class Allowed:
         """Whether a leaf may leave the site."""
         return leaf[0] in self.send or named(leaf) in self.send
 
-    def measures(self, task: Task, examples: int) -> tuple[str, ...]:
+    def measures(self, metrics: Sequence[Metric], examples: int) -> tuple[str, ...]:
         """Metrics that may be told of so many examples, and numbers of training.
 
         Raises:
-            PluresError: if it names a number that the task does not have.
+            PluresError: if it names a number that there is not.
         """
-        known, enough = (*(metric.name for metric in task.metrics), *TRAINING), examples >= self.least
+        known, enough = (*(metric.name for metric in metrics), *TRAINING), examples >= self.least
         if odd := [name for name in self.metrics or () if name not in known]:
             raise PluresError(f"[allow] metrics: no metric {odd[0]!r}; {suggestion(odd[0], known, 'metrics are')}")
         return tuple(name for name in known if self.metrics is None or name in self.metrics) if enough else ()
@@ -163,7 +164,7 @@ class Site:
         self.agreed = agreed
         self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
         self.max_norm = max_norm
-        self.allowed.measures(data.task, 0)
+        self.allowed.measures(data.metrics, 0)
 
     def answer(self, message: bytes) -> bytes:
         """What the site answers to a message of the server: always something, never an exception."""
@@ -225,7 +226,7 @@ class Site:
         return "labels" in self.tells and self.data.task.kind == "classification"
 
     def _join(self) -> tuple[Reply, Tensors]:
-        told = self.allowed.measures(self.data.task, int(self.data.splits["validation"].sizes[0]))
+        told = self.allowed.measures(self.data.metrics, int(self.data.splits["validation"].sizes[0]))
         return Reply(client=self.client, told=self.told(), metrics=tuple(k for k in told if k not in TRAINING)), {}
 
     # --- what the site does -------------------------------------------------------------------------------------
@@ -373,13 +374,13 @@ class Site:
             return known
         scores = score(run, split)
         examples = int(scores.sizes[0])
-        values = {metric.name: metric.within(float(scores.values[metric.name][0])) for metric in self.data.task.metrics}
+        values = {metric.name: metric.within(float(scores.values[metric.name][0])) for metric in self.data.metrics}
         told: dict[str, float | None] = {**self._told_of(examples, {k: x for k, x in values.items() if x is not None})}
         return Scored(examples=examples if "sizes" in self.allowed.tell else None, metrics=told)
 
     def _told_of(self, examples: int, numbers: Mapping[str, float]) -> dict[str, float]:
         """What may be told of numbers that were measured on so many examples."""
-        allowed = self.allowed.measures(self.data.task, examples)
+        allowed = self.allowed.measures(self.data.metrics, examples)
         return {k: self.allowed.rounded(x) for k, x in numbers.items() if k in allowed and abs(x) <= LARGEST}
 
     def _train(

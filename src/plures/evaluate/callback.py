@@ -59,7 +59,7 @@ class About:
             stage=stage,
             federation=run.federation.name,
             clients=tuple(run.federation.clients),
-            metric=primary(run.federation.task),
+            metric=primary(run.federation),
             rounds=run.training.rounds,
             done=run.round,
             settings=flat(known if settings is None else settings),

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from plures.errors import PluresError
-from plures.evaluate.scores import Floats, Scores, primary, score
+from plures.errors import PluresError, suggestion
+from plures.evaluate.scores import Floats, Scores, score
 from plures.evaluate.summary import Summary, summarize
-from plures.federation import Federation, Split, SplitName, Task
+from plures.federation import Federation, Split, SplitName
 from plures.federation.seeding import generator
 from plures.metrics import Metric
 from plures.run import Run
@@ -26,15 +26,15 @@ class ColdStart:
     """Held-out clients' scores by the number of labelled examples that each may use.
 
     Attributes:
-        task: what is predicted.
+        metrics: what is measured; the first one is the default below.
         scores: test scores by budget of labels.
     """
 
-    task: Task
+    metrics: tuple[Metric, ...]
     scores: Mapping[Budget, Scores]
 
     def values(self, metric: str | None = None) -> Mapping[Budget, Floats]:
-        """A metric of every client, ``(clients,)``, by budget; by default the task's first."""
+        """A metric of every client, ``(clients,)``, by budget; by default the first."""
         name = self._metric(metric).name
         return {budget: scores.values[name] for budget, scores in self.scores.items()}
 
@@ -45,10 +45,10 @@ class ColdStart:
         return {b: summarize(v, sizes[b].astype(float), higher=higher) for b, v in self.values(metric).items()}
 
     def _metric(self, name: str | None) -> Metric:
-        known = {metric.name: metric for metric in self.task.metrics}
+        known = {metric.name: metric for metric in self.metrics}
         if name is not None and name not in known:
-            raise PluresError(f"no metric {name!r} for {self.task.kind}; metrics are {', '.join(known)}")
-        return primary(self.task) if name is None else known[name]
+            raise PluresError(f"no metric {name!r} here; {suggestion(name, known, 'metrics are')}")
+        return self.metrics[0] if name is None else known[name]
 
 
 def cold_start_curve(
@@ -62,7 +62,8 @@ def cold_start_curve(
         labels: budgets of labelled examples per client; ``all`` for all. A client with fewer uses what it has.
         seed: of the choice of examples; a larger budget has those of a smaller one and more.
     """
-    return ColdStart(unseen.task, {b: score(onboard(run, with_labels(unseen, b, seed)), "test") for b in labels})
+    scores = {b: score(onboard(run, with_labels(unseen, b, seed)), "test") for b in labels}
+    return ColdStart(run.federation.metrics, scores)
 
 
 def with_labels(federation: Federation, budget: Budget, seed: int = 0) -> Federation:

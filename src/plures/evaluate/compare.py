@@ -39,6 +39,7 @@ from plures.files import check_folder, describe, filed, read_json, salvaged, wri
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
 from plures.methods.entry import plain, titled
+from plures.metrics import Metric
 from plures.models import ModelFactory, Network
 from plures.names import name_of
 from plures.run import Execution, Run
@@ -55,6 +56,7 @@ from plures.run.fingerprint import (
     insist,
     of_data,
     of_method,
+    of_metric,
     question,
 )
 from plures.run.origin import builder
@@ -102,6 +104,7 @@ def compare(
     tune_rounds: int = 10,
     every: int | None = None,
     unseen: Sequence[str | int] = (),
+    metric: str | Metric | None = None,
     out: Path | str | None = None,
     execution: Execution | None = None,
     listener: Listener | None = None,
@@ -128,6 +131,9 @@ def compare(
         tune_rounds: rounds of a trial; 0 tunes nothing and takes the defaults, and .1 or the one learning rate given.
         every: rounds between readings of validation data; default: about ten readings.
         unseen: clients held out of training and given a model at the end.
+        metric: by which rounds and settings are chosen, methods are ordered, and clients are called harmed: one of the
+            task's metrics by name, ``package.module:name`` of one of your own, or a metric; default: that of the
+            federation, which is the task's first unless it says otherwise.
         out: folder for results and finished runs; a comparison interrupted there goes on where it was.
         execution: how to use the machine.
         listener: told of every round, with how far the whole comparison is.
@@ -138,17 +144,20 @@ def compare(
     used(work, whole=isinstance(data, Federation))
     rates = tried_rates(learning_rates, tune_rounds)
     data = str(data) if isinstance(data, Path) else data
-    code = Code.typed(*methods, data, model)
+    code = Code.typed(*methods, data, model, metric)
     entries = distinct(find_method(method, code) for method in (*BASELINES, *methods))
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
+    named &= not isinstance(metric, Metric)
     base = RunSpec(
         data=data if isinstance(data, str) else data.name,
         model=model if isinstance(model, str) else None,
         rounds=rounds,
         unseen=[name_of(client) for client in unseen],
+        metric=metric if isinstance(metric, str) else None,
         **work,
     )
-    federation = base.federation(code) if isinstance(data, str) else data
+    federation = base.federation(code) if isinstance(data, str) else base.judged(data, code)
+    federation = federation.judged_by(metric) if isinstance(metric, Metric) else federation
     seen, held = federation.hold_out(unseen) if unseen else (federation, None)
     factory = model if isinstance(model, nn.Module) or callable(model) else base.network(seen, code)
     study = _Study(
@@ -178,7 +187,7 @@ def compare(
         study.rehearse(entry, rates)
     study.claim({**settings, "methods": list(entries)}, entries.values())
     results = [study.method(entry, rates, tune_rounds, seeds) for entry in entries.values()]
-    metric = primary(seen.task)
+    metric = primary(seen)
     comparison = Comparison(
         federation=card(seen),
         metric=MetricCard.of(metric),
@@ -198,8 +207,7 @@ INSTEAD = {
     "lr": "give learning_rates=(0.1,) for a fixed one",
     "learning_rate": "give learning_rates=(0.1,) for a fixed one",
     "seed": "give seeds=3 for the seeds 0, 1 and 2",
-    "metric": "methods are compared by the task's own metric, and clients.csv in the folder of out has all",
-    "metrics": "methods are compared by the task's own metric, and clients.csv in the folder of out has all",
+    "metrics": "all metrics of the task are reported; the one that methods are compared by is metric",
 }
 """Fields of a run that a comparison sets by itself, and what to say instead."""
 
@@ -315,6 +323,7 @@ class _Study:
             spec.seed,
             precision=self.execution.precision,
             every=self.every,
+            **of_metric(self.federation),
         )
         return asked | self._data
 
@@ -361,7 +370,7 @@ class _Study:
             entry.space,
             entry.defaults,
             lambda lr, parameters: self._trial(entry, lr, parameters, rounds),
-            higher=primary(self.federation.task).higher,
+            higher=primary(self.federation).higher,
         )
         if trials and all(math.isinf(trial.validation) for trial in trials):
             warnings.warn(

@@ -56,7 +56,7 @@ class Fit(Generic[R]):
     @property
     def chosen(self) -> Point:
         """The point that validation prefers, the earliest of equals; the last one where nothing could be measured."""
-        sign = primary(self.run.federation.task).sign
+        sign = primary(self.run.federation).sign
         measured = [point for point in self.curve if not math.isnan(point.validation)]
         return max(measured or self.curve[-1:], key=lambda point: (sign * point.validation, -point.round))
 
@@ -118,7 +118,7 @@ def fit(
             measured = run.round % every == 0 or run.round == run.training.rounds
             clients: list[float | None] = []
             if measured:
-                metric = primary(run.federation.task)
+                metric = primary(run.federation)
                 scores = score(run, "validation", metrics=(metric,))
                 last = mean_of_measured(scores, metric.name)
                 clients = values(scores).metrics[metric.name]

@@ -16,6 +16,7 @@ from plures.federation import CATALOGUE as DATASETS
 from plures.federation import Federation, from_folder, load
 from plures.federation.datasets.catalogue import loader_kinds
 from plures.methods import CATALOGUE as METHODS
+from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
 from plures.signature import Kinds, arguments, kinds, shown
 
@@ -127,3 +128,19 @@ def network_kinds(model: str, code: Code = NOTHING) -> Kinds:
     """Options of a network, with their types."""
     build = NETWORK.find(model, code)
     return {} if isinstance(build, nn.Module) else {n: kind for n, kind in kinds(build).items() if n not in SIZES}
+
+
+def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Metric:
+    """A metric for a federation.
+
+    Args:
+        metric: the name of one of its metrics, or ``package.module:name`` of a metric, or of a function that returns
+            one.
+        federation: the clients.
+        code: metrics of one's own that it may be.
+    """
+    found = Named("metric", {known.name: known for known in federation.metrics}).find(metric, code)
+    made = found() if callable(found) else found
+    if not isinstance(made, Metric):
+        raise PluresError(f"metric {metric!r}: {shown(made)} is no plures.Metric, nor a function that returns one")
+    return made

@@ -34,6 +34,19 @@ def predictions(run: Run, client: str, split: SplitName) -> Predictions:
 
     Raises:
         PluresError: if there is no such client.
+
+    Examples:
+        >>> import plures
+        >>> from plures.methods import fedavg
+        >>> data = plures.load("heart")
+        >>> run = plures.Run(data, plures.default_model(data), fedavg(), plures.Training(rounds=1))
+        >>> _ = run.step()
+        >>> found = plures.predictions(run, "cleveland", "test")
+        >>> tuple(found.probabilities.shape) == (len(data.splits["test"][0]), 2)
+        True
+        >>> right = (found.decisions == found.targets).double().mean()
+        >>> bool(right == plures.score(run, "test").values["accuracy"][0])
+        True
     """
     names = run.federation.clients
     if client not in names:

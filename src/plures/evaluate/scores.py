@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.evaluate.predictions import read
-from plures.federation import SplitName, Task
+from plures.federation import Federation, SplitName
 from plures.metrics import Metric
 from plures.metrics.metric import Kept, Predictions
 from plures.run import Run
@@ -23,9 +23,9 @@ from plures.signature import checked
 Floats = NDArray[np.float64]
 
 
-def primary(task: Task) -> Metric:
+def primary(federation: Federation) -> Metric:
     """The metric by which rounds and settings are chosen."""
-    return task.metrics[0]
+    return federation.metrics[0]
 
 
 @brief
@@ -69,10 +69,10 @@ def score(
         run: the run whose federation is scored.
         split: which examples.
         deployed: what each client predicts with, ``(clients, ...)``; default: what it would deploy now.
-        metrics: what is measured; default: all metrics of the task.
+        metrics: what is measured; default: all metrics of the federation.
         onlooker: gets more of the same predictions.
     """
-    metrics = run.federation.task.metrics if metrics is None else metrics
+    metrics = run.federation.metrics if metrics is None else metrics
     readers = [metric.each for metric in metrics] + ([] if onlooker is None else [onlooker.each])
     order: list[int] = []
     found: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}

@@ -13,7 +13,7 @@ from torch import nn
 
 from plures.errors import PluresError
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.own import METHOD, find_loader, find_network
+from plures.evaluate.own import METHOD, find_loader, find_metric, find_network
 from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split
@@ -73,6 +73,8 @@ class RunSpec(Result):
             none to give.
         seed: root of the run's randomness; splits have their own, in ``data_options``.
         unseen: clients held out of training.
+        metric: by which the round is chosen: a metric of the task, or ``package.module:name`` of one of your own;
+            default: the task's first.
     """
 
     data: str
@@ -95,6 +97,7 @@ class RunSpec(Result):
     fraction: float | None = None
     seed: int = 0
     unseen: list[str] = Field(default_factory=list)
+    metric: str | None = None
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -140,7 +143,7 @@ class RunSpec(Result):
             code: functions of one's own that may load them.
         """
         options = {name: value for name, value in self.data_options.items() if name != "donate"}
-        federation = find_loader(self.data, code)[0](**options)
+        federation = self.judged(find_loader(self.data, code)[0](**options), code)
         if "donate" not in self.data_options:
             return federation
         share = self.data_options["donate"]
@@ -151,6 +154,15 @@ class RunSpec(Result):
         rest = dict(zip(given.clients, given.splits["train"], strict=True))
         train = [rest.get(*of) for of in zip(federation.clients, federation.splits["train"], strict=True)]
         return replace(federation, splits={**federation.splits, "train": Split.of(train)}, public=given.public)
+
+    def judged(self, federation: Federation, code: Code = NOTHING) -> Federation:
+        """A federation with the run's metric.
+
+        Args:
+            federation: the clients.
+            code: metrics of one's own that it may be.
+        """
+        return federation if self.metric is None else federation.judged_by(find_metric(self.metric, federation, code))
 
     def network(self, federation: Federation, code: Code = NOTHING) -> nn.Module | ModelFactory:
         """The model, or its factory.

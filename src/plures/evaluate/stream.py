@@ -103,7 +103,7 @@ def follow(
         raise PluresError(f"stream {stream.name!r} has one task; forgetting needs at least two")
     if method.predictor.reads:
         raise PluresError("a predictor that reads the client's own examples has those of one task: it cannot be scored")
-    metric = primary(stream[0].task)
+    metric = primary(stream[0])
     rule = options.get("participation")
     options |= {} if rule is None else {"participation": Joint(rule)}
     learned = [scored(run, stream, split, metric) for run in learn(stream, model, method, training, **options)]

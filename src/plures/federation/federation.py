@@ -72,6 +72,8 @@ class Federation:
         preparation: how raw rows become numbers without a gap, and the scale of the targets; ``None`` for data that
             came as numbers and have neither gaps nor standardised targets.
         public: ``(n,)`` int64 rows that the server holds and everybody may see; no client's (:meth:`donate`).
+        metric: what rounds and settings are chosen by, and clients are called harmed by; ``None`` for the task's first
+            metric (:meth:`judged_by`).
     """
 
     name: str
@@ -86,6 +88,7 @@ class Federation:
     scaling: tuple[Tensor, Tensor] | None = None
     preparation: Preparation | None = None
     public: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    metric: Metric | None = None
 
     def __post_init__(self) -> None:
         check_words([self.name], "federation")
@@ -116,6 +119,35 @@ class Federation:
                 raise PluresError(f"metadata column {column!r}: {len(values)} values for {len(self.clients)} clients")
         self._check_devices()
         self._check_values()
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What clients are measured by; rounds and settings are chosen by the first one."""
+        rest = tuple(metric for metric in self.task.metrics if metric != self.metric)
+        return rest if self.metric is None else (self.metric, *rest)
+
+    def judged_by(self, metric: str | Metric | None) -> Federation:
+        """The same federation with another metric by which rounds and settings are chosen.
+
+        Args:
+            metric: the name of one of :attr:`metrics`, or a metric of your own; ``None`` for the task's first.
+
+        Examples:
+            >>> import plures
+            >>> federation = plures.load("heart").judged_by("auroc")
+            >>> [metric.name for metric in federation.metrics][:3]
+            ['auroc', 'accuracy', 'loss']
+        """
+        known = {one.name: one for one in self.metrics}
+        if isinstance(metric, str):
+            if metric not in known:
+                raise PluresError(
+                    f"no metric {metric!r} for {self.task.kind}; {suggestion(metric, known, 'metrics are')}"
+                )
+            metric = known[metric]
+        elif metric is not None and known.get(metric.name, metric) != metric:
+            raise PluresError(f"metric {metric.name!r}: there is another one of this name; rename yours")
+        return replace(self, metric=None if metric == self.task.metrics[0] else metric)
 
     def _check_devices(self) -> None:
         rows = {f"rows of the {split} split": index.rows for split, index in self.splits.items()}

@@ -111,7 +111,7 @@ def single(result: SeedResult, folder: RunFolder) -> Comparison:
     )
     return Comparison(
         federation=card(seen),
-        metric=MetricCard.of(primary(seen.task)),
+        metric=MetricCard.of(primary(seen)),
         methods=[method],
         settings=spec.model_dump(),
         environment={},

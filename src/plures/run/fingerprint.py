@@ -99,6 +99,15 @@ def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = 
     return told | {k.removeprefix("method."): v for k, v in facts(method, "method").items() if k != "method"}
 
 
+def of_metric(federation: Federation) -> Facts:
+    """Facts of the metric by which rounds and settings are chosen, where it is not the task's first."""
+    metric = federation.metric
+    if metric is None:
+        return {}
+    known = metric in federation.task.metrics
+    return {"metric": metric.name} | ({} if known else facts(metric, "own metric"))
+
+
 def versions() -> Facts:
     """Versions of what computes; only that of plures must be equal."""
     return {"plures": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -158,6 +167,7 @@ def of_run(
         run.participation,
         run.seed,
         precision=precision,
+        **of_metric(run.federation),
         **settings,
     )
 

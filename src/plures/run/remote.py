@@ -602,7 +602,7 @@ class Remote:
             raise PluresError("its method, model or data columns are not those of this run: give it the same files")
         if reply.round != run.round:
             raise PluresError(f"the answer is of round {reply.round}")
-        ranges = {metric.name: metric.range for metric in run.setting.task.metrics}
+        ranges = {metric.name: metric.range for metric in run.federation.metrics}
         for split, scored in reply.scores.items():
             for metric, value in scored.metrics.items():
                 if metric not in ranges:

@@ -56,7 +56,7 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
     options = {key: value for key, value in spec.data_options.items() if key != "donate"}
     try:
         whole = RunSpec(data=spec.data, data_options=options).federation(source.code)
-        whole = limited(whole, cell.data.max_clients, cell.data.max_examples)
+        whole = spec.judged(limited(whole, cell.data.max_clients, cell.data.max_examples), source.code)
     except PluresError as error:
         raise source.error(own, str(error)) from error
     try:
@@ -148,7 +148,7 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         copies="allow",
         source=federation.source,
     )
-    fresh = replace(fresh, preparation=federation.preparation)
+    fresh = replace(fresh, preparation=federation.preparation, metric=federation.metric)
     return fresh if federation.scaling is None else _scaled_again(fresh, *federation.scaling)
 
 

@@ -84,6 +84,7 @@ class DataPart(Part):
         max_clients: keep so many clients, drawn once.
         max_examples: keep at most so many examples of a client, drawn once from each split in proportion.
         partitions: labels of the partitions it is used with; default: all of the file.
+        metric: by which rounds and settings are chosen; default: the task's first metric.
     """
 
     name: str
@@ -96,6 +97,7 @@ class DataPart(Part):
     max_clients: Annotated[int | None, Field(ge=1)] = None
     max_examples: Annotated[int | None, Field(ge=3)] = None
     partitions: list[str] | None = None
+    metric: str | None = None
 
 
 class ShiftPart(Part):

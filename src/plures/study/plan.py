@@ -62,6 +62,7 @@ class Cell:
             model_options=self.data.model_options,
             batch_size=self.budget.batch_size or None,
             unseen=self.data.unseen,
+            metric=self.data.metric,
             **work,
         )
 
@@ -179,6 +180,8 @@ def _cells(source: Source) -> Iterator[Cell]:
                 told += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
                 told += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
                 said = [part.model_dump(mode="json", exclude=left_out) for part in (data, partition, budget)]
+                if data.metric is None:  # cells of studies that name no metric are what they were
+                    del said[0]["metric"]
                 yield Cell(digest(said), ", ".join(told), data, partition, budget, (i, j, k))
 
 

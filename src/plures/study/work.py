@@ -111,7 +111,7 @@ class Bench:
                 cell,
                 loaded.fingerprint,
                 described_as.model_dump_json(),
-                MetricCard.of(primary(loaded.federation.task)).model_dump_json(),
+                MetricCard.of(primary(loaded.federation)).model_dump_json(),
                 environment(Execution(device=execution.device)),
             )
         return self.loaded
@@ -200,7 +200,7 @@ class Bench:
             history,
             attempt,
             lambda tried: self.store.try_out(unit, self.owner, tried),
-            higher=primary(loaded.federation.task).higher,
+            higher=primary(loaded.federation).higher,
             seed=unit.id,
         )
         spent = sum(tried.seconds for tried in history)
