@@ -17,7 +17,7 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 import pytest
 from fleet import echo, fenced, tried
 
-from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.fleet.loopback import JOIN, ONLINE, READY, Fleet
 from plures.deploy.fleet.process import QUIET, Process, lives, marked, quiet_environment, until
 from plures.deploy.fleet.programs import STARTER
 from plures.deploy.fleet.relay import HOST
@@ -74,7 +74,7 @@ def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp
             relay.target = right
             door.shutdown()
     assert child.returncode == 1
-    until(lambda: node.alive and "SuperNode ID:" in node.told(), 90, node.tail)
+    until(lambda: node.alive and all(words in node.told() for words in (ONLINE, READY)), JOIN, node.tail)
     (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
     assert sites(round_["replies"]) == everyone(fleet)
 
@@ -92,7 +92,8 @@ def test_a_guarded_node_runs_no_code_that_is_sent_to_it(fleet: Fleet, tmp_path: 
     new = fleet.control.register(careful.keys.node_public("careful"), "careful")
     node.start()
     try:
-        node.wait_for("SuperNode ID:", 30)
+        for said in (ONLINE, READY):
+            node.wait_for(said, JOIN)
         (round_,) = echo(fleet, tmp_path / "out.json", nodes=5)
     finally:
         node.stop()
@@ -185,7 +186,7 @@ def test_a_node_ends_in_time_and_comes_back(fleet: Fleet, tmp_path: Path) -> Non
     assert child.wait(10) == 0
     until(lambda: not any(lives(pid) for pid in family), 10, "what it started goes on")
     assert time.monotonic() - begin < 10
-    until(lambda: node.alive and "SuperNode ID:" in node.told(), 90, node.tail)
+    until(lambda: node.alive and all(words in node.told() for words in (ONLINE, READY)), JOIN, node.tail)
     (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
     assert sites(round_["replies"]) == everyone(fleet)
 

@@ -14,7 +14,7 @@ from fleet import ECHO, echo
 from flwr.proto.message_pb2 import PushObjectRequest
 
 from plures.deploy.fleet.control import Control
-from plures.deploy.fleet.loopback import Fleet, free_port, node_arguments
+from plures.deploy.fleet.loopback import JOIN, ONLINE, READY, Fleet, free_port, node_arguments
 from plures.deploy.fleet.process import Process
 from plures.deploy.fleet.programs import QUICK, command
 from plures.errors import PluresError
@@ -58,7 +58,8 @@ def test_a_node_works_through_the_door(door: Before, tmp_path: Path) -> None:
     node = Process("outside", words, door.fleet.environment, tmp_path / "log")
     node.start()
     try:
-        node.wait_for("SuperNode ID:", 30)
+        for said in (ONLINE, READY):
+            node.wait_for(said, JOIN)
         (round_,) = echo(door.fleet, tmp_path / "out.json", nodes=5)
     finally:
         node.stop()

@@ -37,9 +37,10 @@ START = 60.0
 JOIN = 90.0
 RESTART = 1.0
 """Seconds between two looks for nodes that have ended."""
-ONLINE = "SuperNode ID:"
+ONLINE, READY = "SuperNode ID:", "Starting Flower SuperExec"
 REFUSED = "[code: 2004]"
-"""What Flower's nodes say when they are let in, and when they are not."""
+"""What Flower's nodes say when they are let in, when they can start tasks (what starts them has loaded all that they
+need, which may take longer), and when they are not let in."""
 ENDED = "finished"
 
 
@@ -106,7 +107,7 @@ class Fleet:
         self.close()
 
     def start(self) -> None:
-        """Make missing keys, start the SuperLink, register the nodes, start them and wait until all are online.
+        """Make missing keys, start the SuperLink, register the nodes, start them and wait until all can work.
 
         Raises:
             PluresError: another fleet runs in the folder, or something does not start.
@@ -160,18 +161,18 @@ class Fleet:
         return until(self.healthy, START, late, self.superlink.require)
 
     def start_node(self, client: str) -> float:
-        """Start a site's node again and wait until it is online.
+        """Start a site's node again and wait until it can work.
 
         After a node was killed, the SuperLink refuses it until it has missed its heartbeats: up to a minute.
 
         Returns:
-            Seconds until it is online.
+            Seconds until it can.
         """
         self.nodes[client].start()
         return self.wait_online(client)
 
     def wait_online(self, client: str) -> float:
-        """Wait until a node that was started is let in by the SuperLink.
+        """Wait until a node that was started is let in by the SuperLink and can start tasks.
 
         Returns:
             Seconds that it took.
@@ -189,9 +190,13 @@ class Fleet:
                     node.require()
 
         def late() -> str:
-            return f"{node.name} is not online after {JOIN:g} s; the end of {node.log}:\n{node.tail()}"
+            return f"{node.name} cannot work after {JOIN:g} s; the end of {node.log}:\n{node.tail()}"
 
-        return until(lambda: node.alive and ONLINE in node.told(), JOIN, late, unless)
+        def done() -> bool:
+            told = node.told()
+            return node.alive and ONLINE in told and READY in told
+
+        return until(done, JOIN, late, unless)
 
     def healthy(self) -> bool:
         """Whether the SuperLink answers."""

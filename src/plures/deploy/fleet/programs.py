@@ -14,8 +14,8 @@ without it. And the node looks for work every second, not every three.
 is let in again after 20 seconds instead of a minute. What is sent, and to whom, is Flower's.
 
 Whatever the manner: what starts tasks is started again when it ends (Flower would not miss it, and no task would ever
-be done again), a program ends within some seconds of SIGTERM and at once of a second one, and what it writes is its
-user's alone.
+be done again), a node answers each message once and in its turn (``inbox.py``), a program ends within some seconds of
+SIGTERM and at once of a second one, and what it writes is its user's alone.
 
 This file is run as a script and loads plures only where a task needs it: Flower's programs themselves need no torch.
 """
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import itertools
 import os
 import secrets
@@ -101,6 +102,8 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
         if manner in manners:
             PREPARE[manner](name)
     heed(name)
+    if name == NODE:
+        beside("inbox").install()
     if name in STARTERS:
         starter: Any = importlib.import_module(STARTERS[name])
         secret = lock() if name == NODE and GUARD in manners and DESCRIPTORS.exists() else b""
@@ -110,6 +113,14 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
     if name == NODE:
         os._exit(code(program, returned=1))
     program()
+
+
+def beside(name: str) -> Any:
+    """A module beside this file, without the rest of plures."""
+    spec: Any = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def check_port(port: int) -> None:

@@ -1,0 +1,141 @@
+"""A node does one message at a time: each is answered once, and nothing of it is left for the next.
+
+Flower's node fetches a message, waits until *an* answer is there, sends it and fetches the next message. It offers the
+task before the message has come whole, and it never looks which message an answer belongs to. So if a run was stopped
+while a node fetched its message, the task stayed; the error that Flower wrote for it later was sent as the answer to
+another message; and from then on the node sent every answer only after the next message had come. To its coordinator
+it looked dead until it was started again. In the same way a node waited for ever for a task that had ended before it
+took its message, or in the middle of handing over its answer.
+
+This file is loaded by :mod:`plures.deploy.fleet.programs` without the rest of plures. What it changes in Flower are the
+node's state and the two functions that fetch and send.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flwr.app import Message
+from flwr.common.constant import Status, SubStatus
+from flwr.proto.task_pb2 import Task
+from flwr.supercore.object_store import ObjectStore
+from flwr.supernode.nodestate import nodestate_factory
+from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR, InMemoryNodeState
+
+AT_WORK = (Status.PENDING, Status.STARTING, Status.RUNNING)
+LOOP = "flwr.supernode.start_client_internal"
+
+
+class Inbox(InMemoryNodeState):
+    """A node's state.
+
+    Attributes:
+        whole: whether the message that is to be worked on is there with all its parts.
+    """
+
+    def __init__(self, object_store: ObjectStore) -> None:
+        super().__init__(object_store)
+        self.whole = True
+
+    def claim_task(self, task_id: int) -> str | None:
+        """A task, once its message is whole."""
+        return super().claim_task(task_id) if self.whole else None
+
+    def get_messages_legacy(
+        self, *, run_ids: Sequence[int] | None = None, is_reply: bool | None = None, limit: int | None = None
+    ) -> Sequence[Message]:
+        """Messages or answers; if no task is left that could still answer, an error stands for the answer."""
+        over = is_reply is True and not self.working()
+        found = super().get_messages_legacy(run_ids=run_ids, is_reply=is_reply, limit=limit)
+        if found or not over or not (left := self.unanswered()):
+            return found
+        with self.lock_msg_store:
+            for message in left:
+                self.msg_store[message.metadata.message_id].is_retrieved = True
+                self.record_message_processing_start(message.metadata.message_id)
+            self._store_error_replies({message.metadata.run_id for message in left}, CLIENT_APP_CRASHED_ERROR)
+        return super().get_messages_legacy(run_ids=run_ids, is_reply=is_reply, limit=limit)
+
+    def working(self) -> Sequence[Task]:
+        """Tasks that have not ended."""
+        return self.get_tasks(statuses=AT_WORK)
+
+    def unanswered(self) -> list[Message]:
+        """Messages to which no answer has been sent."""
+        with self.lock_msg_store:
+            messages = [entry.message for entry in self.msg_store.values()]
+        return [message for message in messages if not message.metadata.reply_to_message_id]
+
+    def drop(self) -> None:
+        """Forget messages that did not come whole, and their tasks, which nobody has begun."""
+        for task in self.get_tasks(statuses=[Status.PENDING]):
+            self.finish_task(task.task_id, SubStatus.STOPPED, "its message did not come whole")
+        for message in self.unanswered():
+            self.delete_messages(message_ids=[message.metadata.message_id])
+            self.object_store.delete(message.metadata.message_id)
+
+
+class Parts:
+    """The parts of an answer, which the task hands over one by one.
+
+    Args:
+        store: where it puts them.
+        state: of the node.
+    """
+
+    def __init__(self, store: ObjectStore, state: Inbox) -> None:
+        self.store, self.state = store, state
+
+    def get(self, part: str) -> bytes | None:
+        """A part; empty if it is still to come.
+
+        Raises:
+            LookupError: it will not come, for its task has ended.
+        """
+        over = not self.state.working()
+        content = self.store.get(part)
+        if content == b"" and over:
+            raise LookupError("the task ended before it had handed over its answer")
+        return content
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+def fetching(fetch: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Flower's fetching of a message, which leaves nothing of one that did not come whole."""
+
+    def fetched(*, state: Inbox, **given: Any) -> int | None:
+        state.whole = False
+        try:
+            run = fetch(state=state, **given)
+            if run is None:
+                state.drop()
+        finally:
+            state.whole = True
+        return run
+
+    return fetched
+
+
+def sending(send: Callable[..., None]) -> Callable[..., None]:
+    """Flower's waiting for an answer and sending of it, until no message is left without one."""
+
+    def sent(*, state: Inbox, object_store: ObjectStore, **given: Any) -> None:
+        while True:
+            send(state=state, object_store=Parts(object_store, state), **given)
+            if not state.unanswered():
+                return
+
+    return sent
+
+
+def install() -> None:
+    """Let the node that is run in this process work so."""
+    loop: Any = importlib.import_module(LOOP)
+    factory: Any = nodestate_factory
+    factory.InMemoryNodeState = Inbox
+    loop._pull_and_store_message = fetching(loop._pull_and_store_message)
+    loop._push_messages = sending(loop._push_messages)
