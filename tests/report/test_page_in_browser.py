@@ -37,7 +37,7 @@ HOSTILE = "</script><b>\"&${x}' <img src=x onerror=alert(1)> a_very_long_name_wi
 DETAILED = comparison(details=True, unseen=3, clients=30, seeds=3, rounds=20)
 SMALL = comparison(details=True, clients=6, seeds=2, rounds=10, federation=HOSTILE)
 PLAIN = comparison(kind="regression", clients=12, seeds=2, rounds=10)
-KEYS = ("mean", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg", "ece")
+KEYS = ("mean", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg")
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,8 @@ def test_a_choice_of_clients_gives_the_numbers_of_python(
             if expected is None or (key == f"harmed_{row.name}"):
                 continue
             assert found[row.name][key][1] == pytest.approx(expected, rel=1e-9, abs=1e-12), (row.name, key)
+        for name, expected in row.others.items():
+            assert found[row.name][f"metric:{name}"][1] == pytest.approx(expected, rel=1e-9, abs=1e-12), name
         if row.mean_ci is not None:
             assert f"± {row.mean_ci * 100:.1f}" in found[row.name]["mean"][0] or not c.metric.percent
         if row.name != "fedavg_ft":

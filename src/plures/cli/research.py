@@ -204,6 +204,10 @@ def run_command(
         f"{spec.title()} on {seen.name}: test {measure.title} {own.mean:.4f} on average over {len(seen)} clients, "
         f"worst {own.worst:.4f}, at round {result.chosen_round} (chosen on validation data)"
     )
+    if lacking := result.test.undefined(measure.name):
+        console.print(
+            f"for {lacking} of {len(seen)} clients it is undefined {measure.undefined}; the mean leaves them out"
+        )
     if result.never:
         console.print(
             f"{len(result.never)} of {len(seen)} clients had not been drawn by then; each is served as the method "

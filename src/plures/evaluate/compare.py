@@ -194,6 +194,7 @@ def compare(
         methods=results,
         settings=settings,
         environment=environment(study.execution),
+        metrics=[MetricCard.of(one) for one in seen.metrics],
     )
     if study.out is not None:
         write_json(study.out / RESULTS, comparison.model_dump(mode="json"))

@@ -19,6 +19,7 @@ from plures.evaluate.scores import Scores, primary, score
 from plures.evaluate.summary import mean_known
 from plures.federation import Federation
 from plures.files import check_file
+from plures.metrics import Metric
 from plures.run import Run
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import Coordinator
@@ -168,6 +169,22 @@ def warn_of_divergence(scores: Scores) -> None:
         )
 
 
+def warn_of_undefined(scores: Scores, metric: Metric) -> None:
+    """Say of how many clients nothing was known when the round was chosen, though they have validation examples."""
+    asked = scores.sizes > 0
+    lacking = int((np.isnan(scores.values[metric.name]) & asked).sum())
+    if not lacking:
+        return
+    why = f" {metric.undefined}" if metric.undefined else ""
+    if lacking == asked.sum():
+        told = f"{metric.title} is undefined for every client on validation data{why}, so the last round was taken"
+        remedy = "choose another metric, or give clients more validation examples"
+    else:
+        told = f"{metric.title} is undefined for {lacking} of {len(scores.clients)} clients on validation data{why}"
+        remedy = "the round was chosen by the others"
+    warnings.warn(f"{told}: {remedy}", PluresWarning, stacklevel=4)
+
+
 def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> SeedResult:
     """Read the test data: once for the round that validation chose, and for the last round beside it.
 
@@ -196,6 +213,7 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult
         last = test = ClientScores.of(score(run, "test", onlooker=errors))
     validation = score(run, "validation")
     warn_of_divergence(validation)
+    warn_of_undefined(validation, primary(run.federation))
     newcomers = known = None
     if unseen is not None:
         known = score(onboard(run, unseen), "test")

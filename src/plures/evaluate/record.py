@@ -23,7 +23,7 @@ Measured = Annotated[
 """A number that may be missing or infinite: JSON has ``null`` for NaN, ``"inf"`` and ``"-inf"``."""
 
 Score = Annotated[float | None, PlainSerializer(_json, when_used="json")]
-"""A client's value, ``None`` for a client without examples; infinite where its model diverged, ``"inf"`` in JSON."""
+"""A client's value, ``None`` where it has none; infinite where its model diverged, ``"inf"`` in JSON."""
 
 
 class Result(BaseModel):
@@ -49,7 +49,7 @@ def shown(value: Any) -> Any:
 
 
 class ClientValues(Result):
-    """Metrics of every client on one split; ``None`` for a client without examples.
+    """Metrics of every client on one split; ``None`` for a client without examples or where one is undefined.
 
     Attributes:
         clients: names.

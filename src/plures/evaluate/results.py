@@ -16,7 +16,7 @@ from plures.evaluate.record import Result as Result
 from plures.evaluate.scores import Floats, Scores
 from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
 from plures.faults import read_json
-from plures.metrics import Metric
+from plures.metrics import CLASSIFICATION, REGRESSION, Metric
 from plures.signature import checked
 from plures.texts import csv_text
 
@@ -24,7 +24,9 @@ BASELINES = ("local", "fedavg", "fedavg_ft")
 
 
 class ClientScores(ClientValues):
-    """Metrics of every client on one split; ``None`` for a client without examples, or whose site does not tell them.
+    """Metrics of every client on one split.
+
+    ``None`` for a client without examples, whose site does not tell them, or for which the metric is undefined.
 
     Sites that do not tell how many examples there are have the size 0.
     """
@@ -37,6 +39,10 @@ class ClientScores(ClientValues):
     def values(self, metric: str) -> Floats:
         """``(clients,)`` with NaN for missing values."""
         return np.array([np.nan if x is None else x for x in self.metrics[metric]], dtype=np.float64)
+
+    def undefined(self, metric: str) -> int:
+        """How many clients have examples and no value all the same."""
+        return int((np.isnan(self.values(metric)) & (np.array(self.sizes) > 0)).sum())
 
     def summary(self, metric: Metric | MetricCard) -> Summary:
         return summarize(self.values(metric.name), np.array(self.sizes), higher=metric.higher)
@@ -175,10 +181,17 @@ class MetricCard(Result):
     title: str
     higher: bool
     percent: bool
+    undefined: str = ""
 
     @classmethod
     def of(cls, metric: Metric) -> MetricCard:
-        return cls(name=metric.name, title=metric.title, higher=metric.higher, percent=metric.percent)
+        return cls(
+            name=metric.name,
+            title=metric.title,
+            higher=metric.higher,
+            percent=metric.percent,
+            undefined=metric.undefined,
+        )
 
 
 class Row(Result):
@@ -193,7 +206,8 @@ class Row(Result):
         harmed_local: share of clients worse off than alone.
         harmed_fedavg: share of clients worse off than with FedAvg.
         p_value: paired test over clients against fine-tuned FedAvg.
-        ece: mean calibration error; None for regression.
+        others: mean over clients of every other metric that is reported, by its name.
+        undefined: clients with examples for which the metric is undefined; they are left out of everything else here.
         last: mean after the last round.
         megabytes: what a client sent and received on average until the chosen round: all bytes that travelled in that
             run divided by its clients, drawn or not. Rounds after the chosen one do not count.
@@ -214,7 +228,7 @@ class Row(Result):
     harmed_local: float
     harmed_fedavg: float
     p_value: float
-    ece: float | None
+    others: dict[str, float]
     last: float
     chosen_round: float
     megabytes: float
@@ -223,6 +237,7 @@ class Row(Result):
     unseen_ci: float | None
     never: float = 0.0
     diverged: int = 0
+    undefined: int = 0
 
 
 class Comparison(Result):
@@ -230,7 +245,8 @@ class Comparison(Result):
 
     Attributes:
         federation: the data.
-        metric: what is compared.
+        metric: what is compared, and what rounds and settings were chosen by.
+        metrics: all that is reported; empty in results of earlier versions.
         methods: the methods; the three baselines are always among them.
         settings: rounds, seeds, tuning and everything else that was set.
         environment: versions and machine.
@@ -241,6 +257,15 @@ class Comparison(Result):
     methods: list[MethodResult]
     settings: dict[str, Any]
     environment: dict[str, str]
+    metrics: list[MetricCard] = Field(default_factory=list)
+
+    @property
+    def others(self) -> list[MetricCard]:
+        """The metrics that are reported beside the one that is compared."""
+        told = [*self.metrics, *map(MetricCard.of, (*CLASSIFICATION, *REGRESSION))]
+        names = [name for name in self.methods[0].seeds[0].test.metrics if name != self.metric.name]
+        found = (next((card for card in told if card.name == name), None) for name in names)
+        return [card for card in found if card is not None]
 
     def method(self, name: str) -> MethodResult:
         for method in self.methods:
@@ -272,7 +297,7 @@ class Comparison(Result):
             harmed_local=harmed(own, local, higher=metric.higher),
             harmed_fedavg=harmed(own, fedavg, higher=metric.higher),
             p_value=paired_test(own, tuned),
-            ece=mean_known(method.per_client("ece")) if self.federation.kind == "classification" else None,
+            others={other.name: mean_known(method.per_client(other.name)) for other in self.others},
             last=float(np.mean([s.test_last.summary(metric).mean if s.test_last else np.nan for s in method.seeds])),
             chosen_round=chosen,
             megabytes=sent / 1e6,
@@ -281,6 +306,7 @@ class Comparison(Result):
             unseen_ci=None if unseen_width is None or np.isnan(unseen_width) else unseen_width,
             never=float(np.mean([len(seed.never) for seed in method.seeds])),
             diverged=int(np.isinf(method.per_client("loss")).sum()) if "loss" in method.seeds[0].test.metrics else 0,
+            undefined=max(seed.test.undefined(metric.name) for seed in method.seeds),
         )
 
     def _travelled(self, method: MethodResult) -> tuple[float, float]:

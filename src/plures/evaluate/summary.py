@@ -31,6 +31,7 @@ class Summary:
         bottom: mean of the worst tenth of the clients (at least one).
         p10: 10 % quantile from the bad end, linearly interpolated.
         jain: Jain's fairness index ``(sum x)^2 / (n sum x^2)``.
+        known: clients that have a value.
     """
 
     mean: float
@@ -40,10 +41,13 @@ class Summary:
     bottom: float
     p10: float
     jain: float
+    known: int
 
 
 def summarize(values: Floats, sizes: Sequence[int] | Floats, *, higher: bool) -> Summary:
-    """Summarize one metric over clients; clients without examples (NaN) are left out.
+    """Summarize one metric over clients.
+
+    Clients without a value (NaN), which have no examples or for which it is undefined, are left out, and counted.
 
     Where a client's value is infinite, because its model diverged, so are the means, and spreads are NaN.
 
@@ -55,7 +59,7 @@ def summarize(values: Floats, sizes: Sequence[int] | Floats, *, higher: bool) ->
     known = ~np.isnan(values)
     x, n = values[known], np.asarray(sizes, dtype=np.float64)[known]
     if not len(x):
-        return Summary(*(math.nan,) * 7)
+        return Summary(*(math.nan,) * 7, known=0)
     ordered = np.sort(x) if higher else np.sort(x)[::-1]
     with np.errstate(invalid="ignore", over="ignore"):
         return Summary(
@@ -66,6 +70,7 @@ def summarize(values: Floats, sizes: Sequence[int] | Floats, *, higher: bool) ->
             bottom=float(ordered[: max(1, len(x) // 10)].mean()),
             p10=float(np.quantile(x, 0.1 if higher else 0.9)),
             jain=float(x.sum() ** 2 / (len(x) * (x**2).sum())) if (x != 0).any() else 1.0,
+            known=len(x),
         )
 
 

@@ -115,6 +115,7 @@ def single(result: SeedResult, folder: RunFolder) -> Comparison:
         methods=[method],
         settings=spec.model_dump(),
         environment={},
+        metrics=[MetricCard.of(metric) for metric in seen.metrics],
     )
 
 

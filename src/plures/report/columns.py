@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from plures.evaluate.results import Comparison, Row
+from plures.evaluate.results import Comparison, MetricCard, Row
 
+OTHER = "metric:"
 MISSING, INFINITE = "\N{EN DASH}", "\N{INFINITY}"
 DIGITS = 3
 MOST_DECIMALS = 8
@@ -66,10 +67,15 @@ class Number:
 
     @classmethod
     def of(cls, comparison: Comparison, rows: list[Row]) -> Number:
+        """How the compared metric is written."""
+        return cls.among(comparison.metric, [row.mean for row in rows])
+
+    @classmethod
+    def among(cls, metric: MetricCard, means: Sequence[float]) -> Number:
         """Percent with one decimal; otherwise three significant digits of the smallest mean."""
-        if comparison.metric.percent:
+        if metric.percent:
             return cls(True)
-        sizes = [abs(row.mean) for row in rows if known(row.mean)]
+        sizes = [abs(mean) for mean in means if known(mean)]
         return cls(False, decimals(min(sizes)) if sizes else DIGITS)
 
     def __call__(self, value: float | None) -> str:
@@ -102,7 +108,7 @@ class Column:
     """A column of the table of methods.
 
     Attributes:
-        key: the attribute of a row that it shows.
+        key: the attribute of a row that it shows; of another metric than the compared one, its name after ``OTHER``.
         heading: what stands above it.
         detail: a second line of the heading.
         meaning: one line for the glossary.
@@ -118,13 +124,14 @@ class Column:
     rising: bool = True
 
     def value(self, row: Row) -> float | None:
-        value: float | None = getattr(row, self.key)
+        metric = self.key.removeprefix(OTHER)
+        value: float | None = row.others[metric] if metric != self.key else getattr(row, self.key)
         return known(value)
 
 
 def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
     """The columns after the method's title, in order."""
-    number, percent = Number.of(comparison, rows), Number(True)
+    number = Number.of(comparison, rows)
     seeds = max(len(m.seeds) for m in comparison.methods)
     down = not comparison.metric.higher
     metric = comparison.metric.title
@@ -184,13 +191,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "share of clients that are worse off than with the one global model of FedAvg.",
             lambda row: MISSING if row.name == "fedavg" else share(row.harmed_fedavg),
         ),
-        Column(
-            "ece",
-            "calib.",
-            "err. %",
-            "expected calibration error, ten bins: how far stated confidence is from the share that is right.",
-            lambda row: percent(row.ece),
-        ),
+        *(_other(comparison, card, rows) for card in comparison.others),
         Column(
             "megabytes",
             "MB per",
@@ -224,11 +225,35 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
         ),
     ]
     there = {
-        "ece": any(known(row.ece) is not None for row in rows),
         "unseen": any(known(row.unseen) is not None for row in rows),
         "never": any(row.never for row in rows),
     }
     return [c for c in found if there.get(c.key, True)]
+
+
+def _other(comparison: Comparison, card: MetricCard, rows: list[Row]) -> Column:
+    """The column of a metric that is reported beside the compared one."""
+    number = Number.among(card, [row.others[card.name] for row in rows])
+    first, _, rest = card.title.partition(" ")
+    lacking = max(seed.test.undefined(card.name) for m in comparison.methods for seed in m.seeds)
+    return Column(
+        OTHER + card.name,
+        first,
+        rest + (" %" if card.percent else ""),
+        f"{card.title} averaged over clients, each counting the same; {'higher' if card.higher else 'lower'} is better."
+        + (f" {undefined(comparison, card, lacking)}" if lacking else ""),
+        lambda row: number(row.others[card.name]),
+        not card.higher,
+    )
+
+
+def undefined(comparison: Comparison, card: MetricCard, clients: int) -> str:
+    """That a metric is undefined for some clients, in a sentence; empty if it is for none."""
+    if not clients:
+        return ""
+    people = len(comparison.methods[0].seeds[0].test.clients)
+    why = f" ({card.undefined})" if card.undefined else ""
+    return f"For {clients} of {people} clients, {card.title} is undefined{why}; means leave them out."
 
 
 def best(comparison: Comparison, rows: list[Row]) -> Row:

@@ -35,6 +35,13 @@ def document(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
             "percent": metric.percent,
             "decimals": Number.of(comparison, rows).decimals,
         },
+        "others": {
+            card.name: {
+                "percent": card.percent,
+                "decimals": Number.among(card, [row.others[card.name] for row in rows]).decimals,
+            }
+            for card in comparison.others
+        },
         "seeds": max(len(m.seeds) for m in comparison.methods),
         "student": list(STUDENT_975),
         "classes": card.classes,
@@ -107,7 +114,6 @@ def _thirds(values: Sequence[str | float]) -> list[tuple[str, list[int]]] | None
 def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> dict[str, Any]:
     """What the charts need of one method."""
     method, metric = comparison.method(row.name), comparison.metric.name
-    classified = comparison.federation.kind == "classification"
     return {
         "name": row.name,
         "title": row.title,
@@ -116,7 +122,7 @@ def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> di
         "values": _plain(method.per_client(metric)),
         "lost": np.isinf(method.per_client(metric)).tolist(),
         "runs": [_plain(seed.test.values(metric)) for seed in method.seeds],
-        "ece": _plain(method.per_client("ece")) if classified else None,
+        "others": {card.name: _plain(method.per_client(card.name)) for card in comparison.others},
         "chosen": [seed.chosen_round for seed in method.seeds],
         "curve": curve(method, len(comparison.federation.clients)),
         "traces": traces(method) if traced else None,

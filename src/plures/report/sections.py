@@ -111,7 +111,7 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
         ),
         Section(
             "tradeoff",
-            "What accuracy costs" if metric.higher else "What a low error costs",
+            f"What a {'high' if metric.higher else 'low'} {metric.title} costs",
             f"Mean {title} on test data against what it takes. Methods on the dashed line are on the Pareto front: "
             "nothing cheaper is as good.",
             "Cost",

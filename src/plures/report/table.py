@@ -10,13 +10,14 @@ from rich.text import Text
 
 from plures.evaluate.results import BASELINES, Comparison, Row
 from plures.evaluate.summary import paired_test, worse
-from plures.report.columns import Number, best, columns, known, probability
+from plures.report.columns import OTHER, Number, best, columns, known, probability, undefined
 from plures.texts import markdown
 
 LEVEL = 0.05
 LEFT_OUT = ("chosen_round",)
-SPARED = ("chosen_round", "never", "weighted", "ece", "bottom", "std", "megabytes", "unseen", "worst", "harmed_fedavg")
+SPARED = ("chosen_round", "never", "weighted", OTHER, "bottom", "std", "megabytes", "unseen", "worst", "harmed_fedavg")
 NAME_WIDTH = 12
+HARMED = "harmed: share of clients worse off than alone (local) and than with one global model (FedAvg)"
 
 
 class Fitted(Table):
@@ -41,14 +42,15 @@ class Fitted(Table):
 
 
 def console_table(comparison: Comparison) -> Table:
-    """The comparison for a terminal: baselines first, then the best first; whole from 100 columns on."""
+    """The comparison for a terminal: baselines first, then the best first; narrow ones leave columns out."""
     rows = comparison.rows()
     shown = columns(comparison, rows)
     winner = best(comparison, rows)
+    lacking = max(row.undefined for row in rows)
     table = Fitted(
         title=Text(f"{comparison.federation.name}: {describe_metric(comparison)}", style="bold"),
         title_justify="left",
-        caption="harmed: share of clients worse off than alone (local) and than with one global model (FedAvg)",
+        caption=" ".join(filter(None, [HARMED, undefined(comparison, comparison.metric, lacking)])),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -60,7 +62,7 @@ def console_table(comparison: Comparison) -> Table:
         heading = headings[column.key]
         width = max(map(len, [*heading.split("\n"), *map(column.write, rows)]))
         table.add_column(heading, justify="right", no_wrap=True, min_width=width)
-    table.spared = tuple(headings[key] for key in SPARED if key in headings)
+    table.spared = tuple(headings[key] for spared in SPARED for key in reversed(headings) if key.startswith(spared))
     for place, row in enumerate(rows):
         style = "bold green" if row is winner and known(row.mean) is not None else ""
         cells = [Text(column.write(row), style if column.key == "mean" else "") for column in shown]
@@ -94,7 +96,9 @@ def headline(comparison: Comparison) -> str:
 
 def verdict(comparison: Comparison, rows: list[Row]) -> str:
     """The headline, from the lines of the table."""
-    return " ".join(filter(None, [_verdict(comparison, rows), _never(comparison, rows), _diverged(comparison, rows)]))
+    lacking = undefined(comparison, comparison.metric, max(row.undefined for row in rows))
+    parts = _verdict(comparison, rows), lacking, _never(comparison, rows), _diverged(comparison, rows)
+    return " ".join(filter(None, parts))
 
 
 def _never(comparison: Comparison, rows: list[Row]) -> str:

@@ -9,13 +9,13 @@ import numpy as np
 
 from plures.evaluate.results import BASELINES, Comparison, MethodResult, Row
 from plures.evaluate.summary import summarize
-from plures.report.columns import MISSING, Column, Number, best, known, probability
+from plures.report.columns import MISSING, OTHER, Column, Number, best, known, probability
 from plures.report.document import about, train_size
 from plures.report.markup import cell, heading, table, whole
 
 MOST_LINES = 500
 """Clients that a page lists; the charts draw all of them."""
-RECOMPUTED = {"mean", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg", "ece"}
+RECOMPUTED = {"mean", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg"}
 """Columns that follow the choice of clients in the page; the others say something of the whole run."""
 
 
@@ -33,7 +33,7 @@ def methods_table(comparison: Comparison, rows: list[Row], shown: Sequence[Colum
         cells = []
         for column in shown:
             drawn = _interval(row, low, high) if column.key == "mean" else ""
-            key = column.key if column.key in RECOMPUTED else ""
+            key = column.key if column.key in RECOMPUTED or column.key.startswith(OTHER) else ""
             kind = "mean" if column.key == "mean" else ""
             cells.append(cell(_value(column.write(row)) + drawn, column.value(row), kind, key=key))
         itself = row.name == "fedavg_ft"

@@ -90,7 +90,7 @@ function rowsOf(data, keep) {
     const means = runs.map((run) => run.mean);
     const whole = means.every(present) && !lost.get(m.name).some(Boolean);
     const [mean, width] = whole ? interval(means, data.student) : [null, null];
-    const errors = m.ece ? pick(m.ece).filter(present) : [];
+    const others = Object.entries(m.others).map(([name, values]) => [`metric:${name}`, average(pick(values).filter(present))]);
     return {
       ...over,
       name: m.name,
@@ -100,7 +100,7 @@ function rowsOf(data, keep) {
       harmed_local: harmed(m.name, "local"),
       harmed_fedavg: harmed(m.name, "fedavg"),
       p: m.name === "fedavg_ft" ? null : pairedTest(own.get(m.name), own.get("fedavg_ft")),
-      ece: average(errors),
+      ...Object.fromEntries(others),
     };
   });
 }

@@ -52,10 +52,13 @@ function writers(view) {
     },
     harmed_local: (row) => (row.name === "local" || !present(row.harmed_local) ? MISSING : `${percent(row.harmed_local)} %`),
     harmed_fedavg: (row) => (row.name === "fedavg" || !present(row.harmed_fedavg) ? MISSING : `${percent(row.harmed_fedavg)} %`),
-    ece: (row) => percent(row.ece, 1),
     jain: (row) => plain(row.jain, 3),
     p: (row) => (!present(row.p) ? MISSING : row.p < 0.001 ? "< 0.001" : row.p.toFixed(row.p >= 0.1 ? 2 : 3)),
     other: (row, key) => number(row[key]),
+    ...Object.fromEntries(Object.entries(view.data.others).map(([name, { percent: shared, decimals }]) => {
+      const key = `metric:${name}`;
+      return [key, (row) => (shared ? percent(row[key], 1) : present(row[key]) ? row[key].toFixed(decimals) : MISSING)];
+    })),
   };
 }
 
