@@ -88,6 +88,7 @@ Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clie
 Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")]
 Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a CUDA device where there is one.")]
+Processes = Annotated[int, typer.Option(help="Processes that train clients, side by side; needs plures[pool].")]
 Track = Annotated[
     list[str] | None,
     typer.Option(help=f"Also write every run for {', '.join(TRACKERS)}, into the folder of --out; repeatable."),
@@ -166,9 +167,10 @@ def current_folder(*names: str) -> None:
 
 
 def execution(
-    backend: Literal["auto", "loop", "vmap"], chunk: int, compile_step: bool | None, device: str
+    backend: Literal["auto", "loop", "vmap"], chunk: int, compile_step: bool | None, device: str, processes: int
 ) -> Execution:
-    return Execution(backend, chunk or "auto", "auto" if compile_step is None else compile_step, device=device)
+    compiled: bool | Literal["auto"] = "auto" if compile_step is None else compile_step
+    return Execution(backend, chunk or "auto", compiled, device=device, processes=processes)
 
 
 @contextmanager

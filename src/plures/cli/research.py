@@ -25,6 +25,7 @@ from plures.cli.common import (
     ModelOptions,
     Options,
     Out,
+    Processes,
     Rounds,
     Track,
     Unseen,
@@ -70,6 +71,7 @@ def compare_command(
     chunk: Chunk = 0,
     compile_step: Compile = None,
     device: Device = "auto",
+    processes: Processes = 1,
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
@@ -91,7 +93,7 @@ def compare_command(
             unseen=unseen or (),
             metric=metric,
             out=out,
-            execution=execution(backend, chunk, compile_step, device),
+            execution=execution(backend, chunk, compile_step, device, processes),
             listener=listen,
             callbacks=callbacks,
             batch_size=batch_size or None,
@@ -145,6 +147,7 @@ def run_command(
     chunk: Chunk = 0,
     compile_step: Compile = None,
     device: Device = "auto",
+    processes: Processes = 1,
     track: Track = None,
 ) -> None:
     """Run one method and keep every client's model."""
@@ -177,7 +180,7 @@ def run_command(
         raise PluresError(f"{out} holds a finished run; choose another folder with --out, or delete it")
     check_folder(out)
     callbacks = trackers(track or (), out)
-    wanted = execution(backend, chunk, compile_step, device)
+    wanted = execution(backend, chunk, compile_step, device, processes)
     if checkpoint.exists():
         wanted = saved(checkpoint, wanted)
     federation = spec.federation(code)

@@ -29,6 +29,8 @@ class Execution:
         precision: floating-point type. ``bfloat16`` means mixed precision: leaves stay ``float32``. ``auto`` measures
             it against ``float32`` on an accelerator that has it; on a CPU it takes ``float32``.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device where there is one.
+        processes: processes that visit clients, each a chunk at a time (:class:`~plures.run.pool.Pool`). Needs
+            ``plures[pool]``.
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
     """
 
@@ -37,6 +39,7 @@ class Execution:
     compile: bool | Literal["auto"] = "auto"
     precision: Precision = "auto"
     device: str = "cpu"
+    processes: int = 1
     clients_on_disk: Path | None = None
 
     @classmethod
@@ -53,6 +56,8 @@ class Execution:
     def __post_init__(self) -> None:
         if isinstance(self.chunk, int) and self.chunk < 1:
             raise PluresError(f"chunk={self.chunk}: give at least 1, or 'auto'")
+        if self.processes < 1:
+            raise PluresError(f"processes={self.processes}: give at least 1")
         if self.backend == "loop" and self.compile is True:
             raise PluresError("compile=True is not used by backend='loop': take backend='vmap', or leave it out")
         find(self.device)

@@ -22,6 +22,7 @@ from plures.run.local import Local
 from plures.run.origin import Origin
 from plures.run.padding import Examples
 from plures.run.participation import PARTICIPATIONS, Participation
+from plures.run.pool import Pool
 from plures.run.predict import predicted
 from plures.run.rehearse import rehearse
 from plures.run.states import states, working
@@ -70,9 +71,10 @@ class Run(Coordinator[Local]):
         origin = Origin.of(method, model, population or setting, data, wanted.dtype, participation, seed, local=local)
         if not local:
             rehearse(origin.bound, data, training, wanted, seed)
-        size = len(data) if local else len(origin.cohort(0))
+        size = -(-(len(data) if local else len(origin.cohort(0))) // wanted.processes)
         settled = choose(origin.bound, data, training, wanted, seed, size)
-        super().__init__(origin, Local(origin.bound, data, training, settled, seed), data, setting, training, settled)
+        kind = Pool if settled.processes > 1 else Local
+        super().__init__(origin, kind(origin.bound, data, training, settled, seed), data, setting, training, settled)
         self._served: tuple[Mapping[str, Kept], int, Run] | None = None
 
     @property

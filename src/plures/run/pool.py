@@ -1,0 +1,151 @@
+"""Clients in several processes of this machine, each of which visits a chunk of the cohort at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import signal
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from plures.errors import PluresError
+from plures.extras import needed
+from plures.method import Kept
+from plures.run.coordinator import Coordinator, Values, Work
+from plures.run.local import Local
+from plures.run.store import ClientStore
+from plures.run.uploads import Answer
+
+Visited = tuple[Answer, Values]
+Workers = dict[Connection, BaseProcess]
+"""The processes of a pool, by the way to each."""
+AHEAD = 2
+"""Chunks for each process that may be visited before their turn, and wait in memory."""
+
+
+class Pool(Local):
+    """Clients whose data are in this process and whose visits other processes do: ``Execution(processes=2)``.
+
+    Chunks, batches and the order of sums are those of a single process, whoever is done first. What clients keep stays
+    in this process, which also does all that is no visit of a round; so a checkpoint knows nothing of a pool. The
+    processes start with the first round, share the threads of this one, and end with the run, or when one of them dies.
+    """
+
+    workers: Workers | None = None
+
+    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
+        return Work(clients, self._visits(run, self.chunks(clients), server), server)
+
+    def _visits(self, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, Kept]) -> Iterator[Visited]:
+        """The visits of some chunks, in their order."""
+        if self.workers is None:
+            self.workers = start(run)
+            weakref.finalize(self, end, self.workers)
+        try:
+            yield from visits(self.workers, run, chunks, server)
+        except BaseException as error:
+            codes = end(self.workers)
+            self.workers = None
+            if isinstance(error, EOFError | OSError):
+                raise PluresError(
+                    f"round {run.round + 1}: a process of the pool ended (exit codes {codes}); take fewer processes if "
+                    "memory ran out, and let a script start its work under: if __name__ == '__main__'"
+                ) from error
+            raise
+
+
+def start(run: Coordinator[Any]) -> Workers:
+    """Start the processes of a pool, each with a coordinator of the same origin."""
+    dumps = needed("cloudpickle", "Execution(processes=...)", "pool").dumps
+    execution = replace(run.execution, processes=1, clients_on_disk=None)
+    threads = max(1, torch.get_num_threads() // run.execution.processes)
+    what = dumps((run.origin, run.federation, run.setting, run.training, execution, threads))
+    context = multiprocessing.get_context("spawn")
+    workers: Workers = {}
+    for _ in range(run.execution.processes):
+        here, there = context.Pipe()
+        process = context.Process(target=serve, args=(there,), daemon=True)
+        process.start()
+        there.close()
+        workers[here] = process
+    for connection in workers:
+        connection.send_bytes(what)
+    return workers
+
+
+def end(workers: Workers) -> list[int | None]:
+    """End the processes of a pool, whatever they do; the exit codes of those that had ended by themselves."""
+    codes = [process.exitcode for process in workers.values()]
+    for connection, process in workers.items():
+        process.kill()
+        process.join()
+        connection.close()
+    return [code for code in codes if code is not None]
+
+
+def visits(
+    workers: Workers, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, Kept]
+) -> Iterator[Visited]:
+    """What chunks of clients send and keep, in the order of the chunks, whoever visits them and is done first."""
+    state = pickle.dumps((run.round, run.last, run.server, dict(server)))
+    fresh, free = set(workers), deque(workers)
+    busy: dict[Connection, int] = {}
+    done: dict[int, Visited] = {}
+    for turn in range(len(chunks)):
+        while turn not in done:
+            most = min(len(chunks), turn + AHEAD * len(workers))
+            while free and (number := len(done) + len(busy) + turn) < most:
+                connection = free.popleft()
+                rows = {leaf: run.store.get(leaf, chunks[number]) for leaf in run.kept()}
+                connection.send_bytes(pickle.dumps((state if connection in fresh else None, chunks[number], rows)))
+                fresh.discard(connection)
+                busy[connection] = number
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                answer = pickle.loads(ready.recv_bytes())
+                if isinstance(answer, Exception):
+                    raise answer
+                done[busy.pop(ready)] = answer
+                free.append(ready)
+        yield done.pop(turn)
+
+
+def serve(connection: Connection) -> None:
+    """What a process of a pool does: visit the clients that it is sent, until the other side is gone.
+
+    It is ended by the process that started it alone, which finishes its round when Ctrl-C is pressed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    origin, federation, setting, training, execution, threads = pickle.loads(connection.recv_bytes())
+    torch.set_num_threads(threads)
+    known = origin.bound.verdicts.values()
+    origin.bound.verdicts = {tuple(map(id, parts)): (parts, found) for parts, found in known}
+    clients = Local(origin.bound, federation, training, execution, origin.seed)
+    run = Coordinator(origin, clients, federation, setting, training, execution)
+    initial = {(s, p): origin.bound.initial[s][p] for s, p in run.kept()}
+    server: Mapping[str, Kept] = {}
+    while True:
+        try:
+            state, chunk, rows = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        if state is not None:
+            run.round, run.last, run.server, server = pickle.loads(state)
+            run.store = ClientStore(initial, len(federation))
+        run.commit(chunk, rows)
+        try:
+            answer: Visited | Exception = clients.visit(run, chunk, server)
+        except PluresError as error:
+            answer = error
+        except Exception as error:
+            answer = RuntimeError("".join(traceback.format_exception(error)))
+        connection.send_bytes(pickle.dumps(answer))
