@@ -275,7 +275,8 @@ def test_a_process_in_the_folder_that_was_sent_runs_nothing_of_it(honest: Path, 
 
 def test_a_client_s_page_runs_no_code(says: Says, honest: Path, mark: Path, tmp_path: Path):
     home = poisoned(honest, tmp_path / "sent", "evil:own", {})
-    says("client", home / "run", "va")
+    status, told = says("client", home / "run", "va")
+    assert (status, told.startswith("va, a client of heart Its data train examples 120 ")) == (0, True), told
     assert not mark.exists()
 
 

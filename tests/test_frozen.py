@@ -261,8 +261,12 @@ def test_several_models_with_different_values_need_a_factory(method):
 
 @quiet
 def test_one_model_or_one_start_needs_none():
+    given = mlp((4,), 2)
     for method in (ifca(1), Method(layout={"model": Clustered(2, same_start=True)})):
-        Run(clients(), mlp((4,), 2), method, execution=STACKED)
+        run = Run(clients(), given, method, execution=STACKED)
+        for path, value in given.state_dict().items():
+            for row in run.server["model"].values[f"model/{path}"]:
+                assert torch.equal(row, value)
 
 
 def test_experts_of_a_given_module_begin_with_its_values():

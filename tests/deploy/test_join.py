@@ -187,7 +187,9 @@ def test_a_site_whose_key_is_not_the_agreed_one_answers_nobody(three: Three) -> 
 
 @pytest.mark.parametrize("answer", ["n\n", ""])
 def test_who_does_not_compare_does_not_join(three: Three, answer: str) -> None:
-    assert three.join("va", told=answer).exit_code == 1
+    done = three.join("va", told=answer)
+    assert done.exit_code == 1
+    assert "Does the coordinator read the same" in done.output
     assert not (three.members["va"] / "site.toml").exists()
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
-from tools.usage import use
+from tools.usage import PYTHON, use, word
 from typer.testing import CliRunner
 
 from plures import METHODS, RunSpec
 from plures.cli import app
+from plures.evaluate import Comparison, RunFolder
 from plures.serving import PersonalModel
 from plures.study import read_study
 from plures.tables import write_table
@@ -86,10 +89,41 @@ def run(words: list[str]) -> None:
     if not any(tuple(words[: len(known)]) == known for known in ELSEWHERE):
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, f"plures {shlex.join(words)}\n{done.output}"
+        if words[0] in ("run", "compare"):
+            did(words, " ".join(done.output.split()))
 
 
-def run_all(text: str, name: str) -> None:
-    """Run every block of a text that names its language."""
+def given(words: list[str], option: str) -> list[str]:
+    return [value for name, value in pairwise(words) if name == option]
+
+
+def did(words: list[str], printed: str) -> None:
+    """What a run or a comparison left is what its words ask for, and what it printed is what it left."""
+    [out] = given(words, "--out") or [f"runs/{words[0]}"]
+    if words[0] == "compare":
+        result = Comparison.from_json(Path(out) / "results.json")
+        names = [method.name for method in result.methods]
+        assert names == ["local", "fedavg", "fedavg_ft", *given(words, "--method")]
+        assert f"{words[1]}: accuracy, % on test data" in printed
+        for name in names:
+            assert f" {100 * result.row(name).mean:.1f} {100 * result.row(name).weighted:.1f} " in printed
+        return
+    folder = RunFolder(Path(out))
+    spec = folder.spec()
+    options = {place for place, part in enumerate(words) if part.startswith("--")}
+    data, method = [part for place, part in enumerate(words) if not {place, place - 1} & options][1:]
+    settings = [setting.partition("=") for setting in given(words, "--set")]
+    assert (spec.data, spec.method) == (data, method)
+    assert {key: word(value) for key, value in spec.parameters.items()} == {k: value for k, _, value in settings}
+    assert list(spec.unseen) == given(words, "--unseen")
+    found = folder.result().test
+    for metric in ("accuracy", "rmse"):
+        if metric in found.metrics:
+            assert f" on {data}: test {metric} {np.mean(found.metrics[metric]):.4f} on average" in printed
+
+
+def run_all(text: str, name: str) -> dict[str, object]:
+    """Run every block of a text that names its language; returns the names that its Python blocks define."""
     names = {"__name__": "__main__"}
     for number, (language, block) in enumerate(FENCE.findall(text), 1):
         if language == "python":
@@ -101,6 +135,7 @@ def run_all(text: str, name: str) -> None:
             assert read_study(Path("study.toml")).document.name == "mine"
         else:
             assert language == "mermaid", f"{name}: no test knows blocks of {language}"
+    return names
 
 
 def publish(folder: Path) -> None:
@@ -126,13 +161,16 @@ def test_blocks_of_a_document_run_in_order(file, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 @pytest.mark.parametrize("name", METHODS)
-def test_what_a_methods_page_shows_runs(name, tmp_path, monkeypatch):
-    """And what it sets is a parameter of the method."""
+def test_what_a_methods_page_shows_runs(name, tmp_path, monkeypatch, capsys):
+    """It trains this method with what it sets, and prints what it found: see ``did`` for commands."""
     monkeypatch.chdir(tmp_path)
     text = use(METHODS[name])
-    run_all(text, name)
-    for parameter in re.findall(r"--set (\w+)=", text):
-        assert parameter in METHODS[name].defaults
+    names = run_all(text, name)
+    if name in PYTHON:
+        tried = [method.name for method in names["result"].methods]
+        assert tried == ["local", "fedavg", "fedavg_ft", name]
+        values = names["result"].method(name).per_client("accuracy")
+        assert float(capsys.readouterr().out) == pytest.approx(np.mean(values), abs=1e-12)
 
 
 def test_a_block_that_is_wrong_would_be_found():
@@ -142,5 +180,6 @@ def test_a_block_that_is_wrong_would_be_found():
 
 
 def test_what_does_not_run_here_runs_elsewhere():
-    for file in ELSEWHERE.values():
-        assert (ROOT / "tests" / "deploy" / file).exists()
+    for words, file in ELSEWHERE.items():
+        text = (ROOT / "tests" / "deploy" / file).read_text(encoding="utf-8")
+        assert re.search(rf'"{words[-1]}"|\b{words[-1]}\(', text), f"{file} does not run plures {' '.join(words)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -214,23 +215,23 @@ def test_degenerate_parameters_are_remarked(build, what):
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("build", "words"),
     [
-        lambda: moon(-1.0),
-        lambda: moon(temperature=0.0),
-        lambda: self_distillation(-0.1),
-        lambda: fedsimclr(temperature=0.0),
-        lambda: fedsimclr(head_epochs=-1),
-        lambda: fedproto(-1.0),
-        lambda: fedproto(by="vote"),
-        lambda: fedhome(-1.0),
-        lambda: fedhome(per_class=0),
-        lambda: fedot(0.0),
-        lambda: fedot(map_lr=-1.0),
+        (lambda: moon(-1.0), "moon: mu=-1.0"),
+        (lambda: moon(temperature=0.0), "moon: mu=1.0 must not be negative and temperature=0.0 positive"),
+        (lambda: self_distillation(-0.1), "self_distillation: lam=-0.1 must be >= 0"),
+        (lambda: fedsimclr(temperature=0.0), "fedsimclr: temperature=0.0"),
+        (lambda: fedsimclr(head_epochs=-1), "fedsimclr: head_epochs=-1"),
+        (lambda: fedproto(-1.0), "fedproto: lam=-1.0"),
+        (lambda: fedproto(by="vote"), "method 'fedproto': by='vote'; give 'head' or 'prototype'"),
+        (lambda: fedhome(-1.0), "fedhome: lam=-1.0"),
+        (lambda: fedhome(per_class=0), "fedhome: per_class=0"),
+        (lambda: fedot(0.0), "fedot: lam=0.0 must be positive"),
+        (lambda: fedot(map_lr=-1.0), "fedot: map_lr=-1.0"),
     ],
 )
-def test_impossible_parameters_are_refused(build):
-    with pytest.raises(PluresError):
+def test_impossible_parameters_are_refused(build, words):
+    with pytest.raises(PluresError, match=re.escape(words)):
         build()
 
 
