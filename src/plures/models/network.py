@@ -47,8 +47,11 @@ register_pytree_node(
 )
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 NORMS: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._NormBase,
+    *BATCH_NORMS,
+    *INSTANCE_NORMS,
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
@@ -213,8 +216,7 @@ class Network:
     def batch_coupled(self) -> bool:
         """Whether an example's output depends on the others in its batch (batch normalisation)."""
         return any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm)
-            or (isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats)
+            isinstance(m, BATCH_NORMS) or (isinstance(m, INSTANCE_NORMS) and m.track_running_stats)
             for m in self.module.modules()
             if m not in self._still
         )

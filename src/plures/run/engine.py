@@ -14,7 +14,7 @@ from plures.errors import PluresError
 from plures.federation import Federation, SplitName
 from plures.method import SGD, Assign, Batch, Bound, Phase, Problem, Schedule, State, Visit
 from plures.method.optimizer import reach
-from plures.models import Leaves
+from plures.models import Leaves, nested
 from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.execution import Execution
@@ -325,9 +325,9 @@ class Engine:
             return torch.func.vmap(fn)
 
         def one_by_one(*args: Any) -> Any:
-            count = len(torch.utils._pytree.tree_leaves(args)[0])
-            rows = [fn(*torch.utils._pytree.tree_map(lambda t: t[i], args)) for i in range(count)]  # noqa: B023
-            return torch.utils._pytree.tree_map(lambda *each: torch.stack(each), *rows)
+            count = len(nested.ends(args)[0])
+            rows = [fn(*nested.mapped(lambda t: t[i], args)) for i in range(count)]  # noqa: B023
+            return nested.mapped(lambda *each: torch.stack(each), *rows)
 
         return one_by_one
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from plures.errors import PluresWarning
+from plures.models import nested
 
 Example = tuple[Tensor, Tensor, Tensor | None]
 """Inputs, targets and weights of a batch; ``None`` when all are examples."""
@@ -91,7 +91,7 @@ class Asked:
         repeated, strange = (
             {k: _tried(e, client, taken[k], how) for k, e in examples.items()} for how in (True, False)
         )
-        if all(map(torch.equal, tree_leaves(repeated), tree_leaves(strange))):
+        if all(map(torch.equal, nested.ends(repeated), nested.ends(strange))):
             return None
         bare = {k: trimmed(e, taken[k]) for k, e in repeated.items()}
         generator = torch.Generator().manual_seed(0)
@@ -100,10 +100,10 @@ class Asked:
             alone, one, two = (self.fn(some, *rest) for some in (bare, repeated, strange))
             return not (_close(one, two, 1.0) and _close(alone, one, 0.5))
 
-        own = tree_map(lambda t: t[client], rest)
+        own = nested.mapped(lambda t: t[client], rest)
         for scale in (1.0, FAR):
             try:
-                found = differs(tree_map(lambda t, scale=scale: _changed(t, generator, scale), own))
+                found = differs(nested.mapped(lambda t, scale=scale: _changed(t, generator, scale), own))
             except (RuntimeError, ValueError, ArithmeticError):  # a state that never occurs may be refused
                 found = scale == 1.0 and differs(own)
             if found:
@@ -160,10 +160,10 @@ def unpadded(
         def alone(data: dict[str, Any], *rest: Any, taken: dict[str, int] = taken) -> Any:
             return fn({k: trimmed((*some, None)[:3], taken[k]) for k, some in data.items()}, *rest)
 
-        found.append(mapped(alone)(data, *tree_map(lambda t, rows=rows: t[rows], rest)))
+        found.append(mapped(alone)(data, *nested.mapped(lambda t, rows=rows: t[rows], rest)))
         order.append(rows)
     back = torch.cat(order).argsort()
-    return tree_map(lambda *each: torch.cat(each)[back], *found)
+    return nested.mapped(lambda *each: torch.cat(each)[back], *found)
 
 
 def _tried(example: Example, client: int, size: int, repeat: bool) -> Example:
@@ -189,7 +189,7 @@ def _changed(value: Any, generator: torch.Generator, scale: float) -> Any:
 
 def _close(one: Any, two: Any, power: float) -> bool:
     """Whether two results agree within rounding: to ``eps ** power`` where solvers may stop at that."""
-    pairs = [(a, b) for a, b in zip(tree_leaves(one), tree_leaves(two), strict=True) if a.numel()]
+    pairs = [(a, b) for a, b in zip(nested.ends(one), nested.ends(two), strict=True) if a.numel()]
     largest = [float(a.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) for a, _ in pairs]
     for (a, b), size in zip(pairs, largest, strict=True):
         eps = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from plures.method import Assign, Batch, Phase, State, Visit
-from plures.models import Leaves
+from plures.models import Leaves, nested
 from plures.serving.watched import Watched
 
 
 def storages(values: object) -> dict[int, int]:
     """Bytes of every storage behind the tensors of a nested structure, by the storage's address."""
-    found = [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, Tensor)]
+    found = [t.untyped_storage() for t in nested.ends(values) if isinstance(t, Tensor)]
     return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
 
 
@@ -72,9 +71,9 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        before = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        before = {t.untyped_storage().data_ptr() for t in nested.ends((args, kwargs)) if isinstance(t, Tensor)}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
+        for tensor in nested.ends(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor.untyped_storage(), before)
         return out

@@ -1,0 +1,43 @@
+"""Nested structures of tensors: dictionaries, lists and tuples, with a tensor at every end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from plures.models.network import Marked
+
+
+def ends(value: Any) -> list[Any]:
+    """What stands at the ends of a structure, in order: all that is no dictionary, list or tuple."""
+    if isinstance(value, dict):
+        return [end for part in value.values() for end in ends(part)]
+    if isinstance(value, list | tuple):
+        return [end for part in value for end in ends(part)]
+    return [value]
+
+
+def mapped(fn: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """A structure like the first, with ``fn`` of what stands at the same end of each of them.
+
+    Args:
+        fn: called with one tensor of each structure.
+        first: gives the form of the result; leaves that are :class:`~plures.models.network.Marked` stay so.
+        others: structures of the same form.
+
+    Raises:
+        ValueError: if another structure has more or fewer parts.
+    """
+    if isinstance(first, dict):
+        if any(first.keys() != other.keys() for other in others):
+            raise ValueError(f"structures of different forms: {list(first)} and {[list(other) for other in others]}")
+        made = {key: mapped(fn, part, *(other[key] for other in others)) for key, part in first.items()}
+        return Marked(made, first.fixed) if isinstance(first, Marked) else made
+    if isinstance(first, list | tuple):
+        parts = [mapped(fn, *part) for part in zip(first, *others, strict=True)]
+        if isinstance(first, list):
+            return parts
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    return fn(first, *others)
