@@ -21,13 +21,13 @@ from plures.deploy.app import PUBLISHED
 from plures.deploy.conduct import CHECKPOINT, RESULT, STATE
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan
-from plures.deploy.state import Versions
 from plures.evaluate import score
 from plures.files import read
 from plures.method import named
+from plures.remote.clients import ONE_CLIENT
+from plures.remote.state import Versions
 from plures.run import Fixed
 from plures.run.checkpoint import BEST, snapshot
-from plures.run.remote import ONE_CLIENT
 from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_schema, heart_tables
 from plures.tables.table import read_table, write_table

@@ -26,7 +26,7 @@ from benchmarks.cable import cabled, possible
 from benchmarks.stage import Failure, Outcome, Stage
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.plan import Plan
-from plures.deploy.state import leave
+from plures.remote.state import leave
 
 SECOND = "hungarian"
 """The second one where two are needed."""

@@ -27,8 +27,9 @@ MAY = {
     "study": "metrics tasks federation models methods run evaluate tables",
     "serving": "metrics tasks federation models method run evaluate tables",
     "report": "metrics tasks federation models method methods run evaluate",
-    "deploy": "metrics tasks federation models method run evaluate tables track serving",
-    "cli": "metrics tasks federation models run evaluate tables diagnose track study serving report deploy",
+    "remote": "metrics tasks federation models method run evaluate",
+    "deploy": "metrics tasks federation models method run evaluate tables track serving remote",
+    "cli": "metrics tasks federation models run evaluate tables diagnose track study serving report remote deploy",
 }
 """Room -> the rooms that it builds on, all of which stand above it here. Files beside the rooms are ground for all."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plures.run.message import HEADER, Reply, pack, unpack
+from plures.remote.message import HEADER, Reply, pack, unpack
 
 Tensors = dict[str, Tensor]
 

@@ -21,8 +21,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from plures.deploy.signing import BEGIN, Key
-from plures.run.flower import opened, sealed
-from plures.run.message import Order, Reply, digest, pack, unpack
+from plures.remote.flower import opened, sealed
+from plures.remote.message import Order, Reply, digest, pack, unpack
 
 OWN = Key(ec.generate_private_key(ec.SECP384R1()))
 """A key that stands in no federation."""

@@ -11,12 +11,13 @@ from torch import nn
 
 from plures.deploy.conduct import Conductor
 from plures.deploy.plan import Plan
-from plures.deploy.site import Allowed, Site
 from plures.federation import SPLITS, Federation, Split
 from plures.method import Method
+from plures.remote.clients import Remote, Rules, over_sites
+from plures.remote.site import Allowed, Site
+from plures.remote.sites import Sites
 from plures.run import Participation, Training
 from plures.run.coordinator import Coordinator
-from plures.run.remote import Remote, Rules, Sites, over_sites
 
 EVERYTHING = ("model", "personal", "control")
 

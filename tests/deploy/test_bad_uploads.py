@@ -21,8 +21,8 @@ from plures.deploy.conduct import RESULT, Conductor
 from plures.deploy.journal import METRICS, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
-from plures.run.message import Order, Reply, Told, digest, pack, unpack
-from plures.run.remote import TooFewError
+from plures.remote.clients import TooFewError
+from plures.remote.message import Order, Reply, Told, digest, pack, unpack
 
 
 def one(value: float) -> Callable[[Tensor], Tensor]:

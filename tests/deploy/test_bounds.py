@@ -15,8 +15,9 @@ from answers import each, header, reply, tensors, told
 from benchmarks.aftermath import CLIENTS, lost, prepared
 from sites import Loopback, elsewhere, far
 
-import plures.deploy.site as local
-import plures.run.remote as server
+import plures.remote.bounds as server
+import plures.remote.clients as conversation
+import plures.remote.site as local
 from newcomers import clients
 from plures.deploy.app import opened
 from plures.deploy.conduct import CHECKPOINT, RESULT, Conductor, limited
@@ -28,10 +29,12 @@ from plures.files import describe
 from plures.method import SGD
 from plures.methods import fedavg
 from plures.metrics.errors import rmse
+from plures.remote.bounds import OUTWEIGHS
+from plures.remote.clients import over_sites
+from plures.remote.message import LARGEST, MOST, Order, Place, Reply, Scored, Told, clean, digest, head, pack, unpack
+from plures.remote.sites import Sites, agreed
 from plures.report.catalogue import model
 from plures.run import Training
-from plures.run.message import LARGEST, MOST, Order, Place, Reply, Scored, Told, clean, digest, head, pack, unpack
-from plures.run.remote import OUTWEIGHS, Sites, agreed, over_sites
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 BAD = "switzerland"
@@ -433,7 +436,7 @@ def test_a_weight_that_a_client_computes_is_bounded(tmp_path: Path) -> None:
         used.append({client: float(tensors[name]) for client, (_, tensors) in valid.items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "balance", seen)
+        patch.setattr(conversation, "balance", seen)
         job.run()
     left = [event["left_out"] for event in Journal(tmp_path / "out").rounds()]
     assert left == [{}, {BAD: "bad upload: 'weight:0:' holds a weight above 1e+09"}, {}]

@@ -17,10 +17,10 @@ from plures.deploy.app import PUBLISHED, opened, site
 from plures.deploy.conduct import CHECKPOINT, Conductor
 from plures.deploy.journal import LOG, METRICS
 from plures.deploy.plan import Plan
-from plures.deploy.state import Versions
 from plures.errors import PluresError
+from plures.remote.message import Order, Reply, pack, unpack
+from plures.remote.state import Versions
 from plures.run.interrupt import rest
-from plures.run.message import Order, Reply, pack, unpack
 from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_tables
 

@@ -20,11 +20,11 @@ from sites import Loopback, conductor
 from plures.deploy.app import PUBLISHED, opened
 from plures.deploy.conduct import CHECKPOINT, RESULT
 from plures.deploy.journal import LOG, METRICS, Journal
-from plures.deploy.site import Site
-from plures.deploy.state import LEFT, leave
 from plures.errors import PluresError
 from plures.files import read
-from plures.run.message import Order, Reply, unpack
+from plures.remote.message import Order, Reply, unpack
+from plures.remote.site import Site
+from plures.remote.state import LEFT, leave
 from plures.serving.personal import MODEL
 
 TWO = ("cleveland", "va")

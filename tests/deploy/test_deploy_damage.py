@@ -17,7 +17,7 @@ from plures.deploy.journal import LOG, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
 from plures.files import read
-from plures.run.message import Order, Reply, unpack
+from plures.remote.message import Order, Reply, unpack
 
 TWO = ("cleveland", "va")
 COMPARED = ("chosen_round", "validation", "test")

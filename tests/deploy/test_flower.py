@@ -13,10 +13,10 @@ from plures.deploy.app import PUBLISHED
 from plures.deploy.conduct import RESULT, STATE
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.plan import Plan
-from plures.deploy.state import Versions
 from plures.evaluate.results import SeedResult
 from plures.files import read
 from plures.method import named
+from plures.remote.state import Versions
 from plures.run.checkpoint import snapshot
 from plures.serving.personal import PersonalModel
 

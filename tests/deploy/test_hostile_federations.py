@@ -14,9 +14,9 @@ from plures.cli import app
 from plures.deploy.app import opened
 from plures.deploy.conduct import RESULT, Conductor
 from plures.deploy.plan import Plan
-from plures.deploy.state import HALF, LEFT, PUBLISHED, Versions, alone, leave, ours, strangers
 from plures.errors import PluresError
 from plures.files import inside
+from plures.remote.state import HALF, LEFT, PUBLISHED, Versions, alone, leave, ours, strangers
 from plures.tables.declared import toml
 from plures.tables.heart import heart_schema, heart_tables
 from plures.tables.table import write_table

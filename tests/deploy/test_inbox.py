@@ -20,7 +20,7 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode import start_client_internal as loop
 
 from plures.deploy.fleet.inbox import Inbox, fetching, sending
-from plures.run.flower import opened, sealed
+from plures.remote.flower import opened, sealed
 
 NODE = 7
 CRASHED = "ClientApp stopped responding."

@@ -28,10 +28,10 @@ from plures.deploy.project import blank, heart, slug, write
 from plures.deploy.quoting import node_value, unit_command, unit_value
 from plures.deploy.services import owner
 from plures.deploy.signing import Key, Signed, SignedTransport, public, verified
-from plures.deploy.state import has_left
 from plures.errors import PluresError
 from plures.files import inside, write_text
-from plures.run.message import Order, Reply, pack, unpack
+from plures.remote.message import Order, Reply, pack, unpack
+from plures.remote.state import has_left
 from plures.tables.table import read_table
 
 ODD = (

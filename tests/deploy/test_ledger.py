@@ -18,22 +18,22 @@ from sites import Loopback, conductor, far
 from torch import nn
 
 from plures import from_arrays
-from plures.deploy import ledger as ledgers
 from plures.deploy.app import opened
 from plures.deploy.journal import Journal
-from plures.deploy.ledger import LEDGER, TRIES
 from plures.deploy.plan import SiteFile
-from plures.deploy.site import TRAINING, Allowed, Site
-from plures.deploy.state import leave
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import SGD, Method
 from plures.methods import fedavg, fedper, fedrep, gradient_clusters, ifca
 from plures.models import with_roles
+from plures.remote import ledger as ledgers
+from plures.remote.clients import Remote
+from plures.remote.ledger import LEDGER, TRIES
+from plures.remote.message import HEADER, Order, Reply, Told, pack, unpack
+from plures.remote.site import TRAINING, Allowed, Site
+from plures.remote.state import leave
 from plures.run import Training
 from plures.run.coordinator import Coordinator
-from plures.run.message import HEADER, Order, Reply, Told, pack, unpack
-from plures.run.remote import Remote
 from plures.tables.heart import heart_tables
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -163,7 +163,7 @@ def test_a_head_that_never_travels_is_not_recovered_from_scores(ledger, tmp_path
     data = people()
     allowed = SERVED if ledger else replace(SERVED, digits=17)
     if not ledger:
-        monkeypatch.setattr("plures.deploy.site.Ledger", Forgetful)
+        monkeypatch.setattr("plures.remote.site.Ledger", Forgetful)
     remote, site = federated(tmp_path, fedper(), allowed, data)
     answers, head = head_attacked(remote, site)
     share = float(data.targets[data.splits["validation"][0]].double().mean())
@@ -192,7 +192,7 @@ def bump() -> nn.Module:
 def test_people_are_not_counted_year_by_year_with_made_up_models(ledger, tmp_path, monkeypatch):
     data = elders()
     if not ledger:
-        monkeypatch.setattr("plures.deploy.site.Ledger", Forgetful)
+        monkeypatch.setattr("plures.remote.site.Ledger", Forgetful)
     allowed = SERVED if ledger else replace(SERVED, digits=17)
     remote, carrier = far(data, bump, fedavg(), TRAINED, tmp_path, allowed=allowed, tells=("examples",))
     rows = data.splits["validation"][0]
@@ -341,7 +341,7 @@ def test_a_question_whose_work_failed_is_heard_again_a_few_times(tmp_path, monke
     remote, site = federated(tmp_path)
     order, tensors = asked(remote, evaluate=("validation",))
     with monkeypatch.context() as broken:
-        broken.setattr("plures.deploy.site.score", lambda *_: 1 / 0)
+        broken.setattr("plures.remote.site.score", lambda *_: 1 / 0)
         for number in range(5):
             reply, _ = said(site, order, {name: value + number for name, value in tensors.items()})
             told = "failed: its local work failed; its own log says more"
@@ -498,7 +498,7 @@ def test_nothing_is_done_that_cannot_be_written_down(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as struck:
-        struck.setattr("plures.deploy.ledger.write_json", full)
+        struck.setattr("plures.remote.ledger.write_json", full)
         struck.setattr(Site, "_done", lambda *_: pytest.fail("the rows were read"))
         assert why(said(site, *asked(remote))[0]) == "failed: its disk is full"
     assert said(site, *asked(remote))[0].status == "done"
@@ -553,7 +553,7 @@ def test_reasons_hold_nothing_local(error, tmp_path, monkeypatch, caplog):
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("plures.deploy.site.score", fails)
+    monkeypatch.setattr("plures.remote.site.score", fails)
     reply, _ = said(site, *asked(remote, evaluate=("validation",)))
     assert why(reply) == "failed: its local work failed; its own log says more"
     assert type(error).__name__ in caplog.text
@@ -562,7 +562,7 @@ def test_reasons_hold_nothing_local(error, tmp_path, monkeypatch, caplog):
 def test_a_path_of_the_disk_is_not_told(tmp_path, monkeypatch, caplog):
     remote, site = federated(tmp_path)
     monkeypatch.setattr(
-        "plures.deploy.state.write", lambda *_: (_ for _ in ()).throw(PluresError(f"cannot write {tmp_path}"))
+        "plures.remote.state.write", lambda *_: (_ for _ in ()).throw(PluresError(f"cannot write {tmp_path}"))
     )
     assert why(said(site, *asked(remote))[0]) == "failed: its state cannot be written"
     assert f"cannot write {tmp_path}" in caplog.text

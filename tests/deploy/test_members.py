@@ -22,8 +22,8 @@ from plures.deploy.operate.renew import ending, ends, hosts
 from plures.deploy.operate.status import look
 from plures.deploy.plan import Plan
 from plures.deploy.signing import public
-from plures.deploy.state import alone
 from plures.errors import PluresError
+from plures.remote.state import alone
 
 CLIENTS = ("cleveland", "hungarian", "switzerland", "va")
 

@@ -25,8 +25,8 @@ from plures.deploy.operate import run as running
 from plures.deploy.operate.place import Place, works
 from plures.deploy.operate.status import Status, look, told
 from plures.deploy.plan import Plan
-from plures.deploy.state import PUBLISHED, Versions, alone
 from plures.errors import PluresError
+from plures.remote.state import PUBLISHED, Versions, alone
 from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_tables
 from versions import become

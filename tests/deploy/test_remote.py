@@ -10,14 +10,14 @@ from torch import nn
 
 from newcomers import clients, linear
 from plures import from_arrays
-from plures.deploy.state import Versions
 from plures.evaluate import score
 from plures.method import SGD, named
 from plures.methods import CATALOGUE, fedrep, gradient_clusters
 from plures.models import with_roles
+from plures.remote.clients import ONE_CLIENT
+from plures.remote.state import Versions
 from plures.report.catalogue import model
 from plures.run import Execution, Exponential, Fixed, Run, Training, Uniform, onboard
-from plures.run.remote import ONE_CLIENT
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 

@@ -19,8 +19,8 @@ from plures.deploy.conduct import BEFORE, CHECKPOINT, COPY, RESULT, Conductor
 from plures.deploy.journal import BROKEN, LOG, METRICS, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
+from plures.remote.message import Order, Reply, pack, unpack
 from plures.run.coordinator import Moved
-from plures.run.message import Order, Reply, pack, unpack
 
 FREE = {"max_norm": 1e60, "min_clients": 2}
 """Rules under which an upload may be as wild as it likes: what then still protects the run."""

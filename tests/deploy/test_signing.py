@@ -21,10 +21,10 @@ from plures.deploy.signing import BEGIN, MAGIC, POINT, Key, Signed, SignedTransp
 from plures.errors import PluresError
 from plures.method import SGD
 from plures.methods import ditto
+from plures.remote.message import Order, Reply, Told, digest, pack, unpack
+from plures.remote.sites import Sites
 from plures.report.catalogue import model
 from plures.run import Training
-from plures.run.message import Order, Reply, Told, digest, pack, unpack
-from plures.run.remote import Sites
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 

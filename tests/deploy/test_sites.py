@@ -6,15 +6,16 @@ import pytest
 from sites import elsewhere, far
 
 from newcomers import clients
-from plures.deploy.site import Allowed
-from plures.deploy.state import has_left, leave
 from plures.errors import PluresError
 from plures.method import SGD
 from plures.methods import ditto, fedavg, fedfomo, scaffold
+from plures.remote.clients import TooFewError
+from plures.remote.message import Order, Reply, Told, digest, pack, unpack
+from plures.remote.site import Allowed
+from plures.remote.sites import Sites, population
+from plures.remote.state import has_left, leave
 from plures.report.catalogue import model
 from plures.run import Training
-from plures.run.message import Order, Reply, Told, digest, pack, unpack
-from plures.run.remote import Sites, TooFewError, population
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 FEDERATION, _ = clients()

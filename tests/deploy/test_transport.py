@@ -15,7 +15,7 @@ import pytest
 from flwr.app import RecordDict
 from flwr.supercore.run import RunNotRunningException
 
-from plures.run.flower import GridTransport, opened, sealed
+from plures.remote.flower import GridTransport, opened, sealed
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Nodes:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr("plures.run.flower.Message", Message)
+    monkeypatch.setattr("plures.remote.flower.Message", Message)
     made: list[Nodes] = []
 
     def ask(deadline: float, **manners: str) -> tuple[dict[int, bytes | str], float]:

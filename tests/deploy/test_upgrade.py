@@ -27,8 +27,8 @@ from plures.deploy.member import digest_of
 from plures.deploy.operate.place import Place
 from plures.deploy.plan import Plan
 from plures.deploy.signing import public as fingerprint
-from plures.deploy.state import alone
 from plures.errors import PluresError
+from plures.remote.state import alone
 from versions import become
 
 FULL = OSError(28, "No space left on device")

@@ -10,8 +10,8 @@ from plures.deploy.app import opened
 from plures.deploy.conduct import STATE
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.plan import Plan
-from plures.deploy.state import Versions
 from plures.files import read
+from plures.remote.state import Versions
 
 APP = Path(__file__).parent / "app"
 CLIENTS = ("cleveland", "hungarian", "switzerland", "va")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from plures.run import message
+from plures.remote import message
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "deployment.md"

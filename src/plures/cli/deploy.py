@@ -16,12 +16,12 @@ from plures.deploy.fleet.programs import GUARD, SUPERLINK, WARM, command
 from plures.deploy.plan import Plan, SiteFile, read_toml
 from plures.deploy.proxy import SUPERLINK as SUPERLINK_PORT
 from plures.deploy.services import advice, as_owner
-from plures.deploy.state import leave, strangers
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
 from plures.extras import needed
 from plures.files import check_folder, inside
 from plures.names import checked_name
+from plures.remote.state import leave, strangers
 
 deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations of real sites, over Flower.")
 app.add_typer(deploy, name="deploy")

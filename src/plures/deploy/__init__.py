@@ -2,6 +2,6 @@
 
 from plures.deploy.conduct import Conductor
 from plures.deploy.plan import Allow, Plan, SiteFile
-from plures.deploy.site import Site
+from plures.remote.site import Site
 
 __all__ = ["Allow", "Conductor", "Plan", "Site", "SiteFile"]

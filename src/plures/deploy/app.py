@@ -11,14 +11,14 @@ from plures.deploy.conduct import Conductor
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.signing import Key, Signed, SignedTransport
-from plures.deploy.site import Site
-from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError
 from plures.evaluate import Code
 from plures.files import inside
+from plures.remote.flower import Answerer, Config, GridTransport, client_app, server_app
+from plures.remote.message import Held, Order, Reply, Scored, digest, pack
+from plures.remote.site import Site
+from plures.remote.state import PUBLISHED
 from plures.run import Run
-from plures.run.flower import Answerer, Config, GridTransport, client_app, server_app
-from plures.run.message import Held, Order, Reply, Scored, digest, pack
 from plures.serving.personal import PersonalModel
 from plures.tables.check import check
 from plures.texts import visible_lines

@@ -15,7 +15,6 @@ import numpy as np
 
 from plures.deploy.journal import BROKEN, Journal
 from plures.deploy.plan import Plan
-from plures.deploy.state import alone
 from plures.deploy.watch import Watched
 from plures.errors import PluresError
 from plures.evaluate.callback import About, Callback, Callbacks
@@ -25,11 +24,13 @@ from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import Scores, primary
 from plures.files import DamagedError, describe, duplicate, read, write, write_json
 from plures.metrics import Metric
+from plures.remote.clients import Remote, TooFewError, over_sites
+from plures.remote.message import Held, Scored, Told
+from plures.remote.sites import Sites, Transport
+from plures.remote.state import alone
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import BrokenError, Coordinator, Moved, RoundRecord
 from plures.run.interrupt import ending, rest
-from plures.run.message import Held, Scored, Told
-from plures.run.remote import Remote, Sites, TooFewError, Transport, over_sites
 from plures.version import __version__
 
 log = logging.getLogger(__name__)

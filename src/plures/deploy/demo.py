@@ -15,11 +15,11 @@ from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.journal import LOG
 from plures.deploy.plan import SITE, Plan
 from plures.deploy.project import PLAN, ROWS, heart, write
-from plures.deploy.state import PUBLISHED
 from plures.errors import PluresError
 from plures.evaluate import fit
 from plures.federation import Federation
 from plures.files import filed, inside, write_text
+from plures.remote.state import PUBLISHED
 from plures.run import Execution
 from plures.run.checkpoint import restore
 from plures.serving.personal import PersonalModel

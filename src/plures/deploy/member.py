@@ -16,10 +16,10 @@ from plures.deploy.project import PLAN, slug
 from plures.deploy.quoting import unit_value
 from plures.deploy.services import owner, service
 from plures.deploy.signing import Key
-from plures.deploy.state import PUBLISHED, back
 from plures.deploy.templates import filled
 from plures.errors import PluresError
 from plures.files import inside, replacing, write_text
+from plures.remote.state import PUBLISHED, back
 from plures.tables.declared import toml
 from plures.texts import markdown, visible_lines
 

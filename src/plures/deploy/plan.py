@@ -14,12 +14,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
-from plures.deploy.site import Allowed
 from plures.errors import PluresError
 from plures.evaluate import Code, RunSpec
 from plures.faults import explain
 from plures.names import in_order
-from plures.run.remote import Rules
+from plures.remote.clients import Rules
+from plures.remote.site import Allowed
 from plures.tables.declared import Declared, Finite, Name, Names
 from plures.tables.schema import Schema
 from plures.tables.table import Table, read_table
@@ -214,7 +214,7 @@ class Plan(Declared):
 
 
 class Allow(Declared):
-    """What a site agrees to; see :class:`~plures.deploy.site.Allowed`."""
+    """What a site agrees to; see :class:`~plures.remote.site.Allowed`."""
 
     send: Names = Allowed.send
     tell: Names = Allowed.tell

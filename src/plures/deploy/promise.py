@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.site import TRAINING, sent, work_beyond
 from plures.errors import PluresError
 from plures.method import Leaf
+from plures.remote.clients import ONE_CLIENT
+from plures.remote.site import TRAINING, sent, work_beyond
 from plures.run import Run
-from plures.run.remote import ONE_CLIENT
 from plures.tables.check import Report, check
 from plures.tables.table import Table
 

@@ -1,7 +1,8 @@
 """Signatures around messages: an order is the coordinator's and an answer a member's, whoever carried it.
 
-The layer lies between what says something (:class:`~plures.run.remote.Remote`, :class:`~plures.deploy.site.Site`) and
-what carries it, and knows nothing of what is said. A message becomes an envelope:
+The layer lies between what says something (:class:`~plures.remote.clients.Remote`,
+:class:`~plures.remote.site.Site`) and what carries it, and knows nothing of what is said. A message becomes an
+envelope:
 
     =========  =====================================================================
     16 bytes   ``plures signed 1`` and a newline
@@ -33,11 +34,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature, encode_dss_signature
 
 from plures.errors import PluresError
-from plures.run.message import Reply, digest, head, pack
-from plures.run.remote import Transport
+from plures.remote.message import Reply, digest, head, pack
+from plures.remote.sites import Transport
 
 if TYPE_CHECKING:
-    from plures.run.flower import Answerer
+    from plures.remote.flower import Answerer
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from plures.deploy.journal import Journal
-from plures.run.remote import Transport
+from plures.remote.sites import Transport
 
 WAITING, ANSWERED = "waiting", "answered"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from plures.deploy.ledger import LEDGER, Book
 from plures.deploy.operate.renew import ending
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.state import PUBLISHED, Versions, has_left
 from plures.errors import PluresError
 from plures.evaluate import Code
 from plures.files import inside, read_json
+from plures.remote.ledger import LEDGER, Book
+from plures.remote.state import PUBLISHED, Versions, has_left
 from plures.version import __version__
 
 

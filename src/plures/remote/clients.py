@@ -1,4 +1,4 @@
-"""A run whose clients are behind a network: what the server asks, what it accepts, and who does not count."""
+"""Clients at sites: what each is asked, and what a round makes of their answers."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import hashlib
 import json
 import logging
 import math
-import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import median
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.federation import Task as Problem
-from plures.method import Block, Bound, Kept, Leaf, Method, Setting, Share, View, flatten, named
+from plures.method import Bound, Kept, Leaf, Method, Share, View, flatten, named
 from plures.models import Leaves, ModelFactory
-from plures.run.coordinator import BrokenError, Coordinator, Moved, Values, Work
-from plures.run.execution import Execution
-from plures.run.facts import facts
-from plures.run.fingerprint import of_method
-from plures.run.message import (
-    LARGEST,
-    MOST,
+from plures.remote.bounds import (
+    WEIGHT,
+    UnableError,
+    balance,
+    check,
+    distance,
+    expected,
+    fits,
+    key,
+    opened,
+    probed,
+    suspect,
+)
+from plures.remote.message import (
     Held,
     Order,
     Reply,
@@ -36,12 +40,15 @@ from plures.run.message import (
     Told,
     body,
     clean,
-    digest,
-    head,
     pack,
     payload,
     room,
 )
+from plures.remote.sites import Sites, population
+from plures.run.coordinator import BrokenError, Coordinator, Moved, Values, Work
+from plures.run.execution import Execution
+from plures.run.facts import facts
+from plures.run.fingerprint import of_method
 from plures.run.origin import Origin
 from plures.run.participation import Participation
 from plures.run.states import states
@@ -50,39 +57,11 @@ from plures.run.uploads import Answer
 
 ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
 """How a site works: there is nothing to stack."""
-
-WEIGHT = "weight:"
-"""What names of weights in an upload begin with."""
-
-OUTWEIGHS = 1e4
-"""An example of one client counts, by its computed weights, at most so many times as much as one of all others."""
-
-STANDS_OUT = 3.0
-"""A client can have broken a round only if its update was so many times longer than the median of the others'; on the
-word of one client alone, also so many times longer than what was sent."""
-
-AGAIN = 30.0
-"""Seconds until a site that could not be taken in is asked again."""
-
 log = logging.getLogger(__name__)
 
 
 class TooFewError(PluresError):
     """A round that does not count, for too few clients did their work."""
-
-
-class UnableError(PluresError):
-    """A client answered that it could not work, or what it made of the server's state is no usable number."""
-
-
-class Transport(Protocol):
-    """Carries messages to sites, which it knows by an address."""
-
-    def addresses(self) -> list[int]:
-        """The sites that can be reached now."""
-
-    def exchange(self, messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
-        """Answers of those that answered within ``deadline`` seconds; a string says why there is none."""
 
 
 @dataclass(frozen=True)
@@ -109,144 +88,6 @@ class Rules:
             raise PluresError(f"max_norm={self.max_norm}: give a positive number")
 
 
-class Sites:
-    """Who is where, and what they told.
-
-    Args:
-        transport: carries messages.
-        clients: names of the clients that belong to the federation.
-        deadline: seconds to wait for an answer to the question who a site is.
-        tells: facts that the members agreed to tell; others are dropped. ``None`` for all that they tell.
-        problem: what is predicted, which label counts must fit.
-
-    Attributes:
-        where: the address of every client that can be reached: where it was met last.
-        met: the client of every address that answered who it is. That it is this client, answers must prove
-            themselves (:mod:`plures.deploy.signing`).
-        told: what every client told that ever joined.
-        measures: what every client will tell of its validation examples.
-        refused: addresses that are not taken in, and why.
-    """
-
-    def __init__(
-        self,
-        transport: Transport,
-        clients: Sequence[str],
-        deadline: float = 60.0,
-        *,
-        tells: Sequence[str] | None = None,
-        problem: Problem | None = None,
-    ) -> None:
-        self.tells, self.problem = tells, problem
-        self.transport, self.clients, self.deadline = transport, tuple(clients), deadline
-        self.where: dict[str, int] = {}
-        self.met: dict[int, str] = {}
-        self.told: dict[str, Told] = {}
-        self.measures: dict[str, tuple[str, ...]] = {}
-        self.refused: dict[int, str] = {}
-        self._asked: dict[int, float] = {}
-
-    def meet(self) -> None:
-        """Ask the sites that are not known yet who they are."""
-        present = self.transport.addresses()
-        self.where = {client: address for client, address in self.where.items() if address in present}
-        self.where = {self.met[address]: address for address in present if address in self.met} | self.where
-        now = time.monotonic()
-        new = [a for a in present if a not in self.met and now >= self._asked.get(a, now)]
-        self._asked |= dict.fromkeys(new, now + AGAIN)
-        self.refused = {address: reason for address, reason in self.refused.items() if address in present}
-        questions = {address: pack(Order(task="join")) for address in new}
-        for address, answer in self.transport.exchange(questions, self.deadline).items():
-            try:
-                self._greet(address, questions[address], answer)
-                self.refused.pop(address, None)
-            except PluresError as error:
-                self.refused[address] = str(error)
-                log.warning("site %s is not taken in: %s", address, error)
-
-    def _greet(self, address: int, question: bytes, answer: bytes | str) -> None:
-        if isinstance(answer, str):
-            raise PluresError(clean(answer))
-        reply = opened(answer, question, room(1, self.problem.outputs, len(self.tells or ())) if self.problem else None)
-        if reply.status != "done":
-            raise PluresError(reply.reason)
-        if reply.client not in self.clients or reply.told is None:
-            raise PluresError(f"client {reply.client!r} does not belong to this federation")
-        told = agreed(reply.client, reply.told, self.problem, self.tells)
-        if self.told.setdefault(reply.client, told) != told:
-            log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
-        self.where[reply.client], self.met[address] = address, reply.client
-        self.measures[reply.client] = reply.metrics
-        log.info("client %r is there, with %d training examples", reply.client, told.examples)
-
-    @property
-    def missing(self) -> list[str]:
-        """Clients that never told anything."""
-        return [client for client in self.clients if client not in self.told]
-
-    @property
-    def absent(self) -> list[str]:
-        """Clients that cannot be reached now."""
-        return [client for client in self.clients if client not in self.where]
-
-
-def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str] | None = None) -> Told:
-    """What a client told, as far as the members agreed to tell it.
-
-    Raises:
-        PluresError: if something agreed on is missing, or label counts do not fit classes and examples.
-    """
-    if tells is not None:
-        columns = [name for name in tells if name not in ("examples", "labels")]
-        lacking = [name for name in columns if told.metadata.get(name) is None]
-        if "labels" in tells and told.labels is None and problem is not None and problem.kind == "classification":
-            lacking.append("labels")
-        if lacking:
-            raise PluresError(f"client {client!r} does not tell {lacking[0]!r}, which the members agreed to tell")
-        metadata = {name: told.metadata[name] for name in columns}
-        told = told.model_copy(
-            update={"labels": told.labels if "labels" in tells else None, "metadata": metadata},
-        )
-    if problem is not None and told.labels is not None:
-        if len(told.labels) != problem.outputs:
-            raise PluresError(
-                f"client {client!r} tells {len(told.labels)} label counts for {problem.outputs} classes: "
-                "let its site check its data"
-            )
-        if sum(told.labels) != told.examples:
-            raise PluresError(
-                f"client {client!r} tells {told.examples} examples and {sum(told.labels)} labels: "
-                "let its site check its data"
-            )
-    return told
-
-
-def population(federation: Federation, told: Sequence[Told]) -> Setting:
-    """Facts about clients whose data are elsewhere.
-
-    Args:
-        federation: the clients, without a row, in the order of ``told``.
-        told: what each told.
-    """
-    if len(told) != len(federation):
-        raise PluresError(f"{len(told)} clients are told of, and the federation has {len(federation)}")
-    for client, one in zip(federation.clients, told, strict=True):
-        agreed(client, one, federation.task)
-    columns = list(dict.fromkeys(column for one in told for column in one.metadata))
-    metadata = {column: tuple(one.metadata.get(column) for one in told) for column in columns}
-    setting = Setting.of(replace(federation, metadata=metadata))
-    facts = dict(setting.facts)
-    facts["examples"] = torch.tensor([one.examples for one in told]).to(facts["examples"])
-    private = set()
-    if "labels" in facts:
-        counts = [one.labels for one in told if one.labels is not None]
-        if len(counts) == len(told):
-            facts["labels"] = torch.tensor(counts).to(facts["labels"])
-        else:
-            private.add("labels")
-    return replace(setting, facts=facts, private=frozenset(private))
-
-
 def fingerprint(bound: Bound, training: Training, federation: Federation, seed: int, agreed: str = "") -> str:
     """What must be equal at the server and at every site: method, model with its initial values, and local work."""
     digest = hashlib.sha256()
@@ -268,167 +109,6 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
             if slot == "model":
                 digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def opened(
-    answer: bytes, order: bytes, longest: int | None = None, leaves: Mapping[str, Tensor] | None = None
-) -> Reply:
-    """Header of the answer to an order.
-
-    Args:
-        answer: as it came.
-        order: as it was sent.
-        longest: bytes that the answer may have without its leaves; ``None`` for any number.
-        leaves: what an answer may hold beside its header.
-
-    Raises:
-        PluresError: if it is too long, which is said of it unread; damaged, no answer, or that to another order; or if
-            it holds something else.
-    """
-    allowed = leaves or {}
-    if longest is not None and len(answer) > (most := longest + size(allowed)):
-        raise PluresError(f"the answer has {len(answer)} bytes, and {most} at most are needed")
-    reply, names = head(answer, Reply)
-    if reply.order != digest(order):
-        raise PluresError("the answer is to another order than the one just sent")
-    if odd := sorted(names - allowed.keys()):
-        raise PluresError(f"bad upload: leaf {clean(odd[0], 200)!r} is not expected")
-    return reply
-
-
-def size(leaves: Mapping[str, Tensor]) -> int:
-    """Bytes that leaves take in a message, with all that it says of them."""
-    return payload(leaves) + sum(6 * len(name) + 32 * (8 + t.dim()) for name, t in leaves.items())
-
-
-def fits(value: Tensor, like: Tensor) -> bool:
-    """Whether a tensor has the shape and type of another, and numbers on which arithmetic stays finite."""
-    return value.shape == like.shape and value.dtype == like.dtype and bool((value.abs() <= LARGEST).all())
-
-
-def distance(
-    run: Coordinator[Any], client: int, rows: Mapping[str, int], sent: Mapping[str, Tensor], server: Mapping[str, Kept]
-) -> float:
-    """How far an upload is from what was sent: the L2 norm over all leaves of floating point.
-
-    Args:
-        run: the run, at the server or at a site.
-        client: position of the client.
-        rows: which model it chose of blocks in which it chooses alone.
-        sent: the upload.
-        server: what the server keeps.
-    """
-    told = run.bound.told()  # compared with what was told last, which at first is the initial value
-    pairs = [(sent[f"told:{named(leaf)}"], run.store.get(leaf, [client])[0]) for leaf in told]
-    for block in run.served():
-        kept, share = server[block.name], block.share
-        row = torch.tensor([rows[block.name]]) if share.alone else share.row(kept, torch.tensor([client]))
-        before = share.read(kept, row)
-        leaves = [named(leaf) for leaf in run.bound.travelling(block)]
-        pairs += [(sent[key(run.bound, block, name)], before[name][0]) for name in leaves]
-    parts = [(a.double() - b.double()).norm() for a, b in pairs if a.is_floating_point()]
-    return float(torch.stack(parts).norm()) if parts else 0.0
-
-
-def key(bound: Bound, block: Block, name: str) -> str:
-    """What a block's leaf is called in a message."""
-    return f"{bound.blocks.index(block)}:{name}"
-
-
-def expected(run: Coordinator[Any]) -> dict[str, Tensor]:
-    """What an upload holds: a value of the right shape and type under every name."""
-    found = {f"told:{named((s, p))}": run.bound.initial[s][p] for s, p in run.bound.told()}
-    for block in run.served():
-        leaves = run.bound.travelling(block)
-        found |= {key(run.bound, block, named((s, p))): run.bound.initial[s][p] for s, p in leaves}
-        if leaves and callable(run.bound.combine(block).weights):
-            given = run.bound.weighed(block, run.bound.initial)
-            by_leaf = {"": given} if isinstance(given, Tensor) else given
-            found |= {f"{WEIGHT}{key(run.bound, block, name)}": t for name, t in by_leaf.items()}
-    return found
-
-
-def probed(run: Coordinator[Any]) -> Leaves:
-    """The leaves of which a gradient is asked, as they are at the start."""
-    return {path: run.bound.initial["model"][path] for path in run.bound.probed()}
-
-
-def check(run: Coordinator[Any], like: Mapping[str, Tensor], reply: Reply, tensors: Tensors) -> None:
-    """Refuse an upload that is not what was asked for (:func:`expected`)."""
-    if missing := sorted(like.keys() - tensors.keys()):
-        raise PluresError(f"bad upload: leaf {missing[0]!r} is missing")
-    for name, one in like.items():
-        value = tensors[name]
-        if value.shape != one.shape or value.dtype != one.dtype:
-            raise PluresError(
-                f"bad upload: {name!r} is {value.dtype} {tuple(value.shape)}, not {one.dtype} {tuple(one.shape)}"
-            )
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UnableError(f"bad upload: {name!r} holds a NaN or an infinite value")
-        if name.startswith(WEIGHT) and not bool((value >= 0).all()):
-            raise PluresError(f"bad upload: {name!r} holds a negative weight")
-        if name.startswith(WEIGHT) and not bool((value <= MOST).all()):
-            raise PluresError(f"bad upload: {name!r} holds a weight above {MOST:g}")
-    for block in run.served():
-        if block.share.alone:
-            row, rows = reply.rows.get(block.name, -1), len(next(iter(run.server[block.name].values.values())))
-            if not 0 <= row < rows:
-                raise PluresError(f"bad upload: block {block.name!r} chose model {row} of {rows}")
-
-
-def balance(run: Coordinator[Any], valid: Mapping[int, tuple[Reply, Tensors]]) -> None:
-    """Cut computed weights with which one client would count for everything (:data:`OUTWEIGHS`)."""
-    examples = dict(zip(valid, run.examples(list(valid)).tolist(), strict=True))
-    for block in run.served():
-        prefix = f"{WEIGHT}{key(run.bound, block, '')}"
-        own = {i: {n: t for n, t in tensors.items() if n.startswith(prefix)} for i, (_, tensors) in valid.items()}
-        total = {i: sum(float(t.double().sum()) for t in weights.values()) for i, weights in own.items()}
-        for client, weights in own.items():
-            others = [i for i in own if i != client]
-            most = OUTWEIGHS * sum(total[i] for i in others)
-            most *= max(1.0, examples[client] / sum((examples[i] for i in others), 1e-9))
-            if 0 < most < total[client]:
-                name, share = run.setting.clients[client], most / total[client]
-                log.warning("round %d: the weight of client %r is cut to %.3g of it", run.round, name, share)
-                valid[client][1].update({n: t * share for n, t in weights.items()})
-
-
-def suspect(run: Coordinator[Any], able: Collection[str], unable: Collection[str]) -> str | None:
-    """Who has broken the last round that counted.
-
-    Its update stood out (:data:`STANDS_OUT`), and most of those that were to work on it now cannot. One client can
-    say so as it likes, and make its own update as short as it likes. So it is not believed alone, unless the update
-    was long for what had been sent: no honest one is, but where a method starts from nothing.
-
-    Args:
-        run: the coordinator.
-        able: who did its work now.
-        unable: who could not.
-    """
-    moved = run.moved.by
-    if not moved:
-        return None
-    name = max(moved, key=lambda name: moved[name])
-    unable = {other for other in unable if other != name and meets(run, other, name)}
-    able = {other for other in able if other != name and meets(run, other, name)}
-    others = [norm for other, norm in moved.items() if other != name]
-    usual = median(others) if others else run.moved.sent
-    if len(unable) < 2:
-        usual = max(usual, run.moved.sent)
-    return name if moved[name] > STANDS_OUT * usual and len(unable) > len(able) else None
-
-
-def meets(run: Coordinator[Any], client: str, other: str) -> bool:
-    """Whether a client receives a model to which another one sends."""
-    pair = torch.tensor([run.setting.index(client), run.setting.index(other)])
-    for block in run.bound.blocks:
-        if isinstance(block.share, View) or block.share.alone:
-            return True
-        if block.share.served and run.bound.travelling(block):
-            one, two = block.share.row(run.server[block.name], pair).tolist()
-            if one == two:
-                return True
-    return False
 
 
 def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from plures.deploy.ledger import Ledger
-from plures.deploy.state import LostError, RefusedError, ToldError, Versions, forget, has_left
 from plures.errors import PluresError, suggestion
 from plures.evaluate import score
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, Kept, Leaf, Method, Mine, Phase, Seen, named
 from plures.metrics import Metric
 from plures.models import ModelFactory
-from plures.run import Run, Training
-from plures.run.message import (
+from plures.remote.bounds import WEIGHT, distance, key, size
+from plures.remote.clients import ONE_CLIENT, Rules, fingerprint
+from plures.remote.ledger import Ledger
+from plures.remote.message import (
     LARGEST,
     LONGEST_REASON,
     Held,
@@ -35,7 +35,9 @@ from plures.run.message import (
     pack,
     room,
 )
-from plures.run.remote import ONE_CLIENT, WEIGHT, Rules, distance, fingerprint, key, population, size
+from plures.remote.sites import population
+from plures.remote.state import LostError, RefusedError, ToldError, Versions, forget, has_left
+from plures.run import Run, Training
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from plures.deploy.state import PUBLISHED, RefusedError, writing
 from plures.errors import PluresError
 from plures.files import read, read_json, write, write_json
-from plures.run.message import Held, Order, Reply, Scored, Task, Tensors
+from plures.remote.message import Held, Order, Reply, Scored, Task, Tensors
+from plures.remote.state import PUBLISHED, RefusedError, writing
 from plures.version import __version__
 
 LEDGER = "ledger.json"

@@ -1,0 +1,176 @@
+"""Who is where, and what each site told about itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from plures.errors import PluresError
+from plures.federation import Federation
+from plures.federation import Task as Problem
+from plures.method import Setting
+from plures.remote.bounds import opened
+from plures.remote.message import (
+    Order,
+    Told,
+    clean,
+    pack,
+    room,
+)
+
+AGAIN = 30.0
+"""Seconds until a site that could not be taken in is asked again."""
+log = logging.getLogger(__name__)
+
+
+class Transport(Protocol):
+    """Carries messages to sites, which it knows by an address."""
+
+    def addresses(self) -> list[int]:
+        """The sites that can be reached now."""
+
+    def exchange(self, messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
+        """Answers of those that answered within ``deadline`` seconds; a string says why there is none."""
+
+
+class Sites:
+    """Who is where, and what they told.
+
+    Args:
+        transport: carries messages.
+        clients: names of the clients that belong to the federation.
+        deadline: seconds to wait for an answer to the question who a site is.
+        tells: facts that the members agreed to tell; others are dropped. ``None`` for all that they tell.
+        problem: what is predicted, which label counts must fit.
+
+    Attributes:
+        where: the address of every client that can be reached: where it was met last.
+        met: the client of every address that answered who it is. That it is this client, answers must prove
+            themselves (:mod:`plures.deploy.signing`).
+        told: what every client told that ever joined.
+        measures: what every client will tell of its validation examples.
+        refused: addresses that are not taken in, and why.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        clients: Sequence[str],
+        deadline: float = 60.0,
+        *,
+        tells: Sequence[str] | None = None,
+        problem: Problem | None = None,
+    ) -> None:
+        self.tells, self.problem = tells, problem
+        self.transport, self.clients, self.deadline = transport, tuple(clients), deadline
+        self.where: dict[str, int] = {}
+        self.met: dict[int, str] = {}
+        self.told: dict[str, Told] = {}
+        self.measures: dict[str, tuple[str, ...]] = {}
+        self.refused: dict[int, str] = {}
+        self._asked: dict[int, float] = {}
+
+    def meet(self) -> None:
+        """Ask the sites that are not known yet who they are."""
+        present = self.transport.addresses()
+        self.where = {client: address for client, address in self.where.items() if address in present}
+        self.where = {self.met[address]: address for address in present if address in self.met} | self.where
+        now = time.monotonic()
+        new = [a for a in present if a not in self.met and now >= self._asked.get(a, now)]
+        self._asked |= dict.fromkeys(new, now + AGAIN)
+        self.refused = {address: reason for address, reason in self.refused.items() if address in present}
+        questions = {address: pack(Order(task="join")) for address in new}
+        for address, answer in self.transport.exchange(questions, self.deadline).items():
+            try:
+                self._greet(address, questions[address], answer)
+                self.refused.pop(address, None)
+            except PluresError as error:
+                self.refused[address] = str(error)
+                log.warning("site %s is not taken in: %s", address, error)
+
+    def _greet(self, address: int, question: bytes, answer: bytes | str) -> None:
+        if isinstance(answer, str):
+            raise PluresError(clean(answer))
+        reply = opened(answer, question, room(1, self.problem.outputs, len(self.tells or ())) if self.problem else None)
+        if reply.status != "done":
+            raise PluresError(reply.reason)
+        if reply.client not in self.clients or reply.told is None:
+            raise PluresError(f"client {reply.client!r} does not belong to this federation")
+        told = agreed(reply.client, reply.told, self.problem, self.tells)
+        if self.told.setdefault(reply.client, told) != told:
+            log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
+        self.where[reply.client], self.met[address] = address, reply.client
+        self.measures[reply.client] = reply.metrics
+        log.info("client %r is there, with %d training examples", reply.client, told.examples)
+
+    @property
+    def missing(self) -> list[str]:
+        """Clients that never told anything."""
+        return [client for client in self.clients if client not in self.told]
+
+    @property
+    def absent(self) -> list[str]:
+        """Clients that cannot be reached now."""
+        return [client for client in self.clients if client not in self.where]
+
+
+def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str] | None = None) -> Told:
+    """What a client told, as far as the members agreed to tell it.
+
+    Raises:
+        PluresError: if something agreed on is missing, or label counts do not fit classes and examples.
+    """
+    if tells is not None:
+        columns = [name for name in tells if name not in ("examples", "labels")]
+        lacking = [name for name in columns if told.metadata.get(name) is None]
+        if "labels" in tells and told.labels is None and problem is not None and problem.kind == "classification":
+            lacking.append("labels")
+        if lacking:
+            raise PluresError(f"client {client!r} does not tell {lacking[0]!r}, which the members agreed to tell")
+        metadata = {name: told.metadata[name] for name in columns}
+        told = told.model_copy(
+            update={"labels": told.labels if "labels" in tells else None, "metadata": metadata},
+        )
+    if problem is not None and told.labels is not None:
+        if len(told.labels) != problem.outputs:
+            raise PluresError(
+                f"client {client!r} tells {len(told.labels)} label counts for {problem.outputs} classes: "
+                "let its site check its data"
+            )
+        if sum(told.labels) != told.examples:
+            raise PluresError(
+                f"client {client!r} tells {told.examples} examples and {sum(told.labels)} labels: "
+                "let its site check its data"
+            )
+    return told
+
+
+def population(federation: Federation, told: Sequence[Told]) -> Setting:
+    """Facts about clients whose data are elsewhere.
+
+    Args:
+        federation: the clients, without a row, in the order of ``told``.
+        told: what each told.
+    """
+    if len(told) != len(federation):
+        raise PluresError(f"{len(told)} clients are told of, and the federation has {len(federation)}")
+    for client, one in zip(federation.clients, told, strict=True):
+        agreed(client, one, federation.task)
+    columns = list(dict.fromkeys(column for one in told for column in one.metadata))
+    metadata = {column: tuple(one.metadata.get(column) for one in told) for column in columns}
+    setting = Setting.of(replace(federation, metadata=metadata))
+    facts = dict(setting.facts)
+    facts["examples"] = torch.tensor([one.examples for one in told]).to(facts["examples"])
+    private = set()
+    if "labels" in facts:
+        counts = [one.labels for one in told if one.labels is not None]
+        if len(counts) == len(told):
+            facts["labels"] = torch.tensor(counts).to(facts["labels"])
+        else:
+            private.add("labels")
+    return replace(setting, facts=facts, private=frozenset(private))
