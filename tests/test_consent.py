@@ -300,6 +300,7 @@ UNPICKLES = {"run/pool.py": "what a process and those that it has started say to
 KNOWN = {
     ("evaluate/code.py", "import_module"): "after the reader's consent",
     ("extras.py", "import_module"): "libraries that plures names",
+    ("discover.py", "import_module"): "files of plures' own catalogues",
     ("tables/table.py", "import_module"): "pandas and pyarrow",
     ("cli/deploy.py", "execve"): "the node",
     ("cli/study.py", "Popen"): "processes of the same study",

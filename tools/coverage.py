@@ -1,7 +1,7 @@
 """Write docs/coverage.md: every entry, what must be proven of it, the tests that prove it, and the catalogue.
 
-python -m tools.coverage           writes the file
-python -m tools.coverage --check   only says whether it is up to date
+python -m tools.coverage           writes the file, and the stub of the methods' catalogue
+python -m tools.coverage --check   only says whether both are up to date
 """
 
 from __future__ import annotations
@@ -122,12 +122,21 @@ def table() -> str:
     return "\n".join(told) + "\n"
 
 
+def stub() -> str:
+    """What type checkers and editors read of ``plures.methods``, whose names are those of its files."""
+    about = "The methods and their catalogue. Written by `python -m tools.coverage` from the files beside it."
+    told = [f'"""{about}"""', "", "from collections.abc import Mapping", ""]
+    taken = [f"from plures.methods.{name} import {name} as {name}" for name in CATALOGUE]
+    told += sorted([*taken, "from plures.methods.entry import Entry as Entry"])
+    return "\n".join([*told, "", "CATALOGUE: Mapping[str, Entry]"]) + "\n"
+
+
 def main() -> None:
-    text = table()
-    if "--check" not in sys.argv:
-        FILE.write_text(text, encoding="utf-8")
-    elif FILE.read_text(encoding="utf-8") != text:
-        raise SystemExit("docs/coverage.md is out of date: run python -m tools.coverage")
+    for file, text in ((METHODS / "__init__.pyi", stub()), (FILE, table())):
+        if "--check" not in sys.argv:
+            file.write_text(text, encoding="utf-8")
+        elif file.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{file.relative_to(ROOT)} is out of date: run python -m tools.coverage")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,13 @@ from plures.errors import PluresError, PluresWarning
 from plures.method import Method, Selector, role
 from plures.signature import arguments, kinds, shown
 
+FAMILIES = (
+    *("baseline", "regularised", "Bayesian", "continual", "variance reduction", "server optimizer", "interpolation"),
+    *("meta-learning", "split model", "clustered", "selection and mixing", "generation", "representation"),
+    *("after training", "data quality", "edge", "fairness"),
+)
+"""Families of methods in the order in which they are listed; others come after them."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -50,6 +57,12 @@ class Entry:
         if not isinstance(made, Method):
             raise PluresError(f"method {self.name!r}: its function returns {shown(made)}; let it return a Method")
         return made
+
+    @property
+    def place(self) -> tuple[int, str, str]:
+        """What the catalogue is sorted by."""
+        known = FAMILIES.index(self.family) if self.family in FAMILIES else len(FAMILIES)
+        return known, self.family, self.name
 
     @property
     def defaults(self) -> dict[str, Any]:
