@@ -12,6 +12,13 @@ class PluresError(ValueError):
     """Bad input or an impossible request.
 
     The message names the thing at fault (client, column, option or file) and says what to do.
+
+    Examples:
+        >>> try:
+        ...     plures.load("hart")
+        ... except plures.PluresError as error:
+        ...     print(str(error).partition(";")[0])
+        no data set 'hart': did you mean 'heart'? (or name a folder of .npz files)
     """
 
 
@@ -19,6 +26,14 @@ class PluresWarning(UserWarning):
     """Something legal that is probably not what was meant.
 
     The message names the thing and says what it amounts to.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as said:
+        ...     warnings.simplefilter("always", plures.PluresWarning)
+        ...     method = plures.METHODS["ditto"](lam=0.0)
+        >>> print(said[0].message)
+        ditto with lam=0 predicts with local-only models
     """
 
 

@@ -56,6 +56,18 @@ def diagnose(
 
     Raises:
         PluresError: if fewer than two clients have train rows, nobody has validation rows, or a cap is too small.
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> from plures.diagnose import diagnose
+        >>> found = diagnose(hospitals)
+        >>> print(str(found).splitlines()[0])
+        Diagnosis of data: 2 clients, 72 train rows
+        >>> found.concept.p < 0.01, found.concept.shared > found.concept.corrected
+        (True, True)
     """
     for name, value, least in (("clients", clients, 2), ("rows", rows, 2), ("rows_each", rows_each, 2)):
         if value < least:

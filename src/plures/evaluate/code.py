@@ -46,6 +46,11 @@ class Code:
         allowed: name -> the hash that the code must have, ``sha256:...``, or an empty text where it may be any.
         by: where the reader consents; consent that lasts needs a hash.
         place: the file that is read, for messages.
+
+    Examples:
+        >>> code = plures.Code.of("plures.methods.ditto:ditto")
+        >>> code.load("plures.methods.ditto:ditto").name
+        'ditto'
     """
 
     allowed: Mapping[str, str] = field(default_factory=dict)

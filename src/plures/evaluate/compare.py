@@ -139,6 +139,15 @@ def compare(
         listener: told of every round, with how far the whole comparison is.
         callbacks: told of every run, tuning included.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> result = plures.compare(hospitals, ["ditto"], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
+        >>> [(row.name, row.mean) for row in result.rows()]
+        [('local', 1.0), ('fedavg', 0.5), ('fedavg_ft', 1.0), ('ditto', 1.0)]
     """
     _check(rounds, seeds, tune_rounds, every)
     used(work, whole=isinstance(data, Federation))

@@ -94,6 +94,17 @@ def fit(
         PluresError: if the checkpoint is that of another run; names the difference.
         KeyboardInterrupt: after the round in which Ctrl-C was pressed or a callback raised it, with the checkpoint
             written.
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> training = plures.Training(rounds=5, optimizer=plures.SGD(0.5))
+        >>> run = plures.Run(hospitals, plures.default_model(hospitals), plures.METHODS["local"](), training)
+        >>> fitted = plures.fit(run, "alone")
+        >>> fitted.chosen.validation, [point.round for point in fitted.curve]
+        (1.0, [1, 2, 3, 4, 5])
     """
     given = arguments("fit", fit, run, name, every=every, checkpoint=checkpoint, checkpoint_every=checkpoint_every)
     checkpoint = given.arguments["checkpoint"]
@@ -194,6 +205,14 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
         fitted: a finished fit.
         seed: the run's seed, for the record.
         unseen: clients held out of training, who are given their model now.
+
+    Examples:
+        >>> from plures.evaluate import finish
+        >>> heart = plures.load("heart")
+        >>> run = plures.Run(heart, plures.default_model(heart), plures.METHODS["fedper"](), plures.Training(rounds=2))
+        >>> result = finish(plures.fit(run, "fedper"), seed=0)
+        >>> result.test.clients, result.test.sizes
+        (['cleveland', 'hungarian', 'switzerland', 'va'], [76, 74, 31, 50])
     """
     with fitted.callbacks.stopping():
         result = tested(fitted, seed, unseen)

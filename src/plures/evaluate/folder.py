@@ -111,6 +111,18 @@ class RunFolder:
             ``state.safetensors`` is the state at the chosen round, ``models.safetensors`` every client's personal model
             as ``client/path``.
         code: what of one's own the run's method, network and data may be, where it is built anew from its description.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> spec = plures.RunSpec(data="heart", method="fedper", rounds=2)
+        >>> run = spec.run(spec.federation())
+        >>> result = plures.evaluate.finish(plures.fit(run, "fedper"), seed=0)
+        >>> folder = plures.RunFolder(Path(tempfile.mkdtemp()))
+        >>> folder.write(run, spec, result)
+        >>> outputs, classes = folder.predict("va", run.federation.inputs[:5])
+        >>> tuple(outputs.shape), folder.result() == result
+        ((5, 2), True)
     """
 
     path: Path

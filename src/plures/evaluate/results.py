@@ -250,6 +250,17 @@ class Comparison(Result):
         methods: the methods; the three baselines are always among them.
         settings: rounds, seeds, tuning and everything else that was set.
         environment: versions and machine.
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> result = plures.compare(hospitals, ["apfl"], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
+        >>> result.row("fedavg").worst, result.row("local").worst
+        (0.0, 1.0)
+        >>> plures.Comparison.model_validate_json(result.to_json()) == result
+        True
     """
 
     federation: FederationCard

@@ -71,6 +71,18 @@ def score(
         deployed: what each client predicts with, ``(clients, ...)``; default: what it would deploy now.
         metrics: what is measured; default: all metrics of the federation.
         onlooker: gets more of the same predictions.
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> training = plures.Training(rounds=5, optimizer=plures.SGD(0.5))
+        >>> run = plures.Run(hospitals, plures.default_model(hospitals), plures.METHODS["local"](), training)
+        >>> for record in run.rounds():
+        ...     pass
+        >>> plures.score(run, "test").values["accuracy"].tolist()
+        [1.0, 1.0]
     """
     metrics = run.federation.metrics if metrics is None else metrics
     readers = [metric.each for metric in metrics] + ([] if onlooker is None else [onlooker.each])

@@ -75,6 +75,12 @@ class RunSpec(Result):
         unseen: clients held out of training.
         metric: by which the round is chosen: a metric of the task, or ``package.module:name`` of one of your own;
             default: the task's first.
+
+    Examples:
+        >>> spec = plures.RunSpec(data="heart", method="ditto", parameters={"lam": 0.1}, rounds=2)
+        >>> run = spec.run(spec.federation())
+        >>> spec.title(), [record.round for record in run.rounds()]
+        ('ditto lam=0.1', [1, 2])
     """
 
     data: str

@@ -55,6 +55,12 @@ def summarize(values: Floats, sizes: Sequence[int] | Floats, *, higher: bool) ->
         values: ``(clients,)``.
         sizes: ``(clients,)`` number of examples.
         higher: whether more is better.
+
+    Examples:
+        >>> from plures.evaluate import summarize
+        >>> found = summarize(np.array([1.0, 0.5, 0.0]), [10, 20, 10], higher=True)
+        >>> found.mean, found.weighted, found.worst
+        (0.5, 0.5, 0.0)
     """
     known = ~np.isnan(values)
     x, n = values[known], np.asarray(sizes, dtype=np.float64)[known]
@@ -79,6 +85,11 @@ def harmed(values: Floats, reference: Floats, *, higher: bool) -> float:
 
     A client whose model diverged, so that its value is infinite, is worse off than any finite value, and not worse off
     than one that diverged as well. Clients without a value (NaN) are left out.
+
+    Examples:
+        >>> from plures.evaluate import harmed
+        >>> harmed(np.array([0.9, 0.8, 0.7, 0.6]), np.array([0.8, 0.8, 0.7, 0.7]), higher=True)
+        0.25
     """
     known = ~(np.isnan(values) | np.isnan(reference))
     return float(worse(values, reference, higher=higher)[known].mean()) if known.any() else math.nan
@@ -109,7 +120,14 @@ def mean_known(values: Floats) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % confidence interval over seeds (Student's t); NaN width for one value."""
+    """Mean and half width of its 95 % confidence interval over seeds (Student's t); NaN width for one value.
+
+    Examples:
+        >>> from plures.evaluate import interval
+        >>> mean, width = interval([0.5, 1.0, 1.5])
+        >>> mean, round(width, 4)
+        (1.0, 1.2422)
+    """
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return float(x.mean()), math.nan
@@ -124,6 +142,11 @@ def paired_test(values: Floats, reference: Floats, draws: int = 10_000) -> float
     Sign-flip permutation test on the clients' differences (Fisher 1935): exact over all ``2^n`` sign patterns for up to
     13 clients, otherwise over ``draws`` random ones, always including the observed one. A client that diverged with one
     of the two differs by more than all others together.
+
+    Examples:
+        >>> from plures.evaluate import paired_test
+        >>> paired_test(np.array([3.0, 2.0, 1.0, 2.0]), np.array([1.0, 1.0, 0.0, 1.0]))
+        0.125
     """
     difference = differences(values, reference)
     n = len(difference)

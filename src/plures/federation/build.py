@@ -178,6 +178,12 @@ def from_frame(
     Warns:
         PluresWarning: also for a column that nobody asked for by name and that is constant, a different whole number
             in every row, or has values that each occur at one client only.
+
+    Examples:
+        >>> table = {"ward": ["A"] * 30 + ["B"] * 30, "ill": ["no", "yes"] * 30, "age": list(range(40, 60)) * 3}
+        >>> federation = plures.from_frame(table, target="ill", client="ward", name="wards")
+        >>> federation.clients, federation.columns, federation.task.classes
+        (('A', 'B'), ('age',), ('no', 'yes'))
     """
     marks = {"group": group, "time": time, "key": key}
     decided = {"features": features, "drop": drop, "categories": categories, "numbers": numbers}
@@ -223,6 +229,12 @@ def from_dataset(
         key: see `from_arrays`.
         columns: see `from_arrays`.
         options: see `from_arrays`.
+
+    Examples:
+        >>> pairs = [(torch.tensor([float(i)]), i % 2) for i in range(60)]
+        >>> federation = plures.from_dataset(pairs, client=["A", "B", "C"] * 20)
+        >>> federation.clients, tuple(federation.inputs.shape)
+        (('A', 'B', 'C'), (60, 1))
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise PluresError(
@@ -259,6 +271,15 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
         path: the folder.
         columns: see `from_arrays`.
         options: see `from_arrays`; the name is that of the folder if not given.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for client in ("A", "B"):
+        ...     np.savez(folder / f"{client}.npz", x=np.arange(90.0).reshape(30, 3), y=np.arange(30) % 2)
+        >>> plures.from_folder(folder, copies="allow").clients
+        ('A', 'B')
     """
     folder = Path(path)
     files = sorted(folder.glob("*.npz"))

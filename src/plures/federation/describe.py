@@ -142,7 +142,13 @@ class Described(Protocol):
 
 
 def describe(federation: Described) -> Description:
-    """Clients, sizes, label skew and missing values of a federation, over all splits."""
+    """Clients, sizes, label skew and missing values of a federation, over all splits.
+
+    Examples:
+        >>> from plures.federation import describe
+        >>> [(client.name, client.labels) for client in describe(plures.load("heart")).clients]
+        [('cleveland', (164, 139)), ('hungarian', (188, 106)), ('switzerland', (8, 115)), ('va', (51, 149))]
+    """
     classification = federation.task.kind == "classification"
     recorded = federation.metadata.get(MISSING_VALUES)
     clients, frequencies = [], []

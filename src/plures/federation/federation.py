@@ -74,6 +74,14 @@ class Federation:
         public: ``(n,)`` int64 rows that the server holds and everybody may see; no client's (:meth:`donate`).
         metric: what rounds and settings are chosen by, and clients are called harmed by; ``None`` for the task's first
             metric (:meth:`judged_by`).
+
+    Examples:
+        >>> heart = plures.load("heart")
+        >>> len(heart), heart.task.classes
+        (4, ('healthy', 'disease'))
+        >>> seen, later = heart.hold_out(["va"])
+        >>> seen.clients, later.clients
+        (('cleveland', 'hungarian', 'switzerland'), ('va',))
     """
 
     name: str

@@ -69,6 +69,13 @@ def partition(
 
     Raises:
         PluresError: also for an option that the partition does not read.
+
+    Examples:
+        >>> from plures.federation import partition
+        >>> digits = np.arange(100) % 10
+        >>> owner = partition(digits, "pathological", clients=5, classes_per_client=2)
+        >>> [len(np.unique(digits[owner == client])) for client in range(5)]
+        [2, 2, 2, 2, 2]
     """
     if how not in HOWS:
         raise PluresError(f"partition {how!r} is unknown; {suggestion(how, HOWS, 'choose among')}")

@@ -59,6 +59,13 @@ def degrade(
 
     Raises:
         PluresError: for a number out of range or not given, or a federation that was degraded before.
+
+    Examples:
+        >>> from plures.federation import degrade
+        >>> heart = plures.load("heart")
+        >>> poorer = degrade(heart, completeness={client: 0.5 if client == "va" else 1.0 for client in heart.clients})
+        >>> poorer.metadata["completeness"], torch.equal(poorer.targets, heart.targets)
+        ((1.0, 1.0, 1.0, 0.5067708333333333), True)
     """
     if not federation.inputs.is_floating_point():
         raise PluresError(f"degrade: inputs of type {federation.inputs.dtype} have no noise; give floating point")

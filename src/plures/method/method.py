@@ -73,6 +73,11 @@ class Method:
         predict: how a client predicts.
         adds: parts that a model gets, by role, if it has none with that role: adapters, gates.
         between: what a client does after a task of a stream (:func:`plures.run.learn`), for leaves that stay with it.
+
+    Examples:
+        >>> ifca, fedrep = plures.METHODS["ifca"](clusters=2), plures.METHODS["fedrep"]()
+        >>> [type(share).__name__ for share in (ifca + fedrep).layout.values()]
+        ['Personal', 'Clustered']
     """
 
     layout: Layout = field(default_factory=lambda: {"model": Shared()})

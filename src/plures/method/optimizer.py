@@ -51,6 +51,10 @@ class SGD:
         momentum: heavy-ball coefficient.
         weight_decay: coefficient of the squared norm of the *trained* leaves, times one half.
         nesterov: Nesterov's form of the momentum.
+
+    Examples:
+        >>> plures.Training(rounds=10, optimizer=plures.SGD(lr=0.1, momentum=0.9)).optimizer
+        SGD(lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False)
     """
 
     lr: float = 0.05
@@ -110,6 +114,10 @@ class Adam:
         eps: added to the root of the second moment.
         weight_decay: of the trained leaves; added to the gradient, or multiplied in when ``decoupled``.
         decoupled: decoupled weight decay (Loshchilov, Hutter 2019).
+
+    Examples:
+        >>> plures.Training(rounds=10, optimizer=plures.Adam(lr=0.001)).optimizer.betas
+        (0.9, 0.999)
     """
 
     lr: float = 1e-3
@@ -145,7 +153,12 @@ class Adam:
 def AdamW(  # noqa: N802 - the name the field knows
     lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2
 ) -> Adam:
-    """Adam with decoupled weight decay (Loshchilov, Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov, Hutter 2019).
+
+    Examples:
+        >>> plures.AdamW(0.001, weight_decay=0.01) == plures.Adam(0.001, weight_decay=0.01, decoupled=True)
+        True
+    """
     return Adam(lr, betas, eps, weight_decay, decoupled=True)
 
 

@@ -31,6 +31,14 @@ class Predictions:
         losses: ``(clients, examples)`` the task's loss.
         decisions: what the client decides for, shaped as ``targets``; for numbers, the outputs.
         probabilities: ``(clients, examples, classes)``, or of each label; ``None`` where numbers are predicted.
+
+    Examples:
+        >>> from plures.metrics import CLASSIFICATION
+        >>> outputs, targets = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([1, 1])
+        >>> ones, losses, chances = torch.ones(2), torch.zeros(2), outputs.softmax(1)
+        >>> said = plures.Predictions(outputs, targets, ones, losses, chances.argmax(1), chances)
+        >>> CLASSIFICATION[0].name, float(CLASSIFICATION[0].of(said))
+        ('accuracy', 0.5)
     """
 
     outputs: Tensor

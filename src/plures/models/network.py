@@ -84,6 +84,13 @@ def with_roles(module: nn.Module, **roles: str | tuple[str, ...]) -> nn.Module:
     """Mark parts of a module: ``with_roles(net, head="classifier")``; a value is one or more submodule names.
 
     Everything outside the head is the ``body`` unless a body is given.
+
+    Examples:
+        >>> from torch import nn
+        >>> network = plures.with_roles(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), head="2")
+        >>> from plures.models import Network
+        >>> [path for path, leaf in Network(network).info.items() if "head" in leaf.roles]
+        ['2.weight', '2.bias']
     """
     names = dict(module.named_modules())
     marked = {role: (parts,) if isinstance(parts, str) else tuple(parts) for role, parts in roles.items()}

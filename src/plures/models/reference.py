@@ -167,6 +167,11 @@ def default_model(federation: Federation) -> ModelFactory:
       :func:`fedavg_cnn`.
     * Other ``(channels, time)``: :func:`har_cnn`.
     * What is too small for these convolutions, or has more dimensions: :func:`mlp`.
+
+    Examples:
+        >>> network = plures.default_model(plures.load("heart"))()
+        >>> network.head
+        Linear(in_features=64, out_features=2, bias=True)
     """
     if not hasattr(federation, "features"):
         raise PluresError(f"default_model: federation={shown(federation)}; give a Federation")

@@ -36,7 +36,14 @@ class Line:
 
 
 def catalogue() -> Iterator[Line]:
-    """A line for every method."""
+    """A line for every method.
+
+    Examples:
+        >>> from plures.report import catalogue
+        >>> line = next(catalogue())
+        >>> line.name, line.up, line.stays
+        ('local', '0', 'model')
+    """
     federation, training = sample(), Training(batch_size=10)
     base = flops(bind(find_method("fedavg"), federation), federation, training)
     for entry in CATALOGUE.values():

@@ -30,6 +30,17 @@ def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "St
     Args:
         comparisons: one comparison; or those of a study, which get an overview with ranks and are chosen there.
         title: what a study is called.
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> from plures.report import html_report
+        >>> result = plures.compare(hospitals, [], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
+        >>> page = html_report(result)
+        >>> page[:15], page.count("FedAvg + fine-tuning") > 0
+        ('<!doctype html>', True)
     """
     found = [comparisons] if isinstance(comparisons, Comparison) else list(comparisons)
     if not found:

@@ -42,7 +42,18 @@ class Fitted(Table):
 
 
 def console_table(comparison: Comparison) -> Table:
-    """The comparison for a terminal: baselines first, then the best first; narrow ones leave columns out."""
+    """The comparison for a terminal: baselines first, then the best first; narrow ones leave columns out.
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> from plures.report import console_table
+        >>> result = plures.compare(hospitals, [], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
+        >>> console_table(result).row_count
+        3
+    """
     rows = comparison.rows()
     shown = columns(comparison, rows)
     winner = best(comparison, rows)
@@ -72,7 +83,18 @@ def console_table(comparison: Comparison) -> Table:
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """The comparison as a GitHub table, with the best mean in bold."""
+    """The comparison as a GitHub table, with the best mean in bold.
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> from plures.report import markdown_table
+        >>> result = plures.compare(hospitals, [], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
+        >>> markdown_table(result).splitlines()[3][:24]
+        '| FedAvg | 50.0 | 50.0 |'
+    """
     rows = comparison.rows()
     shown = [column for column in columns(comparison, rows) if column.key not in LEFT_OUT]
     winner = best(comparison, rows)
@@ -90,7 +112,18 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """What the comparison says, in one to four plain sentences."""
+    """What the comparison says, in one to four plain sentences.
+
+    Examples:
+        >>> x = np.array([[-1.0], [1.0]] * 30)
+        >>> up = (x[:, 0] > 0).astype(int)
+        >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
+        >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
+        >>> from plures.report import headline
+        >>> result = plures.compare(hospitals, ["ditto"], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
+        >>> headline(result).partition(" (")[0]
+        'No method beats the best baseline: Ditto equals Local only on average'
+    """
     return verdict(comparison, comparison.rows())
 
 

@@ -32,6 +32,13 @@ class Execution:
         processes: processes that visit clients, each a chunk at a time (:class:`~plures.run.pool.Pool`). Needs
             ``plures[pool]``.
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
+
+    Examples:
+        >>> heart, method = plures.load("heart"), plures.METHODS["fedavg"]()
+        >>> work = plures.Execution(backend="loop", chunk=2, compile=False, precision="float64")
+        >>> run = plures.Run(heart, plures.default_model(heart), method, plures.Training(rounds=1), execution=work)
+        >>> run.execution.backend, run.step().round
+        ('loop', 1)
     """
 
     backend: Literal["auto", "loop", "vmap"] = "auto"

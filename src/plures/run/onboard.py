@@ -50,6 +50,15 @@ def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
 
     Returns:
         A run whose clients are the newcomers, ready to predict and to be scored.
+
+    Examples:
+        >>> seen, later = plures.load("heart").hold_out(["va"])
+        >>> run = plures.Run(seen, plures.default_model(seen), plures.METHODS["fedavg"](), plures.Training(rounds=2))
+        >>> for record in run.rounds():
+        ...     pass
+        >>> guest = plures.onboard(run, later)
+        >>> torch.equal(guest.predictors([0])["head.weight"][0], run.predictors([0])["head.weight"][0])
+        True
     """
     if visits is not None and visits < 0:
         raise PluresError(f"visits={visits}: a new client cannot make a negative number of visits")

@@ -28,7 +28,12 @@ class Participation(Protocol):
 @checked
 @dataclass(frozen=True)
 class Full:
-    """Every client takes part in every round."""
+    """Every client takes part in every round.
+
+    Examples:
+        >>> plures.Full().cohort(plures.load("heart"), seed=0, round=1)
+        [0, 1, 2, 3]
+    """
 
     def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
         return list(range(len(setting)))
@@ -60,7 +65,13 @@ class Sample:
 
 
 class Uniform(Sample):
-    """A sample in which every client has the same chance."""
+    """A sample in which every client has the same chance.
+
+    Examples:
+        >>> heart = plures.load("heart")
+        >>> [len(plures.Uniform(0.5).cohort(heart, seed=0, round=r)) for r in (1, 2, 3)]
+        [2, 2, 2]
+    """
 
     def draw(self, setting: Setting, size: int, generator: np.random.Generator) -> list[int]:
         chosen: list[int] = generator.permutation(len(setting))[:size].tolist()
@@ -72,6 +83,12 @@ class BySize(Sample):
 
     Clients are drawn one after the other with probability proportional to their examples; combine it with
     ``uniform`` weights for the scheme of q-FFL and Ditto (Li et al. 2020, 2021).
+
+    Examples:
+        >>> from plures.method import Setting
+        >>> setting = Setting.of(plures.load("heart"))
+        >>> [len(plures.BySize(0.5).cohort(setting, seed=0, round=r)) for r in (1, 2, 3)]
+        [2, 2, 2]
     """
 
     def draw(self, setting: Setting, size: int, generator: np.random.Generator) -> list[int]:
@@ -112,6 +129,11 @@ class Fixed:
 
     Attributes:
         cohorts: client names of each round.
+
+    Examples:
+        >>> rule = plures.Fixed([["va"], ["cleveland", "va"]])
+        >>> [rule.cohort(plures.load("heart"), seed=0, round=r) for r in (0, 1, 2)]
+        [[3], [0, 3], [3]]
     """
 
     cohorts: Sequence[Sequence[str]]

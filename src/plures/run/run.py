@@ -50,6 +50,14 @@ class Run(Coordinator[Local]):
     Attributes:
         execution: the settled execution.
         store: the clients' personal leaves.
+
+    Examples:
+        >>> heart, method = plures.load("heart"), plures.METHODS["ditto"](lam=0.1)
+        >>> run = plures.Run(heart, plures.default_model(heart), method, plures.Training(rounds=3))
+        >>> [record.round for record in run.rounds()]
+        [1, 2, 3]
+        >>> run.predictors([0, 3])["head.weight"].shape
+        torch.Size([2, 2, 64])
     """
 
     def __init__(

@@ -80,6 +80,11 @@ class Training:
             no round: fine-tuning and calibration before predicting, and the visits of newcomers.
         clip: largest norm of each client's gradient, of each slot by itself, so that models that are trained side by
             side do not influence each other; ``None`` for no clipping.
+
+    Examples:
+        >>> training = plures.Training(rounds=20, batch_size=None, steps=5)
+        >>> training.steps, training.epochs
+        (5, None)
     """
 
     rounds: int = 50

@@ -95,6 +95,13 @@ def memory(run: Run, batch_size: int, client: str | None = None) -> Memory:
         run: a run, in any state: its method, network, federation and training.
         batch_size: examples in a batch; a client with fewer repeats its own.
         client: whose examples assignments read; default: the client with most training examples.
+
+    Examples:
+        >>> from plures.serving import memory
+        >>> heart = plures.load("heart")
+        >>> run = plures.Run(heart, plures.default_model(heart), plures.METHODS["fedavg"](), plures.Training(rounds=1))
+        >>> memory(run, 8).peak.total < memory(run, 64).peak.total
+        True
     """
     federation = run.federation
     sizes = federation.splits["train"].sizes

@@ -64,6 +64,19 @@ class PersonalModel:
         predictor: how the leaves predict.
         leaves: slot -> path -> value of all that the predictor reads.
         own: the client's own examples of the splits that the predictor reads.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from plures.serving import PersonalModel
+        >>> spec = plures.RunSpec(data="heart", method="fedper", rounds=1)
+        >>> run = spec.run(spec.federation())
+        >>> record = run.step()
+        >>> folder = Path(tempfile.mkdtemp()) / "va"
+        >>> PersonalModel.of(run, "va", spec).save(folder)
+        >>> outputs, classes = PersonalModel.load(folder).predict(run.federation.inputs[:5])
+        >>> tuple(outputs.shape), torch.equal(outputs.argmax(1), classes)
+        ((5, 2), True)
     """
 
     card: Card

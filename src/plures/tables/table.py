@@ -106,6 +106,14 @@ def read_table(path: Path) -> dict[str, list[Any]]:
 
     Raises:
         PluresError: names the file, and the line where there is one.
+
+    Examples:
+        >>> import tempfile
+        >>> from plures.tables import read_table
+        >>> file = Path(tempfile.mkdtemp()) / "rows.csv"
+        >>> length = file.write_text("age,ill\\n51,yes\\n?,no\\n")
+        >>> read_table(file)
+        {'age': ['51', None], 'ill': ['yes', 'no']}
     """
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
@@ -116,7 +124,16 @@ def read_table(path: Path) -> dict[str, list[Any]]:
 
 
 def write_table(path: Path, table: Table) -> None:
-    """Write a table as CSV that :func:`read_table` reads; a missing value is an empty cell."""
+    """Write a table as CSV that :func:`read_table` reads; a missing value is an empty cell.
+
+    Examples:
+        >>> import tempfile
+        >>> from plures.tables import read_table, write_table
+        >>> file = Path(tempfile.mkdtemp()) / "rows.csv"
+        >>> write_table(file, {"age": [51, None], "ill": ["yes", "no"]})
+        >>> read_table(file)
+        {'age': ['51', None], 'ill': ['yes', 'no']}
+    """
     found = columns(table)
     rows = ([None if absent(cell) else text(cell) for cell in row] for row in zip(*found.values(), strict=True))
     write_text(path, csv_text([found, *rows]))
