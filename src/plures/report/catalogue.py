@@ -40,9 +40,9 @@ def catalogue() -> Iterator[Line]:
 
     Examples:
         >>> from plures.report import catalogue
-        >>> line = next(catalogue())
-        >>> line.name, line.up, line.stays
-        ('local', '0', 'model')
+        >>> line = next(line for line in catalogue() if line.name == "fedavg")
+        >>> line.title, line.up, line.stays
+        ('FedAvg', '1', '-')
     """
     federation, training = sample(), Training(batch_size=10)
     base = flops(bind(find_method("fedavg"), federation), federation, training)
