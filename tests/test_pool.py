@@ -123,6 +123,10 @@ def test_what_a_visit_refuses_is_said_as_in_one_process():
 def test_a_pool_of_none_is_refused_and_what_it_needs_is_named(monkeypatch):
     with pytest.raises(PluresError, match=r"^processes=0: give at least 1$"):
         Execution(processes=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("plures.run.execution.find", torch.device)
+        with pytest.raises(PluresError, match=r"^processes=2 share a CPU, not 'cuda': take device='cpu'$"):
+            Execution(processes=2, device="cuda")
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     with pytest.raises(PluresError, match=r"needs cloudpickle: pip install 'plures\[pool\]'"):
         begun("fedavg", TWO).step()

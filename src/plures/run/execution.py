@@ -29,8 +29,8 @@ class Execution:
         precision: floating-point type. ``bfloat16`` means mixed precision: leaves stay ``float32``. ``auto`` measures
             it against ``float32`` on an accelerator that has it; on a CPU it takes ``float32``.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device where there is one.
-        processes: processes that visit clients, each a chunk at a time (:class:`~plures.run.pool.Pool`). Needs
-            ``plures[pool]``.
+        processes: processes on the CPU that visit clients, each a chunk at a time
+            (:class:`~plures.run.pool.Pool`); needs ``plures[pool]``.
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
 
     Examples:
@@ -67,7 +67,8 @@ class Execution:
             raise PluresError(f"processes={self.processes}: give at least 1")
         if self.backend == "loop" and self.compile is True:
             raise PluresError("compile=True is not used by backend='loop': take backend='vmap', or leave it out")
-        find(self.device)
+        if find(self.device).type != "cpu" and self.processes > 1:
+            raise PluresError(f"processes={self.processes} share a CPU, not {self.device!r}: take device='cpu'")
 
     @property
     def torch_device(self) -> torch.device:
