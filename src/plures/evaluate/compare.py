@@ -457,15 +457,7 @@ class _Study:
         rehearsed, execution = execution is not None, execution or self._settled.get(entry.name, self.execution)
         if checkpoint is not None and checkpoint.exists():
             execution = saved_execution(checkpoint, self.execution)
-        run = Run(
-            self.federation,
-            self.factory,
-            entry(**spec.parameters),
-            spec.training(),
-            participation=spec.who(),
-            seed=spec.seed,
-            execution=execution,
-        )
+        run = spec.run(self.federation, execution, entry=entry, model=self.factory)
         if not rehearsed:
             self._settled.setdefault(entry.name, run.execution)
         return run

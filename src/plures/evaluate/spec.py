@@ -212,18 +212,28 @@ class RunSpec(Result):
         """The method with its parameters."""
         return titled(self.method, self.parameters)
 
-    def run(self, federation: Federation, execution: Execution | None = None, code: Code = NOTHING) -> Run:
+    def run(
+        self,
+        federation: Federation,
+        execution: Execution | None = None,
+        code: Code = NOTHING,
+        *,
+        entry: Entry | None = None,
+        model: nn.Module | ModelFactory | None = None,
+    ) -> Run:
         """A run on this federation.
 
         Args:
             federation: the clients.
             execution: how the machine is used.
             code: what of one's own the method and the network may be.
+            entry: the method, if it was found already.
+            model: the network, if it was found already.
         """
         return Run(
             federation,
-            self.network(federation, code),
-            self.entry(code)(**self.parameters),
+            self.network(federation, code) if model is None else model,
+            (entry or self.entry(code))(**self.parameters),
             self.training(),
             participation=self.who(),
             seed=self.seed,

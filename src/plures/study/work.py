@@ -128,15 +128,7 @@ class Bench:
                 return self._final(unit, loaded, tell)
 
     def _run(self, unit: Unit, loaded: Loaded, spec: RunSpec, execution: Execution) -> Run:
-        return Run(
-            loaded.federation,
-            loaded.factory,
-            unit.candidate.entry(**spec.parameters),
-            spec.training(),
-            participation=spec.who(),
-            seed=spec.seed,
-            execution=execution,
-        )
+        return spec.run(loaded.federation, execution, entry=unit.candidate.entry, model=loaded.factory)
 
     def _settled(self, unit: Unit) -> Execution:
         """The execution that was measured for a method on a cell."""
