@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sites import elsewhere, far
+from torch import nn
 
 from newcomers import clients
 from plures.errors import PluresError
@@ -180,3 +181,19 @@ def test_leaving_deletes_the_state_and_refuses_from_then_on(tmp_path):
     record = remote.step()
     assert record.left_out == {"b": "refused: it has left the federation"}
     assert record.cohort == ("a", "c", "d", "e")
+
+
+def test_a_site_builds_its_network_once_for_all_orders_of_a_run(tmp_path):
+    federation, _ = clients()
+    built = []
+
+    def counted():
+        built.append("network")
+        return nn.Linear(8, 2)
+
+    training = Training(rounds=3, batch_size=8, steps=1)
+    remote, _ = far(federation, counted, fedavg(), training, tmp_path)
+    for _ in remote.rounds():
+        pass
+    assert not remote.clients.ask(remote, "publish", "validation", "test")
+    assert len(built) == 1 + len(federation)  # the coordinator's, and one at each site

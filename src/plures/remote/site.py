@@ -167,6 +167,7 @@ class Site:
         self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
         self.max_norm = max_norm
         self.allowed.measures(data.metrics, 0)
+        self._built: tuple[list[Told], Run, str] | None = None
 
     def answer(self, message: bytes) -> bytes:
         """What the site answers to a message of the server: always something, never an exception."""
@@ -282,7 +283,19 @@ class Site:
         """The run as this client sees it, at its start."""
         if len(order.population) != len(self.federation):
             raise RefusedError(f"the order tells of {len(order.population)} members, not of {len(self.federation)}")
-        everybody = population(self.federation, order.population)
+        if self._built is None or self._built[0] != order.population:
+            self._built = order.population, *self._build(order.population)
+        _, run, run_id = self._built
+        if run_id != order.run:
+            raise RefusedError("the server runs another method, model or version: install the same files and packages")
+        self._permit(run, order.round)
+        run.begin()
+        run.round = order.round
+        run.last = torch.tensor([order.accepted])
+        return run
+
+    def _build(self, told: list[Told]) -> tuple[Run, str]:
+        """Network and engine for what the clients told, and the run's fingerprint."""
         run = Run(
             self.data,
             self.model,
@@ -290,14 +303,9 @@ class Site:
             self.training,
             seed=self.seed,
             execution=ONE_CLIENT,
-            population=everybody,
+            population=population(self.federation, told),
         )
-        if fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed) != order.run:
-            raise RefusedError("the server runs another method, model or version: install the same files and packages")
-        self._permit(run, order.round)
-        run.round = order.round
-        run.last = torch.tensor([order.accepted])
-        return run
+        return run, fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed)
 
     def _permit(self, run: Run, round: int) -> None:
         """Refuse what the site does not allow."""

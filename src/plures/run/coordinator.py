@@ -209,16 +209,20 @@ class Coordinator(Generic[C]):
         self.training, self.execution = training, execution
         self.bound, self.seed, self.participation = origin.bound, origin.seed, origin.participation
         self.method = self.bound.method
-        self.round = 0
-        self.last = torch.zeros(len(setting), dtype=torch.int64)
-        self.moves = torch.zeros((0, 4), dtype=torch.int64)
-        self.moved = Moved()
         self.trained_with: Coordinator[Any] | None = None
         self._probed = 0
-        self.server = {block.name: origin.kept(block) for block in self.served()}
-        self.memory = {block.name: origin.memory(block, self.server[block.name]) for block in self.served()}
+        self.begin()
+
+    def begin(self) -> None:
+        """Take up the state before the first round."""
+        self.round = 0
+        self.last = torch.zeros(len(self.setting), dtype=torch.int64)
+        self.moves = torch.zeros((0, 4), dtype=torch.int64)
+        self.moved = Moved()
+        self.server = {block.name: self.origin.kept(block) for block in self.served()}
+        self.memory = {block.name: self.origin.memory(block, self.server[block.name]) for block in self.served()}
         held = {(s, p): self.bound.initial[s][p] for s, p in self.kept()}
-        self.store = ClientStore(held, len(federation), execution.clients_on_disk)
+        self.store = ClientStore(held, len(self.federation), self.execution.clients_on_disk)
 
     @property
     def device(self) -> torch.device:
