@@ -28,7 +28,7 @@ from plures.remote.clients import Remote, TooFewError, over_sites
 from plures.remote.message import Held, Scored, Told
 from plures.remote.sites import Sites, Transport
 from plures.remote.state import alone
-from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
+from plures.run.checkpoint import Snapshot, restore, snapshot
 from plures.run.coordinator import BrokenError, Coordinator, Moved, RoundRecord
 from plures.run.interrupt import ending, rest
 from plures.version import __version__
@@ -144,7 +144,7 @@ class Conductor:
         fitted = self.resumed(remote)
         with fitted.callbacks.stopping():
             fitted.callbacks.on_start(About.of(remote, self.plan.label, settings=self.plan.spec.model_dump()))
-            while remote.round < remote.training.rounds:
+            for _ in fitted.rounds():
                 self.round(fitted, remote)
             result = self.conclude(fitted, remote)
         fitted.callbacks.on_end(result)
@@ -242,8 +242,7 @@ class Conductor:
 
     def take_up(self, fitted: Fit[Over], remote: Over, file: Path) -> None:
         """Put everything into the state of a checkpoint."""
-        about, fitted.best = resume(remote, self.plan.label, file)
-        fitted.curve = [Point(**point) for point in about["curve"]]
+        about = fitted.resume(self.plan.label, file)
         self.progress = Progress(**about["progress"])
         remote.clients.best = None if fitted.best is None else fitted.best["last"]
         self.accuse(remote)
@@ -291,8 +290,6 @@ class Conductor:
         self.keep(fitted, remote)
         self.tell(fitted, remote, record)
         fitted.callbacks.on_round(record)
-        if fitted.callbacks.asked:
-            raise KeyboardInterrupt
 
     def attempt(self, remote: Over) -> RoundRecord:
         """Try the round until enough clients do their work."""
@@ -321,7 +318,7 @@ class Conductor:
         now = self.progress
         if error.round == 1:
             fitted.curve, fitted.best, remote.clients.best, self.progress = [], None, None, Progress()
-            restore(remote, snapshot(self.begin()))
+            remote.begin()
         elif error.round == remote.round:
             if not self.before.exists() or read(self.before, NEW)[1]["round"] != error.round - 1:
                 raise PluresError(f"{error}; {self.out} does not keep the state before it: start a new run") from error
@@ -349,10 +346,9 @@ class Conductor:
             bytes=down + up,
             seconds=self.progress.seconds,
         )
-        fitted.curve.append(point)
+        fitted.reached(point, lambda: state)
+        remote.clients.best = None if fitted.best is None else fitted.best["last"]
         fitted.callbacks.on_point(point)
-        if fitted.chosen is point:
-            fitted.best, remote.clients.best = state, state["last"]
         self.progress.pending = None
 
     def count(self, remote: Over) -> None:
@@ -365,10 +361,8 @@ class Conductor:
     def keep(self, fitted: Fit[Over], remote: Over) -> None:
         """Write the checkpoint."""
         told = {client: one.model_dump() for client, one in self.sites.told.items()}
-        curve = [point.model_dump(mode="json") for point in fitted.curve]
         progress = vars(self.progress)
-        kept: dict[str, Any] = {"curve": curve, "progress": progress, "told": told, "round": remote.round}
-        save(remote, self.plan.label, self.checkpoint, fitted.best, **kept)
+        fitted.save(self.plan.label, self.checkpoint, progress=progress, told=told, round=remote.round)
         duplicate(self.checkpoint, self.copy)
 
     def tell(self, fitted: Fit[Over], remote: Over, record: RoundRecord) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -61,6 +61,34 @@ class Fit(Generic[R]):
         measured = [point for point in self.curve if not math.isnan(point.validation)]
         return max(measured or self.curve[-1:], key=lambda point: (sign * point.validation, -point.round))
 
+    def rounds(self) -> Iterator[int]:
+        """The one loop over rounds, wherever the clients are: until the last one counts, or somebody asks to stop.
+
+        Yields:
+            The number of rounds finished. Whoever loops does a round, notes what it showed, and keeps it.
+        """
+        while self.run.round < self.run.training.rounds:
+            yield self.run.round
+            if self.callbacks.asked:
+                raise KeyboardInterrupt
+
+    def reached(self, point: Point, state: Callable[[], Snapshot]) -> None:
+        """Note a point, and the state of the run at it if it is the best so far."""
+        self.curve.append(point)
+        if self.chosen is point:
+            self.best = state()
+
+    def save(self, name: str, file: Path, question: Fingerprint | None = None, **kept: Any) -> None:
+        """Write a checkpoint with all that the run has shown; ``kept`` are further JSON values."""
+        curve = [point.model_dump(mode="json") for point in self.curve]
+        save(self.run, name, file, self.best, question=question, curve=curve, **kept)
+
+    def resume(self, name: str, file: Path, question: Fingerprint | None = None) -> dict[str, Any]:
+        """Go back to a checkpoint; what else was kept in it."""
+        about, self.best = resume(self.run, name, file, question)
+        self.curve = [Point(**point) for point in about["curve"]]
+        return about
+
 
 def fit(
     run: Run,
@@ -114,23 +142,24 @@ def fit(
     if checkpoint is not None:
         check_file(checkpoint)
     fitted = Fit(run, [], callbacks=Callbacks(callbacks))
-    spent, sent, visits, last = 0.0, 0, 0, float("nan")
+    kept: dict[str, Any] = {"seconds": 0.0, "bytes": 0, "visits": 0}
+    last = float("nan")
     if checkpoint is not None and question is None:
         question = of_run(run, name, every=every)
     if checkpoint is not None and checkpoint.exists():
-        about, fitted.best = resume(run, name, checkpoint, question)
-        fitted.curve = [Point(**point) for point in about["curve"]]
-        spent, sent, visits = about["seconds"], about["bytes"], about["visits"]
+        about = fitted.resume(name, checkpoint, question)
+        kept = {what: about[what] for what in kept}
+    metric = primary(run.federation)
     with fitted.callbacks.stopping(), Interrupt() as interrupt:
         fitted.callbacks.on_start(About.of(run, name, stage, settings))
-        while run.round < run.training.rounds:
+        for _ in fitted.rounds():
             record = run.step()
-            spent, sent = spent + record.seconds, sent + record.bytes_up + record.bytes_down
-            visits += len(record.cohort)
+            kept["seconds"] += record.seconds
+            kept["bytes"] += record.bytes_up + record.bytes_down
+            kept["visits"] += len(record.cohort)
             measured = run.round % every == 0 or run.round == run.training.rounds
             clients: list[float | None] = []
             if measured:
-                metric = primary(run.federation)
                 scores = score(run, "validation", metrics=(metric,))
                 last = mean_of_measured(scores, metric.name)
                 clients = values(scores).metrics[metric.name]
@@ -139,28 +168,20 @@ def fit(
                 train_loss=record.loss,
                 objective=record.objective,
                 validation=last,
-                bytes=sent,
-                seconds=spent,
-                visits=visits,
                 clients=clients,
+                **kept,
             )
             if measured:
-                fitted.curve.append(point)
-                if fitted.chosen is point:
-                    fitted.best = snapshot(run)
+                fitted.reached(point, lambda: snapshot(run))
             fitted.callbacks.on_round(record)
             if measured:
                 fitted.callbacks.on_point(point)
             if progress is not None:
                 progress(point)
-            interrupt.asked |= fitted.callbacks.asked
-            due = interrupt.asked or run.round % checkpoint_every == 0
+            fitted.callbacks.asked |= interrupt.asked
+            due = fitted.callbacks.asked or run.round % checkpoint_every == 0
             if checkpoint is not None and due and run.round < run.training.rounds:
-                curve = [point.model_dump(mode="json") for point in fitted.curve]
-                kept: dict[str, Any] = {"curve": curve, "seconds": spent, "bytes": sent, "visits": visits}
-                save(run, name, checkpoint, fitted.best, question=question, **kept)
-            if interrupt.asked:
-                raise KeyboardInterrupt
+                fitted.save(name, checkpoint, question, **kept)
     return fitted
 
 
