@@ -15,8 +15,8 @@ from sklearn import metrics as sklearn
 from plures.evaluate.predictions import said
 from plures.federation import Task
 from plures.metrics import REGRESSION, Predictions
-from plures.metrics.auroc import areas, auroc
-from plures.metrics.average_precision import average_precision, precisions
+from plures.metrics.auroc import auroc
+from plures.metrics.average_precision import average_precision
 from plures.metrics.balance import balanced_accuracy, counts, macro_f1, mean_f1, mean_recall
 from plures.metrics.errors import r2
 
@@ -119,7 +119,7 @@ def test_areas_and_precisions_are_those_of_scikit_learn(examples: list[tuple[boo
         torch.from_numpy(scores)[None, :, None],
         torch.from_numpy(true > 0)[None, :, None],
     )
-    area, precision = float(areas(*stacked)), float(precisions(*stacked))
+    area, precision = float(auroc.value(*stacked)), float(average_precision.value(*stacked))
     if not 0 < (true * weight).sum() < weight.sum():
         assert math.isnan(area)
         assert math.isnan(precision)
@@ -167,7 +167,9 @@ def test_a_client_of_one_class_leaves_the_others_as_they_are() -> None:
     sizes = np.array([20, 7, 12, 5])
     true[3, :5] = True
     weight = (np.arange(20) < sizes[:, None]).astype(float)
-    found = areas(torch.from_numpy(weight), torch.from_numpy(scores)[..., None], torch.from_numpy(true)[..., None])
+    found = auroc.value(
+        torch.from_numpy(weight), torch.from_numpy(scores)[..., None], torch.from_numpy(true)[..., None]
+    )
     alone = [sklearn.roc_auc_score(true[i, :n], scores[i, :n]) for i, n in enumerate(sizes[:3])]
     assert found.tolist() == pytest.approx([*alone, NAN], nan_ok=True)
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plures.metrics.metric import Metric, Predictions
+
+HELD = 2**21
+"""Scores that are ordered at once."""
 
 
 def ranked(predictions: Predictions) -> tuple[Tensor, Tensor]:
@@ -27,45 +34,73 @@ def ranked(predictions: Predictions) -> tuple[Tensor, Tensor]:
     return torch.where(predictions.finite.unsqueeze(-1), scores, wrong), true
 
 
-def below(weight: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight of the examples with a smaller score than each, and with one that is at most its own.
+@dataclass(frozen=True)
+class Ordered:
+    """Examples in the order of their scores, the lowest first; ``(rows, examples)`` each, one row for each ranking.
 
-    Args:
-        weight: ``(clients, examples)``.
-        scores: ``(clients, examples)``; equal scores are ties.
+    Attributes:
+        scores: the scores.
+        won: weight of an example that is positive, else 0.
+        lost: weight of an example that is negative, else 0.
+        first: place of the first example with the same score.
+        last: place of the last one.
     """
-    ordered, order = scores.sort(dim=1)
-    sums = torch.nn.functional.pad(weight.gather(1, order).cumsum(1), (1, 0))
-    left, right = (torch.searchsorted(ordered, scores.contiguous(), right=side) for side in (False, True))
-    return sums.gather(1, left), sums.gather(1, right)
+
+    scores: Tensor
+    won: Tensor
+    lost: Tensor
+    first: Tensor
+    last: Tensor
+
+    def below(self, weight: Tensor) -> Tensor:
+        """Weight of the examples whose score is lower than an example's."""
+        return weight.cumsum(1).sub(weight).gather(1, self.first)
+
+    def upto(self, weight: Tensor) -> Tensor:
+        """Weight of the examples whose score is at most an example's."""
+        return weight.cumsum(1).gather(1, self.last)
 
 
-def macro(values: Tensor) -> Tensor:
-    """Mean over the rankings ``(clients, rankings)`` that are defined; NaN where none is."""
-    return values.nanmean(1)
-
-
-def areas(weight: Tensor, scores: Tensor, true: Tensor) -> Tensor:
-    """The share of pairs of a positive and a negative example that are in the right order, a tie counting half.
-
-    It equals the area under the ROC curve (Hanley, McNeil 1982), and a pair counts by the product of its weights.
+def mean_over_rankings(value: Callable[[Ordered], Tensor], weight: Tensor, scores: Tensor, true: Tensor) -> Tensor:
+    """Mean over a client's rankings of what a function makes of each; rankings for which it is NaN are left out.
 
     Args:
+        value: ``(ordered) -> (rows,)``.
         weight: ``(clients, examples)``.
-        scores: ``(clients, examples, rankings)``.
+        scores: ``(clients, examples, rankings)``; equal scores are ties.
         true: of the same shape, which examples are positive.
     """
     found = []
-    for score, positive in zip(scores.unbind(-1), true.unbind(-1), strict=True):
-        won, lost = (torch.where(side, weight.double(), 0.0) for side in (positive, ~positive))
-        under, upto = below(lost, torch.where(weight > 0, score, 0.0))
-        found.append((won * (under + upto)).sum(1) / 2 / (won.sum(1) * lost.sum(1)))
-    return macro(torch.stack(found, 1))
+    several = max(1, HELD // max(1, weight.numel()))
+    for score, positive in zip(torch.split(scores, several, -1), torch.split(true, several, -1), strict=True):
+        rows = score.shape[0], score.shape[2], score.shape[1]
+        counted = weight.double().unsqueeze(1).expand(rows).flatten(0, 1)
+        won = torch.where(positive.transpose(1, 2).flatten(0, 1), counted, 0.0)
+        ordered, order = torch.where(counted > 0, score.transpose(1, 2).flatten(0, 1), 0.0).sort(dim=1)
+        place = torch.arange(rows[2], device=weight.device).expand_as(order)
+        step = ordered.diff(dim=1) != 0
+        first = torch.where(F.pad(step, (1, 0), value=True), place, 0).cummax(1).values
+        last = torch.where(F.pad(step, (0, 1), value=True), place, rows[2]).flip(1).cummin(1).values.flip(1)
+        won, lost = won.gather(1, order), (counted - won).gather(1, order)
+        found.append(value(Ordered(ordered, won, lost, first, last)).view(rows[:2]))
+    return torch.cat(found, 1).nanmean(1)
+
+
+def area(ordered: Ordered) -> Tensor:
+    """The share of pairs of a positive and a negative example that are in the right order, a tie counting half.
+
+    It equals the area under the ROC curve (Hanley, McNeil 1982); a pair counts by the product of its weights.
+    """
+    won, lost = ordered.won, ordered.lost
+    pairs = won * (ordered.below(lost) + ordered.upto(lost)) / 2
+    return pairs.sum(1) / (won.sum(1) * lost.sum(1))
 
 
 ONE_CLASS = "where all examples are of one class"
 
-auroc = Metric("auroc", "AUROC", ranked, areas, higher=True, range=(0, 1), undefined=ONE_CLASS)
+auroc = Metric(
+    "auroc", "AUROC", ranked, partial(mean_over_rankings, area), higher=True, range=(0, 1), undefined=ONE_CLASS
+)
 """Area under the ROC curve: of two classes, that of the second one; otherwise the mean over classes, each against the
 rest (``roc_auc_score(multi_class="ovr")`` of scikit-learn). Classes of which a client has no example, or no other
 example, are left out of its mean."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plures.metrics.auroc import macro
 from plures.metrics.metric import Metric, Predictions
 
 
@@ -47,13 +46,13 @@ def counts(weight: Tensor, targets: Tensor, decisions: Tensor) -> tuple[Tensor, 
 def mean_recall(weight: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
     """Mean over the classes of which there are examples of the share that is found."""
     hits, _, true = counts(weight, targets, decisions)
-    return macro(hits / true)
+    return (hits / true).nanmean(1)
 
 
 def mean_f1(weight: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
     """Mean over the classes that occur or are decided for of the harmonic mean of precision and recall."""
     hits, claimed, true = counts(weight, targets, decisions)
-    return macro(2 * hits / (claimed + true))
+    return (2 * hits / (claimed + true)).nanmean(1)
 
 
 balanced_accuracy = Metric(
