@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hospitals import written
+from hospitals import simulated, written
 from sites import Loopback, conductor, far
 from torch import nn
 
 from plures import from_arrays
 from plures.deploy.app import opened
 from plures.deploy.journal import Journal
-from plures.deploy.plan import SiteFile
+from plures.deploy.plan import Plan, SiteFile
 from plures.errors import PluresError
+from plures.evaluate.code import NOTHING
 from plures.federation import Federation
 from plures.method import SGD, Method
 from plures.methods import fedavg, fedper, fedrep, gradient_clusters, ifca
@@ -653,3 +654,32 @@ def test_what_a_site_allows_stands_in_its_file(tmp_path):
         file.write_text(f'client = "a"\n[allow]\n{wrong}\n')
         with pytest.raises(PluresError, match=wrong.split()[0]):
             SiteFile.load(file)
+
+
+def test_the_metric_that_was_agreed_chooses_the_round(tmp_path):
+    """As in one process, also where a site cannot measure it: what is undefined is told as missing."""
+    file = written(tmp_path, rounds=3, metric="auroc")
+    there, (here, run) = conductor(file, hospitals(file)).run(), simulated(file)
+    assert run.federation.metrics[0].name == "auroc"
+    assert [point.validation for point in there.curve] == pytest.approx([point.validation for point in here.curve])
+    assert there.curve[0].clients == pytest.approx(here.curve[0].clients, nan_ok=True)
+    assert there.chosen_round == here.chosen_round
+    assert there.test.metrics["auroc"] == pytest.approx(here.test.metrics["auroc"])
+
+
+def test_a_metric_that_nobody_knows_is_refused_before_anybody_is_asked(tmp_path):
+    file = written(tmp_path, metric="auc")
+    with pytest.raises(PluresError, match="no metric 'auc'; did you mean 'auroc'"):
+        Plan.load(file).rehearse(NOTHING)
+    with pytest.raises(PluresError, match="no metric 'auc'"):
+        opened(tmp_path / "cleveland" / "site.toml")
+
+
+def test_new_metrics_are_rounded_and_untold_of_few(tmp_path):
+    told, _ = trained_with(tmp_path / "some", replace(SERVED, digits=2, metrics=("auroc", "f1")))
+    exact, _ = trained_with(tmp_path / "exact", replace(SERVED, digits=17, metrics=("auroc", "f1")))
+    few, _ = trained_with(tmp_path / "few", replace(SERVED, least=16, metrics=("auroc", "f1")))
+    measured = exact.scores["validation"].metrics
+    assert told.scores["validation"].metrics == {k: float(f"{x:.2g}") for k, x in measured.items()}
+    assert set(measured) == {"auroc", "f1"}
+    assert few.scores["validation"].metrics == {}

@@ -208,3 +208,19 @@ def test_data_that_changed_are_refused(tmp_path: Path) -> None:
     words = "the data of 'h, natural, 4 rounds' are not those .* client 'cleveland' .* has other training rows"
     with pytest.raises(PluresError, match=words):
         store.note_cell(found.cells[0], other, "{}", "{}", {})
+
+
+def test_a_metric_belongs_to_the_cell() -> None:
+    """A data set that names none is the cell that it was; another metric makes another cell."""
+    plain, named = TEXT, TEXT.replace('name = "heart",', 'name = "heart", metric = "auroc",')
+    before, after = plan(plain).cells, plan(named).cells
+    changed = [one.data.name for one, other in zip(before, after, strict=True) if one.key != other.key]
+    assert changed == ["heart"] * 4
+    loaded = load_cell(parse_study(named, "study.toml", Path()), after[0])
+    assert [metric.name for metric in loaded.federation.metrics][:2] == ["auroc", "accuracy"]
+    assert loaded.spec.metric == "auroc"
+    dealt = load_cell(parse_study(named, "study.toml", Path()), after[2])
+    assert dealt.federation.metrics[0].name == "auroc"
+    wrong = named.replace("auroc", "auc")
+    with pytest.raises(PluresError, match=r"study.toml.*no metric 'auc'; did you mean 'auroc'"):
+        load_cell(parse_study(wrong, "study.toml", Path()), plan(wrong).cells[0])

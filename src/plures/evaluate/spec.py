@@ -230,6 +230,7 @@ class RunSpec(Result):
             entry: the method, if it was found already.
             model: the network, if it was found already.
         """
+        federation = self.judged(federation, code) if federation.metric is None else federation
         return Run(
             federation,
             self.network(federation, code) if model is None else model,
