@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation.build import from_arrays
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.images import DIGITS, cifar10, mnist, usps
 from plures.federation.federation import Federation
 from plures.federation.seeding import generator
@@ -22,6 +23,21 @@ SHARD = 10000
 DIGITS_IN = {"MNIST": 70000, "USPS": 9298}
 
 
+@dataset(
+    task="classification: 10 digits of several origins, 3 x 28 x 28",
+    clients="3 domains: MNIST, USPS, MNIST blended with CIFAR-10 patches",
+    examples=3717,
+    megabytes=29.6,
+    licence="CC BY-SA 3.0 (MNIST); research data without an explicit licence (USPS, CIFAR-10)",
+    source="https://github.com/med-air/FedBN",
+    citation="Li, Jiang, Zhang, Kamp, Dou: FedBN: Federated Learning on Non-IID Features via Local Batch "
+    "Normalization, ICLR 2021; Ganin et al.: Domain-Adversarial Training of Neural Networks, JMLR 2016",
+    files=(
+        *("mnist/train.npz", "mnist/test.npz", "usps/usps.npz"),
+        *("cifar10/test_x.npy.xz", "cifar10/test_y.npz"),
+    ),
+    how_to_get="see the data sets mnist, usps and cifar10",
+)
 def digits(
     *,
     seed: int = 0,
@@ -121,6 +137,17 @@ def blend(digits: Tensor, backgrounds: Tensor, *, seed: int = 0) -> Tensor:
     return (torch.stack(patches) - digits).abs()
 
 
+@dataset(
+    task="classification: 10 digits turned by the angle of the client, 28 x 28",
+    clients="100 in 4 groups of one angle each",
+    examples=20000,
+    megabytes=11.5,
+    licence="CC BY-SA 3.0",
+    source="http://yann.lecun.com/exdb/mnist/",
+    citation="Ghosh, Chung, Yin, Ramchandran: An Efficient Framework for Clustered Federated Learning, NeurIPS 2020",
+    files=("mnist/train.npz", "mnist/test.npz"),
+    how_to_get="see the data set mnist",
+)
 def rotated_mnist(
     *,
     seed: int = 0,

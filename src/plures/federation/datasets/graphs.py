@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from plures.errors import PluresError
 from plures.federation.build import Examples, Options, assemble
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
 from plures.federation.seeding import generator
@@ -180,6 +181,17 @@ def communities(edges: ArrayLike, nodes: int, parts: int, *, seed: int = 0) -> N
     return owner
 
 
+@dataset(
+    task="classification: topic of a paper, 7, from its two-hop citation neighbourhood",
+    clients="communities of the graph (default 10)",
+    examples=2708,
+    megabytes=0.09,
+    licence="MIT",
+    source="https://github.com/kimiyoung/planetoid",
+    citation="Yang, Cohen, Salakhutdinov: Revisiting Semi-Supervised Learning with Graph Embeddings, ICML 2016",
+    files=("planetoid/cora.npz",),
+    how_to_get="save edges (m, 2), y and the features as x_indptr and x_indices as one .npz",
+)
 def cora(
     *,
     seed: int = 0,
@@ -203,6 +215,17 @@ def cora(
     return _planetoid("cora", CORA, seed, split, clients, neighbours, width)
 
 
+@dataset(
+    task="classification: topic of a paper, 6, from its two-hop citation neighbourhood",
+    clients="communities of the graph (default 10)",
+    examples=3312,
+    megabytes=0.17,
+    licence="MIT",
+    source="https://github.com/kimiyoung/planetoid",
+    citation="Yang, Cohen, Salakhutdinov: Revisiting Semi-Supervised Learning with Graph Embeddings, ICML 2016",
+    files=("planetoid/citeseer.npz",),
+    how_to_get="save edges (m, 2), y and the features as x_indptr and x_indices as one .npz",
+)
 def citeseer(
     *,
     seed: int = 0,
@@ -219,6 +242,17 @@ def citeseer(
     return _planetoid("citeseer", CITESEER, seed, split, clients, neighbours, width)
 
 
+@dataset(
+    task="classification: explicit language or not, from a streamer's two-hop neighbourhood",
+    clients="7 languages (or parts of their graphs)",
+    examples=36890,
+    megabytes=2.2,
+    licence="GPL-3.0 repository; published by SNAP for research",
+    source="https://github.com/benedekrozemberczki/MUSAE",
+    citation="Rozemberczki, Allen, Sarkar: Multi-Scale Attributed Node Embedding, Journal of Complex Networks 2021",
+    files=("twitch/twitch.npz",),
+    how_to_get="save C_edges (m, 2), C_y, C_x_indptr and C_x_indices of each language C as one .npz",
+)
 def twitch(
     *,
     seed: int = 0,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from plures.brief import brief
 from plures.federation.build import from_arrays
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import PACKAGED
 from plures.federation.federation import Federation
 from plures.federation.splits import SplitRule
@@ -71,6 +72,18 @@ def read_windows(file: Path = FILE) -> Windows:
     )
 
 
+@dataset(
+    task="classification: 6 activities from 9 inertial channels of 128 samples",
+    clients="30 subjects",
+    examples=10299,
+    megabytes=4.5,
+    licence="CC BY 4.0 at UCI; the original archive says no commercial use",
+    source="https://doi.org/10.24432/C54S4K",
+    citation="Anguita, Ghio, Oneto, Parra, Reyes-Ortiz: A Public Domain Dataset for Human Activity Recognition "
+    "Using Smartphones, ESANN 2013",
+    files=("har.npz",),
+    packaged=True,
+)
 def har(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = True) -> Federation:
     """UCI HAR (Anguita, Ghio, Oneto, Parra, Reyes-Ortiz 2013): 30 subjects, 10299 windows, 6 activities.
 

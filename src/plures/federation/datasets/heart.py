@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.federation.build import by_content
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import PACKAGED
 from plures.federation.federation import Federation
 from plures.federation.splits import SplitRule
@@ -38,6 +39,17 @@ CATEGORIES = {
 ZERO_IS_MISSING = ("trestbps", "chol")
 
 
+@dataset(
+    task="classification: heart disease or not from 13 clinical columns with missing values",
+    clients="4 hospitals",
+    examples=920,
+    megabytes=0.05,
+    licence="CC BY 4.0",
+    source="https://doi.org/10.24432/C52P4X",
+    citation="Janosi, Steinbrunn, Pfisterer, Detrano: Heart Disease, UCI Machine Learning Repository 1988",
+    files=("heart.csv",),
+    packaged=True,
+)
 def heart(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = True) -> Federation:
     """UCI heart disease (Janosi, Steinbrunn, Pfisterer, Detrano 1988): 4 hospitals, 920 patients, diseased or not.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from plures.errors import PluresError
 from plures.federation.build import from_arrays
 from plures.federation.datasets import folder
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read, read_idx
 from plures.federation.federation import Federation
 from plures.federation.partition import How, partition
@@ -62,11 +63,36 @@ class Dealt(TypedDict, total=False):
     split: SplitRule | None
 
 
+@dataset(
+    task="classification: 10 digits, 28 x 28",
+    clients="by partition (default 20)",
+    examples=70000,
+    megabytes=11.5,
+    licence="CC BY-SA 3.0",
+    source="http://yann.lecun.com/exdb/mnist/",
+    citation="LeCun, Bottou, Bengio, Haffner: Gradient-Based Learning Applied to Document Recognition, "
+    "Proceedings of the IEEE 1998",
+    files=("mnist/train.npz", "mnist/test.npz"),
+    how_to_get="save x uint8 (n, 28, 28) and y uint8 (n,) of each part as .npz",
+)
 def mnist(**options: Unpack[Dealt]) -> Federation:
     """MNIST (LeCun, Cortes): 70000 digits ``(1, 28, 28)``, the official test part pooled in; see `Dealt`."""
     return _deal("mnist", *_train_and_test(data_folder() / "mnist"), DIGITS, "MNIST, CC BY-SA 3.0", options)
 
 
+@dataset(
+    task="classification: 10 garments, 28 x 28",
+    clients="by partition (default 20)",
+    examples=70000,
+    megabytes=30.9,
+    licence="MIT",
+    source="https://github.com/zalandoresearch/fashion-mnist",
+    citation="Xiao, Rasul, Vollgraf: Fashion-MNIST, arXiv:1708.07747, 2017",
+    files=("fashion_mnist/train.npz", "fashion_mnist/test.npz"),
+    how_to_get="install the Debian package dataset-fashion-mnist, or save x uint8 (n, 28, 28) and y uint8 (n,) of "
+    "each part, or of a subset, as .npz",
+    system=FASHION_IDX,
+)
 def fashion_mnist(**options: Unpack[Dealt]) -> Federation:
     """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 70000 garments ``(1, 28, 28)``, both parts pooled; see `Dealt`.
 
@@ -82,6 +108,17 @@ def fashion_mnist(**options: Unpack[Dealt]) -> Federation:
     return _deal("fashion_mnist", pictures, labels, GARMENTS, "Fashion-MNIST (subset), MIT", options)
 
 
+@dataset(
+    task="classification: 10 digits, 16 x 16",
+    clients="by partition (default 20)",
+    examples=9298,
+    megabytes=1.1,
+    licence="research data without an explicit licence",
+    source="https://hastie.su.domains/ElemStatLearn/",
+    citation="Le Cun et al.: Handwritten Digit Recognition with a Back-Propagation Network, NeurIPS 1989",
+    files=("usps/usps.npz",),
+    how_to_get="save x_train, y_train, x_test, y_test (uint8, pictures (n, 16, 16)) as one .npz",
+)
 def usps(*, size: int = 16, **options: Unpack[Dealt]) -> Federation:
     """USPS (Le Cun et al. 1990): 9298 digits ``(1, size, size)``, bilinear if not 16; see `Dealt`."""
     raw = read(data_folder() / "usps" / "usps.npz")
@@ -94,6 +131,17 @@ def usps(*, size: int = 16, **options: Unpack[Dealt]) -> Federation:
     return _deal("usps", pictures, labels, DIGITS, "USPS, research data without an explicit licence", options)
 
 
+@dataset(
+    task="classification: 10 kinds of object, 3 x 32 x 32",
+    clients="by partition (default 20)",
+    examples=40000,
+    megabytes=67.9,
+    licence="none stated; research use",
+    source="https://www.cs.toronto.edu/~kriz/cifar.html",
+    citation="Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009",
+    files=tuple(f"cifar10/{shard}_{part}" for shard in SHARDS for part in ("x.npy.xz", "y.npz")),
+    how_to_get="pack shards of 10000 pictures as plures.federation.datasets.images reads them",
+)
 def cifar10(*, shards: Sequence[str] = SHARDS, **options: Unpack[Dealt]) -> Federation:
     """CIFAR-10 (Krizhevsky 2009): up to 40000 pictures ``(3, 32, 32)`` in shards of 10000; see `Dealt`."""
     for shard in shards:

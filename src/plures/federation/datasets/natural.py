@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation.build import from_arrays
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
 from plures.federation.splits import SplitRule
@@ -17,6 +18,18 @@ from plures.federation.splits import SplitRule
 TERRAIN = {"foliated": range(15), "bare earth": range(15, 29)}
 
 
+@dataset(
+    task="classification: 242 handwritten characters, 28 x 28",
+    clients="160 drawers of 8 alphabets (or the 8 alphabets)",
+    examples=4840,
+    megabytes=1.1,
+    licence="MIT",
+    source="https://github.com/brendenlake/omniglot",
+    citation="Lake, Salakhutdinov, Tenenbaum: Human-level Concept Learning through Probabilistic Program "
+    "Induction, Science 2015",
+    files=("omniglot_small/omniglot_small.npz",),
+    how_to_get="save x28 uint8 (n, 28, 28), y, alphabet, drawer, alphabet_names and class_names as one .npz",
+)
 def omniglot_small(
     *,
     seed: int = 0,
@@ -62,6 +75,17 @@ def omniglot_small(
     )
 
 
+@dataset(
+    task="classification: 10 spoken digits, log-mel pictures 32 x 32",
+    clients="6 speakers",
+    examples=3000,
+    megabytes=1.5,
+    licence="CC BY-SA 4.0",
+    source="https://github.com/Jakobovski/free-spoken-digit-dataset",
+    citation="Jackson et al.: Free Spoken Digit Dataset, 2018",
+    files=("spoken_digits/spoken_digits.npz",),
+    how_to_get="save logmel uint8 (n, 32, 32), y, client and client_names as one .npz",
+)
 def spoken_digits(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = True) -> Federation:
     """Free Spoken Digit Dataset: 6 speakers, 3000 recordings as log-mel pictures ``(1, 32, 32)``, 10 digits.
 
@@ -84,6 +108,18 @@ def spoken_digits(*, seed: int = 0, split: SplitRule | None = None, standardize:
     )
 
 
+@dataset(
+    task="regression: motor or total UPDRS score from 19 columns of voice measures",
+    clients="42 patients",
+    examples=5875,
+    megabytes=0.3,
+    licence="CC BY 4.0",
+    source="https://doi.org/10.24432/C5ZS3N",
+    citation="Tsanas, Little, McSharry, Ramig: Accurate Telemonitoring of Parkinson's Disease Progression by "
+    "Noninvasive Speech Tests, IEEE Transactions on Biomedical Engineering 2010",
+    files=("parkinsons/parkinsons.npz",),
+    how_to_get="save x float32 (n, 19), y float32 (n, 2), client and feature_names as one .npz",
+)
 def parkinsons(
     *,
     seed: int = 0,
@@ -128,6 +164,17 @@ def parkinsons(
     )
 
 
+@dataset(
+    task="regression: examination score from 28 columns",
+    clients="139 schools",
+    examples=15362,
+    megabytes=0.04,
+    licence="research data without an explicit licence",
+    source="https://github.com/jiayuzhou/MALSAR",
+    citation="Goldstein: Multilevel Modelling of Survey Data, The Statistician 1991",
+    files=("school/school.npz",),
+    how_to_get="save x uint8 (n, 28), y uint8 (n,) and client as one .npz",
+)
 def school(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = True) -> Federation:
     """ILEA school data (Goldstein 1991): 139 schools, examination score of 15362 pupils from 28 columns.
 
@@ -152,6 +199,18 @@ def school(*, seed: int = 0, split: SplitRule | None = None, standardize: bool =
     )
 
 
+@dataset(
+    task="classification: mine or clutter from 9 radar features",
+    clients="29 mine fields of 2 terrains",
+    examples=14820,
+    megabytes=0.5,
+    licence="research data without an explicit licence",
+    source="https://github.com/daizhongxiang/Federated_Bayesian_Optimization",
+    citation="Xue, Liao, Carin, Krishnapuram: Multi-Task Learning for Classification with Dirichlet Process "
+    "Priors, JMLR 2007",
+    files=("landmine/landmine.npz",),
+    how_to_get="save x float32 (n, 9), y uint8 (n,) and client as one .npz",
+)
 def landmine(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = True) -> Federation:
     """Landmine detection (Xue, Liao, Carin, Krishnapuram 2007): 29 fields, 14820 radar signatures, mine or clutter.
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation.build import from_arrays
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
 from plures.federation.seeding import generator
@@ -17,6 +18,17 @@ MOVIES = 9724
 """Movies with a rating, of the 9742 listed."""
 
 
+@dataset(
+    task="regression: rating of a movie, by its number",
+    clients="610 users",
+    examples=100836,
+    megabytes=0.7,
+    licence="GroupLens: research use, redistribution under the same terms, no commercial use",
+    source="https://grouplens.org/datasets/movielens/latest/",
+    citation="Harper, Konstan: The MovieLens Datasets: History and Context, ACM TiiS 2015",
+    files=("movielens_small/movielens_small.npz",),
+    how_to_get="save user, item (from 0), rating, timestamp and item_titles of ml-latest-small as one .npz",
+)
 def movielens(
     *,
     seed: int = 0,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation.build import by_content, from_arrays
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
 from plures.federation.splits import SplitRule
@@ -21,6 +22,18 @@ BLOCK = 10
 YEAR = 365.25
 
 
+@dataset(
+    task="classification: income above 50 000 dollars or not from 14 columns with missing values",
+    clients="15 occupations (or another categorical column)",
+    examples=48842,
+    megabytes=0.4,
+    licence="CC BY 4.0",
+    source="https://doi.org/10.24432/C5XW20",
+    citation="Becker, Kohavi: Adult, UCI Machine Learning Repository 1996",
+    files=("adult/adult.npz",),
+    how_to_get="save xnum, xcat (codes), y of train and test, their column names and the names of the codes as "
+    "one .npz",
+)
 def adult(
     *,
     seed: int = 0,
@@ -72,6 +85,18 @@ def adult(
     )
 
 
+@dataset(
+    task="classification: death within three years of breast cancer or not from 39 columns",
+    clients="6 regions",
+    examples=505,
+    megabytes=0.01,
+    licence="TCGA open access (GDC policy: do not try to identify anybody)",
+    source="https://github.com/owkin/FLamby",
+    citation="Liu et al.: An Integrated TCGA Pan-Cancer Clinical Data Resource, Cell 2018; du Terrail et al.: "
+    "FLamby, NeurIPS 2022",
+    files=("tcga_brca/tcga_brca.npz",),
+    how_to_get="save x float32 (n, 39), event, time_days, client, client_names and feature_names as one .npz",
+)
 def tcga_brca(
     *, seed: int = 0, split: SplitRule | None = None, years: float = 3.0, standardize: bool = True
 ) -> Federation:
@@ -109,6 +134,18 @@ def tcga_brca(
     )
 
 
+@dataset(
+    task="classification: a connection is normal or one of 4 kinds of attack, 41 columns",
+    clients="55 services with 100 connections (or 3 protocols)",
+    examples=125483,
+    megabytes=2.5,
+    licence="research use with citation",
+    source="https://www.unb.ca/cic/datasets/nsl.html",
+    citation="Tavallaee, Bagheri, Lu, Ghorbani: A Detailed Analysis of the KDD CUP 99 Data Set, IEEE CISDA 2009",
+    files=("nsl_kdd/nsl_kdd.npz",),
+    how_to_get="save xnum_train, xcat_train (codes), y_train, num_columns, cat_columns, class_names and the names "
+    "of the codes as one .npz",
+)
 def nsl_kdd(
     *,
     seed: int = 0,
@@ -155,6 +192,17 @@ def nsl_kdd(
     )
 
 
+@dataset(
+    task="classification: a milling machine fails or not from 5 columns",
+    clients="3 product qualities",
+    examples=10000,
+    megabytes=0.13,
+    licence="CC BY 4.0",
+    source="https://doi.org/10.24432/C5HS5C",
+    citation="Matzka: Explainable Artificial Intelligence for Predictive Maintenance Applications, AI4I 2020",
+    files=("ai4i2020/ai4i2020.csv.gz",),
+    how_to_get="compress the original table with gzip",
+)
 def ai4i2020(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = True) -> Federation:
     """AI4I 2020 Predictive Maintenance (Matzka 2020): 10000 milling jobs, machine failure (339) or not; synthetic.
 
@@ -186,6 +234,19 @@ def ai4i2020(*, seed: int = 0, split: SplitRule | None = None, standardize: bool
     )
 
 
+@dataset(
+    task="regression: cycles until a turbofan fails from 24 channels",
+    clients="200 engines of 2 populations",
+    examples=37227,
+    megabytes=1.9,
+    licence="public domain (NASA)",
+    source="https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data",
+    citation="Saxena, Goebel, Simon, Eklund: Damage Propagation Modeling for Aircraft Engine Run-to-Failure "
+    "Simulation, PHM 2008",
+    files=("cmapss/cmapss.npz",),
+    how_to_get="save P_x float32 (rows, 24), P_unit, P_cycle of train_fd001, test_fd001 and test_fd003, P_rul of "
+    "the test parts, and columns as one .npz",
+)
 def cmapss(
     *,
     seed: int = 0,

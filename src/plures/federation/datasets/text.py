@@ -11,6 +11,7 @@ import torch
 
 from plures.errors import PluresError
 from plures.federation.build import from_arrays
+from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder
 from plures.federation.federation import Federation
 from plures.federation.seeding import generator
@@ -22,6 +23,19 @@ CHARACTERS = "\n !$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmno
 PASSAGE = 5
 
 
+@dataset(
+    task="classification: the next of 76 characters after 80",
+    clients="447 roles with 2000 characters (default 100 of them)",
+    examples=40268,
+    megabytes=1.9,
+    licence="public domain",
+    source="https://github.com/TheMITTech/shakespeare",
+    citation="McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-Efficient Learning of Deep Networks "
+    "from Decentralized Data, AISTATS 2017; Caldas et al.: LEAF, arXiv:1812.01097, 2018",
+    files=("shakespeare/speeches.jsonl.gz", "shakespeare/plays.json"),
+    how_to_get="save one JSON object a line with play, role and text, in the order of the plays, and the titles "
+    "as a JSON object",
+)
 def shakespeare(
     *,
     seed: int = 0,
