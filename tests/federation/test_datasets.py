@@ -15,7 +15,7 @@ from located import available, needs
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
-from plures.federation import CATALOGUE, SPLITS, load, locate
+from plures.federation import DATASETS, SPLITS, load, locate
 from plures.federation.datasets import folder
 from plures.federation.datasets.folder import read_idx
 from plures.federation.datasets.har import STEP, read_windows
@@ -102,18 +102,18 @@ def test_heart_counts():
 
 
 def test_cards_are_complete():
-    assert set(CATALOGUE) == {
+    assert set(DATASETS) == {
         *("har", "heart", "fashion_mnist", "mnist", "cifar10", "usps", "omniglot_small", "spoken_digits"),
         *("parkinsons", "school", "landmine"),
         *("digits", "rotated_mnist", "shakespeare", "movielens", "cora", "citeseer", "twitch", "beijing_air"),
         *("adult", "tcga_brca", "nsl_kdd", "ai4i2020", "cmapss"),
     }
-    for name, card in CATALOGUE.items():
+    for name, card in DATASETS.items():
         assert card.name == name
         assert all((card.task, card.clients, card.licence, card.source, card.citation, card.files, card.how_to_get))
         assert "seed" in inspect.signature(card.loader).parameters or card.clients.startswith("by partition")
     for name in ("har", "heart"):
-        folder, card = locate(name), CATALOGUE[name]
+        folder, card = locate(name), DATASETS[name]
         size = sum((folder / file).stat().st_size for file in card.files) / 1e6
         assert size == pytest.approx(card.megabytes, abs=0.05)
 
@@ -126,7 +126,7 @@ def test_messages_name_the_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("PLURES_DATA", str(tmp_path))
     with pytest.raises(PluresError) as caught:
         load("usps")
-    for part in ("'usps'", "usps/usps.npz", str(tmp_path), "PLURES_DATA", "../shared/data", CATALOGUE["usps"].source):
+    for part in ("'usps'", "usps/usps.npz", str(tmp_path), "PLURES_DATA", "../shared/data", DATASETS["usps"].source):
         assert part in str(caught.value)
 
 

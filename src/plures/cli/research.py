@@ -43,8 +43,7 @@ from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, pri
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.spec import find_method
-from plures.federation import CATALOGUE as DATASETS
-from plures.federation import locate
+from plures.federation import DATASETS, locate
 from plures.files import check_folder, write_json, write_text
 from plures.report import catalogue, console_table, headline, html_report
 from plures.track import trackers

@@ -12,8 +12,7 @@ from torch import nn
 
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
-from plures.federation import CATALOGUE as DATASETS
-from plures.federation import Federation, from_folder, load
+from plures.federation import DATASETS, Federation, from_folder, load
 from plures.federation.datasets.catalogue import loader_kinds
 from plures.methods import CATALOGUE as METHODS
 from plures.metrics import Metric

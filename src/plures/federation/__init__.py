@@ -1,7 +1,7 @@
 """The clients and their data."""
 
 from plures.federation.build import from_arrays, from_dataset, from_folder, from_frame
-from plures.federation.datasets import CATALOGUE, DatasetCard, load, locate
+from plures.federation.datasets import DATASETS, DatasetCard, load, locate
 from plures.federation.datasets.domains import blend
 from plures.federation.datasets.graphs import communities, from_graph
 from plures.federation.datasets.ratings import movie_titles
@@ -21,7 +21,7 @@ from plures.federation.splits import SPLITS, Split, SplitName, SplitRule, split_
 from plures.federation.stream import Stream, by_column, by_label, by_time, permuted, rotated, seasons
 
 __all__ = [
-    "CATALOGUE",
+    "DATASETS",
     "SPLITS",
     "ClientDescription",
     "Completeness",

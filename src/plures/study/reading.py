@@ -16,8 +16,7 @@ from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.own import find_loader, is_own, network_kinds
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import find_method
-from plures.federation import CATALOGUE as DATASETS
-from plures.federation import from_folder
+from plures.federation import DATASETS, from_folder
 from plures.signature import kinds
 from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
 from plures.study.lines import KeyPath, key_lines, line_of

@@ -18,7 +18,7 @@ from plures.signature import Kinds, kinds
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".feather", ".json", ".npz")
 """Endings of files that are no data sets."""
 
-CATALOGUE: Mapping[str, DatasetCard] = MappingProxyType(
+DATASETS: Mapping[str, DatasetCard] = MappingProxyType(
     {
         card.name: card
         for card in sorted(
@@ -33,7 +33,7 @@ def load(name: str, *, seed: int = 0, **options: object) -> Federation:
     """A federation by the name of its data set.
 
     Args:
-        name: one of `CATALOGUE`.
+        name: one of `DATASETS`.
         seed: of splits and partition.
         options: keyword arguments of the data set's loader, e.g. ``partition="dirichlet"``, ``clients=100``.
 
@@ -73,7 +73,7 @@ def locate(name: str) -> Path:
 
 
 def _card(name: str) -> DatasetCard:
-    if name not in CATALOGUE:
+    if name not in DATASETS:
         file = Path(str(name))
         if file.is_file() or file.suffix.lower() in TABLES:
             raise PluresError(
@@ -82,8 +82,8 @@ def _card(name: str) -> DatasetCard:
             )
         if len(file.parts) > 1:
             raise PluresError(f"no data set {str(name)!r}: there is no folder of this name; check the path")
-        raise PluresError(f"no data set {str(name)!r}: {suggestion(name, CATALOGUE)} (or name a folder of .npz files)")
-    return CATALOGUE[name]
+        raise PluresError(f"no data set {str(name)!r}: {suggestion(name, DATASETS)} (or name a folder of .npz files)")
+    return DATASETS[name]
 
 
 def loader_kinds(name: str) -> Kinds:
