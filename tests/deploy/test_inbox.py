@@ -19,7 +19,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode import start_client_internal as loop
 
-from plures.deploy.fleet.inbox import Inbox, fetching, sending
+from plures.deploy.fleet.inbox import Inbox, fetching, offering, sending
 from plures.remote.flower import opened, sealed
 
 NODE = 7
@@ -214,3 +214,17 @@ def test_a_task_that_ends_while_it_hands_over_its_answer_holds_up_nothing() -> N
     node.work(b"answer 2", run=1)
     node.answer()
     assert node.sent == [(b"2", b"answer 2")]
+
+
+def test_a_question_for_a_task_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plures.deploy.fleet.inbox.LONGEST", 30.0)
+    node = Node()
+    ask = offering(lambda request, state: node.claimed())
+    begun = time.monotonic()
+    message = threading.Timer(0.3, node.fetched, (b"1", 1))
+    message.start()
+    assert ask(None, node.state) is not None
+    assert 0.3 <= time.monotonic() - begun < 10
+    message.join()
+    monkeypatch.setattr("plures.deploy.fleet.inbox.LONGEST", 0.1)
+    assert ask(None, node.state) is None

@@ -13,9 +13,13 @@ from typing import Any
 import httpx
 import pytest
 from flwr.app import RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.run import RunNotRunningException
 
-from plures.remote.flower import GridTransport, opened, sealed
+from plures.remote.flower import ONE_PART, GridTransport, opened, sealed
+
+BODY = 5200 * 1024
+"""``client_max_body_size`` of a part at the coordinator's door."""
 
 
 @dataclass
@@ -134,3 +138,31 @@ def test_a_signal_that_a_thread_got_ends_the_exchange(asked):
 
 def test_nobody_asked(asked):
     assert asked(30.0)[0] == {}
+
+
+@pytest.mark.parametrize(("length", "parts"), [(0, 3), (ONE_PART, 3), (ONE_PART + 1, 5), (6_000_000, 6)])
+def test_a_message_has_few_parts_and_none_is_longer_than_the_door_lets_in(length: int, parts: int) -> None:
+    """Each part costs the SuperLink two requests; a message is itself one."""
+    content = sealed(bytes(length))
+    assert opened(content) == bytes(length)
+    sizes = [len(part.deflate()) for part in get_all_nested_objects(content).values()]
+    assert len(sizes) + 1 == parts
+    assert max(sizes) <= BODY
+
+
+def test_the_first_look_is_when_an_answer_may_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After six tenths of the time that the first answer took the last time."""
+    monkeypatch.setattr("plures.remote.flower.Message", Message)
+    nodes = Nodes(_1="echo", _2="echo")
+    transport, looks, pull = GridTransport(nodes), [], nodes.pull_messages
+
+    def look(numbers: Iterable[str]) -> list[Message]:
+        looks.append(time.monotonic() - begun)
+        return pull(numbers) if looks[-1] >= 1.0 else []
+
+    monkeypatch.setattr(nodes, "pull_messages", look)
+    for expected in (0.0, 0.6):
+        looks.clear()
+        begun = time.monotonic()
+        assert transport.exchange({1: b"1", 2: b"2"}, 30.0) == {1: b"1!", 2: b"2!"}
+        assert expected <= looks[0] < expected + 0.5

@@ -303,7 +303,7 @@ def demo_command(
     out: Annotated[Path, typer.Option(help="Folder of everything; what is finished in it is not run again.")] = Path(
         "runs/demo-deploy"
     ),
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each method.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each method.")] = 10,
     method: Annotated[list[str] | None, typer.Option(help="Method instead of the two; repeatable.")] = None,
 ) -> None:
     """Four hospitals on this machine over Flower, with TLS and registered keys: what each gets out of two methods."""

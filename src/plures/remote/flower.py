@@ -1,7 +1,9 @@
 """Flower carries the messages: a ServerApp and a ClientApp around what a server and a site do.
 
-Everything that knows Flower's interfaces is here. A message is one array of bytes, for which Flower asks no more than
-that it be carried; one message a round brings training and evaluation, because Flower starts a process for each.
+Everything that knows Flower's interfaces is here. A message is bytes, of which Flower asks no more than that they be
+carried; one message a round brings training and evaluation, because Flower starts a process for each. Flower takes a
+message apart, and every part is a request of its sender to the SuperLink and one of its receiver: a record of bytes
+makes three parts, an array five or more. So an array carries only what is too long for one part.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from threading import Thread
 from typing import Protocol
 
 import httpx
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -22,11 +24,16 @@ from plures.run.interrupt import SLICE
 
 RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
+ONE_PART = 2**20
+"""Bytes of a message that travels in one part."""
 POLL, EACH = 0.25, 0.01
 """Seconds between looks for an answer: at least, and for each node that is asked."""
 PART, MOST = 0.1, 2.0
 """A look costs the SuperLink more than a site's work costs the site: the next is after this part of the time so far, or
 after so many seconds."""
+EARLY = 0.6
+"""The first look is after this part of the time that the first answer took when sites were asked last, and no later
+than ``MOST``."""
 Arrival = tuple[int, bytes | str | BaseException]
 """A node and what came of its message."""
 
@@ -43,15 +50,19 @@ class Answerer(Protocol):
 
 def sealed(message: bytes) -> RecordDict:
     """A message as Flower carries it."""
+    if len(message) <= ONE_PART:
+        return RecordDict({RECORD: ConfigRecord({ARRAY: message})})
     return RecordDict({RECORD: ArrayRecord({ARRAY: Array("uint8", (len(message),), STYPE, message)})})
 
 
 def opened(content: RecordDict) -> bytes:
     """The message in what Flower carried."""
     record = content.get(RECORD)
-    if not isinstance(record, ArrayRecord) or ARRAY not in record:
-        raise PluresError("what arrived is no message of plures: let both sides run the same app")
-    return record[ARRAY].data
+    if isinstance(record, ArrayRecord) and ARRAY in record:
+        return record[ARRAY].data
+    if isinstance(record, ConfigRecord) and isinstance(message := record.get(ARRAY), bytes):
+        return message
+    raise PluresError("what arrived is no message of plures: let both sides run the same app")
 
 
 class GridTransport:
@@ -67,6 +78,7 @@ class GridTransport:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.arrived: Callable[[int], None] = lambda address: None
+        self._soonest = 0.0
 
     def addresses(self) -> list[int]:
         return sorted(self.grid.get_node_ids())
@@ -75,10 +87,13 @@ class GridTransport:
         out = [Message(sealed(body), node, KIND, ttl=deadline + 60) for node, body in messages.items()]
         numbers = dict(zip(messages, self.grid.push_messages(out), strict=True)) if out else {}
         found: dict[int, bytes | str] = {n: "Flower did not take its message" for n, i in numbers.items() if not i}
-        end, arrived = time.monotonic() + deadline, Queue[Arrival]()
+        begin, arrived = time.monotonic(), Queue[Arrival]()
+        end = begin + deadline
         pause = max(POLL, EACH * len(numbers))
+        first, self._soonest = min(EARLY * self._soonest, MOST), 0.0
         for node in numbers.keys() - found.keys():
-            Thread(target=self._await, args=(node, numbers[node], end, pause, arrived), daemon=True).start()
+            given = (node, numbers[node], end, first, pause, arrived)
+            Thread(target=self._await, args=given, daemon=True).start()
         while len(found) < len(numbers):
             left = max(0.0, end - time.monotonic())
             try:
@@ -90,15 +105,17 @@ class GridTransport:
             if isinstance(answer, BaseException):
                 raise answer
             found[node] = answer
+            self._soonest = self._soonest or time.monotonic() - begin
             self.arrived(node)
         return found
 
-    def _await(self, node: int, number: str, end: float, pause: float, arrived: Queue[Arrival]) -> None:
+    def _await(self, node: int, number: str, end: float, first: float, pause: float, arrived: Queue[Arrival]) -> None:
         """Look for one node's answer until it is there or the deadline is over.
 
         Each node has a thread of its own: if a node dies while it sends, Flower waits for the rest for minutes.
         """
         begin = time.monotonic()
+        time.sleep(first)
         try:
             while (now := time.monotonic()) < end:
                 for reply in self.grid.pull_messages([number]):

@@ -7,25 +7,29 @@ another message; and from then on the node sent every answer only after the next
 it looked dead until it was started again. In the same way a node waited for ever for a task that had ended before it
 took its message, or in the middle of handing over its answer.
 
+What starts tasks asks for one again and again. Each question waits here until there is a task, so that few are asked
+and a task begins at once.
+
 This file is loaded by :mod:`plures.deploy.fleet.programs` without the rest of plures. What it changes in Flower are the
-node's state and the two functions that fetch and send.
+node's state and the functions that fetch, offer and send.
 """
 
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from flwr.app import Message
 from flwr.common.constant import Status, SubStatus
-from flwr.proto.task_pb2 import Task
 from flwr.supercore.object_store import ObjectStore
 from flwr.supernode.nodestate import nodestate_factory
 from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR, InMemoryNodeState
 
-AT_WORK = (Status.PENDING, Status.STARTING, Status.RUNNING)
-LOOP = "flwr.supernode.start_client_internal"
+LOOP, OFFER = "flwr.supernode.start_client_internal", "flwr.supernode.servicer.runtime.runtime_handlers"
+LONGEST = 1.0
+"""Seconds that a question for a task waits at most."""
 
 
 class Inbox(InMemoryNodeState):
@@ -33,14 +37,17 @@ class Inbox(InMemoryNodeState):
 
     Attributes:
         whole: whether the message that is to be worked on is there with all its parts.
+        offered: is set when a message came, until its task is claimed.
     """
 
     def __init__(self, object_store: ObjectStore) -> None:
         super().__init__(object_store)
         self.whole = True
+        self.offered = threading.Event()
 
     def claim_task(self, task_id: int) -> str | None:
         """A task, once its message is whole."""
+        self.offered.clear()
         return super().claim_task(task_id) if self.whole else None
 
     def get_messages_legacy(
@@ -58,9 +65,10 @@ class Inbox(InMemoryNodeState):
             self._store_error_replies({message.metadata.run_id for message in left}, CLIENT_APP_CRASHED_ERROR)
         return super().get_messages_legacy(run_ids=run_ids, is_reply=is_reply, limit=limit)
 
-    def working(self) -> Sequence[Task]:
-        """Tasks that have not ended."""
-        return self.get_tasks(statuses=AT_WORK)
+    def working(self) -> bool:
+        """Whether a task has not ended; the newest are looked at first, for a node never forgets one."""
+        with self.lock_task_store:
+            return any(task.status.status != Status.FINISHED for task in reversed(self.task_store.values()))
 
     def unanswered(self) -> list[Message]:
         """Messages to which no answer has been sent."""
@@ -115,9 +123,21 @@ def fetching(fetch: Callable[..., int | None]) -> Callable[..., int | None]:
                 state.drop()
         finally:
             state.whole = True
+        if run is not None:
+            state.offered.set()
         return run
 
     return fetched
+
+
+def offering(acquire: Callable[..., object]) -> Callable[..., object]:
+    """Flower's answer to who asks for a task, which waits for one."""
+
+    def acquired(request: object, state: Inbox) -> object:
+        state.offered.wait(LONGEST)
+        return acquire(request, state)
+
+    return acquired
 
 
 def sending(send: Callable[..., None]) -> Callable[..., None]:
@@ -135,7 +155,9 @@ def sending(send: Callable[..., None]) -> Callable[..., None]:
 def install() -> None:
     """Let the node that is run in this process work so."""
     loop: Any = importlib.import_module(LOOP)
+    offer: Any = importlib.import_module(OFFER)
     factory: Any = nodestate_factory
+    offer.acquire_task = offering(offer.acquire_task)
     factory.InMemoryNodeState = Inbox
     loop._pull_and_store_message = fetching(loop._pull_and_store_message)
     loop._push_messages = sending(loop._push_messages)

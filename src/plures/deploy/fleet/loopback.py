@@ -276,7 +276,7 @@ class Fleet:
             where = f"the end of {self.superlink.log}"
             return f"run {run} is {status} after {seconds:g} s; {where}:\n{self.superlink.tail()}"
 
-        until(ended, seconds, late, between, poll=0.25)
+        until(ended, seconds, late, between, poll=0.5)
         return status
 
     def make_keys(self) -> None:

@@ -71,6 +71,10 @@ INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 PULL = ("flwr.supercore.constant", "PULL_INITIAL_BACKOFF")
 HEARTBEAT = ("flwr.common.constant", "HEARTBEAT_DEFAULT_INTERVAL")
 """How long a task waits for arrays that are on their way; how often a node must say that it lives."""
+TASK_LOOKS = {SUPERLINK: 1.0, STARTER: 0.05}
+"""Seconds between two questions of what starts tasks: of a SuperLink, and of a node, which answers when it has one."""
+ANSWER, HERE = 0.5, 0.05
+"""How long Flower's node sleeps between two looks for an answer of its own task, and how long it does here."""
 ENDING = 3
 """Seconds that a SuperLink waits for requests to end when it is to end."""
 AGAIN = 1.0
@@ -256,7 +260,7 @@ def guard(name: str) -> None:
 
 def warm(name: str) -> None:
     """What starts tasks has loaded what they need, on one thread: no pool of threads that a fork would lose."""
-    look(name, idle=1.0, tasks=0.5)
+    look(name, idle=1.0)
     if name == STARTER and hasattr(os, "fork"):
         threads, os.environ[THREADS] = os.environ.get(THREADS), "1"
         for needed in LOADED:
@@ -269,24 +273,27 @@ def warm(name: str) -> None:
 def quicken(name: str) -> None:
     """All look still sooner, and say more often that they live."""
     setattr(importlib.import_module(HEARTBEAT[0]), HEARTBEAT[1], 10)  # Flower takes no less
-    look(name, idle=0.4, tasks=0.2)
+    look(name, idle=0.4)
 
 
-def look(name: str, idle: float, tasks: float) -> None:
+def look(name: str, idle: float) -> None:
     """How often a program looks for work.
+
+    A look at the SuperLink costs it ten milliseconds of a processor, and it uses only one for all nodes. A node's look
+    for an answer of its own task costs little, and what starts its tasks waits at the node for one. A SuperLink starts
+    one task for each run.
 
     Args:
         name: of the program.
-        idle: seconds between two looks of a node.
-        tasks: the same of what starts tasks, on its own machine.
+        idle: seconds between two looks of a node at the SuperLink.
     """
     setattr(importlib.import_module(PULL[0]), PULL[1], 0.05)
     if name == NODE:
         loop: Any = importlib.import_module("flwr.supernode.start_client_internal")
         sleep = loop.time.sleep
-        loop.time = SimpleNamespace(sleep=lambda seconds: sleep(min(seconds, idle)))
-    if name == STARTER:
-        os.environ.setdefault(INTERVAL, str(tasks))
+        loop.time = SimpleNamespace(sleep=lambda seconds: sleep(idle if seconds > ANSWER else HERE))
+    if name in TASK_LOOKS:  # of a SuperLink, for what it starts
+        os.environ.setdefault(INTERVAL, str(TASK_LOOKS[name]))
 
 
 PREPARE: dict[str, Callable[[str], None]] = {QUICK: quicken, WARM: warm, GUARD: guard}
