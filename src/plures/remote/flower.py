@@ -24,6 +24,7 @@ from plures.run.interrupt import SLICE
 
 RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
+"""The form of a message's bytes."""
 ONE_PART = 2**20
 """Bytes of a message that travels in one part."""
 POLL, EACH = 0.25, 0.01
@@ -51,7 +52,7 @@ class Answerer(Protocol):
 def sealed(message: bytes) -> RecordDict:
     """A message as Flower carries it."""
     if len(message) <= ONE_PART:
-        return RecordDict({RECORD: ConfigRecord({ARRAY: message})})
+        return RecordDict({RECORD: ConfigRecord({STYPE: message})})
     return RecordDict({RECORD: ArrayRecord({ARRAY: Array("uint8", (len(message),), STYPE, message)})})
 
 
@@ -60,7 +61,7 @@ def opened(content: RecordDict) -> bytes:
     record = content.get(RECORD)
     if isinstance(record, ArrayRecord) and ARRAY in record:
         return record[ARRAY].data
-    if isinstance(record, ConfigRecord) and isinstance(message := record.get(ARRAY), bytes):
+    if isinstance(record, ConfigRecord) and isinstance(message := record.get(STYPE), bytes):
         return message
     raise PluresError("what arrived is no message of plures: let both sides run the same app")
 
