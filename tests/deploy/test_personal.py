@@ -190,7 +190,8 @@ def test_keeps_what_the_predictor_reads_and_no_more():
 
 def test_the_card_tells_what_is_true(tmp_path):
     run, _ = trained()
-    card, federation = published().card, run.federation
+    model, federation = published(), run.federation
+    card = model.card
     place = federation.index("cleveland")
     measured = score(run, "validation")
     for name, values in measured.values.items():
@@ -211,7 +212,7 @@ def test_the_card_tells_what_is_true(tmp_path):
     assert f"- accuracy: {card.metrics['accuracy']:.4f}" in text
     assert "fitted to these very examples" in text
     assert f"decides for disease where its probability is above {card.threshold:.4f}" in text
-    published().save(tmp_path)
+    model.save(tmp_path)
     assert json.loads((tmp_path / "card.json").read_text())["version"] == card.version
     assert (tmp_path / "card.md").read_text() == card.text()
 
