@@ -46,6 +46,7 @@ def several(classes: int, examples: int, seed: int) -> tuple[Predictions, dict[s
 # By hand --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle("EV2")
 def test_v1_a_tie_across_classes_counts_half() -> None:
     """Of 6 pairs, .9 wins both, .7 ties with .7 and loses to .8, and .2 loses both."""
     assert auroc.of(binary(TRUE, SCORES)) == pytest.approx(2.5 / 6)
@@ -53,6 +54,7 @@ def test_v1_a_tie_across_classes_counts_half() -> None:
     assert balanced_accuracy.of(binary(TRUE, SCORES)) == pytest.approx((2 / 3 + 0) / 2)
 
 
+@pytest.mark.oracle("EV3")
 def test_v2_three_classes() -> None:
     true = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 2, 2, 2]])
     decided = torch.tensor([[0, 0, 1, 2, 1, 1, 2, 2, 0, 1]])
@@ -60,12 +62,14 @@ def test_v2_three_classes() -> None:
     assert float(mean_f1(torch.ones(1, 10), true, decided)) == pytest.approx(0.6031746)
 
 
+@pytest.mark.oracle("EV4")
 def test_v3_the_mean_over_clients_is_not_that_of_all_examples() -> None:
     first, second = binary([1, 1, 0, 0], [0.4, 0.3, 0.2, 0.1]), binary([1, 1, 0, 0], [0.9, 0.8, 0.7, 0.6])
     assert (auroc.of(first), auroc.of(second)) == (1, 1)
     assert auroc.of(first.joined(second)) == 0.75
 
 
+@pytest.mark.oracle("EV5")
 @pytest.mark.parametrize("true", [[0, 0, 0], [1, 1, 1]])
 def test_v5_one_class_alone_cannot_be_ranked(true: list[int]) -> None:
     """scikit-learn says NaN for the area, and 0 or 1 for the average precision, which would count as measured."""
