@@ -1,7 +1,7 @@
 """The six parts of a method, and Method itself."""
 
 from plures.method.association import Association, EnergyAware, associate
-from plures.method.clusters import MEMBERSHIP, By, Clustered, Grouping, LowestLoss, Timed, lowest, models, moved
+from plures.method.clusters import MEMBERSHIP, By, Clustered, Grouping, LowestLoss, Timed, cluster_count, lowest, moved
 from plures.method.combine import (
     Combine,
     Mean,
@@ -136,7 +136,7 @@ __all__ = [
     "interpolate",
     "lowest",
     "mean",
-    "models",
+    "cluster_count",
     "moved",
     "named",
     "norm_layers",

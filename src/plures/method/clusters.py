@@ -51,14 +51,14 @@ class Grouping:
         return lowest(kept, list(range(len(setting))), probe)
 
 
-def models(kept: Kept) -> int:
-    """Number of models in a block."""
+def cluster_count(kept: Kept) -> int:
+    """Number of clusters of a block, each with a model of its own."""
     return len(next(iter(kept.values.values())))
 
 
 def lowest(kept: Kept, clients: list[int], probe: Probe) -> Tensor:
     """For each of some clients, the model with the lowest training loss; ties go to the lowest number."""
-    return probe.losses(clients, models(kept)).argmin(0).cpu()
+    return probe.losses(clients, cluster_count(kept)).argmin(0).cpu()
 
 
 def moved(kept: Kept, clients: Tensor, membership: Tensor) -> Kept:
@@ -87,7 +87,7 @@ class LowestLoss(Grouping):
 
     def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
         clients = cohort.clients.tolist()
-        losses = probe.losses(clients, models(kept)).cpu()
+        losses = probe.losses(clients, cluster_count(kept)).cpu()
         best, now = losses.argmin(0), kept.extra[MEMBERSHIP][clients]
         own = losses.gather(0, now.unsqueeze(0)).squeeze(0)
         stays = cohort.visited[clients].cpu() & (losses.min(0).values >= (1 - self.margin) * own)
@@ -184,7 +184,7 @@ class Clustered(Share):
     def write(self, kept: Kept, rows: Tensor, values: Leaves, cohort: Cohort) -> Kept:
         kept = super().write(kept, rows, values, cohort)
         if self.mixing is not None:
-            received = torch.zeros(models(kept), dtype=torch.float64)
+            received = torch.zeros(cluster_count(kept), dtype=torch.float64)
             received.index_add_(0, cohort.rows.cpu(), cohort.weights.cpu().to(torch.float64))
             flat = flatten(kept.marked())
             matrix = self.mixing(flat, received.to(flat.device), cohort)

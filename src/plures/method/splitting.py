@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method.clusters import MEMBERSHIP, Grouping, models, moved
+from plures.method.clusters import MEMBERSHIP, Grouping, cluster_count, moved
 from plures.method.setting import Setting
 from plures.method.share import Cohort, Kept, Probe
 from plures.models import Leaves
@@ -54,14 +54,14 @@ class Splitting(Grouping):
             return kept
         membership, parents = kept.extra[MEMBERSHIP].clone(), list[int]()
         place = {client: number for number, client in enumerate(cohort.clients.tolist())}
-        for cluster in range(models(kept)):
+        for cluster in range(cluster_count(kept)):
             members = (membership == cluster).nonzero().squeeze(1)
             at = [place[client] for client in members.tolist() if client in place]
             if len(at) < max(len(members), 2, 2 * self.minimum):
                 continue
             away = self.divided(cohort.changes[at], cohort.weights[at])
             if away is not None:
-                membership[members[away.cpu()]] = models(kept) + len(parents)
+                membership[members[away.cpu()]] = cluster_count(kept) + len(parents)
                 parents.append(cluster)
         return moved(kept.grown(parents), torch.arange(len(membership)), membership) if parents else kept
 
@@ -107,7 +107,7 @@ class InitialGradients(Grouping):
     def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
         if cohort.round > 0:
             return kept
-        everybody, clusters = torch.arange(len(cohort.setting)), models(kept)
+        everybody, clusters = torch.arange(len(cohort.setting)), cluster_count(kept)
         points = directions(probe.gradients(everybody.tolist())).cpu()
         drawn = cohort.draw("initial gradients", self.restarts * clusters).view(self.restarts, clusters)
         found = [spherical_means(points, row) for row in drawn]
