@@ -263,7 +263,7 @@ def test_a_finished_run_is_not_started_again(tmp_path):
 def test_a_site_tells_what_it_answered_and_what_it_has(tmp_path):
     file = written(tmp_path, rounds=2)
     site = tmp_path / "va" / "site.toml"
-    assert "nobody has asked it anything so far\nno model is published yet" in call("status", site)
+    assert "it has received no order yet\nno model is published yet" in call("status", site)
     conductor(file, Loopback([opened(file.parent / name / "site.toml") for name in HOSPITALS])).run()
     told = json.loads(call("status", site, "--json"))
     assert (told["client"], told["federation"], told["version"]) == ("va", "heart", plures.__version__)
@@ -327,7 +327,7 @@ def test_a_run_that_is_under_way_is_not_submitted_again(tmp_path, superlink):
     out = tmp_path / "results"
     with alone(out, "busy"):
         superlink.submitted = [Submitted(7, "running", {"out": "results"})]
-        assert "run 7 goes on" in call("run", tmp_path, "--out", out, "--detach")
+        assert "run 7 continues" in call("run", tmp_path, "--out", out, "--detach")
         assert superlink.said == []
         superlink.submitted = []
         with pytest.raises(PluresError, match="that this SuperLink does not know: end it, or choose another folder"):
@@ -342,7 +342,7 @@ def test_a_run_whose_process_died_with_a_machine_is_ended_and_submitted_anew(tmp
         Submitted(7, "running", {"out": str(out)}),
         Submitted(6, "running", {"out": "results/other"}),
     ]
-    assert "goes on at the SuperLink" in call("run", tmp_path, "--out", out, "--detach")
+    assert "continues at the SuperLink" in call("run", tmp_path, "--out", out, "--detach")
     assert superlink.said == [("stop", 7), ("start", str(out))]
 
 

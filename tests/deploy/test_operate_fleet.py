@@ -49,7 +49,7 @@ def test_an_operators_day(tmp_path: Path) -> None:
         assert [(site["client"], site["node"]) for site in first["sites"]] == [(c, "online") for c in HOSPITALS]
         assert (first["run"]["state"], first["superlink"], first["flower"]) == ("none", "up", "")
 
-        assert "goes on at the SuperLink" in call("run", tmp_path, "--detach")
+        assert "continues at the SuperLink" in call("run", tmp_path, "--detach")
         reached(lambda seen: seen["run"]["round"] >= 1, "no round")
         fleet.nodes["va"].pause()
         hung = reached(lambda seen: seen["run"]["waiting"] == ["va"], "va is not waited for")
@@ -59,7 +59,7 @@ def test_an_operators_day(tmp_path: Path) -> None:
         again = call("run", tmp_path, "--detach")
         assert len(fleet.control.runs()) == 1, again
 
-        assert f"`plures deploy run --out {out}` goes on" in call("stop", tmp_path)
+        assert f"`plures deploy run --out {out}` resumes" in call("stop", tmp_path)
         stopped = status()
         assert (stopped["run"]["state"], stopped["run"]["reason"]) == ("stopped", "by the operator")
         assert not works(out)

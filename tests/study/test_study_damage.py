@@ -158,7 +158,7 @@ def test_what_is_damaged_is_named_and_made_again(
     if names:
         assert f"{folder / FILE} is damaged: " in told[0]
         assert names in told[0]
-        assert told[0].endswith("is done again")
+        assert told[0].endswith("is recomputed")
     assert work(plan, folder) == []
 
 
@@ -167,7 +167,10 @@ def test_a_study_whose_results_are_damaged_reports_the_others(whole: Path, folde
     with db:
         db.execute("UPDATE units SET result = replace(result, '0', '1') WHERE method = 'ditto' AND seed = 1")
     db.close()
-    with pytest.warns(PluresWarning, match=r"study\.db is damaged: 1 of its rows are left out, .*; start the study"):
+    with pytest.warns(
+        PluresWarning,
+        match=r"study\.db is damaged: 1 of its rows, and what depends on them, are left out; start the study",
+    ):
         study = Study(folder)
     assert len(study.runs()) == len(Study(whole).runs()) - 1
     assert [method.name for method in study.comparisons()[0].methods] == ["local", "fedavg", "fedavg_ft"]
@@ -176,7 +179,7 @@ def test_a_study_whose_results_are_damaged_reports_the_others(whole: Path, folde
     with db:
         db.execute("UPDATE cells SET metric = replace(metric, 'a', 'b')")
     db.close()
-    with pytest.warns(PluresWarning, match=r"2 of its rows are left out, and what hangs on them"):
+    with pytest.warns(PluresWarning, match=r"2 of its rows, and what depends on them, are left out"):
         study = Study(folder)
     assert study.comparisons() == []
     assert study.frame().empty

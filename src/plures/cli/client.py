@@ -1,4 +1,4 @@
-"""The command that tells everything about one client."""
+"""The command that shows everything about one client."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def client_command(
     folder: Annotated[Path, typer.Argument(help="Folder of a comparison or of a run.")],
     client: Annotated[str, typer.Argument(help="Name of the client.")],
     method: Annotated[
-        str | None, typer.Option(help="Whose model is looked into; default: the one that serves the client best.")
+        str | None, typer.Option(help="Whose model is examined; default: the one that serves the client best.")
     ] = None,
     examples: Annotated[bool, typer.Option(help="Load the data to show the columns of its worst examples.")] = True,
     allow_code: AllowCode = None,
 ) -> None:
-    """Tell everything about one client: its data, scores, personal parts, errors and peers."""
+    """Show everything about one client: its data, scores, personal parts, errors and peers."""
     code = consent(allow_code)
     page = client_page(folder, client, data(folder, code) if examples else None, method, code)
     console.print(page, highlight=False)
@@ -36,7 +36,7 @@ def client_command(
 
 
 def data(folder: Path, code: Code) -> Federation | None:
-    """The data of a comparison or run, if they have a name and lie where they lay; without unseen clients."""
+    """The data of a comparison or run, if they have a name and are still where they were; without unseen clients."""
     runs = [folder] if not (folder / RESULTS).exists() else sorted((folder / "runs").glob("*"))
     for path in runs:
         try:

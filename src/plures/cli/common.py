@@ -1,4 +1,4 @@
-"""What commands share: the application, the terminal, options that several of them have."""
+"""Shared by all commands: the application, the terminal, common options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ app = typer.Typer(
 
 
 class Terminal(Console):
-    """Shows every text as it is: nothing in it is markup, and nothing in it is obeyed by the terminal."""
+    """Prints every text verbatim: no markup is interpreted, and terminal control characters are escaped."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False)
@@ -55,7 +55,7 @@ def say(text: str) -> None:
 Data = Annotated[
     str, typer.Argument(help="Name of a data set (see `plures datasets`), a folder of .npz files, or module:function.")
 ]
-Out = Annotated[Path, typer.Option(help="Folder for results; an interrupted command goes on from it.")]
+Out = Annotated[Path, typer.Option(help="Folder for results; an interrupted command resumes from it.")]
 Rounds = Annotated[int, typer.Option(help="Number of rounds.")]
 Model = Annotated[
     str | None,
@@ -69,13 +69,13 @@ Options = Annotated[
     typer.Option(
         "--data",
         help="Option of the data loader, NAME=VALUE; repeatable. donate=SHARE, with any data, makes a share of every "
-        "client's training examples public (dapper needs such).",
+        "client's training examples public (needed by dapper).",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Examples in a batch; 0 for all.")]
-Epochs = Annotated[float, typer.Option(help="Passes over a client's data in a visit.")]
+Epochs = Annotated[float, typer.Option(help="Passes over a client's data per visit.")]
 Unseen = Annotated[list[str] | None, typer.Option(help="Client held out of training; repeatable.")]
-Fraction = Annotated[float | None, typer.Option(help="Share of the clients, drawn anew in each round; default: all.")]
+Fraction = Annotated[float | None, typer.Option(help="Share of the clients, redrawn each round; default: all.")]
 MetricName = Annotated[
     str | None,
     typer.Option(
@@ -87,7 +87,7 @@ MetricName = Annotated[
 Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]
 Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")]
 Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a CUDA device where there is one.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a CUDA device if available.")]
 Processes = Annotated[int, typer.Option(help="Processes that train clients, side by side; needs plures[pool].")]
 Track = Annotated[
     list[str] | None,
@@ -99,13 +99,13 @@ AllowCode = Annotated[
         "--allow-code",
         metavar="MODULE:FUNCTION",
         help="Code of your own that the file may name as data, network or method; repeatable. It runs with all your "
-        "rights, so read it before.",
+        "rights, so read it first.",
     ),
 ]
 
 
 def settings(pairs: list[str] | None, option: str, owner: str, kinds: Kinds) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs, each value read as the type that is declared for its name.
+    """``NAME=VALUE`` pairs, each value parsed as the type declared for its name.
 
     Args:
         pairs: as they were typed.
@@ -134,7 +134,7 @@ def data_settings(pairs: list[str] | None, data: str) -> dict[str, Any]:
 def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]:
     """Options of ``--model-set`` for a network."""
     if pairs and model is None:
-        raise PluresError("--model-set gives options of a network that is not named: name it with --model")
+        raise PluresError("--model-set gives options, but no network is named: name it with --model")
     return settings(
         pairs, "--model-set", f"network {model!r}", network_kinds(model, Code.typed(model)) if pairs and model else {}
     )
@@ -155,9 +155,9 @@ def typed(*said: str | None) -> Code:
 
 
 def current_folder(*names: str) -> None:
-    """Let ``module:function`` be found in the current folder, for this command alone.
+    """Add the current folder to the path for ``module:function``, for this command alone.
 
-    Where none is, nothing that lies in the folder can be imported in place of a missing library.
+    Without such a name, nothing in the folder can be imported in place of a missing library.
     """
     folder = os.getcwd()
     if not names or folder in sys.path or "" in sys.path:
@@ -175,7 +175,7 @@ def execution(
 
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Any]:
-    """A progress bar; yields ``update(done, text)``. After Ctrl-C, says how to go on."""
+    """A progress bar; yields ``update(done, text)``. After Ctrl-C, says how to resume."""
     words, text = (TextColumn(f"{{task.{told}}}", markup=False) for told in ("description", "fields[text]"))
     columns = (SpinnerColumn(), words, BarColumn(), text)
     try:
@@ -183,5 +183,5 @@ def progress(description: str, total: int) -> Iterator[Any]:
             task = bar.add_task(description, total=total, text="")
             yield lambda done, text: bar.update(task, completed=done, text=text)
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from the last finished round", style="yellow")
+        console.print("stopped; the same command resumes from the last finished round", style="yellow")
         raise typer.Exit(130) from None

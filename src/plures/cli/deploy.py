@@ -1,4 +1,4 @@
-"""Commands for federations of real sites: what a coordinator writes, what a site does, and a demo of both."""
+"""Commands for federations of real sites: for the coordinator, for a site, and a demo of both."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ KeyFolder = Annotated[Path, typer.Option(help="Folder for keys.")]
 
 @deploy.callback()
 def private() -> None:
-    os.umask(0o077)  # keys, states, logs and models are this user's alone, whatever the shell lets others read
+    os.umask(0o077)  # only this user may read keys, states, logs and models, whatever the shell's umask
 
 
 @deploy.command("init")
 def init_command(
     folder: Annotated[Path, typer.Argument(help="Folder to write; its files must not exist.")],
-    name: Annotated[str | None, typer.Option(help="Of the federation; default: the folder's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the federation; default: the folder's.")] = None,
     client: Annotated[list[str] | None, typer.Option(help="Name of a member; repeatable.")] = None,
     host: Annotated[
         str | None, typer.Option(help="Name or address of the coordinator, as sites see it; without a port.")
     ] = None,
-    example: Annotated[Literal["heart"] | None, typer.Option(help="Write one that is ready to run.")] = None,
+    example: Annotated[Literal["heart"] | None, typer.Option(help="Write a complete example, ready to run.")] = None,
     containers: Annotated[
-        bool, typer.Option("--containers", help="Also an image and a compose file; of an example, with its members.")
+        bool, typer.Option("--containers", help="Also write an image and a compose file; with an example's members.")
     ] = False,
 ) -> None:
-    """Write the coordinator's folder: app, agreement, door, services, and what to do. Members make theirs: `join`."""
+    """Write the coordinator's folder: app, agreement, reverse proxy, services, README. Members use `join`."""
     from plures.deploy import project
     from plures.deploy.containers import SERVICE
 
@@ -68,11 +68,11 @@ def init_command(
 def keys_command(
     folder: KeyFolder = Path("keys"),
     host: Annotated[
-        list[str] | None, typer.Option(help="Make the coordinator's keys; a name that sites call it by; repeatable.")
+        list[str] | None, typer.Option(help="Make the coordinator's keys; its name as sites see it; repeatable.")
     ] = None,
     client: Annotated[str | None, typer.Option(help="Make the key pair of this site.")] = None,
     federation: Annotated[
-        Path, typer.Option(help="Where the coordinator's fingerprints are written to, if it is there.")
+        Path, typer.Option(help="Where to write the coordinator's fingerprints, if the file exists.")
     ] = Path("federation.toml"),
 ) -> None:
     """Make the keys of a coordinator (--host), or the key pair of a site (--client). Overwrites no key."""
@@ -124,7 +124,7 @@ def keys_command(
 def check_command(
     site: SiteOf,
     federation: Annotated[
-        Path | None, typer.Option(help="What the members agreed on; default: the file that site.toml names.")
+        Path | None, typer.Option(help="The agreement of the members; default: the file that site.toml names.")
     ] = None,
 ) -> None:
     """Say in plain words whether a site's rows and rules fit the federation. Nothing leaves the machine."""
@@ -140,7 +140,7 @@ def check_command(
 def fingerprint_command(
     file: Annotated[list[Path], typer.Argument(help="federation.toml, ca.crt, or a public key.")],
 ) -> None:
-    """What to read aloud, to make sure that both sides have the same file."""
+    """Print what to read aloud to make sure that both sides have the same file."""
     needed("cryptography", "keys and certificates", "flower")
     from plures.deploy.keys import authority_digest
     from plures.deploy.member import digest_of, spoken
@@ -158,14 +158,14 @@ def fingerprint_command(
 
 @deploy.command("add")
 def add_command(
-    client: Annotated[str, typer.Argument(help="Name of the member; it must stand in the federation's clients.")],
+    client: Annotated[str, typer.Argument(help="Name of the member; must be listed in the federation's clients.")],
     key: Annotated[Path, typer.Argument(help="The public key that the member sent.")],
     folder: Annotated[Path, typer.Option(help="The coordinator's folder.")] = Path(),
     fingerprint: Annotated[
         str | None, typer.Option(help="What the member read aloud, SHA256:...; default: ask whether it is the same.")
     ] = None,
 ) -> None:
-    """Enter a member's key into federation.toml, and register it at the SuperLink if that runs."""
+    """Add a member's key to federation.toml, and register it at the SuperLink if that is running."""
     needed("flwr", "a coordinator", "flower")
     from plures.deploy.operate.members import add
     from plures.deploy.operate.place import Place
@@ -185,7 +185,7 @@ def add_command(
 def join_command(
     federation: Annotated[Path, typer.Argument(help="federation.toml, as the coordinator sent it.")],
     authority: Annotated[Path, typer.Argument(help="ca.crt, as the coordinator sent it.")],
-    client: Annotated[str, typer.Option(help="Who you are; a name in the federation's clients.")],
+    client: Annotated[str, typer.Option(help="Your name in the federation's clients.")],
     folder: Annotated[Path, typer.Option(help="The site's folder.")] = Path(),
     key: Annotated[Path | None, typer.Option(help="Your private key; default: the one in keys of the folder.")] = None,
     data: Annotated[
@@ -195,7 +195,7 @@ def join_command(
         str | None, typer.Option(help="What the coordinator read aloud; default: ask whether it is the same.")
     ] = None,
 ) -> None:
-    """Make a site's folder out of what the coordinator sent, or take over a newer agreement."""
+    """Create a site's folder from the coordinator's files, or accept a newer agreement."""
     needed("cryptography", "joining", "flower")
     from plures.deploy.member import Joining, heard, spoken
 
@@ -222,7 +222,7 @@ def join_command(
 def node_command(
     site: SiteOf,
     superlink: Annotated[
-        str | None, typer.Option(help="The coordinator's door, HOST:PORT; default: the one that was agreed on.")
+        str | None, typer.Option(help="The coordinator's reverse proxy, HOST:PORT; default: the agreed one.")
     ] = None,
     authority: Annotated[
         Path | None, typer.Option(help="Certificate of the coordinator's authority; default: as site.toml says.")
@@ -230,12 +230,10 @@ def node_command(
     key: Annotated[Path | None, typer.Option(help="The site's private key; default: as site.toml says.")] = None,
     port: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=65535, help="Port of loopback for the node's own processes; default: as site.toml says."
-        ),
+        typer.Option(min=1, max=65535, help="Loopback port for the node's own processes; default: as site.toml says."),
     ] = None,
 ) -> None:
-    """Be the node of a site until it is stopped. Runs plures' client, whatever app the coordinator submits."""
+    """Run the node of a site until it is stopped. Runs plures' client, whatever app the coordinator submits."""
     needed("flwr", "a node", "flower")
     from plures.deploy.app import key_file
     from plures.deploy.fleet.loopback import node_arguments
@@ -263,10 +261,10 @@ def node_command(
 @deploy.command("superlink")
 def superlink_command(
     keys: Annotated[Path, typer.Option(help="Folder of the coordinator's keys.")] = Path("keys"),
-    database: Annotated[Path, typer.Option(help="Where it keeps nodes and runs.")] = Path("superlink.db"),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of loopback.")] = SUPERLINK_PORT,
+    database: Annotated[Path, typer.Option(help="Database of nodes and runs.")] = Path("superlink.db"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Loopback port.")] = SUPERLINK_PORT,
 ) -> None:
-    """Be the SuperLink of a coordinator until it is stopped. Listens on loopback: the door stands before it."""
+    """Run the coordinator's SuperLink until it is stopped. Listens on loopback, behind the reverse proxy."""
     needed("flwr", "a SuperLink", "flower")
     from plures.deploy.fleet.loopback import superlink_arguments
     from plures.deploy.keys import Keyring
@@ -286,7 +284,7 @@ def leave_command(
     reason: Annotated[str, typer.Option(help="For the site's own records.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Leave the federation: delete the site's personal state and models of it, and refuse orders from now on."""
+    """Leave the federation: delete the site's personal state and models, and refuse orders from now on."""
     own = SiteFile.load(site)
     plan = Plan.load(site.parent / own.federation)
     folder = inside(site.parent / own.state, plan.name)
@@ -300,13 +298,13 @@ def leave_command(
 
 @deploy.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Folder of everything; what is finished in it is not run again.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for everything; finished parts are not run again.")] = Path(
         "runs/demo-deploy"
     ),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each method.")] = 10,
     method: Annotated[list[str] | None, typer.Option(help="Method instead of the two; repeatable.")] = None,
 ) -> None:
-    """Four hospitals on this machine over Flower, with TLS and registered keys: what each gets out of two methods."""
+    """Four hospitals on this machine over Flower, with TLS and registered keys: what each gains from two methods."""
     for name in method or ():
         if ":" in name:
             raise PluresError(f"--method {name}: the demo's sites run methods of the catalogue only")
@@ -339,6 +337,6 @@ def demo_command(
     console.print(
         "train, test: patients. accuracy: on the hospital's own test patients, with its own model and threshold. "
         "balanced: mean of its accuracy on healthy and on diseased. alone: what it reaches with its own patients only, "
-        "simulated. kB: all that passed its wire, both ways. Rounds are chosen on validation patients."
+        "simulated. kB: everything sent and received. Rounds are chosen on validation patients."
     )
     say(f"kept in {out}: sites with their models, keys, logs, results")

@@ -1,4 +1,4 @@
-"""The command that looks at data before anything is trained."""
+"""The command that examines data before anything is trained."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def diagnose_command(
     data_options: Options = None,
     model: Model = None,
     model_options: ModelOptions = None,
-    seed: Annotated[int, typer.Option(help="Of samples, permutations and initial values.")] = 0,
-    clients: Annotated[int, typer.Option(help="Most clients to look at closely.")] = 150,
-    rows: Annotated[int, typer.Option(help="Most train rows to look at, of all clients together.")] = 6000,
-    rows_each: Annotated[int, typer.Option(help="Most train rows to look at, of one client.")] = 400,
+    seed: Annotated[int, typer.Option(help="Seed of samples, permutations and initial values.")] = 0,
+    clients: Annotated[int, typer.Option(help="Most clients to examine closely.")] = 150,
+    rows: Annotated[int, typer.Option(help="Most train rows to use, over all clients.")] = 6000,
+    rows_each: Annotated[int, typer.Option(help="Most train rows to use per client.")] = 400,
     out: Annotated[list[Path] | None, typer.Option(help="File for the diagnosis, .json or .html; repeatable.")] = None,
 ) -> None:
     """How do the clients differ, and which methods should help? Trains no method, reads no test data."""

@@ -50,7 +50,7 @@ Inputs = Annotated[
 ]
 
 TELLING = ("fedavg", "fedavg_ft", "ditto", "fedper", "fedrep", "fedbabu", "lora")
-"""Methods whose needs differ."""
+"""Methods with different memory needs."""
 COLUMNS = {
     "state": "state",
     "received": "received",
@@ -62,7 +62,7 @@ COLUMNS = {
     "total": "total",
     "measured": "alive",
 }
-"""Headings of the table of :func:`device_command`, and what stands below."""
+"""Headings of the table of :func:`device_command`, and their fields."""
 
 
 @app.command("onboard")
@@ -76,7 +76,7 @@ def onboard_command(
     device: Device = "auto",
     allow_code: AllowCode = None,
 ) -> None:
-    """Give clients that never took part their model, and keep it in the run's folder."""
+    """Give a model to clients that did not take part, and store it in the run's folder."""
     kept = RunFolder(folder, consent(allow_code))
     typed(data)
     spec = kept.spec()
@@ -143,12 +143,12 @@ def predict_command(
 def serve_command(
     folder: Folder,
     client: Client = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; it knows neither users nor TLS.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; no authentication, no TLS.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")] = 8000,
     limit: Annotated[int, typer.Option(help="Most examples in a request.")] = 1000,
     allow_code: AllowCode = None,
 ) -> None:
-    """Answer predictions of one personal model over HTTP: GET /health, GET /card, POST /predict."""
+    """Serve predictions of one personal model over HTTP: GET /health, GET /card, POST /predict."""
     from plures.serving.serve import serve  # needs the extra
 
     model = opened(folder, client, consent(allow_code))
@@ -161,14 +161,14 @@ def export_command(
     folder: Folder,
     client: Client = None,
     to: Annotated[list[str] | None, typer.Option(help=f"Format: {', '.join(FORMATS)}; repeatable.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Also ONNX with 8-bit whole numbers.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also ONNX with 8-bit integers.")] = False,
     inputs: Inputs = None,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
     allow_code: AllowCode = None,
 ) -> None:
-    """Write a personal model in other formats; say how large and fast each is, and how far from the original.
+    """Export a personal model to other formats; report size, speed and deviation from the original.
 
-    Compared on --inputs, or on the client's test examples of a run, whose validation examples then give the ranges of
+    Compared on --inputs, or on the client's test examples of a run, whose validation examples then set the ranges of
     static int8.
     """
     check_folder(out)
@@ -199,7 +199,7 @@ def export_command(
 @app.command("device")
 def device_command(
     data: Data,
-    method: Annotated[list[str] | None, typer.Option(help="Method; repeatable. Default: a telling few.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method; repeatable. Default: a representative few.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the method, NAME=VALUE.")] = None,
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimizer.")] = "sgd",
     momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.0,
@@ -208,7 +208,7 @@ def device_command(
     batch_size: BatchSize = 32,
     data_options: Options = None,
 ) -> None:
-    """Say what memory a device needs to personalise with each method; with one method, in each of its phases."""
+    """Estimate the memory a device needs to personalise with each method; for a single method, phase by phase."""
     code = typed(data, model, *(method or TELLING))
     if batch_size < 0:
         raise PluresError(f"--batch-size {batch_size}: give at least 1, or 0 for all examples of a client")
@@ -239,7 +239,7 @@ def device_command(
 
 
 def raw(folder: RunFolder, client: str, split: Literal["validation", "test"]) -> torch.Tensor:
-    """A client's examples in a run's data, as they were before scaling."""
+    """A client's examples in a run's data, before scaling."""
     federation = folder.data()
     found = federation.inputs[federation.splits[split][federation.index(client)]]
     return federation.unscaled(found)
@@ -249,12 +249,12 @@ def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> An
     """Examples in a file, as a personal model takes them: raw numbers, or rows of a table.
 
     Args:
-        model: what predicts.
+        model: the model.
         file: the file.
         scaled: rows as a table; otherwise as raw numbers.
     """
     if file is None:
-        raise PluresError("a personal model has no examples beside it: give some with --inputs")
+        raise PluresError("a personal model comes without examples: give some with --inputs")
     rows = rows_in(file)
     return rows if scaled or isinstance(rows, torch.Tensor) else model.encode(rows, scaled=False)
 

@@ -1,4 +1,4 @@
-"""Commands for those who keep a federation going: look, run, stop."""
+"""Commands for operating a federation: status, run, stop, members, keys, upgrade."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from plures.deploy.operate.status import RunStatus, Status
 
 STOPPED = 3
-"""Exit code of a run that its operator has stopped: no failure, and a service does not start it again."""
+"""Exit code of a run stopped by its operator: not a failure, so a service does not restart it."""
 
 Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
 
 
 def looked(folder: Path) -> Place:
-    """A coordinator's folder, to be looked at."""
+    """A coordinator's folder, for reading."""
     needed("flwr", "a coordinator", "flower")
     from plures.deploy.operate.place import Place
 
@@ -41,13 +41,13 @@ def looked(folder: Path) -> Place:
 
 
 def placed(folder: Path) -> Place:
-    """A coordinator's folder, to work in."""
+    """A coordinator's folder, for writing."""
     as_owner(folder)
     return looked(folder)
 
 
 def site_of(place: Path) -> Path | None:
-    """The site's file, if a place is that, or the folder of a site and not of a coordinator."""
+    """The site's file, if the place is that file or the folder of a site that is not a coordinator's."""
     if (place / SITE).is_file() and not (place / CONNECTION).exists():
         return place / SITE
     return place if place.is_file() else None
@@ -59,7 +59,7 @@ def status_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: the one submitted last.")] = None,
     machine: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Where the federation, or a site, stands; at the coordinator also while the SuperLink is down."""
+    """Status of the federation, or of a site; at the coordinator also while the SuperLink is down."""
     if site := site_of(place):
         from plures.deploy.operate import member
 
@@ -77,7 +77,7 @@ def status_command(
 
 
 def site_text(own: MemberStatus) -> str:
-    """A site's status for people."""
+    """A site's status as text."""
     lines = [f"{own.client} in {own.federation}, plures {own.version}, Flower {own.flower or 'not installed'}"]
     if own.left:
         lines.append("it has left: it refuses every order")
@@ -87,7 +87,7 @@ def site_text(own: MemberStatus) -> str:
     if own.asked is not None:
         lines.append(f"asked last {span(time.time() - own.asked)} ago")
     elif not own.left:
-        lines.append("nobody has asked it anything so far")
+        lines.append("it has received no order yet")
     if own.versions:
         lines.append(f"personal state: versions {', '.join(map(str, own.versions))} in {own.folder}")
     if own.published is None:
@@ -100,7 +100,7 @@ def site_text(own: MemberStatus) -> str:
 
 
 def show(status: Status) -> None:
-    """A status for people."""
+    """Print a status."""
     say(f"{status.federation}, plures {status.version}: {line(status.run, status.time)}")
     say(f"run {status.run.out}{status.flower and f', at the SuperLink {status.flower}'}")
     say(visible("SuperLink: up" if status.superlink == "up" else status.superlink))
@@ -124,7 +124,7 @@ def show(status: Status) -> None:
 
 
 def line(run: RunStatus, now: float) -> str:
-    """A run in a line."""
+    """A run's status in one line."""
     where = f"round {run.round} of {run.rounds}"
     if run.state == "finished":
         return f"finished; validation chose round {run.chosen} of {run.rounds}"
@@ -139,7 +139,7 @@ def line(run: RunStatus, now: float) -> str:
     if run.reason:
         parts.append(run.reason)
     if run.state == "stopped":
-        parts.append("`plures deploy run` goes on from there")
+        parts.append("`plures deploy run` resumes from there")
     return visible("; ".join(parts))
 
 
@@ -156,13 +156,13 @@ def span(seconds: float) -> str:
 def run_command(
     folder: Folder = Path(),
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; an unfinished one is gone on with. Default: results.")
+        Path | None, typer.Option(help="Folder of the run; an unfinished one is resumed. Default: results.")
     ] = None,
     track: Track = None,
     allow_code: AllowCode = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
 ) -> None:
-    """Run what was agreed on, or go on with it. Ctrl-C stops watching, not the run."""
+    """Start or resume the agreed run. Ctrl-C stops watching, not the run."""
     place = placed(folder)
     from plures.deploy.operate.place import RESULTS, finished
     from plures.deploy.operate.run import follow, start
@@ -173,16 +173,16 @@ def run_command(
         return
     run = start(place, out, " ".join(track or ()), " ".join(allow_code or ()))
     if detach:
-        say(f"run {run} goes on at the SuperLink; `plures deploy status` shows it, `plures deploy stop` ends it")
+        say(f"run {run} continues at the SuperLink; `plures deploy status` shows it, `plures deploy stop` ends it")
         return
     with progress(place.plan.name, place.plan.spec.rounds) as update:
         try:
             done = follow(place, run, out, lambda status: update(status.round, line(status, time.time())))
         except KeyboardInterrupt:
-            console.print("the run itself goes on at the SuperLink: `plures deploy stop` ends it", style="yellow")
+            console.print("the run itself continues at the SuperLink: `plures deploy stop` ends it", style="yellow")
             raise typer.Exit(130) from None
     if not done:
-        say("stopped; the same command goes on from the last round that counted")
+        say("stopped; the same command resumes from the last round that counted")
         raise typer.Exit(STOPPED)
     say(f"finished: {out}")
 
@@ -192,7 +192,7 @@ def stop_command(
     folder: Folder = Path(),
     out: Annotated[Path | None, typer.Option(help="Folder of the run to end; default: all.")] = None,
 ) -> None:
-    """End the federation's run. `plures deploy run` with the same --out goes on from the last round that counted."""
+    """End the federation's run. `plures deploy run` with the same --out resumes from the last round that counted."""
     place = placed(folder)
     from plures.deploy.operate.run import stop
 
@@ -200,7 +200,7 @@ def stop_command(
     if not stopped:
         say("no run is under way")
     for one in stopped:
-        say(f"stopped; `plures deploy run --out {one}` goes on from the last round that counted")
+        say(f"stopped; `plures deploy run --out {one}` resumes from the last round that counted")
 
 
 @deploy.command("remove")
@@ -209,12 +209,12 @@ def remove_command(
     folder: Annotated[Path, typer.Option(help="The coordinator's folder.")] = Path(),
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Take a member out: its node at once, its name and key when no run is unfinished."""
+    """Remove a member: its node at once, its name and key once no run is unfinished."""
     place = placed(folder)
     from plures.deploy.operate.members import remove
 
     if not yes:
-        typer.confirm(f"let {client} in no longer?", abort=True)
+        typer.confirm(f"remove {client}?", abort=True)
     say("\n".join(remove(place, client)))
 
 
@@ -230,7 +230,7 @@ def rotate_command(
     server: Annotated[bool, typer.Option("--server", help="Another certificate, of the same authority.")] = False,
     authority: Annotated[bool, typer.Option("--authority", help="Another authority and certificate.")] = False,
 ) -> None:
-    """Replace a member's key (NAME KEY.pub), or one of the coordinator's; says what everybody has to do."""
+    """Replace a member's key (NAME KEY.pub), or one of the coordinator's; lists what everybody has to do."""
     place = placed(folder)
     from plures.deploy.operate import renew
     from plures.deploy.operate.members import rotate
@@ -253,7 +253,7 @@ def rotate_command(
 def upgrade_command(
     place: Annotated[Path, typer.Argument(help="The coordinator's folder, or a site's own file, site.toml.")] = Path(),
 ) -> None:
-    """After a newer plures was installed: write anew what plures wrote there, check the rest, and say what is to do."""
+    """After installing a newer plures: rewrite plures' own files, check the rest, and list the next steps."""
     site = site_of(place)
     as_owner(site.parent if site else place)
     needed("flwr", "a federation of sites", "flower")

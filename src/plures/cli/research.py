@@ -1,4 +1,4 @@
-"""Commands that compare and train methods, and list what there is."""
+"""Commands that compare and train methods, and list methods and data sets."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def compare_command(
     data: Data,
     method: Annotated[list[str] | None, typer.Option(help="Method besides the three baselines; repeatable.")] = None,
     rounds: Rounds = 50,
-    seeds: Annotated[int, typer.Option(help="Final runs of each method.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Final runs per method.")] = 3,
     lr: Annotated[list[float] | None, typer.Option(help="Learning rate to try; repeatable.")] = None,
-    tune_rounds: Annotated[int, typer.Option(help="Rounds of a tuning run; 0 tunes nothing.")] = 10,
+    tune_rounds: Annotated[int, typer.Option(help="Rounds of a tuning run; 0 disables tuning.")] = 10,
     model: Model = None,
     model_options: ModelOptions = None,
     batch_size: BatchSize = 32,
@@ -112,7 +112,7 @@ def compare_command(
 
 
 def reached(stage: Stage) -> str:
-    """Where a run stands, in words."""
+    """Progress of a run, in words."""
     if stage.point is None:
         return ", done before"
     return f", round {stage.point.round}/{stage.rounds}, validation {stage.point.validation:.3f}"
@@ -131,7 +131,7 @@ def run_command(
     schedule: Annotated[
         Literal["constant", "cosine", "exponential"], typer.Option(help="Of the learning rate.")
     ] = "constant",
-    clip: Annotated[float | None, typer.Option(help="Largest norm of a client's gradient.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Maximum norm of a client's gradient.")] = None,
     seed: Annotated[int, typer.Option(help="Root of all randomness of the run.")] = 0,
     model: Model = None,
     model_options: ModelOptions = None,
@@ -149,7 +149,7 @@ def run_command(
     processes: Processes = 1,
     track: Track = None,
 ) -> None:
-    """Run one method and keep every client's model."""
+    """Run one method and store every client's model."""
     code = typed(data, model, method, metric)
     if rounds < 1:
         raise PluresError(f"--rounds {rounds}: give at least 1")
@@ -222,9 +222,9 @@ def run_command(
 
 @app.command("methods")
 def methods_command(
-    name: Annotated[str | None, typer.Argument(help="Tell all about this method.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show everything about this method.")] = None,
 ) -> None:
-    """List the methods, or tell all about one."""
+    """List the methods, or show everything about one."""
     if name is not None:
         entry = find_method(name, typed(name))
         defaults = ", ".join(f"{key}={value!r}" for key, value in entry.defaults.items()) or "none"
@@ -256,7 +256,7 @@ def methods_command(
 
 @app.command("datasets")
 def datasets_command() -> None:
-    """List the data sets by name, and where each is or how to get it."""
+    """List the data sets by name, with their location or how to get them."""
     table = Table("name", "task", "clients", "examples", "MB", "licence", "where")
     for name, card in DATASETS.items():
         try:

@@ -22,24 +22,24 @@ from plures.study.view import plan_table, watching
 from plures.track import trackers
 
 COMMAND = (sys.executable, "-P", "-m", "plures.cli", "study")
-"""What other processes are started with; nothing of the current folder stands in for a library."""
+"""Command that starts further processes; nothing in the current folder can replace a library."""
 
 
 @app.command("study")
 def study_command(
     file: Annotated[Path, typer.Argument(help="The study: data sets, partitions, methods, seeds, budgets (TOML).")],
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say what there is to do and how long it may take; stop.")
+        bool, typer.Option("--plan", help="Print what is to be run and how long it may take, then stop.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default: runs/NAME.")] = None,
-    processes: Annotated[int, typer.Option(help="Processes that divide the work.", min=1)] = 1,
+    processes: Annotated[int, typer.Option(help="Processes that share the work.", min=1)] = 1,
     mend: Annotated[
-        bool, typer.Option("--recover", help="Keep what can be read of a damaged study.db, and do the rest again.")
+        bool, typer.Option("--recover", help="Keep what can be read of a damaged study.db, and rerun the rest.")
     ] = False,
     track: Track = None,
     allow_code: AllowCode = None,
 ) -> None:
-    """Plan a study and run it; a second start goes on, and several starts divide the work."""
+    """Plan a study and run it; starting it again resumes it, and several processes share the work."""
     code = consent(allow_code)
     source = read_study(file, code)
     folder = out or inside(Path("runs"), source.document.name)
@@ -69,7 +69,7 @@ def study_command(
             conduct(studied, store, studied.units, watch, callbacks)
         failed = store.failures(studied.units)
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from the last finished round", style="yellow")
+        console.print("stopped; the same command resumes from the last finished round", style="yellow")
         raise typer.Exit(130) from None
     finally:
         store.close()
@@ -84,7 +84,7 @@ def study_command(
 
 
 def measure(plan: Plan, store: Store) -> None:
-    """Time a round of every method on every cell that was not timed yet; refuse what does not fit."""
+    """Time one round of every method on every untimed cell; refuse combinations that do not work."""
     open_units = store.unfinished(plan.measures)
     if open_units:
         with console.status(f"measuring {len(open_units)} methods on cells", spinner="line"):
@@ -103,7 +103,7 @@ def measure(plan: Plan, store: Store) -> None:
 
 @contextmanager
 def helpers(arguments: list[str], count: int) -> Iterator[None]:
-    """Other processes of the same command, beside this one; they are waited for."""
+    """Further processes of the same command; waits for them at the end."""
     started = [subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield

@@ -28,9 +28,9 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 BAR = 24
 PEERS = 5
 ROUNDED = 1e-6
-"""What scaling in single precision leaves of a zero, relative to a column's size."""
+"""Rounding error that scaling in single precision leaves of a zero, relative to a column's size."""
 FEATURES = 12
-"""Columns of an example that a terminal shows: those that lie farthest from the client's mean."""
+"""Number of columns of an example shown in a terminal: those farthest from the client's mean."""
 
 
 def client_page(
@@ -46,8 +46,8 @@ def client_page(
         folder: of a comparison (``results.json``) or of a single run (``run.json``).
         client: its name.
         federation: the data, for the columns of its worst examples; ``None`` leaves them out.
-        method: whose model is looked into; default: the one that serves this client best.
-        code: what of one's own a run's data may be.
+        method: whose model is examined; default: the one that serves this client best.
+        code: user code that a run's data may name.
     """
     with understood(folder, "run it again, into another folder"):
         return _page(read(folder, code), folder, client, federation, method)
@@ -69,7 +69,7 @@ def _page(
     ]
     details = chosen.seeds[0].details
     if details is None:
-        parts.append(Text(f"{folder} was made by an older plures: what is personal, errors and peers are not kept"))
+        parts.append(Text(f"{folder} was made by an older plures: personal parts, errors and peers are not stored"))
         return Group(*spaced(parts))
     parts += [
         personal(chosen, details, place, len(people)),
@@ -120,7 +120,7 @@ def single(result: SeedResult, folder: RunFolder) -> Comparison:
 
 
 def data(card: FederationCard, client: str) -> RenderableType:
-    """What data it has."""
+    """Its data."""
     place = card.clients.index(client)
     facts = Table.grid(padding=(0, 2))
     for split, sizes in card.sizes.items():
@@ -168,8 +168,8 @@ def scores(comparison: Comparison, place: int) -> RenderableType:
 
 
 def personal(method: MethodResult, details: Details, place: int, clients: int) -> RenderableType:
-    """What is personal in its model, and how far that is from the mean of all clients."""
-    heading = _title(f"What is personal with {method.title}, and how far from the shared (first seed)")
+    """The personal parts of its model, and their distance from the mean of all clients."""
+    heading = _title(f"What is personal with {method.title}, and how far from the mean (first seed)")
     if details.personal is None:
         return Group(heading, Text("nothing: all clients predict with the same numbers"))
     table = _table("layer", "numbers", "length", "distance", "cosine", "how far, rank")
@@ -217,7 +217,7 @@ def errors(card: FederationCard, method: MethodResult, place: int, federation: F
 
 
 def features(federation: Federation, place: int, mistake: Mistake) -> str:
-    """An example's columns, as they came, those first that are most unusual for the client."""
+    """An example's raw columns, those most unusual for the client first."""
     if len(federation.features) != 1:
         return f"{' x '.join(map(str, federation.features))} numbers"
     rows = federation.inputs[federation.splits["train"][place]].double()
@@ -234,12 +234,12 @@ def features(federation: Federation, place: int, mistake: Mistake) -> str:
 
 
 def peers(comparison: Comparison, method: MethodResult, details: Details, place: int) -> RenderableType:
-    """The clients most like it."""
+    """The most similar clients."""
     people, card = comparison.methods[0].seeds[0].test.clients, comparison.federation
     grid = Table.grid(padding=(0, 2))
     if details.personal is not None:
         grid.add_row(
-            f"by what is personal with {method.title}",
+            f"by personal parts with {method.title}",
             Text(", ".join(people[i] for i in details.personal.peers[place])),
         )
     if card.labels:
@@ -264,7 +264,7 @@ def spaced(parts: Sequence[RenderableType]) -> list[RenderableType]:
 
 
 def _best(comparison: Comparison, place: int) -> MethodResult:
-    """The method that serves a client best; the first one where nothing was measured."""
+    """The method that serves a client best; the first one if nothing was measured."""
     sign = 1 if comparison.metric.higher else -1
 
     def worth(method: MethodResult) -> float:
@@ -275,7 +275,7 @@ def _best(comparison: Comparison, place: int) -> MethodResult:
 
 
 def _spark(method: MethodResult, place: int, sign: int) -> str:
-    """The client's validation curve in characters, the better the higher; the first seed."""
+    """The client's validation curve in characters, higher is better; the first seed."""
     values = [p.clients[place] if p.clients else None for p in method.seeds[0].curve]
     found = [sign * value for value in values if value is not None]
     if not found:

@@ -1,4 +1,4 @@
-"""How numbers are written, and the columns that every table of a comparison has."""
+"""Number formats, and the columns of every table of a comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_DECIMALS = 8
 
 
 def known(value: float | None) -> float | None:
-    """The value, or None where it is missing or not a number."""
+    """The value, or None if it is missing or not a number."""
     return None if value is None or not math.isfinite(value) else value
 
 
@@ -25,7 +25,7 @@ def decimals(scale: float) -> int:
 
 
 def infinite(value: float | None) -> str:
-    """How a number is written that is not finite, as after a divergence; empty for others."""
+    """Text of a non-finite number, as after a divergence; empty for others."""
     return "" if value is None or not math.isinf(value) else INFINITE if value > 0 else f"-{INFINITE}"
 
 
@@ -43,19 +43,19 @@ def megabytes(value: float) -> str:
 
 
 def probability(p: float) -> str:
-    """A p-value as it stands in a sentence."""
+    """A p-value for use in a sentence."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.{2 if p >= 0.1 else 3}f}"
 
 
 def share(value: float | None) -> str:
-    """A share of the clients in whole percent."""
+    """A share of the clients as an integer percentage."""
     value = known(value)
     return MISSING if value is None else f"{100 * value:.0f} %"
 
 
 @dataclass(frozen=True)
 class Number:
-    """How values of a metric are written: with the same decimals everywhere.
+    """The number format of a metric: the same decimals everywhere.
 
     Attributes:
         percent: whether values are shown times 100.
@@ -67,7 +67,7 @@ class Number:
 
     @classmethod
     def of(cls, comparison: Comparison, rows: list[Row]) -> Number:
-        """How the compared metric is written."""
+        """The number format of the compared metric."""
         return cls.among(comparison.metric, [row.mean for row in rows])
 
     @classmethod
@@ -85,7 +85,7 @@ class Number:
         return MISSING if value is None else f"{value * (100 if self.percent else 1):.{self.decimals}f}"
 
     def between(self, value: float | None, width: float | None) -> str:
-        """A mean with the half width of its interval, where there is one; a width is never rounded to nothing."""
+        """A mean with the half width of its interval, if any; a width is never rounded to zero."""
         width = known(width)
         if value is None or width is None or not math.isfinite(value):
             return self(value)
@@ -109,10 +109,10 @@ class Column:
 
     Attributes:
         key: the attribute of a row that it shows; of another metric than the compared one, its name after ``OTHER``.
-        heading: what stands above it.
+        heading: its heading.
         detail: a second line of the heading.
         meaning: one line for the glossary.
-        write: how its value is written.
+        write: formats its value.
         rising: whether the best value is the smallest one.
     """
 
@@ -135,13 +135,13 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
     seeds = max(len(m.seeds) for m in comparison.methods)
     down = not comparison.metric.higher
     metric = comparison.metric.title
-    over = f"Student's 95 % confidence interval over {seeds} seeds" if seeds > 1 else "one seed, therefore no interval"
+    over = f"Student's 95 % confidence interval over {seeds} seeds" if seeds > 1 else "one seed, so no interval"
     found = [
         Column(
             "mean",
             "mean",
             "± 95 % CI" if seeds > 1 else "one seed",
-            f"{metric} averaged over clients, each counting the same, then over seeds; {over}.",
+            f"{metric} averaged over clients with equal weight, then over seeds; {over}.",
             lambda row: number.between(row.mean, row.mean_ci),
             down,
         ),
@@ -149,7 +149,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "weighted",
             "weighted",
             "by size",
-            f"{metric} averaged over clients, each counting by its number of test examples.",
+            f"{metric} averaged over clients, weighted by test examples.",
             lambda row: number(row.weighted),
             down,
         ),
@@ -157,7 +157,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "std",
             "std",
             "clients",
-            "standard deviation over clients: how unequally they are served.",
+            "standard deviation over clients.",
             lambda row: number(row.std),
         ),
         Column(
@@ -196,7 +196,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "megabytes",
             "MB per",
             "client",
-            "megabytes that a client sent and received on average until the chosen round: all that travelled, divided "
+            "megabytes that a client sent and received on average until the chosen round: the total, divided "
             "by all clients, drawn or not; rounds after the chosen one do not count.",
             lambda row: megabytes(row.megabytes),
         ),
@@ -232,7 +232,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
 
 
 def _other(comparison: Comparison, card: MetricCard, rows: list[Row]) -> Column:
-    """The column of a metric that is reported beside the compared one."""
+    """The column of an additional metric."""
     number = Number.among(card, [row.others[card.name] for row in rows])
     first, _, rest = card.title.partition(" ")
     lacking = max(seed.test.undefined(card.name) for m in comparison.methods for seed in m.seeds)
@@ -240,7 +240,7 @@ def _other(comparison: Comparison, card: MetricCard, rows: list[Row]) -> Column:
         OTHER + card.name,
         first,
         rest + (" %" if card.percent else ""),
-        f"{card.title} averaged over clients, each counting the same; {'higher' if card.higher else 'lower'} is better."
+        f"{card.title} averaged over clients with equal weight; {'higher' if card.higher else 'lower'} is better."
         + (f" {undefined(comparison, card, lacking)}" if lacking else ""),
         lambda row: number(row.others[card.name]),
         not card.higher,
@@ -248,7 +248,7 @@ def _other(comparison: Comparison, card: MetricCard, rows: list[Row]) -> Column:
 
 
 def undefined(comparison: Comparison, card: MetricCard, clients: int) -> str:
-    """That a metric is undefined for some clients, in a sentence; empty if it is for none."""
+    """A sentence if a metric is undefined for some clients; otherwise empty."""
     if not clients:
         return ""
     people = len(comparison.methods[0].seeds[0].test.clients)
@@ -257,6 +257,6 @@ def undefined(comparison: Comparison, card: MetricCard, clients: int) -> str:
 
 
 def best(comparison: Comparison, rows: list[Row]) -> Row:
-    """The row with the best mean; the first one where no mean is known."""
+    """The row with the best mean; the first one if no mean is known."""
     sign = 1 if comparison.metric.higher else -1
     return max(rows, key=lambda row: -math.inf if known(row.mean) is None else sign * row.mean)

@@ -1,4 +1,4 @@
-"""What the page's charts draw, as plain JSON values."""
+"""The data of the page's charts, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MOST_GROUPS = 12
 LEAST_CLIENTS = 4
 DIGITS = 4
 MOST_TRACES = 2_000_000
-"""Values of clients' learning curves that a page holds; beyond it, curves do not follow the choice of clients."""
+"""Most values of clients' learning curves in a page; above it, curves do not follow the client filter."""
 
 
 def document(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
-    """What the charts of one comparison draw; methods in the order of the table."""
+    """The data of one comparison's charts; methods in the order of the table."""
     metric, card = comparison.metric, comparison.federation
     winner = best(comparison, rows)
     test = comparison.methods[0].seeds[0].test
@@ -62,9 +62,9 @@ def document(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
 
 
 def groups(comparison: Comparison) -> dict[str, list[tuple[str, list[int]]]]:
-    """Groups of clients by what is known of them: ``column -> [(value, places of clients)]``.
+    """Groups of clients by their metadata: ``column -> [(value, places of clients)]``.
 
-    A column of words makes groups if it has 2 to 12 different ones; a column of numbers with more makes three of about
+    A text column makes groups if it has 2 to 12 distinct values; a numeric column with more makes three of about
     equal size, and so does the number of training examples.
     """
     card, people = comparison.federation, comparison.methods[0].seeds[0].test.clients
@@ -112,7 +112,7 @@ def _thirds(values: Sequence[str | float]) -> list[tuple[str, list[int]]] | None
 
 
 def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> dict[str, Any]:
-    """What the charts need of one method."""
+    """The chart data of one method."""
     method, metric = comparison.method(row.name), comparison.metric.name
     return {
         "name": row.name,
@@ -141,7 +141,7 @@ def curve(method: MethodResult, clients: int = 0) -> list[dict[str, float | None
 
     Args:
         method: the method.
-        clients: clients of the runs; by default those that were scored.
+        clients: clients of the runs; default: those that were scored.
     """
     clients = clients or len(method.seeds[0].validation.clients)
     points: dict[int, list[Any]] = {}
@@ -162,7 +162,7 @@ def curve(method: MethodResult, clients: int = 0) -> list[dict[str, float | None
 
 
 def traces(method: MethodResult) -> list[list[list[float | None]]] | None:
-    """Per seed and point of :func:`curve`, every client's validation score; ``None`` where they are not known."""
+    """Per seed and point of :func:`curve`, every client's validation score; ``None`` if they are not known."""
     rounds = sorted({point.round for seed in method.seeds for point in seed.curve})
     by_round = [{point.round: point.clients for point in seed.curve} for seed in method.seeds]
     if not any(values for seed in by_round for values in seed.values()):
@@ -186,7 +186,7 @@ def cold(method: MethodResult, metric: str) -> dict[str, Any] | None:
 
 
 def _details(comparison: Comparison, method: MethodResult) -> dict[str, Any]:
-    """What a finished run tells of its clients: sums over seeds, and of the first seed what cannot be summed."""
+    """A finished run's results for its clients: sums over seeds; the first seed for what cannot be summed."""
     found = [seed.details for seed in method.seeds if seed.details is not None]
     if not found:
         return dict.fromkeys(("calibration", "confusion", "mistakes", "personal", "clusters"))
@@ -208,7 +208,7 @@ def _details(comparison: Comparison, method: MethodResult) -> dict[str, Any]:
 
 
 def _clusters(comparison: Comparison, details: Details, rounds: int) -> dict[str, Any] | None:
-    """The block with the most clusters: where clients are, and who moved when."""
+    """The block with the most clusters: membership of clients, and who moved when."""
     counts = {block: len(set(rows)) for block, rows in details.clusters.items()}
     if not counts or max(counts.values()) < 2:
         return None
@@ -226,7 +226,7 @@ def _seconds(method: MethodResult) -> float | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same with ``None`` for numbers that are not finite, and the digits that the page shows."""
+    """The same with ``None`` for non-finite numbers, rounded to the digits that the page shows."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -245,7 +245,7 @@ def train_size(comparison: Comparison, client: str) -> int | None:
 
 
 def labels(comparison: Comparison, client: str) -> list[int]:
-    """A client's training examples by class; empty where that is not known."""
+    """A client's training examples by class; empty if not known."""
     card = comparison.federation
     return card.labels[card.clients.index(client)] if client in card.clients and card.labels else []
 

@@ -1,4 +1,4 @@
-"""The sections of the page: what each is called, says and lets one choose. One without data does not appear."""
+"""The sections of the page: title, text and controls of each. A section without data does not appear."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Section:
     Attributes:
         id: its anchor.
         title: its heading.
-        lead: what the reader sees here; HTML.
+        lead: introduction; HTML.
         link: its name in the list of sections; empty for the title.
         controls: choices beside a chart; HTML.
-        chart: what a screen reader is told of the chart; empty where there is none.
-        before: what stands above the chart; HTML.
-        body: what stands below it; HTML.
+        chart: description of the chart for screen readers; empty without a chart.
+        before: content above the chart; HTML.
+        body: content below the chart; HTML.
         table: whether the table below can be downloaded.
     """
 
@@ -144,7 +144,7 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
                 "calibration",
                 "Calibration",
                 "Stated confidence against the share that is right, on test data of all seeds. On the dashed line, "
-                "confidence is what it says; below it, a model is too sure. Larger dots hold more examples.",
+                "confidence is accurate; below it, a model is overconfident. Larger dots hold more examples.",
                 "",
                 chooser("calibrated", "Method", _titles(has["calibration"]))
                 + (chooser("split", "Groups", [("", "all clients"), *((g, g) for g in groups)]) if groups else ""),
@@ -216,7 +216,7 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
 
 
 def choice(drawn: dict[str, Any]) -> str:
-    """The choice of clients by what is known of them."""
+    """The filter of clients by metadata."""
     if not drawn["groups"]:
         return ""
     selects = "".join(
@@ -234,7 +234,7 @@ def choice(drawn: dict[str, Any]) -> str:
 
 
 def switch(name: str, legend: str, options: Sequence[tuple[str, str]]) -> str:
-    """A few choices side by side, the first one taken."""
+    """Radio buttons, the first one selected."""
     labels = "".join(
         f'<label><input type="radio" name="{name}" value="{value}"{" checked" if not i else ""}>'
         f"<span>{escape(words)}</span></label>"
@@ -244,13 +244,13 @@ def switch(name: str, legend: str, options: Sequence[tuple[str, str]]) -> str:
 
 
 def chooser(name: str, label: str, options: Sequence[tuple[str, str]]) -> str:
-    """One of many choices."""
+    """A drop-down list."""
     inner = "".join(f'<option value="{escape(value)}">{escape(words)}</option>' for value, words in options)
     return f'<label class="chooser">{label} <select name="{name}">{inner}</select></label>'
 
 
 def facts(comparison: Comparison) -> str:
-    """What was compared, in one line."""
+    """The compared data, methods and budget, in one line."""
     card, seeds = comparison.federation, max(len(m.seeds) for m in comparison.methods)
     total = sum(map(sum, card.sizes.values()))
     unseen = {name for m in comparison.methods for s in m.seeds if s.unseen for name in s.unseen.clients}
@@ -271,11 +271,11 @@ def _titles(methods: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _about_curves(comparison: Comparison) -> str:
     several = any(len(m.seeds) > 1 for m in comparison.methods)
-    band = "the band spans the lowest to the highest seed" if several else "one seed, therefore no band"
+    band = "the band spans the lowest to the highest seed" if several else "one seed, so there is no band"
     return (
         f"Mean {escape(comparison.metric.title)} over clients on validation data; {band}. "
         "A ring marks the round that validation chose in each seed. Choose which methods stand out in "
-        "colour. Over bytes, a method that sends nothing is a level line."
+        "colour. Over bytes, a method that sends nothing is a horizontal line."
     )
 
 

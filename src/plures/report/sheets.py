@@ -1,4 +1,4 @@
-"""How it was done: settings, environment, costs, tuning, the data sheet, the words."""
+"""How it was done: settings, environment, costs, tuning, the data sheet, the glossary."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def how(comparison: Comparison) -> str:
 
 
 def commands(comparison: Comparison) -> str:
-    """What to type to get these numbers again."""
+    """Commands that reproduce these numbers."""
     versions = {
         name: comparison.environment[name].partition("+")[0]
         for name in ("plures", "torch")
@@ -45,7 +45,7 @@ def commands(comparison: Comparison) -> str:
 
 
 def tuning(comparison: Comparison, rows: list[Row], number: Number) -> str:
-    """What was tuned, over which values, at what cost, and everything that was tried."""
+    """What was tuned, over which values, at what cost, and all trials."""
     found = [comparison.method(row.name) for row in rows]
     rounds = comparison.settings.get("tune_rounds")
     head = heading("method", "", kind="name") + heading("tuned", "", kind="text")
@@ -103,14 +103,14 @@ def costs(comparison: Comparison, rows: list[Row]) -> str:
 
 
 def drawn(comparison: Comparison, method: MethodResult) -> float:
-    """Share of the clients that take part in a round, on average over a method's final runs; 1 where it is unknown."""
+    """Share of the clients that take part in a round, on average over a method's final runs; 1 if unknown."""
     ends = [seed.curve[-1] for seed in method.seeds if seed.curve and seed.curve[-1].visits]
     shares = [end.visits / (end.round * len(comparison.federation.clients)) for end in ends]
     return float(np.mean(shares)) if shares else 1.0
 
 
 def _tuning(method: MethodResult, number: Number) -> str:
-    """How one method was set, and everything that was tried."""
+    """The settings of one method, and all its trials."""
     chosen = _setting(method.lr, method.parameters)
     summary = (
         f"<summary><b>{escape(method.title)}</b> <span>{escape(chosen)}</span> "
@@ -126,7 +126,7 @@ def _tuning(method: MethodResult, number: Number) -> str:
         mark = '<span class="tag">chosen</span>' if setting == chosen else ""
         value = cell(number(trial.validation), known(trial.validation))
         lines.append(f'<tr><th scope="row">{escape(setting)}{mark}</th>{value}</tr>')
-    told += "<p>What a line does not name was at its default.</p>"
+    told += "<p>Parameters that a line does not name had their defaults.</p>"
     return f"<details>{summary}{told}{table('sortable trials', f'Trials of {method.title}', head, lines)}</details>"
 
 
@@ -173,7 +173,7 @@ def _bars(counts: Sequence[int], classes: Sequence[str]) -> str:
 
 
 def glossary(shown: Sequence[Column]) -> str:
-    """One line for every word."""
+    """One line per term."""
     words = {f"{c.heading} {c.detail}": c.meaning for c in shown if c.key != "mean"}
     mean = next(c.meaning for c in shown if c.key == "mean")
     more = {
@@ -181,8 +181,8 @@ def glossary(shown: Sequence[Column]) -> str:
             "paired sign-flip test over clients against FedAvg + fine-tuning; it is not corrected for the number of "
             "methods compared."
         ),
-        "client": "one owner of data, who keeps them; each gets a model of its own.",
-        "harmed": "a client whose score, averaged over seeds, is worse than with the reference, by however little.",
+        "client": "one owner of data, who keeps them; each gets its own model.",
+        "harmed": "a client whose score, averaged over seeds, is worse than with the reference, by any amount.",
         "Local only": "every client trains alone: what personalization must not fall below.",
         "FedAvg": "one global model for all clients.",
         "fine-tuning": "FedAvg's model, trained on by every client: the baseline that a method must beat.",

@@ -1,4 +1,4 @@
-"""The comparison in a terminal, in Markdown and in a sentence."""
+"""The comparison as a terminal table, as Markdown and as a sentence."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ HARMED = "harmed: share of clients worse off than alone (local) and than with on
 
 
 class Fitted(Table):
-    """A table that leaves columns out where the terminal is too narrow, the least needed ones first.
+    """A table that drops columns if the terminal is too narrow, the least important first.
 
     Attributes:
-        spared: headings of the columns that may be left out, in order; every column has a ``min_width``.
+        spared: headings of the columns that may be dropped, in order; every column has a ``min_width``.
     """
 
     spared: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Fitted(Table):
 
 
 def console_table(comparison: Comparison) -> Table:
-    """The comparison for a terminal: baselines first, then the best first; narrow ones leave columns out.
+    """The comparison for a terminal: baselines first, then best first; narrow terminals drop columns.
 
     Examples:
         >>> x = np.array([[-1.0], [1.0]] * 30)
@@ -112,7 +112,7 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """What the comparison says, in one to four plain sentences.
+    """The conclusion of the comparison, in one to four plain sentences.
 
     Examples:
         >>> x = np.array([[-1.0], [1.0]] * 30)
@@ -128,14 +128,14 @@ def headline(comparison: Comparison) -> str:
 
 
 def verdict(comparison: Comparison, rows: list[Row]) -> str:
-    """The headline, from the lines of the table."""
+    """The headline, from the rows of the table."""
     lacking = undefined(comparison, comparison.metric, max(row.undefined for row in rows))
     parts = _verdict(comparison, rows), lacking, _never(comparison, rows), _diverged(comparison, rows)
     return " ".join(filter(None, parts))
 
 
 def _never(comparison: Comparison, rows: list[Row]) -> str:
-    """How many clients no round drew; empty where all took part."""
+    """How many clients no round drew; empty if all took part."""
     most = max(row.never for row in rows)
     if not most:
         return ""
@@ -147,7 +147,7 @@ def _never(comparison: Comparison, rows: list[Row]) -> str:
 
 
 def _diverged(comparison: Comparison, rows: list[Row]) -> str:
-    """Whose models diverged; empty where none did."""
+    """Methods and clients whose models diverged; empty if none did."""
     lost = [row for row in rows if row.diverged]
     if not lost:
         return ""
@@ -157,7 +157,7 @@ def _diverged(comparison: Comparison, rows: list[Row]) -> str:
 
 
 def _verdict(comparison: Comparison, rows: list[Row]) -> str:
-    """The headline, without what is said of divergence."""
+    """The headline, without divergence."""
     number = Number.of(comparison, rows)
     baselines = [row for row in rows if row.name in BASELINES]
     others = [row for row in rows if row.name not in BASELINES and known(row.mean) is not None]
@@ -208,7 +208,7 @@ def _score(comparison: Comparison, row: Row, number: Number) -> str:
 
 
 def _seeds(lead: Row, base: Row, gap: float) -> str:
-    """What the seeds allow to say of the difference."""
+    """What the seeds say about the difference."""
     if lead.mean_ci is None or base.mean_ci is None:
         return "With one seed there is no interval: another seed may change the order."
     if gap and gap <= lead.mean_ci + base.mean_ci:

@@ -1,4 +1,4 @@
-"""The tables of methods and of clients, as HTML: they stand there without a script, and the script follows them."""
+"""The tables of methods and of clients, as HTML: readable without scripts, enhanced by the script."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from plures.report.document import about, train_size
 from plures.report.markup import cell, heading, table, whole
 
 MOST_LINES = 500
-"""Clients that a page lists; the charts draw all of them."""
+"""Most clients that a page lists; the charts draw all of them."""
 RECOMPUTED = {"mean", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg"}
-"""Columns that follow the choice of clients in the page; the others say something of the whole run."""
+"""Columns that follow the page's client filter; the others concern the whole run."""
 
 
 def methods_table(comparison: Comparison, rows: list[Row], shown: Sequence[Column]) -> str:
@@ -44,7 +44,7 @@ def methods_table(comparison: Comparison, rows: list[Row], shown: Sequence[Colum
 
 
 def fairness_table(comparison: Comparison, rows: list[Row]) -> str:
-    """How unequally every method serves the clients."""
+    """Spread of every method's scores over clients."""
     number, metric = Number.of(comparison, rows), comparison.metric
     worse = "ascending" if metric.higher else "descending"
     head = heading("method", "", kind="name") + "".join(
@@ -70,7 +70,7 @@ def fairness_table(comparison: Comparison, rows: list[Row]) -> str:
 
 
 def _line(row: Row, winner: Row, cells: Sequence[str]) -> str:
-    """A method's line; its title, and what it is, come first."""
+    """A method's row, beginning with its title and role."""
     kind = " ".join(filter(None, ["baseline" if row.name in BASELINES else "", "best" if row is winner else ""]))
     role = "baseline" if row.name in BASELINES else ""
     words = ", ".join(filter(None, ["best mean" if row is winner else "", role]))
@@ -83,7 +83,7 @@ def _value(words: str) -> str:
 
 
 def _interval(row: Row, low: float, high: float) -> str:
-    """A mean and its interval, drawn between the least and the greatest of the table."""
+    """A mean and its interval, drawn on the range of the table."""
     if known(row.mean) is None or high <= low:
         return ""
     width = row.mean_ci or 0.0

@@ -2,10 +2,10 @@
 
 The folder of a study holds
 
-- ``study.db``: one SQLite database with the document, what is known of each cell's data, every unit with its state and
+- ``study.db``: one SQLite database with the document, the facts of each cell's data, every unit with its state and
   result, and every trial of tuning (``trials``: setting, validation curve, state). It is the only storage of tuning,
-  too: :meth:`Study.optuna` gives a method's trials as a study of Optuna's;
-- ``checkpoints/``: unfinished final runs as safetensors, gone when a run is done;
+  too: :meth:`Study.optuna` gives a method's trials as an Optuna study;
+- ``checkpoints/``: unfinished final runs as safetensors, deleted when a run is done;
 - ``runs/CELL/METHOD/seed-N/``: the models of final runs (:class:`~plures.evaluate.RunFolder`), unless
   ``keep_models = false``.
 

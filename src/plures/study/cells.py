@@ -1,4 +1,4 @@
-"""The federation of a cell: loaded, cut down, dealt anew, shifted."""
+"""The federation of a cell: loaded, subsampled, repartitioned, shifted."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Loaded:
 
     Attributes:
         cell: the cell.
-        spec: the run that is the same for all methods.
+        spec: the settings shared by all methods.
         federation: the clients that train.
         unseen: the clients held out of training.
         factory: of the model.
-        fingerprint: facts of the data of all clients.
+        fingerprint: fingerprint of the data of all clients.
     """
 
     cell: Cell
@@ -48,7 +48,7 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
     """Load a cell's data.
 
     Raises:
-        PluresError: with the line of the document, if the data are not there or cannot be dealt so.
+        PluresError: with the line of the document, if the data are missing or cannot be partitioned this way.
     """
     folder = source.data_path(cell.data)
     spec = cell.spec(cell.data.name if folder is None else str(folder))
@@ -75,7 +75,7 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
 
 
 def limited(federation: Federation, clients: int | None, examples: int | None) -> Federation:
-    """At most so many clients and examples of each, drawn by the names of the federation and of the client."""
+    """Limit the number of clients and the examples of each, drawn by the names of federation and client."""
     if clients is not None and clients < len(federation):
         drawn = generator("study clients", federation.name).permutation(len(federation))[:clients]
         federation = federation.subset([federation.clients[i] for i in drawn])
@@ -94,7 +94,7 @@ def limited(federation: Federation, clients: int | None, examples: int | None) -
 
 
 def compact(federation: Federation) -> Federation:
-    """The same federation without the rows that nobody has."""
+    """The same federation without unused rows."""
     rows = once(torch.cat([*(federation.splits[split].rows for split in SPLITS), federation.public]))
     place = torch.full((len(federation.inputs),), -1, dtype=torch.int64)
     place[rows] = torch.arange(len(rows))
@@ -108,15 +108,15 @@ def compact(federation: Federation) -> Federation:
 
 
 def once(rows: Tensor) -> Tensor:
-    """The different rows in ascending order."""
+    """The distinct rows in ascending order."""
     return torch.from_numpy(np.unique(rows.numpy()))
 
 
 def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | None) -> Federation:
-    """The pooled rows of all clients, dealt to others.
+    """Repartition the pooled rows of all clients.
 
-    Inputs that the loader standardised are brought back and standardised over the new train rows. Values that it
-    imputed stay as they are.
+    Inputs that the loader standardised are unscaled and standardised over the new train rows. Imputed values
+    stay as they are.
     """
     if part.how == "natural":
         return federation
@@ -164,7 +164,7 @@ def _scaled_again(federation: Federation, mean: Tensor, scale: Tensor) -> Federa
 
 
 def changed(federation: Federation, part: PartitionPart) -> Federation:
-    """Feature shift and poorer quality, as far as the partition asks for them."""
+    """Apply the partition's feature shift and quality degradation, if any."""
     if part.shift is not None:
         if part.shift.rotate is not None:
             federation = rotate(federation, part.shift.rotate)

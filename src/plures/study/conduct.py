@@ -1,4 +1,4 @@
-"""One process at work on a study: claims units, does them, gives signs of life."""
+"""One process working on a study: claims units, runs them, sends heartbeats."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from plures.study.work import Bench
 from plures.version import __version__
 
 NAMED = 5
-"""How many damaged results a warning names."""
+"""Most damaged results that a warning names."""
 WAIT = 0.2
-"""Seconds between looks for work while others do what is left."""
+"""Seconds between polls for work while others finish the rest."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a process is doing.
+    """An event of a process.
 
     Attributes:
-        what: ``started``, ``going`` (after a round), ``done``, ``failed``, ``lost`` (another process took the unit
-            over) or ``waiting`` (other processes do what is left).
+        what: ``started``, ``going`` (after a round), ``done``, ``failed``, ``lost`` (another process took over the
+            unit) or ``waiting`` (other processes finish the rest).
         unit: which unit; ``None`` while waiting.
         round: rounds done.
         rounds: of how many.
@@ -52,11 +52,11 @@ Watch = Callable[[Event], None]
 
 
 class Heart:
-    """Gives signs of life from a thread of its own, with a connection of its own.
+    """Sends heartbeats from its own thread, over its own connection.
 
     Attributes:
-        unit: what the process holds.
-        doing: what it is doing, for other processes' views.
+        unit: the unit that the process holds.
+        doing: its progress, for other processes' views.
         lost: the unit that another process took over, if any.
     """
 
@@ -78,24 +78,24 @@ class Heart:
         self._thread.join()
 
     def hold(self, unit: str | None) -> None:
-        """What the process holds from now on."""
+        """Set the unit that the process holds."""
         self.unit, self.doing = unit, ""
 
     def _beat(self) -> None:
         with suppress(PluresError), closing(Store(self.folder, checked=False)) as store:
             while not self._over.wait(min(1.0, self.lease / 4)):
                 held = self.unit
-                with suppress(PluresError):  # a full disk; what the other thread writes says so
+                with suppress(PluresError):  # a full disk; the other thread's writes report it
                     if not store.beat(self.owner, held, self.lease, self.doing):
                         self.lost = held
 
 
 def begin(plan: Plan, store: Store) -> None:
-    """Make a study known to its database, and open again what failed or is damaged, which a warning names.
+    """Register a study in its database, and reopen failed or damaged units; a warning names the damaged ones.
 
     Raises:
-        PluresError: if another version of plures has results there, or if the data of a cell that is done are not those
-            of its results any more; others are checked when they are worked on.
+        PluresError: if another version of plures has results there, or if the data of a finished cell no longer match
+            its results; other cells are checked when they are worked on.
     """
     source = plan.source
     store.insist(__version__)
@@ -103,7 +103,7 @@ def begin(plan: Plan, store: Store) -> None:
     if damaged:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         warnings.warn(
-            f"{store.file} is damaged: {'; '.join(damaged[:NAMED])}{more} is done again", PluresWarning, stacklevel=2
+            f"{store.file} is damaged: {'; '.join(damaged[:NAMED])}{more} is recomputed", PluresWarning, stacklevel=2
         )
     store.reopen((*plan.measures, *plan.units))
     store.describe(source.text, source.file, str(source.folder.resolve()), plan.search, __version__)
@@ -114,13 +114,13 @@ def begin(plan: Plan, store: Store) -> None:
 
 
 def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callbacks: Sequence[Callback] = ()) -> None:
-    """Do all units that nobody else does, and wait for those that others do.
+    """Run all unclaimed units, and wait for those that others run.
 
-    What fails is noted with its reason, and the rest goes on. Callbacks are told of every final run.
+    Failures are recorded with their reasons, and the rest continues. Callbacks are called for every final run.
 
     Raises:
         PluresError: if the disk is full, which ends the study until there is room.
-        KeyboardInterrupt: after the round in which Ctrl-C was pressed; what was reached is kept.
+        KeyboardInterrupt: after the round in which Ctrl-C was pressed; progress is kept.
     """
     lease = plan.source.document.execution.lease
     owner = store.enter()
@@ -137,12 +137,12 @@ def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callb
                 watch(_one(bench, heart, unit, watch))
                 heart.hold(None)
     finally:
-        with suppress(PluresError):  # on a full disk; what it has claimed is open when this process is gone
+        with suppress(PluresError):  # on a full disk; its claims are released when this process ends
             store.leave(owner)
 
 
 def _one(bench: Bench, heart: Heart, unit: Unit, watch: Watch) -> Event:
-    """Do one unit; how it ended."""
+    """Run one unit; returns how it ended."""
     watch(Event("started", unit))
     begun = time.perf_counter()
 
@@ -157,7 +157,7 @@ def _one(bench: Bench, heart: Heart, unit: Unit, watch: Watch) -> Event:
         bench.store.finish(unit, bench.owner, result, time.perf_counter() - begun)
     except LostError:
         return Event("lost", unit)
-    except Exception as error:  # one method's fault must not end a study of many; it is told at the end
+    except Exception as error:  # one method's fault must not end a study of many; it is reported at the end
         if full(error):
             told = f"{error}: free some space and give the same command again"
             raise PluresError(f"{unit.name}: {error if isinstance(error, PluresError) else told}") from error

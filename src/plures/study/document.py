@@ -1,4 +1,4 @@
-"""What a ``study.toml`` may say."""
+"""The schema of a ``study.toml``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plures.tables.declared import Name, named
 
 
 def _named(value: object) -> object:
-    """A name alone stands for a table that holds the name."""
+    """A name alone is short for a table with that name."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -25,7 +25,7 @@ Label = Annotated[str, AfterValidator(_labelled)]
 
 
 def _counted(value: object) -> object:
-    """A number of seeds stands for the seeds from 0."""
+    """A number n is short for the seeds 0 to n - 1."""
     return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -43,7 +43,7 @@ class Range(Part):
     Attributes:
         low: least value.
         high: largest value.
-        log: whether orders of magnitude are alike.
+        log: whether to sample on a logarithmic scale.
     """
 
     low: int | float
@@ -58,7 +58,7 @@ class Range(Part):
 Choices = Annotated[
     Annotated[list[Any], Field(min_length=1), Tag("list")] | Annotated[Range, Tag("range")], Discriminator(_form)
 ]
-"""Values to try: a list, or a table with ``low``, ``high`` and perhaps ``log = true``."""
+"""Values to try: a list, or a table with ``low``, ``high`` and optionally ``log = true``."""
 Space = Mapping[str, list[Any] | Range]
 
 
@@ -74,17 +74,17 @@ class DataPart(Part):
     """A data set.
 
     Attributes:
-        name: in the catalogue, or a folder of ``.npz`` files, relative to the file of the study.
-        label: what results call it; default: its name.
+        name: catalogue name, or a folder of ``.npz`` files, relative to the file of the study.
+        label: name in results; default: its name.
         options: of the loader; ``donate`` is the share of training rows that every client makes public.
         split: how the loader, or the partition, splits.
         model: name of a network; default: one that fits the data.
-        model_options: of the network.
+        model_options: options of the network.
         unseen: clients held out of training.
-        max_clients: keep so many clients, drawn once.
-        max_examples: keep at most so many examples of a client, drawn once from each split in proportion.
+        max_clients: number of clients to keep, drawn once.
+        max_examples: most examples to keep per client, drawn once from each split in proportion.
         partitions: labels of the partitions it is used with; default: all of the file.
-        metric: by which rounds and settings are chosen; default: the task's first metric.
+        metric: metric by which rounds and settings are chosen; default: the task's first metric.
     """
 
     name: str
@@ -101,7 +101,7 @@ class DataPart(Part):
 
 
 class ShiftPart(Part):
-    """What clients see differently, one entry per group of clients; see :mod:`plures.federation.shift`."""
+    """Feature shift, one entry per group of clients; see :mod:`plures.federation.shift`."""
 
     rotate: Annotated[list[float] | None, Field(min_length=1)] = None
     brightness: Annotated[list[float] | None, Field(min_length=1)] = None
@@ -109,7 +109,7 @@ class ShiftPart(Part):
 
 
 class QualityPart(Part):
-    """Poorer inputs; see :func:`plures.federation.degrade`."""
+    """Degraded inputs; see :func:`plures.federation.degrade`."""
 
     completeness: Annotated[float, Field(gt=0, le=1)] = 1.0
     noise: Annotated[float, Field(ge=0)] = 0.0
@@ -117,12 +117,12 @@ class QualityPart(Part):
 
 
 class PartitionPart(Part):
-    """Who has which examples.
+    """Assignment of examples to clients.
 
     Attributes:
         how: ``natural`` keeps the clients of the data set; the others are those of
             :func:`plures.federation.partition.partition`, over the pooled rows of the data set.
-        label: what results call it; default: what it is, with its numbers.
+        label: name in results; default: its kind and numbers.
         clients: how many.
         alpha: concentration of the two Dirichlet partitions and of ``quantity``.
         classes_per_client: for ``pathological``.
@@ -144,7 +144,7 @@ class PartitionPart(Part):
 
     @property
     def dealing(self) -> dict[str, Any]:
-        """The numbers of the partition that were given."""
+        """The partition parameters that were given."""
         return self.model_dump(include={"clients", "alpha", "classes_per_client", "min_size"}, exclude_none=True)
 
 
@@ -152,18 +152,18 @@ DEALING: Mapping[str, frozenset[str]] = {
     "natural": frozenset(),
     **{how: READS[how] | {"clients"} for how in HOWS},
 }
-"""The numbers that each partition reads."""
+"""The parameters of each partition."""
 
 
 class MethodPart(Part):
     """A method.
 
     Attributes:
-        name: in the catalogue, ``package.module:function``, or such names joined by ``+``.
-        label: what results call it; default: its name.
+        name: catalogue name, ``package.module:function``, or such names joined by ``+``.
+        label: name in results; default: its name.
         lr: fixed learning rate, which is then not tuned.
         parameters: fixed parameters.
-        space: what to search, instead of the catalogue's ``space``; ``lr`` may be among it.
+        space: what to search, instead of the catalogue's ``space``; may include ``lr``.
         data: labels of the data sets it is used with; default: all.
     """
 
@@ -180,13 +180,13 @@ class MethodPart(Part):
 
 
 class BudgetPart(Part):
-    """How much work a final run may do; names as in :class:`~plures.evaluate.RunSpec`.
+    """The budget of a final run; names as in :class:`~plures.evaluate.RunSpec`.
 
     Attributes:
-        label: what results call it; default: its rounds.
+        label: name in results; default: its rounds.
         batch_size: examples in a batch; 0 for all.
         fraction: share of the clients in a round.
-        every: rounds between readings of validation data; default: about ten readings.
+        every: rounds between validations; default: about ten validations.
     """
 
     label: Label = ""
@@ -211,10 +211,10 @@ class TuningPart(Part):
         rounds: rounds of a trial.
         lr: learning rates to try.
         search: ``optuna`` (tree-structured Parzen estimator), ``random`` (Optuna's as well), ``grid`` (one setting
-            after the other, as `plures compare` does; ``trials`` does not limit it), or ``auto``: Optuna if it is
+            after the other, like `plures compare`; not limited by ``trials``), or ``auto``: Optuna if it is
             installed, else the grid.
         pruning: ``median`` or ``halving`` stop a trial that falls behind; the grid prunes nothing.
-        every: rounds between readings of validation data in a trial; default: about four readings.
+        every: rounds between validations in a trial; default: about four validations.
     """
 
     trials: Annotated[int, Field(ge=0)] = 10
@@ -228,8 +228,8 @@ class TuningPart(Part):
 class ExecutionPart(Part):
     """How the machine is used; see :class:`~plures.run.Execution`.
 
-    What is ``auto`` is measured once for a method on a cell, and kept for all its runs. Two studies give the same bits
-    only if backend and chunk are fixed here, for measurements differ from day to day.
+    ``auto`` settings are measured once for a method on a cell, and reused for all its runs. Two studies give the same
+    bits only if backend and chunk are fixed here, because measurements vary.
 
     Attributes:
         threads: threads of a process; default: all cores.

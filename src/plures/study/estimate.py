@@ -1,4 +1,4 @@
-"""What lies ahead: how many runs, how long, how much memory, what is done."""
+"""Remaining work: runs, time, memory, progress."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from plures.study.work import Timing
 
 @dataclass(frozen=True)
 class Ahead:
-    """What lies ahead of a study.
+    """Remaining work of a study.
 
     Attributes:
         cells: number of cells.
         methods: number of methods, baselines included.
-        trials: trials of all tuning, at most: some may be stopped early or need not be run.
+        trials: most trials of all tuning: some may be stopped early or skipped.
         runs: final runs.
-        done_trials: trials that are done, or belong to a tuning that is.
+        done_trials: trials that are done, or belong to finished tuning.
         done_runs: final runs that are done.
-        seconds: expected seconds of one process for what is left, a rough estimate; NaN before anything was measured.
-        memory: bytes that a process took while a round of each method was measured, at most.
+        seconds: expected seconds of one process for the rest, a rough estimate; NaN before anything was measured.
+        memory: peak bytes of a process while a round of each method was measured.
         device_memory: the same on the accelerator.
         by_cell: title of a cell to its final runs, those done, and the seconds left.
     """
@@ -41,7 +41,7 @@ class Ahead:
 
 
 def expected(plan: Plan, timings: dict[str, Timing], unit: Unit) -> float:
-    """Expected seconds of a unit; NaN where its rounds were not measured."""
+    """Expected seconds of a unit; NaN if its rounds were not measured."""
     timing = timings.get(plan.measured_by(unit))
     if timing is None:
         return math.nan
@@ -55,13 +55,13 @@ def expected(plan: Plan, timings: dict[str, Timing], unit: Unit) -> float:
 
 
 def timings_of(plan: Plan, store: Store) -> dict[str, Timing]:
-    """What was measured."""
+    """All measured timings."""
     results = store.results("measure")
     return {unit.id: Timing.model_validate(results[unit.id][0]) for unit in plan.measures if unit.id in results}
 
 
 def ahead(plan: Plan, store: Store) -> Ahead:
-    """What lies ahead, from what the database has."""
+    """Remaining work, from the database."""
     timings, states, tuning = timings_of(plan, store), store.states(), plan.source.document.tuning
     done = {unit.id for unit in plan.units if states.get(unit.id) == "done"}
     tunings = [unit for unit in plan.units if unit.kind == "tuning"]
@@ -90,7 +90,7 @@ def ahead(plan: Plan, store: Store) -> Ahead:
 
 
 def _rest(unit: Unit, done: set[str], kept: dict[str, int], counts: dict[str, int]) -> float:
-    """The share of a unit that is left."""
+    """The remaining share of a unit."""
     if unit.id in done:
         return 0.0
     return 1 - kept[unit.id] / counts[unit.id] if unit.kind == "tuning" else 1.0

@@ -1,4 +1,4 @@
-"""On which line of a TOML text each key stands; the standard library's parser does not say."""
+"""Line numbers of the keys of a TOML text, which the standard library's parser does not give."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def key_lines(text: str) -> dict[KeyPath, int]:
     """The line of every table, key and array element of a TOML text, counted from 1.
 
     Args:
-        text: valid TOML; whoever reads it has parsed it before.
+        text: valid TOML; the caller has parsed it already.
     """
     return _Scanner(text).lines()
 
 
 def line_of(lines: dict[KeyPath, int], path: Sequence[str | int]) -> int:
-    """The line of a key, or of the innermost part of the text around it; 1 where nothing of the path is written.
+    """The line of a key, or of the innermost part of the text around it; 1 if no part of the path is written.
 
-    Parts of the path that are not in the text, such as the kind of value a validator tried, are passed over.
+    Parts of the path that are not in the text, such as the kind of value a validator tried, are skipped.
     """
     found: KeyPath = ()
     for part in path:
@@ -52,7 +52,7 @@ class _Scanner:
         self.found.setdefault(path, bisect_left(self.breaks, self.at) + 1)
 
     def _skip(self, signs: str) -> bool:
-        """Pass over some signs and comments; whether anything is left."""
+        """Skip the given characters and comments; returns whether anything is left."""
         while self.at < len(self.text) and self.text[self.at] in signs + "#":
             self.at = self.text.index("\n", self.at) if self.text[self.at] == "#" else self.at + 1
         return self.at < len(self.text)
@@ -79,7 +79,7 @@ class _Scanner:
         return path
 
     def _pair(self, table: KeyPath) -> KeyPath:
-        """``key = value``; returns the table it stands in."""
+        """``key = value``; returns its table."""
         begun, path = self.at, table
         keys, after = self._key(), self.at
         self.at = begun
@@ -91,7 +91,7 @@ class _Scanner:
         return table
 
     def _key(self) -> list[str]:
-        """A key, dotted or not; stops at the sign after it."""
+        """A key, dotted or not; stops at the character after it."""
         parts = []
         while True:
             self._skip(BLANK)
@@ -121,7 +121,7 @@ class _Scanner:
                 self.at += 1
 
     def _several(self, end: str, one: Callable[[int], object]) -> None:
-        """What stands between brackets."""
+        """The content between brackets."""
         self.at += 1
         number = 0
         while self._skip(BLANK + NEWLINE + ",") and self.text[self.at] != end:
@@ -147,12 +147,12 @@ class _Scanner:
                 signs.append(self.text[self.at])
             self.at += 1
         self.at += len(mark)
-        while len(mark) == 3 and self.text[self.at] == quote:  # up to two quotes may stand before the end mark
+        while len(mark) == 3 and self.text[self.at] == quote:  # up to two quotes may precede the end mark
             self.at += 1
         return "".join(signs)
 
     def _escaped(self) -> str:
-        """The sign that an escape stands for; stops at the escape's last sign."""
+        """The character of an escape; stops at the escape's last character."""
         sign = self.text[self.at]
         digits = {"x": 2, "u": 4, "U": 8}.get(sign, 0)
         if not digits:

@@ -1,4 +1,4 @@
-"""What a study consists of: cells, and units of work on them."""
+"""The plan of a study: cells, and units of work on them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Kind = Literal["measure", "tuning", "seed"]
 
 @dataclass(frozen=True)
 class Cell:
-    """A data set, who has which of its examples, and how much work a run may do.
+    """A combination of data set, partition and budget.
 
     Attributes:
-        key: identity: a digest of everything that it says.
-        title: what results call it.
+        key: identity: a digest of its content.
+        title: its name in results.
         data: the data set.
         partition: the partition.
         budget: the budget.
@@ -44,11 +44,11 @@ class Cell:
 
     @property
     def every(self) -> int:
-        """Rounds between readings of validation data."""
+        """Rounds between validations."""
         return self.budget.every or max(1, self.budget.rounds // 10)
 
     def spec(self, data: str) -> RunSpec:
-        """The run that is the same for all methods; ``data`` is the name or the folder to load."""
+        """The run settings shared by all methods; ``data`` is the name or the folder to load."""
         work = self.budget.model_dump(exclude={"label", "every", "batch_size"})
         if self.budget.steps is not None:
             del work["epochs"]
@@ -72,11 +72,11 @@ class Candidate:
     """A method as the study runs it.
 
     Attributes:
-        label: what results call it.
-        part: what the document says of it.
+        label: its name in results.
+        part: its entry in the document.
         entry: its place in the catalogue.
         lr: fixed learning rate, ``None`` to search it.
-        space: what is searched beside fixed parameters; ``lr`` is among it unless it is fixed.
+        space: the search space beside fixed parameters; includes ``lr`` unless it is fixed.
     """
 
     label: str
@@ -92,11 +92,11 @@ class Unit:
 
     Attributes:
         id: identity: a digest of everything that determines its result, apart from the machine.
-        cell: where.
-        candidate: what.
+        cell: the cell.
+        candidate: the method.
         kind: ``measure`` (a round is timed), ``tuning`` of a method on a cell, or ``seed``, one final run.
-        seed: of a final run; 0 for the others.
-        needs: the unit that must be done before, if any.
+        seed: seed of a final run; 0 for the others.
+        needs: the unit that must be done first, if any.
     """
 
     id: str
@@ -180,7 +180,7 @@ def _cells(source: Source) -> Iterator[Cell]:
                 told += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
                 told += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
                 said = [part.model_dump(mode="json", exclude=left_out) for part in (data, partition, budget)]
-                if data.metric is None:  # cells of studies that name no metric are what they were
+                if data.metric is None:  # keeps the keys of cells of studies that name no metric
                     del said[0]["metric"]
                 yield Cell(digest(said), ", ".join(told), data, partition, budget, (i, j, k))
 
@@ -213,7 +213,7 @@ def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> 
 
 
 def _own_network(source: Source, cell: Cell) -> dict[str, Any]:
-    """What a network of one's own does, so that its results are not taken for those of another one."""
+    """Code of a user's network, so that its results are not mistaken for those of another one."""
     name = cell.data.model
     return {"network": facts(NETWORK.find(name, source.code), "network")} if name and ":" in name else {}
 

@@ -1,4 +1,4 @@
-"""Read a ``study.toml``; every fault is told with its key and its line."""
+"""Read a ``study.toml``; every fault is reported with its key and line."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ KEYS = [*Document.model_fields, *DataPart.model_fields, *MethodPart.model_fields
 
 @dataclass(frozen=True)
 class Source:
-    """A document and where each of its keys stands.
+    """A document and the lines of its keys.
 
     Attributes:
-        file: what messages call it.
+        file: its name in messages.
         text: the file's text.
-        folder: what folders of data are relative to.
-        document: what the text says.
+        folder: base of relative data folders.
+        document: the parsed text.
         lines: line of every key.
-        code: what of one's own data, networks and methods may be.
+        code: user code that data, networks and methods may name.
     """
 
     file: str
@@ -54,7 +54,7 @@ class Source:
         return told(self.file, self.lines, [(path, message)])
 
     def data_path(self, part: DataPart) -> Path | None:
-        """The folder of data that are neither in the catalogue nor of one's own function."""
+        """The folder of data that come neither from the catalogue nor from a user's function."""
         return None if part.name in DATASETS or is_own(part.name) else self.folder / part.name
 
 
@@ -63,7 +63,7 @@ def read_study(file: Path, code: Code = NOTHING) -> Source:
 
     Args:
         file: the file.
-        code: what of one's own its data, networks and methods may be.
+        code: user code that its data, networks and methods may name.
 
     Raises:
         PluresError: one line for each fault, with the file, the line and the key.
@@ -71,13 +71,13 @@ def read_study(file: Path, code: Code = NOTHING) -> Source:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise PluresError(f"{file} cannot be read ({reason}): name the TOML file of a study") from error
     return parse_study(text, file.name, file.parent, code=code)
 
 
 def parse_study(text: str, file: str, folder: Path, *, checked: bool = True, code: Code = NOTHING) -> Source:
-    """Check the text of a study; ``checked=False`` leaves out what depends on the machine, to read old results."""
+    """Check the text of a study; ``checked=False`` skips machine-dependent checks, to read old results."""
     try:
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -107,7 +107,7 @@ def _key(path: Sequence[str | int]) -> str:
 
 
 def _meant(fault: Any, lines: dict[KeyPath, int]) -> KeyPath:
-    """The key that a validator means, without the kinds of value that it tried."""
+    """The key of a validator's error, without the types of value that it tried."""
     *path, last = fault["loc"]
     known: KeyPath = ()
     for part in path:
@@ -159,7 +159,7 @@ def _faults(source: Source) -> Iterator[Fault]:
 
 
 def _unused_tuning(part: TuningPart) -> Iterator[Fault]:
-    """Keys of a search that does not read them."""
+    """Tuning keys that the chosen search does not use."""
     given = part.model_fields_set
     if not part.trials:
         for key in sorted(given & {"rounds", "search", "pruning", "every"}):
@@ -171,7 +171,7 @@ def _unused_tuning(part: TuningPart) -> Iterator[Fault]:
 
 
 def _twice(key: str, names: list[str], under: tuple[str, ...]) -> Iterator[Fault]:
-    """Names that stand for two things."""
+    """Names that are used twice."""
     for name, count in Counter(names).items():
         if count > 1:
             last = max(place for place, other in enumerate(names) if other == name)
@@ -216,7 +216,7 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
 
 
 def title(part: PartitionPart) -> str:
-    """What results call a partition."""
+    """Name of a partition in results."""
     told = [part.how, *(f"{key}={value}" for key, value in part.dealing.items())]
     for poorer in (part.shift, part.quality):
         if poorer is not None:
@@ -268,7 +268,7 @@ def _names(defaults: dict[str, Any]) -> str:
 
 
 def _refused(build: Callable[[], object], path: KeyPath) -> Iterator[Fault]:
-    """What a method says against its parameters."""
+    """A method's objection to its parameters."""
     try:
         build()
     except PluresError as error:

@@ -1,7 +1,7 @@
 """Search a space of settings: with Optuna, or one setting after the other.
 
-A trial is a pure function of those before it: for each one the sampler starts from a seed of its own, and Optuna's
-study is built anew from what the database has. So a search that was killed goes on as if it had not been.
+A trial is a pure function of those before it: each has its own sampler seed, and the Optuna study is rebuilt from the
+database. So a search that was killed resumes as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     import optuna
 
 Behind = Callable[[int, float], bool]
-"""Told of the round and of the validation read there; whether to stop."""
+"""Called with a round and its validation; returns whether to stop."""
 Attempt = Callable[[dict[str, Any], Behind], tuple[dict[int, float], bool, float]]
-"""Runs a setting: what validation was at each round where it was read, whether it was stopped, seconds."""
+"""Runs a setting; returns validation by round, whether it was stopped, and seconds."""
 Keep = Callable[[Tried], None]
 
 
 def resolved(wanted: str) -> str:
-    """``optuna``, ``random`` or ``grid``: what a document's ``search`` amounts to here."""
+    """``optuna``, ``random`` or ``grid``: the search that a document's ``search`` selects here."""
     present = importlib.util.find_spec("optuna") is not None
     if wanted == "auto":
         return "optuna" if present else "grid"
     if wanted != "grid" and not present:
         raise PluresError(
-            f"tuning.search = {wanted!r} needs the package optuna: pip install 'plures[tune]', or take search = 'grid'"
+            f"tuning.search = {wanted!r} needs the package optuna: pip install 'plures[tune]', or set search = 'grid'"
         )
     return wanted
 
@@ -52,7 +52,7 @@ def points(values: Sequence[Any] | Range) -> list[Any]:
 
 
 def start(candidate: Candidate) -> dict[str, Any]:
-    """Where the search begins: the method's defaults, as far as the space has them, and the middle learning rate."""
+    """Start of the search: the method's defaults, if the space has them, and the middle learning rate."""
     found = {}
     for key, values in candidate.space.items():
         tried, default = points(values), candidate.entry.defaults.get(key)
@@ -79,7 +79,7 @@ def every_setting(candidate: Candidate, most: int) -> list[dict[str, Any]] | Non
 
 
 def planned(candidate: Candidate, tuning: TuningPart, search: str) -> int:
-    """How many trials a search makes at most."""
+    """Most trials of a search."""
     if not candidate.space or not tuning.trials:
         return 0
     if search == "grid":
@@ -89,7 +89,7 @@ def planned(candidate: Candidate, tuning: TuningPart, search: str) -> int:
 
 
 def best(trials: Sequence[Tried], *, higher: bool) -> Tried:
-    """The best trial that was not stopped, the earliest of equals."""
+    """The best trial that was not stopped; ties go to the earliest."""
     whole = [tried for tried in trials if tried.state == "finished"]
     return max(whole, key=lambda tried: (_worth(tried.validation, higher), -tried.number))
 
@@ -109,17 +109,17 @@ def run_search(
     higher: bool,
     seed: str,
 ) -> dict[str, Any]:
-    """Search, going on from the trials that were made before; returns the chosen setting.
+    """Search, resuming from earlier trials; returns the chosen setting.
 
     Args:
         candidate: the method and its space.
-        tuning: how much to try.
+        tuning: the tuning budget.
         search: ``optuna``, ``random`` or ``grid``.
-        history: trials made before; those made now are added.
+        history: earlier trials; new ones are appended.
         attempt: runs a setting.
-        keep: writes a trial that was made now.
+        keep: writes a new trial.
         higher: whether more validation is better.
-        seed: name of the search, from which its randomness follows.
+        seed: name of the search; seeds its randomness.
     """
     if search == "grid":
         return _by_grid(candidate, history, attempt, keep, higher)
@@ -153,9 +153,9 @@ def run_search(
 
 
 def _untried(space: Space, history: Sequence[Tried], seed: str) -> list[dict[str, Any]]:
-    """Settings of a space of lists that were not tried, in an order that depends on the seed; none for other spaces.
+    """Untried settings of a space of lists, in an order that depends on the seed; none for other spaces.
 
-    Optuna may draw a setting again; in a small space that would waste most of the trials.
+    Optuna may repeat a setting; in a small space that would waste most of the trials.
     """
     if any(isinstance(values, Range) for values in space.values()):
         return []
@@ -169,7 +169,7 @@ def _best(curve: Mapping[int, float], higher: bool) -> float:
 
 
 def _grid(candidate: Candidate) -> tuple[list[float], dict[str, list[Any]], dict[str, Any]]:
-    """Rates, space and defaults of the search that takes one setting after the other."""
+    """Learning rates, space and defaults of the grid search."""
     space = {key: points(values) for key, values in candidate.space.items() if key != "lr"}
     rates = points(candidate.space["lr"]) if candidate.lr is None else [candidate.lr]
     return rates, space, {**candidate.entry.defaults, **candidate.part.parameters}
@@ -194,7 +194,7 @@ def _by_grid(candidate: Candidate, history: list[Tried], attempt: Attempt, keep:
 
 
 def _name(value: Any) -> Any:
-    """A value as Optuna's storages take it."""
+    """A value in a form that Optuna's storages accept."""
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
@@ -210,7 +210,7 @@ def _meant(space: Space, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
-    """A space as Optuna has it."""
+    """A space as Optuna distributions."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, optuna.distributions.BaseDistribution] = {}
@@ -234,7 +234,7 @@ def optuna_study(
     seed: str = "",
     total: int = 0,
 ) -> optuna.Study:
-    """The trials of a search as a study of Optuna's, in memory; also for its plots and its dashboard."""
+    """The trials of a search as an in-memory Optuna study, also for its plots and dashboard."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

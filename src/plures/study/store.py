@@ -1,11 +1,11 @@
-"""The one database file of a study: who does what, and what came out.
+"""The database of a study: claims and results.
 
-SQLite with a write-ahead log: what a transaction wrote survives a kill at any moment, and several processes may write.
-A process claims a unit for a time (the lease) and renews the claim while it lives; a claim whose time is over, or whose
+SQLite with a write-ahead log: a committed transaction survives a kill at any moment, and several processes may write. A
+process claims a unit for a time (the lease) and renews the claim while it lives; a claim that has expired, or whose
 process is gone, is open to others. Every result is written together with the check that the claim still holds.
 
-A disk may damage the file. Pages that do not hold together are found when it is opened (:func:`recover` keeps what can
-be read); a row that does not fit its digest counts as not there, and :meth:`Store.mend` lets it be made again.
+A disk may damage the file. Inconsistent pages are found when it is opened (:func:`recover` keeps what can be read); a
+row that does not match its digest counts as missing, and :meth:`Store.mend` lets it be recomputed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KEPT = {
     "units": ("id", "cell", "method", "kind", "seed", "seconds", "result"),
     "trials": ("unit", "number", "state", "setting", "curve", "validation", "seconds", "notes"),
 }
-"""The columns of each table that a row's digest is of; others change while processes work."""
+"""The columns of each table that a row's digest covers; others change while processes work."""
 State = Literal["finished", "pruned", "repeated"]
 RECOVER = (
     "stop all processes of the study and start it with `plures study FILE --recover`, which keeps what can be read and "
@@ -74,14 +74,14 @@ def digest_of(*values: object) -> str:
 
 
 def sound(table: str, row: sqlite3.Row) -> bool:
-    """Whether a row says what was written, and a unit that is done has a result."""
+    """Whether a row matches its digest, and a finished unit has a result."""
     if table == "units" and row["state"] == "done" and row["result"] is None:
         return False
     return bool(row["digest"] == digest_of(*(row[column] for column in KEPT[table])))
 
 
 class LostError(Exception):
-    """Another process took this one's unit over, because it gave no sign of life for too long."""
+    """Another process took over this one's unit, because its heartbeat was missing for too long."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Tried:
         curve: validation at the rounds where it was read; NaN where nothing could be measured.
         validation: best value of the curve.
         seconds: wall time.
-        notes: what the pruner keeps with a trial.
+        notes: data that the pruner stores with a trial.
     """
 
     number: int
@@ -116,7 +116,7 @@ class Known:
         id: of the unit.
         cell: key of its cell.
         done: whether it has a result.
-        sound: whether the row says what was written.
+        sound: whether the row matches its digest.
     """
 
     place: int
@@ -128,7 +128,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Doing:
-    """What a living process does."""
+    """Activity of a living process."""
 
     owner: str
     unit: str | None
@@ -136,9 +136,9 @@ class Doing:
 
 
 def born(pid: int) -> str:
-    """When a process was started, as far as the system tells; empty for one that is gone.
+    """When a process was started, if the system reports it; empty for one that is gone.
 
-    Windows is not asked, for there the question would end the process: its claims end with their lease.
+    Not used on Windows, where the check would end the process: its claims end with their lease.
     """
     if sys.platform == "win32":
         return "alive"
@@ -166,7 +166,7 @@ class Store:
 
     Args:
         folder: the study's folder.
-        create: whether to make what is missing.
+        create: whether to create missing files.
         shared: whether several threads use it, one at a time.
         checked: whether to look for damage first.
 
@@ -175,7 +175,7 @@ class Store:
         faults: how many rows were, of all tables.
 
     Raises:
-        DamagedError: if pages of the file do not hold together.
+        DamagedError: if pages of the file are inconsistent.
     """
 
     def __init__(self, folder: Path, *, create: bool = True, shared: bool = False, checked: bool = True) -> None:
@@ -205,7 +205,7 @@ class Store:
             raise
 
     def _check_pages(self) -> None:
-        """Refuse a file whose pages or indices do not hold together."""
+        """Refuse a file whose pages or indices are inconsistent."""
         (found,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise DamagedError(f"{self.file} is damaged ({' '.join(str(found).split())})", RECOVER)
@@ -243,7 +243,7 @@ class Store:
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:
-        """What SQLite complains of, as one sentence that names the file."""
+        """Turn SQLite's errors into one sentence that names the file."""
         try:
             yield
         except sqlite3.ProgrammingError:
@@ -264,31 +264,31 @@ class Store:
             ) from error
 
     def _all(self, statement: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
-        """The rows that a statement gives."""
+        """The rows of a query."""
         with self._in_words():
             return self.db.execute(statement, values).fetchall()
 
     def _do(self, statement: str, values: Sequence[object] = ()) -> int:
-        """Execute a statement; how many rows it changed."""
+        """Execute a statement; returns the number of changed rows."""
         with self._in_words():
             return self.db.execute(statement, values).rowcount
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing, and nobody else writes meanwhile."""
+        """An exclusive write transaction."""
         self._do("BEGIN IMMEDIATE")
         try:
             yield
             self._do("COMMIT")
         except BaseException:
-            with suppress(sqlite3.OperationalError):  # SQLite takes it back by itself where the disk is full
+            with suppress(sqlite3.OperationalError):  # SQLite rolls back automatically if the disk is full
                 self.db.execute("ROLLBACK")
             raise
 
     # --- the study ------------------------------------------------------------------------------------------------
 
     def describe(self, text: str, file: str, folder: str, search: str, version: str) -> None:
-        """Note what the study is now."""
+        """Record the current document of the study."""
         self._do("INSERT OR REPLACE INTO study VALUES (1, ?, ?, ?, ?, ?, NULL)", (text, file, folder, search, version))
 
     def described(self) -> sqlite3.Row:
@@ -300,7 +300,7 @@ class Store:
         return rows[0]
 
     def insist(self, version: str) -> None:
-        """Refuse to go on with results of another version of plures."""
+        """Refuse to continue with results of another version of plures."""
         versions = [row["version"] for row in self._all("SELECT * FROM study") if sound("study", row)]
         if not versions:
             versions = [json.loads(row["environment"])["plures"] for row in self._cells().values()]
@@ -320,10 +320,10 @@ class Store:
             ]
 
     def mend(self, units: Sequence[Unit]) -> list[str]:
-        """Let all be made again that is damaged; what that is.
+        """Reopen everything that is damaged; returns its names.
 
-        Results on a cell whose facts are damaged are made again too, for nothing says what data they are of; of trials,
-        those that came after a damaged one, for they were chosen by it.
+        Results on a cell whose facts are damaged are recomputed too, because nothing says what data they are of; of
+        trials, those after a damaged one, because they depend on it.
         """
         names, found, spoiled = {unit.id: unit.name for unit in units}, list[str](), set[str]()
         again = "UPDATE units SET state = 'open', owner = NULL, seconds = NULL, result = NULL WHERE id = ?"
@@ -362,7 +362,7 @@ class Store:
         return found + [f"trials of {names.get(unit, 'a unit')}" for unit in sorted(spoiled)]
 
     def add(self, units: Sequence[Unit]) -> None:
-        """Make units known; those that are known keep what they have."""
+        """Register units; known ones keep their state."""
         with self._transaction():
             self._add(units)
 
@@ -380,7 +380,7 @@ class Store:
                 self._do("UPDATE units SET state = 'open', error = NULL WHERE id = ? AND state = 'failed'", (unit.id,))
 
     def cell(self, key: str) -> sqlite3.Row | None:
-        """What is known of a cell's data."""
+        """The recorded facts of a cell's data."""
         return next(
             (row for row in self._all("SELECT * FROM cells WHERE key = ?", (key,)) if sound("cells", row)), None
         )
@@ -391,7 +391,7 @@ class Store:
     def note_cell(
         self, cell: Cell, fingerprint: Fingerprint, card: str, metric: str, environment: dict[str, str]
     ) -> None:
-        """Note a cell's data; refuse data that changed since the first results on them."""
+        """Record a cell's data; refuse data that changed since the first results on them."""
         self._do(
             "INSERT OR IGNORE INTO cells VALUES (?, ?, ?, ?, ?, ?, NULL)",
             (cell.key, cell.title, json.dumps(fingerprint), card, metric, json.dumps(environment)),
@@ -399,7 +399,7 @@ class Store:
         self.check_cell(cell, fingerprint)
 
     def check_cell(self, cell: Cell, fingerprint: Fingerprint) -> None:
-        """Refuse data of a cell that are not those of its results."""
+        """Refuse data of a cell that do not match its results."""
         known = self.cell(cell.key)
         if known is None:
             return
@@ -418,7 +418,7 @@ class Store:
     # --- claims ---------------------------------------------------------------------------------------------------
 
     def enter(self) -> str:
-        """Enter this process; returns its name."""
+        """Register this process; returns its name."""
         host, pid = socket.gethostname(), os.getpid()
         owner = f"{host}:{pid}:{os.urandom(4).hex()}"
         self._do(
@@ -428,13 +428,13 @@ class Store:
         return owner
 
     def leave(self, owner: str) -> None:
-        """Give back what a process claimed, and forget it."""
+        """Release a process's claims, and unregister it."""
         with self._transaction():
             self._do("UPDATE units SET state = 'open', owner = NULL WHERE owner = ? AND state = 'claimed'", (owner,))
             self._do("DELETE FROM processes WHERE owner = ?", (owner,))
 
     def beat(self, owner: str, unit: str | None, lease: float, doing: str) -> bool:
-        """A sign of life; whether the process still has its unit."""
+        """A heartbeat; returns whether the process still has its unit."""
         now = time.time()
         with self._transaction():
             about = (now, unit, doing, owner)
@@ -448,7 +448,7 @@ class Store:
             return held == 1
 
     def claim(self, units: Sequence[Unit], owner: str, lease: float) -> Unit | None:
-        """The first unit that is open, or whose process is gone, and that needs nothing unfinished."""
+        """The first unit that is open or abandoned and whose prerequisites are finished."""
         with self._transaction():
             rows = {row["id"]: row for row in self._all("SELECT id, state, owner, lease FROM units")}
             gone: dict[str, bool] = {}
@@ -474,7 +474,7 @@ class Store:
         return gone[owner] or row["lease"] < time.time()
 
     def unfinished(self, units: Sequence[Unit]) -> list[Unit]:
-        """Units that somebody does or could do: neither done nor failed, nor in need of a failed one."""
+        """Units that are running or can run: neither done nor failed, nor dependent on a failed one."""
         states = self.states()
         return [
             unit
@@ -495,7 +495,7 @@ class Store:
         """Write a unit's result.
 
         Raises:
-            LostError: if the claim does not hold any more; nothing is written.
+            LostError: if the claim no longer holds; nothing is written.
         """
         with self._transaction():
             self._check(unit, owner)
@@ -505,7 +505,7 @@ class Store:
             )
 
     def fail(self, unit: Unit, owner: str, message: str) -> None:
-        """Note why a unit cannot be done."""
+        """Record why a unit failed."""
         with self._transaction():
             self._check(unit, owner)
             self._do("UPDATE units SET state = 'failed', owner = NULL, error = ? WHERE id = ?", (message, unit.id))
@@ -513,7 +513,7 @@ class Store:
     # --- results --------------------------------------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:
-        """State of every unit; of one that is damaged, as if nothing was done."""
+        """State of every unit; a damaged one counts as open."""
         rows = self._all("SELECT id, state FROM units")
         return {row["id"]: "open" if row["id"] in self.damaged else row["state"] for row in rows}
 
@@ -539,7 +539,7 @@ class Store:
         return {row["id"]: (json.loads(row["result"]), row["seconds"]) for row in rows if sound("units", row)}
 
     def living(self, patience: float) -> list[Doing]:
-        """Processes that gave a sign of life lately."""
+        """Processes with a recent heartbeat."""
         rows = self._all("SELECT * FROM processes WHERE beat > ? ORDER BY owner", (time.time() - patience,))
         return [Doing(row["owner"], row["unit"], row["doing"]) for row in rows]
 
@@ -556,7 +556,7 @@ class Store:
             )
 
     def trials(self, unit: str) -> list[Tried]:
-        """A unit's trials in their order, up to one that is damaged."""
+        """A unit's trials in order, up to the first damaged one."""
         rows = self._all("SELECT * FROM trials WHERE unit = ? ORDER BY number", (unit,))
         whole = (row["number"] == place and sound("trials", row) for place, row in enumerate(rows))
         rows = [row for row, _ in zip(rows, takewhile(bool, whole), strict=False)]
@@ -583,15 +583,15 @@ def opened(file: Path, *, shared: bool = False) -> sqlite3.Connection:
     db = sqlite3.connect(file, timeout=BUSY, isolation_level=None, check_same_thread=not shared)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA temp_store = MEMORY")
-    db.text_factory = lambda text: text.decode("utf-8", "replace")  # what is damaged does not fit its digest
+    db.text_factory = lambda text: text.decode("utf-8", "replace")  # damaged text does not match its digest
     db.create_function("digest_of", -1, digest_of, deterministic=True)
     return db
 
 
 def recover(folder: Path) -> int:
-    """Put what can be read of a damaged database into a new one; how many results that is.
+    """Copy what can be read of a damaged database into a new one; returns the number of results.
 
-    The damaged file stays beside it as ``study.db.damaged``. No process may work on the study meanwhile.
+    The damaged file stays beside it as ``study.db.damaged``. No process may use the study meanwhile.
     """
     file, aside = folder / FILE, folder / f"{FILE}.damaged"
     if not file.exists():
@@ -616,7 +616,7 @@ def recover(folder: Path) -> int:
 
 
 def readable(db: sqlite3.Connection, table: str) -> list[sqlite3.Row]:
-    """The rows of a table that can still be read as they were written, from both of its ends."""
+    """The intact rows of a table, read from both of its ends."""
     found: dict[str, sqlite3.Row] = {}
     for order in ("ASC", "DESC"):
         with suppress(sqlite3.DatabaseError, IndexError):  # IndexError: the table has other columns

@@ -27,11 +27,11 @@ Row = dict[str, Any]
 
 
 class Study:
-    """What a study's folder holds, finished or not; it may be read while processes work on it.
+    """Results of a study, finished or not; may be read while processes work on it.
 
     Args:
         folder: the folder that ``plures study`` wrote.
-        code: functions of one's own that its methods may be.
+        code: user functions that it may name as methods.
 
     Attributes:
         plan: cells, methods and units, as the study was last started.
@@ -45,8 +45,8 @@ class Study:
         faults = self._store.faults
         if faults:
             warnings.warn(
-                f"{self._store.file} is damaged: {faults} of its rows are left out, and what hangs on them; "
-                "start the study, and it is made again",
+                f"{self._store.file} is damaged: {faults} of its rows, and what depends on them, are left out; "
+                "start the study to recompute them",
                 PluresWarning,
                 stacklevel=2,
             )
@@ -60,7 +60,7 @@ class Study:
         return self.plan.source.document.name
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._store.close()
 
     def ahead(self) -> Ahead:
@@ -72,7 +72,7 @@ class Study:
 
         Columns: ``data``, ``partition``, ``budget``, ``cell``, ``method``, ``title``, ``family``, ``seed``, ``client``,
         ``unseen`` (held out of training), ``train_examples``, ``test_examples``, ``chosen_round``, then the metrics
-        (missing where a task has no such metric), then the clients' metadata as ``client.<column>``.
+        (missing if a task has no such metric), then the clients' metadata as ``client.<column>``.
 
         Args:
             kind: ``pandas`` or ``polars``.
@@ -91,7 +91,7 @@ class Study:
         """One comparison for each cell, of the methods whose runs are all done.
 
         A cell whose baselines are not done is left out. The title of the cell is the federation's name;
-        ``settings["tuning"]`` tells the number of trials of each method.
+        ``settings["tuning"]`` gives the number of trials of each method.
         """
         done = self._finals()
         found = []
@@ -102,7 +102,7 @@ class Study:
         return found
 
     def optuna(self, cell: str, method: str) -> optuna.Study:
-        """The trials of a method on a cell as a study of Optuna's, for its plots.
+        """The trials of a method on a cell as an Optuna study, for its plots.
 
         Args:
             cell: title of the cell.

@@ -1,4 +1,4 @@
-"""What a study's processes do, live in a terminal or as plain lines."""
+"""Progress of a study's processes, live in a terminal or as plain lines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from plures.study.plan import Cell, Plan, Unit
 from plures.study.store import Store
 
 LOOK = 1.0
-"""Seconds between looks into the database."""
+"""Seconds between reads of the database."""
 SHOWN = 12
-"""Cells that the live view shows at most."""
+"""Most cells in the live view."""
 
 
 def plan_table(title: str, known: Ahead) -> RenderableType:
-    """The plan, with what is done and how long the rest may take."""
+    """The plan, with progress and estimated time."""
     table = Table("cell", "runs", "done", "left, about", title=title, title_justify="left")
     for cell, (runs, done, seconds) in known.by_cell.items():
         table.add_row(Text(cell), str(runs), str(done), duration(seconds))
@@ -44,17 +44,17 @@ def plan_table(title: str, known: Ahead) -> RenderableType:
 
 @dataclass
 class View:
-    """Keeps what is shown.
+    """State of the live view.
 
     Attributes:
         plan: the study.
         store: its database.
-        event: what this process does.
+        event: this process's last event.
         begun: when the view began.
-        unit_begun: when the present unit began.
-        rounds: rounds of the present unit so far.
+        unit_begun: when the current unit began.
+        rounds: rounds of the current unit so far.
         looked: when the database was read last.
-        shown: what it told then.
+        shown: the states read then.
         known: validation of finished runs.
     """
 
@@ -73,7 +73,7 @@ class View:
         self.done_before = self._done()
 
     def note(self, event: Event) -> None:
-        """Take in what the process does."""
+        """Record an event of the process."""
         if event.what == "started":
             self.unit_begun, self.rounds = time.monotonic(), 0
         if event.what == "going":
@@ -108,7 +108,7 @@ class View:
         return Text(told, style="bold")
 
     def left(self, done: set[str], workers: int) -> float:
-        """Seconds left: what was expected of the rest, times how far expectations were off so far."""
+        """Seconds left: the estimate for the rest, scaled by how far estimates were off so far."""
         values = {unit.id: expected(self.plan, self.timings, unit) for unit in self.plan.units}
         fresh = done - self.done_before
         spent = sum(seconds for id, seconds in self.store.spent().items() if id in fresh)
@@ -172,7 +172,7 @@ class View:
 
 @contextmanager
 def watching(plan: Plan, store: Store, console: Console) -> Iterator[Watch]:
-    """A live view in a terminal, plain lines elsewhere; yields what is to be told of every event."""
+    """A live view in a terminal, plain lines elsewhere; yields a function to call with every event."""
     if console.is_terminal:
         own = Store(store.folder, shared=True)  # read by the thread that draws
         view = View(plan, own)

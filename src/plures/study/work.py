@@ -30,18 +30,18 @@ from plures.study.search import Behind, points, run_search
 from plures.study.store import Store, Tried
 
 Tell = Callable[[int, int, float], None]
-"""Told of the rounds done, of how many, and of the last validation value."""
+"""Called with rounds done, total rounds and the last validation value."""
 
 
 class Timing(Result):
-    """What a short measurement of a method on a cell gave.
+    """A short measurement of a method on a cell.
 
     Attributes:
         execution: how its runs use the machine.
         setup: seconds to set up a run.
         round: seconds of a round.
         score: seconds to read the validation data once.
-        memory: bytes of the process at its largest so far.
+        memory: peak bytes of the process so far.
         device_memory: bytes taken on the accelerator.
     """
 
@@ -58,14 +58,14 @@ class Timing(Result):
 
 
 class Chosen(Result):
-    """What the tuning of a method on a cell chose.
+    """The result of tuning a method on a cell.
 
     Attributes:
-        setting: learning rate and parameters that were searched.
+        setting: chosen learning rate and parameters.
         search: ``optuna``, ``random`` or ``grid``.
         finished: trials that ran to their end.
         pruned: trials that were stopped.
-        repeated: trials that had been made before and were not run again.
+        repeated: trials that repeated an earlier one and were not run.
         seconds: wall time of all trials.
     """
 
@@ -79,13 +79,13 @@ class Chosen(Result):
 
 @dataclass
 class Bench:
-    """Where a process works: it keeps the cell that it loaded last.
+    """The workspace of a process; caches the last loaded cell.
 
     Attributes:
         plan: the study.
         store: its database.
         owner: the name of this process in it.
-        callbacks: told of every final run.
+        callbacks: called for every final run.
     """
 
     plan: Plan
@@ -101,7 +101,7 @@ class Bench:
             loaded = load_cell(self.plan.source, cell)
             tuned = sum(unit.kind == "tuning" and unit.cell is cell for unit in self.plan.units)
             try:
-                refuse_unmeasured(loaded.federation, tuned, "say tuning.trials = 0")
+                refuse_unmeasured(loaded.federation, tuned, "set tuning.trials = 0")
             except PluresError as error:
                 raise self.plan.source.error(("data", cell.path[0]), str(error)) from error
             self.loaded = loaded
@@ -241,11 +241,11 @@ class Bench:
         return setting, tested(self.store.trials(unit.needs), candidate.lr)
 
     def checkpoint(self, unit: Unit) -> Path:
-        """Where an unfinished final run is kept."""
+        """Where an unfinished final run is stored."""
         return self.store.folder / "checkpoints" / f"{unit.id}.safetensors"
 
     def models(self, unit: Unit) -> Path:
-        """Where the models of a final run are kept."""
+        """Where the models of a final run are stored."""
         cell = f"{unit.cell.title} {unit.cell.key[:6]}"
         return inside(self.store.folder / "runs", cell, unit.candidate.label, f"seed-{unit.seed}")
 
@@ -261,12 +261,12 @@ def starting(unit: Unit) -> dict[str, Any]:
 
 
 def counts(trials: list[Tried]) -> dict[str, int]:
-    """How many trials there are of each state."""
+    """Number of trials in each state."""
     return {state: sum(t.state == state for t in trials) for state in ("finished", "pruned", "repeated")}
 
 
 def tested(trials: list[Tried], lr: float | None) -> list[Trial]:
-    """Trials that ran to their end, as a comparison has them."""
+    """Trials that ran to their end, in a comparison's format."""
     return [
         Trial(
             lr=rate if (rate := tried.setting.get("lr", lr)) is not None else math.nan,
@@ -279,7 +279,7 @@ def tested(trials: list[Tried], lr: float | None) -> list[Trial]:
 
 
 def most_memory() -> int:
-    """Bytes of this process at its largest; 0 where the system does not tell, as on Windows."""
+    """Peak bytes of this process; 0 if the system does not report it, as on Windows."""
     try:
         import resource
     except ImportError:
