@@ -256,7 +256,7 @@ def test_an_unknown_tracker_is_refused_before_anything_runs(tmp_path):
     out = tmp_path / "run"
     done = CliRunner().invoke(app, ["run", "heart", "local", "--out", str(out), "--track", "clearml"])
     assert isinstance(done.exception, plures.PluresError)
-    assert str(done.exception) == "--track clearml: there is no such tracker; there are tensorboard, mlflow, wandb"
+    assert str(done.exception) == "--track clearml: there is no such tracker; choose among tensorboard, mlflow, wandb"
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""How the clients of a federation differ, and which methods that speaks for, before anything is trained."""
+"""How the clients of a federation differ, and which methods that favours, before anything is trained."""
 
 from plures.diagnose.advise import fires
 from plures.diagnose.diagnosis import Diagnosis

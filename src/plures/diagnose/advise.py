@@ -16,7 +16,7 @@ PLAIN = ("finetune", "global")
 
 
 def fires(found: Findings) -> dict[str, bool]:
-    """Which kinds of difference are there: more than chance, and large enough to matter."""
+    """Which differences are significant and large enough to matter."""
     q = found.quality
     return {
         "labels": found.labels.p <= LEVEL and found.labels.excess >= LABELS,
@@ -30,7 +30,7 @@ def fires(found: Findings) -> dict[str, bool]:
 
 
 def poorness(found: Findings) -> tuple[float, float, float]:
-    """Spread over clients of missing shares, of noise and of reported reliability; 0 where it may be chance."""
+    """Spread over clients of missing shares, of noise and of reported reliability; 0 if it may be chance."""
     q = found.quality
     missing = q.missing_spread if q.missing_p is None or q.missing_p <= LEVEL else 0.0
     noise = q.noise_spread if q.noise_p is not None and q.noise_p <= LEVEL else 0.0
@@ -38,7 +38,7 @@ def poorness(found: Findings) -> tuple[float, float, float]:
 
 
 def numbers(found: Findings) -> dict[str, float]:
-    """The numbers that rules read, by name; NaN for what could not be measured."""
+    """The numbers that rules read, by name; NaN if not measured."""
     there = fires(found)
     match = found.clusters.matches[0] if found.clusters.matches else None
     return {
@@ -79,7 +79,7 @@ def numbers(found: Findings) -> dict[str, float]:
 
 
 def advise(found: Findings, rules: Sequence[Rule] = RULES) -> Advice:
-    """The advice that the rules give."""
+    """Apply the rules to the findings."""
     measured = numbers(found)
     applied = [rule for rule in rules if rule.applies(measured)]
     every = [_family(key, applied, measured) for key in FAMILIES]
@@ -144,18 +144,18 @@ def _limits(found: Findings) -> list[str]:
     limits = [
         "Rows are taken as independent: neighbours in time or of one patient make p-values too small.",
         "Gains come from a small probe model, not from your network; a larger one may need personalisation less.",
-        "Labels are believed: wrong labels at one client look like targets that differ.",
+        "Labels are trusted: wrong labels at one client look like targets that differ.",
     ]
     if found.quality.missing_from == "nothing":
         limits.append(
-            "Nothing tells which values were missing: build the federation with missing='impute' to keep indicators."
+            "It is unknown which values were missing: build the federation with missing='impute' to keep indicators."
         )
     if found.quality.noise is None:
-        limits.append("Noise in a table cannot be seen without repeated measurements.")
+        limits.append("Noise in a table cannot be measured without repeated measurements.")
     if found.clusters.p is None:
-        limits.append("Fewer than six clients are too few to tell groups from chance.")
+        limits.append("Fewer than six clients are too few to distinguish groups from chance.")
     if found.learning.capped:
         limits.append("Clients have more rows than were used: alone they would do better than the curve says.")
     if found.looked.of_clients > len(found.looked.clients):
-        limits.append(f"Only {len(found.looked.clients)} of {found.looked.of_clients} clients were looked at closely.")
+        limits.append(f"Only {len(found.looked.clients)} of {found.looked.of_clients} clients were examined closely.")
     return limits

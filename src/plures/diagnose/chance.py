@@ -1,4 +1,4 @@
-"""What chance alone would give: shares of variance between clients, permutation and sign-flip tests."""
+"""Chance levels: shares of variance between clients, permutation and sign-flip tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PERMUTATIONS = 199
-"""Random rearrangements of a test; its smallest p-value is 1 / 200."""
+"""Random permutations of a test; its smallest p-value is 1 / 200."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Between:
     """How much of the variance lies between clients.
 
     Attributes:
-        share: of the variance within strata, after chance is taken out; in [0, 1].
-        raw: the same before.
+        share: share of the variance within strata, corrected for chance; in [0, 1].
+        raw: the same, uncorrected.
         chance: mean of ``raw`` over rearrangements of the rows among the clients.
         p: share of rearrangements whose ``raw`` is at least as large (the observed one counts).
-        clients: ``(clients,)`` each client's squared distance from what its strata give, chance taken out; may be
+        clients: ``(clients,)`` each client's squared distance from what its strata give, corrected for chance; may be
             below 0 by chance.
         means: ``(clients, d)`` each client's mean deviation.
     """
@@ -47,13 +47,13 @@ def between(
 
     With deviations ``e_n`` of the values from the mean of their stratum and ``S_i`` their sum over client i, the raw
     share is ``sum_i |S_i|^2 / n_i  /  sum_n |e_n|^2``: the statistic of a permutational analysis of variance (Anderson
-    2001), in which a difference of the strata's frequencies alone has no part.
+    2001), which a difference in the strata's frequencies alone does not affect.
 
     Args:
         values: ``(n, d)``.
         owner: ``(n,)`` client of each row.
         clients: their number.
-        rng: of the rearrangements.
+        rng: source of the permutations.
         strata: ``(n,)``, such as labels; one stratum if not given.
         permutations: how many rearrangements.
     """
@@ -109,8 +109,8 @@ def positive(gains: Floats, rng: np.random.Generator, draws: int = 999) -> float
 
     Args:
         gains: ``(n,)`` independent.
-        rng: of the signs.
-        draws: how many; the observed one counts besides.
+        rng: source of the signs.
+        draws: number of draws, in addition to the observed one.
     """
     known = gains[np.isfinite(gains)]
     observed = float(known.sum())

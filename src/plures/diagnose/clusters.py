@@ -28,7 +28,7 @@ STRUCTURE = 0.25
 OUTLYING = 3.5
 """Modified z-score from which a client may be an outlier (Iglewicz, Hoaglin 1993)."""
 FURTHER = 1.5
-"""Median distances beyond which it then is one: where all are equally far, small differences do not count."""
+"""Multiple of the median distance that it must also exceed, so that small differences do not count."""
 
 
 def clusters(sample: Sample, model: nn.Module | ModelFactory | None = None, seed: int = 0) -> Clusters:
@@ -36,10 +36,10 @@ def clusters(sample: Sample, model: nn.Module | ModelFactory | None = None, seed
 
     The largest mean silhouette is compared with that of as many points from one Gaussian with the same mean and
     covariance, clustered in the same way (Liu, Hayes, Nobel, Marron 2008): clients that differ without forming groups
-    give the same there. Both are looked at in the mean direction and the five leading principal coordinates.
+    give similar values. Both use the mean direction and the five leading principal coordinates.
 
     First, gradients are compared within labels, so that groups are groups of inputs or of targets given inputs. If
-    there are none, or more than 20 labels, whole gradients are compared, in which label skew counts.
+    there are none, or more than 20 labels, whole gradients are compared, which includes label skew.
     """
     found = gradients(sample, model, seed)
     rng = generator(seed, "clusters")
@@ -65,7 +65,7 @@ def clusters(sample: Sample, model: nn.Module | ModelFactory | None = None, seed
 
 @dataclass(frozen=True)
 class Grouped:
-    """A clustering and what chance gives; ``p`` is None where there are too few clients."""
+    """A clustering and its chance level; ``p`` is None if there are too few clients."""
 
     members: Ints
     silhouette: float
@@ -74,7 +74,7 @@ class Grouped:
 
     @property
     def there(self) -> bool:
-        """More than chance, with a structure and no cluster of one."""
+        """Whether it is significant, substantial and has no cluster of one."""
         enough = self.silhouette >= STRUCTURE and int(np.bincount(self.members).min()) > 1
         return self.p is not None and self.p <= LEVEL and enough
 
@@ -159,7 +159,7 @@ def matches(sample: Sample, units: Floats, members: Ints | None, rng: np.random.
 
 
 def design(values: tuple[object, ...]) -> tuple[Floats, int] | None:
-    """Columns that stand for a metadata column, and its number of groups; None if it cannot tell clients apart.
+    """Design columns of a metadata column, and its number of groups; None if it does not separate clients.
 
     Values that repeat (at most half as many as clients) are groups; other numbers are read as numbers and squares.
     """
@@ -183,7 +183,7 @@ def explained(gram: Floats, matrix: Floats, rng: np.random.Generator) -> tuple[f
     Args:
         gram: ``(n, n)`` centred inner products.
         matrix: ``(n, k)``.
-        rng: of the permutations.
+        rng: source of the permutations.
     """
     basis = np.linalg.svd(matrix, full_matrices=False)
     basis_kept = basis[0][:, basis[1] > 1e-9 * basis[1][0]]
@@ -203,7 +203,7 @@ def explained(gram: Floats, matrix: Floats, rng: np.random.Generator) -> tuple[f
 
 
 def adjusted_rand(one: Ints, other: Ints) -> float:
-    """Adjusted Rand index of two divisions (Hubert, Arabie 1985): 1 the same, 0 as by chance."""
+    """Adjusted Rand index of two partitions (Hubert, Arabie 1985): 1 identical, 0 at chance level."""
     table = np.zeros((int(one.max()) + 1, int(other.max()) + 1))
     np.add.at(table, (one, other), 1)
 

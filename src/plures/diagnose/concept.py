@@ -16,7 +16,7 @@ OWN = (3.0, 30.0, 300.0)
 OWN_COMPONENTS = 16
 MANY_OUTPUTS = 40
 INTERCEPT = 10.0
-"""Ridge of a client's intercepts is a hundredth of it: a prior of standard deviation 3 on the log odds."""
+"""Ridge strength; a client's intercepts get a hundredth: a prior of standard deviation 3 on the log odds."""
 
 
 def concept_shift(sample: Sample, seed: int = 0) -> ConceptShift:
@@ -24,8 +24,8 @@ def concept_shift(sample: Sample, seed: int = 0) -> ConceptShift:
 
     Each client's train rows are halved. On one half, one model of all clients is fitted (linear in principal components
     and random Fourier features), with an intercept for each client and output, so that label skew is accounted for;
-    then a ridge correction for each client, linear in the first components. Both are read at the other half, and the
-    halves change places. Strengths of ridge are chosen in the other turn. Chance gives a gain of at most zero.
+    then a ridge correction for each client, linear in the first components. Both are evaluated on the other half, then
+    the halves swap. Ridge strengths are chosen in the other fold. Chance gives a gain of at most zero.
     """
     shared, own = designs(sample.points, sample.target.shape[1], seed)
     rows = Rows(sample.owner, sample.target, shared, own, np.zeros_like(sample.target))
@@ -48,7 +48,7 @@ def concept_shift(sample: Sample, seed: int = 0) -> ConceptShift:
 
 
 def designs(points: Floats, outputs: int, seed: int) -> tuple[Floats, Floats]:
-    """What a shared model reads (intercept, components, Fourier features) and a client's (intercept, components)."""
+    """Features of the shared model (intercept, components, Fourier) and of a client's (intercept, components)."""
     one = np.ones((len(points), 1))
     waves = features(points, seed, 64 if outputs <= MANY_OUTPUTS else 16)
     waves = waves * np.sqrt(waves.shape[1] / 2)
@@ -56,7 +56,7 @@ def designs(points: Floats, outputs: int, seed: int) -> tuple[Floats, Floats]:
 
 
 def halves(owner: Ints, seed: int) -> Ints:
-    """Which half of its client's rows each row is in, at random."""
+    """A random half (0 or 1) for each row, within its client."""
     order = np.lexsort((generator(seed, "halves").random(len(owner)), owner))
     half = np.empty(len(owner), dtype=np.int64)
     half[order] = np.arange(len(owner)) % 2
@@ -64,12 +64,12 @@ def halves(owner: Ints, seed: int) -> Ints:
 
 
 def beyond(rows: Rows, outputs: Floats) -> Rows:
-    """The same rows for a correction of a model that gives these outputs."""
+    """The same rows, for fitting a correction of a model with these outputs."""
     return Rows(rows.owner, rows.target, rows.common[:, :0], rows.own, outputs)
 
 
 def _turn(rows: Rows, trained: Ints, clients: int, classification: bool) -> tuple[Floats, list[Floats]]:
-    """Losses at the other half without corrections, and with those of each strength of ridge."""
+    """Losses on the other half without corrections, and with those of each ridge strength."""
     here, there = rows.take(np.flatnonzero(trained)), rows.take(np.flatnonzero(~trained.astype(bool)))
     best, known = None, (here, there)
     for ridge in SHARED:

@@ -1,4 +1,4 @@
-"""What was found, with the advice that follows from it."""
+"""The findings, with the resulting advice."""
 
 from __future__ import annotations
 

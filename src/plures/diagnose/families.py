@@ -1,4 +1,4 @@
-"""Families of methods that advice is about."""
+"""The families of methods that advice ranks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """Methods that answer the same difference between clients.
+    """Methods that address the same difference between clients.
 
     Attributes:
-        title: in words.
-        methods: of the catalogue, the simplest first.
-        competes: whether it is ranked against the others; the rest serve another need.
+        title: its title.
+        methods: names in the catalogue, the simplest first.
+        competes: whether it is ranked against the others; the others serve a different purpose.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Feature shift: do clients see other inputs than their labels explain?"""
+"""Feature shift: do clients' inputs differ by more than their labels explain?"""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def feature_shift(sample: Sample, seed: int = 0) -> FeatureShift:
 
 
 def column_names(sample: Sample) -> list[tuple[int, str]]:
-    """Entries of the first feature dimension that have names."""
+    """Named entries of the first feature dimension."""
     return [] if sample.tokens else list(enumerate(sample.federation.columns))
 
 
@@ -59,7 +59,7 @@ def median_distance(points: Floats, most: int = 500) -> float:
 
 
 def features(points: Floats, seed: int, frequencies: int = FREQUENCIES) -> Floats:
-    """Random Fourier features ``(n, 2 frequencies)`` whose inner products are the Gaussian kernel's values, nearly.
+    """Random Fourier features ``(n, 2 frequencies)`` whose inner products approximate the Gaussian kernel.
 
     Rahimi, Recht 2007; the kernel is ``exp(-|x - y|^2 / (2 s^2))`` with the median distance s.
     """

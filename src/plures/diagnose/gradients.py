@@ -17,7 +17,7 @@ from plures.federation.seeding import generator
 from plures.models import ModelFactory, Network, build, default_model
 
 ROWS = 128
-"""Rows of a client that its gradient is the mean over."""
+"""Most rows over which a client's gradient is averaged."""
 WIDEST = 32768
 """Gradients with more entries are sketched to this many."""
 PROBE = "linear probe"
@@ -31,7 +31,7 @@ class Gradients:
     """Mean gradients of the clients at the initial model.
 
     Attributes:
-        model: whose.
+        model: name of the model.
         whole: ``(clients, d)``.
         matched: ``(clients, d)`` less what the client's own label frequencies explain: each label's mean gradient over
             all clients, weighted by how often the client has the label; None with more than 20 labels.
@@ -43,7 +43,7 @@ class Gradients:
 
 
 def gradients(sample: Sample, model: nn.Module | ModelFactory | None, seed: int = 0) -> Gradients:
-    """The clients' gradients at the initial model, in evaluation mode, so that each row counts for itself.
+    """The clients' gradients at the initial model, in evaluation mode, so rows do not interact.
 
     Long gradients are sketched: entries are added up in random places with random signs, which keeps inner products up
     to ``1 / sqrt(32768)`` of the lengths (Charikar, Chen, Farach-Colton 2002). Federations of tokens have no default

@@ -1,4 +1,4 @@
-"""Label skew: do clients see other labels than chance explains?"""
+"""Label skew: do clients' labels differ by more than chance?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plures.federation.seeding import generator
 def label_skew(federation: Federation, seed: int = 0, permutations: int = PERMUTATIONS) -> LabelSkew:
     """Mean total variation distance of the clients' label frequencies to the pooled ones, over all train rows.
 
-    Chance is the same with every client's labels drawn from the pooled labels without replacement; the test statistic
+    For chance, every client's labels are drawn from the pooled labels without replacement; the test statistic
     is G, the likelihood ratio. Targets of a regression are labels by the tenth of the pooled targets they lie in, and
     distances are the mean over outputs.
     """
@@ -52,7 +52,7 @@ def columns(federation: Federation, rows: Ints) -> list[Ints]:
 
 
 def counts(labels: Ints, owner: Ints, clients: int) -> Ints:
-    """How often each client has each label that occurs, ``(clients, labels)``."""
+    """Counts of each occurring label per client, ``(clients, labels)``."""
     _, codes = np.unique(labels, return_inverse=True)
     width = int(codes.max()) + 1
     return np.bincount(owner * width + codes, minlength=clients * width).reshape(clients, width).astype(np.int64)
@@ -73,7 +73,7 @@ def likelihood_ratio(table: Ints) -> float:
 
 
 def deal(table: Ints, rng: np.random.Generator) -> Ints:
-    """The same labels dealt to the clients at random, each as many as before."""
+    """Assign the same labels to the clients at random, keeping their sizes."""
     left = table.sum(0)
     dealt = np.zeros_like(table)
     for client, size in enumerate(table.sum(1).tolist()):

@@ -1,4 +1,4 @@
-"""How much can a client learn alone, and what does learning together bring?"""
+"""How much can a client learn alone, and what does learning together gain?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VALIDATION_EACH = 200
 def learning(sample: Sample, seed: int = 0) -> tuple[Learning, int]:
     """Errors on validation rows of a probe trained alone, on everybody's rows, and then corrected for each client.
 
-    The strength of the ridge is one number for all clients, chosen for each point on the same validation rows.
+    The ridge strength is one number for all clients, chosen for each point on the same validation rows.
 
     Returns:
         The curve, and the number of validation rows read.
@@ -95,7 +95,7 @@ def _alone(rows: Rows) -> Rows:
 def _best(
     train: Rows, validation: Rows, clients: int, ridges: list[tuple[float, float]], sample: Sample
 ) -> tuple[Floats, tuple[Floats, Floats]]:
-    """Errors with the strength of ridge whose mean error is least, and the outputs at train and validation rows."""
+    """Errors with the ridge strength of least mean error, and the outputs on train and validation rows."""
     tried = []
     for ridge in ridges:
         probe = fit(train, clients, ridge, sample.classification)

@@ -1,4 +1,4 @@
-"""All measurements of a diagnosis, in their order."""
+"""All measurements of a diagnosis, in order."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def diagnose(
 ) -> Diagnosis:
     """How the clients differ and which families of methods should help, before any method is trained.
 
-    Only train rows are read, and validation rows for the learning curve; never test rows. All of it is a function of
-    the federation, the model and the seed, except for the seconds.
+    Only train rows are read, and validation rows for the learning curve; never test rows. Except for the seconds, the
+    result is a function of the federation, the model and the seed.
 
     Args:
         federation: at least two clients with train rows.
         model: whose initial gradients are clustered; default: the network that fits the data.
-        seed: of samples, permutations and initial values.
-        clients: at most so many are looked at; sizes and labels count all.
-        rows: train rows looked at, of all clients together.
-        rows_each: train rows looked at, of one client.
-        progress: told ``(done, total, what)`` before every step and at the end.
+        seed: seed of samples, permutations and initial values.
+        clients: most clients to examine; sizes and labels count all.
+        rows: most train rows over all clients.
+        rows_each: most train rows per client.
+        progress: called with ``(done, total, what)`` before every step and at the end.
 
     Raises:
         PluresError: if fewer than two clients have train rows, nobody has validation rows, or a cap is too small.

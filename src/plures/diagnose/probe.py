@@ -1,4 +1,4 @@
-"""A small model that is fitted in a moment: a shared part and a part for each client, both linear in features."""
+"""A small model that is fast to fit: a shared part and a part for each client, both linear in features."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STEPS = 60
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that a probe is fitted to or read at.
+    """Rows on which a probe is fitted or evaluated.
 
     Attributes:
         owner: ``(n,)`` client of each row.
         target: ``(n, outputs)`` one-hot, or real.
-        common: ``(n, p)`` what the shared part reads.
-        own: ``(n, q)`` what each client's part reads.
+        common: ``(n, p)`` features of the shared part.
+        own: ``(n, q)`` features of each client's part.
         offset: ``(n, outputs)`` added to the outputs.
     """
 
@@ -66,7 +66,7 @@ def fit(rows: Rows, clients: int, ridge: tuple[float, float], classification: bo
         rows: train rows.
         clients: their number.
         ridge: of the shared part and of the clients' parts.
-        classification: which loss.
+        classification: whether to use cross-entropy.
     """
     outputs, width = rows.target.shape[1], rows.own.shape[1]
     place, depth = _places(rows.owner, clients)
@@ -108,7 +108,7 @@ def losses(outputs: Floats, target: Floats, classification: bool) -> Floats:
 
 
 def _places(owner: Ints, clients: int) -> tuple[Tensor, int]:
-    """Where each row goes in a table with as many places for every client as the largest needs."""
+    """Position of each row in a table padded to the largest client."""
     size = np.bincount(owner, minlength=clients)
     depth = int(size.max()) if len(owner) else 1
     order = np.argsort(owner, kind="stable")

@@ -18,8 +18,8 @@ COMPLETENESS, RELIABILITY = "completeness", "reliability"
 def quality(sample: Sample, seed: int = 0) -> Quality:
     """Missing shares and noise of the sampled train rows.
 
-    Missing values are known from indicator columns, else from a metadata column "completeness". Noise is estimated
-    where inputs are pictures or series, from second differences of neighbours, which smooth signals lack.
+    Missing values are taken from indicator columns, else from a metadata column "completeness". Noise is estimated
+    if inputs are pictures or series, from second differences of neighbours, which smooth signals lack.
     """
     federation, owner, clients = sample.federation, sample.owner, sample.clients
     rng = generator(seed, "quality")
@@ -52,7 +52,7 @@ def quality(sample: Sample, seed: int = 0) -> Quality:
 
 
 def indicators(federation: Federation, rows: Ints) -> Floats | None:
-    """The columns that say what is missing, ``(n, columns)`` of 0 and 1."""
+    """The missing-value indicator columns, ``(n, columns)`` of 0 and 1."""
     places = [place for place, name in enumerate(federation.columns) if name.endswith(INDICATOR)]
     if not places:
         return None
@@ -62,7 +62,7 @@ def indicators(federation: Federation, rows: Ints) -> Floats | None:
 
 
 def noise_shares(inputs: Floats, owner: Ints, clients: int) -> Floats:
-    """Share of its client's variance that each row's noise amounts to, ``(n,)``, cut off at 1.
+    """Share of its client's variance that each row's noise amounts to, ``(n,)``, clipped to 1.
 
     The variance of white noise is the mean squared second difference divided by the sum of the squared weights: 6 along
     a series (Gasser, Sroka, Jennen-Steinmetz 1986), 36 for the product of both directions of a picture (the mask of

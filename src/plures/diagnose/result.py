@@ -1,21 +1,21 @@
-"""What a diagnosis found, as typed objects that are written as JSON and read back."""
+"""The results of a diagnosis, as typed objects that can be written as JSON and read back."""
 
 from __future__ import annotations
 
 from plures.evaluate.results import Result
 
 LEVEL = 0.01
-"""p-value from which a difference counts as more than chance."""
+"""Largest p-value at which a difference counts as significant."""
 
 
 class LabelSkew(Result):
     """Differences of label frequencies, over all train rows.
 
     Attributes:
-        distance: mean total variation distance to the pooled frequencies, 0 alike to 1 disjoint.
-        chance: what the same sizes give when labels are dealt at random.
+        distance: mean total variation distance to the pooled frequencies, 0 for identical to 1 for disjoint.
+        chance: the same with labels assigned at random.
         excess: distance above chance.
-        p: of the permutation test.
+        p: p-value of the permutation test.
         labels: labels that occur (tenths of the target for regression).
         labels_present: of them, how many a client has on average.
         clients: distance of every client.
@@ -45,14 +45,14 @@ class Quality(Result):
     """Missing values and noise.
 
     Attributes:
-        missing: share of missing input values of every client's train rows; None where nothing tells.
-        missing_from: what told: ``indicators``, ``metadata`` or ``nothing``.
-        missing_spread: largest less smallest share.
-        missing_p: of the permutation test; None if only metadata tell.
+        missing: share of missing input values of every client's train rows; None if unknown.
+        missing_from: source: ``indicators``, ``metadata`` or ``nothing``.
+        missing_spread: largest minus smallest share.
+        missing_p: p-value of the permutation test; None if from metadata only.
         noise: share of every client's variance that looks like noise between neighbouring values; None for tables.
-        noise_spread: 90 % quantile less 10 % quantile over clients.
-        noise_p: of the permutation test within labels.
-        reliability_spread: largest less smallest reliability that the metadata report; None if they report none.
+        noise_spread: 90 % quantile minus 10 % quantile over clients.
+        noise_p: p-value of the permutation test within labels.
+        reliability_spread: largest minus smallest reliability in the metadata; None if absent.
     """
 
     missing: list[float] | None
@@ -76,14 +76,14 @@ class FeatureShift(Result):
     """Differences of the inputs within labels.
 
     Attributes:
-        share: of the variance in the kernel's space that lies between clients, chance taken out; 0 to 1.
+        share: share of the kernel-space variance that lies between clients, corrected for chance; 0 to 1.
         chance: the share that chance alone gives.
-        p: of the permutation test within labels.
-        mmd: root mean over clients of the squared distance from what labels explain, chance taken out.
-        aligned: the share that is left when each client scales its own columns; None for tokens.
-        removed: which part of the shift that removes.
+        p: p-value of the permutation test within labels.
+        mmd: root mean squared distance over clients from what labels explain, corrected for chance.
+        aligned: the share that remains when each client scales its own columns; None for tokens.
+        removed: the part of the shift that this removes.
         columns: named columns that differ most.
-        clients: distance of every client looked at.
+        clients: distance of every examined client.
     """
 
     share: float
@@ -101,11 +101,11 @@ class ConceptShift(Result):
 
     Attributes:
         gain: held-out loss saved by a correction for each client, relative to one shared model that knows each
-            client's label frequencies (or mean target) only; below 0 where correcting costs more than it brings.
+            client's label frequencies (or mean target) only; below 0 if correcting costs more than it gains.
         shared: held-out loss of the shared model, cross-entropy or half a squared error.
-        corrected: with corrections.
-        p: of the test that rows gain nothing, by random signs.
-        clients: gain in loss of every client looked at.
+        corrected: the same with corrections.
+        p: p-value of a sign-flip test that rows gain nothing.
+        clients: gain in loss of every examined client.
     """
 
     gain: float
@@ -116,13 +116,13 @@ class ConceptShift(Result):
 
 
 class Match(Result):
-    """How a metadata column goes with the clients' gradients.
+    """Association of a metadata column with the clients' gradients.
 
     Attributes:
         column: its name.
         groups: distinct values, or 0 for a column read as numbers.
         explained: share of the gradients' differences that it explains beyond chance.
-        p: of the permutation test, times the number of columns.
+        p: p-value of the permutation test, times the number of columns.
         rand: adjusted Rand index between its groups and the clusters found; None for numbers.
     """
 
@@ -137,7 +137,7 @@ class Clusters(Result):
     """Groups among the clients' gradients at the initial model.
 
     Attributes:
-        model: whose gradients.
+        model: name of the model.
         count: clusters with the largest mean silhouette.
         silhouette: that silhouette.
         chance: mean over clients drawn from one Gaussian with the same covariance.
@@ -145,8 +145,8 @@ class Clusters(Result):
         beyond_labels: whether these are groups within labels, of inputs or of targets given inputs; else label skew
             counts, and they may be chance.
         sizes: clients in each cluster.
-        members: cluster of every client looked at.
-        matches: metadata columns, the best first.
+        members: cluster of every examined client.
+        matches: metadata columns, best first.
         outliers: clients whose gradients are far from the others'.
     """
 
@@ -180,14 +180,14 @@ class Learning(Result):
     """What clients learn alone and together, with a small probe model.
 
     Attributes:
-        local: alone, by part of the rows.
-        pooled: error of one model on the rows of all.
+        local: errors alone, by part of the rows.
+        pooled: error of one model trained on all rows.
         personal: error of that model corrected for each client (pooled fine-tuning).
-        pooling: share of the error of learning alone that the pooled model saves; below 0 if it errs more.
-        pooling_p: of the paired test over clients.
+        pooling: share of the error of learning alone that the pooled model saves; below 0 if its error is larger.
+        pooling_p: p-value of the paired test over clients.
         personalising: share of the pooled model's error that the correction saves.
-        personalising_p: of the paired test over clients.
-        alone_better: share of clients that err less alone than with the corrected pooled model.
+        personalising_p: p-value of the paired test over clients.
+        alone_better: share of clients with lower error alone than with the corrected pooled model.
         slope: share of the error alone that the second half of the rows saved.
         capped: whether some client has more rows than were used.
     """
@@ -205,7 +205,7 @@ class Learning(Result):
 
 
 class Reason(Result):
-    """A rule that applied: what it says, the numbers it read, and where its threshold comes from."""
+    """A rule that applied: its sentence, the numbers it read, and the source of its threshold."""
 
     rule: str
     says: str
@@ -213,15 +213,15 @@ class Reason(Result):
 
 
 class FamilyAdvice(Result):
-    """How much speaks for a family of methods.
+    """The evidence for a family of methods.
 
     Attributes:
         family: its key.
-        title: in words.
-        methods: of the catalogue.
+        title: its title.
+        methods: names in the catalogue.
         points: sum over the rules that applied.
         confidence: ``high``, ``medium`` or ``low``.
-        why: the rules.
+        why: the rules that applied.
     """
 
     family: str
@@ -233,12 +233,12 @@ class FamilyAdvice(Result):
 
 
 class Advice(Result):
-    """What follows from the numbers.
+    """The advice that follows from the numbers.
 
     Attributes:
-        summary: in one or two sentences.
-        ranking: families that compete, the best first.
-        besides: families for another need (unseen clients, broken clients), only those that a rule named.
+        summary: one or two sentences.
+        ranking: competing families, best first.
+        besides: families for other purposes (unseen clients, broken clients) that a rule named.
         nothing_beats_fedavg: whether no family is expected to beat the shared model, fine-tuned or not.
         cannot_know: limits of this diagnosis.
     """
@@ -251,7 +251,7 @@ class Advice(Result):
 
 
 class Looked(Result):
-    """What was looked at: clients, their train rows, and validation rows for the learning curve."""
+    """The examined sample: clients, their train rows, and validation rows for the learning curve."""
 
     clients: list[str]
     train_rows: int

@@ -1,4 +1,4 @@
-"""The rules of advice, as data: what must be measured, for which families it speaks, and why."""
+"""The rules of advice, as data: conditions on the measurements, points for families, and reasons."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Rule:
     """One rule; thresholds marked as ours were fixed before the advice was checked (docs/diagnosis.md).
 
     Attributes:
-        name: of the rule.
-        when: conditions on measured numbers; all must hold, and a number that is missing (NaN) meets none.
-        points: family to points, negative for what speaks against it.
-        says: sentence with the numbers by name.
+        name: its name.
+        when: conditions on measured numbers; all must hold; a missing number (NaN) meets none.
+        points: points by family; negative points count against it.
+        says: sentence with placeholders for the numbers.
         source: where threshold and claim come from.
     """
 
@@ -36,8 +36,8 @@ class Rule:
 
 
 LABELS, FEATURES, CONCEPT, UNEQUAL, POOR = 0.05, 0.01, 0.01, 0.3, 0.1
-"""From which a difference counts, if it is also more than chance: excess total variation, share of the kernel's
-variance, gain in held-out loss, Gini coefficient, spread of shares."""
+"""Smallest difference that counts, if it is also significant: excess total variation, share of the kernel's variance,
+gain in held-out loss, Gini coefficient, spread of shares."""
 STRONG_LABELS, STRONG_CONCEPT, RELEVANT = 0.3, 0.05, 0.05
 SMALL = 50
 
@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
         "strong label skew", (("labels", ">=", 1), ("label_excess", ">=", STRONG_LABELS)),
         {"partial": 2.0, "finetune": 1.0, "regularised": 1.0, "local": 0.5, "global": -1.0},
         "Label frequencies are {label_excess:.2f} further from the pooled ones than chance explains (total variation): "
-        "a head of its own lets a client ignore the labels it never sees.",
+        "a personal head lets a client ignore the labels it never sees.",
         f"{SIGNIFICANT}; {OURS}, about Dirichlet with 1; Collins et al. 2021",
     ),
     Rule(
@@ -95,7 +95,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "targets differ much", (("concept", ">=", 1), ("concept_gain", ">=", STRONG_CONCEPT)),
         {"regularised": 1.0, "partial": 0.5, "global": -1.0},
-        "That is much: one model cannot serve everybody.",
+        "That is a lot: one model cannot serve everybody.",
         OURS,
     ),
     Rule(
@@ -135,13 +135,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "alone", (("pooling", "<", -RELEVANT), ("alone_better", ">=", 0.5)),
         {"local": 0.5, "partial": 0.5, "regularised": 0.5, "global": -2.0},
-        "One pooled model errs {worse:.0%} more than clients alone, and {alone_better:.0%} of them err less alone than "
+        "A pooled model has {worse:.0%} more error than clients alone, and {alone_better:.0%} do better alone than "
         "with a corrected pooled model.",
         OURS,
     ),
     Rule(
         "most alone", (("pooling", "<", -RELEVANT), ("alone_better", ">=", 0.75)), {"local": 2.0},
-        "That most clients do better alone speaks for models of their own, if newcomers have enough rows, too.",
+        "Most clients do better alone, which favours personal models, if newcomers have enough rows, too.",
         OURS,
     ),
     Rule(

@@ -1,4 +1,4 @@
-"""The rows that a diagnosis looks at: a few of each client's, as numbers that distances make sense for."""
+"""The rows that a diagnosis uses: a sample of each client's, in a form suitable for distances."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from plures.federation import Federation, SplitName
 from plures.federation.seeding import generator
 
 ROWS = 6000
-"""Train rows of all clients together."""
+"""Most train rows over all clients."""
 EACH = 400
-"""Train rows of a client."""
+"""Most train rows of a client."""
 LEAST = 24
-"""Train rows of a client that are kept whatever the total."""
+"""Train rows of a client that are kept regardless of the total."""
 CLIENTS = 150
-"""Clients looked at, except for sizes and labels, which count all."""
+"""Most clients examined, except for sizes and labels, which count all."""
 COMPONENTS = 32
 BINS = 10
 CLIP = 10.0
@@ -32,7 +32,7 @@ class Sample:
     """Rows of some clients.
 
     Attributes:
-        federation: restricted to the clients looked at.
+        federation: restricted to the examined clients.
         rows: ``(n,)`` rows of the federation's tensors, client after client.
         owner: ``(n,)`` client of each row.
         raw: ``(n, columns, values)`` inputs by entry of the first feature dimension; for tokens, their frequencies
@@ -40,7 +40,7 @@ class Sample:
         points: ``(n, d)`` the leading principal components, scaled by one factor to mean variance 1.
         target: ``(n, outputs)`` one-hot labels, or targets scaled to mean 0 and standard deviation 1.
         strata: ``(n,)`` labels; for regression, which third of all targets the first target lies in.
-        tokens: whether inputs are whole numbers.
+        tokens: whether inputs are integers.
     """
 
     federation: Federation
@@ -62,7 +62,7 @@ class Sample:
 
 
 def chosen_clients(federation: Federation, seed: int, most: int = CLIENTS) -> Federation:
-    """The federation, or a random part of it if it has more clients than the cap; clients without train rows go."""
+    """The federation, or a random part of at most ``most`` clients; clients without train rows are dropped."""
     names = [c for c, n in zip(federation.clients, federation.splits["train"].sizes.tolist(), strict=True) if n]
     if len(names) < 2:
         raise PluresError(

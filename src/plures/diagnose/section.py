@@ -59,7 +59,7 @@ def diagnosis_section(found: Diagnosis) -> str:
         *(f"<li>{escape(limit)}</li>" for limit in found.advice.cannot_know),
         "</ul>",
         f'<p class="diagnosis-source">{len(looked.clients)} of {looked.of_clients} clients, {looked.train_rows} of '
-        f"{looked.of_train_rows} train rows and {looked.validation_rows} validation rows looked at; no test row. "
+        f"{looked.of_train_rows} train rows and {looked.validation_rows} validation rows examined; no test row. "
         f"Seed {found.seed}.</p>",
         "</section>",
     ]
@@ -67,12 +67,12 @@ def diagnosis_section(found: Diagnosis) -> str:
 
 
 def diagnosis_page(found: Diagnosis) -> str:
-    """The section as a page of its own."""
+    """The section as a stand-alone page."""
     return PAGE.format(name=escape(found.federation), section=diagnosis_section(found))
 
 
 def _table(caption: str, heads: Sequence[str], body: Sequence[tuple[str, str, Sequence[str]]]) -> str:
-    """A table of numbers; each line has a header and, below it, what it means."""
+    """A table of numbers; each row has a header with its meaning below."""
     lines = [
         '<div class="diagnosis-scroll" tabindex="0">',
         f"<table><caption>{escape(caption)}</caption>",

@@ -1,4 +1,4 @@
-"""A diagnosis as text of 80 columns."""
+"""A diagnosis as plain text, 80 columns wide."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 4
 
 
 def told(found: Findings, advice: Advice) -> str:
-    """Summary, what was measured, the ranking with its reasons, and what remains unknown."""
+    """Summary, measurements, ranking with reasons, and limits."""
     looked = found.looked
     lines = [
         f"Diagnosis of {found.federation}: {looked.of_clients} clients, {looked.of_train_rows} train rows",
@@ -38,7 +38,7 @@ def told(found: Findings, advice: Advice) -> str:
     lines += ["", "What this cannot know"]
     lines += [line for limit in advice.cannot_know for line in _wrapped(limit, "- ", "  ")]
     lines.append(
-        f"({len(looked.clients)} clients and {looked.train_rows} train rows looked at, "
+        f"({len(looked.clients)} clients and {looked.train_rows} train rows examined, "
         f"{looked.validation_rows} validation rows; {found.seconds:.0f} s)"
     )
     return "\n".join(lines)

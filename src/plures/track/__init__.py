@@ -16,7 +16,7 @@ TRACKERS: Mapping[str, Callable[[Path], Tracker]] = {
     "mlflow": lambda folder: MLflow(folder / "mlflow" / "mlflow.db"),
     "wandb": WandB,
 }
-"""Each tracker by the name that commands know it by, made for a folder of results; nothing leaves the machine."""
+"""Trackers by command-line name, each created for a folder of results; nothing leaves the machine."""
 
 
 def trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
@@ -28,7 +28,7 @@ def trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
     """
     for name in names:
         if name not in TRACKERS:
-            raise PluresError(f"--track {name}: there is no such tracker; there are {', '.join(TRACKERS)}")
+            raise PluresError(f"--track {name}: there is no such tracker; choose among {', '.join(TRACKERS)}")
     return [TRACKERS[name](folder) for name in dict.fromkeys(names)]
 
 

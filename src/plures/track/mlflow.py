@@ -1,4 +1,4 @@
-"""MLflow: runs in a database."""
+"""Tracker for MLflow: runs in a database."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from plures.track.tracker import Settings, Tracker
 from plures.version import __version__
 
 BATCH = 100
-"""Settings or values written at once; MLflow takes no more settings."""
+"""Most settings or values written at once, MLflow's limit for settings."""
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 TITLE, VERSION = "plures.run", "plures.version"
 LOCAL = "sqlite:///"
 
 
 class MLflow(Tracker):
-    """Writes to an MLflow database; look at it with ``mlflow ui --backend-store-uri URI``.
+    """Writes to an MLflow database; view it with ``mlflow ui --backend-store-uri URI``.
 
-    The experiment is the data's name. A run that goes on from a checkpoint goes on in its MLflow run; the rounds since
-    the checkpoint are then there twice, with the same values. MLflow's own telemetry is switched off for the process,
-    unless ``MLFLOW_DISABLE_TELEMETRY`` is set to something.
+    The experiment is the data's name. A run that resumes from a checkpoint continues its MLflow run; the rounds since
+    the checkpoint then appear twice, with the same values. MLflow's own telemetry is switched off for the process,
+    unless ``MLFLOW_DISABLE_TELEMETRY`` is set.
 
     Args:
-        where: a file, made where it is missing, for a database in SQLite; or the URI of a tracking server or database,
-            which may be elsewhere: then numbers, names of clients and settings go there.
-        clients: how many clients are written one by one.
+        where: a file, created if missing, for a database in SQLite; or the URI of a tracking server or database,
+            possibly remote: then numbers, names of clients and settings go there.
+        clients: number of clients written individually.
 
     Raises:
         PluresError: if the extra ``mlflow`` is not installed.
@@ -65,7 +65,7 @@ class MLflow(Tracker):
         self.client.update_run(self.run, status="RUNNING")
 
     def _experiment(self, name: str) -> str:
-        """The experiment of that name, made where it is missing; files of a local database lie beside it."""
+        """The experiment of that name, created if missing; files of a local database are stored beside it."""
         known = self.client.get_experiment_by_name(name)
         if known is not None:
             return str(known.experiment_id)
@@ -73,7 +73,7 @@ class MLflow(Tracker):
         return str(self.client.create_experiment(name, artifact_location=beside))
 
     def _begun(self, experiment: str, title: str) -> str | None:
-        """The unfinished run of that name that was begun last."""
+        """The latest unfinished run of that name."""
         order = ["attributes.start_time DESC"]
         for run in self.client.search_runs([experiment], order_by=order, max_results=1000):
             if run.data.tags.get(TITLE) == title and run.info.status != STATUS["finished"]:

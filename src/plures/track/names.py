@@ -1,20 +1,20 @@
-"""What is written of a run, by names that are the same wherever it is written.
+"""The values written for a run, under the same names in every tracker.
 
 =============================  ====================================================================================
 ``train/loss``                 mean task loss of the cohort in training, each round
-``train/objective``            mean of what the cohort minimised: that loss with a method's other terms
-``bytes/up``, ``bytes/down``   bytes that travelled in the round, all clients together
+``train/objective``            mean of what the cohort minimised: that loss plus a method's other terms
+``bytes/up``, ``bytes/down``   bytes sent in the round, over all clients
 ``seconds/round``              wall time of the round
 ``cohort/size``                clients that took part
-``cohort/left_out``            clients that were asked and did not count
-``validation/<metric>``        mean over clients of the primary metric, where validation data were read
-``validation/worst``           the same of the client served worst
-``client/<name>/<metric>``     the same of single clients, of the first ones only
+``cohort/left_out``            clients that were asked but did not count
+``validation/<metric>``        mean over clients of the primary metric, at each validation
+``validation/worst``           the same for the client served worst
+``client/<name>/<metric>``     the same for single clients, the first ones only
 ``bytes/total``                bytes so far
 ``seconds/total``              seconds of training so far
 ``test/<metric>``              mean over clients, every metric, at the round that validation chose
 ``test/worst``                 primary metric of the client served worst
-``test_last/<metric>``         primary metric after the last round; not of sites, which answer about test data once
+``test_last/<metric>``         primary metric after the last round; not for sites, which report on test data once
 ``unseen/<metric>``            primary metric of clients held out of training
 ``chosen/round``               the round that validation chose
 =============================  ====================================================================================
@@ -31,13 +31,13 @@ from plures.metrics import Metric
 from plures.run.coordinator import RoundRecord
 
 CLIENTS = 50
-"""Clients that are written one by one, unless another number is asked for."""
+"""Default number of clients written individually."""
 LONGEST = 100
-"""Characters of a client's name that are kept."""
+"""Most characters of a client's name."""
 
 
 def of_round(record: RoundRecord) -> dict[str, float]:
-    """What a round gives."""
+    """The values of a round."""
     return {
         "train/loss": record.loss,
         "train/objective": record.objective,
@@ -50,12 +50,12 @@ def of_round(record: RoundRecord) -> dict[str, float]:
 
 
 def of_point(point: Point, metric: Metric, clients: Sequence[str]) -> dict[str, float]:
-    """What reading validation data gives; nothing of clients without such data.
+    """The values of a validation; clients without validation data are omitted.
 
     Args:
         point: the point of the curve.
         metric: the primary metric.
-        clients: names of the first clients, as :func:`plain` gives them.
+        clients: names of the first clients, from :func:`plain`.
     """
     found = {"bytes/total": float(point.bytes), "seconds/total": point.seconds}
     if point.validation == point.validation:
@@ -68,7 +68,7 @@ def of_point(point: Point, metric: Metric, clients: Sequence[str]) -> dict[str, 
 
 
 def of_result(result: SeedResult, metric: Metric) -> dict[str, float]:
-    """What the end gives; all of it belongs to the round that validation chose, apart from ``test_last``."""
+    """The final values, at the round that validation chose, except ``test_last``."""
     found = {"chosen/round": float(result.chosen_round)}
     found |= {f"test/{name}": mean for name in result.test.metrics for mean in _mean(result.test, name)}
     measured = [value for value in result.test.metrics[metric.name] if value is not None]
@@ -82,7 +82,7 @@ def of_result(result: SeedResult, metric: Metric) -> dict[str, float]:
 
 
 def settings(about: About) -> dict[str, Value]:
-    """What was set, and on what; a metric's value never is among it."""
+    """The settings and data of a run; never a metric's value."""
     known: dict[str, Value] = {
         "data": about.federation,
         "clients": len(about.clients),
@@ -93,7 +93,7 @@ def settings(about: About) -> dict[str, Value]:
 
 
 def plain(names: Iterable[str]) -> list[str]:
-    """Names in letters, digits, ``_``, ``-`` and ``.``; those that would fall together get a number."""
+    """Names in letters, digits, ``_``, ``-`` and ``.``; names that would collide get a number."""
     found: list[str] = []
     for name in names:
         short = plain_key(name)[:LONGEST]
@@ -106,7 +106,7 @@ def plain(names: Iterable[str]) -> list[str]:
 
 
 def plain_key(name: str) -> str:
-    """A name with ``_`` for every character that not all trackers take."""
+    """A name with ``_`` for every character that some tracker refuses."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
@@ -116,6 +116,6 @@ def worst(values: Sequence[float], metric: Metric) -> float:
 
 
 def _mean(scores: ClientScores, name: str) -> list[float]:
-    """The mean over the clients that have examples; nothing if nobody has any."""
+    """The mean over the clients that have examples; empty if none has any."""
     values = [value for value in scores.metrics[name] if value is not None]
     return [sum(values) / len(values)] if values else []

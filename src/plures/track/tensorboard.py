@@ -1,4 +1,4 @@
-"""TensorBoard: event files in a folder."""
+"""Tracker for TensorBoard: event files in a folder."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from plures.track.tracker import Settings, Tracker
 
 
 class TensorBoard(Tracker):
-    """Writes event files; look at them with ``tensorboard --logdir FOLDER``.
+    """Writes event files; view them with ``tensorboard --logdir FOLDER``.
 
-    A run is ``FOLDER/<data>/<run>``. Values are kept in double precision. A run that goes on from a checkpoint goes on
-    in its folder, and what an interrupted one wrote after the checkpoint is replaced; so is an earlier run of the same
-    name.
+    A run is ``FOLDER/<data>/<run>``. Values are stored in double precision. A resumed run continues in its folder, and
+    anything an interrupted one wrote after the checkpoint is replaced; so is an earlier run of the same name.
 
     Args:
-        folder: where all runs are.
-        clients: how many clients are written one by one.
+        folder: folder of all runs.
+        clients: number of clients written individually.
 
     Raises:
         PluresError: if the extra ``tensorboard`` is not installed.

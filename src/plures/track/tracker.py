@@ -1,4 +1,4 @@
-"""What all trackers have in common: a run is opened, values are written under a round, it is closed."""
+"""The base of all trackers: open a run, write values for a round, close it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ Settings = Mapping[str, Value]
 
 
 class Tracker(Callback):
-    """Writes a run's numbers to somewhere. One tracker may write many runs, one after the other.
+    """Writes a run's numbers to a tracking tool. One tracker may write many runs in sequence.
 
-    What is left to those that derive from it is how a run is opened, written and closed; the names are those of
+    Subclasses define how a run is opened, written and closed; the names are those of
     :mod:`plures.track.names`.
 
     Args:
-        clients: how many clients are written one by one, the first ones of the federation; 0 for none.
+        clients: number of clients written individually, the first ones of the federation; 0 for none.
     """
 
     def __init__(self, clients: int = names.CLIENTS) -> None:
         if clients < 0:
-            raise PluresError(f"clients={clients}: give the number of clients to write one by one, 0 for none")
+            raise PluresError(f"clients={clients}: give the number of clients to write individually, 0 for none")
         self.most = clients
         self.single: list[str] = []
 
     def open(self, about: About, settings: Settings) -> None:
-        """Begin a run, or go on with one that was begun (``about.done`` rounds are written).
+        """Begin a run, or resume one (``about.done`` rounds are already written).
 
         Args:
-            about: the run.
+            about: description of the run.
             settings: its settings, by plain names.
         """
         raise NotImplementedError
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """Write values under a round."""
+        """Write values for a round."""
         raise NotImplementedError
 
     def close(self, status: str) -> None:

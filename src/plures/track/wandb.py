@@ -1,4 +1,4 @@
-"""Weights & Biases: offline unless asked otherwise."""
+"""Tracker for Weights & Biases: offline by default."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from plures.track import names
 from plures.track.tracker import Settings, Tracker
 
 CODES = {"finished": 0, "stopped": 255, "failed": 1}
-"""Exit codes by which Weights & Biases tells how a run ended."""
+"""Exit codes that Weights & Biases shows as the status of a run."""
 
 
 class WandB(Tracker):
-    """Writes runs for Weights & Biases to files; ``wandb sync FOLDER/wandb/offline-run-*`` sends them, if you want.
+    """Writes runs for Weights & Biases to files; ``wandb sync FOLDER/wandb/offline-run-*`` uploads them.
 
-    The group is the data's name. A run that goes on from a checkpoint is a run of its own, with the rounds from there,
-    and the setting ``resumed_at`` says where. The library's reports of its own errors are switched off for the process,
-    unless ``WANDB_ERROR_REPORTING`` is set to something; the machine's name, loads and packages are not written.
+    The group is the data's name. A resumed run is a separate run with the rounds from the checkpoint on; the setting
+    ``resumed_at`` says where. The library's own error reports are switched off for the process, unless
+    ``WANDB_ERROR_REPORTING`` is set; the machine's name, loads and packages are not written.
 
     Args:
-        folder: where the files are.
+        folder: folder of the files.
         project: name of the project.
-        clients: how many clients are written one by one.
-        mode: ``online`` sends numbers, names of clients and settings to the server that the library is set up for.
+        clients: number of clients written individually.
+        mode: ``online`` sends numbers, names of clients and settings to the server that the library is configured for.
 
     Raises:
         PluresError: if the extra ``wandb`` is not installed.
