@@ -144,7 +144,7 @@ def test_whole_numbers_and_recurrent_layers(tmp_path):
     assert torch.equal(model.predict(inputs.float())[0], model.predict(inputs)[0])
     with pytest.raises(PluresError, match="whole numbers"):
         model.predict(inputs + 0.5)
-    with pytest.raises(PluresError, match="does not know one of the numbers"):
+    with pytest.raises(PluresError, match="cannot read one of the numbers"):
         model.predict(inputs + 99)
 
 
@@ -220,8 +220,8 @@ def test_the_card_tells_what_is_true(tmp_path):
 def test_the_card_says_that_examples_are_in_the_model():
     carried = published(method="knnper").card
     assert carried.carries == {"train": carried.rows["train"]}
-    assert "whoever has its file has them" in carried.text()
-    assert "whoever has its file" not in published().card.text()
+    assert "so its file contains them" in carried.text()
+    assert "so its file contains" not in published().card.text()
 
 
 @pytest.mark.parametrize("value", [0.7, -3.25, 0.0])

@@ -1,4 +1,4 @@
-"""One client's model by itself: its folder and card, predictions over HTTP, other formats, memory on a device."""
+"""One client's model on its own: its folder and card, predictions over HTTP, other formats, memory on a device."""
 
 from plures.serving.card import Card, Part
 from plures.serving.device import Memory, Need, memory

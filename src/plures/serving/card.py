@@ -1,4 +1,4 @@
-"""The model card: what a personal model is, on what it was trained, and how well it does where it is used."""
+"""The model card: what a personal model is, its training data, and how well it performs for its client."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from plures.federation import SPLITS, Task
 from plures.texts import markdown
 
 FORMAT = 2
-"""Of model folders that are written now. Format 1, which is read too, kept nothing of the preparation but scaling."""
+"""Current format of model folders. Format 1 can still be read; it stored only the scaling of the preparation."""
 
 
 class ToldColumn(TypedDict):
-    """A column of a table, as :class:`~plures.federation.encode.Column` has it."""
+    """A column of a table, the fields of :class:`~plures.federation.encode.Column`."""
 
     name: str
     levels: list[str] | None
@@ -26,7 +26,7 @@ class ToldColumn(TypedDict):
 
 
 class Told(TypedDict):
-    """A preparation, but for its tensors (:class:`~plures.federation.preparation.Preparation`)."""
+    """A preparation without its tensors (:class:`~plures.federation.preparation.Preparation`)."""
 
     table: list[ToldColumn]
     ignored: list[str]
@@ -37,11 +37,11 @@ class Part(Result):
     """One block of the method's layout.
 
     Attributes:
-        name: of the block.
+        name: name of the block.
         share: with whom it is shared.
-        numbers: how many numbers it has.
-        travels: how many of them a client sends in a round.
-        served: whether the server holds it; what it does not hold never leaves the client.
+        numbers: its number of parameters.
+        travels: how many of them a client sends per round.
+        served: whether the server holds it; otherwise it never leaves the client.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Part(Result):
 
 
 class Card(Result):
-    """What there is to know of one client's personal model.
+    """Description of one client's personal model.
 
     Attributes:
-        format: of the folder that holds model and card.
-        client: whose model it is.
+        format: format of the folder that holds model and card.
+        client: name of the client.
         federation: name of the federation.
         source: where the data come from.
         kind: ``classification`` or ``regression``.
@@ -65,26 +65,26 @@ class Card(Result):
         features: shape of one example's input.
         dtype: type of the inputs.
         columns: names of the entries of the first feature dimension; may be empty.
-        preparation: how raw rows become numbers without a gap: the columns of a table, those to ignore, and the places
-            of the columns that may lack a value; ``None`` where rows are complete numbers. Means and scales are with
+        preparation: how raw rows become complete numbers: the columns of a table, those to ignore, and the positions
+            of the columns that may lack a value; ``None`` if rows are complete numbers. Means and scales are with
             the model's values.
-        spec: method, network and training that the model comes from.
-        precision: of the run.
+        spec: method, network and training of the model.
+        precision: precision of the run.
         round: number of rounds finished.
         version: the round, and the beginning of ``digest``.
-        digest: SHA-256 of everything that the model predicts with.
+        digest: SHA-256 of all the model's tensors.
         created: when the model was taken from the run, in UTC.
         rows: the client's own examples in each split.
-        carries: how many of its own examples of each split the model's file holds, for it predicts by them.
+        carries: number of its own examples per split in the model's file, because it predicts with them.
         labels: its training examples of each class; empty for regression.
-        metrics: scores on its own validation examples; ``None`` where it has none.
-        fitted_to: splits that were read to make the predictor of the trained leaves.
-        threshold: probability of the second of two classes above which the model decides for it; ``None`` for other
-            tasks, and for a rule that is no threshold.
-        calibration: what was fitted to the finished outputs: slot, name, value.
+        metrics: scores on its own validation examples; ``None`` if it has none.
+        fitted_to: splits used to build the predictor from the trained leaves.
+        threshold: probability of the second of two classes above which the model predicts it; ``None`` for other
+            tasks, and if the rule is not a threshold.
+        calibration: values fitted to the finished outputs: slot, name, value.
         parts: the blocks of the method's layout.
-        sheet: the data sheet that the check of the site's data wrote; may be empty.
-        table: the declared schema of raw rows; ``None`` where rows are given as numbers.
+        sheet: the data sheet written by the check of the site's data; may be empty.
+        table: the declared schema of raw rows; ``None`` if rows are given as numbers.
         versions: of the libraries that made it.
     """
 
@@ -121,7 +121,7 @@ class Card(Result):
 
     @model_validator(mode="after")
     def _fits(self) -> Card:
-        """Refuse a card whose parts do not belong together."""
+        """Refuse an inconsistent card."""
         if len(self.classes) != (self.outputs if self.kind == "classification" else 0) or self.outputs < 1:
             raise ValueError(f"{self.kind} with {self.outputs} outputs and {len(self.classes)} classes")
         if lacking := [split for split in SPLITS if split not in self.rows]:
@@ -136,11 +136,11 @@ class Card(Result):
 
     @property
     def task(self) -> Task:
-        """What is predicted."""
+        """The task."""
         return Task(self.kind, self.classes, self.outputs)
 
     def text(self) -> str:
-        """The card in Markdown; no name in it makes more of it than text."""
+        """The card in Markdown; names in it are escaped."""
         return "\n".join(_line(line) for block in self._blocks() for line in (*block, ""))
 
     def _blocks(self) -> list[list[str]]:
@@ -175,7 +175,7 @@ class Card(Result):
             blocks.append(
                 [
                     "## Examples in the model",
-                    f"It predicts by the client's own examples ({held}), so whoever has its file has them.",
+                    f"It predicts with the client's own examples ({held}), so its file contains them.",
                 ]
             )
         blocks.append(["Made with " + ", ".join(f"{name} {number}" for name, number in self.versions.items()) + "."])
@@ -209,7 +209,7 @@ class Card(Result):
 
     def _scores(self) -> list[str]:
         if not self.rows["validation"]:
-            return ["It has none, so nothing is known of how well the model does here."]
+            return ["It has none, so it is unknown how well the model performs here."]
         titles = {metric.name: metric.title for metric in self.task.metrics}
         lines = [f"- {titles.get(name, name)}: {'-' if v is None else f'{v:.4f}'}" for name, v in self.metrics.items()]
         if "validation" in self.fitted_to:
@@ -218,7 +218,7 @@ class Card(Result):
 
 
 def _line(words: str) -> str:
-    """A line of the card, of which only its first sign is Markdown."""
+    """A line of the card in which only the first character is Markdown."""
     sign = next((sign for sign in ("## ", "# ", "- ") if words.startswith(sign)), "")
     return sign + markdown(words.removeprefix(sign))
 
@@ -229,7 +229,7 @@ def _share(part: Part) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value of the data sheet in words: pairs by commas, what there is none of as a dash."""
+    """A value of the data sheet as text: pairs separated by commas, a dash if empty."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a card tells, found in a run and in a predictor."""
+"""Fills in a card from a run and a predictor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from plures.tables.schema import Schema
 
 FARTHEST = 60.0
-"""Log-odds beyond which a rule that still decides the same way always does."""
+"""Log-odds beyond which a decision rule is assumed constant."""
 
 
 def described(
@@ -41,17 +41,17 @@ def described(
     schema: Schema | None = None,
     sheet: Mapping[str, Any] | None = None,
 ) -> Card:
-    """The card of a client's model, apart from what only the finished model tells.
+    """The card of a client's model, except for what needs the finished model.
 
     Args:
-        federation: the client's; its rows are not read.
+        federation: the client's federation; its rows are not read.
         bound: the method and the network.
         client: its name.
-        spec: what the run was.
-        counted: the client's examples.
+        spec: the run's settings.
+        counted: the client's numbers of examples.
         round: rounds finished.
         execution: of the run.
-        schema: what raw rows of a table look like.
+        schema: format of raw table rows.
         sheet: the data sheet of the client's data.
     """
     predict = bound.method.predictor
@@ -87,7 +87,7 @@ def described(
 
 
 def parts(bound: Bound) -> tuple[Part, ...]:
-    """The blocks of a method's layout, with whom each is shared, and what of it travels."""
+    """The blocks of a method's layout, with whom each is shared, and how much of it travels."""
 
     def numbers(leaves: tuple[tuple[str, str], ...]) -> int:
         return sum(bound.initial[slot][path].numel() for slot, path in leaves)
@@ -105,7 +105,7 @@ def parts(bound: Bound) -> tuple[Part, ...]:
 
 
 def fitted(predict: Predict, leaves: Mapping[str, Leaves]) -> dict[str, dict[str, float | list[float]]]:
-    """What a predictor's calibrations fitted: slot, name, value."""
+    """Values fitted by a predictor's calibrations: slot, name, value."""
     return {
         stage.slot: {path: value.tolist() for path, value in leaves[stage.slot].items()}
         for stage in predict.calibrate
@@ -114,7 +114,7 @@ def fitted(predict: Predict, leaves: Mapping[str, Leaves]) -> dict[str, dict[str
 
 
 def reads(predict: Predict) -> tuple[str, ...]:
-    """Splits whose examples make the predictor of the trained leaves."""
+    """Splits whose examples are used to build the predictor from the trained leaves."""
     found: list[str] = []
     for item in predict.preparation:
         if isinstance(item, Phase):
@@ -125,10 +125,10 @@ def reads(predict: Predict) -> tuple[str, ...]:
 
 
 def threshold(predict: Predict, leaves: Mapping[str, Leaves], task: Task) -> float | None:
-    """Probability of the second of two classes above which a predictor decides for it.
+    """Probability of the second of two classes above which a predictor predicts it.
 
-    Found by asking the decision rule, to 1e-12; 0 or 1 for a rule that always decides the same. ``None`` for other
-    tasks, and where the rule is no threshold.
+    Found by bisection of the decision rule, to 1e-12; 0 or 1 for a constant rule. ``None`` for other
+    tasks, and if the rule is not a threshold.
     """
     if task.outputs != 2 or task.kind != "classification":
         return None

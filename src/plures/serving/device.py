@@ -1,4 +1,4 @@
-"""What it costs a device to personalise: the memory that every part of a method's local work needs at once."""
+"""Cost of personalising on a device: the peak memory of every part of a method's local work."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ COUNTED = (
     "network connection. Gradients and activations are added up, though a backward pass frees some activations before "
     "the last gradient is there."
 )
-"""What the numbers mean."""
+"""Explanation of the numbers."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one phase or assignment of the local work needs at once.
+    """Peak bytes of one phase or assignment of the local work.
 
     Attributes:
-        what: what is done, and to which leaves.
+        what: the work, and its leaves.
         trained: leaves that gradient steps change; part of ``state``.
         state: all leaves of all slots that the client has during the visit.
-        received: second copies of leaves: of those that local work has changed, and whose received value is still read.
-        gradients: one for each trained leaf.
-        optimizer: what the optimizer remembers of each trained leaf.
+        received: second copies of leaves that local work has changed and whose received value is still read.
+        gradients: gradients of the trained leaves.
+        optimizer: optimizer state of the trained leaves.
         activations: tensors that the forward pass keeps for the backward pass, and what is computed before a step
             and constant in it; each storage once, without leaves and examples.
-        work: most bytes alive at once in what is computed without the step's own backward pass: before a step, or in
-            an assignment.
+        work: most bytes alive at once in computations outside the step's own backward pass: before a step, or in an
+            assignment.
         examples: inputs, targets and weights of a step's batches, or of the splits that an assignment reads.
-        alive: most bytes alive at once in all this on this machine, with every temporary tensor, and ``state`` and
-            ``received``: measured by following every storage, where the others are counted.
+        alive: peak bytes of all this on this machine, with every temporary tensor, and ``state`` and ``received``:
+            measured by tracking every storage, while the others are counted.
     """
 
     what: str
@@ -59,20 +59,20 @@ class Need:
 
     @property
     def total(self) -> int:
-        """Bytes that must be held at once, temporaries left out."""
+        """Bytes that must be held at once, without temporaries."""
         step = max(self.gradients + self.activations, self.work)
         return self.state + self.received + self.optimizer + self.examples + step
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a method asks of a device.
+    """A method's demands on a device.
 
     Attributes:
-        needs: of every phase and assignment of a visit, then of the work before predicting.
-        kept: bytes that the client keeps between rounds.
-        up: bytes that it sends in a round.
-        down: bytes that it receives in a round.
+        needs: one for every phase and assignment of a visit, then one for the work before predicting.
+        kept: bytes that the client stores between rounds.
+        up: bytes that it sends per round.
+        down: bytes that it receives per round.
     """
 
     needs: tuple[Need, ...]
@@ -82,7 +82,7 @@ class Memory:
 
     @property
     def peak(self) -> Need:
-        """The part that needs most."""
+        """The part with the largest need."""
         return max(self.needs, key=lambda need: need.total)
 
 

@@ -1,4 +1,4 @@
-"""Exports a personal model and says of each format how large it is, how fast, and how far from the original."""
+"""Exports a personal model and reports size, speed and deviation from the original for each format."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Exported:
 
     Attributes:
         format: its name.
-        file: what was written; ``None`` for the model in PyTorch itself.
+        file: the written file; ``None`` for the model in PyTorch itself.
         size: bytes of the file; of the values alone, for the model in PyTorch.
         milliseconds: median time of a prediction for one example, on one thread.
         largest: largest difference of an output.
         mean: mean difference of an output.
-        changed: share of the examples whose decided class is another; ``None`` for regression.
-        examples: how many were compared.
+        changed: share of the examples whose decided class changed; ``None`` for regression.
+        examples: number of examples compared.
     """
 
     format: str
@@ -68,22 +68,22 @@ def export(
     """Write a model in other formats and compare each with the model itself.
 
     Args:
-        model: what is exported.
-        folder: where files are written: ``model.safetensors`` and the card, ``model.onnx``, ``model.int8.onnx``,
+        model: the model to export.
+        folder: folder for the files: ``model.safetensors`` and the card, ``model.onnx``, ``model.int8.onnx``,
             ``model.int8-static.onnx``, ``model.pte``.
         inputs: raw inputs ``(n, *features)`` to compare on.
         to: ``folder`` (what ``PersonalModel.load`` reads), ``onnx``, ``executorch``.
-        int8: also int8 versions of the ONNX model: with ranges found for every input, and, if it has convolutions, with
+        int8: also int8 versions of the ONNX model: with dynamic ranges, and, if it has convolutions, with
             ranges measured on ``calibration``.
         calibration: raw inputs; default: ``inputs``.
-        code: functions of one's own that the model's method may be.
+        code: user functions that the model's method may name.
 
     Returns:
         The model in PyTorch first, then every file.
     """
     for name in to:
         if name not in FORMATS:
-            raise PluresError(f"no format {name!r}; there are {', '.join(FORMATS)}")
+            raise PluresError(f"no format {name!r}; choose among {', '.join(FORMATS)}")
     model.scaled(inputs)
     inputs = inputs.to(model.federation.inputs)
     ranges = inputs if calibration is None else calibration.to(inputs)

@@ -1,4 +1,4 @@
-"""A personal model as a graph for other runtimes: ONNX, int8, ExecuTorch; and how each is run."""
+"""A personal model as a graph for other runtimes: ONNX, int8, ExecuTorch; and a runner for each."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from plures.serving.personal import SCALING, PersonalModel
 
 OUTPUTS = ("outputs", "probabilities", "decided")
 QUANTIZED = ("Conv", "Gemm", "MatMul")
-"""Operations that are computed in int8."""
+"""Operations computed in int8."""
 CALIBRATION = 200
-"""Most examples that ranges are measured on."""
+"""Most examples for measuring ranges."""
 
 Runner = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Raw inputs to outputs and decided classes."""
@@ -35,8 +35,8 @@ Runner = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 class Graph(nn.Module):
     """A personal model as one module: raw inputs to outputs, class probabilities and decided classes.
 
-    Filling in of missing values (NaN), scaling, composition of leaves, calibration and decision are part of it;
-    regression has outputs alone, in the target's own units. Texts are not: a graph reads the numbers that
+    It includes imputation of missing values (NaN), scaling, composition of leaves, calibration and decision; regression
+    has outputs alone, in the target's own units. Text is excluded: a graph reads the numbers that
     :meth:`PersonalModel.encode` makes of a table.
     """
 
@@ -68,12 +68,12 @@ def traced(model: PersonalModel, example: Tensor, dynamic: bool) -> ExportedProg
     """The model's graph.
 
     Args:
-        model: what is exported.
+        model: the model to export.
         example: raw inputs ``(n, *features)``.
         dynamic: whether any number of examples may be given at once; otherwise it is that of ``example``.
 
     Raises:
-        PluresError: if the predictor cannot be written as a graph.
+        PluresError: if the predictor cannot be expressed as a graph.
     """
     inputs = model.federation.inputs
     shapes = ({0: Dim("batch")},) if dynamic else None
@@ -90,9 +90,9 @@ def traced(model: PersonalModel, example: Tensor, dynamic: bool) -> ExportedProg
 
 
 def _distances(one: Tensor, two: Tensor, p: float, mode: int | None) -> Tensor:
-    """Euclidean distances of all pairs of rows, in operations that every runtime has."""
+    """Euclidean distances of all pairs of rows, in operations that every runtime supports."""
     if p != 2:
-        raise PluresError(f"distances with p={p} cannot be exported: take p=2")
+        raise PluresError(f"distances with p={p} cannot be exported: use p=2")
     return (one.unsqueeze(-2) - two.unsqueeze(-3)).square().sum(-1).sqrt()
 
 
@@ -124,7 +124,7 @@ def to_onnx(model: PersonalModel, example: Tensor) -> bytes:
 
 
 def to_int8(graph: bytes) -> bytes:
-    """An ONNX model with int8 weights; the range of its inner values is found for every input anew."""
+    """An ONNX model with int8 weights; activation ranges are computed for every input."""
     tools = needed("onnxruntime.quantization", "int8", "export")
     with _bare(graph) as source, quiet():
         target = source.with_name("int8.onnx")
@@ -135,7 +135,7 @@ def to_int8(graph: bytes) -> bytes:
 
 
 def to_static_int8(graph: bytes, calibration: Tensor) -> bytes:
-    """An ONNX model with int8 weights and inner values, whose ranges were measured once.
+    """An ONNX model with int8 weights and activations, whose ranges were measured once.
 
     Args:
         graph: the ONNX model.
@@ -177,7 +177,7 @@ def to_executorch(model: PersonalModel, example: Tensor) -> bytes:
 
 @contextlib.contextmanager
 def _bare(graph: bytes) -> Iterator[Path]:
-    """A file with the model without inferred shapes, for the exporter's contradict those of the quantizer."""
+    """A file with the model without inferred shapes, because the exporter's contradict the quantizer's."""
     onnx = needed("onnx", "int8", "export")
     with tempfile.TemporaryDirectory() as folder:
         loaded = onnx.load_model_from_string(graph)
@@ -189,7 +189,7 @@ def _bare(graph: bytes) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No remarks of the exporters, which are not for the user."""
+    """Silence the exporters' log output, which is not for users."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""A personal model: one client's predictor, complete in itself, as a site keeps and deploys it."""
+"""A personal model: one client's predictor, self-contained, as a site stores and deploys it."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ Examples = tuple[Tensor, Tensor, Tensor]
 @brief
 @dataclass(frozen=True)
 class PersonalModel:
-    """What one client predicts with, and everything that this needs.
+    """One client's predictor, with everything that it needs.
 
-    Outputs are those of :meth:`plures.evaluate.RunFolder.predict`: bit for bit where the run trained one client at a
+    Outputs are those of :meth:`plures.evaluate.RunFolder.predict`: bit for bit if the run trained one client at a
     time (``backend="loop"``, as a site does) or predicts with the leaves of one model; within rounding for a composed
     predictor of a run that maps its clients.
 
     Attributes:
-        card: what there is to know of it.
+        card: its model card.
         federation: task, inputs and scaling of the client's federation, without any row.
         network: the model as a function of its leaves.
         predictor: how the leaves predict.
@@ -97,15 +97,15 @@ class PersonalModel:
         sheet: Mapping[str, Any] | None = None,
         code: Code = NOTHING,
     ) -> PersonalModel:
-        """The model that a client would deploy now, with its card.
+        """The model that a client would deploy in the run's current state, with its card.
 
         Args:
-            run: the run, or what :func:`plures.run.onboard` gives for a newcomer.
+            run: the run, or the result of :func:`plures.run.onboard` for a newcomer.
             client: its name.
-            spec: what the run was, to rebuild network and method from.
-            schema: what raw rows of a table look like, so that the model reads them.
+            spec: the run's settings, to rebuild network and method.
+            schema: format of raw table rows, so the model can read them.
             sheet: the data sheet of the client's data.
-            code: functions of one's own that the method may be.
+            code: user functions that the method may name.
 
         Raises:
             PluresError: if the spec gives another network than the run's.
@@ -132,7 +132,7 @@ class PersonalModel:
 
     @classmethod
     def stored(cls, kept: RunFolder, client: str) -> PersonalModel:
-        """The model of a client in a run's folder; the run's data are not read, and may have changed or be gone."""
+        """The model of a client in a run's folder; does not read the run's data, which may have changed or be gone."""
         with understood(kept.path, RERUN):
             return _stored(kept, client)
 
@@ -142,11 +142,11 @@ class PersonalModel:
         """Outputs for raw examples, and the classes that the client decides for.
 
         Args:
-            examples: ``(n, *features)`` as they came, before any scaling; or rows of a table with the columns that the
+            examples: ``(n, *features)`` raw, before any scaling; or rows of a table with the columns that the
                 federation's schema declares, or that its data had.
 
         Returns:
-            Outputs ``(n, outputs)``, logarithms of probabilities up to a constant or the predicted numbers in the
+            Outputs ``(n, outputs)``, log-probabilities up to a constant or the predicted numbers in the
             target's own units; classes ``(n,)`` int64, ``None`` for regression.
 
         Raises:
@@ -158,8 +158,8 @@ class PersonalModel:
                 outputs = self.outputs(inputs)
             except IndexError as error:
                 raise PluresError(
-                    f"the network of client {self.card.client!r} does not know one of the numbers: {error}; give such "
-                    "as it was trained on"
+                    f"the network of client {self.card.client!r} cannot read one of the numbers: {error}; give numbers "
+                    "like those it was trained on"
                 ) from error
             if not bool((outputs.softmax(-1) if self.federation.task.classes else outputs).isfinite().all()):
                 raise PluresError(
@@ -174,7 +174,7 @@ class PersonalModel:
 
     @cached_property
     def schema(self) -> Schema | None:
-        """What raw rows of a table look like; ``None`` where examples are given as numbers."""
+        """Format of raw table rows; ``None`` if examples are given as numbers."""
         if self.card.table is None:
             return None
         from plures.tables.schema import Schema
@@ -187,7 +187,7 @@ class PersonalModel:
         Args:
             table: column -> values, or a frame, as the federation's schema declares it, or with the columns of its
                 data; no target is needed.
-            scaled: on the scale that the network reads; otherwise as :meth:`predict` takes them.
+            scaled: on the scale that the network reads; otherwise as :meth:`predict` expects them.
         """
         if self.schema is not None:
             return self.schema.encode(table, scaled=scaled)
@@ -201,13 +201,13 @@ class PersonalModel:
 
     @property
     def tabular(self) -> bool:
-        """Whether raw rows may hold texts or lack values, so that a program must give them cell by cell."""
+        """Whether raw rows may contain text or missing values, so a program must give them cell by cell."""
         made = self.federation.preparation
         return self.schema is not None or (made is not None and (bool(made.table) or made.fill is not None))
 
     @property
     def raw_columns(self) -> tuple[str, ...]:
-        """Names of the columns of raw rows; empty where examples have none."""
+        """Names of the columns of raw rows; empty if examples have none."""
         if self.schema is not None:
             return tuple(column.name for column in self.schema.columns)
         if len(self.federation.features) != 1:
@@ -222,9 +222,7 @@ class PersonalModel:
         if inputs.dim() == 0 or not len(inputs):
             raise PluresError(f"no example to predict for client {client!r}: give at least one row")
         if inputs.is_floating_point() and not wanted.is_floating_point and bool((inputs != inputs.round()).any()):
-            raise PluresError(
-                f"the model of client {client!r} reads whole numbers ({self.card.dtype}): round the inputs"
-            )
+            raise PluresError(f"the model of client {client!r} reads integers ({self.card.dtype}): round the inputs")
         scaled = self.federation.scaled(inputs)
         finite = ~inputs.isinf().reshape(len(inputs), -1).any(1) & scaled.isfinite().reshape(len(inputs), -1).all(1)
         if not bool(finite.all()):
@@ -269,14 +267,14 @@ class PersonalModel:
     # --- on disk ------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the model predicts with, by name."""
+        """All tensors of the model, by name."""
         named = {f"{slot}/{path}": t for slot, leaves in self.leaves.items() for path, t in leaves.items()}
         for split, examples in self.own.items():
             named |= {f"{OWN}{split}:{part}": t for part, t in zip(PARTS, examples, strict=True)}
         return named | _fitted(self.federation)
 
     def holding(self, tensors: Mapping[str, Tensor]) -> PersonalModel:
-        """The same model with other values of :meth:`tensors`, but for what was fitted to the data."""
+        """The same model with other values of :meth:`tensors`, except those fitted to the data."""
         leaves: Stack = {}
         for name, value in tensors.items():
             slot, _, path = name.partition("/")
@@ -289,10 +287,10 @@ class PersonalModel:
         return replace(self, leaves=leaves, own=own)
 
     def save(self, folder: Path) -> None:
-        """Write the model to a folder, over what is there.
+        """Write the model to a folder, replacing an earlier one.
 
-        ``model.safetensors`` holds model and card and is renamed into place, so the folder has one whole model at any
-        time; ``card.json`` and ``card.md`` repeat the card for people and other programs.
+        ``model.safetensors`` holds model and card and is renamed into place, so the folder always has one complete
+        model; ``card.json`` and ``card.md`` repeat the card for people and other programs.
         """
         told = json.loads(self.card.model_dump_json())
         write(folder / MODEL, self.tensors(), {"card": told})
@@ -305,12 +303,12 @@ class PersonalModel:
 
         Args:
             folder: where it was saved.
-            code: functions of one's own that its method may be; a card alone runs none.
+            code: user functions that its method may name; a card alone runs none.
         """
         file = folder / MODEL
         if not file.exists():
             raise PluresError(
-                f"{folder} holds no personal model ({MODEL} is missing): name a folder that one was saved to"
+                f"{folder} holds no personal model ({MODEL} is missing): name a folder with a saved model"
             )
         tensors, about = read(file, AGAIN, earlier=True)
         told = about.get("card")
@@ -343,8 +341,8 @@ def opened(folder: Path, client: str | None = None, code: Code = NOTHING) -> Per
 
     Args:
         folder: a model folder, or a run folder.
-        client: whose; may be left out for a model folder.
-        code: functions of one's own that the method may be.
+        client: its name; may be omitted for a model folder.
+        code: user functions that the method may name.
     """
     kept = RunFolder(folder, code)
     if not kept.finished:
@@ -385,7 +383,7 @@ def _of(
     scores: Callable[[PersonalModel], dict[str, float | None]],
     code: Code,
 ) -> PersonalModel:
-    """A model of its parts, each with a first dimension of 1, with its card completed."""
+    """Build a model from its parts, each with a first dimension of 1, and complete its card."""
     tensors = {f"{slot}/{path}": t[0].detach().cpu() for slot, ls in leaves.items() for path, t in ls.items()}
     for split, examples in own.items():
         tensors |= {f"{OWN}{split}:{part}": t[0].cpu() for part, t in zip(PARTS, examples, strict=True)}
@@ -401,10 +399,10 @@ def _of(
 
 
 def _assembled(card: Card, tensors: Mapping[str, Tensor], code: Code) -> PersonalModel:
-    """A model of its card and its tensors: network and method are built anew, and get the values."""
+    """Build a model from its card and tensors: rebuild network and method, and load the values."""
     dtype = number_type(card.dtype)
     if dtype is None:
-        raise PluresError(f"the card of client {card.client!r} is damaged: {card.dtype!r} is no type of numbers")
+        raise PluresError(f"the card of client {card.client!r} is damaged: {card.dtype!r} is not a numeric type")
     targets = torch.zeros(0, dtype=torch.int64) if card.classes else torch.zeros(0, card.outputs)
     found = {name.removeprefix(SCALING): value for name, value in tensors.items() if name.startswith(SCALING)}
     scaling, preparation = restored(card.preparation, found)
@@ -432,7 +430,7 @@ def _fitted(federation: Federation) -> dict[str, Tensor]:
 
 
 def _check(card: Card, network: Network, leaves: Mapping[str, Leaves]) -> None:
-    """Refuse a model that belongs to another network than the card describes."""
+    """Refuse a model whose network differs from the card's."""
     wanted, given = network.leaves(), leaves.get("model", {})
     odd = [
         f"{path} is {'missing' if path not in given else 'unknown'}" for path in wanted.keys() ^ given.keys() if given
@@ -450,7 +448,7 @@ def _check(card: Card, network: Network, leaves: Mapping[str, Leaves]) -> None:
 
 
 def _narrowed(model: PersonalModel) -> PersonalModel:
-    """The model without the slots that its predictor never reads, found from one prediction."""
+    """The model without slots that its predictor never reads, determined by one prediction."""
     if not model.predictor.composed:
         return model
     watched = Watched(model.leaves)

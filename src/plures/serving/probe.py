@@ -1,4 +1,4 @@
-"""Follows the tensors of a client's local work: what is saved for a backward pass, and what is alive at once."""
+"""Follows the tensors of a client's local work: those saved for a backward pass, and those alive at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def storages(values: object) -> dict[int, int]:
 
 @dataclass
 class Peak:
-    """Bytes held now and at most, each storage once.
+    """Current and peak bytes, each storage counted once.
 
     Attributes:
         peak: most bytes held at once.
@@ -37,7 +37,7 @@ class Peak:
     _held: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def hold(self, owner: object, key: int, size: int) -> None:
-        """Count a storage as long as an object lives."""
+        """Count a storage while an object lives."""
         owners, _ = self._held.get(key, (0, 0))
         self._held[key] = (owners + 1, size)
         self._now += 0 if owners else size
@@ -53,7 +53,7 @@ class Peak:
 
 
 class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every storage that operations make while the mode is on.
+    """Tracks every storage created while the mode is on.
 
     Attributes:
         peak: most bytes of them alive at once.
@@ -94,15 +94,15 @@ class Handle:
 
 
 class Probe:
-    """Watches one phase or assignment while the engine does it.
+    """Watches one phase or assignment while the engine runs it.
 
     Args:
         slots: names of all slots.
 
     Attributes:
         read: slots whose received value was read.
-        saved: what graphs keep for their backward passes.
-        extra: bytes computed before a step and constant in it.
+        saved: tensors that graphs save for their backward passes.
+        extra: bytes computed before a step and constant during it.
         work: see :class:`Need`.
         examples: see :class:`Need`.
     """
@@ -114,7 +114,7 @@ class Probe:
         self.extra = self.work = self.examples = 0
 
     def watch(self, item: Phase | Assign) -> Phase | Assign:
-        """The same item, watched; of a phase, one step."""
+        """The same item, watched; for a phase, one step."""
         if isinstance(item, Assign):
             measure = None if item.measure is None else self._plain(item.measure)
             return replace(item, update=self._assigning(item), measure=measure)
@@ -140,7 +140,7 @@ class Probe:
         return before
 
     def _plain(self, fn: Callable[[State, State, Any], Any]) -> Callable[[State, State, Any], Any]:
-        """A function of a batch, whose temporaries are followed."""
+        """A function of a batch whose temporaries are tracked."""
 
         def followed(x: State, received: State, batch: Any) -> Any:
             self._count(batch)

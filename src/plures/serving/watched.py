@@ -1,4 +1,4 @@
-"""A state that notes which of its slots are read."""
+"""A state that records which of its slots are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from plures.models import Leaves
 
 
 class Watched(Mapping[str, Leaves]):
-    """Slots that note which of them are read.
+    """Slots that record which of them are read.
 
     Attributes:
         read: names of the slots that were read.
