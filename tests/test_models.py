@@ -322,7 +322,7 @@ def test_shortest_windows():
         (lambda: char_lstm((80, 2), 76), r"char_lstm reads sequences of integers \(length,\).*shape \(80, 2\)"),
         (lambda: char_lstm((80,), 76, hidden=0), "char_lstm: hidden=0"),
         (lambda: char_transformer((80, 2), 76), r"char_transformer reads sequences.*shape \(80, 2\)"),
-        (lambda: char_transformer((80,), 76, width=10), "width=10 is no multiple of heads=4"),
+        (lambda: char_transformer((80,), 76, width=10), "width=10 is not a multiple of heads=4"),
         (lambda: matrix_factorization((2,), 1), r"reads one item \(1,\).*shape \(2,\) and 1 outputs"),
         (lambda: matrix_factorization((1,), 5), r"predicts 1 rating.*shape \(1,\) and 5 outputs"),
         (lambda: matrix_factorization((1,), 1, items=0), "matrix_factorization: items=0"),

@@ -152,7 +152,7 @@ def test_precision_is_not_lost_before_the_center_is_subtracted():
         ({"age": [40, math.inf]}, "column 'age', row 2: an infinite value"),
         ({"sex": ["f", "x"]}, "column 'sex', row 2: 1 row holds 'x', which is none of the levels f, m; use one of"),
         ({"age": [40]}, "column 'pressure' has 2 rows, but column 'age' has 1"),
-        ({"age": 40}, "column 'age' is no sequence of values"),
+        ({"age": 40}, "column 'age' is not a sequence of values"),
         ({"age": [[1], [2]]}, "column 'age', rows 1, 2: 2 cells are no number"),
     ],
 )
@@ -454,7 +454,7 @@ def test_missing_cells_of_csv(tmp_path: Path):
     ("content", "message"),
     [
         (b"", "has no header"),
-        (b"a;b\n1;2\n", "the columns are divided by ';'; save it as CSV with commas"),
+        (b"a;b\n1;2\n", "the columns are separated by ';'; save it as CSV with commas"),
         (b"a,b\n1,2\n1,2,3\n", "line 3: 3 cells for 2 columns"),
         (b"a,a\n1,2\n", "column 'a' stands twice"),
         (b"a,\n1,2\n", "column 2 has no name"),

@@ -1,6 +1,6 @@
 """Small trainable parts beside the layers of a model: low-rank adaptation and bottleneck adapters.
 
-Both start as nothing: the model with them gives, bit for bit, what it gave without. Their random values come from
+Both start at zero: at first the model's outputs are unchanged, bit for bit. Their random values come from
 PyTorch's generator, so inside a factory (``lambda: with_lora(resnet((3, 32, 32), 10))``) they follow the run's seed.
 """
 
@@ -25,7 +25,7 @@ Parts = dict[nn.Module, nn.Module]
 
 
 class Zero(nn.Module):
-    """A layer that starts, and is reset, as zero."""
+    """A layer that is initialised, and reset, to zero."""
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
@@ -48,8 +48,8 @@ class Bottleneck(nn.Module):
     """An adapter (Houlsby et al. 2019, Figure 2) without its skip connection: ``up(relu(down(x)))``, zero at the start.
 
     Args:
-        features: size of the channel axis of what it reads and returns.
-        width: of the bottleneck.
+        features: size of the channel axis of its input and output.
+        width: width of the bottleneck.
         dims: dimensions after the channel axis: 0 (channels are last), 1 or 2.
     """
 
@@ -84,11 +84,11 @@ class Adapted(nn.Module):
 class Lora(nn.Module):
     """``W x + (alpha / rank) B A x`` (Hu et al. 2022, equation 3); B starts as zero, A like any layer.
 
-    For a convolution, A is one with the same geometry and ``rank`` filters, B a pointwise one; each group has its own.
+    For a convolution, A has the same geometry and ``rank`` filters, B a pointwise one; each group has its own.
 
     Args:
         base: the layer with W.
-        rank: of ``B A``.
+        rank: rank of ``B A``.
         alpha: see the formula.
     """
 
@@ -113,7 +113,7 @@ class Lora(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """``W + (alpha / rank) B A``, for what reads a layer's weights directly (``nn.MultiheadAttention``)."""
+        """``W + (alpha / rank) B A``, for modules that read a layer's weights directly (``nn.MultiheadAttention``)."""
         w, a = self.base.weight, self.lora_a.weight.reshape(-1, self.rank, self.base.weight[0].numel())
         b = self.lora_b.weight.reshape(len(a), -1, self.rank)
         return w + self.scale * (b @ a).reshape(w.shape)
@@ -129,12 +129,12 @@ def with_lora(
 ) -> nn.Module:
     """A copy of a module with low-rank adaptation (Hu et al. 2022) of its linear layers and convolutions.
 
-    Roles stay; ``lora`` marks all factors, ``lora_a`` and ``lora_b`` those of one kind. To train the factors alone, a
-    layout freezes the rest. In ``nn.MultiheadAttention`` only the output projection is a layer of its own.
+    Roles are preserved; ``lora`` marks all factors, ``lora_a`` and ``lora_b`` those of one kind. To train the factors
+    alone, a layout freezes the rest. In ``nn.MultiheadAttention`` only the output projection is a separate layer.
 
     Args:
         module: any network.
-        rank: of the updates.
+        rank: rank of the updates.
         alpha: updates are scaled by ``alpha / rank``; ``rank`` if not given.
         targets: types of layers, or names of parts whose layers are adapted (``module.roles["attention"]``).
         head: adapt the part marked as head too, when choosing by type.
@@ -152,14 +152,14 @@ def with_lora(
 def with_adapters(module: nn.Module, width: int, targets: Targets = LAYERS, head: bool = False) -> nn.Module:
     """A copy of a module with a bottleneck adapter (Houlsby et al. 2019) after its linear layers and convolutions.
 
-    Roles stay, and ``adapter`` marks the adapters. Layers of ``nn.MultiheadAttention`` and
-    ``nn.TransformerEncoderLayer`` are left out, for these read the weights without calling the layers.
+    Roles are preserved, and ``adapter`` marks the adapters. Layers of ``nn.MultiheadAttention`` and
+    ``nn.TransformerEncoderLayer`` are left out, because these read the weights without calling the layers.
 
     Args:
         module: any network.
-        width: of the bottlenecks.
+        width: width of the bottlenecks.
         targets: types of layers, or names of parts whose layers get an adapter.
-        head: also in the part marked as head, when choosing by type.
+        head: also adapt the part marked as head, when choosing by type.
     """
     if width < 1:
         raise PluresError(f"with_adapters: width={width}: give 1 or more")
@@ -218,14 +218,14 @@ def _chosen(module: nn.Module, targets: Targets, head: bool, skip: tuple[type[nn
         raise PluresError(
             "no layer to adapt: targets choose no nn.Linear, nn.Conv1d or nn.Conv2d outside the head"
             + (f" and outside {', '.join(kind.__name__ for kind in skip)}" if skip else "")
-            + "; take a network that has such layers (mlp, resnet, char_transformer, sage) or adapters of its own "
+            + "; use a network that has such layers (mlp, resnet, char_transformer, sage) or built-in adapters "
             "(gcn with adapter=8), or adapt the head too with head=True"
         )
     return chosen
 
 
 def _replaced(module: nn.Module, new: Parts) -> nn.Module:
-    """The module after putting new parts in place of old ones, wherever these occur."""
+    """The module with new parts in place of old ones, wherever these occur."""
     for name, part in list(module.named_modules(remove_duplicate=False)):
         if part in new and name:
             module.set_submodule(name, new[part])

@@ -15,7 +15,7 @@ FILTERS = (16, 32)
 
 
 class AutoencoderClassifier(nn.Module):
-    """``forward`` gives class scores, ``head(encoder(x))``; the decoder is there for whoever reconstructs."""
+    """``forward`` gives class scores, ``head(encoder(x))``; the decoder is for reconstruction."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ def autoencoder_classifier(features: Features, outputs: int, code: int = 32, hid
     """An auto-encoder with a classifier on its code, for FedHome's GCAE (Wu, Chen, Zhou, Zhang 2020).
 
     Pictures and ``(channels, time)``: two 5-wide convolutions of stride 2 (16 and 32 filters), one linear layer to
-    the code; the decoder mirrors them. Other shapes: one hidden layer on each side. The sizes are ours.
+    the code; the decoder mirrors them. Other shapes: one hidden layer on each side. The sizes are our choice.
 
     ``body`` is the encoder, ``head`` the linear classifier on the code ``(batch, code)``, and ``decoder`` maps codes
     to reconstructions of the inputs' shape; the forward pass does not call it.
@@ -42,7 +42,7 @@ def autoencoder_classifier(features: Features, outputs: int, code: int = 32, hid
         features: shape of one example.
         outputs: number of classes.
         code: size of the code.
-        hidden: hidden units, where there are no convolutions.
+        hidden: hidden units, if there are no convolutions.
     """
     check("autoencoder_classifier", features, outputs, code=code, hidden=hidden)
     channelled = (1, *features) if is_picture(features) and len(features) == 2 else features

@@ -19,11 +19,11 @@ class Beside(nn.Module):
 
 
 def beside(base: nn.Module, role: str, part: nn.Module) -> nn.Module:
-    """A model with a further part, marked with a role; the roles of ``base`` stay.
+    """A model with an additional part, marked with a role; the roles of ``base`` are preserved.
 
     Args:
         base: the model, whose outputs do not change.
-        role: of the part, such as ``decoder``.
+        role: role of the part, such as ``decoder``.
         part: any module.
     """
     found: dict[str, tuple[str, ...]] = getattr(base, "roles", {})

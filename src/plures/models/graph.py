@@ -2,7 +2,7 @@
 
 An example is a table of integers ``(1 + K + K * K, F)``: row 0 is the node, rows 1 to K are its sampled neighbours, row
 ``1 + K + j * K + k`` is the k-th sampled neighbour of neighbour j. A row lists the numbers 1 to ``vocabulary`` of a
-node's active binary features, padded with 0; a row of -1 alone is no node.
+node's active binary features, padded with 0; a row of -1 means no node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from plures.models.parts import Features, check, integers
 class Bag(nn.Module):
     """A linear layer on binary features, ``(..., F)`` numbers of the active ones -> ``(..., units)``.
 
-    Weights start as in Kipf, Welling 2017 (Glorot, Bengio 2010), the bias as zero.
+    Weights are initialised as in Kipf, Welling 2017 (Glorot, Bengio 2010), the bias to zero.
     """
 
     def __init__(self, vocabulary: int, units: int, bias: bool = True) -> None:
@@ -75,7 +75,7 @@ class SageLayer(nn.Module):
     Args:
         own: map of the node.
         near: map of its neighbours, without bias.
-        adapter: added to the result; reads what ``own`` gives.
+        adapter: added to the result; reads the output of ``own``.
     """
 
     def __init__(self, own: nn.Module, near: nn.Module, adapter: nn.Module | None) -> None:

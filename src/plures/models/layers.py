@@ -26,7 +26,7 @@ def uniform(key: Tensor, count: int) -> Tensor:
 
 
 class KeyedDropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) whose mask is drawn from a key given with the other leaves.
+    """Dropout (Srivastava et al. 2014) whose mask is drawn from a key passed with the leaves.
 
     A layer that one forward pass uses several times draws a new mask each time; ``calls`` counts them.
 

@@ -18,8 +18,8 @@ class MixtureOfExperts(nn.Module):
     """``y = sum_k softmax(g(x))_k e_k(x)`` (Jacobs, Jordan, Nowlan, Hinton 1991, equation 1.1).
 
     Args:
-        experts: the e_k, which give outputs of one shape.
-        gate: g, which gives one number for each expert.
+        experts: the e_k, with outputs of the same shape.
+        gate: g, with one output for each expert.
     """
 
     def __init__(self, experts: Sequence[nn.Module], gate: nn.Module) -> None:
@@ -37,7 +37,7 @@ class MixtureOfExperts(nn.Module):
 
 
 def mixture_of_experts(experts: Sequence[nn.Module], gate: nn.Module) -> nn.Module:
-    """A mixture of copies of some networks; roles ``experts`` and ``gate``, and no head.
+    """A mixture of copies of the given networks; roles ``experts`` and ``gate``, without a head.
 
     Args:
         experts: networks ``(batch, *features) -> (batch, outputs)``.
@@ -55,7 +55,7 @@ def moe(features: Features, outputs: int, experts: int = 4, hidden: int = 64) ->
     Args:
         features: shape of one example.
         outputs: number of outputs.
-        experts: how many.
+        experts: number of experts.
         hidden: hidden units of each expert.
     """
     check("moe", features, outputs, experts=experts, hidden=hidden)

@@ -61,7 +61,7 @@ NORMS: tuple[type[nn.Module], ...] = (
 
 @dataclass(frozen=True)
 class LeafInfo:
-    """Where a leaf sits in its module.
+    """Position of a leaf in its module.
 
     Attributes:
         path: dotted name, as in ``module.state_dict()``.
@@ -104,21 +104,21 @@ def with_roles(module: nn.Module, **roles: str | tuple[str, ...]) -> nn.Module:
 
 
 class Network:
-    """A pure function ``(leaves, inputs) -> outputs`` made of an ``nn.Module``.
+    """A pure function ``(leaves, inputs) -> outputs`` made from an ``nn.Module``.
 
     The module is copied, never changed. Dropout draws from a key, running statistics are returned as new
     leaves instead of being changed in place.
 
     Parameters with ``requires_grad=False`` are frozen. A layer with buffers (batch normalisation) is frozen with its
-    parameters, if all of them are; one without parameters, with those of the smallest part around it that has some.
+    parameters, if all of them are; one without parameters, with those of the smallest enclosing module that has some.
     It then keeps its running statistics and uses them in training, too.
 
     Args:
-        module: the reference module; its present values are the initial leaves.
+        module: the reference module; its current values are the initial leaves.
 
     Attributes:
         frozen: paths of the leaves that never change.
-        fixed: paths of the leaves that no arithmetic changes: buffers, and what is frozen.
+        fixed: paths of the leaves that no arithmetic changes: buffers and frozen leaves.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -147,11 +147,11 @@ class Network:
         self._plain = not self._buffers and not self._dropouts
 
     def _stateful(self) -> list[nn.Module]:
-        """Layers with buffers of their own."""
+        """Layers with their own buffers."""
         return [m for m in self.module.modules() if any(n != KEY for n, _ in m.named_buffers(recurse=False))]
 
     def _frozen_around(self, layer: nn.Module) -> bool:
-        """Whether all parameters of a layer are frozen, or of the smallest part around it that has parameters."""
+        """Whether all parameters of a layer are frozen, or of the smallest enclosing module that has parameters."""
         (name,) = (name for name, m in self.module.named_modules() if m is layer)
         while not (around := list(self.module.get_submodule(name).parameters())) and name:
             name = name.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""Pieces that several reference networks have in common."""
+"""Components shared by several reference networks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def norm_layers(network: str, norm: Norm, channels: int, dims: int) -> list[nn.M
 
 
 def as_picture(features: Features) -> list[nn.Module]:
-    """The channel axis, where examples lack it."""
+    """A layer that adds the channel axis, if examples lack it."""
     return [nn.Unflatten(1, (1, features[0]))] if len(features) == 2 else []
 
 

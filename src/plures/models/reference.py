@@ -2,7 +2,7 @@
 
 Every network takes the shape of one example and the number of outputs first, reads batches
 ``(batch, *features)`` and returns ``(batch, outputs)``. The ``head`` is the last part to run and reads one vector for
-each example, everything before it is the ``body``; only :func:`logistic` and :func:`moe` have none.
+each example, everything before it is the ``body``; only :func:`logistic` and :func:`moe` have neither.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from plures.federation import Federation
 
 SHORTEST = 36
-"""Samples that the convolutions and the pooling of :func:`har_cnn` need."""
+"""Fewest samples for the convolutions and the pooling of :func:`har_cnn`."""
 
 
 def logistic(features: Features, outputs: int) -> nn.Module:
@@ -39,7 +39,7 @@ def logistic(features: Features, outputs: int) -> nn.Module:
 
     No part is marked. A linear model has no representation: with the layer as ``head`` the ``body`` would be
     empty, FedPer would silently be local training and FedRep would have no body to train. So methods that split
-    a model refuse this one and say why; whoever wants the degenerate case marks it with ``with_roles``.
+    a model refuse this one and say why; use ``with_roles`` for the degenerate case.
     """
     check("logistic", features, outputs)
     layers = OrderedDict(flatten=nn.Flatten(), linear=nn.Linear(prod(features), outputs))
@@ -64,7 +64,7 @@ def mlp(features: Features, outputs: int, hidden: Sequence[int] = (200,)) -> nn.
 
 
 def fedavg_cnn(features: Features, outputs: int) -> nn.Module:
-    """The CNN of FedAvg (McMahan et al. 2017) as PFLlib's benchmark has it: two 5x5 convolutions without padding.
+    """The CNN of FedAvg (McMahan et al. 2017) as in PFLlib's benchmark: two 5x5 convolutions without padding.
 
     conv 32, pool, conv 64, pool, linear 512, head. 582,026 parameters for ``(1, 28, 28)`` and ten classes, 878,538
     for ``(3, 32, 32)``. (The 1,663,370 of the paper come from convolutions padded to keep 28x28.)
@@ -124,7 +124,7 @@ def har_cnn(features: Features, outputs: int, norm: Norm = "group", hidden: int 
     conv 32 (8 wide, stride 4), conv 32 (5 wide), pool 4, linear; 20,358 parameters for ``(9, 128)`` and six classes.
     Group normalisation (Wu, He 2018) is the default: with a learning rate of 0.05, federated averaging reaches 90 % on
     HAR in about 10 rounds with it and 85 % in 20 without; and unlike with batch normalisation, an example's output does
-    not depend on its batch, so that all clients of a stack step together.
+    not depend on its batch, so all clients of a stack step together.
 
     Args:
         features: ``(channels, time)``, at least 36 samples.
@@ -166,7 +166,7 @@ def default_model(federation: Federation) -> ModelFactory:
     * Pictures, ``(channels, height, width)`` or ``(height, width)`` with no side more than twice the other:
       :func:`fedavg_cnn`.
     * Other ``(channels, time)``: :func:`har_cnn`.
-    * What is too small for these convolutions, or has more dimensions: :func:`mlp`.
+    * Inputs too small for these convolutions, or with more dimensions: :func:`mlp`.
 
     Examples:
         >>> network = plures.default_model(plures.load("heart"))()

@@ -34,7 +34,7 @@ class Positions(nn.Module):
 class CausalAttention(nn.Module):
     """Multi-head attention of each position to itself and those before (Vaswani et al. 2017, section 3.2).
 
-    Written out, so that clients can be stacked and differentiated twice on every device.
+    Written out explicitly, so clients can be stacked and differentiated twice on every device.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -83,7 +83,7 @@ def char_lstm(
 ) -> nn.Module:
     """The character LSTM of FedAvg (McMahan et al. 2017, section 3) and LEAF's Shakespeare: the next character.
 
-    With 90 characters 822,570 parameters: the 820,522 of Reddi et al. 2021 and PyTorch's second bias.
+    With 90 characters 822,570 parameters: the 820,522 of Reddi et al. 2021 plus PyTorch's second bias.
 
     Args:
         features: ``(length,)`` integers, 0 to ``vocabulary - 1``.
@@ -123,7 +123,7 @@ def char_transformer(
     sizes = {"vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads}
     length = tokens("char_transformer", features, outputs, **sizes)
     if width % heads:
-        raise PluresError(f"char_transformer: width={width} is no multiple of heads={heads}")
+        raise PluresError(f"char_transformer: width={width} is not a multiple of heads={heads}")
     start = [Tokens(vocabulary, width), Positions(length, width)]
     blocks = [TransformerBlock(width, heads) for _ in range(layers)]
     places = tuple(f"body.{place}.attention" for place in range(len(start), len(start) + layers))

@@ -1,4 +1,4 @@
-"""What a site's table must look like, its check, and the inputs that are made of it."""
+"""What a site's table must look like, its check, and the inputs derived from it."""
 
 from plures.tables.check import Report, check
 from plures.tables.column import Category, Number

@@ -14,17 +14,17 @@ from plures.tables.finding import Finding, told_rows
 from plures.tables.schema import Reading, Schema, Table
 
 ENOUGH = 10
-"""A class with fewer rows, or a test split of fewer rows, is noted."""
+"""A note is given for a class or a test split with fewer rows."""
 
 RARE = 0.1
-"""A class with a smaller share of the rows is noted."""
+"""A note is given for a class with a smaller share of the rows."""
 
 Sheet = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in a site's table.
+    """The findings for a site's table.
 
     Attributes:
         client: name of the site.
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the site can join: there is no error."""
+        """Whether the site can join: no finding is an error."""
         return not self.errors
 
     @property
@@ -70,7 +70,7 @@ def check(schema: Schema, table: Table, client: str) -> Report:
     """Compare a site's table with the schema.
 
     Args:
-        schema: what was declared.
+        schema: the declared schema.
         table: the site's data: column -> values, or a frame.
         client: name of the site.
 
@@ -89,7 +89,7 @@ def check(schema: Schema, table: Table, client: str) -> Report:
 
 
 def _notes(schema: Schema, reading: Reading) -> list[Finding]:
-    """What is legal and worth knowing."""
+    """Notes: legal, but worth knowing."""
     if not reading.rows:
         return []
     notes = [_note(name, "is not declared", "nobody will read it") for name in reading.extra]
@@ -123,7 +123,7 @@ def _constant(name: str, read: Read) -> list[Finding]:
 
 
 def _twins(reading: Reading) -> list[Finding]:
-    """Rows that repeat an earlier one in every declared column and in the target."""
+    """Rows that duplicate an earlier one in every declared column and the target."""
     reads = [*reading.columns.values(), *([reading.target] if reading.target else [])]
     rows = np.column_stack([np.nan_to_num(read.values, nan=np.inf) for read in reads])
     _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)

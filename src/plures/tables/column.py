@@ -1,4 +1,4 @@
-"""Declared input columns: what a cell may hold, and the numbers that a model reads instead."""
+"""Declared input columns: what a cell may hold, and its encoding as numbers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ COMMA = re.compile(r"(-?\d+),(\d+)")
 @brief
 @dataclass(frozen=True)
 class Read:
-    """A column as it was found.
+    """A parsed column.
 
     Attributes:
-        values: ``(n,)`` numbers, or places of levels; NaN where there is none.
-        missing: ``(n,)`` which cells are missing (a wrong one is not).
+        values: ``(n,)`` numbers, or indices of levels; NaN if missing or wrong.
+        missing: ``(n,)`` whether each cell is missing (a wrong one is not).
         findings: what is wrong with it.
     """
 
@@ -43,13 +43,13 @@ class Number(Declared):
     """A column of numbers.
 
     Attributes:
-        name: of the column.
-        unit: of its values, for messages.
-        low: least value that is allowed.
-        high: largest value that is allowed.
-        zero_is_missing: a zero stands for a missing value.
-        center: is subtracted; also fills a missing value, so that it becomes 0.
-        scale: divides what is left.
+        name: name of the column.
+        unit: unit of its values, for messages.
+        low: least allowed value.
+        high: largest allowed value.
+        zero_is_missing: whether zero means a missing value.
+        center: value to subtract; also fills a missing value, which becomes 0.
+        scale: value to divide by after that.
         missing: largest share of missing values at a site.
     """
 
@@ -71,12 +71,12 @@ class Number(Declared):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs made of it."""
+        """Names of the inputs derived from it."""
         return (self.name, f"{self.name} is missing") if self.missing else (self.name,)
 
     @property
     def scaling(self) -> tuple[tuple[float, float], ...]:
-        """What is subtracted from each of its inputs and what divides them."""
+        """Center and scale of each of its inputs."""
         return ((self.center, self.scale), (0.0, 1.0))[: len(self.inputs)]
 
     def read(self, cells: Cells, missing: float | None = None) -> Read:
@@ -112,7 +112,7 @@ class Number(Declared):
 
     @property
     def allowed(self) -> str:
-        """The range in words."""
+        """The range as text."""
         unit = f" {self.unit}" if self.unit else ""
         if self.low is None or self.high is None:
             bounds = [f"at least {self.low:g}"] if self.low is not None else []
@@ -128,7 +128,7 @@ class Number(Declared):
         return _error(self.name, wrong, what, remedy)
 
     def encode(self, read: Read, scaled: bool = True) -> NDArray[np.float64]:
-        """``(n, inputs)`` numbers: scaled, with gaps filled and marked."""
+        """``(n, inputs)`` numbers: scaled, with gaps filled and indicated."""
         filled = np.where(np.isnan(read.values), self.center, read.values)
         shown = (filled - self.center) / self.scale if scaled else filled
         return np.stack([shown, read.missing.astype(np.float64)][: len(self.inputs)], axis=1)
@@ -140,8 +140,8 @@ class Category(Declared):
     A cell matches a level by its text: ``1``, ``1.0`` and ``"1"`` are the level ``"1"``.
 
     Attributes:
-        name: of the column.
-        levels: every value that is allowed, in the order of their inputs.
+        name: name of the column.
+        levels: all allowed values, in the order of their inputs.
         missing: largest share of missing values at a site; if not zero, missing is a level of its own.
     """
 
@@ -159,17 +159,17 @@ class Category(Declared):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs made of it."""
+        """Names of the inputs derived from it."""
         own = tuple(f"{self.name}={level}" for level in self.levels)
         return (*own, f"{self.name} is missing") if self.missing else own
 
     @property
     def scaling(self) -> tuple[tuple[float, float], ...]:
-        """What is subtracted from each of its inputs and what divides them: nothing."""
+        """Center and scale of each of its inputs: 0 and 1."""
         return ((0.0, 1.0),) * len(self.inputs)
 
     def read(self, cells: Cells, missing: float | None = None, noun: str = "levels") -> Read:
-        """Places of the cells' levels, and what is wrong with them; ``missing`` replaces the declared share."""
+        """Indices of the cells' levels, and what is wrong with them; ``missing`` replaces the declared share."""
         places = {text(level): place for place, level in enumerate(self.levels)}
         gaps = np.array([absent(cell) for cell in cells], dtype=bool)
         told = ["" if gap else text(cell) for cell, gap in zip(_plain(cells), gaps.tolist(), strict=True)]
@@ -194,7 +194,7 @@ class Category(Declared):
         return found
 
     def encode(self, read: Read, scaled: bool = True) -> NDArray[np.float64]:
-        """``(n, inputs)`` zeros and a one."""
+        """``(n, inputs)`` one-hot."""
         hot = read.values[:, None] == np.arange(len(self.levels))
         return np.column_stack([hot, read.missing][: 2 if self.missing else 1]).astype(np.float64)
 

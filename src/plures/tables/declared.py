@@ -1,4 +1,4 @@
-"""Declarations: exact types, no unknown fields, read from TOML with one clear message and written to it."""
+"""Declarations: exact types, no unknown fields, read from TOML and written to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plures.names import fault
 
 
 def named(name: str) -> str:
-    """A name, if it can be one."""
+    """The name, if it is valid."""
     if wrong := fault(name):
         raise ValueError(wrong)
     return name
@@ -31,24 +31,24 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Declared(BaseModel):
-    """Immutable, of exact types, without unknown fields."""
+    """An immutable model with exact types and no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     def told(self) -> dict[str, Any]:
-        """Fields that are not as they are by default."""
+        """Fields that differ from their defaults."""
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
         return {name: value for name, value in self if value != defaults[name]}
 
 
 def toml(value: object) -> str:
-    """A text, number, truth value or list of those as TOML."""
+    """A string, number, boolean or list of those as TOML."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(toml, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
-    if isinstance(value, str):  # TOML wants one control character escaped that JSON does not
+    if isinstance(value, str):  # TOML requires escaping one control character that JSON does not
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

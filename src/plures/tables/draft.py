@@ -13,27 +13,27 @@ from plures.errors import PluresError
 from plures.tables.table import Cells, absent, numbers, text
 
 LEVELS = 30
-"""Most values of a category; a column with more looks like names or numbers of cases."""
+"""Most values of a category; a column with more looks like names or case numbers."""
 
 CLASSES = 20
-"""Most whole numbers that are taken for classes."""
+"""Most distinct integers that are read as classes."""
 
 
 class Draft(TypedDict, total=False):
-    """What the sample does not tell.
+    """Options that the sample does not determine.
 
     Attributes:
-        task: ``classification`` or ``regression``; inferred if not given: text or few whole numbers are classes.
+        task: ``classification`` or ``regression``; inferred if not given: text or few integers are classes.
         classes: names in order; the sorted values if not given.
-        features: input columns; all that have no other role if not given.
+        features: input columns; all without another role if not given.
         date: column of dates.
         group: column whose equal values stay in one split.
         categories: columns of numbers that are codes.
-        zero_is_missing: columns of numbers in which a zero stands for a missing value.
+        zero_is_missing: columns of numbers in which zero means a missing value.
         units: column -> unit.
-        margin: what is added to a range on both sides, as a share of it (default 0.1); numbers none of which is
-            negative stay so.
-        digits: digits that a scale keeps (default 2); center and range are rounded at the same place.
+        margin: extension of a range on both sides, as a share of it (default 0.1); non-negative columns stay
+            non-negative.
+        digits: significant digits of a scale (default 2); center and range are rounded to the same decimal place.
     """
 
     task: Literal["classification", "regression"]
@@ -108,7 +108,7 @@ def _column(name: str, cells: Cells, owner: Sequence[str], options: Draft) -> di
 
 
 def _moments(values: NDArray[np.float64], margin: float, digits: int) -> dict[str, float]:
-    """Range, center and scale, rounded at one decimal place; ranges outwards."""
+    """Range, center and scale, rounded to one decimal place; ranges outwards."""
     scale = float(values.std()) or 1.0
     place = digits - 1 - math.floor(math.log10(scale))
     low, high = float(values.min()), float(values.max())

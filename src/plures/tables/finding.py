@@ -17,11 +17,11 @@ class Finding:
 
     Attributes:
         level: ``error`` (the site cannot join) or ``note``.
-        column: of the table; empty if the finding is about whole rows or the whole table.
-        what: is wrong.
+        column: the column; empty if the finding is about whole rows or the whole table.
+        what: what is wrong.
         remedy: what to do.
-        rows: at fault, counted from 1, the first row below a header; empty if it is about all rows.
-        client: name of the site; empty for rows that belong to nobody in particular.
+        rows: affected rows, counted from 1 below the header; empty if all rows are affected.
+        client: name of the site; empty for rows that belong to no site.
     """
 
     level: Literal["error", "note"]
@@ -44,7 +44,7 @@ class Finding:
 
 
 def told_rows(rows: Sequence[int]) -> str:
-    """The first few rows and the number of the others, in words."""
+    """The first few rows and the number of the others, as text."""
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:SHOWN]))}{more}"
 

@@ -20,8 +20,8 @@ DIAGNOSIS = ("healthy", "disease")
 def heart_schema() -> Schema:
     """What a hospital's table must look like: 13 columns and the diagnosis.
 
-    Centers and scales are round numbers near those of adults with chest pain; ranges are what can be true of a
-    patient; the shares of missing values are such that all four hospitals may join.
+    Centers and scales are round numbers typical of adults with chest pain; ranges are what is medically possible; the
+    shares of missing values allow all four hospitals to join.
     """
     return Schema(
         task="classification",
@@ -46,7 +46,7 @@ def heart_schema() -> Schema:
 
 
 def heart_tables() -> dict[str, dict[str, list[str | float | None]]]:
-    """Hospital -> column -> values of its patients, in the words of :func:`heart_schema`; None is missing."""
+    """Hospital -> column -> values of its patients, as declared by :func:`heart_schema`; None is missing."""
     with FILE.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     tables: dict[str, dict[str, list[str | float | None]]] = {}
@@ -58,7 +58,7 @@ def heart_tables() -> dict[str, dict[str, list[str | float | None]]]:
 
 
 def heart_metadata() -> dict[str, dict[str, object]]:
-    """Hospital -> what it tells about itself."""
+    """Hospital -> its metadata."""
     return {hospital: {"country": country} for hospital, country in HOSPITALS.items()}
 
 

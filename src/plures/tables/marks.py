@@ -1,4 +1,4 @@
-"""Columns that are no inputs: dates, and groups of rows that stay together."""
+"""Columns that are not inputs: dates, and groups of rows that stay together."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Dates = NDArray[np.datetime64]
 
 
 def read_dates(name: str, cells: Cells, *, needed: bool) -> tuple[Dates, list[Finding]]:
-    """Dates of a column ``(n,)`` in microseconds of UTC, NaT where there is none, and what is wrong with them.
+    """Dates of a column ``(n,)`` in microseconds of UTC, NaT if missing, and what is wrong with them.
 
     Args:
-        name: of the column.
+        name: name of the column.
         cells: texts in ISO format, or dates.
-        needed: every row needs one.
+        needed: whether every row needs one.
     """
     gaps = np.array([absent(cell) for cell in cells], dtype=bool)
     found = [None if gap else _date(cell) for cell, gap in zip(cells, gaps.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""What every site's table must look like, and the inputs that are made of it, known without any data."""
+"""What every site's table must look like, and the inputs derived from it without any data."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from plures.tables.table import Cells, Table, columns, read_table, write_table
 __all__ = ["Category", "Metadata", "Number", "Reading", "Schema", "Splits", "Table", "read_table", "write_table"]
 
 Metadata = Mapping[str, Mapping[str, object]]
-"""Client -> what it tells about itself."""
+"""Client -> its metadata."""
 
 
 class Splits(Declared):
     """How every client divides its rows; see :class:`~plures.federation.SplitRule`.
 
     Attributes:
-        seed: of the division.
+        seed: seed of the split.
         validation: share for validation.
         test: share for test; train gets the rest.
         by: ``random``, or ``time`` by the column ``date``.
@@ -52,27 +52,27 @@ class Splits(Declared):
 
     @property
     def rule(self) -> SplitRule:
-        """The same as the data's builders take it."""
+        """The equivalent :class:`~plures.federation.SplitRule`."""
         return SplitRule(self.validation, self.test, self.by)
 
     @property
     def least(self) -> int:
-        """Rows that a client needs so that no split is empty."""
+        """Fewest rows of a client such that no split is empty."""
         return 1 + (self.validation > 0) + (self.test > 0)
 
 
 @brief
 @dataclass(frozen=True)
 class Reading:
-    """A table as it was found.
+    """A parsed table.
 
     Attributes:
         rows: number of rows.
-        columns: every declared input column that is there.
-        target: class numbers or values; None if it is not there, or was not asked for.
-        dates: ``(n,)`` ``datetime64[us]``, NaT where there is none; None without such a column.
+        columns: every declared input column that is present.
+        target: class numbers or values; None if it is absent, or was not requested.
+        dates: ``(n,)`` ``datetime64[us]``, NaT if missing; None without such a column.
         groups: ``(n,)`` texts; None without such a column.
-        extra: columns that nobody reads.
+        extra: undeclared columns.
         findings: what is wrong.
     """
 
@@ -90,15 +90,15 @@ class Schema(Declared):
 
     The inputs follow from it alone: a number column becomes ``(value - center) / scale``, a category column one 0/1
     input for each level, and a column that may have missing values gets one more, ``"<name> is missing"``; a missing
-    number is filled by ``center``. So all sites have the same inputs in the same order, whatever their data are, and
+    number is filled by ``center``. So all sites have the same inputs in the same order, whatever their data, and
     no statistics of the data travel.
 
     Attributes:
-        task: ``classification`` or ``regression`` (the target is predicted as it comes).
+        task: ``classification`` or ``regression`` (the target is predicted unscaled).
         target: column to predict.
         classes: names of the classes in order; none for regression.
-        date: column of dates in ISO format, to say what time the data span; no input.
-        group: column whose equal values stay in one split, such as a patient; no input.
+        date: column of dates in ISO format, for the time span of the data; not an input.
+        group: column whose equal values stay in one split, such as a patient; not an input.
         splits: how each client divides its rows.
         columns: the inputs.
     """
@@ -134,8 +134,8 @@ class Schema(Declared):
         """A schema from the ``[schema]`` table of a TOML file.
 
         Args:
-            declared: the table as it was read.
-            source: where it stands, for messages.
+            declared: the parsed table.
+            source: its location, for messages.
 
         Raises:
             PluresError: names the column and the field at fault.
@@ -149,14 +149,14 @@ class Schema(Declared):
     def of(cls, table: Table, target: str, client: str | None = None, **options: Unpack[Draft]) -> Schema:
         """A draft of a schema from pooled or public data, to be read and corrected by the coordinator.
 
-        A column whose values are all numbers is a number, any other a category; levels are what is there. The center
-        is the mean and the scale the standard deviation; ranges are those of the data and a margin. Missing values are
-        allowed in the share of the client that lacks most. All are rounded.
+        A column whose values are all numbers is a number, any other a category; levels are the values that occur. The
+        center is the mean and the scale the standard deviation; ranges are those of the data plus a margin. The allowed
+        share of missing values is that of the client with the most. All are rounded.
 
         Args:
             table: column -> values, or a frame.
             target: column to predict.
-            client: column with the client of each row; no input. Without it all rows are one client's.
+            client: column with the client of each row; not an input. Without it all rows belong to one client.
             options: see :class:`~plures.tables.draft.Draft`.
 
         Raises:
@@ -171,12 +171,12 @@ class Schema(Declared):
 
     @property
     def task_of(self) -> Task:
-        """What a model of this schema predicts."""
+        """The task of this schema."""
         return Task(self.task, self.classes, len(self.classes) or 1)
 
     @property
     def scaling(self) -> tuple[Tensor, Tensor]:
-        """What is subtracted from every input and what divides it, ``(inputs,)`` float64 each."""
+        """Center and scale of every input, ``(inputs,)`` float64 each."""
         pairs = [pair for column in self.columns for pair in column.scaling]
         center, scale = torch.tensor(pairs, dtype=torch.float64).unbind(1)
         return center.contiguous(), scale.contiguous()
@@ -187,15 +187,15 @@ class Schema(Declared):
         return Category(name=self.target, levels=self.classes) if self.classes else Number(name=self.target)
 
     def read(self, table: Table, *, site: bool = True) -> Reading:
-        """Read a table and say everything that is wrong with it.
+        """Read a table and report everything that is wrong with it.
 
         Args:
             table: column -> values, or a frame.
             site: the table is a site's data: target, date and group are read and shares of missing values are
-                checked. Otherwise only inputs are read, and a value may be missing wherever some may be.
+                checked. Otherwise only inputs are read, and any value of a column that allows gaps may be missing.
 
         Raises:
-            PluresError: if it is no table at all.
+            PluresError: if it is not a table.
         """
         there = columns(table)
         roles = [name for name in (self.target, self.date, self.group) if name is not None]
@@ -226,7 +226,7 @@ class Schema(Declared):
         return Reading(rows, reads, target, dates, groups, extra, tuple(found))
 
     def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
-        """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target need not be there.
+        """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target may be absent.
 
         Args:
             table: column -> values, or a frame; columns that are not declared are ignored.
@@ -240,12 +240,12 @@ class Schema(Declared):
         return self._encoded(reading, scaled)
 
     def empty(self, name: str, clients: Sequence[str], metadata: Metadata | None = None) -> Federation:
-        """The federation as the coordinator knows it: its clients and its inputs, and no row.
+        """The federation as the coordinator knows it: clients and inputs, without rows.
 
         Args:
-            name: of the federation.
+            name: name of the federation.
             clients: their names.
-            metadata: what clients tell about themselves, for every client or not at all.
+            metadata: metadata of the clients, for all or none.
         """
         nothing = torch.empty(0, dtype=torch.int64)
         targets = nothing if self.classes else torch.empty(0, 1)
@@ -265,12 +265,12 @@ class Schema(Declared):
         """The federation of one site, or of several for a simulation: a client's rows are the same bits in both.
 
         Missing values are counted by the inputs ``"<name> is missing"``, not in the metadata, so that a method that
-        reads metadata sees the same here and where data lie at the sites.
+        reads metadata sees the same here and at the sites.
 
         Args:
-            name: of the federation.
+            name: name of the federation.
             tables: client -> its table.
-            metadata: what clients tell about themselves, for every client or not at all.
+            metadata: metadata of the clients, for all or none.
 
         Raises:
             PluresError: names the client, the column and the rows at fault.
@@ -296,7 +296,7 @@ class Schema(Declared):
             metadata=_metadata(metadata, clients),
             split=self.splits.rule,
             seed=0 if self.splits.by == "time" else self.splits.seed,
-            copies="allow",  # a site's check names rows that repeat
+            copies="allow",  # a site's check names duplicate rows
         )
         return replace(federation, scaling=self.scaling)
 

@@ -1,4 +1,4 @@
-"""Tables as they come: mappings, frames and files, read column by column."""
+"""Raw tables: mappings, frames and files, read column by column."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from plures.files import write_text
 from plures.texts import csv_text, uncelled
 
 MISSING = ("", "?", "NA")
-"""What stands for a missing value in a CSV file."""
+"""Strings that mean a missing value in a CSV file."""
 SAFE = (14, 0, 1)
-"""The first pyarrow that runs nothing of what a Parquet file holds."""
+"""The first pyarrow that runs no code from a Parquet file."""
 
 Cells = list[Any] | NDArray[Any]
 """A column: an array of numbers, or a list of anything."""
@@ -43,11 +43,11 @@ def columns(table: Table) -> dict[str, Cells]:
     """The columns of a table, all of one length.
 
     Raises:
-        PluresError: for what is no table, and for columns of different lengths.
+        PluresError: if it is not a table, or columns differ in length.
     """
     if not isinstance(table, Mapping) and not hasattr(table, "columns"):
         raise PluresError(
-            f"a value of type {type(table).__name__} is no table; give a mapping from column names to values, or a "
+            f"a value of type {type(table).__name__} is not a table; give a mapping from column names to values, or a "
             "pandas or polars frame"
         )
     found = {str(name): _cells(str(name), table[name]) for name in _names(table)}
@@ -62,14 +62,14 @@ def columns(table: Table) -> dict[str, Cells]:
 
 
 def absent(cell: Any) -> bool:
-    """Whether a cell is None, NaN, or what pandas writes for a missing value or date."""
+    """Whether a cell is None, NaN, or pandas' missing value or date."""
     if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(cell, float | np.floating) and math.isnan(cell)
 
 
 def text(cell: Any) -> str:
-    """A cell as text: without blanks around it, and a whole number without a decimal point."""
+    """A cell as text: stripped, and integers without a decimal point."""
     if isinstance(cell, float | np.floating) and cell.is_integer():
         return str(int(cell))
     told = str(cell).strip()
@@ -78,7 +78,7 @@ def text(cell: Any) -> str:
 
 
 def number(cell: Any) -> float | None:
-    """A cell as a number: NaN for a missing one, None for what is no number."""
+    """A cell as a number: NaN if missing, None if not a number."""
     if absent(cell):
         return float("nan")
     if isinstance(cell, str) and "_" in cell:
@@ -90,7 +90,7 @@ def number(cell: Any) -> float | None:
 
 
 def numbers(cells: Cells) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A column as numbers ``(n,)``, NaN where there is none, and which cells hold something that is no number."""
+    """A column as numbers ``(n,)``, NaN if missing, and a mask of cells that are not numbers."""
     if isinstance(cells, np.ndarray):
         return cells.astype(np.float64), np.zeros(len(cells), dtype=bool)
     found = [number(cell) for cell in cells]
@@ -102,10 +102,10 @@ def read_table(path: Path) -> dict[str, list[Any]]:
     """A table from a file: CSV (comma, header, UTF-8; ``""``, ``?`` and ``NA`` are missing) or Parquet (by pandas).
 
     Returns:
-        Column -> cells: texts from CSV, whatever the file holds from Parquet; None for a missing value.
+        Column -> cells: texts from CSV, typed values from Parquet; None for a missing value.
 
     Raises:
-        PluresError: names the file, and the line where there is one.
+        PluresError: names the file, and the line if known.
 
     Examples:
         >>> import tempfile
@@ -124,7 +124,7 @@ def read_table(path: Path) -> dict[str, list[Any]]:
 
 
 def write_table(path: Path, table: Table) -> None:
-    """Write a table as CSV that :func:`read_table` reads; a missing value is an empty cell.
+    """Write a table as CSV for :func:`read_table`; a missing value is an empty cell.
 
     Examples:
         >>> import tempfile
@@ -149,7 +149,7 @@ def _cells(name: str, values: Any) -> Cells:
         return list(values)
     array = np.asarray(values)
     if array.ndim != 1:
-        raise PluresError(f"column {name!r} is no sequence of values, one per row; give a list or an array")
+        raise PluresError(f"column {name!r} is not a sequence of values, one per row; give a list or an array")
     if array.dtype.kind in "iufb":
         return array
     found: list[Any] = (array.astype("datetime64[us]") if array.dtype.kind == "M" else array).tolist()
@@ -175,12 +175,12 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise PluresError(f"{path}: has no header; name the columns in the first line")
     other = next((mark for mark in (";", "\t") if len(header) == 1 and mark in header[0]), None)
     if other:
-        raise PluresError(f"{path}: the columns are divided by {other!r}; save it as CSV with commas")
+        raise PluresError(f"{path}: the columns are separated by {other!r}; save it as CSV with commas")
     for place, name in enumerate(header):
         if not name:
             raise PluresError(f"{path}: column {place + 1} has no name in the header; name or remove it")
         if name in header[:place]:
-            raise PluresError(f"{path}: column {name!r} stands twice in the header; rename or remove one")
+            raise PluresError(f"{path}: column {name!r} occurs twice in the header; rename or remove one")
 
 
 def _row(path: Path, line: int, header: Sequence[str], row: Sequence[str]) -> list[str | None]:

@@ -1,4 +1,4 @@
-"""A guess at the unit that a column came in."""
+"""A guess at the actual unit of a column."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ FACTORS: Mapping[str, Mapping[float, str]] = {
     "kg": {0.4536: "pounds", 0.001: "grams"},
     "cm": {2.54: "inches", 100.0: "metres", 0.1: "millimetres"},
 }
-"""Declared unit -> factor that leads to it -> other unit."""
+"""Declared unit -> conversion factor to it -> other unit."""
 
 
 def guess(values: NDArray[np.float64], low: float, high: float, unit: str | None) -> str:
     """A hint if all values lie outside ``[low, high]`` and one factor brings all of them in; else empty.
 
-    Of several factors, the one that brings the median nearest to the middle of the range is named.
+    If several factors do, the one that brings the median nearest to the middle of the range is named.
 
     Args:
         values: ``(n,)`` numbers.
-        low: least value that is allowed; both bounds must be finite.
-        high: largest value that is allowed.
+        low: least allowed value; both bounds must be finite.
+        high: largest allowed value.
         unit: declared unit.
     """
     if not len(values) or not np.isfinite([low, high]).all() or bool(((values >= low) & (values <= high)).any()):
