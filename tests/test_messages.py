@@ -238,7 +238,7 @@ def test_results_that_are_damaged_or_of_another_version(tmp_path):
         (b"{}", r"is not a comparison that plures .* can read \(federation: is missing\)"),
         (b'{"future": 1}', "of another version; run `plures compare` again"),
         (b"{", "Invalid JSON"),
-        (b"\xff\xfe", "is not a comparison: it is no UTF-8 text"),
+        (b"\xff\xfe", "is not a comparison: it is not UTF-8 text"),
     ):
         file.write_bytes(content)
         with pytest.raises(PluresError, match=message) as caught:
@@ -362,7 +362,7 @@ COMMANDS = {
     "methods ditta": "no method 'ditta'; did you mean 'ditto'?",
     "study nowhere.toml": "nowhere.toml cannot be read (No such file or directory)",
     "study folder": "folder cannot be read (Is a directory)",
-    "study bytes.toml": "bytes.toml cannot be read (it is no UTF-8 text)",
+    "study bytes.toml": "bytes.toml cannot be read (it is not UTF-8 text)",
     "study study.toml": "data[0].name: 'hart' is neither a data set nor a folder; did you mean 'heart'?",
     "deploy check folder": "folder cannot be read: Is a directory",
     "deploy check empty": "empty: client: is missing",

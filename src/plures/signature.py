@@ -178,7 +178,7 @@ def read(option: str, name: str, text: str, kind: Any) -> Any:
         option: what messages call the place.
         name: of the value.
         text: as it was typed.
-        kind: the type; where anything is wanted, a number, list, truth value or ``null`` is read as that.
+        kind: the type; if any type is accepted, a number, list, boolean or ``null`` is read as that.
     """
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     candidates = [*_json(text), *((None,) if text in ("None", "null") else ()), *_word(words, text), text]

@@ -246,7 +246,7 @@ def test_another_authority_is_entered_into_the_agreement(folder, superlink):
     output = said(call(folder, "rotate", "--authority"))
     assert authority_digest(ring.authority) != old
     assert Plan.load(folder / "federation.toml").authority == authority_digest(ring.authority)
-    assert "no node reaches the door before it has joined again" in output
+    assert "no node can connect until it has joined again" in output
 
 
 def test_a_run_that_another_version_began_is_spoken_of(folder, superlink):

@@ -93,7 +93,7 @@ def test_a_run_tells_a_client_with_the_columns_of_its_worst_examples(run_folder:
     names = dict(part.rsplit(" ", 1) for part in features(federation, 3, worst).split(", "))
     assert "age" not in names or float(names["age"]) == pytest.approx(float(raw), rel=1e-3)
     assert "distance" in text
-    assert "by what is personal" in text
+    assert "by personal parts" in text
 
 
 def test_the_command(run_folder: Path) -> None:

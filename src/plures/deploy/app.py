@@ -82,7 +82,7 @@ def opened(file: Path) -> Site:
 
 
 class Plain(logging.Formatter):
-    """Lines that no terminal obeys, whoever gave the texts in them."""
+    """Lines without terminal control characters, whatever texts they contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible_lines(super().format(record))

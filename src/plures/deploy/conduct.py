@@ -170,10 +170,9 @@ class Conductor:
     # --- the beginning ------------------------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Wait until every client told about itself.
+        """Wait until every client has reported its facts.
 
-        In a run that is gone on with, all have done so; then wait until they are there again, but no longer than a
-        round would.
+        When resuming, all have done so; then wait until they are online again, but no longer than a round would.
         """
         end = time.monotonic() + self.plan.rules.join_deadline
         if self.checkpoint.exists():

@@ -16,7 +16,7 @@ from plures.version import __version__
 
 FOLDER, SITES = "containers", "sites"
 SERVICE = "superlink"
-"""The host under which members in the same compose file reach the door."""
+"""The host under which members in the same compose file reach the reverse proxy."""
 
 
 def containers(folder: Path, app: str, rows: Mapping[str, str]) -> dict[str, str]:

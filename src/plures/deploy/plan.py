@@ -88,8 +88,8 @@ class Plan(Declared):
         coordinator: fingerprint of the key that signs orders.
         keys: client -> fingerprint of the key that signs its answers. Like ``coordinator``, this does not belong to
             what a run is: a key may be replaced during a run.
-        authority: digest of the certificate that the coordinator's door is checked against.
-        superlink: the door's address, ``host:port``.
+        authority: digest of the certificate that verifies the coordinator's reverse proxy.
+        superlink: address of the reverse proxy, ``host:port``.
         table: what every member's data look like; the table ``[schema]`` of the file.
     """
 
@@ -241,7 +241,7 @@ class SiteFile(Declared):
         loader: ``file.py:function`` that returns them instead: column -> values, or a frame.
         federation: the file that all members have.
         key: the site's private key.
-        authority: certificate that the coordinator's door is checked against.
+        authority: certificate that verifies the coordinator's reverse proxy.
         port: of loopback, for the node's own processes.
         state: folder of personal state and published models.
         metadata: facts about the client.

@@ -1,4 +1,4 @@
-"""The coordinator's folder: the app, what is agreed on, the door, services, and what to do with them."""
+"""The coordinator's folder: the app, the agreement, the reverse proxy, services, and instructions."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def slug(name: str, otherwise: str) -> str:
 
 
 def door(host: str) -> str:
-    """The address of the coordinator's door: ``host:port``."""
+    """The address of the coordinator's reverse proxy: ``host:port``."""
     with suppress(ValueError):
         return f"[{host}]:{PUBLIC}" if ipaddress.ip_address(host).version == 6 else f"{host}:{PUBLIC}"
     if not DNS.fullmatch(host):

@@ -1,8 +1,7 @@
-"""The door of a coordinator: an nginx that lets nodes in and nothing else.
+"""The reverse proxy of a coordinator: an nginx that admits nodes and nothing else.
 
-A SuperLink serves its nodes (``/v1/fleet/``) and whoever commands it (``/v1/control/``) on one port, and the commands
-ask for no password: who reaches them commands the federation. So the SuperLink listens on loopback, and this proxy
-stands before it.
+A SuperLink serves its nodes (``/v1/fleet/``) and its operators (``/v1/control/``) on one port, and the commands need no
+password: anyone who reaches them commands the federation. So the SuperLink listens on loopback, behind this proxy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Signatures around messages: an order is the coordinator's and an answer a member's, whoever carried it.
+"""Signatures around messages: they prove that an order is the coordinator's and an answer a member's.
 
 The layer lies between what says something (:class:`~plures.remote.clients.Remote`,
 :class:`~plures.remote.site.Site`) and what carries it, and knows nothing of what is said. A message becomes an

@@ -29,7 +29,7 @@ class About:
         metric: what the rounds are chosen by.
         rounds: rounds of the whole run.
         done: rounds that were finished earlier, where the run goes on from a checkpoint.
-        settings: everything that was set, by dotted names; numbers, texts and truth values.
+        settings: everything that was set, by dotted names; numbers, texts and booleans.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Callbacks(Callback):
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
-    """Settings by dotted names: mappings are opened, what is not a number, text or truth value becomes its text.
+    """Settings by dotted names: mappings are flattened, anything but numbers, texts and booleans becomes its text.
 
     What is ``None`` or empty is left out.
     """

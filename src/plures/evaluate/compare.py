@@ -114,9 +114,9 @@ def compare(
     """Compare methods honestly.
 
     The three baselines (local-only, FedAvg, fine-tuned FedAvg) always take part. Each method's learning rate, then its
-    main strength, is chosen on validation data in short runs with seed 0; then it runs once per seed. Each run's round
-    is chosen on validation data, and test data are read at that round. Splits are the same for all seeds, so nothing
-    that tuning saw is ever a test example.
+    main hyper-parameter, is chosen on validation data in short runs with seed 0; then it runs once per seed. Each run's
+    round is chosen on validation data, and test data are read at that round. Splits are the same for all seeds, so
+    nothing that tuning saw is ever a test example.
 
     Args:
         data: name of a data set, a folder of ``.npz`` files, ``package.module:function`` that returns a federation, or

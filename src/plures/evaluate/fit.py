@@ -31,7 +31,7 @@ from plures.signature import arguments
 Progress = Callable[[Point], None]
 """Called after each round with the point reached; its validation value is the last one measured.
 
-It is the caller's own: what it raises ends the run. Guests, whose errors must not, are callbacks.
+An exception it raises ends the run. Use a callback for observers whose errors must not stop the run.
 """
 
 

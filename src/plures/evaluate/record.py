@@ -27,7 +27,7 @@ Score = Annotated[float | None, PlainSerializer(_json, when_used="json")]
 
 
 class Result(BaseModel):
-    """Immutable, without unknown fields; texts in it are shown, whoever wrote the file that it comes from."""
+    """Immutable, without unknown fields; its texts are safe to show, whatever file they come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -122,7 +122,7 @@ class MethodResult(Result):
         family: family in the catalogue.
         citation: where the method comes from.
         lr: learning rate, chosen on validation data.
-        parameters: parameters, the main strength chosen on validation data.
+        parameters: parameters; the main hyper-parameter is chosen on validation data.
         trials: what was tried.
         bytes_up: bytes that a client sends in a round.
         bytes_down: bytes that a client receives in a round.

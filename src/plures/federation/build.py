@@ -85,7 +85,7 @@ def from_arrays(
 
     Args:
         inputs: ``(n, *features)`` numbers; NaN is a missing value, infinity an error.
-        targets: ``(n,)`` integers, truth values or strings (classification), or ``(n,)`` or ``(n, outputs)`` floating
+        targets: ``(n,)`` integers, booleans or strings (classification), or ``(n,)`` or ``(n, outputs)`` floating
             point (regression).
         client: ``(n,)`` names, or numbers that become names; a negative number leaves the row out (see the
             partitioners, whose result goes here).
@@ -151,7 +151,7 @@ def from_frame(
 ) -> Federation:
     """A federation from a pandas or polars frame, or a mapping from column names to arrays.
 
-    A feature column of texts, truth values or categories becomes one 0/1 column for each value, named
+    A feature column of texts, booleans or categories becomes one 0/1 column for each value, named
     ``column=value`` and never standardised; with ``missing="impute"`` a missing value is a level of its own. A text
     column with more than 30 values, or whose values look like numbers or dates, is refused until it is named in
     ``categories``, ``numbers`` or ``drop``.

@@ -75,7 +75,7 @@ class Column:
         return found
 
     def _place(self, text: str, row: int) -> int:
-        """Place of a level; the same number or truth value in another notation is the same level."""
+        """Index of a level; the same number or boolean in another notation is the same level."""
         levels = self.levels or ()
         if text in levels:
             return levels.index(text)

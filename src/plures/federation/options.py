@@ -25,7 +25,7 @@ def checked(
 ) -> dict[str, Any]:
     """Options of their declared types.
 
-    A text is read as the truth value or number that is declared, so that an option of the command line means what it
+    A text is read as the declared boolean or number, so that an option of the command line means what it
     says; a list is a tuple.
 
     Args:

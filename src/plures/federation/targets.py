@@ -34,7 +34,7 @@ def task_of(
     Args:
         targets: as they came, one row each.
         kind: of the task; from their type if not given: floating point is regression, all else classification.
-        classes: names of the classes in order. A text or truth value is the class of that name. A whole number is so
+        classes: names of the classes in order. A text or boolean is the class of that name. A whole number is so
             too if all classes are whole numbers, else it is the position of its class.
         where: the place of a row in words.
     """
@@ -79,7 +79,7 @@ def refuse(bad: Tensor, what: str, where: Callable[[int], str]) -> None:
 
 
 def _plain(targets: Array, where: Callable[[int], str]) -> Array:
-    """Targets of one type: truth values, whole numbers, floating point or texts; none is missing."""
+    """Targets of one type: booleans, integers, floating point or texts; none is missing."""
     if targets.dtype.kind == "S":
         targets = targets.astype(str)
     if targets.dtype.kind not in "OU":

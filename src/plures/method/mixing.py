@@ -140,7 +140,7 @@ class Look:
 
 @dataclass(frozen=True)
 class View(Share):
-    """What a client sees of the others' models: read-only, made anew by the server whenever it is needed.
+    """A client's read-only view of the others' models, rebuilt by the server whenever it is needed.
 
     Newcomers see the models of the clients they join. Leaves that do not leave a client are seen with its own values.
 

@@ -147,7 +147,7 @@ class Assign:
         measure: ``(x, received, batch) -> leaves`` whose mean over all examples of the client becomes
             ``visit.measured``; evaluated in evaluation mode (no dropout, running statistics fixed).
         split: the examples that are measured.
-        reads: splits whose examples the update gets whole, for what is no mean (a threshold, a density).
+        reads: splits whose examples the update gets whole, for statistics that are not means (a threshold, a density).
         linear: for an update that takes the change of the preceding phase for a mean of gradients, what to do where
             the optimizer is not SGD, whose steps are no sum of gradients; the run is refused with this sentence.
     """

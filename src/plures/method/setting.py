@@ -33,7 +33,7 @@ class Setting:
         clients: names.
         features: shape of one example.
         facts: ``(clients, ...)`` each: ``examples`` (training examples), ``labels`` (training examples of each class),
-            and every column of the metadata: numbers as they are (truth values as 0 and 1, a missing one as NaN) and
+            and every column of the metadata: numbers as they are (booleans as 0 and 1, a missing one as NaN) and
             categories one-hot. A column that has the name of another fact can group clients and nothing else.
         metadata: the columns as they came, arrays of one element as that element.
         levels: the values of every categorical column, in the order of its one-hot code.

@@ -32,7 +32,7 @@ class Entry:
         family: group of the field it belongs to.
         citation: authors, year, venue and the algorithm or equation number.
         build: the function that makes the method.
-        space: values of its main strength worth trying; empty when it has none.
+        space: values of its main hyper-parameter worth trying; empty if it has none.
         origin: what finds it again, where that is not its name: ``package.module:function``.
         fixed: parameters that were given beforehand (:meth:`fixing`).
         parts: the methods that it is composed of.

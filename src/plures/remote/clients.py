@@ -142,9 +142,9 @@ class Remote:
         sent, received: bytes of tensors that went to sites and came from them; with headers in ``wired``.
         scores: for the splits that were to be evaluated, what each client scored in the last exchange.
         evaluate: splits that a round has evaluated, on the state before it.
-        excluded: who is not asked any more, and why.
+        excluded: clients that are no longer asked, and why.
         best: ``last`` in the best state so far, whose personal versions the sites keep; ``None`` for none.
-        final: who refused in the last exchange, or lost its state: asking again is in vain.
+        final: clients that refused in the last exchange, or lost their state: retrying is pointless.
     """
 
     alone = True

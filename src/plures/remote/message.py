@@ -1,6 +1,6 @@
 """What a server and a site say to each other: a JSON header and named tensors. Nothing in it is ever executed.
 
-Every field has a type, a range and a size, declared here and checked before it is used, whoever said it.
+Every field has a type, a range and a size, declared here and checked before it is used, whoever sent it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is where, and what each site told about itself."""
+"""Registry of sites: address and reported facts."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Transport(Protocol):
 
 
 class Sites:
-    """Who is where, and what they told.
+    """Registry of sites: address and reported facts.
 
     Args:
         transport: carries messages.
         clients: names of the clients that belong to the federation.
-        deadline: seconds to wait for an answer to the question who a site is.
-        tells: facts that the members agreed to tell; others are dropped. ``None`` for all that they tell.
+        deadline: seconds to wait for a site to identify itself.
+        tells: facts that the members agreed to report; others are dropped. ``None`` for all facts.
         problem: what is predicted, which label counts must fit.
 
     Attributes:

@@ -34,8 +34,8 @@ AHEAD = 2
 class Pool(Local):
     """Clients whose data are in this process and whose visits other processes do: ``Execution(processes=2)``.
 
-    Chunks, batches and the order of sums are those of a single process, whoever is done first. What clients keep stays
-    in this process, which also does all that is no visit of a round; so a checkpoint knows nothing of a pool. The
+    Chunks, batches and the order of sums are those of a single process, whoever finishes first. Clients' state stays
+    in this process, which also does everything outside a round's visits; so a checkpoint knows nothing of a pool. The
     processes start with the first round, share the threads of this one, and end with the run, or when one of them dies.
     """
 
@@ -94,7 +94,7 @@ def end(workers: Workers) -> list[int | None]:
 def visits(
     workers: Workers, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, Kept]
 ) -> Iterator[Visited]:
-    """What chunks of clients send and keep, in the order of the chunks, whoever visits them and is done first."""
+    """What chunks of clients send and store, in the order of the chunks, whichever process finishes first."""
     state = pickle.dumps((run.round, run.last, run.server, dict(server)))
     fresh, free = set(workers), deque(workers)
     busy: dict[Connection, int] = {}

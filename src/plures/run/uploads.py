@@ -130,7 +130,7 @@ class Uploads:
         return mean.result()
 
     def _back(self, chunks: list[list[int]]) -> Tensor:
-        """Where each client of the cohort lies in what was gathered chunk by chunk."""
+        """Position of each client in the chunk-ordered uploads."""
         order = [client for chunk in chunks for client in chunk]
         return torch.tensor(np.argsort(order), device=self.device)
 

@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost")
 CELL = 64
-"""Bytes of a request that one number or word may take."""
+"""Most bytes of a request per number or word."""
 CONNECTIONS = 256
-"""Most connections at once; who comes then is answered with status 503."""
+"""Most connections at once; further ones are answered with status 503."""
 ENDING = 3
 """Seconds that the end waits for requests under way: without a limit, one half of a request would keep it for ever."""
 LARGEST = torch.finfo(torch.float32).max
@@ -48,7 +48,7 @@ class TooMany(PluresError):  # noqa: N818 - it says what is wrong
 
 
 class Asked(BaseModel):
-    """What a program asks for: rows, or columns.
+    """A request: rows, or columns.
 
     Attributes:
         rows: one list for each example, in the order of the model's columns (nested as its features are).
@@ -62,7 +62,7 @@ class Asked(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the model says.
+    """The model's answer.
 
     Attributes:
         client: whose model it is.
@@ -90,7 +90,7 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
     with 413. Nothing of a request is ever logged but the number of its rows.
 
     Args:
-        model: what predicts; it is never reloaded.
+        model: the model; it is never reloaded.
         limit: most examples in a request.
         hosts: names under which it answers; ``*`` for any.
     """
@@ -224,7 +224,7 @@ def _numbers(values: Any, shape: Sequence[int], names: Sequence[str], where: str
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     words = {str: "text", bool: "truth value", type(None): "null", list: "list", dict: "object"}
     return words.get(type(value), "number")
 
@@ -234,7 +234,7 @@ def _documented() -> dict[str, Any]:
 
 
 class Connection(H11Protocol):
-    """A connection that is cut if no whole request comes in time, or if its answer is not taken.
+    """A connection that is closed if no complete request arrives in time, or if its answer is not read.
 
     Attributes:
         patience: seconds for a request.
@@ -287,7 +287,7 @@ def serve(
     limit: int = 1000,
     announce: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Answer requests until the process is stopped; then it ends within some seconds, whoever is connected.
+    """Answer requests until the process is stopped; then end within some seconds, even with open connections.
 
     Args:
         model: what predicts.
@@ -310,7 +310,7 @@ def serve(
 
 
 def server(made: FastAPI) -> Server:
-    """What serves an endpoint."""
+    """The server of an endpoint."""
     config = uvicorn.Config(
         made,
         access_log=False,

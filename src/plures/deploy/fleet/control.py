@@ -80,7 +80,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Control:
-    """The Control API of one SuperLink. It has no authentication: whoever reaches it decides what the sites run.
+    """The Control API of one SuperLink. It has no authentication: anyone who reaches it decides what the sites run.
 
     Args:
         address: ``host:port``.

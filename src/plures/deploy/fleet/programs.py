@@ -2,8 +2,8 @@
 
 ``--guard`` is for the node of a site. A SuperNode runs whatever app the SuperLink sends it; with the guard it ignores
 the app's code and answers every message with the client of plures that is installed at the site, and ``site.toml`` says
-what that client may do. So whoever commands the SuperLink, rightly or not, cannot run code of his own at the site. And
-a SuperNode gives its tasks to whoever asks at a port of loopback; with the guard, only to what it started itself.
+what that client may do. So nobody who commands the SuperLink can run their own code at the site. And a SuperNode
+gives its tasks to anyone who asks at a loopback port; with the guard, only to processes that it started.
 
 ``--warm`` is for all federations. Flower runs every task (a client's answer to one message, a server's run) in a new
 interpreter, which loads torch again. With this, the process that starts tasks has loaded what they need and forks a

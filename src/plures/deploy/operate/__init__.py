@@ -1,1 +1,1 @@
-"""What an operator does while a federation lives: look, start, stop, change members and keys."""
+"""Operating a federation: status, starting and stopping runs, members, keys, upgrades."""

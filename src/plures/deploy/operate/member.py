@@ -1,4 +1,4 @@
-"""Where a member stands, from its own folder alone."""
+"""Status of a member, from its own folder alone."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class MemberStatus:
-    """A site, as its own disk tells.
+    """Status of a site, from its own disk.
 
     Attributes:
-        client: who it is.
+        client: its name.
         federation: the federation's name.
         version: of plures, here.
         flower: version of Flower, here; empty if it is not installed.
@@ -44,7 +44,7 @@ class MemberStatus:
         versions: versions of its personal state on the disk.
         published: its model: ``version``, ``round`` and ``created``; ``None`` for none.
         folder: of its state.
-        notes: what its operator should do something about.
+        notes: problems that need its operator's attention.
     """
 
     client: str
@@ -62,7 +62,7 @@ class MemberStatus:
 
 
 def look(file: Path) -> MemberStatus:
-    """Where the site of a ``site.toml`` stands."""
+    """Status of the site of a ``site.toml``."""
     own = SiteFile.load(file)
     plan = Plan.load(file.parent / own.federation)
     state = file.parent / own.state
@@ -89,7 +89,7 @@ def look(file: Path) -> MemberStatus:
 
 
 def book(file: Path, notes: list[str]) -> tuple[tuple[Answered, ...], float | None]:
-    """What the site's ledger holds: the last questions, and when the newest came."""
+    """The site's ledger: the last questions, and when the newest arrived."""
     if not file.exists():
         return (), None
     try:

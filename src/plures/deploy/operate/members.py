@@ -1,4 +1,4 @@
-"""Members come, go, and get new keys."""
+"""Add and remove members, and replace their keys."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from plures.tables.declared import toml
 
 
 def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> list[str]:
-    """Enter a member's key into the agreed file, and let its node in; what of it was done before is not done again.
+    """Add a member's key to the agreed file, and admit its node; steps already done are skipped.
 
     Args:
         place: the coordinator's folder.
         client: the member.
-        key: the public key that came.
-        said: asks the member for the fingerprint of its key, and is given that of the key that came.
+        key: the received public key.
+        said: asks the member for the fingerprint of its key; called with that of the received key.
 
     Returns:
         What was done, in sentences.
@@ -46,7 +46,7 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
         raise PluresError(f"client {client!r} has the key {old}: `plures deploy rotate` replaces it")
     if old is None and (owner := owners(plan).get(found)):
         raise PluresError(f"{key} is the key of {owner}: every member makes a pair of its own")
-    if ":" not in plan.spec.method:  # who runs code of his own says so when he runs it
+    if ":" not in plan.spec.method:  # consent to user code is given when the run is started
         with naming(place.file):
             plan.rehearse(Code())
     done = []
@@ -76,9 +76,9 @@ def owners(plan: Plan) -> dict[str, str]:
 
 
 def remove(place: Place, client: str) -> list[str]:
-    """Take a member out: its node at once, its name and key when no run is unfinished.
+    """Remove a member: its node at once, its name and key once no run is unfinished.
 
-    A run's members belong to what it is; so an unfinished one goes on without the member, which is never reached again.
+    A run's members are part of its identity; so an unfinished run continues, but the member is never reached again.
 
     Args:
         place: the coordinator's folder.
@@ -134,7 +134,7 @@ def remove(place: Place, client: str) -> list[str]:
 
 
 def rotate(place: Place, client: str, key: Path, fingerprint: str) -> list[str]:
-    """Give a member another key.
+    """Replace a member's key.
 
     Args:
         place: the coordinator's folder.
@@ -174,12 +174,12 @@ def rotate(place: Place, client: str, key: Path, fingerprint: str) -> list[str]:
 
 
 def registered(place: Place, client: str) -> list[Node]:
-    """The nodes that are let in by a member's name."""
+    """The nodes registered under a member's name."""
     return [node for node in place.control.nodes() if node.name == client and node.status != "unregistered"]
 
 
 def unfinished(place: Place) -> list[Path]:
-    """Folders of runs that are under way, or can be gone on with."""
+    """Folders of runs that are under way, or can be resumed."""
     results = place.file.parent / "results"
     outs = {results, *results.glob("*")}
     with suppress(PluresError):  # the SuperLink is down, and so is what works for it
@@ -200,10 +200,10 @@ def resting(place: Place) -> None:
 
 
 def rename(file: Path, clients: list[str]) -> None:
-    """Write other clients into ``federation.toml``; all else stays as it is.
+    """Replace the clients in ``federation.toml``; everything else is preserved.
 
     Raises:
-        PluresError: it is written in a way in which ``clients`` cannot be changed alone.
+        PluresError: ``clients`` cannot be changed alone, because of how the file is written.
     """
     told = tomllib.loads(file.read_text(encoding="utf-8-sig")) | {"clients": clients}
     lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")

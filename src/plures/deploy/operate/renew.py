@@ -1,4 +1,4 @@
-"""New keys and certificates of the coordinator; the old ones are put aside, never overwritten."""
+"""New keys and certificates of the coordinator; old ones are moved aside, never overwritten."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from plures.deploy.signing import public
 from plures.errors import PluresError
 
 WARN = 30
-"""Days before its end in which a certificate is spoken of."""
+"""Days before a certificate expires in which it is reported."""
 RETIRED = "retired"
 
 
 def coordinator(place: Place) -> list[str]:
-    """Another key to sign orders with.
+    """Create a new key for signing orders.
 
     Returns:
         What was done and is to be done, in sentences.
@@ -43,7 +43,7 @@ def coordinator(place: Place) -> list[str]:
 
 
 def server(place: Place) -> list[str]:
-    """Another certificate of the server, for the same names, by the same authority; nobody else has to change anything.
+    """Issue a new server certificate, for the same names, by the same authority; members need not change anything.
 
     Raises:
         PluresError: there is none yet, or the authority's key is not there.
@@ -56,11 +56,11 @@ def server(place: Place) -> list[str]:
     return [f"the server has a new certificate for {', '.join(names)}, until {ends(keys.server):%Y-%m-%d}", AGAIN]
 
 
-AGAIN = "start the SuperLink and the door again; a run that this cuts off goes on with `plures deploy run`"
+AGAIN = "restart the SuperLink and the reverse proxy; resume an interrupted run with `plures deploy run`"
 
 
 def authority(place: Place) -> list[str]:
-    """Another authority and a server's certificate signed by it; every member must get both files anew.
+    """Create a new authority and a server certificate signed by it; every member must get both files again.
 
     Raises:
         PluresError: there is none yet, or a run is under way.
@@ -74,7 +74,7 @@ def authority(place: Place) -> list[str]:
     return [
         f"there is a new authority, until {ends(keys.authority):%Y-%m-%d}",
         AGAIN,
-        f"send {place.file} and {keys.authority} to every member: no node reaches the door before it has joined again",
+        f"send {place.file} and {keys.authority} to every member: no node can connect until it has joined again",
     ]
 
 
@@ -84,7 +84,7 @@ def ring(place: Place) -> Keyring:
 
 @contextmanager
 def aside(keys: Keyring, *files: Path) -> Iterator[None]:
-    """Put files into a folder beside them, under the present time; back again if the new ones cannot be made."""
+    """Move files into a timestamped folder beside them; restore them if the new ones cannot be made."""
     folder = keys.folder / RETIRED / datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(mode=0o700, parents=True, exist_ok=False)
     there = [file for file in files if file.exists()]
@@ -106,12 +106,12 @@ def ends(file: Path) -> datetime.datetime:
 
 
 def ending(file: Path, remedy: str, now: datetime.datetime | None = None) -> list[str]:
-    """What is to be said of a certificate: nothing, unless it ends soon or has ended.
+    """Warnings about a certificate: none unless it expires soon or has expired.
 
     Args:
         file: the certificate.
         remedy: what to do.
-        now: the present time.
+        now: the current time.
     """
     if not file.exists():
         return []

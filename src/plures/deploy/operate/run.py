@@ -1,4 +1,4 @@
-"""Start a run at the SuperLink, go on with it, watch it, and end it."""
+"""Start, resume, watch and end a run at the SuperLink."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Listen = Callable[[RunStatus], None]
 
 
 def start(place: Place, out: Path, track: str = "", code: str = "") -> int:
-    """Submit the run of a folder, which goes on from what is there; if it is under way, nothing is submitted.
+    """Submit the run of a folder, which resumes from its state; if it is under way, nothing is submitted.
 
     Args:
         place: the coordinator's folder.
         out: the run's folder.
-        track: names of trackers, divided by spaces.
-        code: functions of one's own that the plan may name as its method, each with its hash, divided by spaces.
+        track: names of trackers, separated by spaces.
+        code: user functions that the plan may name as its method, each with its hash, separated by spaces.
 
     Returns:
         The run's id at the SuperLink.
@@ -50,7 +50,7 @@ def start(place: Place, out: Path, track: str = "", code: str = "") -> int:
 
 
 def goes(place: Place, run: int, out: Path) -> bool:
-    """Whether a run that the SuperLink takes for alive has a process, or gets one soon."""
+    """Whether a run that the SuperLink believes alive has a process, or gets one soon."""
     end = time.monotonic() + LOADING
     while time.monotonic() < end and not place.control.status(run).startswith("finished"):
         if works(out):
@@ -60,10 +60,10 @@ def goes(place: Place, run: int, out: Path) -> bool:
 
 
 def follow(place: Place, run: int, out: Path, listen: Listen) -> bool:
-    """Watch a run to its end; whether it was finished, and not stopped by an operator.
+    """Watch a run to its end; returns whether it finished and was not stopped by an operator.
 
     Raises:
-        PluresError: it ended by itself before it was finished, or the SuperLink does not answer.
+        PluresError: it ended on its own before it was finished, or the SuperLink does not answer.
     """
     plan, control, status = place.plan, place.control, ""
     while not status.startswith("finished"):
@@ -83,7 +83,7 @@ def follow(place: Place, run: int, out: Path, listen: Listen) -> bool:
 
 
 def stop(place: Place, only: Path | None = None) -> list[Path]:
-    """End the runs that the SuperLink has, or the one of a folder; their folders, in which the same command goes on."""
+    """End all runs of the SuperLink, or the one of a folder; returns their folders, where they can be resumed."""
     control, outs = place.control, []
     for run in control.runs():
         out = place.out(run)

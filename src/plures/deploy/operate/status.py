@@ -1,4 +1,4 @@
-"""Where a federation stands: its sites, its run, and what its operator should know."""
+"""Status of a federation: its sites, its run, and notes for its operator."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from plures.errors import PluresError
 from plures.version import __version__
 
 RECENT = 5
-"""Rounds from which the time of the others is estimated."""
+"""Number of recent rounds from which the remaining time is estimated."""
 ENDS = ("joined", "round", "failed round", "finished", "stopped")
-"""Events after which nobody is waited for."""
+"""Events that end all waiting."""
 NOBODY: Mapping[str, int] = {}
 CUT = (
     "the SuperLink takes the run for alive, but nothing works on it: it is just starting, or was cut off and "
@@ -37,9 +37,9 @@ class SiteStatus:
         client: its name.
         node: ``online``, ``offline``, ``registered`` (never there), ``not registered``, or ``unknown``: the SuperLink
             is down.
-        seen: seconds since 1970 when it was heard of last: by the SuperLink, or by the run.
+        seen: seconds since 1970 when it was last seen, by the SuperLink or by the run.
         counted: the last round in which its work counted.
-        left_out: when its work did not count last, and why: ``round``, ``reason``.
+        left_out: when its work last did not count, and why: ``round``, ``reason``.
         waited: whether it is waited for now.
     """
 
@@ -53,17 +53,17 @@ class SiteStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run, as its log tells.
+    """One run, from its log.
 
     Attributes:
         out: its folder.
-        state: ``none``, ``joining``, ``running``, ``stopped`` (it can be gone on with) or ``finished``.
+        state: ``none``, ``joining``, ``running``, ``stopped`` (it can be resumed) or ``finished``.
         round: rounds finished.
         rounds: rounds planned.
         waiting: members that are waited for.
         since: since when, in seconds since 1970.
         until: until when at most.
-        what: what they are waited for: ``join``, ``train``, or a task at the end.
+        what: the task they are waited for: ``join``, ``train``, or a task at the end.
         reason: why it stopped or its last round did not count; why sites are refused while it waits for all to join.
         chosen: the round that validation chose, of a finished run.
         eta: seconds that the remaining rounds will take, if they go on as the last ones.
@@ -92,7 +92,7 @@ class RunStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """A federation, as its coordinator sees it.
+    """Status of a federation, from its coordinator.
 
     Attributes:
         federation: its name.
@@ -101,8 +101,8 @@ class Status:
         flower: status of the newest submitted run, in Flower's words; empty if there is none.
         sites: the members.
         run: the run.
-        notes: what the operator should do something about.
-        time: of this look, in seconds since 1970.
+        notes: problems that need the operator's attention.
+        time: time of this status, in seconds since 1970.
     """
 
     federation: str
@@ -116,7 +116,7 @@ class Status:
 
 
 def look(place: Place, out: Path | None = None) -> Status:
-    """Where a federation stands; from the files alone if the SuperLink does not answer.
+    """Status of a federation; from the files alone if the SuperLink does not answer.
 
     Args:
         place: the coordinator's folder.
@@ -139,13 +139,13 @@ def look(place: Place, out: Path | None = None) -> Status:
 
 
 def told(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: Mapping[str, int] = NOBODY) -> RunStatus:
-    """A run out of its log.
+    """Status of a run from its log.
 
     Args:
         events: the log.
         out: the run's folder.
         plan: what was agreed.
-        addresses: client -> its node, where that is known: until a node has said who it is, the log has no name for it.
+        addresses: client -> its node, if known: until a node has identified itself, the log has no name for it.
     """
     last: dict[str, dict[str, Any]] = {}
     waiting: list[str] = []
@@ -223,7 +223,7 @@ def sites(
 
 
 def strangers(plan: Plan, nodes: Iterable[Node] | None) -> list[str]:
-    """Registered nodes that are no member's."""
+    """Registered nodes that belong to no member."""
     names = sorted({node.name for node in nodes or () if node.status != "unregistered"} - set(plan.clients))
     return [f"node {name!r} is registered and is no member: `plures deploy remove` takes it out" for name in names]
 
@@ -238,7 +238,7 @@ def certificates(place: Place) -> list[str]:
 
 
 def versions(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """An unfinished run that another version of plures began, which this one does not go on with."""
+    """An unfinished run of another version of plures, which this one cannot resume."""
     old = began(events)
     if run.state != "stopped" or old in (None, __version__):
         return []
@@ -254,7 +254,7 @@ def began(events: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def metrics(out: Path) -> dict[str, float]:
-    """The numbers that the run wrote for Prometheus, without those of single clients."""
+    """The run's Prometheus metrics, without those of single clients."""
     found = {}
     try:
         lines = (out / METRICS).read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Another version of plures was installed: its texts take the place of the old ones, which stay beside them."""
+"""Upgrade plures' own files to the installed version; the old ones are kept beside them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MEMBER = {"guard.nft": "/etc/plures/{app}.nft", "node.service": "/etc/systemd/sy
 
 
 def coordinator(place: Place) -> list[str]:
-    """Write the coordinator's folder anew, but for what people, keys and runs have written there.
+    """Rewrite the coordinator's folder, except for what people, keys and runs have written there.
 
     Returns:
         What was done and is to be done, in sentences.
@@ -83,7 +83,7 @@ def coordinator(place: Place) -> list[str]:
 
 
 def site(file: Path) -> list[str]:
-    """Write a member's folder anew, but for what people, keys and runs have written there.
+    """Rewrite a member's folder, except for what people, keys and runs have written there.
 
     Args:
         file: the site's own file.
@@ -117,10 +117,10 @@ def site(file: Path) -> list[str]:
 
 
 def resting(place: Place) -> list[str]:
-    """Refuse to change anything under a run that another version cannot go on with.
+    """Refuse to change anything during a run that another version cannot resume.
 
     Returns:
-        What could not be found out, in sentences.
+        What could not be determined, in sentences.
 
     Raises:
         PluresError: there is such a run.
@@ -145,7 +145,7 @@ def resting(place: Place) -> list[str]:
 
 
 def installed(files: tuple[Path, ...], pattern: str) -> str | None:
-    """What a service has been called since it was first written, whatever the federation is called by now."""
+    """The name of a service when it was first written, whatever the federation is called now."""
     for file in files:
         if found := re.search(pattern, (content(file) or b"").decode(errors="replace")):
             return found[1]
@@ -160,7 +160,7 @@ def install(home: Path, kept: Mapping[Path, Path | None], places: Mapping[str, s
 
 
 def told(home: Path, kept: Mapping[Path, Path | None], notes: list[str], *steps: str) -> list[str]:
-    """What was done, what is to be known, and what is to be done."""
+    """What was done, notes, and the next steps."""
     names = {str(file.relative_to(home)): before for file, before in kept.items()}
     lines = [f"{home}: every text is already that of plures {__version__}"]
     if names:
@@ -177,7 +177,7 @@ def told(home: Path, kept: Mapping[Path, Path | None], notes: list[str], *steps:
 
 
 def renewed(texts: Mapping[Path, str]) -> dict[Path, Path | None]:
-    """Write texts, all or none; a file that has its text already is not touched.
+    """Write texts, all or none; files that are up to date are not touched.
 
     Returns:
         File that has changed -> where its old text is kept; ``None`` if there was no such file.
@@ -199,7 +199,7 @@ def renewed(texts: Mapping[Path, str]) -> dict[Path, Path | None]:
 
 
 def content(file: Path) -> bytes | None:
-    """What a file holds; ``None`` if there is none."""
+    """A file's content; ``None`` if there is no file."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
