@@ -63,7 +63,7 @@ def text_of(file: Path, what: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise PluresError(f"{file} is not {what}: it is no UTF-8 text; name the right file") from error
+        raise PluresError(f"{file} is not {what}: it is not UTF-8 text; name the right file") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PluresError(f"{file} is not {what}: it cannot be read ({reason}); name the right file") from error

@@ -360,7 +360,7 @@ def test_what_is_watched_says_how_it_ended(tmp_path, superlink):
         return CliRunner().invoke(app, ["deploy", "run", str(tmp_path), "--out", str(out)])
 
     stopped = ended("finished:stopped")
-    assert (stopped.exit_code, "the same command goes on" in stopped.output) == (3, True)
+    assert (stopped.exit_code, "the same command resumes" in stopped.output) == (3, True)
     Journal(out).event("stopped", reason="round 2 failed 10 times in a row")
     failed = ended("finished:failed")
     assert str(failed.exception) == (

@@ -2,7 +2,8 @@
 
 A coordinator has a certificate authority of its own (``ca.crt``, ``ca.key``) and a server certificate signed by it
 (``server.crt``, ``server.key``), for its reverse proxy; and a key pair (``coordinator``), for its orders. A site has a
-key pair for both: the private key never leaves it, the public key goes to the coordinator, who adds it to the federation.
+key pair for both: the private key never leaves it, the public key goes to the coordinator, who adds it to
+the federation.
 """
 
 from __future__ import annotations
