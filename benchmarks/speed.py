@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from plures import Execution, Federation, Run, Training
 from plures.evaluate import score
-from plures.federation import SPLITS, Split, Task
+from plures.federation import SPLITS, Split
 from plures.method import SGD
 from plures.methods import fedavg, local
 from plures.models import fedavg_cnn, logistic, mlp
+from plures.tasks import Classification
 
 TESTED, RATE = 4_000, 0.01
 EXAMPLES = {"logistic": 18_742, "mlp": 18_742, "cnn": 4_000}
@@ -96,7 +97,7 @@ def federation(setting: Setting) -> Federation:
     total = int((trains + tests).sum())
     return Federation(
         name="random",
-        task=Task("classification", tuple("0123456789"), 10),
+        task=Classification(tuple("0123456789")),
         inputs=torch.from_numpy(generator.normal(size=(total, 1, 28, 28)).astype(np.float32)),
         targets=torch.from_numpy(generator.integers(0, 10, total)),
         clients=tuple(f"{i:04d}" for i in range(setting.clients)),

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.method import SGD, Method
 from plures.run import Execution, Participation, Run, Training
+from plures.tasks import Regression
 
 CURVATURES, OPTIMA, SIZES = (1.0, 2.0, 4.0), (-1.0, 0.5, 3.0), (10, 20, 30)
 EXACT = Execution("vmap", 3, False, "float64")
@@ -24,7 +25,7 @@ def quadratic(curvatures=CURVATURES, optima=OPTIMA, sizes=SIZES, names=None) -> 
     split = Split.of(list(rows))
     return Federation(
         name="Q3",
-        task=Task("regression", outputs=1),
+        task=Regression(1),
         inputs=torch.cat([torch.full((n, 1), s, dtype=torch.float64) for s, n in zip(scale, sizes, strict=True)]),
         targets=torch.cat(
             [torch.full((n, 1), s * b, dtype=torch.float64) for s, b, n in zip(scale, optima, sizes, strict=True)]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.methods import CATALOGUE
 from plures.models import with_roles
 from plures.models.residual import SqueezeExcitation
 from plures.run import Execution, Fixed, Run, onboard
+from plures.tasks import Classification, Regression
 from problems import run
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -29,7 +30,7 @@ def alike(names: str, classes: bool) -> Federation:
     targets = torch.tensor([0, 1, 1, 1]) if classes else 2 * inputs
     return Federation(
         name="alike",
-        task=Task("classification", outputs=2, classes=("no", "yes")) if classes else Task("regression", outputs=1),
+        task=Classification(("no", "yes")) if classes else Regression(1),
         inputs=torch.cat([inputs] * clients),
         targets=torch.cat([targets] * clients),
         clients=tuple(names),

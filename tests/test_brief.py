@@ -61,7 +61,7 @@ def test_a_federation_is_one_line():
 def secret() -> Federation:
     inputs = torch.full((12, 2), float(SECRET))
     split = Split.of([torch.arange(6), torch.arange(6, 12)])
-    task = plures.federation.Task("classification", ("a", "b"), 2)
+    task = plures.tasks.Classification(("a", "b"))
     targets = torch.arange(12) % 2
     return Federation("f", task, inputs, targets, ("x", "y"), dict.fromkeys(("train", "validation", "test"), split))
 

@@ -26,7 +26,7 @@ from plures.deploy.journal import Journal
 from plures.errors import PluresError
 from plures.evaluate import finish, fit
 from plures.evaluate.spec import RunSpec
-from plures.federation import Federation, Task, from_arrays, from_frame
+from plures.federation import Federation, from_arrays, from_frame
 from plures.files import filed
 from plures.methods import fedavg
 from plures.report import console_table, markdown_table
@@ -35,6 +35,7 @@ from plures.run.checkpoint import read
 from plures.serving.personal import PersonalModel
 from plures.study import parse_study
 from plures.tables.table import read_table, write_table
+from plures.tasks import Classification
 from plures.texts import cell, csv_text, markdown, uncelled
 
 X, Y = [0.0] * 18, [0, 1, 1] * 6
@@ -76,7 +77,7 @@ def everything(folder: Path) -> set[Path]:
         ("client", lambda name: arrays(("b", name))),
         ("federation", lambda name: arrays(("a", "b"), name=name)),
         ("class", lambda name: arrays(("a", "b"), classes=(name, "no"))),
-        ("class", lambda name: Task("classification", (name, "no"), 2)),
+        ("class", lambda name: Classification((name, "no"))),
         ("column", lambda name: arrays(("a", "b"), columns=("age", name, "sex"))),
         ("metadata column", lambda name: arrays(("a", "b"), metadata={name: {"a": 1, "b": 2}})),
         ("client", lambda name: replace(arrays(("a",)), clients=(name,))),

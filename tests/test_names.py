@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from plures.errors import PluresError
-from plures.federation import SPLITS, Federation, Split, Task, completeness_report, degrade, from_arrays, split_rows
+from plures.federation import SPLITS, Federation, Split, completeness_report, degrade, from_arrays, split_rows
 from plures.method import Setting
 from plures.names import in_order, name_of
+from plures.tasks import Regression
 
 NUMBERS = np.arange(1, 13)
 CLIENT = NUMBERS.repeat(12)
@@ -124,7 +125,7 @@ def test_another_order_is_refused_with_the_right_one():
     split = Split.of([rows, rows + 2])
     values = torch.zeros(4, 1)
     with pytest.raises(PluresError, match="in natural order, that is 2, 10"):
-        Federation("two", Task("regression"), values, values, ("10", "2"), dict.fromkeys(SPLITS, split))
+        Federation("two", Regression(1), values, values, ("10", "2"), dict.fromkeys(SPLITS, split))
 
 
 def test_missing_values_are_counted_for_the_right_client():

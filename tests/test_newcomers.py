@@ -14,11 +14,12 @@ from plures.cli import app
 from plures.errors import PluresError
 from plures.evaluate import finish, fit, score
 from plures.evaluate.spec import RunSpec
-from plures.federation import Task, from_arrays
+from plures.federation import from_arrays
 from plures.method import Generated, Method, Regressed, Setting
 from plures.methods import cold_start, debias, fedavg, hierfavg, quality
 from plures.run import Execution, onboard
 from plures.run.onboard import rescaled
+from plures.tasks import Classification, Regression
 from problems import quadratic, run
 
 FIXED = Execution("vmap", 4, False)
@@ -221,9 +222,9 @@ def test_another_task_is_refused():
     three = from_arrays(x, torch.arange(30) % 3, ["c"] * 30)
     for wrong, message in (
         (three, "number of outputs is 3; this run was trained on 2"),
-        (replace(data, task=Task("classification", ("yes", "no"), 2)), "classes are yes, no; .* on no, yes"),
+        (replace(data, task=Classification(("yes", "no"))), "classes are yes, no; .* on no, yes"),
         (replace(data, inputs=data.inputs.long()), "inputs have type torch.int64; .* on torch.float64"),
-        (replace(data, task=Task("regression", (), 2), targets=torch.zeros(30, 2)), "task is regression"),
+        (replace(data, task=Regression(2), targets=torch.zeros(30, 2)), "task is regression"),
     ):
         with pytest.raises(PluresError, match=message):
             onboard(done, wrong)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.method import SGD, Assign, Clustered, Combine, Method, Personal
 from plures.methods import (
     apfl,
@@ -30,6 +30,7 @@ from plures.methods import (
 from plures.models import with_roles
 from plures.run import Fixed, Run, Training, onboard
 from plures.run.cost import traffic
+from plures.tasks import Classification, Regression
 from problems import EXACT, BodyHead, close, personal, predictions, quadratic, run, scalar, starts, weight
 
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731
@@ -453,7 +454,7 @@ def test_fr3_fedrep_recovers_the_common_representation():
     y = ((x @ truth.T) * heads).sum(1, keepdim=True)
     rows = Split.of(list(torch.arange(480).split(40)))
     names = tuple(f"{i:02d}" for i in range(12))
-    data = Federation("subspace", Task("regression"), x, y, names, dict.fromkeys(SPLITS, rows))
+    data = Federation("subspace", Regression(1), x, y, names, dict.fromkeys(SPLITS, rows))
 
     def model():
         net = nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 1, bias=False))
@@ -483,9 +484,7 @@ def shifted():
         + torch.tensor([-2.0, 0, 5]).repeat_interleave(30)[:, None]
     )
     rows = Split.of(list(torch.arange(90).split(30)))
-    return Federation(
-        "shifted", Task("classification", ("no", "yes"), 2), x, y, ("a", "b", "c"), dict.fromkeys(SPLITS, rows)
-    )
+    return Federation("shifted", Classification(("no", "yes")), x, y, ("a", "b", "c"), dict.fromkeys(SPLITS, rows))
 
 
 def normed():

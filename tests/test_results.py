@@ -15,7 +15,6 @@ from plures.evaluate import ClientScores, Comparison, compare, finish, fit, scor
 from plures.evaluate.predictions import said
 from plures.evaluate.scores import Scores
 from plures.evaluate.summary import harmed, interval, paired_test, summarize
-from plures.federation import Task
 from plures.files import describe
 from plures.method import SGD, Method, Personal
 from plures.methods import ditto, local
@@ -25,6 +24,7 @@ from plures.metrics.losses import cross_entropy
 from plures.report import html_report
 from plures.run import Run, Training
 from plures.run.checkpoint import save, snapshot
+from plures.tasks import Classification, Regression
 from problems import EXACT, quadratic, scalar
 
 ACCURACY = np.array([0.9, 0.8, 0.95, 0.4, 0.7, 0.85, 0.6, 0.99, 0.75, 0.5])
@@ -269,11 +269,11 @@ def test_a_regression_is_compared_and_reported():
 def test_a_diverged_model_is_wrong_on_every_example():
     outputs = torch.tensor([[[float("nan"), 0.0], [1.0, 0.0], [float("inf"), 0.0]]])
     targets, weight = torch.tensor([[0, 0, 0]]), torch.tensor([[1.0, 1.0, 0.0]])
-    task = Task("classification", ("a", "b"), 2)
+    task = Classification(("a", "b"))
     found = said(task, outputs, targets, weight)
     assert accuracy.stacked(found).tolist() == [0.5]
     assert cross_entropy.stacked(found).tolist() == [math.inf]
-    regression = Task("regression")
+    regression = Regression(1)
     wild = torch.tensor([[[float("nan")], [1.0]]]), torch.ones(1, 2, 1)
     assert rmse.stacked(said(regression, *wild, torch.tensor([[0.0, 1.0]]))).tolist() == [0.0]
     assert rmse.stacked(said(regression, *wild, torch.ones(1, 2))).tolist() == [math.inf]

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from plures.errors import PluresError
-from plures.federation import Task
 from plures.method import SGD, Adam, AdamW, Method, Personal, Phase, Shared
 from plures.method.optimizer import reach
 from plures.methods import apfl, apple, ditto, fedavg, fedem, local, scaffold
 from plures.run import Execution, Run, Training
+from plures.tasks import restored
 from problems import EXACT, quadratic, scalar
 from trajectories import LOOP, WIDE, mlp, ragged
 
@@ -147,8 +147,8 @@ def test_scaffold_ii_refuses_what_is_no_sum_of_gradients(optimizer):
 
 @pytest.mark.parametrize("kind", ["counts", "Regression", "", None, "survival"])
 def test_an_unknown_kind_of_task_is_refused(kind):
-    with pytest.raises(PluresError, match=r"task kind .* is unknown: (did you mean|there are classification, reg)"):
-        Task(kind)
+    with pytest.raises(PluresError, match=r"is no task; tasks are classification, regression|give"):
+        restored({"kind": kind})
 
 
 def stage(claims):

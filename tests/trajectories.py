@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.method import SGD
 from plures.models import with_roles
 from plures.run import Execution, Run, Training
+from plures.tasks import Classification
 
 SIZES = (37, 5, 13, 8, 24, 17, 30)
 LOOP = Execution("loop", 1, False, "float64")
@@ -27,7 +28,7 @@ def ragged(sizes=SIZES, features=(6,), classes=3, tokens=0, seed=0) -> Federatio
     split = Split.of(list(torch.arange(total)[torch.randperm(total, generator=generator)].split(list(sizes))))
     return Federation(
         name="ragged",
-        task=Task("classification", tuple(map(str, range(classes))), classes),
+        task=Classification(tuple(map(str, range(classes)))),
         inputs=inputs,
         targets=torch.randint(0, classes, (total,), generator=generator),
         clients=tuple(f"c{i}" for i in range(len(sizes))),

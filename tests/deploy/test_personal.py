@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from plures.cli import app
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, finish, fit, score
-from plures.federation import Federation, Task, from_arrays
+from plures.federation import Federation, from_arrays
 from plures.method import Predict
 from plures.run import Execution, Run, onboard
 from plures.serving.card import Card
 from plures.serving.describe import digest, threshold
 from plures.serving.personal import PersonalModel, opened
 from plures.tables.heart import heart_schema, heart_tables
+from plures.tasks import Classification, Regression
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 LOOP = Execution("loop", 1, False, "float32")
@@ -228,7 +229,7 @@ def test_the_card_says_that_examples_are_in_the_model():
 def test_the_threshold_is_a_probability(value):
     """The rule decides for the positive class above log-odds t, so above probability 1 / (1 + exp(-t))."""
     predict = trained()[0].bound.method.predictor
-    found = threshold(predict, {"threshold": {"threshold": torch.tensor(value)}}, Task("classification", ("n", "y"), 2))
+    found = threshold(predict, {"threshold": {"threshold": torch.tensor(value)}}, Classification(("n", "y")))
     assert found == pytest.approx(1 / (1 + math.exp(-value)), abs=1e-6)
 
 
@@ -243,11 +244,11 @@ def test_the_threshold_agrees_with_the_decisions():
 
 
 def test_rules_that_are_no_threshold():
-    two, three = Task("classification", ("n", "y"), 2), Task("classification", ("a", "b", "c"), 3)
+    two, three = Classification(("n", "y")), Classification(("a", "b", "c"))
     between = Predict(decide=lambda x, o: ((o[..., 1] - o[..., 0]).abs() < 1).long())
     assert threshold(Predict(), {}, two) == 0.5
     assert threshold(Predict(), {}, three) is None
-    assert threshold(Predict(), {}, Task("regression", (), 2)) is None
+    assert threshold(Predict(), {}, Regression(2)) is None
     assert threshold(between, {}, two) is None
     assert threshold(Predict(decide=lambda x, o: o[..., 0].long() * 0 + 1), {}, two) == 0.0
     assert threshold(Predict(decide=lambda x, o: o[..., 0].long() * 0), {}, two) == 1.0

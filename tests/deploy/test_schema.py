@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from plures.errors import PluresError, PluresWarning
-from plures.federation import SPLITS, Federation, SplitRule, Task, load
+from plures.federation import SPLITS, Federation, SplitRule, load
 from plures.tables.check import Report, check
 from plures.tables.heart import heart_metadata, heart_schema, heart_tables
 from plures.tables.schema import Category, Number, Schema, Splits, read_table, write_table
+from plures.tasks import Classification, Regression
 
 SCHEMA = Schema(
     target="ill",
@@ -223,7 +224,7 @@ def test_the_coordinators_federation_has_everything_but_rows():
     assert len(empty.inputs) == len(empty.targets) == 0
     assert empty.clients == full.clients == ("a", "b")
     assert empty.metadata == full.metadata == {"beds": (5, 9)}
-    assert empty.task == full.task == SCHEMA.task_of == Task("classification", ("no", "yes"), 2)
+    assert empty.task == full.task == SCHEMA.task_of == Classification(("no", "yes"))
     assert empty.features == full.features == (9,)
     assert empty.columns == full.columns == SCHEMA.inputs
     assert empty.inputs.dtype == full.inputs.dtype
@@ -244,7 +245,7 @@ def test_a_site_with_one_class_knows_all_classes():
 def test_regression():
     schema = Schema(task="regression", target="y", columns=(Number(name="x", center=1, scale=2),))
     federation = schema.federation("r", {"a": {"x": [1, 3, 5, 7, 9, 11], "y": ["0.5", 1, 2, 3, 4, -1]}})
-    assert federation.task == schema.task_of == Task("regression", (), 1)
+    assert federation.task == schema.task_of == Regression(1)
     assert federation.targets.tolist() == [[0.5], [1], [2], [3], [4], [-1]]
     assert federation.inputs.tolist() == [[0], [1], [2], [3], [4], [5]]
     assert schema.empty("r", ["a"]).targets.shape == (0, 1)

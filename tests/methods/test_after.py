@@ -13,7 +13,7 @@ from torch import nn
 
 from plures.errors import PluresError
 from plures.evaluate.scores import score
-from plures.federation import Federation, Split, Task
+from plures.federation import Federation, Split
 from plures.method import Calibration, Method, Predict
 from plures.methods import ditto, fedavg, fedavg_ft, fedbn, fedper, local
 from plures.methods.eefed import eefed
@@ -23,6 +23,7 @@ from plures.methods.threshold import best_threshold, threshold
 from plures.methods.wise_ft import GRID, wise_ft
 from plures.run import Execution, Fixed, Run, Uniform, onboard
 from plures.run.cost import traffic
+from plures.tasks import Classification
 from problems import CURVATURES, OPTIMA, predictions, predictors, quadratic, run, same, shared, weight
 from shifted import mlp, ragged
 
@@ -80,7 +81,7 @@ def scored(*clients: tuple[list[float], list[int]], validation: tuple[list[float
     train, checked = rows[: len(clients)], [rows[-1], *rows[1 : len(clients)]] if validation else rows
     return Federation(
         "odds",
-        Task("classification", ("no", "yes"), 2),
+        Classification(("no", "yes")),
         torch.tensor([s for scores, _ in parts for s in scores], dtype=torch.float64)[:, None],
         torch.tensor([y for _, labels in parts for y in labels]),
         tuple("abcdefgh"[: len(clients)]),
@@ -384,7 +385,7 @@ def test_expectation_maximisation_finds_the_prior_of_unlabelled_data():
 def two_classes() -> Federation:
     """The ragged clients, first class against the others."""
     data = ragged()
-    return replace(data, targets=(data.targets == 0).long(), task=Task("classification", ("rest", "first"), 2))
+    return replace(data, targets=(data.targets == 0).long(), task=Classification(("rest", "first")))
 
 
 def small() -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 
 from plures import PluresError
 from plures.evaluate import score
-from plures.federation import SPLITS, Federation, Split, Task, from_arrays
+from plures.federation import SPLITS, Federation, Split, from_arrays
 from plures.method import SGD, Batch, Problem, State
 from plures.method.curvature import fisher, output_covariance
 from plures.methods import ditto, fedavg, local
@@ -20,6 +20,7 @@ from plures.methods.temperature import temperature
 from plures.models import Network
 from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.cost import traffic
+from plures.tasks import Classification, Regression
 from problems import close, personal, predictors, quadratic, run, scalar, weight
 from shifted import mlp, ragged
 
@@ -46,7 +47,7 @@ def posterior(done: Run) -> tuple[list[float], list[float]]:
 
 
 def examples(x: torch.Tensor, y: torch.Tensor, model: nn.Module, kind: str = "regression") -> tuple[Batch, dict]:
-    task = Task("regression", outputs=y.shape[1]) if kind == "regression" else Task(kind, ("a", "b", "c"), 3)
+    task = Regression(y.shape[1]) if kind == "regression" else Classification(("a", "b", "c"))
     network = Network(model.double())
     return Batch(x, y, None, Problem(network, task), train=False), network.leaves()
 
@@ -206,7 +207,7 @@ def regression(clients: int, size: int, spread: float, noise: float, seed: int =
     train, test = Split.of(list(rows[:, 0])), Split.of(list(rows[:, 1]))
     return Federation(
         "truths",
-        Task("regression", outputs=1),
+        Regression(1),
         torch.from_numpy(x).view(-1, 3),
         torch.from_numpy(y).view(-1, 1),
         tuple(f"{i:03d}" for i in range(clients)),

@@ -13,7 +13,7 @@ from torch import nn
 
 from plures import PluresError, PluresWarning
 from plures.evaluate.scores import score
-from plures.federation import SPLITS, Federation, Split, SplitRule, Task, from_arrays
+from plures.federation import SPLITS, Federation, Split, SplitRule, from_arrays
 from plures.method import (
     SGD,
     Clustered,
@@ -47,6 +47,7 @@ from plures.methods.metadata_clusters import metadata_clusters
 from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
 from plures.run.cost import traffic
+from plures.tasks import Regression
 from problems import EXACT, close, predictions, predictors, quadratic, run, same, scalar, shared, starts, weight
 from shifted import mlp, ragged
 
@@ -67,7 +68,7 @@ def points(optima, curvatures=None, sizes=None, values=None) -> Federation:
     split = Split.of(list(torch.arange(sum(len(r) for r in rows)).split([len(r) for r in rows])))
     return Federation(
         "points",
-        Task("regression", outputs=rows[0].shape[1]),
+        Regression(rows[0].shape[1]),
         torch.cat([torch.full((len(r), 1), s, dtype=torch.float64) for r, s in zip(rows, scale, strict=True)]),
         torch.cat([s * r for r, s in zip(rows, scale, strict=True)]),
         tuple("abcdefgh"[: len(rows)]),

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from plures.errors import PluresError
-from plures.federation import SPLITS, Federation, Split, Task, attenuation, degrade
+from plures.federation import SPLITS, Federation, Split, attenuation, degrade
 from plures.method import Method
 from plures.methods import fedavg, fedper
 from plures.methods.debias import debias
 from plures.methods.quality import quality
 from plures.run import Execution, Fixed, Run, Uniform, onboard
 from plures.run.cost import traffic
+from plures.tasks import Regression
 from problems import BodyHead, personal, quadratic, run, shared, weight
 from shifted import mlp, ragged
 
@@ -107,7 +108,7 @@ def noisy(*variances: float, sizes: tuple[int, ...] = (4, 8, 12)) -> Federation:
     targets = [(BETA * x + BIAS).repeat(n // 4) for n in sizes]
     return Federation(
         "noisy",
-        Task("regression"),
+        Regression(1),
         torch.cat(inputs)[:, None],
         torch.cat(targets)[:, None],
         tuple("abcdefgh"[: len(sizes)]),
@@ -165,7 +166,7 @@ def correlated(rho: float = 0.5) -> Federation:
     x = white[:, :2] @ torch.linalg.cholesky(torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64)).T
     split = Split.of(list(torch.arange(40).split([40])))
     y = x @ torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
-    data = Federation("pair", Task("regression"), x + white[:, 2:], y, ("a",), dict.fromkeys(SPLITS, split))
+    data = Federation("pair", Regression(1), x + white[:, 2:], y, ("a",), dict.fromkeys(SPLITS, split))
     return reported(data, rho, column="reliability")
 
 
@@ -189,7 +190,7 @@ def test_the_simulated_noise_is_undone():
     x = torch.from_numpy(generator.normal(size=(3000, 1)))
     rows = Split.of(list(torch.arange(3000).split(1000)))
     splits = {"train": rows, "validation": Split.of([rows.rows[:0]] * 3), "test": Split.of([rows.rows[:0]] * 3)}
-    clean = Federation("line", Task("regression"), x, BETA * x, ("a", "b", "c"), splits)
+    clean = Federation("line", Regression(1), x, BETA * x, ("a", "b", "c"), splits)
     data = degrade(clean, noise={"a": 0.2, "b": 1.0, "c": 2.0})
     plain, corrected = (coefficients(fit(method, data, 60, steps=1))[0] for method in (fedavg(), debias()))
     assert plain == pytest.approx(BETA * 3 / (1.2 + 2.0 + 3.0), rel=0.05)

@@ -12,7 +12,7 @@ from torch import nn
 from plures import PluresError
 from plures.evaluate import score
 from plures.evaluate.cold import cold_start_curve, with_labels
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.method import SGD, Adam, Generated, Method, Mixed, Nearest, Personal, Predict, Regressed, Setting, body
 from plures.methods import ditto, fedavg, fedavg_ft, fedper, ifca, local
 from plures.methods.cold_start import cold_start
@@ -22,6 +22,7 @@ from plures.methods.pfedhn import pfedhn
 from plures.models import with_roles
 from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
+from plures.tasks import Regression
 from problems import EXACT, BodyHead, close, personal, predictions, predictors, quadratic, run, shared, starts, weight
 from shifted import mlp, ragged
 
@@ -261,7 +262,7 @@ def planar(optima, names, **columns):
     targets = torch.tensor(optima, dtype=torch.float64).repeat_interleave(4, 0)
     split = Split.of(list(torch.arange(4 * count).split(4)))
     inputs = torch.ones(4 * count, 1, dtype=torch.float64)
-    task = Task("regression", outputs=wide)
+    task = Regression(wide)
     return described(Federation("planar", task, inputs, targets, tuple(names), dict.fromkeys(SPLITS, split)), **columns)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from plures import PluresError
 from plures.evaluate import score
-from plures.federation import Federation, Split, Task
+from plures.federation import Federation, Split
 from plures.method import SGD, By, Clustered, Look, Method, Mixed, Setting, View, everything
 from plures.methods import fedavg, fedper, local
 from plures.methods.apple import apple
@@ -25,6 +25,7 @@ from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.checkpoint import resume, save
 from plures.run.cost import traffic
 from plures.run.states import working
+from plures.tasks import Classification, Regression
 from problems import CURVATURES as A
 from problems import EXACT, BodyHead, close, personal, predictions, predictors, quadratic, run, scalar, shared, weight
 from problems import OPTIMA as B
@@ -544,7 +545,7 @@ def memories(train, labels, queries, answers=None, kind="classification"):
     first, rest = rows[: len(train)], rows[len(train) :]
     given = [*labels, *(answers or [labels[0]] * len(queries))]
     targets = torch.tensor(given) if kind == "classification" else torch.tensor(given, dtype=torch.float64)[:, None]
-    task = Task(kind, ("no", "yes") if kind == "classification" else (), 2 if kind == "classification" else 1)
+    task = Classification(("no", "yes")) if kind == "classification" else Regression(1)
     splits = {"train": Split.of([first]), "validation": Split.of([rest]), "test": Split.of([rest])}
     return Federation("memories", task, inputs, targets, ("a",), splits)
 

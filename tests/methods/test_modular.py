@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from plures.errors import PluresError
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.method import Assign, Known, Method, Setting, role
 from plures.methods import fedavg, fedper, ifca, local
 from plures.methods.community import community
@@ -23,6 +23,7 @@ from plures.methods.personal_se import personal_se
 from plures.models import Network, gcn, logistic, merged, mixture_of_experts, resnet, with_lora, with_roles
 from plures.run import Execution, Fixed, Run, Uniform, experts_of, onboard
 from plures.run.cost import traffic
+from plures.tasks import Classification, Regression
 from problems import near, personal, quadratic, run, same, scalar, shared, weight
 from shifted import mlp, ragged
 
@@ -92,9 +93,7 @@ def test_full_rank_reaches_what_the_full_layer_reaches():
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(30, size, generator=generator, dtype=torch.float64) for size in (5, 3))
     x = torch.linalg.qr(x)[0] * 30**0.5
-    data = Federation(
-        "LS", Task("regression", outputs=3), x, y, ("a",), dict.fromkeys(SPLITS, Split.of([torch.arange(30)]))
-    )
+    data = Federation("LS", Regression(3), x, y, ("a",), dict.fromkeys(SPLITS, Split.of([torch.arange(30)])))
     best = torch.linalg.lstsq(x, y).solution.T
 
     def found(rank: int) -> torch.Tensor:
@@ -135,7 +134,7 @@ def test_the_server_averages_factors_not_products():
     )
     rows = torch.zeros(4, 2, dtype=torch.float64)
     split = Split.of([torch.arange(2), torch.arange(2, 4)])
-    data = Federation("two", Task("regression", outputs=2), rows, rows, ("a", "b"), dict.fromkeys(SPLITS, split))
+    data = Federation("two", Regression(2), rows, rows, ("a", "b"), dict.fromkeys(SPLITS, split))
     done = run(method, 1, federation=replace(data, metadata={"which": (0, 1)}), model=partial(nn.Linear, 2, 2))
     state = {path: t[0] for path, t in shared(done).items()}
     assert torch.equal(state["lora_b.weight"] @ state["lora_a.weight"], torch.full((2, 2), 0.25, dtype=torch.float64))
@@ -203,7 +202,7 @@ def pictures(sizes=(9, 12, 15), equal: bool = False) -> Federation:
     if equal:
         split = Split.of([split[0]] * len(sizes))
     names = tuple("abc"[: len(sizes)])
-    task = Task("classification", ("x", "y", "z"), 3)
+    task = Classification(("x", "y", "z"))
     return Federation("pictures", task, x, torch.arange(sum(sizes)) % 3, names, dict.fromkeys(SPLITS, split))
 
 
@@ -329,7 +328,7 @@ def test_a_graph_without_edges_is_a_perceptron(edges):
     if not edges:
         rows[:, 1:] = -1
     split = Split.of(list(torch.arange(24).split(8)))
-    task = Task("classification", ("x", "y"), 2)
+    task = Classification(("x", "y"))
     data = Federation("graph", task, rows, torch.arange(24) % 2, ("a", "b", "c"), dict.fromkeys(SPLITS, split))
     network = partial(gcn, (3, 4), 2, vocabulary=6, hidden=5, adapter=2)
     options = {"federation": grouped(data, "one", "one", "two"), "steps": 3}
@@ -457,7 +456,7 @@ def balanced() -> Federation:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(36, 5, generator=generator, dtype=torch.float64)
     split = Split.of(list(torch.arange(36).split(12)))
-    task = Task("classification", ("x", "y", "z"), 3)
+    task = Classification(("x", "y", "z"))
     return Federation("balanced", task, x, torch.arange(36) % 3, ("a", "b", "c"), dict.fromkeys(SPLITS, split))
 
 
@@ -530,7 +529,7 @@ def test_a_class_that_a_client_lacks_does_no_harm():
     x = torch.randn(14, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.tensor([2] * 4 + [0, 1] * 5)
     split = Split.of([torch.arange(4) + 0, torch.arange(4, 14)])
-    task = Task("classification", ("x", "y", "z"), 3)
+    task = Classification(("x", "y", "z"))
     data = Federation("lacking", task, x, y, ("a", "b"), dict.fromkeys(SPLITS, split))
     options = {"federation": data, "batch_size": 4, "steps": 3}
     stacked, alone = (

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plures.errors import PluresError, PluresWarning
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.method import Batch, Method, Problem
 from plures.method.representation import contrast, cosine, distillation, nt_xent
 from plures.methods import fedavg, fedavg_ft, local
@@ -30,6 +30,7 @@ from plures.models.autoencoder import autoencoder_classifier
 from plures.models.beside import beside
 from plures.run import Execution, Fixed, Run, Uniform, onboard
 from plures.run.cost import traffic
+from plures.tasks import Classification, Regression
 from problems import EXACT, BodyHead, predictors, quadratic, run, scalar, shared
 from shifted import mlp, ragged
 
@@ -48,7 +49,7 @@ def tensor(*values) -> Tensor:
 def labelled(inputs: Tensor, labels: Tensor, *sizes: int, classes: int | None = None) -> Federation:
     """Clients ``a``, ``b``, ... that own the first rows, the next ones, ..., in all three splits."""
     count = classes or int(labels.max()) + 1
-    task = Task("classification", tuple(f"class {i}" for i in range(count)), count)
+    task = Classification(tuple(f"class {i}" for i in range(count)))
     split = Split.of(list(torch.arange(sum(sizes)).split(list(sizes))))
     return Federation("small", task, inputs, labels, tuple("abcdefgh"[: len(sizes)]), dict.fromkeys(SPLITS, split))
 
@@ -432,7 +433,7 @@ def test_an_unseen_client_of_simclr_trains_a_head_on_the_shared_body():
 
 
 def batch_of(inputs: Tensor, key: int = 3) -> Batch:
-    problem = Problem(Network(scalar()()), Task("regression"))
+    problem = Problem(Network(scalar()()), Regression(1))
     return Batch(inputs, torch.zeros(len(inputs)), None, problem, key=torch.tensor(key))
 
 
@@ -686,7 +687,7 @@ def normals(means: Tensor, deviations: Tensor, names: str = "abc") -> Federation
     """Two points per client, which have exactly these means and deviations; the targets are 0."""
     x = torch.cat([m + s * tensor([-1.0], [1.0]) for m, s in zip(means, deviations, strict=True)])
     split = Split.of(list(torch.arange(len(x)).split(2)))
-    return Federation("normals", Task("regression"), x, 0 * x, tuple(names), dict.fromkeys(SPLITS, split))
+    return Federation("normals", Regression(1), x, 0 * x, tuple(names), dict.fromkeys(SPLITS, split))
 
 
 @pytest.mark.oracle("OT1")
@@ -742,7 +743,7 @@ def known_maps(rounds: int) -> tuple[Run, Federation]:
     z = torch.randn(30, 2, generator=generator, dtype=torch.float64)
     y = z @ tensor([1.5], [-0.7]) + 0.3 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
     split = Split.of(list(torch.arange(30).split([5, 10, 15])))
-    common = Federation("common", Task("regression"), z, y, ("a", "b", "c"), dict.fromkeys(SPLITS, split))
+    common = Federation("common", Regression(1), z, y, ("a", "b", "c"), dict.fromkeys(SPLITS, split))
     scale, shift = tensor([2.0, 0.5], [-1.0, 3.0], [0.25, 1.0]), tensor([1.0, -2.0], [0.0, 5.0], [-3.0, 0.5])
     owner = torch.arange(3).repeat_interleave(torch.tensor([5, 10, 15]))
     seen = replace(common, inputs=(z - shift[owner]) / scale[owner])

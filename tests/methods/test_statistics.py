@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from plures.errors import PluresError
 from plures.evaluate.scores import score
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.method import (
     SGD,
     Combine,
@@ -37,6 +37,7 @@ from plures.models.residual import SqueezeExcitation
 from plures.run import Execution, Run, Training, onboard
 from plures.run.checkpoint import restore, snapshot
 from plures.run.cost import traffic
+from plures.tasks import Classification
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
@@ -58,7 +59,7 @@ def clients(means=MEANS, sizes=SIZES, names="abc") -> Federation:
     own = Split.of(list(torch.arange(sum(sizes)).split(list(sizes))))
     return Federation(
         name="shifted",
-        task=Task("classification", ("0", "1"), 2),
+        task=Classification(("0", "1")),
         inputs=inputs,
         targets=torch.arange(len(inputs)) % 2,
         clients=tuple(names),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plures import PluresError, PluresWarning
 from plures.evaluate import score
 from plures.evaluate.stream import StreamScores, follow
-from plures.federation import SPLITS, Federation, Split, Stream, Task, permuted
+from plures.federation import SPLITS, Federation, Split, Stream, permuted
 from plures.method import SGD, Assign, Batch, Method, Phase, Predict, State, squared_distance
 from plures.methods import apfl, ditto, fedavg, fedavg_ft, fedper, fedprox, ifca, local, scaffold
 from plures.methods.ewc import ewc
@@ -20,6 +20,7 @@ from plures.metrics import CLASSIFICATION, REGRESSION
 from plures.run import Cosine, Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.cost import traffic
 from plures.run.stream import conclude, learn, on_task
+from plures.tasks import Regression
 from problems import EXACT, close, personal, predictions, quadratic, run, scalar, shared, weight
 from shifted import mlp, ragged
 
@@ -42,7 +43,7 @@ def points(optima, curvatures=None) -> Federation:
     split = Split.of(list(torch.arange(clients * d).view(clients, d)))
     x = (d / 2) ** 0.5 * torch.cat([torch.diag(row) for row in scale])
     y = (d / 2) ** 0.5 * (scale * optima).reshape(-1, 1)
-    return Federation("points", Task("regression"), x, y, tuple("abc"[:clients]), dict.fromkeys(SPLITS, split))
+    return Federation("points", Regression(1), x, y, tuple("abc"[:clients]), dict.fromkeys(SPLITS, split))
 
 
 def plane() -> nn.Module:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.evaluate.predictions import said
-from plures.federation import Task
 from plures.metrics import CLASSIFICATION, REGRESSION, Metric, Predictions, alone, mean
 from plures.metrics.calibration import expected_error
+from plures.tasks import Classification, Regression, Task
 
-CLASSES, NUMBERS = Task("classification", ("a", "b", "c"), 3), Task("regression", outputs=2)
+CLASSES, NUMBERS = Classification(("a", "b", "c")), Regression(2)
 EVERY = [(CLASSES, metric) for metric in CLASSIFICATION] + [(NUMBERS, metric) for metric in REGRESSION]
 each_metric = pytest.mark.parametrize(("task", "metric"), EVERY, ids=[f"{t.kind}-{m.name}" for t, m in EVERY])
 NAN = math.nan
@@ -49,7 +49,7 @@ def test_61_calibration_error() -> None:
 
 def test_metrics_of_classes_by_hand() -> None:
     outputs = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [5.0, -5.0]]])
-    task, weight = Task("classification", ("a", "b"), 2), torch.tensor([[1.0, 1.0, 0.0]])
+    task, weight = Classification(("a", "b")), torch.tensor([[1.0, 1.0, 0.0]])
     made = said(task, outputs, torch.tensor([[1, 1, 1]]), weight)
     found = {metric.name: float(metric.stacked(made)) for metric in task.metrics}
     assert found["accuracy"] == 0.5

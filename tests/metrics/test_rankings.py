@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
 from plures.evaluate.predictions import said
-from plures.federation import Task
 from plures.metrics import REGRESSION, Predictions
 from plures.metrics.auroc import auroc
 from plures.metrics.average_precision import average_precision
 from plures.metrics.balance import balanced_accuracy, counts, macro_f1, mean_f1, mean_recall
 from plures.metrics.errors import r2
+from plures.tasks import Classification, Regression
 
 NAN = math.nan
 TRUE, SCORES = [1, 0, 1, 0, 1], [0.9, 0.8, 0.7, 0.7, 0.2]
@@ -28,7 +28,7 @@ def binary(true: list[int], scores: list[float], weight: list[float] | None = No
     """One client's predictions of which the second class has these probabilities."""
     chances = torch.tensor([[1 - p, p] for p in scores], dtype=torch.float64)
     counted = torch.ones(len(true)) if weight is None else torch.tensor(weight)
-    return said(Task("classification", ("no", "yes"), 2), chances.log(), torch.tensor(true), counted)
+    return said(Classification(("no", "yes")), chances.log(), torch.tensor(true), counted)
 
 
 def several(classes: int, examples: int, seed: int) -> tuple[Predictions, dict[str, np.ndarray]]:
@@ -37,7 +37,7 @@ def several(classes: int, examples: int, seed: int) -> tuple[Predictions, dict[s
     outputs = generator.normal(size=(examples, classes)).round(0)
     targets = np.r_[np.arange(classes), generator.integers(0, classes, examples - classes)]
     weight = generator.integers(1, 4, examples).astype(float)
-    task = Task("classification", tuple(map(str, range(classes))), classes)
+    task = Classification(tuple(map(str, range(classes))))
     made = said(task, torch.from_numpy(outputs), torch.from_numpy(targets), torch.from_numpy(weight))
     chances = made.chances.numpy()
     return made, {"y": targets, "p": chances, "decided": made.decisions.numpy(), "w": weight}
@@ -80,15 +80,13 @@ def test_v5_one_class_alone_cannot_be_ranked(true: list[int]) -> None:
 
 def test_classes_that_a_client_lacks_are_left_out_of_its_mean() -> None:
     scores = torch.tensor([[[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1]]])
-    made = said(Task("classification", ("a", "b", "c"), 3), scores.log(), torch.tensor([[0, 1, 1]]), torch.ones(1, 3))
+    made = said(Classification(("a", "b", "c")), scores.log(), torch.tensor([[0, 1, 1]]), torch.ones(1, 3))
     assert auroc.stacked(made).tolist() == [1.0]
     assert balanced_accuracy.stacked(made).tolist() == [(1 + 1 / 2) / 2]
 
 
 def test_r2_by_hand() -> None:
-    made = said(
-        Task("regression"), torch.tensor([[1.0], [2.0], [2.0]]), torch.tensor([[1.0], [2.0], [3.0]]), torch.ones(3)
-    )
+    made = said(Regression(1), torch.tensor([[1.0], [2.0], [2.0]]), torch.tensor([[1.0], [2.0], [3.0]]), torch.ones(3))
     assert r2.of(made) == pytest.approx(1 - 1 / 2)
     assert math.isnan(r2.of(made.map(lambda t: t[:1])))
 
@@ -96,7 +94,7 @@ def test_r2_by_hand() -> None:
 def test_probabilities_that_differ_little_are_no_ties() -> None:
     """In single precision, both probabilities are 1."""
     outputs = torch.tensor([[0.0, 20.0], [0.0, 21.0]])
-    made = said(Task("classification", ("no", "yes"), 2), outputs, torch.tensor([0, 1]), torch.ones(2))
+    made = said(Classification(("no", "yes")), outputs, torch.tensor([0, 1]), torch.ones(2))
     assert auroc.of(made) == 1.0
 
 
@@ -156,7 +154,7 @@ def test_metrics_of_classes_are_those_of_scikit_learn(classes: int, seed: int) -
 def test_metrics_of_numbers_are_those_of_scikit_learn() -> None:
     generator = np.random.default_rng(3)
     truth, outputs, weight = generator.normal(size=(30, 2)), generator.normal(size=(30, 2)), generator.uniform(1, 2, 30)
-    made = said(Task("regression", outputs=2), *map(torch.from_numpy, (outputs, truth, weight)))
+    made = said(Regression(2), *map(torch.from_numpy, (outputs, truth, weight)))
     found = {metric.name: metric.of(made) for metric in REGRESSION}
     assert found["r2"] == pytest.approx(sklearn.r2_score(truth, outputs, sample_weight=weight))
     assert found["mae"] == pytest.approx(sklearn.mean_absolute_error(truth, outputs, sample_weight=weight))

@@ -105,7 +105,7 @@ def read_newcomers(data: str, spec: RunSpec, run: Run) -> Federation:
     options["metadata"] = {name: row for name, row in options.get("metadata", {}).items() if name in names}
     task = run.federation.task
     options = {name: value for name, value in options.items() if name != "standardize_targets"}
-    options |= {"standardize": False, "task": task.kind, "classes": task.classes or None, "name": Path(data).name}
+    options |= {"standardize": False, "task": task, "name": Path(data).name}
     return rescaled(run, from_folder(Path(data), **options))
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad
 
@@ -92,7 +91,7 @@ def _network(sample: Sample, model: nn.Module | ModelFactory | None, seed: int) 
 
     def loss(values: dict[str, Tensor], inputs: Tensor, target: Tensor) -> Tensor:
         outputs, _ = network({**values, **buffers}, inputs, train=False)
-        return F.cross_entropy(outputs, target) if sample.classification else F.mse_loss(outputs, target.to(outputs))
+        return federation.task.mean_loss(outputs, target if sample.classification else target.to(outputs))
 
     derivative = grad(loss)
 

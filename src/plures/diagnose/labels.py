@@ -43,11 +43,11 @@ def label_skew(federation: Federation, seed: int = 0, permutations: int = PERMUT
 
 
 def columns(federation: Federation, rows: Ints) -> list[Ints]:
-    """Labels of the rows; for regression one binned column for each output."""
+    """Labels of the rows, a column for each where there are several; for numbers a binned column for each output."""
     own = federation.targets.cpu()
-    if federation.task.kind == "classification":
-        return [own.numpy()[rows]]
     flat = own.double().reshape(len(own), -1).numpy()
+    if federation.task.probable:
+        return [flat[rows, output].astype(np.int64) for output in range(flat.shape[1])]
     return [binned(flat[:, output], federation, rows, BINS) for output in range(flat.shape[1])]
 
 

@@ -58,7 +58,7 @@ class Sample:
 
     @property
     def classification(self) -> bool:
-        return self.federation.task.kind == "classification"
+        return bool(self.federation.task.classes)
 
 
 def chosen_clients(federation: Federation, seed: int, most: int = CLIENTS) -> Federation:
@@ -144,7 +144,7 @@ def targets(federation: Federation, rows: Ints) -> Floats:
     """One-hot labels, or targets scaled over all clients' train rows."""
     own = federation.targets.cpu()
     found = own[torch.from_numpy(rows)]
-    if federation.task.kind == "classification":
+    if federation.task.classes:
         return np.asarray(np.eye(federation.task.outputs)[found.numpy()], dtype=np.float64)
     every = own[federation.splits["train"].rows.cpu()].double().reshape(-1, federation.task.outputs)
     scale = every.std(0, correction=0)
@@ -156,7 +156,7 @@ def strata(federation: Federation, rows: Ints, bins: int = 3) -> Ints:
     """Labels; for regression the bin of the first target among the quantiles of all train targets."""
     own = federation.targets.cpu()
     found = own[torch.from_numpy(rows)]
-    if federation.task.kind == "classification":
+    if federation.task.classes:
         return np.asarray(found.numpy(), dtype=np.int64)
     return binned(own.double().reshape(len(own), -1)[:, 0].numpy(), federation, rows, bins)
 

@@ -543,7 +543,7 @@ def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
 
 def card(federation: Federation) -> FederationCard:
     """A federation's data sheet."""
-    classes = federation.task.outputs if federation.task.kind == "classification" else 0
+    classes = len(federation.task.classes)
     train = federation.splits["train"] if classes else ()
     labels = [torch.bincount(federation.targets[rows], minlength=classes).tolist() for rows in train]
     return FederationCard(

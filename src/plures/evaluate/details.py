@@ -69,8 +69,7 @@ class Errors:
 
     def __init__(self, run: Run) -> None:
         self.task, self.split = run.federation.task, run.federation.splits["test"]
-        self.names = self.task.classes or tuple(map(str, range(self.task.outputs)))
-        self.classes = self.task.outputs if self.task.kind == "classification" else 0
+        self.classes = len(self.task.classes)
         self._mistakes: dict[int, list[Mistake]] = {}
         self._binned: dict[int, Tensor] = {}
         self._confusion: dict[int, Tensor] = {}
@@ -92,7 +91,12 @@ class Errors:
             rows = self.split[client].cpu()
             if not sure:
                 self._mistakes[client] = [
-                    Mistake(row=int(rows[i]), loss=float(loss[i]), truth=_told(truth[i]), predicted=_told(decided[i]))
+                    Mistake(
+                        row=int(rows[i]),
+                        loss=float(loss[i]),
+                        truth=self.task.says(truth[i]),
+                        predicted=self.task.says(decided[i]),
+                    )
                     for i in worst
                 ]
                 continue
@@ -101,8 +105,8 @@ class Errors:
                 Mistake(
                     row=int(rows[i]),
                     loss=round(float(loss[i]), 6),
-                    truth=self.names[int(truth[i])],
-                    predicted=self.names[int(decided[i])],
+                    truth=self.task.says(truth[i]),
+                    predicted=self.task.says(decided[i]),
                     confidence=round(float(chosen[i].nan_to_num()), 6),
                 )
                 for i in worst
@@ -131,7 +135,3 @@ class Errors:
     def confusion(self) -> list[list[list[int]]]:
         """Per client, true class by decided class; empty without classes and with many."""
         return [self._confusion[client].tolist() for client in sorted(self._confusion)]
-
-
-def _told(values: Tensor) -> str:
-    return ", ".join(f"{x:.4g}" for x in values.tolist())

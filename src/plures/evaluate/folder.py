@@ -12,13 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from plures import tasks
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import ClientScores, SeedResult
 from plures.evaluate.scores import score
 from plures.evaluate.spec import RunSpec
 from plures.faults import M, text_of, unreadable
-from plures.federation import SPLITS, Federation, Split, Task
+from plures.federation import SPLITS, Federation, Split
 from plures.federation.build import Frame
 from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
@@ -75,12 +76,12 @@ def own_examples(run: Run, place: int) -> dict[str, Tensor]:
 
 def fitted_to(federation: Federation) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What was fitted to data: tensors by name, and the rest as JSON; never an example."""
-    made, task = federation.preparation, federation.task
+    made = federation.preparation
     metadata = json.loads(json.dumps({k: list(v) for k, v in federation.metadata.items()}, default=str))
     return {f"{FITTED}:{name}": value for name, value in numbers(federation.scaling, made).items()}, {
         "name": federation.name,
         "source": federation.source,
-        "task": {"kind": task.kind, "classes": task.classes, "outputs": task.outputs},
+        "task": tasks.told(federation.task),
         "features": federation.features,
         "dtype": str(federation.inputs.dtype).removeprefix("torch."),
         "columns": federation.columns,
@@ -90,15 +91,15 @@ def fitted_to(federation: Federation) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 Counts = dict[str, dict[str, int]]
-"""A client's ``rows`` in each split, and its training ``labels`` of each class."""
+"""A client's ``rows`` in each split, and its training examples of each class or label, ``labels``."""
 
 
 def counts(federation: Federation, place: int) -> Counts:
     """How many examples a client has."""
-    classes, train = federation.task.classes, federation.splits["train"][place]
-    found = torch.bincount(federation.targets[train], minlength=len(classes)).tolist() if classes else []
+    task, train = federation.task, federation.splits["train"][place]
+    found = task.counts(federation.targets[train])
     rows: dict[str, int] = {split: int(federation.splits[split].sizes[place]) for split in SPLITS}
-    return {"rows": rows, "labels": dict(zip(classes, found, strict=True))}
+    return {"rows": rows, "labels": {} if found is None else dict(zip(task.names, found.tolist(), strict=True))}
 
 
 @checked
@@ -286,7 +287,7 @@ class RunFolder:
         dtype = number_type(told["dtype"])
         if dtype is None:
             raise PluresError(f"{self.path / MODELS} is damaged: {told['dtype']!r} is no type of numbers; run again")
-        task = Task(told["task"]["kind"], tuple(told["task"]["classes"]), told["task"]["outputs"])
+        task = tasks.restored(told["task"], lambda name: self.code.reading(self.path / MODELS).load(name, "task"))
         found = {k.removeprefix(f"{FITTED}:"): t for k, t in tensors.items() if k.startswith(f"{FITTED}:")}
         scaling, preparation = restored(told["preparation"], found)
         return Federation(
@@ -294,7 +295,7 @@ class RunFolder:
             source=told["source"],
             task=task,
             inputs=torch.zeros(2, *told["features"], dtype=dtype),
-            targets=torch.zeros(2, dtype=torch.int64) if task.classes else torch.zeros(2, task.outputs),
+            targets=task.blank(2),
             clients=tuple(clients),
             splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)] * len(clients))),
             metadata={column: tuple(values) for column, values in told["metadata"].items()},

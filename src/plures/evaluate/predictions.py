@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError, suggestion
-from plures.federation import SplitName, Task
+from plures.federation import SplitName
 from plures.metrics.metric import Kept, Predictions, columns
 from plures.run import Run
 from plures.run.engine import Stack
 from plures.signature import checked
+from plures.tasks import Task
 
 Reader = Callable[[Predictions], Kept]
 """Takes what is needed of every example of a batch, ``(clients, batch, ...)``."""
@@ -92,8 +93,7 @@ def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iter
     own: dict[str, Any] = {name: engine.whole(chunk, name) for name in run.bound.method.predictor.reads}
     for inputs, targets, weight in engine.walk(chunk, split):
         outputs = engine.forward(stack, inputs, own, weight)
-        decisions = engine.decisions(stack, outputs, weight) if task.kind == "classification" else None
-        yield said(task, outputs, targets, weight, decisions)
+        yield said(task, outputs, targets, weight, engine.decisions(stack, outputs, weight))
 
 
 def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions: Tensor | None = None) -> Predictions:
@@ -104,14 +104,12 @@ def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions
         outputs: ``(clients, examples, outputs)``.
         targets: ``(clients, examples)`` or ``(clients, examples, outputs)``.
         weight: ``(clients, examples)`` 1 for an example, 0 for padding.
-        decisions: ``(clients, examples)`` predicted classes; default: those with the highest score.
+        decisions: ``(clients, examples, *target)`` what the client decides for; default: as the task does.
     """
-    if task.kind == "regression":
-        return Predictions(outputs, targets, weight, (outputs - targets).square().sum(-1), outputs)
-    logs = outputs.double().log_softmax(-1)
-    losses = -logs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    decided = outputs.argmax(-1) if decisions is None else decisions
-    return Predictions(outputs, targets, weight, losses, decided, logs.exp())
+    each = outputs.double().flatten(0, 1), (targets.double() if targets.is_floating_point() else targets).flatten(0, 1)
+    losses = task.losses(*each).view_as(weight)
+    decided = task.decide(outputs) if decisions is None else decisions
+    return Predictions(outputs, targets, weight, losses, decided, task.probabilities(outputs.double()))
 
 
 def rows_of(stack: Stack, clients: list[int]) -> Stack:

@@ -6,7 +6,7 @@ from plures.federation.datasets.domains import blend
 from plures.federation.datasets.graphs import communities, from_graph
 from plures.federation.datasets.ratings import movie_titles
 from plures.federation.describe import ClientDescription, Description, describe
-from plures.federation.federation import Federation, Task
+from plures.federation.federation import Federation
 from plures.federation.partition import (
     dirichlet_per_class,
     dirichlet_per_client,
@@ -32,7 +32,6 @@ __all__ = [
     "SplitName",
     "SplitRule",
     "Stream",
-    "Task",
     "attenuation",
     "blend",
     "brightness",

@@ -25,9 +25,10 @@ from plures.federation.metadata import MISSING_VALUES, Metadata, metadata_of
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
 from plures.federation.splits import SplitRule, split_rows
-from plures.federation.targets import refuse, task_of
 from plures.files import NO_ARCHIVE
 from plures.names import coded, named
+from plures.tasks import Task, task_of
+from plures.tasks.reading import refuse
 
 Array = NDArray[Any]
 
@@ -36,7 +37,7 @@ class Options(TypedDict, total=False):
     """What every builder takes; see `from_arrays`."""
 
     name: str
-    task: Literal["classification", "regression"] | None
+    task: Task | str | None
     classes: Sequence[object] | None
     metadata: Metadata | None
     split: SplitRule | None
@@ -96,7 +97,8 @@ def from_arrays(
 
     Options:
         name: of the federation (default ``data``).
-        task: ``classification`` or ``regression``; inferred from the targets' type if not given.
+        task: a :class:`plures.tasks.Task`, such as ``Classification(class_weights={"ill": 3})``; or a name,
+            ``classification`` or ``regression``; inferred from the targets' type if not given.
         classes: class names in order; the values that occur, in their order, if not given. A whole number is the class
             of that name if all names are whole numbers, else the position of its class.
         metadata: client -> its row (a mapping), column -> client -> value, or column -> values with a column
@@ -586,13 +588,13 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     if rule.by == "time" and options.get("seed", 0) != 0:
         raise PluresError(f"seed={options.get('seed')}: a split by time draws nothing; leave the seed out")
     task, targets = task_of(data.targets[rows], options.get("task"), options.get("classes"), where)
-    if options.get("standardize_targets", False) and task.kind == "classification":
-        raise PluresError("standardize_targets: classes have no scale; leave it out, or say task='regression'")
+    if options.get("standardize_targets", False) and task.probable:
+        raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or say task='regression'")
     raw = data.inputs[rows] if len(rows) < n else data.inputs
     inputs = _inputs(raw, options, where)
     names, splits = split_rows(
         client,
-        labels=targets.numpy() if task.kind == "classification" else None,
+        labels=task.strata(targets),
         groups=kept(groups),
         time=kept(time),
         keys=_keys(data, rows, client, raw, inputs.is_floating_point()),
@@ -621,7 +623,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         shape = (1, -1, *[1] * (inputs.ndim - 2))
         inputs = inputs.sub_(mean.to(inputs.dtype).view(shape)).div_(scale.to(inputs.dtype).view(shape))
     source = options.get("source", "")
-    if options.get("standardize_targets", False) and task.kind == "regression":
+    if options.get("standardize_targets", False):
         mean, scale = _moments(targets, train)
         made = replace(made, target=(mean, scale))
         targets = made.scaled_targets(targets)

@@ -23,7 +23,7 @@ class ClientDescription:
     Attributes:
         name: of the client.
         sizes: examples in each split.
-        labels: examples of each class over all splits; empty for regression.
+        labels: examples of each class or label over all splits; empty for numbers.
         target_mean: mean of each target over all splits; empty for classification.
         target_std: their standard deviations (over n); empty for classification.
         missing: missing input values, imputed or not.
@@ -49,17 +49,19 @@ class Description:
 
     Attributes:
         name: of the federation.
-        kind: ``classification`` or ``regression``.
+        kind: of the task.
+        called: what the outputs of the task are called.
         classes: class names.
         features: shape of an input.
         source: origin and licence.
         clients: one entry per client.
         label_skew: mean over clients of the total variation distance ``sum_k |p_ik - p_k| / 2`` between the client's
-            label frequencies and the pooled ones: 0 alike, towards 1 disjoint; None for regression.
+            label frequencies and the pooled ones: 0 alike, towards 1 disjoint; None without classes.
     """
 
     name: str
     kind: str
+    called: str
     classes: tuple[str, ...]
     features: tuple[int, ...]
     source: str
@@ -77,7 +79,8 @@ class Description:
     def __str__(self) -> str:
         sizes = {split: [client.sizes[split] for client in self.clients] for split in SPLITS}
         told = ", ".join(f"{split} {sum(counts)}" for split, counts in sizes.items())
-        what = f"{len(self.classes)} classes" if self.classes else "real targets"
+        counted = len(self.clients[0].labels)
+        what = f"{counted} {self.called}" if counted else "real targets"
         lines = [
             f"{self.name}: {self.kind}, {what}, inputs {' x '.join(map(str, self.features)) or 'scalar'}",
             f"{len(self.clients)} clients, {self.examples} examples ({told})",
@@ -91,7 +94,7 @@ class Description:
 
     def _table(self, sizes: Mapping[SplitName, Sequence[int]]) -> list[list[str]]:
         keys = [key for key in self.clients[0].metadata if key != MISSING_VALUES]
-        target = "labels" if self.classes else "target mean (std)"
+        target = "labels" if self.clients[0].labels else "target mean (std)"
         table = [["client", *SPLITS, target, "missing", *keys]]
         table += [self._row(client, keys) for client in self.clients]
         if len(self.clients) > 2 * SHOWN + 1:
@@ -102,9 +105,9 @@ class Description:
         return table
 
     def _row(self, client: ClientDescription, keys: Sequence[str]) -> list[str]:
-        if len(self.classes) > 2 * SHOWN:
-            target = f"{sum(count > 0 for count in client.labels)} classes"
-        elif self.classes:
+        if len(client.labels) > 2 * SHOWN:
+            target = f"{sum(count > 0 for count in client.labels)} {self.called}"
+        elif client.labels:
             target = " ".join(map(str, client.labels))
         else:
             moments = zip(client.target_mean, client.target_std, strict=True)
@@ -149,35 +152,35 @@ def describe(federation: Described) -> Description:
         >>> [(client.name, client.labels) for client in describe(plures.load("heart")).clients]
         [('cleveland', (164, 139)), ('hungarian', (188, 106)), ('switzerland', (8, 115)), ('va', (51, 149))]
     """
-    classification = federation.task.kind == "classification"
     recorded = federation.metadata.get(MISSING_VALUES)
     clients, frequencies = [], []
     total = torch.zeros(federation.task.outputs, dtype=torch.float64)
     for number, name in enumerate(federation.clients):
         rows = torch.cat([federation.splits[split][number] for split in SPLITS])
         targets = federation.targets[rows].cpu()
-        counts = torch.bincount(targets, minlength=federation.task.outputs).double() if classification else None
+        counts = federation.task.counts(targets)
         if counts is not None:
             total += counts
-            frequencies.append(counts / counts.sum())
+            frequencies.append(counts.double() / counts.sum())
         values = targets.double()
         clients.append(
             ClientDescription(
                 name=name,
                 sizes={split: len(federation.splits[split][number]) for split in SPLITS},
                 labels=() if counts is None else tuple(int(count) for count in counts.tolist()),
-                target_mean=() if classification else tuple(values.mean(0).tolist()),
-                target_std=() if classification else tuple(values.std(0, correction=0).tolist()),
+                target_mean=() if counts is not None else tuple(values.mean(0).tolist()),
+                target_std=() if counts is not None else tuple(values.std(0, correction=0).tolist()),
                 missing=0 if recorded is None else int(str(recorded[number])),
                 metadata={key: column[number] for key, column in federation.metadata.items()},
             )
         )
     skew = None
-    if frequencies:
+    if federation.task.classes:
         skew = float((torch.stack(frequencies) - total / total.sum()).abs().sum(1).mean() / 2)
     return Description(
         name=federation.name,
         kind=federation.task.kind,
+        called=federation.task.called,
         classes=federation.task.classes,
         features=federation.features,
         source=federation.source,

@@ -23,7 +23,7 @@ def doubts(federation: Federation, copies: bool = True) -> list[str]:
     train = federation.splits["train"]
     few = [name for name, size in zip(federation.clients, train.sizes.tolist(), strict=True) if size < FEW]
     told = [_of(few, f"fewer than {FEW} training examples")]
-    if federation.task.kind == "classification":
+    if federation.task.classes:
         labels = (federation.targets[rows] for rows in train)
         single = [n for n, own in zip(federation.clients, labels, strict=True) if bool((own == own[0]).all())]
         told.append(_of([name for name in single if name not in set(few)], "one single class to train on"))

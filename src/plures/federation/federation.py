@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,38 +15,9 @@ from plures.federation.describe import Description, describe
 from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, Split, SplitName
-from plures.metrics import CLASSIFICATION, REGRESSION, Metric
+from plures.metrics import Metric
 from plures.names import check_words, checked_name, in_order, name_of
-
-KINDS = ("classification", "regression")
-"""Kinds of tasks."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a client predicts.
-
-    Attributes:
-        kind: ``classification`` (targets are class numbers, loss is cross-entropy) or ``regression``
-            (targets are real vectors, loss is the mean squared error).
-        classes: class names; empty for regression.
-        outputs: number of model outputs (classes, or target dimensions).
-        metrics: what predictions of it are measured by; rounds and settings are chosen by the first one.
-    """
-
-    kind: Literal["classification", "regression"]
-    classes: tuple[str, ...] = ()
-    outputs: int = 1
-    metrics: tuple[Metric, ...] = field(default=(), compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise PluresError(f"task kind {self.kind!r} is unknown: {suggestion(self.kind, KINDS)}")
-        if not self.metrics:
-            object.__setattr__(self, "metrics", CLASSIFICATION if self.kind == "classification" else REGRESSION)
-        if self.outputs < 1:
-            raise PluresError(f"a task of {self.outputs} outputs: give at least 1")
-        check_words(self.classes, "class")
+from plures.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -61,7 +32,8 @@ class Federation:
         name: what reports call it.
         task: what is predicted.
         inputs: ``(examples, *features)``; floating point, or integers for tokens.
-        targets: ``(examples,)`` int64 for classification, ``(examples, outputs)`` floating point for regression.
+        targets: as the task wants them: ``(examples,)`` int64 for classification, ``(examples, outputs)`` floating
+            point for regression.
         clients: client names, in natural order.
         splits: the rows of every client in ``train``, ``validation`` and ``test``.
         metadata: one column per key, one entry per client, in the order of ``clients``.
@@ -111,6 +83,18 @@ class Federation:
             checked_name(client, "client")
         check_words(self.columns, "column")
         check_words(map(str, self.metadata), "metadata column")
+        if self.task.outputs < 1:
+            raise PluresError(f"federation {self.name!r}: {self.task.kind} without {self.task.called}; give at least 1")
+        if tuple(self.targets.shape[1:]) != self.task.target:
+            raise PluresError(
+                f"federation {self.name!r}: the target of an example has shape {tuple(self.targets.shape[1:])}, and "
+                f"{self.task.kind} needs {self.task.target}"
+            )
+        if self.targets.is_floating_point() != self.task.number.is_floating_point:
+            raise PluresError(
+                f"federation {self.name!r}: targets of type {self.targets.dtype}, but this {self.task.kind} has "
+                f"{self.task.number}"
+            )
         if len(self.inputs) != len(self.targets):
             raise PluresError(
                 f"federation {self.name!r}: {len(self.inputs)} inputs but {len(self.targets)} targets; they must match"
@@ -173,14 +157,7 @@ class Federation:
         bad = torch.zeros(len(self.inputs), dtype=torch.bool, device=self.inputs.device)
         if self.inputs.is_floating_point():
             bad |= ~torch.isfinite(self.inputs).flatten(1).all(1)
-        if self.targets.is_floating_point():
-            bad |= ~torch.isfinite(self.targets).flatten(1).all(1)
-        else:
-            outside = (self.targets < 0) | (self.targets >= self.task.outputs)
-            self._refuse(
-                outside,
-                f"a label outside 0..{self.task.outputs - 1}; correct the labels or the list of classes",
-            )
+        self._refuse(*self.task.faults(self.targets))
         self._refuse(bad, 'a NaN or an infinite value; clean the data or build the federation with missing="impute"')
 
     def _refuse(self, bad: Tensor, what: str) -> None:
@@ -198,7 +175,7 @@ class Federation:
     def __repr__(self) -> str:
         """One line without data: tracebacks, logs and notebooks print it."""
         sizes = ", ".join(f"{split} {len(index.rows)}" for split, index in self.splits.items())
-        kind = f"{self.task.kind}, {self.task.outputs} {'classes' if self.task.classes else 'outputs'}"
+        kind = f"{self.task.kind}, {self.task.outputs} {self.task.called}"
         shape = " x ".join(map(str, self.features)) or "scalar"
         return f"<Federation {self.name!r}: {len(self)} clients, {sizes}; {kind}; inputs {shape}>"
 

@@ -129,7 +129,7 @@ def by_label(federation: Federation, classes: Sequence[Collection[int]]) -> Stre
         federation: classification; every client needs a train row of every task.
         classes: class numbers of each task; a class is in one task at most.
     """
-    if federation.task.kind != "classification":
+    if not federation.task.classes:
         raise PluresError(f"by label: federation {federation.name!r} is {federation.task.kind}; it has no classes")
     listed = [label for members in classes for label in members]
     if len(set(listed)) < len(listed) or not set(listed) <= set(range(federation.task.outputs)):

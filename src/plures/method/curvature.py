@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from plures.method.state import Batch
@@ -15,17 +14,16 @@ NUMBERS = 1 << 22
 """Entries of gradients, one for each example and output, that are held at once for a client."""
 
 
-def fisher(leaves: Leaves, batch: Batch, noise: float = 0.5) -> Leaves:
+def fisher(leaves: Leaves, batch: Batch) -> Leaves:
     """Diagonal of the Fisher information of one example, averaged over a batch.
 
-    Labels are those that the model expects, not those of the batch: for classes ``sum_c p_c (d log p_c)^2``, for
-    regression with Gaussian noise ``sum_o (d f_o)^2 / noise``. Costs a gradient for each example and output.
+    Targets are those that the model expects, not those of the batch: for classes ``sum_c p_c (d log p_c)^2``, for
+    the squared error ``2 sum_o (d f_o)^2`` (:meth:`plures.tasks.Task.curvature`). Costs a gradient for each example
+    and output.
 
     Args:
         leaves: the model.
         batch: the examples; padding does not count.
-        noise: variance of the noise in regression; 1/2 is that for which the squared error is the negative
-            log-likelihood.
 
     Returns:
         One entry for every entry of a parameter; buffers and frozen parameters are left out.
@@ -33,9 +31,9 @@ def fisher(leaves: Leaves, batch: Batch, noise: float = 0.5) -> Leaves:
     total: Leaves = {}
     mask = batch.mask
     names = [k for k in leaves if k not in batch.problem.network.fixed]
-    for part, outputs, slopes in jacobians(leaves, batch, names, logs=True):
-        each = outputs.exp() if batch.problem.task.kind == "classification" else outputs.new_full((), 1 / noise)
-        weight = mask[part].unsqueeze(1) * each.expand_as(outputs) / mask.sum()
+    task = batch.problem.task
+    for part, outputs, slopes in jacobians(leaves, batch, names, of=lambda outputs: task.curvature(outputs)[0]):
+        weight = mask[part].unsqueeze(1) * task.curvature(outputs)[1] / mask.sum()
         for k, slope in slopes.items():
             found = torch.tensordot(weight, slope.square(), 2)
             total[k] = total[k] + found if k in total else found
@@ -60,7 +58,7 @@ def output_covariance(leaves: Leaves, variance: Leaves, batch: Batch) -> Tensor:
 
 
 def jacobians(
-    leaves: Leaves, batch: Batch, names: Collection[str], *, logs: bool = False
+    leaves: Leaves, batch: Batch, names: Collection[str], *, of: Callable[[Tensor], Tensor] = lambda outputs: outputs
 ) -> Iterator[tuple[slice, Tensor, Leaves]]:
     """Outputs ``(part, outputs)`` and their gradients ``(part, outputs, ...)``, some examples of a batch at a time.
 
@@ -68,18 +66,17 @@ def jacobians(
         leaves: the model, in evaluation mode.
         batch: the examples.
         names: the parameters.
-        logs: of the logarithms of class probabilities instead of the class scores.
+        of: a function of the outputs ``(outputs,)``, whose gradients are meant instead.
     """
-    network, task = batch.problem.network, batch.problem.task
+    network = batch.problem.network
     free = {k: leaves[k] for k in names}
 
     def one(parameters: Leaves, example: Tensor) -> tuple[Tensor, Tensor]:
         outputs, _ = network({**leaves, **parameters}, example.unsqueeze(0), train=False)
-        outputs = F.log_softmax(outputs[0], -1) if logs and task.kind == "classification" else outputs[0]
-        return outputs, outputs
+        return of(outputs[0]), outputs[0]
 
     slopes = torch.func.vmap(torch.func.jacrev(one, has_aux=True), (None, 0))
-    size = max(1, NUMBERS // (task.outputs * sum(t.numel() for t in free.values())))
+    size = max(1, NUMBERS // (batch.problem.task.outputs * sum(t.numel() for t in free.values())))
     for begin in range(0, len(batch.inputs), size):
         part = slice(begin, begin + size)
         found, outputs = slopes(free, batch.inputs[part])

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plures.errors import PluresError
 from plures.method.method import Start
 from plures.method.setting import Setting
 from plures.models import Leaves, Network
@@ -81,13 +80,6 @@ def width(network: Network, setting: Setting) -> int:
     kind = network.dtype if setting.dtype.is_floating_point else setting.dtype
     example = torch.zeros(1, *setting.features, dtype=kind, device=next(iter(leaves.values())).device)
     return network.tapped(leaves, example, train=False)[1].numel()
-
-
-def classes(start: Start, method: str) -> int:
-    """Number of classes; refuses regression in the name of a method."""
-    if start.setting.task.kind != "classification":
-        raise PluresError(f"{method} needs classes, but the task is {start.setting.task.kind}: take another method")
-    return start.setting.task.outputs
 
 
 def unvisited(start: Start) -> Leaves:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError
-from plures.federation import Federation, Task
+from plures.federation import Federation
 from plures.federation.federation import position
+from plures.tasks import Task
 
 AGE = "rounds missed"
 """Rounds that a client has missed since it last took part; kept by the run, 0 before its first round."""
@@ -32,7 +33,7 @@ class Setting:
         task: what is predicted.
         clients: names.
         features: shape of one example.
-        facts: ``(clients, ...)`` each: ``examples`` (training examples), ``labels`` (training examples of each class),
+        facts: ``(clients, ...)`` each: ``examples`` (training examples), ``labels`` (those of each class or label),
             and every column of the metadata: numbers as they are (booleans as 0 and 1, a missing one as NaN) and
             categories one-hot. A column that has the name of another fact can group clients and nothing else.
         metadata: the columns as they came, arrays of one element as that element.
@@ -70,9 +71,9 @@ class Setting:
         facts = {"examples": split.sizes.to(device, dtype)}
         for kept in (AGE, LATER):
             facts[kept] = torch.zeros(len(federation), device=device)
-        if federation.task.kind == "classification":
-            counts = [torch.bincount(federation.targets[rows], minlength=federation.task.outputs) for rows in split]
-            facts["labels"] = torch.stack(counts).to(dtype)
+        counts = [federation.task.counts(federation.targets[rows]) for rows in split]
+        if all(one is not None for one in counts):
+            facts["labels"] = torch.stack([one for one in counts if one is not None]).to(dtype)
         levels: dict[str, tuple[str, ...]] = {}
         metadata = {
             column: tuple(_plain(value) for value in values)

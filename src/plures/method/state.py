@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
-from plures.federation import Task
 from plures.method.tree import detach
 from plures.models import Leaves, Marked, Network
 from plures.models.layers import uniform
+from plures.tasks import Task
 
 
 class State:
@@ -66,19 +65,12 @@ class Problem:
     decay: float = 0.0
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of every example, ``(batch,)``: cross-entropy, or the squared error summed over outputs."""
-        if self.task.kind == "classification":
-            return F.cross_entropy(outputs, targets, reduction="none")
-        if self.task.kind == "regression":
-            return (outputs - targets).square().sum(-1)
-        raise PluresError(f"task kind {self.task.kind!r} has no loss: give the phases objectives of your own")
+        """The task's loss of every example, ``(batch,)``."""
+        return self.task.losses(outputs, targets)
 
     def loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
         """Mean loss over a batch; ``weight`` is 1 for examples and 0 for padding, ``None`` when all count."""
-        if self.task.kind == "classification" and weight is None:
-            return F.cross_entropy(outputs, targets)
-        each = self.losses(outputs, targets)
-        return each.mean() if weight is None else (each * weight).sum() / weight.sum()
+        return self.task.mean_loss(outputs, targets, weight)
 
 
 @brief
@@ -222,7 +214,7 @@ class Batch:
 
 
 def task_loss(leaves: Leaves, batch: Batch, keep: Leaves | None = None) -> Tensor:
-    """Mean task loss (cross-entropy or squared error) of a model on a batch; see :meth:`Batch.loss`."""
+    """Mean task loss of a model on a batch; see :meth:`Batch.loss`."""
     return batch.loss(leaves, keep)
 
 

@@ -11,6 +11,7 @@ from plures.method import (
     Personal,
     Phase,
     Shared,
+    Start,
     State,
     Visit,
     squared_distance,
@@ -18,6 +19,7 @@ from plures.method import (
     zeros,
 )
 from plures.method.curvature import fisher
+from plures.method.needs import curvature
 from plures.methods.entry import entry, remark, require
 
 
@@ -56,9 +58,13 @@ def ewc(lam: float = 1.0, mu: float = 0.01, decay: float = 1.0) -> Method:
     def consolidate(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         return {"fisher": {k: decay * f + visit.measured[k] for k, f in x.fisher.items()}, "anchor": x.model}
 
+    def nothing(start: Start) -> Leaves:
+        curvature(start, "ewc")
+        return zeros(start)
+
     return Method(
         layout={"model": Shared(), "fisher": Personal(), "anchor": Personal()},
-        slots={"fisher": zeros},
+        slots={"fisher": nothing},
         schedule=(Phase(objective=elastic),),
         between=(Assign(("fisher", "anchor"), consolidate, at_the_end),),
     )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plures.method import Assign, Batch, Leaves, Method, Personal, Phase, Predict, Shared, Slot, Start, State, Visit
+from plures.method.needs import mixing
 from plures.methods.entry import entry, remark, require
 
 
@@ -16,8 +17,8 @@ def fedem(components: int = 3, visits: int = 10) -> Method:
 
     E-step with the received components: ``q_im`` proportional to ``pi_m exp(-loss_m(x_i, y_i))``. M-step: ``pi_m`` is
     the mean of ``q_im`` over the client's examples, and component ``m`` minimises ``mean_i q_im loss_m(x_i, y_i)``. The
-    server averages every component by examples. Predictions mix the components' probabilities (regression: their
-    outputs) by ``pi``. Squared error counts as the likelihood of Gaussian noise with variance 1/2, so scale targets
+    server averages every component by examples. Predictions mix the components' probabilities, or predicted numbers, by
+    ``pi``. Squared error counts as the likelihood of Gaussian noise with variance 1/2, so scale targets
     accordingly.
 
     Args:
@@ -47,13 +48,11 @@ def fedem(components: int = 3, visits: int = 10) -> Method:
         return lambda start: start.fresh(number)
 
     def even(start: Start) -> Leaves:
+        mixing(start, "fedem")
         return {"pi": torch.full((components,), 1 / components, dtype=start.network.dtype)}
 
     def mixture(x: State, batch: Batch) -> Tensor:
-        each = torch.stack([batch.outputs(getattr(x, name)) for name in names], -1)
-        if batch.problem.task.kind == "regression":
-            return (each * x.pi["pi"]).sum(-1)
-        return torch.logsumexp(F.log_softmax(each, 1) + x.pi["pi"].log(), -1)
+        return batch.problem.task.mix([batch.outputs(getattr(x, name)) for name in names], x.pi["pi"])
 
     return Method(
         layout={**{name: Shared() for name in names}, "pi": Personal()},

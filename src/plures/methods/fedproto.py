@@ -20,7 +20,8 @@ from plures.method import (
     State,
     Visit,
 )
-from plures.method.representation import blank, classes, members, width
+from plures.method.needs import classes
+from plures.method.representation import blank, members, width
 from plures.methods.entry import entry, remark, require
 
 

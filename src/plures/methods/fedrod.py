@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from plures.errors import PluresError
 from plures.method import Batch, Known, Leaves, Method, Personal, Phase, Predict, Shared, Start, State
+from plures.method.needs import classes
 from plures.methods.entry import entry, require
 
 ABSENT = 1e-30
@@ -37,8 +37,7 @@ def fedrod(gamma: float = 1.0, visits: int = 5) -> Method:
         return batch.head(x.model, z) + batch.head(x.personal, z)
 
     def zero_head(start: Start) -> Leaves:
-        if start.setting.task.kind != "classification":
-            raise PluresError("fedrod balances classes, and this task has none: use fedper or fedrep")
+        classes(start, "fedrod")
         part = f"{start.network.one('head')}."
         return {path: 0 * t for path, t in start.model.items() if path.startswith(part)}
 

@@ -1,7 +1,5 @@
 """Hierarchical Bayes: clients borrow strength from each other."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -23,6 +21,7 @@ from plures.method import (
     parameters,
 )
 from plures.method.curvature import fisher, output_covariance
+from plures.method.needs import curvature, mixing
 from plures.methods.entry import entry, require
 from plures.models.layers import uniform
 
@@ -58,7 +57,7 @@ def predictive(x: State, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def averaged(x: State, batch: Batch, draws: int) -> Tensor:
-    """Logarithms of class probabilities ``(batch, classes)``, averaged over draws of the linearised scores.
+    """Outputs ``(batch, outputs)`` whose probabilities are averaged over draws of the linearised scores.
 
     A model that diverged has scores that are no numbers, and so has the result.
     """
@@ -66,8 +65,8 @@ def averaged(x: State, batch: Batch, draws: int) -> Tensor:
     values, vectors = torch.linalg.eigh(doubt(x, batch).nan_to_num(0.0, 0.0, 0.0))
     normal = latin(draws, scores.shape[-1]).to(scores)
     offsets = (vectors * values.clamp(min=0.0).sqrt().unsqueeze(-2)) @ (vectors.mT @ normal.T)
-    logs: Tensor = (scores.unsqueeze(-1) + offsets).log_softmax(-2)
-    return logs.logsumexp(-1) - math.log(draws)
+    drawn = (scores.unsqueeze(-1) + offsets).unbind(-1)
+    return batch.problem.task.mix(drawn, scores.new_full((draws,), 1 / draws))
 
 
 def latin(draws: int, size: int) -> Tensor:
@@ -88,9 +87,9 @@ def near(x: State, received: State, batch: Batch) -> Tensor:
 
 
 def measured(x: State, received: State, batch: Batch) -> Leaves:
-    """Loss and Fisher information of a client's model; in regression also one over the number of outputs."""
+    """Loss and Fisher information of a client's model; with the squared error also one over the number of outputs."""
     loss, task = batch.loss(x.personal), batch.problem.task
-    share = 1 / task.outputs if task.kind == "regression" else 0.0
+    share = 1 / task.outputs if task.squared else 0.0
     slope = {SLOPE + k: t for k, t in gradient(x.personal, batch).items()}
     return {LOSS: loss, SHARE: torch.full_like(loss, share), **slope, **fisher(x.personal, batch)}
 
@@ -154,11 +153,13 @@ def hierarchical_bayes(
         return {k: t.new_tensor(tau2) for k, t in parameters(start.model).items()}
 
     def rest(start: Start) -> Leaves:
-        value = noise if start.setting.task.kind == "regression" else 0.5
+        mixing(start, "hierarchical_bayes")
+        curvature(start, "hierarchical_bayes")
+        value = noise if start.setting.task.squared else 0.5
         return {"variance": torch.tensor(value, dtype=start.network.dtype)}
 
     def outputs(x: State, batch: Batch) -> Tensor:
-        return batch.outputs(mean(x)) if batch.problem.task.kind == "regression" else averaged(x, batch, draws)
+        return averaged(x, batch, draws) if batch.problem.task.probable else batch.outputs(mean(x))
 
     common = ("prior", "noise") if learn else ()
     return Method(

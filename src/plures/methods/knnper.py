@@ -1,10 +1,10 @@
 """kNN-Per, personalization through local memorization."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from plures.method import Assign, Batch, Leaves, Method, Personal, Predict, Shared, State, Visit
+from plures.method import Assign, Batch, Leaves, Method, Personal, Predict, Shared, Start, State, Visit
+from plures.method.needs import mixing
 from plures.methods.entry import entry, remark, require
 
 
@@ -14,7 +14,7 @@ def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
 
     ``p(y | x) = lam p_knn(y | x) + (1 - lam) p_model(y | x)``: the global model is trained by FedAvg, and its features
     ``phi`` (what the head gets) of the client's training examples are the memory. The ``k`` nearest ones vote with
-    weights proportional to ``exp(-||phi(x) - phi(x_j)|| / scale)``; targets of a regression are averaged likewise. A
+    weights proportional to ``exp(-||phi(x) - phi(x_j)|| / scale)``; numbers are averaged likewise. A
     client without training examples uses the model alone.
 
     Args:
@@ -33,16 +33,12 @@ def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
         if memory.weight is not None:
             far = far.masked_fill(memory.weight == 0, torch.inf)
         nearest = far.topk(min(k, len(keys)), largest=False)
-        values = memory.targets[nearest.indices]
-        if batch.problem.task.kind == "classification":
-            values = (values[..., None] == torch.arange(batch.problem.task.outputs, device=values.device)).to(far)
+        values = batch.problem.task.certain(memory.targets[nearest.indices]).to(far)
         return ((-nearest.values / scale).softmax(1).nan_to_num(0.0)[..., None] * values).sum(1)
 
     def mixed(outputs: Tensor, near: Tensor, weight: Tensor, batch: Batch) -> Tensor:
-        if batch.problem.task.kind == "regression":
-            return weight * near + (1 - weight) * outputs
-        voted = near.clamp(min=torch.finfo(near.dtype).tiny).log()
-        return torch.logaddexp(weight.log() + voted, torch.log1p(-weight) + F.log_softmax(outputs, -1))
+        task = batch.problem.task
+        return task.mix([task.scores(near), outputs], torch.stack([weight, 1 - weight]))
 
     def outputs(x: State, batch: Batch) -> Tensor:
         memory = batch.own["train"]
@@ -56,9 +52,13 @@ def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
         losses = [batch.mean(batch.problem.losses(mixed(plain, near, g, batch), batch.targets)) for g in grid]
         return {"mix": {"lam": grid[torch.stack(losses).nan_to_num().argmin(0)]}}
 
+    def weights(start: Start) -> Leaves:
+        mixing(start, "knnper")
+        return {"lam": torch.tensor(lam or 0.0, dtype=start.network.dtype)}
+
     return Method(
         layout={"model": Shared(), "mix": Personal()},
-        slots={"mix": lambda start: {"lam": torch.tensor(lam or 0.0, dtype=start.network.dtype)}},
+        slots={"mix": weights},
         predict=Predict(
             adapt=(Assign(("mix",), choose, reads=("train", "validation")),) if lam is None else (),
             outputs=outputs,

@@ -1,10 +1,10 @@
 """MAPPER, mixtures of a local and a shared model's outputs."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from plures.method import Assign, Batch, Leaves, Method, Personal, Phase, Predict, Shared, Start, State, Visit, detach
+from plures.method.needs import mixing
 from plures.methods.entry import entry, require
 
 GRID = 11
@@ -14,9 +14,9 @@ GRID = 11
 def mapper(lam: float | None = None, residual: float = 0.0, visits: int = 5) -> Method:
     """Each client predicts with the mixture ``lam h_local + (1 - lam) h_shared`` of two models' outputs.
 
-    Classes: the mixture of probabilities. The weight ``lam`` is each client's best on its validation data: for squared
-    loss ``<y - h_shared, h_local - h_shared> / ||h_local - h_shared||^2`` clipped to [0, 1], for classes the best of
-    eleven values (the smallest of equals). A client without validation data takes the shared model. With
+    Of classes or labels, probabilities mix. The weight ``lam`` is each client's best on its validation data: for
+    squared loss ``<y - h_shared, h_local - h_shared> / ||h_local - h_shared||^2`` clipped to [0, 1], for other losses
+    the best of eleven values (the smallest of equals). A client without validation data takes the shared model. With
     :func:`~plures.methods.ifca.ifca` or :func:`~plures.methods.metadata_clusters.metadata_clusters` added, the shared
     model is the cluster's.
 
@@ -34,10 +34,7 @@ def mapper(lam: float | None = None, residual: float = 0.0, visits: int = 5) -> 
     require(0 <= residual < 1, f"mapper: residual={residual} must lie in [0, 1)")
 
     def mixed(local: Tensor, shared: Tensor, weight: Tensor, batch: Batch) -> Tensor:
-        if batch.problem.task.kind == "regression":
-            return weight * local + (1 - weight) * shared
-        logs = F.log_softmax(local, -1) + weight.log(), F.log_softmax(shared, -1) + (1 - weight).log()
-        return torch.logaddexp(*logs)
+        return batch.problem.task.mix([local, shared], torch.stack([weight, 1 - weight]))
 
     def remainder(x: State, received: State, batch: Batch) -> Tensor:
         held, own = batch.outputs(detach(x.personal)), batch.outputs(x.model)
@@ -46,7 +43,7 @@ def mapper(lam: float | None = None, residual: float = 0.0, visits: int = 5) -> 
 
     def gain(x: State, received: State, batch: Batch) -> Leaves:
         local, shared = batch.outputs(x.personal), batch.outputs(x.model)
-        if batch.problem.task.kind == "regression":
+        if batch.problem.task.squared:
             step = local - shared
             return {"along": batch.mean((step * (batch.targets - shared)).sum(-1)), "square": batch.mean(step**2).sum()}
         grid = torch.linspace(0, 1, GRID, dtype=local.dtype, device=local.device)
@@ -61,6 +58,7 @@ def mapper(lam: float | None = None, residual: float = 0.0, visits: int = 5) -> 
         return {"lam": {"lam": best.clamp(0.0, 1.0)}}
 
     def start(start: Start) -> Leaves:
+        mixing(start, "mapper")
         return {"lam": torch.tensor(lam or 0.0, dtype=start.network.dtype)}
 
     return Method(

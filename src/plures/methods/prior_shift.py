@@ -20,6 +20,7 @@ from plures.method import (
     State,
     Visit,
 )
+from plures.method.needs import classes
 from plures.methods.entry import entry, require
 
 
@@ -74,9 +75,8 @@ def prior_shift(estimate: Literal["labels", "em"] = "labels", smoothing: float =
         return {"ratio": own}
 
     def start(start: Start) -> Leaves:
-        task = start.setting.task
-        require(task.kind == "classification", "prior_shift: regression has no classes; use it for classification")
-        return {"prior": torch.full((task.outputs,), 1 / task.outputs, dtype=start.network.dtype)}
+        count = classes(start, "prior_shift")
+        return {"prior": torch.full((count,), 1 / count, dtype=start.network.dtype)}
 
     def unchanged(start: Start) -> Leaves:
         return {"ratio": torch.ones(start.setting.task.outputs, dtype=start.network.dtype)}

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from plures.method import Assign, Batch, Leaves, Method, Personal, Phase, Predict, Shared, Start, State, Visit
-from plures.method.representation import classes, distillation, remembered, unvisited, visited
+from plures.method.needs import classes
+from plures.method.representation import distillation, remembered, unvisited, visited
 from plures.methods.entry import entry, remark, require
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from plures.method import Batch, Calibration, Leaves, Method, Personal, Predict, Shared, Start, State
+from plures.method.needs import classes
 from plures.methods.entry import entry, require
 
 HOTTEST = 1000.0
@@ -73,9 +74,7 @@ def temperature(bias: bool = False, prior: float = 1.0) -> Method:
         return {"temperature": (1 / at[0]).to(outputs), "bias": at[1:].to(outputs)}
 
     def start(start: Start) -> Leaves:
-        task = start.setting.task
-        require(task.kind == "classification", "temperature: regression has no class scores; use it for classification")
-        none = torch.zeros(task.outputs, dtype=start.network.dtype)
+        none = torch.zeros(classes(start, "temperature"), dtype=start.network.dtype)
         return {"temperature": none[0] + 1, "bias": none}
 
     def revise(x: State, outputs: Tensor) -> Tensor:

@@ -110,9 +110,9 @@ def threshold(
     def start(start: Start) -> Leaves:
         task = start.setting.task
         require(
-            task.kind == "classification" and task.outputs == 2,
-            f"threshold: decides between two classes, and this is {task.kind} with {task.outputs} outputs; for more "
-            "classes use temperature(bias=True)",
+            len(task.classes) == 2,
+            f"threshold: decides between two classes, and this is {task.kind} with {task.outputs} {task.called}; for "
+            "more classes use temperature(bias=True)",
         )
         return {"threshold": torch.tensor(common, dtype=start.network.dtype)}
 

@@ -4,7 +4,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from plures.method import (
     Assign,
@@ -15,10 +14,12 @@ from plures.method import (
     Phase,
     Predict,
     Shared,
+    Start,
     State,
     Visit,
     interpolate,
 )
+from plures.method.needs import mixing
 from plures.methods.entry import entry, require
 
 GRID = tuple(k / 10 for k in range(11))
@@ -41,8 +42,9 @@ def wise_ft(
     """FedAvg; each client predicts between the global model and its own fine-tuned copy of it.
 
     ``(1 - alpha) w + alpha FT_i(w)``, of the parameters (weight-space ensemble) or of the predicted probabilities
-    (output-space ensemble; of the numbers in regression). Each client takes the ``alpha`` of 0, 0.1, ..., 1 with the
-    lowest validation loss, the smallest among equals; without validation examples it keeps the global model.
+    (output-space ensemble; of numbers, where they are predicted). Each client takes the ``alpha`` of 0, 0.1,
+    ..., 1 with the lowest validation loss, the smallest among equals; without validation examples it
+    keeps the global model.
 
     Args:
         mix: what is interpolated.
@@ -58,9 +60,7 @@ def wise_ft(
         if mix == "parameters":
             return batch.outputs(interpolate(x.tuned, x.model, weight))
         tuned, common = batch.outputs(x.tuned), batch.outputs(x.model)
-        if batch.problem.task.kind == "regression":
-            return weight * tuned + (1 - weight) * common
-        return torch.logaddexp(weight.log() + log_softmax(tuned, -1), (1 - weight).log() + log_softmax(common, -1))
+        return batch.problem.task.mix([tuned, common], torch.stack([weight, 1 - weight]))
 
     def choose(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         batch, grid = visit.examples["validation"], x.alpha["alpha"].new_tensor(GRID)
@@ -68,12 +68,17 @@ def wise_ft(
         losses = torch.stack([batch.problem.loss(o, batch.targets, batch.weight) for o in outputs])
         return {"alpha": {"alpha": grid[losses.nan_to_num(nan=torch.inf).argmin()]}}
 
+    def weight(start: Start) -> Leaves:
+        if mix == "outputs":
+            mixing(start, "wise_ft")
+        return {"alpha": torch.tensor(alpha or 0.0, dtype=start.network.dtype)}
+
     copy = Assign(("tuned",), lambda x, received, visit: {"tuned": x.model})
     tune = Phase("tuned", epochs=epochs if steps is None else None, steps=steps, lr=lr, stream="adapt")
     chosen = (Assign(("alpha",), choose, reads=("validation",)),) if alpha is None else ()
     return Method(
         layout={"model": Shared(), "tuned": Personal(), "alpha": Personal()},
-        slots={"alpha": lambda start: {"alpha": torch.tensor(alpha or 0.0, dtype=start.network.dtype)}},
+        slots={"alpha": weight},
         predict=Predict(
             lambda x: interpolate(x.tuned, x.model, x.alpha["alpha"]),
             adapt=(copy, tune, *chosen),

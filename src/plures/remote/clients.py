@@ -54,6 +54,7 @@ from plures.run.participation import Participation
 from plures.run.states import states
 from plures.run.training import Training
 from plures.run.uploads import Answer
+from plures.tasks import told as told_of
 
 ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
 """How a site works: there is nothing to stack."""
@@ -95,7 +96,7 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
         "federation": federation.name,
         "clients": federation.clients,
         "features": federation.features,
-        "classes": federation.task.classes,
+        "task": told_of(federation.task),
         "method": of_method(bound.method, "method"),
         "training": facts(training, "training"),
         "seed": seed,

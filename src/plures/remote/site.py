@@ -215,7 +215,7 @@ class Site:
             if name in columns and name not in self.data.metadata:
                 raise ToldError(f"the federation's members tell {name!r}, which the site's metadata lack")
         rows = self.data.splits["train"][0]
-        counts = torch.bincount(self.data.targets[rows], minlength=self.data.task.outputs) if self._classes else None
+        counts = self.data.task.counts(self.data.targets[rows]) if "labels" in self.tells else None
         return Told.model_validate(
             {
                 "examples": len(rows),
@@ -223,10 +223,6 @@ class Site:
                 "metadata": {name: self.data.metadata[name][0] for name in columns},
             }
         )
-
-    @property
-    def _classes(self) -> bool:
-        return "labels" in self.tells and self.data.task.kind == "classification"
 
     def _join(self) -> tuple[Reply, Tensors]:
         told = self.allowed.measures(self.data.metrics, int(self.data.splits["validation"].sizes[0]))

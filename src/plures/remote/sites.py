@@ -12,7 +12,6 @@ import torch
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.federation import Task as Problem
 from plures.method import Setting
 from plures.remote.bounds import opened
 from plures.remote.message import (
@@ -22,6 +21,7 @@ from plures.remote.message import (
     pack,
     room,
 )
+from plures.tasks import Task as Problem
 
 AGAIN = 30.0
 """Seconds until a site that could not be taken in is asked again."""
@@ -128,7 +128,12 @@ def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str
     if tells is not None:
         columns = [name for name in tells if name not in ("examples", "labels")]
         lacking = [name for name in columns if told.metadata.get(name) is None]
-        if "labels" in tells and told.labels is None and problem is not None and problem.kind == "classification":
+        if (
+            "labels" in tells
+            and told.labels is None
+            and problem is not None
+            and problem.counts(problem.blank()) is not None
+        ):
             lacking.append("labels")
         if lacking:
             raise PluresError(f"client {client!r} does not tell {lacking[0]!r}, which the members agreed to tell")
@@ -137,16 +142,9 @@ def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str
             update={"labels": told.labels if "labels" in tells else None, "metadata": metadata},
         )
     if problem is not None and told.labels is not None:
-        if len(told.labels) != problem.outputs:
-            raise PluresError(
-                f"client {client!r} tells {len(told.labels)} label counts for {problem.outputs} classes: "
-                "let its site check its data"
-            )
-        if sum(told.labels) != told.examples:
-            raise PluresError(
-                f"client {client!r} tells {told.examples} examples and {sum(told.labels)} labels: "
-                "let its site check its data"
-            )
+        wrong = problem.miscounted(told.labels, told.examples)
+        if wrong is not None:
+            raise PluresError(f"client {client!r} tells {wrong}: let its site check its data")
     return told
 
 

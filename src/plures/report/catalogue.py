@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from plures.evaluate.spec import find_method
-from plures.federation import Federation, Split, Task
+from plures.federation import Federation, Split
 from plures.method import Bound, Clustered, Generated, Mixed, Personal, Setting
 from plures.methods import CATALOGUE, Entry
 from plures.models import Network, with_roles
 from plures.models.residual import SqueezeExcitation
 from plures.run import Training
 from plures.run.cost import flops, traffic
+from plures.tasks import Classification
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def sample() -> Federation:
     split = Split.of([torch.arange(40) + first for first in (0, 40, 80, 120)])
     return Federation(
         "sample",
-        Task("classification", ("no", "yes"), 2),
+        Classification(("no", "yes")),
         inputs,
         (inputs[:, 0] > 0).long(),
         ("a", "b", "c", "d"),

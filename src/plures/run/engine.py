@@ -289,10 +289,10 @@ class Engine:
             return self.each(filled(outputs, places), examples, deployed, asked=asked)  # type: ignore[no-any-return]
 
     def decisions(self, deployed: Stack, outputs: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The class that every client predicts for its examples, ``(clients, batch)``; see :meth:`forward`."""
+        """What every client decides for, ``(clients, batch, *target)``; see :meth:`forward`."""
         decide = self.bound.method.predictor.decide
         if decide is None:
-            return outputs.argmax(-1)
+            return self.federation.task.decide(outputs)
         examples: Examples = {ASKED: self._asked(outputs, weight)}
 
         def decided(examples: Examples, x: Stack) -> Tensor:

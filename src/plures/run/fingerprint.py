@@ -6,7 +6,7 @@ import json
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,16 @@ Fingerprint = dict[str, Facts]
 KEY = "question"
 """Under which files keep a fingerprint."""
 
-HEADS = ("name", "task", "classes", "outputs", "shape of an example", "type of the inputs", "type of the targets")
+HEADS = (
+    "name",
+    "task",
+    "classes",
+    "labels",
+    "outputs",
+    "shape of an example",
+    "type of the inputs",
+    "type of the targets",
+)
 """Facts of data that are told before the rows, which differ where these do."""
 
 CLIENT_DIGITS = 12
@@ -46,14 +55,15 @@ def of_data(federation: Federation) -> Facts:
     told = {
         "name": federation.name,
         "task": task.kind,
-        "classes": short(", ".join(task.classes)),
-        "outputs": str(task.outputs),
+        task.called: short(", ".join(task.names)),
         "shape of an example": str(federation.features),
         "type of the inputs": str(federation.inputs.dtype).removeprefix("torch."),
         "type of the targets": str(federation.targets.dtype).removeprefix("torch."),
         "columns": short(", ".join(federation.columns)),
         "clients": json.dumps(federation.clients),
     }
+    for option in fields(task):
+        told |= facts(getattr(task, option.name), f"task's {option.name}") if option.compare else {}
     told |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
         told[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
@@ -227,7 +237,7 @@ def _data_differ(old: Facts, new: Facts) -> str | None:
     for name, others, where in (*((c, now, "there") for c in clients), *((c, clients, "here") for c in now)):
         if name not in others:
             return f"the data differ: client {name!r} is only {where}"
-    if any(old[key] != new[key] for key in HEADS):
+    if any(old.get(key) != new.get(key) for key in HEADS):
         return None
     for split in SPLITS:
         changed = [c for c, a, b in zip(clients, old[split].split(), new[split].split(), strict=True) if a != b]

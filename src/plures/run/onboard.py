@@ -103,7 +103,7 @@ def check(newcomers: Federation, seen: Federation) -> None:
         ("inputs have type", newcomers.inputs.dtype, seen.inputs.dtype),
         ("task is", newcomers.task.kind, seen.task.kind),
         ("number of outputs is", newcomers.task.outputs, seen.task.outputs),
-        ("classes are", ", ".join(newcomers.task.classes), ", ".join(seen.task.classes)),
+        (f"{seen.task.called} are", ", ".join(newcomers.task.names), ", ".join(seen.task.names)),
     ):
         if new != old:
             raise PluresError(

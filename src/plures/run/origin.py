@@ -15,7 +15,7 @@ from plures.method import Block, Bound, Kept, Method, Setting, named
 from plures.models import Leaves, Marked, ModelFactory, Network
 from plures.run.participation import Full, Joint, Participation
 from plures.run.randomness import fold, name_key
-from plures.run.rehearse import failure
+from plures.run.rehearse import check_loss, failure
 
 Build = Callable[[int], Network]
 """``build(seed)``: the network that the method works on, with the initial values of that seed."""
@@ -130,12 +130,14 @@ def check_outputs(network: Network, federation: Federation) -> None:
             f"the model gives {type(outputs).__name__}, not a tensor: wrap it in a module whose forward returns the "
             "class scores or numbers alone, such as its field logits"
         )
-    expected = (len(example), federation.task.outputs)
-    if tuple(outputs.shape) != expected:
+    task = federation.task
+    expected = task.shape(federation.features)
+    if tuple(outputs.shape) != (len(example), *expected):
         raise PluresError(
-            f"the model gives outputs of shape {tuple(outputs.shape[1:])}, but {federation.task.kind} on "
-            f"{federation.name!r} needs {expected[1:]}: set its number of outputs to {federation.task.outputs}"
+            f"the model gives outputs of shape {tuple(outputs.shape[1:])}, but {task.kind} on {federation.name!r} "
+            f"needs {expected}: set its number of outputs to {task.outputs}"
         )
+    check_loss(federation, outputs.detach())
 
 
 def builder(

@@ -13,7 +13,7 @@ from plures.run.padding import Examples
 def predicted(
     engine: Engine, client: str, deployed: Stack, own: Examples, inputs: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Outputs ``(n, outputs)`` of a client's predictor, and the classes ``(n,)`` that it decides for.
+    """Outputs ``(n, outputs)`` of a client's predictor, and the classes ``(n,)`` or labels that it decides for.
 
     Args:
         engine: of the run.
@@ -23,7 +23,7 @@ def predicted(
         inputs: ``(n, *features)`` as the network reads them.
 
     Returns:
-        Logarithms of probabilities up to a constant, and classes; or numbers in the target's own units, and ``None``.
+        Class scores or log-odds, and decisions; or numbers in the target's own units, and ``None``.
 
     Raises:
         PluresError: if inputs are not finite, or if the model diverged.
@@ -33,7 +33,7 @@ def predicted(
         raise PluresError(f"the inputs for client {client!r} hold a NaN or an infinite value: clean them")
     with torch.no_grad():
         outputs = engine.forward(deployed, inputs.unsqueeze(0), own)
-    if not bool((outputs.softmax(-1) if federation.task.classes else outputs).isfinite().all()):
+    if not bool(federation.task.expected(outputs).isfinite().all()):
         raise PluresError(f"the model of client {client!r} diverged in training: run again with a lower learning rate")
-    decided = engine.decisions(deployed, outputs)[0] if federation.task.classes else None
+    decided = engine.decisions(deployed, outputs)[0] if federation.task.probable else None
     return federation.in_units(outputs[0]), decided

@@ -7,9 +7,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from plures.errors import PluresError
 from plures.method import AGE, LATER, Assign, Bound, Known, Phase, Setting
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from plures.run.engine import Engine
     from plures.run.training import Training
 
+T = TypeVar("T")
 FEW = 8
 """Examples in the batch of the step."""
 INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
@@ -66,8 +68,27 @@ def predicted(engine: Engine, x: Any, client: int) -> None:
     inputs = federation.inputs[federation.splits["train"][client][:FEW]]
     own: dict[str, Any] = {split: engine.whole([client], split) for split in predict.reads}
     outputs = engine.forward(deployed, inputs[None], own)
-    if federation.task.kind == "classification":
-        engine.decisions(deployed, outputs)
+    engine.decisions(deployed, outputs)
+
+
+def check_loss(federation: Federation, outputs: Tensor) -> None:
+    """Refuse a loss of the user's own that does not give one number for each example.
+
+    Args:
+        federation: task and targets.
+        outputs: ``(n, *shape)`` of an untrained network.
+    """
+    task, targets = federation.task, federation.targets[: len(outputs)]
+    if len(targets) < len(outputs):
+        targets = task.blank(len(outputs)).to(outputs.device)
+    targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
+    each: Any = told(f"the loss of the {task.kind}", lambda: task.losses(outputs, targets))
+    if not isinstance(each, Tensor) or tuple(each.shape) != (len(outputs),) or not each.is_floating_point():
+        found = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
+        raise PluresError(
+            f"the loss of the {task.kind} gives {found} for {len(outputs)} examples: let it give one number for each, "
+            f"({len(outputs)},); the mean is taken later"
+        )
 
 
 def part(item: Phase | Assign) -> str:
@@ -77,10 +98,10 @@ def part(item: Phase | Assign) -> str:
     return "training" if item.objective is None else f"objective {named(item.objective)}"
 
 
-def told(what: str, work: Callable[[], object]) -> None:
+def told(what: str, work: Callable[[], T]) -> T:
     """Do some work of the user's; what it raises becomes one sentence."""
     try:
-        work()
+        return work()
     except PluresError:
         raise
     except Exception as error:

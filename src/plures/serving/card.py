@@ -7,9 +7,11 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
+from plures.errors import PluresError
 from plures.evaluate import RunSpec
 from plures.evaluate.results import Result
-from plures.federation import SPLITS, Task
+from plures.federation import SPLITS
+from plures.tasks import Task, restored
 from plures.texts import markdown
 
 FORMAT = 2
@@ -59,9 +61,10 @@ class Card(Result):
         client: name of the client.
         federation: name of the federation.
         source: where the data come from.
-        kind: ``classification`` or ``regression``.
+        kind: of the task: ``classification``, ``regression``, ...
         classes: names of the classes, in the order of the outputs.
         outputs: number of outputs.
+        options: what else the task was made with (:func:`plures.tasks.told`).
         features: shape of one example's input.
         dtype: type of the inputs.
         columns: names of the entries of the first feature dimension; may be empty.
@@ -94,9 +97,10 @@ class Card(Result):
     client: str
     federation: str
     source: str = ""
-    kind: Literal["classification", "regression"]
+    kind: str
     classes: tuple[str, ...]
     outputs: int
+    options: dict[str, Any] = Field(default_factory=dict)
     features: tuple[int, ...]
     dtype: str
     columns: tuple[str, ...] = ()
@@ -122,7 +126,11 @@ class Card(Result):
     @model_validator(mode="after")
     def _fits(self) -> Card:
         """Refuse an inconsistent card."""
-        if len(self.classes) != (self.outputs if self.kind == "classification" else 0) or self.outputs < 1:
+        try:
+            said = self.task
+        except PluresError as error:
+            raise ValueError(str(error)) from error
+        if (said.outputs, said.classes) != (self.outputs, self.classes) or self.outputs < 1:
             raise ValueError(f"{self.kind} with {self.outputs} outputs and {len(self.classes)} classes")
         if lacking := [split for split in SPLITS if split not in self.rows]:
             raise ValueError(f"rows of {', '.join(lacking)} are missing")
@@ -136,8 +144,9 @@ class Card(Result):
 
     @property
     def task(self) -> Task:
-        """The task."""
-        return Task(self.kind, self.classes, self.outputs)
+        """What is predicted."""
+        known = {"classes": self.classes} if self.classes else {"outputs": self.outputs}
+        return restored({"kind": self.kind, **(self.options or known)})
 
     def text(self) -> str:
         """The card in Markdown; names in it are escaped."""

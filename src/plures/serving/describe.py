@@ -14,12 +14,13 @@ from torch import Tensor
 
 from plures.evaluate import RunSpec
 from plures.evaluate.folder import Counts
-from plures.federation import Federation, Task
+from plures.federation import Federation
 from plures.files import digest as digest
 from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
 from plures.run import Execution
 from plures.serving.card import Card, Part, Told
+from plures.tasks import Task, told
 from plures.version import __version__
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def described(
         kind=federation.task.kind,
         classes=federation.task.classes,
         outputs=federation.task.outputs,
+        options={name: value for name, value in told(federation.task).items() if name != "kind"},
         features=federation.features,
         dtype=str(federation.inputs.dtype).removeprefix("torch."),
         columns=federation.columns,
@@ -130,7 +132,7 @@ def threshold(predict: Predict, leaves: Mapping[str, Leaves], task: Task) -> flo
     Found by bisection of the decision rule, to 1e-12; 0 or 1 for a constant rule. ``None`` for other
     tasks, and if the rule is not a threshold.
     """
-    if task.outputs != 2 or task.kind != "classification":
+    if len(task.classes) != 2:
         return None
     decide = predict.decide
     if decide is None:

@@ -61,7 +61,8 @@ class Graph(nn.Module):
         outputs = model.outputs(raw)
         outputs = outputs if preparation is None else preparation.in_units(outputs)
         decided = model.decided(outputs)
-        return (outputs,) if decided is None else (outputs, outputs.softmax(-1), decided)
+        chances = model.probabilities(outputs)
+        return (outputs,) if decided is None or chances is None else (outputs, chances, decided)
 
 
 def traced(model: PersonalModel, example: Tensor, dynamic: bool) -> ExportedProgram:
@@ -105,7 +106,7 @@ def to_onnx(model: PersonalModel, example: Tensor) -> bytes:
     needed("onnx", "the export to ONNX", "export")
     needed("onnxscript", "the export to ONNX", "export")
     program = traced(model, example, dynamic=True)
-    names = OUTPUTS if model.federation.task.classes else OUTPUTS[:1]
+    names = OUTPUTS if model.federation.task.probable else OUTPUTS[:1]
     try:
         with quiet():
             made = torch.onnx.export(

@@ -161,7 +161,7 @@ class PersonalModel:
                     f"the network of client {self.card.client!r} cannot read one of the numbers: {error}; give numbers "
                     "like those it was trained on"
                 ) from error
-            if not bool((outputs.softmax(-1) if self.federation.task.classes else outputs).isfinite().all()):
+            if not bool(self.federation.task.expected(outputs).isfinite().all()):
                 raise PluresError(
                     f"the model of client {self.card.client!r} diverged in training: run again with a lower learning "
                     "rate"
@@ -169,8 +169,8 @@ class PersonalModel:
             return self.federation.in_units(outputs), self.decided(outputs)
 
     def probabilities(self, outputs: Tensor) -> Tensor | None:
-        """Probability of every class ``(n, classes)``; ``None`` for regression."""
-        return outputs.softmax(-1) if self.federation.task.classes else None
+        """Probability of every class or label ``(n, outputs)``; ``None`` where numbers are predicted."""
+        return self.federation.task.probabilities(outputs)
 
     @cached_property
     def schema(self) -> Schema | None:
@@ -245,11 +245,11 @@ class PersonalModel:
             return self.predictor.predicted(State(self.leaves, self.network.fixed), batch)
 
     def decided(self, outputs: Tensor) -> Tensor | None:
-        """The classes ``(n,)`` that the client decides for; ``None`` for regression."""
-        if not self.federation.task.classes:
+        """What the client decides for, ``(n, *target)``; ``None`` where numbers are predicted."""
+        task, decide = self.federation.task, self.predictor.decide
+        if not task.probable:
             return None
-        decide = self.predictor.decide
-        return outputs.argmax(-1) if decide is None else decide(State(self.leaves), outputs)
+        return task.decide(outputs) if decide is None else decide(State(self.leaves), outputs)
 
     def _scores(self, federation: Federation, place: int) -> dict[str, float | None]:
         """Metrics on the client's own validation examples."""
@@ -403,14 +403,13 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor], code: Code) -> Persona
     dtype = number_type(card.dtype)
     if dtype is None:
         raise PluresError(f"the card of client {card.client!r} is damaged: {card.dtype!r} is not a numeric type")
-    targets = torch.zeros(0, dtype=torch.int64) if card.classes else torch.zeros(0, card.outputs)
     found = {name.removeprefix(SCALING): value for name, value in tensors.items() if name.startswith(SCALING)}
     scaling, preparation = restored(card.preparation, found)
     federation = Federation(
         name=card.federation,
         task=card.task,
         inputs=torch.zeros(0, *card.features, dtype=dtype),
-        targets=targets,
+        targets=card.task.blank(),
         clients=(card.client,),
         splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)])),
         columns=card.columns,

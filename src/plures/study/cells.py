@@ -121,9 +121,11 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
     if part.how == "natural":
         return federation
     rows = once(torch.cat([federation.splits[split].rows for split in SPLITS]))
-    classes = federation.task.kind == "classification"
+    classes = federation.task.classes
     if not classes and part.how not in ("iid", "quantity"):
-        raise PluresError(f"how = {part.how!r} needs classes; {federation.name!r} is a regression: use iid or quantity")
+        raise PluresError(
+            f"how = {part.how!r} needs classes; {federation.name!r} is {federation.task.kind}: use iid or quantity"
+        )
     targets, inputs = federation.targets[rows], federation.inputs[rows]
     labels = targets if classes else torch.zeros(len(rows), dtype=torch.int64)
     owner = deal(labels, part.how, seed=part.seed, **part.dealing)
@@ -136,12 +138,11 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
     wanted = targets[torch.from_numpy(used)].numpy()
     fresh = from_rows(
         inputs[torch.from_numpy(used)],
-        np.array(federation.task.classes)[wanted] if classes else wanted,
+        np.array(classes)[wanted] if classes else wanted,
         names,
         columns=federation.columns,
         name=federation.name,
-        task=federation.task.kind,
-        classes=federation.task.classes or None,
+        task=federation.task,
         split=rule,
         seed=part.seed,
         dtype=inputs.dtype,

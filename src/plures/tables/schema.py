@@ -15,7 +15,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError, closest
 from plures.faults import explain
-from plures.federation import SPLITS, Federation, Split, SplitRule, Task, from_arrays
+from plures.federation import SPLITS, Federation, Split, SplitRule, from_arrays
 from plures.names import by_name, in_order
 from plures.tables.column import Category, Number, Read
 from plures.tables.declared import Declared, Name, Names, toml
@@ -23,6 +23,7 @@ from plures.tables.draft import Draft, draft
 from plures.tables.finding import Finding, refuse
 from plures.tables.marks import Dates, read_dates, read_groups
 from plures.tables.table import Cells, Table, columns, read_table, write_table
+from plures.tasks import Classification, Regression, Task
 
 __all__ = ["Category", "Metadata", "Number", "Reading", "Schema", "Splits", "Table", "read_table", "write_table"]
 
@@ -171,8 +172,8 @@ class Schema(Declared):
 
     @property
     def task_of(self) -> Task:
-        """The task of this schema."""
-        return Task(self.task, self.classes, len(self.classes) or 1)
+        """What a model of this schema predicts."""
+        return Classification(self.classes) if self.classes else Regression(1)
 
     @property
     def scaling(self) -> tuple[Tensor, Tensor]:
@@ -248,12 +249,11 @@ class Schema(Declared):
             metadata: metadata of the clients, for all or none.
         """
         nothing = torch.empty(0, dtype=torch.int64)
-        targets = nothing if self.classes else torch.empty(0, 1)
         return Federation(
             name=name,
             task=self.task_of,
             inputs=torch.empty(0, len(self.inputs)),
-            targets=targets,
+            targets=self.task_of.blank(),
             clients=in_order(clients),
             splits={split: Split.of([nothing] * len(clients)) for split in SPLITS},
             metadata=_metadata(metadata, clients),
@@ -291,8 +291,7 @@ class Schema(Declared):
             time=np.concatenate(dates) if self.splits.by == "time" else None,
             columns=self.inputs,
             name=name,
-            task=self.task,
-            classes=self.classes or None,
+            task=self.task_of,
             metadata=_metadata(metadata, clients),
             split=self.splits.rule,
             seed=0 if self.splits.by == "time" else self.splits.seed,

@@ -1,0 +1,31 @@
+"""What a method needs of a task: asked when it starts, so that a task without it is refused before anything trains."""
+
+from __future__ import annotations
+
+from plures.errors import PluresError
+from plures.method.method import Start
+
+
+def classes(start: Start, method: str) -> int:
+    """Number of classes of which an example has exactly one."""
+    task = start.setting.task
+    if not task.classes:
+        raise PluresError(f"{method} needs classes, but the task is {task.kind}: take another method")
+    return len(task.classes)
+
+
+def mixing(start: Start, method: str) -> None:
+    """Predictions of which a mean can be taken."""
+    task = start.setting.task
+    if not task.mixes:
+        raise PluresError(f"{method} mixes predictions, and {task.kind} does not say how: take another method")
+
+
+def curvature(start: Start, method: str) -> None:
+    """A loss whose curvature is known."""
+    task = start.setting.task
+    if not task.curved:
+        raise PluresError(
+            f"{method} needs the curvature of the loss, which this {task.kind} does not tell: take its default loss or "
+            "another method"
+        )

@@ -1,0 +1,83 @@
+"""The task of raw targets: the one that was asked for, or the one that their type suggests."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from plures.cells import listed
+from plures.errors import PluresError, PluresWarning
+from plures.tasks.classification import Classification
+from plures.tasks.reading import plain
+from plures.tasks.regression import Regression
+from plures.tasks.task import Array, Task, Where
+
+KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classification, Regression)}
+"""Tasks that have a name."""
+
+MANY = 50
+"""More whole numbers than that are probably amounts, not classes."""
+
+FEW = 20
+"""Fewer whole values of a floating-point type than that are probably classes."""
+
+
+def task_of(
+    targets: Array, task: Task | str | None, classes: Sequence[object] | None, where: Where
+) -> tuple[Task, Tensor]:
+    """The task, and the targets as a model learns them.
+
+    Args:
+        targets: as they came, one row each.
+        task: an object, or the name of a kind; from the targets' type if not given: floating point is regression, all
+            else classification.
+        classes: names of the classes in order. A text or boolean is the class of that name. A whole number is so too
+            if all classes are whole numbers, else it is the position of its class.
+        where: the place of a row in words.
+    """
+    values = plain(targets, where)
+    if isinstance(task, Task):
+        if classes is not None:
+            raise PluresError("classes: the task says what they are; leave classes= out, or name the task by a text")
+        return task.read(values, where)
+    kind = task or ("regression" if values.dtype.kind == "f" else "classification")
+    if kind not in KINDS:
+        raise PluresError(f"task={kind!r} is unknown; use {' or '.join(map(repr, KINDS))}, or a plures.Task")
+    if classes is not None and kind != Classification.kind:
+        raise PluresError(f'classes: a {kind} has none; leave them out, or say task="classification"')
+    if classes is not None and not classes:
+        raise PluresError("classes: give at least one")
+    made = KINDS[kind]() if classes is None else Classification(tuple(map(str, classes)))
+    found, learned = made.read(values, where)
+    if task is None and classes is None:
+        _doubted(found, values)
+    return found, learned
+
+
+def _doubted(task: Task, values: Array) -> None:
+    """Warn where the type of the targets may not tell what they are."""
+    if task.classes:
+        if values.dtype.kind in "iu" and task.outputs > MANY:
+            warnings.warn(
+                f"targets are {task.outputs} different whole numbers ({listed(task.classes)}), and each counts as a "
+                'class: say task="classification" if they are, or task="regression" if they are amounts',
+                PluresWarning,
+                stacklevel=6,
+            )
+        return
+    different = np.unique(values) if values.ndim == 1 else np.empty(0)
+    if (
+        0 < len(different) <= FEW
+        and len(different) < len(values) / 2
+        and bool((different == np.floor(different)).all())
+    ):
+        warnings.warn(
+            f"targets are of type {values.dtype}, so this is a regression, but they are {len(different)} whole numbers "
+            f'({listed([f"{value:g}" for value in different])}): say task="classification" if they are classes, or '
+            'task="regression" if they are amounts',
+            PluresWarning,
+            stacklevel=6,
+        )

@@ -1,0 +1,198 @@
+"""Classification: exactly one of several named classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plures.cells import alike, listed, number
+from plures.errors import PluresError, PluresWarning, closest
+from plures.metrics import CLASSIFICATION, Metric
+from plures.names import check_words, in_order
+from plures.tasks.losses import Weights, weighed
+from plures.tasks.reading import refuse
+from plures.tasks.task import Array, Loss, Task, Where
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One of several classes; the loss is the cross-entropy.
+
+    Attributes:
+        classes: class names in order; if not given, the values that occur in the data, in their order.
+        class_weights: how much examples of each class count in training, in the order of the classes or by name
+            (classes that are not named have weight 1). The loss of an example is multiplied by the weight of its class.
+            The mean over a batch divides by the number of examples, not by the sum of their weights, so that all
+            methods minimise the same function whatever their batches are.
+        loss: a loss of your own instead of the cross-entropy, ``(outputs, targets) -> (batch,)``.
+
+    Examples:
+        >>> task = Classification(("healthy", "ill"), class_weights={"ill": 3})
+        >>> outputs, targets = torch.zeros(2, 2), torch.tensor([0, 1])
+        >>> [round(float(x), 3) for x in task.losses(outputs, targets)]
+        [0.693, 2.079]
+    """
+
+    kind: ClassVar[str] = "classification"
+    called: ClassVar[str] = "classes"
+    number: ClassVar[torch.dtype] = torch.int64
+    probable: ClassVar[bool] = True
+    measures: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
+
+    classes: tuple[str, ...] = ()
+    class_weights: Weights = None
+    loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = tuple(str(name) for name in self.classes)
+        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        if twice:
+            raise PluresError(f"classes: {twice[0]!r} stands there twice")
+        check_words(names, "class")
+        object.__setattr__(self, "classes", names)
+        if names:
+            object.__setattr__(self, "class_weights", weighed(self.class_weights, names, "class_weights"))
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.classes
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        return ()
+
+    def read(self, values: Array, where: Where) -> tuple[Classification, Tensor]:
+        if values.ndim != 1:
+            raise PluresError(f"class labels must be one per row, got shape {values.shape}")
+        if values.dtype.kind == "f":
+            refuse(torch.from_numpy(values != np.floor(values)), "a label that is no whole number", where)
+            values = values.astype(np.int64)
+        if self.classes:
+            return self, _coded(values, self.classes, where)
+        names, codes = _occurring(values)
+        return replace(self, classes=names), codes
+
+    def faults(self, targets: Tensor) -> tuple[Tensor, str]:
+        outside = (targets < 0) | (targets >= self.outputs)
+        return outside, f"a label outside 0..{self.outputs - 1}; correct the labels or the list of classes"
+
+    def expected(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(-1)
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(-1)
+
+    @property
+    def _plain(self) -> bool:
+        return self.loss is None and self.class_weights is None
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = self.loss or partial(F.cross_entropy, reduction="none")
+        each = loss(outputs, targets)
+        return each if self.class_weights is None else each * outputs.new_tensor(self.class_weights)[targets]
+
+    def mean_loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        if self._plain and weight is None:
+            return F.cross_entropy(outputs, targets)
+        return super().mean_loss(outputs, targets, weight)
+
+    @property
+    def curved(self) -> bool:
+        return self.loss is None
+
+    def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum_c w_c p_c (d log p_c)^2``: an example of weight ``w`` counts as ``w`` examples."""
+        if self.loss is not None:
+            return super().curvature(outputs)
+        logs = F.log_softmax(outputs, -1)
+        chances = logs.exp()
+        return logs, chances if self.class_weights is None else chances * outputs.new_tensor(self.class_weights)
+
+    def scores(self, expected: Tensor) -> Tensor:
+        return expected.clamp(min=torch.finfo(expected.dtype).tiny).log()
+
+    def certain(self, targets: Tensor) -> Tensor:
+        found = targets.unsqueeze(-1) == torch.arange(self.outputs, device=targets.device)
+        return found.to(torch.get_default_dtype())
+
+    def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """The mixture of probabilities, in logarithms, which tiny probabilities survive."""
+        logs = torch.stack([F.log_softmax(one, -1) for one in outputs], -1)
+        return torch.logsumexp(logs + weights.log(), -1)
+
+    def counts(self, targets: Tensor) -> Tensor:
+        return torch.bincount(targets, minlength=self.outputs)
+
+    def miscounted(self, counts: Sequence[int], examples: int) -> str | None:
+        wrong = super().miscounted(counts, examples)
+        if wrong is None and sum(counts) != examples:
+            return f"{examples} examples and {sum(counts)} labels"
+        return wrong
+
+    def strata(self, targets: Tensor) -> Array:
+        return targets.numpy()
+
+    def says(self, value: Tensor) -> str:
+        return self.classes[int(value)]
+
+
+def _occurring(values: Array) -> tuple[tuple[str, ...], Tensor]:
+    """The different values in their order as names, and the place of each row's value."""
+    different, codes = np.unique(values, return_inverse=True)
+    found = [str(value) for value in different.tolist()]
+    names = tuple(found)
+    if values.dtype.kind == "U":
+        numeric = {name: number(name) for name in found}
+        known = {name: value for name, value in numeric.items() if value is not None}
+        names = (
+            tuple(sorted(found, key=lambda name: (known[name], name))) if len(known) == len(found) else in_order(found)
+        )
+        pairs = alike(names)
+        if pairs:
+            warnings.warn(
+                f"classes {pairs[0][0]!r} and {pairs[0][1]!r} differ by case, blanks or notation alone: are they one?",
+                PluresWarning,
+                stacklevel=6,
+            )
+    place = np.array([names.index(name) for name in found], dtype=np.int64)
+    return names, torch.from_numpy(place[codes.reshape(-1)])
+
+
+def _coded(values: Array, names: tuple[str, ...], where: Where) -> Tensor:
+    """Place of each label among the classes that were given."""
+    by_number = all(name.removeprefix("-").isdecimal() for name in names)
+    as_text = values.dtype.kind == "U" or (values.dtype.kind == "b" and {"False", "True"} >= set(names))
+    if not as_text and not by_number:
+        labels = values.astype(np.int64)
+        outside = (labels < 0) | (labels >= len(names))
+        if outside.any():
+            at = int(outside.argmax())
+            raise PluresError(
+                f"{where(at)}: label {labels[at]} is outside 0..{len(names) - 1}; correct the labels or the list of "
+                "classes"
+            )
+        return torch.from_numpy(labels)
+    different, codes = np.unique(values if as_text else values.astype(np.int64), return_inverse=True)
+    places = {name if as_text else str(int(name)): place for place, name in enumerate(names)}
+    found = [places.get(str(value), -1) for value in different.tolist()]
+    labels = np.array(found, dtype=np.int64)[codes.reshape(-1)]
+    if (labels < 0).any():
+        at = int((labels < 0).argmax())
+        near = closest(values[at], names)
+        hint = f"; did you mean {near!r}?" if near and as_text else ""
+        shown = repr(str(values[at])) if as_text else values[at]
+        raise PluresError(f"{where(at)}: label {shown} is none of the classes {listed(names, 10)}{hint}")
+    return torch.from_numpy(labels)

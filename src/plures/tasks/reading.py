@@ -1,0 +1,49 @@
+"""Raw targets: of which type they are, and which of them are missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor
+
+from plures.cells import absent
+from plures.errors import PluresError
+from plures.tasks.task import Array, Where
+
+
+def plain(targets: Array, where: Where) -> Array:
+    """Targets of one type: booleans, whole numbers, floating point or texts; none is missing."""
+    if targets.dtype.kind == "S":
+        targets = targets.astype(str)
+    if targets.dtype.kind in "OU":
+        targets = _of_cells(targets, where)
+    if targets.dtype.kind not in "fiubU":
+        raise PluresError(
+            f"targets of type {targets.dtype} are neither classes nor numbers; make numbers or texts of them"
+        )
+    return targets
+
+
+def refuse(bad: Tensor, what: str, where: Callable[[int], str]) -> None:
+    """Raise PluresError at the first row that is bad."""
+    if bool(bad.any()):
+        raise PluresError(f"{where(int(bad.int().argmax()))}: {what}")
+
+
+def _of_cells(targets: Array, where: Where) -> Array:
+    cells = targets.ravel().tolist()
+    gaps = absent(cells)
+    if gaps.any():
+        raise PluresError(
+            f"{where(int(gaps.argmax()) // max(math.prod(targets.shape[1:]), 1))}: no target; leave the row out"
+        )
+    kinds = {type(cell) for cell in cells}
+    if kinds <= {bool} or kinds <= {int} or kinds <= {int, float}:
+        return np.array(cells).reshape(targets.shape)
+    odd = [cell for cell in cells if not isinstance(cell, str | int | float)]
+    if odd:
+        raise PluresError(f"targets of type {type(odd[0]).__name__}; make numbers or texts of them")
+    text = [str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell) for cell in cells]
+    return np.array(text).reshape(targets.shape)

@@ -1,0 +1,63 @@
+"""Regression: one or several real numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.metrics import REGRESSION, Metric
+from plures.tasks.reading import refuse
+from plures.tasks.task import Array, Loss, Task, Where
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """Real numbers; the loss is the squared error, summed over outputs.
+
+    Attributes:
+        outputs: numbers of a target; those of the data if not given.
+        loss: a loss of your own instead of the squared error, ``(outputs, targets) -> (batch,)``.
+    """
+
+    kind: ClassVar[str] = "regression"
+    measures: ClassVar[tuple[Metric, ...]] = REGRESSION
+
+    outputs: int = 0
+    loss: Loss | None = None
+
+    def read(self, values: Array, where: Where) -> tuple[Regression, Tensor]:
+        if values.dtype.kind not in "fiub":
+            raise PluresError(f"targets of type {values.dtype} cannot be regressed on; give numbers")
+        targets = torch.from_numpy(values.reshape(len(values), -1).astype(np.float32))
+        refuse(~torch.isfinite(targets).all(1), "a NaN or infinite target; correct it or leave the row out", where)
+        if self.outputs and self.outputs != targets.shape[1]:
+            raise PluresError(f"targets have {targets.shape[1]} numbers, and the regression is of {self.outputs}")
+        return replace(self, outputs=targets.shape[1]), targets
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().sum(-1) if self.loss is None else self.loss(outputs, targets)
+
+    @property
+    def squared(self) -> bool:
+        return self.loss is None
+
+    @property
+    def curved(self) -> bool:
+        return self.loss is None
+
+    def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """``2 sum_o (d f_o)^2``: the squared error is the negative log-likelihood of noise with variance 1/2."""
+        if self.loss is not None:
+            return super().curvature(outputs)
+        return outputs, torch.full_like(outputs, 2.0)
+
+    def scores(self, expected: Tensor) -> Tensor:
+        return expected
+
+    def certain(self, targets: Tensor) -> Tensor:
+        return targets

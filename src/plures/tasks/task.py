@@ -1,0 +1,211 @@
+"""What a task is: what targets look like, what a network gives for them, and what that is worth in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.metrics import Metric
+
+Array = NDArray[Any]
+Where = Callable[[int], str]
+"""The place of a row in words."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""``(outputs, targets) -> (batch,)``: a loss of your own for every example."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a client predicts. Everything that depends on the kind of targets is asked of this one object.
+
+    A task of your own is a frozen dataclass that derives from this class. It says its ``kind`` and ``outputs``, reads
+    targets, and has a loss. Give it ``expected``, ``scores`` and ``certain`` as well, and methods that average
+    predictions (FedEM, MAPPER, kNN-Per, WiSE-FT) work with it. Its fields are its options: plain values, so that run
+    folders and published models can tell them.
+
+    Attributes:
+        kind: what the task is called in results and messages.
+        called: what its outputs are called in them.
+        number: type of the targets.
+        probable: whether :meth:`expected` gives probabilities, so that a decision is something else than an output.
+        measures: metrics of all tasks of this kind.
+        metrics: what predictions are measured by, by default ``measures``; rounds and settings are chosen by the first.
+    """
+
+    kind: ClassVar[str]
+    called: ClassVar[str] = "outputs"
+    number: ClassVar[torch.dtype] = torch.float32
+    probable: ClassVar[bool] = False
+    measures: ClassVar[tuple[Metric, ...]] = ()
+
+    metrics: tuple[Metric, ...] = field(default=(), kw_only=True, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            object.__setattr__(self, "metrics", self.measures)
+
+    # --- what targets look like ---------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> int:
+        """Outputs that a network needs for one example: classes, labels, or target numbers."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, of which every example has exactly one; empty for other tasks."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each output."""
+        return tuple(f"y{number}" for number in range(self.outputs))
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        """Shape of the target of one example."""
+        return (self.outputs,)
+
+    def read(self, values: Array, where: Where) -> tuple[Self, Tensor]:
+        """The task completed by what data say, such as the names of classes, and targets as a model learns them.
+
+        Args:
+            values: targets as they came, one row each: boolean, whole numbers, floating point or text.
+            where: the place of a row, for messages.
+
+        Returns:
+            The task; targets ``(n, *target)`` of type :attr:`number`.
+
+        Raises:
+            PluresError: names the first row that is no target.
+        """
+        raise NotImplementedError
+
+    def blank(self, count: int = 0) -> Tensor:
+        """Targets that say nothing, ``(count, *target)``."""
+        return torch.zeros(count, *self.target, dtype=self.number)
+
+    def faults(self, targets: Tensor) -> tuple[Tensor, str]:
+        """Rows whose target cannot be, ``(n,)``, and what is wrong with them.
+
+        Args:
+            targets: ``(n, *target)``.
+        """
+        return ~targets.isfinite().flatten(1).all(1), "a NaN or an infinite target; correct it or leave the row out"
+
+    # --- what a network gives -----------------------------------------------------------------------------------
+
+    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a network's outputs for one example.
+
+        Args:
+            features: shape of the example.
+        """
+        return (self.outputs,)
+
+    def expected(self, outputs: Tensor) -> Tensor:
+        """What outputs say: the probability of each class or label, or the predicted numbers.
+
+        Args:
+            outputs: ``(..., outputs)``.
+        """
+        return outputs
+
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        """Probabilities ``(..., outputs)``; ``None`` where numbers are predicted."""
+        return self.expected(outputs) if self.probable else None
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        """What a client decides for, ``(..., *target)``; the outputs themselves where numbers are predicted."""
+        return outputs
+
+    # --- what is minimised --------------------------------------------------------------------------------------
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of every example, ``(batch,)``, which every method minimises.
+
+        Args:
+            outputs: ``(batch, *shape)``.
+            targets: ``(batch, *target)``.
+        """
+        raise NotImplementedError
+
+    def mean_loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean loss over a batch; ``weight`` is 1 for examples and 0 for padding, ``None`` when all count."""
+        each = self.losses(outputs, targets)
+        return each.mean() if weight is None else (each * weight).sum() / weight.sum()
+
+    @property
+    def squared(self) -> bool:
+        """Whether the loss is the plain squared error, so that some methods have closed forms."""
+        return False
+
+    @property
+    def curved(self) -> bool:
+        """Whether :meth:`curvature` is known."""
+        return type(self).curvature is not Task.curvature
+
+    def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Values ``u`` and weights ``w`` such that an example's expected curvature is ``sum_k w_k (d u_k)^2``.
+
+        Expected over the targets that the outputs predict: the Fisher information, where the loss is a negative
+        log-likelihood.
+
+        Args:
+            outputs: ``(..., outputs)``.
+        """
+        raise PluresError(f"{self.kind}: this loss does not tell its curvature (Task.curvature), which is needed here")
+
+    # --- how predictions mix ------------------------------------------------------------------------------------
+
+    def scores(self, expected: Tensor) -> Tensor:
+        """Outputs that mean what was expected: the inverse of :meth:`expected`."""
+        raise PluresError(f"{self.kind}: predictions do not mix, for the task has no Task.scores")
+
+    def certain(self, targets: Tensor) -> Tensor:
+        """What a predictor expects that is certain of the targets, ``(..., outputs)``, to be averaged over examples."""
+        raise PluresError(f"{self.kind}: targets cannot be averaged, for the task has no Task.certain")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether several predictors can be one."""
+        return type(self).scores is not Task.scores
+
+    def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """Outputs of several predictors as one: the weighted mean of what they expect.
+
+        Args:
+            outputs: of each predictor, ``(batch, outputs)``.
+            weights: ``(predictors,)``, of sum 1.
+        """
+        return self.scores((torch.stack([self.expected(one) for one in outputs], -1) * weights).sum(-1))
+
+    # --- what is told of targets --------------------------------------------------------------------------------
+
+    def counts(self, targets: Tensor) -> Tensor | None:
+        """How often each class or label occurs, ``(outputs,)`` int64: what a client may report; ``None`` for numbers.
+
+        Args:
+            targets: ``(n, *target)``.
+        """
+        return None
+
+    def miscounted(self, counts: Sequence[int], examples: int) -> str | None:
+        """What is wrong with label counts that a client reports; ``None`` if nothing is."""
+        if len(counts) != self.outputs:
+            return f"{len(counts)} label counts for {self.outputs} {self.called}"
+        return None
+
+    def strata(self, targets: Tensor) -> Array | None:
+        """Groups ``(n,)`` whose shares are kept alike in all splits of a client; ``None`` for none."""
+        return None
+
+    def says(self, value: Tensor) -> str:
+        """One target or decision in words."""
+        return ", ".join(f"{number:.4g}" for number in value.reshape(-1).tolist())
