@@ -164,7 +164,7 @@ def test_predictions_refuse_rows_that_break_the_schema(cells: Mapping[str, Any],
 
 
 def test_predictions_refuse_what_is_no_table_and_a_table_without_rows():
-    with pytest.raises(PluresError, match="a value of type list is no table"):
+    with pytest.raises(PluresError, match="a value of type list is not a table"):
         SCHEMA.encode([1, 2])  # type: ignore[arg-type]
     with pytest.raises(PluresError, match="the table has no row"):
         SCHEMA.encode({name: [] for name in TABLE})
@@ -457,7 +457,7 @@ def test_missing_cells_of_csv(tmp_path: Path):
         (b"", "has no header"),
         (b"a;b\n1;2\n", "the columns are separated by ';'; save it as CSV with commas"),
         (b"a,b\n1,2\n1,2,3\n", "line 3: 3 cells for 2 columns"),
-        (b"a,a\n1,2\n", "column 'a' stands twice"),
+        (b"a,a\n1,2\n", "column 'a' occurs twice"),
         (b"a,\n1,2\n", "column 2 has no name"),
         (b"a,b\n\xff,2\n", "is not UTF-8 text"),
         (b'a,b\n"1,2\n', "cannot be read as CSV"),
@@ -670,7 +670,7 @@ def test_few_rows():
 
 
 def test_what_is_no_table_is_named():
-    with pytest.raises(PluresError, match="client 'basel': a value of type int is no table"):
+    with pytest.raises(PluresError, match="client 'basel': a value of type int is not a table"):
         check(SCHEMA, 3, "basel")  # type: ignore[arg-type]
 
 
