@@ -78,25 +78,28 @@ ANY: dict[str, tuple[Spoil, str]] = {
     "a refusal": (reply(status="refused", reason="no time"), "refused: no time"),
     "a failure": (reply(status="failed", reason="it rains"), "failed: it rains"),
     "a speech": (reply(status="failed", reason="x" * 501), r"a message is malformed: \('reason',\): .* 500 char.*"),
-    "a missing leaf": (tensors(lambda f: dict(sorted(f.items())[1:])), "bad upload: leaf '0:model/.*' is missing"),
-    "no leaf": (tensors(lambda f: {}), "bad upload: leaf '0:model/.*' is missing"),
+    "a missing leaf": (tensors(lambda f: dict(sorted(f.items())[1:])), "bad upload: leaf 'update:model/.*' is missing"),
+    "no leaf": (tensors(lambda f: {}), "bad upload: leaf 'update:model/.*' is missing"),
     "a leaf too many": (tensors(lambda f: f | {"x": torch.ones(1)}), "bad upload: leaf 'x' is not expected"),
     "a personal leaf": (
         tensors(lambda f: f | {"own:personal/head.bias": torch.ones(2)}),
         "bad upload: leaf 'own:personal/head.bias' is not expected",
     ),
     "an unasked weight": (
-        tensors(lambda f: f | {"weight:0:": torch.ones(())}),
-        "bad upload: leaf 'weight:0:' is not expected",
+        tensors(lambda f: f | {"weights:0:": torch.ones(())}),
+        "bad upload: leaf 'weights:0:' is not expected",
     ),
-    "a wrong shape": (each(lambda t: t.unsqueeze(0)), r"bad upload: '0:model/.*' is torch.float32 \(1, .*, not .*"),
+    "a wrong shape": (
+        each(lambda t: t.unsqueeze(0)),
+        r"bad upload: 'update:model/.*' is torch.float32 \(1, .*, not .*",
+    ),
     "a transposed leaf": (each(lambda t: t.t()), r"bad upload: .* is torch.float32 \(35, 64\), not .* \(64, 35\)"),
     "an empty leaf": (each(lambda t: t[:0]), r"bad upload: .* is torch.float32 \(0.*, not .*"),
     "doubles": (each(Tensor.double), "bad upload: .* is torch.float64 .*, not torch.float32 .*"),
     "integers": (each(Tensor.long), "bad upload: .* is torch.int64 .*, not torch.float32 .*"),
     "eighths": (each(lambda t: t.to(torch.float8_e4m3fn)), "bad upload: .* is torch.float8_e4m3fn .*, not .*"),
-    "a NaN": (each(one(float("nan"))), "bad upload: '0:model/.*' holds a NaN or an infinite value"),
-    "an infinite value": (each(one(float("-inf"))), "bad upload: '0:model/.*' holds a NaN or an infinite value"),
+    "a NaN": (each(one(float("nan"))), "bad upload: 'update:model/.*' holds a NaN or an infinite value"),
+    "an infinite value": (each(one(float("-inf"))), "bad upload: 'update:model/.*' holds a NaN or an infinite value"),
     "a score that is no number": (reply(scores=SCORED), "a message is damaged: NaN stands in it, which is no JSON"),
     "too many scored examples": (
         reply(scores=ENDLESS),
@@ -117,25 +120,31 @@ CHOSEN: dict[str, tuple[Spoil, str]] = {
     "a negative choice": (reply(rows={"model": -2}), r"a message is malformed: \('rows', 'model'\): .*"),
 }
 WEIGHED: dict[str, tuple[Spoil, str]] = {
-    "a negative weight": (each(lambda t: -1 - t.abs(), "weight:"), "bad upload: 'weight:.*' holds a negative weight"),
+    "a negative weight": (each(lambda t: -1 - t.abs(), "weights:"), "bad upload: 'weights:.*' holds a negative weight"),
     "a weight that is no number": (
-        each(lambda t: t * float("nan"), "weight:"),
-        "bad upload: 'weight:.*' holds a NaN.*",
+        each(lambda t: t * float("nan"), "weights:"),
+        "bad upload: 'weights:.*' holds a NaN.*",
     ),
-    "an infinite weight": (each(lambda t: t + float("inf"), "weight:"), "bad upload: 'weight:.*' holds a NaN or .*"),
-    "a weight of a wrong shape": (each(lambda t: t.unsqueeze(0), "weight:"), r"bad upload: 'weight:.* \(1,.*, not .*"),
-    "a weight of a wrong type": (each(Tensor.double, "weight:"), "bad upload: 'weight:.*' is torch.float64 .*, not .*"),
+    "an infinite weight": (each(lambda t: t + float("inf"), "weights:"), "bad upload: 'weights:.*' holds a NaN or .*"),
+    "a weight of a wrong shape": (
+        each(lambda t: t.unsqueeze(0), "weights:"),
+        r"bad upload: 'weights:.* \(1,.*, not .*",
+    ),
+    "a weight of a wrong type": (
+        each(Tensor.double, "weights:"),
+        "bad upload: 'weights:.*' is torch.float64 .*, not .*",
+    ),
     "a weight in eighths": (
-        each(lambda t: t.to(torch.float8_e4m3fn), "weight:"),
-        "bad upload: 'weight:.*' is torch.float8_e4m3fn .*, not .*",
+        each(lambda t: t.to(torch.float8_e4m3fn), "weights:"),
+        "bad upload: 'weights:.*' is torch.float8_e4m3fn .*, not .*",
     ),
     "no weight": (
-        tensors(lambda f: {k: t for k, t in f.items() if not k.startswith("weight:")}),
-        "bad upload: leaf 'weight:.*' is missing",
+        tensors(lambda f: {k: t for k, t in f.items() if not k.startswith("weights:")}),
+        "bad upload: leaf 'weights:.*' is missing",
     ),
     "a weight for another leaf": (
-        tensors(lambda f: {k.replace("weight:", "weight:x"): t for k, t in f.items()}),
-        "bad upload: leaf 'weight:.*' is (missing|not expected)",
+        tensors(lambda f: {k.replace("weights:", "weights:x"): t for k, t in f.items()}),
+        "bad upload: leaf 'weights:.*' is (missing|not expected)",
     ),
 }
 CASES: dict[str, dict[str, tuple[Spoil, str]]] = {

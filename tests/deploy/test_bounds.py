@@ -418,7 +418,7 @@ def test_the_largest_facts_are_worked_with(tmp_path: Path) -> None:
 def test_a_weight_that_a_client_computes_is_bounded(tmp_path: Path) -> None:
     file = prepared(tmp_path, method="qffl", rounds=3)
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
-    spoils = {1: each(lambda t: t * 1e12, "weight:"), 2: each(lambda t: torch.full_like(t, 1e8), "weight:")}
+    spoils = {1: each(lambda t: t * 1e12, "weights:"), 2: each(lambda t: torch.full_like(t, 1e8), "weights:")}
     used: list[dict[int, float]] = []
 
     def spoil(address: int, answer: bytes) -> bytes:
@@ -432,14 +432,14 @@ def test_a_weight_that_a_client_computes_is_bounded(tmp_path: Path) -> None:
 
     def seen(run: Any, valid: Any) -> None:
         true(run, valid)
-        name = next(name for name in server.expected(run) if name.startswith("weight:"))
+        name = next(name for name in server.expected(run) if name.startswith("weights:"))
         used.append({client: float(tensors[name]) for client, (_, tensors) in valid.items()})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversation, "balance", seen)
         job.run()
     left = [event["left_out"] for event in Journal(tmp_path / "out").rounds()]
-    assert left == [{}, {BAD: "bad upload: 'weight:0:' holds a weight above 1e+09"}, {}]
+    assert left == [{}, {BAD: "bad upload: 'weights:0:' holds a weight above 1e+09"}, {}]
     others = sum(weight for client, weight in used[2].items() if client != 2)
     assert used[2][2] == pytest.approx(OUTWEIGHS * others)
 

@@ -24,7 +24,7 @@ from plures.run.coordinator import Moved
 
 FREE = {"max_norm": 1e60, "min_clients": 2}
 """Rules under which an upload may be as wild as it likes: what then still protects the run."""
-WILD = each(lambda t: t * 1e30, "0:")
+WILD = each(lambda t: t * 1e30, "update:")
 HURT = "switzerland"
 
 
@@ -159,7 +159,7 @@ def test_nobody_is_accused_whose_update_was_like_the_others(tmp_path: Path) -> N
 def test_one_site_alone_cannot_have_another_left_out(tmp_path: Path) -> None:
     file = prepared(tmp_path, {"min_clients": 1}, rounds=3)
     carrier = attacked(tmp_path)
-    carrier.wild = staticmethod(each(lambda t: t * 20, "0:"))  # stands out, and breaks nothing
+    carrier.wild = staticmethod(each(lambda t: t * 20, "update:"))  # stands out, and breaks nothing
 
     def fails(address: int, answer: bytes) -> bytes:
         order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
@@ -254,7 +254,7 @@ def test_one_who_is_asked_alone_cannot_have_another_left_out(tmp_path: Path) -> 
     """The others of the round are away, so the word of the one that answers is that of most."""
     file = prepared(tmp_path, {"patience": 1}, rounds=4)
     carrier = attacked(tmp_path)
-    carrier.wild = staticmethod(each(lambda t: t * 3, "0:"))  # stands out, and breaks nothing
+    carrier.wild = staticmethod(each(lambda t: t * 3, "update:"))  # stands out, and breaks nothing
 
     def fails(address: int, answer: bytes) -> bytes:
         order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]

@@ -1,14 +1,19 @@
 """The six parts of a method, and Method itself."""
 
 from plures.method.association import Association, EnergyAware, associate
+from plures.method.channel import Channel
 from plures.method.clusters import MEMBERSHIP, By, Clustered, Grouping, LowestLoss, Timed, cluster_count, lowest, moved
 from plures.method.combine import (
+    Arrived,
     Combine,
     Mean,
+    Reducer,
     Relax,
     Replace,
     Server,
     ServerOptimizer,
+    averaged,
+    entrywise,
     reduced,
 )
 from plures.method.generated import Generated
@@ -53,7 +58,7 @@ from plures.method.share import (
 from plures.method.splitting import InitialGradients, Splitting, bipartition, spherical_means
 from plures.method.state import Batch, Problem, State, gradient, task_loss
 from plures.method.tree import axpy, detach, dot, interpolate, parameters, squared_distance, zeros_like
-from plures.method.wire import Codec, Wire, encode
+from plures.method.wire import Codec, Line, Sending, Wire, joined, lay, parted
 from plures.models import Leaves
 
 __all__ = [
@@ -128,7 +133,6 @@ __all__ = [
     "buffers",
     "detach",
     "dot",
-    "encode",
     "everything",
     "flatten",
     "gradient",
@@ -153,4 +157,14 @@ __all__ = [
     "unflatten",
     "zeros",
     "zeros_like",
+    "Arrived",
+    "Channel",
+    "Reducer",
+    "averaged",
+    "entrywise",
+    "Line",
+    "Sending",
+    "joined",
+    "lay",
+    "parted",
 ]

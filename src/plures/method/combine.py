@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -9,9 +10,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.optimizer import SGD, Optimizer
-from plures.method.share import flatten, unflatten
+from plures.method.share import Cohort, Kept, flatten, unflatten
 from plures.method.state import State
 from plures.models import Leaves
 
@@ -22,14 +24,14 @@ class Server(Protocol):
     def start(self, value: Leaves) -> Leaves:
         """What the server remembers between rounds, given the initial value ``(rows, ...)``; often nothing."""
 
-    def step(self, old: Leaves, combined: Leaves, memory: Leaves, fraction: float) -> tuple[Leaves, Leaves]:
+    def step(self, old: Leaves, combined: Leaves, memory: Leaves, cohort: Cohort) -> tuple[Leaves, Leaves]:
         """New value and memory of the rows that received uploads, ``(rows, ...)``.
 
         Args:
             old: value that was broadcast.
             combined: what the reducer made of the uploads.
             memory: what the server remembers of these rows.
-            fraction: cohort size divided by population.
+            cohort: who took part, of how many, and random keys of this round and block.
         """
 
 
@@ -40,7 +42,7 @@ class Replace:
     def start(self, value: Leaves) -> Leaves:
         return {}
 
-    def step(self, old: Leaves, combined: Leaves, memory: Leaves, fraction: float) -> tuple[Leaves, Leaves]:
+    def step(self, old: Leaves, combined: Leaves, memory: Leaves, cohort: Cohort) -> tuple[Leaves, Leaves]:
         return combined, memory
 
 
@@ -61,8 +63,8 @@ class Relax:
     def start(self, value: Leaves) -> Leaves:
         return {}
 
-    def step(self, old: Leaves, combined: Leaves, memory: Leaves, fraction: float) -> tuple[Leaves, Leaves]:
-        rate = fraction if self.rate == "participation" else float(self.rate)
+    def step(self, old: Leaves, combined: Leaves, memory: Leaves, cohort: Cohort) -> tuple[Leaves, Leaves]:
+        rate = cohort.fraction if self.rate == "participation" else float(self.rate)
         if rate == 1.0:
             return combined, memory
         moved = {k: v + rate * (combined[k] - v) if v.is_floating_point() else combined[k] for k, v in old.items()}
@@ -84,7 +86,7 @@ class ServerOptimizer:
         memory = {f"{n}:{k}": torch.zeros_like(t) for n in range(self.optimizer.slots) for k, t in floats.items()}
         return memory | {"step": torch.zeros(len(next(iter(value.values()))), dtype=torch.int64)}
 
-    def step(self, old: Leaves, combined: Leaves, memory: Leaves, fraction: float) -> tuple[Leaves, Leaves]:
+    def step(self, old: Leaves, combined: Leaves, memory: Leaves, cohort: Cohort) -> tuple[Leaves, Leaves]:
         new, fresh = dict(combined), {k: t.clone() for k, t in memory.items()}
         fresh["step"] += 1
         names = [k for k, t in old.items() if t.is_floating_point()]
@@ -101,8 +103,54 @@ class ServerOptimizer:
 Weigh = Callable[[State], Tensor | Leaves]
 """A client's weight after its local work: a scalar, or ``{path: weight}`` that broadcasts against each leaf."""
 
-Reduce = Callable[[Tensor, Tensor], Tensor]
-"""``(uploads (n, d), weights (n,)) -> (d,)`` in double precision: the place of medians, Krum, and the like."""
+
+@brief
+@dataclass(frozen=True)
+class Arrived:
+    """What a reducer knows beside the uploads to a row.
+
+    Attributes:
+        old: ``(d,)`` the value that was sent out.
+        weights: ``(n,)`` the uploads' weights.
+        clients: ``(n,)`` positions of the clients.
+        joint: ``(n, D)`` the changes of their whole uploads, the parameters of all blocks joined: by it a reducer
+            judges a client as a whole, not each of its blocks by itself.
+        memory: what the reducer remembers of the row, without a row axis.
+        kept: what the server holds of the block.
+        cohort: who took part, of how many, and random keys of this round and block.
+    """
+
+    old: Tensor
+    weights: Tensor
+    clients: Tensor
+    joint: Tensor
+    memory: Leaves
+    kept: Kept
+    cohort: Cohort
+
+
+class Reducer:
+    """What a server makes of all uploads to a row: the place of medians, Krum, and the like.
+
+    It works in double precision on parameters alone, as vectors; buffers are averaged.
+    """
+
+    def start(self, value: Tensor) -> Leaves:
+        """What it remembers between rounds, ``(rows, ...)``, given the initial value ``(rows, d)``; often nothing."""
+        return {}
+
+    def reduce(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+        """The combined value ``(d,)``, and the new memory.
+
+        Args:
+            uploads: ``(n, d)``, in the order of the clients' positions.
+            arrived: what else is known.
+        """
+        raise NotImplementedError
+
+
+REDUCER = "reducer:"
+"""What names of a reducer's memory begin with, beside those of the server's step."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +166,27 @@ class Combine:
         server: the server's step.
         reduce: what is made of the parameters of all uploads to a row, with one weight for each client; default: their
             weighted mean.
+        denominator: what the weighted sum of the changes is divided by, a fixed number; default: the sum of the weights
+            that came. So a client that stays away changes the result by its own part alone.
     """
 
     weights: Literal["examples", "uniform"] | Weigh = "examples"
     server: Server = field(default_factory=Replace)
-    reduce: Reduce | None = None
+    reduce: Reducer | None = None
+    denominator: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.denominator is None:
+            return
+        if not 0 < self.denominator < math.inf:
+            raise PluresError(f"denominator={self.denominator}: give a positive number")
+        if self.reduce is not None:
+            raise PluresError("a denominator belongs to a weighted mean: leave out reduce, or the denominator")
+
+    def start(self, value: Leaves) -> Leaves:
+        """What server step and reducer remember at the start, given the parameters ``(rows, ...)``."""
+        own = {} if self.reduce is None else self.reduce.start(flatten(value))
+        return self.server.start(value) | {f"{REDUCER}{k}": t for k, t in own.items()}
 
     @property
     def linear(self) -> bool:
@@ -137,10 +201,13 @@ class Mean:
 
     Args:
         old: values that were broadcast, ``(models, ...)``; a model without uploads keeps its value.
+        denominator: what the weighted sum of changes is divided by, instead of the weights' sum.
+        summed: leaves for which the denominator counts.
     """
 
-    def __init__(self, old: Leaves) -> None:
-        self._old = old
+    def __init__(self, old: Leaves, denominator: float | None = None, summed: Sequence[str] = ()) -> None:
+        self._old, self._denominator = old, denominator
+        self._summed = frozenset(summed) if denominator is not None else frozenset()
         self._sum = {k: torch.zeros(v.shape, dtype=torch.float64, device=v.device) for k, v in old.items()}
         self._weight = torch.zeros(0)
 
@@ -168,48 +235,35 @@ class Mean:
         combined = {}
         for k, old in self._old.items():
             total = self._sum[k] if old.is_floating_point() else self._sum[k].round()
+            if k in self._summed and self._denominator is not None:
+                part = (self._weight / self._denominator).view(-1, *(1,) * (old.dim() - 1))
+                total = old + part * (total - old)
             mask = received.view(-1, *(1,) * (old.dim() - 1))
             combined[k] = torch.where(mask, total.to(old.dtype), old)
         return combined
 
 
 def reduced(
-    rule: Combine,
-    old: Leaves,
-    uploads: Leaves,
-    weights: Tensor | Mapping[str, Tensor],
-    model: Tensor,
-    *,
-    examples: Tensor,
-    moved: Sequence[str],
-) -> Leaves:
-    """What a rule makes of all uploads at once, where they had to be gathered.
+    rule: Combine, old: Leaves, uploads: Leaves, model: Tensor, arrived: Callable[[int], Arrived]
+) -> tuple[Leaves, Leaves]:
+    """What a reducer makes of the parameters of all uploads, and its memory, by row.
 
     Args:
-        rule: the block's rule.
-        old: values that were broadcast, ``(models, ...)``.
+        rule: the block's rule, which has a reducer.
+        old: parameters that were broadcast, ``(models, ...)``.
         uploads: ``(cohort, ...)``.
-        weights: ``(cohort,)``, or by leaf ``(cohort, ...)`` for weights of single entries.
         model: ``(cohort,)`` the model that each upload goes to.
-        examples: ``(cohort,)`` weights of what has none of its own.
-        moved: the leaves that are no buffers, which the reducer gets.
+        arrived: what is known of the uploads to a model.
     """
-    if not isinstance(weights, Tensor):
-        entries = [k for k in old if k in weights]
-        single = _entrywise({k: old[k] for k in entries}, uploads, weights, model)
-        return _averaged({k: t for k, t in old.items() if k not in single}, uploads, examples, model) | single
-    parameters = {k: old[k] for k in moved}
-    if rule.reduce is None or not parameters:
-        return _averaged(old, uploads, weights, model)
-    flat, whole = flatten({k: uploads[k] for k in moved}), flatten(parameters)
-    for row in torch.unique(model).tolist():
-        here = model == row
-        whole[row] = rule.reduce(flat[here], weights[here].to(torch.float64))
-    rest = _averaged({k: t for k, t in old.items() if k not in parameters}, uploads, weights, model)
-    return rest | unflatten(whole, parameters)
+    assert rule.reduce is not None
+    flat, whole, memory = flatten(uploads), flatten(old), list[Leaves]()
+    for row in range(len(whole)):
+        whole[row], kept = rule.reduce.reduce(flat[model == row], arrived(row))
+        memory.append(kept)
+    return unflatten(whole, old), {k: torch.stack([kept[k] for kept in memory]) for k in memory[0]}
 
 
-def _averaged(old: Leaves, uploads: Leaves, weights: Tensor, model: Tensor) -> Leaves:
+def averaged(old: Leaves, uploads: Leaves, weights: Tensor, model: Tensor) -> Leaves:
     """The weighted mean of some leaves."""
     if not old:
         return {}
@@ -219,8 +273,13 @@ def _averaged(old: Leaves, uploads: Leaves, weights: Tensor, model: Tensor) -> L
     return mean.result()
 
 
-def _entrywise(old: Leaves, uploads: Leaves, weights: Mapping[str, Tensor], model: Tensor) -> Leaves:
-    """Weighted mean with a weight for every entry; an entry without weight keeps its value."""
+def entrywise(
+    old: Leaves, uploads: Leaves, weights: Mapping[str, Tensor], model: Tensor, denominator: float | None = None
+) -> Leaves:
+    """Weighted mean with a weight for every entry, divided by a fixed number if there is one.
+
+    An entry without weight keeps its value.
+    """
     combined = {}
     for k, before in old.items():
         weight = weights[k].to(torch.float64)
@@ -229,5 +288,7 @@ def _entrywise(old: Leaves, uploads: Leaves, weights: Mapping[str, Tensor], mode
         mass = total.index_add(0, model, weight)
         total.index_add_(0, model, weight * uploads[k].to(torch.float64))
         value = torch.where(mass > 0, total / mass.clamp(min=1e-300), before.to(torch.float64))
+        if denominator is not None:
+            value = before + mass / denominator * (value - before)
         combined[k] = (value if before.is_floating_point() else value.round()).to(before.dtype)
     return combined

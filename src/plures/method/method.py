@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
+import torch
 from torch import Tensor, nn
 
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
+from plures.method.channel import UPDATE, Channel, channels
 from plures.method.combine import Combine
 from plures.method.compose import combines, entries, layouts, predictions, schedules
 from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks, named
@@ -21,7 +23,7 @@ from plures.method.setting import Setting
 from plures.method.share import Frozen, Known, Personal, Shared
 from plures.method.state import State
 from plures.method.tree import zeros_like
-from plures.method.wire import Wire, size
+from plures.method.wire import Wire, lay
 from plures.models import LeafInfo, Leaves, Marked, ModelFactory, Network, build
 from plures.models.network import seeded
 from plures.signature import checked
@@ -49,6 +51,9 @@ Slot = Callable[[Start], Leaves] | Selector
 """Initial leaves of a slot, or the selector of the model's leaves that it copies."""
 
 
+WIRE = "wire"
+"""The slot in which the stages of the wire remember."""
+
 Add = Callable[[nn.Module, Setting], nn.Module]
 """Gives a model a part that it lacks: ``(model, setting) -> model`` with the part marked by its role."""
 
@@ -68,7 +73,7 @@ class Method:
         schedule: what a client does when visited.
         slots: initial leaves of slots beside ``model``: a function of :class:`Start`, or a selector whose leaves are
             copied; a slot named in the layout and not here starts as a copy of the model.
-        wire: stages that an upload passes.
+        wire: stages that an upload passes, in this order; what they remember is the client's slot ``wire``.
         combine: how uploads become the new value; one for all blocks, or one for each slot.
         predict: how a client predicts.
         adds: parts that a model gets, by role, if it has none with that role: adapters, gates.
@@ -164,7 +169,10 @@ class Bound:
         initial: initial leaves of every slot.
         info: structure of every slot's leaves.
         blocks: the layout, resolved.
-        written: leaves that local work changes.
+        written: leaves that local work changes, and those in which the wire remembers.
+        line: the wire, laid for the parameters that travel.
+        buffers: leaves that travel beside it: running statistics and whole numbers.
+        channels: all that leaves a client.
         probes: whether a share asks for gradients at the initial model.
         verdicts: what runs have found out about functions of batches: whether padding changes what they give.
     """
@@ -197,8 +205,12 @@ class Bound:
             block.name: tuple(leaf for leaf in block.leaves if leaf in self.written) if block.share.travels else ()
             for block in self.blocks
         }
-        for block in self.blocks:
-            size(method.wire, {named(leaf): self.initial[leaf[0]][leaf[1]][None] for leaf in self.travelling(block)})
+        going = [leaf for block in self.blocks for leaf in self.travelling(block)]
+        self.buffers = tuple(leaf for leaf in going if self._buffer(leaf))
+        moved = [(slot, path) for slot, path in going if (slot, path) not in self.buffers]
+        zeros = {named((slot, path)): torch.zeros_like(self.initial[slot][path])[None] for slot, path in moved}
+        self.line = lay(method.wire, zeros)
+        self._remember()
         self._told = self._read_by_views()
         self.probes = any(block.share.probes for block in self.blocks)
         self._probed = self._probed_by_shares()
@@ -211,6 +223,8 @@ class Bound:
                 else "the schedule trains nothing: name a slot in a phase, or give a phase a leaf that is not frozen"
             )
         self._check_rules()
+        self.channels: tuple[Channel, ...] = channels(self)
+        self._check_channels()
         self.network = network.holding(self._unchanging())
 
     def _first(self, slot: str, start: Start) -> Leaves:
@@ -274,6 +288,34 @@ class Bound:
                 raise PluresError(
                     f"combine of {block.name!r}: the weights say nothing of {named(without[0])!r}: add it"
                 )
+
+    def _remember(self) -> None:
+        """Give what the wire remembers a slot that stays with the client."""
+        if not self.line.memory:
+            return
+        if WIRE in self.initial:
+            raise PluresError(f"stages of the wire remember in the slot {WIRE!r}: give the method's own another name")
+        module = type(self.network.module)
+        self.initial[WIRE] = {name: t[0] for name, t in self.line.memory.items()}
+        self.info[WIRE] = {name: LeafInfo(name, module, frozenset(), False) for name in self.line.memory}
+        leaves = tuple((WIRE, name) for name in self.line.memory)
+        self.blocks = (*self.blocks, Block(WIRE, Personal(), leaves))
+        self.written |= frozenset(leaves)
+        self._travelling[WIRE] = ()
+
+    def _check_channels(self) -> None:
+        """Refuse what a stage of the wire does not let pass."""
+        for stage in self.line.stages:
+            for channel in self.channels:
+                reason = stage.refusal(channel) if channel.name != UPDATE else None
+                if reason is not None:
+                    raise PluresError(
+                        f"wire stage {type(stage).__name__} refuses channel {channel.name!r} ({channel.what}): {reason}"
+                    )
+
+    def nbytes(self, leaf: Leaf) -> int:
+        """Bytes of a leaf."""
+        return self.initial[leaf[0]][leaf[1]].nbytes
 
     def _unchanging(self) -> frozenset[str]:
         """Paths of the model's leaves that no slot ever changes, not even before predicting."""

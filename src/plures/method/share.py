@@ -56,6 +56,8 @@ class Cohort:
         setting: the federation's facts.
         visited: ``(population,)`` who took part in an earlier round.
         draw: uniform numbers in [0, 1) of this round: ``draw(name, count)``.
+        key: a random key of this round, an integer from 0 to 2**63 - 1 by name: ``key(name)``. At a server's step, a
+            reducer and the wire's part at the server, those of other blocks are others.
         rows: ``(cohort,)`` the row that each upload goes to.
         weights: ``(cohort,)`` their weights.
         changes: ``(cohort, d)`` each upload minus what the client received, as one vector, without buffers such as
@@ -68,6 +70,7 @@ class Cohort:
     setting: Setting
     visited: Tensor
     draw: Callable[[str, int], Tensor]
+    key: Callable[[str], int] = lambda name: 0
     rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     weights: Tensor = field(default_factory=lambda: torch.zeros(0))
     changes: Tensor | None = None

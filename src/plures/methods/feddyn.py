@@ -8,6 +8,7 @@ from torch import Tensor
 from plures.method import (
     Assign,
     Batch,
+    Cohort,
     Combine,
     Leaves,
     Method,
@@ -37,8 +38,8 @@ class Corrected:
     def start(self, value: Leaves) -> Leaves:
         return {k: torch.zeros_like(t) for k, t in value.items()}
 
-    def step(self, old: Leaves, combined: Leaves, memory: Leaves, fraction: float) -> tuple[Leaves, Leaves]:
-        h = {k: memory[k] - self.alpha * fraction * (combined[k] - old[k]) for k in old}
+    def step(self, old: Leaves, combined: Leaves, memory: Leaves, cohort: Cohort) -> tuple[Leaves, Leaves]:
+        h = {k: memory[k] - self.alpha * cohort.fraction * (combined[k] - old[k]) for k in old}
         return {k: combined[k] - h[k] / self.alpha for k in old}, {**memory, **h}
 
 

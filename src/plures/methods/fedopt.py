@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from plures.method import Combine, Leaves, Method
+from plures.method import Cohort, Combine, Leaves, Method
 from plures.methods.entry import entry, require
 
 Rule = Literal["adagrad", "adam", "yogi"]
@@ -33,7 +33,7 @@ class Adaptive:
         first = {f"m:{k}": torch.zeros_like(t) for k, t in value.items()}
         return first | {f"v:{k}": torch.full_like(t, self.tau**2) for k, t in value.items()}
 
-    def step(self, old: Leaves, combined: Leaves, memory: Leaves, fraction: float) -> tuple[Leaves, Leaves]:
+    def step(self, old: Leaves, combined: Leaves, memory: Leaves, cohort: Cohort) -> tuple[Leaves, Leaves]:
         (b1, b2), new, fresh = self.betas, {}, {}
         for k, value in old.items():
             change, v = combined[k] - value, memory[f"v:{k}"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from plures.method import Combine, Leaves, Method, Phase, Predict
+from plures.method import Cohort, Combine, Leaves, Method, Phase, Predict
 from plures.methods.entry import entry, remark, require
 
 ROUND = "round"
@@ -25,7 +25,7 @@ class Slower:
     def start(self, value: Leaves) -> Leaves:
         return {ROUND: torch.zeros(len(next(iter(value.values()))), dtype=torch.int64)}
 
-    def step(self, old: Leaves, combined: Leaves, memory: Leaves, fraction: float) -> tuple[Leaves, Leaves]:
+    def step(self, old: Leaves, combined: Leaves, memory: Leaves, cohort: Cohort) -> tuple[Leaves, Leaves]:
         full = memory[ROUND] < self.after
         new = {}
         for k, value in old.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.method import Block, Bound, Kept, View, named
+from plures.method.channel import VIEWS, WEIGHTS
 from plures.models import Leaves
 from plures.remote.message import (
     LARGEST,
@@ -24,8 +25,9 @@ from plures.remote.message import (
     payload,
 )
 from plures.run.coordinator import Coordinator
+from plures.run.uploads import TENSORS, decoded, form
 
-WEIGHT = "weight:"
+WEIGHT = f"{WEIGHTS}:"
 """What names of weights in an upload begin with."""
 OUTWEIGHS = 1e4
 """An example of one client counts, by its computed weights, at most so many times as much as one of all others."""
@@ -75,28 +77,73 @@ def fits(value: Tensor, like: Tensor) -> bool:
     return value.shape == like.shape and value.dtype == like.dtype and bool((value.abs() <= LARGEST).all())
 
 
-def distance(
-    run: Coordinator[Any], client: int, rows: Mapping[str, int], sent: Mapping[str, Tensor], server: Mapping[str, Kept]
-) -> float:
-    """How far an upload is from what was sent: the L2 norm over all leaves of floating point.
+def received(run: Coordinator[Any], client: int, rows: Mapping[str, int], server: Mapping[str, Kept]) -> Leaves:
+    """What a client received of the leaves that it sends, by ``slot/path``, ``(1, ...)``.
 
     Args:
         run: the run, at the server or at a site.
         client: position of the client.
         rows: which model it chose of blocks in which it chooses alone.
-        sent: the upload.
         server: what the server keeps.
     """
-    told = run.bound.told()  # compared with what was told last, which at first is the initial value
-    pairs = [(sent[f"told:{named(leaf)}"], run.store.get(leaf, [client])[0]) for leaf in told]
+    found: Leaves = {}
     for block in run.served():
         kept, share = server[block.name], block.share
         row = torch.tensor([rows[block.name]]) if share.alone else share.row(kept, torch.tensor([client]))
         before = share.read(kept, row)
-        leaves = [named(leaf) for leaf in run.bound.travelling(block)]
-        pairs += [(sent[key(run.bound, block, name)], before[name][0]) for name in leaves]
-    parts = [(a.double() - b.double()).norm() for a, b in pairs if a.is_floating_point()]
+        found |= {name: before[name] for name in map(named, run.bound.travelling(block))}
+    return found
+
+
+def known(run: Coordinator[Any], client: int) -> Leaves:
+    """What a client told last of the leaves that views read, by ``slot/path``, ``(1, ...)``."""
+    return {named(leaf): run.store.get(leaf, [client]) for leaf in run.bound.told()}
+
+
+def distance(run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], before: Leaves) -> float:
+    """How far an upload is from what was sent: the L2 norm over all leaves of floating point.
+
+    Args:
+        run: the run, at the server or at a site.
+        client: position of the client.
+        sent: the upload, by channel.
+        before: what the client received.
+    """
+    old, new = known(run, client), sent.get(VIEWS, {})
+    after = decoded(run.bound, sent, before)
+    return norm([after[k].double() - t.double() for k, t in before.items()] + [new[k] - t for k, t in old.items()])
+
+
+def away(run: Coordinator[Any], client: int, tensors: Tensors, before: Leaves) -> float:
+    """The same of an upload that may be anything of the right names, shapes and types.
+
+    Raises:
+        PluresError: if the wire cannot have given it.
+    """
+    try:
+        return distance(run, client, by_channel(tensors), before)
+    except (RuntimeError, LookupError, ValueError) as error:
+        raise PluresError(f"bad upload: the wire cannot have given it ({type(error).__name__})") from error
+
+
+def norm(leaves: Iterable[Tensor]) -> float:
+    """Joint L2 norm of all that is of floating point."""
+    parts = [t.double().norm() for t in leaves if t.is_floating_point()]
     return float(torch.stack(parts).norm()) if parts else 0.0
+
+
+def labelled(sent: Mapping[str, Leaves]) -> Tensors:
+    """What one client sends, ``(1, ...)`` by channel, as the tensors of a message: ``channel:name``."""
+    return {f"{channel}:{name}": t[0] for channel in TENSORS for name, t in sent.get(channel, {}).items()}
+
+
+def by_channel(tensors: Tensors) -> dict[str, Leaves]:
+    """The inverse of :func:`labelled`."""
+    found: dict[str, Leaves] = {channel: {} for channel in TENSORS}
+    for label, t in tensors.items():
+        channel, _, name = label.partition(":")
+        found[channel][name] = t.unsqueeze(0)
+    return found
 
 
 def key(bound: Bound, block: Block, name: str) -> str:
@@ -106,15 +153,7 @@ def key(bound: Bound, block: Block, name: str) -> str:
 
 def expected(run: Coordinator[Any]) -> dict[str, Tensor]:
     """What an upload holds: a value of the right shape and type under every name."""
-    found = {f"told:{named((s, p))}": run.bound.initial[s][p] for s, p in run.bound.told()}
-    for block in run.served():
-        leaves = run.bound.travelling(block)
-        found |= {key(run.bound, block, named((s, p))): run.bound.initial[s][p] for s, p in leaves}
-        if leaves and callable(run.bound.combine(block).weights):
-            given = run.bound.weighed(block, run.bound.initial)
-            by_leaf = {"": given} if isinstance(given, Tensor) else given
-            found |= {f"{WEIGHT}{key(run.bound, block, name)}": t for name, t in by_leaf.items()}
-    return found
+    return labelled(form(run.bound))
 
 
 def probed(run: Coordinator[Any]) -> Leaves:

@@ -16,18 +16,22 @@ from torch import Tensor, nn
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import Bound, Kept, Leaf, Method, Share, View, flatten, named
+from plures.method.channel import LOSS, OBJECTIVE, VIEWS
 from plures.models import Leaves, ModelFactory
 from plures.remote.bounds import (
-    WEIGHT,
     UnableError,
+    away,
     balance,
+    by_channel,
     check,
-    distance,
     expected,
     fits,
     key,
+    known,
+    norm,
     opened,
     probed,
+    received,
     suspect,
 )
 from plures.remote.message import (
@@ -114,20 +118,10 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
 
 def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:
     """What a valid upload says: what is combined, and what is kept of this client."""
-    values: dict[str, Leaves] = {}
-    weights: dict[str, Tensor | Leaves] = {}
-    for block in run.served():
-        leaves = [named(leaf) for leaf in run.bound.travelling(block)]
-        if not leaves:
-            continue
-        values[block.name] = {k: tensors[key(run.bound, block, k)].unsqueeze(0) for k in leaves}
-        prefix = f"{WEIGHT}{key(run.bound, block, '')}"
-        given = {n.removeprefix(prefix): t.unsqueeze(0) for n, t in tensors.items() if n.startswith(prefix)}
-        if given:
-            weights[block.name] = given.get("", given)
-    loss, objective = (torch.tensor([] if x is None else [x]) for x in (reply.loss, reply.objective))
-    told = {(s, p): tensors[f"told:{named((s, p))}"].unsqueeze(0) for s, p in run.bound.told()}
-    return Answer([client], values, weights, loss, objective), told
+    told = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
+    numbers = {channel: {"": torch.tensor([] if x is None else [x])} for channel, x in told}
+    views = {(s, p): tensors[f"{VIEWS}:{named((s, p))}"].unsqueeze(0) for s, p in run.bound.told()}
+    return Answer([client], {**by_channel(tensors), **numbers}), views
 
 
 class Remote:
@@ -309,15 +303,15 @@ class Remote:
             name = run.setting.clients[client]
             try:
                 check(run, like, reply, tensors)
-                norm = distance(run, client, reply.rows, tensors, server)
-                if not norm <= self.rules.max_norm:
+                before = received(run, client, reply.rows, server)
+                far = away(run, client, tensors, before)
+                if not far <= self.rules.max_norm:
                     raise UnableError(
-                        f"bad upload: it is {norm:.3g} away from what was sent (L2 norm), and [rules] max_norm allows "
+                        f"bad upload: it is {far:.3g} away from what was sent (L2 norm), and [rules] max_norm allows "
                         f"{self.rules.max_norm:g}"
                     )
-                nothing = {leaf: torch.zeros_like(value) for leaf, value in tensors.items()}
-                lengths.append(distance(run, client, reply.rows, nothing, server))
-                moved[name], valid[client] = norm, (reply, tensors)
+                lengths.append(norm([*before.values(), *known(run, client).values()]))
+                moved[name], valid[client] = far, (reply, tensors)
             except PluresError as error:
                 self._leave(left, name, error)
                 log.warning("round %d: client %r is left out: %s", run.round, name, error)

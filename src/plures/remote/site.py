@@ -15,9 +15,10 @@ from plures.errors import PluresError, suggestion
 from plures.evaluate import score
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, Kept, Leaf, Method, Mine, Phase, Seen, named
+from plures.method.channel import LOSS, OBJECTIVE
 from plures.metrics import Metric
 from plures.models import ModelFactory
-from plures.remote.bounds import WEIGHT, distance, key, size
+from plures.remote.bounds import distance, key, labelled, received, size
 from plures.remote.clients import ONE_CLIENT, Rules, fingerprint
 from plures.remote.ledger import Ledger
 from plures.remote.message import (
@@ -38,6 +39,7 @@ from plures.remote.message import (
 from plures.remote.sites import population
 from plures.remote.state import LostError, RefusedError, ToldError, Versions, forget, has_left
 from plures.run import Run, Training
+from plures.run.uploads import decoded
 
 log = logging.getLogger(__name__)
 
@@ -394,28 +396,20 @@ class Site:
     ) -> tuple[Reply, Tensors]:
         chosen = run.choose([0])
         answer, kept = run.clients.visit(run, [0], chosen)
-        run.commit([0], kept)
-        sent: Tensors = {}
-        stays: Tensors = {f"{OWN}:{named(leaf)}": rows[0] for leaf, rows in kept.items()}
-        rows = {}
-        for block in run.served():
-            if block.share.alone:
-                rows[block.name] = int(block.share.row(chosen[block.name], torch.tensor([0])))
-            for name, value in answer.values.get(block.name, {}).items():
-                sent[key(run.bound, block, name)] = value[0]
-                if isinstance(block.share, Mine):
-                    stays[f"{ROW}:{name}"] = value[0]
-            weight = answer.weights.get(block.name, {})
-            by_leaf = {"": weight} if isinstance(weight, torch.Tensor) else weight
-            sent |= {f"{WEIGHT}{key(run.bound, block, name)}": t[0] for name, t in by_leaf.items()}
-        sent |= {f"told:{named(leaf)}": run.store.get(leaf, [0])[0] for leaf in run.bound.told()}
+        alone = [block for block in run.served() if block.share.alone]
+        rows = {block.name: int(block.share.row(chosen[block.name], torch.tensor([0]))) for block in alone}
+        sent, before = labelled(answer.sent), received(run, 0, rows, chosen)
         if not all(bool(value.isfinite().all()) for value in sent.values()):
             raise ToldError("its local work gave a NaN or an infinite value")
-        if not (norm := distance(run, 0, rows, sent, chosen)) <= self.max_norm:
+        if not (norm := distance(run, 0, answer.sent, before)) <= self.max_norm:
             raise ToldError(f"its update went {norm:.3g} far (L2 norm), and [rules] max_norm allows {self.max_norm:g}")
+        values, mine = decoded(run.bound, answer.sent, before), [b for b in run.served() if isinstance(b.share, Mine)]
+        run.commit([0], kept)
+        stays: Tensors = {f"{OWN}:{named(leaf)}": rows[0] for leaf, rows in kept.items()}
+        stays |= {f"{ROW}:{named(leaf)}": values[named(leaf)][0] for b in mine for leaf in run.bound.travelling(b)}
         versions.save(order.round + 1, stays)
         versions.prune(self.allowed.versions, ledger.named)
-        numbers = dict(zip(TRAINING, (answer.loss.item(), answer.objective.item()), strict=True))
+        numbers = dict(zip(TRAINING, (answer.sent[LOSS][""].item(), answer.sent[OBJECTIVE][""].item()), strict=True))
         told = self._told_of(int(self.data.splits["train"].sizes[0]), numbers)
         loss, objective = (told.get(name) for name in TRAINING)
         return self._reply(order, scores=scores, rows=rows, loss=loss, objective=objective), sent

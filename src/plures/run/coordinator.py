@@ -15,12 +15,13 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, Block, Bound, Cohort, Kept, Leaf, Look, Probe, Setting, Share, View, named
+from plures.method.channel import LOSS, OBJECTIVE
 from plures.models import Leaves, Marked
 from plures.run.cost import traffic
 from plures.run.engine import Stack
 from plures.run.execution import Execution
 from plures.run.origin import Origin
-from plures.run.randomness import name_key, unit
+from plures.run.randomness import fold, name_key, unit
 from plures.run.store import ClientStore
 from plures.run.training import Training
 from plures.run.uploads import Answer, Uploads, followed
@@ -161,6 +162,7 @@ class Made:
         stays: what stays with the clients, a chunk at a time.
         loss: mean task loss over the clients that tell it.
         objective: mean of what they minimised.
+        nbytes: bytes of what they sent.
     """
 
     server: dict[str, Kept]
@@ -168,6 +170,7 @@ class Made:
     stays: list[tuple[list[int], Values]]
     loss: float
     objective: float
+    nbytes: int
 
 
 C = TypeVar("C", bound=Clients)
@@ -279,7 +282,7 @@ class Coordinator(Generic[C]):
 
     def choose(self, wanted: list[int]) -> dict[str, Kept]:
         """Before a round, who receives what of every block."""
-        cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self.draw)
+        cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self.draw, self.key)
         chosen = {}
         for block in self.served():
             share, kept = block.share, self.server[block.name]
@@ -320,12 +323,12 @@ class Coordinator(Generic[C]):
         self.server, self.memory = made.server, made.memory
         self.round += 1
         self.last[work.clients] = self.round
-        up, down = traffic(self.bound)
+        _, down = traffic(self.bound)
         return RoundRecord(
             self.round,
             tuple(self.setting.clients[i] for i in work.clients),
             made.loss,
-            up * len(work.clients) + self._probed,
+            made.nbytes + self._probed,
             down * len(work.clients),
             time.perf_counter() - begun,
             work.left_out,
@@ -335,19 +338,17 @@ class Coordinator(Generic[C]):
     def _combined(self, work: Work, memory: dict[str, Leaves]) -> Made:
         """What a round makes of its work; nothing is changed yet."""
         server, clients = dict(work.server), work.clients
-        cohort = Cohort(self.round, torch.tensor(clients), self.setting, self.participated, self.draw)
-        sent = [block for block in self.served() if self.bound.travelling(block)]
-        uploads = {b.name: Uploads(self.bound, b, server[b.name], clients, self.examples(clients)) for b in sent}
+        cohort = Cohort(self.round, torch.tensor(clients), self.setting, self.participated, self.draw, self.key)
+        uploads = Uploads(self.bound, server, clients, self.examples(clients))
         losses, objectives, kept = [], [], []
         for answer, stays in work.answers:
-            losses.append(answer.loss)
-            objectives.append(answer.objective)
+            losses.append(answer.sent[LOSS][""])
+            objectives.append(answer.sent[OBJECTIVE][""])
             kept.append((answer.clients, stays))
-            for upload in uploads.values():
-                upload.add(answer)
-        for name, upload in uploads.items():
-            server[name], memory[name] = upload.combined(cohort, memory[name])
-        return Made(server, memory, kept, *(float(torch.cat(told).mean()) for told in (losses, objectives)))
+            uploads.add(answer)
+        combined, remembered = uploads.combined(cohort, memory)
+        loss, objective = (float(torch.cat(each).mean()) for each in (losses, objectives))
+        return Made(server | combined, memory | remembered, kept, loss, objective, uploads.nbytes)
 
     def cohort(self, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""
@@ -361,6 +362,10 @@ class Coordinator(Generic[C]):
         """Uniform numbers of this round, ``(count,)``."""
         places = np.arange(count, dtype=np.uint64)
         return torch.from_numpy(unit(self.seed, self.round, name_key(f"server {name}"), places))
+
+    def key(self, name: str) -> int:
+        """A random key of this round."""
+        return int(fold(self.seed, self.round, name_key(f"server key {name}"))) >> 1
 
     def _note(self, server: Mapping[str, Kept]) -> None:
         """Record which clients changed cluster."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from plures.federation import Federation
 from plures.method import Bound, Leaf, View
-from plures.method.wire import size
 from plures.run.engine import Engine
 from plures.run.execution import Execution
 from plures.run.training import Training
@@ -29,19 +27,17 @@ def stored(bound: Bound) -> int:
 def traffic(bound: Bound) -> tuple[int, int]:
     """Bytes that a client sends and receives in a round, beside the initial download.
 
-    It sends its leaves, weights that it computes itself, and what views of the server need to know of it.
+    It sends what its channels of training carry as tensors: the payload of the wire, buffers, weights that it computes
+    itself, and what views of the server need to know of it. Numbers in the header of a message are not counted.
     """
-    up = down = 0
+    down = 0
     for block in bound.blocks:
         leaves = {f"{s}/{p}": bound.initial[s][p] for s, p in bound.travelling(block)}
         down += sum(t.nbytes for t in leaves.values()) * block.share.downloads(bound.setting)
         if isinstance(block.share, View):
             down += sum(bound.initial[s][p].nbytes for s, p in block.leaves)
-        up += size(bound.method.wire, {k: t.unsqueeze(0) for k, t in leaves.items()})
-        if leaves and callable(bound.combine(block).weights):
-            given = bound.weighed(block, bound.initial)
-            up += given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
-    return up + sum(bound.initial[s][p].nbytes for s, p in bound.told()), down
+    sent = [channel.size for channel in bound.channels if channel.tensors and channel.when == "train"]
+    return sum(size or 0 for size in sent), down
 
 
 def flops(bound: Bound, federation: Federation, training: Training) -> int:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from plures.federation import Federation
-from plures.method import Batch, Block, Bound, Kept, Leaf, Share, State, encode, flatten, gradient, named
+from plures.method import Batch, Bound, Kept, Leaf, Sending, Share, State, flatten, gradient, named
+from plures.method.channel import BUFFERS, GRADIENTS, LOSS, OBJECTIVE, UPDATE, VIEWS, WEIGHTS
+from plures.method.method import WIRE
 from plures.models import Leaves
 from plures.run.coordinator import Coordinator, Values, Work
 from plures.run.cost import kept
@@ -19,7 +21,7 @@ from plures.run.execution import Execution
 from plures.run.randomness import fold, name_key
 from plures.run.states import states, working
 from plures.run.training import Training
-from plures.run.uploads import Answer
+from plures.run.uploads import Answer, weighing
 
 
 class Local:
@@ -65,26 +67,34 @@ class Local:
         received = states(run, chunk, server)
         x = working(received, run.bound.written)
         losses = self.engine.visit(x, received, chunk, run.round, run.method.schedule, scheduled=True)
-        return self._sent(run, x, received, chunk, losses), {(s, p): x[s][p] for s, p in kept(run.bound)}
+        answer = self._sent(run, x, received, chunk, losses)
+        return answer, {(s, p): x[s][p] for s, p in kept(run.bound)}
 
     def _sent(self, run: Coordinator[Any], x: Stack, received: Stack, clients: list[int], losses: Tensor) -> Answer:
-        """What a chunk of clients sends."""
-        values: dict[str, Leaves] = {}
-        weights: dict[str, Tensor | Leaves] = {}
-        for block in run.served():
-            leaves = run.bound.travelling(block)
-            if not leaves:
-                continue
-            value, old = ({named((s, p)): stack[s][p] for s, p in leaves} for stack in (x, received))
-            values[block.name] = encode(run.method.wire, value, old, self._keys(run, block, clients))
-            if callable(run.bound.combine(block).weights):
-                weights[block.name] = self.engine.mapped(lambda x: run.bound.weighed(block, x))(x)  # noqa: B023
-        return Answer(clients, values, weights, *losses)
+        """What a chunk of clients sends; what the wire remembers of it is noted in ``x``."""
+        bound = run.bound
+        going = [leaf for block in bound.blocks for leaf in bound.travelling(block)]
+        new, old = ({named((s, p)): stack[s][p] for s, p in going} for stack in (x, received))
+        buffers = {named(leaf): new.pop(named(leaf)) for leaf in bound.buffers}
+        weights: Leaves = {}
+        for block in bound.blocks:
+            if bound.travelling(block) and callable(bound.combine(block).weights):
+                weights |= weighing(bound, block, self.engine.mapped(lambda x: bound.weighed(block, x))(x))  # noqa: B023
+        views = {named((s, p)): x[s][p] for s, p in bound.told()}
+        loss, objective = losses
+        sent = {BUFFERS: buffers, WEIGHTS: weights, VIEWS: views, LOSS: {"": loss}, OBJECTIVE: {"": objective}}
+        if bound.line.stages:
+            sending = Sending(self._keys(clients, run.round, WIRE), old)
+            change = {k: t - old[k] for k, t in new.items()}
+            new, remembered = bound.line.encode(change, x.get(WIRE, {}), sending)
+            x[WIRE] = remembered
+            sent = beside(bound, sent, sending)
+        return Answer(clients, {UPDATE: new, **sent})
 
-    def _keys(self, run: Coordinator[Any], block: Block, clients: list[int]) -> Tensor:
+    def _keys(self, clients: list[int], round: int, purpose: str) -> Tensor:
         names = np.array([name_key(self.federation.clients[i]) for i in clients], dtype=np.uint64)
-        keys = fold(run.seed, names, run.round, name_key(f"wire {block.name}")) >> np.uint64(1)
-        return torch.from_numpy(keys.astype(np.int64)).to(run.device)
+        keys = fold(self.engine.seed, names, round, name_key(purpose)) >> np.uint64(1)
+        return torch.from_numpy(keys.astype(np.int64)).to(self.federation.inputs.device)
 
     # --- what clients measure for the server --------------------------------------------------------------------
 
@@ -114,7 +124,8 @@ class Local:
         """Gradients of a chunk at the initial model by leaf, ``(clients, ...)``."""
         initial = self.engine.bound.initial.items()
         held = {s: {p: t.expand(len(clients), *t.shape) for p, t in leaves.items()} for s, leaves in initial}
-        return self._measured(self._slope, held, clients)
+        slopes = self._measured(self._slope, held, clients)
+        return beside(self.engine.bound, {GRADIENTS: slopes}, Sending(self._keys(clients, 0, GRADIENTS), {}))[GRADIENTS]
 
     def _loss(self, x: State, received: State, batch: Batch) -> Leaves:
         predict = self.engine.bound.method.predictor
@@ -127,3 +138,11 @@ class Local:
 
     def _measured(self, fn: Callable[[State, State, Batch], Leaves], held: Stack, clients: list[int]) -> Leaves:
         return self.engine.measure(fn, held, held, clients, "train")
+
+
+def beside(bound: Bound, sent: dict[str, Leaves], sending: Sending) -> dict[str, Leaves]:
+    """What leaves on channels other than the update's, after the stages of the wire."""
+    known = {channel.name: channel for channel in bound.channels}
+    return {
+        name: bound.line.beside(known[name], values, sending) if values else values for name, values in sent.items()
+    }

@@ -108,7 +108,7 @@ class Origin:
     def memory(self, block: Block, kept: Kept) -> Leaves:
         """What the server's step of a block remembers at the start. It moves parameters; buffers are combined."""
         moved = {k: kept.values[k] for k in map(named, self.bound.parameters(block))}
-        return self.bound.combine(block).server.start(moved) if moved else {}
+        return self.bound.combine(block).start(moved) if moved else {}
 
 
 def check_outputs(network: Network, federation: Federation) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,31 +10,147 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
-from plures.method import Block, Bound, Cohort, Kept, Mean, flatten, named, put, reduced
+from plures.method import (
+    Arrived,
+    Block,
+    Bound,
+    Cohort,
+    Kept,
+    Leaf,
+    Mean,
+    averaged,
+    entrywise,
+    flatten,
+    named,
+    put,
+    reduced,
+)
+from plures.method.channel import BUFFERS, UPDATE, VIEWS, WEIGHTS
+from plures.method.combine import REDUCER
 from plures.models import Leaves
+
+TENSORS = (UPDATE, BUFFERS, WEIGHTS, VIEWS)
+"""Channels of an answer that the ledger counts."""
 
 
 @brief
 @dataclass(frozen=True)
 class Answer:
-    """What some clients send after their local work, one row per client.
+    """What some clients send after their local work.
 
     Attributes:
         clients: positions.
-        values: for every block that travels, the new leaves by ``slot/path``, ``(clients, ...)``, after the wire.
-        weights: for blocks whose weights the clients compute: ``(clients,)``, or by leaf ``(clients, ...)``.
-        loss: ``(clients,)`` mean task loss of the visit.
-        objective: ``(clients,)`` mean of what the visit minimised.
+        sent: by channel (:mod:`plures.method.channel`), named tensors ``(clients, ...)``: the payload of the wire, or
+            without one the new leaves by ``slot/path``; buffers by ``slot/path``; computed weights (:func:`weighing`);
+            what views read, by ``slot/path``; and, without a name, each client's mean task loss of the visit and mean
+            of what the visit minimised, ``(clients,)``.
     """
 
     clients: list[int]
-    values: Mapping[str, Leaves]
-    weights: Mapping[str, Tensor | Leaves]
-    loss: Tensor
-    objective: Tensor
+    sent: Mapping[str, Leaves]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is counted."""
+        return sum(t.nbytes for channel in TENSORS for t in self.sent.get(channel, {}).values())
+
+
+def weighing(bound: Bound, block: Block, weights: Tensor | Leaves) -> Leaves:
+    """Computed weights of a block as they are sent: by ``number of the block:``, and by leaf if each has its own."""
+    by_leaf = {"": weights} if isinstance(weights, Tensor) else weights
+    return {f"{_number(bound, block)}:{name}": t for name, t in by_leaf.items()}
+
+
+def weighed(bound: Bound, block: Block, sent: Leaves) -> Tensor | Leaves | None:
+    """Computed weights of a block as they were before; ``None`` for a block without any."""
+    prefix = f"{_number(bound, block)}:"
+    given = {name.removeprefix(prefix): t for name, t in sent.items() if name.startswith(prefix)}
+    return given.get("", given) if given else None
+
+
+def _number(bound: Bound, block: Block) -> int:
+    return next(number for number, other in enumerate(bound.blocks) if other.name == block.name)
+
+
+def form(bound: Bound) -> dict[str, Leaves]:
+    """What one client sends as tensors, by channel: values of the right shapes and types, ``(1, ...)``."""
+    weights: Leaves = {}
+    for block in bound.blocks:
+        if bound.travelling(block) and callable(bound.combine(block).weights):
+            weights |= weighing(bound, block, bound.weighed(block, bound.initial))
+
+    def initial(leaves: Iterable[Leaf]) -> Leaves:
+        return {named((slot, path)): bound.initial[slot][path].unsqueeze(0) for slot, path in leaves}
+
+    weights = {name: t.unsqueeze(0) for name, t in weights.items()}
+    sent = UPDATE, BUFFERS, WEIGHTS, VIEWS
+    held = bound.line.payload, initial(bound.buffers), weights, initial(bound.told())
+    return dict(zip(sent, held, strict=True))
+
+
+def decoded(bound: Bound, sent: Mapping[str, Leaves], received: Leaves) -> Leaves:
+    """The new leaves that an answer stands for, by ``slot/path``, ``(clients, ...)``.
+
+    Args:
+        bound: the method.
+        sent: by channel.
+        received: what the clients received of these leaves.
+    """
+    update = sent.get(UPDATE, {})
+    if bound.line.stages:
+        update = {k: received[k] + d for k, d in bound.line.decode(update).items()}
+    return {**update, **sent.get(BUFFERS, {})}
 
 
 class Uploads:
+    """The uploads of one round: opened, counted, and combined block by block.
+
+    Args:
+        bound: the method, resolved against its network.
+        server: what the server sends in this round.
+        clients: the cohort.
+        examples: ``(cohort,)`` their training examples, in double precision.
+
+    Attributes:
+        nbytes: bytes of the answers so far.
+    """
+
+    def __init__(self, bound: Bound, server: Mapping[str, Kept], clients: list[int], examples: Tensor) -> None:
+        self.bound, self.nbytes = bound, 0
+        sent = [block for block in bound.blocks if bound.travelling(block)]
+        self.blocks = [Gathered(bound, block, server[block.name], clients, examples) for block in sent]
+        self.judged = any(block.rule.reduce is not None for block in self.blocks)
+        self.changes: list[tuple[list[int], Tensor]] = []
+
+    def add(self, answer: Answer) -> None:
+        """Add what a chunk of clients sends."""
+        self.nbytes += answer.nbytes
+        received: Leaves = {}
+        if self.bound.line.stages or self.judged:
+            for block in self.blocks:
+                received |= block.received(answer.clients)
+        values = decoded(self.bound, answer.sent, received)
+        for block in self.blocks:
+            weights = weighed(self.bound, block.block, answer.sent.get(WEIGHTS, {}))
+            block.add(answer.clients, {k: values[k] for k in block.old}, weights)
+        if self.judged:
+            moved = [k for block in self.blocks for k in block.parameters]
+            self.changes.append((answer.clients, flatten({k: values[k] - received[k] for k in moved})))
+
+    def combined(self, cohort: Cohort, memory: Mapping[str, Leaves]) -> tuple[dict[str, Kept], dict[str, Leaves]]:
+        """For every block, what the server keeps after the round, and what its step remembers."""
+        joint = torch.zeros(0)
+        if self.judged:
+            joint = torch.cat([change for _, change in self.changes])
+            joint = joint[_back([some for some, _ in self.changes], joint.device)]
+        server, remembered = {}, {}
+        for block in self.blocks:
+            name = block.block.name
+            server[name], remembered[name] = block.combined(cohort, memory[name], joint)
+        return server, remembered
+
+
+class Gathered:
     """The uploads of one block in one round.
 
     Args:
@@ -46,7 +162,7 @@ class Uploads:
     """
 
     def __init__(self, bound: Bound, block: Block, kept: Kept, clients: list[int], examples: Tensor) -> None:
-        self.block, self.kept, self.rule = block, kept, bound.combine(block)
+        self.block, self.kept, self.rule, self.line = block, kept, bound.combine(block), bound.line
         rows = block.share.row(kept, torch.tensor(clients))
         self.touched, index = torch.unique(rows, return_inverse=True)
         self.place = dict(zip(clients, index.tolist(), strict=True))
@@ -57,11 +173,15 @@ class Uploads:
         self.gathered: list[tuple[list[int], Leaves, Tensor | Leaves]] = []
         self.changes: list[tuple[list[int], Tensor]] = []
         self.moved = [name for name in map(named, bound.parameters(block)) if name in names]
+        self.parameters = [name for name in self.moved if self.old[name].is_floating_point()]
         self.compared = self.moved or names
         self.mean: Mean | None = None
         if not callable(self.rule.weights) and self.rule.linear:
-            self.mean = Mean(self.old)
+            self.mean = self._mean()
             self.mean.expect(self._weights(clients), self._index(clients))
+
+    def _mean(self) -> Mean:
+        return Mean(self.old, self.rule.denominator, self.parameters)
 
     def _index(self, clients: list[int]) -> Tensor:
         return torch.tensor([self.place[i] for i in clients], device=self.device)
@@ -71,25 +191,32 @@ class Uploads:
         weights = [1.0 if uniform else self.sizes[i] for i in clients]
         return torch.tensor(weights, dtype=torch.float64, device=self.device)
 
-    def add(self, answer: Answer) -> None:
-        """Add what a chunk of clients sends."""
-        clients, value = answer.clients, answer.values[self.block.name]
+    def received(self, clients: list[int]) -> Leaves:
+        """What some clients received, ``(clients, ...)``."""
+        index = self._index(clients)
+        return {k: t[index] for k, t in self.old.items()}
+
+    def add(self, clients: list[int], value: Leaves, weights: Tensor | Leaves | None) -> None:
+        """Add the new leaves of a chunk of clients, with the weights that they computed, if they did."""
         if self.block.share.individual:
             before = {k: self.old[k][self._index(clients)] for k in self.compared}
             self.changes.append((clients, flatten({k: value[k] for k in self.compared}) - flatten(before)))
         if self.mean is not None:
             self.mean.add(value, self._weights(clients), self._index(clients))
         else:
-            self.gathered.append((clients, value, answer.weights.get(self.block.name, self._weights(clients))))
+            self.gathered.append((clients, value, self._weights(clients) if weights is None else weights))
 
-    def combined(self, cohort: Cohort, memory: Leaves) -> tuple[Kept, Leaves]:
+    def combined(self, cohort: Cohort, memory: Leaves, joint: Tensor) -> tuple[Kept, Leaves]:
         """What the server keeps after the round, and what its step remembers."""
         clients, share = cohort.clients.tolist(), self.block.share
+        key = cohort.key
+        cohort = replace(cohort, key=lambda name: key(f"{self.block.name}: {name}"))
         weights: Tensor | Leaves = self._weights(clients)
+        remembered = {k: t[self.touched.to(t.device)] for k, t in memory.items()}
         if self.mean is not None:
             made = self.mean.result()
         else:
-            back = self._back([some for some, *_ in self.gathered])
+            back = _back([some for some, *_ in self.gathered], self.device)
             uploads = {k: torch.cat([u[k] for _, u, *_ in self.gathered])[back] for k in self.old}
             first = self.gathered[0][2]
             if isinstance(first, Tensor):
@@ -97,24 +224,27 @@ class Uploads:
             else:
                 given = [w for *_, w in self.gathered if not isinstance(w, Tensor)]
                 weights = {k: torch.cat([w[k] for w in given])[back] for k in first}
-            if isinstance(weights, Tensor) and self.rule.linear:
-                made = self._averaged(weights, sorted(clients))
+            order = sorted(clients)
+            if not isinstance(weights, Tensor):
+                made = self._entrywise(uploads, weights, order)
+            elif self.rule.linear:
+                made = self._averaged(weights, order)
             else:
-                order = sorted(clients)
-                by_size, index = self._weights(order), self._index(order)
-                made = reduced(self.rule, self.old, uploads, weights, index, examples=by_size, moved=self.moved)
-        remembered = {k: t[self.touched.to(t.device)] for k, t in memory.items()}
+                made, kept = self._reduced(uploads, weights, order, joint, cohort, remembered)
+                remembered |= kept
+        made = self._released(made, weights, sorted(clients), cohort)
         if self.moved:
             old, mean = ({k: values[k] for k in self.moved} for values in (self.old, made))
-            moved, remembered = self.rule.server.step(old, mean, remembered, cohort.fraction)
-            made = {**made, **moved}
+            own = {k: t for k, t in remembered.items() if not k.startswith(REDUCER)}
+            moved, own = self.rule.server.step(old, mean, own, cohort)
+            made, remembered = {**made, **moved}, {**remembered, **own}
         memory = {k: put(memory[k], self.touched, t) for k, t in remembered.items()}
         changes = [change for _, change in self.changes]
         known = replace(
             cohort,
             rows=self.touched[self._index(clients).cpu()],
             weights=weights if isinstance(weights, Tensor) else self._weights(clients),
-            changes=torch.cat(changes)[self._back([some for some, _ in self.changes])] if changes else None,
+            changes=torch.cat(changes)[_back([some for some, _ in self.changes], self.device)] if changes else None,
             received=flatten({k: self.old[k] for k in self.compared}) if changes else None,
         )
         written = share.write(self.kept, self.touched, made, known)
@@ -122,17 +252,61 @@ class Uploads:
 
     def _averaged(self, weights: Tensor, clients: list[int]) -> Leaves:
         """The weighted mean of what was gathered, with the bits of a mean whose weights were known before."""
-        mean = Mean(self.old)
+        mean = self._mean()
         mean.expect(weights, self._index(clients))
         for chunk, value, weight in self.gathered:
             assert isinstance(weight, Tensor)
             mean.add(value, weight, self._index(chunk))
         return mean.result()
 
-    def _back(self, chunks: list[list[int]]) -> Tensor:
-        """Position of each client in the chunk-ordered uploads."""
-        order = [client for chunk in chunks for client in chunk]
-        return torch.tensor(np.argsort(order), device=self.device)
+    def _entrywise(self, uploads: Leaves, weights: Leaves, clients: list[int]) -> Leaves:
+        """The mean by weights of single entries; of leaves without any, such as buffers, by training examples."""
+        index, old = self._index(clients), {k: t for k, t in self.old.items() if k in weights}
+        single = entrywise(old, uploads, weights, index, self.rule.denominator)
+        rest = {k: t for k, t in self.old.items() if k not in single}
+        return averaged(rest, uploads, self._weights(clients), index) | single
+
+    def _reduced(
+        self, uploads: Leaves, weights: Tensor, clients: list[int], joint: Tensor, cohort: Cohort, memory: Leaves
+    ) -> tuple[Leaves, Leaves]:
+        """What the reducer makes of the parameters, beside the mean of the rest; and what it remembers."""
+        index, known = self._index(clients), torch.tensor(clients)
+        rest = averaged({k: t for k, t in self.old.items() if k not in self.parameters}, uploads, weights, index)
+        if not self.parameters:
+            return rest, {}
+        old = {k: self.old[k] for k in self.parameters}
+        flat = flatten(old)
+        own = {k.removeprefix(REDUCER): t for k, t in memory.items() if k.startswith(REDUCER)}
+
+        def arrived(row: int) -> Arrived:
+            here = index == row
+            mine = {k: t[row] for k, t in own.items()}
+            given = weights[here].to(torch.float64), known[here.cpu()], joint[here]
+            return Arrived(flat[row], *given, mine, self.kept, cohort)
+
+        made, kept = reduced(self.rule, old, {k: uploads[k] for k in old}, index, arrived)
+        return rest | made, {f"{REDUCER}{k}": t for k, t in kept.items()}
+
+    def _released(self, made: Leaves, weights: Tensor | Leaves, clients: list[int], cohort: Cohort) -> Leaves:
+        """What the wire's part at the server makes of the combined value."""
+        if not self.line.stages or not self.parameters:
+            return made
+        change = {k: made[k] - self.old[k] for k in self.parameters}
+        index, fixed = self._index(clients), self.rule.denominator
+        total: Leaves = {}
+        for k, old in change.items():
+            weight = (weights if isinstance(weights, Tensor) else weights[k]).to(torch.float64)
+            weight = weight.reshape(*weight.shape, *(1,) * (old.dim() - weight.dim()))
+            mass = weight.new_zeros(len(old), *weight.shape[1:]).index_add(0, index, weight)
+            total[k] = mass if fixed is None else torch.full_like(mass, fixed)
+        released = self.line.release(change, total, cohort)
+        return made if released is change else made | {k: self.old[k] + d for k, d in released.items()}
+
+
+def _back(chunks: list[list[int]], device: torch.device) -> Tensor:
+    """Position of each client of the cohort, in increasing order, in what was gathered chunk by chunk."""
+    order = [client for chunk in chunks for client in chunk]
+    return torch.tensor(np.argsort(order), device=device)
 
 
 def followed(kept: Kept, memory: Leaves) -> Leaves:
