@@ -18,6 +18,7 @@ from plures.evaluate.spec import find_method
 from plures.method import (
     SGD,
     Clustered,
+    Codec,
     Combine,
     Frozen,
     Generated,
@@ -214,14 +215,7 @@ def test_what_clients_know_of_themselves_may_bear_one_name():
 
 
 def test_stages_of_the_wire_come_in_order():
-    class Stage:
-        def encode(self, change, keys):
-            return change
-
-        def nbytes(self, change, before):
-            return before
-
-    clip, noise = Stage(), Stage()
+    clip, noise = Codec(), Codec()
     assert (Method(wire=(clip,)) + Method(wire=(noise,))).wire == (clip, noise)
 
 

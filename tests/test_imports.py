@@ -19,6 +19,7 @@ MAY = {
     "models": "metrics tasks federation",
     "method": "metrics tasks federation models",
     "methods": "metrics tasks models method",
+    "codecs": "metrics tasks models method",
     "run": "metrics tasks federation models method",
     "evaluate": "metrics tasks federation models method methods run",
     "tables": "metrics tasks federation",

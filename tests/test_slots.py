@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from plures.errors import PluresError
-from plures.method import SGD, Adam, AdamW, Method, Personal, Phase, Shared
+from plures.method import SGD, Adam, AdamW, Codec, Method, Personal, Phase, Shared
 from plures.method.optimizer import reach
 from plures.methods import apfl, apple, ditto, fedavg, fedem, local, scaffold
 from plures.run import Execution, Run, Training
+from plures.run.cost import traffic
 from plures.tasks import restored
 from problems import EXACT, quadratic, scalar
 from trajectories import LOOP, WIDE, mlp, ragged
@@ -151,26 +152,65 @@ def test_an_unknown_kind_of_task_is_refused(kind):
         restored({"kind": kind})
 
 
-def stage(claims):
-    class Stage:
-        def encode(self, change, keys):
-            return change
+class Padded(Codec):
+    """Sends the change as it is, and some bytes beside it."""
 
-        def nbytes(self, change, before):
-            return claims
+    def __init__(self, size):
+        self.size = size
 
-    return Stage()
+    def encode(self, change, memory, sending):
+        rows = len(next(iter(change.values())))
+        return {**change, f"padding of {self.size}": torch.zeros(rows, self.size, dtype=torch.uint8)}, memory
 
-
-@pytest.mark.parametrize("claims", [0, -4, 1.5, None, True, float("nan")])
-def test_a_wire_stage_that_claims_impossible_bytes_is_refused_before_training(claims):
-    with pytest.raises(PluresError, match=r"wire stage Stage says that it sends .* bytes of 8: .*at least 1"):
-        Run(quadratic(), scalar(), replace(fedavg(), wire=(stage(claims),)), execution=EXACT)
+    def decode(self, payload, like):
+        return {k: payload[k] for k in like}
 
 
-def test_the_bytes_of_a_wire_stage_are_those_that_it_says():
-    run = Run(quadratic(), scalar(), replace(fedavg(), wire=(stage(5), stage(3))), execution=EXACT)
-    assert run.step().bytes_up == 3 * 3
+class Broken(Codec):
+    def __init__(self, encoded, decoded=lambda payload: payload):
+        self.encoded, self.decoded = encoded, decoded
+
+    def encode(self, change, memory, sending):
+        return self.encoded(change, memory)
+
+    def decode(self, payload, like):
+        return self.decoded(payload)
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (object(), "give a list"),
+        (Broken(lambda change, memory: change), "return a payload and a memory"),
+        (Broken(lambda change, memory: ({}, memory)), "wire stage Broken sends nothing of 8 bytes"),
+        (Broken(lambda change, memory: (change, {"m": torch.zeros(1)})), r"remembers \['m'\], not \[\]"),
+        (Broken(lambda change, memory: ({"sum": torch.zeros(1)}, memory)), r"decodes \['sum'\], not"),
+        (
+            Broken(lambda c, m: (c, m), lambda p: {k: t.float() for k, t in p.items()}),
+            r"decodes 'model/weight' as torch.float32 \(1, 1, 1\), not torch.float64 \(clients, 1, 1\)",
+        ),
+    ],
+)
+def test_a_stage_that_cannot_be_one_is_refused_before_training(broken, says):
+    with pytest.raises(PluresError, match=says):
+        Run(quadratic(), scalar(), replace(fedavg(), wire=(broken,)), execution=EXACT)
+
+
+def test_a_payload_that_changes_its_size_is_refused():
+    def grown(change, memory):
+        return {
+            "values": torch.zeros(len(next(iter(change.values()))), 1 + int(bool(change["model/weight"].any())))
+        }, {}
+
+    stage = Broken(grown, lambda payload: {"model/weight": payload["values"][:, :1, None].double()})
+    run = Run(quadratic(), scalar(), replace(fedavg(), wire=(stage,)), execution=EXACT)
+    with pytest.raises(PluresError, match="one size for every change"):
+        run.step()
+
+
+def test_the_bytes_of_a_wire_are_those_of_its_last_payload():
+    run = Run(quadratic(), scalar(), replace(fedavg(), wire=(Padded(5), Padded(3))), execution=EXACT)
+    assert run.step().bytes_up == 3 * (8 + 5 + 3) == 3 * traffic(run.bound)[0]
     assert run.bound.method.wire
-    silent = Run(quadratic(), scalar(), replace(local(), wire=(stage(0),)), execution=EXACT)
+    silent = Run(quadratic(), scalar(), replace(local(), wire=(Padded(1),)), execution=EXACT)
     assert silent.step().bytes_up == 0

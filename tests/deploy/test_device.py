@@ -14,7 +14,7 @@ from plures.cli import app
 from plures.cli.common import console
 from plures.errors import PluresError
 from plures.federation import Federation, from_arrays
-from plures.method import SGD, Adam, Method
+from plures.method import SGD, Adam, Codec, Method
 from plures.methods import CATALOGUE
 from plures.models import with_roles
 from plures.run import Execution, Run, Training
@@ -143,12 +143,12 @@ def test_fedprox_needs_the_received_model_beside_the_trained_one():
 
 def test_a_wire_that_sends_changes_needs_the_received_values():
 
-    class Halved:
-        def encode(self, change, keys):
-            return change
+    class Halved(Codec):
+        def encode(self, change, memory, sending):
+            return {k: t.half() for k, t in change.items()}, memory
 
-        def nbytes(self, change, before):
-            return before // 2
+        def decode(self, payload, like):
+            return {k: t.float() for k, t in payload.items()}
 
     found = needed(replace(by_name("fedavg"), wire=(Halved(),)))
     assert found.needs[0].received == LOGISTIC

@@ -15,12 +15,15 @@ from plures.evaluate.scores import score
 from plures.federation import SPLITS, Federation, Split
 from plures.method import (
     SGD,
+    Arrived,
     Combine,
     Generated,
+    Leaves,
     Method,
     Mixed,
     Personal,
     Phase,
+    Reducer,
     Setting,
     Shared,
     axpy,
@@ -270,11 +273,12 @@ def test_a_reducer_sees_parameters_alone():
     module = network(1.0)
     count, sizes = sum(p.numel() for p in module.parameters()), []
 
-    def first(uploads: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        sizes.append(uploads.shape[1])
-        return uploads[0]
+    class First(Reducer):
+        def reduce(self, uploads: torch.Tensor, arrived: Arrived) -> tuple[torch.Tensor, Leaves]:
+            sizes.append(uploads.shape[1])
+            return uploads[0], {}
 
-    done = train(Method(combine=Combine(reduce=first)), clients(), 1.0, rounds=1, steps=1)
+    done = train(Method(combine=Combine(reduce=First())), clients(), 1.0, rounds=1, steps=1)
     assert sizes == [count]
     mean = done.states([0])["model"]["0.running_mean"][0]
     torch.testing.assert_close(mean, torch.full((4,), EXAMPLES, dtype=torch.float64), atol=1e-9, rtol=0)
@@ -287,7 +291,7 @@ def entries(x):
 
 
 def test_weights_of_single_entries_and_a_reducer_exclude_each_other():
-    rule = Combine(entries, reduce=lambda uploads, weights: uploads[0])
+    rule = Combine(entries, reduce=Reducer())
     with pytest.raises(PluresError, match=r"combine of 'model'.*single entries.*leave reduce out"):
         Method(combine=rule).bind(Network(network(1.0)), Setting.of(clients()))
     missing = Combine(lambda x: {k: t for k, t in entries(x).items() if k != "0.bias"})

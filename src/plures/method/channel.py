@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from plures.method.method import Bound
+from typing import Literal
 
 UPDATE, BUFFERS, WEIGHTS, VIEWS, GRADIENTS = "update", "buffers", "weights", "views", "gradients"
 LOSS, OBJECTIVE, CHOICES = "loss", "objective", "choices"
@@ -51,32 +46,3 @@ TRAINING = (
     Channel(LOSS, "train", "mean task loss of the visit", NUMBER),
     Channel(OBJECTIVE, "train", "mean of what the visit minimised", NUMBER),
 )
-
-
-def channels(bound: Bound) -> tuple[Channel, ...]:
-    """All that leaves a client of a method, in the order in which it does."""
-    found = list(FACTS)
-    if bound.probes:
-        size = sum(bound.initial["model"][path].nbytes for path in bound.probed())
-        found.append(Channel(GRADIENTS, "gradients", "gradient of the loss at the initial model", size, True))
-    through = " after the wire" if bound.line.stages else ""
-    carried = (
-        (UPDATE, sum(t.nbytes for t in bound.line.payload.values()), f"parameters after local work{through}"),
-        (BUFFERS, sum(map(bound.nbytes, bound.buffers)), "running statistics and whole numbers"),
-        (WEIGHTS, _weights(bound), "weight of the upload, made of the client's state"),
-        (VIEWS, sum(map(bound.nbytes, bound.told())), "personal leaves that decide which models a client sees"),
-    )
-    found += [Channel(name, "train", what, size, True) for name, size, what in carried if size]
-    if alone := sum(block.share.alone for block in bound.blocks):
-        found.append(Channel(CHOICES, "train", "which of the models the client chose", NUMBER * alone))
-    return (*found, *TRAINING, *MEASURED)
-
-
-def _weights(bound: Bound) -> int:
-    """Bytes of the weights that a client computes itself."""
-    size = 0
-    for block in bound.blocks:
-        if bound.travelling(block) and callable(bound.combine(block).weights):
-            given = bound.weighed(block, bound.initial)
-            size += given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
-    return size

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
-from plures.method.channel import UPDATE, Channel, channels
+from plures.method.channel import (
+    BUFFERS,
+    CHOICES,
+    FACTS,
+    GRADIENTS,
+    MEASURED,
+    NUMBER,
+    TRAINING,
+    UPDATE,
+    VIEWS,
+    WEIGHTS,
+    Channel,
+)
 from plures.method.combine import Combine
 from plures.method.compose import combines, entries, layouts, predictions, schedules
 from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks, named
@@ -223,7 +235,7 @@ class Bound:
                 else "the schedule trains nothing: name a slot in a phase, or give a phase a leaf that is not frozen"
             )
         self._check_rules()
-        self.channels: tuple[Channel, ...] = channels(self)
+        self.channels = self._leaving()
         self._check_channels()
         self.network = network.holding(self._unchanging())
 
@@ -302,6 +314,33 @@ class Bound:
         self.blocks = (*self.blocks, Block(WIRE, Personal(), leaves))
         self.written |= frozenset(leaves)
         self._travelling[WIRE] = ()
+
+    def _leaving(self) -> tuple[Channel, ...]:
+        """All that leaves a client, in the order in which it does."""
+        found = list(FACTS)
+        if self.probes:
+            size = sum(self.initial["model"][path].nbytes for path in self.probed())
+            found.append(Channel(GRADIENTS, "gradients", "gradient of the loss at the initial model", size, True))
+        through = " after the wire" if self.line.stages else ""
+        carried = (
+            (UPDATE, sum(t.nbytes for t in self.line.payload.values()), f"parameters after local work{through}"),
+            (BUFFERS, sum(map(self.nbytes, self.buffers)), "running statistics and whole numbers"),
+            (WEIGHTS, self._weighing(), "weight of the upload, made of the client's state"),
+            (VIEWS, sum(map(self.nbytes, self.told())), "personal leaves that decide which models a client sees"),
+        )
+        found += [Channel(name, "train", what, size, True) for name, size, what in carried if size]
+        if alone := sum(block.share.alone for block in self.blocks):
+            found.append(Channel(CHOICES, "train", "which of the models the client chose", NUMBER * alone))
+        return (*found, *TRAINING, *MEASURED)
+
+    def _weighing(self) -> int:
+        """Bytes of the weights that a client computes itself."""
+        size = 0
+        for block in self.blocks:
+            if self.travelling(block) and callable(self.combine(block).weights):
+                given = self.weighed(block, self.initial)
+                size += given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
+        return size
 
     def _check_channels(self) -> None:
         """Refuse what a stage of the wire does not let pass."""

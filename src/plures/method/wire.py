@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError
+from plures.method.channel import Channel
+from plures.method.share import Cohort
 from plures.models import Leaves
 from plures.models.layers import uniform
-
-if TYPE_CHECKING:
-    from plures.method.channel import Channel
-    from plures.method.share import Cohort
 
 BETWEEN = 0x51ED270B
 """What the keys of one stage differ by from those of the stage before it."""
