@@ -234,6 +234,10 @@ def methods_command(
         console.print(
             f"\nparameters: {defaults}\ntuned beside the learning rate: {tried}", markup=False, highlight=False
         )
+        console.print("\nleaves a client, by channel, from a small model:", markup=False, highlight=False)
+        for channel in leaving(entry):
+            size = "by agreement" if channel.size is None else f"{channel.size} bytes"
+            console.print(f"  {channel.name} ({channel.when}, {size}): {channel.what}", markup=False, highlight=False)
         return
     family = ""
     for row in catalogue():

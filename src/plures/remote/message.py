@@ -19,7 +19,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.texts import visible
 
-PROTOCOL = 3
+PROTOCOL = 4
 HEADER = "plures"
 LONGEST = 16 * 2**20
 """Largest header that is read, in bytes."""

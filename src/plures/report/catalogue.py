@@ -10,7 +10,7 @@ from torch import nn
 
 from plures.evaluate.spec import find_method
 from plures.federation import Federation, Split
-from plures.method import Bound, Clustered, Generated, Mixed, Personal, Setting
+from plures.method import Bound, Channel, Clustered, Generated, Mixed, Personal, Setting
 from plures.methods import CATALOGUE, Entry
 from plures.models import Network, with_roles
 from plures.models.residual import SqueezeExcitation
@@ -55,6 +55,11 @@ def bind(entry: Entry, federation: Federation) -> Bound:
     """A method with its defaults on the small model."""
     method, setting = entry(), Setting.of(federation)
     return method.bind(Network(method.prepare(model, setting)), setting)
+
+
+def leaving(entry: Entry) -> tuple[Channel, ...]:
+    """All that leaves a client of a method with its defaults, by the small model."""
+    return bind(entry, sample()).channels
 
 
 def line(entry: Entry, federation: Federation, training: Training, base: int) -> Line:

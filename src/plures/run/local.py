@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import Batch, Bound, Kept, Leaf, Sending, Share, State, flatten, gradient, named
 from plures.method.channel import BUFFERS, GRADIENTS, LOSS, OBJECTIVE, UPDATE, VIEWS, WEIGHTS
@@ -141,8 +142,13 @@ class Local:
 
 
 def beside(bound: Bound, sent: dict[str, Leaves], sending: Sending) -> dict[str, Leaves]:
-    """What leaves on channels other than the update's, after the stages of the wire."""
+    """What leaves on channels other than the update's, after the stages of the wire.
+
+    Raises:
+        PluresError: if a stage changes what views read, for in one process they read what the clients hold.
+    """
     known = {channel.name: channel for channel in bound.channels}
-    return {
-        name: bound.line.beside(known[name], values, sending) if values else values for name, values in sent.items()
-    }
+    found = {name: bound.line.beside(known[name], t, sending) if t else t for name, t in sent.items()}
+    if found.get(VIEWS) is not sent.get(VIEWS):
+        raise PluresError(f"a wire stage changes what leaves on channel {VIEWS!r}: it may refuse it, not change it")
+    return found
