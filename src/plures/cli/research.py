@@ -46,6 +46,7 @@ from plures.evaluate.spec import find_method
 from plures.federation import DATASETS, locate
 from plures.files import check_folder, write_json, write_text
 from plures.report import catalogue, console_table, headline, html_report
+from plures.report.catalogue import leaving
 from plures.track import trackers
 
 
