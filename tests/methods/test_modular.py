@@ -543,7 +543,7 @@ def test_a_class_that_a_client_lacks_does_no_harm():
 
 
 def test_fedrod_needs_classes_and_one_head():
-    with pytest.raises(PluresError, match="fedrod balances classes"):
+    with pytest.raises(PluresError, match="fedrod needs classes, but the task is regression"):
         run(fedrod(), 0, model=lambda: with_roles(nn.Sequential(scalar()()), head="0"))
     with pytest.raises(PluresError, match="exactly one part marked 'head'"):
         trained(fedrod(), 0, model=partial(logistic, (5,), 3))
