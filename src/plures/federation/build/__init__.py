@@ -1,0 +1,21 @@
+"""Build a federation from arrays, a table, a PyTorch dataset or a folder: a file per source, then one way for all."""
+
+from plures.federation.build.arrays import from_arrays
+from plures.federation.build.assemble import assemble
+from plures.federation.build.dataset import from_dataset
+from plures.federation.build.examples import Examples
+from plures.federation.build.folder import from_folder
+from plures.federation.build.frame import Frame, by_content, from_frame
+from plures.federation.build.options import Options
+
+__all__ = [
+    "Examples",
+    "Frame",
+    "Options",
+    "assemble",
+    "by_content",
+    "from_arrays",
+    "from_dataset",
+    "from_folder",
+    "from_frame",
+]

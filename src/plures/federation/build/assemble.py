@@ -1,0 +1,163 @@
+"""Check, split, complete and scale: where every builder ends."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from plures.cells import absent
+from plures.errors import PluresError, PluresWarning
+from plures.federation.build.examples import Examples
+from plures.federation.build.inputs import Where, checked_inputs, impute, moments
+from plures.federation.build.keys import keys_of
+from plures.federation.build.options import ARRAYS, HINTS, Options
+from plures.federation.doubts import doubts
+from plures.federation.federation import Federation
+from plures.federation.metadata import MISSING_VALUES, metadata_of
+from plures.federation.options import checked
+from plures.federation.preparation import Preparation
+from plures.federation.splits import SplitRule, split_rows
+from plures.names import coded, named
+from plures.tasks import task_of
+from plures.tasks.reading import refuse
+
+Array = NDArray[Any]
+
+
+def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str] = ARRAYS) -> Federation:
+    """Check, split, complete and scale: the one place where a federation is made.
+
+    Args:
+        data: the rows.
+        given: options of `from_arrays`.
+        where_from: name of the builder, for messages.
+        also: names of its other arguments.
+    """
+    options = cast(Options, checked({**given}, HINTS, where_from, also))
+    n = len(data.inputs)
+    groups, time = data.groups, data.time
+    marks = (("groups", groups), ("time", time), ("key", data.key))
+    for label, column in (("targets", data.targets), ("client", data.client), *marks):
+        if column is not None and (column.ndim == 0 or len(column) != n):
+            raise PluresError(
+                f"{label}: {column.shape[0] if column.ndim else 'no'} values for {n} inputs; they must match"
+            )
+    if n == 0:
+        raise PluresError("no example: give at least one row")
+    client, used = _client_names(data.client)
+    rows = np.flatnonzero(used)
+
+    def kept(values: Array | None) -> Array | None:
+        return None if values is None else values[rows] if len(rows) < n else values
+
+    if data.columns and len(data.columns) != math.prod(data.inputs.shape[1:2]):
+        raise PluresError(f"columns: {len(data.columns)} names for inputs of shape {data.inputs.shape}")
+    twice = [column for place, column in enumerate(data.columns) if column in data.columns[:place]]
+    if twice:
+        raise PluresError(f"columns: {twice[0]!r} stands there twice; rename or remove one")
+    where = Where(client, rows, data.columns)
+    for label, column in (("group", groups), ("time", time), ("key", data.key)):
+        if column is not None:
+            gaps = torch.from_numpy(_gaps(column[rows]))
+            refuse(gaps, f"no {label}; complete it or leave the row out", where)
+    rule = options.get("split") or SplitRule()
+    if time is not None and rule.by != "time":
+        raise PluresError(
+            'time: the split is random, so it has no effect; say split=SplitRule(by="time"), or leave it out'
+        )
+    if rule.by == "time" and options.get("seed", 0) != 0:
+        raise PluresError(f"seed={options.get('seed')}: a split by time draws nothing; leave the seed out")
+    task, targets = task_of(data.targets[rows], options.get("task"), options.get("classes"), where)
+    if options.get("standardize_targets", False) and task.probable:
+        raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or say task='regression'")
+    raw = data.inputs[rows] if len(rows) < n else data.inputs
+    inputs = checked_inputs(raw, options, where)
+    names, splits = split_rows(
+        client,
+        labels=task.strata(targets),
+        groups=kept(groups),
+        time=kept(time),
+        keys=keys_of(data, rows, client, raw, inputs.is_floating_point()),
+        rule=rule,
+        seed=options.get("seed", 0),
+    )
+    train = splits["train"].rows
+    metadata = metadata_of(options.get("metadata"), names, tuple(dict.fromkeys(client.tolist())))
+    scalable = torch.ones(inputs.shape[1], dtype=torch.bool) if inputs.ndim > 1 else torch.ones(0, dtype=torch.bool)
+    if data.scalable is not None:
+        scalable = torch.from_numpy(data.scalable)
+    columns, made = data.columns, Preparation(data.table, data.ignored)
+    if options.get("missing", "error") == "impute":
+        gaps = torch.isnan(inputs)
+        per_row = gaps.flatten(1).sum(1).numpy()
+        if data.missing is not None:
+            per_row = per_row + data.missing[rows]
+        count = np.bincount(coded(client)[1], weights=per_row)
+        metadata[MISSING_VALUES] = tuple(int(c) for c in count)
+        inputs, columns, scalable, fill, places = impute(inputs, gaps, train, columns, scalable)
+        made = replace(made, fill=fill, gaps=places)
+    scaling = None
+    if options.get("standardize", False):
+        mean, scale = moments(inputs, train)
+        mean, scale = scaling = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
+        shape = (1, -1, *[1] * (inputs.ndim - 2))
+        inputs = inputs.sub_(mean.to(inputs.dtype).view(shape)).div_(scale.to(inputs.dtype).view(shape))
+    source = options.get("source", "")
+    if options.get("standardize_targets", False):
+        mean, scale = moments(targets, train)
+        made = replace(made, target=(mean, scale))
+        targets = made.scaled_targets(targets)
+        told = ", ".join(f"mean {m:.6g}, scale {s:.6g}" for m, s in zip(mean.tolist(), scale.tolist(), strict=True))
+        told = f"targets standardised ({told}): errors are on that scale, predictions for new rows in their own units"
+        source = f"{source}; {told}" if source else told
+    federation = Federation(
+        name=options.get("name", "data"),
+        task=task,
+        inputs=inputs,
+        targets=targets,
+        clients=names,
+        splits=splits,
+        metadata=metadata,
+        source=source,
+        columns=columns,
+        scaling=scaling,
+        preparation=made if made.table or made.fill is not None or made.target is not None else None,
+    )
+    found = [*data.doubts, *doubts(federation, options.get("copies", "warn") == "warn")]
+    if found:
+        warnings.warn(f"{federation.name}: {'; '.join(found)}", PluresWarning, stacklevel=3)
+    return federation
+
+
+def _client_names(client: Array) -> tuple[Array, Array]:
+    """Names of the rows that are used, and which those are."""
+    if client.ndim != 1:
+        raise PluresError(f"client: expected one value per row, got shape {client.shape}")
+    if client.dtype.kind == "f":
+        broken = ~np.isfinite(client) | (client != np.floor(client))
+        if broken.any():
+            row = int(broken.argmax())
+            raise PluresError(f"client column, row {row}: {client[row]} names no client; give every row a client")
+        client = client.astype(np.int64)
+    if client.dtype.kind in "OU":
+        gaps = absent(client.tolist())
+        if gaps.any():
+            raise PluresError(f"client column, row {int(gaps.argmax())}: no client; give every row a client")
+    if client.dtype.kind == "O" and all(type(cell) is int for cell in client.tolist()):
+        client = client.astype(np.int64)
+    used = client >= 0 if client.dtype.kind == "i" else np.ones(len(client), dtype=bool)
+    if not used.any():
+        raise PluresError("client column: every row is left out (negative); give at least one row a client")
+    return named(client[used]), used
+
+
+def _gaps(values: Array) -> Array:
+    """Which values are missing."""
+    return absent(values.tolist()) if values.dtype.kind in "OU" else values != values

@@ -1,0 +1,102 @@
+"""What every builder makes of its source: examples in arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from plures.brief import brief
+from plures.errors import PluresError
+from plures.federation.encode import Column
+
+Array = NDArray[Any]
+
+
+@brief
+@dataclass(frozen=True)
+class Examples:
+    """What every builder ends with.
+
+    Attributes:
+        inputs: ``(n, *features)``.
+        targets: ``(n,)`` or ``(n, outputs)``.
+        client: ``(n,)``.
+        groups: ``(n,)`` or None.
+        time: ``(n,)`` or None.
+        key: ``(n,)`` what a row is known by, or None.
+        columns: names of the entries of the first feature dimension, or none.
+        keys: ``(n,)`` sortable digests by which rows are told apart instead of by their inputs, or None.
+        labels: ``(n,)`` what a row is known by where these are different for all rows of a client, or None.
+        ordered: without key and labels, rows are told apart by their order.
+        scalable: ``(columns,)`` which may be standardised; all if None.
+        missing: ``(n,)`` missing values that the inputs do not show.
+        doubts: what is probably not meant, in words.
+        table: the columns of the table that the inputs were made of.
+        ignored: its other columns.
+    """
+
+    inputs: Array
+    targets: Array
+    client: Array
+    groups: Array | None = None
+    time: Array | None = None
+    key: Array | None = None
+    labels: Array | None = None
+    columns: tuple[str, ...] = ()
+    keys: Array | None = None
+    ordered: bool = False
+    scalable: Array | None = None
+    missing: Array | None = None
+    doubts: tuple[str, ...] = ()
+    table: tuple[Column, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+def of_arrays(
+    inputs: ArrayLike | Tensor,
+    targets: ArrayLike | Tensor,
+    client: ArrayLike | Tensor,
+    groups: ArrayLike | Tensor | None,
+    time: ArrayLike | Tensor | None,
+    key: ArrayLike | Tensor | None,
+    columns: Sequence[str],
+) -> Examples:
+    """Arrays of whatever was given."""
+    return Examples(
+        inputs=as_array(inputs, "inputs"),
+        targets=as_array(targets, "targets"),
+        client=as_array(client, "client"),
+        groups=None if groups is None else as_array(groups, "groups"),
+        time=None if time is None else as_array(time, "time"),
+        key=None if key is None else as_array(key, "key"),
+        columns=tuple(map(str, columns)),
+    )
+
+
+def as_array(values: ArrayLike | Tensor, what: str, scalar: bool = False) -> Array:
+    """Whatever was given as an array.
+
+    Args:
+        values: a tensor, or anything that NumPy makes an array of.
+        what: it is, for messages.
+        scalar: a single value will do.
+    """
+    if isinstance(values, Tensor):
+        dense = values.detach().to_dense().cpu() if values.layout is not torch.strided else values.detach().cpu()
+        return (dense.float() if dense.dtype == torch.bfloat16 else dense).numpy()
+    try:
+        array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    except (ValueError, TypeError) as error:
+        raise PluresError(f"{what}: rows differ in shape or type ({error}); give all of them one shape") from error
+    if array.ndim == 0 and not (scalar and array.dtype.kind in "fiubUS"):
+        raise PluresError(
+            f"{what}: a {type(values).__name__} is no array; give numbers in an array or a tensor, or use from_frame "
+            "for columns with names"
+        )
+    return array

@@ -1,0 +1,117 @@
+"""A federation from a folder with one file per client."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.errors import PluresError, PluresWarning
+from plures.federation.build.assemble import assemble
+from plures.federation.build.examples import of_arrays
+from plures.federation.build.options import HINTS, Options
+from plures.federation.federation import Federation
+from plures.federation.options import checked
+from plures.files import NO_ARCHIVE
+
+Array = NDArray[Any]
+FAMILIES = {"i": "class", "u": "class", "b": "class", "U": "text", "S": "text", "f": "number"}
+"""Kind of a target's type -> what it stands for; a folder's files must agree."""
+
+
+def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unpack[Options]) -> Federation:
+    """A federation from a folder with one ``.npz`` file per client; the file's stem is the client's name.
+
+    Each file holds ``x`` ``(n_i, *features)`` and ``y`` ``(n_i,)`` or ``(n_i, outputs)``, and may hold ``group``,
+    ``time`` and ``key`` (either all files or none). Pickled objects are refused.
+
+    Args:
+        path: the folder.
+        columns: see `from_arrays`.
+        options: see `from_arrays`; the name is that of the folder if not given.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for client in ("A", "B"):
+        ...     np.savez(folder / f"{client}.npz", x=np.arange(90.0).reshape(30, 3), y=np.arange(30) % 2)
+        >>> plures.from_folder(folder, copies="allow").clients
+        ('A', 'B')
+    """
+    folder = Path(path)
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise PluresError(_no_folder(folder))
+    parts = [_read_client(file) for file in files]
+    first = parts[0]
+    for file, part in zip(files, parts, strict=True):
+        if part.keys() != first.keys():
+            raise PluresError(
+                f"{file}: holds {', '.join(part)}, but {files[0].name} holds {', '.join(first)}; they must agree"
+            )
+        for key in ("x", "y"):
+            if part[key].shape[1:] != first[key].shape[1:]:
+                raise PluresError(
+                    f"{file}: rows of {key} have shape {part[key].shape[1:]}, but {first[key].shape[1:]} in "
+                    f"{files[0].name}"
+                )
+        if options.get("task") is None and FAMILIES[part["y"].dtype.kind] != FAMILIES[first["y"].dtype.kind]:
+            raise PluresError(
+                f"{file}: y is of type {part['y'].dtype}, but of type {first['y'].dtype} in {files[0].name}: save all "
+                "in one type, or say task="
+            )
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in first}
+    client = np.repeat([file.stem for file in files], [len(part["x"]) for part in parts])
+    options.setdefault("name", folder.name)
+    rows = of_arrays(*(joined["x"], joined["y"], client), joined.get("group"), None, joined.get("key"), columns)
+    rule = checked({**options}, HINTS, "from_folder", ("columns",)).get("split")
+    if "time" in joined and rule is not None and rule.by == "time":
+        rows = replace(rows, time=joined["time"])
+    elif "time" in joined:
+        warnings.warn(
+            f'{folder}: the files hold time, but the split is random; say split=SplitRule(by="time") to train on the '
+            "earliest rows and test on the latest",
+            PluresWarning,
+            stacklevel=2,
+        )
+    return assemble(rows, options, "from_folder", ("columns",))
+
+
+def _no_folder(folder: Path) -> str:
+    """Why a folder has no file to read."""
+    if folder.is_file():
+        return f"{folder} is a file: give the folder with one .npz file per client, or read it and use from_frame"
+    if not folder.is_dir():
+        return f"{folder}: no such folder; give one with a .npz file per client"
+    others = dict.fromkeys(file.suffix for file in sorted(folder.iterdir()) if file.suffix)
+    held = f"; it holds {', '.join(others)} files" if others else ""
+    return f"no .npz file in {folder}{held}: expected one per client, with arrays x and y"
+
+
+def _read_client(file: Path) -> dict[str, Array]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            part = {key: archive[key] for key in ("x", "y", "group", "time", "key") if key in archive.files}
+    except NO_ARCHIVE as error:
+        raise PluresError(
+            f"{file}: cannot be read as .npz without pickled objects ({error}); write it again"
+        ) from error
+    for key in ("x", "y"):
+        if key not in part:
+            raise PluresError(f"{file}: array {key!r} is missing; each client's file holds x and y")
+    if part["x"].dtype.kind not in "fiub":
+        raise PluresError(f"{file}: x of type {part['x'].dtype} is no number; encode it, or use from_frame")
+    if part["y"].dtype.kind not in FAMILIES:
+        raise PluresError(f"{file}: y of type {part['y'].dtype} is neither classes nor numbers")
+    lengths = {key: len(values) if values.ndim else 0 for key, values in part.items()}
+    if len(set(lengths.values())) > 1:
+        raise PluresError(f"{file}: lengths differ: {', '.join(f'{key} {n}' for key, n in lengths.items())}")
+    if lengths["x"] == 0:
+        raise PluresError(f"{file}: client {file.stem!r} has no row; give it data or remove the file")
+    return part

@@ -1,0 +1,99 @@
+"""Inputs as numbers: checked, completed, with their moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plures.brief import brief
+from plures.errors import PluresError
+from plures.federation.build.options import Options
+from plures.tasks.reading import refuse
+
+Array = NDArray[Any]
+
+
+@brief
+@dataclass(frozen=True)
+class Where:
+    """Turns a position into words: the client, the row as it was given, the column."""
+
+    client: Array
+    rows: Array
+    columns: tuple[str, ...]
+
+    def __call__(self, position: int, column: int | None = None) -> str:
+        place = f"client {str(self.client[position])!r}, row {int(self.rows[position])}"
+        if column is None:
+            return place
+        return f"{place}, column {self.columns[column]!r}" if self.columns else f"{place}, column {column}"
+
+
+def checked_inputs(inputs: Array, options: Options, where: Where) -> Tensor:
+    """Checked inputs in their final type; NaN only where it will be imputed."""
+    dtype = options.get("dtype", torch.float32)
+    missing = options.get("missing", "error")
+    if inputs.ndim < 2:
+        inputs = inputs.reshape(len(inputs), 1)
+    if missing == "impute" and inputs.ndim != 2:
+        raise PluresError(f'missing="impute" needs inputs (n, columns), got {inputs.shape}; complete the data yourself')
+    if inputs.dtype.kind not in "fiub":
+        raise PluresError(f"inputs of type {inputs.dtype} are no numbers; encode them, or use from_frame")
+    if options.get("standardize", False) and not dtype.is_floating_point:
+        raise PluresError(f"standardize: inputs of type {dtype} cannot be scaled; use a floating-point dtype")
+    if dtype.is_complex or dtype == torch.bool:
+        raise PluresError(f"dtype={dtype}: inputs are floating point, or integers for tokens")
+    if not dtype.is_floating_point and missing == "impute":
+        raise PluresError(f'missing="impute": integers of type {dtype} have no missing value; leave it out')
+    values = torch.from_numpy(np.array(inputs, order="C")).to(dtype)
+    if not values.is_floating_point():
+        lost = torch.from_numpy((values.numpy() != inputs).reshape(len(inputs), -1).any(1))
+        refuse(lost, f"an input that {dtype} cannot hold; use a floating-point dtype, or correct it", where)
+        return values
+    bad = torch.isinf(values) if missing == "impute" else ~torch.isfinite(values)
+    if bool(bad.any()):
+        at = int(bad.flatten(1).any(1).int().argmax())
+        column = int(bad[at].nonzero()[0, 0])
+        what = (
+            "an infinite value; correct it" if bool(torch.isinf(values[at][bad[at]]).any()) else "a missing value (NaN)"
+        )
+        remedy = "" if missing == "impute" else ' or leave the row out, or fill NaN with missing="impute"'
+        raise PluresError(f"{where(at, column)}: {what}{remedy}")
+    return values
+
+
+def impute(
+    inputs: Tensor, absent: Tensor, train: Tensor, columns: tuple[str, ...], scalable: Tensor
+) -> tuple[Tensor, tuple[str, ...], Tensor, Tensor, tuple[int, ...]]:
+    """Train means for missing values, and an indicator for each column that has any."""
+    known = ~absent[train]
+    total = torch.where(known, inputs[train].double(), 0).sum(0)
+    mean = total / known.sum(0).clamp(min=1)
+    filled = torch.where(absent, mean.to(inputs.dtype), inputs)
+    gaps = absent.any(0)
+    indicators = absent[:, gaps].to(inputs.dtype)
+    names = columns or tuple(f"column {number}" for number in range(inputs.shape[1]))
+    told = tuple(f"{name} is missing" for name, gap in zip(names, gaps.tolist(), strict=True) if gap)
+    return (
+        torch.cat([filled, indicators], 1),
+        names + told,
+        torch.cat([scalable, torch.zeros(len(told), dtype=torch.bool)]),
+        mean,
+        tuple(gaps.nonzero().flatten().tolist()),
+    )
+
+
+def moments(values: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the train rows for each entry of dimension 1; 0 and 1 where constant."""
+    means, scales = [], []
+    for channel in range(values.shape[1]):  # one at a time: double precision of everything would be large
+        own = values[train, channel].double().flatten()
+        constant = bool((own == own[0]).all())
+        means.append(0.0 if constant else float(own.mean()))
+        scales.append(1.0 if constant else float(own.std(correction=0)))
+    return torch.tensor(means, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)

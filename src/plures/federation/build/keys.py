@@ -1,0 +1,53 @@
+"""What the rows of a client are told apart by when they are split."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.errors import PluresError
+from plures.federation.build.examples import Examples
+
+Array = NDArray[Any]
+
+
+def keys_of(data: Examples, rows: Array, client: Array, raw: Array, floating: bool) -> Array | None:
+    """``(rows,)`` digests by which a client's rows are told apart; None for their order."""
+    if data.keys is not None:
+        return data.keys[rows]
+    known = data.labels if data.key is None else data.key
+    if known is None:
+        return None if data.ordered else _content(raw, floating)
+    text = _texts(known[rows])
+    pairs = np.char.add(np.char.add(client, "\x1f"), text)
+    _, first, counts = np.unique(pairs, return_index=True, return_counts=True)
+    if (counts > 1).any() and data.key is None:
+        return None
+    if (counts > 1).any():
+        at = int(first[counts > 1][0])
+        raise PluresError(
+            f"key: {str(text[at])!r} stands for {int(counts.max())} rows of client {str(client[at])!r}; each row needs "
+            "its own"
+        )
+    return np.array([digest(key.encode()) for key in text.tolist()])
+
+
+def _content(raw: Array, floating: bool) -> Array:
+    """``(rows,)`` digests of inputs, the same for all types that hold the same numbers."""
+    with np.errstate(over="ignore"):
+        values = raw.reshape(len(raw), -1).astype(np.float32 if floating else np.int64, copy=False)
+    return np.array([digest(row.tobytes()) for row in np.ascontiguousarray(values)])
+
+
+def _texts(values: Array) -> Array:
+    """A text for each value, the same for all types that hold the same whole number."""
+    if values.dtype.kind in "fO":
+        return np.array([str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values.tolist()])
+    return values.astype(str)
+
+
+def digest(content: bytes) -> bytes:
+    return blake2b(content, digest_size=16).digest()
