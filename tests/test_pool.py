@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import plures.run.coordinator as coordinator
 import plures.run.pool as pool
 from newcomers import clients
 from plures import Run, Training, fit
@@ -120,6 +122,55 @@ def test_what_a_visit_refuses_is_said_as_in_one_process():
     assert run.clients.workers is None
 
 
+def test_a_round_that_fails_leaves_no_answers_to_the_next(monkeypatch):
+    run, one = begun("fedavg", replace(TWO, chunk=1)), begun("fedavg", replace(ONE, chunk=1))
+    true = coordinator.Uploads.add
+
+    def fails(upload, answer):
+        raise ArithmeticError("cannot be combined")
+
+    first = pool.wait
+    monkeypatch.setattr(pool, "wait", lambda busy: first(busy)[:1])  # so that another chunk is still to come
+    monkeypatch.setattr(coordinator.Uploads, "add", fails)
+    kept = []
+    try:
+        run.step()
+    except ArithmeticError as error:
+        kept.append(error)  # as a notebook keeps the last error, and with it the round that failed
+    monkeypatch.setattr(coordinator.Uploads, "add", true)
+    run.step()
+    one.step()
+    assert_equal(one, run)
+    assert kept
+
+
+def test_the_processes_end_with_the_last_round():
+    others = set(multiprocessing.active_children())
+    fitted = fit(begun("fedavg", TWO), "pool")
+    assert fitted.run.round == WORK.rounds
+    assert set(multiprocessing.active_children()) <= others
+
+
+class OwnError(PluresError):
+    """An error that cannot be made of its text alone."""
+
+    def __init__(self, client: str, what: str) -> None:
+        super().__init__(f"{client}: {what}")
+
+
+def refuses_in_its_way(x, received, batch):
+    if multiprocessing.parent_process() is not None:
+        raise OwnError("ward", "data of another kind")
+    return batch.loss(x.model)
+
+
+def test_an_error_of_the_users_own_class_keeps_its_sentence():
+    data, _ = clients()
+    method = Method(schedule=(Phase("model", refuses_in_its_way),))
+    with pytest.raises(PluresError, match=r"^ward: data of another kind$"):
+        Run(data, nn.Linear(8, 2), method, WORK, execution=TWO).step()
+
+
 def test_a_pool_of_none_is_refused_and_what_it_needs_is_named(monkeypatch):
     with pytest.raises(PluresError, match=r"^processes=0: give at least 1$"):
         Execution(processes=0)
@@ -135,11 +186,11 @@ def test_a_pool_of_none_is_refused_and_what_it_needs_is_named(monkeypatch):
 SCRIPT = """
 import sys
 sys.path[:0] = {paths!r}
-from test_pool import TWO, Path, begun, fit, torch
+from test_pool import TWO, Path, begun, fit, multiprocessing, torch
 if __name__ == "__main__":
     torch.set_num_threads(2)
     run = begun("ditto", TWO)
-    told = lambda point: print([worker.pid for worker in run.clients.workers.values()], flush=True)
+    told = lambda point: print([worker.pid for worker in multiprocessing.active_children()], flush=True)
     fit(run, "pool", checkpoint=Path({file!r}), progress=told)
 """
 
@@ -162,3 +213,66 @@ def test_ctrl_c_ends_all_processes_after_the_round_and_one_process_goes_on_to_th
     fit(whole, "whole")
     assert went_on.round == WORK.rounds
     assert_equal(whole, went_on)
+
+
+EXIT = """
+import sys, weakref
+class Guest: pass
+guest = Guest()
+bye = weakref.finalize(guest, print, "bye")  # as of a temporary folder made before anything is imported
+sys.path[:0] = {paths!r}
+from test_pool import TWO, begun
+if __name__ == "__main__":
+    run = begun("ditto", TWO)
+    print(run.step().round, flush=True)
+"""
+
+
+def test_a_script_ends_though_its_run_still_has_a_pool(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(EXIT.format(paths=[str(Path(__file__).parent), *sys.path[1:]]))
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "bye"])
+
+
+EARLY = """
+import os, signal, sys, threading
+sys.path[:0] = {paths!r}
+from test_pool import TWO, Path, begun, fit, multiprocessing
+def early():
+    while len(multiprocessing.active_children()) < 2: pass
+    os.killpg(0, signal.SIGINT)
+if __name__ == "__main__":
+    run = begun("ditto", TWO)
+    threading.Thread(target=early, daemon=True).start()
+    try:
+        fit(run, "pool", checkpoint=Path({file!r}))
+    except KeyboardInterrupt:
+        print(run.round)
+"""
+
+
+def test_ctrl_c_while_the_processes_start_ends_the_run_after_its_first_round(tmp_path):
+    script, file = tmp_path / "script.py", tmp_path / "checkpoint.safetensors"
+    script.write_text(EARLY.format(paths=[str(Path(__file__).parent), *sys.path[1:]], file=str(file)))
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    done = subprocess.run([sys.executable, str(script)], **options, start_new_session=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    assert file.exists()
+
+
+UNGUARDED = """
+import sys
+sys.path[:0] = {paths!r}
+from test_pool import TWO, WORK, Run, clients, nn
+Run(clients()[0], nn.Sequential(nn.Linear(8, 9000), nn.Linear(9000, 2)), {method}, WORK, execution=TWO).step()
+"""
+
+
+def test_a_script_that_starts_its_work_without_a_guard_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    method = "__import__('plures').methods.fedavg()"
+    script.write_text(UNGUARDED.format(paths=[str(Path(__file__).parent), *sys.path[1:]], method=method))
+    done = subprocess.run([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, timeout=90)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("let a script start its work under: if __name__ == '__main__'")

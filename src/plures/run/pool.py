@@ -5,13 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
+import sys
 import traceback
-import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from plures.errors import PluresError
 from plures.extras import needed
 from plures.method import Kept
 from plures.run.coordinator import Coordinator, Values, Work
+from plures.run.interrupt import NUMBERS
 from plures.run.local import Local
 from plures.run.store import ClientStore
 from plures.run.uploads import Answer
@@ -36,7 +40,8 @@ class Pool(Local):
 
     Chunks, batches and the order of sums are those of a single process, whoever finishes first. Clients' state stays
     in this process, which also does everything outside a round's visits; so a checkpoint knows nothing of a pool. The
-    processes start with the first round, share the threads of this one, and end with the run, or when one of them dies.
+    processes start with the first round, share the threads of this one, and end with the last round, with the run, or
+    when one of them dies. While a round is under way they belong to it: those of a round that fails are not used again.
     """
 
     workers: Workers | None = None
@@ -46,39 +51,57 @@ class Pool(Local):
 
     def _visits(self, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, Kept]) -> Iterator[Visited]:
         """The visits of some chunks, in their order."""
-        if self.workers is None:
-            self.workers = start(run)
-            weakref.finalize(self, end, self.workers)
+        workers, self.workers = self.workers, None
         try:
-            yield from visits(self.workers, run, chunks, server)
+            if workers is None:
+                workers = {}
+                Finalize(self, end, (workers,), exitpriority=0)
+                start(run, workers)
+            yield from visits(workers, run, chunks, server)
         except BaseException as error:
-            codes = end(self.workers)
-            self.workers = None
+            codes = end(workers or {})
             if isinstance(error, EOFError | OSError):
                 raise PluresError(
                     f"round {run.round + 1}: a process of the pool ended (exit codes {codes}); take fewer processes if "
                     "memory ran out, and let a script start its work under: if __name__ == '__main__'"
                 ) from error
             raise
+        if run.round + 1 == run.training.rounds:
+            end(workers)
+        else:
+            self.workers = workers
 
 
-def start(run: Coordinator[Any]) -> Workers:
-    """Start the processes of a pool, each with a coordinator of the same origin."""
+def start(run: Coordinator[Any], workers: Workers) -> None:
+    """Start the processes of a pool, each with a coordinator of the same origin, and note them."""
     dumps = needed("cloudpickle", "Execution(processes=...)", "pool").dumps
     execution = replace(run.execution, processes=1, clients_on_disk=None)
     threads = max(1, torch.get_num_threads() // run.execution.processes)
     what = dumps((run.origin, run.federation, run.setting, run.training, execution, threads))
     context = multiprocessing.get_context("spawn")
-    workers: Workers = {}
     for _ in range(run.execution.processes):
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(there,), daemon=True)
-        process.start()
+        with deaf():
+            process.start()
         there.close()
         workers[here] = process
     for connection in workers:
         connection.send_bytes(what)
-    return workers
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """What is started in here does not hear Ctrl-C and SIGTERM from its first moment; this process hears them after."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # started in here, it would let the signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end(workers: Workers) -> list[int | None]:
@@ -123,7 +146,7 @@ def serve(connection: Connection) -> None:
 
     It is ended by the process that started it alone, which finishes its round when Ctrl-C is pressed.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
     origin, federation, setting, training, execution, threads = pickle.loads(connection.recv_bytes())
     torch.set_num_threads(threads)
@@ -145,7 +168,7 @@ def serve(connection: Connection) -> None:
         try:
             answer: Visited | Exception = clients.visit(run, chunk, server)
         except PluresError as error:
-            answer = error
+            answer = PluresError(str(error))  # a class of the user's own may not travel
         except Exception as error:
             answer = RuntimeError("".join(traceback.format_exception(error)))
         connection.send_bytes(pickle.dumps(answer))
