@@ -38,14 +38,14 @@ def apfl(
     """Each client predicts with a mixture, parameter by parameter, of its own model and the global one.
 
     ``min_v f_i(alpha v + (1 - alpha) w)``: global and personal model are trained side by side on the same batches.
-    With an adaptive ``alpha``, one step of its gradient ``<v - w, grad f_i(alpha v + (1 - alpha) w)>`` per visit,
-    clipped to [0, 1]. The running statistics of the personal slot are those of the mixture, and follow its own forward
-    passes; with ``alpha = 0`` the mixture is the global model, and has that model's.
+    An adaptive ``alpha`` takes one gradient step per visit, ``<v - w, grad f_i(alpha v + (1 - alpha) w)>``, and is
+    clipped to [0, 1]. The running statistics of the personal slot are those of the mixture and follow its forward
+    passes; with ``alpha = 0`` the mixture is the global model, and uses that model's.
 
     Args:
         alpha: weight of the personal model (its start, when adaptive).
         adaptive_lr: step of the adaptive rule (equation 10); 0 keeps ``alpha`` fixed.
-        mix_with: the global model in the mixture's training: the client's working copy (the paper) or the received one.
+        mix_with: which global model is mixed in training: the client's working copy (the paper) or the received one.
         visits: visits an unseen client makes, starting from the global model.
     """
     require(0 <= alpha <= 1, f"apfl: alpha={alpha} must lie in [0, 1]")

@@ -30,21 +30,21 @@ from plures.methods.entry import entry, require
 
 @entry("APPLE", "selection and mixing", "Luo, Wu 2022, IJCAI, Algorithm 1", {"mu": (0.0, 0.01, 0.1)})
 def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | None = None, visits: int = 5) -> Method:
-    """Each client predicts with its own learned mixture of everybody's core models, and trains its own core through it.
+    """Each client predicts with a learned mixture of all core models, and trains its own core model through it.
 
-    ``min f_i(theta) + lambda(r) mu/2 ||p_i - p_0||^2`` over the own core model ``w_i`` and the directed weights
+    ``min f_i(theta) + lambda(r) mu/2 ||p_i - p_0||^2`` over the client's core model ``w_i`` and directed weights
     ``p_i``, with ``theta = sum_j p_ij w_j``, ``p_0`` the shares of the training examples, and ``lambda(r)`` falling
-    from 1 to 0 over the first rounds as a cosine. Core models are uploaded, weights stay with the client.
+    from 1 to 0 over the first rounds as a cosine. Core models are uploaded; weights stay with the client.
 
-    The ``p_0`` of an unseen client are its share and those of the clients whose core models it receives in all their
-    training examples, times the mean sum of the weights that the clients have learned.
+    For an unseen client, ``p_0`` holds the shares of training examples among itself and the clients whose core models
+    it receives, times the mean sum of the weights that the clients have learned.
 
     Args:
-        mu: strength of the pull of the weights to ``p_0``.
+        mu: strength of the pull of the weights towards ``p_0``.
         rate: learning rate of the weights divided by that of the core model, for SGD with or without momentum; with
-            Adam, the square root of ``rate``.
-        horizon: rounds after which the pull is gone; the paper takes a fifth of all rounds.
-        models: how many of the others' core models a client receives, those with the largest ``|p_ij|``; default: all.
+            Adam, that ratio is the square root of ``rate``.
+        horizon: number of rounds after which the pull is gone; the paper uses a fifth of all rounds.
+        models: number of others' core models a client receives (those with the largest ``|p_ij|``); default: all.
         visits: visits an unseen client makes, starting from the mean of the core models.
     """
     require(min(mu, rate, models or 0) >= 0 < horizon, f"apple: negative {mu=}, {rate=}, {models=} or {horizon=} < 1")
@@ -94,7 +94,7 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
 
 
 def _weights(x: State, root: float) -> tuple[Tensor, Tensor]:
-    """A client's weight of its own core model, and of those that it receives."""
+    """A client's weights for its own core model and for those it receives."""
     received = x.about["examples"] / x.prior["total"] + (x.whose["weights"] @ x.prior["others"]).sum()
     total = torch.where(x.about[LATER] > 0, received / x.pull["sum"], torch.ones_like(received))
     own = x.about["examples"] / x.prior["total"] / total + root * x.lean["own"]

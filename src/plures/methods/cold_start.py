@@ -23,22 +23,22 @@ def cold_start(
     neighbours: int = 1,
     visits: int = 0,
 ) -> Method:
-    """A method with personal models, in which an unseen client's first model comes from its metadata.
+    """A method with personal models in which an unseen client's first model comes from its metadata.
 
     ``theta_new = sum_i w_i(metadata) theta_i`` over the clients that took part: by ridge regression of their models on
-    their metadata, or as the mean of the clients with the nearest metadata (with one categorical column: of its
-    community). Without metadata both are the mean. No label of the newcomer is used before its visits. A hypernetwork
-    of metadata is ``pfedhn(columns=...)``.
+    their metadata, or as the mean over the clients with the nearest metadata (with one categorical column: over its
+    community). Without metadata both are the mean. The newcomer's labels are not used before its visits. For a
+    hypernetwork driven by metadata, see ``pfedhn(columns=...)``.
 
-    Running statistics start from their mean, for a regression may leave their range.
+    Running statistics start from their mean, because a regression may leave their range.
 
     Args:
         base: the method that trains the personal models; default: Ditto.
         by: ``regression`` or ``nearest``.
-        columns: metadata columns; none for all.
+        columns: metadata columns; empty for all.
         ridge: strength of the regression's shrinkage to the mean.
-        neighbours: number of nearest clients; those as near as the last one are added.
-        visits: k, visits in which the newcomer then adapts its model.
+        neighbours: number of nearest clients; ties with the last one are included.
+        visits: k, visits in which the newcomer then adapts the model.
     """
     require("labels" not in columns, "cold_start: 'labels' counts local labels, which a newcomer does not have")
     base = ditto() if base is None else base

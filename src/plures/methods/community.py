@@ -29,12 +29,12 @@ def community(communities: int = 2, column: str | None = None, width: int = 8, v
     On a graph network this is ``h_v <- phi(h_v, {h_u}) + adapter_g(h_v)``. A model without adapters gets them.
 
     Communities are the values of a metadata column; without one they are clusters of the clients' initial gradients
-    (:class:`~plures.method.InitialGradients`), for adapters that start equal give nothing else to choose by.
+    (:class:`~plures.method.InitialGradients`), since adapters that start equal offer nothing else to choose by.
 
     Args:
-        communities: number of communities without a column.
-        column: metadata column that says who belongs together.
-        width: of the bottleneck of added adapters.
+        communities: number of communities, if no column is given.
+        column: metadata column that defines the communities.
+        width: bottleneck width of added adapters.
         visits: visits an unseen client makes to train its head.
     """
     return Method(

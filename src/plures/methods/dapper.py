@@ -10,15 +10,15 @@ from plures.methods.entry import entry, remark, require
 
 @entry("DAPPER", "interpolation", "Mansour, Mohri, Ro, Suresh 2020, arXiv:2002.10619", {"lam": (0.25, 0.5, 0.75)})
 def dapper(lam: float = 0.5, public_batch: int | None = 32, visits: int = 5) -> Method:
-    """Each client trains its own model on a mixture of its data and of a sample that the server holds for all.
+    """Each client trains its own model on a mixture of its own data and a public sample held by the server.
 
     ``min_{h_i} lam f_i(h_i) + (1 - lam) f_C(h_i)``, ``f_C`` the loss on the public sample C. The sample is sent once;
-    afterwards nothing travels. Running statistics are those of the client's own data. It needs a federation with public
-    rows, see :meth:`~plures.federation.Federation.donate`.
+    afterwards nothing is sent. Running statistics are those of the client's own data. The federation must have public
+    rows; see :meth:`~plures.federation.Federation.donate`.
 
     Args:
         lam: weight of the client's own data.
-        public_batch: public examples drawn, with replacement, in each step; ``None`` for all of them.
+        public_batch: public examples drawn with replacement in each step; ``None`` for all of them.
         visits: visits an unseen client makes to train its model.
     """
     require(0 <= lam <= 1, f"dapper: lam={lam} must lie in [0, 1]")

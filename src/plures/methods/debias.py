@@ -11,20 +11,20 @@ from plures.methods.quality import Reported
 
 @entry("Regression calibration", "data quality", "Carroll, Ruppert, Stefanski, Crainiceanu 2006, chapter 4")
 def debias(column: str = "reliability", joint: bool = False) -> Method:
-    """FedAvg on what each client's noisy inputs say about the true ones: their best linear prediction.
+    """FedAvg on the best linear prediction of the true inputs from each client's noisy ones.
 
     An input ``x + u`` with noise ``u`` shrinks a slope by the reliability ``rho = var(x) / var(x + u)``, and clients
     whose sensors differ in noise pull the shared model apart. Each client replaces its inputs by
-    ``m + rho (x + u - m)`` with ``m`` its own mean, in training and in predicting. For a linear model under squared
+    ``m + rho (x + u - m)`` with ``m`` its own mean, in training and in prediction. For a linear model under squared
     error the least-squares slope is then that of the true inputs for every client: it is divided by ``rho`` before
     averaging, and predictions from noisy inputs are as good as noise allows. For other models and losses this is the
     usual first-order correction.
 
     Args:
-        column: metadata column with each client's reliability in (0, 1]; 1 is FedAvg.
+        column: metadata column with each client's reliability in (0, 1]; 1 everywhere is FedAvg.
         joint: for correlated inputs, ``(x + u - m) S^-1 (S - (1 - rho) diag S)`` with ``S`` the client's covariance,
             which amounts to subtracting the noise variance from the diagonal of the normal equations (Fuller 1987).
-            Otherwise each input is corrected by itself, exact if a client's inputs are uncorrelated.
+            Otherwise each input is corrected separately, which is exact if a client's inputs are uncorrelated.
     """
 
     def moments(x: State, received: State, batch: Batch) -> Leaves:

@@ -19,17 +19,17 @@ def digital_twin(
     groups: str | Callable[[int, Setting], Tensor] | None = None,
     providers: int = 2,
 ) -> Method:
-    """Devices feed the model of the provider they belong to at the time, and count less the longer they were away.
+    """Devices train the model of their current provider, and count less the longer they have been away.
 
-    ``p_i ~ n_i (1 + age_i)^-a`` with the rounds that client i has missed since it last took part, 0 before its first
-    round. The paper lets devices choose providers in an evolutionary game and providers choose the intensity of
+    ``p_i ~ n_i (1 + age_i)^-a`` with ``age_i`` the rounds that client i has missed since it last took part, 0 before
+    its first. The paper lets devices choose providers in an evolutionary game and providers choose the intensity of
     synchronisation; here the membership is given, as a function of time.
 
     Args:
         staleness: the exponent ``a``; 0 is FedAvg.
-        groups: ``(round, setting) -> (clients,)`` numbers of the providers; a metadata column, for groups that stay;
+        groups: a function ``(round, setting) -> (clients,)`` of provider numbers; a metadata column, for fixed groups;
             or ``None`` for a single provider.
-        providers: their number, where ``groups`` is a function.
+        providers: number of providers, if ``groups`` is a function.
     """
     require(staleness >= 0, f"digital_twin: staleness={staleness} must not be negative")
     require(providers >= 1, f"digital_twin: providers={providers} must be at least 1")

@@ -8,7 +8,7 @@ from plures.methods.entry import entry, remark, require
 
 @entry("Ditto", "regularised", "Li, Hu, Beirami, Smith 2021, ICML, Algorithm 1", {"lam": (0.05, 0.1, 0.5, 1.0, 2.0)})
 def ditto(lam: float = 1.0, visits: int = 5) -> Method:
-    """A personal model near the global one, which is trained by FedAvg as if nobody were personal.
+    """Each client trains a personal model that stays near the global one, which is trained by plain FedAvg.
 
     Personal objective (equation 1): ``min f_i(v_i) + lam/2 ||v_i - w||^2``.
 

@@ -14,19 +14,19 @@ from plures.methods.entry import entry, require
     "Huang et al. 2022, IEEE TIFS (from its abstract)",
 )
 def eefed(accept: Literal["better", "always", "never"] = "better", grid: int = 4, visits: int = 5) -> Method:
-    """Each client deploys an execution model, and replaces it only by what is better on its validation examples.
+    """Each client deploys an execution model and replaces it only by one that is better on its validation examples.
 
     The evaluation model (``model``) is what the server averages. At a visit the execution model becomes the best, by
-    validation loss, of itself, the received evaluation model and ``grid - 1`` interpolations between them; it is
-    trained, sent, and kept if training improved it, else it goes back. So its validation loss never rises. Before
-    predicting, the first choice is made again on a copy, so what is deployed is never worse. The paper's rules are
-    known to us from its abstract only (dual network, personalized update, backtracking replacement of parameters);
-    these are our reading. A client without validation examples takes the aggregate and trains it.
+    validation loss, of itself, the received evaluation model and ``grid - 1`` interpolations between them. It is
+    trained and sent, and the result is kept only if training improved it; so its validation loss never rises. Before
+    predicting, the first choice is repeated on a copy, so the deployed model is never worse. Only the paper's abstract
+    was at hand (dual network, personalized update, backtracking replacement of parameters); these rules are our
+    reading. A client without validation examples takes the aggregate and trains it.
     An interpolation has the running statistics of the execution model.
 
     Args:
-        accept: ``better``; ``always`` take the aggregate (FedAvg) or ``never`` (local training).
-        grid: number of equal parts between the two models; 1 for the two alone.
+        accept: ``better``; ``always`` take the aggregate (FedAvg); or ``never`` (local training).
+        grid: number of equal intervals between the two models; 1 for the two models alone.
         visits: visits an unseen client makes, starting from the evaluation model.
     """
     require(grid >= 1, f"eefed: grid={grid} must be at least 1")

@@ -1,4 +1,4 @@
-"""What the catalogue says about a method."""
+"""A method's entry in the catalogue."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FAMILIES = (
     *("meta-learning", "split model", "clustered", "selection and mixing", "generation", "representation"),
     *("after training", "data quality", "edge", "fairness"),
 )
-"""Families of methods in the order in which they are listed; others come after them."""
+"""Families of methods in listing order; others come after them."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method in the catalogue: called with its parameters, it gives the :class:`~plures.method.Method`.
+    """A method in the catalogue; calling it with parameters returns the :class:`~plures.method.Method`.
 
     Attributes:
         name: name on the command line.
@@ -33,10 +33,10 @@ class Entry:
         citation: authors, year, venue and the algorithm or equation number.
         build: the function that makes the method.
         space: values of its main hyper-parameter worth trying; empty if it has none.
-        origin: what finds it again, where that is not its name: ``package.module:function``.
-        fixed: parameters that were given beforehand (:meth:`fixing`).
-        parts: the methods that it is composed of.
-        instead: parameters that replace another one: ``{"steps": "epochs"}``; only one of the two is given.
+        origin: ``package.module:function`` from which it can be loaded, if not by its name.
+        fixed: parameters fixed beforehand (:meth:`fixing`).
+        parts: the methods it is composed of.
+        instead: parameters that replace another one: ``{"steps": "epochs"}``; at most one of the two may be given.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def place(self) -> tuple[int, str, str]:
-        """What the catalogue is sorted by."""
+        """Sort key in the catalogue."""
         known = FAMILIES.index(self.family) if self.family in FAMILIES else len(FAMILIES)
         return known, self.family, self.name
 
@@ -70,7 +70,7 @@ class Entry:
         return {name: p.default for name, p in inspect.signature(self.build).parameters.items()}
 
     def fixing(self, *args: Any, **parameters: Any) -> Entry:
-        """The method with some parameters given beforehand, named by them; they are not tuned."""
+        """The method with some parameters fixed, which are added to its name and not tuned."""
         given = arguments(f"method {self.name!r}", self.build, *args, **parameters).arguments
         if not given:
             return self
@@ -87,7 +87,7 @@ class Entry:
         )
 
     def _either(self, given: Mapping[str, Any]) -> None:
-        """Refuse two parameters of which one replaces the other."""
+        """Refuse both of two parameters that replace each other."""
         for name, other in self.instead.items():
             require(
                 given.get(name) is None or given.get(other) is None,
@@ -95,7 +95,7 @@ class Entry:
             )
 
     def same(self, other: Entry) -> bool:
-        """Whether both stand for one method with the same parameters."""
+        """Whether both are the same method with the same parameters."""
         if self.parts and len(self.parts) == len(other.parts):
             return all(one.same(two) for one, two in zip(self.parts, other.parts, strict=True))
         one, two = self.build, other.build
@@ -104,7 +104,7 @@ class Entry:
         return one is two
 
     def given(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters that have a value, the given ones and the defaults."""
+        """All parameters that have a value: given ones and defaults."""
         known = {**self.defaults, **parameters}
         return {name: value for name, value in known.items() if value is not inspect.Parameter.empty}
 
@@ -159,7 +159,7 @@ def titled(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """A parameter as a name has it: what has a name by that, anything else without its place in memory."""
+    """A parameter as shown in a name: named objects by their name, anything else without its memory address."""
     name = getattr(value, "__name__", None) or (value.name if isinstance(value, Selector) else None)
     return str(name) if name else re.sub(" at 0x[0-9a-fA-F]+", "", str(value))
 
@@ -180,7 +180,7 @@ def entry(
 
 
 def part(chosen: str | Selector) -> Selector:
-    """Leaves chosen by the name of a role or by a selector."""
+    """Selector for a role's name; a selector is returned as it is."""
     return role(chosen) if isinstance(chosen, str) else chosen
 
 
@@ -191,6 +191,6 @@ def require(condition: bool, message: str) -> None:
 
 
 def remark(condition: bool, message: str) -> None:
-    """Warn about a legal parameter that makes the method amount to another."""
+    """Warn about a legal parameter that reduces the method to another."""
     if condition:
         warnings.warn(message, PluresWarning, stacklevel=3)

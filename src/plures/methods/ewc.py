@@ -1,4 +1,4 @@
-"""EWC, elastic weight consolidation, with a proximal tether: for tasks that follow one another."""
+"""EWC, elastic weight consolidation, with a proximal term: for a sequence of tasks."""
 
 import torch
 from torch import Tensor
@@ -30,18 +30,18 @@ from plures.methods.entry import entry, remark, require
     {"lam": (0.1, 1.0, 10.0, 100.0)},
 )
 def ewc(lam: float = 1.0, mu: float = 0.01, decay: float = 1.0) -> Method:
-    """FedAvg over a stream of tasks, held back where the clients' earlier tasks were certain of the weights.
+    """FedAvg over a stream of tasks that penalises moving weights which earlier tasks determined well.
 
     Local objective: ``f_i(x) + lam/2 sum_j F_ij (x_j - a_j)^2 + mu/2 ||x - w||^2``, with the received model ``w``. When
     a task ends, each client that took part sets the anchor ``a`` to the global model and adds to ``F_i`` the diagonal
     Fisher information there, a mean over its training examples: so ``lam=1`` weighs the earlier task's mean loss, as a
-    quadratic, like the present one's. ``F_i`` and ``a`` stay with the client; what travels is what travels in FedAvg.
+    quadratic, like the present one's. ``F_i`` and ``a`` stay with the client; communication is that of FedAvg.
     Within the first task the method is FedProx.
 
     Args:
-        lam: strength of the memory, with the factor 1/2.
+        lam: strength of the penalty, with the factor 1/2.
         mu: strength of the proximal term, with the factor 1/2.
-        decay: share of the earlier information that stays when a task ends; 1 adds up over tasks.
+        decay: share of the earlier information kept when a task ends; 1 adds up over tasks.
     """
     require(lam >= 0 and mu >= 0, f"ewc: lam={lam}, mu={mu} must not be negative")
     require(0 <= decay <= 1, f"ewc: decay={decay} must lie in [0, 1]")

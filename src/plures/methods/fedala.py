@@ -28,17 +28,17 @@ from plures.methods.entry import entry, part, remark, require
     {"weight_lr": (0.1, 1.0, 10.0)},
 )
 def fedala(layers: str | Selector = "head", weight_lr: float = 1.0, epochs: float = 0.8) -> Method:
-    """Before training, each client learns, entry by entry, how much of the global model it takes over.
+    """Before training, each client learns, entry by entry, how much of the global model to adopt.
 
     In the chosen (upper) layers ``theta = v + (w - v) * W`` with ``v`` the client's last model, ``w`` the global one
     and ``W`` in [0, 1], which starts at 1 and stays with the client: ``W`` follows the gradient of the loss at
     ``theta``, ``W <- clip(W - weight_lr (w - v) * grad f(theta))``. The other layers are the global ones. Then the
-    client trains ``theta`` and uploads it. It predicts with ``theta`` as it would start from it now. The paper trains
-    ``W`` to convergence when it is first used; here the work is the same in every visit. An unseen client has the
+    client trains ``theta`` and uploads it. It predicts with the ``theta`` from which it would train now. The paper
+    trains ``W`` to convergence at its first use; here the work is the same in every visit. An unseen client uses the
     global model. Running statistics are the global model's.
 
     Args:
-        layers: where the weights are learned: a role (``head``, ``body``) or a selector.
+        layers: for which layers weights are learned: a role (``head``, ``body``) or a selector.
         weight_lr: eta, learning rate of the weights; 0 is FedAvg.
         epochs: passes over the training data for the weights; a fraction is the paper's s, a random share of them.
     """

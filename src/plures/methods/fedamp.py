@@ -24,20 +24,20 @@ def fedamp(
     self_weight: float = 0.5,
     visits: int = 5,
 ) -> Method:
-    """Each client stays near a mixture of all models, in which models like its own weigh more.
+    """Each client stays near a mixture of all models in which models similar to its own weigh more.
 
-    ``min sum_i f_i(w_i) + lam sum_(i<j) A(||w_i - w_j||^2)`` with ``A(d) = 1 - exp(-d / sigma)``. The server makes
+    ``min sum_i f_i(w_i) + lam sum_(i<j) A(||w_i - w_j||^2)`` with ``A(d) = 1 - exp(-d / sigma)``. The server computes
     ``u_i = (1 - sum_j a_ij) w_i + sum_j a_ij w_j`` with ``a_ij = alpha A'(||w_i - w_j||^2)`` over the others' last
-    models; where the ``a_ij`` exceed 1 together, they are scaled to 1. The client minimises
+    models; if the ``a_ij`` sum to more than 1, they are scaled to sum to 1. The client minimises
     ``f_i(w) + lam / (2 alpha) ||w - u_i||^2`` from its own model. HeurFedAMP (section "Heuristic improvement") takes
-    ``a_ij`` proportional to ``exp(sigma cos(w_i, w_j))`` with a fixed weight of the own model.
+    ``a_ij`` proportional to ``exp(sigma cos(w_i, w_j))`` with a fixed weight for the client's own model.
 
     Args:
         lam: strength of the attraction; 0 is local training.
         alpha: step of the server.
-        sigma: scale of squared distances that still attract; for ``cosine``, sharpness of the attention.
+        sigma: scale of the squared distances within which models attract; for ``cosine``, sharpness of the attention.
         attention: by distance (FedAMP) or by cosine (HeurFedAMP).
-        self_weight: weight of the own model with ``cosine``.
+        self_weight: weight of the client's own model with ``cosine``.
         visits: visits an unseen client makes, starting from the mean of the models.
     """
     require(

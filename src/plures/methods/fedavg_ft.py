@@ -20,7 +20,7 @@ def fedavg_ft(epochs: float = 3, steps: int | None = None, lr: float | None = No
         epochs: passes over the client's training data.
         steps: gradient steps instead of epochs.
         lr: learning rate of the fine-tuning; default: the run's.
-        head_only: fine-tune the head alone.
+        head_only: fine-tune the head only.
     """
     require(epochs >= 0 and (steps or 0) >= 0, f"fedavg_ft: epochs={epochs}, steps={steps} must not be negative")
     tune = Phase(

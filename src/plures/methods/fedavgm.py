@@ -9,11 +9,11 @@ def fedavgm(momentum: float = 0.9, server_lr: float = 1.0) -> Method:
     """FedAvg whose server moves by a decaying sum of the clients' mean changes.
 
     ``m <- momentum m + Delta``, ``w <- w + server_lr m`` with the mean change ``Delta``, weighted by examples; so the
-    steps add up to ``server_lr / (1 - momentum)`` times the change. Running statistics are averaged. What travels is
-    what travels in FedAvg.
+    steps add up to ``server_lr / (1 - momentum)`` times the change. Running statistics are averaged. Communication is
+    that of FedAvg.
 
     Args:
-        momentum: share of the sum that stays from round to round; 0 is FedAvg.
+        momentum: share of the sum kept from round to round; 0 is FedAvg.
         server_lr: step of the server.
     """
     require(0 <= momentum < 1 and server_lr >= 0, f"fedavgm: momentum={momentum} in [0, 1), server_lr={server_lr} >= 0")

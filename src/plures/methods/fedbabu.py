@@ -1,4 +1,4 @@
-"""FedBABU: the body alone is learned, the head when it is needed."""
+"""FedBABU: the body is trained federatedly, the head only when fine-tuning."""
 
 from dataclasses import replace
 from typing import Literal
@@ -14,8 +14,8 @@ def fedbabu(epochs: float = 3, tune: Literal["all", "head"] = "all") -> Method:
     Running statistics in the head follow what it reads.
 
     Args:
-        epochs: passes of the fine-tuning.
-        tune: what is fine-tuned: ``all`` or ``head``.
+        epochs: passes of fine-tuning.
+        tune: what to fine-tune: ``all`` or ``head``.
     """
     statistics = replace(buffers & head, empty="fine")
     return Method(

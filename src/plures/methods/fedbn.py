@@ -16,9 +16,9 @@ POLICIES: dict[str, Layout] = {
 
 @entry("FedBN", "split model", "Li, Jiang, Zhang, Kamp, Dou 2021, ICLR, Algorithm 1")
 def fedbn(policy: Literal["fedbn", "silobn", "average"] = "fedbn", visits: int = 1) -> Method:
-    """FedAvg, with uniform weights, of everything but the normalisation layers, which stay with the client.
+    """FedAvg with uniform weights of everything except the normalisation layers, which stay with the client.
 
-    Three layouts of normalisation are in use: affine and running statistics personal (``fedbn``), statistics alone
+    Three layouts are available: affine parameters and running statistics personal (``fedbn``), only the statistics
     personal (``silobn``, Andreux et al. 2020), and everything averaged (``average``). An unseen client starts from the
     mean of the personal leaves over the clients that took part, and re-estimates them in ``visits`` visits.
 

@@ -55,7 +55,7 @@ def feddyn(alpha: float = 0.01) -> Method:
     Local objective: ``f_i(x) - <h_i, x> + alpha/2 ||x - w||^2``; then ``h_i <- h_i - alpha (x - w)``, which is the
     gradient of ``f_i`` at ``x`` if the objective was minimised. The server keeps the mean of all ``h_i`` and takes
     ``w = mean x - h / alpha``, with uniform weights. A fixed point is the optimum of the uniform mean of the ``f_i``,
-    whatever the number of local steps. What travels is one model up and one down.
+    whatever the number of local steps. One model is sent up and one down.
 
     Args:
         alpha: strength of the regularisation, with the factor 1/2.

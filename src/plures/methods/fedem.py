@@ -1,4 +1,4 @@
-"""FedEM, every client a mixture of shared components."""
+"""FedEM: every client is a mixture of shared components."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def fedem(components: int = 3, visits: int = 10) -> Method:
 
     Args:
         components: number of components, with different initial values; the first is the slot ``model``.
-        visits: steps of EM, on its own training data, by which an unseen client finds its weights; the components stay.
+        visits: EM steps on its own training data by which an unseen client fits its weights; the components stay fixed.
     """
     require(components >= 1, f"fedem: components={components}; give at least 1")
     remark(components == 1, "fedem with components=1 is fedavg")

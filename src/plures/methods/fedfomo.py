@@ -28,20 +28,20 @@ from plures.methods.entry import entry, remark, require
     {"models": (2, 5)},
 )
 def fedfomo(models: int = 5, epsilon: float = 0.3, decay: float = 0.05, visits: int = 2) -> Method:
-    """Each client moves towards those models of the others that would lower its validation loss.
+    """Each client moves towards the other clients' models that would lower its validation loss.
 
-    The server keeps everybody's model and sends some of the others'. From the model ``theta`` that its last visit
-    trained, a client moves by ``sum_j w_j (theta_j - theta)`` over what the visit made of it and what it was sent, with
-    ``w_j`` proportional to ``max(0, (L(theta) - L(theta_j)) / ||theta_j - theta||)`` (equation 4) and ``L`` the loss on
-    its validation split; where nothing is better it goes back to ``theta``. Then it trains and uploads. It predicts
-    with the combination and its own running statistics. Without validation examples it keeps its own model. It explores
-    while predicting, too: of the models that it is sent for that, each is a random one with the chance of a round.
+    The server keeps all models and sends each client some of the others'. From the model ``theta`` that its last
+    visit trained from, a client moves by ``sum_j w_j (theta_j - theta)`` over that visit's result and the models sent;
+    ``w_j`` is proportional to ``max(0, (L(theta) - L(theta_j)) / ||theta_j - theta||)`` (equation 4), ``L`` the loss on
+    its validation split; if none is better it returns to ``theta``. Then it trains and uploads. It predicts with the
+    combination and its own running statistics. Without validation examples it keeps its own model. It also explores
+    when predicting: each model sent for that is a random one with the same probability as in a round.
 
     Args:
-        models: M, how many of the others' models a client receives: those with the largest sum of ``w_j``, before
+        models: M, number of other clients' models a client receives: those with the largest sum of ``w_j``, before
             clipping, so far.
-        epsilon: chance of each of them to be a random one instead.
-        decay: by how much ``epsilon`` falls in each round.
+        epsilon: probability that each of them is replaced by a random one.
+        decay: decrease of ``epsilon`` in each round.
         visits: visits an unseen client makes, starting from the mean of the models.
     """
     require(models >= 0, f"fedfomo: models={models} must not be negative")

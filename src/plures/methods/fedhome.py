@@ -1,4 +1,4 @@
-"""FedHome: an auto-encoding model, whose classifier each client refines on a class-balanced set of codes."""
+"""FedHome: an auto-encoder whose classifier each client refines on a class-balanced set of codes."""
 
 from math import prod
 
@@ -29,16 +29,16 @@ from plures.models.layers import uniform
 
 
 def between(codes: Tensor, member: Tensor, places: int, key: Tensor) -> tuple[Tensor, Tensor]:
-    """A class-balanced set of codes: those of the client, and convex combinations of two codes of one class.
+    """A class-balanced set of codes: the client's own, and convex combinations of two codes of one class.
 
     Each class that the client has gets as many codes as its largest class, at most ``places``: first its own, then
-    ``a + u (b - a)`` for random ``a`` and another ``b`` of the class and ``u`` in [0, 1) (SMOTE, Chawla et al. 2002,
+    ``a + u (b - a)`` for random ``a``, a different ``b`` of the class and ``u`` in [0, 1) (SMOTE, Chawla et al. 2002,
     without the restriction to nearest neighbours).
 
     Args:
         codes: ``(examples, d)``.
-        member: ``(examples, classes)`` 1 in the column of the example's class, no 1 for padding.
-        places: places of each class.
+        member: ``(examples, classes)`` one-hot classes; all zeros for padding.
+        places: capacity of each class.
         key: of the random numbers.
 
     Returns:
@@ -58,7 +58,7 @@ def between(codes: Tensor, member: Tensor, places: int, key: Tensor) -> tuple[Te
 
 
 def linear_decoder(module: nn.Module, setting: Setting) -> nn.Module:
-    """A model with a linear layer from what its head gets to the flattened input."""
+    """The model with an added linear layer from the head's input to the flattened input."""
     return beside(module, "decoder", nn.Linear(width(Network(module), setting), prod(setting.features)))
 
 
@@ -93,14 +93,14 @@ def fedhome(lam: float = 1.0, refine_steps: int = 20, refine_lr: float | None = 
     smaller classes with combinations of its codes (:func:`between`) and trains the head on all of them at once. Only
     the abstract of the paper was at hand: the form of the loss, the combinations and the refinement are our choice.
 
-    The code is what the head gets, and the part marked ``decoder`` reconstructs the input from it: take
-    :func:`~plures.models.autoencoder.autoencoder_classifier`. A model without decoder gets a linear one.
+    The code is the head's input, and the part marked ``decoder`` reconstructs the model's input from it: use
+    :func:`~plures.models.autoencoder.autoencoder_classifier`. A model without a decoder gets a linear one.
 
     Args:
         lam: weight of the reconstruction.
         refine_steps: gradient steps of the refinement; 0 predicts with the global model.
         refine_lr: their learning rate; default: the run's.
-        per_class: most codes of a class in the balanced set.
+        per_class: maximum number of codes of a class in the balanced set.
     """
     require(lam >= 0 and refine_steps >= 0, f"fedhome: lam={lam}, refine_steps={refine_steps} must not be negative")
     require(per_class >= 1, f"fedhome: per_class={per_class}: give at least 1")

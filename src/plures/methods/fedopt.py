@@ -15,13 +15,13 @@ Rule = Literal["adagrad", "adam", "yogi"]
 class Adaptive:
     """``w <- w + lr m / (sqrt(v) + tau)`` with running moments ``m`` and ``v`` of the mean change (Algorithm 2).
 
-    As in the paper, moments are not corrected for their start, and ``v`` starts at ``tau^2``.
+    As in the paper, moments have no bias correction, and ``v`` starts at ``tau^2``.
 
     Attributes:
         rule: how ``v`` follows the squared change.
         lr: step length.
         betas: decay of the first and second moment.
-        tau: adaptivity; the smaller, the more alike are the steps of all coordinates.
+        tau: adaptivity; the smaller it is, the more alike are the steps of all coordinates.
     """
 
     rule: Rule
@@ -61,13 +61,13 @@ def fedopt(
     """FedAvg whose server adapts its step to each coordinate: FedAdagrad, FedAdam and FedYogi.
 
     The clients' mean change, weighted by examples, takes the place of the gradient. Running statistics are averaged.
-    What travels is what travels in FedAvg.
+    Communication is that of FedAvg.
 
     Args:
         rule: ``adagrad`` adds up squared changes, ``adam`` averages them, ``yogi`` follows them additively.
         server_lr: step of the server.
         betas: decay of the first and second moment (the paper's FedAdagrad has 0 for the first).
-        tau: adaptivity, and the square root of the second moment's start.
+        tau: adaptivity, and the square root of the second moment's initial value.
     """
     require(server_lr >= 0 and tau > 0, f"fedopt: server_lr={server_lr} must be at least 0, tau={tau} positive")
     require(all(0 <= beta < 1 for beta in betas), f"fedopt: betas={betas} must lie in [0, 1)")

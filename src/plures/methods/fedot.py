@@ -1,4 +1,4 @@
-"""FedOT: personal input maps that carry every client's inputs to a common law."""
+"""FedOT: personal input maps that transport every client's inputs to a common distribution."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,11 +25,11 @@ from plures.method.representation import blank
 from plures.methods.entry import entry, remark, require
 
 FLOOR = 0.1
-"""Least standard deviation with which a client's features are normalised: hardly varying ones are not blown up."""
+"""Smallest standard deviation used to normalise a client's features, so that constant ones are not blown up."""
 
 
 def barycentre_maps(means: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor]:
-    """Optimal maps of normal laws to their Wasserstein barycentre, feature by feature: ``x -> scale x + shift``.
+    """Optimal maps of normal distributions to their Wasserstein barycentre, per feature: ``x -> scale x + shift``.
 
     The barycentre of ``N(m_i, s_i^2)`` with equal weights is ``N(mean m_i, (mean s_i)^2)``, and the map to it is
     ``T_i(x) = m + s/s_i (x - m_i)``.
@@ -75,23 +75,23 @@ def know(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
 
 
 def moments(x: State, received: State, batch: Batch) -> Leaves:
-    """Mean of ``z^2/2`` and of ``z`` over the carried inputs ``z``."""
+    """Mean of ``z^2/2`` and of ``z`` over the transported inputs ``z``."""
     z = carried(x, batch).inputs
     return {"square": batch.mean(z.square()) / 2, "linear": batch.mean(z)}
 
 
 def oppose(x: State, received: State, batch: Batch) -> Tensor:
-    """The negative of what the potential costs this client, above what it costs the common law."""
+    """Minus the excess of the potential's cost to this client over its cost to the common distribution."""
     return dot(x.potential, received.law) - dot(x.potential, moments(x, received, batch))
 
 
 def learn(x: State, received: State, batch: Batch) -> Tensor:
-    """Task loss on the carried inputs."""
+    """Task loss on the transported inputs."""
     return carried(x, batch).loss(x.model)
 
 
 def send(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
-    """Changes of the potential for the mean of all potentials, and the moments for the common law."""
+    """Changes of the potential, for the mean of all potentials, and moments, for the common distribution."""
     moved = {k: t + x.potential[k] - received.potential[k] for k, t in received.common.items()}
     return {"common": moved, "law": visit.measured}
 
@@ -103,23 +103,23 @@ def send(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
     {"lam": (0.1, 1.0, 10.0)},
 )
 def fedot(lam: float = 1.0, map_lr: float = 0.05, potential_lr: float = 0.05, visits: int = 5) -> Method:
-    """A global model on inputs that each client's own map has carried, at least cost, to a law common to all clients.
+    """A global model on inputs that each client's own map transports, at least cost, to a common distribution.
 
     ``min_w min_psi max_phi mean_i E[f(w; psi_i(X), Y) + lam |X - psi_i(X)|^2 + lam phi_i(psi_i(X))]`` with
-    ``sum_i phi_i = 0``: where the laws of the ``psi_i(X)`` differ, the potentials ``phi_i`` make it costly. Each visit
-    descends in the map, ascends in the potential and trains the model, in this order.
+    ``sum_i phi_i = 0``: the potentials ``phi_i`` penalise differences between the distributions of the ``psi_i(X)``.
+    Each visit descends in the map, ascends in the potential and trains the model, in this order.
 
     Only the abstract of the paper was at hand; our choices: ``psi(x) = x + a (x - m)/s + b`` for every feature, with
     the client's own mean ``m`` and deviation ``s``, starts as the identity; ``phi(z) = <q, z^2>/2 + <r, z>``, so means
     and variances of the features are aligned. The server keeps the mean of all potentials, which clients subtract, and
-    the mean over the last cohort of ``E[z]`` and ``E[z^2]/2``, against which a potential ascends: so a newcomer, too,
-    is carried to the common law. Map steps follow the objective divided by ``lam``. Inputs should be standardised.
+    the mean over the last cohort of ``E[z]`` and ``E[z^2]/2``, against which a potential ascends: so a newcomer is also
+    transported to the common distribution. Map steps follow the objective divided by ``lam``. Standardise the inputs.
 
     Args:
         lam: cost of transport, and scale of the potentials; the larger, the less a map serves the loss.
         map_lr: learning rate of the maps; 0 keeps the identity, which is FedAvg.
-        potential_lr: learning rate of the potentials; 0 does not align the laws.
-        visits: visits an unseen client makes to find its map.
+        potential_lr: learning rate of the potentials; 0 does not align the distributions.
+        visits: visits an unseen client makes to fit its map.
     """
     require(lam > 0, f"fedot: lam={lam} must be positive")
     require(map_lr >= 0 and potential_lr >= 0, f"fedot: map_lr={map_lr}, potential_lr={potential_lr} must not be < 0")

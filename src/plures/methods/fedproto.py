@@ -1,4 +1,4 @@
-"""FedProto: prototypes travel, models stay."""
+"""FedProto: prototypes are shared, models stay local."""
 
 from typing import Literal
 
@@ -40,7 +40,7 @@ def by_class(x: State, received: State, batch: Batch) -> Leaves:
 
 
 def send(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
-    """The mean representation of each class; what is sent for a class without examples has weight 0."""
+    """The mean representation of each class; a class without examples has weight 0."""
     share = visit.measured["share"]
     mean = visit.measured["sum"] / torch.where(share > 0, share, 1.0).unsqueeze(1)
     return {"prototypes": {"mean": mean, "known": torch.ones_like(share)}}
@@ -68,14 +68,14 @@ def fedproto(lam: float = 1.0, by: Literal["head", "prototype"] = "head", visits
     """Every client has its own model; only the mean representation of each class is shared.
 
     Local objective: ``f_i(x) + lam * mean |h - C_y|^2 / d`` over the examples whose class has a global
-    prototype ``C_y``, where ``h`` of size ``d`` is what the head gets (the authors' code: a mean over entries). After
-    its work the client sends the mean ``h`` of each of its classes; the server averages those of a class with the
-    clients' numbers of its examples as weights. A class that nobody of the cohort has keeps its prototype.
+    prototype ``C_y``, where ``h``, of size ``d``, is the head's input (the authors' code: a mean over entries). After
+    its work the client sends the mean ``h`` of each of its classes; the server averages those of each class, weighted
+    by the clients' numbers of examples of it. A class that nobody in the cohort has keeps its prototype.
 
     Args:
         lam: pull towards the prototypes; 0 is local training.
-        by: prediction with the ``head``, or with the nearest global ``prototype`` (scores are negative squared
-            distances, up to a constant; a class without prototype is never chosen).
+        by: predict with the ``head``, or by the nearest global ``prototype`` (scores are negative squared distances, up
+            to a constant; a class without a prototype is never chosen).
         visits: visits an unseen client makes to train its model.
     """
     require(lam >= 0, f"fedproto: lam={lam} must not be negative")

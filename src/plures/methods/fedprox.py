@@ -13,7 +13,7 @@ from plures.methods.entry import entry, remark, require
     {"mu": (0.001, 0.01, 0.1, 1.0)},
 )
 def fedprox(mu: float = 0.01) -> Method:
-    """FedAvg whose clients are held near the model they received.
+    """FedAvg with a proximal term that keeps clients near the model they received.
 
     Local objective (equation 2): ``f_i(x) + mu/2 ||x - w||^2``.
 

@@ -20,8 +20,8 @@ def fedrep(
 ) -> Method:
     """A shared body and a personal head, trained one after the other: the head on the received body, then the body.
 
-    The server averages the bodies by examples, as in FedAvg, where the paper averages uniformly; the same where clients
-    have equally many.
+    The server averages the bodies weighted by examples, as in FedAvg; the paper averages uniformly, which is the same
+    if all clients have equally many.
 
     Args:
         head_epochs: passes that train the head.

@@ -7,12 +7,12 @@ from plures.method.needs import classes
 from plures.methods.entry import entry, require
 
 ABSENT = 1e-30
-"""Count taken for a class of which a client has no example: its logit is out of play, and still a number."""
+"""Count used for a class of which a client has no example: it effectively removes the logit but keeps it finite."""
 
 
 @entry("FedRoD", "split model", "Chen, Chao 2022, ICLR, section 4")
 def fedrod(gamma: float = 1.0, visits: int = 5) -> Method:
-    """A shared model that learns as if every client's classes were balanced, and a personal head that learns the rest.
+    """A shared model trained as if every client's classes were balanced, and a personal head that learns the rest.
 
     Body and generic head minimise the balanced softmax loss (Ren et al. 2020), the cross-entropy of
     ``g(z) + gamma log n_i`` with ``n_i`` the client's training examples of each class. The personal head minimises the

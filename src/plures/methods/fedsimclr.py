@@ -20,12 +20,12 @@ Augmentation = Callable[[Batch, int], Tensor]
 
 
 def crops(batch: Batch, number: int, smallest: float = 0.5, contrast: float = 0.4) -> Tensor:
-    """Pictures cropped at a random place, resized, mirrored with probability 1/2, and with random contrast.
+    """Images cropped at random, resized, mirrored with probability 1/2, and with random contrast.
 
     Args:
         batch: inputs ``(batch, height, width)`` or ``(batch, channels, height, width)``.
         number: of the view.
-        smallest: side of the smallest crop, as a part of the picture's.
+        smallest: side of the smallest crop, as a fraction of the image's.
         contrast: factors lie within ``1 - contrast`` and ``1 + contrast``.
     """
     pictures = batch.inputs.reshape(len(batch.inputs), -1, *batch.inputs.shape[-2:])
@@ -60,7 +60,7 @@ def noise(batch: Batch, number: int, scale: float = 0.2, noise: float = 0.1, mas
 
 
 def suited(batch: Batch, number: int) -> Tensor:
-    """:func:`crops` for pictures (no side more than twice the other), :func:`noise` for other real inputs."""
+    """:func:`crops` for images (no side more than twice the other), :func:`noise` for other real inputs."""
     if not batch.inputs.is_floating_point():
         raise PluresError("fedsimclr knows no views of integer inputs (tokens): give your own, views=function")
     shape = batch.inputs.shape[1:]
@@ -69,7 +69,7 @@ def suited(batch: Batch, number: int) -> Tensor:
 
 
 def projector(module: nn.Module, setting: Setting, size: int) -> nn.Module:
-    """A model with a projection of what its head gets: two linear layers with ReLU between, the first as wide."""
+    """The model with a projection of the head's input: two linear layers with ReLU between, the first as wide."""
     wide = width(Network(module), setting)
     return beside(module, "projection", nn.Sequential(nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, size)))
 
@@ -83,18 +83,18 @@ def projector(module: nn.Module, setting: Setting, size: int) -> nn.Module:
 def fedsimclr(
     temperature: float = 0.5, projection: int = 64, head_epochs: float = 10, views: Augmentation = suited
 ) -> Method:
-    """A shared body trained without labels to recognise two views of an example; then each client trains its own head.
+    """A shared body trained without labels to match two views of an example; then each client trains its own head.
 
-    Rounds minimise NT-Xent (:func:`~plures.method.representation.nt_xent`) of projections of ``h``, what the head gets.
-    The projection is the model's part with that role, or one that is added; body and projection are averaged, and the
+    Rounds minimise NT-Xent (:func:`~plures.method.representation.nt_xent`) of projections of ``h``, the head's input.
+    The projection is the model's part with that role, or is added; body and projection are averaged, and the
     projection is not used to predict. Running statistics follow the examples, not their views. Before predicting, each
     client trains its head on the aggregated, fixed body.
 
     Args:
-        temperature: by which cosines are divided.
+        temperature: divisor of the cosines.
         projection: size of an added projection; 0 compares ``h`` itself.
         head_epochs: passes that train the head.
-        views: what makes the two views; by default :func:`suited` to the inputs' shape.
+        views: function that makes the two views; by default the one :func:`suited` to the inputs' shape.
     """
     require(temperature > 0 and projection >= 0, f"fedsimclr: temperature={temperature}, projection={projection}")
     require(head_epochs >= 0, f"fedsimclr: head_epochs={head_epochs} must not be negative")

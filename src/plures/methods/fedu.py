@@ -12,9 +12,9 @@ Graph = Literal["complete", "same", "nearest"]
 
 
 def linked(graph: Graph | Tensor, columns: tuple[str, ...], neighbours: int, setting: Setting) -> Tensor:
-    """Weights ``a`` of the edges between clients, ``(clients, clients)``: symmetric, without loops.
+    """Weights ``a`` of the edges between clients, ``(clients, clients)``: symmetric, without self-loops.
 
-    Edges by name weigh one over one more than the largest number of neighbours, so that a step with ``strength=1`` in
+    In a named graph each edge weighs ``1 / (1 + largest number of neighbours)``, so that a step with ``strength=1`` in
     a complete graph gives every client the mean.
     """
     count = len(setting)
@@ -42,20 +42,20 @@ def fedu(
     neighbours: int = 3,
     visits: int = 5,
 ) -> Method:
-    """Each client has its own model; after local steps, the server draws neighbours in a graph together.
+    """Each client has its own model; after local steps, the server pulls neighbours in a graph together.
 
     ``min sum_i f_i(x_i) + lam/2 sum_(i<j) a_ij ||x_i - x_j||^2``, each pair once (the paper sums over ordered pairs,
     so its constant is half of this one). The server's step is ``X <- (I - strength L) X`` with the graph's Laplacian
     ``L``. In the paper's terms ``strength = eta K lam``, with the learning rate ``eta`` and ``K`` local steps, which
     the server does not know; a rate that falls over the rounds raises ``lam``. A neighbour that did not take part
-    counts with its last model. What travels is one model up and one down.
+    counts with its last model. One model is sent up and one down.
 
     Args:
-        strength: of the server's step; 0 is local training. Times the largest sum of a client's edges it is at most 1.
+        strength: of the server's step; 0 is local training. At most 1 over the largest sum of a client's edges.
         graph: ``complete``; ``same``, clients that agree in metadata columns; ``nearest``, each client and those with
             the nearest metadata; or weights ``(clients, clients)``, symmetric and not negative.
-        columns: metadata columns of ``same`` and ``nearest``; none for all.
-        neighbours: number of the ``nearest`` clients.
+        columns: metadata columns of ``same`` and ``nearest``; empty for all.
+        neighbours: number of ``nearest`` clients.
         visits: visits an unseen client makes, starting from the mean of its neighbours' models.
     """
     given = isinstance(graph, Tensor)

@@ -14,7 +14,7 @@ def gradient_clusters(clusters: int = 3) -> Method:
     """FedAvg in clusters of clients whose gradients at the initial model point in similar directions.
 
     Before the first round every client sends ``g_i = grad f_i(w_0)`` once; k-means groups the unit vectors
-    ``g_i / ||g_i||``, and the membership stays. All clusters start from ``w_0``. An unseen client computes its own
+    ``g_i / ||g_i||``, and membership stays fixed. All clusters start from ``w_0``. An unseen client computes its own
     gradient at ``w_0`` and joins the nearest centroid.
 
     Args:

@@ -1,4 +1,4 @@
-"""Hierarchical Bayes: clients borrow strength from each other."""
+"""Hierarchical Bayes: clients borrow strength from one another."""
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def variance(x: State) -> Leaves:
 
 
 def mean(x: State) -> Leaves:
-    """Posterior mean of a client's model; the prior's where its data say nothing."""
+    """Posterior mean of a client's model; the prior mean where its data carry no information."""
     known = x.information
     return {k: torch.where(known[k] > 0, t, x.model[k]) if k in known else t for k, t in x.personal.items()}
 
@@ -42,9 +42,9 @@ def mean(x: State) -> Leaves:
 def doubt(x: State, batch: Batch) -> Tensor:
     """Covariance of the outputs over a client's posterior, ``(batch, outputs, outputs)``, of the linearised model.
 
-    Linearising keeps Laplace's posterior sensible in networks, where weights drawn from it directly would be noise in
-    all that the data leave open (Immer, Korzepa, Bauer 2021). In a deep model with a marked head the body stays at its
-    mean, for there independent entries are far too wide (last-layer Laplace: Daxberger et al. 2021).
+    Linearising keeps the Laplace posterior sensible in networks, where weights drawn from it directly would be noise in
+    all directions that the data leave open (Immer, Korzepa, Bauer 2021). In a deep model with a marked head the body
+    stays at its mean, where independent entries would be far too wide (last-layer Laplace: Daxberger et al. 2021).
     """
     info, wide = batch.problem.network.info, variance(x)
     last = {k: t for k, t in wide.items() if "head" in info[k].roles}
@@ -59,7 +59,7 @@ def predictive(x: State, batch: Batch) -> tuple[Tensor, Tensor]:
 def averaged(x: State, batch: Batch, draws: int) -> Tensor:
     """Outputs ``(batch, outputs)`` whose probabilities are averaged over draws of the linearised scores.
 
-    A model that diverged has scores that are no numbers, and so has the result.
+    If the model diverged and its scores are NaN, so is the result.
     """
     scores = batch.outputs(mean(x))
     values, vectors = torch.linalg.eigh(doubt(x, batch).nan_to_num(0.0, 0.0, 0.0))
@@ -77,7 +77,7 @@ def latin(draws: int, size: int) -> Tensor:
 
 
 def near(x: State, received: State, batch: Batch) -> Tensor:
-    """Loss of a client's model and its prior; gradients and weight decay are scaled for steps that stay stable."""
+    """Loss of a client's model plus its prior; gradients and weight decay are scaled to keep steps stable."""
     pull = {k: 2 * x.noise["variance"] / (x.about["examples"] * t) for k, t in received.prior.items()}
     held = {k: t.detach() for k, t in x.personal.items()}
     soft = {k: held[k] + (t - held[k]) / (1 + pull[k]) if k in pull else t for k, t in x.personal.items()}
@@ -87,7 +87,7 @@ def near(x: State, received: State, batch: Batch) -> Tensor:
 
 
 def measured(x: State, received: State, batch: Batch) -> Leaves:
-    """Loss and Fisher information of a client's model; with the squared error also one over the number of outputs."""
+    """Loss and Fisher information of a client's model; for squared error also one over the number of outputs."""
     loss, task = batch.loss(x.personal), batch.problem.task
     share = 1 / task.outputs if task.squared else 0.0
     slope = {SLOPE + k: t for k, t in gradient(x.personal, batch).items()}
@@ -95,7 +95,7 @@ def measured(x: State, received: State, batch: Batch) -> Leaves:
 
 
 def settle(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
-    """The client's posterior, and what it adds to the next prior and noise."""
+    """The client's posterior, and its contribution to the next prior and noise."""
     noise, share = x.noise["variance"], visit.measured[SHARE]
     curve = {k: visit.measured[k] for k in x.prior}
     known = {k: x.about["examples"] / (2 * noise) * t for k, t in curve.items()}
@@ -119,28 +119,28 @@ def settle(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
 def hierarchical_bayes(
     tau2: float = 0.1, noise: float = 1.0, learn: bool = True, draws: int = 16, visits: int = 5
 ) -> Method:
-    """Every client's weights are drawn around common ones, and how far clients differ is learned from all of them.
+    """Every client's weights are drawn around common ones; how much clients differ is learned from all of them.
 
     ``theta_i ~ N(mu, tau^2)``, with one ``tau^2`` for each leaf, and the client's ``n_i`` examples given ``theta_i``.
     A client keeps a Gaussian posterior with independent entries. Its mean ``m`` minimises
-    ``f_i(m) + c/(2 n_i) sum (m - mu)^2 / tau^2``, where ``c`` is 1 for classes and twice the noise's variance for
+    ``f_i(m) + c/(2 n_i) sum (m - mu)^2 / tau^2``, where ``c`` is 1 for classes and twice the noise variance for
     regression, so that ``f_i / c`` is the negative log-likelihood of one example; its variance ``V`` is Laplace's,
     ``1 / (1/tau^2 + n_i F_i)`` with the Fisher information. Gradients are divided by ``1 + c/(n_i tau^2)``, which
-    keeps the steps stable for small ``tau^2`` and moves no optimum.
+    keeps the steps stable for small ``tau^2`` and does not move the optimum.
 
     Empirical Bayes by EM: a client sends ``m`` and, for each leaf, the mean of ``(m - mu)^2 + V``; their uniform means
-    are the next ``mu`` and ``tau^2``. Steps that have not reached the mode leave ``m`` too near to ``mu``, from which
-    ``tau^2`` would shrink to nothing: so ``m`` counts there as a Newton step would move it, if that makes the mean
-    larger, up to the present ``tau^2``. In regression the mean of the expected squared error, by examples, is the next
-    variance of the noise. The server needs nothing but sums. Class probabilities are averaged over draws from
+    are the next ``mu`` and ``tau^2``. Steps that have not reached the mode leave ``m`` too close to ``mu``, and
+    ``tau^2`` would shrink to nothing: so that mean uses ``m`` after a Newton step, if this makes the mean larger, up
+    to the present ``tau^2``. In regression the expected squared error, averaged over examples, is the next variance
+    of the noise. The server needs only sums. Class probabilities are averaged over draws from
     the posterior of the linearised model, or of its head where one is marked; :func:`predictive` gives mean and
     variance in regression. In networks with many more weights than examples EM narrows ``tau^2`` over many rounds, and
     until then probabilities are cautious; ``hierarchical_bayes() + temperature()`` sharpens them.
 
     Args:
-        tau2: variance between clients at the start.
-        noise: variance of the targets around the prediction at the start; for regression.
-        learn: whether EM learns ``tau^2`` and the noise, or they stay as given.
+        tau2: initial variance between clients.
+        noise: initial variance of the targets around the prediction; for regression.
+        learn: whether EM learns ``tau^2`` and the noise; otherwise they stay as given.
         draws: number of draws for class probabilities.
         visits: visits an unseen client makes; before the first it predicts with the prior.
     """

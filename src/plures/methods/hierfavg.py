@@ -11,13 +11,14 @@ from plures.methods.entry import entry, remark, require
 def hierfavg(period: int | None = 2, column: str = "group") -> Method:
     """Every edge averages its clients in every round; the cloud averages the edges every few rounds.
 
-    Edges and clients count by training examples. In the cloud an edge counts with all of its clients, whether they
-    took part lately or not, for its model stands for all of them; an edge without participants brings what it has.
+    Edges and clients are weighted by training examples. In the cloud an edge counts with all of its clients, whether
+    or not they took part recently, because its model stands for all of them; an edge without participants sends the
+    model it has.
     In the paper's terms a round is kappa1 local steps, and ``period`` is kappa2. Bytes are those between clients and
     edges; between an edge and the cloud, one model goes up and one down in every ``period`` rounds.
 
     Args:
-        period: rounds from one cloud average to the next; 1 is FedAvg if all take part; ``None`` for never, which is
+        period: rounds between cloud averages; 1 is FedAvg if all take part; ``None`` for never, which is
             FedAvg inside each edge.
         column: metadata column that names each client's edge.
     """

@@ -8,13 +8,13 @@ from plures.methods.entry import entry, remark
 def ifca(clusters: int = 3, margin: float = 0.0) -> Method:
     """Several global models; at each visit a client takes the one with the lowest loss on its training data.
 
-    Each model is the uniform mean of what its clients made of it; a model that nobody chose keeps its value. An unseen
-    client chooses on its own labelled training data.
+    Each model is the uniform mean of its clients' results; a model that nobody chose keeps its value. An unseen client
+    chooses on its own labelled training data.
 
     Args:
         clusters: number of models, with different initial values.
-        margin: hysteresis: a client that took part before moves only to a model whose loss is lower by more than this
-            share of the loss of its own; 0 is the paper's rule.
+        margin: hysteresis: a client that took part before switches only to a model whose loss is lower than its own
+            model's by more than this fraction; 0 is the paper's rule.
     """
     remark(clusters == 1, "ifca with clusters=1 is fedavg with uniform weights")
     return Method(layout={"model": Clustered(clusters, LowestLoss(margin))}, combine=Combine("uniform"))

@@ -10,16 +10,16 @@ from plures.methods.entry import entry, remark, require
 
 @entry("kNN-Per", "selection and mixing", "Marfoq, Neglia, Kameni, Vidal 2022, ICML, section 4", {"k": (5, 10, 20)})
 def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
-    """A global model whose predictions each client mixes with those of its own examples nearest in feature space.
+    """A global model whose predictions each client mixes with those of its own nearest examples in feature space.
 
     ``p(y | x) = lam p_knn(y | x) + (1 - lam) p_model(y | x)``: the global model is trained by FedAvg, and its features
-    ``phi`` (what the head gets) of the client's training examples are the memory. The ``k`` nearest ones vote with
+    ``phi`` (the head's input) of the client's training examples are the memory. The ``k`` nearest ones vote with
     weights proportional to ``exp(-||phi(x) - phi(x_j)|| / scale)``; numbers are averaged likewise. A
     client without training examples uses the model alone.
 
     Args:
         k: number of neighbours.
-        lam: weight of the neighbours; by default each client takes the one of 0, 0.1, ..., 1 with the lowest loss on
+        lam: weight of the neighbours; by default each client takes the value in 0, 0.1, ..., 1 with the lowest loss on
             its validation split, and 0 without validation examples.
         scale: distance at which a neighbour's vote has fallen to 1/e.
     """

@@ -10,7 +10,7 @@ from plures.methods.entry import entry, remark, require
 
 
 def geometric(u: float, chance: float) -> int:
-    """Trials up to the first success, from a uniform number in [0, 1)."""
+    """Number of trials up to the first success, from a uniform number in [0, 1)."""
     return 1 + int(math.log1p(-u) / math.log1p(-chance))
 
 
@@ -21,20 +21,20 @@ def geometric(u: float, chance: float) -> int:
     {"strength": (0.1, 0.3, 0.6, 0.9)},
 )
 def l2gd(strength: float = 0.3, p: float = 0.5, visits: int = 5) -> Method:
-    """Each iteration is, by a coin, a gradient step of every client or a step of all models towards their mean.
+    """A coin decides in each iteration: a gradient step by every client, or a step of all models towards their mean.
 
     ``min 1/n sum_i f_i(x_i) + lam/(2n) sum_i ||x_i - mean_j x_j||^2``. With probability ``1 - p`` every client makes a
     step of length ``alpha/(n (1 - p))``, here the run's learning rate; with probability ``p`` every model moves by the
     factor ``alpha lam/(n p)``, here ``strength``, to the mean. So ``lam = strength p / ((1 - p) lr)`` with plain SGD; a
-    rate that falls over the rounds raises ``lam`` with it, for ``strength`` stays.
+    decaying learning rate raises ``lam``, because ``strength`` stays the same.
 
-    Steps towards the mean leave the mean as it is, so those that follow each other need no communication. A round here
+    Steps towards the mean leave the mean unchanged, so consecutive ones need no communication. A round here
     is a geometric number of gradient steps, one upload, a geometric number of averaging steps at the server, and one
-    download: ``2p(1 - p)`` exchanges for each iteration of the paper. The mean is over all clients; where some do not
-    take part it counts their last models.
+    download: ``2p(1 - p)`` exchanges per iteration of the paper. The mean is over all clients; those not taking part
+    count with their last models.
 
     Args:
-        strength: share of the way to the mean that one averaging step goes; 0 is local training, 1 consensus.
+        strength: fraction of the way to the mean covered by one averaging step; 0 is local training, 1 consensus.
         p: probability of an averaging step.
         visits: visits an unseen client makes, starting from the mean of the models.
     """

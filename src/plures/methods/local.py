@@ -6,7 +6,7 @@ from plures.methods.entry import entry
 
 @entry("Local only", "baseline", "mandatory baseline")
 def local(visits: int = 5) -> Method:
-    """Every client trains its own model on its own data; nothing travels.
+    """Every client trains its own model on its own data; nothing is sent.
 
     Objective: ``min f_i(x_i)`` for each client separately.
 

@@ -29,25 +29,25 @@ def lora(
 ) -> Method:
     """A frozen base ``W`` whose layers get ``W + (alpha / rank) B A``; the factors and the head are trained.
 
-    Which factors the server averages:
+    The server averages:
 
-    * ``factors``: A and B, each by itself (FedIT). The average of products ``B_i A_i`` is another matrix than the
-      product of the averages, so this is not the average of what the clients use.
-    * ``b``: B alone, with the same random A frozen for everyone (FFA-LoRA): the product of the average is exact.
-    * ``a``: A alone; B stays with the client (FedSA-LoRA).
+    * ``factors``: A and B, separately (FedIT). The average of the products ``B_i A_i`` is not the product of the
+      averages, so this is not the average of what the clients use.
+    * ``b``: B only, with the same random A frozen for everyone (FFA-LoRA): the product of the average is exact.
+    * ``a``: A only; B stays with the client (FedSA-LoRA).
 
-    A model without LoRA gets it, around its linear and convolutional layers outside the head. Give a trained base:
-    around random weights that never change, LoRA learns little. With batch normalisation, the running statistics stay
-    those of the base, and normalise in training, too.
+    A model without LoRA gets it around its linear and convolutional layers outside the head. Use a trained base:
+    around random frozen weights, LoRA learns little. With batch normalisation, the running statistics stay those of
+    the base, and are used in training, too.
 
     Args:
         share: with whom the factors that the server averages are shared; ``personal`` sends none.
         average: see above.
-        rank: of added factors.
-        alpha: scale of added factors, ``rank`` if not given.
+        rank: rank of added factors.
+        alpha: scale of added factors; default: ``rank``.
         heads: with whom the head is shared; a frozen one is that of the base.
         clusters: number of clusters by initial gradients, for ``clustered``.
-        column: metadata column that says who shares factors instead.
+        column: metadata column that defines the clusters instead.
         visits: visits an unseen client makes to train what is personal.
     """
     shares = {

@@ -1,4 +1,4 @@
-"""MAPPER, mixtures of a local and a shared model's outputs."""
+"""MAPPER, mixtures of the outputs of a local and a shared model."""
 
 import torch
 from torch import Tensor
@@ -14,15 +14,15 @@ GRID = 11
 def mapper(lam: float | None = None, residual: float = 0.0, visits: int = 5) -> Method:
     """Each client predicts with the mixture ``lam h_local + (1 - lam) h_shared`` of two models' outputs.
 
-    Of classes or labels, probabilities mix. The weight ``lam`` is each client's best on its validation data: for
+    For classes or labels, probabilities are mixed. The weight ``lam`` is each client's best on its validation data: for
     squared loss ``<y - h_shared, h_local - h_shared> / ||h_local - h_shared||^2`` clipped to [0, 1], for other losses
-    the best of eleven values (the smallest of equals). A client without validation data takes the shared model. With
+    the best of eleven values (the smallest on ties). A client without validation data takes the shared model. With
     :func:`~plures.methods.ifca.ifca` or :func:`~plures.methods.metadata_clusters.metadata_clusters` added, the shared
     model is the cluster's.
 
     The local model minimises the client's own loss. The shared one does too, or, with ``residual``, minimises
-    ``f_i(residual h_local + (1 - residual) h_shared)`` with the local model held: the paper's alternation for one
-    mixture weight. Training does not use the validated weight, for a client that prefers its own model (all do in the
+    ``f_i(residual h_local + (1 - residual) h_shared)`` with the local model fixed: the paper's alternation for one
+    mixture weight. Training does not use the validated weight: a client that prefers its own model (all do in the
     first rounds) would then stop training the shared one.
 
     Args:

@@ -1,4 +1,4 @@
-"""Clusters by what is known of the clients."""
+"""Clusters by client metadata."""
 
 from plures.method import By, Clustered, Method
 from plures.methods.entry import entry
@@ -8,7 +8,7 @@ from plures.methods.entry import entry
 def metadata_clusters(column: str = "group") -> Method:
     """FedAvg among the clients with the same value in a metadata column: a site type, a country, a device.
 
-    All groups start from the same model. An unseen client joins its group; with a value that nobody had, it joins the
+    All groups start from the same model. An unseen client joins its group; with an unknown value, it joins the
     group whose model has the lowest loss on its training data.
 
     Args:

@@ -28,7 +28,7 @@ from plures.methods.entry import entry, require
 
 @dataclass(frozen=True)
 class Linear(Mixed):
-    """Linear models of all clients, which the server keeps; other models are refused when a run starts."""
+    """Linear models of all clients, kept by the server; other models are refused when a run starts."""
 
     def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> Kept:
         layers = {name.rpartition(".")[0] for name in initial}
@@ -41,13 +41,13 @@ class Linear(Mixed):
 
 
 def covariance(models: Tensor) -> Tensor:
-    """Relationship of tasks, ``(W^T W)^(1/2) / tr`` (Zhang, Yeung 2010, UAI): positive semidefinite, trace 1.
+    """Relationship between tasks, ``(W^T W)^(1/2) / tr`` (Zhang, Yeung 2010, UAI): positive semidefinite, trace 1.
 
     Args:
         models: ``(tasks, d)``, the columns of the paper's ``W``.
 
     Returns:
-        ``(tasks, tasks)``; equal and unrelated for models that are all zero.
+        ``(tasks, tasks)``; equal and unrelated if all models are zero.
     """
     values, vectors = torch.linalg.eigh(models @ models.T)
     roots = values.clamp(min=0.0).sqrt()
@@ -78,15 +78,15 @@ def mocha(
     ``min_(W, Omega) sum_i f_i(w_i) + lam1 tr(W Omega W^T) + lam2 ||W||_F^2``, without factors 1/2. Before each round
     the server sets ``Omega`` from the models it has: the inverse of ``(1 - shrink) Sigma + shrink I/n`` for the
     covariance ``Sigma = (W^T W)^(1/2) / tr`` of ``n`` tasks, scaled to a largest row sum ``b = max_i sum_j |Omega_ij|``
-    of 1, so that ``lam1`` means the same for any number of clients (the paper has no such scale). For ``Omega`` held,
+    of 1, so that ``lam1`` means the same for any number of clients (the paper has no such scale). With ``Omega`` fixed,
     client ``i`` minimises, in place of the paper's dual sub-problem,
 
     ``f_i(w) + lam2 ||w||^2 + lam1 b ||w - z_i||^2``  with  ``z_i = w_i - sum_j Omega_ij w_j / b``,
 
-    from the models ``w_j`` of the last round. These bound the objective from above, for ``b I - Omega`` is positive
+    from the models ``w_j`` of the last round. These bound the objective from above, since ``b I - Omega`` is positive
     semidefinite, and touch it at the last models: every round lowers it, with any number of local steps and any
-    cohort, and a fixed point is its exact optimum. A client that is dropped keeps its model and is not in the cohort.
-    What travels is the client's model up and ``z_i`` down.
+    cohort, and a fixed point is its exact optimum. A dropped client keeps its model and is not in the cohort.
+    The client sends its model and receives ``z_i``.
 
     Args:
         lam1: strength of the coupling; plain gradient steps need ``2 lam1 b lr`` below 2.
@@ -94,7 +94,7 @@ def mocha(
         relationship: ``learned``; ``mean``, ``I - 11^T/n`` (mean-regularised multi-task learning with
             ``lam = 2 lam1``); or a fixed ``Omega``, ``(clients, clients)``, symmetric and positive semidefinite.
         shrink: weight of the identity in the learned covariance, which keeps it invertible.
-        visits: visits an unseen client makes, from the mean of the models and pulled to the mean of the ``z_i``.
+        visits: visits an unseen client makes, starting from the mean of the models, pulled to the mean of the ``z_i``.
     """
     fixed = relationship if isinstance(relationship, Tensor) else None
     require(lam1 >= 0 and lam2 >= 0, f"mocha: lam1={lam1}, lam2={lam2} must not be negative")

@@ -12,7 +12,7 @@ def moon(mu: float = 1.0, temperature: float = 0.5) -> Method:
     """FedAvg whose clients keep their representations near the global model's and away from their own previous model's.
 
     Local objective (equation 4): ``f_i(x) + mu * mean -log(e^(s_g/t) / (e^(s_g/t) + e^(s_p/t)))`` with the cosines
-    ``s_g`` and ``s_p`` between what the head gets in the trained model and in the received, or the previous, one. As in
+    ``s_g`` and ``s_p`` between the head's input in the trained model and in the received or the previous one. As in
     the authors' networks, a projection is the last layer before the head. On a first visit both are the received
     model: the term is ``log 2`` and has no gradient.
 

@@ -30,9 +30,9 @@ def mrmtl(lam: float = 1.0, visits: int = 5) -> Method:
     """Personal models near their own mean: Ditto without a separately trained global model.
 
     ``min sum_i f_i(v_i) + lam/2 sum_i ||v_i - mean_j v_j||^2``. Each client trains ``f_i(v) + lam/2 ||v - w||^2``
-    against the mean ``w`` that it received, and sends ``v``; the server takes the uniform mean of what the cohort sent.
-    A fixed point is the optimum of the joint objective, whatever the number of local steps. What travels is one model
-    up and one down.
+    against the mean ``w`` that it received, and sends ``v``; the server takes the uniform mean over the cohort.
+    A fixed point is the optimum of the joint objective, whatever the number of local steps. One model is sent up and
+    one down.
 
     Args:
         lam: pull towards the mean, with the factor 1/2; 0 is local training.

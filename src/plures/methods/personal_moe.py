@@ -20,16 +20,16 @@ gate = role("gate")
     {"experts": (2, 3, 4)},
 )
 def personal_moe(experts: int = 3, frozen: bool = False, visits: int = 5) -> Method:
-    """Everybody has the same experts, and each client its own gate: ``y = sum_k softmax(g_i(x))_k e_k(x)``.
+    """All clients share the same experts; each has its own gate: ``y = sum_k softmax(g_i(x))_k e_k(x)``.
 
     A model without a gate becomes a mixture of copies of itself and a linear gate that starts as their mean. The first
     copy has the model's values, the others new ones (``reset_parameters`` of their layers); frozen values stay. To mix
-    finished models, give them as the model and freeze them:
+    trained models, pass them as the model and freeze them:
     ``lambda: mixture_of_experts(experts_of(run), gate)``.
 
     Args:
         experts: number of copies of a model without a gate.
-        frozen: train the gates alone; otherwise the experts are trained with them and averaged.
+        frozen: train only the gates; otherwise the experts are trained with them and averaged.
         visits: visits an unseen client makes to train its gate.
     """
     require(experts >= 1, f"personal_moe: experts={experts}; give at least 1")

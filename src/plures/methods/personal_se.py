@@ -1,4 +1,4 @@
-"""Personal squeeze-and-excitation: every client weighs the channels of shared convolutions in its own way."""
+"""Personal squeeze-and-excitation: every client weights the channels of shared convolutions in its own way."""
 
 from dataclasses import replace
 from typing import Literal
@@ -25,7 +25,7 @@ def personal_se(part: Literal["gate", "bias"] = "gate", visits: int = 5) -> Meth
     The model must have squeeze-and-excitation.
 
     Args:
-        part: what of a gate is personal: all of it, or the bias ``b_i`` alone, one number per channel.
+        part: the personal part of a gate: all of it, or only the bias ``b_i``, one number per channel.
         visits: visits an unseen client makes to train its gates, starting from the initial ones.
     """
     personal = {"gate": gates, "bias": biases}

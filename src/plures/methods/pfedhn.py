@@ -19,16 +19,16 @@ def pfedhn(
     """A network at the server, the hypernetwork, generates every client's model from the client's embedding.
 
     ``min_(phi, e) sum_i f_i(h(phi, e_i))``. A client trains the model it gets and returns the change ``Delta_i``; the
-    server follows ``J_phi^T Delta_i`` and ``J_e^T Delta_i``. Embeddings are learned, or made of metadata, from which an
-    unseen client gets its model at once. Running statistics are no output of a network: they stay with the client.
+    server follows ``J_phi^T Delta_i`` and ``J_e^T Delta_i``. Embeddings are learned, or made from metadata, so that an
+    unseen client gets its model at once. Running statistics are not generated: they stay with the client.
 
     Args:
         part: what is generated: ``model``, a role (``head``, ``adapter``), or a selector; the rest is shared.
-        columns: metadata columns that make the embedding; none for free embeddings.
+        columns: metadata columns that make the embedding; empty for free embeddings.
         lr: learning rate of hypernetwork and embeddings (SGD with momentum 0.9, weight decay 1e-3, clipped at 50).
         size: length of free embeddings; default: 1 + a quarter of the number of clients.
         hidden: units of the hidden layers.
-        steps: local steps; default: the run's (the paper takes 50).
+        steps: local steps; default: the run's (the paper uses 50).
         visits: visits in which an unseen client fits its free embedding.
     """
     require(lr > 0 and (steps is None or steps >= 1), f"pfedhn: lr={lr} must be positive, steps={steps} at least 1")

@@ -44,7 +44,7 @@ def pfedme(
         inner_steps: K, gradient steps for the proximal point.
         inner_lr: their learning rate; ``inner_lr * lam`` below 1 keeps them stable.
         lr: eta, learning rate of the envelope step; default: the run's. One step goes ``lr lam`` of the way from ``w``
-            to ``theta``: keep the product below 1, for above 1 it overshoots ``theta``, and above 2 it diverges.
+            to ``theta``: keep the product below 1; above 1 it overshoots ``theta``, and above 2 it diverges.
         beta: server step; 0 would freeze the global model.
         visits: visits an unseen client makes to compute its proximal point.
     """

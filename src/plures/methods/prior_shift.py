@@ -25,14 +25,14 @@ from plures.methods.entry import entry, require
 
 
 def shifted_threshold(threshold: float, prior: float, own: float) -> float:
-    """The threshold on probabilities under one prior that amounts to another threshold under the client's own.
+    """The threshold on uncorrected probabilities equivalent to a threshold on those corrected to the client's prior.
 
     ``t / (t + r (1 - t))`` with ``r = own (1 - prior) / ((1 - own) prior)``: the higher the own prior, the lower.
 
     Args:
         threshold: the threshold on corrected probabilities, in (0, 1).
         prior: probability of the positive class in training, in (0, 1).
-        own: the client's, in (0, 1).
+        own: the client's own probability of it, in (0, 1).
     """
     require(all(0 < p < 1 for p in (threshold, prior, own)), "shifted_threshold: give numbers strictly between 0 and 1")
     ratio = own * (1 - prior) / ((1 - own) * prior)
@@ -44,15 +44,15 @@ def prior_shift(estimate: Literal["labels", "em"] = "labels", smoothing: float =
     """Each client's class probabilities are multiplied by its own class prior over that of the shared training.
 
     The shared prior is the mean, weighted as the models are, of the clients' label shares, and over the rounds so far:
-    one number per class goes up in a round, which tells the server each client's label shares unless aggregation is
-    secure. The own prior is the share of the client's training labels, or what expectation-maximisation makes of the
-    predictions for its validation inputs without their labels (section 2.2), which needs calibrated probabilities:
+    each client sends one number per class in a round, which reveals its label shares to the server unless aggregation
+    is secure. The client's prior is the share of its training labels, or the estimate by expectation-maximisation from
+    the predictions for its validation inputs without their labels (section 2.2), which needs calibrated probabilities:
     ``temperature() + prior_shift("em")``. The ratio of priors is smoothed by ``smoothing`` examples of the shared
-    prior; a class that nobody has is left alone.
+    prior; a class that nobody has is left unchanged.
 
     Args:
         estimate: ``labels`` or ``em``.
-        smoothing: examples.
+        smoothing: number of examples of the shared prior.
         iterations: of expectation-maximisation.
     """
     require(smoothing >= 0 and iterations >= 1, f"prior_shift: smoothing={smoothing}, iterations={iterations}")

@@ -30,13 +30,13 @@ def qffl(q: float = 1.0) -> Method:
     ``min sum_i f_i^(q+1) / (q+1)``. With ``L = 1/lr``, ``dw_i = L (w - x_i)`` and the training loss ``F_i`` at the
     received model, the paper's server subtracts ``sum_i F_i^q dw_i / sum_i h_i`` with
     ``h_i = q F_i^(q-1) ||dw_i||^2 + L F_i^q``. Here a client sends ``w - F_i^q dw_i / h_i`` and the server takes the
-    mean with weights ``h_i``, which is the same and needs sums alone. Clients count alike, however many examples they
-    have. What travels is the model and the number ``h_i / L`` up, the model down. Running statistics are sent as they
+    mean with weights ``h_i``, which is the same and needs only sums. Clients count equally, however many examples they
+    have. The model and the number ``h_i / L`` are sent up, the model down. Running statistics are sent as they
     are and averaged with the same weights. ``lr`` is the rate of the round, whatever the local
-    optimizer: with momentum or Adam ``dw_i`` is not of a gradient's size.
+    optimizer: with momentum or Adam ``dw_i`` does not have the size of a gradient.
 
     Args:
-        q: fairness; 0 is FedAvg with uniform weights, large values approach the best worst loss.
+        q: fairness; 0 is FedAvg with uniform weights, large values approach the minimum of the worst loss.
     """
     require(q >= 0, f"qffl: q={q} must not be negative")
     remark(q == 0, "qffl with q=0 is fedavg with uniform weights")

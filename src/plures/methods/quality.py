@@ -11,10 +11,10 @@ from plures.methods.entry import entry, require
 
 @dataclass(frozen=True, init=False)
 class Reported(Known):
-    """Examples of every client, and a number that it reports.
+    """Each client's number of examples, and a number that it reports.
 
     Attributes:
-        positive: whether zero is refused as well as negative numbers.
+        positive: whether to refuse zero as well as negative numbers.
         most: the largest number accepted.
     """
 
@@ -43,14 +43,14 @@ class Reported(Known):
 
 @entry("Quality weights", "data quality", "inverse variance: Cochran 1954, Biometrics")
 def quality(column: str = "completeness", inverse: bool = False) -> Method:
-    """FedAvg in which a client counts by its examples times the quality of its data, ``p_i ~ n_i rho_i``.
+    """FedAvg with each client weighted by its examples times the quality of its data, ``p_i ~ n_i rho_i``.
 
-    Quality one is FedAvg; a client of quality zero is left out, though it still receives the model. The weights alone
-    do not remove the bias that noise or imputation brings (see ``debias``); they trade it against variance.
+    With quality 1 everywhere this is FedAvg; a client of quality 0 does not count but still receives the model. The
+    weights do not remove the bias from noise or imputation (see ``debias``); they trade it against variance.
 
     Args:
         column: metadata column with the quality that each client reports, such as ``completeness`` or ``reliability``.
-        inverse: the column holds a variance, and clients count by examples over it.
+        inverse: the column holds a variance, and a client's weight is its examples divided by it.
     """
 
     def weigh(x: State) -> Tensor:

@@ -12,11 +12,11 @@ ROUND = "round"
 
 @dataclass(frozen=True)
 class Slower:
-    """The combined value, and after some rounds only a share of the way to it.
+    """The combined value; after some rounds, only a fraction of the way to it.
 
     Attributes:
         after: rounds of full steps.
-        rate: the share in later rounds.
+        rate: the fraction in later rounds.
     """
 
     after: int
@@ -44,8 +44,8 @@ def reptile(after: int = 25, server_lr: float = 0.3, epochs: float = 3, lr: floa
     """FedAvg, then rounds with a smaller server step (Reptile), then fine-tuning by every client.
 
     ``w <- w + server_lr (mean x_i - w)``, with weights by examples. The small steps seek a model near those that the
-    clients reach from it, which a few steps of fine-tuning then give; the shared model never sees the fine-tuning.
-    Running statistics are averaged. What travels is what travels in FedAvg.
+    clients reach from it in a few steps of fine-tuning; the shared model never sees the fine-tuning.
+    Running statistics are averaged. Communication is that of FedAvg.
 
     Args:
         after: rounds of FedAvg before the smaller steps.

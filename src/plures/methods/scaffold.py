@@ -37,7 +37,7 @@ def scaffold(option: Literal["I", "II"] = "II", server_lr: float = 1.0) -> Metho
     Client step: ``x -= lr (grad f_i(x) - c_i + c)``; then ``c_i`` becomes the gradient at the received model
     (option I) or ``c_i - c + (w - x) / (K lr)`` (option II), which is the mean gradient of the visit. Averages are
     uniform; ``c`` moves by the cohort's share of the population. With momentum, ``K`` in option II is the number of
-    times that the gradients of the visit count in its change, so that a weighted mean of gradients remains; optimizers
+    times that the visit's gradients count in its change, which keeps ``c_i`` a weighted mean of gradients; optimizers
     other than SGD are refused.
 
     Args:

@@ -20,8 +20,8 @@ def optimum(z: Tensor, y: Tensor, weight: Tensor, bias: bool, prior: float) -> T
         z: ``(n, classes)`` logits.
         y: ``(n,)`` classes.
         weight: ``(n,)`` 1 for an example, 0 for padding.
-        bias: whether biases may move from 0.
-        prior: weight of staying at the start.
+        bias: whether to fit biases.
+        prior: weight of the penalty on moving from the start.
 
     Returns:
         ``(1 + classes,)`` the inverse temperature, and the biases.
@@ -60,12 +60,12 @@ def temperature(bias: bool = False, prior: float = 1.0) -> Method:
 
     ``min sum_n -log softmax(z_n / T + b)[y_n] + prior/2 ((1/T - 1)^2 + ||b||^2)`` over ``0 < T <= 1000`` and ``b``,
     convex in ``1/T`` and ``b``, by Newton's method from ``T = 1, b = 0`` with steps that never raise it. So the
-    likelihood of the validation examples is never worse than before; a client without any keeps ``T = 1``. A
-    temperature alone never changes which class is predicted; biases do, and are what a threshold is for more classes.
+    likelihood of the validation examples never gets worse; a client without any keeps ``T = 1``. A temperature alone
+    never changes the predicted class; biases do, and generalise a threshold to more than two classes.
 
     Args:
         bias: whether to fit a bias for each class as well.
-        prior: weight of staying as it is, in examples; 0 is the papers' maximum likelihood.
+        prior: weight of the penalty, in examples; 0 is the papers' maximum likelihood.
     """
     require(prior >= 0, f"temperature: prior={prior} must not be negative")
 

@@ -17,18 +17,18 @@ Utility = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def best_threshold(
     scores: Tensor, positive: Tensor, weight: Tensor, utility: Utility, common: float, least: int = 1
 ) -> Tensor:
-    """The threshold above which a score means the positive class, of highest utility on some examples.
+    """The threshold with the highest utility on some examples; a score above it means the positive class.
 
-    Candidates are the common threshold, the midpoints between neighbouring different scores, and both infinities;
-    among the best, the nearest to the common one.
+    Candidates are the common threshold, the midpoints between neighbouring distinct scores, and both infinities;
+    ties go to the one nearest the common threshold.
 
     Args:
         scores: ``(n,)``.
         positive: ``(n,)`` 1 for the positive class, 0 for the other.
         weight: ``(n,)`` 1 for an example, 0 for padding.
         utility: of counts ``(candidates,)``.
-        common: everybody's threshold, also the result where a class has too few examples.
-        least: examples that each class needs.
+        common: everybody's threshold, also returned if a class has too few examples.
+        least: minimum number of examples of each class.
 
     Returns:
         The threshold, a scalar.
@@ -56,7 +56,7 @@ def best_threshold(
 
 
 def utilities(false_negative: float, false_positive: float, recall: float) -> dict[str, Utility]:
-    """The utilities that have a name."""
+    """The named utilities."""
     return {
         "accuracy": lambda tp, fp, fn, tn: tp + tn,
         "f1": lambda tp, fp, fn, tn: 2 * tp / (2 * tp + fp + fn).clamp(min=1),
@@ -75,11 +75,11 @@ def threshold(
     recall: float = 0.8,
     least: int = 1,
 ) -> Method:
-    """Each client decides between two classes at a threshold of its own, the best on its validation examples.
+    """Each client decides between two classes at its own threshold, the best on its validation examples.
 
-    The score is the difference of the outputs (log-odds); the second class is the positive one. Nothing travels, and
-    probabilities stay as they are. The common threshold is where the costs balance, ``log(false_positive /
-    false_negative)``, and 0 for other utilities; a client keeps it unless another is strictly better, or where its
+    The score is the difference of the outputs (log-odds); the second class is the positive one. Nothing is sent, and
+    probabilities do not change. The common threshold is where the costs balance, ``log(false_positive /
+    false_negative)``, and 0 for other utilities; a client keeps it if no other is strictly better, or if its
     validation examples hold fewer than ``least`` of a class.
 
     Args:
@@ -88,8 +88,8 @@ def threshold(
             negatives, true negatives).
         false_negative: cost of missing a positive.
         false_positive: cost of a false alarm.
-        recall: least recall for ``precision``.
-        least: examples that each class needs.
+        recall: minimum recall for ``precision``.
+        least: minimum number of examples of each class.
     """
     require(false_negative > 0 and false_positive > 0, "threshold: costs must be positive")
     require(0 < recall <= 1, f"threshold: recall={recall} must lie in (0, 1]")

@@ -39,17 +39,17 @@ def wise_ft(
     steps: int | None = None,
     lr: float | None = None,
 ) -> Method:
-    """FedAvg; each client predicts between the global model and its own fine-tuned copy of it.
+    """FedAvg; each client interpolates between the global model and its own fine-tuned copy of it.
 
     ``(1 - alpha) w + alpha FT_i(w)``, of the parameters (weight-space ensemble) or of the predicted probabilities
-    (output-space ensemble; of numbers, where they are predicted). Each client takes the ``alpha`` of 0, 0.1,
-    ..., 1 with the lowest validation loss, the smallest among equals; without validation examples it
-    keeps the global model.
+    (output-space ensemble; in regression, of the predicted numbers). Each client takes the ``alpha`` in 0, 0.1,
+    ..., 1 with the lowest validation loss, the smallest on ties; without validation examples it keeps the global
+    model.
 
     Args:
         mix: what is interpolated.
         alpha: the same weight for all clients instead; 0 is FedAvg, 1 FedAvg with fine-tuning.
-        epochs: passes of the fine-tuning over the client's training data.
+        epochs: passes of fine-tuning over the client's training data.
         steps: gradient steps instead of epochs.
         lr: learning rate of the fine-tuning; default: the run's.
     """
