@@ -62,6 +62,7 @@ from plures.methods.pfedhn import pfedhn
 from plures.methods.temperature import temperature
 from plures.models import with_lora, with_roles
 from plures.run import Execution, Run, Uniform, onboard
+from plures.run.states import states
 from problems import run, shared
 from shifted import mlp, ragged
 
@@ -268,8 +269,8 @@ def test_two_kinds_of_clusters_are_chosen_each_for_itself():
     assert done.membership["adapter"].tolist() == [0, 1, 0, 1, 1, 0, 0]
     losses = []
     for k in range(3):
-        states = before.states(clients, rows={"model": torch.full((7,), k)})
-        deployed = before.readout(states, clients)
+        tried = states(before, clients, rows={"model": torch.full((7,), k)})
+        deployed = before.readout(tried, clients)
         for i, rows in enumerate(data.splits["train"]):
             outputs = before.engine.forward(
                 {"model": {p: t[i : i + 1] for p, t in deployed["model"].items()}}, data.inputs[rows].unsqueeze(0)
