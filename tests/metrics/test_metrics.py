@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -172,3 +174,41 @@ def test_a_metric_that_needs_probabilities_says_so_where_there_are_none() -> Non
 def test_what_cannot_be_a_metric_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(PluresError, match=message):
         Metric(**{"name": "own", "title": "own", "each": lambda p: p.losses, **options})  # type: ignore[arg-type]
+
+
+# Metrics that are written wrongly --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("each", "returned"),
+    [
+        (lambda p: p.losses.mean(), r"a tensor of shape \(\)"),
+        (lambda p: p.losses.flatten(), r"a tensor of shape \(8,\)"),
+        (lambda p: (p.losses, p.losses[:, :2]), r"a tensor of shape \(2, 2\)"),
+        (lambda p: 3, "3"),
+        (lambda p: [p.losses, p.losses], "list"),
+    ],
+)
+def test_what_each_returns_has_a_place_for_every_example(each: Callable[..., Any], returned: str) -> None:
+    """A mean that is taken too early would be the same number for all clients, padding included."""
+    wrong = Metric("mine", "mine", each)
+    with pytest.raises(
+        PluresError, match=f"metric 'mine': each\\(predictions\\) returned .*{returned}.* for 2 clients wi"
+    ):
+        wrong.stacked(drawn(CLASSES, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("value", "returned"),
+    [
+        (lambda weight, losses: 0.5, "0.5"),
+        (lambda weight, losses: losses.mean(), r"a tensor of shape \(\)"),
+        (lambda weight, losses: losses, r"a tensor of shape \(2, 4\)"),
+        (lambda weight, losses: torch.zeros(3), r"a tensor of shape \(3,\)"),
+    ],
+)
+def test_a_value_is_one_number_per_client(value: Callable[..., Any], returned: str) -> None:
+    """More numbers than clients in one chunk would be given to the clients of the next."""
+    wrong = Metric("mine", "mine", lambda p: p.losses, value)
+    with pytest.raises(PluresError, match=f"metric 'mine': value\\(weight, ...\\) returned {returned} for 2 clients"):
+        wrong.stacked(drawn(CLASSES, 2, 4))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.brief import brief
-from plures.evaluate.predictions import read
+from plures.evaluate.predictions import Reader, read
 from plures.federation import Federation, SplitName
 from plures.metrics import Metric
 from plures.metrics.metric import Kept, Predictions
@@ -85,13 +85,13 @@ def score(
         [1.0, 1.0]
     """
     metrics = run.federation.metrics if metrics is None else metrics
-    readers = [metric.each for metric in metrics] + ([] if onlooker is None else [onlooker.each])
+    readers: list[Reader] = [metric.needed for metric in metrics] + ([] if onlooker is None else [onlooker.each])
     order: list[int] = []
     found: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}
     for chunk, weight, kept in read(run, split, readers, deployed):
         order += chunk
         for metric, taken in zip(metrics, kept, strict=False):
-            found[metric.name].append(metric.value(weight, *taken).double())
+            found[metric.name].append(metric.computed(weight, *taken))
         if onlooker is not None:
             onlooker.take(chunk, weight, *kept[-1])
     place = np.argsort(order)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError
+from plures.signature import shown
 
 FAR = 1e12
 """Where a range ends that has no end of its own: what a site tells of a model that diverged."""
@@ -73,6 +74,10 @@ class Predictions:
 def _tensors(predictions: Predictions) -> dict[str, Tensor]:
     given = {one.name: getattr(predictions, one.name) for one in fields(predictions)}
     return {name: t for name, t in given.items() if t is not None}
+
+
+def _described(found: object) -> str:
+    return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)
 
 
 Kept = Tensor | tuple[Tensor, ...]
@@ -159,7 +164,36 @@ class Metric:
 
     def stacked(self, predictions: Predictions) -> Tensor:
         """The metric of every client, ``(clients,)``."""
-        return self.value(predictions.weight, *columns(self.each(predictions))).double()
+        return self.computed(predictions.weight, *self.needed(predictions))
+
+    def needed(self, predictions: Predictions) -> tuple[Tensor, ...]:
+        """What the metric needs of every example, ``(clients, examples, ...)`` each.
+
+        Raises:
+            PluresError: if ``each`` returns anything else.
+        """
+        shape, found = tuple(predictions.weight.shape), columns(self.each(predictions))
+        for one in found:
+            if not isinstance(one, Tensor) or tuple(one.shape[: len(shape)]) != shape:
+                raise PluresError(
+                    f"metric {self.name!r}: each(predictions) returned {_described(one)} for {shape[0]} clients with "
+                    f"{shape[1]} examples; let it return a tensor of shape (clients, examples, ...), or a tuple of them"
+                )
+        return found
+
+    def computed(self, weight: Tensor, *kept: Tensor) -> Tensor:
+        """The metric of every client, ``(clients,)``, from what it needs of all their examples.
+
+        Raises:
+            PluresError: if ``value`` returns anything else.
+        """
+        found = self.value(weight, *kept)
+        if not isinstance(found, Tensor) or tuple(found.shape) != (len(weight),):
+            raise PluresError(
+                f"metric {self.name!r}: value(weight, ...) returned {_described(found)} for {len(weight)} clients; let "
+                "it return a tensor of shape (clients,), or make it with alone(function) from a function of one client"
+            )
+        return found.double()
 
     def within(self, value: float) -> float | None:
         """A value as it is told: in the metric's range, ``None`` where it is undefined."""
