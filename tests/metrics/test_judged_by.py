@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import plures
 from plures.cli import app
-from plures.errors import PluresError
+from plures.errors import PluresError, PluresWarning
 from plures.evaluate import Point, RunFolder, RunSpec, cold_start_curve, compare, finish, fit, primary, score
 from plures.evaluate.callback import Callback
 from plures.federation import Federation, from_arrays
@@ -30,6 +30,7 @@ def rest(predictions):
 
 mistakes = Metric("mistakes", "share of mistakes", rest, unit="%", range=(0, 1))
 odd = 3
+asks = rest
 """
 
 
@@ -155,6 +156,26 @@ def test_plures_run_takes_a_metric(own: Path) -> None:
 def test_what_is_no_metric_is_refused(own: Path) -> None:
     assert "no metric 'auc'" in command("run", "heart", "fedavg", "--metric", "auc")
     assert "3 is no plures.Metric" in command("run", "heart", "fedavg", "--metric", "measures_of_mine:odd")
+    asked = command("run", "heart", "fedavg", "--metric", "measures_of_mine:asks")
+    assert "metric 'measures_of_mine:asks'" in asked
+    assert "predictions" in asked
+    assert "TypeError" not in asked
+
+
+def test_a_task_may_leave_the_loss_unmeasured() -> None:
+    """Whoever diverged is known from outputs, not from a metric that the task need not have."""
+    federation = rare()
+    federation = replace(federation, task=replace(federation.task, metrics=(auroc,)))
+    assert list(finish(fit(trained(federation, 1), "run"), 0).test.metrics) == ["auroc"]
+    run = Run(
+        federation,
+        plures.default_model(federation),
+        fedavg(),
+        Training(rounds=1, optimizer=plures.SGD(1e38)),
+        execution=FAST,
+    )
+    with pytest.warns(PluresWarning, match=rf"the models of {len(federation)} clients diverged \(p0, "):
+        finish(fit(run, "run"), 0)
 
 
 def test_cold_start_has_every_metric() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import About, Callback, Callbacks
@@ -20,6 +21,7 @@ from plures.evaluate.summary import mean_known
 from plures.federation import Federation
 from plures.files import check_file
 from plures.metrics import Metric
+from plures.metrics.metric import Predictions
 from plures.run import Run
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import Coordinator
@@ -190,15 +192,35 @@ def mean_of_measured(scores: Scores, metric: str) -> float:
     return mean_known(scores.values[metric])
 
 
-def warn_of_divergence(scores: Scores) -> None:
-    """Say whose models give numbers that are not finite; their examples count as wrong."""
-    lost = [client for client, loss in zip(scores.clients, scores.values["loss"], strict=True) if np.isposinf(loss)]
-    if lost:
-        warnings.warn(
-            f"the models of {len(lost)} clients diverged ({', '.join(lost[:5])}): take a smaller learning rate",
-            PluresWarning,
-            stacklevel=4,
-        )
+class Diverged:
+    """Clients whose models give outputs that are not finite: an onlooker of :func:`score`, whatever that measures.
+
+    Args:
+        names: of all clients.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._found: list[int] = []
+
+    def each(self, predictions: Predictions) -> Tensor:
+        """Whether the outputs are finite."""
+        return predictions.finite
+
+    def take(self, clients: list[int], weight: Tensor, *kept: Tensor) -> None:
+        """Note the clients that have an example whose outputs are not."""
+        lost = ((weight > 0) & ~kept[0]).any(1).tolist()
+        self._found += [client for client, one in zip(clients, lost, strict=True) if one]
+
+    def warn(self) -> None:
+        """Say which they are; their examples count as wrong."""
+        lost = [self.names[client] for client in sorted(self._found)]
+        if lost:
+            warnings.warn(
+                f"the models of {len(lost)} clients diverged ({', '.join(lost[:5])}): take a smaller learning rate",
+                PluresWarning,
+                stacklevel=4,
+            )
 
 
 def warn_of_undefined(scores: Scores, metric: Metric) -> None:
@@ -251,8 +273,9 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult
         test = ClientScores.of(score(run, "test", onlooker=errors))
     else:
         last = test = ClientScores.of(score(run, "test", onlooker=errors))
-    validation = score(run, "validation")
-    warn_of_divergence(validation)
+    diverged = Diverged(run.federation.clients)
+    validation = score(run, "validation", onlooker=diverged)
+    diverged.warn()
     warn_of_undefined(validation, primary(run.federation))
     newcomers = known = None
     if unseen is not None:

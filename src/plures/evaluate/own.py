@@ -139,7 +139,9 @@ def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Me
         code: metrics of one's own that it may be.
     """
     found = Named("metric", {known.name: known for known in federation.metrics}).find(metric, code)
-    made = found() if callable(found) else found
-    if not isinstance(made, Metric):
-        raise PluresError(f"metric {metric!r}: {shown(made)} is no plures.Metric, nor a function that returns one")
-    return made
+    if callable(found):
+        given = arguments(f"metric {metric!r}", found)
+        found = found(*given.args, **given.kwargs)
+    if not isinstance(found, Metric):
+        raise PluresError(f"metric {metric!r}: {shown(found)} is no plures.Metric, nor a function that returns one")
+    return found
