@@ -17,7 +17,7 @@ LEVEL = 0.05
 LEFT_OUT = ("chosen_round",)
 SPARED = ("chosen_round", "never", "weighted", OTHER, "bottom", "std", "megabytes", "unseen", "worst", "harmed_fedavg")
 NAME_WIDTH = 12
-HARMED = "harmed: share of clients worse off than alone (local) and than with one global model (FedAvg)"
+HARMED = "Harmed: share of clients worse off than alone (local) and than with one global model (FedAvg)."
 
 
 class Fitted(Table):
