@@ -1,4 +1,4 @@
-"""Association of clients with edges: the energy of the links against the likeness of the clients."""
+"""Association of clients with edges: trading link energy against similarity of the clients."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from plures.method.setting import Setting
 from plures.method.share import Cohort, Kept
 
 EXHAUSTIVE = 100_000
-"""Number of associations up to which all are tried."""
+"""Largest number of associations for which all are tried."""
 
 
 @brief
 @dataclass(frozen=True)
 class Association:
-    """Who goes to which edge.
+    """Which client goes to which edge.
 
     Attributes:
         edges: ``(clients,)`` int64.
         cost: energy plus ``gamma`` times dispersion.
-        bound: no association costs less; equal to ``cost`` where all were tried.
+        bound: lower bound on the cost of any association; equal to ``cost`` if all were tried.
     """
 
     edges: Tensor
@@ -39,8 +39,8 @@ def associate(energy: Tensor, points: Tensor, gamma: float) -> Association:
     """Minimise ``sum_i E[i, z_i] + gamma sum_i ||x_i - mean of the points at edge z_i||^2`` over associations ``z``.
 
     Operational form of energy-aware edge association (Li et al. 2022). Up to 100,000 associations, all are tried.
-    Beyond, a search moves single clients, and exchanges the clients of two edges, while that helps, from each client's
-    cheapest edge and from a clustering by likeness; the bound then adds the least energy to ``gamma`` times the least
+    Beyond, a local search moves single clients or swaps two clients while that helps, starting from each client's
+    cheapest edge and from a clustering by similarity; the bound then adds the least energy to ``gamma`` times the least
     dispersion, which is at least the sum of the eigenvalues of the centred Gram matrix beyond the ``edges - 1`` largest
     (Ding, He 2004, Theorem 3.1).
 
@@ -77,7 +77,7 @@ def _cost(energy: Tensor, gram: Tensor, gamma: float, edges: Tensor) -> Tensor:
 
 
 def _alike(gram: Tensor, edges: int) -> Tensor:
-    """Each client with the likest of the clients that are farthest from each other."""
+    """Each client with the most similar of the clients that are farthest from each other."""
     far = gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
     chosen = [int(gram.diagonal().argmax())]
     while len(chosen) < min(edges, len(gram)):
@@ -86,7 +86,7 @@ def _alike(gram: Tensor, edges: int) -> Tensor:
 
 
 def _descend(energy: Tensor, gram: Tensor, gamma: float, edges: Tensor) -> Tensor:
-    """The best change of one client's edge, or exchange of two edges, again and again until none helps."""
+    """Repeat the best move of one client, or swap of two, until none helps."""
     count = energy.shape[1]
     edges = edges.clone()
     everyone = torch.arange(len(edges))
@@ -116,17 +116,17 @@ def _descend(energy: Tensor, gram: Tensor, gamma: float, edges: Tensor) -> Tenso
 @brief
 @dataclass(frozen=True)
 class EnergyAware(Grouping):
-    """Clients go to edges such that links cost little energy and each edge's models are alike (:func:`associate`).
+    """Clients are assigned to edges with cheap links and similar models (:func:`associate`).
 
-    Clients start at their cheapest edge. A client's point is the model that it last sent; clients that never sent one
-    stay where they are and do not count. The server sees single uploads and keeps one for each client. Newcomers, whose
-    links nobody measured, join the model with the lowest training loss.
+    Clients start at their cheapest edge. A client's point is the last model it sent; clients that never sent one stay
+    where they are and do not count. The server sees individual uploads and keeps one per client. Newcomers, whose link
+    energies are unknown, join the model with the lowest training loss.
 
     Attributes:
         energy: name of one metadata column with each client's home edge (a link home costs 0, any other 1), names of
             columns with the energy of the link to each edge, or the numbers themselves ``(clients, edges)``.
         gamma: energy per squared unit of the models.
-        rounds: from one association to the next.
+        rounds: rounds between associations.
     """
 
     energy: str | Sequence[str] | Tensor

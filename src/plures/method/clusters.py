@@ -21,8 +21,8 @@ class Grouping:
     """Which client uses which of the models. The membership of all clients lies in ``kept.extra["membership"]``.
 
     Attributes:
-        individual: whether the server must see single uploads.
-        probes: whether it asks for gradients at the initial model.
+        individual: whether the server must see individual uploads.
+        probes: whether the server asks for gradients at the initial model.
         every: whether a client receives all models, to choose among them.
     """
 
@@ -35,15 +35,15 @@ class Grouping:
         return torch.zeros(len(setting), dtype=torch.int64)
 
     def remembers(self, clusters: int) -> Leaves:
-        """What it keeps beside the membership, as it stands before the first round."""
+        """What it keeps besides the membership; initial values."""
         return {}
 
     def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
-        """Before a round."""
+        """Update the membership before a round."""
         return kept
 
     def settle(self, kept: Kept, cohort: Cohort) -> Kept:
-        """After a round; may also add rows to the models."""
+        """Update the membership after a round; may also add rows to the models."""
         return kept
 
     def join(self, kept: Kept, setting: Setting, probe: Probe) -> Tensor:
@@ -69,13 +69,13 @@ def moved(kept: Kept, clients: Tensor, membership: Tensor) -> Kept:
 
 @dataclass(frozen=True)
 class LowestLoss(Grouping):
-    """Each client takes the model with the lowest loss on its training data, anew in each round.
+    """In each round, each client takes the model with the lowest loss on its training data.
 
     Ghosh et al. 2020, Algorithm 1. A client that took part before stays where it is unless another model's loss is
     lower by more than ``margin`` times the loss of its own (hysteresis, so that clients do not flap).
 
     Attributes:
-        margin: relative improvement from which a client moves; 0 is the paper's rule.
+        margin: relative improvement needed for a client to move; 0 is the paper's rule.
     """
 
     margin: float = 0.0
@@ -115,7 +115,7 @@ class By(Grouping):
 
 @dataclass(frozen=True)
 class Timed(Grouping):
-    """A membership that is a given function of time: dynamic groups (Han et al. 2022 for digital twins).
+    """Membership as a given function of time: dynamic groups (Han et al. 2022 for digital twins).
 
     Attributes:
         groups: ``(round, setting) -> (population,)`` int64.
@@ -139,7 +139,7 @@ class Clustered(Share):
 
     Attributes:
         clusters: number of models at the start; with :class:`By`, the number of groups.
-        grouping: who uses which.
+        grouping: which client uses which model.
         mixing: after a round, ``(models (rows, d), weights of the uploads to each (rows,), cohort) -> (rows, rows)``
             by which the rows are mixed, or ``None`` for no mixing in this round: edges under a cloud, gossip. Where the
             new rows are means, so are their running statistics.
@@ -194,7 +194,7 @@ class Clustered(Share):
         return self.grouping.settle(kept, cohort)
 
     def _averaged(self, kept: Kept, matrix: Tensor) -> Leaves:
-        """Running statistics where rows of models become means of rows; another matrix leaves them as they are."""
+        """Running statistics after mixing: averaged if the new rows are means of rows, otherwise unchanged."""
         mean = bool((matrix >= 0).all()) and torch.allclose(matrix.sum(1), torch.ones_like(matrix[0]))
         return {k: blended(kept.values[k], matrix) for k in kept.buffers} if mean else {}
 

@@ -1,4 +1,4 @@
-"""Two methods in one: each of the six parts of both, where only one of them changes it."""
+"""Two methods in one: each of the six parts comes from the method that changes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _refusal(what: str) -> PluresError:
 
 
 def _changed(what: str, one: Any, two: Any, plain: Any = None) -> Any:
-    """What one of them changed."""
+    """The value from the one method that changed it."""
     if one in (plain, two):
         return two
     if two == plain:
@@ -58,7 +58,7 @@ def layouts(one: Layout, two: Layout, common: Set[str]) -> dict[LayoutKey, Share
 
 
 def schedules(one: Schedule, two: Schedule) -> Schedule:
-    """The work of both."""
+    """The combined schedule of both."""
     if one == two:
         return one
     for outer, inner in ((one, two), (two, one)):
@@ -82,7 +82,7 @@ def _term(schedule: Schedule) -> tuple[str | None, Objective | None]:
 
 
 def combines(one: Mapping[str, Combine], two: Mapping[str, Combine]) -> Combine | dict[str, Combine]:
-    """How the slots of both are combined; plainly where a method lacks a slot."""
+    """How the slots of both are combined; by default where a method lacks a slot."""
     rules = {
         slot: _fields(f"how {slot!r} is combined:", one.get(slot, Combine()), two.get(slot, Combine()))
         for slot in sorted({*one, *two})
@@ -100,7 +100,7 @@ def _fields(what: str, one: Part, two: Part) -> Part:
 
 
 def predictions(one: Predict, two: Predict) -> Predict:
-    """What predicts, and all that is done before."""
+    """The predictor, and the work before predicting."""
     for a, b in ((one, two), (two, one)):
         if a.model != "model" and (b.outputs is not None or "model" in _adapted(b.adapt)):
             raise _refusal("what predicts")

@@ -11,14 +11,14 @@ from plures.method.state import Batch
 from plures.models import Leaves
 
 NUMBERS = 1 << 22
-"""Entries of gradients, one for each example and output, that are held at once for a client."""
+"""Number of gradient entries held at once for a client, counting every example and output."""
 
 
 def fisher(leaves: Leaves, batch: Batch) -> Leaves:
     """Diagonal of the Fisher information of one example, averaged over a batch.
 
-    Targets are those that the model expects, not those of the batch: for classes ``sum_c p_c (d log p_c)^2``, for
-    the squared error ``2 sum_o (d f_o)^2`` (:meth:`plures.tasks.Task.curvature`). Costs a gradient for each example
+    Targets follow the model's prediction, not the batch: for classes ``sum_c p_c (d log p_c)^2``, for
+    the squared error ``2 sum_o (d f_o)^2`` (:meth:`plures.tasks.Task.curvature`). Costs one gradient per example
     and output.
 
     Args:
@@ -43,11 +43,11 @@ def fisher(leaves: Leaves, batch: Batch) -> Leaves:
 def output_covariance(leaves: Leaves, variance: Leaves, batch: Batch) -> Tensor:
     """Covariance of the outputs, ``(batch, outputs, outputs)``, by linearising the model in its weights.
 
-    It is exact for models that are linear in their weights. Costs a gradient for each example and output.
+    It is exact for models that are linear in their weights. Costs one gradient per example and output.
 
     Args:
         leaves: mean of the weights.
-        variance: of the entries of some parameters, which are taken as independent; the others are certain.
+        variance: of the entries of some parameters, assumed independent; the others have no variance.
         batch: the examples.
     """
     parts = []
@@ -66,7 +66,7 @@ def jacobians(
         leaves: the model, in evaluation mode.
         batch: the examples.
         names: the parameters.
-        of: a function of the outputs ``(outputs,)``, whose gradients are meant instead.
+        of: a function of the outputs ``(outputs,)`` to differentiate instead.
     """
     network = batch.problem.network
     free = {k: leaves[k] for k in names}

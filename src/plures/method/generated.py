@@ -29,14 +29,14 @@ class Generated(Share):
     After a round, one optimizer step along ``J_phi^T Delta`` and ``J_e^T Delta``, summed over the cohort (Shamsian et
     al. 2021, Algorithm 1): a vector-Jacobian product with the clients' changes. The generator's last layer starts at
     zero, so that every client starts from the same initial model ``theta_0``. Momentum and weight decay also move the
-    embeddings of clients that are absent, as in the authors' code. Running statistics are no output of the generator:
-    all clients receive their mean.
+    embeddings of absent clients, as in the authors' code. Running statistics are not generated: all clients receive
+    their mean.
 
     Attributes:
         columns: metadata columns that make the embedding, standardised; without any, embeddings are free and learned.
         size: length of a free embedding; default ``1 + clients // 4``.
         hidden: units of the hidden layers; none for a linear generator.
-        optimizer: of generator and embeddings.
+        optimizer: optimizer of generator and embeddings.
         clip: largest norm of the step's gradient over generator and embeddings; ``None`` for no limit.
         embeddings: initial free embeddings ``(clients, size)``; default: standard normal.
         learn_embeddings: whether free embeddings are trained.
@@ -93,7 +93,7 @@ class Generated(Share):
 
     @property
     def trained(self) -> list[str]:
-        """What the server trains."""
+        """Names of the tensors that the server trains."""
         layers = [k for layer in range(len(self.hidden)) for k in (f"weight{layer}", f"bias{layer}")]
         return [*layers, OUTPUT, *([EMBEDDING] if self.own_row else [])]
 
@@ -127,7 +127,7 @@ class Generated(Share):
     def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
         """Newcomers get the embedding of their metadata; free ones start from a mean and are fitted in visits.
 
-        The mean is that of the clients that took part: what the others have is a random start.
+        The mean is over the clients that took part; the others still have their random start.
         """
         old, visited = kept.extra[EMBEDDING], kept.extra[VISITED].to(kept.extra[EMBEDDING].device)
         learned = old[visited] if bool(visited.any()) else old
@@ -152,7 +152,7 @@ class Generated(Share):
         return replace(kept, extra=kept.extra | {k: put(kept.extra[k], rows, t) for k, t in new.items()})
 
     def _described(self, extra: Leaves, setting: Setting) -> Tensor:
-        """Embeddings made of metadata: the standardised columns and a constant, ``(clients, size)``."""
+        """Embeddings made from metadata: the standardised columns and a constant, ``(clients, size)``."""
         facts = (setting.numbers(self.columns).to(extra["center"]) - extra["center"]) / extra["scale"]
         return torch.cat([facts, torch.ones_like(facts[:, :1])], 1)
 
@@ -174,11 +174,11 @@ class Generated(Share):
         return dict(zip(names, slopes, strict=True))
 
     def _scale(self, norm: Tensor) -> Tensor:
-        """Factor that keeps gradients of this norm within the limit."""
+        """Factor that scales a gradient of this norm to the limit."""
         return torch.ones_like(norm) if self.clip is None else (self.clip / (norm + 1e-6)).clamp(max=1.0)
 
     def _stepped(self, extra: Leaves, slopes: Leaves, step: Tensor | int) -> Leaves:
-        """New values of the tensors that have a gradient, and of what the optimizer remembers of them."""
+        """New values of the tensors with a gradient, and of their optimizer state."""
         names = list(slopes)
         values = {k: extra[k].clone() for k in names}
         memory = [
@@ -190,5 +190,5 @@ class Generated(Share):
 
 
 def remembered(number: int, name: str) -> str:
-    """Name of what the optimizer remembers of a tensor."""
+    """Name of a tensor's optimizer state."""
     return f"memory{number}:{name}"

@@ -1,4 +1,4 @@
-"""How newcomers inherit from the clients that took part: by what is known of both, never by an example."""
+"""How newcomers inherit models from the clients that took part: by metadata, never by examples."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from plures.method.setting import Setting
 class Regressed:
     """Ridge regression of the clients' values on their metadata, each column standardised, with a free intercept.
 
-    ``theta(m) = mean theta + z(m) B`` with ``B = (Z'Z + ridge I)^-1 Z' Theta``. Without metadata that vary it is the
-    uniform mean; with ``ridge=0`` it is least squares, of minimal norm where that is not unique.
+    ``theta(m) = mean theta + z(m) B`` with ``B = (Z'Z + ridge I)^-1 Z' Theta``. Without varying metadata it is the
+    uniform mean; with ``ridge=0`` it is least squares, of minimal norm if that is not unique.
 
     Attributes:
         columns: metadata columns; none for all.
@@ -40,13 +40,13 @@ class Regressed:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Uniform mean over the clients whose standardised metadata are nearest; all at the same distance count.
+    """Uniform mean over the clients with the nearest standardised metadata, ties included.
 
     With one categorical column it is the mean of the newcomer's community.
 
     Attributes:
         columns: metadata columns; none for all.
-        neighbours: number of clients; those as far away as the last one are added.
+        neighbours: number of clients; ties with the last one are added.
     """
 
     columns: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class Nearest:
 
 
 def standardised(columns: tuple[str, ...], seen: Setting, newcomers: Setting) -> tuple[Tensor, Tensor]:
-    """Metadata of seen clients and newcomers ``(clients, numbers)``, centred and scaled as the seen ones are.
+    """Metadata of seen clients and newcomers ``(clients, numbers)``, centred and scaled by the seen clients.
 
     Numbers that do not vary among the seen clients are left out.
     """

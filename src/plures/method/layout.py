@@ -26,10 +26,10 @@ class Selector:
     """A structural choice of leaves of one slot.
 
     Attributes:
-        name: what messages call it.
-        chooses: whether a leaf belongs, from its structure; never from a substring of its name.
+        name: its name in messages.
+        chooses: whether a leaf is chosen, by its structure; never by a substring of its name.
         slot: the slot in which it chooses.
-        empty: what it means when nothing is chosen: ``error``, ``warn`` or ``fine``.
+        empty: what to do if nothing is chosen: ``error``, ``warn`` or ``fine``.
         hint: the remedy that the error or warning names.
     """
 
@@ -41,7 +41,7 @@ class Selector:
 
     @property
     def block(self) -> str:
-        """What its block is called; selectors of one name may choose in several slots."""
+        """Name of its block; selectors with the same name may choose in several slots."""
         return self.name if self.slot == "model" else f"{self.slot} {self.name}"
 
     def __or__(self, other: Selector) -> Selector:
@@ -86,7 +86,7 @@ norm_statistics = Selector(
     hint="the model keeps no running statistics, so this entry does nothing",
 )
 buffers = Selector("buffers", lambda leaf: leaf.buffer, empty="fine")
-"""What follows forward passes: running statistics, and whatever else a module keeps beside its parameters."""
+"""Leaves that follow forward passes: running statistics, and any other buffers of a module."""
 everything = Selector("everything", lambda leaf: True, empty="fine")
 nothing = Selector("nothing", lambda leaf: False, empty="fine")
 
@@ -110,7 +110,7 @@ class Block:
 
 
 def matching(key: LayoutKey, info: Mapping[str, Mapping[str, LeafInfo]], where: str) -> list[Leaf]:
-    """Leaves that a slot name or selector chooses, those left out that are frozen.
+    """Leaves that a slot name or selector chooses, except frozen ones.
 
     Args:
         key: slot name or selector.
@@ -150,7 +150,7 @@ def address(keys: Sequence[LayoutKey], info: Mapping[str, Mapping[str, LeafInfo]
 
 
 def _dealt(found: list[list[Leaf]]) -> list[list[Leaf]]:
-    """Every leaf in the first list that has it."""
+    """Keep every leaf only in the first list that has it."""
     taken: set[Leaf] = set()
     dealt = []
     for leaves in found:
@@ -165,10 +165,10 @@ def _partly_frozen(key: Selector, info: Mapping[str, Mapping[str, LeafInfo]]) ->
 
 
 def blocks(layout: Layout, info: Mapping[str, Mapping[str, LeafInfo]]) -> tuple[Block, ...]:
-    """Resolve a layout against the leaves of every slot. Every leaf must fall to exactly one entry.
+    """Resolve a layout against the leaves of every slot. Every leaf must belong to exactly one entry.
 
-    A slot name stands for what other entries leave of the slot, which may be nothing; a selector means some leaves.
-    Frozen leaves form a block of their own, whatever the layout says of them.
+    A slot name stands for what other entries leave of the slot, which may be nothing; a selector must choose some
+    leaves. Frozen leaves form a block of their own, whatever the layout says about them.
     """
     keys = {key: key if isinstance(key, str) else key.block for key in layout}
     every = [matching(key, info, "layout") for key in keys]

@@ -67,7 +67,7 @@ WIRE = "wire"
 """The slot in which the stages of the wire remember."""
 
 Add = Callable[[nn.Module, Setting], nn.Module]
-"""Gives a model a part that it lacks: ``(model, setting) -> model`` with the part marked by its role."""
+"""Adds a part that a model lacks: ``(model, setting) -> model`` with the part marked by its role."""
 
 
 def zeros(start: Start) -> Leaves:
@@ -88,7 +88,7 @@ class Method:
         wire: stages that an upload passes, in this order; what they remember is the client's slot ``wire``.
         combine: how uploads become the new value; one for all blocks, or one for each slot.
         predict: how a client predicts.
-        adds: parts that a model gets, by role, if it has none with that role: adapters, gates.
+        adds: parts to add to a model, by role, if it has none with that role: adapters, gates.
         between: what a client does after a task of a stream (:func:`plures.run.learn`), for leaves that stay with it.
 
     Examples:
@@ -118,12 +118,12 @@ class Method:
         return {s: combine if isinstance(combine, Combine) else combine.get(s, Combine()) for s in sorted(slots)}
 
     def prepare(self, model: nn.Module | ModelFactory, setting: Setting, seed: int = 0) -> nn.Module:
-        """The module that the method works on: the model with the parts that it lacks.
+        """The module that the method works on: the model with the missing parts added.
 
         Args:
-            model: a factory of modules, or a module, whose values stay.
+            model: a factory of modules, or a module, whose values are kept.
             setting: facts about the federation.
-            seed: determines a factory's initial values, and by themselves those of each added part.
+            seed: determines a factory's initial values and, independently, those of each added part.
         """
         module = build(model, seed)
         for role, add in self.adds.items():
@@ -143,13 +143,13 @@ class Method:
         return Bound(self, network, setting, fresh)
 
     def __add__(self, other: Method) -> Method:
-        """The method that makes the changes of both to plain FedAvg.
+        """The method that applies the changes of both to plain FedAvg.
 
         Two methods compose when they change different things:
 
         * layout: entries of both; an entry of both must be equal, or plain sharing in one of them. Selectors come
           first, those of ``self`` before those of ``other``; the first that selects a leaf decides.
-        * slots: those of both, with different names; only what clients know of themselves may bear one name.
+        * slots: those of both, with different names; only what clients know about themselves may share a name.
         * schedule: where one method says "train the model" by a plain ``Phase()``, the other's work takes its place. A
           single phase that only changes the objective of a slot gives its objective to the other's phases of that slot.
         * wire: the stages of ``self``, then those of ``other``.
@@ -186,7 +186,7 @@ class Bound:
         buffers: leaves that travel beside it: running statistics and whole numbers.
         channels: all that leaves a client.
         probes: whether a share asks for gradients at the initial model.
-        verdicts: what runs have found out about functions of batches: whether padding changes what they give.
+        verdicts: what runs have found out about functions of batches: whether padding changes their result.
     """
 
     verdicts: dict[tuple[int, ...], tuple[object, bool]]
@@ -256,7 +256,7 @@ class Bound:
         return made(start)
 
     def _check_slots(self) -> None:
-        """Refuse names of slots that there are not."""
+        """Refuse unknown slot names."""
         method, predict = self.method, self.method.predictor
         named_in: list[tuple[str, str]] = [("predict", predict.model)] if isinstance(predict.model, str) else []
         named_in += [(f"calibration {stage.slot!r}", stage.slot) for stage in predict.calibrate]
@@ -371,7 +371,7 @@ class Bound:
         return State(slots, self.network.fixed)
 
     def weighed(self, block: Block, slots: Mapping[str, Leaves]) -> Tensor | Leaves:
-        """One client's weight in the mean of a block, where a function says it: a scalar, or by ``slot/path``."""
+        """One client's weight in the mean of a block, if given by a function: a scalar, or by ``slot/path``."""
         weigh = self.combine(block).weights
         assert callable(weigh)
         given = weigh(self.state(slots))
@@ -381,11 +381,11 @@ class Bound:
         return {named((block.slot, k)): t for k, t in given.items() if (block.slot, k) in own}
 
     def told(self) -> list[Leaf]:
-        """Leaves of the client's own that views read: the client tells them to the server with its upload."""
+        """The client's own leaves that views read: the client sends them with its upload."""
         return self._told
 
     def probed(self) -> list[str]:
-        """Paths of the model whose gradients a client may be asked for: of its parameters that travel in any case."""
+        """Paths of the model whose gradients a client may be asked for: its parameters that are always sent."""
         return self._probed
 
     def _probed_by_shares(self) -> list[str]:
@@ -400,7 +400,7 @@ class Bound:
         return [leaf for leaf in own if leaf[0] in read and leaf in self.written]
 
     def local(self) -> Bound:
-        """The same as it is to a single client, which has received its rows."""
+        """The same as seen by a single client, which has received its rows."""
         mine = copy.copy(self)
         mine.blocks = tuple(replace(block, share=block.share.local()) for block in self.blocks)
         return mine
@@ -415,7 +415,7 @@ class Bound:
         return path in self.network.info and self.initial[slot][path].shape == model[path].shape
 
     def selected(self, phase: Phase) -> list[Leaf]:
-        """Leaves that a phase may change, buffers included; none that is frozen."""
+        """Leaves that a phase may change, including buffers but no frozen ones."""
         return [leaf for chosen in address(phase.targets, self.info, "phase") for leaf in chosen]
 
     def _buffer(self, leaf: Leaf) -> bool:
@@ -440,7 +440,7 @@ class Bound:
         return frozenset(written)
 
     def parameters(self, block: Block) -> tuple[Leaf, ...]:
-        """Leaves of a block that are no buffers."""
+        """Leaves of a block that are not buffers."""
         return tuple((slot, path) for slot, path in block.leaves if not self.info[slot][path].buffer)
 
     def block(self, name: str) -> Block:
@@ -462,6 +462,6 @@ class Bound:
 
     @property
     def secure_aggregation(self) -> bool:
-        """Whether the server needs nothing but weighted sums of the uploads."""
+        """Whether the server needs only weighted sums of the uploads."""
         travelling = [block for block in self.blocks if self.travelling(block)]
         return all(not block.share.individual and self.combine(block).linear for block in travelling)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VISITED = "visited"
 
 Mixing = Callable[[Tensor, Cohort], Tensor]
-"""``(models (population, d), cohort) -> (population, population)``; row i says what client i's model becomes."""
+"""``(models (population, d), cohort) -> (population, population)``; row i holds the weights of client i's new model."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Mixed(Share):
     """Every client has its own model, which the server keeps and mixes with the others' after each round.
 
     ``X[i] <- sum_j M_ij X[j]`` for the clients ``i`` of the cohort. Running statistics are not mixed: each client keeps
-    those of its own inputs. Those absent keep their model, and it counts as it
-    is where the matrix gives it weight; so equal rows of weights are FedAvg only as long as everybody takes part. The
+    those of its own inputs. Absent clients keep their model, which counts as it
+    is where the matrix gives it weight; so equal rows of weights are FedAvg only if everybody takes part. The
     identity is local training, blocks are clusters.
 
     Attributes:
         matrix: the mixing matrix, given all models; ``None`` for none.
-        unseen: how newcomers' models are made of those of the clients that took part; default: their uniform mean.
+        unseen: how newcomers' models are made from those of the clients that took part; default: their uniform mean.
     """
 
     matrix: Mixing | None = None
@@ -67,7 +67,7 @@ class Mixed(Share):
         return super().write(kept, rows, unflatten(weights @ flat, own), cohort)
 
     def downloads(self, setting: Setting) -> int:
-        """Without mixing a client has what it uploaded, so it receives nothing."""
+        """Without mixing a client already has what it uploaded, so it receives nothing."""
         return int(self.matrix is not None)
 
     def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
@@ -107,12 +107,12 @@ class Look:
     """What a view may depend on.
 
     Attributes:
-        clients: ``(clients,)`` who look: their positions in the population, or -1 for newcomers.
-        values: the leaves that are seen, ``(population, ...)``.
+        clients: ``(clients,)`` positions of the viewing clients in the population, or -1 for newcomers.
+        values: the leaves seen, ``(population, ...)``.
         states: what the clients hold, ``slot -> path -> (clients, ...)``.
-        population: the facts about those who are seen.
+        population: facts about the clients seen.
         round: number of the round, from 0.
-        draw: ``draw(name)`` gives uniform numbers ``(clients, population)`` of this round.
+        draw: ``draw(name)`` returns uniform numbers ``(clients, population)`` of this round.
     """
 
     clients: Tensor
@@ -128,7 +128,7 @@ class Look:
         return flatten(self.values)
 
     def own_models(self, slot: str) -> Tensor:
-        """The same of what each client holds in a slot, ``(clients, d)``."""
+        """The same for what each client holds in a slot, ``(clients, d)``."""
         held = self.states[slot]
         return flatten(Marked({k: held[k] for k in self.values}, fixed(self.values)))
 
@@ -146,12 +146,12 @@ class View(Share):
 
     Attributes:
         of: the slot that is seen, whose leaves lie in a :class:`Mixed` share; ``None`` for the ``weights`` themselves,
-            the only leaf of the slot, which tell whose models a client sees.
+            the only leaf of the slot, which say whose models a client sees.
         weights: ``(look) -> (clients, population)`` for one combination of the models, or
             ``(clients, count, population)`` for several; one-hot rows are single models.
         count: number of combinations, a leading axis of the leaves, possibly a function of the federation's facts;
             ``None`` for one without that axis.
-        reads: slots of the client's own on which the weights depend; what would stay with the client is told to the
+        reads: the client's own slots on which the weights depend; those that would stay with the client are sent to the
             server with every upload.
     """
 
@@ -177,7 +177,7 @@ class View(Share):
         return {k: t.expand((*axes, *t.shape)) for k, t in seen.items()}
 
     def seen(self, look: Look) -> Leaves:
-        """What each client that looks sees, ``(clients, ...)``."""
+        """What each viewing client sees, ``(clients, ...)``."""
         weights = self.weights(look)
         if self.of is None:
             return {"weights": weights.to(look.population.fact("examples"))}
@@ -212,10 +212,10 @@ def best_others(
 
     Args:
         of: the slot that is seen.
-        worth: ``(look) -> (clients, population)``; those with the largest are seen, equals in random order.
+        worth: ``(look) -> (clients, population)``; clients with the largest worth are seen, ties in random order.
         count: how many; default: all others. Newcomers see as many.
-        explore: ``(round) -> chance`` of each of them to be a random one instead.
-        reads: slots of the client's own that ``worth`` reads.
+        explore: ``(round) -> probability`` that each of them is replaced by a random one.
+        reads: the client's own slots that ``worth`` reads.
     """
 
     def some(setting: Setting) -> int:

@@ -1,4 +1,4 @@
-"""What a method needs of a task: asked when it starts, so that a task without it is refused before anything trains."""
+"""What a method needs from a task; checked at the start, so that an unsuitable task is refused before training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from plures.method.method import Start
 
 
 def classes(start: Start, method: str) -> int:
-    """Number of classes of which an example has exactly one."""
+    """Number of classes; every example has exactly one."""
     task = start.setting.task
     if not task.classes:
         raise PluresError(f"{method} needs classes, but the task is {task.kind}: take another method")
@@ -15,14 +15,14 @@ def classes(start: Start, method: str) -> int:
 
 
 def mixing(start: Start, method: str) -> None:
-    """Predictions of which a mean can be taken."""
+    """Require predictions that can be averaged."""
     task = start.setting.task
     if not task.mixes:
         raise PluresError(f"{method} mixes predictions, and {task.kind} does not say how: take another method")
 
 
 def curvature(start: Start, method: str) -> None:
-    """A loss whose curvature is known."""
+    """Require a loss whose curvature is known."""
     task = start.setting.task
     if not task.curved:
         raise PluresError(

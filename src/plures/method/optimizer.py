@@ -13,7 +13,7 @@ from plures.signature import checked
 
 Tensors = list[Tensor]
 OPTIMIZERS = "an optimizer, such as SGD(lr=0.1) or Adam(lr=0.001)"
-"""What messages ask for."""
+"""Wording for messages."""
 
 
 @runtime_checkable
@@ -87,7 +87,7 @@ class SGD:
 
 
 def reach(optimizer: SGD, steps: Tensor) -> Tensor:
-    """How often the gradients of some steps count in what the steps change, all steps taken together.
+    """How often the gradients of some steps count in the total change of those steps.
 
     With ``momentum`` ``b`` the gradient of step ``j`` of ``K`` counts ``1 + b + ... + b^(K-j)`` times; without, once.
     So the change divided by ``lr`` times this number is a weighted mean of the gradients.

@@ -21,12 +21,12 @@ from plures.signature import checked
 class Calibration:
     """What a client fits to the outputs of its finished predictor: a temperature, class priors, a threshold.
 
-    It sits on whatever predicts, so it goes with every method.
+    It works on top of any predictor, so it combines with every method.
 
     Attributes:
-        slot: the slot that holds what is fitted; its initial leaves change nothing.
+        slot: the slot that holds the fitted values; its initial leaves have no effect.
         fit: ``(x, outputs, batch) -> leaves`` of the slot, from the client's examples and the outputs
-            ``(examples, outputs)`` for them; padding has weight 0, and a client may have no example.
+            ``(examples, outputs)`` for them; padding has weight 0, and a client may have no examples.
         revise: ``(x, outputs) -> outputs``; ``None`` where only the decision uses what was fitted.
         split: the examples.
     """
@@ -54,9 +54,9 @@ class Predict:
             needs what is shared.
         outputs: ``(x, batch) -> (batch, outputs)`` where the prediction is not one model's output: mixtures of outputs,
             neighbours, temperatures. Class scores are logarithms of probabilities, up to a constant.
-        decide: ``(x, outputs) -> (batch,)`` the predicted class, where it is not the one with the highest score.
+        decide: ``(x, outputs) -> (batch,)`` the predicted class, if not the one with the highest score.
         reads: splits of the client's own examples that ``outputs`` finds in ``batch.own``.
-        calibrate: what is fitted, one after the other, to the outputs that all this gives, and revises them.
+        calibrate: calibrations fitted to the resulting outputs and applied to them, in order.
     """
 
     model: str | Callable[[State], Leaves] = "model"
@@ -97,7 +97,7 @@ class Predict:
         return outputs
 
     def _fitting(self, number: int) -> Assign:
-        """The assignment that fits one calibration to what predicts before it."""
+        """The assignment that fits one calibration to the predictor so far."""
         stage, before = self.calibrate[number], replace(self, calibrate=self.calibrate[:number])
 
         @wraps(stage.fit)

@@ -1,4 +1,4 @@
-"""What methods on representations share: loss terms, and what a client still knows of its last visit."""
+"""What methods on representations share: loss terms, and what a client remembers of its last visit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, weight: Tensor | 
 
     Args:
         first, second: ``(batch, d)`` representations of two views of the same examples.
-        temperature: by which cosines are divided.
+        temperature: divisor of the cosines.
         weight: ``(batch,)`` 1 for an example and 0 for padding.
 
     Returns:
@@ -75,7 +75,7 @@ def blank(start: Start, *shape: int) -> Tensor:
 
 
 def width(network: Network, setting: Setting) -> int:
-    """Size of a representation: of what the head gets for one example."""
+    """Size of a representation: the head's input for one example."""
     leaves = network.leaves()
     kind = network.dtype if setting.dtype.is_floating_point else setting.dtype
     example = torch.zeros(1, *setting.features, dtype=kind, device=next(iter(leaves.values())).device)

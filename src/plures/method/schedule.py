@@ -27,7 +27,7 @@ Before = Callable[[State, State, Any], Mapping[str, Leaves]]
 """Values computed just before each gradient and constant in it: ``{slot: leaves}``, read as ``x.slot``."""
 
 Steps = int | Callable[[float], int]
-"""A number of steps, or one drawn anew in each round, the same for all clients, from a uniform number in [0, 1)."""
+"""A number of steps, or a function of a uniform number in [0, 1) drawn in each round, the same for all clients."""
 
 
 @checked
@@ -43,8 +43,8 @@ class Phase:
         keeps: slots that ``before`` computes and that stay in the client's state.
         epochs: passes over the client's training data; default: the run's.
         steps: number of steps instead of epochs (possibly drawn at random); default: the run's.
-        lr: learning rate; default: the run's. In rounds of training the run's schedule multiplies either; in the
-            work before predicting and the visits of newcomers it does not.
+        lr: learning rate; default: the run's. The run's schedule multiplies either in rounds of training, but not in
+            the work before predicting or in visits of newcomers.
         optimizer: local optimizer; default: the run's.
         batches: batches drawn for each step.
         random: whether the objective draws random numbers (:meth:`~plures.method.state.Batch.uniform`).
@@ -95,7 +95,7 @@ class Phase:
 
 
 def scalar(value: Any, objective: Objective) -> Tensor:
-    """What an objective returns, if it is one number."""
+    """The value of an objective, refused unless it is one number."""
     if isinstance(value, Tensor) and value.dim() == 0:
         return value
     found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
@@ -106,24 +106,24 @@ def scalar(value: Any, objective: Objective) -> Tensor:
 
 
 def named(function: Callable[..., Any]) -> str:
-    """A function of the user's in a message."""
+    """Name of a user's function in a message."""
     return repr(getattr(function, "__name__", type(function).__name__))
 
 
 @brief
 @dataclass(frozen=True)
 class Visit:
-    """What an assignment may know of the visit.
+    """What an assignment may know about the visit.
 
     Attributes:
         steps: steps of the preceding phase, a scalar.
         lr: learning rate of that phase, or the run's before the first phase, a scalar.
-        reach: how often that phase's gradients count in what it changed, in steps of length ``lr``
-            (:func:`~plures.method.optimizer.reach`), a scalar: ``steps`` without momentum. For assignments that say so
-            (:attr:`Assign.linear`); otherwise NaN.
+        reach: how often that phase's gradients count in its change, in steps of length ``lr``
+            (:func:`~plures.method.optimizer.reach`), a scalar: ``steps`` without momentum. Only where
+            :attr:`Assign.linear` is given; otherwise NaN.
         round: number of the round, from 0, a scalar.
         measured: mean over the client's data of what the assignment measures.
-        examples: the client's examples of every split that the assignment reads, each as one batch.
+        examples: the client's examples in every split that the assignment reads, each as one batch.
         key: int64 scalar that determines random numbers (:func:`plures.models.layers.uniform`).
     """
 
@@ -148,8 +148,8 @@ class Assign:
             ``visit.measured``; evaluated in evaluation mode (no dropout, running statistics fixed).
         split: the examples that are measured.
         reads: splits whose examples the update gets whole, for statistics that are not means (a threshold, a density).
-        linear: for an update that takes the change of the preceding phase for a mean of gradients, what to do where
-            the optimizer is not SGD, whose steps are no sum of gradients; the run is refused with this sentence.
+        linear: for an update that treats the change of the preceding phase as a mean of gradients, the sentence with
+            which a run is refused if the optimizer is not SGD: other optimizers' steps are not sums of gradients.
     """
 
     writes: tuple[str, ...]

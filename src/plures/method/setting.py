@@ -1,4 +1,4 @@
-"""What a method may know of a federation: its task, its clients, numbers about each, and what is public."""
+"""What a method may know about a federation: its task, its clients, numbers about each, and public data."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from plures.tasks import Task
 AGE = "rounds missed"
 """Rounds that a client has missed since it last took part; kept by the run, 0 before its first round."""
 LATER = "comes later"
-"""Whether a client is served as one that comes later, 1 or 0; kept by the run."""
+"""Whether a client is served as a newcomer, 1 or 0; kept by the run."""
 KEPT = ("examples", "labels", AGE, LATER)
-"""Facts that do not come from metadata; a column of such a name is none."""
+"""Facts that do not come from metadata; a column with such a name is not a fact."""
 
 
 @brief
@@ -35,12 +35,12 @@ class Setting:
         features: shape of one example.
         facts: ``(clients, ...)`` each: ``examples`` (training examples), ``labels`` (those of each class or label),
             and every column of the metadata: numbers as they are (booleans as 0 and 1, a missing one as NaN) and
-            categories one-hot. A column that has the name of another fact can group clients and nothing else.
-        metadata: the columns as they came, arrays of one element as that element.
+            categories one-hot. A column that has the name of another fact can only group clients.
+        metadata: the columns as given, arrays of one element as that element.
         levels: the values of every categorical column, in the order of its one-hot code.
         dtype: type of the inputs; an integer type for tokens.
         joins: for newcomers, the setting of the clients that they join.
-        private: facts that are not known here but to each client alone; they are 0.
+        private: facts known only to each client; here they are 0.
         public: inputs ``(n, *features)`` and targets of the examples that the server holds, possibly none.
     """
 
@@ -61,8 +61,8 @@ class Setting:
 
         Args:
             federation: the clients.
-            like: the setting whose columns and categories are meant, for clients that come later; an unknown category
-                is coded by zeros, text in a column of numbers by NaN, and other columns are ignored.
+            like: the setting that defines columns and categories, for newcomers; an unknown category
+                is coded as zeros, text in a column of numbers as NaN, and other columns are ignored.
         """
         split = federation.splits["train"]
         kinds = (federation.inputs, federation.targets)
@@ -126,12 +126,12 @@ class Setting:
         return values
 
     def column(self, name: str) -> Tensor:
-        """A fact of every client that may come from metadata; refused where its name means two things."""
+        """A fact of every client, possibly from metadata; refused if its name is ambiguous."""
         self._clear(name)
         return self.fact(name)
 
     def kind(self, name: str) -> Tensor:
-        """A value of the shape and type of a fact of one client, whether or not it is known here."""
+        """A placeholder with the shape and type of one client's fact, whether or not it is known here."""
         self._clear(name)
         return self._values(name)[0] if name in self.private else self.fact(name)[0]
 
@@ -144,7 +144,7 @@ class Setting:
         return self.facts[name]
 
     def _clear(self, name: str) -> None:
-        """Refuse a name that means two things."""
+        """Refuse an ambiguous name."""
         if name in KEPT and name in self.metadata:
             raise PluresError(
                 f"the method asks for {name!r}, which is a fact that every run keeps, and a metadata column: give the "
@@ -156,7 +156,7 @@ class Setting:
         return f"client {self.clients[0]!r}" + (f" and {len(self) - 1} more" if len(self) > 1 else "")
 
     def numbers(self, columns: Sequence[str]) -> Tensor:
-        """What is known of every client in some columns, side by side, ``(clients, numbers)``."""
+        """Some columns of every client, side by side, ``(clients, numbers)``."""
         found = [self.column(column).reshape(len(self), -1) for column in columns]
         return torch.cat(found, 1) if found else torch.zeros(len(self), 0, device=self.facts["examples"].device)
 
@@ -177,6 +177,6 @@ class Setting:
 
 
 def _plain(value: object) -> object:
-    """A metadata value as Python has it: a NumPy or PyTorch scalar, or array of one element, as that element."""
+    """A metadata value as a Python object: a NumPy or PyTorch scalar, or array of one element, becomes that element."""
     one = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1)
     return value.item() if one or (isinstance(value, Tensor) and value.numel() == 1) else value  # type: ignore[attr-defined]

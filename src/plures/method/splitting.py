@@ -1,4 +1,4 @@
-"""Groups that the server finds from the directions of what clients send: recursive splits, and k-means."""
+"""Groups that the server finds from the directions of clients' uploads: recursive splits, and k-means."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ CENTROIDS = "centroids"
 
 @dataclass(frozen=True)
 class Splitting(Grouping):
-    """All clients start in one cluster, which is split in two, and so on, wherever its members pull apart.
+    """All clients start in one cluster; clusters are split in two recursively when their members pull apart.
 
     Sattler, Müller, Samek 2020. A cluster ``C`` is split after a round in which all its members took part,
     if ``||sum_{i in C} p_i change_i|| < eps1`` (their common model is near a stationary point) and
-    ``max_{i in C} ||change_i|| > eps2`` (which is none for single members). The part of its first member keeps the
-    cluster's number; the other goes on with a copy of the model. Members are compared by client, whatever their place
+    ``max_{i in C} ||change_i|| > eps2`` (but not for single members). The part with the first member keeps the
+    cluster's number; the other continues with a copy of the model. Members are identified by client, wherever they are
     in a cohort. A newcomer joins the model with the lowest loss on its training data.
 
     Attributes:
         eps1: bound on the norm of the weighted mean change, in the model's units.
         eps2: bound on the largest norm of a change; infinity never splits.
-        warmup: rounds before the first test.
+        warmup: rounds before the first check for a split.
         gamma: a split is made if ``sqrt((1 - largest cosine across) / 2) > gamma``; 0 asks for no separation.
         minimum: smallest part that may be split off; with 1, a client may end up alone, which is local training.
     """
@@ -85,8 +85,8 @@ class Splitting(Grouping):
 class InitialGradients(Grouping):
     """Clients are grouped once, before the first round, by the directions of their gradients at the initial model.
 
-    k-means on unit vectors, so that the size of a client's loss does not matter. Every client of the population sends
-    one gradient, of the leaves that travel in any case. A newcomer joins the nearest centroid by its own gradient at
+    k-means on unit vectors, so that the scale of a client's loss does not matter. Every client of the population sends
+    one gradient, of leaves that are sent anyway. A newcomer joins the nearest centroid by its own gradient at
     the initial model.
 
     Attributes:
@@ -122,20 +122,20 @@ class InitialGradients(Grouping):
 
 
 def directions(vectors: Tensor) -> Tensor:
-    """Rows ``(n, d)`` scaled to length 1; a row of zeros stays."""
+    """Rows ``(n, d)`` scaled to length 1; a row of zeros stays zero."""
     return torch.nn.functional.normalize(vectors, dim=1, eps=1e-300)
 
 
 def bipartition(vectors: Tensor) -> tuple[Tensor, float]:
-    """The division in two parts whose largest cosine across is smallest (Sattler et al. 2020, Algorithm 1).
+    """The partition into two parts with the smallest maximum cosine across them (Sattler et al. 2020, Algorithm 1).
 
-    Pairs are joined in the order of falling cosine until two parts are left.
+    Pairs are joined in order of decreasing cosine until two parts are left.
 
     Args:
         vectors: ``(n, d)``, at least two.
 
     Returns:
-        ``(n,)`` who is in the other part than the first vector, and the largest cosine across.
+        ``(n,)`` which vectors are not in the first vector's part, and the largest cosine across.
     """
     units = directions(vectors)
     cosines = (units @ units.T).cpu()

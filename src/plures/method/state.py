@@ -22,7 +22,7 @@ class State:
 
     Args:
         slots: the leaves.
-        fixed: paths of the model's buffers and frozen leaves, which no arithmetic changes (:attr:`Network.fixed`).
+        fixed: paths of the model's buffers and frozen leaves, which arithmetic never changes (:attr:`Network.fixed`).
     """
 
     def __init__(self, slots: Mapping[str, Leaves], fixed: frozenset[str] = frozenset()) -> None:
@@ -43,7 +43,7 @@ class State:
         return slot in self._slots
 
     def slot_of(self, leaves: Leaves) -> str | None:
-        """Which slot these very leaves are, or ``None`` for leaves made by arithmetic."""
+        """The slot that holds exactly these leaves, or ``None`` for leaves made by arithmetic."""
         for name in self._slots:
             if self._known.get(name) is leaves:
                 return name
@@ -79,11 +79,11 @@ class Pass:
     """A forward pass in training.
 
     Attributes:
-        leaves: what it was made with, or the slot that it was made for.
-        buffers: what it left behind.
+        leaves: the leaves used, or the slot that the pass was made for.
+        buffers: the buffers after the pass.
         batch: its examples.
-        outputs: ``(batch, outputs)``; ``None`` for a pass that was made for the buffers alone, or of a part.
-        loss: mean task loss on its examples, where it was computed.
+        outputs: ``(batch, outputs)``; ``None`` for a pass made only for the buffers, or through one part.
+        loss: mean task loss on its examples, if it was computed.
     """
 
     leaves: Leaves
@@ -93,7 +93,7 @@ class Pass:
     loss: Tensor | None = None
 
     def of(self, batch: Batch) -> bool:
-        """Whether it gave outputs for the examples of a batch, with the inputs as they are or transformed."""
+        """Whether it computed outputs for the examples of a batch, with original or transformed inputs."""
         return (
             self.outputs is not None and self.batch.targets is batch.targets and len(self.outputs) == len(batch.targets)
         )
@@ -128,7 +128,7 @@ class Batch:
     train: bool = True
     key: Tensor | None = None
     seen: list[Pass] = field(default_factory=list)
-    """The forward passes so far, those in training mode."""
+    """The forward passes so far in training mode."""
     own: Mapping[str, Batch] = field(default_factory=dict)
 
     @property
@@ -144,29 +144,29 @@ class Batch:
         Args:
             leaves: the model to evaluate.
             keep: the slot whose running statistics this pass updates, ``{}`` for none; by default ``leaves`` itself.
-                Where a slot has several passes in a step, the last one counts.
+                If a slot has several passes in a step, the last one counts.
         """
         outputs, buffers = self.problem.network(leaves, self.inputs, train=self.train, key=self.key)
         self.note(leaves if keep is None else keep, buffers, outputs)
         return outputs
 
     def note(self, leaves: Leaves, buffers: Leaves, outputs: Tensor | None, loss: Tensor | None = None) -> None:
-        """Remember a forward pass."""
+        """Record a forward pass."""
         if self.train:
             self.seen.append(Pass(leaves, buffers, self, outputs, loss))
 
     def represented(self, leaves: Leaves, keep: Leaves | None = None) -> tuple[Tensor, Tensor]:
-        """Outputs ``(batch, outputs)`` and what the head got ``(batch, d)``, from one pass."""
+        """Outputs ``(batch, outputs)`` and the head's input ``(batch, d)``, from one pass."""
         outputs, features, buffers = self.problem.network.tapped(leaves, self.inputs, train=self.train, key=self.key)
         self.note(leaves if keep is None else keep, buffers, outputs)
         return outputs, features
 
     def features(self, leaves: Leaves, keep: Leaves | None = None) -> Tensor:
-        """What the head gets, ``(batch, d)``: the representation of every example."""
+        """The head's input, ``(batch, d)``: the representation of every example."""
         return self.represented(leaves, keep)[1]
 
     def head(self, leaves: Leaves, features: Tensor) -> Tensor:
-        """Outputs of the head alone, ``(batch, outputs)``, on representations ``(batch, d)``."""
+        """Outputs of the head only, ``(batch, outputs)``, on representations ``(batch, d)``."""
         return self.part("head", leaves, features)
 
     def part(self, role: str, leaves: Leaves, inputs: Tensor, keep: Leaves | None = None) -> Tensor:
@@ -176,7 +176,7 @@ class Batch:
         return outputs
 
     def see(self, leaves: Leaves) -> None:
-        """A forward pass for the running statistics of a slot alone, whose weights an objective reads without one.
+        """A forward pass only for the running statistics of a slot whose weights an objective reads without a pass.
 
         It costs nothing where the network keeps no statistics.
         """
@@ -191,9 +191,9 @@ class Batch:
     def mean(self, values: Tensor) -> Tensor:
         """Mean of one number per example ``(batch, ...)``, padding left out.
 
-        Average by this method, not by ``values.mean(0)``: clients with batches of different sizes then work side by
-        side, on batches that are padded with rows of weight 0. A function that averages by itself gets each client's
-        examples without padding, which gives the same number and takes longer.
+        Average with this method, not with ``values.mean(0)``: clients with batches of different sizes can then work
+        side by side, on batches padded with rows of weight 0. A function that averages on its own gets each client's
+        examples without padding, which gives the same number but takes longer.
         """
         if self.weight is None:
             return values.mean(0)
@@ -207,7 +207,7 @@ class Batch:
         return value
 
     def uniform(self, *shape: int, salt: int = 0) -> Tensor:
-        """Random numbers in [0, 1), a function of seed, client, round, step and ``salt`` alone."""
+        """Random numbers in [0, 1), a function only of seed, client, round, step and ``salt``."""
         assert self.key is not None, "the phase must say random=True"
         drawn = uniform(self.key + salt * 0x51ED270B, math.prod(shape)).reshape(shape)
         return drawn.to(self.problem.network.dtype)

@@ -1,7 +1,7 @@
 """Arithmetic on leaves. Every function returns new tensors and leaves its arguments alone.
 
 Arithmetic is for parameters. Buffers, such as running statistics, follow forward passes, and frozen leaves never
-change: no distance, product or step includes them, if an argument knows which they are, as a client's slots do.
+change: no distance, product or step includes them if an argument knows which they are, as a client's slots do.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from plures.models import Leaves, Marked
 
 
 def fixed(*of: Leaves) -> frozenset[str]:
-    """Paths of the buffers and frozen leaves of some leaves, as far as these know them."""
+    """Paths of the buffers and frozen leaves among some leaves, as far as known."""
     return frozenset().union(*(x.fixed for x in of if isinstance(x, Marked)))
 
 
 def parameters(x: Leaves) -> Leaves:
-    """The leaves that are trained: floating-point ones that are no buffer and not frozen."""
+    """The trainable leaves: floating-point, neither buffers nor frozen."""
     held = fixed(x)
     return {k: t for k, t in x.items() if t.is_floating_point() and k not in held}
 
 
 def _like(values: Leaves, *of: Leaves) -> Leaves:
-    """Leaves that know what those know of which they are made."""
+    """Leaves that keep the fixed paths known to those they are made from."""
     return Marked(values, held) if (held := fixed(*of)) else values
 
 
@@ -51,7 +51,7 @@ def _total(terms: list[Tensor], like: Leaves) -> Tensor:
 
 
 def axpy(x: Leaves, scale: Tensor | float, d: Leaves) -> Leaves:
-    """``x + scale * d`` on parameters that ``d`` has; other leaves of ``x``, and its buffers, as they are."""
+    """``x + scale * d`` on parameters that ``d`` has; other leaves of ``x``, and its buffers, unchanged."""
     held = fixed(x, d)
     made = {k: t + scale * d[k] if k in d and k not in held and t.is_floating_point() else t for k, t in x.items()}
     return _like(made, x, d)
@@ -60,8 +60,8 @@ def axpy(x: Leaves, scale: Tensor | float, d: Leaves) -> Leaves:
 def interpolate(a: Leaves, b: Leaves, weight: Tensor | float) -> Leaves:
     """``weight * a + (1 - weight) * b`` on parameters.
 
-    Other leaves, and buffers, are those of ``a``, whose running statistics the mixture uses; where ``weight`` is 0,
-    they are those of ``b``, which the mixture then is.
+    Other leaves and buffers are those of ``a``, whose running statistics the mixture uses; if ``weight`` is 0, they
+    are those of ``b``, since the mixture then equals ``b``.
     """
     held, mixed = fixed(a, b), {}
     for k, t in a.items():
@@ -73,7 +73,7 @@ def interpolate(a: Leaves, b: Leaves, weight: Tensor | float) -> Leaves:
 
 
 def detach(x: Leaves) -> Leaves:
-    """The same values without their history."""
+    """The same values, detached from the autograd graph."""
     return _like({k: t.detach() for k, t in x.items()}, x)
 
 
