@@ -50,13 +50,13 @@ class Description:
     Attributes:
         name: of the federation.
         kind: of the task.
-        called: what the outputs of the task are called.
+        called: name of the task's outputs.
         classes: class names.
         features: shape of an input.
         source: origin and licence.
         clients: one entry per client.
         label_skew: mean over clients of the total variation distance ``sum_k |p_ik - p_k| / 2`` between the client's
-            label frequencies and the pooled ones: 0 alike, towards 1 disjoint; None without classes.
+            label frequencies and the pooled ones: 0 if alike, towards 1 if disjoint; None without classes.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Description:
 
 
 class Described(Protocol):
-    """What is read of a federation, which imports this file for its method."""
+    """What is read from a federation; a protocol, because the federation imports this file."""
 
     @property
     def name(self) -> str: ...

@@ -1,4 +1,4 @@
-"""What is legal in a finished federation and probably not what was meant, in words."""
+"""Warnings about what is legal in a finished federation but probably unintended."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from plures.federation.federation import Federation
 
 FEW = 3
 EXCESS = 10.0
-"""Copies are told where there are so many times more than independent columns would give by chance."""
+"""Copies are reported if there are this many times more than independent columns would give by chance."""
 
 
 def doubts(federation: Federation, copies: bool = True) -> list[str]:
-    """Clients that can hardly learn, names that look alike, and test rows that were trained on."""
+    """Clients with too few examples to learn, names that look alike, and test rows that were trained on."""
     train = federation.splits["train"]
     few = [name for name, size in zip(federation.clients, train.sizes.tolist(), strict=True) if size < FEW]
     told = [_of(few, f"fewer than {FEW} training examples")]
@@ -41,7 +41,7 @@ def _of(names: Sequence[str], what: str) -> str:
 
 
 def _copies(federation: Federation) -> str:
-    """How many rows of validation and test are copies of rows that train, at the same client and at others."""
+    """How many validation and test rows are copies of training rows, at the same client and at others."""
     train, *rest = (federation.splits[split] for split in ("train", "validation", "test"))
     if not len(train.rows) or not sum(len(split.rows) for split in rest):
         return ""

@@ -1,4 +1,4 @@
-"""Columns of a table as numbers; what may be no input at all is refused or named until the user decides."""
+"""Columns of a table as numbers; doubtful inputs are refused or reported until the user decides."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from plures.errors import PluresError, suggestion
 
 Array = NDArray[Any]
 LEVELS = 30
-"""Most values of a text that become inputs of their own unasked."""
+"""Largest number of text values that become inputs of their own by default."""
 
 SURE = 20
-"""Rows from which on a whole number that is never the same twice looks like the number of a case."""
+"""Number of rows from which a column of distinct whole numbers looks like case numbers."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """How cells of a table column become numbers, as it was found when the data were built.
+    """How cells of a table column become numbers, as determined when the data were built.
 
     Attributes:
         name: of the column.
         levels: the values that have an input each, as texts; ``None`` for a column of numbers.
-        gap: there is an input for a missing value behind those of the levels.
-        lenient: a text that is no number counts as a missing value.
+        gap: whether an input for missing values follows those of the levels.
+        lenient: whether a text that is not a number counts as missing.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Column:
 
     @property
     def width(self) -> int:
-        """How many inputs are made of it."""
+        """Number of inputs made from it."""
         return 1 if self.levels is None else len(self.levels) + self.gap
 
     def encoded(self, cells: Sequence[Any]) -> Array:
         """``(n, width)`` float64; NaN where a number is missing.
 
         Raises:
-            PluresError: for a value that it had not when the data were built.
+            PluresError: for a value that did not occur when the data were built.
         """
         gaps = absent(cells).tolist()
         rows = enumerate(zip(cells, gaps, strict=True), start=1)
@@ -96,11 +96,11 @@ class Encoded:
     """A table column as numbers.
 
     Attributes:
-        names: of the inputs made of it.
+        names: of the inputs made from it.
         values: ``(n, len(names))``.
         numeric: whether it is a number, which can be standardised.
-        missing: ``(n,)`` how many of the row's cells are missing and not told by NaN.
-        doubt: what is legal and probably not meant, in words; or nothing.
+        missing: ``(n,)`` how many of the row's cells are missing and not shown as NaN.
+        doubt: what is legal but probably unintended, in words; or nothing.
         column: how cells become these numbers.
     """
 
@@ -114,13 +114,13 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decided:
-    """What the user said of the columns.
+    """What the user decided about the columns.
 
     Attributes:
-        categories: one input for each value.
-        numbers: texts to read as numbers; what is none is missing.
-        named: all that were asked for by name.
-        impute: missing values are legal.
+        categories: columns with one input per value.
+        numbers: text columns to read as numbers; anything else is missing.
+        named: all columns requested by name.
+        impute: whether missing values are allowed.
     """
 
     categories: Collection[str] = ()
@@ -135,8 +135,8 @@ def encode(column: str, values: Array, categorical: bool, decided: Decided) -> E
     Args:
         column: its name.
         values: ``(n,)`` of any type.
-        categorical: the frame itself says that it is a category.
-        decided: what the user said.
+        categorical: whether the frame itself declares it a category.
+        decided: what the user decided.
 
     Raises:
         PluresError: for dates, texts that are (almost) numbers or have many values, until the user decides.
@@ -182,7 +182,7 @@ def _identifies(known: Array) -> bool:
 
 
 def _parsed(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) -> Encoded:
-    """Numbers of a text column that the user declared to be one."""
+    """Numbers from a text column that the user declared numeric."""
     found = [None if gap else number(str(cell)) for cell, gap in zip(cells, gaps.tolist(), strict=True)]
     values = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
     texts = [str(cell) for cell, value, gap in zip(cells, found, gaps, strict=True) if value is None and not gap]
@@ -238,7 +238,7 @@ def _text(cell: Any) -> str:
 
 
 def _refuse_odd(column: str, known: Sequence[Any]) -> None:
-    """Cells that are neither text nor numbers."""
+    """Refuse cells that are neither text nor numbers."""
     for kind in {type(cell) for cell in known}:
         if issubclass(kind, datetime.date | datetime.time | datetime.timedelta):
             raise PluresError(
@@ -252,7 +252,7 @@ def _refuse_odd(column: str, known: Sequence[Any]) -> None:
 
 
 def _refuse_almost(column: str, known: Sequence[Any], rows: int) -> None:
-    """Texts that look like dates or numbers, or like names of cases."""
+    """Refuse texts that look like dates, numbers or case identifiers."""
     levels = list(dict.fromkeys(str(cell) for cell in known if str(cell).strip() not in MARKS))
     dates = [level for level in levels if date(level)]
     if levels and len(dates) >= len(levels) / 2:
@@ -290,7 +290,7 @@ def cells_of(table: Any) -> dict[str, list[Any]]:
     """Column -> cells of a mapping or a frame.
 
     Raises:
-        PluresError: for what is no table, a column that stands twice, and columns of different lengths.
+        PluresError: if it is not a table, a column occurs twice, or columns differ in length.
     """
     if not isinstance(table, Mapping) and not hasattr(table, "columns"):
         raise PluresError(f"a {type(table).__name__} is no table; give a frame, or a mapping from columns to values")

@@ -22,30 +22,30 @@ from plures.tasks import Task
 
 @dataclass(frozen=True)
 class Federation:
-    """Clients, their examples and what is known about them.
+    """Clients, their examples and their metadata.
 
     Examples of all clients lie in flat tensors; a client is the rows it owns in each split. Clients are kept in the
-    natural order of their names ("ward 2" before "ward 10"), so that nothing depends on the order in which data were
-    listed. Those that train need training examples; an unseen client may have none.
+    natural order of their names ("ward 2" before "ward 10"), so that nothing depends on the order of the data. Clients
+    that train need training examples; an unseen client may have none.
 
     Attributes:
-        name: what reports call it.
+        name: its name in reports.
         task: what is predicted.
         inputs: ``(examples, *features)``; floating point, or integers for tokens.
-        targets: as the task wants them: ``(examples,)`` int64 for classification, ``(examples, outputs)`` floating
+        targets: in the task's format: ``(examples,)`` int64 for classification, ``(examples, outputs)`` floating
             point for regression.
         clients: client names, in natural order.
         splits: the rows of every client in ``train``, ``validation`` and ``test``.
         metadata: one column per key, one entry per client, in the order of ``clients``.
-        source: where the data come from and under which licence, for reports.
+        source: origin and licence of the data, for reports.
         columns: names of the entries of the inputs' first feature dimension (columns, channels); may be empty.
         scaling: what was subtracted from the inputs and what they were then divided by, for each entry of the first
-            feature dimension; ``None`` for data as they came.
-        preparation: how raw rows become numbers without a gap, and the scale of the targets; ``None`` for data that
+            feature dimension; ``None`` for unscaled data.
+        preparation: how raw rows become numbers without gaps, and the scale of the targets; ``None`` for data that
             came as numbers and have neither gaps nor standardised targets.
-        public: ``(n,)`` int64 rows that the server holds and everybody may see; no client's (:meth:`donate`).
-        metric: what rounds and settings are chosen by, and clients are called harmed by; ``None`` for the task's first
-            metric (:meth:`judged_by`).
+        public: ``(n,)`` int64 rows that the server holds and everybody may see; no client owns them (:meth:`donate`).
+        metric: the metric by which rounds and settings are chosen and clients are called harmed; ``None`` for the
+            task's first metric (:meth:`judged_by`).
 
     Examples:
         >>> heart = plures.load("heart")
@@ -114,7 +114,7 @@ class Federation:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What clients are measured by; rounds and settings are chosen by the first one."""
+        """Metrics of the clients; rounds and settings are chosen by the first one."""
         rest = tuple(metric for metric in self.task.metrics if metric != self.metric)
         return rest if self.metric is None else (self.metric, *rest)
 
@@ -189,14 +189,14 @@ class Federation:
         return position(client, self.clients, f" in federation {self.name!r}")
 
     def scaled(self, raw: Any) -> Tensor:
-        """Raw rows as inputs ``(n, *features)`` of this federation, by what was fitted to its data.
+        """Raw rows as inputs ``(n, *features)`` of this federation, using what was fitted to its data.
 
-        Where missing values were imputed, the columns as they were given are enough: missing values (NaN) become what
-        they became in the data, and the inputs that say which were missing are added.
+        If missing values were imputed, give the original columns: missing values (NaN) are imputed as in the data, and
+        the indicator inputs are added.
 
         Args:
             raw: numbers ``(n, *features)``, or a table with the columns that the data had: column -> values, or a frame
-                of pandas or polars. Its columns may come in any order.
+                of pandas or polars. Its columns may be in any order.
 
         Raises:
             PluresError: among others for a missing or an unknown column, and a value that did not occur in the data.
@@ -212,20 +212,20 @@ class Federation:
         return (rows.to(self.inputs) - mean) / scale
 
     def encoded(self, table: Any) -> Tensor:
-        """Rows of a table as numbers ``(n, columns)``, neither completed nor scaled; see :meth:`scaled`."""
+        """Rows of a table as numbers ``(n, columns)``, neither imputed nor scaled; see :meth:`scaled`."""
         if len(self.features) != 1:
             raise PluresError(f"inputs of {self.name!r} have shape {self.features}: give them as numbers, not a table")
         return (self.preparation or Preparation()).encoded(table, self.columns)
 
     def unscaled(self, inputs: Tensor) -> Tensor:
-        """What :meth:`scaled` was given as numbers, but for rounding: NaN where a value was missing."""
+        """Inverse of :meth:`scaled` up to rounding, as numbers: NaN where a value was missing."""
         if self.scaling is not None:
             mean, scale = self._moments(self.scaling, inputs)
             inputs = inputs * scale + mean
         return inputs if self.preparation is None else self.preparation.emptied(inputs)
 
     def in_units(self, outputs: Tensor) -> Tensor:
-        """Predicted numbers ``(n, outputs)`` in the target's own units; all other outputs as they are."""
+        """Predicted numbers ``(n, outputs)`` in the target's own units; all other outputs unchanged."""
         return outputs if self.preparation is None else self.preparation.in_units(outputs)
 
     def _moments(self, moments: Moments, rows: Tensor) -> Iterator[Tensor]:
@@ -259,7 +259,7 @@ class Federation:
         """The same examples with the classes of another task, if it has all of this one's and more; else unchanged.
 
         Args:
-            task: that of a trained run, say, some of whose classes do not occur here.
+            task: for example that of a trained run, some of whose classes do not occur here.
         """
         if not self.task.classes or not set(self.task.classes) < set(task.classes):
             return self
@@ -267,10 +267,10 @@ class Federation:
         return replace(self, task=task, targets=place[self.targets])
 
     def donate(self, share: float = 0.1, seed: int = 0) -> Federation:
-        """The same federation after every client gave a random share of its training rows to the public.
+        """The same federation with a random share of every client's training rows made public.
 
-        What a client gives depends on ``seed``, its name and its rows alone; it keeps at least one row. Hold unseen
-        clients out before, or their rows are among the public ones.
+        What a client donates depends only on ``seed``, its name and its rows; it keeps at least one row. Hold out
+        unseen clients first, or their rows are among the public ones.
 
         Args:
             share: of each client's training rows, in (0, 1), rounded.
@@ -296,7 +296,7 @@ class Federation:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Federation:
         """The same federation with its tensors on a device, floating-point data in ``dtype`` if given.
 
-        Offsets of splits and the scaling stay on the CPU, as all that is as small as the number of clients or columns.
+        Offsets of splits and the scaling stay on the CPU, like everything of the size of the clients or columns.
 
         Raises:
             PluresError: if there is no such device.
@@ -321,7 +321,7 @@ def position(client: str | int, clients: Sequence[str], where: str = "") -> int:
     Args:
         client: a name, or a number that is one.
         clients: all names.
-        where: they are, for the message.
+        where: where to find them, for the message.
     """
     name = name_of(client)
     try:

@@ -1,4 +1,4 @@
-"""What is known about clients: a row for each, whichever way it is given."""
+"""Client metadata: one row per client, however it is given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plures.names import by_name, name_of
 
 Metadata = Mapping[Any, Sequence[object]] | Mapping[Any, Mapping[Any, object]]
 ORDER = "client"
-"""Metadata column that says whose value stands where in the other columns."""
+"""Metadata column that gives the client of each value in the other columns."""
 MISSING_VALUES = "missing values"
 """Metadata column with the number of a client's missing values."""
 
@@ -25,7 +25,7 @@ def metadata_of(
     Args:
         metadata: see `from_arrays`.
         names: of the clients, in their order.
-        listed: the same in the order in which their rows come.
+        listed: the same in the order of their first rows.
     """
     given: dict[Any, Any] = {} if metadata is None else dict(metadata.items())
     if ORDER not in given:
@@ -53,7 +53,7 @@ def metadata_of(
 
 
 def _labelled(values: Any, names: Sequence[str]) -> Any:
-    """A series of pandas whose labels are clients as a mapping; anything else as it is."""
+    """A pandas series labelled by clients as a mapping; anything else unchanged."""
     if not (hasattr(values, "to_dict") and hasattr(values, "index")):
         return values
     own: dict[Any, object] = values.to_dict()
@@ -68,7 +68,7 @@ def _clients(keys: Iterable[object], names: Sequence[str]) -> bool:
 def _from_lists(
     columns: Mapping[str, Sequence[object]], names: tuple[str, ...], listed: tuple[str, ...]
 ) -> dict[str, tuple[object, ...]]:
-    """Lists of values, in the order that their column ``client`` states, or that nobody could take otherwise."""
+    """Lists of values, in the order given by their column ``client``, or in the only possible order."""
     order = [name_of(value) for value in columns.get(ORDER, names)]
     if ORDER in columns and (set(order) != set(names) or len(order) != len(names)):
         raise PluresError(

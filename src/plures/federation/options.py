@@ -1,4 +1,4 @@
-"""Options by name: one that nobody reads is refused, and one of another type is read as declared or refused."""
+"""Options by name: an unused one is refused, and one of another type is converted to the declared type or refused."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ def checked(
 ) -> dict[str, Any]:
     """Options of their declared types.
 
-    A text is read as the declared boolean or number, so that an option of the command line means what it
-    says; a list is a tuple.
+    A text is read as the declared boolean or number, as on the command line; a list becomes a tuple.
 
     Args:
         given: the options.
-        declared: name -> type, as `typing.get_type_hints` gives them.
+        declared: name -> type, as `typing.get_type_hints` returns them.
         where: who reads them, for messages.
         also: other names that `where` takes, for suggestions.
 
@@ -86,7 +85,7 @@ def _first(value: Any, hints: Sequence[Any]) -> Any:
 
 
 def _entries(value: Any, hint: Any) -> Any:
-    """Entries of a list; a single text is a list of what stands between its commas, where texts are declared."""
+    """Entries of a list; if texts are declared, a single text is split at its commas."""
     if isinstance(value, str) and hint is object:
         return value
     if isinstance(value, str):
@@ -128,7 +127,7 @@ def _dtype(value: Any) -> Any:
 
 
 def number_type(name: str) -> torch.dtype | None:
-    """A type of PyTorch's numbers by its name; ``None`` for anything else that PyTorch calls so."""
+    """A PyTorch dtype by its name; ``None`` if the name is anything else in PyTorch."""
     found = getattr(torch, name.removeprefix("torch."), None)
     return found if isinstance(found, torch.dtype) else None
 

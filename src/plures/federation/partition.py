@@ -1,4 +1,4 @@
-"""Deal examples that belong to nobody to clients: each function returns the client of every row.
+"""Partition unowned examples among clients: each function returns the client of every row.
 
 The result is ``(n,)`` int64, -1 for a row that is not used, and goes to ``from_arrays`` as its client column. Every
 function is a pure function of its arguments and either finishes after a bounded number of draws or raises at once.
@@ -42,7 +42,7 @@ READS: Mapping[How, frozenset[str]] = MappingProxyType(
 
 DRAWS = 10
 SMALL = 0.1
-"""Below this concentration a client whose classes have run out gets one other class, not a mixture."""
+"""Below this concentration a client whose classes have run out gets a single other class, not a mixture."""
 
 
 def partition(
@@ -64,7 +64,7 @@ def partition(
         clients: how many.
         alpha: concentration, for the two Dirichlet partitions and ``quantity``; default .1.
         classes_per_client: for ``pathological``; default 2.
-        min_size: least number of rows of a client, for ``dirichlet_per_class`` and ``quantity``; default 10.
+        min_size: minimum number of rows of a client, for ``dirichlet_per_class`` and ``quantity``; default 10.
         seed: of all draws.
 
     Raises:
@@ -171,11 +171,11 @@ def dirichlet_per_class(
 
     For each class p ~ Dir(alpha, ..., alpha) over the clients, and the class's rows in random order are cut at the
     cumulative sums of p; sizes are unequal, every row is used. Ten independent draws are tried for one in which every
-    client has ``min_size`` rows. If none has (public code would go on for ever; usual for many clients or small
-    alpha), the draw with the largest smallest client is refilled: a client that is short gets rows of the classes
-    that the draw gives it, in proportion (of one class, if that is nothing to speak of), each from whoever is largest
-    then among those with rows of the class to spare. So clients are the more of one class the smaller alpha is,
-    refilled or not; their sizes are more alike than those of the draw.
+    client has ``min_size`` rows. If none has (usual for many clients or small alpha; public code would loop
+    forever), the draw with the largest smallest client is refilled: a client that is short gets rows of the classes
+    that the draw gives it, in proportion (of one class, if that is negligible), each from the currently largest
+    client with rows of the class to spare. So a smaller alpha still means fewer classes per client, refilled or not;
+    sizes are more equal than in the draw.
 
     Args:
         labels: ``(n,)`` classes.
@@ -280,7 +280,7 @@ def _pools(codes: Owner, counts: Owner, rng: np.random.Generator) -> list[Owner]
 
 
 def _check(rows: int, clients: int, min_size: int, alpha: float = 1.0) -> int:
-    """Refuse what cannot be done; returns the equal share of a client."""
+    """Refuse an impossible partition; returns the equal share of a client."""
     if clients < 1:
         raise PluresError(f"clients={clients}: give at least one")
     if not 0 < alpha < np.inf:
@@ -301,8 +301,8 @@ def _refilled(shares: Owner, expected: NDArray[np.float64], min_size: int, rng: 
     Args:
         shares: the rows of the draw.
         expected: the same before rounding.
-        min_size: least number of rows of a client.
-        rng: decides of which classes a client that is short gets rows.
+        min_size: minimum number of rows of a client.
+        rng: decides from which classes a client that is short gets rows.
     """
     shares = shares.copy()
     sizes = shares.sum(0)

@@ -1,4 +1,4 @@
-"""What was fitted to a federation's data when it was built, so that raw rows become its inputs without them."""
+"""What was fitted to a federation's data when it was built, so that raw rows can be prepared without those data."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from plures.errors import PluresError, suggestion
 from plures.federation.encode import Column, cells_of
 
 Moments = tuple[Tensor, Tensor]
-"""What is subtracted, and what divides the rest."""
+"""Offset that is subtracted, and scale that divides the result."""
 
 
 @brief
 @dataclass(frozen=True)
 class Preparation:
-    """How raw rows become inputs, before these are scaled, and numbers that a model predicts become those of the data.
+    """How raw rows become unscaled inputs, and how predicted numbers are converted back to the data's units.
 
     Attributes:
-        table: the columns of a table, in the order of the inputs made of them; empty where rows came as numbers.
+        table: the columns of a table, in the order of the inputs made from them; empty if rows came as numbers.
         ignored: other columns that the table had.
-        fill: ``(columns,)`` what a missing value of a raw row becomes; ``None`` where missing values are refused.
-        gaps: places of the columns that have a 0/1 input "is missing" behind all others.
-        target: mean and scale of the targets, ``(outputs,)`` each; ``None`` where they are in their own units.
+        fill: ``(columns,)`` replacement for a missing value of a raw row; ``None`` if missing values are refused.
+        gaps: positions of the columns that have a 0/1 input "is missing" after all others.
+        target: mean and scale of the targets, ``(outputs,)`` each; ``None`` if they are in their own units.
     """
 
     table: tuple[Column, ...] = ()
@@ -50,12 +50,12 @@ class Preparation:
         """Raw rows ``(n, columns)`` float64 of a table; NaN where a number is missing.
 
         Args:
-            table: column -> values, or a frame; its columns may come in any order.
+            table: column -> values, or a frame; its columns may be in any order.
             inputs: names of the inputs.
 
         Raises:
-            PluresError: for a column that is missing or unknown, and for a cell that the run's data cannot explain:
-                names column, row (from 1) and value.
+            PluresError: for a column that is missing or unknown, and for a cell that cannot be encoded as the run's
+                data were: names column, row (from 1) and value.
         """
         found = cells_of(table)
         wanted = self.table or tuple(Column(name) for name in self.names(inputs))
@@ -80,9 +80,9 @@ class Preparation:
         return values
 
     def completed(self, raw: Tensor, inputs: tuple[str, ...] = ()) -> Tensor:
-        """Raw rows ``(n, columns)`` with missing values filled in, and the inputs that say which were missing.
+        """Raw rows ``(n, columns)`` with missing values filled in, and the indicators of missing values.
 
-        Rows that have these inputs already stay as they are.
+        Rows that already have these inputs are unchanged.
 
         Args:
             raw: the rows; NaN is a missing value.
@@ -101,7 +101,7 @@ class Preparation:
         return self.filled(raw)
 
     def filled(self, raw: Tensor) -> Tensor:
-        """The same without a check, in operations that other runtimes have."""
+        """The same without a check, using only operations that other runtimes support."""
         if self.fill is None or raw.dim() != 2 or raw.shape[1] != len(self.fill):
             return raw
         absent = raw.isnan()
@@ -109,7 +109,7 @@ class Preparation:
         return torch.cat([whole, absent[:, list(self.gaps)].to(raw)], 1) if self.gaps else whole
 
     def emptied(self, completed: Tensor) -> Tensor:
-        """What :meth:`completed` was given, but for rounding: NaN where a value was missing."""
+        """Inverse of :meth:`completed` up to rounding: NaN where a value was missing."""
         if self.fill is None or not self.gaps:
             return completed
         raw, told = completed[:, : len(self.fill)].clone(), completed[:, len(self.fill) :] > 0.5
@@ -118,7 +118,7 @@ class Preparation:
         return raw
 
     def decoded(self, raw: Tensor) -> dict[str, list[Any]]:
-        """The table that raw rows ``(n, columns)`` were made of: column -> cells."""
+        """The table that raw rows ``(n, columns)`` were made from: column -> cells."""
         found: dict[str, list[Any]] = {}
         first = 0
         for column in self.table:
@@ -131,7 +131,7 @@ class Preparation:
         return found
 
     def scaled_targets(self, targets: Tensor) -> Tensor:
-        """Targets ``(n, outputs)`` on the scale that was trained on; class numbers as they are."""
+        """Targets ``(n, outputs)`` on the scale used in training; class numbers unchanged."""
         if self.target is None:
             return targets
         mean, scale = (t.to(targets) for t in self.target)
@@ -145,14 +145,14 @@ class Preparation:
         return outputs * scale + mean
 
     def told(self) -> dict[str, Any]:
-        """All but tensors, as JSON has it."""
+        """Everything but tensors, as JSON values."""
         told = {"table": [asdict(column) for column in self.table], "ignored": self.ignored, "gaps": self.gaps}
         plain: dict[str, Any] = json.loads(json.dumps(told))
         return plain
 
 
 def numbers(scaling: Moments | None, preparation: Preparation | None) -> dict[str, Tensor]:
-    """Tensors of what was fitted, by name."""
+    """Fitted tensors, by name."""
     target = None if preparation is None else preparation.target
     found: dict[str, Tensor | None] = {
         "mean": scaling and scaling[0],
@@ -167,7 +167,7 @@ def numbers(scaling: Moments | None, preparation: Preparation | None) -> dict[st
 def restored(
     told: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
 ) -> tuple[Moments | None, Preparation | None]:
-    """Scaling and preparation of what :func:`numbers` and :meth:`Preparation.told` gave."""
+    """Scaling and preparation from the results of :func:`numbers` and :meth:`Preparation.told`."""
 
     def moments(mean: str, scale: str) -> Moments | None:
         return (tensors[mean], tensors[scale]) if mean in tensors else None

@@ -1,4 +1,4 @@
-"""Missing inputs and noisy sensors: simulate them, report them, and undo what they do to a slope."""
+"""Missing inputs and noisy sensors: simulate them, report them, and undo their effect on a slope."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def degrade(
 ) -> Federation:
     """Give each client poorer inputs: sensor noise, then values missing completely at random (MCAR) and imputed.
 
-    What a client's data become depends on the seed, its name and its own rows; all splits are treated alike, and
-    moments come from its train rows. On standardised inputs, zero is the mean over all clients.
+    The result for a client depends on the seed, its name and its own rows; all splits are treated alike, and moments
+    come from its train rows. On standardised inputs, zero is the mean over all clients.
 
     Args:
         federation: floating-point inputs of any shape; no row belongs to two clients.
-        completeness: probability in (0, 1] that an input value is there.
+        completeness: probability in (0, 1] that an input value is present.
         noise: variance >= 0 of the added Gaussian noise, in units of the client's own variance of the column (entry
             of the first feature dimension): classical measurement error.
-        how: a missing value becomes ``zero``, or the ``mean`` of what the client has of that column in its train
-            split (zero if it has nothing).
-        columns: names of those concerned; all if not given.
+        how: a missing value becomes ``zero``, or the ``mean`` of the client's present values of that column in its
+            train split (zero if it has none).
+        columns: names of the columns concerned; default: all.
         seed: of all draws.
 
     Returns:
         A federation with its own inputs. Metadata are what each client would report: "completeness", the share of its
-        train values that are there, and "reliability" ``var(x) / (var(x) + var(noise)) = 1 / (1 + noise)``, which is
-        the factor by which noise shrinks a simple slope. "missing values" is counted up.
+        train values that are present, and "reliability" ``var(x) / (var(x) + var(noise)) = 1 / (1 + noise)``, which is
+        the factor by which noise shrinks a simple slope. "missing values" is increased.
 
     Raises:
-        PluresError: for a number out of range or not given, or a federation that was degraded before.
+        PluresError: for a number out of range or missing, or a federation that was already degraded.
 
     Examples:
         >>> from plures.federation import degrade
@@ -119,12 +119,12 @@ def degrade(
 @brief
 @dataclass(frozen=True)
 class Completeness:
-    """Which share of its values each client has.
+    """The share of its values that each client has.
 
     Attributes:
         clients: names in natural order.
         columns: of the table; a column of strings counts once, not once for each of its values.
-        share: ``(clients, columns)`` float64, of the values that are there.
+        share: ``(clients, columns)`` float64, of the values that are present.
     """
 
     clients: tuple[str, ...]
@@ -220,7 +220,7 @@ def imputed_slopes(slopes: Tensor, covariance: Tensor, completeness: Tensor | fl
 
     With ``d`` the completeness of each input and ``C`` the covariance, imputed inputs have covariance ``d d' * C`` off
     the diagonal and ``d * diag C`` on it, and covariance ``d * C beta`` with y. Where inputs are correlated, a slope
-    is biased: an input takes up what it knows of the missing other. It may grow as well as shrink (equal slopes,
+    is biased: an input stands in for the missing other. It may grow as well as shrink (equal slopes,
     unit variances, correlation r: each is multiplied by ``(1 + r) / (1 + d r)``).
 
     Args:
@@ -243,7 +243,7 @@ def imputed_slopes(slopes: Tensor, covariance: Tensor, completeness: Tensor | fl
 def _each(
     federation: Federation, quantity: Quantity, name: str, valid: Callable[[float], bool], rule: str
 ) -> list[float]:
-    """The quantity of each client, checked."""
+    """The value for each client, checked."""
     values = []
     given = by_name(quantity) if isinstance(quantity, Mapping) else {}
     for client in federation.clients:

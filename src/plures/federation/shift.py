@@ -21,10 +21,10 @@ V = TypeVar("V")
 
 
 def rotate(federation: Federation, degrees: Sequence[float], *, assignment: Assignment | None = None) -> Federation:
-    """Turn each client's pictures counterclockwise by its angle.
+    """Rotate each client's images counterclockwise by its angle.
 
     Multiples of 90 degrees move pixels exactly (``torch.rot90``); other angles resample bilinearly about the centre,
-    with zeros where the picture ends (so rotate before standardising, or accept the mean as background).
+    with zeros outside the image (so rotate before standardising, or accept the mean as background).
 
     Args:
         federation: inputs ``(n, channels, height, width)`` or ``(n, height, width)``, square.
@@ -33,7 +33,7 @@ def rotate(federation: Federation, degrees: Sequence[float], *, assignment: Assi
         assignment: client -> position in ``degrees``; client i has i mod len(degrees) if not given.
 
     Returns:
-        A federation with its own inputs, whose metadata column "rotation" tells each client's angle.
+        A federation with its own inputs, whose metadata column "rotation" holds each client's angle.
     """
     shape = federation.features
     if len(shape) not in (2, 3) or shape[-1] != shape[-2]:
@@ -70,7 +70,7 @@ def brightness(
         assignment: client -> position in ``factors``; client i has i mod len(factors) if not given.
 
     Returns:
-        A federation with its own inputs; metadata column "brightness" tells (factor, offset).
+        A federation with its own inputs; metadata column "brightness" holds (factor, offset).
     """
     offsets = [0.0] * len(factors) if offsets is None else offsets
     if len(offsets) != len(factors):
@@ -94,7 +94,7 @@ def noise(
         assignment: client -> position in ``deviations``; client i has i mod len(deviations) if not given.
 
     Returns:
-        A federation with its own inputs; metadata column "noise" tells the standard deviation.
+        A federation with its own inputs; metadata column "noise" holds the standard deviation.
     """
     for deviation in deviations:
         if deviation < 0:

@@ -95,7 +95,7 @@ def split_rows(
 ) -> tuple[tuple[str, ...], dict[SplitName, Split]]:
     """Divide every client's rows into train, validation and test.
 
-    A client's division depends on ``seed``, its name and its own rows alone: other clients may come and go. With
+    A client's division depends only on ``seed``, its name and its own rows: other clients may come and go. With
     ``keys`` (a content hash of each row) it does not depend on the order in which rows are listed either.
 
     Without groups, every split of a client has its share of the client's rows (rounded; at least one row each from
@@ -107,7 +107,7 @@ def split_rows(
         client: ``(n,)`` client of each row; names are ``str`` of the values.
         labels: ``(n,)`` classes to stratify by; a group counts as its most frequent label.
         groups: ``(n,)`` rows of one client with the same value stay in one split.
-        time: ``(n,)`` order of the rows, needed by ``SplitRule(by="time")``; a group is as old as its first row, and
+        time: ``(n,)`` order of the rows, needed by ``SplitRule(by="time")``; a group has the time of its first row, and
             fewer than three rows (or groups) all train.
         keys: ``(n,)`` sortable content of each row; the row's position if not given.
         rule: the shares.
@@ -144,7 +144,7 @@ def _divide(
     time: NDArray[Any] | None,
     keys: NDArray[Any] | None,
 ) -> NDArray[np.int64]:
-    """Number of the split of each of one client's ``n`` rows: 0 train, 1 validation, 2 test."""
+    """The split of each of one client's ``n`` rows: 0 train, 1 validation, 2 test."""
     ranks = [column for column in (labels, keys) if column is not None]
     order = np.lexsort(ranks) if ranks else np.arange(n)  # the order of the rows' contents
     unit = np.empty(n, dtype=np.int64)  # rows that stay together, numbered in that order

@@ -1,4 +1,4 @@
-"""Tasks that follow one another over the same clients, for continual (lifelong) federated learning."""
+"""Sequences of tasks over the same clients, for continual (lifelong) federated learning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from plures.federation.splits import SPLITS
 SEASONS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"spring": (3, 4, 5), "summer": (6, 7, 8), "autumn": (9, 10, 11), "winter": (12, 1, 2)}
 )
-"""Months of the meteorological seasons of the northern half of the earth."""
+"""Months of the meteorological seasons of the northern hemisphere."""
 
 
 @brief
@@ -33,10 +33,10 @@ class Stream:
     Domain-incremental when only the inputs change (`rotated`, `permuted`, `by_time`, `seasons`), class-incremental
     when the labels do (`by_label`), with one output for all classes (van de Ven, Tuytelaars, Tolias 2022). Each task
     is an ordinary federation with its own train, validation and test splits, so that a learner is scored on every
-    task after each: accuracy on earlier ones is what it has not forgotten.
+    task after each: accuracy on earlier tasks shows what it has not forgotten.
 
     Attributes:
-        name: what reports call it.
+        name: its name in reports.
         names: of the tasks.
         tasks: their federations: the same clients, features and task.
     """
@@ -100,7 +100,7 @@ def by_column(
 
 
 def by_time(federation: Federation, time: str | ArrayLike | Tensor, tasks: int) -> Stream:
-    """Tasks that follow one another in time, each with the same number of rows (equal times stay together).
+    """Consecutive tasks in time, each with the same number of rows (equal times stay together).
 
     Rows keep their split, so the federation must not be split by time itself: its early rows would all train.
 
@@ -144,7 +144,7 @@ def seasons(federation: Federation, column: str = "month") -> Stream:
 
 
 def rotated(federation: Federation, degrees: Sequence[float]) -> Stream:
-    """Rotated pictures (Lopez-Paz, Ranzato 2017): in each task all clients' pictures are turned by its angle.
+    """Rotated images (Lopez-Paz, Ranzato 2017): in each task all clients' images are rotated by its angle.
 
     Args:
         federation: see `plures.federation.rotate`.
@@ -157,7 +157,7 @@ def rotated(federation: Federation, degrees: Sequence[float]) -> Stream:
 def permuted(federation: Federation, tasks: int, *, seed: int = 0) -> Stream:
     """Permuted inputs (Goodfellow et al. 2013; Kirkpatrick et al. 2017): each task but the first has its own order.
 
-    Columns of a table change places; of pictures and signals the positions do, alike in all channels. The order is
+    In a table, columns are permuted; in images and signals, positions, alike in all channels. The order is
     the same for all clients.
 
     Args:
@@ -207,7 +207,7 @@ def _values(federation: Federation, column: str | ArrayLike | Tensor) -> Tensor:
 
 
 def _restricted(federation: Federation, name: str, used: Tensor) -> Federation:
-    """The federation with the used rows alone, in the splits they have."""
+    """The federation restricted to the used rows, in their splits."""
     used = used.to(federation.splits["train"].rows.device)
     splits = {
         split: type(federation.splits[split]).of([rows[used[rows]] for rows in federation.splits[split]])

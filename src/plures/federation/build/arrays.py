@@ -27,9 +27,9 @@ def from_arrays(
 ) -> Federation:
     """A federation from arrays and the client of each row.
 
-    A row is in the same split whatever the order in which rows are listed, the type of the numbers, and the other
-    clients. Without ``key`` the split moves when an input column comes or goes, for then rows are told apart by
-    their inputs.
+    A row's split does not depend on the order of the rows, the type of the numbers, or the other clients. Without
+    ``key`` the split changes when an input column is added or removed, since rows are then identified by their
+    inputs.
 
     Args:
         inputs: ``(n, *features)`` numbers; NaN is a missing value, infinity an error.
@@ -39,39 +39,38 @@ def from_arrays(
             partitioners, whose result goes here).
         groups: ``(n,)`` rows of one client with the same value stay in one split.
         time: ``(n,)`` order of the rows, with ``split=SplitRule(by="time")``.
-        key: ``(n,)`` what a row is known by, such as the number of the case: different for all rows of a client.
+        key: ``(n,)`` row identifiers, such as case numbers: different for all rows of a client.
         columns: names of the entries of the inputs' first feature dimension, for messages and reports.
 
     Options:
         name: of the federation (default ``data``).
         task: a :class:`plures.tasks.Task`, such as ``Classification(class_weights={"ill": 3})``; or a name,
             ``classification`` or ``regression``; inferred from the targets' type if not given.
-        classes: class names in order; the values that occur, in their order, if not given. A whole number is the class
-            of that name if all names are whole numbers, else the position of its class.
+        classes: class names in order; default: the values that occur, sorted. A whole number is the class of that
+            name if all names are whole numbers, else the position of its class.
         metadata: client -> its row (a mapping), column -> client -> value, or column -> values with a column
-            ``client`` that says in which order. Numbers may stand for clients that are numbers. Without that column,
-            lists are taken only where every order of the clients (as their rows come, as texts, as numbers) is the
-            same.
+            ``client`` that gives their order. Numbers may stand for clients that are numbers. Without that column,
+            lists are accepted only if every order of the clients (by first row, as text, as numbers) is the same.
         split: shares of the splits and how they are drawn (default ``SplitRule()``).
         seed: of random splits (default 0).
         missing: ``error`` (default), or ``impute`` for inputs ``(n, columns)``: a missing value becomes the column's
             mean over the train rows of all clients, and a 0/1 column "<column> is missing" is added for each column
             that has any; metadata column "missing values" counts them per client.
         standardize: inputs to mean 0 and standard deviation 1 over the train rows of all clients, per entry of the
-            first feature dimension (column or channel); a constant one and indicator columns are left alone. Like
-            the means of ``impute``, these are sums that clients can compute together without showing a row.
+            first feature dimension (column or channel); constant and indicator columns are unchanged. Like
+            the means of ``impute``, these are sums that clients can compute together without revealing a row.
         standardize_targets: the same for regression targets. Losses and errors are then on the standardised scale,
-            predictions for new rows in the target's own units; ``source`` tells mean and scale.
+            predictions for new rows in the target's own units; ``source`` gives mean and scale.
         dtype: of the inputs (default ``torch.float32``; an integer type keeps tokens).
-        copies: ``warn`` (default) of validation and test rows that are copies of rows that train, or ``allow``.
+        copies: ``warn`` (default) about validation and test rows that are copies of training rows, or ``allow``.
         source: origin and licence, for reports.
 
     Raises:
         PluresError: names the client, row and column at fault and the remedy; also for an option that has no effect.
 
     Warns:
-        PluresWarning: for what is legal and probably not meant: clients with hardly any data, rows of a test split
-            that are copies of train rows, whole numbers that may be amounts or classes.
+        PluresWarning: for what is legal but probably unintended: clients with hardly any data, test rows that are
+            copies of train rows, whole numbers that may be amounts or classes.
 
     Examples:
         >>> import numpy as np

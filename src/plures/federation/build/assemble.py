@@ -32,7 +32,7 @@ Array = NDArray[Any]
 
 
 def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str] = ARRAYS) -> Federation:
-    """Check, split, complete and scale: the one place where a federation is made.
+    """Check, split, impute and scale: the one place where a federation is made.
 
     Args:
         data: the rows.
@@ -137,7 +137,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
 
 
 def _client_names(client: Array) -> tuple[Array, Array]:
-    """Names of the rows that are used, and which those are."""
+    """Client names of the rows that are used, and the positions of those rows."""
     if client.ndim != 1:
         raise PluresError(f"client: expected one value per row, got shape {client.shape}")
     if client.dtype.kind == "f":

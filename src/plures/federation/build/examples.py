@@ -21,7 +21,7 @@ Array = NDArray[Any]
 @brief
 @dataclass(frozen=True)
 class Examples:
-    """What every builder ends with.
+    """What every builder produces.
 
     Attributes:
         inputs: ``(n, *features)``.
@@ -29,15 +29,15 @@ class Examples:
         client: ``(n,)``.
         groups: ``(n,)`` or None.
         time: ``(n,)`` or None.
-        key: ``(n,)`` what a row is known by, or None.
+        key: ``(n,)`` row identifiers, or None.
         columns: names of the entries of the first feature dimension, or none.
-        keys: ``(n,)`` sortable digests by which rows are told apart instead of by their inputs, or None.
-        labels: ``(n,)`` what a row is known by where these are different for all rows of a client, or None.
-        ordered: without key and labels, rows are told apart by their order.
+        keys: ``(n,)`` sortable digests that identify rows instead of their inputs, or None.
+        labels: ``(n,)`` row identifiers, used if they are different for all rows of a client, or None.
+        ordered: without key and labels, rows are identified by their order.
         scalable: ``(columns,)`` which may be standardised; all if None.
-        missing: ``(n,)`` missing values that the inputs do not show.
-        doubts: what is probably not meant, in words.
-        table: the columns of the table that the inputs were made of.
+        missing: ``(n,)`` number of missing values that the inputs do not show.
+        doubts: what is probably unintended, in words.
+        table: the columns of the table that the inputs were made from.
         ignored: its other columns.
     """
 
@@ -67,7 +67,7 @@ def of_arrays(
     key: ArrayLike | Tensor | None,
     columns: Sequence[str],
 ) -> Examples:
-    """Arrays of whatever was given."""
+    """Convert the given data to arrays."""
     return Examples(
         inputs=as_array(inputs, "inputs"),
         targets=as_array(targets, "targets"),
@@ -80,12 +80,12 @@ def of_arrays(
 
 
 def as_array(values: ArrayLike | Tensor, what: str, scalar: bool = False) -> Array:
-    """Whatever was given as an array.
+    """Convert a value to an array.
 
     Args:
-        values: a tensor, or anything that NumPy makes an array of.
-        what: it is, for messages.
-        scalar: a single value will do.
+        values: a tensor, or anything that NumPy can convert.
+        what: its name in messages.
+        scalar: whether to accept a single value.
     """
     if isinstance(values, Tensor):
         dense = values.detach().to_dense().cpu() if values.layout is not torch.strided else values.detach().cpu()

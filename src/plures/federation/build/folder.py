@@ -21,7 +21,7 @@ from plures.files import NO_ARCHIVE
 
 Array = NDArray[Any]
 FAMILIES = {"i": "class", "u": "class", "b": "class", "U": "text", "S": "text", "f": "number"}
-"""Kind of a target's type -> what it stands for; a folder's files must agree."""
+"""Kind of a target's type -> its description; a folder's files must agree."""
 
 
 def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unpack[Options]) -> Federation:
@@ -84,7 +84,7 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
 
 
 def _no_folder(folder: Path) -> str:
-    """Why a folder has no file to read."""
+    """Explain why a folder has no file to read."""
     if folder.is_file():
         return f"{folder} is a file: give the folder with one .npz file per client, or read it and use from_frame"
     if not folder.is_dir():

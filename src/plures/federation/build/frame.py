@@ -54,28 +54,28 @@ def from_frame(
     column with more than 30 values, or whose values look like numbers or dates, is refused until it is named in
     ``categories``, ``numbers`` or ``drop``.
 
-    A row is in the same split whichever columns are used and whatever their types: rows are told apart by ``key``,
-    else by the index of a pandas frame, else by their order inside their client.
+    A row's split does not depend on which columns are used or on their types: rows are identified by ``key``, else by
+    the index of a pandas frame, else by their order within their client.
 
     Args:
         frame: one row per example.
         target: column to predict; several for regression with several outputs.
         client: column with the client of each row (any metadata column can serve: that is the partition by metadata).
-        features: input columns; all that are not named otherwise if not given.
-        drop: columns that are no inputs.
-        categories: columns with an input for each value, however many there are; also numbers that are codes.
-        numbers: columns of texts to read as numbers; a cell that is none is missing.
+        features: input columns; default: all that are not named otherwise.
+        drop: columns that are not inputs.
+        categories: columns with one input per value, however many there are; also numbers that are codes.
+        numbers: text columns to read as numbers; a cell that is not a number is missing.
         group: column whose equal values stay in one split.
         time: column that orders the rows, with ``split=SplitRule(by="time")``; dates are fine.
-        key: column that is different for all rows of a client, such as the number of the case.
+        key: column that is different for all rows of a client, such as a case number.
         options: see `from_arrays`.
 
     Raises:
-        PluresError: among others for a column that is not there, naming the one that was probably meant.
+        PluresError: among others for an unknown column, suggesting the one that was probably meant.
 
     Warns:
-        PluresWarning: also for a column that nobody asked for by name and that is constant, a different whole number
-            in every row, or has values that each occur at one client only.
+        PluresWarning: also for a column that was not requested by name and is constant, a different whole number in
+            every row, or has values that each occur at only one client.
 
     Examples:
         >>> table = {"ward": ["A"] * 30 + ["B"] * 30, "ill": ["no", "yes"] * 30, "age": list(range(40, 60)) * 3}
@@ -97,7 +97,7 @@ def by_content(
     categories: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> Federation:
-    """`from_frame` for the named data sets, in which a row is known by the content of its features."""
+    """`from_frame` for the named data sets, in which a row is identified by its features."""
     decided = {"features": features, "categories": categories}
     rows = _rows(frame, target, client, {}, decided, options)
     content = zip(*(frame[column].tolist() for column in features), strict=True)
@@ -167,7 +167,7 @@ def _features(
     marks: Mapping[str, str | None],
     decided: Mapping[str, Sequence[str] | None],
 ) -> tuple[list[str], Decided]:
-    """The input columns, and what was said of them."""
+    """The input columns, and the user's decisions about them."""
     twice = [column for place, column in enumerate(there) if column in there[:place]]
     if twice:
         raise PluresError(f"column {twice[0]!r} stands twice in the table; rename or remove one")
@@ -214,7 +214,7 @@ def _alike(there: Sequence[str]) -> list[str]:
 
 
 def _of_one_client(features: Sequence[str], encoded: Sequence[Encoded], owner: Array, said: Decided) -> list[str]:
-    """Text columns that tell nothing but the client."""
+    """Text columns that only identify the client."""
     told = []
     for column, part in zip(features, encoded, strict=True):
         if part.numeric or column in said.named or len(part.names) < 2 or len(owner) != len(part.values):

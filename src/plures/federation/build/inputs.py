@@ -21,7 +21,7 @@ Array = NDArray[Any]
 @brief
 @dataclass(frozen=True)
 class Where:
-    """Turns a position into words: the client, the row as it was given, the column."""
+    """Puts a position into words: the client, the row as given, the column."""
 
     client: Array
     rows: Array

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 def keys_of(data: Examples, rows: Array, client: Array, raw: Array, floating: bool) -> Array | None:
-    """``(rows,)`` digests by which a client's rows are told apart; None for their order."""
+    """``(rows,)`` digests that identify a client's rows; None to use their order."""
     if data.keys is not None:
         return data.keys[rows]
     known = data.labels if data.key is None else data.key
