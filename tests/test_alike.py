@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from plures.federation import SPLITS, Federation, Split
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.models import with_roles
 from plures.models.residual import SqueezeExcitation
 from plures.run import Execution, Fixed, Run, onboard
@@ -119,10 +119,10 @@ def outputs(done: Run) -> torch.Tensor:
     return found.log_softmax(-1) if done.federation.task.kind == "classification" else found
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", METHODS)
 def test_where_all_clients_are_alike_newcomers_predict_what_they_predict(name):
     """A client that comes later, and one that nobody drew; each trains alone as long as the others did."""
-    case, entry = CASES.get(name, Case()), CATALOGUE[name]
+    case, entry = CASES.get(name, Case()), METHODS[name]
     visits = {"visits": case.rounds} if entry.defaults.get("visits") else {}
     done = run(
         entry(**{**visits, **case.options}),

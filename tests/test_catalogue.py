@@ -12,7 +12,7 @@ from newcomers import clients, linear
 from plures.evaluate import score
 from plures.federation import Federation
 from plures.method import SGD
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.report.catalogue import model
 from plures.run import Execution, Run, Training, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
@@ -25,7 +25,7 @@ STACKED, ALONE = Execution("vmap", 2, False, "float64"), Execution("loop", 3, Fa
 def begun(name: str, federation: Federation, execution: Execution) -> Run:
     module = linear if name == "mocha" else model
     training = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
-    return Run(federation, module, CATALOGUE[name](), training, participation=Uniform(0.6), execution=execution, seed=1)
+    return Run(federation, module, METHODS[name](), training, participation=Uniform(0.6), execution=execution, seed=1)
 
 
 def deployed(run: Run) -> dict[str, torch.Tensor]:
@@ -33,7 +33,7 @@ def deployed(run: Run) -> dict[str, torch.Tensor]:
     return {f"{slot}/{path}": t for slot, leaves in stack.items() for path, t in leaves.items()}
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", METHODS)
 def test_execution_resume_and_newcomers(name):
     seen, later = clients()
     run = begun(name, seen, STACKED)

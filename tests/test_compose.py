@@ -39,7 +39,7 @@ from plures.method import (
     task_loss,
 )
 from plures.methods import (
-    CATALOGUE,
+    METHODS,
     apfl,
     ditto,
     fedavg,
@@ -185,7 +185,7 @@ def test_the_order_of_methods_that_change_different_parts_does_not_matter(parts,
     assert parts[0] + (reduce(add, parts[1:])) == first
 
 
-@pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
+@pytest.mark.parametrize("entry", METHODS.values(), ids=METHODS)
 def test_plain_fedavg_adds_nothing(entry):
     method = entry()
     plain = replace(method, predict=method.predictor)

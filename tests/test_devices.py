@@ -29,7 +29,7 @@ from plures.federation.quality import completeness_report, degrade, imputed_slop
 from plures.federation.shift import brightness, noise
 from plures.federation.stream import by_column, by_label, by_time, permuted, rotated
 from plures.method import SGD
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.models import NETWORKS, Network, build
 from plures.models.network import seeded
 from plures.report.catalogue import model
@@ -75,7 +75,7 @@ QUICK: dict[str, dict[str, object]] = {
 def begun(name: str, federation: Federation, device: str, backend: str = "vmap", **parameters) -> Run:
     training = Training(rounds=2, batch_size=4, steps=1, optimizer=SGD(0.05))
     execution = Execution(backend, 3, False, "float64", device)
-    module, method = linear if name == "mocha" else model, CATALOGUE[name](**QUICK.get(name, {}) | parameters)
+    module, method = linear if name == "mocha" else model, METHODS[name](**QUICK.get(name, {}) | parameters)
     return Run(federation, module, method, training, participation=Uniform(0.67), execution=execution, seed=1)
 
 
@@ -87,7 +87,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         )
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", METHODS)
 def test_first_round_one_client_at_a_time(name):
     seen, _ = clients()
     here = begun(name, seen, "cpu", "loop")
@@ -100,7 +100,7 @@ def test_first_round_one_client_at_a_time(name):
     same(reached, snapshot(here))
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", METHODS)
 def test_second_round_of_a_stack_newcomers_and_states_that_change_device(name):
     """The first round on the CPU, the second on the device, what it reached back on the CPU."""
     seen, later = clients()
@@ -383,7 +383,7 @@ def test_tasks_that_follow_one_another():
             stream = permuted(table().to(device), 2)
             execution = Execution("vmap", 3, False, "float64", device)
             factory = partial(NETWORKS["logistic"], (8,), 2)
-            reached.append(follow(stream, factory, CATALOGUE["ewc"](), training, execution=execution).values)
+            reached.append(follow(stream, factory, METHODS["ewc"](), training, execution=execution).values)
     np.testing.assert_allclose(reached[1], reached[0], atol=1e-9)
 
 

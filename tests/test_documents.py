@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tools.coverage import lines
 
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,12 +20,12 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 def test_links_lead_somewhere(file):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text(encoding="utf-8")):
         method = re.fullmatch(r"methods/(\w+)\.md", target)  # made when the site is built
-        assert (file.parent / target).exists() or (method and method[1] in {*CATALOGUE, "index"}), target
+        assert (file.parent / target).exists() or (method and method[1] in {*METHODS, "index"}), target
 
 
 def test_methods_are_short():
     """No method is longer than 40 lines without its docstring, and half of them are shorter than 20."""
-    counts = sorted(lines(name)[0] for name in CATALOGUE)
+    counts = sorted(lines(name)[0] for name in METHODS)
     assert counts[-1] <= 40
     assert counts[len(counts) // 2] < 20
 

@@ -21,7 +21,7 @@ import plures
 from plures.evaluate import compare, fit
 from plures.files import read, write
 from plures.method import SGD, Method, Personal, Phase, Shared, task_loss
-from plures.methods import CATALOGUE, ditto, fedavg, fedprox
+from plures.methods import METHODS, ditto, fedavg, fedprox
 from plures.models import Network, build
 from plures.run import Constant, Execution, Run, Training
 from plures.run.facts import facts
@@ -275,10 +275,10 @@ def test_facts_are_the_same_in_every_process(tmp_path):
     script = textwrap.dedent(
         """
         import json, mine, plures
-        from plures.methods import CATALOGUE
+        from plures.methods import METHODS
         from plures.models import Network, build, default_model
         from plures.run.fingerprint import of_data, of_method, of_network
-        told = {name: of_method(entry(), name, entry.given({})) for name, entry in CATALOGUE.items()}
+        told = {name: of_method(entry(), name, entry.given({})) for name, entry in METHODS.items()}
         data = plures.load("heart")
         told |= {"own": of_method(mine.own(), "own", {"names": {"b", "a", "c"}}), "data": of_data(data)}
         told["network"] = of_network(Network(build(default_model(data), 0)))
@@ -292,8 +292,8 @@ def test_facts_are_the_same_in_every_process(tmp_path):
         found.append(json.loads(done.stdout))
     assert found[0] == found[1]
     assert " at 0x" not in json.dumps(found[0])
-    here = {name: of_method(entry(), name, entry.given({})) for name, entry in CATALOGUE.items()}
-    assert {name: found[0][name] for name in CATALOGUE} == here
+    here = {name: of_method(entry(), name, entry.given({})) for name, entry in METHODS.items()}
+    assert {name: found[0][name] for name in METHODS} == here
 
 
 def nested(depth: int):
@@ -353,7 +353,7 @@ def test_what_differs_has_other_facts(one, other):
         (torch.arange(4).float()[::2], torch.tensor([0.0, 2.0])),
         (torch.zeros(2).requires_grad_(), torch.zeros(2)),
         (np.float64(0.5), 0.5),
-        (ditto(), CATALOGUE["ditto"]()),
+        (ditto(), METHODS["ditto"]()),
     ],
 )
 def test_what_is_equal_has_equal_facts(one, other):

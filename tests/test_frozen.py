@@ -31,7 +31,7 @@ from plures.method import (
     everything,
     head,
 )
-from plures.methods import CATALOGUE, fedavg, fedper, fedrep, ifca, local, lora, personal_moe
+from plures.methods import METHODS, fedavg, fedper, fedrep, ifca, local, lora, personal_moe
 from plures.models import Network, build, merged, mlp, redrawn, resnet, with_lora, with_roles
 from plures.models.residual import SqueezeExcitation
 from plures.run import Execution, Run, Training, onboard
@@ -77,10 +77,10 @@ def train(method, model, *, rounds=1, seed=0, execution=STACKED, lr=0.05, federa
 
 
 @quiet
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "mocha"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "mocha"])
 def test_frozen_leaves_stay_and_never_travel_whatever_the_method(name):
     """Leaf by leaf, in every slot, for clients and newcomers; the run trains something else."""
-    done = train(CATALOGUE[name](), half_frozen)
+    done = train(METHODS[name](), half_frozen)
     assert done.bound.network.frozen >= {path for path in done.bound.network.info if path.replace("base.", "") in STILL}
     frozen = {(s, p) for s, leaves in done.bound.info.items() for p, info in leaves.items() if info.frozen}
     assert {p for s, p in frozen if s == "model"}
@@ -104,7 +104,7 @@ def test_traffic_counts_what_is_not_frozen():
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad) * 4
     bound = fedavg().bind(Network(module), Setting.of(clients()))
     assert traffic(bound) == (trained, trained)
-    scaffold = CATALOGUE["scaffold"]().bind(Network(module), Setting.of(clients()))
+    scaffold = METHODS["scaffold"]().bind(Network(module), Setting.of(clients()))
     assert traffic(scaffold) == (2 * trained, 2 * trained)
 
 
@@ -142,7 +142,7 @@ def test_one_trainable_parameter_keeps_a_norm_layer_alive():
 
 
 @quiet
-@pytest.mark.parametrize("method", [fedavg(), fedper(), local(), CATALOGUE["ditto"](), CATALOGUE["fedbabu"]()])
+@pytest.mark.parametrize("method", [fedavg(), fedper(), local(), METHODS["ditto"](), METHODS["fedbabu"]()])
 def test_nothing_to_train_is_refused_by_name(method):
     with pytest.raises(PluresError, match=r"every parameter of the model is frozen \(requires_grad=False\)"):
         train(method, mlp((4,), 2).requires_grad_(False))
@@ -252,7 +252,7 @@ def test_parts_that_a_method_adds_follow_the_seed():
     assert torch.equal(first["head.weight"], given.state_dict()["head.weight"])
 
 
-@pytest.mark.parametrize("method", [ifca(2), CATALOGUE["fedem"](2), CATALOGUE["hypcluster"](2)])
+@pytest.mark.parametrize("method", [ifca(2), METHODS["fedem"](2), METHODS["hypcluster"](2)])
 def test_several_models_with_different_values_need_a_factory(method):
     with pytest.raises(PluresError, match=r"start them all: give a function that returns a new module"):
         Run(clients(), mlp((4,), 2), method, execution=STACKED)

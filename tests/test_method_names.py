@@ -15,7 +15,7 @@ from plures.evaluate import Code, compare
 from plures.evaluate.spec import distinct, find_method
 from plures.files import filed
 from plures.method import Method, Personal, head
-from plures.methods import CATALOGUE, ditto, fedper, local
+from plures.methods import METHODS, ditto, fedper, local
 from plures.run import Execution
 
 
@@ -73,8 +73,8 @@ def test_functions_of_one_name_are_told_apart_by_their_modules():
     [
         [lambda: own(), lambda: own(0.1)],
         [other("own", "m"), other("own", "m")],
-        ["ditto", replace(CATALOGUE["ditto"], build=partial(ditto.build, lam=3.0))],
-        [replace(CATALOGUE["ditto"], build=partial(ditto.build, lam=3.0), fixed={"lam": 3.0})],
+        ["ditto", replace(METHODS["ditto"], build=partial(ditto.build, lam=3.0))],
+        [replace(METHODS["ditto"], build=partial(ditto.build, lam=3.0), fixed={"lam": 3.0})],
         [partial(lambda share: own(share), 0.1), partial(lambda share: own(share), share=0.1)],
     ],
 )

@@ -18,7 +18,7 @@ from plures.evaluate import Code, RunSpec
 from plures.evaluate.spec import find_method
 from plures.method import Generated, Phase, Predict, Setting, body, head
 from plures.methods import (
-    CATALOGUE,
+    METHODS,
     Entry,
     cfl,
     cold_start,
@@ -77,11 +77,11 @@ def test_a_role_is_named_or_selected():
         (lambda: fedopt(betas=[0.9, "x"]), r"give a list \[a number, a number\]"),
         (lambda: cold_start("ditto"), r"'cold_start': base='ditto'; give a Method or None"),
         (
-            lambda: CATALOGUE["fedsimclr"](views="crops"),
+            lambda: METHODS["fedsimclr"](views="crops"),
             r"'fedsimclr': views='crops'; give a function",
         ),
-        (lambda: CATALOGUE["personal_moe"](frozen="yes"), "frozen='yes'; give true or false"),
-        (lambda: CATALOGUE["scaffold"](option=2), "option=2; give 'I' or 'II'"),
+        (lambda: METHODS["personal_moe"](frozen="yes"), "frozen='yes'; give true or false"),
+        (lambda: METHODS["scaffold"](option=2), "option=2; give 'I' or 'II'"),
         (lambda: fedrep(head_epochs=-1), "phase epochs=-1: give"),
         (lambda: fedrep(body_steps=-1), "phase steps=-1: give"),
         (lambda: fedbabu(epochs=-1), "phase epochs=-1: give"),
@@ -109,7 +109,7 @@ def test_what_the_command_line_writes_is_what_python_takes():
         cfl(eps2=float("inf"))
 
 
-@pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
+@pytest.mark.parametrize("entry", METHODS.values(), ids=METHODS)
 def test_every_default_and_value_to_try_is_of_its_type(entry: Entry):
     for name, parameter in inspect.signature(entry.build, eval_str=True).parameters.items():
         assert fits(parameter.default, parameter.annotation), name
@@ -188,7 +188,7 @@ def test_messages_name_the_remedy():
     ],
 )
 def test_passes_and_steps_are_not_given_together(name, given, said):
-    entry = CATALOGUE[name]
+    entry = METHODS[name]
     with pytest.raises(PluresError, match=said):
         entry(**given)
     with pytest.raises(PluresError, match=said):
@@ -199,13 +199,13 @@ def test_passes_and_steps_are_not_given_together(name, given, said):
 
 
 def test_passes_are_not_tuned_where_steps_are_given():
-    assert CATALOGUE["fedavg_ft"].fixing(steps=5).space == {}
-    assert CATALOGUE["fedrep"].fixing(body_steps=5).space == CATALOGUE["fedrep"].space
+    assert METHODS["fedavg_ft"].fixing(steps=5).space == {}
+    assert METHODS["fedrep"].fixing(body_steps=5).space == METHODS["fedrep"].space
 
 
 def test_every_pair_of_passes_and_steps_is_known():
     """What a method names ``steps`` beside ``epochs`` replaces it, and says so."""
-    for entry in CATALOGUE.values():
+    for entry in METHODS.values():
         pairs = {n: n.replace("steps", "epochs") for n in entry.defaults if n.split("_")[-1] == "steps"}
         assert dict(entry.instead) == {n: other for n, other in pairs.items() if other in entry.defaults}, entry.name
 

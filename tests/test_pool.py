@@ -22,7 +22,7 @@ from newcomers import clients
 from plures import Run, Training, fit
 from plures.errors import PluresError
 from plures.method import SGD, Method, Phase
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.report.catalogue import model
 from plures.run import Execution, Uniform
 from plures.run.checkpoint import snapshot
@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 def begun(name: str, execution: Execution) -> Run:
     data, _ = clients()
-    method = CATALOGUE[name]()
+    method = METHODS[name]()
     return Run(data, lambda: model(), method, WORK, participation=Uniform(0.8), seed=3, execution=execution)
 
 

@@ -14,7 +14,7 @@ from plures.errors import PluresError
 from plures.evaluate import Comparison, RunFolder, compare, finish, fit, follow, score
 from plures.federation import Split, Stream
 from plures.method import SGD, Generated, Known, Method, Personal, Setting, Shared, everything
-from plures.methods import CATALOGUE, ditto, fedavg, fedper, ifca, local
+from plures.methods import METHODS, ditto, fedavg, fedper, ifca, local
 from plures.report import headline, html_report
 from plures.report.sheets import drawn
 from plures.report.table import markdown_table
@@ -117,7 +117,7 @@ WITHOUT_D = Fixed([["a", "b", "c"]])
 @pytest.mark.parametrize("name", ["ditto", "pfedme", "mrmtl", "fedu", "fedamp", "apfl", "eefed", "l2gd"])
 def test_a_client_that_was_never_drawn_is_served_as_a_newcomer(name):
     """All optima are 2: what was 0 for the client that nobody drew is what the client gets that comes later."""
-    done = run(CATALOGUE[name](), 60, federation=ALIKE, participation=WITHOUT_D, lr=0.3)
+    done = run(METHODS[name](), 60, federation=ALIKE, participation=WITHOUT_D, lr=0.3)
     stored = personal_leaves(done)
     later = predictions(onboard(done, ALIKE.subset(["d"])))
     found = predictions(done)
@@ -215,7 +215,7 @@ def test_a_newcomer_of_apple_predicts_what_clients_like_it_predict(visits):
     """All optima are 1: its weights of the core models have the sum that the clients have learned."""
     alike = quadratic((1.0,) * 5, (1.0,) * 5, (10,) * 5, names=tuple("abcde"))
     seen, later = alike.hold_out(["e"])
-    done = run(CATALOGUE["apple"](), 60, federation=seen, lr=0.1)
+    done = run(METHODS["apple"](), 60, federation=seen, lr=0.1)
     assert predictions(done) == pytest.approx([1.0] * 4, abs=1e-3)
     assert predictions(onboard(done, later, visits=visits)) == pytest.approx([1.0], abs=0.02)
 
@@ -228,7 +228,7 @@ QUICK = {"steps": 10, "lr": 0.3}
 )
 def test_where_all_clients_are_alike_a_newcomer_predicts_what_they_predict(name):
     """Ten steps take an error to 3 % of it, or where a pull is as strong as the loss to a part of that."""
-    done = run(CATALOGUE[name](), 5, federation=ALIKE, **QUICK)
+    done = run(METHODS[name](), 5, federation=ALIKE, **QUICK)
     later = quadratic((1.0,), (2.0,), (10,), names=("z",))
     assert predictions(done) == pytest.approx([2.0] * 4, abs=0.07)
     assert predictions(onboard(done, later)) == pytest.approx([2.0], abs=0.07)
@@ -265,7 +265,7 @@ def test_a_newcomer_without_data_joins_the_cluster_of_those_that_were_drawn():
 
 def test_mocha_pulls_a_newcomer_to_the_mean_of_what_pulls_the_clients():
     """With a learned relationship, also equal models are pulled towards 0, a newcomer's like theirs."""
-    done = run(CATALOGUE["mocha"](visits=40), 40, federation=ALIKE, steps=10, lr=0.2)
+    done = run(METHODS["mocha"](visits=40), 40, federation=ALIKE, steps=10, lr=0.2)
     later = quadratic((1.0,), (2.0,), (10,), names=("z",))
     assert predictions(done)[0] < 1.99
     assert predictions(onboard(done, later)) == pytest.approx(predictions(done)[:1], abs=1e-6)
@@ -285,8 +285,8 @@ def test_a_column_does_not_replace_a_fact(name):
     other = replace(quadratic(), metadata={name: (1.0, 5.0, 9.0)})
     assert predictions(run(fedavg(), 3, federation=other)) == predictions(run(fedavg(), 3))
     for make in (
-        lambda: CATALOGUE["quality"](name),
-        lambda: CATALOGUE["pfedhn"](columns=(name,)),
+        lambda: METHODS["quality"](name),
+        lambda: METHODS["pfedhn"](columns=(name,)),
         lambda: Method(layout={"model": Shared(), "about": Known(name)}),
     ):
         with pytest.raises(PluresError, match=f"asks for '{name}', which .* another name, such as 'client {name}'"):
@@ -297,5 +297,5 @@ def test_a_column_does_not_replace_a_fact(name):
 def test_a_column_of_ages_is_a_column():
     """Clients count by it: the third, with 3 of 60 in all, draws the model to a twentieth of its optimum."""
     data = replace(quadratic((1.0,) * 3, (0.0, 0.0, 1.0), (10,) * 3), metadata={"age": (28.5, 28.5, 3.0)})
-    done = run(CATALOGUE["quality"]("age"), 60, federation=data, lr=0.3)
+    done = run(METHODS["quality"]("age"), 60, federation=data, lr=0.3)
     assert predictions(done) == pytest.approx([0.05] * 3, abs=1e-9)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.report import catalogue
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "coverage.md"
-METHODS = ROOT / "src" / "plures" / "methods"
+PACKAGE = ROOT / "src" / "plures" / "methods"
 
 
 class Collector:
@@ -49,7 +49,7 @@ def collected() -> dict[str, list[str]]:
 
 def lines(name: str) -> tuple[int, int]:
     """Lines of code of a method, and of all code in its file: no blank lines, docstrings or imports."""
-    text = (METHODS / f"{name}.py").read_text(encoding="utf-8")
+    text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
     code = {number for number, line in enumerate(text.splitlines(), 1) if line.strip() and line.strip()[0] != "#"}
     whole: set[int] = set()
     own: set[int] = set()
@@ -100,7 +100,7 @@ def table() -> str:
         for name, what in entry["oracles"].items():  # type: ignore[attr-defined]
             where = ", ".join(f"`{test.removeprefix('tests/')}`" for test in tests[name])
             told.append(f"| {entry['number']} {entry['title']} | {name} | {what} | {where} |")
-    counts = sorted(lines(name)[0] for name in CATALOGUE)
+    counts = sorted(lines(name)[0] for name in METHODS)
     told += [
         "",
         "## The catalogue",
@@ -126,13 +126,13 @@ def stub() -> str:
     """What type checkers and editors read of ``plures.methods``, whose names are those of its files."""
     about = "The methods and their catalogue. Written by `python -m tools.coverage` from the files beside it."
     told = [f'"""{about}"""', "", "from collections.abc import Mapping", ""]
-    taken = [f"from plures.methods.{name} import {name} as {name}" for name in CATALOGUE]
+    taken = [f"from plures.methods.{name} import {name} as {name}" for name in METHODS]
     told += sorted([*taken, "from plures.methods.entry import Entry as Entry"])
-    return "\n".join([*told, "", "CATALOGUE: Mapping[str, Entry]"]) + "\n"
+    return "\n".join([*told, "", "METHODS: Mapping[str, Entry]"]) + "\n"
 
 
 def main() -> None:
-    for file, text in ((METHODS / "__init__.pyi", stub()), (FILE, table())):
+    for file, text in ((PACKAGE / "__init__.pyi", stub()), (FILE, table())):
         if "--check" not in sys.argv:
             file.write_text(text, encoding="utf-8")
         elif file.read_text(encoding="utf-8") != text:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.methods.entry import Entry
 
 ROOT = Path(__file__).parents[1]
@@ -76,9 +76,9 @@ class Experiment:
 
 def oracles() -> dict[str, list[Oracle]]:
     """Oracles of every method of the catalogue, by its name; the tests are those that ``docs/coverage.md`` lists."""
-    titles = {entry.title: (entry.name,) for entry in CATALOGUE.values()} | NAMED | dict.fromkeys(GENERAL, ())
+    titles = {entry.title: (entry.name,) for entry in METHODS.values()} | NAMED | dict.fromkeys(GENERAL, ())
     tests = dict(proofs())
-    found: dict[str, list[Oracle]] = {name: [] for name in CATALOGUE}
+    found: dict[str, list[Oracle]] = {name: [] for name in METHODS}
     for one in tomllib.loads((TESTS / "oracles.toml").read_text("utf-8"))["entry"]:
         if one["title"] not in titles:
             raise SystemExit(f"tests/oracles.toml: no method is called {one['title']!r}; name it in tools/evidence.py")
@@ -98,10 +98,10 @@ def proofs() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def users() -> dict[str, list[str]]:
     """Tests that call each method by its name, ``file::test``."""
-    found: dict[str, list[str]] = {name: [] for name in CATALOGUE}
+    found: dict[str, list[str]] = {name: [] for name in METHODS}
     for test, node in functions():
         called = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-        for name in called & CATALOGUE.keys():
+        for name in called & METHODS.keys():
             found[name].append(test)
     return found
 

@@ -21,7 +21,7 @@ from tools.typeset import displayed
 from tools.usage import use
 
 from plures.method import Bound
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.methods.entry import Entry
 from plures.report.catalogue import Line, bind, catalogue, sample
 from plures.report.columns import MISSING
@@ -33,7 +33,7 @@ def pages() -> dict[str, str]:
     federation, rows = sample(), list(catalogue())
     found = {"methods/index.md": index(rows), **reference()}
     for line in rows:
-        entry = CATALOGUE[line.name]
+        entry = METHODS[line.name]
         proven = proof(told[line.name], tests[line.name])
         found[f"methods/{line.name}.md"] = "\n\n".join(
             [
@@ -54,7 +54,7 @@ def pages() -> dict[str, str]:
 
 def navigation() -> list[dict[str, str | list[dict[str, str]]]]:
     """The methods by family, for the site's navigation."""
-    grouped = groupby(CATALOGUE.values(), key=lambda entry: entry.family)
+    grouped = groupby(METHODS.values(), key=lambda entry: entry.family)
     return [{family: [{e.title: f"methods/{e.name}.md"} for e in members]} for family, members in grouped]
 
 
@@ -209,7 +209,7 @@ def benefit(entry: Entry, tried: list[Experiment]) -> str:
         parts.append("It was in none of the experiments of [Where each family helps](../results/families.md).")
         relatives = [
             f"[{other.title}]({other.name}.md)"
-            for other in CATALOGUE.values()
+            for other in METHODS.values()
             if other.family == entry.family and other is not entry and any(title_in(other, one) for one in tried)
         ]
         if relatives:
@@ -254,7 +254,7 @@ def index(rows: list[Line]) -> str:
         "visit, relative to FedAvg's; all measured on a small network.",
     ]
     for family, members in groupby(rows, key=lambda line: line.family):
-        cells = [(f"[{m.title}]({m.name}.md)", plain(CATALOGUE[m.name].summary), m.up, m.down, m.work) for m in members]
+        cells = [(f"[{m.title}]({m.name}.md)", plain(METHODS[m.name].summary), m.up, m.down, m.work) for m in members]
         parts += [
             f"## {family[0].upper()}{family[1:]}",
             table(("method", "in a sentence", "up", "down", "work"), cells),

@@ -7,7 +7,7 @@ from plures.errors import PluresError, PluresWarning
 from plures.evaluate import Code, Comparison, RunFolder, RunSpec, compare, fit, predictions, score
 from plures.federation import Federation, from_arrays, from_dataset, from_folder, from_frame, load
 from plures.method import SGD, Adam, AdamW, Method
-from plures.methods import CATALOGUE as METHODS
+from plures.methods import METHODS
 from plures.metrics import Metric, Predictions
 from plures.models import default_model, with_roles
 from plures.run import BySize, Execution, Fixed, Full, Run, Training, Uniform, onboard

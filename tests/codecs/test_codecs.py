@@ -10,7 +10,7 @@ import torch
 from plures.codecs import Clip, Feedback, Quantize, TopK, qsparse
 from plures.errors import PluresError
 from plures.method import SGD, Method, Sending, Shared, lay
-from plures.methods import CATALOGUE, fedavg, scaffold
+from plures.methods import METHODS, fedavg, scaffold
 from plures.run import Run, Training
 from plures.run.checkpoint import resume, save
 from plures.run.cost import stored, traffic
@@ -149,8 +149,8 @@ def test_a_clipped_change_is_as_long_as_it_may_be_and_no_longer():
 
 def test_tensors_that_would_leave_unclipped_are_refused_by_name():
     with pytest.raises(PluresError, match=r"wire stage Clip refuses channel 'weights' .*passes=\('weights',\)"):
-        Run(quadratic(), scalar(), replace(CATALOGUE["qffl"](), wire=(Clip(1.0),)), execution=EXACT)
-    Run(quadratic(), scalar(), replace(CATALOGUE["qffl"](), wire=(Clip(1.0, ("weights",)),)), execution=EXACT)
+        Run(quadratic(), scalar(), replace(METHODS["qffl"](), wire=(Clip(1.0),)), execution=EXACT)
+    Run(quadratic(), scalar(), replace(METHODS["qffl"](), wire=(Clip(1.0, ("weights",)),)), execution=EXACT)
 
 
 def test_a_memory_stays_with_the_client_and_a_checkpoint_restores_it(tmp_path):

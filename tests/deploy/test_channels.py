@@ -12,7 +12,7 @@ from newcomers import clients, linear
 from plures.codecs import Clip, Quantize, TopK, qsparse
 from plures.errors import PluresError
 from plures.method import SGD, Arrived, Channel, Codec, Combine, Leaves, Method, Personal, Phase, Reducer, Shared
-from plures.methods import CATALOGUE, fedavg, scaffold
+from plures.methods import METHODS, fedavg, scaffold
 from plures.methods.entry import Entry
 from plures.remote.message import Reply, Scored, Told, unpack
 from plures.report.catalogue import model
@@ -54,10 +54,10 @@ def prepared(entry: Entry, wire: tuple[Codec, ...]) -> tuple[object, Method, Tra
 
 
 @pytest.mark.parametrize("wire", [name for name in WIRES if name != "none"])
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_ledger_is_what_is_sent_in_simulation(name, wire):
     """Every tensor of every answer is counted, and is as long as the method's page says."""
-    module, method, training = prepared(CATALOGUE[name], WIRES[wire])
+    module, method, training = prepared(METHODS[name], WIRES[wire])
     done = Run(clients()[0], module, method, training, execution=Execution("loop", 2, False, "float32", "cpu"))
     known = {channel.name: channel for channel in done.bound.channels}
     cohort = done.cohort(0)
@@ -80,7 +80,7 @@ def test_the_ledger_is_what_is_sent_in_simulation(name, wire):
 )
 def test_the_ledger_is_what_is_sent_to_sites_and_every_message_is_searched(name, wire, tmp_path):
     """The same values and bytes as in the simulation, and no tensor or field but of a declared channel."""
-    module, method, training = prepared(CATALOGUE[name], WIRES[wire])
+    module, method, training = prepared(METHODS[name], WIRES[wire])
     federation, who = clients()[0], Uniform(0.6)
     here = Run(
         federation, module, method, training, participation=who, seed=1,

@@ -15,7 +15,7 @@ from plures.cli.common import console
 from plures.errors import PluresError
 from plures.federation import Federation, from_arrays
 from plures.method import SGD, Adam, Codec, Method
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.models import with_roles
 from plures.run import Execution, Run, Training
 from plures.run.checkpoint import snapshot
@@ -63,7 +63,7 @@ def needed(method: Method, model=logistic, optimizer=None, batch: int = B, clien
 
 
 def by_name(name: str, **parameters: object) -> Method:
-    return CATALOGUE[name](**parameters)
+    return METHODS[name](**parameters)
 
 
 def numbers(need: Need) -> dict[str, int]:

@@ -12,7 +12,7 @@ from newcomers import clients, linear
 from plures import from_arrays
 from plures.evaluate import score
 from plures.method import SGD, named
-from plures.methods import CATALOGUE, fedrep, gradient_clusters
+from plures.methods import METHODS, fedrep, gradient_clusters
 from plures.models import with_roles
 from plures.remote.clients import ONE_CLIENT
 from plures.remote.state import Versions
@@ -22,7 +22,7 @@ from plures.run import Execution, Exponential, Fixed, Run, Training, Uniform, on
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
     federation, _ = clients()
     module = linear if name == "mocha" else model
@@ -31,13 +31,13 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
     run = Run(
         federation,
         module,
-        CATALOGUE[name](),
+        METHODS[name](),
         training,
         participation=who,
         seed=1,
         execution=Execution("loop", 1, False, "float32", "cpu"),
     )
-    remote, _ = far(federation, module, CATALOGUE[name](), training, tmp_path, seed=1, participation=who)
+    remote, _ = far(federation, module, METHODS[name](), training, tmp_path, seed=1, participation=who)
     for _ in range(training.rounds):
         far_away = remote.clients
         sent = far_away.sent, far_away.received
@@ -96,8 +96,8 @@ def test_a_site_that_was_never_drawn_is_served_as_in_the_simulation(name, tmp_pa
     """It trains what it may keep, from what it receives, and predicts with that; nothing of it is kept or sent."""
     federation, _ = clients()
     training, who = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05)), Fixed([["a", "b", "c"]])
-    run = Run(federation, model, CATALOGUE[name](), training, participation=who, seed=1, execution=ONE_CLIENT)
-    remote, _ = far(federation, model, CATALOGUE[name](), training, tmp_path, seed=1, participation=who)
+    run = Run(federation, model, METHODS[name](), training, participation=who, seed=1, execution=ONE_CLIENT)
+    remote, _ = far(federation, model, METHODS[name](), training, tmp_path, seed=1, participation=who)
     for _ in range(2):
         run.step()
         remote.step()
@@ -124,8 +124,8 @@ def test_weights_of_very_unequal_clients_are_those_of_the_simulation(name, param
         return with_roles(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 2)), head="1")
 
     training = Training(rounds=3, batch_size=64, steps=20, optimizer=SGD(0.1))
-    run = Run(federation, module, CATALOGUE[name](**parameters), training, seed=1, execution=ONE_CLIENT)
-    remote, _ = far(federation, module, CATALOGUE[name](**parameters), training, tmp_path, seed=1)
+    run = Run(federation, module, METHODS[name](**parameters), training, seed=1, execution=ONE_CLIENT)
+    remote, _ = far(federation, module, METHODS[name](**parameters), training, tmp_path, seed=1)
     for _ in range(3):
         run.step()
         assert not remote.step().left_out

@@ -15,7 +15,7 @@ from plures.cli.common import app
 from plures.diagnose import FAMILIES, RULES, Diagnosis, Rule, diagnose, diagnosis_page, diagnosis_section
 from plures.diagnose.advise import advise, numbers
 from plures.errors import PluresError
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 
 SMALL = {"clients": 12, "rows": 400, "rows_each": 40}
 
@@ -27,7 +27,7 @@ def found() -> Diagnosis:
 
 def test_families_name_methods_of_the_catalogue():
     for family in FAMILIES.values():
-        assert set(family.methods) <= CATALOGUE.keys()
+        assert set(family.methods) <= METHODS.keys()
 
 
 def test_rules_read_numbers_that_exist_and_speak_for_families_that_exist(found):

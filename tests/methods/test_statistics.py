@@ -34,7 +34,7 @@ from plures.method import (
     squared_distance,
     zeros_like,
 )
-from plures.methods import CATALOGUE, apfl, fedavg, lora, pfedme, wise_ft
+from plures.methods import METHODS, apfl, fedavg, lora, pfedme, wise_ft
 from plures.models import Marked, Network, with_roles
 from plures.models.residual import SqueezeExcitation
 from plures.run import Execution, Run, Training, onboard
@@ -108,10 +108,10 @@ OPTIONS = {"fedot": {"map_lr": 0.0}, "wise_ft": {"alpha": 0.5}}
 
 
 def made(name: str) -> Method:
-    return CATALOGUE[name](**OPTIONS.get(name, {}))
+    return METHODS[name](**OPTIONS.get(name, {}))
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "mocha"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "mocha"])
 def test_statistics_are_those_of_the_inputs_whatever_the_method(name):
     """Where all batches have mean 4 and variance 4, n passes leave the mean 4 (1 - 0.9^n), the variance 4 - 3 * 0.9^n.
 
@@ -342,7 +342,7 @@ def test_counts_of_batches_are_means_of_whole_numbers():
 def test_controls_and_memories_hold_parameters_alone():
     """SCAFFOLD sends the model and a control of its parameters: two thirds of 12 floats and a count are not twice."""
     setting = Setting.of(clients())
-    bound = CATALOGUE["scaffold"]().bind(Network(network(0.1)), setting)
+    bound = METHODS["scaffold"]().bind(Network(network(0.1)), setting)
     parameters = sum(p.numel() * 4 for p in network(0.1).parameters())
     statistics = 2 * 4 * 4 + 8
     assert traffic(bound)[0] == 2 * parameters + statistics
@@ -375,7 +375,7 @@ def headed(momentum: float) -> nn.Module:
 def test_a_head_called_by_itself_has_statistics_of_its_own(execution):
     """FedRoD's personal head reads the representation of the first step: the client's inputs themselves."""
     federation = clients()
-    done = train(CATALOGUE["fedrod"](), federation, 1.0, rounds=1, steps=1, execution=execution, model=headed)
+    done = train(METHODS["fedrod"](), federation, 1.0, rounds=1, steps=1, execution=execution, model=headed)
     own = done.states([0, 1, 2])["personal"]["1.0.running_mean"]
     torch.testing.assert_close(own[:, 0], torch.tensor(MEANS, dtype=torch.float64), atol=1e-9, rtol=0)
     shared = done.states([0])["model"]["1.0.running_mean"][0]
@@ -384,7 +384,7 @@ def test_a_head_called_by_itself_has_statistics_of_its_own(execution):
 
 def test_a_frozen_head_still_learns_what_it_reads():
     """FedBABU keeps the head's weights, not the statistics of what reaches it."""
-    done = train(CATALOGUE["fedbabu"](epochs=0), clients(), 1.0, rounds=1, steps=1, model=headed)
+    done = train(METHODS["fedbabu"](epochs=0), clients(), 1.0, rounds=1, steps=1, model=headed)
     leaves = done.predictors([0])
     torch.testing.assert_close(leaves["1.0.running_mean"][0, 0], torch.tensor(EXAMPLES).double(), atol=1e-6, rtol=0)
     assert torch.equal(leaves["1.1.weight"][0], done.bound.initial["model"]["1.1.weight"])

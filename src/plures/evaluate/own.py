@@ -14,7 +14,7 @@ from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.federation import DATASETS, Federation, from_folder, load
 from plures.federation.datasets.catalogue import loader_kinds
-from plures.methods import CATALOGUE as METHODS
+from plures.methods import METHODS
 from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
 from plures.signature import Kinds, arguments, kinds, shown

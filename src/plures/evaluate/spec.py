@@ -18,7 +18,7 @@ from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split
 from plures.method import SGD, Adam, AdamW, Method, Optimizer
-from plures.methods import CATALOGUE, Entry
+from plures.methods import METHODS, Entry
 from plures.methods.entry import titled
 from plures.models import ModelFactory
 from plures.run import (
@@ -282,10 +282,10 @@ def find_method(name: str | Entry | Method | Callable[..., Method], code: Code =
         return Entry(title, title, "own", "your own", name, origin="" if "<" in place else place)
     if not isinstance(name, str):
         raise PluresError(f"{shown(name)} is no method: give a name, such as 'ditto', or a function that returns one")
-    if "+" in name and name not in CATALOGUE:
+    if "+" in name and name not in METHODS:
         return replace(reduce(operator.add, (find_method(one, code) for one in name.split("+"))), origin=name)
     found = METHOD.find(name, code)
-    return found if name in CATALOGUE else replace(find_method(found), origin=name)
+    return found if name in METHODS else replace(find_method(found), origin=name)
 
 
 def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:
@@ -303,10 +303,10 @@ def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:
             listed.append(entry)
     for entry in listed:
         alike = [other for other in listed if other.name == entry.name]
-        known = CATALOGUE.get(entry.name)
+        known = METHODS.get(entry.name)
         own = (len(alike) > 1 or known is not None) and not (known is not None and entry.same(known))
         name = entry.origin if own and not entry.fixed else entry.name
-        if name in found or (own and (not name or name in CATALOGUE)):
+        if name in found or (own and (not name or name in METHODS)):
             raise PluresError(
                 f"two different methods are called {entry.name!r}: give one of them another name, for example "
                 f"dataclasses.replace(plures.evaluate.spec.find_method(...), name='another')"

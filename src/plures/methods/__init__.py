@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from plures.discover import entries
 from plures.methods.entry import Entry as Entry
 
-CATALOGUE: Mapping[str, Entry] = {
+METHODS: Mapping[str, Entry] = {
     method.name: method for method in sorted(entries(__name__, Entry).values(), key=lambda method: method.place)
 }
-globals().update(CATALOGUE)
+globals().update(METHODS)

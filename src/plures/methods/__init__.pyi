@@ -65,4 +65,4 @@ from plures.methods.temperature import temperature as temperature
 from plures.methods.threshold import threshold as threshold
 from plures.methods.wise_ft import wise_ft as wise_ft
 
-CATALOGUE: Mapping[str, Entry]
+METHODS: Mapping[str, Entry]

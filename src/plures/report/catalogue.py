@@ -11,7 +11,7 @@ from torch import nn
 from plures.evaluate.spec import find_method
 from plures.federation import Federation, Split
 from plures.method import Bound, Channel, Clustered, Generated, Mixed, Personal, Setting
-from plures.methods import CATALOGUE, Entry
+from plures.methods import METHODS, Entry
 from plures.models import Network, with_roles
 from plures.models.residual import SqueezeExcitation
 from plures.run import Training
@@ -47,7 +47,7 @@ def catalogue() -> Iterator[Line]:
     """
     federation, training = sample(), Training(batch_size=10)
     base = flops(bind(find_method("fedavg"), federation), federation, training)
-    for entry in CATALOGUE.values():
+    for entry in METHODS.values():
         yield line(entry, federation, training, base)
 
 

@@ -21,7 +21,7 @@ from plures.evaluate.record import Details, Mistake
 from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
 from plures.federation import Federation
 from plures.files import understood
-from plures.methods import CATALOGUE
+from plures.methods import METHODS
 from plures.report.columns import MISSING, Number, known
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -94,7 +94,7 @@ def single(result: SeedResult, folder: RunFolder) -> Comparison:
     spec = folder.spec()
     federation = spec.federation(folder.reading)
     seen, _ = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
-    entry = CATALOGUE.get(spec.method)
+    entry = METHODS.get(spec.method)
     method = MethodResult(
         name=spec.method,
         title=entry.title if entry else spec.method,
