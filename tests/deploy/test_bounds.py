@@ -31,7 +31,20 @@ from plures.methods import fedavg
 from plures.metrics.errors import rmse
 from plures.remote.bounds import OUTWEIGHS
 from plures.remote.clients import over_sites
-from plures.remote.message import LARGEST, MOST, Order, Place, Reply, Scored, Told, clean, digest, head, pack, unpack
+from plures.remote.message import (
+    MAX_COUNT,
+    MAX_NUMBER,
+    Order,
+    Place,
+    Reply,
+    Scored,
+    Told,
+    clean,
+    digest,
+    head,
+    pack,
+    unpack,
+)
 from plures.remote.sites import Sites, agreed
 from plures.report.catalogue import model
 from plures.run import Training
@@ -323,7 +336,7 @@ def test_an_answer_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pyt
 
 GREETINGS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "as many examples as there are atoms": (reply(told={"examples": 10**30}), "malformed: ('told', 'examples')"),
-    "one more than can be": (reply(told={"examples": MOST + 1}), "malformed: ('told', 'examples')"),
+    "one more than can be": (reply(told={"examples": MAX_COUNT + 1}), "malformed: ('told', 'examples')"),
     "no example": (reply(told={"examples": 0}), "malformed: ('told', 'examples')"),
     "half an example": (reply(told={"examples": 1.5}), "malformed: ('told', 'examples')"),
     "a whole number as a float": (reply(told={"examples": 5.0}), "malformed: ('told', 'examples')"),
@@ -402,14 +415,14 @@ def test_the_largest_facts_are_worked_with(tmp_path: Path) -> None:
     training = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05))
     _, carrier = far(federation, model, fedavg(), training, tmp_path, tells=("examples",))
     known = Sites(carrier, federation.clients, tells=("examples",), problem=federation.task)
-    carrier.spoil = lambda address, answer: reply(told={"examples": MOST})(answer)
+    carrier.spoil = lambda address, answer: reply(told={"examples": MAX_COUNT})(answer)
     known.meet()
     carrier.spoil = lambda address, answer: answer
     again = over_sites(elsewhere(federation), model, fedavg(), known, training)
     assert len(again.step().cohort) == 5
-    assert again.setting.facts["examples"].sum() == 5 * MOST
+    assert again.setting.facts["examples"].sum() == 5 * MAX_COUNT
     assert all(bool(t.isfinite().all()) for kept in again.server.values() for t in kept.values.values())
-    assert torch.finfo(torch.float32).max > (LARGEST**2) * 1e5
+    assert torch.finfo(torch.float32).max > (MAX_NUMBER**2) * 1e5
 
 
 # --- what one client's word is worth --------------------------------------------------------------------------------

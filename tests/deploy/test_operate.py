@@ -317,8 +317,8 @@ def test_who_is_waited_for_while_all_are_asked_who_they_are(tmp_path):
 def superlink(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
     made = SuperLink()
     monkeypatch.setattr(Place, "control", made)
-    monkeypatch.setattr(running, "LOADING", 0.2)
-    monkeypatch.setattr(running, "LOOK", 0.01)
+    monkeypatch.setattr(running, "MAX_LOADING_SECONDS", 0.2)
+    monkeypatch.setattr(running, "POLL_SECONDS", 0.01)
     return made
 
 

@@ -162,7 +162,7 @@ def test_durations_in_words() -> None:
 def test_a_terminal_is_drawn_by_a_thread_of_its_own(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looks, "LOOK", 0.0)
+    monkeypatch.setattr(looks, "POLL_SECONDS", 0.0)
     plan, store = plan_of(read_study(file), "optuna"), Store(tmp_path / "out")
     begin(plan, store)
     page, drawn = io.StringIO(), list[str]()

@@ -49,7 +49,7 @@ Inputs = Annotated[
     typer.Option(help=".npz with raw examples x; or .csv or .parquet with raw rows, columns in any order."),
 ]
 
-TELLING = ("fedavg", "fedavg_ft", "ditto", "fedper", "fedrep", "fedbabu", "lora")
+SHOWN_METHODS = ("fedavg", "fedavg_ft", "ditto", "fedper", "fedrep", "fedbabu", "lora")
 """Methods with different memory needs."""
 COLUMNS = {
     "state": "state",
@@ -209,7 +209,7 @@ def device_command(
     data_options: Options = None,
 ) -> None:
     """Estimate the memory a device needs to personalise with each method; for a single method, phase by phase."""
-    code = typed(data, model, *(method or TELLING))
+    code = typed(data, model, *(method or SHOWN_METHODS))
     if batch_size < 0:
         raise PluresError(f"--batch-size {batch_size}: give at least 1, or 0 for all examples of a client")
     specs = [
@@ -224,7 +224,7 @@ def device_command(
             optimizer=optimizer,
             momentum=momentum,
         )
-        for name in method or TELLING
+        for name in method or SHOWN_METHODS
     ]
     federation = specs[0].federation(code)
     size = batch_size or int(federation.splits["train"].sizes.max())

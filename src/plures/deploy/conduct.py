@@ -41,7 +41,7 @@ NEW = "the run cannot go on; start a new one, under another name in the federati
 BEFORE = "checkpoint.before.safetensors"
 """What was reached before the last round, in case that has broken the model."""
 STATE, RESULT = "state.safetensors", "result.json"
-LOOK = 0.5
+POLL_SECONDS = 0.5
 """Seconds between looks for sites that have not joined."""
 
 FAR = 10.0
@@ -188,7 +188,7 @@ class Conductor:
             if said != (absent, reasons):
                 self.watched.waiting(absent, seconds=end - time.monotonic(), refused=reasons)
                 said = absent, reasons
-            self.wait(LOOK)
+            self.wait(POLL_SECONDS)
             self.sites.meet()
         if self.sites.missing:
             refused = "; ".join(sorted(set(self.sites.refused.values())))

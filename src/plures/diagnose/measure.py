@@ -17,7 +17,7 @@ from plures.diagnose.labels import label_skew
 from plures.diagnose.learning import learning
 from plures.diagnose.quality import quality
 from plures.diagnose.result import Findings, Looked
-from plures.diagnose.sample import CLIENTS, EACH, ROWS, chosen_clients, sample
+from plures.diagnose.sample import MAX_CLIENTS, MAX_ROWS, MAX_ROWS_PER_CLIENT, chosen_clients, sample
 from plures.diagnose.sizes import quantity
 from plures.errors import PluresError
 from plures.federation import Federation
@@ -35,9 +35,9 @@ def diagnose(
     *,
     model: nn.Module | ModelFactory | None = None,
     seed: int = 0,
-    clients: int = CLIENTS,
-    rows: int = ROWS,
-    rows_each: int = EACH,
+    clients: int = MAX_CLIENTS,
+    rows: int = MAX_ROWS,
+    rows_each: int = MAX_ROWS_PER_CLIENT,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """How the clients differ and which families of methods should help, before any method is trained.

@@ -13,13 +13,13 @@ from plures.errors import PluresError
 from plures.federation import Federation, SplitName
 from plures.federation.seeding import generator
 
-ROWS = 6000
+MAX_ROWS = 6000
 """Most train rows over all clients."""
-EACH = 400
+MAX_ROWS_PER_CLIENT = 400
 """Most train rows of a client."""
-LEAST = 24
+MIN_ROWS_PER_CLIENT = 24
 """Train rows of a client that are kept regardless of the total."""
-CLIENTS = 150
+MAX_CLIENTS = 150
 """Most clients examined, except for sizes and labels, which count all."""
 COMPONENTS = 32
 BINS = 10
@@ -61,7 +61,7 @@ class Sample:
         return bool(self.federation.task.classes)
 
 
-def chosen_clients(federation: Federation, seed: int, most: int = CLIENTS) -> Federation:
+def chosen_clients(federation: Federation, seed: int, most: int = MAX_CLIENTS) -> Federation:
     """The federation, or a random part of at most ``most`` clients; clients without train rows are dropped."""
     names = [c for c, n in zip(federation.clients, federation.splits["train"].sizes.tolist(), strict=True) if n]
     if len(names) < 2:
@@ -77,7 +77,7 @@ def chosen_clients(federation: Federation, seed: int, most: int = CLIENTS) -> Fe
 
 def chosen_rows(federation: Federation, split: SplitName, seed: int, rows: int, each: int) -> tuple[Ints, Ints]:
     """A random part of every client's rows of a split, and the client of each."""
-    cap = min(each, max(LEAST, rows // len(federation)))
+    cap = min(each, max(MIN_ROWS_PER_CLIENT, rows // len(federation)))
     taken, owner = [], []
     for number, (name, own) in enumerate(zip(federation.clients, federation.splits[split], strict=True)):
         order = generator(seed, "diagnose", split, name).permutation(len(own))[:cap]
@@ -86,7 +86,7 @@ def chosen_rows(federation: Federation, split: SplitName, seed: int, rows: int, 
     return np.concatenate(taken).astype(np.int64), np.concatenate(owner).astype(np.int64)
 
 
-def sample(federation: Federation, seed: int = 0, rows: int = ROWS, each: int = EACH) -> Sample:
+def sample(federation: Federation, seed: int = 0, rows: int = MAX_ROWS, each: int = MAX_ROWS_PER_CLIENT) -> Sample:
     """Train rows of the clients, never validation or test rows."""
     chosen, owner = chosen_rows(federation, "train", seed, rows, each)
     raw = columns(federation, chosen, seed)

@@ -43,7 +43,7 @@ from plures.metrics import Metric
 from plures.models import ModelFactory, Network
 from plures.names import name_of
 from plures.run import Execution, Run
-from plures.run.checkpoint import AGAIN, discard_damaged
+from plures.run.checkpoint import RUN_AGAIN, discard_damaged
 from plures.run.cost import flops, stored, traffic
 from plures.run.execution import Precision
 from plures.run.fingerprint import (
@@ -423,7 +423,7 @@ class _Study:
         folder = None if self.out is None else RunFolder(self.out / "runs" / name)
         asked = None if folder is None else self.question(entry, spec)
         if folder is not None and asked is not None and folder.finished:
-            kept = salvaged(folder.whole, AGAIN)
+            kept = salvaged(folder.whole, RUN_AGAIN)
             if kept is not None:
                 insist(f"{folder.path} holds another run", folder.question(), asked)
                 self._tell(entry.name, stage, None, spec.rounds, spec.rounds)

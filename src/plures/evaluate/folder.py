@@ -47,7 +47,7 @@ from plures.run.origin import builder
 from plures.run.predict import predicted
 from plures.signature import checked
 
-AGAIN = "run again, into another folder"
+RERUN = "run again, into another folder"
 ONBOARD = "delete it, and make the new client's model again with `plures onboard`"
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
 OWN, FITTED, COUNTS, PARTS = "own", "fitted", "examples", ("inputs", "targets", "weight")
@@ -165,7 +165,7 @@ class RunFolder:
 
     def add(self, guest: Run) -> None:
         """Keep the personal models of newcomers beside those of the clients, with the examples that they predict by."""
-        present = describe(self.path / MODELS, AGAIN)["clients"]
+        present = describe(self.path / MODELS, RERUN)["clients"]
         for client in guest.federation.clients:
             if client in present:
                 raise PluresError(
@@ -188,8 +188,8 @@ class RunFolder:
         try:
             described = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DamagedError(f"{file} is damaged ({error})", AGAIN) from error
-        plain = unsealed(described, file, AGAIN, earlier=True) if isinstance(described, dict) else {}
+            raise DamagedError(f"{file} is damaged ({error})", RERUN) from error
+        plain = unsealed(described, file, RERUN, earlier=True) if isinstance(described, dict) else {}
         told = {"spec", "execution", "result"}
         if not told <= plain.keys() <= {*told, KEY, "moves"}:
             raise DamagedError(f"{file} is not the description of a run", "name the folder that `plures run` wrote")
@@ -213,7 +213,7 @@ class RunFolder:
         """
         for file in (self.path / STATE, self.path / MODELS):
             if file.exists():
-                read(file, AGAIN)
+                read(file, RERUN)
         return self.result()
 
     def result(self) -> SeedResult:
@@ -234,15 +234,15 @@ class RunFolder:
         try:
             return kind.model_validate(self._description()[key])
         except ValidationError as error:
-            raise unreadable(error, self.path / DESCRIPTION, "a run", AGAIN) from error
+            raise unreadable(error, self.path / DESCRIPTION, "a run", RERUN) from error
 
     def run(self, device: str = "cpu") -> Run:
         """The run in its saved state, on the clients it was trained with."""
-        with understood(self.path, AGAIN):
+        with understood(self.path, RERUN):
             spec, execution = self.spec(), self.execution(device)
             whole = self.data(execution)
             rebuilt = spec.run(whole.hold_out(spec.unseen)[0] if spec.unseen else whole, execution, self.reading)
-            restore(rebuilt, read(self.path / STATE, AGAIN)[0])
+            restore(rebuilt, read(self.path / STATE, RERUN)[0])
             return rebuilt
 
     def data(self, execution: Execution | None = None) -> Federation:
@@ -279,7 +279,7 @@ class RunFolder:
     def fitted(self) -> Federation:
         """The run's federation without any row: task, columns, and all that was fitted to its data."""
         self._description()
-        tensors, about = read(self.path / MODELS, AGAIN)
+        tensors, about = read(self.path / MODELS, RERUN)
         if "preparation" not in about.get(FITTED, {}):
             self._asked()
             raise PluresError(f"{self.path / MODELS} does not say what was fitted to the data: run again")
@@ -337,7 +337,7 @@ class RunFolder:
             PluresError: among others if its model diverged, if data that are needed have changed, or if model or method
                 are not the run's.
         """
-        with understood(self.path, AGAIN):
+        with understood(self.path, RERUN):
             deployed, execution = self.stack(client), self.execution()
             federation = self.fitted().to("cpu", execution.dtype)
             engine = self._engine(federation, execution, model, method)
@@ -349,7 +349,7 @@ class RunFolder:
             if client not in data.clients:
                 raise PluresError(f"the examples of the new client {client!r} are not in the run's data: give --inputs")
             inputs = data.inputs[data.splits["test"][data.index(client)]]
-        with understood(self.path, AGAIN):
+        with understood(self.path, RERUN):
             return predicted(engine, client, deployed, own, inputs)
 
     def _engine(
@@ -395,7 +395,7 @@ class RunFolder:
 
     def counted(self, client: str) -> Counts:
         """How many examples a client has."""
-        told = describe(self._file(client), AGAIN).get(COUNTS)
+        told = describe(self._file(client), RERUN).get(COUNTS)
         if told is None:
             raise PluresError(f"{self.path / MODELS} is of an earlier version of plures: run again")
         found: Counts = told[client]
@@ -449,7 +449,7 @@ class RunFolder:
 
 def _whole(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What a file of models holds."""
-    return read(file, ONBOARD if file.parent.name == NEWCOMERS else AGAIN)
+    return read(file, ONBOARD if file.parent.name == NEWCOMERS else RERUN)
 
 
 def _scores(scores: ClientScores, place: int) -> dict[str, float | None]:

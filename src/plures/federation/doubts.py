@@ -13,7 +13,7 @@ from torch import Tensor
 from plures.cells import alike, listed
 from plures.federation.federation import Federation
 
-FEW = 3
+MIN_TRAIN_EXAMPLES = 3
 EXCESS = 10.0
 """Copies are reported if there are this many times more than independent columns would give by chance."""
 
@@ -21,8 +21,10 @@ EXCESS = 10.0
 def doubts(federation: Federation, copies: bool = True) -> list[str]:
     """Clients with too few examples to learn, names that look alike, and test rows that were trained on."""
     train = federation.splits["train"]
-    few = [name for name, size in zip(federation.clients, train.sizes.tolist(), strict=True) if size < FEW]
-    told = [_of(few, f"fewer than {FEW} training examples")]
+    few = [
+        name for name, size in zip(federation.clients, train.sizes.tolist(), strict=True) if size < MIN_TRAIN_EXAMPLES
+    ]
+    told = [_of(few, f"fewer than {MIN_TRAIN_EXAMPLES} training examples")]
     if federation.task.classes:
         labels = (federation.targets[rows] for rows in train)
         single = [n for n, own in zip(federation.clients, labels, strict=True) if bool((own == own[0]).all())]

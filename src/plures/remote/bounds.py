@@ -15,8 +15,8 @@ from plures.method import Block, Bound, Kept, View, named
 from plures.method.channel import VIEWS, WEIGHTS
 from plures.models import Leaves
 from plures.remote.message import (
-    LARGEST,
-    MOST,
+    MAX_COUNT,
+    MAX_NUMBER,
     Reply,
     Tensors,
     clean,
@@ -74,7 +74,7 @@ def size(leaves: Mapping[str, Tensor]) -> int:
 
 def fits(value: Tensor, like: Tensor) -> bool:
     """Whether a tensor has the shape and type of another, and numbers on which arithmetic stays finite."""
-    return value.shape == like.shape and value.dtype == like.dtype and bool((value.abs() <= LARGEST).all())
+    return value.shape == like.shape and value.dtype == like.dtype and bool((value.abs() <= MAX_NUMBER).all())
 
 
 def received(run: Coordinator[Any], client: int, rows: Mapping[str, int], server: Mapping[str, Kept]) -> Leaves:
@@ -175,8 +175,8 @@ def check(run: Coordinator[Any], like: Mapping[str, Tensor], reply: Reply, tenso
             raise UnableError(f"bad upload: {name!r} holds a NaN or an infinite value")
         if name.startswith(WEIGHT) and not bool((value >= 0).all()):
             raise PluresError(f"bad upload: {name!r} holds a negative weight")
-        if name.startswith(WEIGHT) and not bool((value <= MOST).all()):
-            raise PluresError(f"bad upload: {name!r} holds a weight above {MOST:g}")
+        if name.startswith(WEIGHT) and not bool((value <= MAX_COUNT).all()):
+            raise PluresError(f"bad upload: {name!r} holds a weight above {MAX_COUNT:g}")
     for block in run.served():
         if block.share.alone:
             row, rows = reply.rows.get(block.name, -1), len(next(iter(run.server[block.name].values.values())))

@@ -27,14 +27,14 @@ STYPE = "plures.safetensors"
 """The form of a message's bytes."""
 ONE_PART = 2**20
 """Bytes of a message that travels in one part."""
-POLL, EACH = 0.25, 0.01
+MIN_POLL_SECONDS, POLL_SECONDS_PER_NODE = 0.25, 0.01
 """Seconds between looks for an answer: at least, and for each node that is asked."""
-PART, MOST = 0.1, 2.0
+POLL_SHARE, MAX_POLL_SECONDS = 0.1, 2.0
 """A look costs the SuperLink more than a site's work costs the site: the next is after this part of the time so far, or
 after so many seconds."""
-EARLY = 0.6
+FIRST_POLL_SHARE = 0.6
 """The first look is after this part of the time that the first answer took when sites were asked last, and no later
-than ``MOST``."""
+than ``MAX_POLL_SECONDS``."""
 Arrival = tuple[int, bytes | str | BaseException]
 """A node and what came of its message."""
 
@@ -90,8 +90,8 @@ class GridTransport:
         found: dict[int, bytes | str] = {n: "Flower did not take its message" for n, i in numbers.items() if not i}
         begin, arrived = time.monotonic(), Queue[Arrival]()
         end = begin + deadline
-        pause = max(POLL, EACH * len(numbers))
-        first, self._soonest = min(EARLY * self._soonest, MOST), 0.0
+        pause = max(MIN_POLL_SECONDS, POLL_SECONDS_PER_NODE * len(numbers))
+        first, self._soonest = min(FIRST_POLL_SHARE * self._soonest, MAX_POLL_SECONDS), 0.0
         for node in numbers.keys() - found.keys():
             given = (node, numbers[node], end, first, pause, arrived)
             Thread(target=self._await, args=given, daemon=True).start()
@@ -122,7 +122,7 @@ class GridTransport:
                 for reply in self.grid.pull_messages([number]):
                     arrived.put((node, f"Flower: {reply.error.reason}" if reply.has_error() else opened(reply.content)))
                     return
-                time.sleep(max(pause, min(MOST, PART * (now - begin))))
+                time.sleep(max(pause, min(MAX_POLL_SECONDS, POLL_SHARE * (now - begin))))
         except (OSError, httpx.HTTPError) as error:  # the SuperLink is gone: raised in the thread that asked
             arrived.put((node, error))
         except Exception as error:  # Flower reads a node's answer here, whatever the node put in it

@@ -21,18 +21,18 @@ from plures.texts import visible
 
 PROTOCOL = 4
 HEADER = "plures"
-LONGEST = 16 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
 """Largest header that is read, in bytes."""
 
 LONGEST_REASON = 500
 LONGEST_NAME = 200
-MOST = 10**9
+MAX_COUNT = 10**9
 """Most of anything that is counted: examples, rounds, seconds. Sums over all clients stay exact in every type."""
 
-LARGEST = 1e15
+MAX_NUMBER = 1e15
 """Largest number that is told of anything: its square, summed over all clients, is finite in single precision."""
 
-MANY = 10**5
+MAX_ENTRIES = 10**5
 """Most entries of a list or a table."""
 
 Tensors = dict[str, Tensor]
@@ -49,8 +49,8 @@ def clean(text: str, most: int = LONGEST_REASON) -> str:
 
 Text = Annotated[str, Field(max_length=LONGEST_REASON), AfterValidator(clean)]
 Named = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(clean)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
-Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 
 
 class Checked(BaseModel):
@@ -62,7 +62,7 @@ class Checked(BaseModel):
 class Header(Checked):
     """The JSON part of a message."""
 
-    protocol: Annotated[int, Field(ge=0, le=MOST)] = PROTOCOL
+    protocol: Annotated[int, Field(ge=0, le=MAX_COUNT)] = PROTOCOL
 
 
 class Told(Checked):
@@ -74,8 +74,8 @@ class Told(Checked):
         metadata: further facts.
     """
 
-    examples: Annotated[int, Field(ge=1, le=MOST)]
-    labels: Annotated[list[Count], Field(max_length=MANY)] | None = None
+    examples: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+    labels: Annotated[list[Count], Field(max_length=MAX_ENTRIES)] | None = None
     metadata: Annotated[dict[Named, Number | Named | bool | None], Field(max_length=1000)] = {}
 
 
@@ -106,7 +106,7 @@ class Order(Header):
     keep: Count = 0
     evaluate: Annotated[tuple[Held, ...], Field(max_length=2)] = ()
     members: Annotated[dict[Named, Count], Field(max_length=1000)] = {}
-    population: Annotated[list[Told], Field(max_length=MANY)] = []
+    population: Annotated[list[Told], Field(max_length=MAX_ENTRIES)] = []
 
     @model_validator(mode="after")
     def _in_time(self) -> Order:
@@ -159,7 +159,7 @@ class Reply(Header):
     scores: Annotated[dict[Held, Scored], Field(max_length=2)] = {}
     told: Told | None = None
     metrics: Annotated[tuple[Named, ...], Field(max_length=100)] = ()
-    seconds: Annotated[float, Field(ge=0, le=MOST)] = 0.0
+    seconds: Annotated[float, Field(ge=0, le=MAX_COUNT)] = 0.0
 
 
 class Place(Checked):
@@ -182,7 +182,7 @@ def pack(header: Header, tensors: Mapping[str, Tensor] | None = None) -> bytes:
     return save(flat, {HEADER: header.model_dump_json()})
 
 
-def head(message: bytes, kind: type[H], longest: int = LONGEST) -> tuple[H, set[str]]:
+def head(message: bytes, kind: type[H], longest: int = MAX_HEADER_BYTES) -> tuple[H, set[str]]:
     """Header of a message, and the names of its tensors, which are not read.
 
     Args:

@@ -22,8 +22,8 @@ from plures.remote.bounds import distance, key, labelled, received, size
 from plures.remote.clients import ONE_CLIENT, Rules, fingerprint
 from plures.remote.ledger import Ledger
 from plures.remote.message import (
-    LARGEST,
     LONGEST_REASON,
+    MAX_NUMBER,
     Held,
     Order,
     Reply,
@@ -389,7 +389,7 @@ class Site:
     def _told_of(self, examples: int, numbers: Mapping[str, float]) -> dict[str, float]:
         """What may be told of numbers that were measured on so many examples."""
         allowed = self.allowed.measures(self.data.metrics, examples)
-        return {k: self.allowed.rounded(x) for k, x in numbers.items() if k in allowed and abs(x) <= LARGEST}
+        return {k: self.allowed.rounded(x) for k, x in numbers.items() if k in allowed and abs(x) <= MAX_NUMBER}
 
     def _train(
         self, run: Run, versions: Versions, ledger: Ledger, order: Order, scores: Mapping[Held, Scored]

@@ -23,7 +23,7 @@ from plures.remote.message import (
 )
 from plures.tasks import Task as Problem
 
-AGAIN = 30.0
+RETRY_SECONDS = 30.0
 """Seconds until a site that could not be taken in is asked again."""
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Sites:
         self.where = {self.met[address]: address for address in present if address in self.met} | self.where
         now = time.monotonic()
         new = [a for a in present if a not in self.met and now >= self._asked.get(a, now)]
-        self._asked |= dict.fromkeys(new, now + AGAIN)
+        self._asked |= dict.fromkeys(new, now + RETRY_SECONDS)
         self.refused = {address: reason for address, reason in self.refused.items() if address in present}
         questions = {address: pack(Order(task="join")) for address in new}
         for address, answer in self.transport.exchange(questions, self.deadline).items():

@@ -18,7 +18,7 @@ from plures.run.coordinator import Coordinator
 from plures.run.fingerprint import KEY, VERSIONS, Fingerprint, insist, of_run
 
 BEST = "best:"
-AGAIN = "the run is made again"
+RUN_AGAIN = "the run is made again"
 REMEDY = "delete it, and the run starts again"
 Snapshot = dict[str, Tensor]
 """Everything that changes in a run, as flat named tensors."""
@@ -91,7 +91,7 @@ def save(
 
 def discard_damaged(file: Path) -> None:
     """Delete a checkpoint that is damaged, with a warning that names it, so that its run starts again."""
-    if file.exists() and salvaged(lambda: read(file), AGAIN) is None:
+    if file.exists() and salvaged(lambda: read(file), RUN_AGAIN) is None:
         file.unlink()
 
 

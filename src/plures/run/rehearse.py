@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from plures.run.training import Training
 
 T = TypeVar("T")
-FEW = 8
+REHEARSED_EXAMPLES = 8
 """Examples in the batch of the step."""
 INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 
@@ -39,7 +39,7 @@ def rehearse(bound: Bound, federation: Federation, training: Training, execution
 
     precision = "float32" if execution.precision == "auto" else execution.precision
     alone = Execution("loop", 1, False, precision, execution.device)
-    short = replace(training, batch_size=min(training.batch_size or FEW, FEW))
+    short = replace(training, batch_size=min(training.batch_size or REHEARSED_EXAMPLES, REHEARSED_EXAMPLES))
     engine = Engine(bound, federation, short, alone, seed)
     client = typical(federation)
     x, received = copies(bound, 1)
@@ -57,7 +57,10 @@ def rehearse(bound: Bound, federation: Federation, training: Training, execution
 def typical(federation: Federation) -> int:
     """Position of the smallest client that fills a batch; of the largest one if none does."""
     sizes: list[int] = federation.splits["train"].sizes.tolist()
-    return min(range(len(sizes)), key=lambda i: (sizes[i] < FEW, sizes[i] if sizes[i] >= FEW else -sizes[i]))
+    return min(
+        range(len(sizes)),
+        key=lambda i: (sizes[i] < REHEARSED_EXAMPLES, sizes[i] if sizes[i] >= REHEARSED_EXAMPLES else -sizes[i]),
+    )
 
 
 def predicted(engine: Engine, x: Any, client: int) -> None:
@@ -65,7 +68,7 @@ def predicted(engine: Engine, x: Any, client: int) -> None:
     predict, federation = engine.bound.method.predictor, engine.federation
     state = engine.bound.state({slot: {path: t[0] for path, t in leaves.items()} for slot, leaves in x.items()})
     deployed = x if predict.composed else {"model": {p: t[None] for p, t in predict.leaves(state).items()}}
-    inputs = federation.inputs[federation.splits["train"][client][:FEW]]
+    inputs = federation.inputs[federation.splits["train"][client][:REHEARSED_EXAMPLES]]
     own: dict[str, Any] = {split: engine.whole([client], split) for split in predict.reads}
     outputs = engine.forward(deployed, inputs[None], own)
     engine.decisions(deployed, outputs)

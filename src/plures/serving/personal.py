@@ -18,8 +18,7 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.folder import AGAIN as RERUN
-from plures.evaluate.folder import counts
+from plures.evaluate.folder import RERUN, counts
 from plures.evaluate.predictions import said
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from plures.tables.table import Table
 
 MODEL, CARD = "model.safetensors", "card.json"
-AGAIN = "publish the model again"
+REPUBLISH = "publish the model again"
 OWN, SCALING = "own:", "scaling:"
 PARTS = ("inputs", "targets", "weight")
 Examples = tuple[Tensor, Tensor, Tensor]
@@ -310,7 +309,7 @@ class PersonalModel:
             raise PluresError(
                 f"{folder} holds no personal model ({MODEL} is missing): name a folder with a saved model"
             )
-        tensors, about = read(file, AGAIN, earlier=True)
+        tensors, about = read(file, REPUBLISH, earlier=True)
         told = about.get("card")
         if not isinstance(told, dict) or "format" not in told:
             raise PluresError(f"{file} is another file of plures, not a personal model")
@@ -327,10 +326,10 @@ class PersonalModel:
         try:
             card = Card.model_validate(told)
         except ValidationError as error:
-            raise PluresError(f"{file}: the card is damaged ({explain(error, told)}); {AGAIN}") from error
+            raise PluresError(f"{file}: the card is damaged ({explain(error, told)}); {REPUBLISH}") from error
         if describe.digest(tensors) != card.digest:
-            raise PluresError(f"{file} is damaged: its values are not those that were saved; {AGAIN}")
-        with understood(file, AGAIN), torch.no_grad():
+            raise PluresError(f"{file} is damaged: its values are not those that were saved; {REPUBLISH}")
+        with understood(file, REPUBLISH), torch.no_grad():
             model = _assembled(card, tensors, code.reading(file))
             model.decided(model.outputs(model.federation.scaled(model.federation.inputs.new_zeros(1, *card.features))))
         return model

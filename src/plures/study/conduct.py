@@ -20,9 +20,9 @@ from plures.study.store import LostError, Store
 from plures.study.work import Bench
 from plures.version import __version__
 
-NAMED = 5
+MAX_NAMED = 5
 """Most damaged results that a warning names."""
-WAIT = 0.2
+POLL_SECONDS = 0.2
 """Seconds between polls for work while others finish the rest."""
 
 
@@ -101,9 +101,11 @@ def begin(plan: Plan, store: Store) -> None:
     store.insist(__version__)
     damaged = store.mend((*plan.measures, *plan.units))
     if damaged:
-        more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
+        more = f" and {len(damaged) - MAX_NAMED} more" if len(damaged) > MAX_NAMED else ""
         warnings.warn(
-            f"{store.file} is damaged: {'; '.join(damaged[:NAMED])}{more} is recomputed", PluresWarning, stacklevel=2
+            f"{store.file} is damaged: {'; '.join(damaged[:MAX_NAMED])}{more} is recomputed",
+            PluresWarning,
+            stacklevel=2,
         )
     store.reopen((*plan.measures, *plan.units))
     store.describe(source.text, source.file, str(source.folder.resolve()), plan.search, __version__)
@@ -131,7 +133,7 @@ def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callb
                 unit = store.claim(units, owner, lease)
                 if unit is None:
                     watch(Event("waiting"))
-                    time.sleep(WAIT)
+                    time.sleep(POLL_SECONDS)
                     continue
                 heart.hold(unit.id)
                 watch(_one(bench, heart, unit, watch))

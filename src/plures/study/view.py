@@ -19,7 +19,7 @@ from plures.study.estimate import Ahead, duration, expected, timings_of
 from plures.study.plan import Cell, Plan, Unit
 from plures.study.store import Store
 
-LOOK = 1.0
+POLL_SECONDS = 1.0
 """Seconds between reads of the database."""
 SHOWN = 12
 """Most cells in the live view."""
@@ -81,7 +81,7 @@ class View:
         self.event = event
 
     def __rich__(self) -> RenderableType:
-        if time.monotonic() - self.looked >= LOOK:
+        if time.monotonic() - self.looked >= POLL_SECONDS:
             self.shown, self.looked = self._draw(), time.monotonic()
         return Group(self._now(), self.shown)
 

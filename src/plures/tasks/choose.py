@@ -18,10 +18,10 @@ from plures.tasks.task import Array, Task, Where
 KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classification, Regression)}
 """Tasks that have a name."""
 
-MANY = 50
+MAX_CLASSES_UNASKED = 50
 """More whole numbers than that are probably amounts, not classes."""
 
-FEW = 20
+MAX_WHOLE_LABELS = 20
 """Fewer whole values of a floating-point type than that are probably classes."""
 
 
@@ -60,7 +60,7 @@ def task_of(
 def _doubted(task: Task, values: Array) -> None:
     """Warn where the type of the targets may not tell what they are."""
     if task.classes:
-        if values.dtype.kind in "iu" and task.outputs > MANY:
+        if values.dtype.kind in "iu" and task.outputs > MAX_CLASSES_UNASKED:
             warnings.warn(
                 f"targets are {task.outputs} different whole numbers ({listed(task.classes)}), and each counts as a "
                 'class: say task="classification" if they are, or task="regression" if they are amounts',
@@ -70,7 +70,7 @@ def _doubted(task: Task, values: Array) -> None:
         return
     different = np.unique(values) if values.ndim == 1 else np.empty(0)
     if (
-        0 < len(different) <= FEW
+        0 < len(different) <= MAX_WHOLE_LABELS
         and len(different) < len(values) / 2
         and bool((different == np.floor(different)).all())
     ):

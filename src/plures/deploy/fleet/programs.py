@@ -77,7 +77,7 @@ ANSWER, HERE = 0.5, 0.05
 """How long Flower's node sleeps between two looks for an answer of its own task, and how long it does here."""
 ENDING = 3
 """Seconds that a SuperLink waits for requests to end when it is to end."""
-AGAIN = 1.0
+RESTART_SECONDS = 1.0
 """Seconds before what starts tasks is started again."""
 RAISED = ("flwr.supercore.app_utils", "flwr.supercore.heartbeat")
 """Where Flower raises a signal in a thread."""
@@ -203,7 +203,7 @@ class Kept:
         """Start it again and again."""
         while True:
             code = self.child.wait()
-            time.sleep(AGAIN)
+            time.sleep(RESTART_SECONDS)
             if not self.wanted:
                 return
             print(f"what starts tasks has ended (exit code {code}) and is started again", file=sys.stderr, flush=True)

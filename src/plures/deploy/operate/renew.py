@@ -53,10 +53,10 @@ def server(place: Place) -> list[str]:
     _ = keys.read_authority()
     with aside(keys, keys.server, keys.server_key):
         keys.make_server(names)
-    return [f"the server has a new certificate for {', '.join(names)}, until {ends(keys.server):%Y-%m-%d}", AGAIN]
+    return [f"the server has a new certificate for {', '.join(names)}, until {ends(keys.server):%Y-%m-%d}", RESTART]
 
 
-AGAIN = "restart the SuperLink and the reverse proxy; resume an interrupted run with `plures deploy run`"
+RESTART = "restart the SuperLink and the reverse proxy; resume an interrupted run with `plures deploy run`"
 
 
 def authority(place: Place) -> list[str]:
@@ -73,7 +73,7 @@ def authority(place: Place) -> list[str]:
     agreement.enter(place.file, top={"authority": authority_digest(keys.authority)})
     return [
         f"there is a new authority, until {ends(keys.authority):%Y-%m-%d}",
-        AGAIN,
+        RESTART,
         f"send {place.file} and {keys.authority} to every member: no node can connect until it has joined again",
     ]
 

@@ -14,9 +14,10 @@ from plures.deploy.plan import naming
 from plures.errors import PluresError
 from plures.evaluate import Code
 
-LOADING = 60.0
+MAX_LOADING_SECONDS = 60.0
 """Seconds from a run's submission until its process works, and from its end until the process is gone, at most."""
-LOOK = 1.0
+POLL_SECONDS = 1.0
+"""Seconds between looks at a run that is under way."""
 
 Listen = Callable[[RunStatus], None]
 
@@ -51,11 +52,11 @@ def start(place: Place, out: Path, track: str = "", code: str = "") -> int:
 
 def goes(place: Place, run: int, out: Path) -> bool:
     """Whether a run that the SuperLink believes alive has a process, or gets one soon."""
-    end = time.monotonic() + LOADING
+    end = time.monotonic() + MAX_LOADING_SECONDS
     while time.monotonic() < end and not place.control.status(run).startswith("finished"):
         if works(out):
             return True
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     return False
 
 
@@ -68,7 +69,7 @@ def follow(place: Place, run: int, out: Path, listen: Listen) -> bool:
     plan, control, status = place.plan, place.control, ""
     while not status.startswith("finished"):
         if status:
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         status = control.status(run)
         listen(told(read_log(out), out, plan))
     if status == "finished:stopped":
@@ -89,7 +90,7 @@ def stop(place: Place, only: Path | None = None) -> list[Path]:
         out = place.out(run)
         if not run.over and only in (None, out):
             control.stop(run.id)
-            until(lambda out=out: not works(out), LOADING, f"the process that works in {out} does not end")  # type: ignore[misc]
+            until(lambda out=out: not works(out), MAX_LOADING_SECONDS, f"the process that works in {out} does not end")  # type: ignore[misc]
             Journal(out).event("stopped", reason="by the operator")
             outs.append(out)
     return outs
