@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from plures.federation.metadata import MISSING_VALUES
 from plures.federation.splits import SPLITS, Split, SplitName
+from plures.tasks import Task
 
 SHOWN = 5
 QUANTILES = {"least": 0.0, "lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75, "most": 1.0}
@@ -123,7 +124,7 @@ class Described(Protocol):
     def name(self) -> str: ...
 
     @property
-    def task(self) -> Any: ...
+    def task(self) -> Task: ...
 
     @property
     def targets(self) -> Tensor: ...
