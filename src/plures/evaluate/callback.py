@@ -1,4 +1,4 @@
-"""Whoever wants to know what a run does: told of its start, its rounds, its points and its end."""
+"""Callbacks: observers notified of a run's start, rounds, points and end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class About:
-    """What a run is, told at its start.
+    """Description of a run, given to callbacks at its start.
 
     Attributes:
         name: the method with its parameters.
@@ -28,7 +28,7 @@ class About:
         clients: names of the clients, in their order.
         metric: what the rounds are chosen by.
         rounds: rounds of the whole run.
-        done: rounds that were finished earlier, where the run goes on from a checkpoint.
+        done: rounds finished earlier, if the run resumes from a checkpoint.
         settings: everything that was set, by dotted names; numbers, texts and booleans.
     """
 
@@ -45,10 +45,10 @@ class About:
     def of(
         cls, run: Coordinator[Any], name: str, stage: str = "run", settings: Mapping[str, Any] | None = None
     ) -> About:
-        """What there is to tell of a run.
+        """The description of a run.
 
         Args:
-            run: the run, in the state from which it goes on.
+            run: the run, in the state from which it continues.
             name: its name.
             stage: what it is done for.
             settings: what was set; default: what the run itself knows.
@@ -73,17 +73,17 @@ class About:
 
 @runtime_checkable
 class Callback(Protocol):
-    """Something that is told what a run does. Derive from it and write the methods that you need.
+    """An observer of a run. Derive from it and override the methods that you need.
 
     One object may watch several runs, one after the other: each begins with ``on_start`` and ends with ``on_end`` or
-    ``on_stop``. What a callback does changes nothing in the run: an error in it is reported as a
-    :class:`~plures.errors.PluresWarning` with its name, it hears nothing more of this run, and the run goes on. To stop
-    a run, raise :class:`KeyboardInterrupt` in ``on_round`` or ``on_point``: as with Ctrl-C, the round counts, the
-    checkpoint is written, and the same command goes on from there.
+    ``on_stop``. A callback cannot affect the run: an error in it is reported as a
+    :class:`~plures.errors.PluresWarning` with its name, it is not called again in this run, and the run continues. To
+    stop a run, raise :class:`KeyboardInterrupt` in ``on_round`` or ``on_point``: as with Ctrl-C, the round counts, the
+    checkpoint is written, and the same command resumes from there.
     """
 
     def on_start(self, about: About) -> None:
-        """Before the first round, or before the next one of a run that goes on from a checkpoint."""
+        """Before the first round, or before the next one of a resumed run."""
 
     def on_round(self, record: RoundRecord) -> None:
         """After each round, when its result is applied."""
@@ -95,14 +95,14 @@ class Callback(Protocol):
         """When the run is finished: test scores at the round that validation chose; ``None`` for a trial of tuning."""
 
     def on_stop(self, reason: BaseException) -> None:
-        """When the run ends before its end: Ctrl-C, or an error."""
+        """When the run ends early: Ctrl-C, or an error."""
 
 
 class Callbacks(Callback):
     """Several callbacks as one. The errors of one reach neither the run nor the others.
 
     Args:
-        callbacks: whom to tell, in this order.
+        callbacks: whom to notify, in this order.
 
     Attributes:
         asked: whether one of them asked to stop the run after this round.
@@ -134,7 +134,7 @@ class Callbacks(Callback):
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """A context that tells of the error, if one ends it."""
+        """A context that reports the error, if one ends it."""
         try:
             yield
         except BaseException as reason:
@@ -142,7 +142,7 @@ class Callbacks(Callback):
             raise
 
     def _tell(self, event: str, told: object) -> None:
-        """Tell everybody, and only then raise what somebody raised to stop the run."""
+        """Notify all callbacks, and only then raise what one of them raised to stop the run."""
         stop = None
         for callback in list(self.callbacks):
             try:

@@ -1,4 +1,4 @@
-"""Code of one's own: what a file names as ``module:name`` runs only where the file's reader consented to it."""
+"""User code: what a file names as ``module:name`` runs only if the file's reader consented to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LASTING = ("site", "coordinator")
 """Where consent lasts beyond one command, so that it needs a hash."""
 SHA = "sha256:"
 LARGEST = 64 * 2**20
-"""Bytes of code that are read to make a hash; nobody has read what is larger."""
+"""Most bytes of code that are hashed; nobody reviews larger code."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Code:
 
     @classmethod
     def typed(cls, *said: object) -> Code:
-        """Consent to what the user names by himself; methods joined by ``+`` are several."""
+        """Consent to what the user names directly; methods joined by ``+`` are several."""
         names = [name for text in said if isinstance(text, str) for name in text.split("+")]
         return cls(dict.fromkeys((name for name in names if ":" in name), ""), "typed")
 
@@ -140,7 +140,7 @@ NOTHING = Code()
 
 @dataclass(frozen=True)
 class Found:
-    """Where a module lies, found without running any of it, and without importing the packages around it.
+    """Location of a module, found without running it or importing its parent packages.
 
     Attributes:
         file: the module's own.
@@ -186,9 +186,9 @@ class Found:
 
 
 def pin(code: Path) -> str:
-    """The hash of a module's file, as ``sha256sum`` tells it; of a package, that of the hashes of all its code.
+    """The hash of a module's file, as ``sha256sum`` prints it; of a package, that of the hashes of all its code.
 
-    What the code imports from elsewhere is not in it.
+    What the code imports from elsewhere is not included.
 
     Raises:
         PluresError: if it cannot be read, is too large, or leads out of the package.

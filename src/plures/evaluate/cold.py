@@ -1,4 +1,4 @@
-"""Cold start: how good are the models of held-out clients with no, a few, and all labelled examples."""
+"""Cold start: how good the models of held-out clients are with no, few, and all labelled examples."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ColdStart:
 def cold_start_curve(
     run: Run, unseen: Federation, labels: Sequence[Budget] = (0, 1, 5, 20), seed: int = 0
 ) -> ColdStart:
-    """Score held-out clients after they were onboarded with few labelled examples. Nothing is chosen by the scores.
+    """Score held-out clients after onboarding with few labelled examples. Nothing is chosen by the scores.
 
     Args:
         run: a trained run, at the round that validation chose.
@@ -70,7 +70,7 @@ def with_labels(federation: Federation, budget: Budget, seed: int = 0) -> Federa
     """The federation in which every client has a number of labelled examples beside its test split.
 
     They are divided into training and validation as all its examples are, rounded in favour of training. Which ones
-    are left is a function of ``seed`` and of the client's name and rows alone.
+    are left depends only on ``seed`` and the client's name and rows.
 
     Args:
         federation: the clients.

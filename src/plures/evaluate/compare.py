@@ -134,10 +134,10 @@ def compare(
         metric: by which rounds and settings are chosen, methods are ordered, and clients are called harmed: one of the
             task's metrics by name, ``package.module:name`` of one of your own, or a metric; default: that of the
             federation, which is the task's first unless it says otherwise.
-        out: folder for results and finished runs; a comparison interrupted there goes on where it was.
+        out: folder for results and finished runs; an interrupted comparison resumes there.
         execution: how to use the machine.
-        listener: told of every round, with how far the whole comparison is.
-        callbacks: told of every run, tuning included.
+        listener: called after every round with the progress of the whole comparison.
+        callbacks: notified of every run, including tuning.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
 
     Examples:
@@ -219,7 +219,7 @@ INSTEAD = {
     "seed": "give seeds=3 for the seeds 0, 1 and 2",
     "metrics": "all metrics of the task are reported; the one that methods are compared by is metric",
 }
-"""Fields of a run that a comparison sets by itself, and what to say instead."""
+"""Fields of a run that a comparison sets itself, and what to use instead."""
 
 
 def used(work: Mapping[str, Any], *, whole: bool) -> None:
@@ -265,7 +265,7 @@ def tried_rates(given: Sequence[float] | None, rounds: int) -> tuple[float, ...]
 
 
 def _check(rounds: int, seeds: int, tune_rounds: int, every: int | None) -> None:
-    """Refuse numbers that a comparison cannot have."""
+    """Refuse invalid numbers of rounds, seeds or readings."""
     for name, number, least in (("rounds", rounds, 1), ("seeds", seeds, 1), ("tune_rounds", tune_rounds, 0)):
         if number < least:
             raise PluresError(f"{name}={number}: give at least {least}")
@@ -296,12 +296,12 @@ class _Study:
         self._settled: dict[str, Execution] = {}
 
     def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
-        """Count the rounds that are ahead."""
+        """Count the rounds to be run."""
         trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values())
         self.total = trials * tune_rounds + len(entries) * seeds * self.base.rounds
 
     def claim(self, settings: Mapping[str, Any], entries: Iterable[Entry]) -> None:
-        """Make the folder this comparison's, or refuse the folder of another one."""
+        """Claim the folder for this comparison, or refuse the folder of another one."""
         if self.out is None:
             return
         file, results = self.out / "comparison.json", self.out / RESULTS
@@ -453,7 +453,7 @@ class _Study:
     def _run(
         self, entry: Entry, spec: RunSpec, checkpoint: Path | None = None, execution: Execution | None = None
     ) -> Run:
-        """A fresh run. The execution measured for a method's first run serves all its runs."""
+        """A fresh run. The execution measured for a method's first run is used for all its runs."""
         rehearsed, execution = execution is not None, execution or self._settled.get(entry.name, self.execution)
         if checkpoint is not None and checkpoint.exists():
             execution = saved_execution(checkpoint, self.execution)
@@ -525,7 +525,7 @@ def described(
 
 
 def told(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as JSON has them: functions and selectors by their names."""
+    """Parameters as JSON values: functions and selectors by their names."""
     return {name: value if _json(value) else plain(value) for name, value in parameters.items()}
 
 
@@ -535,7 +535,7 @@ def _json(value: Any) -> bool:
 
 
 def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
-    """The execution a checkpoint was made with, so that going on is exact to the bit."""
+    """The execution a checkpoint was made with, so that resuming is exact to the bit."""
     saved = describe(checkpoint)["execution"]
     same = ("backend", "chunk", "compile", *(["precision"] if execution.precision == "auto" else []))
     return replace(execution, **{k: saved[k] for k in same})

@@ -1,4 +1,4 @@
-"""What a finished run tells of its clients: calibration, errors, clusters, what is personal, cold start."""
+"""Details of a finished run's clients: calibration, errors, clusters, what is personal, cold start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def details(
         run: a run at the round that validation chose.
         unseen: clients held out of its training.
         everything: test scores of the unseen clients with all their labelled examples, if they are known.
-        errors: what a scoring of the test examples showed, if it was looked at; otherwise they are scored again.
+        errors: errors collected while scoring the test examples, if any; otherwise they are scored again.
     """
     if errors is None:
         errors = Errors(run)

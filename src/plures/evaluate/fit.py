@@ -48,7 +48,7 @@ class Fit(Generic[R]):
         run: the run, or the coordinator of one.
         curve: points at which validation data were read.
         best: state of the run at the point that validation prefers, ``None`` before the first point.
-        callbacks: who is told of the run.
+        callbacks: observers of the run.
     """
 
     run: R
@@ -58,16 +58,16 @@ class Fit(Generic[R]):
 
     @property
     def chosen(self) -> Point:
-        """The point that validation prefers, the earliest of equals; the last one where nothing could be measured."""
+        """The best point on validation data, the earliest on ties; the last one if nothing could be measured."""
         sign = primary(self.run.federation).sign
         measured = [point for point in self.curve if not math.isnan(point.validation)]
         return max(measured or self.curve[-1:], key=lambda point: (sign * point.validation, -point.round))
 
     def rounds(self) -> Iterator[int]:
-        """The one loop over rounds, wherever the clients are: until the last one counts, or somebody asks to stop.
+        """The one loop over rounds, wherever the clients are: until the last round counts or a stop is requested.
 
         Yields:
-            The number of rounds finished. Whoever loops does a round, notes what it showed, and keeps it.
+            The number of rounds finished. The caller runs a round, records it, and saves it.
         """
         while self.run.round < self.run.training.rounds:
             yield self.run.round
@@ -75,7 +75,7 @@ class Fit(Generic[R]):
                 raise KeyboardInterrupt
 
     def reached(self, point: Point, state: Callable[[], Snapshot]) -> None:
-        """Note a point, and the state of the run at it if it is the best so far."""
+        """Record a point, and the state of the run there if it is the best so far."""
         self.curve.append(point)
         if self.chosen is point:
             self.best = state()
@@ -86,7 +86,7 @@ class Fit(Generic[R]):
         save(self.run, name, file, self.best, question=question, curve=curve, **kept)
 
     def resume(self, name: str, file: Path, question: Fingerprint | None = None) -> dict[str, Any]:
-        """Go back to a checkpoint; what else was kept in it."""
+        """Restore a checkpoint; returns the other values kept in it."""
         about, self.best = resume(self.run, name, file, question)
         self.curve = [Point(**point) for point in about["curve"]]
         return about
@@ -105,7 +105,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     question: Fingerprint | None = None,
 ) -> Fit[Run]:
-    """Train a run to its last round, or go on from a checkpoint.
+    """Train a run to its last round, or resume from a checkpoint.
 
     Args:
         run: a run; it is put into the state of the checkpoint if there is one.
@@ -114,9 +114,9 @@ def fit(
         checkpoint: file that is written every ``checkpoint_every`` rounds and when Ctrl-C is pressed.
         checkpoint_every: rounds between checkpoints.
         progress: called after each round.
-        callbacks: told of the run; of its end by :func:`finish`.
-        stage: what they are told that the run is done for.
-        settings: what they are told that was set; default: what the run itself knows.
+        callbacks: notified of the run; of its end by :func:`finish`.
+        stage: the purpose of the run, reported to callbacks.
+        settings: the settings reported to callbacks; default: what the run itself knows.
         question: what the run answers; a checkpoint of another question is refused. Default: what
             :func:`~plures.run.fingerprint.of_run` finds of it, and ``every``.
 
@@ -188,7 +188,7 @@ def fit(
 
 
 def mean_of_measured(scores: Scores, metric: str) -> float:
-    """Mean over the clients of which it is known; NaN if of nobody."""
+    """Mean over the clients with a value; NaN if there are none."""
     return mean_known(scores.values[metric])
 
 
@@ -264,7 +264,7 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
 
 
 def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult:
-    """What :func:`finish` gives, with nobody told."""
+    """The result of :func:`finish`, without callbacks."""
     run = fitted.run
     errors = Errors(run)
     if fitted.best is not None and fitted.chosen.round != run.round:

@@ -1,4 +1,4 @@
-"""The one evaluation loop: what every client's own predictor says of its own examples."""
+"""The one evaluation loop: every client's own predictor on its own examples."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iter
 
 
 def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions: Tensor | None = None) -> Predictions:
-    """What outputs mean for a task.
+    """Predictions made from outputs of a task.
 
     Args:
         task: what is predicted.
         outputs: ``(clients, examples, outputs)``.
         targets: ``(clients, examples)`` or ``(clients, examples, outputs)``.
         weight: ``(clients, examples)`` 1 for an example, 0 for padding.
-        decisions: ``(clients, examples, *target)`` what the client decides for; default: as the task does.
+        decisions: ``(clients, examples, *target)`` the client's decisions; default: the task's.
     """
     each = outputs.double().flatten(0, 1), (targets.double() if targets.is_floating_point() else targets).flatten(0, 1)
     losses = task.losses(*each).view_as(weight)

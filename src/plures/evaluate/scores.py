@@ -45,7 +45,7 @@ class Scores:
 
 
 class Onlooker(Protocol):
-    """Whoever wants more of the same evaluation than scores."""
+    """An observer that needs more of the evaluation than scores."""
 
     def each(self, predictions: Predictions) -> Kept:
         """What it needs of every example, ``(clients, batch, ...)``."""

@@ -22,7 +22,7 @@ from plures.run.stream import learn, on_task
 class StreamScores:
     """Scores of every client on every task after every task.
 
-    Everything below is for each client, ``(clients,)``: take the mean, or look at the one who forgets most.
+    Everything below is for each client, ``(clients,)``: take the mean, or the client that forgets most.
 
     Attributes:
         metric: what is scored.
@@ -54,7 +54,7 @@ class StreamScores:
 
     @property
     def forgetting(self) -> Floats:
-        """How much worse the end is than the best before it, mean over all tasks but the last.
+        """Drop from the best earlier score to the final one, mean over all tasks but the last.
 
         Chaudhry, Dokania, Ajanthan, Torr 2018, equation 3. Negative where a later task made an earlier one better.
         """
@@ -64,7 +64,7 @@ class StreamScores:
 
     @property
     def backward_transfer(self) -> Floats:
-        """How much better the end is than just after learning, mean over all tasks but the last.
+        """Final score minus that just after learning, mean over all tasks but the last.
 
         Lopez-Paz, Ranzato 2017, equation 3.
         """

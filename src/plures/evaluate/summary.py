@@ -1,4 +1,4 @@
-"""What the clients' numbers amount to: not only the mean."""
+"""Summary statistics over clients: not only the mean."""
 
 from __future__ import annotations
 
