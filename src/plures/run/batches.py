@@ -1,4 +1,4 @@
-"""Which examples every step of a visit sees, for all clients of a chunk at once."""
+"""The examples used in every step of a visit, for all clients of a chunk at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write what a run has reached, whole or not at all, and go on from it exactly."""
+"""Write a run's state atomically, and resume from it exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Snapshot = dict[str, Tensor]
 
 
 def snapshot(run: Coordinator[Any]) -> Snapshot:
-    """The state that a run has reached. Nothing in it aliases what the run goes on to change."""
+    """The current state of a run. Nothing in it aliases what the run changes later."""
     tensors = {f"clients:{s}:{p}": t for (s, p), t in run.store.snapshot().items()}
     for block, kept in run.server.items():
         tensors |= {f"server:{block}:{k}": t for k, t in kept.values.items()}

@@ -371,7 +371,7 @@ def state_of(value: Any) -> dict[str, Any]:
 
 
 def named_builtin(value: Any) -> str | None:
-    """Name of a function that is not written in Python."""
+    """Name of a function not written in Python."""
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     module = getattr(value, "__module__", None)
     if not callable(value) or not isinstance(name, str):

@@ -103,7 +103,7 @@ def restore(handlers: dict[signal.Signals, Any]) -> None:
 
 
 def rest(seconds: float) -> None:
-    """Wait some seconds, and hear of signals meanwhile."""
+    """Wait some seconds while still receiving signals."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(left, SLICE))

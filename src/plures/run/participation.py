@@ -102,8 +102,8 @@ class BySize(Sample):
 class Joint:
     """A rule for methods by which clients learn jointly; where nothing travels, everybody takes part in every round.
 
-    Whoever trains alone waits for no server that draws it. So local-only training, the baseline of a comparison, has
-    as many visits of every client as there are rounds, however few clients the others draw.
+    A client that trains alone does not wait for a server to draw it. So local-only training, the baseline of a
+    comparison, has as many visits of every client as there are rounds, however few clients the others draw.
 
     Attributes:
         rule: who takes part where something travels.

@@ -112,7 +112,7 @@ def told(what: str, work: Callable[[], T]) -> T:
 
 
 def failure(error: Exception) -> str:
-    """What an error says, in one line, and the user's line that it comes from."""
+    """An error's message in one line, with the user's line that raised it."""
     text = " ".join(str(error).split("\n\n")[0].split())
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*INSIDE, "<"))]
     line = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

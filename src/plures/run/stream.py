@@ -1,4 +1,4 @@
-"""Tasks that follow one another: one method learns them in order and takes along what it has."""
+"""Sequences of tasks: one method learns them in order and carries its state along."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from plures.run.training import RateSchedule, Training
 
 @dataclass(frozen=True)
 class Anew:
-    """A schedule of the learning rate that begins again with every task.
+    """A learning-rate schedule that restarts with every task.
 
     Attributes:
         schedule: within a task.
