@@ -198,7 +198,7 @@ def verified(role: Role, envelope: bytes, expected: Container[str], order: bytes
 
 
 class Signed:
-    """A site that obeys its coordinator alone, and signs what it answers.
+    """A site that obeys only its coordinator, and signs its answers.
 
     Args:
         site: what answers.

@@ -1,4 +1,4 @@
-"""Whom the server waits for, in the run's log as it happens."""
+"""Log the clients for which the server is waiting."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class Process:
             until(lambda: not left(), GRACE, lambda: f"{self.name} was killed, but {known} go on", again)
 
     def revive(self) -> None:
-        """Start it again if it has ended and nobody wanted that."""
+        """Restart it if it has ended unintentionally."""
         with self.changing:
             if self.wanted and not self.alive:
                 self.start()

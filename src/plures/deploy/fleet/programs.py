@@ -200,7 +200,7 @@ class Kept:
         importlib.import_module("flwr.supercore.exit").add_exit_handler(self.terminate)
 
     def keep(self) -> None:
-        """Start it again and again."""
+        """Restart it whenever it ends."""
         while True:
             code = self.child.wait()
             time.sleep(RESTART_SECONDS)
