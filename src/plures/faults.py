@@ -1,4 +1,4 @@
-"""What is wrong with data that were to be read into a model, in one sentence."""
+"""Explain in one sentence why data cannot be read into a model."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def text_of(file: Path, what: str) -> str:
 
 
 def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:
-    """A model out of a JSON file.
+    """Read a model from a JSON file.
 
     Args:
         kind: the model.

@@ -46,7 +46,7 @@ VALUES, DIGEST = "values_sha256", "sha256"
 
 
 class DamagedError(PluresError):
-    """A file that was kept is not as it was written.
+    """A stored file is not as it was written.
 
     Args:
         fault: what is wrong with which file.
@@ -90,7 +90,7 @@ def _settle(path: Path) -> None:
 
 
 def full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, says that there is no room on the disk."""
+    """Whether an error, or its cause, says that the disk is full."""
     told = str(error)
     if (
         getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

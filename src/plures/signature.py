@@ -1,4 +1,4 @@
-"""What a signature promises, held against what was given, so that a wrong name or type is one sentence."""
+"""Check arguments against a signature, so that a wrong name or type is refused in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of others, written so that no terminal, log or spreadsheet obeys them."""
+"""Untrusted texts, escaped so that no terminal, log or spreadsheet executes them."""
 
 from __future__ import annotations
 

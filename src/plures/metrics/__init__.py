@@ -1,4 +1,4 @@
-"""Metrics: what a client's predictions are worth, one number each. Knows no task and no engine."""
+"""Metrics: how good a client's predictions are, one number each. Independent of tasks and the engine."""
 
 from plures.metrics.accuracy import accuracy
 from plures.metrics.auroc import auroc

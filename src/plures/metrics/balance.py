@@ -1,4 +1,4 @@
-"""How often the decision is right where classes are not equally frequent."""
+"""How often the decision is right for imbalanced classes."""
 
 from __future__ import annotations
 
@@ -59,4 +59,4 @@ balanced_accuracy = Metric(
     "balanced_accuracy", "balanced accuracy", decided, mean_recall, higher=True, unit="%", range=(0, 1)
 )
 macro_f1 = Metric("f1", "macro F1", decided, mean_f1, higher=True, range=(0, 1))
-"""As ``f1_score(average="macro")`` of scikit-learn has it."""
+"""Same as scikit-learn's ``f1_score(average="macro")``."""
