@@ -11,6 +11,7 @@ from plures.methods import METHODS
 from plures.metrics import Metric, Predictions
 from plures.models import default_model, with_roles
 from plures.run import BySize, Execution, Fixed, Full, Run, Training, Uniform, onboard
+from plures.tasks import Classification, MultiLabel, Regression, Task
 from plures.version import __version__
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BySize",
+    "Classification",
     "Code",
     "Comparison",
     "Execution",
@@ -27,12 +29,15 @@ __all__ = [
     "Full",
     "Method",
     "Metric",
+    "MultiLabel",
     "PluresError",
     "PluresWarning",
     "Predictions",
+    "Regression",
     "Run",
     "RunFolder",
     "RunSpec",
+    "Task",
     "Training",
     "Uniform",
     "__version__",

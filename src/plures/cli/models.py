@@ -40,6 +40,7 @@ from plures.serving.device import COUNTED, memory
 from plures.serving.export import FORMATS, export
 from plures.serving.personal import PersonalModel, opened
 from plures.tables.table import read_table
+from plures.tasks import Task
 from plures.texts import csv_text
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a personal model, or of a finished run.")]
@@ -126,13 +127,13 @@ def predict_command(
         say(opened(folder, client, kept.code).card.text())
         return
     if kept.finished and client is not None:
-        classes = kept.fitted().task.classes
+        task = kept.fitted().task
         outputs, decided = kept.predict(client, None if inputs is None else rows_in(inputs))
     else:
         model = opened(folder, client, kept.code)
         outputs, decided = model.predict(given(model, inputs))
-        classes = model.card.classes
-    text = predictions(outputs, decided, classes)
+        task = model.federation.task
+    text = predictions(outputs, decided, task)
     if out is None:
         say(text.removesuffix("\n"))
     else:
@@ -276,12 +277,11 @@ def read_inputs(file: Path) -> np.ndarray[Any, Any]:
         raise PluresError(f"{file}: {reason}; give an .npz file with an array x of raw examples") from error
 
 
-def predictions(outputs: torch.Tensor, decided: torch.Tensor | None, classes: tuple[str, ...]) -> str:
-    """CSV: the class and each class's probability, or the predicted numbers."""
-    values = [
-        [f"{value:.6g}" for value in row] for row in (outputs if decided is None else outputs.softmax(-1)).tolist()
-    ]
+def predictions(outputs: torch.Tensor, decided: torch.Tensor | None, task: Task) -> str:
+    """CSV: the decision and the probability of each class or label, or the predicted numbers."""
+    chances = task.probabilities(outputs)
+    values = [[f"{value:.6g}" for value in row] for row in (outputs if chances is None else chances).tolist()]
     if decided is None:
-        return csv_text([[f"y{i}" for i in range(outputs.shape[1])], *values])
-    named = ([classes[best], *row] for best, row in zip(decided.tolist(), values, strict=True))
-    return csv_text([["class", *classes], *named])
+        return csv_text([task.names, *values])
+    named = ([task.says(one), *row] for one, row in zip(decided, values, strict=True))
+    return csv_text([[task.decision, *task.names], *named])

@@ -320,7 +320,7 @@ class RunFolder:
         model: nn.Module | ModelFactory | None = None,
         method: Method | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs of one client's predictor, and the classes that it decides for.
+        """Outputs of one client's predictor, and what it decides for.
 
         New rows are encoded, completed and scaled by what was fitted to the run's data when it was made; the data are
         not read for them, and may have changed or be gone. Predicted numbers are in the target's own units.

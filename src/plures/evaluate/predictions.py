@@ -97,7 +97,7 @@ def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iter
 
 
 def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions: Tensor | None = None) -> Predictions:
-    """Predictions made from outputs of a task.
+    """Predictions made from outputs of a task: of several clients, or of one, without the leading dimension.
 
     Args:
         task: what is predicted.
@@ -106,8 +106,9 @@ def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions
         weight: ``(clients, examples)`` 1 for an example, 0 for padding.
         decisions: ``(clients, examples, *target)`` the client's decisions; default: the task's.
     """
-    each = outputs.double().flatten(0, 1), (targets.double() if targets.is_floating_point() else targets).flatten(0, 1)
-    losses = task.losses(*each).view_as(weight)
+    places = weight.dim() - 1
+    exact = targets.double() if targets.is_floating_point() else targets
+    losses = task.losses(outputs.double().flatten(0, places), exact.flatten(0, places)).view_as(weight)
     decided = task.decide(outputs) if decisions is None else decisions
     return Predictions(outputs, targets, weight, losses, decided, task.probabilities(outputs.double()))
 

@@ -19,10 +19,12 @@ CLASSIFICATION: tuple[Metric, ...] = (
     balanced_accuracy,
     macro_f1,
 )
+MULTILABEL: tuple[Metric, ...] = (accuracy, cross_entropy, auroc, average_precision, macro_f1)
 REGRESSION: tuple[Metric, ...] = (rmse, mae, mean_squared_error, r2)
 
 __all__ = [
     "CLASSIFICATION",
+    "MULTILABEL",
     "REGRESSION",
     "Metric",
     "Predictions",

@@ -303,8 +303,8 @@ class Engine:
 
     def _asked(self, inputs: Tensor, weight: Tensor | None) -> Example:
         """What is asked for, ``(clients, batch, ...)``, as examples without known targets."""
-        unknown = torch.zeros(inputs.shape[:2], dtype=torch.int64, device=inputs.device)
-        return inputs, unknown, torch.ones_like(unknown, dtype=self.dtype) if weight is None else weight
+        unknown = self.federation.task.blank(*inputs.shape[:2]).to(inputs.device)
+        return inputs, unknown, inputs.new_ones(inputs.shape[:2], dtype=self.dtype) if weight is None else weight
 
     def each(self, fn: Callable[..., Any], examples: Examples, *rest: Any, asked: Asked) -> Any:
         """Map a function of one client and its examples over clients; without padding if that changes what it gives.

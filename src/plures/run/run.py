@@ -132,7 +132,7 @@ class Run(Coordinator[Local]):
     def predict(
         self, client: str, inputs: Tensor | Mapping[str, Any] | Frame | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs of one client's predictor, and the classes that it decides for.
+        """Outputs of one client's predictor, and what it decides for.
 
         New rows are encoded, completed and scaled by what was fitted to the run's data.
 
@@ -142,8 +142,9 @@ class Run(Coordinator[Local]):
                 (:meth:`~plures.federation.Federation.scaled`); default: the client's test examples.
 
         Returns:
-            Outputs ``(n, outputs)``, logarithms of probabilities up to a constant or the predicted numbers in the
-            target's own units; classes ``(n,)`` int64, ``None`` for regression.
+            Outputs ``(n, outputs)``: log-probabilities of classes up to a constant, log-odds of labels, or the
+            predicted numbers in the target's own units; classes ``(n,)`` int64 or labels ``(n, labels)`` of 0 and 1,
+            ``None`` for regression.
 
         Raises:
             PluresError: among others if there is no such client, or if its model diverged.

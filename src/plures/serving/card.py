@@ -79,7 +79,7 @@ class Card(Result):
         created: when the model was taken from the run, in UTC.
         rows: the client's own examples in each split.
         carries: number of its own examples per split in the model's file, because it predicts with them.
-        labels: its training examples of each class; empty for regression.
+        labels: its training examples of each class or label; empty for regression.
         metrics: scores on its own validation examples; ``None`` if it has none.
         fitted_to: splits used to build the predictor from the trained leaves.
         threshold: probability of the second of two classes above which the model predicts it; ``None`` for other
@@ -163,7 +163,7 @@ class Card(Result):
                 f"- version: {self.version}, made {self.created}",
                 f"- method: {spec.title()}, {self.round} rounds, seed {spec.seed}",
                 f"- network: {self._network()}",
-                f"- predicts: {', '.join(self.classes) if self.classes else f'{self.outputs} numbers'}",
+                f"- predicts: {', '.join(self.task.names) if self.task.probable else f'{self.outputs} numbers'}",
                 f"- reads: {self._inputs()}",
                 *([f"- data from: {self.source}"] if self.source else []),
             ],

@@ -138,15 +138,16 @@ class PersonalModel:
     # --- prediction ---------------------------------------------------------------------------------------------
 
     def predict(self, examples: Tensor | Table) -> tuple[Tensor, Tensor | None]:
-        """Outputs for raw examples, and the classes that the client decides for.
+        """Outputs for raw examples, and what the client decides for.
 
         Args:
             examples: ``(n, *features)`` raw, before any scaling; or rows of a table with the columns that the
                 federation's schema declares, or that its data had.
 
         Returns:
-            Outputs ``(n, outputs)``, log-probabilities up to a constant or the predicted numbers in the
-            target's own units; classes ``(n,)`` int64, ``None`` for regression.
+            Outputs ``(n, outputs)``: log-probabilities of classes up to a constant, log-odds of labels, or the
+            predicted numbers in the target's own units; classes ``(n,)`` int64 or labels ``(n, labels)`` of 0 and 1,
+            ``None`` for regression.
 
         Raises:
             PluresError: if examples have another shape or type or are not finite, or if the model diverged.
@@ -239,8 +240,7 @@ class PersonalModel:
                 return self.network(model, inputs, train=False)[0]
             problem = Problem(self.network, self.federation.task)
             own = {split: Batch(*examples, problem, train=False) for split, examples in self.own.items()}
-            unknown = torch.zeros(inputs.shape[0], dtype=torch.int64)
-            batch = Batch(inputs, unknown, None, problem, train=False, own=own)
+            batch = Batch(inputs, self.federation.task.blank(len(inputs)), None, problem, train=False, own=own)
             return self.predictor.predicted(State(self.leaves, self.network.fixed), batch)
 
     def decided(self, outputs: Tensor) -> Tensor | None:

@@ -67,10 +67,11 @@ class Answer(BaseModel):
     Attributes:
         client: whose model it is.
         version: of the model.
-        outputs: of the predictor: logarithms of probabilities up to a constant, or the predicted numbers.
-        classes: names of the classes; empty for regression.
-        probabilities: of every class, in the order of ``classes``.
-        decisions: the class that the client decides for.
+        outputs: of the predictor: of classes log-probabilities up to a constant, of labels log-odds, or the predicted
+            numbers.
+        classes: names of the classes or labels; empty for regression.
+        probabilities: of every class or label, in the order of ``classes``.
+        decisions: the class that the client decides for, or the labels.
         threshold: probability of the second of two classes above which it decides for it.
     """
 
@@ -138,14 +139,14 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
             log.error("prediction failed: %s", type(error).__name__)
             raise HTTPException(500, f"the prediction failed: {type(error).__name__}") from None
         log.info("%d examples in %.1f ms", len(outputs), 1000 * (time.perf_counter() - begun))
-        chances = model.probabilities(outputs)
+        task, chances = model.federation.task, model.probabilities(outputs)
         return Answer(
             client=card.client,
             version=card.version,
             outputs=outputs.tolist(),
-            classes=list(card.classes),
+            classes=[] if chances is None else list(task.names),
             probabilities=None if chances is None else chances.tolist(),
-            decisions=None if decided is None else [card.classes[i] for i in decided.tolist()],
+            decisions=None if decided is None else [task.says(one) for one in decided],
             threshold=card.threshold,
         )
 

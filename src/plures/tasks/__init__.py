@@ -4,8 +4,20 @@ but the metrics'."""
 from plures.tasks.choose import KINDS, task_of
 from plures.tasks.classification import Classification
 from plures.tasks.losses import Weights
+from plures.tasks.multilabel import MultiLabel
 from plures.tasks.regression import Regression
 from plures.tasks.stored import restored, told
 from plures.tasks.task import Loss, Task
 
-__all__ = ["KINDS", "Classification", "Loss", "Regression", "Task", "Weights", "restored", "task_of", "told"]
+__all__ = [
+    "KINDS",
+    "Classification",
+    "Loss",
+    "MultiLabel",
+    "Regression",
+    "Task",
+    "Weights",
+    "restored",
+    "task_of",
+    "told",
+]

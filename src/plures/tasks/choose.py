@@ -11,11 +11,12 @@ from torch import Tensor
 from plures.cells import listed
 from plures.errors import PluresError, PluresWarning
 from plures.tasks.classification import Classification
+from plures.tasks.multilabel import MultiLabel
 from plures.tasks.reading import plain
 from plures.tasks.regression import Regression
 from plures.tasks.task import Array, Task, Where
 
-KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classification, Regression)}
+KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classification, MultiLabel, Regression)}
 """Tasks that have a name."""
 
 MAX_CLASSES_UNASKED = 50

@@ -43,6 +43,7 @@ class Classification(Task):
 
     kind: ClassVar[str] = "classification"
     called: ClassVar[str] = "classes"
+    decision: ClassVar[str] = "class"
     number: ClassVar[torch.dtype] = torch.int64
     probable: ClassVar[bool] = True
     measures: ClassVar[tuple[Metric, ...]] = CLASSIFICATION

@@ -32,6 +32,7 @@ class Task:
     Attributes:
         kind: what the task is called in results and messages.
         called: what its outputs are called in them.
+        decision: what a decision is called in files and tables.
         number: type of the targets.
         probable: whether :meth:`expected` gives probabilities, so that a decision is something else than an output.
         measures: metrics of all tasks of this kind.
@@ -40,6 +41,7 @@ class Task:
 
     kind: ClassVar[str]
     called: ClassVar[str] = "outputs"
+    decision: ClassVar[str] = "decision"
     number: ClassVar[torch.dtype] = torch.float32
     probable: ClassVar[bool] = False
     measures: ClassVar[tuple[Metric, ...]] = ()
@@ -87,9 +89,9 @@ class Task:
         """
         raise NotImplementedError
 
-    def blank(self, count: int = 0) -> Tensor:
-        """Targets that say nothing, ``(count, *target)``."""
-        return torch.zeros(count, *self.target, dtype=self.number)
+    def blank(self, *shape: int) -> Tensor:
+        """Targets that say nothing, ``(*shape, *target)``; without a shape, ``(0, *target)``."""
+        return torch.zeros(*(shape or (0,)), *self.target, dtype=self.number)
 
     def faults(self, targets: Tensor) -> tuple[Tensor, str]:
         """Rows whose target cannot be, ``(n,)``, and what is wrong with them.

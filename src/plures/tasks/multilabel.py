@@ -1,0 +1,137 @@
+"""Multi-label classification: any number of several named labels at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.metrics import MULTILABEL, Metric
+from plures.names import check_words
+from plures.tasks.losses import Weights, weighed
+from plures.tasks.reading import refuse
+from plures.tasks.task import Array, Loss, Task, Where
+
+
+@dataclass(frozen=True)
+class MultiLabel(Task):
+    """Each label is present or absent; the loss is the sigmoid cross-entropy, the mean over labels.
+
+    The mean over labels is what PyTorch's ``BCEWithLogitsLoss`` takes. A client decides for a label where
+    its probability is above 0.5.
+
+    Attributes:
+        labels: their names in order; ``label 0``, ``label 1``, ... if not given.
+        positive_weights: how much an example that has a label counts in that label's loss, in the order of the labels
+            or by name (labels that are not named have weight 1): above 1 for rare labels.
+        loss: a loss of your own instead, ``(outputs, targets) -> (batch,)``.
+
+    Examples:
+        >>> task = MultiLabel(("cough", "fever"), positive_weights={"fever": 3})
+        >>> outputs, targets = torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])
+        >>> round(float(task.losses(outputs, targets)), 3)  # (log 2 + 3 log 2) / 2
+        1.386
+    """
+
+    kind: ClassVar[str] = "multilabel"
+    called: ClassVar[str] = "labels"
+    decision: ClassVar[str] = "labels"
+    probable: ClassVar[bool] = True
+    measures: ClassVar[tuple[Metric, ...]] = MULTILABEL
+
+    labels: tuple[str, ...] = ()
+    positive_weights: Weights = None
+    loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = tuple(str(name) for name in self.labels)
+        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        if twice:
+            raise PluresError(f"labels: {twice[0]!r} stands there twice")
+        check_words(names, "label")
+        object.__setattr__(self, "labels", names)
+        if names:
+            object.__setattr__(self, "positive_weights", weighed(self.positive_weights, names, "positive_weights"))
+
+    @property
+    def outputs(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.labels
+
+    def read(self, values: Array, where: Where) -> tuple[MultiLabel, Tensor]:
+        if values.ndim != 2 or values.dtype.kind not in "fiub":
+            raise PluresError(f"labels must be numbers 0 or 1, (n, labels), got {values.dtype} of shape {values.shape}")
+        names = self.labels or tuple(f"label {number}" for number in range(values.shape[1]))
+        if len(names) != values.shape[1]:
+            raise PluresError(f"targets have {values.shape[1]} labels, and the task names {len(names)}")
+        made = replace(self, labels=names)
+        targets = torch.from_numpy(values.astype(np.float32))
+        refuse(*made.faults(targets), where)
+        return made, targets
+
+    def faults(self, targets: Tensor) -> tuple[Tensor, str]:
+        return ~((targets == 0) | (targets == 1)).all(1), "a label that is neither 0 nor 1; correct it"
+
+    def expected(self, outputs: Tensor) -> Tensor:
+        return outputs.sigmoid()
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        return (outputs > 0).to(outputs.dtype)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.loss is not None:
+            return self.loss(outputs, targets)
+        weights = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none", pos_weight=weights).mean(-1)
+
+    @property
+    def curved(self) -> bool:
+        return self.loss is None
+
+    def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum_l (1 + (w_l - 1) p_l) p_l (1 - p_l) (d f_l)^2 / labels``: the loss, expected over predicted labels."""
+        if self.loss is not None:
+            return super().curvature(outputs)
+        chances = outputs.sigmoid()
+        counted = torch.ones_like(chances)
+        if self.positive_weights is not None:
+            counted = 1 + (outputs.new_tensor(self.positive_weights) - 1) * chances
+        return outputs, counted * chances * (1 - chances) / self.outputs
+
+    def scores(self, expected: Tensor) -> Tensor:
+        return expected.logit(eps=torch.finfo(expected.dtype).eps)
+
+    def certain(self, targets: Tensor) -> Tensor:
+        return targets
+
+    def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """The mixture of each label's probabilities, in logarithms, which tiny probabilities survive."""
+        every, logs = torch.stack(list(outputs), -1), weights.log()
+        there, absent = (torch.logsumexp(F.logsigmoid(one) + logs, -1) for one in (every, -every))
+        return there - absent
+
+    def counts(self, targets: Tensor) -> Tensor:
+        return targets.sum(0).to(torch.int64)
+
+    def miscounted(self, counts: Sequence[int], examples: int) -> str | None:
+        wrong = super().miscounted(counts, examples)
+        if wrong is None and max(counts) > examples:
+            return f"{examples} examples and {max(counts)} of one label"
+        return wrong
+
+    def strata(self, targets: Tensor) -> Array:
+        """The set of labels of an example: splits keep the shares of whole sets alike."""
+        return np.unique(targets.numpy(), axis=0, return_inverse=True)[1].reshape(-1)
+
+    def says(self, value: Tensor) -> str:
+        return ", ".join(name for name, there in zip(self.labels, value.tolist(), strict=True) if there) or "none"
