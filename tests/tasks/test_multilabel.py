@@ -17,7 +17,7 @@ from plures import MultiLabel, PluresError
 from plures.cli import models
 from plures.evaluate.predictions import said
 from plures.federation import SPLITS, Federation, Split
-from plures.methods import CATALOGUE, fedavg, fedem, local
+from plures.methods import METHODS, fedavg, fedem, local
 from plures.report import html_report
 from plures.serving import PersonalModel
 from plures.tasks import restored, told
@@ -280,7 +280,7 @@ def test_it_is_compared_and_reported(tmp_path: Path):
 @pytest.mark.parametrize("method", ["fedavg", "fedem"])
 def test_a_published_model_predicts_what_its_run_predicts(method, tmp_path: Path):
     data = symptoms(MultiLabel(("cough", "fever"), positive_weights={"fever": 2}))
-    done = plures.Run(data, plures.default_model(data), CATALOGUE[method](), plures.Training(rounds=2), seed=0)
+    done = plures.Run(data, plures.default_model(data), METHODS[method](), plures.Training(rounds=2), seed=0)
     for _ in done.rounds():
         pass
     PersonalModel.of(done, "b", plures.RunSpec(data="symptoms", method=method, rounds=2)).save(tmp_path)
@@ -312,7 +312,7 @@ ELSEWHERE = {"dapper", "personal_se"}
 """Methods that need other data or networks than these."""
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name not in ELSEWHERE])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ELSEWHERE])
 def test_every_method_trains_on_labels_or_says_what_it_needs(name):
     data = symptoms()
 
@@ -326,7 +326,7 @@ def test_every_method_trains_on_labels_or_says_what_it_needs(name):
     training = plures.Training(rounds=1, batch_size=16, steps=1)
 
     def started() -> plures.Run:
-        made = plures.Run(data, model, CATALOGUE[name](), training)
+        made = plures.Run(data, model, METHODS[name](), training)
         made.step()
         return made
 
