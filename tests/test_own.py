@@ -24,6 +24,7 @@ import numpy as np
 from torch import nn
 from plures.federation import from_arrays
 from plures.methods import fedavg
+from plures.tasks import Classification
 
 Path(__file__).with_name("imported").touch()
 FEW = 3
@@ -43,6 +44,7 @@ def fixed(bias: bool = True):
 
 ready = nn.Linear(3, 2)
 fed = hospitals()
+weighted = Classification(class_weights={"1": 3})
 
 def method():
     return fedavg()
@@ -168,6 +170,40 @@ def test_a_comparison_takes_names_and_objects_alike(mine: Path):
     assert values[0] == values[1]
 
 
+def test_a_task_of_ones_own_is_named_and_found_as_the_rest(says: Says, home: Path):
+    words = ["--rounds", 1, "--model", "mine:fixed"]
+    status, told = says("run", "mine:hospitals", "fedavg", "--task", "mine:weighted", *words)
+    assert status == 0, told
+    folder = RunFolder(home / "runs" / "run", Code.of("mine:hospitals", "mine:fixed", "mine:weighted"))
+    assert folder.spec().task == "mine:weighted"
+    assert folder.run().federation.task.class_weights == (1.0, 3.0)
+    assert folder.fitted().task.class_weights == (1.0, 3.0)  # told as data, so that no code is needed to predict
+    with pytest.raises(PluresError, match=r"task 'mine:weighted' is code, not a task of the catalogue, .* consent"):
+        RunFolder(folder.path, Code.of("mine:hospitals", "mine:fixed")).run()
+
+
+def test_a_comparison_takes_a_task_by_name_or_as_an_object(mine: Path):
+    work = {"model": "mine:fixed", "rounds": 2, "seeds": 1, "tune_rounds": 0, "learning_rates": (0.1,)}
+    own = Code.of("mine:weighted", "mine:hospitals", "mine:FEW")
+    weighted = own.load("mine:weighted", "task")
+    federation = find_loader("mine:hospitals", own)[0]()
+    found = [
+        [method.seeds[0].test.metrics["loss"] for method in result.methods]
+        for result in (
+            plures.compare("mine:hospitals", ["fedavg"], task="mine:weighted", **work),
+            plures.compare("mine:hospitals", ["fedavg"], task=weighted, **work),
+            plures.compare(federation, ["fedavg"], task="mine:weighted", **work),
+            plures.compare(federation.with_task(weighted), ["fedavg"], **work),
+            plures.compare(federation, ["fedavg"], **work),
+        )
+    ]
+    assert found[0] == found[1] == found[2] == found[3] != found[4]
+    with pytest.raises(PluresError, match=r"task 'mine:FEW': 3 is no plures.Task, nor a function that returns one"):
+        plures.compare(federation, ["fedavg"], task="mine:FEW", **work)
+    with pytest.raises(PluresError, match=r"federation 'hospitals': a regression cannot be learned from data"):
+        plures.compare(federation, ["fedavg"], task="regression", **work)
+
+
 def attempts(home: Path) -> dict[str, tuple[str, Callable[[], object]]]:
     federation = plures.load("heart")
     data = "[[data]]\nname = {data}\nmodel = {model}\n[[budgets]]\nrounds = 1\n[tuning]\ntrials = 0\n"
@@ -179,6 +215,8 @@ def attempts(home: Path) -> dict[str, tuple[str, Callable[[], object]]]:
     return {
         "data": ("data set", lambda: RunSpec(data="mine:hospitals").federation()),
         "network": ("network", lambda: RunSpec(data="heart", model="mine:net").network(federation)),
+        "task": ("task", lambda: RunSpec(data="heart", task="mine:weighted").federation()),
+        "task of a run": ("task", lambda: RunSpec(data="heart", task="mine:weighted").run(federation)),
         "run": ("network", lambda: RunSpec(data="heart", model="mine:net").run(federation)),
         "study data": ("data set", lambda: read("mine:hospitals", "mlp")),
         "study network": ("network", lambda: read("heart", "mine:net")),

@@ -76,6 +76,14 @@ BatchSize = Annotated[int, typer.Option(help="Examples in a batch; 0 for all.")]
 Epochs = Annotated[float, typer.Option(help="Passes over a client's data per visit.")]
 Unseen = Annotated[list[str] | None, typer.Option(help="Client held out of training; repeatable.")]
 Fraction = Annotated[float | None, typer.Option(help="Share of the clients, redrawn each round; default: all.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="What is predicted, with the loss of all methods: module:name of a task of your own, such as "
+        "Classification(class_weights=...), or the name of a kind; default: the task of the data.",
+    ),
+]
 MetricName = Annotated[
     str | None,
     typer.Option(

@@ -27,6 +27,7 @@ from plures.cli.common import (
     Out,
     Processes,
     Rounds,
+    TaskName,
     Track,
     Unseen,
     app,
@@ -64,6 +65,7 @@ def compare_command(
     epochs: Epochs = 1.0,
     fraction: Fraction = None,
     unseen: Unseen = None,
+    task: TaskName = None,
     metric: MetricName = None,
     data_options: Options = None,
     out: Out = Path("runs/compare"),
@@ -75,7 +77,7 @@ def compare_command(
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
-    typed(data, model, metric, *(method or ()))
+    typed(data, model, task, metric, *(method or ()))
     callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
@@ -91,6 +93,7 @@ def compare_command(
             learning_rates=lr or None,
             tune_rounds=tune_rounds,
             unseen=unseen or (),
+            task=task,
             metric=metric,
             out=out,
             execution=execution(backend, chunk, compile_step, device, processes),
@@ -140,6 +143,7 @@ def run_command(
     epochs: Epochs = 1.0,
     fraction: Fraction = None,
     unseen: Unseen = None,
+    task: TaskName = None,
     metric: MetricName = None,
     data_options: Options = None,
     out: Out = Path("runs/run"),
@@ -151,7 +155,7 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run one method and store every client's model."""
-    code = typed(data, model, method, metric)
+    code = typed(data, model, method, task, metric)
     if rounds < 1:
         raise PluresError(f"--rounds {rounds}: give at least 1")
     spec = RunSpec(
@@ -173,6 +177,7 @@ def run_command(
         fraction=fraction,
         seed=seed,
         unseen=unseen or [],
+        task=task,
         metric=metric,
     )
     folder, checkpoint = RunFolder(out), out / "checkpoint.safetensors"

@@ -55,7 +55,7 @@ def opened(file: Path) -> Site:
     if not report.ok:
         raise PluresError(report.text())
     spec, folder = plan.spec, inside(file.parent / own.state, plan.name, plan.label)
-    empty = plan.table.empty(plan.name, plan.clients)
+    empty = spec.judged(plan.table.empty(plan.name, plan.clients), own.code)
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
     data = spec.judged(data, own.code)
 

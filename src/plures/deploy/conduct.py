@@ -117,7 +117,7 @@ class Conductor:
         self.checkpoint, self.copy, self.before = out / CHECKPOINT, out / COPY, out / BEFORE
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
         self.watched = Watched(transport, self.journal, lambda: self.sites.where)
-        problem = plan.table.empty(plan.name, plan.clients).task
+        problem = plan.spec.judged(plan.table.empty(plan.name, plan.clients), code).task
         self.sites = Sites(self.watched, plan.clients, patience, tells=plan.tells, problem=problem)
         self.progress = Progress()
 

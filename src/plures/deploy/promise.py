@@ -82,7 +82,7 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
     spec = plan.spec
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
     data = spec.judged(data, own.code)
-    empty = plan.table.empty(plan.name, plan.clients)
+    empty = spec.judged(plan.table.empty(plan.name, plan.clients), own.code)
     method, network = spec.entry(own.code)(**spec.parameters), spec.network(empty, own.code)
     run = Run(data, network, method, spec.training(), seed=spec.seed, execution=ONE_CLIENT)
     leaves = sent(run)

@@ -61,6 +61,7 @@ from plures.run.fingerprint import (
 )
 from plures.run.origin import builder
 from plures.signature import checked, shown
+from plures.tasks import Task
 from plures.version import __version__
 
 DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")
@@ -104,6 +105,7 @@ def compare(
     tune_rounds: int = 10,
     every: int | None = None,
     unseen: Sequence[str | int] = (),
+    task: str | Task | None = None,
     metric: str | Metric | None = None,
     out: Path | str | None = None,
     execution: Execution | None = None,
@@ -131,6 +133,8 @@ def compare(
         tune_rounds: rounds of a trial; 0 tunes nothing and takes the defaults, and .1 or the one learning rate given.
         every: rounds between readings of validation data; default: about ten readings.
         unseen: clients held out of training and given a model at the end.
+        task: what is predicted, with the loss that all methods minimise: a task, which the data complete, or
+            ``package.module:name`` of one; default: the task of the data.
         metric: by which rounds and settings are chosen, methods are ordered, and clients are called harmed: one of the
             task's metrics by name, ``package.module:name`` of one of your own, or a metric; default: that of the
             federation, which is the task's first unless it says otherwise.
@@ -153,19 +157,24 @@ def compare(
     used(work, whole=isinstance(data, Federation))
     rates = tried_rates(learning_rates, tune_rounds)
     data = str(data) if isinstance(data, Path) else data
-    code = Code.typed(*methods, data, model, metric)
+    code = Code.typed(*methods, data, model, task, metric)
     entries = distinct(find_method(method, code) for method in (*BASELINES, *methods))
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
-    named &= not isinstance(metric, Metric)
+    named &= not isinstance(metric, Metric) and not isinstance(task, Task)
     base = RunSpec(
         data=data if isinstance(data, str) else data.name,
         model=model if isinstance(model, str) else None,
         rounds=rounds,
         unseen=[name_of(client) for client in unseen],
+        task=task if isinstance(task, str) else None,
         metric=metric if isinstance(metric, str) else None,
         **work,
     )
-    federation = base.federation(code) if isinstance(data, str) else base.judged(data, code)
+    own = task if isinstance(task, Task) else None
+    if isinstance(data, str):
+        federation = base.federation(code, own)
+    else:
+        federation = base.judged(data if own is None else data.with_task(own), code)
     federation = federation.judged_by(metric) if isinstance(metric, Metric) else federation
     seen, held = federation.hold_out(unseen) if unseen else (federation, None)
     factory = model if isinstance(model, nn.Module) or callable(model) else base.network(seen, code)
@@ -180,6 +189,7 @@ def compare(
         listener,
         callbacks,
         named,
+        code,
     )
     study.plan(entries, rates, tune_rounds, seeds)
     trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values()) if tune_rounds else 0
@@ -288,10 +298,11 @@ class _Study:
         listener: Listener | None,
         callbacks: Sequence[Callback],
         named: bool,
+        code: Code,
     ) -> None:
         self.base, self.federation, self.unseen, self.factory = base, federation, unseen, factory
         self.execution, self.out, self.every, self.listener, self.named = execution, out, every, listener, named
-        self.callbacks = callbacks
+        self.callbacks, self.code = callbacks, code
         self.done = self.total = 0
         self._settled: dict[str, Execution] = {}
 
@@ -457,7 +468,7 @@ class _Study:
         rehearsed, execution = execution is not None, execution or self._settled.get(entry.name, self.execution)
         if checkpoint is not None and checkpoint.exists():
             execution = saved_execution(checkpoint, self.execution)
-        run = spec.run(self.federation, execution, entry=entry, model=self.factory)
+        run = spec.run(self.federation, execution, self.code, entry=entry, model=self.factory)
         if not rehearsed:
             self._settled.setdefault(entry.name, run.execution)
         return run

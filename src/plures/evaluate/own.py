@@ -18,6 +18,7 @@ from plures.methods import METHODS
 from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
 from plures.signature import Kinds, arguments, kinds, shown
+from plures.tasks import KINDS, Task
 
 T = TypeVar("T")
 SIZES = ("features", "outputs")
@@ -61,6 +62,7 @@ class Named(Generic[T]):
 METHOD = Named("method", METHODS, "plures methods")
 NETWORK = Named("network", NETWORKS)
 DATA = Named("data set", DATASETS, "plures datasets")
+TASK = Named("task", KINDS)
 
 
 def find_loader(data: str, code: Code = NOTHING) -> tuple[Callable[..., Federation], Kinds]:
@@ -144,4 +146,20 @@ def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Me
         found = found(*given.args, **given.kwargs)
     if not isinstance(found, Metric):
         raise PluresError(f"metric {metric!r}: {shown(found)} is no plures.Metric, nor a function that returns one")
+    return found
+
+
+def find_task(task: str, code: Code = NOTHING) -> Task:
+    """A task, which data complete.
+
+    Args:
+        task: the name of a kind; or ``package.module:name`` of a task, or of a class or function that returns one.
+        code: tasks of one's own that it may be.
+    """
+    found = TASK.find(task, code)
+    if callable(found):
+        given = arguments(f"task {task!r}", found)
+        found = found(*given.args, **given.kwargs)
+    if not isinstance(found, Task):
+        raise PluresError(f"task {task!r}: {shown(found)} is no plures.Task, nor a function that returns one")
     return found

@@ -13,7 +13,7 @@ from torch import nn
 
 from plures.errors import PluresError
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.own import METHOD, find_loader, find_metric, find_network
+from plures.evaluate.own import METHOD, find_loader, find_metric, find_network, find_task
 from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split
@@ -37,6 +37,7 @@ from plures.run import (
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.training import RateSchedule
 from plures.signature import shown
+from plures.tasks import Task
 
 SAMPLED = 0.1
 """Share of the clients in a sample, unless another one is given."""
@@ -73,6 +74,8 @@ class RunSpec(Result):
             none to give.
         seed: root of the run's randomness; splits have their own, in ``data_options``.
         unseen: clients held out of training.
+        task: what is predicted, if the data do not say it all: ``package.module:name`` of a task of your own, such as
+            one that weighs classes, or the name of a kind; default: the task of the data.
         metric: by which the round is chosen: a metric of the task, or ``package.module:name`` of one of your own;
             default: the task's first.
 
@@ -103,6 +106,7 @@ class RunSpec(Result):
     fraction: float | None = None
     seed: int = 0
     unseen: list[str] = Field(default_factory=list)
+    task: str | None = None
     metric: str | None = None
 
     def __init__(self, **fields: Any) -> None:
@@ -142,14 +146,21 @@ class RunSpec(Result):
             raise PluresError(f"options {self.model_options} of a network that is not named: name the model")
         return self
 
-    def federation(self, code: Code = NOTHING) -> Federation:
+    def federation(self, code: Code = NOTHING, task: Task | None = None) -> Federation:
         """The data, with all clients.
 
         Args:
-            code: functions of one's own that may load them.
+            code: functions of one's own that may load them, and the task and the metric that may be theirs.
+            task: what is predicted, as an object.
         """
         options = {name: value for name, value in self.data_options.items() if name != "donate"}
-        federation = self.judged(find_loader(self.data, code)[0](**options), code)
+        load, known = find_loader(self.data, code)
+        task = find_task(self.task, code) if task is None and self.task is not None else task
+        if task is not None and "task" in options:
+            raise PluresError(f"task={options['task']!r}: the run names a task, too; leave one of them out")
+        options |= {"task": task} if task is not None and "task" in known else {}
+        loaded = load(**options)
+        federation = self.judged(loaded if task is None else loaded.with_task(task), code)
         if "donate" not in self.data_options:
             return federation
         share = self.data_options["donate"]
@@ -162,12 +173,13 @@ class RunSpec(Result):
         return replace(federation, splits={**federation.splits, "train": Split.of(train)}, public=given.public)
 
     def judged(self, federation: Federation, code: Code = NOTHING) -> Federation:
-        """A federation with the run's metric.
+        """A federation with the run's task and metric.
 
         Args:
             federation: the clients.
-            code: metrics of one's own that it may be.
+            code: tasks and metrics of one's own that they may be.
         """
+        federation = federation if self.task is None else federation.with_task(find_task(self.task, code))
         return federation if self.metric is None else federation.judged_by(find_metric(self.metric, federation, code))
 
     def network(self, federation: Federation, code: Code = NOTHING) -> nn.Module | ModelFactory:
@@ -226,11 +238,11 @@ class RunSpec(Result):
         Args:
             federation: the clients.
             execution: how the machine is used.
-            code: what of one's own the method and the network may be.
+            code: what of one's own the method, the network, the task and the metric may be.
             entry: the method, if it was found already.
             model: the network, if it was found already.
         """
-        federation = self.judged(federation, code) if federation.metric is None else federation
+        federation = self.judged(federation, code) if federation.metric is None or self.task else federation
         return Run(
             federation,
             self.network(federation, code) if model is None else model,

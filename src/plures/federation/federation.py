@@ -255,6 +255,24 @@ class Federation:
             raise PluresError("every client is held out: keep at least one in the federation")
         return self.subset(seen), unseen
 
+    def with_task(self, task: Task) -> Federation:
+        """The same examples for another task, such as one that weighs classes or has a loss of its own.
+
+        Args:
+            task: what is predicted; it may leave to the data what they say, such as the names of classes.
+
+        Examples:
+            >>> import plures
+            >>> from plures.tasks import Classification
+            >>> heart = plures.load("heart").with_task(Classification(class_weights={"disease": 2}))
+            >>> heart.task.class_weights
+            (1.0, 2.0)
+        """
+        try:
+            return replace(self, task=task.completed(self.task))
+        except PluresError as error:
+            raise PluresError(f"federation {self.name!r}: {error}") from error
+
     def classified(self, task: Task) -> Federation:
         """The same examples with the classes of another task, if it has all of this one's and more; else unchanged.
 

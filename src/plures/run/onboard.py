@@ -38,9 +38,10 @@ from plures.signature import checked
 def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
     """The run as newcomers see it: what is shared comes from it, what is personal they obtain by themselves.
 
-    A newcomer joins the cluster with the lowest loss on its own training data, and without any the one that most
-    clients use. Its personal leaves start as their share says and are trained in local visits, if it has training data;
-    what is shared stays as it is, for nothing of it would be uploaded.
+    Newcomers take over the run's task, with its loss and weights, and its metrics. A newcomer joins the cluster with
+    the lowest loss on its own training data, and without any the one that most clients use. Its personal leaves start
+    as their share says and are trained in local visits, if it has training data; what is shared stays as it is, for
+    nothing of it would be uploaded.
 
     Args:
         run: a trained run.
@@ -64,6 +65,7 @@ def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
         raise PluresError(f"visits={visits}: a new client cannot make a negative number of visits")
     newcomers = newcomers.to(run.federation.inputs.device, run.execution.dtype).classified(run.federation.task)
     check(newcomers, run.federation)
+    newcomers = replace(newcomers, task=run.federation.task, metric=run.federation.metric)
     guest = run.on(newcomers, Setting.of(newcomers, run.setting))
     for block in run.bound.blocks:
         if isinstance(block.share, Known):

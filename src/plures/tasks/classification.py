@@ -47,6 +47,7 @@ class Classification(Task):
     number: ClassVar[torch.dtype] = torch.int64
     probable: ClassVar[bool] = True
     measures: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
+    by_data: ClassVar[tuple[str, ...]] = ("classes",)
 
     classes: tuple[str, ...] = ()
     class_weights: Weights = None

@@ -44,6 +44,7 @@ class MultiLabel(Task):
     decision: ClassVar[str] = "labels"
     probable: ClassVar[bool] = True
     measures: ClassVar[tuple[Metric, ...]] = MULTILABEL
+    by_data: ClassVar[tuple[str, ...]] = ("labels",)
 
     labels: tuple[str, ...] = ()
     positive_weights: Weights = None

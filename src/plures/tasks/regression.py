@@ -26,6 +26,7 @@ class Regression(Task):
 
     kind: ClassVar[str] = "regression"
     measures: ClassVar[tuple[Metric, ...]] = REGRESSION
+    by_data: ClassVar[tuple[str, ...]] = ("outputs",)
 
     outputs: int = 0
     loss: Loss | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -36,6 +36,7 @@ class Task:
         number: type of the targets.
         probable: whether :meth:`expected` gives probabilities, so that a decision is something else than an output.
         measures: metrics of all tasks of this kind.
+        by_data: options that data complete where they are not given, such as the names of classes.
         metrics: what predictions are measured by, by default ``measures``; rounds and settings are chosen by the first.
     """
 
@@ -45,6 +46,7 @@ class Task:
     number: ClassVar[torch.dtype] = torch.float32
     probable: ClassVar[bool] = False
     measures: ClassVar[tuple[Metric, ...]] = ()
+    by_data: ClassVar[tuple[str, ...]] = ()
 
     metrics: tuple[Metric, ...] = field(default=(), kw_only=True, compare=False, repr=False)
 
@@ -88,6 +90,27 @@ class Task:
             PluresError: names the first row that is no target.
         """
         raise NotImplementedError
+
+    def completed(self, found: Task) -> Self:
+        """The task on data that were read for another one, completed by what they said (:attr:`by_data`).
+
+        Args:
+            found: the task of the data.
+
+        Raises:
+            PluresError: if the targets that it expects are not theirs.
+        """
+        said = {name: getattr(found, name, getattr(self, name)) for name in self.by_data}
+        for name, value in said.items():
+            if (own := getattr(self, name)) and own != value:
+                raise PluresError(f"{name}: the task says {own!r}, but the data have {value!r}: leave {name}= out")
+        made = replace(self, **said)
+        if (made.outputs, made.target, made.number) != (found.outputs, found.target, found.number):
+            raise PluresError(
+                f"a {self.kind} cannot be learned from data that were read for a {found.kind}: their targets have "
+                "another shape or type; build them with task="
+            )
+        return made
 
     def blank(self, *shape: int) -> Tensor:
         """Targets that say nothing, ``(*shape, *target)``; without a shape, ``(0, *target)``."""
