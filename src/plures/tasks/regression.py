@@ -22,6 +22,12 @@ class Regression(Task):
     Attributes:
         outputs: numbers of a target; those of the data if not given.
         loss: a loss of your own instead of the squared error, ``(outputs, targets) -> (batch,)``.
+
+    Examples:
+        >>> task = Regression(2)
+        >>> outputs, targets = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]])
+        >>> task.losses(outputs, targets).tolist()
+        [9.0]
     """
 
     kind: ClassVar[str] = "regression"

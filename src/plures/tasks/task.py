@@ -38,6 +38,31 @@ class Task:
         measures: metrics of all tasks of this kind.
         by_data: options that data complete where they are not given, such as the names of classes.
         metrics: what predictions are measured by, by default ``measures``; rounds and settings are chosen by the first.
+
+    Examples:
+        Counts of events, whose logarithm a network predicts:
+
+        >>> from dataclasses import dataclass
+        >>> from plures.metrics import Metric
+        >>> def miss(predictions):
+        ...     return (predictions.outputs.exp() - predictions.targets).abs().squeeze(-1)
+        >>> @dataclass(frozen=True)
+        ... class Counts(plures.Task):
+        ...     kind = "counts"
+        ...     outputs = 1
+        ...     measures = (Metric("miss", "mean absolute error", miss),)
+        ...
+        ...     def read(self, values, where):
+        ...         return self, torch.from_numpy(values.astype(np.float32)).view(-1, 1)
+        ...
+        ...     def losses(self, outputs, targets):
+        ...         return (outputs.exp() - targets * outputs).squeeze(-1)
+        >>> rows, falls = np.arange(40.0)[:, None] / 40, np.arange(40) // 10
+        >>> data = plures.from_arrays(rows, falls, ["east"] * 20 + ["west"] * 20, task=Counts())
+        >>> run = plures.Run(data, lambda: torch.nn.Linear(1, 1), plures.methods.fedavg(), plures.Training(rounds=1))
+        >>> record = run.step()
+        >>> list(plures.score(run, "test").values)
+        ['miss']
     """
 
     kind: ClassVar[str]
