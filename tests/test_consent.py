@@ -307,6 +307,9 @@ KNOWN = {
     ("deploy/fleet/process.py", "Popen"): "Flower's programs",
     ("deploy/fleet/programs.py", "Popen"): "Flower's programs",
     ("deploy/fleet/programs.py", "import_module"): "Flower's programs",
+    ("deploy/fleet/programs.py", "spec_from_file_location"): "inbox.py beside it",
+    ("deploy/fleet/programs.py", "exec_module"): "inbox.py beside it",
+    ("deploy/fleet/inbox.py", "import_module"): "two modules of Flower's node",
     ("deploy/plan.py", "spec_from_file_location"): "the loader of the site's own file",
     ("deploy/plan.py", "exec_module"): "the loader of the site's own file",
     ("run/allocator.py", "CDLL"): "the C library",
@@ -581,12 +584,12 @@ def test_a_type_of_numbers_is_nothing_else_of_pytorch(dtype: str, honest: Path, 
     tensors, about = read(home / "published" / MODEL)
     about["card"]["dtype"] = dtype
     write(home / "published" / MODEL, tensors, about)
-    with pytest.raises(PluresError, match="is no type of numbers"):
+    with pytest.raises(PluresError, match="is not a numeric type"):
         PersonalModel.load(home / "published")
     tensors, about = read(home / "run" / "models.safetensors")
     about["fitted"]["dtype"] = dtype
     write(home / "run" / "models.safetensors", tensors, about)
-    with pytest.raises(PluresError, match="is no type of numbers"):
+    with pytest.raises(PluresError, match="is not a numeric type"):
         opened(home / "run", "va")
 
 

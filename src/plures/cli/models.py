@@ -270,7 +270,7 @@ def read_inputs(file: Path) -> np.ndarray[Any, Any]:
         with np.load(file, allow_pickle=False) as archive:
             found = np.asarray(archive["x"])
         if found.dtype.kind not in "biuf":
-            raise TypeError(f"{found.dtype} is no type of numbers")
+            raise TypeError(f"{found.dtype} is not a numeric type")
         return found.astype(np.float64 if found.dtype == np.longdouble else found.dtype.newbyteorder("="), copy=False)
     except NO_ARCHIVE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not such a file"

@@ -286,7 +286,7 @@ class RunFolder:
         told, clients = about[FITTED], about["clients"]
         dtype = number_type(told["dtype"])
         if dtype is None:
-            raise PluresError(f"{self.path / MODELS} is damaged: {told['dtype']!r} is no type of numbers; run again")
+            raise PluresError(f"{self.path / MODELS} is damaged: {told['dtype']!r} is not a numeric type; run again")
         task = tasks.restored(told["task"], lambda name: self.code.reading(self.path / MODELS).load(name, "task"))
         found = {k.removeprefix(f"{FITTED}:"): t for k, t in tensors.items() if k.startswith(f"{FITTED}:")}
         scaling, preparation = restored(told["preparation"], found)

@@ -16,11 +16,10 @@ from plures.evaluate.record import Result as Result
 from plures.evaluate.scores import Floats, Scores
 from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
 from plures.faults import read_json
+from plures.methods.entry import BASELINES as BASELINES
 from plures.metrics import CLASSIFICATION, REGRESSION, Metric
 from plures.signature import checked
 from plures.texts import csv_text
-
-BASELINES = ("local", "fedavg", "fedavg_ft")
 
 
 class ClientScores(ClientValues):

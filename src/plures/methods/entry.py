@@ -20,6 +20,8 @@ FAMILIES = (
     *("after training", "data quality", "edge", "fairness"),
 )
 """Families of methods in listing order; others come after them."""
+BASELINES = ("local", "fedavg", "fedavg_ft")
+"""The methods of every comparison, in listing order."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,11 @@ class Entry:
         return made
 
     @property
-    def place(self) -> tuple[int, str, str]:
-        """Sort key in the catalogue."""
-        known = FAMILIES.index(self.family) if self.family in FAMILIES else len(FAMILIES)
-        return known, self.family, self.name
+    def place(self) -> tuple[int, str, int, str]:
+        """Sort key in the catalogue: by family, in each its baselines first, then by name."""
+        family = FAMILIES.index(self.family) if self.family in FAMILIES else len(FAMILIES)
+        baseline = BASELINES.index(self.name) if self.name in BASELINES else len(BASELINES)
+        return family, self.family, baseline, self.name
 
     @property
     def defaults(self) -> dict[str, Any]:
