@@ -68,7 +68,7 @@ def test_a_guarded_node_gives_its_tasks_to_nobody_else(tmp_path: Path) -> None:
     with Fleet(tmp_path / "fleet", {"va": home / "va" / "site.toml"}, quick=True) as fleet:
         with forging(fleet.nodes["va"], tmp_path / "forger") as log:
             run = fleet.conduct(APP, file, tmp_path / "out")
-            assert fleet.wait(run, 120) == "finished:completed", fleet.superlink.tail(40)
+            assert fleet.wait(run, 400) == "finished:completed", fleet.superlink.tail(40)
         told = done(log)
     assert told
     assert {json.dumps(one) for one in told} == {'{"refused": 401}'}
