@@ -110,7 +110,7 @@ PYTHON = {
     "network": (lambda: plures.default_model("heart"), "default_model: federation='heart'; give a Federation"),
     # methods by name
     "misspelled": (lambda: compared(["ditta"]), r"^no method 'ditta'; did you mean 'ditto'\? [^,]*$"),
-    "unlike": (lambda: compared(["xyzzy"]), "no method 'xyzzy'; there are local, fedavg, fedavg_ft, .* and [0-9]+ more"),
+    "unlike": (lambda: compared(["xyzzy"]), "no method 'xyzzy'; there are local, fedavg, .* and [0-9]+ more"),
     "a Method": (lambda: compared([ditto(lam=0.1)]), r"a Method that is made already .*partial\(ditto, lam=0.1\)"),
     "no method": (lambda: compared([3]), r"methods=\[3\]; give a list \[text"),
     "returns": (lambda: compared([lambda: None]), "its function returns None; let it return a Method"),
