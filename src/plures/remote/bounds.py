@@ -111,7 +111,8 @@ def distance(run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], bef
     """
     old, new = known(run, client), sent.get(VIEWS, {})
     after = decoded(run.bound, sent, before)
-    return norm([after[k].double() - t.double() for k, t in before.items()] + [new[k] - t for k, t in old.items()])
+    pairs = [(after[k], t) for k, t in before.items()] + [(new[k], t) for k, t in old.items()]
+    return norm(a.double() - b.double() for a, b in pairs if b.is_floating_point())
 
 
 def away(run: Coordinator[Any], client: int, tensors: Tensors, before: Leaves) -> float:
