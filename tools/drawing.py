@@ -61,8 +61,8 @@ def part(bound: Bound, block: Block) -> Part:
     kind, told = next(KINDS[known] for known in type(block.share).__mro__ if known in KINDS)
     alone = copy.copy(bound)
     alone.blocks = (block,)
-    up, down = traffic(alone)
-    up -= telling(bound)
+    up = sum(map(bound.nbytes, bound.travelling(block))) + bound.weight_bytes(block)
+    _, down = traffic(alone)
     size = sum(bound.initial[slot][path].nbytes for slot, path in block.leaves)
     return Part(block.name, kind, told, size, up, down, kept(bound, block) if up or down else 0)
 

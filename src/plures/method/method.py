@@ -325,7 +325,7 @@ class Bound:
         carried = (
             (UPDATE, sum(t.nbytes for t in self.line.payload.values()), f"parameters after local work{through}"),
             (BUFFERS, sum(map(self.nbytes, self.buffers)), "running statistics and whole numbers"),
-            (WEIGHTS, self._weighing(), "weight of the upload, made of the client's state"),
+            (WEIGHTS, sum(map(self.weight_bytes, self.blocks)), "weight of the upload, made of the client's state"),
             (VIEWS, sum(map(self.nbytes, self.told())), "personal leaves that decide which models a client sees"),
         )
         found += [Channel(name, "train", what, size, True) for name, size, what in carried if size]
@@ -333,14 +333,12 @@ class Bound:
             found.append(Channel(CHOICES, "train", "which of the models the client chose", NUMBER * alone))
         return (*found, *TRAINING, *MEASURED)
 
-    def _weighing(self) -> int:
-        """Bytes of the weights that a client computes itself."""
-        size = 0
-        for block in self.blocks:
-            if self.travelling(block) and callable(self.combine(block).weights):
-                given = self.weighed(block, self.initial)
-                size += given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
-        return size
+    def weight_bytes(self, block: Block) -> int:
+        """Bytes of the weights that a client computes itself for its upload of a block."""
+        if not self.travelling(block) or not callable(self.combine(block).weights):
+            return 0
+        given = self.weighed(block, self.initial)
+        return given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
 
     def _check_channels(self) -> None:
         """Refuse what a stage of the wire does not let pass."""
