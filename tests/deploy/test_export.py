@@ -144,7 +144,7 @@ def test_what_cannot_be_a_graph_is_refused_in_one_line(tmp_path):
 
 def test_bad_requests_are_named(tmp_path, monkeypatch):
     model, raw = trained("ditto+threshold")
-    with pytest.raises(PluresError, match="no format 'tflite'; there are folder, onnx, executorch"):
+    with pytest.raises(PluresError, match="no format 'tflite'; choose among folder, onnx, executorch"):
         export(model, tmp_path, raw, to=("tflite",))
     with pytest.raises(PluresError, match="NaN"):
         export(model, tmp_path, raw * torch.nan)

@@ -240,7 +240,8 @@ class PersonalModel:
                 return self.network(model, inputs, train=False)[0]
             problem = Problem(self.network, self.federation.task)
             own = {split: Batch(*examples, problem, train=False) for split, examples in self.own.items()}
-            batch = Batch(inputs, self.federation.task.blank(len(inputs)), None, problem, train=False, own=own)
+            # An exported graph keeps the number of examples open; len() would fix it.
+            batch = Batch(inputs, self.federation.task.blank(inputs.shape[0]), None, problem, train=False, own=own)
             return self.predictor.predicted(State(self.leaves, self.network.fixed), batch)
 
     def decided(self, outputs: Tensor) -> Tensor | None:
