@@ -225,8 +225,8 @@ class Two(Loopback):
 def idle(answer: bytes, order: bytes) -> bytes:
     """An upload of what was sent: its update is nothing, so every other stands out."""
     reply, tensors = unpack(answer, Reply)
-    sent = unpack(order, Order)[1]
-    return pack(reply, {name: sent[name][0] for name in tensors})
+    sent = {label.partition(":")[2]: t[0] for label, t in unpack(order, Order)[1].items()}
+    return pack(reply, {label: sent[label.partition(":")[2]] for label in tensors})
 
 
 def unwell(answer: bytes, order: bytes) -> bytes:
