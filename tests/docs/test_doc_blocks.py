@@ -103,10 +103,12 @@ def did(words: list[str], printed: str) -> None:
     if words[0] == "compare":
         result = Comparison.from_json(Path(out) / "results.json")
         names = [method.name for method in result.methods]
-        assert names == ["local", "fedavg", "fedavg_ft", *given(words, "--method")]
-        assert f"{words[1]}: accuracy, % on test data" in printed
+        assert names == list(dict.fromkeys(["local", "fedavg", "fedavg_ft", *given(words, "--method")]))
+        title, shown = ("accuracy, %", 100.0) if not given(words, "--metric") else ("AUROC", 1.0)
+        assert f"{words[1]}: {title} on test data" in printed
         for name in names:
-            assert f" {100 * result.row(name).mean:.1f} " in printed
+            mean = shown * result.row(name).mean
+            assert f" {mean:.1f} " in printed or f" {mean:.3f} " in printed
         return
     folder = RunFolder(Path(out))
     spec = folder.spec()

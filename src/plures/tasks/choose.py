@@ -46,7 +46,7 @@ def task_of(
         return task.read(values, where)
     kind = task or ("regression" if values.dtype.kind == "f" else "classification")
     if kind not in KINDS:
-        raise PluresError(f"task={kind!r} is unknown; use {' or '.join(map(repr, KINDS))}, or a plures.Task")
+        raise PluresError(f"task={kind!r} is unknown; use {', '.join(map(repr, KINDS))} or a plures.Task")
     if classes is not None and kind != Classification.kind:
         raise PluresError(f'classes: a {kind} has none; leave them out, or say task="classification"')
     if classes is not None and not classes:
