@@ -104,7 +104,7 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(module, "conduct", pressed)
     result = RUNNER.invoke(app, ["study", str(file), "--out", str(tmp_path / "out")])
     assert result.exit_code == 130
-    assert "the same command goes on" in wide.getvalue()
+    assert "the same command resumes from the last finished round" in wide.getvalue()
 
 
 def test_failures_are_told_at_the_end(file: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plures.brief import brief
 from plures.metrics.metric import Metric, Predictions
 
 HELD = 2**21
@@ -34,6 +35,7 @@ def ranked(predictions: Predictions) -> tuple[Tensor, Tensor]:
     return torch.where(predictions.finite.unsqueeze(-1), scores, wrong), true
 
 
+@brief
 @dataclass(frozen=True)
 class Ordered:
     """Examples in the order of their scores, the lowest first; ``(rows, examples)`` each, one row for each ranking.

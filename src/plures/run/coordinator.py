@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, Block, Bound, Cohort, Kept, Leaf, Look, Probe, Setting, Share, View, named
@@ -152,6 +153,7 @@ class Clients(Protocol):
         """
 
 
+@brief
 @dataclass(frozen=True)
 class Made:
     """What a round has made of the clients' work, before it counts.
