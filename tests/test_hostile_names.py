@@ -35,7 +35,7 @@ from plures.run.checkpoint import read
 from plures.serving.personal import PersonalModel
 from plures.study import parse_study
 from plures.tables.table import read_table, write_table
-from plures.tasks import Classification
+from plures.tasks import Classification, Regression
 from plures.texts import cell, csv_text, markdown, uncelled
 
 X, Y = [0.0] * 18, [0, 1, 1] * 6
@@ -258,11 +258,12 @@ def test_a_table_that_was_written_is_read_again(tmp_path: Path) -> None:
 def test_predictions_quote_classes() -> None:
     classes = ("a,b", 'say "no"', "=1+1", "-3")
     outputs = torch.tensor([[9.0, 0, 0, 0], [0, 9, 0, 0], [0, 0, 9, 0], [0, 0, 0, 9]])
-    head, *lines = csv.reader(io.StringIO(predictions(outputs, outputs.argmax(1), classes)))
+    head, *lines = csv.reader(io.StringIO(predictions(outputs, outputs.argmax(1), Classification(classes))))
     assert head == ["class", "a,b", 'say "no"', "'=1+1", "-3"]
     assert [line[0] for line in lines] == head[1:]
     assert all(len(line) == 5 and max(map(float, line[1:])) > 0.99 for line in lines)
-    assert predictions(torch.tensor([[-0.5, 1e-9], [1.0, -2.0]]), None, ()) == "y0,y1\n-0.5,1e-09\n1,-2\n"
+    numbers = torch.tensor([[-0.5, 1e-9], [1.0, -2.0]])
+    assert predictions(numbers, None, Regression(2)) == "y0,y1\n-0.5,1e-09\n1,-2\n"
 
 
 def test_a_comparison_as_csv_runs_nothing_and_keeps_its_numbers() -> None:

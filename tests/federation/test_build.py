@@ -178,7 +178,11 @@ def poisoned(value: float) -> np.ndarray:
         ((X, Y, np.where(np.arange(90) == 8, np.nan, 1.0)), {}, "client column, row 8: nan"),
         ((X, Y, np.full(90, -1)), {}, "every row is left out"),
         ((X[:0], Y[:0], CLIENT[:0]), {}, "no example"),
-        ((X, Y, CLIENT), {"task": "ranking"}, "task='ranking' is unknown; use 'classification', 'multilabel', 'regression' or a plures.Task"),
+        (
+            (X, Y, CLIENT),
+            {"task": "ranking"},
+            "task='ranking' is unknown; use 'classification', 'multilabel', 'regression' or a plures.Task",
+        ),
         ((X, Y, CLIENT), {"missing": "drop"}, "missing='drop' is unknown"),
         ((X[:, :, None], Y, CLIENT), {"missing": "impute"}, r"needs inputs \(n, columns\)"),
         ((X.astype(str), Y, CLIENT), {}, "inputs of type <U32 are no numbers"),

@@ -71,7 +71,11 @@ def test_truth_given_as_text_is_read(text: object):
         ("name", 3, "name=3; give a text"),
         ("split", 0.2, "split=0.2; give a SplitRule"),
         ("split", {"tets": 0.2}, r"a split rule has no option 'tets'; did you mean 'test'\?"),
-        ("task", "ranking", "task='ranking' is unknown; use 'classification', 'multilabel', 'regression' or a plures.Task"),
+        (
+            "task",
+            "ranking",
+            "task='ranking' is unknown; use 'classification', 'multilabel', 'regression' or a plures.Task",
+        ),
         ("dtype", "float99", "dtype='float99'; give a torch.dtype"),
         ("metadata", [1, 2], "metadata=.*; give a mapping"),
     ],
