@@ -30,6 +30,7 @@ from plures.methods import ditto, fedavg, fedem, fedhome, fedproto, knnper, mapp
 from plures.run import Execution, Run, Training
 from plures.run.choose import uncompilable
 from plures.run.steps import Stacked
+from plures.tasks import Regression
 from trajectories import LOOP, WIDE, everything_of, mlp, ragged
 
 LACKING = uncompilable()
@@ -122,7 +123,7 @@ def test_by_hand():
     data = ragged((1, 2, 3), features=(1,), classes=1)
     data = replace(
         data,
-        task=replace(data.task, kind="regression", classes=()),
+        task=Regression(1),
         inputs=torch.tensor([[1.0], [2.0], [-1.0], [3.0], [1.0], [0.5]], dtype=torch.float64),
         targets=torch.tensor([[2.0], [1.0], [1.0], [0.0], [2.0], [4.0]], dtype=torch.float64),
         splits=dict.fromkeys(("train", "validation", "test"), Split.of(list(torch.arange(6).split([1, 2, 3])))),
