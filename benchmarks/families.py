@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from plures import PluresError, Run, Training, compare, load
-from plures.evaluate import METRICS, Stage, cold_start_curve, fit, follow
+from plures.evaluate import Stage, cold_start_curve, fit, follow
 from plures.federation import Federation, Stream, degrade, seasons
 from plures.federation.datasets.domains import rotated_mnist
 from plures.federation.partition import How
@@ -93,7 +93,7 @@ def streamed(
         stream = data()
         training = Training(rounds=rounds, batch_size=32, optimizer=SGD(lr))
         told = [
-            f"| method | {METRICS[stream.tasks[0].task.kind][0].title}, all tasks | just after learning | forgetting |",
+            f"| method | {stream.tasks[0].task.metrics[0].title}, all tasks | just after learning | forgetting |",
             "| --- | ---: | ---: | ---: |",
         ]
         for name, method in methods.items():
