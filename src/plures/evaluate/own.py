@@ -141,12 +141,7 @@ def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Me
         code: metrics of one's own that it may be.
     """
     found = Named("metric", {known.name: known for known in federation.metrics}).find(metric, code)
-    if callable(found):
-        given = arguments(f"metric {metric!r}", found)
-        found = found(*given.args, **given.kwargs)
-    if not isinstance(found, Metric):
-        raise PluresError(f"metric {metric!r}: {shown(found)} is no plures.Metric, nor a function that returns one")
-    return found
+    return _made(f"metric {metric!r}", found, Metric)
 
 
 def find_task(task: str, code: Code = NOTHING) -> Task:
@@ -156,10 +151,14 @@ def find_task(task: str, code: Code = NOTHING) -> Task:
         task: the name of a kind; or ``package.module:name`` of a task, or of a class or function that returns one.
         code: tasks of one's own that it may be.
     """
-    found = TASK.find(task, code)
+    return _made(f"task {task!r}", TASK.find(task, code), Task)
+
+
+def _made(what: str, found: object, kind: type[T]) -> T:
+    """What was found, or what it returns if it is a function or a class."""
     if callable(found):
-        given = arguments(f"task {task!r}", found)
+        given = arguments(what, found)
         found = found(*given.args, **given.kwargs)
-    if not isinstance(found, Task):
-        raise PluresError(f"task {task!r}: {shown(found)} is no plures.Task, nor a function that returns one")
+    if not isinstance(found, kind):
+        raise PluresError(f"{what}: {shown(found)} is no plures.{kind.__name__}, nor a function that returns one")
     return found

@@ -16,9 +16,9 @@ from torch import Tensor
 from plures.cells import alike, listed, number
 from plures.errors import PluresError, PluresWarning, closest
 from plures.metrics import CLASSIFICATION, Metric
-from plures.names import check_words, in_order
+from plures.names import in_order
 from plures.tasks.losses import Weights, weighed
-from plures.tasks.reading import refuse
+from plures.tasks.reading import distinct, refuse
 from plures.tasks.task import Array, Loss, Task, Where
 
 
@@ -55,11 +55,7 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = tuple(str(name) for name in self.classes)
-        twice = [name for place, name in enumerate(names) if name in names[:place]]
-        if twice:
-            raise PluresError(f"classes: {twice[0]!r} stands there twice")
-        check_words(names, "class")
+        names = distinct(self.classes, "classes", "class")
         object.__setattr__(self, "classes", names)
         if names:
             object.__setattr__(self, "class_weights", weighed(self.class_weights, names, "class_weights"))

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.metrics import MULTILABEL, Metric
-from plures.names import check_words
 from plures.tasks.losses import Weights, weighed
-from plures.tasks.reading import refuse
+from plures.tasks.reading import distinct, refuse
 from plures.tasks.task import Array, Loss, Task, Where
 
 
@@ -52,11 +51,7 @@ class MultiLabel(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = tuple(str(name) for name in self.labels)
-        twice = [name for place, name in enumerate(names) if name in names[:place]]
-        if twice:
-            raise PluresError(f"labels: {twice[0]!r} stands there twice")
-        check_words(names, "label")
+        names = distinct(self.labels, "labels", "label")
         object.__setattr__(self, "labels", names)
         if names:
             object.__setattr__(self, "positive_weights", weighed(self.positive_weights, names, "positive_weights"))

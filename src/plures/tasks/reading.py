@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from torch import Tensor
 
 from plures.cells import absent
 from plures.errors import PluresError
+from plures.names import check_words
 from plures.tasks.task import Array, Where
 
 
@@ -30,6 +31,22 @@ def refuse(bad: Tensor, what: str, where: Callable[[int], str]) -> None:
     """Raise PluresError at the first row that is bad."""
     if bool(bad.any()):
         raise PluresError(f"{where(int(bad.int().argmax()))}: {what}")
+
+
+def distinct(names: Iterable[object], option: str, word: str) -> tuple[str, ...]:
+    """Names of classes or labels, none of which may stand there twice.
+
+    Args:
+        names: in their order.
+        option: of the task that gives them.
+        word: for one of them.
+    """
+    found = tuple(str(name) for name in names)
+    twice = [name for place, name in enumerate(found) if name in found[:place]]
+    if twice:
+        raise PluresError(f"{option}: {twice[0]!r} stands there twice")
+    check_words(found, word)
+    return found
 
 
 def _of_cells(targets: Array, where: Where) -> Array:
