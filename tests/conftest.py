@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from saying import Says
 
 IN_TURN = {
     "failures": ("test_failures", "test_forgery", "test_operate_fleet", "test_walk"),
@@ -66,3 +69,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return GROUPS.get(PurePosixPath(file).stem, file)
 
     return Files(config, log)
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Says:
+    """The exit status of a command in this process, and its words on one line."""
+    from plures import cli  # not before the variables above are gone
+
+    def run(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["plures", *map(str, words)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        told = capsys.readouterr()
+        return status, " ".join((told.out + told.err).split())
+
+    return run

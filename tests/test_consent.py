@@ -38,6 +38,7 @@ from plures.signature import fits, kinds, readings
 from plures.study import Study, parse_study, plan_of
 from plures.tables.heart import heart_schema, heart_tables
 from plures.tables.table import write_table
+from saying import Says
 
 LOOP = Execution("loop", 1, False, "float32", "cpu")
 OWN = "from plures.methods import fedavg\n\ndef own():\n    return fedavg()\n"
@@ -201,26 +202,6 @@ def test_the_database_of_a_study_runs_no_code(mark: Path, tmp_path: Path):
     with pytest.raises(PluresError, match=r"study\.db: method 'evil:own' is code"):
         Study(tmp_path / "s")
     assert not mark.exists()
-
-
-Says = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Says:
-    """The exit status of a command in this process, and its words on one line."""
-
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["plures", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        told = capsys.readouterr()
-        return status, " ".join((told.out + told.err).split())
-
-    return run
 
 
 COMMANDS: dict[str, Callable[[Path], list[object]]] = {

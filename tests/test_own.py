@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import plures
-from plures import Code, PluresError, RunFolder, RunSpec, cli
+from plures import Code, PluresError, RunFolder, RunSpec
 from plures.evaluate.own import METHOD, NETWORK, find_loader, find_network, network_kinds
 from plures.federation import Federation
 from plures.methods import fedavg
 from plures.models import mlp
 from plures.study import parse_study, plan_of
+from saying import Says
 
 OWN = """
 from pathlib import Path
@@ -66,24 +67,6 @@ def mine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same on the path, as in a program of one's own."""
     monkeypatch.syspath_prepend(home)
     return home
-
-
-Says = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Says:
-    def run(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["plures", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
-        told = capsys.readouterr()
-        return status, " ".join((told.out + told.err).split())
-
-    return run
 
 
 def test_a_name_of_a_catalogue_is_its_entry_and_needs_no_consent():
