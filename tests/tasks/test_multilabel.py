@@ -289,7 +289,7 @@ def test_a_published_model_predicts_what_its_run_predicts(method, tmp_path: Path
     outputs, decided = model.predict(rows)
     assert torch.allclose(outputs, done.predict("b", rows)[0], atol=1e-6)
     assert torch.equal(decided, (outputs > 0).float())
-    assert model.card.task == data.task
+    assert model.federation.task == data.task
     assert model.card.labels == dict(
         zip(("cough", "fever"), data.targets[data.splits["train"][1]].sum(0).int().tolist(), strict=True)
     )

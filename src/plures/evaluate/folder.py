@@ -37,11 +37,13 @@ from plures.run.fingerprint import (
     MODEL,
     UNSEEN,
     Fingerprint,
+    code_of,
     difference,
     of_data,
     of_method,
     of_network,
     of_run,
+    of_task,
 )
 from plures.run.origin import builder
 from plures.run.predict import predicted
@@ -51,6 +53,7 @@ RERUN = "run again, into another folder"
 ONBOARD = "delete it, and make the new client's model again with `plures onboard`"
 DESCRIPTION, STATE, MODELS, NEWCOMERS = "run.json", "state.safetensors", "models.safetensors", "newcomers"
 OWN, FITTED, COUNTS, PARTS = "own", "fitted", "examples", ("inputs", "targets", "weight")
+UNTOLD = "untold"
 
 
 def personal_models(run: Run) -> Iterator[tuple[str, Leaves]]:
@@ -74,20 +77,33 @@ def own_examples(run: Run, place: int) -> dict[str, Tensor]:
     return found
 
 
-def fitted_to(federation: Federation) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What was fitted to data: tensors by name, and the rest as JSON; never an example."""
+def fitted_to(federation: Federation, task: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What was fitted to data: tensors by name, and the rest as JSON; never an example.
+
+    Args:
+        federation: the clients.
+        task: ``module:name`` by which the task was found, if it was.
+    """
     made = federation.preparation
     metadata = json.loads(json.dumps({k: list(v) for k, v in federation.metadata.items()}, default=str))
     return {f"{FITTED}:{name}": value for name, value in numbers(federation.scaling, made).items()}, {
         "name": federation.name,
         "source": federation.source,
-        "task": tasks.told(federation.task),
+        "task": _said(federation.task, task),
         "features": federation.features,
         "dtype": str(federation.inputs.dtype).removeprefix("torch."),
         "columns": federation.columns,
         "metadata": metadata,
         "preparation": None if made is None else made.told(),
     }
+
+
+def _said(task: tasks.Task, name: str | None) -> dict[str, Any]:
+    """A task as data; if it cannot be told, why not, and what the data said of it."""
+    try:
+        return tasks.told(task, name)
+    except PluresError as error:
+        return {UNTOLD: str(error), **tasks.completion(task)}
 
 
 Counts = dict[str, dict[str, int]]
@@ -147,7 +163,7 @@ class RunFolder:
         models = {f"{client}/{path}": t for client, leaves in personal_models(run) for path, t in leaves.items()}
         for place, client in enumerate(run.federation.clients):
             models |= {f"{key}:{client}": t for key, t in own_examples(run, place).items()}
-        fitted = fitted_to(run.federation)
+        fitted = fitted_to(run.federation, None if spec is None else spec.task)
         counted = {client: counts(run.federation, place) for place, client in enumerate(run.federation.clients)}
         about = {"clients": list(run.federation.clients), COUNTS: counted, FITTED: fitted[1]}
         write(self.path / MODELS, models | fitted[0], about)
@@ -276,8 +292,12 @@ class RunFolder:
             )
         return there
 
-    def fitted(self) -> Federation:
-        """The run's federation without any row: task, columns, and all that was fitted to its data."""
+    def fitted(self, task: tasks.Task | None = None) -> Federation:
+        """The run's federation without any row: task, columns, and all that was fitted to its data.
+
+        Args:
+            task: the task, for a run of one that files cannot name.
+        """
         self._description()
         tensors, about = read(self.path / MODELS, RERUN)
         if "preparation" not in about.get(FITTED, {}):
@@ -287,7 +307,7 @@ class RunFolder:
         dtype = number_type(told["dtype"])
         if dtype is None:
             raise PluresError(f"{self.path / MODELS} is damaged: {told['dtype']!r} is not a numeric type; run again")
-        task = tasks.restored(told["task"], lambda name: self.code.reading(self.path / MODELS).load(name, "task"))
+        task = self._task(told["task"], task)
         found = {k.removeprefix(f"{FITTED}:"): t for k, t in tensors.items() if k.startswith(f"{FITTED}:")}
         scaling, preparation = restored(told["preparation"], found)
         return Federation(
@@ -304,6 +324,23 @@ class RunFolder:
             preparation=preparation,
         )
 
+    def _task(self, told: Mapping[str, Any], given: tasks.Task | None) -> tasks.Task:
+        """The run's task, from what its folder says of it or as it was given.
+
+        Raises:
+            PluresError: among others if it is another task, or one of somebody's own whose code has changed.
+        """
+        if given is not None:
+            found = tasks.completed(given, told)
+        elif UNTOLD in told:
+            raise PluresError(f"{self.path}: {told[UNTOLD]}; in Python, RunFolder.predict takes it as task=")
+        else:
+            found = tasks.restored(told, lambda name: self.code.reading(self.path / MODELS).load(name, "task"))
+        differs = difference({"task": code_of(self._asked()[DATA])}, {"task": code_of(of_task(found))})
+        if differs is not None:
+            raise PluresError(f"this is not the task of the run in {self.path}: {differs}")
+        return found
+
     def execution(self, device: str = "cpu") -> Execution:
         """How the run used the machine, on a device."""
         described = self._description()["execution"]
@@ -319,6 +356,7 @@ class RunFolder:
         *,
         model: nn.Module | ModelFactory | None = None,
         method: Method | None = None,
+        task: tasks.Task | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Outputs of one client's predictor, and what it decides for.
 
@@ -332,6 +370,7 @@ class RunFolder:
                 Where missing values were imputed, the columns as they were given, NaN where a value is missing.
             model: the model or its factory, for a run that was made from Python objects.
             method: the method, for such a run.
+            task: the task, for a run of one that files cannot name, such as one that is defined in a notebook.
 
         Raises:
             PluresError: among others if its model diverged, if data that are needed have changed, or if model or method
@@ -339,7 +378,7 @@ class RunFolder:
         """
         with understood(self.path, RERUN):
             deployed, execution = self.stack(client), self.execution()
-            federation = self.fitted().to("cpu", execution.dtype)
+            federation = self.fitted(task).to("cpu", execution.dtype)
             engine = self._engine(federation, execution, model, method)
             own = self.own(client, engine.bound)
         if inputs is not None:

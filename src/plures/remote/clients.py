@@ -52,13 +52,12 @@ from plures.remote.sites import Sites, population
 from plures.run.coordinator import BrokenError, Coordinator, Moved, Values, Work
 from plures.run.execution import Execution
 from plures.run.facts import facts
-from plures.run.fingerprint import of_method
+from plures.run.fingerprint import of_method, of_task
 from plures.run.origin import Origin
 from plures.run.participation import Participation
 from plures.run.states import states
 from plures.run.training import Training
 from plures.run.uploads import Answer
-from plures.tasks import told as told_of
 
 ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
 """How a site works: there is nothing to stack."""
@@ -100,7 +99,7 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
         "federation": federation.name,
         "clients": federation.clients,
         "features": federation.features,
-        "task": told_of(federation.task),
+        "task": of_task(federation.task),
         "method": of_method(bound.method, "method"),
         "training": facts(training, "training"),
         "seed": seed,

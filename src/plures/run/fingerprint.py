@@ -20,6 +20,7 @@ from plures.run.coordinator import Coordinator
 from plures.run.facts import Facts, digest, facts, raw, short, tensor_text
 from plures.run.participation import Participation
 from plures.run.training import Training
+from plures.tasks import KINDS, Task
 from plures.version import __version__
 
 Fingerprint = dict[str, Facts]
@@ -40,6 +41,7 @@ HEADS = (
 )
 """Facts of data that are told before the rows, which differ where these do."""
 
+TASK_CODE = "task's class"
 CLIENT_DIGITS = 12
 BLOCK = 1 << 26
 """Bytes of examples that are gathered at once."""
@@ -51,19 +53,15 @@ VERSIONS, DATA, UNSEEN, METHOD, TRAINING, PARTICIPATION, MODEL, SETTINGS = (
 
 def of_data(federation: Federation) -> Facts:
     """Facts of clients and their examples, of every client and split a digest of its own."""
-    task = federation.task
     told = {
         "name": federation.name,
-        "task": task.kind,
-        task.called: short(", ".join(task.names)),
+        **of_task(federation.task),
         "shape of an example": str(federation.features),
         "type of the inputs": str(federation.inputs.dtype).removeprefix("torch."),
         "type of the targets": str(federation.targets.dtype).removeprefix("torch."),
         "columns": short(", ".join(federation.columns)),
         "clients": json.dumps(federation.clients),
     }
-    for option in fields(task):
-        told |= facts(getattr(task, option.name), f"task's {option.name}") if option.compare else {}
     told |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
         told[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
@@ -73,6 +71,21 @@ def of_data(federation: Federation) -> Facts:
     public = federation.public.cpu()
     told["public rows"] = " ".join(client_digests(inputs, targets, Split.of([public]))) if len(public) else "none"
     return told
+
+
+def of_task(task: Task) -> Facts:
+    """Facts of a task: what it predicts, its options and, of a task of your own, its code."""
+    told = {"task": task.kind, task.called: short(", ".join(task.names))}
+    told |= {} if type(task) in KINDS.values() else facts(type(task), TASK_CODE)
+    for option in fields(task):
+        told |= facts(getattr(task, option.name), f"task's {option.name}") if option.compare else {}
+    return told
+
+
+def code_of(told: Facts) -> Facts:
+    """Those facts that are the code of a task of somebody's own."""
+    own = {key: text for key, text in told.items() if re.match(rf"{TASK_CODE}([.(\[]|$)", key)}
+    return _inner(own, "task's", " ")
 
 
 def client_digests(inputs: Tensor, targets: Tensor, split: Split) -> list[str]:
@@ -110,11 +123,11 @@ def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = 
 
 
 def of_metric(federation: Federation) -> Facts:
-    """Facts of the metric by which rounds and settings are chosen, where it is not the task's first."""
-    metric = federation.metric
-    if metric is None:
+    """Facts of the metric by which rounds and settings are chosen, where it is not the first of its kind of task."""
+    metric, known_ones = federation.metrics[0], type(federation.task).measures
+    if metric in known_ones[:1]:
         return {}
-    known = metric in federation.task.metrics
+    known = metric in known_ones
     return {"metric": metric.name} | ({} if known else facts(metric, "own metric"))
 
 
@@ -182,8 +195,8 @@ def of_run(
     )
 
 
-def _inner(told: Facts, name: str) -> Facts:
-    return {key.removeprefix(f"{name}."): text for key, text in told.items()}
+def _inner(told: Facts, name: str, mark: str = ".") -> Facts:
+    return {key.removeprefix(f"{name}{mark}"): text for key, text in told.items()}
 
 
 def difference(
@@ -255,13 +268,15 @@ def _facts_differ(part: str, old: Facts, new: Facts, values: bool) -> str | None
         if a == b or (alike and not values):
             continue
         what = {SETTINGS: key, VERSIONS: f"the version of {key}"}.get(part, f"the {part}'s {key}")
+        what = f"the {key}" if part == DATA and key.startswith("task's ") else what
         if a is None or b is None:
             here, gone = ("here", "there") if a is None else ("there", "here")
             return f"{what} is {_plain(a or b or '')} {here} and nothing {gone}"
         if _plain(a) != _plain(b):
             return f"{what} is {_plain(a)} there and {_plain(b)} here"
-        kind = "the values" if _is_tensor(a) else "the code" if a.startswith("function") else "the contents"
-        return f"{kind} of {what} ({_plain(a)}) differ"
+        if a.startswith("function"):
+            return f"the code of {what} ({_plain(a)}) differs"
+        return f"the {'values' if _is_tensor(a) else 'contents'} of {what} ({_plain(a)}) differ"
     return None
 
 

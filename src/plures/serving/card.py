@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
+from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import Result
 from plures.federation import SPLITS
 from plures.tasks import Task, restored
@@ -61,7 +62,7 @@ class Card(Result):
         client: name of the client.
         federation: name of the federation.
         source: where the data come from.
-        kind: of the task: ``classification``, ``regression``, ...
+        kind: of the task: ``classification``, ``regression``, ...; ``module:name`` of a task of somebody's own.
         classes: names of the classes, in the order of the outputs.
         outputs: number of outputs.
         options: what else the task was made with (:func:`plures.tasks.told`).
@@ -127,11 +128,9 @@ class Card(Result):
     def _fits(self) -> Card:
         """Refuse an inconsistent card."""
         try:
-            said = self.task
+            self._known  # noqa: B018
         except PluresError as error:
             raise ValueError(str(error)) from error
-        if (said.outputs, said.classes) != (self.outputs, self.classes) or self.outputs < 1:
-            raise ValueError(f"{self.kind} with {self.outputs} outputs and {len(self.classes)} classes")
         if lacking := [split for split in SPLITS if split not in self.rows]:
             raise ValueError(f"rows of {', '.join(lacking)} are missing")
         if any(size < 1 for size in self.features):
@@ -142,11 +141,23 @@ class Card(Result):
             raise ValueError(f"gaps {self.preparation['gaps']} in {len(self.columns)} columns")
         return self
 
-    @property
-    def task(self) -> Task:
-        """What is predicted."""
+    def task(self, code: Code) -> Task:
+        """What is predicted.
+
+        Args:
+            code: tasks of one's own that it may be.
+        """
         known = {"classes": self.classes} if self.classes else {"outputs": self.outputs}
-        return restored({"kind": self.kind, **(self.options or known)})
+        options = self.options or ({} if ":" in self.kind else known)
+        made = restored({"kind": self.kind, **options}, lambda name: code.load(name, "task"))
+        if (made.outputs, made.classes) != (self.outputs, self.classes) or self.outputs < 1:
+            raise PluresError(f"{self.kind} with {self.outputs} outputs and {len(self.classes)} classes")
+        return made
+
+    @property
+    def _known(self) -> Task | None:
+        """What is predicted, where a card alone says it: it runs no code."""
+        return None if ":" in self.kind else self.task(NOTHING)
 
     def text(self) -> str:
         """The card in Markdown; names in it are escaped."""
@@ -163,7 +174,7 @@ class Card(Result):
                 f"- version: {self.version}, made {self.created}",
                 f"- method: {spec.title()}, {self.round} rounds, seed {spec.seed}",
                 f"- network: {self._network()}",
-                f"- predicts: {', '.join(self.task.names) if self.task.probable else f'{self.outputs} numbers'}",
+                f"- predicts: {self._outputs()}",
                 f"- reads: {self._inputs()}",
                 *([f"- data from: {self.source}"] if self.source else []),
             ],
@@ -194,6 +205,13 @@ class Card(Result):
         options = "".join(f" {name}={value}" for name, value in self.spec.model_options.items())
         return f"{self.spec.model or 'the default one for its inputs'}{options}"
 
+    def _outputs(self) -> str:
+        task = self._known
+        numbers = "a number" if self.outputs == 1 else f"{self.outputs} numbers"
+        if task is None:
+            return f"{', '.join(self.classes) or numbers} (task {self.kind})"
+        return ", ".join(task.names) if task.probable else numbers
+
     def _inputs(self) -> str:
         if self.table is not None:
             return "rows of a table"
@@ -219,7 +237,7 @@ class Card(Result):
     def _scores(self) -> list[str]:
         if not self.rows["validation"]:
             return ["It has none, so it is unknown how well the model performs here."]
-        titles = {metric.name: metric.title for metric in self.task.metrics}
+        titles = {} if self._known is None else {metric.name: metric.title for metric in self._known.metrics}
         lines = [f"- {titles.get(name, name)}: {'-' if v is None else f'{v:.4f}'}" for name, v in self.metrics.items()]
         if "validation" in self.fitted_to:
             lines += ["", "The predictor was fitted to these very examples after training, so the scores flatter it."]

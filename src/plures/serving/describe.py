@@ -55,15 +55,15 @@ def described(
         schema: format of raw table rows.
         sheet: the data sheet of the client's data.
     """
-    predict = bound.method.predictor
+    predict, said = bound.method.predictor, told(federation.task, spec.task)
     return Card(
         client=client,
         federation=federation.name,
         source=federation.source,
-        kind=federation.task.kind,
+        kind=said["kind"],
         classes=federation.task.classes,
         outputs=federation.task.outputs,
-        options={name: value for name, value in told(federation.task).items() if name != "kind"},
+        options={name: value for name, value in said.items() if name != "kind"},
         features=federation.features,
         dtype=str(federation.inputs.dtype).removeprefix("torch."),
         columns=federation.columns,

@@ -33,6 +33,7 @@ from plures.run.kernels import kernels
 from plures.serving import describe
 from plures.serving.card import FORMAT, Card
 from plures.serving.watched import Watched
+from plures.tasks import Task
 from plures.version import __version__
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class PersonalModel:
             code: user functions that the method may name.
 
         Raises:
-            PluresError: if the spec gives another network than the run's.
+            PluresError: if the spec gives another network than the run's, or no file can name the run's task.
         """
         place, predict = run.federation.index(client), run.bound.method.predictor
         federation = run.federation
@@ -331,7 +332,7 @@ class PersonalModel:
         if describe.digest(tensors) != card.digest:
             raise PluresError(f"{file} is damaged: its values are not those that were saved; {REPUBLISH}")
         with understood(file, REPUBLISH), torch.no_grad():
-            model = _assembled(card, tensors, code.reading(file))
+            model = _assembled(card, tensors, card.task(code.reading(file)), code.reading(file))
             model.decided(model.outputs(model.federation.scaled(model.federation.inputs.new_zeros(1, *card.features))))
         return model
 
@@ -387,10 +388,10 @@ def _of(
     tensors = {f"{slot}/{path}": t[0].detach().cpu() for slot, ls in leaves.items() for path, t in ls.items()}
     for split, examples in own.items():
         tensors |= {f"{OWN}{split}:{part}": t[0].cpu() for part, t in zip(PARTS, examples, strict=True)}
-    model = _narrowed(_assembled(card, tensors | _fitted(federation), code))
+    model = _narrowed(_assembled(card, tensors | _fitted(federation), federation.task, code))
     found = {
         "metrics": scores(model),
-        "threshold": describe.threshold(model.predictor, model.leaves, card.task),
+        "threshold": describe.threshold(model.predictor, model.leaves, federation.task),
         "calibration": describe.fitted(model.predictor, model.leaves),
         "digest": (digest := describe.digest(model.tensors())),
         "version": f"{card.round}-{digest[:12]}",
@@ -398,7 +399,7 @@ def _of(
     return replace(model, card=card.model_copy(update=found))
 
 
-def _assembled(card: Card, tensors: Mapping[str, Tensor], code: Code) -> PersonalModel:
+def _assembled(card: Card, tensors: Mapping[str, Tensor], task: Task, code: Code) -> PersonalModel:
     """Build a model from its card and tensors: rebuild network and method, and load the values."""
     dtype = number_type(card.dtype)
     if dtype is None:
@@ -407,9 +408,9 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor], code: Code) -> Persona
     scaling, preparation = restored(card.preparation, found)
     federation = Federation(
         name=card.federation,
-        task=card.task,
+        task=task,
         inputs=torch.zeros(0, *card.features, dtype=dtype),
-        targets=card.task.blank(),
+        targets=task.blank(),
         clients=(card.client,),
         splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)])),
         columns=card.columns,

@@ -6,7 +6,7 @@ from plures.tasks.classification import Classification
 from plures.tasks.losses import Weights
 from plures.tasks.multilabel import MultiLabel
 from plures.tasks.regression import Regression
-from plures.tasks.stored import restored, told
+from plures.tasks.stored import completed, completion, restored, told
 from plures.tasks.task import Loss, Task
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "Regression",
     "Task",
     "Weights",
+    "completed",
+    "completion",
     "restored",
     "task_of",
     "told",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -38,19 +38,21 @@ def name_of(value: object) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def told(task: Task) -> Told:
+def told(task: Task, name: str | None = None) -> Told:
     """A task as data.
 
+    Args:
+        task: the task.
+        name: ``module:name`` by which it was found, if it was; otherwise a task of your own goes by its class.
+
     Raises:
-        PluresError: if an option of a task of somebody's own is no plain value.
+        PluresError: if a file cannot name the task, or an option of a task of your own is no plain value.
     """
-    kind = task.kind if KINDS.get(task.kind) is type(task) else name_of(type(task))
-    found: Told = {"kind": kind}
-    for option in fields(task):
-        value = getattr(task, option.name)
-        if option.compare and value != option.default:
-            found[option.name] = _plain(value, f"{kind}: {option.name}")
-    return found
+    if KINDS.get(task.kind) is type(task):
+        return {"kind": task.kind, **_options(task)}
+    if name is None:
+        return {"kind": _importable(type(task)), **_options(task)}
+    return {"kind": name, **_values(task)}
 
 
 def restored(told: Mapping[str, Any], code: Callable[[str], Any] | None = None) -> Task:
@@ -58,25 +60,76 @@ def restored(told: Mapping[str, Any], code: Callable[[str], Any] | None = None) 
 
     Args:
         told: what :func:`told` gave.
-        code: gives the class of a task of somebody's own by ``module:Class``, if the reader consents to run it.
+        code: gives what ``module:name`` stands for if the reader consents to run it: a task, or a class or function
+            that returns one.
 
     Raises:
         PluresError: if it says something else than a task, or names code and there is no consent.
     """
     options = {name: _value(value) for name, value in told.items() if name != "kind"}
-    kind = told.get("kind")
-    build = KINDS.get(str(kind))
-    if build is None and ":" in str(kind):
+    kind = str(told.get("kind"))
+    found: Any = KINDS.get(kind)
+    if found is None and ":" in kind:
         if code is None:
             raise PluresError(f"the task {kind} is code, which a file only names: give the task itself")
-        build = code(str(kind))
-    if build is None or not (isinstance(build, type) and issubclass(build, Task)):
+        found = code(kind)
+    if callable(found) and not (isinstance(found, type) and issubclass(found, Task)):
+        found = found()
+    known = fields(found) if isinstance(found, Task) or (isinstance(found, type) and issubclass(found, Task)) else ()
+    if not known:
         raise PluresError(f"{kind!r} is no task; tasks are {', '.join(KINDS)}")
-    unknown = [name for name in options if name not in {option.name for option in fields(build)}]
+    unknown = [name for name in options if name not in {option.name for option in known}]
     if unknown:
         raise PluresError(f"a {kind} has no {unknown[0]!r}")
-    made: Task = build(**options)
+    made: Task = found(**options) if isinstance(found, type) else replace(found, **options)
     return made
+
+
+def completed(task: Task, told: Mapping[str, Any]) -> Task:
+    """A task completed by what data said of it, which is part of what was told."""
+    return replace(task, **{name: _value(told[name]) for name in task.by_data if name in told})
+
+
+def completion(task: Task) -> Told:
+    """What data said of a task (:attr:`Task.by_data`), as far as it is plain."""
+    return {name: value for name, value in _values(task).items() if name in task.by_data}
+
+
+def _importable(kind: type) -> str:
+    if kind.__module__ == "__main__" or "<" in kind.__qualname__:
+        raise PluresError(
+            f"the task {kind.__name__} is defined in a notebook, a script or a function, where no file can name it: "
+            f'put it into a module and give task="module:{kind.__name__}"'
+        )
+    return name_of(kind)
+
+
+def _options(task: Task) -> Told:
+    """Options that are not at their defaults."""
+    found: Told = {}
+    for option in fields(task):
+        value = getattr(task, option.name)
+        if option.compare and value is not option.default:
+            said = _plain(value, f"task {type(task).__name__}: {option.name}")
+            if not _is_plain(option.default) or said != _plain(option.default, ""):
+                found[option.name] = said
+    return found
+
+
+def _values(task: Task) -> Told:
+    """Options that are plain values; all others are in the code that the task was named by."""
+    values = {option.name: getattr(task, option.name) for option in fields(task) if option.compare}
+    return {name: _plain(value, "") for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if isinstance(value, tuple | list) else _is_cell(value)
+
+
+def _is_cell(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
 
 
 def _plain(value: Any, what: str) -> Any:
@@ -86,9 +139,12 @@ def _plain(value: Any, what: str) -> Any:
         return {str(key): _plain(one, what) for key, one in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(one, what) for one in value]
-    if value is None or isinstance(value, str | int | float):
+    if _is_cell(value):
         return value
-    raise PluresError(f"{what}: a {type(value).__name__} cannot be written to a file; make it of numbers and texts")
+    raise PluresError(
+        f"{what}: a {type(value).__name__} cannot be written to a file: make it of numbers and texts, or put the task "
+        'into a module and give task="module:name"'
+    )
 
 
 def _value(value: Any) -> Any:
