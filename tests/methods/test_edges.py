@@ -254,7 +254,7 @@ def test_the_search_against_all_associations(monkeypatch):
         links, points, gamma = instance(seed, 9, 3)
         exact = associate(links, points, gamma)
         assert exact.cost == pytest.approx(cost(links, points, gamma, tuple(exact.edges.tolist())), abs=1e-9)
-        monkeypatch.setattr("plures.method.association.EXHAUSTIVE", 0)
+        monkeypatch.setattr("plures.method.shares.association.EXHAUSTIVE", 0)
         found = associate(links, points, gamma)
         monkeypatch.undo()
         assert found.cost == pytest.approx(cost(links, points, gamma, tuple(found.edges.tolist())), abs=1e-9)

@@ -15,7 +15,7 @@ from plures.diagnose.result import LEVEL, Clusters, Match
 from plures.diagnose.sample import Sample
 from plures.federation.metadata import MISSING_VALUES
 from plures.federation.seeding import generator
-from plures.method.splitting import directions, spherical_means
+from plures.method.shares.splitting import directions, spherical_means
 from plures.models import ModelFactory
 
 LEAST_CLIENTS = 6

@@ -1,8 +1,6 @@
 """The six parts of a method, and Method itself."""
 
-from plures.method.association import Association, EnergyAware, associate
 from plures.method.channel import Channel
-from plures.method.clusters import MEMBERSHIP, By, Clustered, Grouping, LowestLoss, Timed, cluster_count, lowest, moved
 from plures.method.combine import (
     Arrived,
     Combine,
@@ -16,8 +14,6 @@ from plures.method.combine import (
     entrywise,
     reduced,
 )
-from plures.method.generated import Generated
-from plures.method.inherit import Nearest, Regressed
 from plures.method.layout import (
     Block,
     Layout,
@@ -35,12 +31,26 @@ from plures.method.layout import (
     role,
 )
 from plures.method.method import Bound, Method, Slot, Start, zeros
-from plures.method.mixing import Look, Mine, Mixed, Mixing, Seen, View, best_others, mean
 from plures.method.optimizer import SGD, Adam, AdamW, Optimizer
 from plures.method.predict import Calibration, Predict
 from plures.method.schedule import Assign, Objective, Phase, Schedule, Visit
 from plures.method.setting import AGE, LATER, Setting
-from plures.method.share import (
+from plures.method.shares.association import Association, EnergyAware, associate
+from plures.method.shares.clusters import (
+    MEMBERSHIP,
+    By,
+    Clustered,
+    Grouping,
+    LowestLoss,
+    Timed,
+    cluster_count,
+    lowest,
+    moved,
+)
+from plures.method.shares.generated import Generated
+from plures.method.shares.inherit import Nearest, Regressed
+from plures.method.shares.mixing import Look, Mine, Mixed, Mixing, Seen, View, best_others, mean
+from plures.method.shares.share import (
     Cohort,
     Frozen,
     Inherit,
@@ -55,7 +65,7 @@ from plures.method.share import (
     put,
     unflatten,
 )
-from plures.method.splitting import InitialGradients, Splitting, bipartition, spherical_means
+from plures.method.shares.splitting import InitialGradients, Splitting, bipartition, spherical_means
 from plures.method.state import Batch, Problem, State, gradient, task_loss
 from plures.method.tree import axpy, detach, dot, interpolate, parameters, squared_distance, zeros_like
 from plures.method.wire import Codec, Line, Sending, Wire, joined, lay, parted

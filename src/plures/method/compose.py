@@ -11,7 +11,7 @@ from plures.method.combine import Combine
 from plures.method.layout import Layout, LayoutKey, Selector
 from plures.method.predict import Predict
 from plures.method.schedule import Objective, Phase, Schedule
-from plures.method.share import Known, Share, Shared
+from plures.method.shares.share import Known, Share, Shared
 
 Part = TypeVar("Part")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from plures.errors import PluresError, PluresWarning, suggestion
-from plures.method.share import Frozen, Share
+from plures.method.shares.share import Frozen, Share
 from plures.models import LeafInfo
 from plures.models.network import NORMS
 

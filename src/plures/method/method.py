@@ -28,11 +28,11 @@ from plures.method.channel import (
 from plures.method.combine import Combine
 from plures.method.compose import combines, entries, layouts, predictions, schedules
 from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks, named
-from plures.method.mixing import View
 from plures.method.predict import Predict
 from plures.method.schedule import Phase, Schedule
 from plures.method.setting import Setting
-from plures.method.share import Frozen, Known, Personal, Shared
+from plures.method.shares.mixing import View
+from plures.method.shares.share import Frozen, Known, Personal, Shared
 from plures.method.state import State
 from plures.method.tree import zeros_like
 from plures.method.wire import Wire, lay

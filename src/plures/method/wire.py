@@ -10,7 +10,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.channel import Channel
-from plures.method.share import Cohort
+from plures.method.shares.share import Cohort
 from plures.models import Leaves
 from plures.models.layers import uniform
 

@@ -13,7 +13,19 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Frozen, Inherit, Kept, Probe, Share, Shared, blended, flatten, put, unflatten
+from plures.method.shares.share import (
+    Cohort,
+    Frozen,
+    Inherit,
+    Kept,
+    Probe,
+    Share,
+    Shared,
+    blended,
+    flatten,
+    put,
+    unflatten,
+)
 from plures.method.tree import fixed
 from plures.models import Leaves, Marked
 

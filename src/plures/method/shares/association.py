@@ -11,9 +11,9 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError
-from plures.method.clusters import Grouping, moved
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Kept
+from plures.method.shares.clusters import Grouping, moved
+from plures.method.shares.share import Cohort, Kept
 
 EXHAUSTIVE = 100_000
 """Largest number of associations for which all are tried."""

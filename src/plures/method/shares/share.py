@@ -258,7 +258,7 @@ class Personal(Share):
     Attributes:
         unseen: what an unseen client starts from: ``initial`` values, the uniform ``mean`` over the clients that
             took part, the name of a slot with the same leaves (``model``), or weights of the clients that took part,
-            made from metadata (:mod:`plures.method.inherit`).
+            made from metadata (:mod:`plures.method.shares.inherit`).
     """
 
     unseen: str | Inherit = "initial"

@@ -14,7 +14,7 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.optimizer import SGD, Optimizer
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Kept, Probe, Share, Shared, blended, flatten, put, unflatten
+from plures.method.shares.share import Cohort, Kept, Probe, Share, Shared, blended, flatten, put, unflatten
 from plures.method.tree import fixed
 from plures.models import Leaves, Marked
 

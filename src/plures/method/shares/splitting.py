@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method.clusters import MEMBERSHIP, Grouping, cluster_count, moved
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Kept, Probe
+from plures.method.shares.clusters import MEMBERSHIP, Grouping, cluster_count, moved
+from plures.method.shares.share import Cohort, Kept, Probe
 from plures.models import Leaves
 
 CENTROIDS = "centroids"

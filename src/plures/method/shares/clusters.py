@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.method.setting import Setting
-from plures.method.share import Cohort, Kept, Probe, Share, Shared, blended, flatten, unflatten
+from plures.method.shares.share import Cohort, Kept, Probe, Share, Shared, blended, flatten, unflatten
 from plures.models import Leaves
 
 MEMBERSHIP = "membership"
