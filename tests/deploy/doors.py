@@ -32,6 +32,7 @@ class Door:
     folder: Path
     port: int
     authority: Path
+    proxy: Process
 
     def connect(self) -> ssl.SSLSocket:
         """A connection whose handshake is done."""
@@ -76,7 +77,7 @@ def opened(folder: Path, keys: Keyring, upstream: int, patience: float = 10.0, n
     proxy = Process("nginx", [*words, "-g", f"daemon off; {user}"], dict(os.environ), folder / "log")
     proxy.start()
     try:
-        door = Door(folder, port, keys.authority)
+        door = Door(folder, port, keys.authority, proxy)
 
         def listens() -> bool:
             try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plures.deploy.fleet.loopback import Fleet
-from plures.deploy.fleet.process import until
+from plures.deploy.fleet.process import Process, until
 
 ECHO = Path(__file__).parent / "echo"
 
@@ -49,11 +49,28 @@ def tried(folder: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def echo(fleet: Fleet, out: Path, **config: Any) -> list[dict[str, Any]]:
-    """Run the echo app to its end; the rounds that its server has written down."""
+def echo(fleet: Fleet, out: Path, *others: Process, **config: Any) -> list[dict[str, Any]]:
+    """Run the echo app to its end, in which every node must answer; the rounds that its server has written down.
+
+    Args:
+        fleet: a fleet.
+        out: where they are written.
+        others: nodes beside the fleet's, and what stands before them.
+        config: of the app.
+    """
     run = fleet.submit(ECHO, {"out": str(out), "nodes": len(fleet.sites), **config})
-    assert fleet.wait(run, 120) == "finished:completed", fleet.superlink.tail()
-    return written(out)
+    everyone = (fleet.superlink, *fleet.nodes.values(), *others)
+    assert fleet.wait(run, 300) == "finished:completed", tails(*everyone)
+    rounds = written(out)
+    for one in rounds:
+        answered = [reply.get("site", reply["node"]) for reply in one["replies"]]
+        assert one["missing"] == 0, f"round {one['round']}: only {answered} answered\n{tails(*everyone)}"
+    return rounds
+
+
+def tails(*processes: Process) -> str:
+    """What processes have said last."""
+    return "\n".join(f"--- {process.name} ---\n{process.tail(30)}" for process in processes)
 
 
 def written(out: Path) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp
             door.shutdown()
     assert child.returncode == 1
     until(lambda: node.alive and all(words in node.told() for words in (ONLINE, READY)), JOIN, node.tail)
-    (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
+    (round_,) = echo(fleet, tmp_path / "out.json")
     assert sites(round_["replies"]) == everyone(fleet)
 
 
@@ -94,7 +94,7 @@ def test_a_guarded_node_runs_no_code_that_is_sent_to_it(fleet: Fleet, tmp_path: 
     try:
         for said in (ONLINE, READY):
             node.wait_for(said, JOIN)
-        (round_,) = echo(fleet, tmp_path / "out.json", nodes=5)
+        (round_,) = echo(fleet, tmp_path / "out.json", node, nodes=5)
     finally:
         node.stop()
     told = {reply["node"]: reply for reply in round_["replies"]}
@@ -187,7 +187,7 @@ def test_a_node_ends_in_time_and_comes_back(fleet: Fleet, tmp_path: Path) -> Non
     until(lambda: not any(lives(pid) for pid in family), 10, "what it started goes on")
     assert time.monotonic() - begin < 10
     until(lambda: node.alive and all(words in node.told() for words in (ONLINE, READY)), JOIN, node.tail)
-    (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
+    (round_,) = echo(fleet, tmp_path / "out.json")
     assert sites(round_["replies"]) == everyone(fleet)
 
 
@@ -197,7 +197,7 @@ def test_what_starts_tasks_is_started_again(fleet: Fleet, tmp_path: Path) -> Non
         (starter,) = process.members(STARTER)
         os.kill(starter, signal.SIGKILL)
         until(lambda: starter not in process.members(STARTER) and process.members(STARTER), 30, process.tail)  # noqa: B023
-    (round_,) = echo(fleet, tmp_path / "out.json", seconds=60.0)
+    (round_,) = echo(fleet, tmp_path / "out.json")
     assert sites(round_["replies"]) == everyone(fleet)
 
 

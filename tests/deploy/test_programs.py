@@ -1,4 +1,4 @@
-"""What is forked: with the threads that the site allows, from a process that has none."""
+"""What is forked: with the threads that the site allows, from a process that has none. When tasks must have begun."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.common.constant import Status
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.constant import TaskType
+from flwr.supercore.corestate import in_memory_corestate, sql_corestate
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 
-from plures.deploy.fleet.programs import GUARD, NODE, SUPERLINK, command
+from plures.deploy.fleet.inbox import Inbox
+from plures.deploy.fleet.programs import GUARD, NODE, SUPERLINK, TASKS_OF, command, give_time
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="tasks are not forked here")
 
@@ -47,3 +57,47 @@ def test_a_port_that_is_taken_is_one_sentence(words: list[str]) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: port {port} of 127.0.0.1 cannot be had (Address already in use): end what ")
     assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+
+
+STORES = {NODE: in_memory_corestate, SUPERLINK: sql_corestate}
+
+
+def kept(name: str, folder: Path) -> Any:
+    """Where a program keeps its tasks."""
+    objects = ObjectStoreFactory().store()
+    if name == NODE:
+        return Inbox(objects)
+    state = SqlLinkState(str(folder / "tasks.db"), NoOpFederationManager(), objects)
+    state.initialize()
+    return state
+
+
+@pytest.mark.parametrize("interval", [10, 30], ids=["quick", "usual"])
+@pytest.mark.parametrize("name", TASKS_OF)
+def test_a_task_has_a_minute_to_begin_and_must_then_say_that_it_lives(
+    name: str, interval: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower gives it one interval, 10 seconds if quick, and on a slow machine starts it again and again."""
+    store, begun, passed = STORES[name], STORES[name].now(), 0.0
+    assert store.__name__ == TASKS_OF[name]
+    monkeypatch.setattr(store, "HEARTBEAT_DEFAULT_INTERVAL", interval)
+    monkeypatch.setattr(store, "HEARTBEAT_PATIENCE", 2)
+    monkeypatch.setattr(store, "now", lambda: begun + timedelta(seconds=passed))
+    give_time(store)
+    state = kept(name, tmp_path)
+    task = state.create_task(TaskType.CLIENT_APP, run_id=1)
+    assert state.claim_task(task)
+    passed = 59
+    assert state.claim_task(task) is None
+    assert state.activate_task(task)
+    for _ in range(3):
+        passed += 2 * interval - 1
+        assert state.acknowledge_task_heartbeat(task)
+    passed += 2 * interval + 1
+    assert not state.acknowledge_task_heartbeat(task)
+    second = state.create_task(TaskType.CLIENT_APP, run_id=1)
+    assert state.claim_task(second)
+    passed += 61
+    assert not state.activate_task(second)
+    assert [one.task_id for one in state.get_tasks(statuses=[Status.PENDING])] == [second]
+    assert state.claim_task(second)

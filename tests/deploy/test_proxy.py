@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,7 @@ class Before:
 
     def inside(self, path: str) -> int:
         """The same at the SuperLink itself."""
-        return Door(self.door.folder, self.fleet.port, self.door.authority).answer(path)
+        return replace(self.door, port=self.fleet.port).answer(path)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_node_works_through_the_door(door: Before, tmp_path: Path) -> None:
     try:
         for said in (ONLINE, READY):
             node.wait_for(said, JOIN)
-        (round_,) = echo(door.fleet, tmp_path / "out.json", nodes=5)
+        (round_,) = echo(door.fleet, tmp_path / "out.json", node, door.door.proxy, nodes=5)
     finally:
         node.stop()
     replies = {reply["node"]: reply for reply in round_["replies"]}

@@ -14,8 +14,8 @@ without it. And the node looks for work every second, not every three.
 is let in again after 20 seconds instead of a minute. What is sent, and to whom, is Flower's.
 
 Whatever the manner: what starts tasks is started again when it ends (Flower would not miss it, and no task would ever
-be done again), a node answers each message once and in its turn (``inbox.py``), a program ends within some seconds of
-SIGTERM and at once of a second one, and what it writes is its user's alone.
+be done again), a task has a minute to begin, a node answers each message once and in its turn (``inbox.py``), a program
+ends within some seconds of SIGTERM and at once of a second one, and what it writes is its user's alone.
 
 This file is run as a script and loads plures only where a task needs it: Flower's programs themselves need no torch.
 """
@@ -71,6 +71,13 @@ INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 PULL = ("flwr.supercore.constant", "PULL_INITIAL_BACKOFF")
 HEARTBEAT = ("flwr.common.constant", "HEARTBEAT_DEFAULT_INTERVAL")
 """How long a task waits for arrays that are on their way; how often a node must say that it lives."""
+TASKS_OF = {
+    SUPERLINK: "flwr.supercore.corestate.sql_corestate",
+    NODE: "flwr.supercore.corestate.in_memory_corestate",
+}
+"""Where a program keeps its tasks."""
+BEGIN = 60.0
+"""Seconds within which a task must begin: a new interpreter loads torch, and the machine may be busy."""
 TASK_LOOKS = {SUPERLINK: 1.0, STARTER: 0.05}
 """Seconds between two questions of what starts tasks: of a SuperLink, and of a node, which answers when it has one."""
 ANSWER, HERE = 0.5, 0.05
@@ -106,6 +113,8 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
         if manner in manners:
             PREPARE[manner](name)
     heed(name)
+    if name in TASKS_OF:
+        give_time(importlib.import_module(TASKS_OF[name]))
     if name == NODE:
         beside("inbox").install()
     if name in STARTERS:
@@ -117,6 +126,21 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
     if name == NODE:
         os._exit(code(program, returned=1))
     program()
+
+
+def give_time(tasks: Any) -> None:
+    """Let tasks have :data:`BEGIN` seconds to begin; those that have begun must say as often as before that they live.
+
+    Flower gives a task as long to begin as lies between two signs of life, which ``--quick`` makes short. A task whose
+    interpreter took longer to start was given to a second one while it started, was then refused, and so on: on a busy
+    machine, no task was ever done.
+
+    Args:
+        tasks: Flower's module that keeps them. A task that was taken has one interval to begin; one that has begun
+            has that many intervals for its next sign of life.
+    """
+    tasks.HEARTBEAT_PATIENCE *= tasks.HEARTBEAT_DEFAULT_INTERVAL / BEGIN
+    tasks.HEARTBEAT_DEFAULT_INTERVAL = BEGIN
 
 
 def beside(name: str) -> Any:
