@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -91,6 +93,59 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=natural))
 
 
+def name_key(name: str) -> int:
+    """A 64-bit key of a name, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+class Names(tuple[str, ...]):
+    """Names of clients that were checked: well formed, different, in natural order.
+
+    There may be a million of them, so what is looked up by name is made once, when it is first asked for.
+    """
+
+    @classmethod
+    def checked(cls, names: tuple[str, ...], whose: str) -> Names:
+        """Check names, unless they were checked before.
+
+        Args:
+            names: as they were given.
+            whose: what they belong to, as the beginning of the message.
+
+        Raises:
+            PluresError: if one is no name, or stands twice, or in another than the natural order.
+        """
+        if isinstance(names, cls):
+            return names
+        ordered = in_order(names)
+        if names != ordered:
+            few = ", ".join(ordered[:10]) + (", ..." if len(ordered) > 10 else "")
+            raise PluresError(f"{whose}: client names must be different and in natural order, that is {few}")
+        return cls.ordered(names)
+
+    @classmethod
+    def ordered(cls, names: tuple[str, ...]) -> Names:
+        """Check names that `in_order` gave."""
+        if not ("".join(names).isprintable() and all(n and len(n) <= LONGEST and n == n.strip() for n in names)):
+            for name in names:
+                checked_name(name, "client")
+        return cls(names)
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """The position of each name."""
+        return {name: place for place, name in enumerate(self)}
+
+    @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """``(names,)`` the `name_key` of each."""
+        return np.array([name_key(name) for name in self], dtype=np.uint64)
+
+    def some(self, places: Iterable[int]) -> Names:
+        """The names at some positions, which are in increasing order."""
+        return Names(self[place] for place in places)
+
+
 def by_name(values: Mapping[Any, V]) -> dict[str, V]:
     """A mapping from clients with their names as keys; numbers are accepted as such.
 
@@ -115,10 +170,13 @@ def named(client: NDArray[Any]) -> NDArray[np.str_]:
 
 def coded(client: NDArray[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """The different names in a column in their order, and the place of each row's name among them."""
-    found, code = np.unique(named(client), return_inverse=True)
-    names = in_order(found.tolist())
+    if client.dtype.kind == "O":
+        client = named(client)
+    values, code = np.unique(client, return_inverse=True)
+    found = named(values).tolist()
+    names = in_order(found)
     place = {name: number for number, name in enumerate(names)}
-    return names, np.array([place[name] for name in found.tolist()], dtype=np.int64)[code.reshape(-1)]
+    return names, np.array([place[name] for name in found], dtype=np.int64)[code.reshape(-1)]
 
 
 def _number(run: re.Match[str]) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from alone import divide
 from plures.errors import PluresError
-from plures.federation import SPLITS, SplitRule, split_rows
+from plures.federation import SPLITS, Split, SplitRule, split_rows
+from plures.federation.seeding import Generators, generator
 
 
 def test_splits_cover_every_row_once():
@@ -114,3 +117,45 @@ def test_shares_of_zero_are_empty():
     for by in ("random", "time"):
         _, splits = split_rows(["a"] * 9, time=np.arange(9), rule=SplitRule(0, 0.3, by=by))
         assert [len(splits[s][0]) for s in SPLITS] == [6, 0, 3]
+
+
+def test_generators_side_by_side_draw_what_each_draws_alone():
+    """Also those that NumPy asks for more words than usual, and those that are too long to be computed together."""
+    rng = np.random.default_rng(0)
+    names = [f"ward {number}" for number in range(3_000)]
+    numbers, sizes = rng.integers(0, 12, 3_000), rng.integers(0, 80, 3_000)
+    drawn, orders = Generators((7, "split"), names).shuffled(numbers, sizes)
+    drawn, orders = np.split(drawn, numbers.cumsum()[:-1]), np.split(orders, sizes.cumsum()[:-1])
+    for name, found, order in zip(names, drawn, orders, strict=True):
+        own = generator(7, "split", name)
+        assert np.array_equal(own.random(len(found)), found)
+        assert np.array_equal(own.permutation(len(order)), order)
+
+
+@pytest.mark.parametrize("trial", range(40))
+def test_all_clients_at_once_are_divided_as_each_is_alone(trial):
+    rng = np.random.default_rng(trial)
+    rows = int(rng.integers(1, 400))
+    client = rng.integers(0, 30, rows)
+    words = np.array(["no", "yes", "maybe"])[rng.integers(0, 3, rows)]
+    labels = [None, words, rng.integers(0, 8, rows)][trial % 3]
+    groups = [None, rng.integers(0, 25, rows), words.astype(object)][trial // 3 % 3]
+    keys = [None, rng.random(rows), np.array([rng.bytes(16) for _ in range(rows)])][trial // 9 % 3]
+    by = "time" if trial % 5 == 4 else "random"
+    time = rng.integers(0, 50, rows) if by == "time" else None
+    rule = SplitRule(float(rng.choice([0, 0.1, 0.3])), float(rng.choice([0, 0.25, 0.45])), by)
+    names, splits = split_rows(client, labels=labels, groups=groups, time=time, keys=keys, rule=rule, seed=trial)
+    for place, name in enumerate(names):
+        own = np.flatnonzero(client == int(name))
+        given = [None if column is None else column[own] for column in (labels, groups, time, keys)]
+        which = divide(len(own), rule, generator(trial, "split", name), *given)
+        for number, split in enumerate(SPLITS):
+            assert splits[split][place].tolist() == own[which == number].tolist()
+
+
+def test_rows_of_some_clients_in_any_order():
+    split = Split.of([torch.tensor(rows, dtype=torch.int64) for rows in ([3, 1], [], [0], [7, 8, 9])])
+    taken = split.take([3, 1, 0])
+    assert [rows.tolist() for rows in taken] == [[7, 8, 9], [], [3, 1]]
+    assert split.owners.tolist() == [0, 0, 2, 3, 3, 3]
+    assert len(split.take([])) == 0

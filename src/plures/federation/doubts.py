@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -21,19 +21,22 @@ EXCESS = 10.0
 def doubts(federation: Federation, copies: bool = True) -> list[str]:
     """Clients with too few examples to learn, names that look alike, and test rows that were trained on."""
     train = federation.splits["train"]
-    few = [
-        name for name, size in zip(federation.clients, train.sizes.tolist(), strict=True) if size < MIN_TRAIN_EXAMPLES
-    ]
-    told = [_of(few, f"fewer than {MIN_TRAIN_EXAMPLES} training examples")]
+    lacking = train.sizes < MIN_TRAIN_EXAMPLES
+    told = [_of(_those(federation, lacking), f"fewer than {MIN_TRAIN_EXAMPLES} training examples")]
     if federation.task.classes:
-        labels = (federation.targets[rows] for rows in train)
-        single = [n for n, own in zip(federation.clients, labels, strict=True) if bool((own == own[0]).all())]
-        told.append(_of([name for name in single if name not in set(few)], "one single class to train on"))
+        labels, first = federation.targets[train.rows], train.offsets[:-1].clamp(max=max(len(train.rows) - 1, 0))
+        other = labels != labels[first].repeat_interleave(train.sizes) if len(labels) else labels.bool()
+        mixed = torch.bincount(train.owners[other], minlength=len(federation)) > 0
+        told.append(_of(_those(federation, ~mixed & ~lacking), "one single class to train on"))
     told += [
         f"clients {one!r} and {other!r} differ by case or blanks alone" for one, other in alike(federation.clients)
     ]
     told.append(_copies(federation) if copies else "")
     return [text for text in told if text]
+
+
+def _those(federation: Federation, which: Tensor) -> list[str]:
+    return [federation.clients[place] for place in which.nonzero().flatten().tolist()]
 
 
 def _of(names: Sequence[str], what: str) -> str:
@@ -69,18 +72,23 @@ def _copies(federation: Federation) -> str:
 
 def _codes(federation: Federation) -> NDArray[np.int64]:
     """A number for each different row of inputs and target, ``(examples,)``."""
-    targets = federation.targets.reshape(len(federation.targets), -1).numpy()
-    digests = [
-        blake2b(row.tobytes() + target.tobytes(), digest_size=8).digest()
-        for row, target in zip(_bytes(federation.inputs), np.ascontiguousarray(targets), strict=True)
-    ]
-    return np.unique(np.frombuffer(b"".join(digests), np.int64), return_inverse=True)[1].reshape(-1)
+    inputs, targets = _bytes(federation.inputs), _bytes(federation.targets)
+    digests = b"".join(map(_digest, inputs, targets))
+    return np.unique(np.frombuffer(digests, np.int64), return_inverse=True)[1].reshape(-1)
 
 
-def _bytes(values: Tensor) -> NDArray[np.uint8]:
-    """The bytes of each row, ``(examples, bytes)``, of whatever type."""
+def _digest(row: memoryview, target: memoryview) -> bytes:
+    content = blake2b(row, digest_size=8)
+    content.update(target)
+    return content.digest()
+
+
+def _bytes(values: Tensor) -> Iterator[memoryview]:
+    """The bytes of each row, of whatever type."""
     flat = values.reshape(len(values), -1).clone(memory_format=torch.contiguous_format)  # x[:, None] has stride 0
-    return flat.view(torch.uint8).numpy()
+    width = flat[:1].nbytes
+    view = flat.reshape(-1).view(torch.uint8).numpy().data
+    return (view[row * width : (row + 1) * width] for row in range(len(values)))
 
 
 def _chance(federation: Federation) -> float:

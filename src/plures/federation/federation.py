@@ -16,7 +16,7 @@ from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, Split, SplitName
 from plures.metrics import Metric
-from plures.names import check_words, checked_name, in_order, name_of
+from plures.names import Names, check_words, name_of
 from plures.tasks import Task
 
 
@@ -74,13 +74,7 @@ class Federation:
         check_words([self.name], "federation")
         if not self.clients:
             raise PluresError(f"federation {self.name!r} has no client: give at least one")
-        if self.clients != in_order(self.clients):
-            raise PluresError(
-                f"federation {self.name!r}: client names must be different and in natural order, that is "
-                f"{_few(in_order(self.clients))}"
-            )
-        for client in self.clients:
-            checked_name(client, "client")
+        object.__setattr__(self, "clients", Names.checked(self.clients, f"federation {self.name!r}"))
         check_words(self.columns, "column")
         check_words(map(str, self.metadata), "metadata column")
         if self.task.outputs < 1:
@@ -111,6 +105,12 @@ class Federation:
                 raise PluresError(f"metadata column {column!r}: {len(values)} values for {len(self.clients)} clients")
         self._check_devices()
         self._check_values()
+
+    @property
+    def names(self) -> Names:
+        """The clients' names, and what is looked up by them."""
+        assert isinstance(self.clients, Names)
+        return self.clients
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -162,10 +162,11 @@ class Federation:
 
     def _refuse(self, bad: Tensor, what: str) -> None:
         for split, index in self.splits.items():
-            for client, rows in zip(self.clients, index, strict=True):
-                if bool(bad[rows].any()):
-                    row = int(rows[bad[rows]][0])
-                    raise PluresError(f"client {client!r}, {split} split, row {row}: {what}")
+            wrong = bad[index.rows]
+            if bool(wrong.any()):
+                place = int(wrong.int().argmax())
+                client = self.clients[int(index.owners[place])]
+                raise PluresError(f"client {client!r}, {split} split, row {int(index.rows[place])}: {what}")
         if bool(bad[self.public].any()):
             raise PluresError(f"public row {int(self.public[bad[self.public]][0])}: {what}")
 
@@ -242,7 +243,7 @@ class Federation:
         """The same data restricted to the clients at some positions, in increasing order."""
         return replace(
             self,
-            clients=tuple(self.clients[i] for i in chosen),
+            clients=self.names.some(chosen),
             splits={split: index.take(chosen) for split, index in self.splits.items()},
             metadata={key: tuple(column[i] for i in chosen) for key, column in self.metadata.items()},
         )
@@ -250,10 +251,10 @@ class Federation:
     def hold_out(self, clients: Sequence[str | int]) -> tuple[Federation, Federation]:
         """``(seen, unseen)``: the federation without the given clients, and those clients alone."""
         unseen = self.subset(clients)
-        seen = [name for name in self.clients if name not in unseen.clients]
+        seen = [place for place, name in enumerate(self.clients) if name not in unseen.names.places]
         if not seen:
             raise PluresError("every client is held out: keep at least one in the federation")
-        return self.subset(seen), unseen
+        return self.take(seen), unseen
 
     def with_task(self, task: Task) -> Federation:
         """The same examples for another task, such as one that weighs classes or has a loss of its own.
@@ -343,10 +344,6 @@ def position(client: str | int, clients: Sequence[str], where: str = "") -> int:
     """
     name = name_of(client)
     try:
-        return clients.index(name)
-    except ValueError:
+        return clients.places[name] if isinstance(clients, Names) else clients.index(name)
+    except (KeyError, ValueError):
         raise PluresError(f"no client {name!r}{where}; {suggestion(name, clients, 'clients are')}") from None
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError
-from plures.federation.seeding import generator
+from plures.federation.seeding import TOGETHER, Generators
 from plures.names import coded
 
 SplitName = Literal["train", "validation", "test"]
@@ -39,6 +39,16 @@ class Split:
         flat = torch.cat([r.to(torch.int64) for r in rows]) if rows else torch.empty(0, dtype=torch.int64)
         return cls(flat, sizes.cumsum(0))
 
+    @classmethod
+    def of_flat(cls, rows: NDArray[np.int64], sizes: NDArray[np.int64]) -> Split:
+        """Rows client after client, and how many each has."""
+        return cls(torch.from_numpy(rows), torch.from_numpy(np.r_[0, sizes.cumsum()]))
+
+    @property
+    def owners(self) -> Tensor:
+        """``(total,)`` int64 the client of each row."""
+        return torch.arange(len(self)).repeat_interleave(self.sizes)
+
     @property
     def sizes(self) -> Tensor:
         """``(clients,)`` int64 number of examples of each client."""
@@ -55,7 +65,12 @@ class Split:
         return (self[i] for i in range(len(self)))
 
     def take(self, clients: Sequence[int]) -> Split:
-        return Split.of([self[i] for i in clients])
+        """The rows of some clients, in the order in which they are named."""
+        chosen = torch.as_tensor(clients, dtype=torch.int64)
+        sizes = self.sizes[chosen]
+        ends = sizes.cumsum(0)
+        places = torch.arange(int(sizes.sum())) + (self.offsets[:-1][chosen] - ends + sizes).repeat_interleave(sizes)
+        return Split(self.rows[places.to(self.rows.device)], torch.cat([ends.new_zeros(1), ends]))
 
 
 @dataclass(frozen=True)
@@ -116,103 +131,220 @@ def split_rows(
     Returns:
         The client names in natural order, and the splits with rows in ascending order inside each client.
     """
+    names, code = coded(np.asarray(client))
+    return names, divided(names, code, labels, groups, time, keys, rule, seed)
+
+
+def divided(
+    names: Sequence[str],
+    code: NDArray[np.int64],
+    labels: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    time: ArrayLike | None = None,
+    keys: ArrayLike | None = None,
+    rule: SplitRule | None = None,
+    seed: int = 0,
+) -> dict[SplitName, Split]:
+    """What `split_rows` does, where each row's client is known by its place ``code`` among the names.
+
+    All clients are divided side by side: their rows lie one client after the other, and every count is one of all
+    clients at once. Each client's numbers are those that a generator of its own draws.
+    """
     rule = rule or SplitRule()
     if rule.by == "time" and time is None:
         raise PluresError("split by time: give the time column, or use SplitRule(by='random')")
-    names, code = coded(np.asarray(client))
     columns = [None if c is None else np.asarray(c) for c in (labels, groups, time, keys)]
     for label, column in zip(("labels", "groups", "time", "keys"), columns, strict=True):
         if column is not None and len(column) != len(code):
             raise PluresError(f"{label}: {len(column)} values for {len(code)} rows; they must match")
+    strata, group, when, content = (None if c is None else _ranks(c) for c in columns)
     order = np.argsort(code, kind="stable")
-    owned = np.split(order, np.bincount(code).cumsum()[:-1])
-    parts: dict[SplitName, list[Tensor]] = {split: [] for split in SPLITS}
-    for name, rows in zip(names, owned, strict=True):
-        mine = [None if c is None else c[rows] for c in columns]
-        which = _divide(len(rows), rule, generator(seed, "split", name), *mine)
-        for number, split in enumerate(SPLITS):
-            parts[split].append(torch.from_numpy(rows[which == number]))
-    return names, {split: Split.of(rows) for split, rows in parts.items()}
-
-
-def _divide(
-    n: int,
-    rule: SplitRule,
-    rng: np.random.Generator,
-    labels: NDArray[Any] | None,
-    groups: NDArray[Any] | None,
-    time: NDArray[Any] | None,
-    keys: NDArray[Any] | None,
-) -> NDArray[np.int64]:
-    """The split of each of one client's ``n`` rows: 0 train, 1 validation, 2 test."""
-    ranks = [column for column in (labels, keys) if column is not None]
-    order = np.lexsort(ranks) if ranks else np.arange(n)  # the order of the rows' contents
-    unit = np.empty(n, dtype=np.int64)  # rows that stay together, numbered in that order
-    if groups is None:
-        unit[order] = np.arange(n)
-    else:
-        _, first, inverse = np.unique(groups[order], return_index=True, return_inverse=True)
-        unit[order] = np.argsort(np.argsort(first))[inverse]
+    units = _units(order, code, strata, group, content)
     if rule.by == "time":
-        assert time is not None
-        return _by_time(unit, time, rule)[unit]
-    stratum = np.zeros(unit.max() + 1, dtype=np.int64)
+        assert when is not None
+        which = _by_time(units, when[order], rule)[units.of]
+    else:
+        stratum = None if strata is None else _elected(units, strata[order])
+        which = _by_class(units, stratum, rule, Generators((seed, "split"), names), cover=group is not None)[units.of]
+    owner = code[order]
+    return {
+        split: Split.of_flat(order[which == number], np.bincount(owner[which == number], minlength=len(names)))
+        for number, split in enumerate(SPLITS)
+    }
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What stays together, a row or a group of rows: numbered client after client, in the order of their contents.
+
+    Attributes:
+        of: ``(rows,)`` the unit of each row, rows client after client.
+        counts: ``(clients,)`` units of each client.
+    """
+
+    of: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @property
+    def client(self) -> NDArray[np.int64]:
+        """``(units,)`` whose each is."""
+        return np.arange(len(self.counts)).repeat(self.counts)
+
+    @property
+    def start(self) -> NDArray[np.int64]:
+        """``(clients,)`` the first of each."""
+        return self.counts.cumsum() - self.counts
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[Any]:
+    """Numbers that sort as the values do."""
+    if values.dtype == np.dtype("S16"):  # a digest: two words sort faster than texts
+        words = np.ascontiguousarray(values).view(">u8").astype("<u8").reshape(-1, 2)
+        return words.view([("high", "<u8"), ("low", "<u8")]).reshape(-1)
+    return values if values.dtype.kind in "iub" else np.unique(values, return_inverse=True)[1].reshape(-1)
+
+
+def _sortable(column: NDArray[Any]) -> list[NDArray[Any]]:
+    """A column as keys of ``lexsort``, the last one first."""
+    return [column[name] for name in reversed(column.dtype.names)] if column.dtype.names else [column]
+
+
+def _units(
+    order: NDArray[np.int64],
+    code: NDArray[np.int64],
+    strata: NDArray[Any] | None,
+    group: NDArray[Any] | None,
+    content: NDArray[Any] | None,
+) -> _Units:
+    """The units of all clients; rows with equal contents keep the order in which they came."""
+    owner, rows = code[order], np.arange(len(order))
+    ranks = [key[order] for column in (strata, content) if column is not None for key in _sortable(column)]
+    listed = np.lexsort([*ranks, owner]) if ranks else rows
+    place = np.empty(len(order), dtype=np.int64)
+    place[listed] = rows
+    if group is None:
+        return _Units(place, np.bincount(owner))
+    mine = group[order][listed]
+    codes = np.unique(mine, return_inverse=True)[1].reshape(-1)
+    pairs = owner[listed] * (int(codes.max()) + 1) + codes
+    _, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return _Units(rank[inverse.reshape(-1)][place], np.bincount(owner[listed][np.sort(first)]))
+
+
+def _elected(units: _Units, labels: NDArray[Any]) -> NDArray[Any]:
+    """The most frequent label of each unit, the first of those that are equally frequent."""
+    if len(labels) == int(units.counts.sum()):
+        found = np.empty_like(labels)
+        found[units.of] = labels
+        return found
+    order = np.lexsort((labels, units.of))
+    unit, label = units.of[order], labels[order]
+    first = np.flatnonzero(np.r_[True, (unit[1:] != unit[:-1]) | (label[1:] != label[:-1])])
+    votes = np.diff(np.r_[first, len(order)])
+    best = np.lexsort((label[first], -votes, unit[first]))
+    chosen = best[np.r_[True, np.diff(unit[first][best]) > 0]]
+    return np.asarray(label[first][chosen])
+
+
+def _by_class(
+    units: _Units, labels: NDArray[Any] | None, rule: SplitRule, generators: Generators, cover: bool
+) -> NDArray[np.int64]:
+    """Split of each unit, at random inside its stratum: the units of one client with one label."""
+    client, total = units.client, int(units.counts.sum())
+    order = np.arange(total) if labels is None else np.lexsort((labels, client))
+    new = np.r_[True, np.diff(client[order]) > 0]
     if labels is not None:
-        codes = np.unique(labels, return_inverse=True)[1]
-        votes = np.zeros((len(stratum), codes.max() + 1), dtype=np.int64)
-        np.add.at(votes, (unit, codes), 1)
-        stratum = np.unique(votes.argmax(1), return_inverse=True)[1]
-    return _by_class(stratum, rule, rng, cover=groups is not None)[unit]
-
-
-def _by_class(stratum: NDArray[np.int64], rule: SplitRule, rng: np.random.Generator, cover: bool) -> NDArray[np.int64]:
-    """Split of each unit, at random inside its stratum."""
-    units = len(stratum)
+        new |= np.r_[True, labels[order][1:] != labels[order][:-1]]
+    stratum = np.empty(total, dtype=np.int64)
+    stratum[order] = new.cumsum() - 1
     counts = np.bincount(stratum)
-    least = [int(units >= 3 and share > 0) for share in (rule.validation, rule.test)]
-    test_total = min(max(round(rule.test * units), least[1]), units - 1 - least[0])
-    validation_total = min(max(round(rule.validation * units), least[0]), units - 1 - test_total)
-    left = counts.copy()
-    tie = 1e-6 * rng.random(len(counts))
-    quotas = []
-    for share, total, enough in ((rule.test, test_total, 2), (rule.validation, validation_total, 3)):
-        quota = np.floor(share * counts + 1e-9).astype(np.int64)
-        if cover and share > 0:
-            quota = np.maximum(quota, counts >= enough)
-        quota = np.minimum(quota, np.maximum(left - 1, 0))
-        for _ in range(total - int(quota.sum())):
-            due = share * counts - quota + tie
-            rest = left - quota
-            due[rest == 1] -= len(stratum)  # the last one of its class stays in train while it can
-            due[rest == 0] = -np.inf
-            quota[due.argmax()] += 1
-        left -= quota
-        quotas.append(quota)
-    shuffled = rng.permutation(units)
-    split = np.zeros(units, dtype=np.int64)
-    for number, (test, validation) in enumerate(zip(*quotas, strict=True)):
-        members = shuffled[stratum[shuffled] == number]
-        split[members[:test]] = 2
-        split[members[test : test + validation]] = 1
+    strata = np.bincount(client[order][new])  # of each client
+    ties, shuffled = generators.shuffled(strata, units.counts)
+    test, validation = _quotas(units.counts, strata, counts, 1e-6 * ties, rule, cover)
+    shuffled += units.start.repeat(units.counts)
+    drawn = shuffled[np.argsort(stratum[shuffled], kind="stable")]  # stratum after stratum, in random order
+    rank = np.arange(total) - (counts.cumsum() - counts).repeat(counts)
+    split = np.zeros(total, dtype=np.int64)
+    split[drawn[rank < (test + validation).repeat(counts)]] = 1
+    split[drawn[rank < test.repeat(counts)]] = 2
     return split
 
 
-def _by_time(unit: NDArray[np.int64], time: NDArray[Any], rule: SplitRule) -> NDArray[np.int64]:
+def _quotas(
+    units: NDArray[np.int64],
+    strata: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    ties: NDArray[np.float64],
+    rule: SplitRule,
+    cover: bool,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many units of each stratum are for test and for validation.
+
+    Args:
+        units: ``(clients,)`` of each client.
+        strata: ``(clients,)`` of each client.
+        counts: units of each stratum.
+        ties: random numbers that decide between strata that are owed the same.
+        rule: the shares.
+        cover: whether each stratum shall be in every split if it can.
+    """
+    least = [((units >= 3) & (share > 0)).astype(np.int64) for share in (rule.validation, rule.test)]
+    test_total = np.minimum(np.maximum(np.rint(rule.test * units).astype(np.int64), least[1]), units - 1 - least[0])
+    wanted = np.maximum(np.rint(rule.validation * units).astype(np.int64), least[0])
+    validation_total = np.minimum(wanted, units - 1 - test_total)
+    begin = strata.cumsum() - strata
+    found = np.zeros_like(counts), np.zeros_like(counts)
+    for number in np.unique(strata):
+        clients = np.flatnonzero(strata == number)
+        for some in np.split(clients, np.arange(TOGETHER, len(clients), TOGETHER)):
+            places = begin[some, None] + np.arange(number)
+            own, tie = counts[places], ties[places]
+            left = own.copy()
+            splits = ((rule.test, test_total, 2), (rule.validation, validation_total, 3))
+            for quotas, (share, totals, enough) in zip(found, splits, strict=True):
+                quota = np.floor(share * own + 1e-9).astype(np.int64)
+                if cover and share > 0:
+                    quota = np.maximum(quota, own >= enough)
+                quota = np.minimum(quota, np.maximum(left - 1, 0))
+                lacking = totals[some] - quota.sum(1)
+                while len(short := np.flatnonzero(lacking > 0)):
+                    due = share * own[short] - quota[short] + tie[short]
+                    rest = left[short] - quota[short]
+                    due -= (rest == 1) * units[some][short, None]  # the last of its class stays in train while it can
+                    due[rest == 0] = -np.inf
+                    quota[short, due.argmax(1)] += 1
+                    lacking[short] -= 1
+                left -= quota
+                quotas[places] = quota
+    return found
+
+
+def _by_time(units: _Units, time: NDArray[Any], rule: SplitRule) -> NDArray[np.int64]:
     """Split of each unit: the earliest train, then validation, then test."""
-    sizes = np.bincount(unit)
-    if len(sizes) < 3:
-        return np.zeros(len(sizes), dtype=np.int64)
-    by_unit = np.lexsort((time, unit))
-    start = time[by_unit][np.cumsum(sizes) - sizes]  # the first time of each unit
-    order = np.argsort(start, kind="stable")
-    middle = sizes[order].cumsum() - sizes[order] / 2
+    sizes = np.bincount(units.of)
+    by_unit = np.lexsort((time, units.of))
+    start = time[by_unit][sizes.cumsum() - sizes]  # the first time of each unit
+    client = units.client
+    order = np.lexsort((start, client))
+    ends = sizes[order].cumsum()
+    before = np.r_[0, ends][units.start].repeat(units.counts)
+    middle = ends - before - sizes[order] / 2
+    rows = np.bincount(client, weights=sizes, minlength=len(units.counts))
     least_validation, least_test = int(rule.validation > 0), int(rule.test > 0)
-    rows = len(unit)
-    first_test = int(np.searchsorted(middle, rows * (1 - rule.test)))
-    first_test = min(max(first_test, 1 + least_validation), len(sizes) - least_test)
-    first_validation = int(np.searchsorted(middle, rows * (1 - rule.test - rule.validation)))
-    first_validation = min(max(first_validation, 1), first_test - least_validation)
-    split = np.full(len(sizes), 2, dtype=np.int64)
-    split[order[:first_test]] = 1
-    split[order[:first_validation]] = 0
+
+    def earlier(share: float) -> NDArray[np.int64]:
+        """How many of each client's units lie before a share of its rows."""
+        return np.bincount(client[middle < (rows * share).repeat(units.counts)], minlength=len(units.counts))
+
+    first_test = np.minimum(np.maximum(earlier(1 - rule.test), 1 + least_validation), units.counts - least_test)
+    first_validation = np.minimum(
+        np.maximum(earlier(1 - rule.test - rule.validation), 1), first_test - least_validation
+    )
+    place = np.arange(len(client)) - units.start.repeat(units.counts)
+    split = np.zeros(len(client), dtype=np.int64)
+    later = units.counts.repeat(units.counts) >= 3
+    split[order[later & (place >= first_validation.repeat(units.counts))]] = 1
+    split[order[later & (place >= first_test.repeat(units.counts))]] = 2
     return split

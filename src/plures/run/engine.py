@@ -48,7 +48,7 @@ class Engine:
         self.bound, self.federation, self.training, self.execution = bound, federation, training, execution
         self.seed = seed
         self.problem = Problem(bound.network, federation.task)
-        self._client_keys = fold(seed, np.array([name_key(c) for c in federation.clients], dtype=np.uint64))
+        self._client_keys = fold(seed, federation.names.keys)
         self._steps: dict[int, Steps] = {}
         self._check_linear()
         self.dtype = bound.network.dtype

@@ -93,8 +93,7 @@ class Local:
         return Answer(clients, {UPDATE: new, **sent})
 
     def _keys(self, clients: list[int], round: int, purpose: str) -> Tensor:
-        names = np.array([name_key(self.federation.clients[i]) for i in clients], dtype=np.uint64)
-        keys = fold(self.engine.seed, names, round, name_key(purpose)) >> np.uint64(1)
+        keys = fold(self.engine.seed, self.federation.names.keys[clients], round, name_key(purpose)) >> np.uint64(1)
         return torch.from_numpy(keys.astype(np.int64)).to(self.federation.inputs.device)
 
     # --- what clients measure for the server --------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
+
+from plures.names import name_key as name_key
 
 Keys = NDArray[np.uint64]
 
@@ -23,11 +23,6 @@ def _mix(z: Keys) -> Keys:
     z *= np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
     return z
-
-
-def name_key(name: str) -> int:
-    """A 64-bit key of a name, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
 def _mix_number(z: int) -> int:

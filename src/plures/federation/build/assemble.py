@@ -23,8 +23,8 @@ from plures.federation.federation import Federation
 from plures.federation.metadata import MISSING_VALUES, metadata_of
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
-from plures.federation.splits import SplitRule, split_rows
-from plures.names import coded, named
+from plures.federation.splits import SplitRule, divided
+from plures.names import Names, coded
 from plures.tasks import task_of
 from plures.tasks.reading import refuse
 
@@ -51,7 +51,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
             )
     if n == 0:
         raise PluresError("no example: give at least one row")
-    client, used = _client_names(data.client)
+    names, client, used = _client_names(data.client)
     rows = np.flatnonzero(used)
 
     def kept(values: Array | None) -> Array | None:
@@ -62,7 +62,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     twice = [column for place, column in enumerate(data.columns) if column in data.columns[:place]]
     if twice:
         raise PluresError(f"columns: {twice[0]!r} stands there twice; rename or remove one")
-    where = Where(client, rows, data.columns)
+    where = Where(names, client, rows, data.columns)
     for label, column in (("group", groups), ("time", time), ("key", data.key)):
         if column is not None:
             gaps = torch.from_numpy(_gaps(column[rows]))
@@ -79,17 +79,19 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or say task='regression'")
     raw = data.inputs[rows] if len(rows) < n else data.inputs
     inputs = checked_inputs(raw, options, where)
-    names, splits = split_rows(
+    splits = divided(
+        names,
         client,
         labels=task.strata(targets),
         groups=kept(groups),
         time=kept(time),
-        keys=keys_of(data, rows, client, raw, inputs.is_floating_point()),
+        keys=keys_of(data, rows, where, raw, inputs.is_floating_point()),
         rule=rule,
         seed=options.get("seed", 0),
     )
     train = splits["train"].rows
-    metadata = metadata_of(options.get("metadata"), names, tuple(dict.fromkeys(client.tolist())))
+    listed = np.argsort(np.unique(client, return_index=True)[1])  # by first row
+    metadata = metadata_of(options.get("metadata"), names, tuple(names[place] for place in listed.tolist()))
     scalable = torch.ones(inputs.shape[1], dtype=torch.bool) if inputs.ndim > 1 else torch.ones(0, dtype=torch.bool)
     if data.scalable is not None:
         scalable = torch.from_numpy(data.scalable)
@@ -99,7 +101,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         per_row = gaps.flatten(1).sum(1).numpy()
         if data.missing is not None:
             per_row = per_row + data.missing[rows]
-        count = np.bincount(coded(client)[1], weights=per_row)
+        count = np.bincount(client, weights=per_row)
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
         inputs, columns, scalable, fill, places = impute(inputs, gaps, train, columns, scalable)
         made = replace(made, fill=fill, gaps=places)
@@ -136,8 +138,8 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     return federation
 
 
-def _client_names(client: Array) -> tuple[Array, Array]:
-    """Client names of the rows that are used, and the positions of those rows."""
+def _client_names(client: Array) -> tuple[Names, NDArray[np.int64], Array]:
+    """The clients' names, the place among them of each row that is used, and which rows those are."""
     if client.ndim != 1:
         raise PluresError(f"client: expected one value per row, got shape {client.shape}")
     if client.dtype.kind == "f":
@@ -155,7 +157,8 @@ def _client_names(client: Array) -> tuple[Array, Array]:
     used = client >= 0 if client.dtype.kind == "i" else np.ones(len(client), dtype=bool)
     if not used.any():
         raise PluresError("client column: every row is left out (negative); give at least one row a client")
-    return named(client[used]), used
+    names, places = coded(client[used])
+    return Names.ordered(names), places, used
 
 
 def _gaps(values: Array) -> Array:

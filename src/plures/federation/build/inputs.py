@@ -21,14 +21,15 @@ Array = NDArray[Any]
 @brief
 @dataclass(frozen=True)
 class Where:
-    """Puts a position into words: the client, the row as given, the column."""
+    """Puts a position into words: the client (its place among the names), the row as given, the column."""
 
+    names: tuple[str, ...]
     client: Array
     rows: Array
     columns: tuple[str, ...]
 
     def __call__(self, position: int, column: int | None = None) -> str:
-        place = f"client {str(self.client[position])!r}, row {int(self.rows[position])}"
+        place = f"client {self.names[int(self.client[position])]!r}, row {int(self.rows[position])}"
         if column is None:
             return place
         return f"{place}, column {self.columns[column]!r}" if self.columns else f"{place}, column {column}"

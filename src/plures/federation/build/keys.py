@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation.build.examples import Examples
+from plures.federation.build.inputs import Where
 
 Array = NDArray[Any]
 
 
-def keys_of(data: Examples, rows: Array, client: Array, raw: Array, floating: bool) -> Array | None:
+def keys_of(data: Examples, rows: Array, where: Where, raw: Array, floating: bool) -> Array | None:
     """``(rows,)`` digests that identify a client's rows; None to use their order."""
     if data.keys is not None:
         return data.keys[rows]
@@ -22,24 +24,27 @@ def keys_of(data: Examples, rows: Array, client: Array, raw: Array, floating: bo
     if known is None:
         return None if data.ordered else _content(raw, floating)
     text = _texts(known[rows])
-    pairs = np.char.add(np.char.add(client, "\x1f"), text)
+    codes = np.unique(text, return_inverse=True)[1].reshape(-1)
+    pairs = where.client * (int(codes.max()) + 1) + codes
     _, first, counts = np.unique(pairs, return_index=True, return_counts=True)
     if (counts > 1).any() and data.key is None:
         return None
     if (counts > 1).any():
         at = int(first[counts > 1][0])
+        client = where.names[int(where.client[at])]
         raise PluresError(
-            f"key: {str(text[at])!r} stands for {int(counts.max())} rows of client {str(client[at])!r}; each row needs "
-            "its own"
+            f"key: {str(text[at])!r} stands for {int(counts.max())} rows of client {client!r}; each row needs its own"
         )
-    return np.array([digest(key.encode()) for key in text.tolist()])
+    return _digests(key.encode() for key in text.tolist())
 
 
 def _content(raw: Array, floating: bool) -> Array:
     """``(rows,)`` digests of inputs, the same for all types that hold the same numbers."""
     with np.errstate(over="ignore"):
         values = raw.reshape(len(raw), -1).astype(np.float32 if floating else np.int64, copy=False)
-    return np.array([digest(row.tobytes()) for row in np.ascontiguousarray(values)])
+    view = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+    width = len(view) // len(values)
+    return _digests(view[row * width : (row + 1) * width] for row in range(len(values)))
 
 
 def _texts(values: Array) -> Array:
@@ -49,5 +54,9 @@ def _texts(values: Array) -> Array:
     return values.astype(str)
 
 
-def digest(content: bytes) -> bytes:
+def digest(content: bytes | memoryview) -> bytes:
     return blake2b(content, digest_size=16).digest()
+
+
+def _digests(contents: Iterable[bytes | memoryview]) -> Array:
+    return np.frombuffer(b"".join(map(digest, contents)), dtype="S16")
