@@ -65,11 +65,13 @@ def test_what_is_damaged_and_what_to_do_is_said(tmp_path: Path) -> None:
         read(file, "make it again")
     assert describe(file) == ABOUT, "the description is whole"
     file.write_bytes(bytes(content).replace(b"abc", b"abd"))
-    with pytest.raises(DamagedError, match=r"m\.safetensors is damaged: it does not say what was saved; make it again"):
+    with pytest.raises(
+        DamagedError, match=r"m\.safetensors is damaged: its content is not what was saved; make it again"
+    ):
         describe(file, "make it again")
     write_json(text, ABOUT)
     text.write_text(text.read_text().replace("abc", "abd"))
-    with pytest.raises(DamagedError, match=r"m\.json is damaged: it does not say what was saved; make it again"):
+    with pytest.raises(DamagedError, match=r"m\.json is damaged: its content is not what was saved; make it again"):
         read_json(text, "make it again")
     for reading in (read, describe, read_json):
         with pytest.raises(PluresError, match=r"none cannot be read: No such file or directory"):

@@ -366,7 +366,7 @@ COMMANDS = {
     "study study.toml": "data[0].name: 'hart' is neither a data set nor a folder; did you mean 'heart'?",
     "deploy check folder": "folder cannot be read: Is a directory",
     "deploy check empty": "empty: client: is missing",
-    f"deploy init new --client {'x' * 101}": "a name has at most 100 signs, not 101",
+    f"deploy init new --client {'x' * 101}": "a name has at most 100 characters, not 101",
     "deploy init new --host a:b": "--host 'a:b': give a DNS name in ASCII or an IP address, without a port",
     "deploy init empty": "cannot write empty/README.md",
     "deploy demo --method ditta": "no method 'ditta'; did you mean 'ditto'?",

@@ -40,7 +40,7 @@ def test_without_numbers_names_are_sorted_as_texts():
 def test_a_number_is_the_name_of_its_digits():
     assert [name_of(v) for v in (3, np.int64(3), 3.0, "3", np.str_("3"), -3)] == ["3"] * 5 + ["-3"]
     for nobody in (None, "", float("nan"), 1.5, [3]):
-        with pytest.raises(PluresError, match="names no client"):
+        with pytest.raises(PluresError, match="cannot name a client"):
             name_of(nobody)
 
 
@@ -83,7 +83,7 @@ def test_metadata_that_do_not_fit_are_named():
         numbered(metadata={number: {"age": 1} for number in range(1, 12)})
     with pytest.raises(PluresError, match="'client': it states the order of the lists, so it must name each of the 12"):
         numbered(metadata={"client": [1] * 12, "age": [0] * 12})
-    with pytest.raises(PluresError, match="client '3' stands twice"):
+    with pytest.raises(PluresError, match="client '3' is among the keys twice"):
         numbered(metadata={"age": {**AGE, "3": 1}})
     with pytest.raises(PluresError, match="column 'age': give one value for each client, not 'old'"):
         numbered(metadata={"age": "old"})

@@ -83,12 +83,12 @@ OBEYED = "\0\n\r\t\x1b\x7f\x85\x9b\u2028\u2029\u202e\u2066\ufeff\ud800"
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("", "at least one sign"),
-        (" ", "at least one sign"),
-        ("a ", "no blanks around it"),
-        *[(f"a{sign}b", "no line breaks, control characters") for sign in OBEYED],
-        ("x" * 101, "at most 100 signs, not 101"),
-        ("x" * 10_000_000, "at most 100 signs, not 10000000"),
+        ("", "must not be empty"),
+        (" ", "must not be empty"),
+        ("a ", "end with a space"),
+        *[(f"a{sign}b", "may not contain line breaks, control characters") for sign in OBEYED],
+        ("x" * 101, "at most 100 characters, not 101"),
+        ("x" * 10_000_000, "at most 100 characters, not 10000000"),
     ],
 )
 def test_a_name_that_would_be_obeyed_is_refused_in_one_printable_sentence(name: str, told: str) -> None:

@@ -1,4 +1,4 @@
-"""One line about an object that holds data: shapes and counts, never the data themselves."""
+"""A one-line ``repr`` for objects that hold data: shapes and counts, never the data."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ LISTED = 6
 
 
 def brief(kind: type[T]) -> type[T]:
-    """A dataclass whose ``repr`` tells the shape of its arrays and the length of its collections.
+    """Give a dataclass a ``repr`` with the shapes of its arrays and the lengths of its collections.
 
-    Tracebacks, logs and notebooks print the ``repr`` of whatever is at hand; rows of patients must not be in it.
+    Tracebacks, logs and notebooks print the ``repr`` of objects; it must not contain rows of patients.
     """
     kind.__repr__ = _line  # type: ignore[method-assign]
     return kind
 
 
-def told(value: object) -> str:
-    """A value in a few words: an array by type and shape, a collection by its length unless it is short."""
+def described(value: object) -> str:
+    """A short description of a value: type and shape of an array, length of a collection unless it is short."""
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, type):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, str | bytes | range) or not isinstance(value, Collection):
@@ -28,10 +28,10 @@ def told(value: object) -> str:
     if len(value) > LISTED or not isinstance(value, Mapping | tuple | list | set | frozenset):
         return f"{len(value)} entries"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {told(entry)}' for key, entry in value.items())}}}"
-    return f"({', '.join(map(told, value))})"
+        return f"{{{', '.join(f'{key!r}: {described(entry)}' for key, entry in value.items())}}}"
+    return f"({', '.join(map(described, value))})"
 
 
 def _line(self: object) -> str:
     held = ((field.name, getattr(self, field.name)) for field in fields(self) if field.repr)  # type: ignore[arg-type]
-    return f"{type(self).__name__}({', '.join(f'{name}={told(value)}' for name, value in held)})"
+    return f"{type(self).__name__}({', '.join(f'{name}={described(value)}' for name, value in held)})"

@@ -1,4 +1,4 @@
-"""Single cells of a table: missing, a number, a date, or text that is nearly one of these."""
+"""Single cells of a table: missing, a number, a date, or text that is almost one of these."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOBODY = ("", "nan", "NaN", "<NA>", "NaT")
-"""What a missing value becomes where an array is made of texts."""
+"""How a missing value reads in an array of strings."""
 
 MARKS = ("?", "NA", "N/A", "n/a", "na", "NULL", "null", "None", "none", "-", "--", ".", "missing", "unknown")
-"""Texts that stand for a missing value among numbers."""
+"""Strings that mean a missing value in a numeric column."""
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 NEARLY = re.compile(r"[<>≤≥=~±≈*]{0,2}\s*[-+]?[$€£]?\s*\d[\d.,'\u2019\u00a0 ]*(e[-+]?\d+)?\s*[%*+]?", re.IGNORECASE)
@@ -28,22 +28,22 @@ def absent(cells: Sequence[Any]) -> NDArray[np.bool_]:
 
 
 def number(text: str) -> float | None:
-    """A text as a number with a decimal point; None for anything else, and for infinity."""
+    """Parse a number with a decimal point; None for anything else, including infinity."""
     return float(text) if NUMBER.fullmatch(text.strip()) else None
 
 
 def nearly_number(text: str) -> bool:
-    """Whether a text is a number, or one with a comparison, a comma, a currency, blanks or a sign of percent."""
+    """Whether a string is a number, possibly with a comparison, commas, a currency, spaces or a percent sign."""
     return NEARLY.fullmatch(text.strip()) is not None
 
 
 def date(text: str) -> bool:
-    """Whether a text looks like a date or a time of the day."""
+    """Whether a string looks like a date or a time of day."""
     return DATE.fullmatch(text.strip()) is not None
 
 
 def alike(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of different names that only case, blanks around them, or the notation of a number tell apart."""
+    """Pairs of names that differ only in case, surrounding spaces, or the notation of a number."""
     first: dict[object, str] = {}
     pairs = []
     for name in names:

@@ -1,4 +1,4 @@
-"""The devices of this machine, by the names that a user gives."""
+"""Devices of this machine by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from plures.errors import PluresError, closest
 
 MEANT: Mapping[str, str] = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "auto": "auto"}
-"""Names that are given, and what is meant by them."""
+"""Name as typed -> the device it means."""
 
 
 def here() -> list[str]:

@@ -1,4 +1,4 @@
-"""Catalogues that are made of the modules of a package: a new file is a new entry."""
+"""Catalogues built from the modules of a package: a new file is a new entry."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T", bound=HasName)
 
 
 def entries(package: str, kind: type[T]) -> dict[str, T]:
-    """What the modules of a package define under its own name, by name.
+    """Name -> object, for every object in a package's modules that is bound to a variable of the same name.
 
     Args:
-        package: name of the package, whose modules are imported.
-        kind: the entries are of this type; whatever else the modules hold is left out.
+        package: name of the package; its modules are imported.
+        kind: type of the entries; all other objects are ignored.
     """
     found: dict[str, T] = {}
     for module in iter_modules(import_module(package).__path__):

@@ -1,4 +1,4 @@
-"""The one exception that plures raises for bad input, and how it names what was probably meant."""
+"""The exception that plures raises for bad input, and suggestions of what was probably meant."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class PluresError(ValueError):
 
 
 class PluresWarning(UserWarning):
-    """Something legal that is probably not what was meant.
+    """Something allowed that is probably not what was meant.
 
-    The message names the thing and says what it amounts to.
+    The message names the thing and says what it means.
 
     Examples:
         >>> import warnings
@@ -38,21 +38,20 @@ class PluresWarning(UserWarning):
 
 
 def closest(name: object, known: Iterable[object]) -> str | None:
-    """The known name that looks most like another one, whatever the case; None if none does."""
+    """The known name closest to a given one, ignoring case; None if none is close."""
     lower = {str(other).lower(): str(other) for other in reversed(list(known))}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1)
     return lower[near[0]] if near else None
 
 
 def suggestion(name: object, known: Iterable[object], listed: str = "there are") -> str:
-    """What to do about a name that is not among the known ones, to end a sentence with.
+    """The end of a sentence about an unknown name.
 
-    Either ``did you mean 'seed'?``, or all known names if there are at most twelve, or the first of them and how many
-    more there are.
+    Either ``did you mean 'seed'?``, or the known names; of more than twelve, the first twelve and how many more.
 
     Args:
         name: what was given.
-        known: what would have been right.
+        known: the valid names.
         listed: words before the list.
 
     Examples:

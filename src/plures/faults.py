@@ -1,4 +1,4 @@
-"""Explain in one sentence why data cannot be read into a model."""
+"""Explain in one sentence why a file does not fit a pydantic model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from plures.signature import shown
 from plures.version import __version__
 
 MESSAGES = {"missing": "is missing", "extra_forbidden": "is unknown here", "union_tag_not_found": "kind is missing"}
-"""Pydantic's type of error -> plainer words."""
+"""Pydantic's error type -> plainer words."""
 M = TypeVar("M", bound=BaseModel)
 
 
 def explain(error: ValidationError, declared: Mapping[str, object], known: Iterable[str] = ()) -> str:
-    """The first of pydantic's complaints in one line; a column is named, not numbered.
+    """The first of pydantic's errors in one line; a column is named, not numbered.
 
     Args:
-        error: the complaints.
-        declared: what was validated; the entries of its lists are called by their ``name``, if they have one.
+        error: the errors.
+        declared: the data that was validated; entries of its lists are referred to by their ``name``, if they have one.
         known: names of its fields, to suggest one for a misspelled name.
     """
     first = error.errors()[0]
@@ -58,7 +58,7 @@ def text_of(file: Path, what: str) -> str:
         what: what it should be, for the message.
 
     Raises:
-        PluresError: if it cannot be read, or is no text.
+        PluresError: if it cannot be read or is not UTF-8 text.
     """
     try:
         return file.read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:
 
 
 def unreadable(error: ValidationError, file: Path, what: str, remedy: str) -> PluresError:
-    """The error for a file that was damaged, or written by another version."""
+    """The error for a file that is damaged or was written by another version."""
     return PluresError(
         f"{file} is not {what} that plures {__version__} can read ({explain(error, {})}): it is damaged, or of "
         f"another version; {remedy}"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, renamed over it, and known by a digest when read."""
+"""Files that are complete or absent: written beside their destination, renamed over it, verified when read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from plures.errors import PluresError, PluresWarning
 
 T = TypeVar("T")
 ABOUT = "plures"
-"""Where the header of a file of tensors has the description."""
+"""Key of the description in the header of a tensor file."""
 NO_ARCHIVE = (
     OSError,
     ValueError,
@@ -40,9 +40,9 @@ NO_ARCHIVE = (
     BadZipFile,
     zlib.error,
 )
-"""What NumPy raises for a file that is no ``.npz``, or a damaged one."""
+"""What NumPy raises for a file that is not an ``.npz``, or is damaged."""
 VALUES, DIGEST = "values_sha256", "sha256"
-"""What a description has beside its own entries: the digest of the tensors, and that of all the other entries."""
+"""Keys added to a description: the digest of the tensors, and the digest of all other entries."""
 
 
 class DamagedError(PluresError):
@@ -60,9 +60,9 @@ class DamagedError(PluresError):
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A temporary file to write, which then takes the place of ``file``; nothing of it is left if that fails.
+    """Yield a temporary file to write, which then replaces ``file``; it is removed if that fails.
 
-    What took its place is on the disk: neither a kill nor a power cut takes it away.
+    The new content is flushed to disk: neither a kill nor a power cut can undo it.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -81,7 +81,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def _settle(path: Path) -> None:
-    """Wait until what was written is on the disk."""
+    """Wait until what was written is on disk."""
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -102,10 +102,10 @@ def full(error: BaseException) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder in which nothing can be written, before any work is done for it. Leaves nothing.
+    """Refuse a folder that cannot be written to, before any work is done for it. Leaves nothing behind.
 
     Args:
-        folder: there, or to be made.
+        folder: an existing folder, or one to be made.
     """
     place = folder
     while not os.path.lexists(place) and place != place.parent:
@@ -132,10 +132,10 @@ TAKEN = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])[ ]*(?:\..*)?")
 
 
 def filed(name: str) -> str:
-    """A name as the name of a file or folder; two names never share one, and none means anything to a file system.
+    """A name as a file or folder name; no two names share one, and none has a special meaning to a file system.
 
-    A name that every file system takes stays as it is; in another, odd signs become dashes and a digest is added. So it
-    is with capitals, for on some file systems names that differ by them alone are one.
+    A name that every file system accepts stays as it is. Otherwise unusual characters become dashes and a digest is
+    added. That includes names with capitals: on some file systems, names that differ only in case are the same.
     """
     if SAFE.fullmatch(name) and not LIKE_OURS.fullmatch(name) and not TAKEN.fullmatch(name):
         return name
@@ -145,15 +145,15 @@ def filed(name: str) -> str:
 
 
 def inside(root: Path, *names: str, suffix: str = "") -> Path:
-    """The place for something in a folder, whatever it is called: each name becomes one that :func:`filed` makes.
+    """A path inside a folder for any names, trusted or not: :func:`filed` makes a path component of each.
 
     Args:
         root: the folder; a link to it is followed.
-        names: of the folders below it, the last of the file or folder itself. Who gave them does not matter.
+        names: of the folders below it; the last one names the file or folder itself.
         suffix: of the file.
 
     Raises:
-        PluresError: a link at the place leads out of the folder.
+        PluresError: a link at this path leads out of the folder.
     """
     place = root.joinpath(*map(filed, names[:-1]), filed(names[-1]) + suffix)
     try:
@@ -166,14 +166,14 @@ def inside(root: Path, *names: str, suffix: str = "") -> Path:
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON description to one file, whole or not at all, with a digest of both."""
+    """Write tensors and a JSON description to one file, completely or not at all, with a digest of both."""
     plain = {**json.loads(json.dumps(strict(about))), VALUES: digest(tensors)}
     with replacing(file) as temporary:
         save_file(_apart(tensors), temporary, {ABOUT: json.dumps({**plain, DIGEST: _seal(plain)})})
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of which no two share memory; only those that do are copied."""
+    """The tensors without shared memory; only those that share it are copied."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -185,7 +185,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of named tensors: of names, types, shapes and bytes, in the order of the names."""
+    """SHA-256 of named tensors: their names, types, shapes and bytes, ordered by name."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -195,42 +195,42 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _seal(plain: Mapping[str, Any]) -> str:
-    """The digest of an object as JSON gives it back: of what it says, not of how it is laid out."""
+    """The digest of a JSON object's content, whatever its layout."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def unsealed(data: Mapping[str, Any], file: Path, remedy: str, *, earlier: bool = False) -> dict[str, Any]:
-    """What was sealed, of an object in a file.
+    """The entries of an object that was read from a file, checked against its digest.
 
     Args:
         data: the object.
         file: where it was read.
         remedy: what to do if it is damaged.
-        earlier: whether an object of an earlier version, which has no digest, is taken too.
+        earlier: whether to accept an object of an earlier version, which has no digest.
 
     Raises:
-        DamagedError: if it says anything else than what was written.
+        DamagedError: if it differs from what was written.
     """
     plain = {key: value for key, value in data.items() if key != DIGEST}
     if DIGEST not in data and (VALUES in data or not earlier):
         raise DamagedError(f"{file} is damaged or of an earlier version of plures: it has no digest", remedy)
     if DIGEST in data and data[DIGEST] != _seal(plain):
-        raise DamagedError(f"{file} is damaged: it does not say what was saved", remedy)
+        raise DamagedError(f"{file} is damaged: its content is not what was saved", remedy)
     return plain
 
 
 @contextmanager
 def understood(file: Path, remedy: str) -> Iterator[None]:
-    """Refuse in one sentence a file that makes no sense to who reads it, though its digest is right.
+    """Refuse in one sentence a file whose digest is right but whose content cannot be used.
 
-    The digest tells a damaged file, not one that somebody made up.
+    The digest detects damage, not a file that somebody made up.
 
     Args:
-        file: what is read meanwhile; or the folder.
+        file: the file or folder that the block reads.
         remedy: what to do if it is refused.
 
     Raises:
-        PluresError: if what it holds cannot be used; names the file.
+        PluresError: if the content cannot be used; names the file.
     """
     try:
         yield
@@ -243,16 +243,16 @@ def understood(file: Path, remedy: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its message."""
+    """The type of an error and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
 def salvaged(reading: Callable[[], T], again: str) -> T | None:
-    """What a file holds that can be made again; ``None`` if it is damaged, with a warning that names it.
+    """Read a file whose content can be recomputed; ``None`` and a warning that names it if it is damaged.
 
     Args:
-        reading: what reads it.
-        again: what happens then.
+        reading: reads the file.
+        again: what happens instead, for the warning.
     """
     try:
         return reading()
@@ -265,7 +265,7 @@ def describe(file: Path, remedy: str = "delete it") -> dict[str, Any]:
     """The JSON description in a file, without reading its tensors.
 
     Args:
-        file: what :func:`write` wrote.
+        file: a file written by :func:`write`.
         remedy: what to do if it is damaged.
 
     Raises:
@@ -298,7 +298,7 @@ def _read(file: Path, remedy: str, *, earlier: bool, tensors: bool) -> tuple[dic
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise DamagedError(f"{file} is not a file that plures wrote, or it is damaged: {error}", remedy) from error
     if not isinstance(told, dict):
-        raise DamagedError(f"{file} is damaged: its description is no object", remedy)
+        raise DamagedError(f"{file} is damaged: its description is not a JSON object", remedy)
     about = unsealed(told, file, remedy, earlier=earlier)
     values = about.pop(VALUES, None)
     if tensors and values not in (None, digest(found)):
@@ -307,30 +307,30 @@ def _read(file: Path, remedy: str, *, earlier: bool, tensors: bool) -> tuple[dic
 
 
 def duplicate(file: Path, copy: Path) -> None:
-    """Write a file's content to another one, whole or not at all."""
+    """Copy a file, completely or not at all."""
     with replacing(copy) as temporary:
         shutil.copyfile(file, temporary)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file completely or not at all."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(file: Path, data: Mapping[str, Any]) -> None:
-    """Write an object to a JSON file, whole or not at all, with a digest of it as one more entry, ``sha256``.
+    """Write an object to a JSON file, completely or not at all, with its digest as one more entry, ``sha256``.
 
     Args:
         file: where to write.
-        data: what JSON can hold; NaN, which it cannot, becomes ``null``, and infinity ``"inf"``.
+        data: anything JSON can hold; NaN becomes ``null``, infinity ``"inf"``.
     """
     plain = strict(data)
     write_text(file, json.dumps({**plain, DIGEST: _seal(plain)}, indent=1))
 
 
 def strict(value: Any) -> Any:
-    """A value as JSON can hold it: NaN becomes ``null``, and infinity ``"inf"``."""
+    """A value as JSON can represent it: NaN becomes ``null``, and infinity ``"inf"``."""
     if isinstance(value, Mapping):
         return {str(key): strict(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -344,12 +344,12 @@ def read_json(file: Path, remedy: str = "delete it", *, earlier: bool = False) -
     """The object in a JSON file, without its digest.
 
     Args:
-        file: what :func:`write_json` wrote.
+        file: a file written by :func:`write_json`.
         remedy: what to do if it is damaged.
-        earlier: whether an object without a digest is read too.
+        earlier: whether to accept an object without a digest.
 
     Raises:
-        DamagedError: if it says anything else than what was written.
+        DamagedError: if it differs from what was written.
     """
     try:
         data = json.loads(file.read_bytes())
@@ -358,5 +358,5 @@ def read_json(file: Path, remedy: str = "delete it", *, earlier: bool = False) -
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{file} is damaged ({error})", remedy) from error
     if not isinstance(data, dict):
-        raise DamagedError(f"{file} is damaged: it holds no object", remedy)
+        raise DamagedError(f"{file} is damaged: it does not hold a JSON object", remedy)
     return unsealed(data, file, remedy, earlier=earlier)

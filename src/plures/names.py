@@ -1,4 +1,4 @@
-"""Names: which there may be, what stands for a client, and the order of clients. The one place that decides them."""
+"""Names: which are valid, which name a value stands for, and how names are sorted."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ V = TypeVar("V")
 DIGITS = re.compile(r"[0-9]+")
 LONGEST = 100
 """Characters of a name."""
-NONE = "no line breaks, control characters or signs that turn the direction of a text"
+FORBIDDEN = "line breaks, control characters or characters that change the direction of text"
 
 
 def fault(name: str) -> str | None:
     """What is wrong with a name (of a client, a federation, a class, a column); ``None`` if nothing is.
 
-    Quotes, slashes, spaces inside, signs of any script and emoji are fine. What a terminal, a log or a table would obey
-    instead of showing is not: line breaks, control characters, signs that turn the direction of a text.
+    Quotes, slashes, spaces inside the name, letters of any script and emoji are fine. Characters that a terminal, a log
+    or a table would interpret instead of showing are not: line breaks, control characters, direction overrides.
     """
     if not name or name != name.strip():
-        return "a name has at least one sign, and no blanks around it"
+        return "a name must not be empty or begin or end with a space"
     if visible(name) != name:
-        return f"a name has {NONE}"
+        return f"a name may not contain {FORBIDDEN}"
     if len(name) > LONGEST:
-        return f"a name has at most {LONGEST} signs, not {len(name)}"
+        return f"a name has at most {LONGEST} characters, not {len(name)}"
     return None
 
 
 def checked_name(name: str, what: str) -> str:
-    """A name that somebody gave, if it can be one.
+    """Return a name if it is valid.
 
     Args:
-        name: as it was given.
+        name: the name as given.
         what: what it names, for the message: ``client``, ``--name``.
 
     Raises:
-        PluresError: it cannot.
+        PluresError: it is not valid.
     """
     if wrong := fault(name):
         raise PluresError(f"{what} {shortened(name)!r}: {wrong}; choose another")
@@ -52,7 +52,7 @@ def checked_name(name: str, what: str) -> str:
 
 
 def check_words(words: Iterable[str], what: str) -> None:
-    """Refuse words of data (classes, columns) that are obeyed instead of shown, of any length and with any blanks.
+    """Refuse words in data (classes, columns) that a terminal or a log would interpret; any length and spaces are fine.
 
     Args:
         words: the words.
@@ -60,7 +60,7 @@ def check_words(words: Iterable[str], what: str) -> None:
     """
     for word in words:
         if visible(word) != word:
-            raise PluresError(f"{what} {shortened(word)!r}: a name has {NONE}; rename it")
+            raise PluresError(f"{what} {shortened(word)!r}: a name may not contain {FORBIDDEN}; rename it")
 
 
 def shortened(name: str) -> str:
@@ -69,27 +69,27 @@ def shortened(name: str) -> str:
 
 
 def name_of(value: object) -> str:
-    """The name that a value stands for: a text itself, a whole number its digits (3, 3.0 and "3" are one client).
+    """The name that a value stands for: text itself, a whole number its digits (3, 3.0 and "3" are the same client).
 
     Raises:
-        PluresError: for a missing value, an empty text, and anything else that names nobody.
+        PluresError: for a missing value, empty text, and anything else that cannot be a name.
     """
     if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if not isinstance(value, str | int) or value == "":
-        raise PluresError(f"{value!r} names no client: give a text or a whole number")
+        raise PluresError(f"{value!r} cannot name a client: give text or a whole number")
     return str(value)
 
 
 def natural(name: str) -> tuple[str, str]:
-    """What names are sorted by: a run of digits counts as a number, so that "2" comes before "10"."""
+    """Sort key of a name: a run of digits counts as a number, so that "2" comes before "10"."""
     return DIGITS.sub(_number, name), name
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Different names in their natural order: "ward 2" before "ward 10", otherwise as texts are sorted."""
+    """Distinct names in natural order: "ward 2" before "ward 10", otherwise alphabetical."""
     return tuple(sorted(set(names), key=natural))
 
 
@@ -147,15 +147,15 @@ class Names(tuple[str, ...]):
 
 
 def by_name(values: Mapping[Any, V]) -> dict[str, V]:
-    """A mapping from clients with their names as keys; numbers are accepted as such.
+    """A mapping from clients, keyed by their names; numbers are accepted as names.
 
     Raises:
-        PluresError: if two keys mean one client.
+        PluresError: if two keys name the same client.
     """
     named: dict[str, V] = {}
     for key, value in values.items():
         if (name := name_of(key)) in named:
-            raise PluresError(f"client {name!r} stands twice among the keys; give it once")
+            raise PluresError(f"client {name!r} is among the keys twice; give it once")
         named[name] = value
     return named
 
@@ -169,7 +169,7 @@ def named(client: NDArray[Any]) -> NDArray[np.str_]:
 
 
 def coded(client: NDArray[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The different names in a column in their order, and the place of each row's name among them."""
+    """The distinct names in a column in natural order, and each row's index into them."""
     if client.dtype.kind == "O":
         client = named(client)
     values, code = np.unique(client, return_inverse=True)
@@ -180,6 +180,6 @@ def coded(client: NDArray[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
 
 
 def _number(run: re.Match[str]) -> str:
-    """Digits as a text that sorts by their number: where digits sort, then by length, then by the digits."""
+    """Digits as text that sorts by value: first where digits sort, then by length, then by the digits."""
     digits = run[0].lstrip("0")
     return f"0{chr(len(digits))}{digits}"

@@ -9,18 +9,18 @@ import unicodedata
 from collections.abc import Iterable
 
 OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's categories of what has no sign of its own: controls, formats, halves of pairs, ends of lines."""
+"""Unicode categories of characters without a glyph: controls, formats, surrogates, line and paragraph separators."""
 NUMBER = re.compile(r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf|nan)")
 FORMULA = re.compile(r"(^|[;\t])(?=[\s\"']*[=+\-@\uff1d\uff0b\uff0d\uff20])")
-"""Where a spreadsheet would begin to compute: at the start of a cell, and after a sign that it may divide cells at."""
+"""Where a spreadsheet would start a formula: at the start of a cell, and after a character that may separate cells."""
 KEPT = re.compile(rf"(^|[;\t])'{FORMULA.pattern.partition(')')[2]}")
 LINES = "\n\t\u2028\u2029"
 JOINERS = "\u200c\u200d"
-"""Invisible, and part of how some scripts and emoji are written."""
+"""Invisible characters that some scripts and emoji need."""
 
 
 def visible(text: str) -> str:
-    """A text with every sign escaped that would be obeyed, not shown: line breaks, controls, turns of direction.
+    """Escape every character that would be interpreted instead of shown: line breaks, controls, direction overrides.
 
     Examples:
         >>> visible("ward 3\\x1b[2J")
@@ -32,7 +32,7 @@ def visible(text: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """The same for a text that may have lines and tabs."""
+    """The same, but line breaks and tabs are kept."""
     return "".join(sign if sign in LINES else _escaped(sign) for sign in text) if not text.isprintable() else text
 
 
@@ -42,9 +42,9 @@ def _escaped(sign: str) -> str:
 
 
 def cell(text: str) -> str:
-    """A text as the cell of a CSV file: where a spreadsheet would run it, an apostrophe before it makes it a text.
+    """Text as a cell of a CSV file: an apostrophe before it stops a spreadsheet from running it as a formula.
 
-    Numbers stay numbers. :func:`uncelled` gives the text again.
+    Numbers stay numbers. :func:`uncelled` restores the text.
 
     Examples:
         >>> [cell(text) for text in ("ward 3", "-0.5", "=1+1")]
@@ -54,7 +54,7 @@ def cell(text: str) -> str:
 
 
 def uncelled(cell: str) -> str:
-    """The text that a cell holds which was written by :func:`cell`."""
+    """The text of a cell that was written by :func:`cell`."""
     return KEPT.sub(r"\1", cell)
 
 
@@ -68,6 +68,6 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def markdown(text: str) -> str:
-    """A text of others as a part of a line of Markdown: no link, emphasis, code, table or HTML comes of it."""
+    """Untrusted text within a line of Markdown: it creates no link, emphasis, code, table or HTML."""
     plain = re.sub(r"[\\`*|]|\](?=[(\[:])", r"\\\g<0>", visible(" ".join(text.split())))
     return plain.replace("<", "&lt;")

@@ -96,9 +96,7 @@ def test_a_file_in_which_no_line_can_be_changed_alone_stays_as_it_is(tmp_path: P
     file.write_text(written.format(FIRST) + file.read_text())
     before = file.read_bytes()
     tomllib.loads(file.read_text())
-    with pytest.raises(
-        PluresError, match=r'federation\.toml .* write there by hand: south = "SHA256:b.*" under \[keys\]'
-    ):
+    with pytest.raises(PluresError, match=r'federation\.toml .* edit it by hand: south = "SHA256:b.*" under \[keys\]'):
         enter(file, keys={"south": SECOND})
     assert file.read_bytes() == before
 
@@ -113,7 +111,7 @@ def test_a_file_that_an_editor_began_with_a_mark_is_read_and_changed(tmp_path: P
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (f'[keys]\nwest = "{FIRST}"', r"\[keys\] has a key of 'west', which is not one of clients"),
+        (f'[keys]\nwest = "{FIRST}"', r"\[keys\] has a key of 'west', which is not in clients"),
         (f'[keys]\nnorth = "{FIRST}"\nsouth = "{FIRST}"', "'south' has the key of 'north': everybody needs"),
         ('[keys]\nnorth = "SHA256:short"', "keys, north: .* is no fingerprint of a key"),
         ('[keys]\nnorth = "MD5:aa:bb"', "keys, north: .* is no fingerprint of a key"),

@@ -482,6 +482,6 @@ def test_a_folder_that_was_not_written_whole_is_not_there(tmp_path: Path, monkey
 
 def test_a_file_that_is_not_there_says_who_writes_it(tmp_path: Path) -> None:
     said = refused("check", tmp_path / "site.toml")
-    assert "`plures deploy join` writes it; be in the folder where it lies, or name it" in said
+    assert "`plures deploy join` writes it; run the command in its folder, or name the file" in said
     assert "`plures deploy init` writes it at the coordinator" in refused("stop", tmp_path)
     assert refused("check", tmp_path).endswith("Is a directory; name a file")

@@ -137,7 +137,7 @@ def test_a_file_in_which_clients_cannot_be_changed_alone_stays(folder):
     members.rename(file, ["cleveland", 'st. "anna"'])
     assert 'clients = ["cleveland", "st. \\"anna\\""]' in file.read_text()
     file.write_text("x = { clients = [] }\n[a]\n")
-    with pytest.raises(PluresError, match=r"write there by hand: clients = \[\"va\"\]"):
+    with pytest.raises(PluresError, match=r"edit it by hand: clients = \[\"va\"\]"):
         members.rename(file, ["va"])
     assert file.read_text() == "x = { clients = [] }\n[a]\n"
 

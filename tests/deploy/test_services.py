@@ -94,7 +94,7 @@ def test_a_coordinator_that_is_a_member_too_shares_nothing_between_the_two(tmp_p
 
 
 def test_a_folder_whose_name_no_unit_can_hold_is_refused(tmp_path):
-    with pytest.raises(PluresError, match="control character, which no service file can hold"):
+    with pytest.raises(PluresError, match="control character, which a service file cannot hold"):
         service("superlink.service", tmp_path / "a\nUser=root", app="x", title="x", port=1)
 
 
@@ -167,6 +167,8 @@ def test_root_makes_nothing_in_the_folder_of_a_service_that_could_not_read_it(tm
     for file in (folder, *folder.rglob("*")):
         os.chown(file, 65534, 65534)
     done = CliRunner().invoke(app, ["deploy", *(word.replace("FED", str(folder)) for word in words)])
-    assert re.search(r"fed(/keys)? belongs to nobody, whose services cannot read what root makes", str(done.exception))
+    assert re.search(
+        r"fed(/keys)? belongs to nobody, whose services cannot read files that root makes", str(done.exception)
+    )
     assert all(file.stat().st_uid == 65534 for file in folder.rglob("*"))
     assert CliRunner().invoke(app, ["deploy", "status", str(folder)]).exit_code == 0

@@ -1,4 +1,4 @@
-"""Changes of a ``federation.toml`` by plures: single lines of its text, so that all that people wrote there stays."""
+"""Edit ``federation.toml`` line by line, so that comments and layout stay as people wrote them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from plures.tables.declared import toml
 TABLE = re.compile(r"\s*\[")
 HEAD = re.compile(r"\s*\[\s*keys\s*\]\s*(#.*)?")
 ENTRY = re.compile(r"""(\s*("(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)\s*=\s*)("[^"]*"|'[^']*')?""")
-"""A name, and its value if that is a text on one line."""
+"""A name, and its value if that is a string on one line."""
 
 
 def enter(file: Path, *, top: Mapping[str, str] | None = None, keys: Mapping[str, str | None] | None = None) -> None:
-    """Write values into ``federation.toml``, each in a line of its own; what stood there for them is replaced.
+    """Write values into ``federation.toml``, each on a line of its own; existing values are replaced.
 
     Args:
         file: the file.
         top: values above all tables: ``coordinator``, ``authority``, ``superlink``.
-        keys: client -> fingerprint for ``[keys]``; ``None`` takes the client's line out.
+        keys: client -> fingerprint for ``[keys]``; ``None`` removes the client's line.
 
     Raises:
-        PluresError: the file is written in a way in which no line can be changed alone; it stays as it is.
+        PluresError: the file's layout does not allow a line to be changed alone; the file stays as it is.
     """
     told = read_toml(file)
     lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
@@ -56,7 +56,7 @@ def enter(file: Path, *, top: Mapping[str, str] | None = None, keys: Mapping[str
 
 
 def change(lines: list[str], begin: int, end: int, name: str, value: str | None, at: int) -> None:
-    """Replace the line of a name between two places; if there is none, insert it."""
+    """Replace the line of a name between two line numbers, or insert it if there is none."""
     for place in range(begin, end):
         entry = ENTRY.match(lines[place])
         if entry and key_of(entry[2]) == name:
@@ -67,12 +67,12 @@ def change(lines: list[str], begin: int, end: int, name: str, value: str | None,
 
 
 def line_of(name: str, value: str) -> str:
-    """A name and its value as a line; a name that TOML takes as it is has no quotes."""
+    """A name and its value as a line; the name is quoted only if TOML requires it."""
     return f"{name if re.fullmatch(r'[A-Za-z0-9_-]+', name) else toml(name)} = {toml(value)}"
 
 
 def key_of(text: str) -> str | None:
-    """The name that a line begins with; ``None`` if it only looks like one, as inside a longer text."""
+    """The name that a line begins with; ``None`` if it only looks like one, as inside a multi-line string."""
     return next(iter(readable(f"{text} = 0") or {}), None)
 
 
@@ -82,7 +82,7 @@ def after_comments(lines: list[str]) -> int:
 
 
 def readable(text: str) -> dict[str, Any] | None:
-    """What a text says; ``None`` if it is no TOML."""
+    """Parse text as TOML; ``None`` if it is not valid."""
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError):
@@ -90,7 +90,7 @@ def readable(text: str) -> dict[str, Any] | None:
 
 
 def by_hand(top: Mapping[str, str], keys: Mapping[str, str | None]) -> str:
-    """What a person has to write."""
+    """Instructions for editing the file by hand."""
     lines = [line_of(name, value) for name, value in top.items()]
     entries = [f"{line_of(c, k)} under [keys]" if k else f"nothing for {c!r} under [keys]" for c, k in keys.items()]
-    return f"write there by hand: {'; '.join([*lines, *entries])}"
+    return f"edit it by hand: {'; '.join([*lines, *entries])}"

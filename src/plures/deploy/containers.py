@@ -1,4 +1,4 @@
-"""The same in containers: an image for coordinator and sites, and a compose file."""
+"""Deployment in containers: an image for coordinator and sites, and a compose file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from plures.version import __version__
 
 FOLDER, SITES = "containers", "sites"
 SERVICE = "superlink"
-"""The host under which members in the same compose file reach the reverse proxy."""
+"""Host name by which members in the same compose file reach the reverse proxy."""
 
 
 def containers(folder: Path, app: str, rows: Mapping[str, str]) -> dict[str, str]:
     """File in the coordinator's folder -> text.
 
     Args:
-        folder: the coordinator's.
-        app: what its project is called by.
-        rows: client -> file with its rows, for members whose sites run here too.
+        folder: the coordinator's folder.
+        app: name of the compose project.
+        rows: client -> file with its rows, for members whose sites run on this machine too.
     """
     home = folder.resolve()
     sites = keys = joins = ""
@@ -60,12 +60,12 @@ def containers(folder: Path, app: str, rows: Mapping[str, str]) -> dict[str, str
 
 
 def user() -> str:
-    """Who owns the folders, as numbers; never root."""
+    """User and group id of the folders' owner; never root."""
     if os.name != "posix" or os.geteuid() == 0:
         return f"{USER_ID}:{USER_ID}"
     return f"{os.geteuid()}:{os.getegid()}"
 
 
 def text(value: str) -> str:
-    """A text in a compose file, where a dollar begins a variable."""
+    """Text in a compose file, where a dollar sign begins a variable."""
     return json.dumps(value.replace("$", "$$"), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What a run tells those who watch it: a log of JSON lines, and numbers that Prometheus reads from a file."""
+"""Monitoring of a run: a log of JSON lines, and metrics in a file for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plures.files import strict, write_text
 LOG, METRICS = "log.jsonl", "metrics.prom"
 PREFIX = "plures"
 BROKEN = "broken round"
-"""The event of a round that broke the model: neither it nor a later round before it counts."""
+"""Event of a round that broke the model: entries of that round and of later ones, if logged before it, are void."""
 
 HELP = {
     "round": "Rounds finished.",
@@ -39,7 +39,7 @@ class Journal:
     """Writes to a folder; nothing leaves the machine.
 
     Args:
-        folder: where ``log.jsonl`` grows by a line for each event, and ``metrics.prom`` is written anew each round.
+        folder: ``log.jsonl`` there gets one line for each event; ``metrics.prom`` is rewritten after each round.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
 
     def event(self, what: str, **told: object) -> None:
-        """Add a line: the time in seconds since 1970, what happened, and what there is to tell of it."""
+        """Append a line: the time in seconds since 1970, the event, and its details."""
         line = json.dumps(
             strict({"time": round(time.time(), 3), "event": what, **told}), ensure_ascii=False, allow_nan=False
         )
@@ -61,11 +61,11 @@ class Journal:
             raise PluresError(f"{self.folder / LOG} cannot be written: {error.strerror}") from error
 
     def events(self, what: str | None = None) -> list[dict[str, Any]]:
-        """What was added so far, or that of one kind; a line that a full disk has cut off is left out."""
+        """All events so far, or those of one kind; a line truncated by a full disk is skipped."""
         return [event for event in read_log(self.folder) if what is None or event["event"] == what]
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The events of the rounds that count: of one that broke the model and of those after it, when repeated."""
+        """The events of the rounds that count; a round that broke the model counts once it has been repeated."""
         found: dict[int, dict[str, Any]] = {}
         for event in self.events():
             if event["event"] == BROKEN:
@@ -75,7 +75,7 @@ class Journal:
         return list(found.values())
 
     def metrics(self, values: Mapping[str, float | Mapping[str, float]]) -> None:
-        """Write the present numbers in Prometheus' text format, those of clients with a label."""
+        """Write the current values in Prometheus' text format; values of clients get a label."""
         lines = []
         for name, value in values.items():
             full = f"{PREFIX}_{name}"
@@ -89,7 +89,7 @@ class Journal:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All events of a folder, also those in files that log rotation has put aside (``log.jsonl.1`` is the newest)."""
+    """All events of a folder, including rotated files (``log.jsonl.1`` is the newest)."""
     aside = [file for file in folder.glob(f"{LOG}.*") if file.suffix[1:].isdecimal()]
     found = []
     for file in (*sorted(aside, key=lambda file: -int(file.suffix[1:])), folder / LOG):
@@ -101,7 +101,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def whole(file: BinaryIO) -> bool:
-    """Whether the last line of a file that is open at its end was not cut off."""
+    """Whether the last line of a file, which is open at its end, is complete."""
     if not file.tell():
         return True
     file.seek(-1, os.SEEK_END)
@@ -109,5 +109,5 @@ def whole(file: BinaryIO) -> bool:
 
 
 def escaped(label: str) -> str:
-    """A label's value as the format wants it."""
+    """A label value, escaped for the format."""
     return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

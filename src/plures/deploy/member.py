@@ -1,4 +1,4 @@
-"""A member's folder, made at the member: the agreed file and the authority's certificate came, the rest is plures'."""
+"""A member's folder, made at the site: only the agreed file and the authority's certificate come from outside."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from plures.texts import markdown, visible_lines
 
 KEYS, LOADER = "keys", "load_data.py"
 AGREED, AUTHORITY = f"agreed/{PLAN}", "agreed/ca.crt"
-"""What the member has agreed to. Files that only arrived lie elsewhere, and mean nothing to the node."""
+"""What the member has agreed to. Files that have only been received lie elsewhere, and the node ignores them."""
 
 
 def spoken(digest: str) -> str:
@@ -34,7 +34,7 @@ def spoken(digest: str) -> str:
 
 
 def heard(text: str) -> str:
-    """A digest as somebody wrote it down."""
+    """A digest as somebody typed it, without separators and in lower case."""
     return re.sub(r"[\s:-]", "", text).lower()
 
 
@@ -51,13 +51,13 @@ class Joining:
     """What a member is about to agree to, checked; nothing is written yet.
 
     Attributes:
-        client: its name.
-        folder: of the site, there or to be made.
+        client: name of the member.
+        folder: folder of the site; it may not exist yet.
         plan: the federation.
         agreed: the bytes of the federation's file.
         authority: the bytes of the authority's certificate.
         key: the member's private key.
-        data: file with its rows, if they are in one.
+        data: file with its rows, if there is one.
     """
 
     client: str
@@ -72,11 +72,11 @@ class Joining:
     def of(
         cls, federation: Path, authority: Path, client: str, folder: Path, key: Path | None, data: Path | None
     ) -> Joining:
-        """Check all that a member has got.
+        """Check everything that a member has received.
 
         Raises:
-            PluresError: the federation cannot be read, the client or its key does not stand in it, the certificate is
-                not that of its authority, or the folder is another member's.
+            PluresError: the federation cannot be read, does not list the client or its key, the certificate is not its
+                authority's, or the folder belongs to another member.
         """
         plan = Plan.load(federation)
         if client not in plan.clients:
@@ -89,7 +89,7 @@ class Joining:
                 f"{authority} is {spoken(digest)}, but {federation} {stands}: ask the coordinator for both files"
             )
         if data is not None and not data.is_file():
-            raise PluresError(f"--data {data} is no file: name a CSV or Parquet file with the rows")
+            raise PluresError(f"--data {data} is not a file: name a CSV or Parquet file with the rows")
         private = chosen(folder, client, key, data)
         if not private.exists():
             where = shlex.join(["plures", "deploy", "keys", "--folder", str(folder / KEYS), "--client", client])
@@ -101,11 +101,11 @@ class Joining:
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of the federation's file, in hexadecimal digits; it says which certificate belongs to it."""
+        """SHA-256 of the federation's file in hexadecimal digits; the file in turn holds the certificate's digest."""
         return hashlib.sha256(self.agreed).hexdigest()
 
     def changes(self) -> str:
-        """What is new in the federation's file against the one in the folder, as lines; empty if nothing is."""
+        """Differences between the federation's file and the one in the folder, as a diff; empty if there are none."""
         old = self.folder / AGREED
         if not old.exists() or old.read_bytes() == self.agreed:
             return ""
@@ -115,9 +115,9 @@ class Joining:
         )
 
     def write(self) -> list[Path]:
-        """Write the site's folder; returns what was written. What is there stays, but for the two files that came.
+        """Write the site's folder and return the written files. Only the two received files replace existing ones.
 
-        A site that has left takes part again.
+        A site that had left takes part again.
         """
         there = (self.folder / SITE).exists()
         files = {name: text for name, text in self.files().items() if not (self.folder / name).exists()}
@@ -133,7 +133,7 @@ class Joining:
         return [self.folder / name for name in (AGREED, AUTHORITY, *files)]
 
     def files(self) -> dict[str, str]:
-        """File in the site's folder -> text, all of them plures' own."""
+        """File in the site's folder -> text, for the files that plures writes itself."""
         home = self.folder.resolve()
         source = 'loader = "load_data.py:load"\n# data = "data.csv"'
         if self.data is not None:
@@ -145,17 +145,16 @@ class Joining:
 
 
 def chosen(folder: Path, client: str, key: Path | None, data: Path | None) -> Path:
-    """The member's private key; that which its site.toml names, if it has joined before.
+    """The member's private key; the one that its site.toml names, if it has joined before.
 
     Args:
-        folder: of the site.
+        folder: folder of the site.
         client: the member.
-        key: the key that was typed, if one was.
-        data: the file with rows that was typed, if one was.
+        key: the ``--key`` given, if any.
+        data: the ``--data`` given, if any.
 
     Raises:
-        PluresError: the folder is the coordinator's or another member's, or its site.toml says something else than what
-            was typed.
+        PluresError: the folder is the coordinator's or another member's, or its site.toml contradicts an option.
     """
     if (folder / CONNECTION).exists():
         raise PluresError(f"{folder.resolve()} is the coordinator's folder: choose another --folder")
@@ -175,18 +174,18 @@ def chosen(folder: Path, client: str, key: Path | None, data: Path | None) -> Pa
 
 
 def unit_name(plan: Plan, own: SiteFile) -> str:
-    """What a site's service is called."""
+    """Name of a site's service."""
     return f"plures-{slug(plan.name, 'federation')}_{slug(own.client, 'site')}"
 
 
 def around(home: Path, plan: Plan, own: SiteFile, app: str) -> dict[str, str]:
-    """File in a site's folder -> text: what nobody needs to write anything into.
+    """File in a site's folder -> text, for the files that nobody needs to edit.
 
     Args:
         home: the folder.
         plan: the federation.
         own: the site's file.
-        app: what its service is called.
+        app: name of its service.
     """
     published = inside(home / own.state, plan.name, plan.label) / PUBLISHED
     told = {
@@ -208,6 +207,6 @@ def around(home: Path, plan: Plan, own: SiteFile, app: str) -> dict[str, str]:
 
 
 def placed(file: Path, home: Path) -> str:
-    """A file as the site's own file names it: from the site's folder if it lies there."""
+    """A path as written in the site's own file: relative to the site's folder if it is inside it."""
     whole = Path(os.path.abspath(file))
     return str(whole.relative_to(home)) if whole.is_relative_to(home) else str(whole)

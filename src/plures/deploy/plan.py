@@ -1,4 +1,4 @@
-"""What the members of a federation agreed on, and what a site decides for itself: two TOML files."""
+"""The two TOML files of a deployment: the federation's plan that all members agreed on, and a site's own settings."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ D = TypeVar("D", bound=Declared)
 
 def _fingerprint(text: str) -> str:
     if not re.fullmatch("SHA256:[A-Za-z0-9+/]{43}", text):
-        raise ValueError(f"{text[:60]!r} is no fingerprint of a key, SHA256:...; `plures deploy fingerprint` tells it")
+        raise ValueError(f"{text[:60]!r} is no fingerprint of a key, SHA256:...; `plures deploy fingerprint` prints it")
     return text
 
 
-def _door(text: str) -> str:
+def _host_port(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]+:[0-9]{1,5}", text):
         raise ValueError(f"{text[:60]!r} is no HOST:PORT, as in coordinator.example.org:8443")
     return text
 
 
 Fingerprint = Annotated[str, AfterValidator(_fingerprint)]
-"""What a public key is called."""
+"""SHA-256 fingerprint of a public key, as OpenSSH writes it."""
 
 SITE, CONNECTION = "site.toml", Path("flower", "config.toml")
-"""What a member's folder has, and a coordinator's."""
+"""Files that mark a member's folder and a coordinator's folder."""
 ELSEWHERE = {
     "data": "every site names its own in site.toml",
-    "data_options": "what the members' data look like stands in [schema]",
+    "data_options": "the members' data are described in [schema]",
     "unseen": "leave such clients out of clients",
 }
-"""Fields of a run that mean nothing where the data are at sites, and what to do instead."""
+"""Fields of a run that have no meaning when the data are at sites, and what to do instead."""
 
 
 class Insisted(Declared):
-    """When a round counts, and for how long the server waits.
+    """When a round counts, and how long the server waits.
 
     Attributes:
         min_clients: valid uploads that a round needs.
         deadline: seconds that a round waits for them.
-        join_deadline: seconds that the start waits until every client has joined.
-        patience: rounds in a row that may fail before the run stops; it can be resumed.
-        max_norm: how far an upload may be from what was sent: the L2 norm of their difference over all numbers. Usual
-            updates stay below 100.
+        join_deadline: seconds that the server waits at the start for every client to join.
+        patience: consecutive failed rounds after which the run stops; it can be resumed.
+        max_norm: largest allowed L2 norm of the difference between an upload and what was sent, over all numbers.
+            Typical updates stay below 100.
     """
 
     min_clients: Annotated[int, Field(ge=1)] = 1
@@ -84,10 +84,10 @@ class Plan(Declared):
         clients: names of its members.
         run: method, parameters, network, local work and rounds, as in :class:`~plures.evaluate.RunSpec`.
         rules: when a round counts.
-        tells: facts that members tell: ``examples``, ``labels``, columns of their metadata.
+        tells: facts that members report: ``examples``, ``labels``, columns of their metadata.
         coordinator: fingerprint of the key that signs orders.
         keys: client -> fingerprint of the key that signs its answers. Like ``coordinator``, this does not belong to
-            what a run is: a key may be replaced during a run.
+            the identity of a run: a key may be replaced during a run.
         authority: digest of the certificate that verifies the coordinator's reverse proxy.
         superlink: address of the reverse proxy, ``host:port``.
         table: what every member's data look like; the table ``[schema]`` of the file.
@@ -101,7 +101,7 @@ class Plan(Declared):
     coordinator: Fingerprint | None = None
     keys: dict[Name, Fingerprint] = Field(default_factory=dict)
     authority: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    superlink: Annotated[str, AfterValidator(_door)] | None = None
+    superlink: Annotated[str, AfterValidator(_host_port)] | None = None
     table: Schema = Field(alias="schema")
 
     @field_validator("clients")
@@ -120,7 +120,7 @@ class Plan(Declared):
     def _one_key_each(self) -> Plan:
         for client in self.keys.keys() - set(self.clients):
             raise ValueError(
-                f"[keys] has a key of {client!r}, which is not one of clients: add it there, or leave it out"
+                f"[keys] has a key of {client!r}, which is not in clients: add it there, or remove the key"
             )
         owners: dict[str, str] = {} if self.coordinator is None else {self.coordinator: "the coordinator"}
         for client, key in self.keys.items():
@@ -168,7 +168,7 @@ class Plan(Declared):
 
     @property
     def spec(self) -> RunSpec:
-        """The run; its data are the members' own."""
+        """The run that the members agreed on; each uses its own data."""
         for name in self.run.keys() & ELSEWHERE.keys():
             raise PluresError(f"[run] {name} is not used in a federation of sites: {ELSEWHERE[name]}")
         try:
@@ -177,13 +177,13 @@ class Plan(Declared):
             raise PluresError(f"[run] {explain(error, self.run, RunSpec.model_fields)}") from error
 
     def rehearse(self, code: Code) -> None:
-        """Make all that a run begins with, which needs nobody's rows.
+        """Build everything that a run starts with and that needs no rows.
 
         Args:
-            code: functions of one's own that the reader allows.
+            code: user-defined functions that the reader allows.
 
         Raises:
-            PluresError: what a run would stop at before it asks anybody.
+            PluresError: for any fault that would stop a run before it contacts a site.
         """
         spec = self.spec
         spec.entry(code)(**spec.parameters)
@@ -192,12 +192,12 @@ class Plan(Declared):
 
     @property
     def agreed(self) -> str:
-        """What must be the same at every member, beside the model itself."""
+        """Everything but the model itself that must be the same at every member, as JSON."""
         return json.dumps([__version__, self.spec.model_dump(), self.table.model_dump(mode="json"), self.tells])
 
     @property
     def label(self) -> str:
-        """The method as a folder's name."""
+        """The method as a folder name."""
         return self.spec.title().replace("/", "-").replace(" ", "_")
 
     @classmethod
@@ -205,7 +205,7 @@ class Plan(Declared):
         """Read and check ``federation.toml``."""
         told = read_toml(file)
         if "schema" not in told:
-            raise PluresError(f"{file}: the table [schema] is missing: it says what the members' data look like")
+            raise PluresError(f"{file}: the table [schema] is missing: it describes the members' data")
         told["schema"] = Schema.parse(told["schema"], f"{file}, [schema]")
         plan = parsed(cls, told, file)
         with naming(file):
@@ -233,16 +233,16 @@ class Allow(Declared):
 
 
 class SiteFile(Declared):
-    """A site's own file. It never leaves the site, and only ``metadata`` and ``client`` are told.
+    """A site's own file. It never leaves the site; only ``metadata`` and ``client`` are reported.
 
     Attributes:
-        client: who the site is.
+        client: name of the site's client.
         data: CSV or Parquet file with the client's rows.
-        loader: ``file.py:function`` that returns them instead: column -> values, or a frame.
+        loader: ``file.py:function`` that returns the rows instead: column -> values, or a frame.
         federation: the file that all members have.
         key: the site's private key.
         authority: certificate that verifies the coordinator's reverse proxy.
-        port: of loopback, for the node's own processes.
+        port: loopback port of the node's own processes.
         state: folder of personal state and published models.
         metadata: facts about the client.
         allow: what the site agrees to.
@@ -261,7 +261,7 @@ class SiteFile(Declared):
 
     @property
     def code(self) -> Code:
-        """Code of one's own that the federation's file may name, as the method or the network: each with its hash."""
+        """User-defined functions that the federation's file may name as method or network, each with its hash."""
         return Code.of(*self.allow.code, by="site").reading(self.federation)
 
     @classmethod
@@ -275,7 +275,7 @@ class SiteFile(Declared):
         """The client's rows.
 
         Args:
-            home: folder of the site's file, from which its paths are meant.
+            home: folder of the site's file; its paths are relative to it.
         """
         if (self.data is None) == (self.loader is None):
             raise PluresError(f"{home / 'site.toml'}: give either data, a file, or loader, a function")
@@ -296,7 +296,7 @@ def read_toml(file: Path) -> dict[str, Any]:
             else "`plures deploy join` writes it"
         )
         where = (
-            f"{hint}; be in the folder where it lies, or name it"
+            f"{hint}; run the command in its folder, or name the file"
             if isinstance(error, FileNotFoundError)
             else "name a file"
         )
@@ -307,7 +307,7 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Say in which file a fault is."""
+    """Add the file's name to the message of an error."""
     try:
         yield
     except PluresError as error:
@@ -315,7 +315,7 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def parsed(kind: type[D], told: Mapping[str, Any], file: Path) -> D:
-    """A declaration out of a file's content."""
+    """Validate a file's content."""
     try:
         return kind.model_validate(told)
     except ValidationError as error:
@@ -323,7 +323,7 @@ def parsed(kind: type[D], told: Mapping[str, Any], file: Path) -> D:
 
 
 def called(home: Path, loader: str) -> Table:
-    """What a site's own function returns."""
+    """Call a site's own loader."""
     name, colon, function = loader.partition(":")
     spec = importlib.util.spec_from_file_location("plures_site_loader", home / name)
     if not colon or spec is None or spec.loader is None or not (home / name).exists():

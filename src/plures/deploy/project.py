@@ -96,7 +96,7 @@ def slug(name: str, otherwise: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def door(host: str) -> str:
+def proxy_address(host: str) -> str:
     """The address of the coordinator's reverse proxy: ``host:port``."""
     with suppress(ValueError):
         return f"[{host}]:{PUBLIC}" if ipaddress.ip_address(host).version == 6 else f"{host}:{PUBLIC}"
@@ -108,7 +108,7 @@ def door(host: str) -> str:
 def blank(name: str, clients: Sequence[str] = CLIENTS, host: str = HOST) -> Project:
     """A federation whose columns, rows and method are to be filled in."""
     values = {"name": toml(name), "clients": toml(tuple(clients)), "enough": max(1, len(clients) - 1)} | {
-        "superlink": toml(door(host))
+        "superlink": toml(proxy_address(host))
     }
     return Project(name, tuple(clients), host, filled(PLAN, **values), {})
 
@@ -126,7 +126,7 @@ def heart(host: str = HOST, **run: object) -> Project:
     head = [
         'name = "heart"',
         f"clients = {json.dumps(list(tables))}",
-        f"superlink = {toml(door(host))}",
+        f"superlink = {toml(proxy_address(host))}",
         "",
         "[run]",
         *lines,

@@ -1,4 +1,4 @@
-"""What a site would send and tell if it joined, held against what it allows; found out before it does."""
+"""What a site would send and report if it joined, compared with what it allows, before it joins."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Promise:
 
     Attributes:
         numbers: slot -> how many numbers of it the site would send in a round.
-        told: facts that it would tell.
-        measured: numbers about its rows that it would tell, once in a round.
-        digits: to so many significant digits.
-        refused: what of it the site does not allow, one sentence each.
+        told: facts that it would report.
+        measured: measurements of its rows that it would report, once a round.
+        digits: significant digits of the measurements.
+        refused: what the site does not allow, one sentence for each.
     """
 
     numbers: dict[str, int]
@@ -50,14 +50,14 @@ class Promise:
 
 
 def held(site: Path, federation: Path | None = None) -> Iterator[Report | Promise]:
-    """What a site's rows and rules are against what was agreed: the rows first; rules only if the rows fit.
+    """Compare a site's rows, then its rules, with what was agreed; the rules only if the rows fit.
 
     Args:
         site: the site's file.
-        federation: what was agreed; default: the file that the site's names.
+        federation: the agreed file; default: the one that the site's file names.
 
     Raises:
-        PluresError: one of the files cannot be read, or the client is no member.
+        PluresError: one of the files cannot be read, or the client is not a member.
     """
     own = SiteFile.load(site)
     own = own if federation is None else own.model_copy(update={"federation": str(federation.resolve())})
@@ -97,7 +97,7 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
 
 
 def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:
-    """What would be sent and may not."""
+    """What would be sent but is not allowed."""
     allowed = own.allow.allowed
     slots = {leaf[0]: None for leaf in leaves if not allowed.sends(leaf)}
     return [
@@ -107,7 +107,7 @@ def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:
 
 
 def silent(tells: Iterable[str], own: SiteFile) -> list[str]:
-    """What would be told and may not, or is not known."""
+    """What would be reported but is not allowed or not known."""
     found = []
     for name in tells:
         if name not in own.allow.tell:

@@ -1,6 +1,6 @@
-"""Names and paths inside what others read: a systemd unit, a shell, a configuration of Flower's node.
+"""Quote names and paths for systemd units and for the configuration of Flower's node.
 
-Each reader has one function. TOML's is :func:`plures.tables.declared.toml`, a shell's is :func:`shlex.join`.
+For TOML there is :func:`plures.tables.declared.toml`, for a shell :func:`shlex.join`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from plures.errors import PluresError
 
 ESCAPED = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"}
-"""What a word of a unit file's command would otherwise mean to systemd."""
+"""Characters with a special meaning to systemd in a command of a unit file."""
 
 
 def unit_command(words: Iterable[str]) -> str:
@@ -19,17 +19,17 @@ def unit_command(words: Iterable[str]) -> str:
 
 
 def unit_value(text: str) -> str:
-    """A text as any other value in a unit file, where quotes and dollars mean nothing."""
+    """Text as any other value in a unit file, where quotes and dollar signs have no meaning."""
     return plain(text).replace("%", "%%")
 
 
 def plain(text: str) -> str:
-    """A text that has no line breaks, which no unit file can hold."""
+    """Refuse text with control characters, which a unit file cannot hold."""
     if any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
-        raise PluresError(f"{text!r} has a control character, which no service file can hold: choose another folder")
+        raise PluresError(f"{text!r} has a control character, which a service file cannot hold: choose another folder")
     return text
 
 
 def node_value(text: str) -> str:
-    """A text as a value of ``--node-config``: Flower finds the end of a value at the next quote, escaped or not."""
+    """Text as a value of ``--node-config``: Flower ends a value at the next quote, escaped or not."""
     return '"' + "".join(c if c.isalnum() or c in "/._- " else rf"\U{ord(c):08x}" for c in text) + '"'

@@ -1,4 +1,4 @@
-"""Services of systemd as they are to be installed: for the user, the folder and the plures that wrote them."""
+"""systemd services, ready to install: for the user, the folder and the plures installation that wrote them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from plures.deploy.templates import filled
 from plures.errors import PluresError
 
 USER = "plures"
-"""Whose the services are where root writes them."""
+"""User of the services if root writes them."""
 USER_ID = 10001
-"""The same in containers."""
+"""User id in containers."""
 COORDINATOR = ("superlink.service", "proxy.service", "run@.service", "logrotate.conf", "guard.nft")
 
 
 def owner() -> str:
-    """The user for whom services are written: the present one, if that is not root."""
+    """The user that the services run as: the current one, unless that is root."""
     if os.name == "posix" and os.geteuid() == 0:
         return USER
     try:
@@ -30,13 +30,13 @@ def owner() -> str:
 
 
 def as_owner(folder: Path) -> None:
-    """Refuse to be root in the folder of another user, whose services could not read what root makes there.
+    """Refuse to work as root in another user's folder, whose services could not read root's files.
 
     Args:
-        folder: there, or to be made.
+        folder: an existing folder, or one to be made.
 
     Raises:
-        PluresError: root is at work in another user's folder.
+        PluresError: the current user is root and the folder belongs to another user.
     """
     if os.name != "posix" or os.geteuid() != 0:
         return
@@ -44,13 +44,13 @@ def as_owner(folder: Path) -> None:
     if number := place.stat().st_uid:
         user = shlex.quote(account(number))
         raise PluresError(
-            f"{place} belongs to {user}, whose services cannot read what root makes there: say `sudo -u {user} plures` "
-            "and so on"
+            f"{place} belongs to {user}, whose services cannot read files that root makes there: run the command as "
+            f"`sudo -u {user} plures ...`"
         )
 
 
 def account(number: int) -> str:
-    """A user's name; the number, as sudo takes it, if it has none."""
+    """A user's name, or the number in sudo's notation if it has none."""
     import pwd
 
     try:
@@ -60,25 +60,25 @@ def account(number: int) -> str:
 
 
 def advice(folder: Path) -> list[str]:
-    """What is to be said when services were written for another user than the present one."""
+    """What to tell root, who has written services for another user."""
     if os.name != "posix" or os.geteuid() != 0:
         return []
     return [
-        f"root wrote this for the user {USER!r}, for services never run as root: `chown -R {USER}: "
-        f"{shlex.quote(str(folder))}`, and be {USER!r} for all that follows (`sudo -iu {USER}`)"
+        f"these services run as the user {USER!r}, never as root: `chown -R {USER}: "
+        f"{shlex.quote(str(folder))}`, then continue as {USER!r} (`sudo -iu {USER}`)"
     ]
 
 
 def service(name: str, folder: Path, *, app: str, title: str, port: int, **told: object) -> str:
-    """A file of ``templates/systemd``, filled in.
+    """Fill in a file of ``templates/systemd``.
 
     Args:
-        name: of the file.
-        folder: that the service works in, and the only one that it may write to.
-        app: what its services are called by.
-        title: the federation's name.
-        port: of loopback, which its user alone may reach.
-        told: more names of the file and their values.
+        name: name of the file.
+        folder: working folder of the service, and the only one that it may write to.
+        app: name of the services.
+        title: name of the federation.
+        port: loopback port that only its user may reach.
+        told: further placeholders in the file and their values.
     """
     home = str(folder.resolve())
     values = {

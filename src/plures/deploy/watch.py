@@ -11,12 +11,12 @@ WAITING, ANSWERED = "waiting", "answered"
 
 
 class Watched:
-    """A transport that writes who is asked and who has answered.
+    """A transport that logs which clients are asked and which have answered.
 
     Args:
         transport: carries the messages.
-        journal: is written to.
-        where: the address of every client that is known, now.
+        journal: where to log.
+        where: returns the current address of every known client.
 
     Attributes:
         what: what the clients are asked for, for the log: a round, a task.
@@ -37,10 +37,10 @@ class Watched:
         return self.transport.exchange(messages, deadline)
 
     def waiting(self, clients: Sequence[str], **told: object) -> None:
-        """Write that these clients are waited for."""
+        """Log that the server is waiting for these clients."""
         self.journal.event(WAITING, clients=list(clients), **self.what, **told)
 
     def arrived(self, address: int) -> None:
-        """Write that an answer came, good or bad; of a node that has not said who it is, with its address."""
+        """Log that an answer arrived, valid or not; a node that has not identified itself is logged by its address."""
         known = self._asked.get(address)
         self.journal.event(ANSWERED, **({"node": address} if known is None else {"client": known}))

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import numpy as np
 import torch
 
-from plures.brief import told
+from plures.brief import described
 from plures.errors import PluresError, suggestion
 from plures.federation.splits import SplitRule
 
@@ -48,8 +48,8 @@ def _read(name: str, value: object, hint: Any, where: str) -> Any:
         return _as(value, hint)
     except _OtherTypeError:
         if get_origin(hint) is Literal or any(get_origin(part) is Literal for part in get_args(hint)):
-            raise PluresError(f"{where}: {name}={told(value)} is unknown; use {_words(hint)}") from None
-        raise PluresError(f"{where}: {name}={told(value)}; give {_words(hint)}") from None
+            raise PluresError(f"{where}: {name}={described(value)} is unknown; use {_words(hint)}") from None
+        raise PluresError(f"{where}: {name}={described(value)}; give {_words(hint)}") from None
 
 
 def _as(value: Any, hint: Any) -> Any:

@@ -216,7 +216,5 @@ def rename(file: Path, clients: list[str]) -> None:
             after = "\n".join([*lines[:begin], f"clients = {toml(tuple(clients))}", *lines[last:], ""])
             break
     if agreement.readable(after) != told:
-        raise PluresError(
-            f"{file}: clients cannot be changed alone; write there by hand: clients = {toml(tuple(clients))}"
-        )
+        raise PluresError(f"{file}: clients cannot be changed alone; edit it by hand: clients = {toml(tuple(clients))}")
     write_text(file, after)

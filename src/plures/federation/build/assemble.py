@@ -146,7 +146,7 @@ def _client_names(client: Array) -> tuple[Names, NDArray[np.int64], Array]:
         broken = ~np.isfinite(client) | (client != np.floor(client))
         if broken.any():
             row = int(broken.argmax())
-            raise PluresError(f"client column, row {row}: {client[row]} names no client; give every row a client")
+            raise PluresError(f"client column, row {row}: {client[row]} cannot name a client; give every row a client")
         client = client.astype(np.int64)
     if client.dtype.kind in "OU":
         gaps = absent(client.tolist())
