@@ -362,7 +362,9 @@ def test_a_model_card_makes_nothing_of_a_name() -> None:
     run = spec.run(spec.federation(), FIXED)
     card = PersonalModel.of(run, run.federation.clients[0], spec).card
     evil = "[x](javascript:1) <img src=x> `a`\n## b\n- c | d\x1b[2J"
-    told = card.model_copy(update={"client": evil, "classes": (evil, "no"), "source": evil, "sheet": {evil: evil}})
+    classes = (evil, "no")
+    evils = {"client": evil, "classes": classes, "options": card.options | {"classes": classes}, "source": evil}
+    told = card.model_copy(update=evils | {"sheet": {evil: evil}})
     before, after = card.text().split("\n"), told.text().split("\n")
     assert after[0] == f"# The model of {markdown(evil)} in heart"
     assert sum(line.startswith("#") for line in after) == sum(line.startswith("#") for line in before) + 1
