@@ -362,7 +362,7 @@ def test_a_model_card_makes_nothing_of_a_name() -> None:
     run = spec.run(spec.federation(), FIXED)
     card = PersonalModel.of(run, run.federation.clients[0], spec).card
     evil = "[x](javascript:1) <img src=x> `a`\n## b\n- c | d\x1b[2J"
-    classes = (evil, "no")
+    classes = ("[x](javascript:1) <img src=x> `a` | d", "no")  # a class with a control character is refused
     evils = {"client": evil, "classes": classes, "options": card.options | {"classes": classes}, "source": evil}
     told = card.model_copy(update=evils | {"sheet": {evil: evil}})
     before, after = card.text().split("\n"), told.text().split("\n")
