@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import MappingKey, register_pytree_node
 
 from plures.errors import PluresError, suggestion
@@ -57,6 +61,28 @@ NORMS: tuple[type[nn.Module], ...] = (
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
+
+
+CONVOLUTIONS: Mapping[Callable[..., Tensor], int] = MappingProxyType({F.conv1d: 1, F.conv2d: 2, F.conv3d: 3})
+"""Functions that convolve, and the number of their kernel's axes."""
+
+
+class Calls(TorchFunctionMode):
+    """Notes the functions of PyTorch that are called in its context.
+
+    Attributes:
+        made: these functions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: set[Callable[..., Any]] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.made.add(func)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -143,6 +169,8 @@ class Network:
         """Floating-point type of the first leaf that has one."""
         self.unmappable = self._sparse()
         """Why clients cannot be stacked through this module, or ``None``; complete after :meth:`probe`."""
+        self.convolves: frozenset[int] = frozenset()
+        """Numbers of axes of the convolutions that a forward pass makes; known after :meth:`probe`."""
         self._draws: str | None = None
         self._plain = not self._buffers and not self._dropouts
 
@@ -195,6 +223,8 @@ class Network:
     def probe(self, inputs: Tensor) -> None:
         """Find out, from one forward pass, whether the module draws random numbers other than by dropout layers.
 
+        And whether it convolves, be it by layers or by function calls.
+
         Such a module (attention, recurrent layers and functional calls with dropout, ``AlphaDropout``, ...) is
         seeded before each step, and cannot be mapped.
 
@@ -205,8 +235,9 @@ class Network:
         if inputs.is_cuda:
             generators.append(torch.cuda.default_generators[inputs.device.index or 0])
         before = [g.get_state() for g in generators]
-        with torch.no_grad():
+        with torch.no_grad(), Calls() as calls:
             self(self.leaves(), inputs, train=True, key=torch.zeros((), dtype=torch.int64, device=inputs.device))
+        self.convolves = frozenset(axes for call, axes in CONVOLUTIONS.items() if call in calls.made)
         if any(not torch.equal(old, g.get_state()) for old, g in zip(before, generators, strict=True)):
             self._draws = "the model draws random numbers other than by dropout layers"
             self.unmappable = self.unmappable or self._draws

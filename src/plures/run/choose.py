@@ -70,7 +70,7 @@ def choose(
         if not stacks or stacks[-1] < HOPELESS * min(timed.values()):
             attempt(candidate)
     if not timed:
-        attempt(replace(wanted, backend="loop", chunk=1, compile=False))
+        attempt(replace(wanted, backend="loop", chunk=1, compile=False, convolutions="auto"))
     best = min(timed, key=timed.__getitem__)
     left = timed[best] * training.rounds
     if wanted.compile == "auto" and best.backend == "vmap" and left > COMPILE_AFTER and not bound.network.batch_coupled:
@@ -97,7 +97,7 @@ def possible(bound: Bound, federation: Federation, training: Training, wanted: E
         reason = unstackable(bound, federation, training, wanted, seed)
         if reason is not None:
             log.warning("clients are trained one at a time: %s", reason)
-            wanted = replace(wanted, backend="loop")
+            wanted = replace(wanted, backend="loop", convolutions="auto")
     if wanted.compile is True and bound.network.batch_coupled:
         log.warning("the step is not compiled: batch normalisation cannot be padded to one shape for all clients")
         wanted = replace(wanted, compile=False)
@@ -203,7 +203,8 @@ def candidates(bound: Bound, wanted: Execution, cohort: int) -> list[Execution]:
         base = replace(wanted, precision=precision, compile=wanted.compile is True)
         if wanted.backend in ("auto", "loop"):
             together = loop_chunk(bound, cohort) if wanted.chunk == "auto" else wanted.chunk
-            found.append(replace(base, backend="loop", chunk=together, compile=False))
+            alone = replace(base, backend="loop", chunk=together, compile=False, convolutions="auto")
+            found.append(alone)
         if wanted.backend in ("auto", "vmap"):
             sizes = sorted({min(size, cohort) for size in (8, 32, 128)}) if wanted.chunk == "auto" else [wanted.chunk]
             found += [replace(base, backend="vmap", chunk=size) for size in sizes]

@@ -332,7 +332,9 @@ class Engine:
         return one_by_one
 
     def _kernels(self) -> AbstractContextManager[None]:
-        return kernels(self.bound.network.module, self.execution.precision, self.federation.inputs.device.type)
+        network, device = self.bound.network, self.federation.inputs.device.type
+        patches = self.execution.patches and bool(network.convolves & {1, 2})
+        return kernels(network.module, self.execution.precision, device, patches=patches)
 
 
 def answers(fn: Callable[[Examples, Stack], Tensor]) -> Callable[[Examples, Stack], Tensor]:

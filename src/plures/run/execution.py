@@ -31,6 +31,10 @@ class Execution:
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device where there is one.
         processes: processes on the CPU that visit clients, each a chunk at a time
             (:class:`~plures.run.pool.Pool`); needs ``plures[pool]``.
+        convolutions: how clients that are stacked convolve. ``grouped`` is what ``torch.func.vmap`` makes of it, one
+            convolution with groups; ``patches`` copies patches and multiplies them in one batched product
+            (:mod:`plures.run.convolution`). ``auto`` takes patches on CUDA, where cuDNN runs groups one after the
+            other, and groups on a CPU, where they are faster.
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
 
     Examples:
@@ -47,6 +51,7 @@ class Execution:
     precision: Precision = "auto"
     device: str = "cpu"
     processes: int = 1
+    convolutions: Literal["auto", "grouped", "patches"] = "auto"
     clients_on_disk: Path | None = None
 
     @classmethod
@@ -67,6 +72,9 @@ class Execution:
             raise PluresError(f"processes={self.processes}: give at least 1")
         if self.backend == "loop" and self.compile is True:
             raise PluresError("compile=True is not used by backend='loop': take backend='vmap', or leave it out")
+        if self.backend == "loop" and self.convolutions != "auto":
+            said = f"convolutions={self.convolutions!r} is not used by backend='loop'"
+            raise PluresError(f"{said}: take backend='vmap', or leave it out")
         if find(self.device).type != "cpu" and self.processes > 1:
             raise PluresError(f"processes={self.processes} share a CPU, not {self.device!r}: take device='cpu'")
 
@@ -77,6 +85,14 @@ class Execution:
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.precision == "float64" else torch.float32
+
+    @property
+    def patches(self) -> bool:
+        """Whether stacked clients convolve by products of patches."""
+        wanted = self.convolutions
+        return self.backend != "loop" and (
+            wanted == "patches" or (wanted == "auto" and self.torch_device.type == "cuda")
+        )
 
     @property
     def settled(self) -> bool:

@@ -9,22 +9,26 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from plures.run.convolution import Patches
 from plures.run.execution import Precision
 
 
 @contextlib.contextmanager
-def kernels(module: nn.Module, precision: Precision, device: str) -> Iterator[None]:
+def kernels(module: nn.Module, precision: Precision, device: str, *, patches: bool = False) -> Iterator[None]:
     """A context in which a module runs with them.
 
     Args:
         module: the network.
         precision: mixed precision for ``bfloat16``.
         device: type of the device.
+        patches: convolve by products of patches.
     """
     kinds = {type(part) for part in module.modules()}
     with contextlib.ExitStack() as stack:
         if precision == "bfloat16":
             stack.enter_context(torch.autocast(device, torch.bfloat16, cache_enabled=False))
+        if patches:
+            stack.enter_context(Patches())
         if any(issubclass(kind, nn.MultiheadAttention) for kind in kinds):
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(issubclass(kind, nn.RNNBase) for kind in kinds):
