@@ -1,9 +1,9 @@
-"""Any Python value as short texts that are the same in every process: what it is, its settings, its code.
+"""Describe any Python value by short strings that are the same in every process: its type, settings and code.
 
-Nothing depends on where an object lies in memory, on the order of a set, on the seed of hashes or on a line number.
-Code of the standard library, of installed packages and of plures counts by its name (plures has a version of its own).
-Any other function counts by its compiled code, its defaults, what it closes over, and the functions, classes and
-constants of its module that it refers to, and so on for those.
+Nothing depends on memory addresses, the order of sets, hash seeds or line numbers. Code of the standard library, of
+installed packages and of plures is described by its name (plures has a version of its own). Any other function is
+described by its compiled code, its defaults, its closure, and, recursively, the functions, classes and constants of its
+module that it refers to.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from plures.models.layers import KeyedDropout
 
 Facts = dict[str, str]
-"""What is known of a value: the way to each part of it, and that part as text. A digest follows a ``#``."""
+"""Description of a value: path of each part -> that part as text. A digest follows a ``#``."""
 
 LONGEST = 200
-"""Characters of a text that are kept as they are; of longer ones, a digest."""
+"""Characters of a text that is kept as it is; a longer one is replaced by its digest."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), slice, range, PurePath, re.Pattern)
 PLAIN_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
@@ -41,18 +41,18 @@ READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 """Instructions that read a global."""
 
 UNVERSIONED = ("torch", "numpy")
-"""Packages whose version a result does not depend on by more than rounding."""
+"""Packages whose version changes results by no more than rounding."""
 
 
 def facts(value: Any, name: str = "value", *, tensors: bool = True) -> Facts:
-    """What a value is.
+    """Describe a value.
 
     Args:
         value: anything.
-        name: what it is called; the names of its parts begin with it.
-        tensors: whether to tell parameters and buffers of modules, too.
+        name: its name; the names of its parts begin with it.
+        tensors: whether to include parameters and buffers of modules.
     """
-    return dict(_Walk(tensors).told(name, value))
+    return dict(_Walk(tensors).described(name, value))
 
 
 def digest(*parts: bytes | memoryview, size: int = 8) -> str:
@@ -65,7 +65,7 @@ def digest(*parts: bytes | memoryview, size: int = 8) -> str:
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor's values, in the order of its dimensions."""
+    """The bytes of a tensor's values in row-major order."""
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
     view: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
     return memoryview(view)
@@ -79,13 +79,13 @@ def tensor_text(tensor: Tensor) -> str:
 
 
 def short(text: str) -> str:
-    """A text without addresses, or its digest where it is long."""
+    """Text without memory addresses, or its digest if it is long."""
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", text)
     return text if len(text) <= LONGEST else f"{text[:40]}... #{digest(text.encode())}"
 
 
 def code_digest(code: types.CodeType, doc: str | None = None) -> str:
-    """A digest of what a function does: its instructions, names and constants, not where it is written."""
+    """A digest of what a function does: its instructions, names and constants, without file and line."""
     constants = code.co_consts[1:] if doc is not None and code.co_consts[:1] == (doc,) else code.co_consts
     about = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
@@ -95,7 +95,7 @@ def code_digest(code: types.CodeType, doc: str | None = None) -> str:
 
 
 def _const(value: object) -> object:
-    """A constant of a code object, so that its repr is the same everywhere."""
+    """A constant of a code object, in a form whose ``repr`` is the same in every process."""
     if isinstance(value, types.CodeType):
         return code_digest(value)
     if isinstance(value, frozenset):
@@ -105,7 +105,7 @@ def _const(value: object) -> object:
 
 @functools.cache
 def _shared_folders() -> tuple[Path, ...]:
-    """Where the standard library and plures lie."""
+    """The folders of the standard library and of plures."""
     paths = sysconfig.get_paths()
     return (*(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")), HERE)
 
@@ -123,7 +123,7 @@ def library(file: str | None) -> bool:
 
 
 def _module_file(name: str | None) -> str | None:
-    """The file of a module; empty for one that was made without a file."""
+    """The file of a module; empty if it has none, ``None`` if it is built in."""
     module = sys.modules.get(name or "")
     if module is None or name == "__main__":
         return ""
@@ -133,22 +133,22 @@ def _module_file(name: str | None) -> str | None:
 
 
 def _versioned(module: str | None, name: str) -> str:
-    """A name in an installed package, with the package's version where that matters."""
+    """A name in an installed package, with the package's version if that matters."""
     top = (module or "").partition(".")[0]
     version = getattr(sys.modules.get(top), "__version__", None)
-    told = isinstance(version, str) and top not in (*UNVERSIONED, "plures")
-    return f"{module}.{name}" + (f" of version {version}" if told else "")
+    shown = isinstance(version, str) and top not in (*UNVERSIONED, "plures")
+    return f"{module}.{name}" + (f" of version {version}" if shown else "")
 
 
 class _Walk:
-    """One description; functions and classes that were described are told by their first name."""
+    """One description; a function or class that occurs again is described by the name of its first occurrence."""
 
     def __init__(self, tensors: bool) -> None:
         self.tensors = tensors
         self.first: dict[int, tuple[object, str]] = {}
         self.above: dict[int, str] = {}
 
-    def told(self, name: str, value: Any) -> Iterator[tuple[str, str]]:
+    def described(self, name: str, value: Any) -> Iterator[tuple[str, str]]:
         """Facts of a value and of its parts."""
         text = self._text(value)
         if text is not None:
@@ -161,7 +161,7 @@ class _Walk:
             del self.above[id(value)]
 
     def _text(self, value: Any) -> str | None:
-        """A value that has no parts."""
+        """The text of a value without parts; ``None`` if it has parts."""
         if isinstance(value, Enum):
             return f"{type(value).__name__}.{value.name}"
         if isinstance(value, np.generic):
@@ -188,20 +188,20 @@ class _Walk:
             case Set():
                 yield name, short("{" + ", ".join(sorted(self._summary(one) for one in value)) + "}")
             case np.ndarray():
-                yield from self.told(name, value.tolist())
+                yield from self.described(name, value.tolist())
             case Sequence():
                 yield name, f"{len(value)} values"
                 for place, one in enumerate(value):
-                    yield from self.told(f"{name}[{place}]", one)
+                    yield from self.described(f"{name}[{place}]", one)
             case types.FunctionType():
                 yield from self._once(name, value, self._function)
             case type():
                 yield from self._once(name, value, self._class)
             case types.MethodType():
-                yield from self.told(name, value.__func__)
-                yield from self.told(f"{name} of", value.__self__)
+                yield from self.described(name, value.__func__)
+                yield from self.described(f"{name} of", value.__self__)
             case functools.partial():
-                yield from self.told(name, value.func)
+                yield from self.described(name, value.func)
                 yield from self._parts(name, {**{f"[{i}]": a for i, a in enumerate(value.args)}, **value.keywords})
             case types.ModuleType():
                 yield name, f"module {value.__name__}"
@@ -221,24 +221,24 @@ class _Walk:
 
     def _parts(self, name: str, parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for key, part in parts.items():
-            yield from self.told(f"{name}{key}" if key.startswith("[") else f"{name}.{key}", part)
+            yield from self.described(f"{name}{key}" if key.startswith("[") else f"{name}.{key}", part)
 
     def _summary(self, value: Any) -> str:
-        """A value as one text."""
+        """A value as a single text."""
         text = self._text(value)
         return text if text is not None else "#" + digest(repr(facts(value, tensors=self.tensors)).encode())
 
     def _mapping(self, name: str, value: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
-        """Entries in the order of their names; where keys are no texts or numbers, in the order in which they are."""
+        """Entries sorted by key; in their own order if the keys are not plain values."""
         yield name, f"{len(value)} entries"
         keys = {key: self._text(key) for key in value}
         if all(text is not None for text in keys.values()):
             for key in sorted(value, key=lambda key: (type(key).__name__, str(keys[key]))):
-                yield from self.told(f"{name}.{key if isinstance(key, str) else keys[key]}", value[key])
+                yield from self.described(f"{name}.{key if isinstance(key, str) else keys[key]}", value[key])
             return
         for place, (key, one) in enumerate(value.items()):
-            yield from self.told(f"{name}[{place}]", key)
-            yield from self.told(f"{name}[{place}].value", one)
+            yield from self.described(f"{name}[{place}]", key)
+            yield from self.described(f"{name}[{place}].value", one)
 
     # --- code ---------------------------------------------------------------------------------------------------
 
@@ -259,14 +259,14 @@ class _Walk:
         yield name, f"class {value.__name__}"
         for base in value.__bases__:
             if base is not object:
-                yield from self.told(f"{name}({base.__name__})", base)
+                yield from self.described(f"{name}({base.__name__})", base)
         for key, member in sorted(vars(value).items()):
             inner = unwrapped(member)
             for place, one in enumerate(inner if isinstance(inner, tuple) else (inner,)):
                 hidden = key.startswith("__") and not isinstance(one, types.FunctionType)
                 skipped = hidden or key == "_abc_impl" or isinstance(one, types.MemberDescriptorType)
                 if one is not None and not skipped:
-                    yield from self.told(f"{name}.{key}" + (f"[{place}]" if place else ""), one)
+                    yield from self.described(f"{name}.{key}" + (f"[{place}]" if place else ""), one)
 
     # --- objects ------------------------------------------------------------------------------------------------
 
@@ -283,15 +283,15 @@ class _Walk:
         yield from self._parts(name, {k: m for k, m in value._modules.items() if m is not None})
 
     def _class_of(self, name: str, kind: type) -> Iterator[tuple[str, str]]:
-        """The class of an object: once, and not where it is one of plures, which its name tells."""
+        """The class of an object: once, and not for classes of plures, which are known by name."""
         if kind.__module__.partition(".")[0] != "plures" and id(kind) not in self.first:
-            yield from self.told(f"{name} class", kind)
+            yield from self.described(f"{name} class", kind)
 
     def _object(self, name: str, value: Any) -> Iterator[tuple[str, str]]:
         kind = type(value)
         inner = unwrapped(value)
         if inner is not value:
-            yield from self.told(name, inner)
+            yield from self.described(name, inner)
             return
         state = state_of(value)
         known = library(_module_file(kind.__module__)) and not state and not is_dataclass(kind)
@@ -302,7 +302,7 @@ class _Walk:
 
 
 def closed_over(function: types.FunctionType) -> dict[str, Any]:
-    """What a function closes over and the defaults of its arguments, by name."""
+    """A function's closure and the defaults of its arguments, by name."""
     code, found = function.__code__, {}
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run where nothing is lost by it: a simulation after the round it is in, a server at once."""
+"""Ctrl-C and SIGTERM stop a run without losing anything: a simulation after its current round, a server at once."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 4.0
-"""Seconds after SIGTERM in which a round may come to its end: who sends it kills soon after."""
+"""Seconds that a round has to finish after SIGTERM, which is usually followed by SIGKILL."""
 SLICE = 1.0
-"""Seconds after which a wait looks up: Python hears of a signal that another thread has got only then."""
+"""Longest single wait in seconds: Python handles a signal that another thread received only when a wait ends."""
 
 
 class Interrupt:
-    """A context in which the first Ctrl-C or SIGTERM is only noted; a second one interrupts at once.
+    """A context in which the first Ctrl-C or SIGTERM is only recorded; a second one interrupts at once.
 
-    After SIGTERM, some seconds count as the second one: what is kept is whole at any moment.
+    After SIGTERM, the interrupt also comes when ``grace`` seconds have passed. Stored files are complete at any moment.
 
     Args:
-        grace: these seconds.
+        grace: seconds from SIGTERM to the interrupt.
 
     Attributes:
-        asked: whether the run is to end.
+        asked: whether the run should stop.
     """
 
     def __init__(self, grace: float = GRACE) -> None:
@@ -58,10 +58,10 @@ class Interrupt:
 
 
 class Ended(KeyboardInterrupt):
-    """A signal has come that ends what is done.
+    """A signal arrived that ends the current work.
 
     Attributes:
-        number: which.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -71,10 +71,10 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """A context that Ctrl-C or SIGTERM ends at once; when it is left, the signal goes to whoever handled it before.
+    """A context that Ctrl-C or SIGTERM ends at once; on leaving it, the signal goes to the previous handler.
 
-    So what is done inside can be tidied up and told of as after any error, whatever Flower does with its process then.
-    A second signal does not wait for that.
+    So work inside can clean up and log as after any error, whatever Flower then does with its process. A second signal
+    does not wait for that.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -96,7 +96,7 @@ def ending() -> Iterator[None]:
 
 
 def restore(handlers: dict[signal.Signals, Any]) -> None:
-    """Give signals back to those who handled them; a handler that was not Python's stays replaced."""
+    """Restore signal handlers; one that was not set by Python stays replaced."""
     for number, handler in handlers.items():
         if handler is not None:
             signal.signal(number, handler)

@@ -1,9 +1,9 @@
-"""Padding: whether a function of batches sees it, found out once by changing it; and how to do without.
+"""Padding: detect once whether a function of batches depends on it, by changing it; and work without it if so.
 
-Clients of different sizes work side by side on batches that are padded to one width, with weight 0 for what is no
-example. A function that respects the weights, as :meth:`~plures.method.Batch.mean` does, gives what it gives for the
-examples alone. One that averages by itself, counts the rows, or lets examples interact does not; clients then work only
-beside others with batches of the same size, without padding.
+Clients of different sizes train side by side on batches that are padded to one width; padded rows have weight 0. A
+function that respects the weights, as :meth:`~plures.method.Batch.mean` does, returns what it returns for the examples
+alone. One that averages on its own, counts rows, or lets examples interact does not; then only clients with batches of
+the same size are stacked, without padding.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from plures.errors import PluresWarning
 from plures.models import nested
 
 Example = tuple[Tensor, Tensor, Tensor | None]
-"""Inputs, targets and weights of a batch; ``None`` when all are examples."""
+"""Inputs, targets and weights of a batch; the weights are ``None`` if no row is padding."""
 
 Examples = Mapping[str, Example]
 """A client's batches by name."""
 
 Verdicts = dict[tuple[int, ...], tuple[object, bool]]
-"""What was found out, by the identity of what was asked about, which is kept so that its identity stays its own."""
+"""Identity of the tested functions -> the functions, kept alive so that the identity stays valid, and the verdict."""
 
 TRIED = 16
-"""Most examples of a batch on which a function is asked."""
+"""Largest number of examples on which a function is tested."""
 ADDED = 3
-"""Rows of padding that are tried."""
+"""Rows of padding in a test."""
 FAR = 8.0
-"""How many times as large as they are the values that a function reads are tried, too."""
+"""Factor by which the values that a function reads are scaled in a second test."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Whom to ask whether padding matters.
+    """A function to test for dependence on padding.
 
     Attributes:
-        fn: ``(examples, *rest) -> tensors`` of one client: what must not depend on padding.
+        fn: ``(examples, *rest) -> tensors`` of one client, which must not depend on padding.
         about: the functions and modules in it.
         what: what they are, for the warning.
     """
@@ -52,18 +52,18 @@ class Asked:
     what: str
 
     def apart(self, verdicts: Verdicts, examples: Examples, rest: tuple[Any, ...]) -> bool:
-        """Whether padding changes what the function gives; found out once, and said by a warning if it does.
+        """Whether padding changes the function's result; tested once, with a warning if it does.
 
-        Where these examples cannot tell, clients work apart, and the next ones are asked.
+        If these examples cannot decide it, the answer is yes, and the next examples are tested.
 
-        The function is asked about some examples of one client alone, with the last one repeated as padding, and with
-        other padding. All values that it reads are changed, once a little and once by a lot, for a term may be switched
-        off at the start.
+        The function is called with some examples of one client alone, with the last one repeated as padding, and with
+        other padding. All values that it reads are perturbed, once slightly and once strongly, because a term may be
+        zero at the start.
 
         Args:
-            verdicts: what is known already; the new verdict is added.
+            verdicts: known verdicts; the new one is added.
             examples: by name, ``(clients, most, ...)``.
-            rest: what else the function reads, ``(clients, ...)``.
+            rest: further arguments of the function, ``(clients, ...)``.
         """
         parts = tuple(part for one in self.about for part in _parts(one))
         key = tuple(map(id, parts))
@@ -84,7 +84,7 @@ class Asked:
         return verdicts[key][1]
 
     def _sees(self, examples: Examples, rest: tuple[Any, ...]) -> bool | None:
-        """Whether the function sees padding; ``None`` where all examples are alike, so that padding cannot differ."""
+        """Whether the function depends on padding; ``None`` if all examples are equal, so that it cannot show."""
         sizes = counts(examples)
         client = int((sizes > 0).sum(1).argmax())
         taken = dict(zip(examples, sizes[client].clamp(max=TRIED).tolist(), strict=True))
@@ -117,12 +117,12 @@ def mask(counts: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def full(examples: Examples) -> bool:
-    """Whether there is no padding."""
+    """Whether no row is padding."""
     return all(weight is None or bool((weight > 0).all()) for *_, weight in examples.values())
 
 
 def counts(examples: Examples) -> Tensor:
-    """``(clients, batches)`` examples that are no padding, of batches ``(clients, most, ...)``."""
+    """``(clients, batches)`` number of rows that are not padding, of batches ``(clients, most, ...)``."""
     found = [
         inputs.new_full(inputs.shape[:1], inputs.shape[1], dtype=torch.int64) if weight is None else (weight > 0).sum(1)
         for inputs, _, weight in examples.values()
@@ -131,7 +131,7 @@ def counts(examples: Examples) -> Tensor:
 
 
 def trimmed(example: Example, size: int) -> Example:
-    """A client's batch without padding; where it has no example, one row of padding."""
+    """A client's batch without padding; one row of padding if it has no example."""
     inputs, targets, weight = example
     return inputs[: max(1, size)], targets[: max(1, size)], None if size or weight is None else weight[:1]
 
@@ -142,13 +142,13 @@ def unpadded(
     examples: Examples,
     rest: tuple[Any, ...],
 ) -> Any:
-    """Map a function of one client and its examples over clients, those with equally many examples at once.
+    """Map a function of one client and its examples over clients, grouped by their number of examples.
 
     Args:
         mapped: maps a function of one client over the leading axis of its arguments.
         fn: ``(examples, *rest) -> tensors``.
         examples: by name, ``(clients, most, ...)``.
-        rest: what else it reads, ``(clients, ...)``.
+        rest: further arguments, ``(clients, ...)``.
     """
     sizes = counts(examples)
     found, order = [], []
@@ -167,7 +167,7 @@ def unpadded(
 
 
 def _tried(example: Example, client: int, size: int, repeat: bool) -> Example:
-    """Some examples of one client and padding after them: its last one again, or examples of others."""
+    """Some examples of one client followed by padding: its last example repeated, or examples of other clients."""
     inputs, targets, weight = example
     places = torch.linspace(0, inputs.shape[0] * inputs.shape[1] - 1, ADDED).long().to(inputs.device)
     parts = []
@@ -179,7 +179,7 @@ def _tried(example: Example, client: int, size: int, repeat: bool) -> Example:
 
 
 def _changed(value: Any, generator: torch.Generator, scale: float) -> Any:
-    """Numbers changed by some percent, zeros by a little, and scaled; signs and integers as they were."""
+    """Floating-point values changed by some percent, zeros by a little, then scaled; signs and integers stay."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     drawn = torch.rand(2, *value.shape, generator=generator, dtype=torch.float64).to(value)
@@ -188,7 +188,7 @@ def _changed(value: Any, generator: torch.Generator, scale: float) -> Any:
 
 
 def _close(one: Any, two: Any, power: float) -> bool:
-    """Whether two results agree within rounding: to ``eps ** power`` where solvers may stop at that."""
+    """Whether two results agree within rounding, or to ``eps ** power``, where iterative solvers may stop."""
     pairs = [(a, b) for a, b in zip(nested.ends(one), nested.ends(two), strict=True) if a.numel()]
     largest = [float(a.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) for a, _ in pairs]
     for (a, b), size in zip(pairs, largest, strict=True):
@@ -200,7 +200,7 @@ def _close(one: Any, two: Any, power: float) -> bool:
 
 
 def _named(about: tuple[object, ...]) -> str:
-    """What a reader knows functions and modules by."""
+    """Names of functions and modules, for a message."""
     names = []
     for one in about:
         while isinstance(one, functools.partial):
@@ -212,5 +212,5 @@ def _named(about: tuple[object, ...]) -> str:
 
 
 def _parts(one: object) -> tuple[object, object]:
-    """Object and function of a method, which Python binds anew each time."""
+    """Object and function of a bound method, because Python creates a new bound method at each access."""
     return getattr(one, "__self__", None), getattr(one, "__func__", one)
