@@ -19,11 +19,12 @@ from torch import nn
 
 import plures
 from plures.evaluate import compare, fit
+from plures.federation import SPLITS
 from plures.files import read, write
 from plures.method import SGD, Method, Personal, Phase, Shared, task_loss
 from plures.methods import METHODS, ditto, fedavg, fedprox
 from plures.models import Network, build
-from plures.run import Constant, Execution, Run, Training
+from plures.run import Constant, Execution, Run, Training, fingerprint
 from plures.run.facts import facts
 from plures.run.fingerprint import difference, of_data, of_method, of_network
 
@@ -412,3 +413,27 @@ def test_data_are_told_by_client_and_split():
     assert of_method(Method(schedule=(Phase(objective=lambda x, r, b: task_loss(x.model, b)),)), "a") != of_method(
         Method(schedule=(Phase(objective=lambda x, r, b: 2 * task_loss(x.model, b)),)), "a"
     )
+
+
+def test_many_clients_share_digests_and_a_group_is_named(monkeypatch):
+    """With more clients than digests, each group of neighbours has one: of names, sizes, rows, inputs and targets."""
+    monkeypatch.setattr(fingerprint, "MOST_DIGESTS", 3)
+    owner = np.arange(7).repeat(8)
+    x = np.random.default_rng(0).normal(size=(56, 2))
+    whole = plures.from_arrays(x, np.arange(56) % 2, owner)
+    told = fingerprint.of_data(whole)
+    assert [len(told[split].split()) for split in SPLITS] == [3, 3, 3]
+    ask = {fingerprint.DATA: told}
+    assert fingerprint.difference(ask, {fingerprint.DATA: fingerprint.of_data(whole)}) is None
+    other = replace(whole, inputs=whole.inputs.clone())
+    other.inputs[whole.splits["train"][4][0], 1] += 1
+    found = fingerprint.difference(ask, {fingerprint.DATA: fingerprint.of_data(other)})
+    assert found == "the data differ: one of the clients '3' to '5' has other training rows"
+    train = whole.splits["train"]
+    moved = replace(train, offsets=train.offsets + torch.tensor([0, 1, 0, 0, 0, 0, 0, 0]))
+    found = fingerprint.difference(
+        ask, {fingerprint.DATA: fingerprint.of_data(replace(whole, splits={**whole.splits, "train": moved}))}
+    )
+    assert found == "the data differ: one of the clients '0' to '2' has other training rows"
+    fewer = {fingerprint.DATA: fingerprint.of_data(whole.subset(range(6)))}
+    assert fingerprint.difference(ask, fewer).startswith("the data differ: one of the clients '0' to '2' is only there")

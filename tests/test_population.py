@@ -299,3 +299,15 @@ def test_a_column_of_ages_is_a_column():
     data = replace(quadratic((1.0,) * 3, (0.0, 0.0, 1.0), (10,) * 3), metadata={"age": (28.5, 28.5, 3.0)})
     done = run(METHODS["quality"]("age"), 60, federation=data, lr=0.3)
     assert predictions(done) == pytest.approx([0.05] * 3, abs=1e-9)
+
+
+def test_only_those_that_are_asked_for_make_their_visits():
+    """Whoever is asked first: the others come later to the same model, and nobody trains twice in one state."""
+    done = run(ditto(0.5), 3, federation=ALIKE, participation=Fixed([["a"]]))
+    whole = done.deployed([0, 1, 2, 3])["model"]["weight"].flatten().tolist()
+    again = run(ditto(0.5), 3, federation=ALIKE, participation=Fixed([["a"]]))
+    assert again.deployed([2])["model"]["weight"].flatten().tolist() == whole[2:3]
+    assert again._served is not None
+    assert [len(guest.federation) for guest in again._served.guests] == [1]
+    assert again.deployed([3, 2, 0, 1])["model"]["weight"].flatten().tolist() == [whole[i] for i in (3, 2, 0, 1)]
+    assert [guest.federation.clients for guest in again._served.guests] == [("c",), ("b", "d")]

@@ -13,7 +13,7 @@ from sklearn import metrics as oracle
 from torch import nn
 
 import plures
-from plures import MultiLabel, PluresError
+from plures import Classification, MultiLabel, PluresError, Regression
 from plures.cli import models
 from plures.evaluate.predictions import said
 from plures.federation import SPLITS, Federation, Split
@@ -335,3 +335,15 @@ def test_every_method_trains_on_labels_or_says_what_it_needs(name):
             started()
         return
     assert np.isfinite(plures.score(started(), "test").values["loss"]).all()
+
+
+def test_labels_of_all_clients_are_counted_at_once():
+    made = MultiLabel(("a", "b"))
+    targets, owners = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), torch.tensor([2, 0, 2])
+    assert made.counts_of(targets, owners, 3).tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert Classification(("a", "b", "c")).counts_of(torch.tensor([2, 0, 2]), owners, 3).tolist() == [
+        [1, 0, 0],
+        [0, 0, 0],
+        [0, 0, 2],
+    ]
+    assert Regression().counts_of(targets, owners, 3) is None

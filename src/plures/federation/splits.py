@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -46,10 +47,10 @@ class Split:
 
     @property
     def owners(self) -> Tensor:
-        """``(total,)`` int64 the client of each row."""
-        return torch.arange(len(self)).repeat_interleave(self.sizes)
+        """``(total,)`` int64 the client of each row, beside the rows."""
+        return torch.arange(len(self)).repeat_interleave(self.sizes).to(self.rows.device)
 
-    @property
+    @cached_property
     def sizes(self) -> Tensor:
         """``(clients,)`` int64 number of examples of each client."""
         return self.offsets.diff()

@@ -71,9 +71,9 @@ class Setting:
         facts = {"examples": split.sizes.to(device, dtype)}
         for kept in (AGE, LATER):
             facts[kept] = torch.zeros(len(federation), device=device)
-        counts = [federation.task.counts(federation.targets[rows]) for rows in split]
-        if all(one is not None for one in counts):
-            facts["labels"] = torch.stack([one for one in counts if one is not None]).to(dtype)
+        counts = federation.task.counts_of(federation.targets[split.rows], split.owners, len(federation))
+        if counts is not None:
+            facts["labels"] = counts.to(dtype)
         levels: dict[str, tuple[str, ...]] = {}
         metadata = {
             column: tuple(_plain(value) for value in values)
@@ -90,8 +90,9 @@ class Setting:
                 continue
             texts = [str(v) for v in values]
             levels[column] = like.levels[column] if like is not None else tuple(sorted(set(texts)))
-            codes = [[float(text == level) for level in levels[column]] for text in texts]
-            facts[column] = torch.tensor(codes, dtype=dtype, device=device)
+            place = {level: number for number, level in enumerate(levels[column])}
+            codes = torch.tensor([place.get(text, len(place)) for text in texts])
+            facts[column] = torch.eye(len(place) + 1)[codes, :-1].to(device, dtype)
         public = federation.inputs[federation.public], federation.targets[federation.public]
         known = (facts, metadata, levels, federation.inputs.dtype, like)
         return cls(federation.task, federation.clients, federation.features, *known, public=public)
@@ -170,7 +171,8 @@ class Setting:
         texts = [str(value) for value in self.metadata[column]]
         of = self.metadata if self.joins is None else self.joins.metadata
         names = self.levels.get(column) or tuple(sorted({str(value) for value in of[column]}))
-        return torch.tensor([names.index(text) if text in names else -1 for text in texts]), names
+        place = {name: number for number, name in enumerate(names)}
+        return torch.tensor([place.get(text, -1) for text in texts]), names
 
     def __len__(self) -> int:
         return len(self.clients)

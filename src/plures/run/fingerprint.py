@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +45,8 @@ HEADS = (
 
 TASK_CODE = "task's class"
 CLIENT_DIGITS = 12
+MOST_DIGESTS = 4096
+"""Most digests of clients in a split; beyond, neighbouring clients share one, so that a checkpoint stays small."""
 BLOCK = 1 << 26
 """Bytes of examples that are gathered at once."""
 
@@ -60,7 +64,7 @@ def of_data(federation: Federation) -> Facts:
         "type of the inputs": str(federation.inputs.dtype).removeprefix("torch."),
         "type of the targets": str(federation.targets.dtype).removeprefix("torch."),
         "columns": short(", ".join(federation.columns)),
-        "clients": json.dumps(federation.clients),
+        "clients": json.dumps(group_names(federation.clients)),
     }
     told |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
@@ -88,21 +92,46 @@ def code_of(told: Facts) -> Facts:
     return _inner(own, "task's", " ")
 
 
+def groups(clients: int) -> list[int]:
+    """Where the groups of neighbouring clients begin that have one digest together, and the end of the last one.
+
+    Up to 4,096 clients each have their own, so that one whose rows differ can be named; of more, a group is named.
+    """
+    size = -(-clients // MOST_DIGESTS)
+    return [*range(0, clients, max(size, 1)), clients]
+
+
+def group_names(names: Sequence[str]) -> list[str | tuple[str, str, str]]:
+    """Of each group the name of its only client, or the first and the last one and a digest of all."""
+    own = [names[begin:end] for begin, end in pairwise(groups(len(names)))]
+    return [one[0] if len(one) == 1 else (one[0], one[-1], digest(json.dumps(one).encode())) for one in own]
+
+
+def _who(group: str | Sequence[str]) -> str:
+    return f"client {group!r}" if isinstance(group, str) else f"one of the clients {group[0]!r} to {group[1]!r}"
+
+
 def client_digests(inputs: Tensor, targets: Tensor, split: Split) -> list[str]:
-    """Of every client, a digest of its rows in a split: their places, inputs and targets, in order."""
-    rows, offsets = split.rows.cpu(), split.offsets.tolist()
+    """Of every group of clients, a digest of its rows in a split: their places, inputs and targets, in order."""
+    places = groups(len(split))
+    rows, every = split.rows.cpu(), split.offsets.numpy()
+    offsets = every[places].tolist()
+    count = len(places) - 1
     wide = max(1, inputs[:1].nbytes + targets[:1].nbytes)
     found: list[str] = []
     first = 0
-    while first < len(split):
+    while first < count:
         last = first + 1
-        while last < len(split) and (offsets[last + 1] - offsets[first]) * wide <= BLOCK:
+        while last < count and (offsets[last + 1] - offsets[first]) * wide <= BLOCK:
             last += 1
         own = rows[offsets[first] : offsets[last]]
         parts = [(raw(t), t[:1].nbytes) for t in (own, inputs[own], targets[own])]
-        for client in range(first, last):
-            begin, end = offsets[client] - offsets[first], offsets[client + 1] - offsets[first]
-            found.append(digest(*(view[begin * size : end * size] for view, size in parts), size=CLIENT_DIGITS // 2))
+        for group in range(first, last):
+            begin, end = offsets[group] - offsets[first], offsets[group + 1] - offsets[first]
+            own_parts = [view[begin * size : end * size] for view, size in parts]
+            if places[group + 1] - places[group] > 1:
+                own_parts.append(np.diff(every[places[group] : places[group + 1] + 1]).data.cast("B"))
+            found.append(digest(*own_parts, size=CLIENT_DIGITS // 2))
         first = last
     return found
 
@@ -246,10 +275,14 @@ def _data_differ(old: Facts, new: Facts) -> str | None:
     """Which client has other rows, or is not there."""
     if not old or not new:
         return None if old == new else f"there are none {'here' if old else 'there'}"
-    clients, now = json.loads(old["clients"]), json.loads(new["clients"])
-    for name, others, where in (*((c, now, "there") for c in clients), *((c, clients, "here") for c in now)):
-        if name not in others:
-            return f"the data differ: client {name!r} is only {where}"
+    clients, now = (
+        [group if isinstance(group, str) else tuple(group) for group in json.loads(told["clients"])]
+        for told in (old, new)
+    )
+    for names, others, where in ((clients, set(now), "there"), (now, set(clients), "here")):
+        for name in names:
+            if name not in others:
+                return f"the data differ: {_who(name)} is only {where}"
     if any(old.get(key) != new.get(key) for key in HEADS):
         return None
     for split in SPLITS:
@@ -257,7 +290,7 @@ def _data_differ(old: Facts, new: Facts) -> str | None:
         if changed:
             more = f" (and {len(changed) - 1} more clients)" if len(changed) > 1 else ""
             kind = {"train": "training"}.get(split, split)
-            return f"the data differ: client {changed[0]!r}{more} has other {kind} rows"
+            return f"the data differ: {_who(changed[0])}{more} has other {kind} rows"
     return None
 
 

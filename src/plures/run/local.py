@@ -52,8 +52,8 @@ class Local:
 
     def chunks(self, clients: list[int]) -> list[list[int]]:
         """Clients in chunks of similar size, by decreasing number of training examples."""
-        sizes = self.federation.splits["train"].sizes.tolist()
-        ordered = sorted(clients, key=lambda i: (-sizes[i], i))
+        chosen = np.array(clients, dtype=np.int64)
+        ordered = chosen[np.lexsort((chosen, -self.federation.splits["train"].sizes.numpy()[chosen]))].tolist()
         size = self.execution.chunk
         assert isinstance(size, int)
         return [ordered[i : i + size] for i in range(0, len(ordered), size)]

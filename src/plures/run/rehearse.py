@@ -28,7 +28,9 @@ REHEARSED_EXAMPLES = 8
 INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
 
 
-def rehearse(bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int) -> None:
+def rehearse(
+    bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int, setting: Setting
+) -> None:
     """Let one client do one step of each phase, each assignment and a prediction. Nothing of the run is touched.
 
     Raises:
@@ -43,7 +45,6 @@ def rehearse(bound: Bound, federation: Federation, training: Training, execution
     engine = Engine(bound, federation, short, alone, seed)
     client = typical(federation)
     x, received = copies(bound, 1)
-    setting = Setting.of(federation)
     for slot, path in (leaf for block in bound.blocks if isinstance(block.share, Known) for leaf in block.leaves):
         if path not in (AGE, LATER):
             x[slot][path] = received[slot][path] = setting.fact(path)[[client]]
@@ -56,11 +57,11 @@ def rehearse(bound: Bound, federation: Federation, training: Training, execution
 
 def typical(federation: Federation) -> int:
     """Position of the smallest client that fills a batch; of the largest one if none does."""
-    sizes: list[int] = federation.splits["train"].sizes.tolist()
-    return min(
-        range(len(sizes)),
-        key=lambda i: (sizes[i] < REHEARSED_EXAMPLES, sizes[i] if sizes[i] >= REHEARSED_EXAMPLES else -sizes[i]),
-    )
+    sizes = federation.splits["train"].sizes
+    filling = sizes >= REHEARSED_EXAMPLES
+    if bool(filling.any()):
+        return int(torch.where(filling, sizes, sizes.max() + 1).argmin())
+    return int(sizes.argmax())
 
 
 def predicted(engine: Engine, x: Any, client: int) -> None:

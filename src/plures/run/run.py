@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -78,12 +79,12 @@ class Run(Coordinator[Local]):
         setting, local = Setting.of(data, population), population is not None
         origin = Origin.of(method, model, population or setting, data, wanted.dtype, participation, seed, local=local)
         if not local:
-            rehearse(origin.bound, data, training, wanted, seed)
+            rehearse(origin.bound, data, training, wanted, seed, setting)
         size = -(-(len(data) if local else len(origin.cohort(0))) // wanted.processes)
         settled = choose(origin.bound, data, training, wanted, seed, size)
         kind = Pool if settled.processes > 1 else Local
         super().__init__(origin, kind(origin.bound, data, training, settled, seed), data, setting, training, settled)
-        self._served: tuple[Mapping[str, Kept], int, Run] | None = None
+        self._served: _Served | None = None
 
     @property
     def engine(self) -> Engine:
@@ -121,8 +122,7 @@ class Run(Coordinator[Local]):
         anew = self._anew(clients)
         if not bool(anew.any()):
             return self._deployed(clients)
-        places = torch.searchsorted(self.never, torch.tensor(clients)[anew])
-        new = self._newcomers().deployed(places.tolist())
+        new = self._newcomers([clients[i] for i in anew.nonzero().flatten().tolist()])
         if bool(anew.all()):
             return new
         own = self._deployed([i for i, fresh in zip(clients, anew, strict=True) if not fresh])
@@ -171,21 +171,44 @@ class Run(Coordinator[Local]):
         own: Examples = {split: self.engine.whole([place], split) for split in self.bound.method.predictor.reads}
         return predicted(self.engine, self.federation.clients[place], self.deployed([place]), own, rows)
 
-    def _anew(self, clients: list[int]) -> Tensor:
+    def _anew(self, clients: list[int] | Tensor) -> Tensor:
         """``(clients,)`` who of some clients is served as those that come later are."""
         alike = not self.kept() and all(isinstance(b.share, Known) or b.share.common for b in self.bound.blocks)
         if alike or not self.round or self.trained_with is not None:
             return torch.zeros(len(clients), dtype=torch.bool)
         return self.last[clients] == 0
 
-    def _newcomers(self) -> Run:
-        """The clients that have not taken part yet, as newcomers to the run as it stands; made once for a state."""
+    def serve(self, clients: list[int]) -> None:
+        """Let those of some clients that have not taken part yet make their visits now, all at once.
+
+        They are newcomers to the run as it stands, once for a state of the run, whoever asks for them how often.
+        """
         from plures.run.onboard import onboard
 
-        if self._served is None or self._served[0] is not self.server or self._served[1] != self.round:
-            guest = onboard(self, self.federation.take(self.never.tolist()))
-            self._served = self.server, self.round, guest
-        return self._served[2]
+        if self._served is None or self._served.server is not self.server or self._served.round != self.round:
+            self._served = _Served(self.server, self.round, [], torch.full((2, len(self.federation)), -1))
+        fresh = torch.tensor(sorted(clients), dtype=torch.int64)
+        fresh = fresh[self._anew(fresh) & (self._served.places[0, fresh] < 0)]
+        if len(fresh):
+            self._served.places[0, fresh] = len(self._served.guests)
+            self._served.places[1, fresh] = torch.arange(len(fresh))
+            self._served.guests.append(onboard(self, self.federation.take(fresh.tolist())))
+
+    def _newcomers(self, clients: list[int]) -> Stack:
+        """What clients that have not taken part yet predict with."""
+        self.serve(clients)
+        assert self._served is not None
+        guest, place = self._served.places[:, clients]
+        found, order = [], []
+        for number in guest.unique().tolist():
+            own = (guest == number).nonzero().flatten()
+            found.append(self._served.guests[number].deployed(place[own].tolist()))
+            order.append(own)
+        back = torch.cat(order).argsort().to(self.device)
+        return {
+            slot: {path: torch.cat([stack[slot][path] for stack in found])[back] for path in leaves}
+            for slot, leaves in found[0].items()
+        }
 
     def _deployed(self, clients: list[int]) -> Stack:
         """The same as the clients stand, whether or not they took part."""
@@ -210,8 +233,26 @@ class Run(Coordinator[Local]):
         return {MODEL: composed}
 
 
+@dataclass
+class _Served:
+    """Clients that had not taken part in a state of a run, as they are served in it.
+
+    Attributes:
+        server: what the server kept.
+        round: rounds finished.
+        guests: runs of newcomers.
+        places: ``(2, clients)`` the guest in which each client is, -1 for none yet, and its place there.
+    """
+
+    server: Mapping[str, Kept]
+    round: int
+    guests: list[Run]
+    places: Tensor
+
+
 def check_examples(federation: Federation) -> None:
     """Refuse clients that cannot train."""
-    for client, size in zip(federation.clients, federation.splits["train"].sizes.tolist(), strict=True):
-        if size == 0:
-            raise PluresError(f"client {client!r} has no training example: give it data or leave it out")
+    empty = (federation.splits["train"].sizes == 0).nonzero().flatten()
+    if len(empty):
+        client = federation.clients[int(empty[0])]
+        raise PluresError(f"client {client!r} has no training example: give it data or leave it out")

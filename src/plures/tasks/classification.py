@@ -131,8 +131,9 @@ class Classification(Task):
         logs = torch.stack([F.log_softmax(one, -1) for one in outputs], -1)
         return torch.logsumexp(logs + weights.log(), -1)
 
-    def counts(self, targets: Tensor) -> Tensor:
-        return torch.bincount(targets, minlength=self.outputs)
+    def counts_of(self, targets: Tensor, owners: Tensor, clients: int) -> Tensor:
+        pairs = torch.bincount(owners * self.outputs + targets, minlength=clients * self.outputs)
+        return pairs.view(clients, self.outputs)
 
     def miscounted(self, counts: Sequence[int], examples: int) -> str | None:
         wrong = super().miscounted(counts, examples)

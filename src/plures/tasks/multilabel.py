@@ -116,8 +116,8 @@ class MultiLabel(Task):
         there, absent = (torch.logsumexp(F.logsigmoid(one) + logs, -1) for one in (every, -every))
         return there - absent
 
-    def counts(self, targets: Tensor) -> Tensor:
-        return targets.sum(0).to(torch.int64)
+    def counts_of(self, targets: Tensor, owners: Tensor, clients: int) -> Tensor:
+        return targets.new_zeros((clients, self.outputs), dtype=torch.int64).index_add_(0, owners, targets.long())
 
     def miscounted(self, counts: Sequence[int], examples: int) -> str | None:
         wrong = super().miscounted(counts, examples)

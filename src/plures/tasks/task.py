@@ -244,6 +244,17 @@ class Task:
         Args:
             targets: ``(n, *target)``.
         """
+        counts = self.counts_of(targets, torch.zeros(len(targets), dtype=torch.int64, device=targets.device), 1)
+        return None if counts is None else counts[0]
+
+    def counts_of(self, targets: Tensor, owners: Tensor, clients: int) -> Tensor | None:
+        """`counts` of every client, ``(clients, outputs)`` int64; ``None`` for numbers.
+
+        Args:
+            targets: ``(n, *target)`` of all clients.
+            owners: ``(n,)`` int64 whose each is.
+            clients: their number.
+        """
         return None
 
     def miscounted(self, counts: Sequence[int], examples: int) -> str | None:
