@@ -11,9 +11,23 @@ from sites import far
 from newcomers import clients, linear
 from plures.codecs import Clip, Quantize, TopK, qsparse
 from plures.errors import PluresError
-from plures.method import SGD, Arrived, Channel, Codec, Combine, Leaves, Method, Personal, Phase, Reducer, Shared
+from plures.method import (
+    SGD,
+    Arrived,
+    Channel,
+    Codec,
+    Combine,
+    Leaves,
+    Method,
+    Personal,
+    Phase,
+    Reducer,
+    Shared,
+    joined,
+)
 from plures.methods import METHODS, fedavg, scaffold
 from plures.methods.entry import Entry
+from plures.remote.flower import opened, sealed
 from plures.remote.message import Reply, Scored, Told, unpack
 from plures.report.catalogue import model
 from plures.run import Execution, Run, Training, Uniform
@@ -25,7 +39,7 @@ ALL = ("buffers", "weights", "views", "gradients")
 WIRES = {
     "none": (),
     "clip": (Clip(0.5, ALL),),
-    "clip, top-k, quantize, with feedback": (Clip(0.5, ALL), qsparse(0.05, 7)),
+    "clip, top-k, quantize, with feedback": (qsparse(0.05, 7, (Clip(0.5, ALL),)),),
     "quantize, top-k": (Quantize(7), TopK(3)),
 }
 FIELDS = {
@@ -63,6 +77,9 @@ def test_the_ledger_is_what_is_sent_in_simulation(name, wire):
     cohort = done.cohort(0)
     sent = 0
     for answer, _ in done.clients.work(done, cohort, done.choose(cohort)).answers:
+        if answer.sent["update"] and "clip" in wire:
+            change = joined(done.bound.line.decode(answer.sent["update"]))
+            assert float(change.double().norm(dim=1).max()) <= 0.5
         for channel, leaves in answer.sent.items():
             size = sum(t.nbytes for t in leaves.values()) // len(answer.clients)
             if channel not in ("loss", "objective"):
@@ -73,11 +90,13 @@ def test_the_ledger_is_what_is_sent_in_simulation(name, wire):
     assert done.step().bytes_up == sent + asked
 
 
-@pytest.mark.parametrize(
-    ("name", "wire"),
-    [(name, "clip, top-k, quantize, with feedback") for name in ("fedavg", "scaffold", "ifca", "fedfomo", "qffl")]
-    + [("fedbn", "quantize, top-k"), ("gradient_clusters", "clip"), ("apple", "clip"), ("hypcluster", "none")],
-)
+FEEDBACK = "clip, top-k, quantize, with feedback"
+PAIRS = [(name, FEEDBACK) for name in METHODS] + [
+    ("fedbn", "quantize, top-k"), ("gradient_clusters", "clip"), ("apple", "clip"), ("hypcluster", "none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "wire"), PAIRS)
 def test_the_ledger_is_what_is_sent_to_sites_and_every_message_is_searched(name, wire, tmp_path):
     """The same values and bytes as in the simulation, and no tensor or field but of a declared channel."""
     module, method, training = prepared(METHODS[name], WIRES[wire])
@@ -91,7 +110,8 @@ def test_the_ledger_is_what_is_sent_to_sites_and_every_message_is_searched(name,
     true, found = carrier.exchange, []
 
     def exchange(messages, deadline):
-        answers = true(messages, deadline)
+        answers = true({address: opened(sealed(message)) for address, message in messages.items()}, deadline)
+        answers = {address: opened(sealed(answer)) for address, answer in answers.items()}
         found.extend(answers.values())
         return answers
 
@@ -116,6 +136,28 @@ def test_the_ledger_is_what_is_sent_to_sites_and_every_message_is_searched(name,
         for channel in prefixes:
             inside = [t for label, t in tensors.items() if label.startswith(f"{channel}:") or ":" not in label]
             assert sum(t.nbytes for t in inside) == known[channel].size
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_clipping_bounds_all_tensors_that_leave_or_is_refused(name):
+    """Running statistics and integer leaves, computed weights, what views read, gradients."""
+    module, method, training = prepared(METHODS[name], (Clip(0.5),))
+    free = Run(clients()[0], module, replace(method, wire=()), training, execution=EXACT).bound
+    beside = [c.name for c in free.channels if c.tensors and c.name != "update"]
+    if beside and free.travels:
+        with pytest.raises(PluresError, match=f"wire stage Clip refuses channel '{beside[0]}'"):
+            Run(clients()[0], module, method, training, execution=EXACT)
+    else:
+        Run(clients()[0], module, method, training, execution=EXACT)
+
+
+def test_a_channel_says_what_it_carries():
+    told = {c.name: c.what for c in Run(quadratic(), scalar(), scaffold(), execution=EXACT).bound.channels}
+    assert told["update"] == "parameters of model, control"
+    sparse = replace(scaffold(), wire=(qsparse(1),))
+    told = {c.name: str(c) for c in Run(quadratic(), scalar(), sparse, execution=EXACT).bound.channels}
+    assert told["update"] == "update (train, 9 bytes, tensors): parameters of model, control, after the wire"
+    assert told["loss"] == "loss (train, 8 bytes, in the header): mean task loss of the visit"
 
 
 class Quiet(Codec):

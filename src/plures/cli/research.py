@@ -242,8 +242,12 @@ def methods_command(
         )
         console.print("\nleaves a client, by channel, from a small model:", markup=False, highlight=False)
         for channel in leaving(entry):
-            size = "by agreement" if channel.size is None else f"{channel.size} bytes"
-            console.print(f"  {channel.name} ({channel.when}, {size}): {channel.what}", markup=False, highlight=False)
+            console.print(f"  {channel}", markup=False, highlight=False)
+        console.print(
+            "tensors are what the report counts as traffic; what stands in a message's header is not in the count",
+            markup=False,
+            highlight=False,
+        )
         return
     family = ""
     for row in catalogue():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import ClassVar
 
 import torch
 
@@ -15,14 +16,19 @@ from plures.method import Channel, Codec, Leaves, Sending, joined
 class Clip(Codec):
     """Shorten a change to a joint L2 norm of at most ``norm`` over all blocks that travel: ``d min(1, norm / |d|)``.
 
-    The server does the same to what it decodes, so neither a stage after this one nor a client that does not keep to it
-    can lengthen a change again. Tensors that leave beside the change are not clipped, so a method that sends some is
-    refused unless ``passes`` names their channels.
+    The server does the same to what it decodes, so neither a stage after this one (such as ``Quantize``) nor a client
+    that does not keep to it can lengthen a change again. Tensors that leave beside the change are not clipped, so a
+    method that sends some is refused unless ``passes`` names their channels.
+
+    It works on changes, so it stands before stages that make something else of them. With error feedback it stands
+    inside, ``Feedback((Clip(1.0), TopK(0.01)))``: the client adds what was cut off to its next change.
 
     Attributes:
         norm: the bound ``C``.
         passes: channels whose tensors may leave as they are (``buffers``, ``weights``, ``views``, ``gradients``).
     """
+
+    bounds: ClassVar[bool] = True
 
     norm: float
     passes: tuple[str, ...] = ()
@@ -39,6 +45,8 @@ class Clip(Codec):
 
     def clipped(self, change: Leaves) -> Leaves:
         """Changes ``(clients, ...)``, each within the bound in spite of rounding."""
+        if odd := [name for name, t in change.items() if not t.is_floating_point()]:
+            raise PluresError(f"Clip: {odd[0]!r} of the stage before holds whole numbers; put Clip before that stage")
         flat = joined(change)
         length = flat.to(torch.float64).norm(dim=1)
         within = 1 - 4 * torch.finfo(flat.dtype).eps

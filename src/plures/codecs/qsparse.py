@@ -12,14 +12,15 @@ from plures.errors import PluresError
 from plures.method import Channel, Codec, Cohort, Leaves, Line, Sending, Wire, joined, lay, parted
 
 
-def qsparse(keep: int | float, levels: int | None = None) -> Feedback:
+def qsparse(keep: int | float, levels: int | None = None, first: Wire = ()) -> Feedback:
     """``Q(Top_k)`` of change plus memory with error feedback (Basu, Data, Karakus, Diggavi 2020, Algorithm 1).
 
     Args:
         keep: entries that are sent: how many, or a share of them below 1.
         levels: of the stochastic quantizer; ``None`` for none.
+        first: stages before both, such as ``(Clip(1.0),)``.
     """
-    return Feedback((TopK(keep), *(() if levels is None else (Quantize(levels),))))
+    return Feedback((*first, TopK(keep), *(() if levels is None else (Quantize(levels),))))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ class Channel:
             round's local work (``train``), or with measurements (``score``, asked for with any of them).
         what: what it holds, in words.
         size: bytes that one client sends in one message; ``None`` for what the members of a federation agree on.
-        tensors: whether tensors carry it. Their bytes are the ledger's; numbers stand in the header of the message.
+        tensors: whether tensors carry it: then its bytes are counted as traffic. All else stands in the header of
+            a message, as text, and headers are outside the count; a federation's log counts whole messages, too.
     """
 
     name: str
@@ -29,6 +30,10 @@ class Channel:
     what: str
     size: int | None
     tensors: bool = False
+
+    def __str__(self) -> str:
+        size = "by agreement" if self.size is None else f"{self.size} bytes"
+        return f"{self.name} ({self.when}, {size}, {'tensors' if self.tensors else 'in the header'}): {self.what}"
 
 
 FACTS = (

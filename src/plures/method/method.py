@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
@@ -320,18 +320,47 @@ class Bound:
         found = list(FACTS)
         if self.probes:
             size = sum(self.initial["model"][path].nbytes for path in self.probed())
-            found.append(Channel(GRADIENTS, "gradients", "gradient of the loss at the initial model", size, True))
-        through = " after the wire" if self.line.stages else ""
+            probed = self._named(("model", path) for path in self.probed())
+            found.append(
+                Channel(
+                    GRADIENTS,
+                    "gradients",
+                    f"gradient at the initial model, for parameters of {probed}",
+                    size,
+                    True,
+                )
+            )
+        through = ", after the wire" if self.line.stages else ""
+        moved = self._named(leaf for block in self.blocks for leaf in self.travelling(block) if not self._buffer(leaf))
+        followed, told = self._named(self.buffers), self._named(self.told())
+        weighed = [block.name for block in self.blocks if self.weight_bytes(block)]
         carried = (
-            (UPDATE, sum(t.nbytes for t in self.line.payload.values()), f"parameters after local work{through}"),
-            (BUFFERS, sum(map(self.nbytes, self.buffers)), "running statistics and whole numbers"),
-            (WEIGHTS, sum(map(self.weight_bytes, self.blocks)), "weight of the upload, made of the client's state"),
-            (VIEWS, sum(map(self.nbytes, self.told())), "personal leaves that decide which models a client sees"),
+            (UPDATE, sum(t.nbytes for t in self.line.payload.values()), f"parameters of {moved}{through}"),
+            (
+                BUFFERS,
+                sum(map(self.nbytes, self.buffers)),
+                f"running statistics and whole numbers of {followed}",
+            ),
+            (
+                WEIGHTS,
+                sum(map(self.weight_bytes, self.blocks)),
+                f"weight of the upload of {', '.join(weighed)}, made of the client's state",
+            ),
+            (
+                VIEWS,
+                sum(map(self.nbytes, self.told())),
+                f"personal leaves of {told}, which decide what models a client sees",
+            ),
         )
         found += [Channel(name, "train", what, size, True) for name, size, what in carried if size]
         if alone := sum(block.share.alone for block in self.blocks):
             found.append(Channel(CHOICES, "train", "which of the models the client chose", NUMBER * alone))
         return (*found, *TRAINING, *MEASURED)
+
+    def _named(self, leaves: Iterable[Leaf]) -> str:
+        """Names of the blocks that some leaves belong to."""
+        some = frozenset(leaves)
+        return ", ".join(block.name for block in self.blocks if some & frozenset(block.leaves))
 
     def weight_bytes(self, block: Block) -> int:
         """Bytes of the weights that a client computes itself for its upload of a block."""

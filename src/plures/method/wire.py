@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,7 +50,13 @@ class Codec:
 
     All tensors are stacked over clients, ``(clients, ...)``. A stage must give for each client what it gives for it
     alone, and payloads of one size.
+
+    Attributes:
+        bounds: whether the stage bounds how far an upload goes. Then no later stage may remember anything, because a
+            memory would be added to what was bounded.
     """
+
+    bounds: ClassVar[bool] = False
 
     def start(self, change: Leaves) -> Leaves:
         """What one client remembers before its first round; it stays with the client and is kept between rounds.
@@ -175,7 +182,8 @@ def lay(stages: Wire, change: Leaves) -> Line:
         change: zeros of what one client sends, ``(1, ...)``.
 
     Raises:
-        PluresError: if a stage is no codec, sends nothing, or does not give back what it got.
+        PluresError: if a stage is no codec, sends nothing, does not give back what it got, or remembers what would come
+            on top of a bound.
     """
     forms, memory = [change], Leaves()
     for number, stage in enumerate(stages if change else ()):
@@ -183,6 +191,11 @@ def lay(stages: Wire, change: Leaves) -> Line:
         if not isinstance(stage, Codec):
             raise PluresError(f"wire stage {name} is no codec: derive it from plures.method.Codec")
         own = stage.start(change)
+        if own and (bound := next((type(other).__name__ for other in stages[:number] if other.bounds), None)):
+            raise PluresError(
+                f"wire stage {name} adds what it remembers to a change that {bound} has bounded: put {bound} among the "
+                f"stages that {name} encodes with, or after it"
+            )
         keys = torch.zeros(1, dtype=torch.int64, device=next(iter(change.values())).device)
         made = stage.encode(change, own, Sending(keys, {}))
         if not (isinstance(made, tuple) and len(made) == 2 and all(map(_leaves, made))):
