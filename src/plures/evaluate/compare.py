@@ -364,7 +364,7 @@ class _Study:
     def rehearse(self, entry: Entry, rates: Sequence[float]) -> None:
         """Set up one short run of a method, which refuses what cannot work, and every value that tuning will try."""
         precision: Precision = "float64" if self.execution.precision == "float64" else "float32"
-        alone = replace(self.execution, backend="loop", chunk=1, compile=False, precision=precision)
+        alone = replace(self.execution, backend="loop", chunk=1, compile=False, capture=False, precision=precision)
         for lr in rates:
             self.base.model_copy(update={"lr": lr}).training()
         for name, values in entry.space.items():
@@ -546,9 +546,14 @@ def _json(value: Any) -> bool:
 
 
 def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
-    """The execution a checkpoint was made with, so that resuming is exact to the bit."""
+    """The execution a checkpoint was made with, so that resuming is exact to the bit.
+
+    On another kind of device it cannot be, and what is best there is another question.
+    """
     saved = describe(checkpoint)["execution"]
-    same = ("backend", "chunk", "compile", *(["precision"] if execution.precision == "auto" else []))
+    same = ["precision"] if execution.precision == "auto" else []
+    if torch.device(saved["device"]).type == execution.torch_device.type:
+        same += ["backend", "chunk", "compile", "capture", "convolutions"]
     return replace(execution, **{k: saved[k] for k in same})
 
 

@@ -81,7 +81,7 @@ class SGD:
             grads = list(torch._foreach_add(grads, velocity, alpha=self.momentum)) if self.nesterov else velocity
         if isinstance(lr, Tensor):
             for value, grad in zip(values, grads, strict=True):
-                value.sub_(lr * grad)
+                value.addcmul_(grad, lr.to(value.dtype), value=-1.0)
         else:
             torch._foreach_add_(values, grads, alpha=-lr)
 

@@ -84,7 +84,8 @@ def save(
         extra: JSON values that :func:`resume` gives back.
     """
     asked = of_run(run, name) if question is None else question
-    about = {KEY: asked, "execution": asdict(run.execution) | {"clients_on_disk": None}}
+    device = str(run.execution.torch_device)
+    about = {KEY: asked, "execution": asdict(run.execution) | {"clients_on_disk": None, "device": device}}
     kept = {f"{BEST}{key}": tensor for key, tensor in (best or {}).items()}
     write(file, snapshot(run) | kept, about | extra)
 

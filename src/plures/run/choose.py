@@ -21,7 +21,8 @@ import torch
 from plures.federation import Federation
 from plures.method import Bound, Phase
 from plures.run.engine import Engine, Stack
-from plures.run.execution import Execution, Precision
+from plures.run.execution import Execution
+from plures.run.memory import fitting
 from plures.run.training import Training
 
 log = logging.getLogger("plures")
@@ -65,7 +66,11 @@ def choose(
                 raise
             log.warning("%s/%s%s did not run: %s", *_named(candidate), first_line(error))
 
-    for candidate in candidates(bound, wanted, cohort):
+    if wanted.torch_device.type == "cuda":
+        tried = on_gpu(bound, federation, training, wanted, seed, cohort)
+    else:
+        tried = candidates(bound, wanted, cohort)
+    for candidate in tried:
         stacks = [seconds for tried, seconds in timed.items() if tried.backend == "vmap"]
         if not stacks or stacks[-1] < HOPELESS * min(timed.values()):
             attempt(candidate)
@@ -81,7 +86,7 @@ def choose(
         "%s backend, chunks of %s clients, %s, %s: expecting %.3g ms for a round (%s)",
         best.backend,
         best.chunk,
-        "compiled" if best.compile else "not compiled",
+        " and ".join(said(best)) or "not compiled",
         best.precision,
         1e3 * timed[best],
         others,
@@ -91,13 +96,13 @@ def choose(
 
 def possible(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> Execution:
     """What is left of the wishes on this device and with this model; says what had to be given up, and why."""
-    if wanted.precision == "auto" and wanted.torch_device.type == "cpu":
+    if wanted.precision == "auto":
         wanted = replace(wanted, precision="float32")
     if wanted.backend != "loop":
         reason = unstackable(bound, federation, training, wanted, seed)
         if reason is not None:
             log.warning("clients are trained one at a time: %s", reason)
-            wanted = replace(wanted, backend="loop", convolutions="auto")
+            wanted = replace(wanted, backend="loop", capture=False, convolutions="auto")
     if wanted.compile is True and bound.network.batch_coupled:
         log.warning("the step is not compiled: batch normalisation cannot be padded to one shape for all clients")
         wanted = replace(wanted, compile=False)
@@ -137,8 +142,7 @@ def own_cache() -> bool:
 
 def unstackable(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> str | None:
     """Why clients cannot be stacked through the model and the method, or ``None``, from one step of two clients."""
-    precision = wanted.precision if wanted.precision != "auto" else "float32"
-    trial = Execution("vmap", 2, False, precision, wanted.device)
+    trial = replace(wanted, backend="vmap", chunk=2, compile=False, capture=False)
     engine = Engine(bound, federation, training, trial, seed)
     if bound.network.unmappable is not None:
         return bound.network.unmappable
@@ -157,7 +161,13 @@ def first_line(error: Exception) -> str:
 
 
 def _named(execution: Execution) -> tuple[str, object, str]:
-    return execution.backend, execution.chunk, "/compiled" if execution.compile is True else ""
+    return execution.backend, execution.chunk, "".join(f"/{what}" for what in said(execution))
+
+
+def said(execution: Execution) -> list[str]:
+    """What is done to a stack's steps."""
+    done = {"compiled": execution.compile, "captured": execution.capture}
+    return [what for what, wanted in done.items() if wanted is True]
 
 
 def largest(federation: Federation, count: int) -> list[int]:
@@ -196,19 +206,36 @@ def loop_chunk(bound: Bound, cohort: int) -> int:
 
 def candidates(bound: Bound, wanted: Execution, cohort: int) -> list[Execution]:
     """What is compared before compilation."""
-    mixed: tuple[Precision, ...] = ("float32", "bfloat16")
-    precisions = mixed if wanted.precision == "auto" else (wanted.precision,)
     found = []
-    for precision in precisions:
-        base = replace(wanted, precision=precision, compile=wanted.compile is True)
-        if wanted.backend in ("auto", "loop"):
-            together = loop_chunk(bound, cohort) if wanted.chunk == "auto" else wanted.chunk
-            alone = replace(base, backend="loop", chunk=together, compile=False, convolutions="auto")
-            found.append(alone)
-        if wanted.backend in ("auto", "vmap"):
-            sizes = sorted({min(size, cohort) for size in (8, 32, 128)}) if wanted.chunk == "auto" else [wanted.chunk]
-            found += [replace(base, backend="vmap", chunk=size) for size in sizes]
+    base = replace(wanted, compile=wanted.compile is True, capture=wanted.capture is True)
+    if wanted.backend in ("auto", "loop"):
+        together = loop_chunk(bound, cohort) if wanted.chunk == "auto" else wanted.chunk
+        alone = replace(base, backend="loop", chunk=together, compile=False, capture=False, convolutions="auto")
+        found.append(alone)
+    if wanted.backend in ("auto", "vmap"):
+        sizes = sorted({min(size, cohort) for size in (8, 32, 128)}) if wanted.chunk == "auto" else [wanted.chunk]
+        found += [replace(base, backend="vmap", chunk=size) for size in sizes]
     return found
+
+
+def on_gpu(
+    bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int, cohort: int
+) -> list[Execution]:
+    """What is compared on a CUDA device: stacks as large as memory allows, with their steps captured and not."""
+    if wanted.backend == "loop":
+        return candidates(bound, wanted, cohort)
+    base = replace(wanted, backend="vmap", compile=wanted.compile is True, capture=False)
+    short = tuple(replace(item, steps=1, epochs=None) for item in bound.method.schedule if isinstance(item, Phase))
+
+    def visit(count: int) -> None:
+        clients = largest(federation, count)
+        engine = Engine(bound, federation, training, replace(base, chunk=count), seed)
+        engine.visit(*copies(bound, len(clients)), clients, 0, short)
+
+    if base.chunk == "auto":
+        base = replace(base, chunk=fitting(visit, federation.inputs.device, cohort))
+    captured = (True, False) if wanted.capture == "auto" else (wanted.capture,)
+    return [replace(base, capture=capture) for capture in captured]
 
 
 def measure(

@@ -17,6 +17,7 @@ from plures.method.optimizer import reach
 from plures.models import Leaves, nested
 from plures.run import batches
 from plures.run.allocator import keep_freed_memory
+from plures.run.capture import RECORDERS, Recorder
 from plures.run.execution import Execution
 from plures.run.kernels import kernels
 from plures.run.padding import Asked, Example, Examples, full, mask, unpadded
@@ -50,6 +51,7 @@ class Engine:
         self.problem = Problem(bound.network, federation.task)
         self._client_keys = fold(seed, federation.names.keys)
         self._steps: dict[int, Steps] = {}
+        self._recorder: Recorder | None = None
         self._check_linear()
         self.dtype = bound.network.dtype
         if federation.inputs.device.type == "cpu":
@@ -135,7 +137,7 @@ class Engine:
             steps if own else self.training.steps,
             phase.batches,
             join_single=self.bound.network.batch_coupled,
-            same_width=self.execution.compile is True,
+            same_width=self.execution.compile is True or self.execution.capture is True,
         )
 
     def _train(
@@ -169,7 +171,19 @@ class Engine:
     def _resolve(self, phase: Phase) -> Steps:
         if self.execution.backend == "loop":
             return OneByOne(phase, self.bound, self.federation, self.training)
-        return Stacked(phase, self.bound, self.federation, self.training, compiled=self.execution.compile is True)
+        chunk, kind = self.execution.chunk, self.federation.inputs.device.type
+        assert isinstance(chunk, int)
+        if self.execution.capture is True and self._recorder is None:
+            self._recorder = RECORDERS[kind]()
+        return Stacked(
+            phase,
+            self.bound,
+            self.federation,
+            self.training,
+            compiled=self.execution.compile is True,
+            recorder=self._recorder,
+            clients=chunk,
+        )
 
     # --- assignments, measurements, forward passes --------------------------------------------------------------
 

@@ -11,9 +11,10 @@ import torch
 
 from plures.devices import find
 from plures.errors import PluresError
+from plures.run.capture import RECORDERS
 from plures.signature import checked
 
-Precision = Literal["auto", "float32", "float64", "bfloat16"]
+Precision = Literal["auto", "float32", "float64", "bfloat16", "tf32"]
 
 
 @checked
@@ -26,8 +27,10 @@ class Execution:
         chunk: clients trained at once; ``auto`` measures.
         compile: compile the training step with ``torch.compile``; ``auto`` does so when the measured length of the
             run makes up for the compilation.
-        precision: floating-point type. ``bfloat16`` means mixed precision: leaves stay ``float32``. ``auto`` measures
-            it against ``float32`` on an accelerator that has it; on a CPU it takes ``float32``.
+        precision: floating-point type of leaves and arithmetic; ``auto`` is ``float32``. With ``tf32``, on a CUDA
+            device, matrix products and convolutions of ``float32`` leaves round their factors to 10 bits of mantissa;
+            with ``float32`` they never do, whatever PyTorch is set to. ``bfloat16`` means mixed precision: leaves stay
+            ``float32``.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device where there is one.
         processes: processes on the CPU that visit clients, each a chunk at a time
             (:class:`~plures.run.pool.Pool`); needs ``plures[pool]``.
@@ -36,6 +39,8 @@ class Execution:
             (:mod:`plures.run.convolution`). ``auto`` takes patches on CUDA, where cuDNN runs groups one after the
             other, and groups on a CPU, where they are faster.
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
+        capture: record steps of stacked clients as CUDA graphs and replay them (:mod:`plures.run.capture`); ``auto``
+            measures, on a CUDA device.
 
     Examples:
         >>> heart, method = plures.load("heart"), plures.METHODS["fedavg"]()
@@ -53,17 +58,24 @@ class Execution:
     processes: int = 1
     convolutions: Literal["auto", "grouped", "patches"] = "auto"
     clients_on_disk: Path | None = None
+    capture: bool | Literal["auto"] = "auto"
 
     @classmethod
     def told(cls, told: Mapping[str, Any], **own: Any) -> Execution:
         """What a file tells of an execution, and what the reader says himself.
+
+        Steps that were captured on a GPU are not on another device; arithmetic in TF32 is in ``float32`` there.
 
         Raises:
             PluresError: if the file names a folder to write to, or what there is not.
         """
         for name in told.keys() - {field.name for field in fields(cls) if field.name != "clients_on_disk"}:
             raise PluresError(f"an execution's {name!r} is not read from a file")
-        return cls(**told, **own)
+        asked = {**told, **own}
+        if find(asked.get("device", "cpu")).type != "cuda":
+            asked |= {"capture": False} if asked.get("capture") is True else {}
+            asked |= {"precision": "float32"} if asked.get("precision") == "tf32" else {}
+        return cls(**asked)
 
     def __post_init__(self) -> None:
         if isinstance(self.chunk, int) and self.chunk < 1:
@@ -75,7 +87,14 @@ class Execution:
         if self.backend == "loop" and self.convolutions != "auto":
             said = f"convolutions={self.convolutions!r} is not used by backend='loop'"
             raise PluresError(f"{said}: take backend='vmap', or leave it out")
-        if find(self.device).type != "cpu" and self.processes > 1:
+        kind = find(self.device).type
+        if self.backend == "loop" and self.capture is True:
+            raise PluresError("capture=True is not used by backend='loop': take backend='vmap', or leave it out")
+        if self.capture is True and kind not in RECORDERS:
+            raise PluresError(f"capture=True records steps on a CUDA device, not on {self.device!r}: leave it out")
+        if self.precision == "tf32" and kind != "cuda":
+            raise PluresError(f"precision='tf32' is arithmetic of CUDA devices, not of {self.device!r}: take 'float32'")
+        if kind != "cpu" and self.processes > 1:
             raise PluresError(f"processes={self.processes} share a CPU, not {self.device!r}: take device='cpu'")
 
     @property
@@ -97,4 +116,6 @@ class Execution:
     @property
     def settled(self) -> bool:
         """Whether nothing is left to be measured."""
-        return "auto" not in (self.backend, self.chunk, self.compile, self.precision)
+        capturing = self.backend != "loop" and self.torch_device.type in RECORDERS
+        chosen = self.backend, self.chunk, self.compile, self.precision, *[self.capture] * capturing
+        return "auto" not in chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ def kernels(module: nn.Module, precision: Precision, device: str, *, patches: bo
     """
     kinds = {type(part) for part in module.modules()}
     with contextlib.ExitStack() as stack:
+        if device == "cuda":
+            stack.enter_context(factors(rounded=precision == "tf32"))
         if precision == "bfloat16":
             stack.enter_context(torch.autocast(device, torch.bfloat16, cache_enabled=False))
         if patches:
@@ -35,4 +38,26 @@ def kernels(module: nn.Module, precision: Precision, device: str, *, patches: bo
             onednn = torch.backends.mkldnn
             stack.callback(setattr, onednn, "enabled", onednn.enabled)
             onednn.enabled = False  # type: ignore[assignment]
+        yield
+
+
+@contextlib.contextmanager
+def factors(*, rounded: bool) -> Iterator[None]:
+    """A context in which the factors of products in single precision are rounded to TF32, or are not.
+
+    PyTorch has older and newer settings for that, and the older ones may refuse to be read; by default it rounds in
+    convolutions. Both are set, and afterwards are as they were.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    newer = [matmul, cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else []
+    with contextlib.ExitStack() as stack:
+        for owner in newer:
+            stack.callback(setattr, owner, "fp32_precision", owner.fp32_precision)
+        for older in (matmul, cudnn):
+            with contextlib.suppress(RuntimeError):
+                stack.callback(setattr, older, "allow_tf32", older.allow_tf32)
+                older.allow_tf32 = rounded
+        for owner in newer:
+            owner.fp32_precision = "tf32" if rounded else "ieee"
         yield

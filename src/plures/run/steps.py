@@ -7,11 +7,12 @@ them over the clients with ``torch.func``. Both see the same batches and give th
 from __future__ import annotations
 
 import itertools
+import logging
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,11 @@ from plures.method.state import Pass
 from plures.method.tree import detach
 from plures.models import Leaves
 from plures.run.batches import Batches
+from plures.run.capture import Captured, Part, Recorder
 from plures.run.padding import Asked, Example, Examples, mask
 from plures.run.training import Training
+
+log = logging.getLogger("plures")
 
 Stack = dict[str, Leaves]
 """The states of a chunk of clients: slot -> path -> ``(clients, ...)``."""
@@ -246,38 +250,35 @@ class OneByOne(Steps):
                 yield made[number : number + each], keys[(first + number) // each]
 
 
-class Part(NamedTuple):
-    """Clients that step together: views of the stack, or copies of some of its rows.
-
-    Attributes:
-        trained: leaves that the steps train.
-        rest: all other leaves that the phase reads.
-        received: leaves at the start of the visit.
-        memory: the optimizer's state.
-    """
-
-    trained: Tensors
-    rest: Tensors
-    received: Tensors
-    memory: list[Tensors]
-
-
 class Stacked(Steps):
     """A stack of clients at once: objectives mapped by ``torch.func.vmap`` over ``grad``.
 
     Args:
         compiled: compile the step; it then always runs on all clients of the chunk, idle ones masked.
+        recorder: records steps, to replay them; ``None`` to run them one by one.
+        clients: most clients of a stack.
     """
 
     def __init__(
-        self, phase: Phase, bound: Bound, federation: Federation, training: Training, *, compiled: bool
+        self,
+        phase: Phase,
+        bound: Bound,
+        federation: Federation,
+        training: Training,
+        *,
+        compiled: bool,
+        recorder: Recorder | None = None,
+        clients: int = 1,
     ) -> None:
         super().__init__(phase, bound, federation, training)
         self.compiled = compiled
         self.rest = [leaf for leaf in self.read if leaf not in set(self.trained)]
+        written = [place for place, leaf in enumerate(self.rest) if leaf in set(self.followed)]
+        self.captured = (
+            None if recorder is None else Captured(recorder, clients, written, self.dtype, halved=not compiled)
+        )
         self.together: bool | None = None
         """Whether clients with different batches may step together; found out when such clients meet."""
-        self._gradients = torch.func.vmap(self._gradient)
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         clients, device = len(plan.steps), plan.rows.device
@@ -286,6 +287,8 @@ class Stacked(Steps):
         amounts = torch.from_numpy(plan.counts).to(device)
         keys = plan.keys if self.random else None
         part, previous = self._part(x, received, memory, slice(0, clients)), clients
+        if (replayed := self._replayed(part, plan, keys, rate)) is not None:
+            return replayed
         compiled = self.compiled and not self._apart(part, plan)
         for step, active in enumerate(plan.active):
             if compiled:
@@ -305,6 +308,26 @@ class Stacked(Steps):
                 if isinstance(rows, Tensor):
                     self._return(part, x, memory, rows)
         return losses
+
+    def _replayed(self, part: Part, plan: Batches, keys: Tensor | None, rate: float) -> Tensor | None:
+        """The same by recorded steps; ``None`` where they cannot be recorded, or are not worth it."""
+        if self.captured is None or not len(plan.rows) or not self.captured.worth(plan):
+            return None
+        kinds = self.captured.kinds(plan, rate)
+        if any(kind.padded for kind in kinds) and self._apart(part, plan):
+            return None
+
+        def step(
+            part: Part, rows: Tensors, counts: Tensors, keys: Tensors, lr: Tensor | float, number: Tensor
+        ) -> Tensor:
+            return (self._compiled if self.compiled else self._step)(*part, rows, counts, keys, None, lr, number)
+
+        try:
+            return self.captured(step, part, plan, kinds, keys, rate)
+        except RuntimeError as error:
+            self.captured = None
+            log.info("steps that train %r are not captured: %s", self.phase.slot, str(error).strip().partition("\n")[0])
+            return None
 
     @cached_property
     def _compiled(self) -> Callable[..., Tensor]:
@@ -381,7 +404,7 @@ class Stacked(Steps):
         inputs = [gather(self.federation.inputs, index) for index in rows]
         targets = [gather(self.federation.targets, index) for index in rows]
         weights = [mask(count, index.shape[1], self.dtype) for index, count in zip(rows, counts, strict=False)]
-        grads, told, changed = self._gradients(trained, rest, received, inputs, targets, weights, keys)
+        grads, told, changed = torch.func.vmap(self._gradient)(trained, rest, received, inputs, targets, weights, keys)
         losses = torch.stack([each.to(self.dtype) for each in told])
         before = None if running is None else [value.clone() for value in trained]
         if trained:

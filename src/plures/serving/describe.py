@@ -69,7 +69,7 @@ def described(
         columns=federation.columns,
         preparation=None if federation.preparation is None else cast(Told, federation.preparation.told()),
         spec=spec.model_copy(update={"data": federation.name, "data_options": {}, "unseen": []}),
-        precision="float32" if execution.precision == "auto" else execution.precision,
+        precision="float32" if execution.precision == "auto" or execution.precision == "tf32" else execution.precision,
         round=round,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         rows=counted["rows"],

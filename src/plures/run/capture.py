@@ -1,0 +1,310 @@
+"""Captured steps: one step of a stack of clients, recorded once on the device and replayed without Python.
+
+A step of a small model is a hundred small kernels, and starting them from Python takes longer than their work. A CUDA
+graph holds them all and is started as one. A recorded step always reads and writes the same memory, so everything that
+it needs lies in buffers: leaves, the optimizer's memory, the batches of all steps, the next step's number and the rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plures.run.batches import Batches
+
+Tensors = list[Tensor]
+
+WIDTHS = 3
+"""Widths of batches for which unpadded steps are recorded; further ones are padded."""
+WORTH = 4
+"""Steps of a first visit from which recording them pays."""
+
+
+class Part(NamedTuple):
+    """Clients that step together: views of the stack, or copies of some of its rows.
+
+    Attributes:
+        trained: leaves that the steps train.
+        rest: all other leaves that the phase reads.
+        received: leaves at the start of the visit.
+        memory: the optimizer's state.
+    """
+
+    trained: Tensors
+    rest: Tensors
+    received: Tensors
+    memory: list[Tensors]
+
+
+Step = Callable[[Part, Tensors, Tensors, Tensors, Tensor | float, Tensor], Tensor]
+"""``(part, rows, counts, keys, rate, number) -> losses`` of one step of a part; see ``Stacked._step``."""
+
+
+class Recorder(Protocol):
+    """Records work on a device."""
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What does the same work again, on the same memory.
+
+        The work may be done any number of times while it is recorded.
+
+        Raises:
+            RuntimeError: if the work cannot be recorded, for instance because it waits for a value.
+        """
+
+
+class CudaGraphs:
+    """Records CUDA graphs; the memory of their intermediate values is shared, so only one may run at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        return graph.replay
+
+
+RECORDERS: Mapping[str, Callable[[], Recorder]] = {"cuda": CudaGraphs}
+"""What records steps, by type of device."""
+
+
+class Kind(NamedTuple):
+    """What recorded steps differ in.
+
+    Attributes:
+        clients: how many step.
+        widths: examples of each of the step's batches.
+        padded: whether some of them may be padding.
+        rate: learning rate, as long as there is only one; ``None`` for a step that reads it, which costs more.
+    """
+
+    clients: int
+    widths: tuple[int, ...]
+    padded: bool
+    rate: float | None
+
+
+class Captured:
+    """The steps of one phase for stacks of up to ``clients`` clients, each recorded when it is first needed.
+
+    Clients are in the order of their number of steps. The values of a client are read after its last step; what
+    the stack computes for it later, while others still train, is never read, so nothing is masked. When half of the
+    clients are done, a step of half the size takes over.
+
+    Args:
+        recorder: records steps.
+        clients: the largest stack.
+        written: places among a part's ``rest`` of the leaves that steps change.
+        dtype: type of the losses.
+        halved: whether smaller stacks are recorded, too.
+    """
+
+    def __init__(
+        self, recorder: Recorder, clients: int, written: list[int], dtype: torch.dtype, *, halved: bool
+    ) -> None:
+        self._recorder, self._written, self._dtype = recorder, written, dtype
+        self._sizes = [-(-clients // 2**n) for n in range(clients.bit_length() if halved else 1)]
+        self._replays: dict[Kind, Callable[[], None]] = {}
+        self._buffers: Buffers | None = None
+        self._rates = set[float]()
+        self._visits = 0
+
+    def kinds(self, plan: Batches, rate: float) -> list[Kind]:
+        """The step to replay for each step of a plan; unpadded where all clients have batches of the same size."""
+        self._rates.add(rate)
+        fixed = rate if len(self._rates) == 1 else None
+        stacks = [min(size for size in self._sizes if size >= active) for active in plan.active]
+        widths = [even(counts[:, :active]) for counts, active in zip(plan.counts, plan.active, strict=True)]
+        known = {kind.widths for kind in self._replays if not kind.padded}
+        wanted = {width for width in widths if width is not None}
+        if None in widths or len(known | wanted) > max(WIDTHS, len(known)):
+            full = (plan.rows.shape[3],) * plan.rows.shape[1]
+            return [Kind(size, full, True, fixed) for size in stacks]
+        return [
+            Kind(size, width, False, fixed) for size, width in zip(stacks, widths, strict=True) if width is not None
+        ]
+
+    def worth(self, plan: Batches) -> bool:
+        """Whether to record a plan's steps: not for the few steps of what may be the only visit."""
+        self._visits += 1
+        return len(plan.rows) >= WORTH or self._visits > 1
+
+    def __call__(
+        self, step: Step, part: Part, plan: Batches, kinds: list[Kind], keys: Tensor | None, rate: float
+    ) -> Tensor:
+        """Train a part in place; see ``Steps.__call__``.
+
+        Args:
+            step: one step of a part.
+            part: all clients of the stack.
+            plan: their batches.
+            kinds: what to replay for each step; see :meth:`kinds`.
+            keys: ``(steps, clients)`` dropout keys; ``None`` when nothing is random.
+            rate: learning rate.
+
+        Raises:
+            RuntimeError: if a step cannot be recorded. Nothing has been changed then.
+        """
+        buffers = self._prepared(step, part, plan, kinds, keys, rate)
+        losses = plan.rows.new_zeros(2, len(plan.steps), dtype=self._dtype)
+        ends = [*plan.active[1:], 0]
+        for place, (kind, active, rest) in enumerate(zip(kinds, plan.active, ends, strict=True)):
+            if place and place % buffers.steps == 0:
+                buffers.load_steps(plan, keys, place)
+            self._replays[kind]()
+            if rest < active:
+                buffers.unload(part, losses, slice(rest, active), self._written)
+        return losses
+
+    def _prepared(
+        self, step: Step, part: Part, plan: Batches, kinds: list[Kind], keys: Tensor | None, rate: float
+    ) -> Buffers:
+        """Buffers that hold the start of a visit; steps that are not known yet are recorded."""
+        buffers = self._buffers
+        if buffers is None or not buffers.fit(part, plan):
+            self._replays.clear()
+            buffers = self._buffers = Buffers(part, plan, keys, self._sizes[0], self._dtype)
+        new = [kind for kind in dict.fromkeys(kinds) if kind not in self._replays]
+        if new:
+            buffers.load(part, plan, keys, rate)
+        for kind in sorted(new, key=lambda kind: -kind.clients):
+            self._replays[kind] = self._recorder(work_of(step, buffers, kind))
+        buffers.load(part, plan, keys, rate)
+        return buffers
+
+
+def work_of(step: Step, buffers: Buffers, kind: Kind) -> Callable[[], None]:
+    """One step on buffers, which ends with the next one prepared."""
+    part, first = buffers.first(kind.clients), slice(0, kind.clients)
+
+    def work() -> None:
+        rows, counts = (whole.index_select(0, buffers.next)[0] for whole in (buffers.rows, buffers.counts))
+        index = [rows[n, first, :width] for n, width in enumerate(kind.widths)]
+        padded = list(counts[:, first]) if kind.padded else []
+        keys = [] if buffers.keys is None else [buffers.keys.index_select(0, buffers.next)[0, first]]
+        rate = buffers.rate if kind.rate is None else kind.rate
+        buffers.losses[:, first].add_(step(part, index, padded, keys, rate, buffers.number))
+        buffers.next.add_(1)
+        buffers.number.add_(1)
+
+    return work
+
+
+class Buffers:
+    """Memory that recorded steps read and write.
+
+    Leaves that all clients share, and that no step changes, take one row.
+
+    Args:
+        part: leaves of the shapes to come.
+        plan: batches of the widths to come.
+        keys: ``(steps, clients)`` dropout keys, or ``None``.
+        clients: most clients.
+        dtype: type of the losses.
+
+    Attributes:
+        steps: how many steps it holds the batches of.
+        rows, counts, keys: the batches of these steps.
+        next: which of them is next, ``(1,)``.
+        number: number of that step, from 1.
+        rate: learning rate.
+        losses: ``(2, clients)`` sums over the steps so far.
+    """
+
+    def __init__(self, part: Part, plan: Batches, keys: Tensor | None, clients: int, dtype: torch.dtype) -> None:
+        steps, batches, _, width = plan.rows.shape
+        self.steps, device = steps, plan.rows.device
+
+        def like(leaf: Tensor, *, shared: bool) -> Tensor:
+            if shared and leaf.stride(0) == 0:
+                return torch.empty_like(leaf[:1]).expand(clients, *leaf.shape[1:])
+            return leaf.new_empty(clients, *leaf.shape[1:])
+
+        trained, *memory = ([like(leaf, shared=False) for leaf in leaves] for leaves in (part.trained, *part.memory))
+        rest, received = ([like(leaf, shared=True) for leaf in leaves] for leaves in (part.rest, part.received))
+        self.part = Part(trained, rest, received, memory)
+        self.rows = torch.zeros(steps, batches, clients, width, dtype=torch.int64, device=device)
+        self.counts = torch.ones(steps, batches, clients, dtype=torch.int64, device=device)
+        self.keys = None if keys is None else torch.zeros(steps, clients, dtype=torch.int64, device=device)
+        self.next = torch.zeros(1, dtype=torch.int64, device=device)
+        self.number, self.rate = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        self.losses = torch.zeros(2, clients, dtype=dtype, device=device)
+
+    def first(self, clients: int) -> Part:
+        """The first clients."""
+        trained, rest, received = ([leaf[:clients] for leaf in leaves] for leaves in self.part[:3])
+        return Part(trained, rest, received, [[kept[:clients] for kept in some] for some in self.part.memory])
+
+    def fit(self, part: Part, plan: Batches) -> bool:
+        """Whether a part and its batches can be held: a leaf that was shared may no longer be."""
+        held = [*self.part.rest, *self.part.received]
+        alike = all(
+            mine.stride(0) != 0 or leaf.stride(0) == 0 or len(leaf) == 1
+            for mine, leaf in zip(held, [*part.rest, *part.received], strict=True)
+        )
+        return alike and plan.rows.shape[1::2] == self.rows.shape[1::2]
+
+    def load(self, part: Part, plan: Batches, keys: Tensor | None, rate: float) -> None:
+        """Take up the start of a visit. Places without a client are given the first one's values."""
+        count = len(plan.steps)
+        into, values = Tensors(), Tensors()
+        for mine, leaves in zip(self.part[:3], part[:3], strict=True):
+            for held, leaf in zip(mine, leaves, strict=True):
+                if held.stride(0) == 0:
+                    into.append(held[:1])
+                    values.append(leaf[:1])
+                    continue
+                into.append(held[:count])
+                values.append(leaf)
+                if count < len(held):
+                    held[count:].copy_(leaf[:1])
+        copied(into, values)
+        for some in self.part.memory:
+            for kept in some:
+                kept.zero_()
+        self.rate.fill_(rate)
+        self.losses.zero_()
+        self.load_steps(plan, keys, 0)
+
+    def load_steps(self, plan: Batches, keys: Tensor | None, start: int) -> None:
+        """Take up the batches of the steps from ``start`` on, as many as there is room for."""
+        count, steps = len(plan.steps), slice(start, start + self.steps)
+        amounts = torch.from_numpy(plan.counts[steps]).to(self.counts.device)
+        whole = [(self.rows, plan.rows[steps]), (self.counts, amounts)]
+        for held, values in whole:
+            held[: len(values), :, :count].copy_(values)
+            if count < held.shape[2]:
+                held[: len(values), :, count:].copy_(values[:, :, :1])
+        if self.keys is not None and keys is not None:
+            some = keys[steps]
+            self.keys[: len(some), :count].copy_(some)
+            if count < self.keys.shape[1]:
+                self.keys[: len(some), count:].copy_(some[:, :1])
+        self.next.zero_()
+        self.number.fill_(start + 1)
+
+    def unload(self, part: Part, losses: Tensor, clients: slice, written: list[int]) -> None:
+        """Give back what some clients have reached."""
+        mine = [*self.part.trained, *(self.part.rest[n] for n in written)]
+        theirs = [*part.trained, *(part.rest[n] for n in written)]
+        copied([leaf[clients] for leaf in theirs], [leaf[clients] for leaf in mine])
+        losses[:, clients] = self.losses[:, clients]
+
+
+def copied(into: Tensors, values: Tensors) -> None:
+    """Copy values into tensors, with as few kernels as possible."""
+    if into:
+        torch._foreach_copy_(into, values)
+
+
+def even(counts: NDArray[np.int64]) -> tuple[int, ...] | None:
+    """``(batches, clients)`` examples as one number for each batch, if all clients have equally many."""
+    return tuple(counts[:, 0].tolist()) if (counts == counts[:, :1]).all() else None

@@ -1,0 +1,42 @@
+"""How many clients fit into the memory of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+SHARE = 1 / 3
+"""Of the free memory, what the leaves and intermediate values of a stack may take. As much again is for the buffers of
+recorded steps; the rest is for combining and evaluating."""
+SAMPLE = 16
+"""Clients of the larger stack that is measured."""
+
+
+def fitting(visit: Callable[[int], None], device: torch.device, cohort: int) -> int:
+    """Clients of a stack that takes a stated share of a GPU's free memory, in stacks of equal size for the cohort.
+
+    Args:
+        visit: makes a stack of some clients and trains it for a step.
+        device: the GPU.
+        cohort: clients of a round.
+    """
+    sizes = 1, min(SAMPLE, cohort)
+    if sizes[1] == 1:
+        return 1
+    peaks = []
+    for clients in sizes:
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        visit(clients)
+        peaks.append(torch.cuda.max_memory_allocated(device) - before)
+    each = max(1, (peaks[1] - peaks[0]) // (sizes[1] - sizes[0]))
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    return equal(cohort, int(free * SHARE / each))
+
+
+def equal(cohort: int, most: int) -> int:
+    """Clients of each of the fewest stacks of about equal size that a cohort is divided into."""
+    stacks = -(-cohort // max(1, min(most, cohort)))
+    return -(-cohort // stacks)

@@ -1,0 +1,157 @@
+"""Captured steps give what uncaptured ones give: a pretended graph replays them on the CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graphs import Pretended, pretended
+from plures import PluresError
+from plures.federation import Federation, from_arrays
+from plures.method import SGD, Adam, Method, Phase
+from plures.methods import METHODS, fedavg
+from plures.run import Cosine, Execution, Run, Training
+from plures.run.checkpoint import snapshot
+from plures.run.kernels import factors
+from plures.run.memory import equal
+from test_devices import QUICK, begun, clients, linear, model
+
+pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
+
+
+def ragged(sizes: list[int]) -> Federation:
+    """Clients with some numbers of training examples, all different or not."""
+    generator = np.random.default_rng(0)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    x = generator.normal(size=(len(owner), 6))
+    return from_arrays(x, (x[:, 0] > 0).astype(int), owner, seed=0, dtype=torch.float64, name="sizes")
+
+
+def network(*, drop: float = 0.0, norm: bool = False) -> Callable[[], nn.Module]:
+    layers = [
+        nn.Linear(6, 5),
+        *[nn.BatchNorm1d(5)] * norm,
+        nn.ReLU(),
+        *[nn.Dropout(drop)] * (drop > 0),
+        nn.Linear(5, 2),
+    ]
+    return lambda: nn.Sequential(*layers)
+
+
+def reached(
+    data: Federation, net: Callable[[], nn.Module], method: Method, training: Training, *, capture: bool, chunk: int
+) -> tuple[dict[str, Tensor], list[float]]:
+    execution = Execution("vmap", chunk, False, "float64", capture=capture)
+    run = Run(data, net, method, training, execution=execution, seed=1)
+    losses = [run.step().loss for _ in range(3)]
+    return snapshot(run), losses
+
+
+def both(*given: Any, chunk: int = 4) -> type[Pretended]:
+    """The same run without and with capture; what was recorded and replayed."""
+    with pretended() as counted:
+        plain, captured = (reached(*given, capture=capture, chunk=chunk) for capture in (False, True))
+    assert plain[0].keys() == captured[0].keys()
+    for key, value in plain[0].items():
+        torch.testing.assert_close(captured[0][key], value, atol=1e-12, rtol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+    np.testing.assert_allclose(captured[1], plain[1], rtol=1e-9)
+    return counted
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(name):
+    """Its second visit, by steps that are recorded then."""
+    seen, _ = clients()
+    here = begun(name, seen, "cpu")
+    with pretended() as counted:
+        execution = Execution("vmap", 3, False, "float64", capture=True)
+        module, method = linear if name == "mocha" else model, METHODS[name](**QUICK.get(name, {}))
+        there = Run(seen, module, method, here.training, participation=here.participation, execution=execution, seed=1)
+        for run in (here, there):
+            run.step()
+            run.step()
+    assert counted.recorded > 0, "no step was captured"
+    for key, value in snapshot(here).items():
+        torch.testing.assert_close(snapshot(there)[key], value, atol=1e-12, rtol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_clients_of_equal_size_replay_one_step_for_each_width():
+    """40 examples each: 28 for training, batches of 10, 10 and 8; three rounds of a chunk of four and one of one."""
+    counted = both(ragged([40] * 5), network(), fedavg(), Training(3, batch_size=10))
+    assert (counted.recorded, counted.replayed) == (4, 15)
+
+
+def test_clients_of_different_sizes_are_padded_and_smaller_stacks_take_over():
+    sizes = [200, 100, 60, 50, 30, 20, 10]
+    counted = both(ragged(sizes), network(), fedavg(), Training(3, batch_size=8, schedule=Cosine()), chunk=7)
+    assert counted.recorded == 3, "stacks of seven, of four, of two and of one client"
+
+
+@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, nesterov=True), Adam(0.01), SGD(0.1, weight_decay=0.1)])
+def test_optimizers_and_rates_are_not_frozen_into_a_step(optimizer):
+    both(ragged([90, 40, 40]), network(), fedavg(), Training(3, batch_size=8, optimizer=optimizer, schedule=Cosine()))
+
+
+def test_dropout_draws_anew_in_every_replay():
+    both(ragged([60, 40, 40]), network(drop=0.5), fedavg(), Training(3, batch_size=8))
+
+
+def test_batch_normalisation_is_captured_among_equals_alone():
+    assert both(ragged([40] * 4), network(norm=True), fedavg(), Training(3, batch_size=10)).replayed
+    assert not both(ragged([70, 40, 30]), network(norm=True), fedavg(), Training(3, batch_size=10)).replayed
+
+
+def test_longer_visits_than_the_first_are_fed_in_pieces():
+    def drawn(unit: float) -> int:
+        return 4 if unit < 0.6 else 11
+
+    method = Method(schedule=(Phase(steps=drawn),))
+    both(ragged([40] * 4), network(), method, Training(3, batch_size=10))
+
+
+def test_what_cannot_be_captured_runs_as_it_is_and_says_why(caplog):
+    def refusing(self: Pretended, work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    with caplog.at_level(logging.INFO, "plures"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretended, "__call__", refusing)
+        assert not both(ragged([40] * 4), network(), fedavg(), Training(3, batch_size=10)).replayed
+    said = "steps that train 'model' are not captured: operation not permitted when stream is capturing"
+    assert [record.message for record in caplog.records if "captured" in record.message] == [said]
+
+
+def test_capture_and_tf32_are_refused_where_there_is_no_gpu():
+    for given, message in (
+        ({"capture": True}, "capture=True records steps on a CUDA device, not on 'cpu': leave it out"),
+        ({"precision": "tf32"}, "precision='tf32' is arithmetic of CUDA devices, not of 'cpu': take 'float32'"),
+        ({"capture": True, "backend": "loop"}, "capture=True is not used by backend='loop'"),
+    ):
+        with pytest.raises(PluresError, match=message):
+            Execution(**given)
+    told = {"backend": "vmap", "chunk": 3, "compile": False, "precision": "tf32", "capture": True}
+    assert Execution.told(told) == Execution("vmap", 3, False, "float32", capture=False), "a GPU's run, read elsewhere"
+
+
+@pytest.mark.parametrize("before", [(False, True), (True, True), (True, False)])
+def test_tf32_is_what_was_asked_for_and_afterwards_what_it_was(before):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    was = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+        for rounded in (False, True):
+            with factors(rounded=rounded):
+                assert (matmul.allow_tf32, cudnn.allow_tf32) == (rounded, rounded)
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = was
+
+
+def test_a_cohort_is_divided_into_equal_stacks():
+    assert [equal(200, most) for most in (0, 1, 99, 100, 199, 200, 5000)] == [1, 1, 67, 100, 100, 200, 200]
