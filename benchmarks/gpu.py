@@ -228,7 +228,7 @@ def prepared(setting: Setting, data: Federation, execution: Execution) -> Run:
 def measure(
     setting: Setting, device: torch.device, clock: Clock, rates: dict[str, float], enough: float, without: list[str]
 ) -> Measured:
-    """All figures of one setting; what does not run is noted. The slow loops get less with less than ``enough`` left."""
+    """All figures of one setting; what does not run is noted. Slow loops get less once less than ``enough`` is left."""
     slow = clock.left > enough
     found, here = Measured(setting), federation(setting)
     data = here.to(device)

@@ -121,6 +121,7 @@ class Captured:
         """The step to replay for each step of a plan; unpadded where all clients have batches of the same size."""
         self._rates.add(rate)
         fixed = rate if len(self._rates) == 1 else None
+        self._replays = {kind: replay for kind, replay in self._replays.items() if kind.rate == fixed}
         stacks = [min(size for size in self._sizes if size >= active) for active in plan.active]
         widths = [even(counts[:, :active]) for counts, active in zip(plan.counts, plan.active, strict=True)]
         known = {kind.widths for kind in self._replays if not kind.padded}

@@ -71,7 +71,7 @@ class Execution:
         """
         for name in told.keys() - {field.name for field in fields(cls) if field.name != "clients_on_disk"}:
             raise PluresError(f"an execution's {name!r} is not read from a file")
-        asked = {**told, **own}
+        asked = dict(**told, **own)
         if find(asked.get("device", "cpu")).type != "cuda":
             asked |= {"capture": False} if asked.get("capture") is True else {}
             asked |= {"precision": "float32"} if asked.get("precision") == "tf32" else {}
