@@ -215,7 +215,7 @@ class Stage:
     def recovered(self, *failures: Failure) -> None:
         """Wait until a round has counted with each client that a failure happened to.
 
-        A run that fails again meanwhile is gone on with, as its operator would.
+        A run that fails again meanwhile is resumed, as its operator would do.
         """
         for failure in failures:
             suffered = self.suffered[failure.title]

@@ -157,7 +157,7 @@ PYTHON = {
     # data by name
     "csv": (lambda: compare("patients.csv"), "no data set 'patients.csv': a table is no data set .*plures.from_frame"),
     "path": (lambda: compare(Path("nowhere/data")), "no data set 'nowhere/data': there is no folder of this name"),
-    "text for a truth value": (
+    "text for a boolean": (
         lambda: compare("heart", data_options={"standardize": "maybe"}),
         "data set 'heart': standardize='maybe'; give true or false",
     ),

@@ -1,4 +1,4 @@
-"""A real nginx with the configuration of the door, before whatever listens on a port of this machine."""
+"""A real nginx with the configuration of the reverse proxy, before whatever listens on a port of this machine."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def status(wire: socket.socket) -> int:
 
 @contextmanager
 def opened(folder: Path, keys: Keyring, upstream: int, patience: float = 10.0, nodes: int = 32) -> Iterator[Door]:
-    """Start the door; it is ended at the end."""
+    """Start the proxy; it is stopped at the end."""
     port = free_port()
     (folder / "run").mkdir(parents=True)
     (folder / "keys").symlink_to(keys.folder)

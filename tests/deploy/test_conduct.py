@@ -1,4 +1,4 @@
-"""A federation of sites from its two files to its published models; stopped, and gone on with."""
+"""A federation of sites from its two files to its published models; stopped, and resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the door lets through and what it cuts off, under load: a real nginx before a server that counts."""
+"""What the reverse proxy lets through and what it cuts off, under load: a real nginx before a server that counts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PUSH, PULL = "/v1/fleet/push-object", "/v1/fleet/pull-messages"
 
 @dataclass
 class Seen:
-    """What came to the server behind the door: path and bytes of each request, and how many were there at once."""
+    """What came to the server behind the proxy: path and bytes of each request, and how many were there at once."""
 
     requests: list[tuple[str, int]] = field(default_factory=list)
     now: int = 0
@@ -98,7 +98,7 @@ def seen(listening: tuple[Seen, int]) -> Seen:
 
 
 def closed(wire: socket.socket, seconds: float) -> bool:
-    """Whether the door ends a connection within some seconds, with or without an answer."""
+    """Whether the proxy ends a connection within some seconds, with or without an answer."""
     wire.settimeout(seconds)
     try:
         while wire.recv(65536):

@@ -1,4 +1,4 @@
-"""An operator's day with real processes: a run is started, a site hangs, the run is stopped, gone on with, cut off."""
+"""An operator's day with real processes: a run is started, a site hangs, the run is stopped, resumed, cut off."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Before:
         return self.door.port
 
     def answer(self, path: str, body: bytes = b"") -> int:
-        """The status that a raw request gets at the door."""
+        """The status that a raw request gets at the proxy."""
         return self.door.answer(path, body)
 
     def inside(self, path: str) -> int:

@@ -144,7 +144,7 @@ def test_a_raw_row_that_cannot_be_is_named(change, message):
         ({"rows": [[1, 2, 3], [1, "tall", 3]]}, "row 2, column 'weight': a text; give a number"),
         ({"rows": [[1, 2, 3], [1, 2]]}, "row 2 has 2 values, not a list of 3: height, weight, age"),
         ({"rows": [[1, None, 3]]}, "row 1, column 'weight': a null; give a number"),
-        ({"rows": [[1, True, 3]]}, "row 1, column 'weight': a truth value; give a number"),
+        ({"rows": [[1, True, 3]]}, "row 1, column 'weight': a boolean; give a number"),
         ('{"rows": [[1, NaN, 3]]}', "row 1, column 'weight': not finite"),
         ('{"rows": [[1, 1e999, 3]]}', "row 1, column 'weight': not finite"),
         ('{"rows": [[1, 1%s, 3]]}' % ("0" * 60), "row 1, column 'weight': not finite, or too large"),

@@ -303,7 +303,7 @@ def test_private_keys_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_a_signature_made_for_something_else_is_none_of_ours() -> None:
-    """Flower lets the same key sign times at the door; and who signs files with it signs no answers."""
+    """Flower lets the same key sign times at the reverse proxy; and who signs files with it signs no answers."""
     message = pack(Reply(client="a"))
     elsewhere = A.private.sign(message, ec.ECDSA(hashes.SHA384()))
     numbers = signing.decode_dss_signature(elsewhere)

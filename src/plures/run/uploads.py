@@ -251,7 +251,7 @@ class Gathered:
         return replace(written, copied=()), followed(written, memory)
 
     def _averaged(self, weights: Tensor, clients: list[int]) -> Leaves:
-        """The weighted mean of what was gathered, with the bits of a mean whose weights were known before."""
+        """The weighted mean of the gathered values, with the bits of a mean whose weights were known before."""
         mean = self._mean()
         mean.expect(weights, self._index(clients))
         for chunk, value, weight in self.gathered:
@@ -304,7 +304,7 @@ class Gathered:
 
 
 def _back(chunks: list[list[int]], device: torch.device) -> Tensor:
-    """Position of each client of the cohort, in increasing order, in what was gathered chunk by chunk."""
+    """Position of each client of the cohort, in increasing order, in the chunk-ordered uploads."""
     order = [client for chunk in chunks for client in chunk]
     return torch.tensor(np.argsort(order), device=device)
 

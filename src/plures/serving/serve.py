@@ -226,7 +226,7 @@ def _numbers(values: Any, shape: Sequence[int], names: Sequence[str], where: str
 
 def _kind(value: object) -> str:
     """The type of a JSON value, in words."""
-    words = {str: "text", bool: "truth value", type(None): "null", list: "list", dict: "object"}
+    words = {str: "text", bool: "boolean", type(None): "null", list: "list", dict: "object"}
     return words.get(type(value), "number")
 
 
