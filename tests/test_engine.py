@@ -36,6 +36,7 @@ from plures.run import Cosine, Execution, Run, Training, Uniform
 from plures.run import choose as choosing
 from plures.run.allocator import keep_freed_memory
 from plures.run.batches import plan
+from plures.run.choose import Pace
 from plures.run.states import working
 from trajectories import (
     HEAVY,
@@ -572,8 +573,7 @@ def test_compiled_steps_equal_eager_ones(method, model, optimizer):
 def test_without_what_compilation_needs_nothing_is_compiled(what, why, monkeypatch, tmp_path, caplog):
     """As on a Debian without its packages g++ or python3-dev: asked for, a warning says so; ``auto`` does not try."""
     monkeypatch.setenv("CXX", "nowhere" if what == "CXX" else sys.executable)
-    monkeypatch.setattr(choosing, "COMPILE_AFTER", 0.0)
-    monkeypatch.setattr(choosing, "measure", lambda bound, f, t, execution, s, p: 0.0 if execution.compile else 1.0)
+    monkeypatch.setattr(choosing, "pace", lambda b, f, t, e, *_: Pace(0.0, 0.0 if e.compile else 1e6))
     if what == "include":
         monkeypatch.setattr(choosing.sysconfig, "get_path", lambda name: str(tmp_path))
     for compiled in ("auto", True):
@@ -604,7 +604,7 @@ def test_batch_normalisation_is_not_compiled(caplog):
     ],
 )
 def test_settled_choices_are_respected_and_not_measured(wanted, monkeypatch):
-    monkeypatch.setattr(choosing, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(choosing, "pace", lambda *_: pytest.fail("measured"))
     assert run(fedavg(), wanted, rounds=0).execution == wanted
 
 

@@ -59,6 +59,7 @@ from plures.run.fingerprint import (
     of_metric,
     question,
 )
+from plures.run.machine import Machine
 from plures.run.origin import builder
 from plures.signature import checked, shown
 from plures.tasks import Task
@@ -304,7 +305,7 @@ class _Study:
         self.execution, self.out, self.every, self.listener, self.named = execution, out, every, listener, named
         self.callbacks, self.code = callbacks, code
         self.done = self.total = 0
-        self._settled: dict[str, Execution] = {}
+        self.machine = Machine()
 
     def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
         """Count the rounds to be run."""
@@ -358,7 +359,7 @@ class _Study:
         """Tune a method, then run it once per seed."""
         lr, parameters, trials = self._tune(entry, rates, tune_rounds)
         spec = self._spec(entry, lr, parameters)
-        results = [self._final(entry, spec.model_copy(update={"seed": seed})) for seed in range(seeds)]
+        results = [self._final(entry, spec.model_copy(update={"seed": seed}), seeds - seed) for seed in range(seeds)]
         return described(entry, self.bound(entry, parameters), self.federation, spec, trials, results)
 
     def rehearse(self, entry: Entry, rates: Sequence[float]) -> None:
@@ -390,7 +391,7 @@ class _Study:
             rates,
             entry.space,
             entry.defaults,
-            lambda lr, parameters: self._trial(entry, lr, parameters, rounds),
+            lambda lr, parameters: self._trial(entry, lr, parameters, rounds, 1 if parameters else len(rates)),
             higher=primary(self.federation).higher,
         )
         if trials and all(math.isinf(trial.validation) for trial in trials):
@@ -401,7 +402,8 @@ class _Study:
             )
         return lr, parameters, trials
 
-    def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int) -> Trial:
+    def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int, alike: int) -> Trial:
+        """Try a setting; ``alike`` trials differ in the learning rate alone, and so share their compiled steps."""
         name = titled(f"{entry.name} lr={lr}", parameters)
         file = None if self.out is None else self.out / "trials" / f"{filed(name)}.json"
         spec = self._spec(entry, lr, parameters).model_copy(update={"rounds": rounds})
@@ -414,7 +416,7 @@ class _Study:
                 self._tell(entry.name, "tuning", None, rounds, rounds)
                 return Trial.model_validate(kept["trial"])
         fitted = fit(
-            self._run(entry, spec),
+            self._run(entry, spec, rounds=alike * rounds),
             name,
             every=every,
             progress=lambda p: self._tell(entry.name, "tuning", p, rounds),
@@ -428,7 +430,8 @@ class _Study:
             write_json(file, {KEY: asked, "trial": trial.model_dump(mode="json")})
         return trial
 
-    def _final(self, entry: Entry, spec: RunSpec) -> SeedResult:
+    def _final(self, entry: Entry, spec: RunSpec, left: int) -> SeedResult:
+        """Run a method to the end with one seed; ``left`` seeds are left, this one included."""
         stage = f"seed {spec.seed}"
         name = f"{filed(entry.name)}-seed{spec.seed}"
         folder = None if self.out is None else RunFolder(self.out / "runs" / name)
@@ -443,7 +446,7 @@ class _Study:
         if checkpoint is not None:
             discard_damaged(checkpoint)
         fitted = fit(
-            self._run(entry, spec, checkpoint),
+            self._run(entry, spec, checkpoint, rounds=left * spec.rounds),
             titled(entry.name, {k: v for k, v in spec.parameters.items() if k not in entry.fixed}),
             every=self.every,
             checkpoint=checkpoint,
@@ -462,16 +465,19 @@ class _Study:
         return result
 
     def _run(
-        self, entry: Entry, spec: RunSpec, checkpoint: Path | None = None, execution: Execution | None = None
+        self,
+        entry: Entry,
+        spec: RunSpec,
+        checkpoint: Path | None = None,
+        execution: Execution | None = None,
+        rounds: int | None = None,
     ) -> Run:
-        """A fresh run. The execution measured for a method's first run is used for all its runs."""
-        rehearsed, execution = execution is not None, execution or self._settled.get(entry.name, self.execution)
+        """A fresh run. What the machine does best is measured in the first run of each kind of work."""
+        execution = execution or self.execution
         if checkpoint is not None and checkpoint.exists():
             execution = saved_execution(checkpoint, self.execution)
-        run = spec.run(self.federation, execution, self.code, entry=entry, model=self.factory)
-        if not rehearsed:
-            self._settled.setdefault(entry.name, run.execution)
-        return run
+        machine = self.machine.expecting(rounds or spec.rounds)
+        return spec.run(self.federation, execution, self.code, entry=entry, model=self.factory, machine=machine)
 
     def _tell(self, method: str, what: str, point: Point | None, rounds: int, done: int = 1) -> None:
         self.done += done

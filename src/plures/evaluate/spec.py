@@ -35,6 +35,7 @@ from plures.run import (
     Uniform,
 )
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
+from plures.run.machine import Machine
 from plures.run.training import RateSchedule
 from plures.signature import shown
 from plures.tasks import Task
@@ -232,6 +233,7 @@ class RunSpec(Result):
         *,
         entry: Entry | None = None,
         model: nn.Module | ModelFactory | None = None,
+        machine: Machine | None = None,
     ) -> Run:
         """A run on this federation.
 
@@ -241,6 +243,7 @@ class RunSpec(Result):
             code: what of one's own the method, the network, the task and the metric may be.
             entry: the method, if it was found already.
             model: the network, if it was found already.
+            machine: what earlier runs found out about the machine.
         """
         federation = self.judged(federation, code) if federation.metric is None or self.task else federation
         return Run(
@@ -251,6 +254,7 @@ class RunSpec(Result):
             participation=self.who(),
             seed=self.seed,
             execution=execution,
+            machine=machine,
         )
 
     def question(self, run: Run, held: Federation | None = None, code: Code = NOTHING, **settings: Any) -> Fingerprint:

@@ -202,6 +202,10 @@ class Network:
             for layer in self._still:
                 layer.training = False
 
+    def still(self, layer: nn.Module) -> bool:
+        """Whether a layer keeps its running statistics in training."""
+        return layer in self._still
+
     def _place(self, path: str) -> tuple[nn.Module, str]:
         owner, _, name = path.rpartition(".")
         return self.module.get_submodule(owner), name

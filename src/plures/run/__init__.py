@@ -3,6 +3,7 @@
 from plures.run.coordinator import RoundRecord
 from plures.run.execution import Execution
 from plures.run.experts import experts_of
+from plures.run.machine import Machine
 from plures.run.onboard import onboard
 from plures.run.participation import BySize, Fixed, Full, Joint, Participation, Uniform
 from plures.run.run import Run
@@ -18,6 +19,7 @@ __all__ = [
     "Fixed",
     "Full",
     "Joint",
+    "Machine",
     "Milestones",
     "Participation",
     "RoundRecord",

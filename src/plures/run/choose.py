@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import logging
+import math
 import os
 import re
 import shutil
@@ -12,34 +14,53 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from plures.federation import Federation
 from plures.method import Bound, Phase
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
+from plures.run.facts import code_digest, digest, facts
+from plures.run.machine import Machine
 from plures.run.memory import fitting
 from plures.run.training import Training
 
 log = logging.getLogger("plures")
 
-MEASURED_STEPS = 6
+MEASURED_STEPS = 12
 HOPELESS = 1.2
-"""Larger stacks are not tried once a stack takes this many times as long as the best."""
+"""Larger stacks are not measured once a stack takes this many times as long for a client as the best."""
 LOOP_MEMORY = 1 << 27
 """Bytes of states that a chunk of clients trained one after the other may take."""
 TAKEN_OUT = r'[\\/:*?"<>|]'
 """What PyTorch takes out of a user's name, to make the name of a folder of it."""
-COMPILE_AFTER = 180.0
-"""Seconds of training left from which a compilation is worth trying."""
+SHARE, LEAST = 0.05, 2.0
+"""What measuring may cost: this share of the run, or these seconds."""
+SIZES = (8, 32, 1, 128)
+"""Stacks that are measured, in order of promise; what lies between them is interpolated."""
+COMPILED = 0.5
+"""What a compiled step is expected to take of the time of one that is not, before one was measured."""
+HOPED = 0.8
+"""The same of one in another chunk, compared with those that were measured."""
+COMPILATIONS = 2
+"""Most chunk sizes whose steps are compiled to be measured."""
 
 
 def choose(
-    bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int, cohort: int
+    bound: Bound,
+    federation: Federation,
+    training: Training,
+    wanted: Execution,
+    seed: int,
+    cohort: int,
+    machine: Machine | None = None,
 ) -> Execution:
     """Settle what is ``auto``. Nothing of the run is touched: the measured steps train copies.
 
@@ -50,48 +71,247 @@ def choose(
         wanted: what the user fixed, and what is ``auto``.
         seed: the run's seed.
         cohort: clients of a round.
+        machine: what earlier runs found out, which is not measured again; what this one finds out is added.
     """
     wanted = possible(bound, federation, training, wanted, seed)
     if wanted.settled:
         return wanted
-    phases = [item for item in bound.method.schedule if isinstance(item, Phase)]
-    timed: dict[Execution, float] = {}
-
-    def attempt(candidate: Execution) -> None:
-        try:
-            step = sum(measure(bound, federation, training, candidate, seed, phase) for phase in phases)
-            timed[candidate] = step * client_steps(federation, training, candidate, cohort)
-        except RuntimeError as error:
-            if candidate.backend == "loop":
-                raise
-            log.warning("%s/%s%s did not run: %s", *_named(candidate), first_line(error))
-
-    if wanted.torch_device.type == "cuda":
-        tried = on_gpu(bound, federation, training, wanted, seed, cohort)
-    else:
-        tried = candidates(bound, wanted, cohort)
-    for candidate in tried:
-        stacks = [seconds for tried, seconds in timed.items() if tried.backend == "vmap"]
-        if not stacks or stacks[-1] < HOPELESS * min(timed.values()):
-            attempt(candidate)
-    if not timed:
-        attempt(replace(wanted, backend="loop", chunk=1, compile=False, convolutions="auto"))
-    best = min(timed, key=timed.__getitem__)
-    left = timed[best] * training.rounds
-    if wanted.compile == "auto" and best.backend == "vmap" and left > COMPILE_AFTER and not bound.network.batch_coupled:
-        attempt(replace(best, compile=True))
-        best = min(timed, key=timed.__getitem__)
-    others = ", ".join("{}/{}{} {:.3g}".format(*_named(e), 1e3 * t) for e, t in timed.items())
+    choice = Choice(bound, federation, training, wanted, seed, cohort, machine or Machine())
+    if not choice.timed:
+        choice.compare()
+    best = choice.best()
+    others = ", ".join("{}/{}{} {:.3g}".format(*_named(e), 1e3 * t) for e, t in choice.timed.items())
     log.info(
-        "%s backend, chunks of %s clients, %s, %s: expecting %.3g ms for a round (%s)",
+        "%s backend, chunks of %s clients, %s, %s: expecting %.3g ms for a round (%s), found out in %.2g s",
         best.backend,
         best.chunk,
         " and ".join(said(best)) or "not compiled",
         best.precision,
-        1e3 * timed[best],
+        1e3 * choice.timed[best],
         others,
+        choice.spent,
     )
     return best
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a visit of some clients is.
+
+    Attributes:
+        fixed: seconds of a visit besides its steps.
+        step: seconds of a step of all of them.
+        first: seconds that the first visit took beyond the others, as for a compilation.
+        spent: seconds that it took to find out.
+    """
+
+    fixed: float
+    step: float
+    first: float = 0.0
+    spent: float = 0.0
+
+
+@dataclass
+class Choice:
+    """What is measured for one kind of work, and what follows from it.
+
+    Attributes:
+        timed: seconds of a round by execution.
+        paces: of each phase of stacks that are not compiled, by whether steps are captured and number of clients.
+        spent: seconds spent on measuring, compilations left out.
+    """
+
+    bound: Bound
+    federation: Federation
+    training: Training
+    wanted: Execution
+    seed: int
+    cohort: int
+    machine: Machine
+    spent: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._engine: Engine | None = None
+        self.phases = [item for item in self.bound.method.schedule if isinstance(item, Phase)]
+        self.steps = [steps_of(phase, self.federation, self.training, self.cohort) for phase in self.phases]
+        key = kind_of_work(self.bound, self.federation, self.training, self.wanted, self.cohort)
+        self.timed = self.machine.timings.setdefault(key, {})
+        self.paces = self.machine.paces.setdefault(key, {})
+
+    @property
+    def rounds(self) -> int:
+        """Rounds for which the choice counts."""
+        return self.training.rounds if self.machine.rounds is None else self.machine.rounds
+
+    @property
+    def allowed(self) -> float:
+        """Seconds that may still be spent on measuring."""
+        length = min(self.timed.values(), default=0.0) * self.rounds
+        return max(LEAST, SHARE * length) - self.spent
+
+    def compare(self) -> None:
+        """Measure one client after the other, and stacks of several sizes, as far as the time allows."""
+        base = replace(self.wanted, compile=False, capture=self.wanted.capture is True)
+        if self.wanted.torch_device.type == "cuda" and base.backend != "loop":
+            for candidate in self.on_gpu(base):
+                self.attempt(candidate)
+        else:
+            if base.backend != "vmap":
+                together = loop_chunk(self.bound, self.cohort) if base.chunk == "auto" else base.chunk
+                self.attempt(one_by_one(base, together))
+            if base.backend != "loop":
+                self.stacks(replace(base, backend="vmap"))
+        if not any(math.isfinite(seconds) for seconds in self.timed.values()):
+            self.attempt(one_by_one(base, 1))
+
+    def on_gpu(self, base: Execution) -> list[Execution]:
+        """What is compared on a CUDA device: stacks as large as memory allows, with their steps captured and not."""
+        base = replace(base, backend="vmap", capture=False)
+        short = tuple(replace(phase, steps=1, epochs=None) for phase in self.phases)
+
+        def visit(count: int) -> None:
+            clients = largest(self.federation, count)
+            engine = Engine(self.bound, self.federation, self.training, replace(base, chunk=count), self.seed)
+            engine.visit(*copies(self.bound, len(clients)), clients, 0, short)
+
+        if base.chunk == "auto":
+            base = replace(base, chunk=fitting(visit, self.federation.inputs.device, self.cohort))
+        captured = (True, False) if self.wanted.capture == "auto" else (self.wanted.capture,)
+        return [replace(base, capture=capture) for capture in captured]
+
+    def stacks(self, base: Execution) -> None:
+        """Measure stacks, and note the best chunk."""
+        found: dict[int, list[Pace]] = {}
+        sizes = SIZES if base.chunk == "auto" else (base.chunk, max(1, base.chunk // 4))
+        for size in dict.fromkeys(min(size, self.cohort) for size in sizes):
+            each = {n: sum(pace.step for pace in paces) / n for n, paces in found.items()}
+            expected = max(each.values(), default=0.0) * size
+            worse = bool(each) and size > max(each) and each[max(each)] > HOPELESS * min(each.values())
+            if worse or ((self.timed or each) and expected >= self.allowed):
+                continue
+            paces = self.paced(replace(base, chunk=size))
+            if paces is None:
+                break
+            found[size] = paces
+        if found:
+            self.paces[base.capture is True] = found
+            chunks = even(self.cohort) if base.chunk == "auto" else [base.chunk]
+            seconds = {chunk: self.round(found, chunk) for chunk in chunks}
+            best = min(seconds, key=seconds.__getitem__)
+            self.timed[replace(base, chunk=best)] = seconds[best]
+
+    def paced(self, candidate: Execution) -> list[Pace] | None:
+        """Paces of all phases, or ``None`` where a candidate does not run."""
+        try:
+            found = [
+                pace(self.bound, self.federation, self.training, candidate, self.seed, phase, self.machine, share)
+                for phase in self.phases
+                for share in [self.allowed / (4 * len(self.phases))]
+            ]
+        except RuntimeError as error:
+            if candidate.backend == "loop":
+                raise
+            log.warning("%s/%s%s did not run: %s", *_named(candidate), first_line(error))
+            return None
+        self.spent += sum(each.spent for each in found)
+        return found
+
+    def attempt(self, candidate: Execution) -> None:
+        """Measure a candidate by itself."""
+        assert isinstance(candidate.chunk, int)
+        paces = self.paced(candidate)
+        if paces is None:
+            self.timed[candidate] = math.inf
+        elif candidate.backend == "loop":
+            each = zip(paces, self.steps, strict=True)
+            self.timed[candidate] = sum(len(n) * p.fixed + float(n.sum()) * p.step for p, n in each)
+        else:
+            found = {candidate.chunk: paces}
+            if not candidate.compile:
+                self.paces.setdefault(candidate.capture is True, found)
+            self.timed[candidate] = self.round(found, candidate.chunk, candidate.compile is True)
+
+    def round(self, found: dict[int, list[Pace]], chunk: int, compiled: bool = False) -> float:
+        """Seconds of a round with stacks of some size.
+
+        Args:
+            found: paces of all phases by number of clients.
+            chunk: clients of a stack.
+            compiled: whether those that have finished go on, masked, until the last one has.
+        """
+        total, known = 0.0, sorted(found)
+        for number, steps in enumerate(self.steps):
+            paces = [found[n][number] for n in known]
+            clients = np.arange(1, chunk + 1)
+            step = np.interp(clients, known, [pace.step for pace in paces])
+            fixed = np.interp(clients, known, [pace.fixed for pace in paces])
+            for first in range(0, len(steps), chunk):
+                own = steps[first : first + chunk]
+                total += float(fixed[len(own) - 1])
+                if compiled:
+                    total += float(own[0] * step[len(own) - 1])
+                else:
+                    total += float(((own - np.append(own[1:], 0)) * step[: len(own)]).sum())
+        return total
+
+    # --- compilation --------------------------------------------------------------------------------------------
+
+    def best(self) -> Execution:
+        """The execution with the shortest time for all rounds, compilations that are still needed included.
+
+        A compiled one that promises more than those that were measured is measured first.
+        """
+        while True:
+            totals = {execution: self.total(execution, seconds) for execution, seconds in self.timed.items()}
+            best = min(totals, key=totals.__getitem__)
+            hoped = self.hoped()
+            tries = {e: self.total(e, seconds) for e, seconds in hoped.items()}
+            promising = min(tries, key=tries.__getitem__, default=None)
+            forced = self.wanted.compile is True and not any(e.compile for e in self.timed)
+            if promising is None or not (forced or tries[promising] < totals[best]):
+                break
+            self.attempt(promising)
+        if self.wanted.compile is True:
+            totals = {e: t for e, t in totals.items() if e.compile or e.backend == "loop"}
+        return min(totals, key=totals.__getitem__)
+
+    def total(self, execution: Execution, seconds: float) -> float:
+        """Seconds of all rounds, with the compilations that are still needed."""
+        return self.rounds * seconds + (self.missing(execution) * self.machine.compilation if execution.compile else 0)
+
+    def missing(self, execution: Execution) -> int:
+        """Steps that an execution needs and that are not compiled yet."""
+        assert isinstance(execution.chunk, int)
+        sizes = {min(execution.chunk, self.cohort), self.cohort % execution.chunk} - {0}
+        if self._engine is None:
+            self._engine = Engine(self.bound, self.federation, self.training, execution, self.seed, self.machine)
+        return self._engine.uncompiled(self.phases, sizes)
+
+    def hoped(self) -> dict[Execution, float]:
+        """Compiled executions that could be measured, and the seconds of a round that are hoped for."""
+        if self.wanted.compile is False or self.bound.network.batch_coupled:
+            return {}
+        found: dict[Execution, float] = {}
+        for execution in [e for e in self.timed if e.backend == "vmap" and not e.compile]:
+            if execution.capture not in self.paces:
+                continue
+            paces = self.paces[execution.capture]
+            base = replace(execution, compile=True)
+            done = {e.chunk: t for e, t in self.timed.items() if e.compile and e.capture == base.capture}
+            if len(done) >= COMPILATIONS or math.inf in done.values():
+                continue
+            free = self.wanted.chunk == "auto" and self.wanted.torch_device.type == "cpu"
+            chunks = even(self.cohort) if free else [execution.chunk]
+            masked = {chunk: self.round(paces, chunk, compiled=True) for chunk in chunks if isinstance(chunk, int)}
+            gains = [seconds / masked[chunk] for chunk, seconds in done.items() if chunk in masked]
+            gain = HOPED * min(gains) if gains else COMPILED
+            found |= {replace(base, chunk=c): gain * t for c, t in masked.items() if c not in done}
+        return found
+
+
+def even(cohort: int) -> list[int]:
+    """Chunk sizes of at most 128 that part a cohort into chunks of equal size, or nearly so."""
+    return sorted({-(-cohort // parts) for parts in range(-(-cohort // 128), cohort + 1)})
 
 
 def possible(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> Execution:
@@ -185,17 +405,54 @@ def copies(bound: Bound, clients: int) -> tuple[Stack, Stack]:
     return {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}, received
 
 
-def client_steps(federation: Federation, training: Training, execution: Execution, cohort: int) -> float:
-    """Steps of single clients that a round costs; a stack costs all its clients until the largest one is done."""
-    sizes = federation.splits["train"].sizes.sort(descending=True).values
-    if training.steps is not None:
-        steps = torch.full_like(sizes, training.steps)
-    else:
-        steps = (training.passes * (sizes / (training.batch_size or int(sizes.max()))).ceil()).ceil()
-    if execution.backend == "vmap":
-        assert isinstance(execution.chunk, int)
-        steps = torch.cat([chunk[:1].expand(len(chunk)) for chunk in torch.split(steps, execution.chunk)])
-    return float(steps.sum()) * cohort / len(federation)
+def steps_of(phase: Phase, federation: Federation, training: Training, cohort: int) -> NDArray[np.int64]:
+    """Steps of the clients of a typical cohort in one phase, not increasing."""
+    sizes = federation.splits["train"].sizes.sort(descending=True).values.numpy()
+    sizes = sizes[np.linspace(0, len(sizes) - 1, cohort).round().astype(np.int64)]
+    own = phase.epochs is not None or phase.steps is not None
+    steps = phase.steps if own else training.steps
+    if callable(steps):
+        steps = steps(0.5)
+    if steps is not None:
+        return np.full_like(sizes, steps)
+    epochs = phase.epochs if phase.epochs is not None else training.passes
+    batches = -(-sizes // (training.batch_size or int(sizes.max(initial=1))))
+    return np.ceil(epochs * batches / phase.batches).astype(np.int64)
+
+
+def kind_of_work(bound: Bound, federation: Federation, training: Training, wanted: Execution, cohort: int) -> str:
+    """What the time of a round depends on, as one text; values of hyper-parameters and of data are not part of it."""
+    phases = [item for item in bound.method.schedule if isinstance(item, Phase)]
+    shapes = [(slot, path, tuple(t.shape)) for slot, ls in bound.initial.items() for path, t in ls.items()]
+    about = (
+        facts(bound.network.module, tensors=False),
+        shapes,
+        [
+            (bound.trained(phase), phase.batches, named_code(phase.objective), named_code(phase.before))
+            for phase in phases
+        ],
+        [steps_of(phase, federation, training, cohort).tolist() for phase in phases],
+        [type(phase.optimizer or training.optimizer).__name__ for phase in phases],
+        [getattr(phase.optimizer or training.optimizer, "slots", 0) for phase in phases],
+        (training.batch_size, training.clip is None, federation.features, federation.task.kind),
+        (wanted, cohort, torch.get_num_threads()),
+    )
+    return digest(repr(about).encode())
+
+
+def named_code(function: Callable[..., object] | None) -> tuple[str, str] | None:
+    """A function's name and what its code does, whatever it closes over."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if function is None:
+        return None
+    code = getattr(function, "__code__", None)
+    return getattr(function, "__qualname__", type(function).__qualname__), code_digest(code) if code else ""
+
+
+def one_by_one(base: Execution, chunk: int) -> Execution:
+    """Clients one after the other, with the options of stacks left out."""
+    return replace(base, backend="loop", chunk=chunk, compile=False, capture=False, convolutions="auto")
 
 
 def loop_chunk(bound: Bound, cohort: int) -> int:
@@ -204,55 +461,55 @@ def loop_chunk(bound: Bound, cohort: int) -> int:
     return max(1, min(cohort, 32, LOOP_MEMORY // size))
 
 
-def candidates(bound: Bound, wanted: Execution, cohort: int) -> list[Execution]:
-    """What is compared before compilation."""
-    found = []
-    base = replace(wanted, compile=wanted.compile is True, capture=wanted.capture is True)
-    if wanted.backend in ("auto", "loop"):
-        together = loop_chunk(bound, cohort) if wanted.chunk == "auto" else wanted.chunk
-        alone = replace(base, backend="loop", chunk=together, compile=False, capture=False, convolutions="auto")
-        found.append(alone)
-    if wanted.backend in ("auto", "vmap"):
-        sizes = sorted({min(size, cohort) for size in (8, 32, 128)}) if wanted.chunk == "auto" else [wanted.chunk]
-        found += [replace(base, backend="vmap", chunk=size) for size in sizes]
-    return found
+def pace(
+    bound: Bound,
+    federation: Federation,
+    training: Training,
+    execution: Execution,
+    seed: int,
+    phase: Phase,
+    machine: Machine,
+    allowed: float,
+) -> Pace:
+    """Measure visits with few and with more steps, on copies of the initial leaves.
 
+    Args:
+        execution: backend, chunk, compilation and precision.
+        phase: the only one that is measured.
+        machine: keeps compiled steps.
+        allowed: seconds that it may take, compilation left out; a first and a second visit are always made.
 
-def on_gpu(
-    bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int, cohort: int
-) -> list[Execution]:
-    """What is compared on a CUDA device: stacks as large as memory allows, with their steps captured and not."""
-    if wanted.backend == "loop":
-        return candidates(bound, wanted, cohort)
-    base = replace(wanted, backend="vmap", compile=wanted.compile is True, capture=False)
-    short = tuple(replace(item, steps=1, epochs=None) for item in bound.method.schedule if isinstance(item, Phase))
-
-    def visit(count: int) -> None:
-        clients = largest(federation, count)
-        engine = Engine(bound, federation, training, replace(base, chunk=count), seed)
-        engine.visit(*copies(bound, len(clients)), clients, 0, short)
-
-    if base.chunk == "auto":
-        base = replace(base, chunk=fitting(visit, federation.inputs.device, cohort))
-    captured = (True, False) if wanted.capture == "auto" else (wanted.capture,)
-    return [replace(base, capture=capture) for capture in captured]
-
-
-def measure(
-    bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int, phase: Phase
-) -> float:
-    """Seconds that one step of one client takes, on copies of the initial leaves; the best of three tries."""
+    Returns:
+        The pace of the largest clients: of a chunk together, or of one client where they train one after the other.
+    """
     chunk = execution.chunk
     assert isinstance(chunk, int)
     clients = largest(federation, chunk if execution.backend == "vmap" else min(chunk, 4))
-    engine = Engine(bound, federation, training, execution, seed)
-    short = replace(phase, steps=MEASURED_STEPS, epochs=None)
-    best = float("inf")
-    for _ in range(3):
+    engine = Engine(bound, federation, training, execution, seed, machine)
+    begun = time.perf_counter()
+
+    def visit(steps: int) -> float:
         x, received = copies(bound, len(clients))
-        begun = time.perf_counter()
-        engine.visit(x, received, clients, 0, (short,))
+        started = time.perf_counter()
+        engine.visit(x, received, clients, 0, (replace(phase, steps=steps, epochs=None),))
         if federation.inputs.is_cuda:
             torch.cuda.synchronize(federation.inputs.device)
-        best = min(best, time.perf_counter() - begun)
-    return best / MEASURED_STEPS / len(clients)
+        return time.perf_counter() - started
+
+    compiling = visit(1) if execution.compile is True else 0.0
+    if execution.capture is True:  # the second visit records
+        visit(1)
+        visit(MEASURED_STEPS)
+    one = visit(1)
+    if execution.compile is True:
+        machine.compilations.append(max(0.0, compiling - one))
+        begun += compiling
+    more = 1 + max(2, min(MEASURED_STEPS, int(allowed / (4 * one))))
+    few, many = one, visit(more)
+    for _ in range(2):
+        if time.perf_counter() - begun + one + many > allowed:
+            break
+        few, many = min(few, visit(1)), min(many, visit(more))
+    each = 1 if execution.backend == "vmap" else len(clients)
+    step = max(many - few, 0.1 * many) / (more - 1)
+    return Pace(max(0.0, few - step) / each, step / each, max(0.0, compiling - one), time.perf_counter() - begun)

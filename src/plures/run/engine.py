@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,6 +20,7 @@ from plures.run.allocator import keep_freed_memory
 from plures.run.capture import RECORDERS, Recorder
 from plures.run.execution import Execution
 from plures.run.kernels import kernels
+from plures.run.machine import Machine
 from plures.run.padding import Asked, Example, Examples, full, mask, unpadded
 from plures.run.randomness import branch, fold, name_key, unit
 from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
@@ -41,11 +42,19 @@ class Engine:
         training: local work.
         execution: backend and compilation, already chosen (no ``auto``).
         seed: root of all randomness.
+        machine: what is known of the machine, and compiled steps.
     """
 
     def __init__(
-        self, bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int
+        self,
+        bound: Bound,
+        federation: Federation,
+        training: Training,
+        execution: Execution,
+        seed: int,
+        machine: Machine | None = None,
     ) -> None:
+        self.machine = machine or Machine()
         self.bound, self.federation, self.training, self.execution = bound, federation, training, execution
         self.seed = seed
         self.problem = Problem(bound.network, federation.task)
@@ -180,10 +189,23 @@ class Engine:
             self.bound,
             self.federation,
             self.training,
-            compiled=self.execution.compile is True,
+            compiler=self._compiled_step if self.execution.compile is True else None,
             recorder=self._recorder,
             clients=chunk,
         )
+
+    def _compiled_step(self, computes: str, make: Callable[[], Callable[..., Tensor]]) -> Callable[..., Tensor]:
+        return self.machine.compiled(self._computes(computes), make)
+
+    def _computes(self, step: str) -> str:
+        execution = self.execution
+        return f"{execution.precision} {execution.patches} {self.federation.inputs.device} {step}"
+
+    def uncompiled(self, phases: Iterable[Phase], sizes: Iterable[int]) -> int:
+        """How many steps of some phases, of stacks of some sizes, are not compiled yet."""
+        stacked = [steps for steps in map(self._resolved, phases) if isinstance(steps, Stacked)]
+        each = [self._computes(steps.computes(size)) for steps in stacked for size in sizes]
+        return len(set(each) - self.machine.steps.keys())
 
     # --- assignments, measurements, forward passes --------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from plures.run.coordinator import Coordinator, Values, Work
 from plures.run.cost import kept
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
+from plures.run.machine import Machine
 from plures.run.randomness import fold, name_key
 from plures.run.states import states, working
 from plures.run.training import Training
@@ -34,6 +35,7 @@ class Local:
         training: local work.
         execution: how to use the machine, settled.
         seed: root of all randomness.
+        machine: what is known of the machine.
 
     Attributes:
         engine: does the local work.
@@ -42,10 +44,16 @@ class Local:
     alone = False
 
     def __init__(
-        self, bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int
+        self,
+        bound: Bound,
+        federation: Federation,
+        training: Training,
+        execution: Execution,
+        seed: int,
+        machine: Machine | None = None,
     ) -> None:
         self.federation, self.execution = federation, execution
-        self.engine = Engine(bound, federation, training, execution, seed)
+        self.engine = Engine(bound, federation, training, execution, seed, machine)
 
     def held(self, bound: Bound) -> list[Leaf]:
         return kept(bound)

@@ -20,6 +20,7 @@ from plures.run.coordinator import Coordinator
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.local import Local
+from plures.run.machine import Machine
 from plures.run.origin import Origin
 from plures.run.padding import Examples
 from plures.run.participation import PARTICIPATIONS, Participation
@@ -47,6 +48,7 @@ class Run(Coordinator[Local]):
         seed: root of initial values, batches, cohorts and dropout.
         execution: how to use the machine; what is ``auto`` is measured here, before the first round.
         population: facts about all clients, where the federation holds only some of them, as it does at a site.
+        machine: what earlier runs found out about the machine, to be shared with this one: choices, compiled steps.
 
     Attributes:
         execution: the settled execution.
@@ -72,6 +74,7 @@ class Run(Coordinator[Local]):
         seed: int = 0,
         execution: Execution | None = None,
         population: Setting | None = None,
+        machine: Machine | None = None,
     ) -> None:
         wanted, training = execution or Execution(), training or Training()
         data = federation.to(wanted.torch_device, wanted.dtype)
@@ -81,9 +84,10 @@ class Run(Coordinator[Local]):
         if not local:
             rehearse(origin.bound, data, training, wanted, seed, setting)
         size = -(-(len(data) if local else len(origin.cohort(0))) // wanted.processes)
-        settled = choose(origin.bound, data, training, wanted, seed, size)
-        kind = Pool if settled.processes > 1 else Local
-        super().__init__(origin, kind(origin.bound, data, training, settled, seed), data, setting, training, settled)
+        machine = Machine() if machine is None else machine
+        settled = choose(origin.bound, data, training, wanted, seed, size, machine)
+        clients = (Pool if settled.processes > 1 else Local)(origin.bound, data, training, settled, seed, machine)
+        super().__init__(origin, clients, data, setting, training, settled)
         self._served: _Served | None = None
 
     @property
@@ -103,7 +107,7 @@ class Run(Coordinator[Local]):
         """This run as it stands, with other data: of clients that come later, or of another task."""
         other = copy.copy(self)
         other.federation, other.setting = federation, setting
-        other.clients = Local(self.bound, federation, self.training, self.execution, self.seed)
+        other.clients = Local(self.bound, federation, self.training, self.execution, self.seed, self.engine.machine)
         other._served = None
         return other
 

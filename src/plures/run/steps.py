@@ -27,6 +27,7 @@ from plures.method.tree import detach
 from plures.models import Leaves
 from plures.run.batches import Batches
 from plures.run.capture import Captured, Part, Recorder
+from plures.run.facts import digest, facts
 from plures.run.padding import Asked, Example, Examples, mask
 from plures.run.training import Training
 
@@ -78,6 +79,7 @@ class Steps:
         slots = {phase.slot, *(slot for slot, _ in self.trained)} if self.plain else set(bound.initial)
         self.read = [(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
         """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
+        self.shapes = [(tuple(bound.initial[s][p].shape), bound.initial[s][p].dtype) for s, p in self.read]
         self.anchored = [] if self.plain else self.read
         """Leaves whose received value the phase can read."""
         self.direct = phase.objective is None and bool(phase.targets)
@@ -254,7 +256,8 @@ class Stacked(Steps):
     """A stack of clients at once: objectives mapped by ``torch.func.vmap`` over ``grad``.
 
     Args:
-        compiled: compile the step; it then always runs on all clients of the chunk, idle ones masked.
+        compiler: gives the compiled step for what it computes; the step then always runs on all clients of the chunk,
+            idle ones masked. ``None`` compiles nothing.
         recorder: records steps, to replay them; ``None`` to run them one by one.
         clients: most clients of a stack.
     """
@@ -266,16 +269,16 @@ class Stacked(Steps):
         federation: Federation,
         training: Training,
         *,
-        compiled: bool,
+        compiler: Callable[[str, Callable[[], Callable[..., Tensor]]], Callable[..., Tensor]] | None = None,
         recorder: Recorder | None = None,
         clients: int = 1,
     ) -> None:
         super().__init__(phase, bound, federation, training)
-        self.compiled = compiled
+        self.compiler = compiler
         self.rest = [leaf for leaf in self.read if leaf not in set(self.trained)]
         written = [place for place, leaf in enumerate(self.rest) if leaf in set(self.followed)]
         self.captured = (
-            None if recorder is None else Captured(recorder, clients, written, self.dtype, halved=not compiled)
+            None if recorder is None else Captured(recorder, clients, written, self.dtype, halved=compiler is None)
         )
         self.together: bool | None = None
         """Whether clients with different batches may step together; found out when such clients meet."""
@@ -287,15 +290,17 @@ class Stacked(Steps):
         amounts = torch.from_numpy(plan.counts).to(device)
         keys = plan.keys if self.random else None
         part, previous = self._part(x, received, memory, slice(0, clients)), clients
+        source = self.federation.inputs, self.federation.targets
         if (replayed := self._replayed(part, plan, keys, rate)) is not None:
             return replayed
-        compiled = self.compiled and not self._apart(part, plan)
+        compiled = None if self.compiler is None or self._apart(part, plan) else self._compiled(clients)
         for step, active in enumerate(plan.active):
-            if compiled:
+            if compiled is not None:
                 running = torch.from_numpy(step < plan.steps).to(device)
                 lr, number = (torch.tensor(value, dtype=torch.float64, device=device) for value in (rate, step + 1))
                 drawn = [] if keys is None else [keys[step]]
-                losses += self._compiled(*part, list(plan.rows[step]), list(amounts[step]), drawn, running, lr, number)
+                index, padded = list(plan.rows[step]), list(amounts[step])
+                losses += compiled(*part, index, padded, drawn, running, lr, number, source)
                 continue
             for rows, sizes in self._groups(plan.counts[step, :, :active], part, plan):
                 if isinstance(rows, Tensor) or previous != active:
@@ -304,7 +309,7 @@ class Stacked(Steps):
                 index = [plan.rows[step, number, rows, :width] for number, width in enumerate(sizes.max(1).tolist())]
                 padded = [] if (sizes == sizes[:, :1]).all() else list(amounts[step][:, rows])
                 drawn = [] if keys is None else [keys[step, rows]]
-                losses[:, rows] += self._step(*part, index, padded, drawn, None, rate, step + 1)
+                losses[:, rows] += self._step(*part, index, padded, drawn, None, rate, step + 1, source)
                 if isinstance(rows, Tensor):
                     self._return(part, x, memory, rows)
         return losses
@@ -317,10 +322,13 @@ class Stacked(Steps):
         if any(kind.padded for kind in kinds) and self._apart(part, plan):
             return None
 
+        source = self.federation.inputs, self.federation.targets
+
         def step(
             part: Part, rows: Tensors, counts: Tensors, keys: Tensors, lr: Tensor | float, number: Tensor
         ) -> Tensor:
-            return (self._compiled if self.compiled else self._step)(*part, rows, counts, keys, None, lr, number)
+            work = self._step if self.compiler is None else self._compiled(len(rows[0]))
+            return work(*part, rows, counts, keys, None, lr, number, source)
 
         try:
             return self.captured(step, part, plan, kinds, keys, rate)
@@ -329,10 +337,40 @@ class Stacked(Steps):
             log.info("steps that train %r are not captured: %s", self.phase.slot, str(error).strip().partition("\n")[0])
             return None
 
+    def _compiled(self, clients: int) -> Callable[..., Tensor]:
+        """The compiled step of some clients, perhaps that of an earlier run that computes the same."""
+
+        def make() -> Callable[..., Tensor]:
+            step: Callable[..., Tensor] = torch.compile(own_code(self._step), dynamic=False)
+            return step
+
+        assert self.compiler is not None
+        return self.compiler(self.computes(clients), make)
+
+    def computes(self, clients: int) -> str:
+        """All that a step of some clients depends on besides its arguments, as one text."""
+        inputs, targets = self.federation.inputs, self.federation.targets
+        shapes = [tuple(t.shape) for t in (inputs, targets)]
+        return f"{self._depends} {clients} {shapes}"
+
     @cached_property
-    def _compiled(self) -> Callable[..., Tensor]:
-        step: Callable[..., Tensor] = torch.compile(own_code(self._step), dynamic=False)
-        return step
+    def _depends(self) -> str:
+        """What the step of any number of clients depends on; rates and numbers of steps are arguments."""
+        optimizers = [replace(o, lr=1.0) if isinstance(o, SGD | Adam) else o for o, _ in self.updates]
+        bare = replace(self.phase, lr=None, steps=None, epochs=None, optimizer=None)
+        told = facts((bare, optimizers, self.federation.task), "step") | facts(self.network.module, tensors=False)
+        held = [name for name, part in self.network.module.named_modules() if self.network.still(part)]
+        places = (
+            self.read,
+            self.shapes,
+            self.trained,
+            self.kept,
+            self.followed,
+            self.anchored,
+            [n for _, n in self.updates],
+        )
+        about = (self.clip, self.problem.decay, self.dtype, held, sorted(self.network.fixed), places, self.told)
+        return digest(repr((sorted(told.items()), about)).encode())
 
     def _groups(self, counts: NDArray[np.int64], part: Part, plan: Batches) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
         """Clients that step together: all active ones, or those with equal batches where padding would matter."""
@@ -385,7 +423,7 @@ class Stacked(Steps):
     def _step(
         self, trained: Tensors, rest: Tensors, received: Tensors, memory: list[Tensors],
         rows: Tensors, counts: Tensors, keys: Tensors, running: Tensor | None,
-        lr: Tensor | float, step: Tensor | int,
+        lr: Tensor | float, step: Tensor | int, source: tuple[Tensor, Tensor],
     ) -> Tensor:  # fmt: skip
         """One step of all clients of a part, changing its leaves in place.
 
@@ -397,12 +435,13 @@ class Stacked(Steps):
             running: ``(clients,)`` who takes the step; ``None`` for all.
             lr: learning rate.
             step: number of the step, from 1.
+            source: inputs and targets of the federation.
 
         Returns:
             ``(2, clients)`` task losses and objectives.
         """
-        inputs = [gather(self.federation.inputs, index) for index in rows]
-        targets = [gather(self.federation.targets, index) for index in rows]
+        inputs = [gather(source[0], index) for index in rows]
+        targets = [gather(source[1], index) for index in rows]
         weights = [mask(count, index.shape[1], self.dtype) for index, count in zip(rows, counts, strict=False)]
         grads, told, changed = torch.func.vmap(self._gradient)(trained, rest, received, inputs, targets, weights, keys)
         losses = torch.stack([each.to(self.dtype) for each in told])

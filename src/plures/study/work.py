@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from plures.evaluate.spec import RunSpec
 from plures.files import inside
 from plures.run import Execution, Run
 from plures.run.checkpoint import discard_damaged
+from plures.run.machine import Machine
 from plures.study.cells import Loaded, load_cell
 from plures.study.plan import Cell, Plan, Unit
 from plures.study.search import Behind, points, run_search
@@ -86,6 +87,7 @@ class Bench:
         store: its database.
         owner: the name of this process in it.
         callbacks: called for every final run.
+        machine: what runs have found out about the machine.
     """
 
     plan: Plan
@@ -93,6 +95,7 @@ class Bench:
     owner: str
     callbacks: Sequence[Callback] = ()
     loaded: Loaded | None = None
+    machine: Machine = field(default_factory=Machine)
 
     def at(self, cell: Cell) -> Loaded:
         """A cell in memory."""
@@ -127,8 +130,9 @@ class Bench:
             case "seed":
                 return self._final(unit, loaded, tell)
 
-    def _run(self, unit: Unit, loaded: Loaded, spec: RunSpec, execution: Execution) -> Run:
-        return spec.run(loaded.federation, execution, entry=unit.candidate.entry, model=loaded.factory)
+    def _run(self, unit: Unit, loaded: Loaded, spec: RunSpec, execution: Execution, rounds: int | None = None) -> Run:
+        machine, entry = self.machine.expecting(rounds or spec.rounds), unit.candidate.entry
+        return spec.run(loaded.federation, execution, entry=entry, model=loaded.factory, machine=machine)
 
     def _settled(self, unit: Unit) -> Execution:
         """The execution that was measured for a method on a cell."""
@@ -143,7 +147,9 @@ class Bench:
         rate = 0.01 if candidate.lr is None else candidate.lr
         spec = loaded.spec.model_copy(update={"lr": rate, "parameters": candidate.part.parameters})
         asked = Execution(wanted.backend, wanted.chunk, wanted.compile, device=wanted.device)
-        settled = self._run(unit, loaded, spec, asked).execution
+        tuning = self.plan.source.document.tuning
+        shortest = min(spec.rounds, tuning.rounds) if tuning.trials else spec.rounds
+        settled = self._run(unit, loaded, spec, asked, shortest).execution
         begun = time.perf_counter()
         run = self._run(unit, loaded, spec, settled)
         setup, rounds = time.perf_counter() - begun, [run.step().seconds]
