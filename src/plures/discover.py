@@ -6,6 +6,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Protocol, TypeVar
 
+from plures.errors import PluresError
+
 
 class HasName(Protocol):
     @property
@@ -23,8 +25,11 @@ def entries(package: str, kind: type[T]) -> dict[str, T]:
         kind: type of the entries; all other objects are ignored.
     """
     found: dict[str, T] = {}
+    where: dict[str, str] = {}
     for module in iter_modules(import_module(package).__path__):
         for name, value in vars(import_module(f"{package}.{module.name}")).items():
             if isinstance(value, kind) and value.name == name:
-                found[name] = value
+                if value is not found.get(name, value):
+                    raise PluresError(f"{package}: {where[name]} and {module.name} both define {name!r}; rename one")
+                found[name], where[name] = value, module.name
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import plures
@@ -191,3 +192,45 @@ def test_cold_start_has_every_metric() -> None:
 def test_old_descriptions_name_no_metric() -> None:
     assert RunSpec(data="heart").metric is None
     assert RunSpec.model_validate({"data": "heart"}).judged(rare()).metric is None
+
+
+def counting(predictions):
+    return torch.ones_like(predictions.losses)
+
+
+def ignoring(weight, ones):
+    return ones.sum(1)
+
+
+def writing(predictions):
+    predictions.outputs.zero_()
+    return predictions.losses
+
+
+def failing(predictions):
+    return predictions.chances[..., 7]
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (Metric("fails", "fails", failing), "metric 'fails': IndexError"),
+        (
+            Metric("writes", "writes", writing),
+            r"metric 'writes' writes into predictions\.outputs: let it",
+        ),
+        (
+            Metric("counts", "counts", counting, ignoring),
+            "is 8 for 8 examples and 9 with a row of padding",
+        ),
+        (Metric("flat", "flat", lambda p: p.losses.sum()), r"metric 'flat': each\(predictions\) returned"),
+        (
+            Metric("one", "one", counting, lambda w, x: x.sum()),
+            r"metric 'one': value\(weight, \.\.\.\) returned",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_work_is_refused_before_the_first_step(metric: plures.Metric, message: str) -> None:
+    data = rare()
+    with pytest.raises(PluresError, match=message):
+        plures.Run(data.judged_by(metric), plures.default_model(data), plures.METHODS["fedavg"]())

@@ -180,3 +180,12 @@ def test_nobody_gives_nothing() -> None:
     for metric in (auroc, average_precision, balanced_accuracy, macro_f1):
         made = binary([0, 1], [0.2, 0.6])
         assert math.isnan(metric.of(replace(made, weight=torch.zeros(2)))), metric.name
+
+
+def test_probabilities_that_round_to_one_are_no_ties() -> None:
+    """Scores 0, 40 and 50 of the second class against the first: 1 - exp(-40) is 1 in double precision."""
+    outputs = torch.tensor([[[0.0, 40.0], [0.0, 50.0], [0.0, 0.0], [0.0, -900.0], [0.0, 900.0]]])
+    targets = torch.tensor([[0, 1, 0, 0, 1]])
+    said = Predictions(outputs, targets, torch.ones(1, 5), torch.zeros(1, 5), targets, outputs.double().softmax(-1))
+    assert auroc.stacked(said).tolist() == [1.0]
+    assert average_precision.stacked(said).tolist() == [1.0]

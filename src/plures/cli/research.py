@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -207,22 +208,26 @@ def run_command(
     folder.write(run, spec, result, asked)
     checkpoint.unlink(missing_ok=True)
     measure = primary(seen)
-    own = result.test.summary(measure)
-    console.print(
-        f"{spec.title()} on {seen.name}: test {measure.title} {own.mean:.4f} on average over {len(seen)} clients, "
-        f"worst {own.worst:.4f}, at round {result.chosen_round} (chosen on validation data)"
-    )
-    if lacking := result.test.undefined(measure.name):
-        console.print(
-            f"for {lacking} of {len(seen)} clients it is undefined {measure.undefined}; the mean leaves them out"
+    own, lacking = result.test.summary(measure), result.test.undefined(measure.name)
+    why = f" {measure.undefined}".rstrip()
+    where = f"at round {result.chosen_round} (chosen on validation data)"
+    if lacking == len(seen):
+        told = f"test {measure.title} is undefined for every client{why}, {where}"
+    else:
+        told = (
+            f"test {measure.title} {own.mean:.4f} on average over {len(seen)} clients, worst {own.worst:.4f}, {where}"
         )
+    console.print(f"{spec.title()} on {seen.name}: {told}")
+    if 0 < lacking < len(seen):
+        console.print(f"for {lacking} of {len(seen)} clients it is undefined{why}; the mean leaves them out")
     if result.never:
         console.print(
             f"{len(result.never)} of {len(seen)} clients had not been drawn by then; each is served as the method "
             "serves a client that comes later"
         )
     if result.unseen is not None:
-        console.print(f"unseen clients: {result.unseen.summary(measure).mean:.4f}")
+        mean = result.unseen.summary(measure).mean
+        console.print(f"unseen clients: {'undefined' if math.isnan(mean) else f'{mean:.4f}'}")
     console.print(f"kept in {out}")
 
 

@@ -229,7 +229,7 @@ def warn_of_undefined(scores: Scores, metric: Metric) -> None:
     lacking = int((np.isnan(scores.values[metric.name]) & asked).sum())
     if not lacking:
         return
-    why = f" {metric.undefined}" if metric.undefined else ""
+    why = f" {metric.undefined}".rstrip()
     if lacking == asked.sum():
         told = f"{metric.title} is undefined for every client on validation data{why}, so the last round was taken"
         remedy = "choose another metric, or give clients more validation examples"

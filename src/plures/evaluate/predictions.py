@@ -13,8 +13,8 @@ from plures.federation import SplitName
 from plures.metrics.metric import Kept, Predictions, columns
 from plures.run import Run
 from plures.run.engine import Stack
+from plures.run.predict import said
 from plures.signature import checked
-from plures.tasks import Task
 
 Reader = Callable[[Predictions], Kept]
 """Takes what is needed of every example of a batch, ``(clients, batch, ...)``."""
@@ -94,23 +94,6 @@ def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iter
     for inputs, targets, weight in engine.walk(chunk, split):
         outputs = engine.forward(stack, inputs, own, weight)
         yield said(task, outputs, targets, weight, engine.decisions(stack, outputs, weight))
-
-
-def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions: Tensor | None = None) -> Predictions:
-    """Predictions made from outputs of a task: of several clients, or of one, without the leading dimension.
-
-    Args:
-        task: what is predicted.
-        outputs: ``(clients, examples, outputs)``.
-        targets: ``(clients, examples)`` or ``(clients, examples, outputs)``.
-        weight: ``(clients, examples)`` 1 for an example, 0 for padding.
-        decisions: ``(clients, examples, *target)`` the client's decisions; default: the task's.
-    """
-    places = weight.dim() - 1
-    exact = targets.double() if targets.is_floating_point() else targets
-    losses = task.losses(outputs.double().flatten(0, places), exact.flatten(0, places)).view_as(weight)
-    decided = task.decide(outputs) if decisions is None else decisions
-    return Predictions(outputs, targets, weight, losses, decided, task.probabilities(outputs.double()))
 
 
 def rows_of(stack: Stack, clients: list[int]) -> Stack:

@@ -22,6 +22,7 @@ def ranked(predictions: Predictions) -> tuple[Tensor, Tensor]:
     """Scores to rank by and whether each class is the true one, ``(clients, examples, rankings)`` both.
 
     Of two classes there is one ranking, by the probability of the second; of more classes and of labels, one for each.
+    Probabilities are in double precision: of more than two classes and of labels, those of odds beyond 2**53 are ties.
     Where outputs are not finite, the example counts as ranked on the wrong side of all others.
     """
     scores, targets = predictions.chances, predictions.targets
@@ -30,9 +31,18 @@ def ranked(predictions: Predictions) -> tuple[Tensor, Tensor]:
     else:
         true = targets.unsqueeze(-1) == torch.arange(scores.shape[-1], device=targets.device)
         if scores.shape[-1] == 2:
-            scores, true = scores[..., 1:], true[..., 1:]
+            scores, true = _second(scores), true[..., 1:]
     wrong = torch.where(true, -math.inf, math.inf).to(scores)
     return torch.where(predictions.finite.unsqueeze(-1), scores, wrong), true
+
+
+def _second(chances: Tensor) -> Tensor:
+    """What ranks as the probability of the second of two classes does, also where that is 1 but for rounding.
+
+    Above one half it is the inverse of the first class's, which is exact however small it is.
+    """
+    first, second = chances[..., :1], chances[..., 1:]
+    return torch.where(second < 0.5, second, (1 / first).clamp(max=torch.finfo(chances.dtype).max))
 
 
 @brief

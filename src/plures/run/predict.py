@@ -1,4 +1,4 @@
-"""Predictions of one client for raw rows, by a run in memory or on disk."""
+"""What predictors say: of raw rows, by a run in memory or on disk; and beside the truth."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.metrics import Predictions
 from plures.run.engine import Engine, Stack
 from plures.run.padding import Examples
+from plures.tasks import Task
 
 
 def predicted(
@@ -37,3 +39,20 @@ def predicted(
         raise PluresError(f"the model of client {client!r} diverged in training: run again with a lower learning rate")
     decided = engine.decisions(deployed, outputs)[0] if federation.task.probable else None
     return federation.in_units(outputs[0]), decided
+
+
+def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions: Tensor | None = None) -> Predictions:
+    """Predictions made from outputs of a task: of several clients, or of one, without the leading dimension.
+
+    Args:
+        task: what is predicted.
+        outputs: ``(clients, examples, outputs)``.
+        targets: ``(clients, examples)`` or ``(clients, examples, outputs)``.
+        weight: ``(clients, examples)`` 1 for an example, 0 for padding.
+        decisions: ``(clients, examples, *target)`` the client's decisions; default: the task's.
+    """
+    places = weight.dim() - 1
+    exact = targets.double() if targets.is_floating_point() else targets
+    losses = task.losses(outputs.double().flatten(0, places), exact.flatten(0, places)).view_as(weight)
+    decided = task.decide(outputs) if decisions is None else decisions
+    return Predictions(outputs, targets, weight, losses, decided, task.probabilities(outputs.double()))

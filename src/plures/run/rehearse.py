@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.method import AGE, LATER, Assign, Bound, Known, Phase, Setting
 from plures.method.schedule import named
+from plures.metrics import Metric, Predictions
 from plures.run.execution import Execution
 
 if TYPE_CHECKING:
@@ -65,14 +66,46 @@ def typical(federation: Federation) -> int:
 
 
 def predicted(engine: Engine, x: Any, client: int) -> None:
-    """Predict a few of a client's examples."""
+    """Predict a few of a client's examples, and measure them."""
+    from plures.run.predict import said
+
     predict, federation = engine.bound.method.predictor, engine.federation
     state = engine.bound.state({slot: {path: t[0] for path, t in leaves.items()} for slot, leaves in x.items()})
     deployed = x if predict.composed else {"model": {p: t[None] for p, t in predict.leaves(state).items()}}
     inputs = federation.inputs[federation.splits["train"][client][:REHEARSED_EXAMPLES]]
     own: dict[str, Any] = {split: engine.whole([client], split) for split in predict.reads}
     outputs = engine.forward(deployed, inputs[None], own)
-    engine.decisions(deployed, outputs)
+    decisions = engine.decisions(deployed, outputs)
+    targets = federation.targets[federation.splits["train"][client][:REHEARSED_EXAMPLES]][None]
+    weight = torch.ones(targets.shape[:2], dtype=outputs.dtype, device=outputs.device)
+    found = said(federation.task, outputs, targets, weight, decisions)
+    for metric in federation.metrics:
+        told(f"metric {metric.name!r}", lambda metric=metric: measured(metric, found))  # type: ignore[misc]
+
+
+def measured(metric: Metric, found: Predictions) -> None:
+    """Compute a metric with and without padding.
+
+    Args:
+        metric: which.
+        found: of one client, ``(1, examples, ...)``.
+
+    Raises:
+        PluresError: if padding changes it, or if it changes the predictions, which other metrics read, too.
+    """
+    padded = found.map(lambda t: torch.cat([t, t[:, :1]], 1))
+    padded.weight[:, -1] = 0
+    before = padded.map(torch.clone)
+    alone, value = metric.stacked(found.map(torch.clone)), metric.stacked(padded)
+    for one in fields(padded):
+        was, now = (getattr(each, one.name) for each in (before, padded))
+        if was is not None and not torch.equal(was.nan_to_num(), now.nan_to_num()):
+            raise PluresError(f"metric {metric.name!r} writes into predictions.{one.name}: let it work on a copy")
+    if not torch.allclose(alone, value, rtol=1e-6, atol=1e-9, equal_nan=True):
+        raise PluresError(
+            f"metric {metric.name!r} is {float(alone):.6g} for {found.weight.shape[1]} examples and {float(value):.6g} "
+            "with a row of padding, whose weight is 0: let it use the weights"
+        )
 
 
 def check_loss(federation: Federation, outputs: Tensor) -> None:

@@ -19,7 +19,6 @@ from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.folder import RERUN, counts
-from plures.evaluate.predictions import said
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split
 from plures.federation.options import number_type
@@ -30,6 +29,7 @@ from plures.models import Leaves, Network
 from plures.run import Run
 from plures.run.engine import Stack
 from plures.run.kernels import kernels
+from plures.run.predict import said
 from plures.serving import describe
 from plures.serving.card import FORMAT, Card
 from plures.serving.watched import Watched
