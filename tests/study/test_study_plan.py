@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from plures.errors import PluresError
-from plures.federation import SPLITS, Federation, load
+from plures.evaluate import Code
+from plures.federation import SPLITS, Federation, from_arrays, load
 from plures.federation import partition as deal
 from plures.run.fingerprint import of_data
 from plures.study import Plan, Store, ahead, begin, parse_study, plan_of
-from plures.study.cells import load_cell
+from plures.study.cells import dealt_anew, load_cell
+from plures.study.document import PartitionPart
 from plures.study.search import planned
 from plures.study.work import Bench, Timing
+from plures.tasks import Classification, Regression
 
 TEXT = """
 name = "s"
@@ -224,3 +230,62 @@ def test_a_metric_belongs_to_the_cell() -> None:
     wrong = named.replace("auroc", "auc")
     with pytest.raises(PluresError, match=r"study.toml.*no metric 'auc'; did you mean 'auroc'"):
         load_cell(parse_study(wrong, "study.toml", Path()), plan(wrong).cells[0])
+
+
+def test_a_task_belongs_to_the_cell() -> None:
+    """A data set that names none is the cell that it was; partitions deal its targets as they are learned."""
+    named = TEXT.replace('name = "heart",', 'name = "heart", task = "saved:weighted",')
+    module = ModuleType("saved")
+    module.__dict__["weighted"] = Classification(class_weights={"disease": 3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "saved", module)
+        source = parse_study(named, "study.toml", Path(), code=Code.of("saved:weighted"))
+        before, after = plan(TEXT), plan_of(source, "grid")
+        changed = [one.data.name for one, other in zip(before.cells, after.cells, strict=True) if one.key != other.key]
+        assert changed == ["heart"] * 4
+        plain = [load_cell(before.source, cell).federation for cell in before.cells[:4]]
+        for cell, usual in zip(after.cells[:4], plain, strict=True):
+            loaded = load_cell(source, cell)
+            assert loaded.spec.task == "saved:weighted"
+            assert loaded.federation.task == Classification(usual.task.classes, (1.0, 3.0))
+            assert torch.equal(loaded.federation.targets, usual.targets)
+        ids = {unit.id for unit in after.units}
+        module.__dict__["weighted"] = Classification(class_weights={"disease": 4})
+        assert {unit.id for unit in plan_of(source, "grid").units if unit.cell.data.name == "heart"}.isdisjoint(ids)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            "clasification",
+            r"study.toml, line 5: data\[0\].task: no task 'clasification'; did you mean 'classification'",
+        ),
+        ("mine:task", r"study.toml, line 5: data\[0\].task: task 'mine:task' is code, .* --allow-code"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused_with_its_line(task: str, message: str) -> None:
+    with pytest.raises(PluresError, match=message):
+        parse_study(
+            TEXT.replace('name = "heart",', f'name = "heart", task = "{task}",'),
+            "study.toml",
+            Path(),
+            code=Code(by="option"),
+        )
+
+
+def test_targets_that_are_learned_are_not_read_again() -> None:
+    """A task whose targets are on another scale than the data's keeps them when rows are dealt to other clients."""
+    x = np.linspace(0, 1, 40, dtype=np.float32)[:, None]
+    whole = from_arrays(x, np.exp(x[:, 0]), np.repeat(["a", "b"], 20), task=Logarithm())
+    dealt = dealt_anew(whole, PartitionPart(how="iid", clients=4), None)
+    assert len(dealt) == 4
+    assert torch.allclose(dealt.targets, dealt.inputs, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Logarithm(Regression):
+    """Regression on the logarithm of what is given."""
+
+    def read(self, values, where):
+        return super().read(np.log(values), where)

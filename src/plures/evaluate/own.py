@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -63,6 +63,8 @@ METHOD = Named("method", METHODS, "plures methods")
 NETWORK = Named("network", NETWORKS)
 DATA = Named("data set", DATASETS, "plures datasets")
 TASK = Named("task", KINDS)
+METRIC: Named[Metric] = Named("metric", {})
+"""Metrics of one's own; those that come with plures are of a task."""
 
 
 def find_loader(data: str, code: Code = NOTHING) -> tuple[Callable[..., Federation], Kinds]:
@@ -140,7 +142,7 @@ def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Me
         federation: the clients.
         code: metrics of one's own that it may be.
     """
-    found = Named("metric", {known.name: known for known in federation.metrics}).find(metric, code)
+    found = replace(METRIC, catalogue={known.name: known for known in federation.metrics}).find(metric, code)
     return _made(f"metric {metric!r}", found, Metric)
 
 

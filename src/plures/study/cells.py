@@ -12,8 +12,8 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate.spec import RunSpec
 from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule, brightness, degrade, noise, rotate
-from plures.federation import from_arrays as from_rows
 from plures.federation import partition as deal
+from plures.federation.build import Examples, assemble
 from plures.federation.seeding import generator
 from plures.models import ModelFactory
 from plures.run.fingerprint import DATA, Fingerprint, of_data
@@ -55,7 +55,7 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
     own, dealt = ("data", cell.path[0]), ("partitions", cell.path[1])
     options = {key: value for key, value in spec.data_options.items() if key != "donate"}
     try:
-        whole = RunSpec(data=spec.data, data_options=options).federation(source.code)
+        whole = RunSpec(data=spec.data, data_options=options, task=spec.task).federation(source.code)
         whole = spec.judged(limited(whole, cell.data.max_clients, cell.data.max_examples), source.code)
     except PluresError as error:
         raise source.error(own, str(error)) from error
@@ -135,19 +135,21 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         inputs = inputs * scale + mean
     used = owner >= 0
     names = np.char.add("client ", np.char.zfill(owner[used].astype(str), len(str(max(1, int(owner.max()))))))
-    wanted = targets[torch.from_numpy(used)].numpy()
-    fresh = from_rows(
-        inputs[torch.from_numpy(used)],
-        np.array(classes)[wanted] if classes else wanted,
-        names,
-        columns=federation.columns,
-        name=federation.name,
-        task=federation.task,
-        split=rule,
-        seed=part.seed,
-        dtype=inputs.dtype,
-        copies="allow",
-        source=federation.source,
+    dealt = torch.from_numpy(used)
+    rows_of_clients = Examples(
+        inputs[dealt].numpy(), targets[dealt].numpy(), names, columns=federation.columns, learned=federation.task
+    )
+    fresh = assemble(
+        rows_of_clients,
+        {
+            "name": federation.name,
+            "split": rule or SplitRule(),
+            "seed": part.seed,
+            "dtype": inputs.dtype,
+            "copies": "allow",
+            "source": federation.source,
+        },
+        "partition",
     )
     fresh = replace(fresh, preparation=federation.preparation, metric=federation.metric)
     return fresh if federation.scaling is None else _scaled_again(fresh, *federation.scaling)

@@ -84,6 +84,8 @@ class DataPart(Part):
         max_clients: number of clients to keep, drawn once.
         max_examples: most examples to keep per client, drawn once from each split in proportion.
         partitions: labels of the partitions it is used with; default: all of the file.
+        task: what is predicted, with the loss of all methods: ``module:name`` of a task of one's own, or the name of a
+            kind; default: the task of the data.
         metric: metric by which rounds and settings are chosen; default: the task's first metric.
     """
 
@@ -97,6 +99,7 @@ class DataPart(Part):
     max_clients: Annotated[int | None, Field(ge=1)] = None
     max_examples: Annotated[int | None, Field(ge=3)] = None
     partitions: list[str] | None = None
+    task: str | None = None
     metric: str | None = None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from plures.evaluate.own import NETWORK
+from plures.evaluate.own import METRIC, NETWORK, TASK, Named
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import RunSpec, find_method
 from plures.federation import SplitRule
@@ -62,6 +62,7 @@ class Cell:
             model_options=self.data.model_options,
             batch_size=self.budget.batch_size or None,
             unseen=self.data.unseen,
+            task=self.data.task,
             metric=self.data.metric,
             **work,
         )
@@ -180,8 +181,9 @@ def _cells(source: Source) -> Iterator[Cell]:
                 told += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
                 told += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
                 said = [part.model_dump(mode="json", exclude=left_out) for part in (data, partition, budget)]
-                if data.metric is None:  # keeps the keys of cells of studies that name no metric
-                    del said[0]["metric"]
+                for later in ("task", "metric"):  # keeps the keys of cells of studies that name none
+                    if said[0][later] is None:
+                        del said[0][later]
                 yield Cell(digest(said), ", ".join(told), data, partition, budget, (i, j, k))
 
 
@@ -207,15 +209,17 @@ def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> 
         "method": [candidate.part.name, candidate.lr, candidate.part.parameters, space],
         "code": of_method(candidate.entry(**candidate.part.parameters), candidate.part.name),
         "tuning": document.tuning.model_dump(mode="json", exclude={"lr", "search"}) | {"search": search},
-        **_own_network(source, cell),
+        **_own_code(source, cell),
         "execution": document.execution.model_dump(mode="json", include={"backend", "chunk", "compile", "device"}),
     }
 
 
-def _own_network(source: Source, cell: Cell) -> dict[str, Any]:
-    """Code of a user's network, so that its results are not mistaken for those of another one."""
-    name = cell.data.model
-    return {"network": facts(NETWORK.find(name, source.code), "network")} if name and ":" in name else {}
+def _own_code(source: Source, cell: Cell) -> dict[str, Any]:
+    """Code of a user's network, task and metric, so that results are not mistaken for those of another one."""
+    data = cell.data
+    names: list[tuple[Named[Any], str | None]] = [(NETWORK, data.model), (TASK, data.task), (METRIC, data.metric)]
+    own = {kind.kind: kind.find(name, source.code) for kind, name in names if name and ":" in name}
+    return {what: facts(one, what) for what, one in own.items()}
 
 
 def digest(*said: object) -> str:

@@ -74,7 +74,10 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         )
     if rule.by == "time" and options.get("seed", 0) != 0:
         raise PluresError(f"seed={options.get('seed')}: a split by time draws nothing; leave the seed out")
-    task, targets = task_of(data.targets[rows], options.get("task"), options.get("classes"), where)
+    if data.learned is None:
+        task, targets = task_of(data.targets[rows], options.get("task"), options.get("classes"), where)
+    else:
+        task, targets = data.learned, torch.from_numpy(data.targets[rows])
     if options.get("standardize_targets", False) and task.probable:
         raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or say task='regression'")
     raw = data.inputs[rows] if len(rows) < n else data.inputs

@@ -14,6 +14,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.encode import Column
+from plures.tasks import Task
 
 Array = NDArray[Any]
 
@@ -39,6 +40,7 @@ class Examples:
         doubts: what is probably unintended, in words.
         table: the columns of the table that the inputs were made from.
         ignored: its other columns.
+        learned: the task whose targets these are already, as a model learns them; otherwise they are read.
     """
 
     inputs: Array
@@ -56,6 +58,7 @@ class Examples:
     doubts: tuple[str, ...] = ()
     table: tuple[Column, ...] = ()
     ignored: tuple[str, ...] = ()
+    learned: Task | None = None
 
 
 def of_arrays(
