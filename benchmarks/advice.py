@@ -194,7 +194,7 @@ def check(case: Case, folder: Path) -> Outcome:
     found = diagnose(federation)
     write_text(folder / "diagnosis" / f"{case.name}.json", found.to_json())
     missing = {
-        "calibration": federation.task.kind == "regression",
+        "calibration": not federation.task.classes,
         "quality": federation.task.kind == "regression" or "reliability" not in federation.metadata,
     }
     families = tuple(family for family in COMPETITORS if not missing.get(family))

@@ -8,9 +8,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hospitals import simulated, written
+from hospitals import files, simulated, written
 from sites import Loopback, conductor
 
 from plures.deploy.app import PUBLISHED, opened, site
@@ -23,6 +24,7 @@ from plures.remote.state import Versions
 from plures.run.interrupt import rest
 from plures.serving.personal import PersonalModel
 from plures.tables.heart import heart_tables
+from plures.tables.schema import Number, Schema
 
 
 def hospitals(file: Path) -> Loopback:
@@ -50,6 +52,31 @@ def test_a_federation_of_sites_is_the_simulation(tmp_path):
         torch.testing.assert_close(model.outputs(rows), outputs, atol=1e-5, rtol=1e-4)
         assert model.card.round == expected.chosen_round
     assert not (tmp_path / "out" / CHECKPOINT).exists()
+
+
+def test_a_federation_of_sites_learns_labels(tmp_path):
+    """Several columns of 0 and 1 at every site: the scores and the models of the simulation."""
+    rng, tables = np.random.default_rng(0), {}
+    for number, name in enumerate(("east", "west")):
+        x = rng.uniform(-1, 1, size=(60, 2)).round(3)
+        signs = {"cough": x[:, 0] > 0.2 * number, "fever": x[:, 1] - x[:, 0] > 0.4}
+        tables[name] = {key: column.tolist() for key, column in {"a": x[:, 0], "b": x[:, 1]}.items()}
+        tables[name] |= {key: there.astype(int).tolist() for key, there in signs.items()}
+    schema = Schema(task="multilabel", target=("cough", "fever"), columns=(Number(name="a"), Number(name="b")))
+    file = files(tmp_path, schema, tables, method="ditto", rounds=3)
+    sites = Loopback([opened(file.parent / name / "site.toml") for name in tables])
+    result = conductor(file, sites).run()
+    expected, run = simulated(file, tables)
+    assert result.chosen_round == expected.chosen_round
+    assert {"auroc", "f1", "loss"} <= {*expected.test.metrics}
+    for metric, values in expected.test.metrics.items():
+        assert result.test.metrics[metric] == pytest.approx(values, rel=1e-4, abs=1e-6)
+    for place, client in enumerate(run.federation.clients):
+        model = PersonalModel.load(tmp_path / client / "state" / "heart" / "ditto" / PUBLISHED)
+        rows = run.federation.inputs[run.federation.splits["test"][place]]
+        outputs = run.engine.forward(run.deployed([place]), rows.unsqueeze(0))[0]
+        torch.testing.assert_close(model.outputs(rows), outputs, atol=1e-5, rtol=1e-4)
+        assert model.card.sheet["labels"] == {name: sum(tables[client][name]) for name in ("cough", "fever")}
 
 
 @pytest.mark.parametrize("killed", [1, 2, 3])

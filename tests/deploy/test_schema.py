@@ -22,7 +22,7 @@ from plures.federation import SPLITS, Federation, SplitRule, load
 from plures.tables.check import Report, check
 from plures.tables.heart import heart_metadata, heart_schema, heart_tables
 from plures.tables.schema import Category, Number, Schema, Splits, read_table, write_table
-from plures.tasks import Classification, Regression
+from plures.tasks import Classification, MultiLabel, Regression
 
 SCHEMA = Schema(
     target="ill",
@@ -795,3 +795,73 @@ def test_the_first_patient_by_hand():
 def test_findings_keep_their_client_when_copied():
     (finding,) = check(SCHEMA, changed("age", r4="x"), "basel").errors
     assert str(replace(finding, client="graz")).startswith("client 'graz', column 'age', row 4: ")
+
+
+# Several target columns -----------------------------------------------------------------------------------------
+
+SIGNS = Schema(
+    task="multilabel", target=("cough", "fever"), columns=(Number(name="age", low=0, high=110, center=50, scale=10),)
+)
+PATIENTS: dict[str, list[Any]] = {
+    "age": [40, 50, 60, 70],
+    "fever": ["0", 1, 1.0, "1.0"],
+    "cough": [1, 0, 0, 1],
+}
+
+
+def test_labels_are_columns_of_0_and_1():
+    """Whatever the order of the columns in the table, labels are those of the schema."""
+    rows = {name: cells * 10 for name, cells in PATIENTS.items()}
+    rows["age"] = list(range(20, 60))
+    federation = SIGNS.federation("signs", {"a": rows, "b": rows})
+    assert federation.task == MultiLabel(("cough", "fever")) == SIGNS.empty("signs", ["a"]).task
+    assert federation.targets[:4].tolist() == [[1, 0], [0, 1], [0, 1], [1, 1]]
+    report = check(SIGNS, rows, "a")
+    assert report.ok
+    assert (report.sheet["target"], report.sheet["labels"]) == (("cough", "fever"), {"cough": 20, "fever": 30})
+    json.dumps(report.sheet)
+    assert Schema.parse(tomllib.loads(SIGNS.to_toml())["schema"]) == SIGNS
+    assert 'target = ["cough", "fever"]' in SIGNS.to_toml()
+
+
+def test_labels_that_are_rare_or_everywhere_are_noted():
+    rows = {"age": list(range(20, 60)), "cough": [1] * 40, "fever": [1] * 3 + [0] * 37}
+    told = [finding.sentence for finding in check(SIGNS, rows, "a").notes]
+    assert any("all rows have the label 'cough'" in one for one in told)
+    assert any("label 'fever' has 3 rows of 40 (7.5 %)" in one for one in told)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"fever": [0, 1, 2, 1]}, r"1 row holds '2', which is none of the values of a label, 0, 1"),
+        ({"fever": [0, 1, None, 1]}, r"missing in 1 of 4 rows \(25 %\), but none may be"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(cells: dict[str, list[Any]], message: str):
+    with pytest.raises(PluresError, match=f"column 'fever'.*{message}"):
+        SIGNS.federation("signs", {"a": {**PATIENTS, **cells}})
+    (lacking,) = check(SIGNS, {"age": PATIENTS["age"], "cough": [1, 0, 1, 1]}, "a").errors
+    assert (lacking.column, "is not in the table" in lacking.sentence) == ("fever", True)
+
+
+def test_several_numbers_are_a_regression():
+    schema = Schema(task="regression", target=("low", "high"), columns=(Number(name="age"),))
+    rows = {"age": list(range(20)), "high": list(range(20)), "low": list(range(1, 21))}
+    federation = schema.federation("pressure", {"a": rows})
+    assert federation.task == Regression(2)
+    assert sorted(federation.targets.tolist()) == [[n + 1, n] for n in range(20)]
+    assert check(schema, rows, "a").sheet["values"]["low"]["mean"] == 10.5
+
+
+def test_a_draft_of_several_targets():
+    rows = {"age": list(range(40)), "cough": [0, 1] * 20, "fever": [1, 1, 0, 0] * 10, "dose": [0.5, 2.0] * 20}
+    schema = Schema.of(rows, ["cough", "fever"], features=["age"])
+    assert (schema.task, schema.target, schema.classes) == ("multilabel", ("cough", "fever"), ())
+    assert Schema.of(rows, ["cough", "dose"], features=["age"]).task == "regression"
+    for target, options, message in (
+        (["cough", "fever"], {"task": "classification", "classes": ["a", "b"]}, "a classification has one column"),
+        ("dose", {"task": "regression", "classes": ["a", "b"]}, "classes: a regression has none; leave them out"),
+    ):
+        with pytest.raises(PluresError, match=message):
+            Schema.of(rows, target, features=["age"], **options)

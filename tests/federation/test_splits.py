@@ -8,7 +8,7 @@ import torch
 
 from alone import divide
 from plures.errors import PluresError
-from plures.federation import SPLITS, Split, SplitRule, split_rows
+from plures.federation import SPLITS, Split, SplitRule, from_arrays, split_rows
 from plures.federation.seeding import Generators, generator
 
 
@@ -159,3 +159,15 @@ def test_rows_of_some_clients_in_any_order():
     assert [rows.tolist() for rows in taken] == [[7, 8, 9], [], [3, 1]]
     assert split.owners.tolist() == [0, 0, 2, 3, 3, 3]
     assert len(split.take([])) == 0
+
+
+def test_a_zero_is_a_zero_whatever_its_sign():
+    """A file may drop the sign of a zero; the rows of a client are divided alike."""
+    x = np.linspace(-1, 1, 41, dtype=np.float32).round(1)[:, None]
+    targets, client = np.arange(41) % 2, ["a"] * 41
+    assert np.signbit(x[x == 0]).any()
+    one, other = (
+        from_arrays(inputs, targets, client, copies="allow") for inputs in (x, np.where(x == 0, np.float32(0), x))
+    )
+    for split in SPLITS:
+        assert torch.equal(one.splits[split].rows, other.splits[split].rows)

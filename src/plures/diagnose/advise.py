@@ -52,7 +52,7 @@ def numbers(found: Findings) -> dict[str, float]:
             and found.clusters.silhouette >= STRUCTURE
             and min(found.clusters.sizes) > 1
         ),
-        "regression": float(found.kind == "regression"),
+        "classes": float(found.classes),
         "clients": float(found.looked.of_clients),
         "label_excess": found.labels.excess,
         "gini": found.quantity.gini,
@@ -115,7 +115,7 @@ def _family(key: str, applied: Sequence[Rule], measured: Mapping[str, float]) ->
 
 def _summary(found: Findings, ranking: Sequence[FamilyAdvice], nothing: bool) -> str:
     words = {
-        "labels": "how often each label occurs" if found.kind == "classification" else "the distribution of targets",
+        "labels": "how often each label occurs" if found.named else "the distribution of targets",
         "features": "inputs",
         "concept": "targets given inputs",
         "quantity": "size",

@@ -100,6 +100,8 @@ def diagnose(
     found = Findings(
         federation=federation.name,
         kind=federation.task.kind,
+        classes=bool(federation.task.classes),
+        named=federation.task.probable,
         looked=Looked(
             clients=list(looked.clients),
             train_rows=len(some.rows),

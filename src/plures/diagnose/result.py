@@ -261,10 +261,19 @@ class Looked(Result):
 
 
 class Findings(Result):
-    """How the clients of a federation differ."""
+    """How the clients of a federation differ.
+
+    Attributes:
+        federation: its name.
+        kind: of its task.
+        classes: whether every example has exactly one of several classes.
+        named: whether targets are classes or labels, which have names and can be counted; otherwise they are numbers.
+    """
 
     federation: str
     kind: str
+    classes: bool
+    named: bool
     looked: Looked
     seed: int
     seconds: float

@@ -66,7 +66,7 @@ RULES: tuple[Rule, ...] = (
         f"{SIGNIFICANT}; {OURS}, about Dirichlet with 1; Collins et al. 2021",
     ),
     Rule(
-        "label skew", (("labels", ">=", 1), ("label_excess", "<", STRONG_LABELS), ("regression", "<", 1)),
+        "label skew", (("labels", ">=", 1), ("label_excess", "<", STRONG_LABELS), ("classes", ">=", 1)),
         {"calibration": 1.0, "finetune": 0.5},
         "Label frequencies differ mildly (excess {label_excess:.2f}): fine-tuning, or just correcting a shared model's "
         "class frequencies, may be enough.",

@@ -48,7 +48,7 @@ def rows(found: Findings) -> Iterator[tuple[bool, str, str, str, str, str]]:
     """The lines of the table: whether it counts, name, value, chance, p-value, meaning."""
     there = fires(found)
     labels, features, concept, groups = found.labels, found.features, found.concept, found.clusters
-    what = "label" if found.kind == "classification" else "target"
+    what = "label" if found.named else "target"
     yield (
         there["labels"],
         f"{what} skew",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
@@ -107,9 +108,8 @@ def _notes(schema: Schema, reading: Reading) -> list[Finding]:
     if schema.splits.test and reading.rows >= schema.splits.least and tested < ENOUGH:
         what = f"{_several(reading.rows, 'row')}, so about {max(tested, 1)} to test on"
         notes.append(_note("", what, "take the site's scores with care"))
-    if reading.target is not None and schema.classes:
-        notes += _classes(schema, reading.target)
-    return notes
+    counted = _counts(schema, reading)
+    return notes if counted is None else [*notes, *_rare(schema, *counted)]
 
 
 def _constant(name: str, read: Read) -> list[Finding]:
@@ -124,7 +124,7 @@ def _constant(name: str, read: Read) -> list[Finding]:
 
 def _twins(reading: Reading) -> list[Finding]:
     """Rows that duplicate an earlier one in every declared column and the target."""
-    reads = [*reading.columns.values(), *([reading.target] if reading.target else [])]
+    reads = [*reading.columns.values(), *reading.targets.values()]
     rows = np.column_stack([np.nan_to_num(read.values, nan=np.inf) for read in reads])
     _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     twins = tuple((np.flatnonzero(first[place.reshape(-1)] != np.arange(len(rows))) + 1).tolist())
@@ -135,29 +135,30 @@ def _twins(reading: Reading) -> list[Finding]:
     return [Finding("note", "", what, "remove what is the same case twice", twins)]
 
 
-def _classes(schema: Schema, target: Read) -> list[Finding]:
-    counts = _counts(schema, target)
-    there = {name: count for name, count in counts.items() if count}
-    rows = sum(there.values())
-    if len(there) == 1:
-        what = f"all rows are of class {next(iter(there))!r}"
-        return [_note(schema.target, what, "a model learned here alone predicts nothing else")]
+def _rare(schema: Schema, counts: Mapping[str, int], rows: int) -> list[Finding]:
+    """Classes or labels of which a site has few rows, or nothing else."""
     told = []
     for name, count in counts.items():
-        remedy = "this site cannot measure how well it is recognised" if not count else "its scores are uncertain"
-        if rows and (count < ENOUGH or count < RARE * rows):
-            what = f"class {name!r} has {_several(count, 'row')} of {rows} ({100 * count / rows:.3g} %)"
-            told.append(_note(schema.target, what, remedy))
+        column, noun = (schema.target[0], "class") if schema.classes else (name, "label")
+        if count == rows:
+            what = f"all rows are of class {name!r}" if schema.classes else f"all rows have the label {name!r}"
+            told.append(_note(column, what, "a model learned here alone predicts nothing else"))
+        elif (count < ENOUGH or count < RARE * rows) and not (schema.classes and rows in counts.values()):
+            what = f"{noun} {name!r} has {_several(count, 'row')} of {rows} ({100 * count / rows:.3g} %)"
+            remedy = "this site cannot measure how well it is recognised" if not count else "its scores are uncertain"
+            told.append(_note(column, what, remedy))
     return told
 
 
 def _sheet(schema: Schema, reading: Reading, client: str) -> Sheet:
-    target = reading.target
-    sheet: Sheet = {"client": client, "rows": reading.rows, "target": schema.target}
-    if target is not None and schema.classes:
-        sheet["labels"] = _counts(schema, target)
-    if target is not None and not schema.classes:
-        sheet["values"] = _moments(target.values[np.isfinite(target.values)])
+    targets, several = reading.targets, len(schema.target) > 1
+    sheet: Sheet = {"client": client, "rows": reading.rows, "target": schema.target if several else schema.target[0]}
+    counted = _counts(schema, reading)
+    if counted is not None:
+        sheet["labels"] = counted[0]
+    elif targets and not schema.task_of.probable:
+        values = {name: _moments(read.values[np.isfinite(read.values)]) for name, read in targets.items()}
+        sheet["values"] = values if several else values[schema.target[0]]
     dates = None if reading.dates is None else reading.dates[~np.isnat(reading.dates)]
     days = [] if dates is None or not len(dates) else [str(day) for day in (dates.min(), dates.max())]
     sheet["span"] = [day[:10] for day in days] or None
@@ -172,9 +173,15 @@ def _moments(values: NDArray[np.float64]) -> Mapping[str, float] | None:
     return {name: float(value) for name, value in numbers.items()}
 
 
-def _counts(schema: Schema, target: Read) -> dict[str, int]:
-    codes = target.values[~np.isnan(target.values)].astype(np.int64)
-    return dict(zip(schema.classes, np.bincount(codes, minlength=len(schema.classes)).tolist(), strict=True))
+def _counts(schema: Schema, reading: Reading) -> tuple[dict[str, int], int] | None:
+    """Rows of every class or label, and all rows whose target is known; ``None`` where numbers are predicted."""
+    task = schema.task_of
+    if len(reading.targets) < len(schema.target):
+        return None
+    values = np.column_stack([read.values for read in reading.targets.values()])
+    known = torch.from_numpy(values[~np.isnan(values).any(1)]).to(task.number).reshape(-1, *task.target)
+    counts = task.counts(known)
+    return None if counts is None else (dict(zip(task.names, counts.tolist(), strict=True)), len(known))
 
 
 def _note(column: str, what: str, remedy: str) -> Finding:

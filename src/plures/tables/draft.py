@@ -23,7 +23,8 @@ class Draft(TypedDict, total=False):
     """Options that the sample does not determine.
 
     Attributes:
-        task: ``classification`` or ``regression``; inferred if not given: text or few integers are classes.
+        task: ``classification``, ``multilabel`` or ``regression``; inferred if not given: text or few integers are
+            classes, several columns of 0 and 1 are labels.
         classes: names in order; the sorted values if not given.
         features: input columns; all without another role if not given.
         date: column of dates.
@@ -36,7 +37,7 @@ class Draft(TypedDict, total=False):
         digits: significant digits of a scale (default 2); center and range are rounded to the same decimal place.
     """
 
-    task: Literal["classification", "regression"]
+    task: Literal["classification", "multilabel", "regression"]
     classes: Sequence[str]
     features: Sequence[str]
     date: str
@@ -48,32 +49,38 @@ class Draft(TypedDict, total=False):
     digits: int
 
 
-def draft(table: Mapping[str, Cells], target: str, client: str | None, options: Draft) -> dict[str, object]:
+def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None, options: Draft) -> dict[str, object]:
     """The declaration of a schema, see :meth:`plures.tables.schema.Schema.of`."""
     marks = {key: str(name) for key, name in options.items() if key in ("date", "group")}
-    roles = [target, *([client] if client is not None else []), *marks.values()]
+    roles = [*target, *([client] if client is not None else []), *marks.values()]
     features = list(options.get("features", [name for name in table if name not in roles]))
     named = (options.get("categories", ()), options.get("zero_is_missing", ()), options.get("units", ()))
     for name in [*roles, *features, *(name for names in named for name in names)]:
         if name not in table:
             raise PluresError(f"no column {name!r} in the table; its columns are {', '.join(table)}")
-    owner = [""] * len(table[target]) if client is None else [text(cell) for cell in table[client]]
+    owner = [""] * len(table[target[0]]) if client is None else [text(cell) for cell in table[client]]
     return {
-        **_task(target, table[target], options),
+        **_task({name: table[name] for name in target}, options),
         **marks,
         "columns": [_column(name, table[name], owner, options) for name in features],
     }
 
 
-def _task(name: str, cells: Cells, options: Draft) -> dict[str, object]:
-    values, wrong = numbers(cells)
-    known = values[~np.isnan(values)]
-    few = len(np.unique(known)) <= CLASSES and bool((known == np.floor(known)).all())
-    kind = options.get("task", "classification" if wrong.any() or few else "regression")
-    if kind == "regression":
-        return {"task": kind, "target": name}
-    classes = options.get("classes", _levels(cells, numeric=not wrong.any()))
-    return {"task": kind, "target": name, "classes": tuple(classes)}
+def _task(targets: Mapping[str, Cells], options: Draft) -> dict[str, object]:
+    read = [numbers(cells) for cells in targets.values()]
+    wrong = any(bool(odd.any()) for _, odd in read)
+    known = np.unique(np.concatenate([values[~np.isnan(values)] for values, _ in read]))
+    few = len(known) <= CLASSES and bool((known == np.floor(known)).all())
+    guess = "classification" if wrong or few else "regression"
+    if len(targets) > 1:
+        guess = "multilabel" if not wrong and {0.0, 1.0} >= {*known.tolist()} else "regression"
+    kind, names = options.get("task", guess), tuple(targets)
+    found: dict[str, object] = {"task": kind, "target": names}
+    if "classes" in options:
+        return {**found, "classes": tuple(options["classes"])}
+    if kind != "classification" or len(names) > 1:
+        return found
+    return {**found, "classes": tuple(_levels(targets[names[0]], numeric=not wrong))}
 
 
 def _column(name: str, cells: Cells, owner: Sequence[str], options: Draft) -> dict[str, object]:

@@ -25,7 +25,7 @@ def heart_schema() -> Schema:
     """
     return Schema(
         task="classification",
-        target="diagnosis",
+        target=("diagnosis",),
         classes=DIAGNOSIS,
         columns=(
             _number("age", "years", 18, 110, center=55, scale=10),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from torch import Tensor
 
 from plures.brief import brief
@@ -23,12 +23,21 @@ from plures.tables.draft import Draft, draft
 from plures.tables.finding import Finding, refuse
 from plures.tables.marks import Dates, read_dates, read_groups
 from plures.tables.table import Cells, Table, columns, read_table, write_table
-from plures.tasks import Classification, Regression, Task
+from plures.tasks import Classification, MultiLabel, Regression, Task
 
 __all__ = ["Category", "Metadata", "Number", "Reading", "Schema", "Splits", "Table", "read_table", "write_table"]
 
 Metadata = Mapping[str, Mapping[str, object]]
 """Client -> its metadata."""
+
+
+PRESENCE = ("0", "1")
+"""What a cell of a label's column says: absent or present."""
+
+
+def _listed(target: Any) -> Any:
+    """A name alone is short for a list of one."""
+    return (target,) if isinstance(target, str) else target
 
 
 class Splits(Declared):
@@ -70,7 +79,7 @@ class Reading:
     Attributes:
         rows: number of rows.
         columns: every declared input column that is present.
-        target: class numbers or values; None if it is absent, or was not requested.
+        targets: of every target column that is present: class numbers or values; none if they were not requested.
         dates: ``(n,)`` ``datetime64[us]``, NaT if missing; None without such a column.
         groups: ``(n,)`` texts; None without such a column.
         extra: undeclared columns.
@@ -79,7 +88,7 @@ class Reading:
 
     rows: int
     columns: Mapping[str, Read]
-    target: Read | None
+    targets: Mapping[str, Read]
     dates: Dates | None
     groups: NDArray[np.str_] | None
     extra: tuple[str, ...]
@@ -95,17 +104,19 @@ class Schema(Declared):
     no statistics of the data travel.
 
     Attributes:
-        task: ``classification`` or ``regression`` (the target is predicted unscaled).
-        target: column to predict.
-        classes: names of the classes in order; none for regression.
+        task: ``classification``, ``multilabel`` (any number of several labels at once) or ``regression`` (targets are
+            predicted unscaled).
+        target: column to predict; several for labels, which are 0 or 1 in a column of their own each, and for the
+            numbers of a regression.
+        classes: names of the classes in order; for classification alone.
         date: column of dates in ISO format, for the time span of the data; not an input.
         group: column whose equal values stay in one split, such as a patient; not an input.
         splits: how each client divides its rows.
         columns: the inputs.
     """
 
-    task: Literal["classification", "regression"] = "classification"
-    target: Name
+    task: Literal["classification", "multilabel", "regression"] = "classification"
+    target: Annotated[Names, BeforeValidator(_listed), Field(min_length=1)]
     classes: Names = ()
     date: Name | None = None
     group: Name | None = None
@@ -118,9 +129,14 @@ class Schema(Declared):
     def _consistent(self) -> Schema:
         if self.task == "classification" and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
             raise ValueError("classes: a classification needs two or more different names")
-        if self.task == "regression" and self.classes:
-            raise ValueError("classes: a regression has none; leave them out")
-        roles = [name for name in (self.target, self.date, self.group) if name is not None]
+        if self.task != "classification" and self.classes:
+            raise ValueError(f"classes: a {self.task} has none; leave them out")
+        if self.classes and len(self.target) > 1:
+            raise ValueError(
+                "target: a classification has one column; for any number of labels at once, a column of 0 and 1 each, "
+                'say task = "multilabel"'
+            )
+        roles = [name for name in (*self.target, self.date, self.group) if name is not None]
         names = [*roles, *(column.name for column in self.columns)]
         for what, told in (("column", names), ("input", list(self.inputs))):
             twice = [name for place, name in enumerate(told) if name in told[:place]]
@@ -147,7 +163,9 @@ class Schema(Declared):
             raise PluresError(f"{source}: {explain(error, declared)}; correct the declaration") from error
 
     @classmethod
-    def of(cls, table: Table, target: str, client: str | None = None, **options: Unpack[Draft]) -> Schema:
+    def of(
+        cls, table: Table, target: str | Sequence[str], client: str | None = None, **options: Unpack[Draft]
+    ) -> Schema:
         """A draft of a schema from pooled or public data, to be read and corrected by the coordinator.
 
         A column whose values are all numbers is a number, any other a category; levels are the values that occur. The
@@ -156,14 +174,14 @@ class Schema(Declared):
 
         Args:
             table: column -> values, or a frame.
-            target: column to predict.
+            target: column to predict, or several.
             client: column with the client of each row; not an input. Without it all rows belong to one client.
             options: see :class:`~plures.tables.draft.Draft`.
 
         Raises:
             PluresError: names the column.
         """
-        return cls.parse(draft(columns(table), target, client, options), "the draft of a schema")
+        return cls.parse(draft(columns(table), _listed(target), client, options), "the draft of a schema")
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -173,7 +191,9 @@ class Schema(Declared):
     @property
     def task_of(self) -> Task:
         """What a model of this schema predicts."""
-        return Classification(self.classes) if self.classes else Regression(1)
+        if self.classes:
+            return Classification(self.classes)
+        return MultiLabel(self.target) if self.task == "multilabel" else Regression(len(self.target))
 
     @property
     def scaling(self) -> tuple[Tensor, Tensor]:
@@ -183,9 +203,11 @@ class Schema(Declared):
         return center.contiguous(), scale.contiguous()
 
     @property
-    def answer(self) -> Number | Category:
-        """The target as a column."""
-        return Category(name=self.target, levels=self.classes) if self.classes else Number(name=self.target)
+    def answers(self) -> tuple[Number | Category, ...]:
+        """The targets as columns."""
+        if not self.task_of.probable:
+            return tuple(Number(name=name) for name in self.target)
+        return tuple(Category(name=name, levels=self.classes or PRESENCE) for name in self.target)
 
     def read(self, table: Table, *, site: bool = True) -> Reading:
         """Read a table and report everything that is wrong with it.
@@ -199,7 +221,7 @@ class Schema(Declared):
             PluresError: if it is not a table.
         """
         there = columns(table)
-        roles = [name for name in (self.target, self.date, self.group) if name is not None]
+        roles = [name for name in (*self.target, self.date, self.group) if name is not None]
         wanted = [*(column.name for column in self.columns), *(roles if site else ())]
         extra = tuple(name for name in there if name not in wanted and name not in roles)
         found = [_not_there(name, extra) for name in wanted if name not in there]
@@ -211,8 +233,9 @@ class Schema(Declared):
             for column in self.columns
             if column.name in there
         }
-        target = self._target(there) if site else None
-        for read in (*reads.values(), *([target] if target else [])):
+        answers = [answer for answer in self.answers if site and answer.name in there]
+        targets = {answer.name: _answered(answer, there[answer.name], self.classes) for answer in answers}
+        for read in (*reads.values(), *targets.values()):
             found += read.findings
         dates, groups = None, None
         if site and self.date is not None and self.date in there:
@@ -224,7 +247,7 @@ class Schema(Declared):
         if site and 0 < rows < self.splits.least:
             what = f"{rows} row{'s' if rows > 1 else ''}, too few for {self.splits.least} splits"
             found.append(Finding("error", "", what, f"give at least {self.splits.least}"))
-        return Reading(rows, reads, target, dates, groups, extra, tuple(found))
+        return Reading(rows, reads, targets, dates, groups, extra, tuple(found))
 
     def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
         """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target may be absent.
@@ -280,12 +303,14 @@ class Schema(Declared):
         tables = by_name(tables)
         clients = in_order(tables)
         readings = [self._accepted(client, tables[client]) for client in clients]
-        targets = np.concatenate([reading.target.values for reading in readings if reading.target is not None])
+        targets = np.concatenate(
+            [np.column_stack([read.values for read in reading.targets.values()]) for reading in readings]
+        )
         groups = [reading.groups for reading in readings if reading.groups is not None]
         dates = [reading.dates for reading in readings if reading.dates is not None]
         federation = from_arrays(
             torch.cat([self._encoded(reading) for reading in readings]),
-            np.array(self.classes)[targets.astype(np.int64)] if self.classes else targets,
+            np.array(self.classes)[targets[:, 0].astype(np.int64)] if self.classes else targets,
             np.repeat(np.array(clients), [reading.rows for reading in readings]),
             groups=np.concatenate(groups) if groups else None,
             time=np.concatenate(dates) if self.splits.by == "time" else None,
@@ -301,7 +326,8 @@ class Schema(Declared):
 
     def to_toml(self) -> str:
         """The ``[schema]`` table of a TOML file; reading it back gives an equal schema."""
-        fields = {"task": self.task, **self.told()}
+        one = self.target[0] if len(self.target) == 1 else self.target
+        fields = {"task": self.task, **self.told(), "target": one}
         lines = ["[schema]", *(f"{key} = {toml(fields[key])}" for key in fields if key not in ("columns", "splits"))]
         lines += ["columns = ["]
         for column in self.columns:
@@ -309,13 +335,6 @@ class Schema(Declared):
             lines.append(f"    {{ {', '.join(f'{key} = {toml(value)}' for key, value in entries.items())} }},")
         lines += ["]", "", "[schema.splits]", *(f"{key} = {toml(value)}" for key, value in self.splits)]
         return "\n".join(lines) + "\n"
-
-    def _target(self, there: Mapping[str, Cells]) -> Read | None:
-        if self.target not in there:
-            return None
-        if isinstance(self.answer, Category):
-            return self.answer.read(there[self.target], noun="classes")
-        return self.answer.read(there[self.target])
 
     def _accepted(self, client: str, table: Table) -> Reading:
         try:
@@ -328,6 +347,12 @@ class Schema(Declared):
     def _encoded(self, reading: Reading, scaled: bool = True) -> Tensor:
         parts = [column.encode(reading.columns[column.name], scaled) for column in self.columns]
         return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+
+
+def _answered(answer: Number | Category, cells: Cells, classes: Sequence[str]) -> Read:
+    if isinstance(answer, Number):
+        return answer.read(cells)
+    return answer.read(cells, noun="classes" if classes else "values of a label,")
 
 
 def _not_there(name: str, extra: Sequence[str]) -> Finding:

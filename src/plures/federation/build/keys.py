@@ -42,6 +42,8 @@ def _content(raw: Array, floating: bool) -> Array:
     """``(rows,)`` digests of inputs, the same for all types that hold the same numbers."""
     with np.errstate(over="ignore"):
         values = raw.reshape(len(raw), -1).astype(np.float32 if floating else np.int64, copy=False)
+    if floating and bool((np.signbit(values) & (values == 0)).any()):
+        values = values + 0  # -0.0 is the number 0.0
     view = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
     width = len(view) // len(values)
     return _digests(view[row * width : (row + 1) * width] for row in range(len(values)))
