@@ -46,11 +46,14 @@ from plures.methods import METHODS, fedavg
 from plures.report.catalogue import model as small_network
 from plures.run.checkpoint import snapshot
 from plures.run.kernels import factors
+from plures.tasks import Classification
 
 BATCH, TESTED = 10, 10
 """Examples of a batch, and test examples of a client."""
 AIMS = {("logistic", 200): 100, ("mlp", 200): 60, ("mlp", 2000): 120, ("cnn", 200): 50, ("cnn", 20): 20}
 """How many times as fast as the plain loop ``auto`` is to be on one H100."""
+CHECKING = 60
+"""Seconds that are kept for comparing methods."""
 TOLERANCE = 1e-6
 """Distance in double precision from the same run on the CPU one client at a time, beside a leaf's largest value, or
 beside 0.001 if that is smaller: gradients that are zero but for rounding have nothing to be compared with."""
@@ -130,8 +133,6 @@ def federation(setting: Setting) -> Federation:
     owned = [torch.arange(end - n - TESTED, end) for n, end in zip(trains, ends, strict=True)]
     train = Split.of([rows[:n] for rows, n in zip(owned, trains, strict=True)])
     test = Split.of([rows[n:] for rows, n in zip(owned, trains, strict=True)])
-    from plures.tasks import Classification
-
     return Federation(
         name="random",
         task=Classification(tuple("0123456789")),
@@ -336,13 +337,13 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(8, 2))
 
 
-def distances(device: torch.device, names: list[str], clock: Clock, reserved: float) -> Iterator[dict[str, Any]]:
+def distances(device: torch.device, names: list[str], clock: Clock) -> Iterator[dict[str, Any]]:
     """For every method, how far two rounds on the device, captured, end from two on the CPU, one client at a time."""
     data = five()
     training = Training(rounds=2, batch_size=4, steps=4, optimizer=SGD(0.05))
     there = Execution("vmap", 5, False, "float64", str(device), capture=device.type == "cuda")
     for name in names:
-        if clock.left < reserved:
+        if clock.left < 3:
             yield {"method": name, "failed": "no time was left"}
             continue
         module, method = linear if name == "mocha" else small_network, METHODS[name](**QUICK.get(name, {}))
@@ -427,7 +428,7 @@ def main() -> None:
         print("no GPU is here: nothing was measured, and no file was written")
         return
     warnings.simplefilter("ignore")
-    begun, clock = time.monotonic(), Clock(options.seconds, device)
+    begun, clock = time.monotonic(), Clock(options.seconds - CHECKING * bool(options.methods), device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     rates = card_rates(device, clock)
     tell(card=card, torch=torch.__version__, **rates)
@@ -442,7 +443,7 @@ def main() -> None:
         if clock.left > 3:
             rows.append(measure(setting, device, clock, rates, options.seconds / 3, options.without))
             tell(**asdict(rows[-1]))
-    for check in distances(device, options.methods, clock, 3):
+    for check in distances(device, options.methods, Clock(options.seconds - (time.monotonic() - begun), device)):
         checks.append(check)
         tell(**check)
     about = {"card": card, "torch": torch.__version__, "rates": rates, "seconds": time.monotonic() - begun}

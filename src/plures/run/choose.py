@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from plures.federation import Federation
 from plures.method import Bound, Phase
+from plures.run.cost import stored
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.facts import code_digest, digest, facts
@@ -175,7 +176,9 @@ class Choice:
             engine.visit(*copies(self.bound, len(clients)), clients, 0, short)
 
         if base.chunk == "auto":
-            base = replace(base, chunk=fitting(visit, self.federation.inputs.device, self.cohort))
+            rows = self.cohort + (0 if base.clients_on_disk else len(self.federation))
+            held = rows * stored(self.bound)
+            base = replace(base, chunk=fitting(visit, self.federation.inputs.device, self.cohort, held))
         captured = (True, False) if self.wanted.capture == "auto" else (self.wanted.capture,)
         return [replace(base, capture=capture) for capture in captured]
 

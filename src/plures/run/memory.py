@@ -13,13 +13,14 @@ SAMPLE = 16
 """Clients of the larger stack that is measured."""
 
 
-def fitting(visit: Callable[[int], None], device: torch.device, cohort: int) -> int:
+def fitting(visit: Callable[[int], None], device: torch.device, cohort: int, held: int) -> int:
     """Clients of a stack that takes a stated share of a GPU's free memory, in stacks of equal size for the cohort.
 
     Args:
         visit: makes a stack of some clients and trains it for a step.
         device: the GPU.
         cohort: clients of a round.
+        held: bytes that the run will hold between the visits.
     """
     sizes = 1, min(SAMPLE, cohort)
     if sizes[1] == 1:
@@ -32,7 +33,7 @@ def fitting(visit: Callable[[int], None], device: torch.device, cohort: int) -> 
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
     each = max(1, (peaks[1] - peaks[0]) // (sizes[1] - sizes[0]))
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = torch.cuda.mem_get_info(device)[0] + unused
+    free = max(0, torch.cuda.mem_get_info(device)[0] + unused - held)
     return equal(cohort, int(free * SHARE / each))
 
 

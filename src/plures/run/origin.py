@@ -90,9 +90,10 @@ class Origin:
         what = f"participation {type(self.participation).__name__}, round {round + 1}"
         if not chosen:
             raise PluresError(f"{what}: nobody takes part; choose at least one client for each round")
+        last = len(self.setting) - 1
         for client in chosen:
-            if not isinstance(client, Integral) or not 0 <= client < len(self.setting):
-                raise PluresError(f"{what}: {client!r} is no client; give positions from 0 to {len(self.setting) - 1}")
+            if not isinstance(client, int | Integral) or not 0 <= client <= last:
+                raise PluresError(f"{what}: {client!r} is no client; give positions from 0 to {last}")
         return sorted({int(client) for client in chosen})
 
     def kept(self, block: Block) -> Kept:
