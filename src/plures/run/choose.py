@@ -48,6 +48,8 @@ SIZES = (8, 32, 1, 128)
 """Stacks that are measured, in order of promise; what lies between them is interpolated."""
 COMPILED = 0.5
 """What a compiled step is expected to take of the time of one that is not, before one was measured."""
+COMPILED_ON_GPU, COMPILATION_ON_GPU = 0.75, 20.0
+"""The same of a captured step on a GPU, and seconds of a compilation there, before one was measured."""
 HOPED = 0.8
 """The same of one in another chunk, compared with those that were measured."""
 COMPILATIONS = 2
@@ -140,6 +142,10 @@ class Choice:
         self.paces = self.machine.paces.setdefault(key, {})
 
     @property
+    def on_cuda(self) -> bool:
+        return self.wanted.torch_device.type == "cuda"
+
+    @property
     def rounds(self) -> int:
         """Rounds for which the choice counts."""
         return self.training.rounds if self.machine.rounds is None else self.machine.rounds
@@ -153,7 +159,7 @@ class Choice:
     def compare(self) -> None:
         """Measure one client after the other, and stacks of several sizes, as far as the time allows."""
         base = replace(self.wanted, compile=False, capture=self.wanted.capture is True)
-        if self.wanted.torch_device.type == "cuda" and base.backend != "loop":
+        if self.on_cuda and base.backend != "loop":
             for candidate in self.on_gpu(base):
                 self.attempt(candidate)
         else:
@@ -280,7 +286,10 @@ class Choice:
 
     def total(self, execution: Execution, seconds: float) -> float:
         """Seconds of all rounds, with the compilations that are still needed."""
-        return self.rounds * seconds + (self.missing(execution) * self.machine.compilation if execution.compile else 0)
+        expected = self.machine.compilation
+        if self.on_cuda and not self.machine.compilations:
+            expected = COMPILATION_ON_GPU
+        return self.rounds * seconds + (self.missing(execution) * expected if execution.compile else 0)
 
     def missing(self, execution: Execution) -> int:
         """Steps that an execution needs and that are not compiled yet."""
@@ -307,7 +316,7 @@ class Choice:
             chunks = even(self.cohort) if free else [execution.chunk]
             masked = {chunk: self.round(paces, chunk, compiled=True) for chunk in chunks if isinstance(chunk, int)}
             gains = [seconds / masked[chunk] for chunk, seconds in done.items() if chunk in masked]
-            gain = HOPED * min(gains) if gains else COMPILED
+            gain = HOPED * min(gains) if gains else COMPILED_ON_GPU if self.on_cuda else COMPILED
             found |= {replace(base, chunk=c): gain * t for c, t in masked.items() if c not in done}
         return found
 
