@@ -204,3 +204,22 @@ def test_in_a_compiled_graph(second: bool) -> None:
         found = torch.compile(lambda leaves, x: vmap(grad(objective))(leaves, x), backend="aot_eager")(leaves, x)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+
+
+def test_batch_normalisation_after_patches_gets_its_channels_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The derivative of cuDNN's asks for the memory format of its input, and ``vmap`` has only the usual one."""
+    seen: list[tuple[int, ...]] = []
+    plain = torch.batch_norm
+
+    def noted(input: Tensor, *args: Any) -> Tensor:
+        seen.append(input.stride())
+        return plain(input, *args)
+
+    monkeypatch.setattr(torch, "batch_norm", noted)
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).double().eval()
+    weights = {name: torch.stack([t] * CLIENTS) for name, t in network.state_dict().items()}
+    x = drawn(CLIENTS, N, 2, 6, 6)
+    with Patches():
+        found = vmap(lambda leaves, x: functional_call(network, leaves, (x,)))(weights, x)
+    assert seen == [(3 * 16, 16, 4, 1)]
+    torch.testing.assert_close(found, network(x.flatten(0, 1)).unflatten(0, (CLIENTS, N)))

@@ -259,7 +259,8 @@ class WeightGradient(Bilinear):
 class Patches(TorchFunctionMode):
     """In this context, convolutions of 1-D and 2-D that ``torch.func.vmap`` maps are products of patches.
 
-    Others stay PyTorch's own, depthwise ones too.
+    Others stay PyTorch's own, depthwise ones too. What a product of patches gives has its channels last in memory. The
+    derivative of cuDNN's batch normalisation asks for that format, which ``vmap`` cannot give: so its input is copied.
     """
 
     def __torch_function__(
@@ -267,6 +268,8 @@ class Patches(TorchFunctionMode):
     ) -> Any:
         if func is F.conv1d or func is F.conv2d:
             return convolved(func, 1 if func is F.conv1d else 2, *args, **(kwargs or {}))
+        if func is F.batch_norm and args:
+            args = args[0].contiguous(), *args[1:]
         return func(*args, **(kwargs or {}))
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-SHARE = 1 / 3
+SHARE = 1 / 4
 """Of the free memory, what the leaves and intermediate values of a stack may take. As much again is for the buffers of
-recorded steps; the rest is for combining and evaluating."""
+recorded steps; the rest is for combining in double precision, and for evaluating."""
 SAMPLE = 16
 """Clients of the larger stack that is measured."""
 
