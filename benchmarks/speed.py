@@ -1,15 +1,22 @@
-"""Speed of one federated round, and of evaluating all personal models, against a tight plain PyTorch loop.
+"""Speed of one federated round, and of evaluating all personal models, against two plain PyTorch loops.
 
-The reference does the same work with one model, no data loader, batches gathered by index from a flat tensor,
-``torch.autograd.grad`` and an in-place update. Both are timed alternately in the same process; each setting has a
-process of its own, whose peak memory is read after a first round of the reference and after a first round of plures.
+The tight loop does the same work with one model, no data loader, batches gathered by index from a flat tensor,
+``torch.autograd.grad`` and an in-place update. The conventional loop is what code of the field usually does: every
+client has a deep copy of the model and lists of pairs of tensors, read by a ``DataLoader``, an optimizer of
+``torch.optim``, and is tested on its training and test data each round. Against that one, training and evaluation count
+together.
+
+All are timed in turn in the same process; each setting has a process of its own, whose peak memory is read after a
+first round of the tight loop and after a first round of plures. What ``auto`` takes is chosen for a run of 500 rounds.
 
     python -m benchmarks.speed --out benchmarks/results/speed
+    python -m benchmarks.speed --out /tmp/some --models logistic mlp --clients 20
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import resource
@@ -26,6 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from plures import Execution, Federation, Run, Training
 from plures.evaluate import score
@@ -33,9 +41,12 @@ from plures.federation import SPLITS, Split
 from plures.method import SGD
 from plures.methods import fedavg, local
 from plures.models import fedavg_cnn, logistic, mlp
+from plures.run import Machine
 from plures.tasks import Classification
 
 TESTED, RATE = 4_000, 0.01
+ROUNDS = 500
+"""Rounds of the run that ``auto`` chooses for."""
 EXAMPLES = {"logistic": 18_742, "mlp": 18_742, "cnn": 4_000}
 """Training examples of all clients together; fewer for the slow network."""
 MODELS = {"logistic": logistic, "mlp": mlp, "cnn": fedavg_cnn}
@@ -65,6 +76,11 @@ class Measured:
         compilation: seconds of the first compiled round.
         evaluation_reference: evaluating all personal models with the reference.
         evaluation: the same with plures.
+        conventional: training and evaluation of a round in the conventional loop.
+        auto: a round of plures with what ``auto`` took.
+        auto_both: training and evaluation of a round with it.
+        taken: what it took.
+        choosing: seconds that it took to choose, compilations included.
         memory_reference: peak of the process after a round of the reference.
         memory: peak of the process after the stacked rounds.
     """
@@ -79,6 +95,11 @@ class Measured:
     compilation: float | None
     evaluation_reference: float
     evaluation: float
+    conventional: float
+    auto: float
+    auto_both: float
+    taken: str
+    choosing: float
     memory_reference: float
     memory: float
 
@@ -138,14 +159,97 @@ def tight_evaluation(model: nn.Module, models: list[list[Tensor]], data: Federat
     return found
 
 
-def prepared(setting: Setting, data: Federation, execution: Execution, *, personal: bool = False) -> Run:
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+class Conventional:
+    """FedAvg as code of the field usually runs it.
+
+    Args:
+        model: initial values.
+        data: the clients.
+        batch: examples in a batch, in training and in tests.
+    """
+
+    def __init__(self, model: nn.Module, data: Federation, batch: int) -> None:
+        self.model, self.batch = copy.deepcopy(model), batch
+        self.models = [copy.deepcopy(model) for _ in data.clients]
+        self.train, self.test = (
+            [[(data.inputs[i], data.targets[i]) for i in rows.tolist()] for rows in data.splits[name]]
+            for name in ("train", "test")
+        )
+
+    def round(self) -> None:
+        """Send, train, test and combine."""
+        for model, train, test in zip(self.models, self.train, self.test, strict=True):
+            self.copied(self.model, model)
+            optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+            model.train()
+            for inputs, targets in DataLoader(train, self.batch, shuffle=True):  # type: ignore[arg-type]
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+            for pairs in (train, test):
+                self.tested(model, pairs)
+        total = sum(map(len, self.train))
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.zero_()
+            for model, train in zip(self.models, self.train, strict=True):
+                for mean, own in zip(self.model.parameters(), model.parameters(), strict=True):
+                    mean.add_(own, alpha=len(train) / total)
+
+    @staticmethod
+    def copied(source: nn.Module, model: nn.Module) -> None:
+        with torch.no_grad():
+            for new, old in zip(model.parameters(), source.parameters(), strict=True):
+                new.copy_(old)
+
+    def tested(self, model: nn.Module, pairs: Pairs) -> tuple[float, float]:
+        """Accuracy and loss of a model on some examples."""
+        model.eval()
+        correct, loss = 0, 0.0
+        with torch.no_grad():
+            for inputs, targets in DataLoader(pairs, self.batch):  # type: ignore[arg-type]
+                outputs = model(inputs)
+                loss += F.cross_entropy(outputs, targets).item() * len(targets)
+                correct += int((outputs.argmax(1) == targets).sum().item())
+        return correct / len(pairs), loss / len(pairs)
+
+
+def prepared(
+    setting: Setting,
+    data: Federation,
+    execution: Execution,
+    *,
+    personal: bool = False,
+    rounds: int = 10**6,
+    machine: Machine | None = None,
+) -> Run:
     return Run(
         data,
         lambda: MODELS[setting.model](data.features, 10),
         local() if personal else fedavg(),
-        Training(rounds=10**6, batch_size=setting.batch, optimizer=SGD(RATE)),
+        Training(rounds=rounds, batch_size=setting.batch, optimizer=SGD(RATE)),
         execution=execution,
+        machine=machine,
     )
+
+
+def chosen(setting: Setting, data: Federation) -> tuple[Run, float]:
+    """A run with what ``auto`` takes, and the seconds that the choice took."""
+    machine, made = Machine(), []
+    whole = seconds(lambda: made.append(prepared(setting, data, Execution(), rounds=ROUNDS, machine=machine)))
+    again = seconds(lambda: prepared(setting, data, made[0].execution, rounds=ROUNDS, machine=machine))
+    return made[0], max(0.0, whole - again)
+
+
+def both(run: Run) -> None:
+    """A round, and accuracy and loss of all clients on their training and test data."""
+    told = [metric for metric in run.federation.metrics if metric.name in ("accuracy", "loss")]
+    run.step()
+    score(run, "train", metrics=told)
+    score(run, "test", metrics=told)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -194,9 +298,14 @@ def measure(setting: Setting, repeats: int) -> Measured:
             compiled[size] = (seconds(run.step), run)
         compiled_chunk = min(compiled, key=lambda size: compiled[size][0])
         works["compiled"] = compiled[compiled_chunk][1].step
+    auto, choosing = chosen(setting, data)
+    works["auto"] = auto.step
     for work in works.values():
         work()
     times = paired(repeats, **works)
+    usual = Conventional(model, data, setting.batch)
+    both(auto)
+    together = paired(max(2, repeats - 2), conventional=usual.round, auto=lambda: both(auto))
     backend: Literal["loop", "vmap"] = "loop" if setting.model == "cnn" else "vmap"
     own = prepared(setting, data, Execution(backend, setting.clients, False, "float32"), personal=True)
     own.step()
@@ -221,9 +330,18 @@ def measure(setting: Setting, repeats: int) -> Measured:
         compilation,
         evaluated["reference"],
         evaluated["plures"],
+        together["conventional"],
+        times["auto"],
+        together["auto"],
+        said(auto.execution),
+        choosing,
         memory_reference,
         memory,
     )
+
+
+def said(execution: Execution) -> str:
+    return f"{execution.backend} {execution.chunk}{' compiled' if execution.compile else ''}"
 
 
 def settings(models: list[str], clients: list[int]) -> Iterator[Setting]:
@@ -243,15 +361,20 @@ def table(rows: list[Measured]) -> str:
         return f"{reference / ours:.2f}x" + ("" if chunk is None else f" ({chunk})")
 
     lines = [
-        "| model | clients | batch | sizes | reference s | one at a time | stacked (chunk) | compiled (chunk) "
+        "| model | clients | batch | sizes | tight loop s | one at a time | stacked (chunk) | compiled (chunk) "
+        "| auto | what it took | chosen in s | auto, of the best | conventional, with evaluation s "
+        "| auto, with evaluation "
         "| compilation s | evaluation: reference ms | evaluation | peak MB: reference | peak MB: plures |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for m in rows:
         s = m.setting
+        best = min(seconds for seconds in (m.one, m.stacked, m.compiled) if seconds is not None)
         lines.append(
             f"| {s.model} | {s.clients} | {s.batch} | {s.sizes} | {m.reference:.3f} | {ratio(m.reference, m.one)} "
             f"| {ratio(m.reference, m.stacked, m.chunk)} | {ratio(m.reference, m.compiled, m.compiled_chunk)} "
+            f"| {ratio(m.reference, m.auto)} | {m.taken} | {m.choosing:.1f} | {best / m.auto:.2f}x "
+            f"| {m.conventional:.2f} | {ratio(m.conventional, m.auto_both)} "
             f"| {'-' if m.compilation is None else f'{m.compilation:.0f}'} | {1e3 * m.evaluation_reference:.1f} "
             f"| {ratio(m.evaluation_reference, m.evaluation)} | {m.memory_reference:.0f} | {m.memory:.0f} |"
         )
@@ -285,7 +408,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     head = (
-        f"Made by `python -m benchmarks.speed` on {machine}; one epoch of plain SGD, training examples: {EXAMPLES}.\n"
+        f"Made by `python -m benchmarks.speed` on {machine}; one epoch of plain SGD, training examples: {EXAMPLES}. "
+        f"What `auto` takes is for {ROUNDS} rounds.\n"
     )
     options.out.with_suffix(".md").write_text(head + "\n" + table(rows))
 

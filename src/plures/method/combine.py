@@ -194,6 +194,10 @@ class Combine:
         return self.reduce is None
 
 
+COLUMNS = 8192
+"""Entries of every upload that are summed at once: their copies in double precision then stay in the cache."""
+
+
 class Mean:
     """Weighted mean of stacked uploads, accumulated chunk by chunk in double precision, one row per shared model.
 
@@ -219,15 +223,16 @@ class Mean:
 
     def add(self, uploads: Leaves, weight: Tensor, model: Tensor) -> None:
         """Add a chunk of uploads ``(chunk, ...)`` with weights and models ``(chunk,)``."""
-        total = self._weight[model]
-        share = torch.where(total > 0, weight.to(torch.float64) / total.clamp(min=1e-300), 0.0)
+        whole = self._weight[model]
+        share = torch.where(whole > 0, weight.to(torch.float64) / whole.clamp(min=1e-300), 0.0)
         for k, rows in uploads.items():
-            flat = rows.reshape(len(rows), -1).to(torch.float64)
-            into = self._sum[k].view(len(self._weight), -1)
-            if len(self._weight) == 1:
-                into += share.unsqueeze(0) @ flat
-            else:
-                into.index_add_(0, model, share.unsqueeze(1) * flat)
+            flat, into = rows.reshape(len(rows), -1), self._sum[k].view(len(self._weight), -1)
+            for some, total in zip(flat.split(COLUMNS, 1), into.split(COLUMNS, 1), strict=True):
+                exact = some.to(torch.float64)
+                if len(self._weight) == 1:
+                    total += share.unsqueeze(0) @ exact
+                else:
+                    total.index_add_(0, model, share.unsqueeze(1) * exact)
 
     def result(self) -> Leaves:
         """The combined value of every model, ``(models, ...)``."""
