@@ -195,7 +195,7 @@ class Combine:
 
 
 COLUMNS = 8192
-"""Entries of every upload that are summed at once: their copies in double precision then stay in the cache."""
+"""Entries of every upload that are summed at once on a CPU: their copies in double precision then stay in the cache."""
 
 
 class Mean:
@@ -227,7 +227,8 @@ class Mean:
         share = torch.where(whole > 0, weight.to(torch.float64) / whole.clamp(min=1e-300), 0.0)
         for k, rows in uploads.items():
             flat, into = rows.reshape(len(rows), -1), self._sum[k].view(len(self._weight), -1)
-            for some, total in zip(flat.split(COLUMNS, 1), into.split(COLUMNS, 1), strict=True):
+            width = COLUMNS if flat.device.type == "cpu" else max(1, flat.shape[1])
+            for some, total in zip(flat.split(width, 1), into.split(width, 1), strict=True):
                 exact = some.to(torch.float64)
                 if len(self._weight) == 1:
                     total += share.unsqueeze(0) @ exact
