@@ -70,7 +70,7 @@ class Measured:
         reference: a round of the reference.
         one: a round of plures with one client at a time.
         stacked: a round with stacked clients, in the best of the tried chunks.
-        compiled: the same compiled; ``None`` where not tried.
+        compiled: the same compiled.
         chunk: clients stacked at once.
         compiled_chunk: clients stacked at once when compiled.
         compilation: seconds of the first compiled round.
@@ -89,10 +89,10 @@ class Measured:
     reference: float
     one: float
     stacked: float
-    compiled: float | None
+    compiled: float
     chunk: int
-    compiled_chunk: int | None
-    compilation: float | None
+    compiled_chunk: int
+    compilation: float
     evaluation_reference: float
     evaluation: float
     conventional: float
@@ -278,7 +278,7 @@ def measure(setting: Setting, repeats: int) -> Measured:
     model = MODELS[setting.model](data.features, 10)
     tight_round(model, data, setting.batch)
     memory_reference = peak()
-    chunks = sorted({min(size, setting.clients) for size in ((5,) if setting.model == "cnn" else (5, 10, 20, 50))})
+    chunks = sorted({min(size, setting.clients) for size in ((5, 10) if setting.model == "cnn" else (5, 10, 20, 50))})
     stacks = {size: prepared(setting, data, Execution("vmap", size, False, "float32")) for size in chunks}
     tried = {size: min(seconds(run.step) for _ in range(2)) for size, run in stacks.items()}
     chunk = min(tried, key=tried.__getitem__)
@@ -288,16 +288,13 @@ def measure(setting: Setting, repeats: int) -> Measured:
         "one": prepared(setting, data, Execution("loop", min(32, setting.clients), False, "float32")).step,
         "stacked": stacks[chunk].step,
     }
-    compilation, compiled_chunk = None, None
-    if setting.model != "cnn":
-        compiled = {}
-        compilation = 0.0
-        for size in [size for size in chunks if setting.clients % size == 0 and size > 5]:
-            run = prepared(setting, data, Execution("vmap", size, True, "float32"))
-            compilation = max(compilation, seconds(run.step))
-            compiled[size] = (seconds(run.step), run)
-        compiled_chunk = min(compiled, key=lambda size: compiled[size][0])
-        works["compiled"] = compiled[compiled_chunk][1].step
+    compiled, compilation = {}, 0.0
+    for size in [size for size in chunks if setting.clients % size == 0 and size > 5]:
+        run = prepared(setting, data, Execution("vmap", size, True, "float32"))
+        compilation = max(compilation, seconds(run.step))
+        compiled[size] = (seconds(run.step), run)
+    compiled_chunk = min(compiled, key=lambda size: compiled[size][0])
+    works["compiled"] = compiled[compiled_chunk][1].step
     auto, choosing = chosen(setting, data)
     works["auto"] = auto.step
     for work in works.values():
@@ -324,7 +321,7 @@ def measure(setting: Setting, repeats: int) -> Measured:
         times["reference"],
         times["one"],
         times["stacked"],
-        times.get("compiled"),
+        times["compiled"],
         chunk,
         compiled_chunk,
         compilation,
@@ -355,9 +352,7 @@ def settings(models: list[str], clients: list[int]) -> Iterator[Setting]:
 def table(rows: list[Measured]) -> str:
     """The table as Markdown: ratios above 1 mean that plures is faster."""
 
-    def ratio(reference: float, ours: float | None, chunk: int | None = None) -> str:
-        if ours is None:
-            return "-"
+    def ratio(reference: float, ours: float, chunk: int | None = None) -> str:
         return f"{reference / ours:.2f}x" + ("" if chunk is None else f" ({chunk})")
 
     lines = [
@@ -369,13 +364,13 @@ def table(rows: list[Measured]) -> str:
     ]
     for m in rows:
         s = m.setting
-        best = min(seconds for seconds in (m.one, m.stacked, m.compiled) if seconds is not None)
+        best = min(m.one, m.stacked, m.compiled)
         lines.append(
             f"| {s.model} | {s.clients} | {s.batch} | {s.sizes} | {m.reference:.3f} | {ratio(m.reference, m.one)} "
             f"| {ratio(m.reference, m.stacked, m.chunk)} | {ratio(m.reference, m.compiled, m.compiled_chunk)} "
             f"| {ratio(m.reference, m.auto)} | {m.taken} | {m.choosing:.1f} | {best / m.auto:.2f}x "
             f"| {m.conventional:.2f} | {ratio(m.conventional, m.auto_both)} "
-            f"| {'-' if m.compilation is None else f'{m.compilation:.0f}'} | {1e3 * m.evaluation_reference:.1f} "
+            f"| {m.compilation:.0f} | {1e3 * m.evaluation_reference:.1f} "
             f"| {ratio(m.evaluation_reference, m.evaluation)} | {m.memory_reference:.0f} | {m.memory:.0f} |"
         )
     return "\n".join(lines) + "\n"

@@ -228,7 +228,7 @@ class Mean:
         for k, rows in uploads.items():
             flat, into = rows.reshape(len(rows), -1), self._sum[k].view(len(self._weight), -1)
             width = COLUMNS if flat.device.type == "cpu" else max(1, flat.shape[1])
-            for some, total in zip(flat.split(width, 1), into.split(width, 1), strict=True):
+            for some, total in zip(torch.split(flat, width, 1), torch.split(into, width, 1), strict=True):
                 exact = some.to(torch.float64)
                 if len(self._weight) == 1:
                     total += share.unsqueeze(0) @ exact
