@@ -76,6 +76,12 @@ BatchSize = Annotated[int, typer.Option(help="Examples in a batch; 0 for all.")]
 Epochs = Annotated[float, typer.Option(help="Passes over a client's data per visit.")]
 Unseen = Annotated[list[str] | None, typer.Option(help="Client held out of training; repeatable.")]
 Fraction = Annotated[float | None, typer.Option(help="Share of the clients, redrawn each round; default: all.")]
+EvaluateClients = Annotated[
+    int | None,
+    typer.Option(
+        help="How many clients, drawn at random once for all, are scored; default: all. For large populations."
+    ),
+]
 TaskName = Annotated[
     str | None,
     typer.Option(

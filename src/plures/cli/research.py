@@ -20,6 +20,7 @@ from plures.cli.common import (
     Data,
     Device,
     Epochs,
+    EvaluateClients,
     Fraction,
     MetricName,
     Model,
@@ -44,6 +45,7 @@ from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.compare import saved_execution as saved
+from plures.evaluate.sample import among, sampling_width
 from plures.evaluate.spec import find_method
 from plures.federation import DATASETS, locate
 from plures.files import check_folder, write_json, write_text
@@ -68,6 +70,7 @@ def compare_command(
     unseen: Unseen = None,
     task: TaskName = None,
     metric: MetricName = None,
+    evaluate_clients: EvaluateClients = None,
     data_options: Options = None,
     out: Out = Path("runs/compare"),
     backend: Backend = "auto",
@@ -103,6 +106,7 @@ def compare_command(
             batch_size=batch_size or None,
             epochs=epochs,
             fraction=fraction,
+            evaluate_clients=evaluate_clients,
             data_options=data_settings(data_options, data),
             model_options=model_settings(model_options, model),
         )
@@ -146,6 +150,7 @@ def run_command(
     unseen: Unseen = None,
     task: TaskName = None,
     metric: MetricName = None,
+    evaluate_clients: EvaluateClients = None,
     data_options: Options = None,
     out: Out = Path("runs/run"),
     backend: Backend = "auto",
@@ -180,6 +185,7 @@ def run_command(
         unseen=unseen or [],
         task=task,
         metric=metric,
+        evaluate_clients=evaluate_clients,
     )
     folder, checkpoint = RunFolder(out), out / "checkpoint.safetensors"
     if folder.finished:
@@ -192,7 +198,7 @@ def run_command(
     federation = spec.federation(code)
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
     run, every = spec.run(seen, wanted, code), max(1, rounds // 20)
-    asked = spec.question(run, held, code, every=every)
+    asked = spec.question(run, held, code, every=every, **among(evaluate_clients))
     with progress(spec.title(), rounds) as update:
         fitted = fit(
             run,
@@ -203,26 +209,34 @@ def run_command(
             callbacks=callbacks,
             settings=spec.model_dump(),
             question=asked,
+            evaluate_clients=evaluate_clients,
         )
         result = finish(fitted, seed, held)
-    folder.write(run, spec, result, asked)
+    folder.write(run, spec, result, asked, fitted.asked)
     checkpoint.unlink(missing_ok=True)
     measure = primary(seen)
     own, lacking = result.test.summary(measure), result.test.undefined(measure.name)
+    people = len(result.test.clients)
     why = f" {measure.undefined}".rstrip()
     where = f"at round {result.chosen_round} (chosen on validation data)"
-    if lacking == len(seen):
+    if lacking == people:
         told = f"test {measure.title} is undefined for every client{why}, {where}"
     else:
         told = (
-            f"test {measure.title} {own.mean:.4f} on average over {len(seen)} clients, worst {own.worst:.4f}, {where}"
+            f"test {measure.title} {own.mean:.4f} on average over {people} clients, worst {own.worst:.4f}, {where}"
         )
     console.print(f"{spec.title()} on {seen.name}: {told}")
-    if 0 < lacking < len(seen):
-        console.print(f"for {lacking} of {len(seen)} clients it is undefined{why}; the mean leaves them out")
+    if fitted.asked is not None:
+        width = sampling_width(result.test.values(measure.name), len(seen))
+        console.print(
+            f"{people} of {len(seen)} clients were scored, a random sample: the mean over all lies within {width:.4f} "
+            "of that (95 % confidence)"
+        )
+    if 0 < lacking < people:
+        console.print(f"for {lacking} of {people} clients it is undefined{why}; the mean leaves them out")
     if result.never:
         console.print(
-            f"{len(result.never)} of {len(seen)} clients had not been drawn by then; each is served as the method "
+            f"{len(result.never)} of {people} clients had not been drawn by then; each is served as the method "
             "serves a client that comes later"
         )
     if result.unseen is not None:

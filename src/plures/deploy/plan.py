@@ -49,6 +49,7 @@ ELSEWHERE = {
     "data": "every site names its own in site.toml",
     "data_options": "the members' data are described in [schema]",
     "unseen": "leave such clients out of clients",
+    "evaluate_clients": "every site scores its own model",
 }
 """Fields of a run that have no meaning when the data are at sites, and what to do instead."""
 

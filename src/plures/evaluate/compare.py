@@ -31,6 +31,7 @@ from plures.evaluate.results import (
     SeedResult,
     Trial,
 )
+from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
@@ -68,6 +69,8 @@ from plures.version import __version__
 DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")
 LEARNING_RATES = (0.03, 0.1, 0.3)
 RESULTS = "results.json"
+LARGE = 20_000
+"""More clients than that are better sampled than all scored."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,14 @@ def compare(
         "tune_rounds": tune_rounds,
         "read_validation_every": study.every,
     }
+    asked = sampled(seen, base.evaluate_clients)
+    if asked is None and len(seen) > LARGE:
+        warnings.warn(
+            f"all {len(seen)} clients are scored in every run, and stand in the results: with evaluate_clients="
+            f"{LARGE // 2} a random sample of them speaks for all",
+            PluresWarning,
+            stacklevel=3,
+        )
     if study.out is not None:
         check_folder(study.out)
     for entry in entries.values():  # what does not fit the model or the clients is refused before anything is trained
@@ -209,7 +220,7 @@ def compare(
     results = [study.method(entry, rates, tune_rounds, seeds) for entry in entries.values()]
     metric = primary(seen)
     comparison = Comparison(
-        federation=card(seen),
+        federation=card(seen, asked),
         metric=MetricCard.of(metric),
         methods=results,
         settings=settings,
@@ -346,6 +357,7 @@ class _Study:
             precision=self.execution.precision,
             every=self.every,
             **of_metric(self.federation),
+            **among(self.base.evaluate_clients),
         )
         return asked | self._data
 
@@ -423,6 +435,7 @@ class _Study:
             callbacks=self.callbacks,
             stage="tuning",
             settings=spec.model_dump(),
+            evaluate_clients=spec.evaluate_clients,
         )
         fitted.callbacks.on_end(None)
         trial = Trial(lr=lr, parameters=parameters, validation=fitted.chosen.validation)
@@ -455,11 +468,12 @@ class _Study:
             stage=stage,
             settings=spec.model_dump(),
             question=asked,
+            evaluate_clients=spec.evaluate_clients,
         )
         result = finish(fitted, spec.seed, self.unseen)
         if folder is not None:
             again = self.named and told(spec.parameters) == spec.parameters
-            folder.write(fitted.run, spec if again else None, result, asked)
+            folder.write(fitted.run, spec if again else None, result, asked, fitted.asked)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
         return result
@@ -563,18 +577,27 @@ def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
     return replace(execution, **{k: saved[k] for k in same})
 
 
-def card(federation: Federation) -> FederationCard:
-    """A federation's data sheet."""
-    classes = len(federation.task.classes)
-    train = federation.splits["train"] if classes else ()
-    labels = [torch.bincount(federation.targets[rows], minlength=classes).tolist() for rows in train]
+def card(federation: Federation, clients: Sequence[int] | None = None) -> FederationCard:
+    """A federation's data sheet.
+
+    Args:
+        federation: the clients.
+        clients: positions of those that were scored; default: all.
+    """
+    population = len(federation)
+    federation = federation if clients is None else federation.take(clients)
+    train = federation.splits["train"]
+    labels = None
+    if federation.task.classes:
+        labels = federation.task.counts_of(federation.targets[train.rows], train.owners, len(federation))
     return FederationCard(
         name=federation.name,
         kind=federation.task.kind,
         classes=list(federation.task.classes),
         clients=list(federation.clients),
         sizes={split: federation.splits[split].sizes.tolist() for split in SPLITS},
-        labels=labels,
+        labels=[] if labels is None else labels.tolist(),
+        population=None if clients is None else population,
         metadata={key: [str(value) for value in column] for key, column in federation.metadata.items()},
         source=federation.source,
     )

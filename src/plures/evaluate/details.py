@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,30 +20,46 @@ from plures.run.onboard import onboard
 LABELS: tuple[int, ...] = (0, 1, 5, 20)
 MOST_CLASSES = 20
 MISTAKES = 3
+MOST_CLIENTS = 5_000
+"""Most clients of which a result tells more than scores; results of more would be large, and nobody reads so many."""
 
 
 def details(
-    run: Run, unseen: Federation | None = None, everything: Scores | None = None, errors: Errors | None = None
+    run: Run,
+    unseen: Federation | None = None,
+    everything: Scores | None = None,
+    errors: Errors | None = None,
+    clients: Sequence[int] | None = None,
 ) -> Details:
     """All that the report shows of a run in its present state.
+
+    Of more than 5,000 clients it is what all have in common: what belongs to a single one is left out.
 
     Args:
         run: a run at the round that validation chose.
         unseen: clients held out of its training.
         everything: test scores of the unseen clients with all their labelled examples, if they are known.
         errors: errors collected while scoring the test examples, if any; otherwise they are scored again.
+        clients: positions of those that were scored; default: all.
     """
+    told_of = list(range(len(run.federation)) if clients is None else sorted(clients))
+    newcomers = {} if unseen is None else cold(run, unseen, everything)
+    if len(told_of) > MOST_CLIENTS:
+        return Details(cold=newcomers)
     if errors is None:
         errors = Errors(run)
-        score(run, "test", metrics=(), onlooker=errors)
+        score(run, "test", metrics=(), onlooker=errors, clients=told_of)
+    names = {run.federation.clients[i] for i in told_of}
     return Details(
         calibration=errors.calibration(),
         confusion=errors.confusion(),
         mistakes=errors.mistakes(),
-        personal=personal(run),
-        clusters={block: rows.tolist() for block, rows in run.membership.items()},
-        moves=[Move(round=r, block=block, client=client, cluster=to) for r, block, client, to in run.history()],
-        cold={} if unseen is None else cold(run, unseen, everything),
+        personal=personal(run, told_of),
+        clusters={block: rows[told_of].tolist() for block, rows in run.membership.items()},
+        moves=[
+            Move(round=r, block=block, client=name, cluster=to) for r, block, name, to in run.history() if name in names
+        ],
+        cold=newcomers,
     )
 
 
@@ -83,7 +101,9 @@ class Errors:
         return *always, chosen, *stated(predictions)
 
     def take(self, clients: list[int], weight: Tensor, *kept: Tensor) -> None:
-        """Note the errors of some clients."""
+        """Note the errors of some clients, unless they are too many to be told."""
+        if len(self._mistakes) + len(clients) > MOST_CLIENTS:
+            return
         real, on_cpu = weight.cpu() > 0, [column.cpu() for column in kept]
         for place, client in enumerate(clients):
             loss, truth, decided, *sure = (column[place][real[place]] for column in on_cpu)

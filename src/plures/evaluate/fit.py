@@ -14,8 +14,9 @@ from torch import Tensor
 
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import About, Callback, Callbacks
-from plures.evaluate.details import Errors, details, values
+from plures.evaluate.details import MOST_CLIENTS, Errors, details, values
 from plures.evaluate.results import ClientScores, Point, SeedResult
+from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import Scores, primary, score
 from plures.evaluate.summary import mean_known
 from plures.federation import Federation
@@ -48,12 +49,14 @@ class Fit(Generic[R]):
         run: the run, or the coordinator of one.
         curve: points at which validation data were read.
         best: state of the run at the point that validation prefers, ``None`` before the first point.
+        asked: positions of the clients whose scores are read; ``None`` for all.
         callbacks: observers of the run.
     """
 
     run: R
     curve: list[Point]
     best: Snapshot | None = None
+    asked: list[int] | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
 
     @property
@@ -104,6 +107,7 @@ def fit(
     stage: str = "run",
     settings: Mapping[str, Any] | None = None,
     question: Fingerprint | None = None,
+    evaluate_clients: int | None = None,
 ) -> Fit[Run]:
     """Train a run to its last round, or resume from a checkpoint.
 
@@ -118,7 +122,9 @@ def fit(
         stage: the purpose of the run, reported to callbacks.
         settings: the settings reported to callbacks; default: what the run itself knows.
         question: what the run answers; a checkpoint of another question is refused. Default: what
-            :func:`~plures.run.fingerprint.of_run` finds of it, and ``every``.
+            :func:`~plures.run.fingerprint.of_run` finds of it, ``every`` and ``evaluate_clients``.
+        evaluate_clients: how many clients, drawn at random once for all, are scored on validation and test data;
+            default: all.
 
     Raises:
         PluresError: if the checkpoint is that of another run; names the difference.
@@ -143,11 +149,11 @@ def fit(
             raise PluresError(f"{what}={number}: give at least 1")
     if checkpoint is not None:
         check_file(checkpoint)
-    fitted = Fit(run, [], callbacks=Callbacks(callbacks))
+    fitted = Fit(run, [], asked=sampled(run.federation, evaluate_clients), callbacks=Callbacks(callbacks))
     kept: dict[str, Any] = {"seconds": 0.0, "bytes": 0, "visits": 0}
     last = float("nan")
     if checkpoint is not None and question is None:
-        question = of_run(run, name, every=every)
+        question = of_run(run, name, every=every, **among(evaluate_clients))
     if checkpoint is not None and checkpoint.exists():
         about = fitted.resume(name, checkpoint, question)
         kept = {what: about[what] for what in kept}
@@ -162,9 +168,10 @@ def fit(
             measured = run.round % every == 0 or run.round == run.training.rounds
             clients: list[float | None] = []
             if measured:
-                scores = score(run, "validation", metrics=(metric,))
+                scores = score(run, "validation", metrics=(metric,), clients=fitted.asked)
                 last = mean_of_measured(scores, metric.name)
-                clients = values(scores).metrics[metric.name]
+                many = len(scores.clients) > MOST_CLIENTS
+                clients = [] if many else values(scores).metrics[metric.name]
             point = Point(
                 round=run.round,
                 train_loss=record.loss,
@@ -265,22 +272,24 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
 
 def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult:
     """The result of :func:`finish`, without callbacks."""
-    run = fitted.run
+    run, asked = fitted.run, fitted.asked
     errors = Errors(run)
     if fitted.best is not None and fitted.chosen.round != run.round:
-        last = ClientScores.of(score(run, "test"))
+        last = ClientScores.of(score(run, "test", clients=asked))
         restore(run, fitted.best)
-        test = ClientScores.of(score(run, "test", onlooker=errors))
+        test = ClientScores.of(score(run, "test", onlooker=errors, clients=asked))
     else:
-        last = test = ClientScores.of(score(run, "test", onlooker=errors))
+        last = test = ClientScores.of(score(run, "test", onlooker=errors, clients=asked))
     diverged = Diverged(run.federation.clients)
-    validation = score(run, "validation", onlooker=diverged)
+    validation = score(run, "validation", onlooker=diverged, clients=asked)
     diverged.warn()
     warn_of_undefined(validation, primary(run.federation))
     newcomers = known = None
     if unseen is not None:
         known = score(onboard(run, unseen), "test")
         newcomers = ClientScores.of(known)
+    never = run.never.tolist()
+    never = never if asked is None else sorted(set(never) & set(asked))
     return SeedResult(
         seed=seed,
         curve=fitted.curve,
@@ -289,6 +298,6 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult
         test=test,
         test_last=last,
         unseen=newcomers,
-        details=details(run, unseen, known, errors),
-        never=[run.federation.clients[i] for i in run.never.tolist()],
+        details=details(run, unseen, known, errors, asked),
+        never=[run.federation.clients[i] for i in never],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,16 @@ OWN, FITTED, COUNTS, PARTS = "own", "fitted", "examples", ("inputs", "targets", 
 UNTOLD = "untold"
 
 
-def personal_models(run: Run) -> Iterator[tuple[str, Leaves]]:
-    """Every client's name and what it predicts with: its personal model, or ``slot:path`` where that is composed."""
-    for chunk in run.chunks(list(range(len(run.federation)))):
+def personal_models(run: Run, clients: Sequence[int] | None = None) -> Iterator[tuple[str, Leaves]]:
+    """Clients' names and what they predict with: personal models, or ``slot:path`` where those are composed.
+
+    Args:
+        run: the run.
+        clients: positions of the clients; default: all.
+    """
+    chosen = list(range(len(run.federation)) if clients is None else clients)
+    run.serve(chosen)
+    for chunk in run.chunks(chosen):
         stack = run.deployed(chunk)
         flat = {
             path if len(stack) == 1 else f"{slot}:{path}": t for slot, ls in stack.items() for path, t in ls.items()
@@ -150,7 +157,14 @@ class RunFolder:
         """Whether the folder holds a finished run; its description is written last."""
         return (self.path / DESCRIPTION).exists()
 
-    def write(self, run: Run, spec: RunSpec | None, result: SeedResult, question: Fingerprint | None = None) -> None:
+    def write(
+        self,
+        run: Run,
+        spec: RunSpec | None,
+        result: SeedResult,
+        question: Fingerprint | None = None,
+        clients: Sequence[int] | None = None,
+    ) -> None:
         """Write a run in the state it is in, with its description.
 
         Args:
@@ -158,14 +172,20 @@ class RunFolder:
             spec: what it was in names and numbers; ``None`` for a run made from Python objects.
             result: how it scored.
             question: what it answers; default: what :func:`~plures.run.fingerprint.of_run` finds.
+            clients: positions of those whose models are kept, such as those that were scored; default: all. The state
+                is that of all clients.
         """
         write(self.path / STATE, snapshot(run), {})
-        models = {f"{client}/{path}": t for client, leaves in personal_models(run) for path, t in leaves.items()}
-        for place, client in enumerate(run.federation.clients):
-            models |= {f"{key}:{client}": t for key, t in own_examples(run, place).items()}
-        fitted = fitted_to(run.federation, None if spec is None else spec.task)
-        counted = {client: counts(run.federation, place) for place, client in enumerate(run.federation.clients)}
-        about = {"clients": list(run.federation.clients), COUNTS: counted, FITTED: fitted[1]}
+        models = {
+            f"{client}/{path}": t for client, leaves in personal_models(run, clients) for path, t in leaves.items()
+        }
+        kept = run.federation if clients is None else run.federation.take(clients)
+        for client in kept.clients:
+            own = own_examples(run, run.federation.index(client))
+            models |= {f"{key}:{client}": t for key, t in own.items()}
+        fitted = fitted_to(kept, None if spec is None else spec.task)
+        counted = {client: counts(kept, place) for place, client in enumerate(kept.clients)}
+        about = {"clients": list(kept.clients), COUNTS: counted, FITTED: fitted[1]}
         write(self.path / MODELS, models | fitted[0], about)
         described = {
             "spec": None if spec is None else spec.model_dump(),

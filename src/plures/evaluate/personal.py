@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,14 +19,19 @@ DIGITS = 6
 SEED = 0
 
 
-def personal(run: Run) -> Personal | None:
-    """Compare what all clients of a run predict with; ``None`` where that is the same for all.
+def personal(run: Run, clients: Sequence[int] | None = None) -> Personal | None:
+    """Compare what clients of a run predict with; ``None`` where that is the same for all.
 
     Distances are exact. Where the predictors of all clients are too many numbers to hold, map and peers come from a
     random sketch of them that keeps distances to a few percent (Charikar, Chen, Farach-Colton 2002).
+
+    Args:
+        run: the run.
+        clients: positions of those that are compared; default: all.
     """
-    order = [client for chunk, _ in _predictors(run) for client in chunk]
-    total, low, high = _ranges(run)
+    asked = list(range(len(run.federation)) if clients is None else clients)
+    order = [client for chunk, _ in _predictors(run, asked) for client in chunk]
+    total, low, high = _ranges(run, asked)
     different = [leaf for leaf in total if bool((low[leaf] != high[leaf]).any())]
     if not different or len(order) < 2:
         return None
@@ -39,7 +44,7 @@ def personal(run: Run) -> Personal | None:
     sketch = _sketch({leaf: len(mean[leaf]) for leaf in different}) if width * len(order) > HELD else None
     told: dict[str, list[Tensor]] = {name: [] for name in layers}
     rows: list[Tensor] = []
-    for _, leaves in _predictors(run):
+    for _, leaves in _predictors(run, asked):
         for name, paths in layers.items():
             own = torch.cat([leaves[leaf] for leaf in paths], 1)
             told[name].append(_compared(own, torch.cat([mean[leaf] for leaf in paths])))
@@ -90,9 +95,10 @@ def nearest(vectors: Tensor) -> list[list[int]]:
     return [[j for j in row if j != i] for i, row in enumerate(order)]
 
 
-def _predictors(run: Run) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+def _predictors(run: Run, clients: list[int]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Chunks of clients and what they predict with, ``(clients, numbers)`` by leaf."""
-    for chunk in run.chunks(list(range(len(run.federation)))):
+    run.serve(clients)
+    for chunk in run.chunks(clients):
         stack = run.deployed(chunk)
         yield (
             chunk,
@@ -105,12 +111,12 @@ def _predictors(run: Run) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         )
 
 
-def _ranges(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def _ranges(run: Run, clients: list[int]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Sum, least and greatest value over clients, by leaf."""
     total: dict[str, Tensor] = {}
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
-    for _, leaves in _predictors(run):
+    for _, leaves in _predictors(run, clients):
         for leaf, t in leaves.items():
             total[leaf] = total[leaf] + t.sum(0) if leaf in total else t.sum(0)
             low[leaf] = torch.minimum(low.get(leaf, t[0]), t.amin(0))

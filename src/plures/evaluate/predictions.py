@@ -59,7 +59,11 @@ def predictions(run: Run, client: str, split: SplitName) -> Predictions:
 
 
 def read(
-    run: Run, split: SplitName, readers: Sequence[Reader], deployed: Stack | None = None
+    run: Run,
+    split: SplitName,
+    readers: Sequence[Reader],
+    deployed: Stack | None = None,
+    clients: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, list[tuple[Tensor, ...]]]]:
     """Let every client predict for its own examples, and keep what readers take of that.
 
@@ -68,12 +72,16 @@ def read(
         split: which examples.
         readers: what is kept.
         deployed: what each client predicts with, ``(clients, ...)``; default: what it would deploy now.
+        clients: positions of those that predict; default: all.
 
     Yields:
         Clients, the weights ``(clients, examples)`` of their examples and padding, and for each reader what it took,
         ``(clients, examples, ...)``.
     """
-    for chunk in run.chunks(list(range(len(run.federation)))):
+    chosen = list(range(len(run.federation)) if clients is None else clients)
+    if deployed is None:
+        run.serve(chosen)
+    for chunk in run.chunks(chosen):
         stack = run.deployed(chunk) if deployed is None else rows_of(deployed, chunk)
         weights: list[Tensor] = []
         kept: list[list[tuple[Tensor, ...]]] = [[] for _ in readers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import Field
 from plures.errors import PluresError, suggestion
 from plures.evaluate.record import ClientValues, Details, Measured, Score
 from plures.evaluate.record import Result as Result
+from plures.evaluate.sample import sampling_width
 from plures.evaluate.scores import Floats, Scores
 from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
 from plures.faults import read_json
@@ -161,6 +163,8 @@ class FederationCard(Result):
         labels: per client, number of training examples of each class; empty for regression.
         metadata: column to one text per client.
         source: origin and licence.
+        population: number of all clients, where those listed here are a random sample that was scored for all; else
+            ``None``.
     """
 
     name: str
@@ -171,6 +175,17 @@ class FederationCard(Result):
     labels: list[list[int]]
     metadata: dict[str, list[str]]
     source: str
+    population: int | None = None
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The position of each client."""
+        return {name: place for place, name in enumerate(self.clients)}
+
+    @property
+    def trained(self) -> int:
+        """How many clients the runs had, scored or not."""
+        return self.population or len(self.clients)
 
 
 class MetricCard(Result):
@@ -207,6 +222,8 @@ class Row(Result):
         p_value: paired test over clients against fine-tuned FedAvg.
         others: mean over clients of every other metric that is reported, by its name.
         undefined: clients with examples for which the metric is undefined; they are left out of everything else here.
+        sampled_ci: half width of the 95 % confidence interval of the mean over all clients, where a random sample of
+            them was scored; ``None`` where all were.
         last: mean after the last round.
         megabytes: what a client sent and received on average until the chosen round: all bytes that travelled in that
             run divided by its clients, drawn or not. Rounds after the chosen one do not count.
@@ -237,6 +254,7 @@ class Row(Result):
     never: float = 0.0
     diverged: int = 0
     undefined: int = 0
+    sampled_ci: float | None = None
 
 
 class Comparison(Result):
@@ -289,7 +307,9 @@ class Comparison(Result):
         own = method.per_client(metric.name)
         over = summarize(own, np.array(method.seeds[0].test.sizes), higher=metric.higher)
         runs = [s.test.summary(metric) for s in method.seeds]
-        mean, width = interval([s.mean for s in runs])
+        mean, over_seeds = interval([s.mean for s in runs])
+        population = self.federation.population
+        width = None if population is None else sampling_width(own, population)
         local, fedavg, tuned = (self.method(b).per_client(metric.name) for b in BASELINES)
         unseen = [s.unseen.summary(metric).mean for s in method.seeds if s.unseen is not None]
         unseen_mean, unseen_width = interval(unseen) if unseen else (None, None)
@@ -299,7 +319,7 @@ class Comparison(Result):
             name=name,
             title=method.title,
             mean=mean,
-            mean_ci=None if np.isnan(width) else width,
+            mean_ci=None if np.isnan(over_seeds) else over_seeds,
             weighted=float(np.mean([s.weighted for s in runs])),
             std=over.std,
             worst=over.worst,
@@ -317,6 +337,7 @@ class Comparison(Result):
             never=float(np.mean([len(seed.never) for seed in method.seeds])),
             diverged=int(np.isinf(method.per_client("loss")).sum()) if "loss" in method.seeds[0].test.metrics else 0,
             undefined=max(seed.test.undefined(metric.name) for seed in method.seeds),
+            sampled_ci=None if width is None or np.isnan(width) else width,
         )
 
     def _travelled(self, method: MethodResult) -> tuple[float, float]:
@@ -324,7 +345,7 @@ class Comparison(Result):
 
         Where a result does not tell the visits, every client is taken to have had one in each round.
         """
-        clients = len(self.federation.clients)
+        clients = self.federation.trained
         told = [seed.reached for seed in method.seeds if seed.reached is not None and seed.reached.visits]
         if not told:
             rounds = float(np.mean([seed.chosen_round for seed in method.seeds]))
@@ -353,7 +374,8 @@ class Comparison(Result):
         if missing := sorted(set(clients) - set(people)):
             near = suggestion(missing[0], people, "clients are")
             raise PluresError(f"no client {missing[0]!r} in this comparison; {near}")
-        places = [i for i, name in enumerate(people) if name in set(clients)]
+        wanted = set(clients)
+        places = [i for i, name in enumerate(people) if name in wanted]
 
         def part(scores: ClientScores | None) -> ClientScores | None:
             return scores and ClientScores(

@@ -31,7 +31,7 @@ def primary(federation: Federation) -> Metric:
 @brief
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of every client on one split.
+    """Metrics of every client that was scored on one split.
 
     Attributes:
         clients: names.
@@ -62,6 +62,7 @@ def score(
     *,
     metrics: Sequence[Metric] | None = None,
     onlooker: Onlooker | None = None,
+    clients: Sequence[int] | None = None,
 ) -> Scores:
     """Score every client's own predictor on its own examples.
 
@@ -71,6 +72,7 @@ def score(
         deployed: what each client predicts with, ``(clients, ...)``; default: what it would deploy now.
         metrics: what is measured; default: all metrics of the federation.
         onlooker: gets more of the same predictions.
+        clients: positions of those that are scored; default: all.
 
     Examples:
         >>> x = np.array([[-1.0], [1.0]] * 30)
@@ -88,7 +90,7 @@ def score(
     readers: list[Reader] = [metric.needed for metric in metrics] + ([] if onlooker is None else [onlooker.each])
     order: list[int] = []
     found: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}
-    for chunk, weight, kept in read(run, split, readers, deployed):
+    for chunk, weight, kept in read(run, split, readers, deployed, clients):
         order += chunk
         for metric, taken in zip(metrics, kept, strict=False):
             found[metric.name].append(metric.computed(weight, *taken))
@@ -96,4 +98,8 @@ def score(
             onlooker.take(chunk, weight, *kept[-1])
     place = np.argsort(order)
     values = {name: torch.cat(parts).cpu().numpy()[place] for name, parts in found.items()}
-    return Scores(run.federation.clients, run.federation.splits[split].sizes.numpy(), values)
+    names, sizes = run.federation.clients, run.federation.splits[split].sizes.numpy()
+    if clients is None:
+        return Scores(names, sizes, values)
+    chosen = sorted(clients)
+    return Scores(tuple(names[i] for i in chosen), sizes[chosen], values)

@@ -79,6 +79,7 @@ class RunSpec(Result):
             one that weighs classes, or the name of a kind; default: the task of the data.
         metric: by which the round is chosen: a metric of the task, or ``package.module:name`` of one of your own;
             default: the task's first.
+        evaluate_clients: how many clients, drawn at random once for all, are scored; default: all.
 
     Examples:
         >>> spec = plures.RunSpec(data="heart", method="ditto", parameters={"lam": 0.1}, rounds=2)
@@ -109,6 +110,7 @@ class RunSpec(Result):
     unseen: list[str] = Field(default_factory=list)
     task: str | None = None
     metric: str | None = None
+    evaluate_clients: int | None = None
 
     def __init__(self, **fields: Any) -> None:
         try:

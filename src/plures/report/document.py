@@ -68,7 +68,7 @@ def groups(comparison: Comparison) -> dict[str, list[tuple[str, list[int]]]]:
     equal size, and so does the number of training examples.
     """
     card, people = comparison.federation, comparison.methods[0].seeds[0].test.clients
-    place = {name: i for i, name in enumerate(card.clients)}
+    place = card.places
     columns: dict[str, Sequence[str | float]] = {
         key: [values[place[name]] for name in people if name in place] for key, values in card.metadata.items()
     }
@@ -124,7 +124,7 @@ def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> di
         "runs": [_plain(seed.test.values(metric)) for seed in method.seeds],
         "others": {card.name: _plain(method.per_client(card.name)) for card in comparison.others},
         "chosen": [seed.chosen_round for seed in method.seeds],
-        "curve": curve(method, len(comparison.federation.clients)),
+        "curve": curve(method, comparison.federation.trained),
         "traces": traces(method) if traced else None,
         "cost": {
             "bytes": known(row.megabytes * 1e6),
@@ -241,13 +241,13 @@ def _plain(values: Floats) -> list[float | None]:
 def train_size(comparison: Comparison, client: str) -> int | None:
     """Training examples of a client."""
     card = comparison.federation
-    return card.sizes["train"][card.clients.index(client)] if client in card.clients and "train" in card.sizes else None
+    return card.sizes["train"][card.places[client]] if client in card.places and "train" in card.sizes else None
 
 
 def labels(comparison: Comparison, client: str) -> list[int]:
     """A client's training examples by class; empty if not known."""
     card = comparison.federation
-    return card.labels[card.clients.index(client)] if client in card.clients and card.labels else []
+    return card.labels[card.places[client]] if client in card.places and card.labels else []
 
 
 def about(comparison: Comparison, client: str) -> list[str]:
@@ -255,5 +255,5 @@ def about(comparison: Comparison, client: str) -> list[str]:
     card = comparison.federation
     if client not in card.clients:
         return []
-    place = card.clients.index(client)
+    place = card.places[client]
     return [f"{key} {values[place]}" for key, values in card.metadata.items()]

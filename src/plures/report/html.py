@@ -22,6 +22,8 @@ from plures.version import __version__
 
 SCRIPTS = ("stats.js", "tools.js", "rows.js", "curves.js", "people.js", "client.js", "tables.js", "main.js")
 """The page's own script, in order; they share one scope."""
+MOST_SHOWN = 5_000
+"""Most clients whose values stand in a page."""
 
 
 def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "Study") -> str:
@@ -46,8 +48,9 @@ def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "St
     if not found:
         raise PluresError("a report needs at least one comparison")
     rows = [comparison.rows() for comparison in found]
-    drawn = [document(comparison, lines) for comparison, lines in zip(found, rows, strict=True)]
-    bodies = [body(*parts, single=len(found) == 1) for parts in zip(found, rows, drawn, strict=True)]
+    shown = [few(comparison) for comparison in found]
+    drawn = [document(comparison, lines) for comparison, lines in zip(shown, rows, strict=True)]
+    bodies = [body(*parts, single=len(found) == 1) for parts in zip(found, shown, rows, drawn, strict=True)]
     several = len(found) > 1
     code = [*scripts(), '\n"use strict";\n(() => {\n' + "\n".join(map(_file, SCRIPTS)) + "})();\n"]
     page = {
@@ -64,15 +67,37 @@ def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "St
     return Template(_file("page.html")).substitute(page)
 
 
-def body(comparison: Comparison, rows: list[Row], drawn: dict[str, Any], *, single: bool) -> str:
-    """Everything about one comparison: the answer, the choice of clients, the sections."""
-    found = sections(comparison, rows, drawn)
+def few(comparison: Comparison) -> Comparison:
+    """The same comparison; of more than 5,000 clients, of as many that are drawn at random by their names."""
+    people = comparison.methods[0].seeds[0].test.clients
+    if len(people) <= MOST_SHOWN:
+        return comparison
+    return comparison.among(sorted(people, key=lambda name: sha256(name.encode()).digest())[:MOST_SHOWN])
+
+
+def body(comparison: Comparison, shown: Comparison, rows: list[Row], drawn: dict[str, Any], *, single: bool) -> str:
+    """Everything about one comparison: the answer, the choice of clients, the sections.
+
+    Args:
+        comparison: what the answer and the table of methods are made of.
+        shown: the same, of the clients that charts and lists show.
+        rows: the table's rows.
+        drawn: the charts' data.
+        single: whether the page has no other one.
+    """
+    found = sections(shown, rows, drawn)
+    people, most = (len(one.methods[0].seeds[0].test.clients) for one in (comparison, shown))
+    answer = verdict(comparison, rows)
+    if most < people:
+        answer += (
+            f" Charts and lists of clients show {most:,} of the {people:,}, drawn at random; tables of methods all."
+        )
     level = "h1" if single else "h2"
     links = "".join(f'<a href="#{s.id}">{escape(s.link or s.title)}</a>' for s in found)
     head = (
         f'<header><p class="kicker">Personalized federated learning, compared</p>'
         f'<{level} class="name" tabindex="-1">{escape(comparison.federation.name)}</{level}>'
-        f'<p class="facts">{facts(comparison)}</p><p class="headline">{escape(verdict(comparison, rows))}</p></header>'
+        f'<p class="facts">{facts(comparison)}</p><p class="headline">{escape(answer)}</p></header>'
     )
     nav = f'<nav aria-label="Sections">{links}</nav>'
     note = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from plures.evaluate.results import Comparison, MethodResult, Row
+from plures.evaluate.results import Comparison, FederationCard, MethodResult, Row
 from plures.report.columns import MISSING, Column, Number, known, significant
 from plures.report.markup import capital, cell, count, heading, in_bytes, listing, scaled, table, whole
 from plures.report.tables import MOST_LINES
@@ -105,7 +105,7 @@ def costs(comparison: Comparison, rows: list[Row]) -> str:
 def drawn(comparison: Comparison, method: MethodResult) -> float:
     """Share of the clients that take part in a round, on average over a method's final runs; 1 if unknown."""
     ends = [seed.curve[-1] for seed in method.seeds if seed.curve and seed.curve[-1].visits]
-    shares = [end.visits / (end.round * len(comparison.federation.clients)) for end in ends]
+    shares = [end.visits / (end.round * comparison.federation.trained) for end in ends]
     return float(np.mean(shares)) if shares else 1.0
 
 
@@ -130,6 +130,11 @@ def _tuning(method: MethodResult, number: Number) -> str:
     return f"<details>{summary}{told}{table('sortable trials', f'Trials of {method.title}', head, lines)}</details>"
 
 
+def _people(card: FederationCard) -> str:
+    listed = len(card.clients)
+    return f"{listed:,}" if card.population is None else f"{listed:,} sampled of {card.population:,}"
+
+
 def sheet(comparison: Comparison) -> str:
     """The federation: source, sizes and label counts of every client."""
     card = comparison.federation
@@ -138,7 +143,7 @@ def sheet(comparison: Comparison) -> str:
         for split, sizes in card.sizes.items()
         if sizes
     ]
-    facts = {"source and licence": card.source or MISSING, "clients": len(card.clients), "examples": "; ".join(totals)}
+    facts = {"source and licence": card.source or MISSING, "clients": _people(card), "examples": "; ".join(totals)}
     if card.classes:
         facts["classes"] = ", ".join(card.classes)
     head = heading("client", "", kind="name")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -130,8 +132,28 @@ def headline(comparison: Comparison) -> str:
 def verdict(comparison: Comparison, rows: list[Row]) -> str:
     """The headline, from the rows of the table."""
     lacking = undefined(comparison, comparison.metric, max(row.undefined for row in rows))
-    parts = _verdict(comparison, rows), lacking, _never(comparison, rows), _diverged(comparison, rows)
+    parts = (
+        _verdict(comparison, rows),
+        _sampled(comparison, rows),
+        lacking,
+        _never(comparison, rows),
+        _diverged(comparison, rows),
+    )
     return " ".join(filter(None, parts))
+
+
+def _sampled(comparison: Comparison, rows: list[Row]) -> str:
+    """That a sample of the clients was scored, and how far it tells of all; empty if all were."""
+    card = comparison.federation
+    if card.population is None:
+        return ""
+    widths = [row.sampled_ci for row in rows if row.sampled_ci is not None and math.isfinite(row.sampled_ci)]
+    far = f"; a mean over all clients lies within {Number.of(comparison, rows).distance(max(widths))}" if widths else ""
+    return (
+        f"Scored were {len(card.clients):,} of {card.population:,} clients, one random sample for all methods, seeds "
+        f"and trials{far}{' of the one given (95 % confidence)' if widths else ''}. The worst and the harmed are "
+        "counted among them."
+    )
 
 
 def _never(comparison: Comparison, rows: list[Row]) -> str:
