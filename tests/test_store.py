@@ -122,3 +122,14 @@ def test_a_full_disk_is_one_clear_message(tmp_path):
     with pytest.raises(PluresError, match=r"No space left on device; free some space.*clients_on_disk"):
         store.put(("model", "w"), [3], torch.zeros(1, 3))
     assert torch.equal(store.get.__self__.visited, torch.zeros(10, dtype=torch.bool))
+
+
+def test_neighbours_are_read_and_written_together_in_any_order(store):
+    """Runs of neighbours, single clients, and clients that go backwards or come twice."""
+    clients = [7, 8, 9, 3, 20, 19, 18, 0, 1]
+    fill(store, clients)
+    asked = [9, 3, 4, 5, 0, 1, 2, 20, 20, 7, 8]
+    for leaf, value in INITIAL.items():
+        own = [(value + client).to(value.dtype) if client in clients else value for client in asked]
+        assert torch.equal(store.get(leaf, asked), torch.stack(own))
+    assert store.get(("model", "w"), []).shape == (0, 2, 3)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,23 +52,29 @@ class DiskRows:
 
     def read(self, clients: list[int]) -> Tensor:
         rows = torch.empty((len(clients), self._like.nbytes), dtype=torch.uint8)
-        for client, row in zip(clients, rows, strict=True):
-            self._file.seek(client * self._like.nbytes)
-            self._file.readinto(row.numpy())
+        for begin, end in _neighbours(clients):
+            self._file.seek(clients[begin] * self._like.nbytes)
+            self._file.readinto(rows[begin:end].numpy())
         return rows.view(self._like.dtype).view(len(clients), *self._like.shape).to(self._like.device)
 
     def write(self, clients: list[int], values: Tensor) -> None:
         rows = values.detach().cpu().reshape(len(clients), self._like.numel()).contiguous().view(torch.uint8)
         try:
-            for client, row in zip(clients, rows, strict=True):
-                self._file.seek(client * self._like.nbytes)
-                self._file.write(row.numpy())
+            for begin, end in _neighbours(clients):
+                self._file.seek(clients[begin] * self._like.nbytes)
+                self._file.write(rows[begin:end].numpy())
             self._file.flush()
         except OSError as error:
             raise PluresError(
                 f"the clients' leaves cannot be written to {self._path.parent}: {error.strerror}; free some space, or "
                 "choose another folder (clients_on_disk)"
             ) from error
+
+
+def _neighbours(clients: list[int]) -> Iterator[tuple[int, int]]:
+    """Where clients follow each other by one, from where to where: their rows lie side by side in a file."""
+    apart = np.flatnonzero(np.diff(clients) != 1) + 1
+    return pairwise([0, *apart.tolist(), len(clients)] if clients else [])
 
 
 class ClientStore:
