@@ -222,9 +222,7 @@ def run_command(
     if lacking == people:
         told = f"test {measure.title} is undefined for every client{why}, {where}"
     else:
-        told = (
-            f"test {measure.title} {own.mean:.4f} on average over {people} clients, worst {own.worst:.4f}, {where}"
-        )
+        told = f"test {measure.title} {own.mean:.4f} on average over {people} clients, worst {own.worst:.4f}, {where}"
     console.print(f"{spec.title()} on {seen.name}: {told}")
     if fitted.asked is not None:
         width = sampling_width(result.test.values(measure.name), len(seen))

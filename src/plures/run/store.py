@@ -54,7 +54,7 @@ class DiskRows:
         rows = torch.empty((len(clients), self._like.nbytes), dtype=torch.uint8)
         for begin, end in _neighbours(clients):
             self._file.seek(clients[begin] * self._like.nbytes)
-            self._file.readinto(rows[begin:end].numpy())
+            self._file.readinto(rows[begin:end].numpy().data)
         return rows.view(self._like.dtype).view(len(clients), *self._like.shape).to(self._like.device)
 
     def write(self, clients: list[int], values: Tensor) -> None:
@@ -62,7 +62,7 @@ class DiskRows:
         try:
             for begin, end in _neighbours(clients):
                 self._file.seek(clients[begin] * self._like.nbytes)
-                self._file.write(rows[begin:end].numpy())
+                self._file.write(rows[begin:end].numpy().data)
             self._file.flush()
         except OSError as error:
             raise PluresError(
