@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from four import QUICK, begun, clients, linear
 from graphs import Pretended, pretended
 from plures import PluresError
 from plures.federation import Federation, from_arrays
 from plures.method import SGD, Adam, Method, Phase
 from plures.methods import METHODS, fedavg
+from plures.report.catalogue import model
 from plures.run import Cosine, Execution, Run, Training
 from plures.run.checkpoint import snapshot
 from plures.run.kernels import factors
 from plures.run.memory import equal
-from test_devices import QUICK, begun, clients, linear, model
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
