@@ -1,4 +1,4 @@
-"""The command line, as a user runs it: real processes, real kills."""
+"""The command line, as a user runs it; what is stopped or killed is a real process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import plures
-from plures.cli import app
+from plures.cli import app, main
 from plures.evaluate import RunSpec
 from plures.run.checkpoint import save
 
@@ -25,16 +27,43 @@ PLURES = [sys.executable, "-m", "plures.cli"]
 FIXED = ["--backend", "vmap", "--chunk", "4", "--no-compile-step"]
 
 
-def call(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    return subprocess.run([*PLURES, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+@dataclass(frozen=True)
+class Done:
+    """What became of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Call = Callable[..., Done]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs a command in this process, in some folder, as the entry point does."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*args: str, cwd: Path | None = None) -> Done:
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["plures", *args])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return Done(code, *capsys.readouterr())
+
+    return call
 
 
 def run_command(out: Path, rounds: int = 12, method: str = "ditto") -> list[str]:
     return ["run", "heart", method, "--rounds", str(rounds), "--lr", "0.05", "--out", str(out), *FIXED]
 
 
-def test_lists_name_every_method_and_data_set():
+def test_lists_name_every_method_and_data_set(call):
     methods, datasets = call("methods").stdout, call("datasets").stdout
     assert all(name in methods for name in plures.METHODS)
     assert "har" in datasets
@@ -42,7 +71,7 @@ def test_lists_name_every_method_and_data_set():
     assert "Algorithm 1" in call("methods", "ditto").stdout
 
 
-def test_run_onboard_predict(tmp_path):
+def test_run_onboard_predict(call, tmp_path):
     out = tmp_path / "r"
     done = call(*run_command(out, 4), "--unseen", "va")
     assert done.returncode == 0, done.stderr
@@ -59,7 +88,7 @@ def test_run_onboard_predict(tmp_path):
         assert all(sum(map(float, line.split(",")[1:])) == pytest.approx(1, abs=1e-4) for line in lines[1:])
 
 
-def test_predict_scales_raw_examples_as_in_training(tmp_path):
+def test_predict_scales_raw_examples_as_in_training(call, tmp_path):
     """A folder of raw examples: predicting from a file of raw rows equals predicting the stored, scaled rows."""
     generator = np.random.default_rng(0)
     folder = tmp_path / "data"
@@ -82,7 +111,7 @@ def test_predict_scales_raw_examples_as_in_training(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
-def test_a_stopped_run_goes_on_exactly(tmp_path, how):
+def test_a_stopped_run_goes_on_exactly(call, tmp_path, how):
     """Stopped in mid-run by a real signal, then started again: the same state, bit for bit."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert call(*run_command(whole, 60)).returncode == 0
@@ -126,7 +155,7 @@ def test_a_run_is_gone_on_with_for_the_same_question_alone(tmp_path, changed, wo
     assert re.search(f"is a checkpoint of another run: .*{words}; choose another", str(done.exception))
 
 
-def test_compare_writes_table_results_and_report(tmp_path):
+def test_compare_writes_table_results_and_report(call, tmp_path):
     out = tmp_path / "c"
     options = ["--rounds", "3", "--seeds", "1", "--tune-rounds", "0", "--method", "ditto", "--out", str(out), *FIXED]
     done = call("compare", "heart", *options)
@@ -160,7 +189,7 @@ def test_compare_writes_table_results_and_report(tmp_path):
         (["run", "heart", "fedper", "--model", "logistic"], "mark the part"),
     ],
 )
-def test_bad_input_gives_one_line_that_names_it(tmp_path, command, message):
+def test_bad_input_gives_one_line_that_names_it(call, tmp_path, command, message):
     done = call(*command, cwd=tmp_path)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
