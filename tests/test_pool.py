@@ -19,13 +19,15 @@ from torch import nn
 import plures.run.coordinator as coordinator
 import plures.run.pool as pool
 from newcomers import clients
-from plures import Run, Training, fit
+from plures import Run, Training, compare, fit
 from plures.errors import PluresError
+from plures.evaluate.callback import Callback
 from plures.method import SGD, Method, Phase
 from plures.methods import METHODS
 from plures.report.catalogue import model
 from plures.run import Execution, Uniform
 from plures.run.checkpoint import snapshot
+from plures.run.store import ClientStore
 
 pytest.importorskip("cloudpickle", reason="a pool needs cloudpickle: pip install 'plures[pool]'")
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -149,6 +151,48 @@ def test_the_processes_end_with_the_last_round():
     fitted = fit(begun("fedavg", TWO), "pool")
     assert fitted.run.round == WORK.rounds
     assert set(multiprocessing.active_children()) <= others
+
+
+class Stops(Callback):
+    """Asks for the end after the first round."""
+
+    def on_round(self, record):
+        raise KeyboardInterrupt
+
+
+def test_the_processes_end_when_a_callback_ends_the_run_and_it_can_go_on():
+    others = set(multiprocessing.active_children())
+    run = begun("fedavg", TWO)
+    with pytest.raises(KeyboardInterrupt):
+        fit(run, "pool", callbacks=[Stops()])
+    assert run.round == 1
+    assert set(multiprocessing.active_children()) <= others
+    assert fit(run, "pool").run.round == WORK.rounds
+    one = begun("fedavg", ONE)
+    fit(one, "one")
+    assert_equal(one, run)
+
+
+def test_an_error_of_the_disk_in_a_round_is_told_as_what_it_is(monkeypatch):
+    def full(store, leaf, clients):
+        raise OSError(5, "Input/output error")
+
+    run = begun("scaffold", TWO)
+    monkeypatch.setattr(ClientStore, "get", full)
+    with pytest.raises(OSError, match="Input/output error"):
+        run.step()
+
+
+def test_a_comparison_with_tuning_is_that_of_one_process():
+    data, _ = clients()
+    values = [
+        compare(
+            data, ["fedavg"], model=model, rounds=2, seeds=1, tune_rounds=1, learning_rates=(0.01, 0.1),
+            execution=execution,
+        ).row("fedavg")
+        for execution in (ONE, TWO)
+    ]  # fmt: skip
+    assert values[0] == values[1]
 
 
 class OwnError(PluresError):

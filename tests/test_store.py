@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from plures.errors import PluresError
 from plures.methods import ditto, fedbn
 from plures.run import Execution, Uniform
-from plures.run.store import ClientStore
+from plures.run.checkpoint import restore, snapshot
+from plures.run.store import ClientStore, DiskRows
 from trajectories import assert_same, everything_of, normed, run
 
 INITIAL = {
@@ -99,6 +101,33 @@ def test_runs_in_memory_and_on_disk_are_the_same(method, tmp_path):
     assert_same(everything_of(there), everything_of(here), atol=0.0)
     del there
     assert not list(tmp_path.iterdir())
+
+
+def test_a_round_that_was_written_for_some_clients_alone_is_not_gone_on_with(tmp_path, monkeypatch):
+    """The disk fills between two chunks of a round: nothing is trained on, or saved of, half a round."""
+    disk = Execution("vmap", 1, False, "float64", clients_on_disk=tmp_path)
+    done, whole = (run(ditto(0.5), disk, model=normed, rounds=3) for _ in range(2))
+    for each in (done, whole):
+        each.training = replace(each.training, rounds=9)
+        del each.losses  # of the rounds so far, which the helper notes in the place of the method
+    before, true, written = snapshot(done), DiskRows.write, []
+
+    def fills(rows, clients, values):
+        written.append(clients)
+        if len(written) > 2:
+            raise PluresError("the clients' leaves cannot be written: No space left on device")
+        true(rows, clients, values)
+
+    monkeypatch.setattr(DiskRows, "write", fills)
+    with pytest.raises(PluresError, match="No space left"):
+        done.step()
+    monkeypatch.setattr(DiskRows, "write", true)
+    for work in (done.step, lambda: snapshot(done)):
+        with pytest.raises(PluresError, match="round 4 was written for some clients and not for others"):
+            work()
+    restore(done, before)
+    done.step(), whole.step()
+    assert_same(snapshot(done), snapshot(whole), atol=0.0)
 
 
 def test_a_million_clients_on_disk_are_instant_and_sparse(tmp_path):

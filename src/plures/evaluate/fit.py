@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -158,7 +159,7 @@ def fit(
         about = fitted.resume(name, checkpoint, question)
         kept = {what: about[what] for what in kept}
     metric = primary(run.federation)
-    with fitted.callbacks.stopping(), Interrupt() as interrupt:
+    with closing(run.clients), fitted.callbacks.stopping(), Interrupt() as interrupt:
         fitted.callbacks.on_start(About.of(run, name, stage, settings))
         for _ in fitted.rounds():
             record = run.step()

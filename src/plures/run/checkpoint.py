@@ -26,6 +26,7 @@ Snapshot = dict[str, Tensor]
 
 def snapshot(run: Coordinator[Any]) -> Snapshot:
     """The current state of a run. Nothing in it aliases what the run changes later."""
+    run.insist_whole()
     tensors = {f"clients:{s}:{p}": t for (s, p), t in run.store.snapshot().items()}
     for block, kept in run.server.items():
         tensors |= {f"server:{block}:{k}": t for k, t in kept.values.items()}
@@ -40,6 +41,7 @@ def snapshot(run: Coordinator[Any]) -> Snapshot:
 
 def restore(run: Coordinator[Any], saved: Snapshot) -> None:
     """Put a run into a saved state."""
+    run.torn = False
     odd = sorted(name for name in snapshot(run).keys() ^ saved.keys() if not name.startswith("share:"))
     if odd:
         raise PluresError(f"the saved state is of another method or model: it differs in {', '.join(odd[:3])}")
@@ -54,6 +56,7 @@ def restore(run: Coordinator[Any], saved: Snapshot) -> None:
         leaf = next(iter(kept.values.values()))
         return {k: t.to(kept.extra.get(k, leaf).device) for k, t in found.items()}
 
+    run.torn = True
     run.server = {
         block: replace(kept, values=taken("server", block, kept.values), extra=extra(block, kept), copied=())
         for block, kept in run.server.items()
@@ -61,7 +64,7 @@ def restore(run: Coordinator[Any], saved: Snapshot) -> None:
     run.memory = {block: taken("memory", block, memory) for block, memory in run.memory.items()}
     run.store.restore(saved["visited"], {(s, p): saved[f"clients:{s}:{p}"] for s, p in run.store.snapshot()})
     run.last, run.moves = saved["last"].clone(), saved["moves"].clone()
-    run.round = int(saved["round"])
+    run.round, run.torn = int(saved["round"]), False
 
 
 def save(

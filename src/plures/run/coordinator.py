@@ -199,6 +199,7 @@ class Coordinator(Generic[C]):
         store: leaves of single clients that are kept here between rounds.
         moved: how far the uploads of the last round that counted went.
         trained_with: for newcomers, the run that they join.
+        torn: whether what stays with the clients was written for some of them only (:meth:`insist_whole`).
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class Coordinator(Generic[C]):
 
     def begin(self) -> None:
         """Take up the state before the first round."""
-        self.round = 0
+        self.round, self.torn = 0, False
         self.last = torch.zeros(len(self.setting), dtype=torch.int64)
         self.moves = torch.zeros((0, 4), dtype=torch.int64)
         self.moved = Moved()
@@ -268,6 +269,14 @@ class Coordinator(Generic[C]):
             self.store.put(leaf, clients, rows)
         self.store.mark(clients)
 
+    def insist_whole(self) -> None:
+        """Refuse to go on from a round of which only some clients' leaves could be written, as on a full disk."""
+        if self.torn:
+            raise PluresError(
+                f"round {self.round + 1} was written for some clients and not for others, for the reason told then: "
+                "resume from a checkpoint, or start the run again"
+            )
+
     def forget(self, client: int) -> None:
         """Note that a client has lost what it kept: it starts afresh."""
         self.last[client] = 0
@@ -304,6 +313,7 @@ class Coordinator(Generic[C]):
     def step(self) -> RoundRecord:
         """One round."""
         begun = time.perf_counter()
+        self.insist_whole()
         wanted = self.cohort(self.round)
         self._probed = 0
         chosen = self.choose(wanted)
@@ -319,12 +329,14 @@ class Coordinator(Generic[C]):
         if work.moved is not None:
             work.moved.insist(self.round + 1, made.server, made.memory)
             self.moved = work.moved
+        self.torn = True
         for clients, stays in made.stays:
             self.commit(clients, stays)
         self._note(made.server)
         self.server, self.memory = made.server, made.memory
         self.round += 1
         self.last[work.clients] = self.round
+        self.torn = False
         _, down = traffic(self.bound)
         return RoundRecord(
             self.round,

@@ -33,7 +33,8 @@ class Execution:
             ``float32``.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device where there is one.
         processes: processes on the CPU that visit clients, each a chunk at a time
-            (:class:`~plures.run.pool.Pool`); needs ``plures[pool]``.
+            (:class:`~plures.run.pool.Pool`); needs ``plures[pool]``. The chunk that ``auto`` takes depends on their
+            number: for the same bits with more or fewer of them, give ``chunk`` and ``backend``.
         convolutions: how clients that are stacked convolve. ``grouped`` is what ``torch.func.vmap`` makes of it, one
             convolution with groups; ``patches`` copies patches and multiplies them in one batched product
             (:mod:`plures.run.convolution`). ``auto`` takes patches on CUDA, where cuDNN runs groups one after the

@@ -58,6 +58,9 @@ class Local:
     def held(self, bound: Bound) -> list[Leaf]:
         return kept(bound)
 
+    def close(self) -> None:
+        """Give back what is held beside memory: nothing here. Work may go on afterwards."""
+
     def chunks(self, clients: list[int]) -> list[list[int]]:
         """Clients in chunks of similar size, by decreasing number of training examples."""
         chosen = np.array(clients, dtype=np.int64)

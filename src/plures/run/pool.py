@@ -35,16 +35,34 @@ AHEAD = 2
 """Chunks for each process that may be visited before their turn, and wait in memory."""
 
 
+class GoneError(Exception):
+    """A process of a pool has ended. An ``OSError`` of anything else in a round is told as what it is."""
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Around what is sent to a process, or read of it."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise GoneError from error
+
+
 class Pool(Local):
     """Clients whose data are in this process and whose visits other processes do: ``Execution(processes=2)``.
 
     Chunks, batches and the order of sums are those of a single process, whoever finishes first. Clients' state stays
     in this process, which also does everything outside a round's visits; so a checkpoint knows nothing of a pool. The
-    processes start with the first round, share the threads of this one, and end with the last round, with the run, or
-    when one of them dies. While a round is under way they belong to it: those of a round that fails are not used again.
+    processes start with the first round, share the threads of this one, and end with the last round, with
+    :func:`~plures.fit` or the run, or when one of them dies. While a round is under way they belong to it: those of a
+    round that fails are not used again.
     """
 
     workers: Workers | None = None
+
+    def close(self) -> None:
+        end(self.workers or {})
+        self.workers = None
 
     def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
         return Work(clients, self._visits(run, self.chunks(clients), server), server)
@@ -60,7 +78,7 @@ class Pool(Local):
             yield from visits(workers, run, chunks, server)
         except BaseException as error:
             codes = end(workers or {})
-            if isinstance(error, EOFError | OSError):
+            if isinstance(error, GoneError):
                 raise PluresError(
                     f"round {run.round + 1}: a process of the pool ended (exit codes {codes}); take fewer processes if "
                     "memory ran out, and let a script start its work under: if __name__ == '__main__'"
@@ -87,7 +105,8 @@ def start(run: Coordinator[Any], workers: Workers) -> None:
         there.close()
         workers[here] = process
     for connection in workers:
-        connection.send_bytes(what)
+        with reaching():
+            connection.send_bytes(what)
 
 
 @contextmanager
@@ -128,12 +147,16 @@ def visits(
             while free and (number := len(done) + len(busy) + turn) < most:
                 connection = free.popleft()
                 rows = {leaf: run.store.get(leaf, chunks[number]) for leaf in run.kept()}
-                connection.send_bytes(pickle.dumps((state if connection in fresh else None, chunks[number], rows)))
+                asked = pickle.dumps((state if connection in fresh else None, chunks[number], rows))
+                with reaching():
+                    connection.send_bytes(asked)
                 fresh.discard(connection)
                 busy[connection] = number
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
-                answer = pickle.loads(ready.recv_bytes())
+                with reaching():
+                    received = ready.recv_bytes()
+                answer = pickle.loads(received)
                 if isinstance(answer, Exception):
                     raise answer
                 done[busy.pop(ready)] = answer
