@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import plures
-from plures.brief import _line, told
+from plures.brief import _line, described
 from plures.federation import Federation, Split, Stream, by_label, load
 from plures.method import Batch, Setting
 from plures.tables.heart import heart_schema, heart_tables
@@ -88,7 +88,7 @@ def test_a_table_that_was_read_shows_no_value():
     assert "array(" not in repr(reading)
 
 
-def test_short_collections_are_told_and_long_ones_counted():
-    assert told({"a": np.zeros((2, 3)), "b": (1, "x")}) == "{'a': float64 (2, 3), 'b': (1, 'x')}"
-    assert told(tuple(range(100))) == "100 entries"
-    assert told(None) == "None"
+def test_short_collections_are_described_and_long_ones_counted():
+    assert described({"a": np.zeros((2, 3)), "b": (1, "x")}) == "{'a': float64 (2, 3), 'b': (1, 'x')}"
+    assert described(tuple(range(100))) == "100 entries"
+    assert described(None) == "None"
