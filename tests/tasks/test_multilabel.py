@@ -16,7 +16,7 @@ import plures
 from plures import Classification, MultiLabel, PluresError, Regression
 from plures.cli import models
 from plures.evaluate.predictions import said
-from plures.federation import SPLITS, Federation, Split
+from plures.federation import SPLITS, Federation, Split, from_frame
 from plures.methods import METHODS, fedavg, fedem, local
 from plures.report import html_report
 from plures.serving import PersonalModel
@@ -347,3 +347,23 @@ def test_labels_of_all_clients_are_counted_at_once():
         [0, 0, 2],
     ]
     assert Regression().counts_of(targets, owners, 3) is None
+
+
+def test_columns_of_a_table_name_the_labels():
+    table = {
+        "age": list(range(20, 40)) * 2,
+        "fever": [0, 1] * 20,
+        "cough": [1, 1, 0, 0] * 10,
+        "ward": ["a"] * 20 + ["b"] * 20,
+    }
+    for task in ("multilabel", MultiLabel(), MultiLabel(("cough", "fever"))):
+        federation = from_frame(table, target=["cough", "fever"], client="ward", task=task)
+        assert federation.task == MultiLabel(("cough", "fever"))
+        assert federation.columns == ("age",)
+        assert federation.targets[:3].tolist() == [[1, 0], [1, 1], [0, 0]]
+    with pytest.raises(
+        PluresError, match="labels: the task says fever, cough, and the target columns are cough, fever"
+    ):
+        from_frame(table, target=["cough", "fever"], client="ward", task=MultiLabel(("fever", "cough")))
+    with pytest.raises(PluresError, match='say task="multilabel"'):
+        from_frame(table, target=["cough", "fever"], client="ward")

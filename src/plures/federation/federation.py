@@ -33,7 +33,7 @@ class Federation:
         task: what is predicted.
         inputs: ``(examples, *features)``; floating point, or integers for tokens.
         targets: in the task's format: ``(examples,)`` int64 for classification, ``(examples, outputs)`` floating
-            point for regression.
+            point for regression, ``(examples, labels)`` of 0 and 1 for several labels.
         clients: client names, in natural order.
         splits: the rows of every client in ``train``, ``validation`` and ``test``.
         metadata: one column per key, one entry per client, in the order of ``clients``.
@@ -269,6 +269,8 @@ class Federation:
             >>> heart.task.class_weights
             (1.0, 2.0)
         """
+        if not isinstance(task, Task):
+            raise PluresError(f"task={task!r}: give a plures.Task, such as plures.Classification()")
         try:
             return replace(self, task=task.completed(self.task))
         except PluresError as error:

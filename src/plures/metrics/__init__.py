@@ -6,7 +6,7 @@ from plures.metrics.average_precision import average_precision
 from plures.metrics.balance import balanced_accuracy, macro_f1
 from plures.metrics.calibration import brier, ece
 from plures.metrics.errors import mae, r2, rmse
-from plures.metrics.losses import cross_entropy, mean_squared_error
+from plures.metrics.losses import cross_entropy, mean_loss, mean_squared_error
 from plures.metrics.metric import Metric, Predictions, alone, mean
 
 CLASSIFICATION: tuple[Metric, ...] = (
@@ -30,4 +30,5 @@ __all__ = [
     "Predictions",
     "alone",
     "mean",
+    "mean_loss",
 ]

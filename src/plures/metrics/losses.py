@@ -14,4 +14,5 @@ def loss(predictions: Predictions) -> Tensor:
 
 
 cross_entropy = Metric("loss", "cross-entropy", loss)
+mean_loss = Metric("loss", "mean loss", loss)
 mean_squared_error = Metric("loss", "mean squared error", loss)

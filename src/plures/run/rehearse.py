@@ -116,15 +116,28 @@ def check_loss(federation: Federation, outputs: Tensor) -> None:
         outputs: ``(n, *shape)`` of an untrained network.
     """
     task, targets = federation.task, federation.targets[: len(outputs)]
-    if len(targets) < len(outputs):
+    known = len(targets) == len(outputs)
+    if not known:
         targets = task.blank(len(outputs)).to(outputs.device)
     targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
-    each: Any = told(f"the loss of the {task.kind}", lambda: task.losses(outputs, targets))
+    with torch.enable_grad():
+        outputs = outputs.detach().requires_grad_()
+        each: Any = told(f"the loss of the {task.kind}", lambda: task.losses(outputs, targets))
     if not isinstance(each, Tensor) or tuple(each.shape) != (len(outputs),) or not each.is_floating_point():
         found = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
         raise PluresError(
             f"the loss of the {task.kind} gives {found} for {len(outputs)} examples: let it give one number for each, "
             f"({len(outputs)},); the mean is taken later"
+        )
+    if not each.requires_grad:
+        raise PluresError(
+            f"the loss of the {task.kind} has no gradient, so nothing could be learned: compute it from the outputs in "
+            "PyTorch, without detach(), NumPy or decisions such as argmax"
+        )
+    if known and bool(outputs.isfinite().all()) and not bool(each.isfinite().all()):
+        raise PluresError(
+            f"the loss of the {task.kind} is {each.detach().tolist()} for the first examples of an untrained network: "
+            "let it be finite"
         )
 
 

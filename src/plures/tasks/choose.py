@@ -27,7 +27,11 @@ MAX_WHOLE_LABELS = 20
 
 
 def task_of(
-    targets: Array, task: Task | str | None, classes: Sequence[object] | None, where: Where
+    targets: Array,
+    task: Task | str | None,
+    classes: Sequence[object] | None,
+    where: Where,
+    columns: tuple[str, ...] = (),
 ) -> tuple[Task, Tensor]:
     """The task, and the targets as a model learns them.
 
@@ -38,12 +42,13 @@ def task_of(
         classes: names of the classes in order. A text or boolean is the class of that name. A whole number is so too
             if all classes are whole numbers, else it is the position of its class.
         where: the place of a row in words.
+        columns: names of the columns that several targets came from.
     """
     values = plain(targets, where)
     if isinstance(task, Task):
         if classes is not None:
             raise PluresError("classes: the task says what they are; leave classes= out, or name the task by a text")
-        return task.read(values, where)
+        return _read(task.of_columns(columns) if columns else task, values, where)
     kind = task or ("regression" if values.dtype.kind == "f" else "classification")
     if kind not in KINDS:
         raise PluresError(f"task={kind!r} is unknown; use {', '.join(map(repr, KINDS))} or a plures.Task")
@@ -52,10 +57,24 @@ def task_of(
     if classes is not None and not classes:
         raise PluresError("classes: give at least one")
     made = KINDS[kind]() if classes is None else Classification(tuple(map(str, classes)))
-    found, learned = made.read(values, where)
+    found, learned = (made.of_columns(columns) if columns else made).read(values, where)
     if task is None and classes is None:
         _doubted(found, values)
     return found, learned
+
+
+def _read(task: Task, values: Array, where: Where) -> tuple[Task, Tensor]:
+    """What a task makes of targets, which may be somebody's own code."""
+    try:
+        found: object = task.read(values, where)
+    except PluresError:
+        raise
+    except Exception as error:
+        raise PluresError(f"the task {task.kind} cannot read the targets: {type(error).__name__}: {error}") from error
+    match found:
+        case (Task() as read, Tensor() as targets):
+            return read, targets
+    raise PluresError(f"the task {task.kind}: read must return the task and a tensor of targets, (n, *target)")
 
 
 def _doubted(task: Task, values: Array) -> None:

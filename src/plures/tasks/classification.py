@@ -74,7 +74,10 @@ class Classification(Task):
 
     def read(self, values: Array, where: Where) -> tuple[Classification, Tensor]:
         if values.ndim != 1:
-            raise PluresError(f"class labels must be one per row, got shape {values.shape}")
+            raise PluresError(
+                f"class labels must be one per row, got shape {values.shape}; for any number of labels at once, 0 or 1 "
+                'each, say task="multilabel", for several numbers task="regression"'
+            )
         if values.dtype.kind == "f":
             refuse(torch.from_numpy(values != np.floor(values)), "a label that is no whole number", where)
             values = values.astype(np.int64)
@@ -93,23 +96,16 @@ class Classification(Task):
     def decide(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(-1)
 
-    @property
-    def _plain(self) -> bool:
-        return self.loss is None and self.class_weights is None
-
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss = self.loss or partial(F.cross_entropy, reduction="none")
         each = loss(outputs, targets)
         return each if self.class_weights is None else each * outputs.new_tensor(self.class_weights)[targets]
 
     def mean_loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        if self._plain and weight is None:
+        plain = self.loss is None and self.class_weights is None and self._written_for("mean_loss", "losses")
+        if plain and weight is None:
             return F.cross_entropy(outputs, targets)
         return super().mean_loss(outputs, targets, weight)
-
-    @property
-    def curved(self) -> bool:
-        return self.loss is None
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """``sum_c w_c p_c (d log p_c)^2``: an example of weight ``w`` counts as ``w`` examples."""
@@ -128,6 +124,8 @@ class Classification(Task):
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         """The mixture of probabilities, in logarithms, which tiny probabilities survive."""
+        if not self._written_for("mix", "expected"):
+            return super().mix(outputs, weights)
         logs = torch.stack([F.log_softmax(one, -1) for one in outputs], -1)
         return torch.logsumexp(logs + weights.log(), -1)
 

@@ -20,16 +20,23 @@ def weighed(weights: Weights, names: tuple[str, ...], what: str) -> tuple[float,
     if weights is None:
         return None
     if isinstance(weights, Mapping):
-        for name in weights:
+        given = {str(name): weight for name, weight in weights.items()}
+        for name in given:
             if name not in names:
-                raise PluresError(f"{what}: no {name!r}; {suggestion(str(name), names, 'names are')}")
-        weights = [weights.get(name, 1.0) for name in names]
+                raise PluresError(f"{what}: no {name!r}; {suggestion(name, names, 'names are')}")
+        weights = [given.get(name, 1.0) for name in names]
+    if isinstance(weights, str) or not hasattr(weights, "__len__"):
+        raise PluresError(f"{what}={weights!r}: give a number for each of {', '.join(names)}, or those of some by name")
     if len(weights) != len(names):
         raise PluresError(f"{what}: {len(weights)} weights for {len(names)}; give one for each of {', '.join(names)}")
-    found = tuple(float(weight) for weight in weights)
-    for name, weight in zip(names, found, strict=True):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise PluresError(f"{what}: {weight:g} for {name!r}; give finite numbers of at least 0")
+    found: list[float] = []
+    for name, weight in zip(names, weights, strict=True):
+        try:
+            found.append(float(weight))
+        except (TypeError, ValueError):
+            raise PluresError(f"{what}: {weight!r} for {name!r} is no number") from None
+        if not (math.isfinite(found[-1]) and found[-1] >= 0):
+            raise PluresError(f"{what}: {found[-1]:g} for {name!r}; give finite numbers of at least 0")
     if not any(found):
         raise PluresError(f"{what}: all are 0, so nothing would be learned; give one above 0")
-    return None if all(weight == 1 for weight in found) else found
+    return None if all(weight == 1 for weight in found) else tuple(found)

@@ -26,7 +26,8 @@ class MultiLabel(Task):
     its probability is above 0.5.
 
     Attributes:
-        labels: their names in order; ``label 0``, ``label 1``, ... if not given.
+        labels: their names in order; if not given, those of the target columns of a table, or ``label 0``,
+            ``label 1``, ...
         positive_weights: how much an example that has a label counts in that label's loss, in the order of the labels
             or by name (labels that are not named have weight 1): above 1 for rare labels.
         loss: a loss of your own instead, ``(outputs, targets) -> (batch,)``.
@@ -75,6 +76,14 @@ class MultiLabel(Task):
         refuse(*made.faults(targets), where)
         return made, targets
 
+    def of_columns(self, columns: tuple[str, ...]) -> MultiLabel:
+        if self.labels and self.labels != columns:
+            raise PluresError(
+                f"labels: the task says {', '.join(self.labels)}, and the target columns are {', '.join(columns)}: "
+                "name the same in the same order, or leave labels= out"
+            )
+        return replace(self, labels=columns)
+
     def faults(self, targets: Tensor) -> tuple[Tensor, str]:
         return ~((targets == 0) | (targets == 1)).all(1), "a label that is neither 0 nor 1; correct it"
 
@@ -89,10 +98,6 @@ class MultiLabel(Task):
             return self.loss(outputs, targets)
         weights = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
         return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none", pos_weight=weights).mean(-1)
-
-    @property
-    def curved(self) -> bool:
-        return self.loss is None
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """``sum_l (1 + (w_l - 1) p_l) p_l (1 - p_l) (d f_l)^2 / labels``: the loss, expected over predicted labels."""
@@ -112,6 +117,8 @@ class MultiLabel(Task):
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         """The mixture of each label's probabilities, in logarithms, which tiny probabilities survive."""
+        if not self._written_for("mix", "expected"):
+            return super().mix(outputs, weights)
         every, logs = torch.stack(list(outputs), -1), weights.log()
         there, absent = (torch.logsumexp(F.logsigmoid(one) + logs, -1) for one in (every, -every))
         return there - absent

@@ -41,6 +41,8 @@ def distinct(names: Iterable[object], option: str, word: str) -> tuple[str, ...]
         option: of the task that gives them.
         word: for one of them.
     """
+    if isinstance(names, str):
+        raise PluresError(f"{option}={names!r}: give a list of names, [{names!r}]")
     found = tuple(str(name) for name in names)
     twice = [name for place, name in enumerate(found) if name in found[:place]]
     if twice:

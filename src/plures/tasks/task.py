@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.metrics import Metric
+from plures.metrics import Metric, mean_loss
 
 Array = NDArray[Any]
 Where = Callable[[int], str]
 """The place of a row in words."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``(outputs, targets) -> (batch,)``: a loss of your own for every example."""
+
+
+REQUIRED = ("kind", "outputs", "read", "losses")
+"""What a task of your own must say."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Task:
         decision: what a decision is called in files and tables.
         number: type of the targets.
         probable: whether :meth:`expected` gives probabilities, so that a decision is something else than an output.
-        measures: metrics of all tasks of this kind.
+        measures: metrics of all tasks of this kind; default: the mean loss.
         by_data: options that data complete where they are not given, such as the names of classes.
         metrics: what predictions are measured by, by default ``measures``; rounds and settings are chosen by the first.
 
@@ -70,12 +74,18 @@ class Task:
     decision: ClassVar[str] = "decision"
     number: ClassVar[torch.dtype] = torch.float32
     probable: ClassVar[bool] = False
-    measures: ClassVar[tuple[Metric, ...]] = ()
+    measures: ClassVar[tuple[Metric, ...]] = (mean_loss,)
     by_data: ClassVar[tuple[str, ...]] = ()
 
     metrics: tuple[Metric, ...] = field(default=(), kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        kind, name = type(self), type(self).__name__
+        lacking = [what for what in REQUIRED if getattr(kind, what, None) is getattr(Task, what, None)]
+        if lacking:
+            raise PluresError(f"the task {name} has no {lacking[0]}: a task of your own needs {', '.join(REQUIRED)}")
+        if (loss := getattr(self, "loss", None)) is not None and not callable(loss):
+            raise PluresError(f"loss={loss!r}: give a function (outputs, targets) -> (batch,)")
         if not self.metrics:
             object.__setattr__(self, "metrics", self.measures)
 
@@ -115,6 +125,10 @@ class Task:
             PluresError: names the first row that is no target.
         """
         raise NotImplementedError
+
+    def of_columns(self, columns: tuple[str, ...]) -> Self:
+        """The task on targets that come from several named columns of a table, in this order."""
+        return self
 
     def completed(self, found: Task) -> Self:
         """The task on data that were read for another one, completed by what they said (:attr:`by_data`).
@@ -198,8 +212,8 @@ class Task:
 
     @property
     def curved(self) -> bool:
-        """Whether :meth:`curvature` is known."""
-        return type(self).curvature is not Task.curvature
+        """Whether :meth:`curvature` is known, which is not where a loss of your own takes the place of the task's."""
+        return getattr(self, "loss", None) is None and self._written_for("curvature", "losses")
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``u`` and weights ``w`` such that an example's expected curvature is ``sum_k w_k (d u_k)^2``.
@@ -225,7 +239,7 @@ class Task:
     @property
     def mixes(self) -> bool:
         """Whether several predictors can be one."""
-        return type(self).scores is not Task.scores
+        return self._written_for("scores", "expected")
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         """Outputs of several predictors as one: the weighted mean of what they expect.
@@ -235,6 +249,15 @@ class Task:
             weights: ``(predictors,)``, of sum 1.
         """
         return self.scores((torch.stack([self.expected(one) for one in outputs], -1) * weights).sum(-1))
+
+    def _written_for(self, method: str, other: str) -> bool:
+        """Whether a method fits another one that it depends on: no class below the one that has it overrides that."""
+        for kind in type(self).__mro__:
+            if method in vars(kind):
+                return kind is not Task
+            if other in vars(kind):
+                return False
+        return False
 
     # --- what is told of targets --------------------------------------------------------------------------------
 

@@ -33,8 +33,9 @@ def from_arrays(
 
     Args:
         inputs: ``(n, *features)`` numbers; NaN is a missing value, infinity an error.
-        targets: ``(n,)`` integers, booleans or strings (classification), or ``(n,)`` or ``(n, outputs)`` floating
-            point (regression).
+        targets: ``(n,)`` integers, booleans or strings (classification); ``(n,)`` or ``(n, outputs)`` floating point
+            (regression); or ``(n, labels)`` of 0 and 1, with ``task="multilabel"`` or ``MultiLabel(labels)``, which
+            names them; for a task of your own, what it reads.
         client: ``(n,)`` names, or numbers that become names; a negative number leaves the row out (see the
             partitioners, whose result goes here).
         groups: ``(n,)`` rows of one client with the same value stay in one split.
@@ -45,7 +46,7 @@ def from_arrays(
     Options:
         name: of the federation (default ``data``).
         task: a :class:`plures.tasks.Task`, such as ``Classification(class_weights={"ill": 3})``; or a name,
-            ``classification`` or ``regression``; inferred from the targets' type if not given.
+            ``classification``, ``multilabel`` or ``regression``; inferred from the targets' type if not given.
         classes: class names in order; default: the values that occur, sorted. A whole number is the class of that
             name if all names are whole numbers, else the position of its class.
         metadata: client -> its row (a mapping), column -> client -> value, or column -> values with a column

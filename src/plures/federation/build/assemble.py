@@ -75,7 +75,8 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     if rule.by == "time" and options.get("seed", 0) != 0:
         raise PluresError(f"seed={options.get('seed')}: a split by time draws nothing; leave the seed out")
     if data.learned is None:
-        task, targets = task_of(data.targets[rows], options.get("task"), options.get("classes"), where)
+        asked = options.get("task"), options.get("classes")
+        task, targets = task_of(data.targets[rows], *asked, where, data.answers)
     else:
         task, targets = data.learned, torch.from_numpy(data.targets[rows])
     if options.get("standardize_targets", False) and task.probable:

@@ -40,6 +40,7 @@ class Examples:
         doubts: what is probably unintended, in words.
         table: the columns of the table that the inputs were made from.
         ignored: its other columns.
+        answers: names of the columns of several targets.
         learned: the task whose targets these are already, as a model learns them; otherwise they are read.
     """
 
@@ -58,6 +59,7 @@ class Examples:
     doubts: tuple[str, ...] = ()
     table: tuple[Column, ...] = ()
     ignored: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     learned: Task | None = None
 
 

@@ -59,7 +59,8 @@ def from_frame(
 
     Args:
         frame: one row per example.
-        target: column to predict; several for regression with several outputs.
+        target: column to predict; several for regression with several outputs, and for labels of 0 and 1, which they
+            name, with ``task="multilabel"``.
         client: column with the client of each row (any metadata column can serve: that is the partition by metadata).
         features: input columns; default: all that are not named otherwise.
         drop: columns that are not inputs.
@@ -157,6 +158,7 @@ def _rows(
         doubts=(*_alike(there), *told),
         table=tuple(part.column for part in encoded),
         ignored=tuple(column for column in there if column not in features),
+        answers=tuple(targets) if several else (),
     )
 
 
