@@ -83,7 +83,7 @@ def test_what_is_made_of_it_shows_no_value(secret: Federation):
 
 def test_a_table_that_was_read_shows_no_value():
     reading = heart_schema().read(heart_tables()["va"])
-    assert "float64 (200,)" in repr(reading.target)
+    assert "float64 (200,)" in repr(reading.targets)
     assert "\n" not in repr(reading)
     assert "array(" not in repr(reading)
 

@@ -70,7 +70,7 @@ def put(data: Any, path: tuple[str | int, ...], value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("[" * 10**5, "recursion"), ('{"a":' + "1" * 5000 + "}", "4300 digits"), ("[]", "no object")]
+    ("text", "said"), [("[" * 10**5, "recursion"), ('{"a":' + "1" * 5000 + "}", "4300 digits"), ("[]", "JSON object")]
 )
 def test_a_description_that_is_no_description_is_refused(tmp_path: Path, text: str, said: str) -> None:
     file, other = tmp_path / "m.safetensors", tmp_path / "m.json"

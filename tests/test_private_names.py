@@ -17,6 +17,7 @@ NEEDED = {
     "method/optimizer.py: torch._foreach_add": FUSED,
     "method/optimizer.py: torch._foreach_add_": FUSED,
     "method/optimizer.py: torch._foreach_mul_": FUSED,
+    "run/capture.py: torch._foreach_copy_": FUSED,
     "models/network.py: torch.utils._pytree": "torch.func looks into a class of dictionaries only if it is registered",
     "serving/formats.py: torch.ops.aten._cdist_forward": "the operator in an exported graph has no other name",
     "serving/probe.py: torch.utils._python_dispatch": "memory of a backward pass is seen below autograd alone",

@@ -174,6 +174,7 @@ def divided(
     }
 
 
+@brief
 @dataclass(frozen=True)
 class _Units:
     """What stays together, a row or a group of rows: numbered client after client, in the order of their contents.

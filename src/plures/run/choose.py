@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from plures.brief import brief
 from plures.federation import Federation
 from plures.method import Bound, Phase
 from plures.run.cost import stored
@@ -114,6 +115,7 @@ class Pace:
     spent: float = 0.0
 
 
+@brief
 @dataclass
 class Choice:
     """What is measured for one kind of work, and what follows from it.

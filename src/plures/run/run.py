@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.federation.build import Frame
@@ -237,6 +238,7 @@ class Run(Coordinator[Local]):
         return {MODEL: composed}
 
 
+@brief
 @dataclass
 class _Served:
     """Clients that had not taken part in a state of a run, as they are served in it.
