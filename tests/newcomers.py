@@ -8,19 +8,25 @@ from torch import nn
 
 from plures.federation import Federation, from_arrays
 
+SEVEN = (18, 24, 30, 21, 27, 20, 25)
+"""Rows of each client."""
 
-def clients() -> tuple[Federation, Federation]:
-    """Five clients of different sizes with metadata and public rows, and two that come later."""
+
+def clients(
+    sizes: tuple[int, ...] = SEVEN, later: tuple[str, ...] = ("f", "g"), name: str = "seven"
+) -> tuple[Federation, Federation]:
+    """Clients a, b, ... of these sizes with metadata and public rows, and those of them that come later."""
     generator = np.random.default_rng(3)
-    owner = np.repeat(["a", "b", "c", "d", "e", "f", "g"], [18, 24, 30, 21, 27, 20, 25])
+    owners = "abcdefg"[: len(sizes)]
+    owner = np.repeat(list(owners), sizes)
     x = generator.normal(size=(len(owner), 8))
     facts = {
-        name: {"group": "one" if i % 2 else "two", "completeness": 1 - 0.1 * i, "reliability": 1 - 0.1 * i}
-        for i, name in enumerate("abcdefg")
+        client: {"group": "one" if i % 2 else "two", "completeness": 1 - 0.1 * i, "reliability": 1 - 0.1 * i}
+        for i, client in enumerate(owners)
     }
     y = (x[:, 0] + 0.3 * x[:, 1] > 0).astype(int)
-    whole = from_arrays(x, y, owner, metadata=facts, seed=0, dtype=torch.float64, name="seven")
-    return whole.donate(0.1).hold_out(["f", "g"])
+    whole = from_arrays(x, y, owner, metadata=facts, seed=0, dtype=torch.float64, name=name)
+    return whole.donate(0.1).hold_out(later)
 
 
 def linear() -> nn.Module:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from four import QUICK, begun, clients, linear
+from four import QUICK, begun, clients
 from graphs import Pretended, pretended
+from newcomers import linear
 from plures import PluresError
 from plures.federation import Federation, from_arrays
 from plures.method import SGD, Adam, Method, Phase
