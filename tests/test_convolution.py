@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from plures import Execution, Federation, PluresError, Run, Training
+from plures import Execution, Federation, PluresError, Run, Training, predictions, score
 from plures.federation import SPLITS, Split
 from plures.method import SGD, Method
 from plures.methods import fedavg, local, perfedavg
@@ -223,3 +223,35 @@ def test_batch_normalisation_after_patches_gets_its_channels_in_order(monkeypatc
         found = vmap(lambda leaves, x: functional_call(network, leaves, (x,)))(weights, x)
     assert seen == [(3 * 16, 16, 4, 1)]
     torch.testing.assert_close(found, network(x.flatten(0, 1)).unflatten(0, (CLIENTS, N)))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN on this machine")
+@pytest.mark.parametrize("method", [fedavg(), local()], ids=["fedavg", "local"])
+def test_channels_last_changes_no_number_and_no_stored_layout(method: Method) -> None:
+    """In float32 the loop trains and all clients are scored with the channels last; float64 never does."""
+    data = pictures((11, 7, 7, 3))
+    training = Training(rounds=2, batch_size=4, optimizer=SGD(0.1))
+    exact, last, stack = (
+        Run(data, Convolving, method, training, execution=execution)
+        for execution in (
+            Execution("loop", 4, False, "float64"),
+            Execution("loop", 4, False, "float32"),
+            Execution("vmap", 4, False, "float32"),
+        )
+    )
+    assert [run.engine.channels_last for run in (exact, last, stack)] == [False, True, True]
+    for run in (exact, last, stack):
+        run.step()
+    expected = exact.deployed([0, 1, 2, 3])["model"]
+    for run in (last, stack):
+        for path, leaf in run.deployed([0, 1, 2, 3])["model"].items():
+            torch.testing.assert_close(leaf.double(), expected[path], rtol=1e-5, atol=1e-5)
+            assert leaf[0].is_contiguous()
+        for split in ("train", "test"):
+            for client in data.clients:
+                found, wanted = (predictions(one, client, split).outputs for one in (run, exact))
+                torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-4, atol=1e-4)
+                truth = data.inputs[data.splits[split][data.clients.index(client)]]
+                assert len(found) == len(truth)
+        ours, theirs = (score(one, "test").values["accuracy"] for one in (run, exact))
+        assert ours.tolist() == theirs.tolist()

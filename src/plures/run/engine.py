@@ -14,14 +14,14 @@ from plures.errors import PluresError
 from plures.federation import Federation, SplitName
 from plures.method import SGD, Assign, Batch, Bound, Phase, Problem, Schedule, State, Visit
 from plures.method.optimizer import reach
-from plures.models import Leaves, nested
+from plures.models import Leaves, Network, nested
 from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.capture import RECORDERS, Recorder
 from plures.run.execution import Execution
 from plures.run.kernels import kernels
 from plures.run.machine import Machine
-from plures.run.padding import Asked, Example, Examples, full, mask, unpadded
+from plures.run.padding import Asked, Example, Examples, counts, full, mask, trimmed, unpadded
 from plures.run.randomness import branch, fold, name_key, unit
 from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
 from plures.run.training import Training
@@ -66,6 +66,9 @@ class Engine:
         if federation.inputs.device.type == "cpu":
             keep_freed_memory()
         bound.network.probe(federation.inputs[torch.linspace(0, len(federation.inputs) - 1, 8).long()])
+        self.channels_last = channels_last(bound.network, federation.inputs.device)
+        if self.channels_last:
+            bound.network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def visit(
         self,
@@ -284,8 +287,8 @@ class Engine:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """A client's examples in stored order: inputs, targets ``(clients, batch, ...)`` and weights 1 or 0."""
         plan = batches.passes(self.federation.splits[split], clients, size)
-        for rows, counts in zip(plan.rows[:, 0], plan.counts[:, 0], strict=True):
-            weight = mask(torch.from_numpy(counts).to(rows.device), rows.shape[1], self.dtype)
+        for rows, count in zip(plan.rows[:, 0], plan.counts[:, 0], strict=True):
+            weight = mask(torch.from_numpy(count).to(rows.device), rows.shape[1], self.dtype)
             yield gather(self.federation.inputs, rows), gather(self.federation.targets, rows), weight
 
     def forward(
@@ -319,10 +322,38 @@ class Engine:
             alike = alone or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
             verdicts = self.bound.verdicts
             if alike and not predict.composed and (alone or not asked.apart(verdicts, examples, (deployed,))):
-                (model,) = deployed.values()
-                flat, _ = network({path: t[0] for path, t in model.items()}, inputs.flatten(0, 1), train=False)
-                return flat.reshape(*inputs.shape[:2], *flat.shape[1:])
+                (model,) = self._laid_out(deployed).values()
+                return self._together({path: t[0] for path, t in model.items()}, inputs, examples[ASKED][2])
+            if self.channels_last:
+                return apart(filled(outputs, places), examples, self._laid_out(deployed))  # type: ignore[no-any-return]
             return self.each(filled(outputs, places), examples, deployed, asked=asked)  # type: ignore[no-any-return]
+
+    def _together(self, model: Leaves, inputs: Tensor, weight: Tensor | None) -> Tensor:
+        """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients; zeros for padding."""
+        flat = inputs.flatten(0, 1)
+        real = None if weight is None or bool((weight > 0).all()) else weight.flatten().nonzero().squeeze(1)
+        asked = flat if real is None else flat[real]
+        parts = torch.split(asked, EVALUATION_BATCH) if self.channels_last else (asked,)
+        found = torch.cat([self.bound.network(model, part, train=False)[0] for part in parts])
+        if real is not None:
+            found = found.new_zeros(len(flat), *found.shape[1:]).index_copy_(0, real, found)
+        return found.unflatten(0, inputs.shape[:2])  # type: ignore[no-untyped-call, no-any-return]
+
+    def _laid_out(self, deployed: Stack) -> Stack:
+        """Leaves whose rows are in the layout in which a network convolves fastest."""
+        if not self.channels_last:
+            return deployed
+
+        def last(t: Tensor) -> Tensor:
+            if t.dim() != 5:
+                return t
+            rows = t[:1] if t.stride(0) == 0 else t
+            _, filters, channels, height, width = rows.shape
+            size = channels * height * width
+            strides = filters * size, size, 1, width * channels, channels  # said in full, for there may be one channel
+            return rows.new_empty_strided(rows.shape, strides).copy_(rows).expand_as(t)
+
+        return {slot: {path: last(t) for path, t in leaves.items()} for slot, leaves in deployed.items()}
 
     def decisions(self, deployed: Stack, outputs: Tensor, weight: Tensor | None = None) -> Tensor:
         """What every client decides for, ``(clients, batch, *target)``; see :meth:`forward`."""
@@ -351,6 +382,8 @@ class Engine:
             rest: what else it reads, ``(clients, ...)``.
             asked: what to ask whether padding matters.
         """
+        if self.execution.backend == "loop":
+            return apart(fn, examples, *rest)
         if full(examples) or not asked.apart(self.bound.verdicts, examples, rest):
             return self.mapped(fn)(examples, *rest)
         return unpadded(self.mapped, fn, examples, rest)
@@ -360,17 +393,37 @@ class Engine:
         if self.execution.backend == "vmap":
             return torch.func.vmap(fn)
 
-        def one_by_one(*args: Any) -> Any:
-            count = len(nested.ends(args)[0])
-            rows = [fn(*nested.mapped(lambda t: t[i], args)) for i in range(count)]  # noqa: B023
-            return nested.mapped(lambda *each: torch.stack(each), *rows)
-
-        return one_by_one
+        return lambda *args: apart(lambda _, *own: fn(*own), {}, *args)
 
     def _kernels(self) -> AbstractContextManager[None]:
         network, device = self.bound.network, self.federation.inputs.device.type
         patches = self.execution.patches and bool(network.convolves & {1, 2})
         return kernels(network.module, self.execution.precision, device, patches=patches)
+
+
+def channels_last(network: Network, device: torch.device) -> bool:
+    """Whether a network convolves faster with the channels last: in two dimensions, by oneDNN on a CPU."""
+    has: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has and device.type == "cpu" and network.dtype == torch.float32 and 2 in network.convolves
+
+
+def apart(fn: Callable[..., Any], examples: Examples, *rest: Any) -> Any:
+    """Call a function of one client and its examples, without padding, for one client after the other.
+
+    Args:
+        fn: ``(examples, *rest) -> tensors`` of one client.
+        examples: by name, ``(clients, most, ...)``.
+        rest: what else it reads, ``(clients, ...)``.
+    """
+    sizes = counts(examples).tolist() if examples else []
+    found = []
+    for client in range(len(sizes) or len(nested.ends(rest)[0])):
+        own = {
+            name: trimmed((x[client], y[client], None if weight is None else weight[client]), size)
+            for (name, (x, y, weight)), size in zip(examples.items(), sizes[client] if sizes else (), strict=True)
+        }
+        found.append(fn(own, *nested.mapped(lambda t, client=client: t[client], rest)))
+    return nested.mapped(lambda *each: torch.stack(each), *found)
 
 
 def answers(fn: Callable[[Examples, Stack], Tensor]) -> Callable[[Examples, Stack], Tensor]:
