@@ -292,7 +292,13 @@ class Engine:
             yield gather(self.federation.inputs, rows), gather(self.federation.targets, rows), weight
 
     def forward(
-        self, deployed: Stack, inputs: Tensor, own: Examples | None = None, weight: Tensor | None = None
+        self,
+        deployed: Stack,
+        inputs: Tensor,
+        own: Examples | None = None,
+        weight: Tensor | None = None,
+        *,
+        as_stored: bool = False,
     ) -> Tensor:
         """Outputs ``(clients, batch, outputs)`` of every client's own predictor in evaluation mode.
 
@@ -302,7 +308,9 @@ class Engine:
             inputs: ``(clients, batch, *features)``.
             own: the clients' own examples of the splits that the predictor reads.
             weight: ``(clients, batch)`` 1 for an example, 0 for padding; by default all are examples.
+            as_stored: compute with leaves in their stored layout, as a published model does, which gives its bits.
         """
+        last = self.channels_last and not as_stored
         predict, network, places = self.bound.method.predictor, self.bound.network, inputs.shape[1]
         examples: Examples = {**(own or {}), ASKED: self._asked(inputs, weight)}
 
@@ -322,38 +330,30 @@ class Engine:
             alike = alone or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
             verdicts = self.bound.verdicts
             if alike and not predict.composed and (alone or not asked.apart(verdicts, examples, (deployed,))):
-                (model,) = self._laid_out(deployed).values()
-                return self._together({path: t[0] for path, t in model.items()}, inputs, examples[ASKED][2])
-            if self.channels_last:
-                return apart(filled(outputs, places), examples, self._laid_out(deployed))  # type: ignore[no-any-return]
+                (model,) = (laid_out(deployed) if last else deployed).values()
+                one = {path: t[0] for path, t in model.items()}
+                return self._together(one, inputs, examples[ASKED][2], EVALUATION_BATCH if last else None)
+            if last:
+                return apart(filled(outputs, places), examples, laid_out(deployed))  # type: ignore[no-any-return]
             return self.each(filled(outputs, places), examples, deployed, asked=asked)  # type: ignore[no-any-return]
 
-    def _together(self, model: Leaves, inputs: Tensor, weight: Tensor | None) -> Tensor:
-        """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients; zeros for padding."""
+    def _together(self, model: Leaves, inputs: Tensor, weight: Tensor | None, most: int | None) -> Tensor:
+        """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients; zeros for padding.
+
+        Args:
+            model: its leaves.
+            inputs: ``(clients, batch, *features)``.
+            weight: 1 for an example, 0 for padding.
+            most: examples at once; ``None`` for all.
+        """
         flat = inputs.flatten(0, 1)
         real = None if weight is None or bool((weight > 0).all()) else weight.flatten().nonzero().squeeze(1)
         asked = flat if real is None else flat[real]
-        parts = torch.split(asked, EVALUATION_BATCH) if self.channels_last else (asked,)
+        parts = (asked,) if most is None else torch.split(asked, most)
         found = torch.cat([self.bound.network(model, part, train=False)[0] for part in parts])
         if real is not None:
             found = found.new_zeros(len(flat), *found.shape[1:]).index_copy_(0, real, found)
         return found.unflatten(0, inputs.shape[:2])  # type: ignore[no-untyped-call, no-any-return]
-
-    def _laid_out(self, deployed: Stack) -> Stack:
-        """Leaves whose rows are in the layout in which a network convolves fastest."""
-        if not self.channels_last:
-            return deployed
-
-        def last(t: Tensor) -> Tensor:
-            if t.dim() != 5:
-                return t
-            rows = t[:1] if t.stride(0) == 0 else t
-            _, filters, channels, height, width = rows.shape
-            size = channels * height * width
-            strides = filters * size, size, 1, width * channels, channels  # said in full, for there may be one channel
-            return rows.new_empty_strided(rows.shape, strides).copy_(rows).expand_as(t)
-
-        return {slot: {path: last(t) for path, t in leaves.items()} for slot, leaves in deployed.items()}
 
     def decisions(self, deployed: Stack, outputs: Tensor, weight: Tensor | None = None) -> Tensor:
         """What every client decides for, ``(clients, batch, *target)``; see :meth:`forward`."""
@@ -405,6 +405,21 @@ def channels_last(network: Network, device: torch.device) -> bool:
     """Whether a network convolves faster with the channels last: in two dimensions, by oneDNN on a CPU."""
     has: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return has and device.type == "cpu" and network.dtype == torch.float32 and 2 in network.convolves
+
+
+def laid_out(deployed: Stack) -> Stack:
+    """Leaves ``(clients, ...)`` with the channels of each client's 2-D kernels last."""
+
+    def last(t: Tensor) -> Tensor:
+        if t.dim() != 5:
+            return t
+        rows = t[:1] if t.stride(0) == 0 else t
+        _, filters, channels, height, width = rows.shape
+        size = channels * height * width
+        strides = filters * size, size, 1, width * channels, channels  # said in full, for there may be one channel
+        return rows.new_empty_strided(rows.shape, strides).copy_(rows).expand_as(t)
+
+    return {slot: {path: last(t) for path, t in leaves.items()} for slot, leaves in deployed.items()}
 
 
 def apart(fn: Callable[..., Any], examples: Examples, *rest: Any) -> Any:

@@ -34,7 +34,7 @@ def predicted(
     if not bool(inputs.isfinite().all()):
         raise PluresError(f"the inputs for client {client!r} hold a NaN or an infinite value: clean them")
     with torch.no_grad():
-        outputs = engine.forward(deployed, inputs.unsqueeze(0), own)
+        outputs = engine.forward(deployed, inputs.unsqueeze(0), own, as_stored=True)
     if not bool(federation.task.expected(outputs).isfinite().all()):
         raise PluresError(f"the model of client {client!r} diverged in training: run again with a lower learning rate")
     decided = engine.decisions(deployed, outputs)[0] if federation.task.probable else None
