@@ -57,7 +57,10 @@ def test_a_study_runs_and_a_second_start_has_nothing_to_do(file: Path, tmp_path:
     out = tmp_path / "out"
     assert RUNNER.invoke(app, ["study", str(file), "--out", str(out)]).exit_code == 0
     told = wide.getvalue()
-    done = re.findall(r"^heart, (\w+), (tuning|seed \d): done \((\d+)/12\)$", told, re.MULTILINE)
+    done = re.findall(r"^heart, (\w+), (tuning|seed \d): done \((\d+)/12(?:, about \d+ s left)?\)$", told, re.MULTILINE)
+    assert told.count(" left)\n") == 11
+    assert re.findall(r"^heart, (\w+), measure: done \((\d)/4\)$", told, re.MULTILINE)[-1] == ("ditto", "4")
+    assert "\r" not in told
     assert [int(number) for _, _, number in done] == list(range(1, 13))
     assert done[:3] == [("local", "tuning", "1"), ("local", "seed 0", "2"), ("local", "seed 1", "3")]
     assert "8 runs of 1 cells are in" in told
@@ -90,7 +93,7 @@ def test_processes_divide_the_work(
     store, told = Store(out), wide.getvalue()
     assert [count for (count,) in store.db.execute("SELECT claims FROM units")] == [1] * 16
     assert Study(out).ahead().done_runs == 8
-    mine = told.count(": done (")
+    mine = len(re.findall(r": done \(\d+/12", told))
     assert 1 <= mine <= 12
     assert store.living(3600) == []
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
 from plures.errors import PluresError, suggestion
@@ -185,17 +183,3 @@ def execution(
 ) -> Execution:
     compiled: bool | Literal["auto"] = "auto" if compile_step is None else compile_step
     return Execution(backend, chunk or "auto", compiled, device=device, processes=processes)
-
-
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Any]:
-    """A progress bar; yields ``update(done, text)``. After Ctrl-C, says how to resume."""
-    words, text = (TextColumn(f"{{task.{told}}}", markup=False) for told in ("description", "fields[text]"))
-    columns = (SpinnerColumn(), words, BarColumn(), text)
-    try:
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-            task = bar.add_task(description, total=total, text="")
-            yield lambda done, text: bar.update(task, completed=done, text=text)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command resumes from the last finished round", style="yellow")
-        raise typer.Exit(130) from None

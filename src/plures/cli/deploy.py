@@ -10,7 +10,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from plures.cli.common import app, console, progress, say
+from plures.cli.common import app, console, say
+from plures.cli.progress import progress
 from plures.deploy.fleet.process import quiet_environment
 from plures.deploy.fleet.programs import GUARD, SUPERLINK, WARM, command
 from plures.deploy.plan import Plan, SiteFile, read_toml

@@ -17,9 +17,9 @@ from plures.cli.common import (
     console,
     data_settings,
     model_settings,
-    progress,
     typed,
 )
+from plures.cli.progress import progress
 from plures.diagnose import Diagnosis, diagnose, diagnosis_page
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
@@ -73,7 +73,7 @@ def diagnose_command(
             clients=clients,
             rows=rows,
             rows_each=rows_each,
-            progress=lambda done, total, what: update(done / total, what),
+            progress=lambda done, total, what: update(done / total, what, line=False),
         )
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     for file in files:

@@ -13,8 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from plures.cli.common import AllowCode, Track, console, progress, say
+from plures.cli.common import AllowCode, Track, console, say
 from plures.cli.deploy import deploy
+from plures.cli.progress import progress
 from plures.deploy.plan import CONNECTION, SITE
 from plures.deploy.services import as_owner
 from plures.errors import PluresError
@@ -175,9 +176,16 @@ def run_command(
     if detach:
         say(f"run {run} continues at the SuperLink; `plures deploy status` shows it, `plures deploy stop` ends it")
         return
+    seen: set[tuple[object, ...]] = set()
+
+    def listen(status: RunStatus) -> None:
+        news = (status.state, status.round, tuple(status.waiting))
+        update(status.round, line(status, time.time()), line=news not in seen)
+        seen.add(news)
+
     with progress(place.plan.name, place.plan.spec.rounds) as update:
         try:
-            done = follow(place, run, out, lambda status: update(status.round, line(status, time.time())))
+            done = follow(place, run, out, listen)
         except KeyboardInterrupt:
             console.print("the run itself continues at the SuperLink: `plures deploy stop` ends it", style="yellow")
             raise typer.Exit(130) from None

@@ -37,10 +37,10 @@ from plures.cli.common import (
     data_settings,
     execution,
     model_settings,
-    progress,
     settings,
     typed,
 )
+from plures.cli.progress import progress
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary
 from plures.evaluate.compare import DEFAULT

@@ -18,7 +18,7 @@ from plures.errors import PluresError
 from plures.files import check_folder, inside, write_text
 from plures.report import html_report
 from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, recover, resolved
-from plures.study.view import plan_table, watching
+from plures.study.view import lines, plan_table, watching
 from plures.track import trackers
 
 COMMAND = (sys.executable, "-P", "-m", "plures.cli", "study")
@@ -87,8 +87,13 @@ def measure(plan: Plan, store: Store) -> None:
     """Time one round of every method on every untimed cell; refuse combinations that do not work."""
     open_units = store.unfinished(plan.measures)
     if open_units:
-        with console.status(f"measuring {len(open_units)} methods on cells", spinner="line"):
-            conduct(plan, store, plan.measures, lambda event: None)
+        what = f"measuring {len(open_units)} methods on cells"
+        if console.is_terminal:
+            with console.status(what, spinner="line"):
+                conduct(plan, store, plan.measures, lambda event: None)
+        else:
+            console.print(what, highlight=False)
+            conduct(plan, store, plan.measures, lines(store, plan.measures, console))
     failed = store.failures(plan.measures)
     if failed:
         unit, message = failed[0]

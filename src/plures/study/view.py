@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +21,8 @@ from plures.study.store import Store
 
 POLL_SECONDS = 1.0
 """Seconds between reads of the database."""
+LIVING_SECONDS = 10.0
+"""Seconds since its last sign of life in which a process counts as working."""
 SHOWN = 12
 """Most cells in the live view."""
 
@@ -117,7 +119,7 @@ class View:
         return ratio * sum(seconds for id, seconds in values.items() if id not in done) / max(workers, 1)
 
     def _draw(self) -> RenderableType:
-        done, others = self._done(), self.store.living(10.0)
+        done, others = self._done(), self.store.living(LIVING_SECONDS)
         failed = len(self.store.failures(self.plan.units))
         total = len(self.plan.units)
         head = Text(
@@ -183,16 +185,30 @@ def watching(plan: Plan, store: Store, console: Console) -> Iterator[Watch]:
             own.close()
         return
 
+    view = View(plan, store)
+
+    def left(done: set[str]) -> str:
+        seconds = view.left(done, len(store.living(LIVING_SECONDS)))
+        return f", about {duration(seconds)} left" if seconds > 0 else ""
+
+    yield lines(store, plan.units, console, left)
+
+
+def lines(
+    store: Store, units: Sequence[Unit], console: Console, left: Callable[[set[str]], str] = lambda _: ""
+) -> Watch:
+    """Plain lines for the ends of units, for a pipe or a log; ``left`` says what is left when some are done."""
+
     def tell(event: Event) -> None:
         if event.what in ("done", "failed", "lost") and event.unit is not None:
             states = store.states()
-            done = sum(states[unit.id] == "done" for unit in plan.units)
+            done = {unit.id for unit in units if states[unit.id] == "done"}
             why = f": {event.message}" if event.message else ""
             console.print(
-                f"{event.unit.name}: {event.what}{why} ({done}/{len(plan.units)})",
+                f"{event.unit.name}: {event.what}{why} ({len(done)}/{len(units)}{left(done)})",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
 
-    yield tell
+    return tell

@@ -1,0 +1,85 @@
+"""Where a command stands: a bar in a terminal, lines in a pipe or a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from plures.cli.common import console
+from plures.study.estimate import duration
+
+
+class Update(Protocol):
+    """Tells where a command stands.
+
+    Args:
+        done: how much is done, of the total.
+        text: what was done last.
+        line: whether it is worth a line where there is no terminal.
+        skipped: whether it was done by an earlier, interrupted command, and took no time now.
+    """
+
+    def __call__(self, done: float, text: str, *, line: bool = True, skipped: bool = False) -> None: ...
+
+
+@dataclass
+class Lines:
+    """Progress as lines, each with the time left at the pace so far. Nothing is overwritten, and no text comes twice.
+
+    Attributes:
+        console: where they go.
+        description: how each begins.
+        total: of what is to be done.
+        begun: when the work began.
+        done: what is done by now.
+        worked: what of it was done since the work began.
+        last: the last line's text.
+    """
+
+    console: Console
+    description: str
+    total: float
+    begun: float = field(default_factory=lambda: time.monotonic())
+    done: float = 0.0
+    worked: float = 0.0
+    last: str = ""
+
+    def __call__(self, done: float, text: str, *, line: bool = True, skipped: bool = False) -> None:
+        self.worked += 0.0 if skipped else done - self.done
+        self.done = done
+        if not line or text == self.last:
+            return
+        self.last = text
+        told = f"{100 * done / self.total:.0f} % done" if self.total else "done"
+        if self.worked > 0 and done < self.total:
+            pace = (time.monotonic() - self.begun) / self.worked
+            told += f", about {duration(pace * (self.total - done))} left"
+        self.console.print(f"{self.description}: {text} ({told})", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(description: str, total: float) -> Iterator[Update]:
+    """A progress bar in a terminal, lines elsewhere. After Ctrl-C, says how to resume."""
+    try:
+        if not console.is_terminal:
+            yield Lines(console, description, total)
+            return
+        words, text = (TextColumn(f"{{task.{told}}}", markup=False) for told in ("description", "fields[text]"))
+        columns = (SpinnerColumn(), words, BarColumn(), text)
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            task = bar.add_task(description, total=total, text="")
+
+            def update(done: float, text: str, *, line: bool = True, skipped: bool = False) -> None:
+                bar.update(task, completed=done, text=text)
+
+            yield update
+    except KeyboardInterrupt:
+        console.print("stopped; the same command resumes from the last finished round", style="yellow")
+        raise typer.Exit(130) from None
