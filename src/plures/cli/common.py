@@ -101,6 +101,10 @@ Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")
 Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a CUDA device if available.")]
 Processes = Annotated[int, typer.Option(help="Processes that train clients, side by side; needs plures[pool].")]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="Rounds without a better validation after which a run ends; default: all rounds are run."),
+]
 Track = Annotated[
     list[str] | None,
     typer.Option(help=f"Also write every run for {', '.join(TRACKERS)}, into the folder of --out; repeatable."),

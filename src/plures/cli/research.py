@@ -27,6 +27,7 @@ from plures.cli.common import (
     ModelOptions,
     Options,
     Out,
+    Patience,
     Processes,
     Rounds,
     TaskName,
@@ -45,6 +46,8 @@ from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.compare import saved_execution as saved
+from plures.evaluate.fit import told_patience
+from plures.evaluate.results import Point
 from plures.evaluate.sample import among, sampling_width
 from plures.evaluate.spec import find_method
 from plures.federation import DATASETS, locate
@@ -59,6 +62,10 @@ def compare_command(
     data: Data,
     method: Annotated[list[str] | None, typer.Option(help="Method besides the three baselines; repeatable.")] = None,
     rounds: Rounds = 50,
+    every: Annotated[
+        int | None, typer.Option(help="Rounds between readings of validation data; default: about ten readings.")
+    ] = None,
+    patience: Patience = None,
     seeds: Annotated[int, typer.Option(help="Final runs per method.")] = 3,
     lr: Annotated[list[float] | None, typer.Option(help="Learning rate to try; repeatable.")] = None,
     tune_rounds: Annotated[int, typer.Option(help="Rounds of a tuning run; 0 disables tuning.")] = 10,
@@ -77,7 +84,9 @@ def compare_command(
     chunk: Chunk = 0,
     compile_step: Compile = None,
     device: Device = "auto",
-    processes: Processes = 1,
+    processes: Annotated[
+        int, typer.Option(help="Processes that share the runs, each with its share of the cores; needs plures[pool].")
+    ] = 1,
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
@@ -86,13 +95,16 @@ def compare_command(
     with progress("comparing", 1) as update:
 
         def listen(stage: Stage) -> None:
-            update(stage.done / max(stage.total, 1), f"{stage.method}, {stage.what}{reached(stage)}")
+            text = f"{stage.method}, {stage.what}{reached(stage)}"
+            update(stage.done / max(stage.total, 1), text, line=stage.ended, skipped=stage.point is None)
 
         result = compare(
             data,
             method or DEFAULT,
             model=model,
             rounds=rounds,
+            every=every,
+            patience=patience,
             seeds=seeds,
             learning_rates=lr or None,
             tune_rounds=tune_rounds,
@@ -124,7 +136,13 @@ def reached(stage: Stage) -> str:
     """Progress of a run, in words."""
     if stage.point is None:
         return ", done before"
-    return f", round {stage.point.round}/{stage.rounds}, validation {stage.point.validation:.3f}"
+    best = "best at round" if stage.ended else "round"
+    return f", {best} {stage.point.round}/{stage.rounds}, validation {stage.point.validation:.3f}"
+
+
+def reading(point: Point) -> str:
+    """A run's point, in words."""
+    return f"round {point.round}, loss {point.train_loss:.3f}, validation {point.validation:.3f}"
 
 
 @app.command("run")
@@ -133,6 +151,7 @@ def run_command(
     method: Annotated[str, typer.Argument(help="Name of a method (see `plures methods`) or package.module:function.")],
     setting: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the method, NAME=VALUE.")] = None,
     rounds: Rounds = 50,
+    patience: Patience = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.1,
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimizer.")] = "sgd",
     momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.0,
@@ -198,14 +217,25 @@ def run_command(
     federation = spec.federation(code)
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
     run, every = spec.run(seen, wanted, code), max(1, rounds // 20)
-    asked = spec.question(run, held, code, every=every, **among(evaluate_clients))
+    also = among(evaluate_clients) | told_patience(patience)
+    asked = spec.question(run, held, code, every=every, **also)
     with progress(spec.title(), rounds) as update:
+        first = True
+
+        def tell(point: Point) -> None:
+            nonlocal first
+            if first:
+                update(point.round - 1, "begun", line=False, skipped=True)
+            first = False
+            update(point.round, reading(point), line=bool(point.clients))
+
         fitted = fit(
             run,
             spec.title(),
             every=every,
+            patience=patience,
             checkpoint=checkpoint,
-            progress=lambda p: update(p.round, f"loss {p.train_loss:.3f}, validation {p.validation:.3f}"),
+            progress=tell,
             callbacks=callbacks,
             settings=spec.model_dump(),
             question=asked,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
 import platform
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -19,7 +21,7 @@ from torch import nn
 from plures.errors import PluresError, PluresWarning, suggestion
 from plures.evaluate.callback import Callback
 from plures.evaluate.code import Code
-from plures.evaluate.fit import finish, fit
+from plures.evaluate.fit import Fit, check_patience, finish, fit, told_patience
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.results import (
     BASELINES,
@@ -35,6 +37,7 @@ from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
 from plures.evaluate.tuning import attempts, coordinate
+from plures.evaluate.workers import SideBySide, Tell
 from plures.federation import SPLITS, Federation, SplitName
 from plures.files import check_folder, describe, filed, read_json, salvaged, write_json, write_text
 from plures.method import Bound, Method, Setting
@@ -84,6 +87,7 @@ class Stage:
         rounds: rounds of the run.
         done: rounds of the whole comparison that are done.
         total: rounds of the whole comparison.
+        ended: whether the run has ended; the rounds that patience spared count as done.
     """
 
     method: str
@@ -92,6 +96,7 @@ class Stage:
     rounds: int
     done: int
     total: int
+    ended: bool = False
 
 
 Listener = Callable[[Stage], None]
@@ -108,6 +113,7 @@ def compare(
     learning_rates: Sequence[float] | None = None,
     tune_rounds: int = 10,
     every: int | None = None,
+    patience: int | None = None,
     unseen: Sequence[str | int] = (),
     task: str | Task | None = None,
     metric: str | Metric | None = None,
@@ -136,6 +142,8 @@ def compare(
         learning_rates: values tried for every method; a single one is taken without trying. Default: .03, .1, .3.
         tune_rounds: rounds of a trial; 0 tunes nothing and takes the defaults, and .1 or the one learning rate given.
         every: rounds between readings of validation data; default: about ten readings.
+        patience: end a final run when this many rounds have brought no better reading than its best one; default: run
+            all rounds.
         unseen: clients held out of training and given a model at the end.
         task: what is predicted, with the loss that all methods minimise: a task, which the data complete, or
             ``package.module:name`` of one; default: the task of the data.
@@ -143,9 +151,10 @@ def compare(
             task's metrics by name, ``package.module:name`` of one of your own, or a metric; default: that of the
             federation, which is the task's first unless it says otherwise.
         out: folder for results and finished runs; an interrupted comparison resumes there.
-        execution: how to use the machine.
+        execution: how to use the machine. With several ``processes``, each does whole runs, with its share of the
+            threads; the results are those of one process with as many threads.
         listener: called after every round with the progress of the whole comparison.
-        callbacks: notified of every run, including tuning.
+        callbacks: notified of every run, including tuning; with several processes, when a run has ended.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
 
     Examples:
@@ -158,6 +167,7 @@ def compare(
         [('local', 1.0), ('fedavg', 0.5), ('fedavg_ft', 1.0), ('ditto', 1.0)]
     """
     _check(rounds, seeds, tune_rounds, every)
+    check_patience(patience)
     used(work, whole=isinstance(data, Federation))
     rates = tried_rates(learning_rates, tune_rounds)
     data = str(data) if isinstance(data, Path) else data
@@ -190,6 +200,7 @@ def compare(
         execution or Execution(),
         Path(out) if out is not None else None,
         every or max(1, rounds // 10),
+        patience,
         listener,
         callbacks,
         named,
@@ -203,6 +214,7 @@ def compare(
         "learning_rates": list(rates),
         "tune_rounds": tune_rounds,
         "read_validation_every": study.every,
+        "patience": patience,
     }
     asked = sampled(seen, base.evaluate_clients)
     if asked is None and len(seen) > LARGE:
@@ -217,7 +229,7 @@ def compare(
     for entry in entries.values():  # what does not fit the model or the clients is refused before anything is trained
         study.rehearse(entry, rates)
     study.claim({**settings, "methods": list(entries)}, entries.values())
-    results = [study.method(entry, rates, tune_rounds, seeds) for entry in entries.values()]
+    results = study.results()
     metric = primary(seen)
     comparison = Comparison(
         federation=card(seen, asked),
@@ -295,6 +307,40 @@ def _check(rounds: int, seeds: int, tune_rounds: int, every: int | None) -> None
         raise PluresError(f"every={every}: give at least 1, or None for about ten readings")
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning chose for a method, and what it tried."""
+
+    lr: float
+    parameters: dict[str, Any]
+    trials: list[Trial]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The tuning of a method, or one of its final runs.
+
+    Attributes:
+        method: its name.
+        seed: that of the final run; ``None`` to tune.
+        tuned: what the final run trains with.
+        machine: what an earlier run of the method found out about it.
+    """
+
+    method: str
+    seed: int | None
+    tuned: Tuned
+    machine: Machine | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a job, and what was found out about the machine by then."""
+
+    found: Tuned | SeedResult
+    machine: Machine
+
+
 class _Study:
     """The runs of one comparison; finished ones are kept in the folder and not run again."""
 
@@ -307,6 +353,7 @@ class _Study:
         execution: Execution,
         out: Path | None,
         every: int,
+        patience: int | None,
         listener: Listener | None,
         callbacks: Sequence[Callback],
         named: bool,
@@ -314,12 +361,15 @@ class _Study:
     ) -> None:
         self.base, self.federation, self.unseen, self.factory = base, federation, unseen, factory
         self.execution, self.out, self.every, self.listener, self.named = execution, out, every, listener, named
-        self.callbacks, self.code = callbacks, code
+        self.callbacks, self.code, self.patience = callbacks, code, patience
         self.done = self.total = 0
+        self.tell: Tell = self._count
+        self.beside = 1
         self.machine = Machine()
 
     def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
-        """Count the rounds to be run."""
+        """Note what is to be run, and count its rounds."""
+        self.entries, self.rates, self.tune_rounds, self.seeds = entries, rates, tune_rounds, seeds
         trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values())
         self.total = trials * tune_rounds + len(entries) * seeds * self.base.rounds
 
@@ -356,6 +406,7 @@ class _Study:
             spec.seed,
             precision=self.execution.precision,
             every=self.every,
+            **told_patience(self.patience),
             **of_metric(self.federation),
             **among(self.base.evaluate_clients),
         )
@@ -367,17 +418,61 @@ class _Study:
         told = {DATA: of_data(self.federation.to("cpu", self.execution.dtype))}
         return told if self.unseen is None else told | {UNSEEN: of_data(self.unseen.to("cpu", self.execution.dtype))}
 
-    def method(self, entry: Entry, rates: tuple[float, ...], tune_rounds: int, seeds: int) -> MethodResult:
-        """Tune a method, then run it once per seed."""
-        lr, parameters, trials = self._tune(entry, rates, tune_rounds)
-        spec = self._spec(entry, lr, parameters)
-        results = [self._final(entry, spec.model_copy(update={"seed": seed}), seeds - seed) for seed in range(seeds)]
-        return described(entry, self.bound(entry, parameters), self.federation, spec, trials, results)
+    def results(self) -> list[MethodResult]:
+        """Tune every method, then run it once per seed; what a method's first run finds of the machine, the others know."""
+        untuned = Tuned(self.rates[len(self.rates) // 2], {}, [])
+        tuned = dict.fromkeys(self.entries, untuned)
+        runs: dict[str, dict[int, SeedResult]] = {name: {} for name in self.entries}
+        first = None if self.tune_rounds else 0
+        jobs = deque(Job(name, first, untuned) for name in self.entries)
+
+        def finished(job: Job, done: Done) -> None:
+            if isinstance(done.found, Tuned):
+                tuned[job.method] = done.found
+            elif job.seed is not None:
+                runs[job.method][job.seed] = done.found
+            if job.seed == first:
+                rest = range(0 if first is None else 1, self.seeds)
+                jobs.extend(Job(job.method, seed, tuned[job.method], done.machine) for seed in rest)
+
+        if self.execution.processes > 1:
+            SideBySide(self, self.execution.processes)(jobs, finished)
+        while jobs:
+            job = jobs.popleft()
+            finished(job, self.do(job))
+        return [self._described(name, tuned[name], runs[name]) for name in self.entries]
+
+    def do(self, job: Job) -> Done:
+        """Tune a method, or make one of its final runs."""
+        entry = self.entries[job.method]
+        if job.machine is not None:
+            self.machine.learn(job.machine)
+        if job.seed is None:
+            found: Tuned | SeedResult = self._tune(entry)
+        else:
+            spec = self._spec(entry, job.tuned.lr, job.tuned.parameters).model_copy(update={"seed": job.seed})
+            found = self._final(entry, spec, -(-(self.seeds - job.seed) // self.beside))
+        return Done(found, self.machine.told())
+
+    def travelling(self) -> _Study:
+        other = copy.copy(self)
+        other.listener, other.callbacks, other.tell = None, (), _silent
+        other.execution, other.beside = replace(self.execution, processes=1), self.execution.processes
+        other.machine = self.machine.told()
+        return other
+
+    def _described(self, name: str, tuned: Tuned, runs: Mapping[int, SeedResult]) -> MethodResult:
+        entry = self.entries[name]
+        bound, spec = self.bound(entry, tuned.parameters), self._spec(entry, tuned.lr, tuned.parameters)
+        seeds = [runs[seed] for seed in range(self.seeds)]
+        return described(entry, bound, self.federation, spec, tuned.trials, seeds)
 
     def rehearse(self, entry: Entry, rates: Sequence[float]) -> None:
         """Set up one short run of a method, which refuses what cannot work, and every value that tuning will try."""
         precision: Precision = "float64" if self.execution.precision == "float64" else "float32"
-        alone = replace(self.execution, backend="loop", chunk=1, compile=False, capture=False, precision=precision)
+        alone = replace(
+            self.execution, backend="loop", chunk=1, compile=False, capture=False, precision=precision, processes=1
+        )
         for lr in rates:
             self.base.model_copy(update={"lr": lr}).training()
         for name, values in entry.space.items():
@@ -395,15 +490,15 @@ class _Study:
         method, setting = entry(**parameters), Setting.of(self.federation.to("cpu"))
         return method.bind(Network(method.prepare(self.factory, setting).to(dtype=self.execution.dtype)), setting)
 
-    def _tune(self, entry: Entry, rates: tuple[float, ...], rounds: int) -> tuple[float, dict[str, Any], list[Trial]]:
+    def _tune(self, entry: Entry) -> Tuned:
         """Choose the learning rate with default parameters, then each strength with that rate."""
-        if not rounds:
-            return rates[len(rates) // 2], {}, []
         lr, parameters, trials = coordinate(
-            rates,
+            self.rates,
             entry.space,
             entry.defaults,
-            lambda lr, parameters: self._trial(entry, lr, parameters, rounds, 1 if parameters else len(rates)),
+            lambda lr, parameters: self._trial(
+                entry, lr, parameters, self.tune_rounds, 1 if parameters else len(self.rates)
+            ),
             higher=primary(self.federation).higher,
         )
         if trials and all(math.isinf(trial.validation) for trial in trials):
@@ -412,7 +507,7 @@ class _Study:
                 PluresWarning,
                 stacklevel=5,
             )
-        return lr, parameters, trials
+        return Tuned(lr, parameters, trials)
 
     def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int, alike: int) -> Trial:
         """Try a setting; ``alike`` trials differ in the learning rate alone, and so share their compiled steps."""
@@ -421,23 +516,25 @@ class _Study:
         spec = self._spec(entry, lr, parameters).model_copy(update={"rounds": rounds})
         every = max(1, rounds // 4)
         asked = None if file is None else self.question(entry, spec)
+        progress = _Told(self.tell, entry.name, "tuning", rounds)
         if file is not None and asked is not None and file.exists():
             kept = salvaged(partial(read_json, file), "the trial is made again")
             if kept is not None:
                 insist(f"{file} is a trial of another comparison", kept.get(KEY), asked)
-                self._tell(entry.name, "tuning", None, rounds, rounds)
+                self.tell(entry.name, "tuning", None, rounds, rounds, True)
                 return Trial.model_validate(kept["trial"])
         fitted = fit(
             self._run(entry, spec, rounds=alike * rounds),
             name,
             every=every,
-            progress=lambda p: self._tell(entry.name, "tuning", p, rounds),
+            progress=progress,
             callbacks=self.callbacks,
             stage="tuning",
             settings=spec.model_dump(),
             evaluate_clients=spec.evaluate_clients,
         )
         fitted.callbacks.on_end(None)
+        progress.ended(fitted)
         trial = Trial(lr=lr, parameters=parameters, validation=fitted.chosen.validation)
         if file is not None:
             write_json(file, {KEY: asked, "trial": trial.model_dump(mode="json")})
@@ -446,6 +543,7 @@ class _Study:
     def _final(self, entry: Entry, spec: RunSpec, left: int) -> SeedResult:
         """Run a method to the end with one seed; ``left`` seeds are left, this one included."""
         stage = f"seed {spec.seed}"
+        progress = _Told(self.tell, entry.name, stage, spec.rounds)
         name = f"{filed(entry.name)}-seed{spec.seed}"
         folder = None if self.out is None else RunFolder(self.out / "runs" / name)
         asked = None if folder is None else self.question(entry, spec)
@@ -453,7 +551,7 @@ class _Study:
             kept = salvaged(folder.whole, RUN_AGAIN)
             if kept is not None:
                 insist(f"{folder.path} holds another run", folder.question(), asked)
-                self._tell(entry.name, stage, None, spec.rounds, spec.rounds)
+                self.tell(entry.name, stage, None, spec.rounds, spec.rounds, True)
                 return kept
         checkpoint = None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
         if checkpoint is not None:
@@ -462,8 +560,9 @@ class _Study:
             self._run(entry, spec, checkpoint, rounds=left * spec.rounds),
             titled(entry.name, {k: v for k, v in spec.parameters.items() if k not in entry.fixed}),
             every=self.every,
+            patience=self.patience,
             checkpoint=checkpoint,
-            progress=lambda p: self._tell(entry.name, stage, p, spec.rounds),
+            progress=progress,
             callbacks=self.callbacks,
             stage=stage,
             settings=spec.model_dump(),
@@ -471,6 +570,7 @@ class _Study:
             evaluate_clients=spec.evaluate_clients,
         )
         result = finish(fitted, spec.seed, self.unseen)
+        progress.ended(fitted)
         if folder is not None:
             again = self.named and told(spec.parameters) == spec.parameters
             folder.write(fitted.run, spec if again else None, result, asked, fitted.asked)
@@ -493,10 +593,29 @@ class _Study:
         machine = self.machine.expecting(rounds or spec.rounds)
         return spec.run(self.federation, execution, self.code, entry=entry, model=self.factory, machine=machine)
 
-    def _tell(self, method: str, what: str, point: Point | None, rounds: int, done: int = 1) -> None:
+    def _count(self, method: str, what: str, point: Point | None, rounds: int, done: int, ended: bool) -> None:
+        """Tell the listener where the comparison stands."""
         self.done += done
         if self.listener is not None:
-            self.listener(Stage(method, what, point, rounds, self.done, self.total))
+            self.listener(Stage(method, what, point, rounds, self.done, self.total, ended))
+
+
+class _Told:
+    """Tells of a run, round by round, and of its end, with the rounds that were not run now."""
+
+    def __init__(self, tell: Tell, method: str, what: str, rounds: int) -> None:
+        self.tell, self.method, self.what, self.rounds, self.done = tell, method, what, rounds, 0
+
+    def __call__(self, point: Point) -> None:
+        self.done += 1
+        self.tell(self.method, self.what, point, self.rounds, 1, False)
+
+    def ended(self, fitted: Fit[Run]) -> None:
+        self.tell(self.method, self.what, fitted.chosen, self.rounds, self.rounds - self.done, True)
+
+
+def _silent(*told: object) -> None:
+    """Nobody listens."""
 
 
 def refuse_unmeasured(

@@ -52,6 +52,7 @@ class Fit(Generic[R]):
         best: state of the run at the point that validation prefers, ``None`` before the first point.
         asked: positions of the clients whose scores are read; ``None`` for all.
         callbacks: observers of the run.
+        patience: rounds without a better point after which the run ends; ``None`` for all its rounds.
     """
 
     run: R
@@ -59,6 +60,16 @@ class Fit(Generic[R]):
     best: Snapshot | None = None
     asked: list[int] | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
+    patience: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no round is left, or patience is exhausted; of what is resumed, too, for points alone count."""
+        if self.run.round >= self.run.training.rounds:
+            return True
+        if self.patience is None or not self.curve:
+            return False
+        return self.curve[-1].round - self.chosen.round >= self.patience
 
     @property
     def chosen(self) -> Point:
@@ -68,12 +79,12 @@ class Fit(Generic[R]):
         return max(measured or self.curve[-1:], key=lambda point: (sign * point.validation, -point.round))
 
     def rounds(self) -> Iterator[int]:
-        """The one loop over rounds, wherever the clients are: until the last round counts or a stop is requested.
+        """The one loop over rounds, wherever the clients are: until the run has ended or a stop is requested.
 
         Yields:
             The number of rounds finished. The caller runs a round, records it, and saves it.
         """
-        while self.run.round < self.run.training.rounds:
+        while not self.ended:
             yield self.run.round
             if self.callbacks.asked:
                 raise KeyboardInterrupt
@@ -101,6 +112,7 @@ def fit(
     name: str,
     *,
     every: int = 1,
+    patience: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 10,
     progress: Progress | None = None,
@@ -110,12 +122,14 @@ def fit(
     question: Fingerprint | None = None,
     evaluate_clients: int | None = None,
 ) -> Fit[Run]:
-    """Train a run to its last round, or resume from a checkpoint.
+    """Train a run to its end, or resume from a checkpoint.
 
     Args:
         run: a run; it is put into the state of the checkpoint if there is one.
         name: what the run is called in its checkpoint.
         every: rounds between readings of the validation data.
+        patience: end the run when this many rounds have brought no better reading than the best one; default: run all
+            rounds.
         checkpoint: file that is written every ``checkpoint_every`` rounds and when Ctrl-C is pressed.
         checkpoint_every: rounds between checkpoints.
         progress: called after each round.
@@ -123,7 +137,7 @@ def fit(
         stage: the purpose of the run, reported to callbacks.
         settings: the settings reported to callbacks; default: what the run itself knows.
         question: what the run answers; a checkpoint of another question is refused. Default: what
-            :func:`~plures.run.fingerprint.of_run` finds of it, ``every`` and ``evaluate_clients``.
+            :func:`~plures.run.fingerprint.of_run` finds of it, ``every``, ``patience`` and ``evaluate_clients``.
         evaluate_clients: how many clients, drawn at random once for all, are scored on validation and test data;
             default: all.
 
@@ -148,13 +162,16 @@ def fit(
     for what, number in (("every", every), ("checkpoint_every", checkpoint_every), ("rounds", run.training.rounds)):
         if number < 1:
             raise PluresError(f"{what}={number}: give at least 1")
+    check_patience(patience)
     if checkpoint is not None:
         check_file(checkpoint)
-    fitted = Fit(run, [], asked=sampled(run.federation, evaluate_clients), callbacks=Callbacks(callbacks))
+    wanted = sampled(run.federation, evaluate_clients)
+    fitted = Fit(run, [], asked=wanted, callbacks=Callbacks(callbacks), patience=patience)
     kept: dict[str, Any] = {"seconds": 0.0, "bytes": 0, "visits": 0}
     last = float("nan")
     if checkpoint is not None and question is None:
-        question = of_run(run, name, every=every, **among(evaluate_clients))
+        also = among(evaluate_clients) | told_patience(patience)
+        question = of_run(run, name, every=every, **also)
     if checkpoint is not None and checkpoint.exists():
         about = fitted.resume(name, checkpoint, question)
         kept = {what: about[what] for what in kept}
@@ -189,10 +206,21 @@ def fit(
             if progress is not None:
                 progress(point)
             fitted.callbacks.asked |= interrupt.asked
-            due = fitted.callbacks.asked or run.round % checkpoint_every == 0
-            if checkpoint is not None and due and run.round < run.training.rounds:
+            due = fitted.callbacks.asked or (run.round % checkpoint_every == 0 and not fitted.ended)
+            if checkpoint is not None and due:
                 fitted.save(name, checkpoint, question, **kept)
     return fitted
+
+
+def check_patience(patience: int | None) -> None:
+    """Refuse a patience that would end a run before its first round."""
+    if patience is not None and patience < 1:
+        raise PluresError(f"patience={patience}: give at least 1 round, or None to run all rounds")
+
+
+def told_patience(patience: int | None) -> dict[str, Any]:
+    """What a fingerprint tells of a run's patience: nothing where all rounds are run."""
+    return {} if patience is None else {"patience": patience}
 
 
 def mean_of_measured(scores: Scores, metric: str) -> float:

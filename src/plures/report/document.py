@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plures.evaluate.record import Details
-from plures.evaluate.results import BASELINES, Comparison, MethodResult, Row
+from plures.evaluate.results import BASELINES, Comparison, MethodResult, Point, Row
 from plures.evaluate.scores import Floats
 from plures.evaluate.summary import STUDENT_975
 from plures.report.columns import Number, best, known
@@ -144,32 +144,40 @@ def curve(method: MethodResult, clients: int = 0) -> list[dict[str, float | None
         clients: clients of the runs; default: those that were scored.
     """
     clients = clients or len(method.seeds[0].validation.clients)
-    points: dict[int, list[Any]] = {}
-    for seed in method.seeds:
-        for point in seed.curve:
-            points.setdefault(point.round, []).append(point)
+    rounds, seeds = reached(method)
+    found = [[point for point in points if point is not None] for points in zip(*seeds, strict=True)]
     return [
         {
             "round": place,
-            "mean": known(float(np.mean([p.validation for p in points[place]]))),
-            "least": known(float(np.min([p.validation for p in points[place]]))),
-            "most": known(float(np.max([p.validation for p in points[place]]))),
-            "bytes": float(np.mean([p.bytes for p in points[place]])) / clients,
-            "seconds": float(np.mean([p.seconds for p in points[place]])),
+            "mean": known(float(np.mean([p.validation for p in points]))),
+            "least": known(float(np.min([p.validation for p in points]))),
+            "most": known(float(np.max([p.validation for p in points]))),
+            "bytes": float(np.mean([p.bytes for p in points])) / clients,
+            "seconds": float(np.mean([p.seconds for p in points])),
         }
-        for place in sorted(points)
+        for place, points in zip(rounds, found, strict=True)
     ]
+
+
+def reached(method: MethodResult) -> tuple[list[int], list[list[Point | None]]]:
+    """The rounds at which any seed was read, and each seed's points there; one that patience ended keeps its last."""
+    rounds = sorted({point.round for seed in method.seeds for point in seed.curve})
+    by_round = [{point.round: point for point in seed.curve} for seed in method.seeds]
+    last = [max(seed, default=0) for seed in by_round]
+    return rounds, [[seed.get(min(place, end)) for place in rounds] for seed, end in zip(by_round, last, strict=True)]
 
 
 def traces(method: MethodResult) -> list[list[list[float | None]]] | None:
     """Per seed and point of :func:`curve`, every client's validation score; ``None`` if they are not known."""
-    rounds = sorted({point.round for seed in method.seeds for point in seed.curve})
-    by_round = [{point.round: point.clients for point in seed.curve} for seed in method.seeds]
-    if not any(values for seed in by_round for values in seed.values()):
+    _, seeds = reached(method)
+    if not any(point is not None and point.clients for points in seeds for point in points):
         return None
     return [
-        [[None if known(x) is None else float(f"{x:.{DIGITS}g}") for x in seed.get(place, [])] for place in rounds]
-        for seed in by_round
+        [
+            [] if point is None else [None if known(x) is None else float(f"{x:.{DIGITS}g}") for x in point.clients]
+            for point in points
+        ]
+        for points in seeds
     ]
 
 

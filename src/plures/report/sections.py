@@ -272,10 +272,16 @@ def _titles(methods: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 def _about_curves(comparison: Comparison) -> str:
     several = any(len(m.seeds) > 1 for m in comparison.methods)
     band = "the band spans the lowest to the highest seed" if several else "one seed, so there is no band"
+    patience = comparison.settings.get("patience")
+    ended = (
+        f" A run ends after {count(patience, 'round')} without a better reading, and is drawn on with its last one."
+        if isinstance(patience, int)
+        else ""
+    )
     return (
         f"Mean {escape(comparison.metric.title)} over clients on validation data; {band}. "
         "A ring marks the round that validation chose in each seed. Choose which methods stand out in "
-        "colour. Over bytes, a method that sends nothing is a horizontal line."
+        "colour. Over bytes, a method that sends nothing is a horizontal line." + ended
     )
 
 

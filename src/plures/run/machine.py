@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +43,20 @@ class Machine:
     def expecting(self, rounds: int) -> Machine:
         """The same machine, for runs whose steps are used for a number of rounds altogether."""
         return replace(self, rounds=rounds)
+
+    def told(self) -> Machine:
+        """What another process may know of the same machine: all but the compiled steps."""
+        timings = {kind: dict(found) for kind, found in self.timings.items()}
+        return Machine(timings, copy.deepcopy(self.paces), compilations=list(self.compilations))
+
+    def learn(self, other: Machine) -> None:
+        """Take over what was found out elsewhere, of kinds of work that were not measured here."""
+        for kind, found in other.timings.items():
+            self.timings.setdefault(kind, dict(found))
+        for kind, paces in other.paces.items():
+            self.paces.setdefault(kind, copy.deepcopy(paces))
+        if not self.compilations:
+            self.compilations.extend(other.compilations)
 
     def compiled(self, key: str, make: Callable[[], Step]) -> Step:
         """A compiled step: the one that is there for what it computes, or a new one.

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import resource_tracker
@@ -96,8 +96,13 @@ def start(run: Coordinator[Any], workers: Workers) -> None:
     execution = replace(run.execution, processes=1, clients_on_disk=None)
     threads = max(1, torch.get_num_threads() // run.execution.processes)
     what = dumps((run.origin, run.federation, run.setting, run.training, execution, threads))
+    launch(workers, run.execution.processes, serve, what)
+
+
+def launch(workers: Workers, count: int, serve: Callable[[Connection], None], what: bytes) -> None:
+    """Start processes that hear nothing but their connections, note them, and send all of them the same."""
     context = multiprocessing.get_context("spawn")
-    for _ in range(run.execution.processes):
+    for _ in range(count):
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(there,), daemon=True)
         with deaf():

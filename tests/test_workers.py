@@ -1,0 +1,147 @@
+"""A comparison in several processes gives what one process gives, tells the same, and ends as a whole."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from people import FAST, net, people
+from plures import PluresError, compare
+from plures.errors import PluresWarning
+from plures.evaluate.callback import Callback
+from plures.method import Method, Phase
+
+pytest.importorskip("cloudpickle", reason="processes need cloudpickle: pip install 'plures[pool]'")
+TWO = replace(FAST, processes=2)
+ASKED: dict[str, Any] = {"model": net, "rounds": 3, "seeds": 2, "tune_rounds": 1, "batch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With as many threads in every process, sums have the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def timeless(value: Any) -> Any:
+    """A result without its seconds."""
+    if isinstance(value, dict):
+        return {key: timeless(inner) for key, inner in value.items() if key != "seconds"}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+class Heard(Callback):
+    """Notes what it hears, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.title = ""
+
+    def on_start(self, about):
+        self.title = about.title
+        self.told.append((self.title, "start"))
+
+    def on_round(self, record):
+        self.told.append((self.title, f"round {record.round}"))
+
+    def on_end(self, result):
+        self.told.append((self.title, f"end, {'trial' if result is None else result.chosen_round}"))
+
+
+def test_every_number_is_that_of_one_process_and_so_is_what_is_told(tmp_path):
+    one, two, stages = Heard(), Heard(), []
+    alone = compare(people(), ["ditto"], execution=FAST, callbacks=[one], **ASKED)
+    beside = compare(people(), ["ditto"], execution=TWO, callbacks=[two], listener=stages.append, out=tmp_path, **ASKED)
+    assert timeless(beside.model_dump(mode="json")) == timeless(alone.model_dump(mode="json"))
+    runs = [sorted(part for part in heard.told if part[1].startswith("end")) for heard in (one, two)]
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == (3 + 3 + 5 + 7) + 4 * 2
+    at = two.told.index(("local, seed 1", "start"))
+    assert [what for _, what in two.told[at : at + 4]] == ["start", "round 1", "round 2", "round 3"]
+    assert two.told[at + 4][0] == "local, seed 1"  # one run after the other, as in one process
+    assert stages[-1].done == stages[-1].total == (3 + 3 + 5 + 7) * 1 + 4 * 2 * 3
+    assert sum(stage.ended for stage in stages) == len(runs[0])
+    assert multiprocessing.active_children() == []
+    again = compare(people(), ["ditto"], execution=FAST, out=tmp_path, **ASKED)
+    assert again == beside  # what two processes kept, one process reads
+
+
+def refuses(x, received, batch):
+    if multiprocessing.parent_process() is not None:
+        raise PluresError("data of another kind")
+    return batch.loss(x.model)
+
+
+def own() -> Method:
+    return Method(schedule=(Phase("model", refuses),))
+
+
+def test_what_a_run_refuses_is_said_as_in_one_process():
+    with pytest.raises(PluresError, match=r"^data of another kind$"):
+        compare(people(), [own], execution=TWO, **ASKED)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_dies_is_told_in_one_sentence():
+    def kill(stage):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(PluresError, match=r"^a process of the comparison ended \(exit codes \[.*-9.*\]\); the"):
+        compare(people(), [], execution=TWO, listener=kill, **ASKED)
+
+
+def test_warnings_of_the_processes_are_heard():
+    asked = ASKED | {"tune_rounds": 0, "learning_rates": [1e30], "seeds": 1}
+    with pytest.warns(PluresWarning, match="models of . clients diverged"):
+        compare(people(), [], execution=TWO, **asked)
+
+
+def test_what_cannot_travel_is_refused(monkeypatch):
+    lock = __import__("threading").Lock()
+    with pytest.raises(PluresError, match=r"^processes=2: the comparison cannot be sent to other processes \("):
+        compare(people(), [], execution=TWO, **(ASKED | {"model": lambda: (lock, net())[1]}))
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(PluresError, match=r"needs cloudpickle: pip install 'plures\[pool\]'"):
+        compare(people(), [], execution=TWO, **ASKED)
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+from test_workers import ASKED, TWO, compare, net, people, torch
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    told = lambda stage: print(stage.what, stage.point.round, flush=True)
+    asked = ASKED | dict(rounds=4000, seeds=1, tune_rounds=0, every=4000)
+    compare(people(), [], execution=TWO, listener=told, out={out!r}, **asked)
+"""
+
+
+def test_ctrl_c_keeps_the_rounds_of_every_process(tmp_path):
+    out, script = tmp_path / "out", tmp_path / "script.py"
+    script.write_text(SCRIPT.format(paths=[str(Path(__file__).parent), *sys.path[1:]], out=str(out)))
+    job = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert job.stdout is not None
+    while job.stdout.readline().strip() != "seed 0 50":
+        pass
+    os.killpg(job.pid, signal.SIGINT)  # what a terminal does: all processes hear it
+    job.stdout.read()
+    assert job.wait(60) != 0
+    kept = [int(load_file(file)["round"]) for file in (out / "checkpoints").iterdir()]
+    assert len(kept) == 2  # that of each process, after the round that it was in
+    assert max(kept) >= 50
+    assert any(rounds % 10 for rounds in kept)
