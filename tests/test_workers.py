@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import plures
 from people import FAST, net, people
 from plures import PluresError, compare
 from plures.errors import PluresWarning
@@ -145,3 +146,11 @@ def test_ctrl_c_keeps_the_rounds_of_every_process(tmp_path):
     assert len(kept) == 2  # that of each process, after the round that it was in
     assert max(kept) >= 50
     assert any(rounds % 10 for rounds in kept)
+
+
+def test_methods_of_the_catalogue_travel_by_name():
+    """So they are the code of their modules there, which is part of what a run answers."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    assert all(cloudpickle.loads(cloudpickle.dumps(entry)) is entry for entry in plures.METHODS.values())
+    fixed = plures.METHODS["ditto"].fixing(lam=0.25)
+    assert cloudpickle.loads(cloudpickle.dumps(fixed)).fixed == {"lam": 0.25}

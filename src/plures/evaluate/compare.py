@@ -205,6 +205,7 @@ def compare(
         callbacks,
         named,
         code,
+        (*BASELINES, *methods),
     )
     study.plan(entries, rates, tune_rounds, seeds)
     trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values()) if tune_rounds else 0
@@ -358,10 +359,11 @@ class _Study:
         callbacks: Sequence[Callback],
         named: bool,
         code: Code,
+        methods: Sequence[str | Entry | Method | Callable[..., Method]],
     ) -> None:
         self.base, self.federation, self.unseen, self.factory = base, federation, unseen, factory
         self.execution, self.out, self.every, self.listener, self.named = execution, out, every, listener, named
-        self.callbacks, self.code, self.patience = callbacks, code, patience
+        self.callbacks, self.code, self.patience, self.methods = callbacks, code, patience, methods
         self.done = self.total = 0
         self.tell: Tell = self._count
         self.beside = 1
@@ -444,6 +446,8 @@ class _Study:
 
     def do(self, job: Job) -> Done:
         """Tune a method, or make one of its final runs."""
+        if not self.entries:  # in another process, which finds the methods as this one did
+            self.entries = distinct(find_method(method, self.code) for method in self.methods)
         entry = self.entries[job.method]
         if job.machine is not None:
             self.machine.learn(job.machine)
@@ -456,7 +460,7 @@ class _Study:
 
     def travelling(self) -> _Study:
         other = copy.copy(self)
-        other.listener, other.callbacks, other.tell = None, (), _silent
+        other.listener, other.callbacks, other.tell, other.entries = None, (), _silent, {}
         other.execution, other.beside = replace(self.execution, processes=1), self.execution.processes
         other.machine = self.machine.told()
         return other

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 from plures.errors import PluresError, PluresWarning
 from plures.method import Method, Selector, role
@@ -59,6 +61,13 @@ class Entry:
         if not isinstance(made, Method):
             raise PluresError(f"method {self.name!r}: its function returns {shown(made)}; let it return a Method")
         return made
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """An entry that stands in its module is pickled by its name: its code is that of the module, not a copy."""
+        module, name = getattr(self.build, "__module__", ""), getattr(self.build, "__name__", "")
+        if getattr(sys.modules.get(module), name, None) is self:
+            return pkgutil.resolve_name, (f"{module}:{name}",)
+        return super().__reduce_ex__(protocol)
 
     @property
     def place(self) -> tuple[int, str, int, str]:
