@@ -421,7 +421,7 @@ class _Study:
         return told if self.unseen is None else told | {UNSEEN: of_data(self.unseen.to("cpu", self.execution.dtype))}
 
     def results(self) -> list[MethodResult]:
-        """Tune every method, then run it once per seed; what a method's first run finds of the machine, the others know."""
+        """Tune every method, then run it once per seed; what its first run measures, the others know."""
         untuned = Tuned(self.rates[len(self.rates) // 2], {}, [])
         tuned = dict.fromkeys(self.entries, untuned)
         runs: dict[str, dict[int, SeedResult]] = {name: {} for name in self.entries}
