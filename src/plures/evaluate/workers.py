@@ -188,6 +188,7 @@ class SideBySide(Generic[J, A]):
                         self._hear(ready, kind, told)
 
     def _lost(self, workers: Workers, error: BaseException) -> NoReturn:
+        wait([process.sentinel for process in workers.values()], 5.0)  # its connection ends before itself
         raise PluresError(
             f"a process of the comparison ended (exit codes {end(workers)}); the same command resumes: take fewer "
             "processes if memory ran out, and let a script start its work under: if __name__ == '__main__'"
