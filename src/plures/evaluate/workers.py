@@ -7,11 +7,11 @@ import signal
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -128,11 +128,14 @@ class SideBySide(Generic[J, A]):
                 while free and jobs:
                     connection, job = free.popleft(), jobs.popleft()
                     self._events[connection] = []
-                    connection.send_bytes(pickle.dumps(job))
+                    with self._living(workers):
+                        connection.send_bytes(pickle.dumps(job))
                     busy[connection] = job
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
-                    kind, told = pickle.loads(ready.recv_bytes())
+                    with self._living(workers):
+                        said = ready.recv_bytes()
+                    kind, told = pickle.loads(said)
                     if kind == "done":
                         self._replay(ready)
                         finished(busy.pop(ready), told)
@@ -142,8 +145,6 @@ class SideBySide(Generic[J, A]):
         except KeyboardInterrupt:
             self._stop(busy)
             raise
-        except (EOFError, OSError) as error:
-            self._lost(workers, error)
 
     def _hear(self, connection: Connection, kind: str, told: Any) -> None:
         """What a process says before its job is done."""
@@ -187,12 +188,19 @@ class SideBySide(Generic[J, A]):
                     with suppress(KeyboardInterrupt):
                         self._hear(ready, kind, told)
 
-    def _lost(self, workers: Workers, error: BaseException) -> NoReturn:
-        wait([process.sentinel for process in workers.values()], 5.0)  # its connection ends before itself
-        raise PluresError(
-            f"a process of the comparison ended (exit codes {end(workers)}); the same command resumes: take fewer "
-            "processes if memory ran out, and let a script start its work under: if __name__ == '__main__'"
-        ) from error
+    @contextmanager
+    def _living(self, workers: Workers) -> Iterator[None]:
+        """A context in which a connection that has broken off means that its process has died."""
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            by_sentinel = {process.sentinel: process for process in workers.values()}
+            for sentinel in wait(list(by_sentinel), 5.0):  # what it had open is closed before it has ended
+                by_sentinel[sentinel].join(5.0)  # type: ignore[index]
+            raise PluresError(
+                f"a process of the comparison ended (exit codes {end(workers)}); the same command resumes: take fewer "
+                "processes if memory ran out, and let a script start its work under: if __name__ == '__main__'"
+            ) from error
 
 
 def serve(connection: Connection) -> None:
