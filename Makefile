@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-versi
 .PHONY: demo demo-deploy test lint bench docs clean
 
 demo: $(VENV)/installed
-	$(BIN)/plures compare har --rounds 40 --seeds 3 --tune-rounds 8 --out runs/demo
+	$(BIN)/plures compare har --rounds 10 --every 2 --patience 4 --tune-rounds 3 --processes 2 --out runs/demo
 
 demo-deploy: $(VENV)/flower
 	$(BIN)/plures deploy demo --out runs/demo-deploy
@@ -38,11 +38,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(INSTALL) --editable .
+	$(INSTALL) --editable ".[pool]"
 	touch $@
 
 $(VENV)/flower: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(INSTALL) --editable ".[flower]"
+	$(INSTALL) --editable ".[flower,pool]"
 	touch $(VENV)/installed $@
 
 $(VENV)/developing: $(VENV)/installed
