@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-versi
 .PHONY: demo demo-deploy test lint bench docs clean
 
 demo: $(VENV)/installed
-	$(BIN)/plures compare har --rounds 10 --every 2 --patience 4 --tune-rounds 3 --processes 2 --out runs/demo
+	$(BIN)/plures compare har --rounds 10 --every 5 --tune-rounds 3 --processes 2 --out runs/demo
 
 demo-deploy: $(VENV)/flower
 	$(BIN)/plures deploy demo --out runs/demo-deploy

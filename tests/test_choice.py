@@ -186,6 +186,28 @@ def test_a_smaller_compiled_chunk_is_tried_where_much_is_left(timed):
     assert chosen(alike(), 10_000).chunk <= 10
 
 
+def test_less_is_hoped_of_compilation_where_a_network_convolves(timed):
+    """A round takes 0.1 s. Compiled, it is hoped to take half of that, or nine tenths where the network convolves."""
+    made = choice(alike())
+    made.timed[replace(AUTO, backend="vmap", chunk=20, compile=False, capture=False)] = 0.1
+    made.paces[False] = {20: [Pace(0.0, 0.01)]}
+    assert min(made.hoped().values()) == pytest.approx(0.05)
+    made.bound.network.convolves = frozenset({1})
+    assert min(made.hoped().values()) == pytest.approx(0.09)
+
+
+def test_what_compilation_gained_counts_for_other_methods_of_the_same_network(timed):
+    """Compiled, the network of the first method takes longer than before. So the second one, whose work is of another
+    kind, is not compiled, though 1,000 rounds of 0.1 s would be worth it by what is hoped for at first."""
+    watch, machine = timed(Stopwatch(1e-1, quick, lambda n: 1.1e-2)), Machine()
+    assert chosen(alike(), 1000, machine).compile is False
+    assert list(machine.gains.values()) == [pytest.approx(1.1, rel=1e-3)]
+    asked = len(watch.asked)
+    assert chosen(alike(), 1000, machine, method=ditto(0.1)).compile is False
+    assert not any(e.compile for e in watch.asked[asked:])
+    assert any(e.compile for e in watch.asked[:asked])
+
+
 @pytest.mark.parametrize("wanted", [replace(AUTO, compile=True), Execution("vmap", "auto", True, "float64")])
 def test_compilation_that_was_asked_for_is_done_whatever_it_costs(wanted, timed):
     timed(Stopwatch(1e-1, quick, lambda n: 1e-3))

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import platform
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -326,20 +327,23 @@ class Job:
         seed: that of the final run; ``None`` to tune.
         tuned: what the final run trains with.
         machine: what an earlier run of the method found out about it.
+        effort: how long it takes, relative to the other final runs.
     """
 
     method: str
     seed: int | None
     tuned: Tuned
     machine: Machine | None = None
+    effort: float = math.inf
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a job, and what was found out about the machine by then."""
+    """What came of a job, what was found out about the machine by then, and the seconds that it took."""
 
     found: Tuned | SeedResult
     machine: Machine
+    seconds: float
 
 
 class _Study:
@@ -421,7 +425,10 @@ class _Study:
         return told if self.unseen is None else told | {UNSEEN: of_data(self.unseen.to("cpu", self.execution.dtype))}
 
     def results(self) -> list[MethodResult]:
-        """Tune every method, then run it once per seed; what its first run measures, the others know."""
+        """Tune every method, then run it once per seed; what its first run measures, the others know.
+
+        Several processes make the longest final runs first, so that they end at about the same time.
+        """
         untuned = Tuned(self.rates[len(self.rates) // 2], {}, [])
         tuned = dict.fromkeys(self.entries, untuned)
         runs: dict[str, dict[int, SeedResult]] = {name: {} for name in self.entries}
@@ -429,13 +436,19 @@ class _Study:
         jobs = deque(Job(name, first, untuned) for name in self.entries)
 
         def finished(job: Job, done: Done) -> None:
+            effort = done.seconds
             if isinstance(done.found, Tuned):
                 tuned[job.method] = done.found
+                effort /= len(done.found.trials)
             elif job.seed is not None:
                 runs[job.method][job.seed] = done.found
             if job.seed == first:
                 rest = range(0 if first is None else 1, self.seeds)
-                jobs.extend(Job(job.method, seed, tuned[job.method], done.machine) for seed in rest)
+                jobs.extend(Job(job.method, seed, tuned[job.method], done.machine, effort) for seed in rest)
+                if self.execution.processes > 1:
+                    ordered = sorted(jobs, key=lambda waiting: waiting.effort, reverse=True)
+                    jobs.clear()
+                    jobs.extend(ordered)
 
         if self.execution.processes > 1:
             SideBySide(self, self.execution.processes)(jobs, finished)
@@ -448,7 +461,7 @@ class _Study:
         """Tune a method, or make one of its final runs."""
         if not self.entries:  # in another process, which finds the methods as this one did
             self.entries = distinct(find_method(method, self.code) for method in self.methods)
-        entry = self.entries[job.method]
+        entry, begun = self.entries[job.method], time.perf_counter()
         if job.machine is not None:
             self.machine.learn(job.machine)
         if job.seed is None:
@@ -456,7 +469,7 @@ class _Study:
         else:
             spec = self._spec(entry, job.tuned.lr, job.tuned.parameters).model_copy(update={"seed": job.seed})
             found = self._final(entry, spec, -(-(self.seeds - job.seed) // self.beside))
-        return Done(found, self.machine.told())
+        return Done(found, self.machine.told(), time.perf_counter() - begun)
 
     def travelling(self) -> _Study:
         other = copy.copy(self)

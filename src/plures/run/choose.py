@@ -47,8 +47,11 @@ SHARE, LEAST = 0.05, 2.0
 """What measuring may cost: this share of the run, or these seconds."""
 SIZES = (8, 32, 1, 128)
 """Stacks that are measured, in order of promise; what lies between them is interpolated."""
-COMPILED = 0.5
-"""What a compiled step is expected to take of the time of one that is not, before one was measured."""
+COMPILED, COMPILED_CONVOLUTIONS = 0.5, 0.9
+"""What a compiled step is expected to take of the time of one that is not, before one of its network was measured.
+
+Compilation speeds up what lies between convolutions, and on a CPU these take most of the time.
+"""
 COMPILED_ON_GPU, COMPILATION_ON_GPU = 0.75, 20.0
 """The same of a captured step on a GPU, and seconds of a compilation there, before one was measured."""
 HOPED = 0.8
@@ -140,12 +143,20 @@ class Choice:
         self.phases = [item for item in self.bound.method.schedule if isinstance(item, Phase)]
         self.steps = [steps_of(phase, self.federation, self.training, self.cohort) for phase in self.phases]
         key = kind_of_work(self.bound, self.federation, self.training, self.wanted, self.cohort)
+        self._network = digest(repr((facts(self.bound.network.module, tensors=False), self.wanted)).encode())
         self.timed = self.machine.timings.setdefault(key, {})
         self.paces = self.machine.paces.setdefault(key, {})
 
     @property
     def on_cuda(self) -> bool:
         return self.wanted.torch_device.type == "cuda"
+
+    @property
+    def compiled(self) -> float:
+        """What a compiled step is expected to take of the time of one that is not, before any was measured."""
+        if self.on_cuda:
+            return COMPILED_ON_GPU
+        return COMPILED_CONVOLUTIONS if self.bound.network.convolves else COMPILED
 
     @property
     def rounds(self) -> int:
@@ -241,6 +252,9 @@ class Choice:
             if not candidate.compile:
                 self.paces.setdefault(candidate.capture is True, found)
             self.timed[candidate] = self.round(found, candidate.chunk, candidate.compile is True)
+            if candidate.compile and (known := self.paces.get(candidate.capture)):
+                plain = self.round(known, candidate.chunk, compiled=True)
+                self.machine.gains[self._network] = self.timed[candidate] / plain
 
     def round(self, found: dict[int, list[Pace]], chunk: int, compiled: bool = False) -> float:
         """Seconds of a round with stacks of some size.
@@ -318,7 +332,7 @@ class Choice:
             chunks = even(self.cohort) if free else [execution.chunk]
             masked = {chunk: self.round(paces, chunk, compiled=True) for chunk in chunks if isinstance(chunk, int)}
             gains = [seconds / masked[chunk] for chunk, seconds in done.items() if chunk in masked]
-            gain = HOPED * min(gains) if gains else COMPILED_ON_GPU if self.on_cuda else COMPILED
+            gain = HOPED * min(gains) if gains else self.machine.gains.get(self._network, self.compiled)
             found |= {replace(base, chunk=c): gain * t for c, t in masked.items() if c not in done}
         return found
 

@@ -23,6 +23,7 @@ class Machine:
         paces: what the stacks among them took by capture and size, from which other sizes are estimated.
         steps: compiled steps by what they compute.
         compilations: seconds that each compilation of a step took.
+        gains: what a compiled step took of the time of one that is not, by network.
         rounds: rounds that the steps of a run are used for altogether, where more runs of its kind follow; ``None`` for
             those of the run itself.
 
@@ -38,6 +39,7 @@ class Machine:
     paces: dict[str, dict[Any, dict[int, Any]]] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
     compilations: list[float] = field(default_factory=list)
+    gains: dict[str, float] = field(default_factory=dict)
     rounds: int | None = None
 
     def expecting(self, rounds: int) -> Machine:
@@ -47,7 +49,7 @@ class Machine:
     def told(self) -> Machine:
         """What another process may know of the same machine: all but the compiled steps."""
         timings = {kind: dict(found) for kind, found in self.timings.items()}
-        return Machine(timings, copy.deepcopy(self.paces), compilations=list(self.compilations))
+        return Machine(timings, copy.deepcopy(self.paces), compilations=list(self.compilations), gains=dict(self.gains))
 
     def learn(self, other: Machine) -> None:
         """Take over what was found out elsewhere, of kinds of work that were not measured here."""
@@ -55,6 +57,8 @@ class Machine:
             self.timings.setdefault(kind, dict(found))
         for kind, paces in other.paces.items():
             self.paces.setdefault(kind, copy.deepcopy(paces))
+        for network, gain in other.gains.items():
+            self.gains.setdefault(network, gain)
         if not self.compilations:
             self.compilations.extend(other.compilations)
 
