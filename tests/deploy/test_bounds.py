@@ -202,11 +202,11 @@ ANSWERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "an infinite accuracy": (
         reply(scores={"validation": {"examples": 3, "metrics": {"accuracy": float("inf")}}}),
-        "a message is damaged: Infinity stands in it, which is no JSON",
+        "a message is damaged: it contains Infinity, which is not JSON",
     ),
     "a metric that nobody knows": (
         reply(scores={"validation": {"examples": 3, "metrics": {INK: 0.5}}}),
-        "bad scores: '\ufffd[2J\ufffd\ufffd\ufffd\ufffd' is no metric of this task",
+        "bad scores: '\ufffd[2J\ufffd\ufffd\ufffd\ufffd' is not a metric of this task",
     ),
     "scores of what it was trained on": (
         reply(scores={"train": {"examples": 3, "metrics": {}}}),
@@ -214,11 +214,11 @@ ANSWERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "a loss that is no number": (
         reply(loss=float("nan")),
-        "a message is damaged: NaN stands in it, which is no JSON",
+        "a message is damaged: it contains NaN, which is not JSON",
     ),
     "an infinite objective": (
         reply(objective=float("-inf")),
-        "a message is damaged: -Infinity stands in it, which is no JSON",
+        "a message is damaged: it contains -Infinity, which is not JSON",
     ),
     "a loss beyond use": (
         reply(loss=1e300),
@@ -250,7 +250,7 @@ ANSWERS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "the name of another": (
         reply(client=f"va{INK}"),
-        "the answer is of client 'va\ufffd[2J\ufffd\ufffd\ufffd\ufffd'",
+        "the answer comes from client 'va\ufffd[2J\ufffd\ufffd\ufffd\ufffd'",
     ),
 }
 
@@ -346,11 +346,11 @@ GREETINGS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "labels below 0": (reply(told={"examples": 5, "labels": [8, -3]}), "malformed: ('told', 'labels', 1)"),
     "labels of another sum": (
         reply(told={"examples": 5, "labels": [3, 3]}),
-        "client 'switzerland' tells 5 examples and 6 labels: let its site check its data",
+        "client 'switzerland' tells 5 examples and 6 labels: its site must check its data",
     ),
     "labels of a class too many": (
         reply(told={"examples": 5, "labels": [2, 3, 0]}),
-        "client 'switzerland' tells 3 label counts for 2 classes: let its site check its data",
+        "client 'switzerland' tells 3 label counts for 2 classes: its site must check its data",
     ),
     "no labels where all tell them": (
         reply(told={"examples": 5}),
@@ -601,7 +601,7 @@ def test_a_site_does_not_send_what_the_rules_refuse_and_may_be_asked_again(tmp_p
     order, leaves = remote.clients.order(remote, 1, "train", remote.server)
     site.max_norm = 1e-3
     said, names = head(site.answer(pack(order, leaves)), Reply)
-    assert re.fullmatch(r"its update went 0\.\d+ far \(L2 norm\), and \[rules\] max_norm allows 0\.001", said.reason)
+    assert re.fullmatch(r"its update has L2 norm 0\.\d+, and \[rules\] max_norm allows 0\.001", said.reason)
     assert (said.status, names) == ("failed", set())
     site.max_norm = 1000.0
     assert (

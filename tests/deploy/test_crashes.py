@@ -154,7 +154,7 @@ class Late(Loopback):
             return super().exchange({a: m for a, m in messages.items() if a != address}, deadline)
         found = super().exchange(messages, deadline)
         late = unpack(self.sites[address].answer(self.withheld), Reply)[0]
-        assert (late.status, late.reason) == ("refused", "it has answered later orders: rounds only rise")
+        assert (late.status, late.reason) == ("refused", "it has answered later orders: rounds never go back")
         return found
 
 

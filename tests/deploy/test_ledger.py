@@ -240,7 +240,7 @@ def test_a_repeat_gets_the_stored_answer_and_another_order_none(tmp_path, monkey
         assert why(said(site, *changed)[0]) == "refused: it has answered another order of round 1"
 
 
-LATE = "it has answered later orders: rounds only rise"
+LATE = "it has answered later orders: rounds never go back"
 END = f"a model is published at the end of the {ROUNDS} agreed rounds"
 
 
@@ -257,19 +257,19 @@ END = f"a model is published at the end of the {ROUNDS} agreed rounds"
             {"round": 10**8},
             "the order is for round 100000001, with versions 0 and 0: 3 rounds were agreed",
         ),
-        ((0, 1, 2), "score", {"round": 2}, "scores by themselves are told at the end of the 3 agreed rounds"),
-        ((), "score", {"round": 0}, "scores by themselves are told at the end of the 3 agreed rounds"),
+        ((0, 1, 2), "score", {"round": 2}, "scores without training are given only at the end of the 3 agreed rounds"),
+        ((), "score", {"round": 0}, "scores without training are given only at the end of the 3 agreed rounds"),
         ((), "score", {"round": ROUNDS + 1}, "the order is for round 5, with versions 0 and 0: 3 rounds were agreed"),
         ((), "publish", {"round": 0}, END),
         ((0, 1), "publish", {"round": 1}, END),
         ((), "train", {"evaluate": ("test",)}, "test examples are not measured with 'train'"),
         ((), "score", {"round": ROUNDS, "evaluate": ("test",)}, "test examples are not measured with 'score'"),
         ((), "train", {"evaluate": ("validation", "test")}, "test examples are not measured with 'train'"),
-        ((), "gradients", {}, "gradients are asked for by another method than this one"),
+        ((), "gradients", {}, "this method does not ask for gradients"),
         ((), "train", {"client": "b"}, "the order is for client 'b'"),
         ((), "train", {"client": ""}, "the order is for client ''"),
         ((), "train", {"run": "0" * 16}, "the server runs another method, model or version: install the same .*"),
-        ((), "train", {"population": [Told(examples=5)]}, "the order tells of 1 members, not of 2"),
+        ((), "train", {"population": [Told(examples=5)]}, "the order describes 1 members, not 2"),
         (
             (0,),
             "train",
@@ -317,7 +317,7 @@ def test_the_end_of_a_run_is_its_end(tmp_path):
     assert said(site, last, tensors)[0].scores == published.scores
     other = {name: value * 2 for name, value in tensors.items()}
     assert why(said(site, last, other)[0]) == "refused: it has answered another order of round 2"
-    ended = "refused: the run has ended here: rounds only rise"
+    ended = "refused: the run has ended here: rounds never go back"
     assert why(said(site, last.model_copy(update={"round": 2}), tensors)[0]) == ended
     assert why(said(site, *asked(remote, round=2, accepted=2))[0]) == ended
     assert why(said(site, *asked(remote, "score", round=ROUNDS))[0]) == ended
@@ -368,7 +368,7 @@ def test_gradients_are_given_once_before_the_first_round_and_only_of_what_travel
     remote, site = federated(tmp_path, gradient_clusters(2) + fedrep())
     order, _ = asked(remote, "gradients")
     late, _ = said(site, order.model_copy(update={"round": 1}))
-    assert why(late) == "refused: gradients are asked for before the first round alone"
+    assert why(late) == "refused: this method asks for gradients only before the first round"
     first, sent = said(site, order)
     assert first.status == "done"
     assert sent.keys() == {"0.weight", "0.bias"}
@@ -394,7 +394,7 @@ def test_a_model_that_there_is_not_is_not_used(row, tmp_path):
     remote, site = federated(tmp_path, ifca(clusters=2))
     order, tensors = asked(remote, evaluate=("validation",))
     reply, _ = said(site, order.model_copy(update={"members": dict.fromkeys(order.members, row)}), tensors)
-    assert why(reply) == f"refused: the order says that it uses model {row} of 2"
+    assert why(reply) == f"refused: the order assigns it model {row} of 2"
     assert said(site, order, tensors)[0].status == "done"
 
 
@@ -447,7 +447,7 @@ def test_without_its_ledger_a_site_does_not_open_its_door(damage, tmp_path, capl
     for order in (asked(remote, round=0), asked(remote, round=1, accepted=1), asked(remote, "score", round=ROUNDS)):
         told = "it took part in another run of this federation, and was not told of a new one"
         assert why(said(site, *order)[0]) == (
-            f"refused: {told}" if damage == "another's" else "refused: it does not know any more what it answered"
+            f"refused: {told}" if damage == "another's" else "refused: it no longer knows what it answered"
         )
     assert str(file) in caplog.text
     assert "`plures deploy leave`" in caplog.text
@@ -638,7 +638,7 @@ def test_a_run_begun_anew_by_the_server_alone_is_refused(tmp_path):
     file = written(tmp_path, rules="patience = 1", rounds=2)
     conductor(file, hospitals(file)).run()
     shutil.rmtree(tmp_path / "out")
-    with pytest.raises(PluresError, match="va: refused: the run has ended here: rounds only rise"):
+    with pytest.raises(PluresError, match="va: refused: the run has ended here: rounds never go back"):
         conductor(file, hospitals(file)).run()
 
 

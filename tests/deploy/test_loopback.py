@@ -98,7 +98,7 @@ def test_a_guarded_node_runs_no_code_that_is_sent_to_it(fleet: Fleet, tmp_path: 
     finally:
         node.stop()
     told = {reply["node"]: reply for reply in round_["replies"]}
-    assert "what arrived is no message of plures" in told.pop(new)["error"]
+    assert "what arrived is not a message of plures" in told.pop(new)["error"]
     assert not site.with_name("ran").exists()
     assert not list((tmp_path / "own" / "flower").rglob("echo.py"))
     assert sites(list(told.values())) == everyone(fleet)

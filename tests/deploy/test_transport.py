@@ -106,7 +106,7 @@ def test_an_answer_that_flower_cannot_read_counts_for_its_sender_alone(asked):
     assert found == {
         1: b"1!",
         2: "Flower cannot read it: ValueError('Unexpected format for object head.')",
-        3: "what arrived is no message of plures: let both sides run the same app",
+        3: "what arrived is not a message of plures: run the same app on both sides",
     }
 
 

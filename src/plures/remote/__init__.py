@@ -1,1 +1,1 @@
-"""Clients at sites: what coordinator and site say to each other, and what each believes of the other."""
+"""Clients at sites: the protocol between coordinator and site, and the checks that each makes of the other."""

@@ -1,4 +1,4 @@
-"""What is accepted of an answer, and how far one client's word counts."""
+"""Checks of answers from sites, and bounds on the influence of one client."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from plures.run.coordinator import Coordinator
 from plures.run.uploads import TENSORS, decoded, form
 
 WEIGHT = f"{WEIGHTS}:"
-"""What names of weights in an upload begin with."""
+"""Prefix of the names of weights in an upload."""
 OUTWEIGHS = 1e4
-"""An example of one client counts, by its computed weights, at most so many times as much as one of all others."""
+"""Largest ratio of a client's computed weight per example to that of all others."""
 STANDS_OUT = 3.0
-"""A client can have broken a round only if its update was so many times longer than the median of the others'; on the
-word of one client alone, also so many times longer than what was sent."""
+"""A client is suspected of breaking a round only if its update was more than this many times longer than the median of
+the others'. If just one client complains, it must also be this many times longer than what was sent."""
 log = logging.getLogger(__name__)
 
 
 class UnableError(PluresError):
-    """A client answered that it could not work, or what it made of the server's state is no usable number."""
+    """A client answered that it could not work, or its results from the server's state are not usable numbers."""
 
 
 def opened(
@@ -47,14 +47,14 @@ def opened(
     """Header of the answer to an order.
 
     Args:
-        answer: as it came.
-        order: as it was sent.
-        longest: bytes that the answer may have without its leaves; ``None`` for any number.
-        leaves: what an answer may hold beside its header.
+        answer: the bytes that arrived.
+        order: the bytes that were sent.
+        longest: most bytes that the answer may have apart from its leaves; ``None`` for any number.
+        leaves: the leaves that an answer may hold.
 
     Raises:
-        PluresError: if it is too long, which is said of it unread; damaged, no answer, or that to another order; or if
-            it holds something else.
+        PluresError: if the answer is too long (checked before it is read), damaged, not an answer to this order, or
+            holds leaves that are not allowed.
     """
     allowed = leaves or {}
     if longest is not None and len(answer) > (most := longest + size(allowed)):
@@ -68,23 +68,23 @@ def opened(
 
 
 def size(leaves: Mapping[str, Tensor]) -> int:
-    """Bytes that leaves take in a message, with all that it says of them."""
+    """Upper bound on the bytes that leaves take in a message, including their entries in its header."""
     return payload(leaves) + sum(6 * len(name) + 32 * (8 + t.dim()) for name, t in leaves.items())
 
 
 def fits(value: Tensor, like: Tensor) -> bool:
-    """Whether a tensor has the shape and type of another, and numbers on which arithmetic stays finite."""
+    """Whether a tensor has the shape and type of another, and no value above :data:`MAX_NUMBER` or NaN."""
     return value.shape == like.shape and value.dtype == like.dtype and bool((value.abs() <= MAX_NUMBER).all())
 
 
 def received(run: Coordinator[Any], client: int, rows: Mapping[str, int], server: Mapping[str, Kept]) -> Leaves:
-    """What a client received of the leaves that it sends, by ``slot/path``, ``(1, ...)``.
+    """The values that a client received for the leaves that it sends, by ``slot/path``, ``(1, ...)``.
 
     Args:
         run: the run, at the server or at a site.
         client: position of the client.
-        rows: which model it chose of blocks in which it chooses alone.
-        server: what the server keeps.
+        rows: the model that it chose, for each block in which clients choose for themselves.
+        server: the server's state.
     """
     found: Leaves = {}
     for block in run.served():
@@ -96,12 +96,12 @@ def received(run: Coordinator[Any], client: int, rows: Mapping[str, int], server
 
 
 def known(run: Coordinator[Any], client: int) -> Leaves:
-    """What a client told last of the leaves that views read, by ``slot/path``, ``(1, ...)``."""
+    """The values that a client last sent for the leaves that views read, by ``slot/path``, ``(1, ...)``."""
     return {named(leaf): run.store.get(leaf, [client]) for leaf in run.bound.told()}
 
 
 def distance(run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], before: Leaves) -> float:
-    """How far an upload is from what was sent: the L2 norm over all leaves of floating point.
+    """How far an upload is from what was sent: the L2 norm over all floating-point leaves.
 
     Args:
         run: the run, at the server or at a site.
@@ -116,25 +116,25 @@ def distance(run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], bef
 
 
 def away(run: Coordinator[Any], client: int, tensors: Tensors, before: Leaves) -> float:
-    """The same of an upload that may be anything of the right names, shapes and types.
+    """:func:`distance` of an upload from a site, of which only names, shapes and types have been checked.
 
     Raises:
-        PluresError: if the wire cannot have given it.
+        PluresError: if the upload cannot be decoded.
     """
     try:
         return distance(run, client, by_channel(tensors), before)
     except (RuntimeError, LookupError, ValueError) as error:
-        raise PluresError(f"bad upload: the wire cannot have given it ({type(error).__name__})") from error
+        raise PluresError(f"bad upload: it cannot be decoded ({type(error).__name__})") from error
 
 
 def norm(leaves: Iterable[Tensor]) -> float:
-    """Joint L2 norm of all that is of floating point."""
+    """Joint L2 norm of all floating-point leaves."""
     parts = [t.double().norm() for t in leaves if t.is_floating_point()]
     return float(torch.stack(parts).norm()) if parts else 0.0
 
 
 def labelled(sent: Mapping[str, Leaves]) -> Tensors:
-    """What one client sends, ``(1, ...)`` by channel, as the tensors of a message: ``channel:name``."""
+    """Convert one client's upload, ``(1, ...)`` by channel, to the tensors of a message, named ``channel:name``."""
     return {f"{channel}:{name}": t[0] for channel in TENSORS for name, t in sent.get(channel, {}).items()}
 
 
@@ -148,22 +148,28 @@ def by_channel(tensors: Tensors) -> dict[str, Leaves]:
 
 
 def key(bound: Bound, block: Block, name: str) -> str:
-    """What a block's leaf is called in a message."""
+    """Name of a block's leaf in a message."""
     return f"{bound.blocks.index(block)}:{name}"
 
 
 def expected(run: Coordinator[Any]) -> dict[str, Tensor]:
-    """What an upload holds: a value of the right shape and type under every name."""
+    """A template of an upload: under every name a value of the right shape and type."""
     return labelled(form(run.bound))
 
 
 def probed(run: Coordinator[Any]) -> Leaves:
-    """The leaves of which a gradient is asked, as they are at the start."""
+    """The leaves whose gradients are asked for, with their initial values."""
     return {path: run.bound.initial["model"][path] for path in run.bound.probed()}
 
 
 def check(run: Coordinator[Any], like: Mapping[str, Tensor], reply: Reply, tensors: Tensors) -> None:
-    """Refuse an upload that is not what was asked for (:func:`expected`)."""
+    """Refuse an upload that does not match what was asked for (:func:`expected`).
+
+    Raises:
+        UnableError: if a value is not finite.
+        PluresError: if a leaf is missing or has another shape or type, a weight is negative or too large, or the chosen
+            model does not exist.
+    """
     if missing := sorted(like.keys() - tensors.keys()):
         raise PluresError(f"bad upload: leaf {missing[0]!r} is missing")
     for name, one in like.items():
@@ -186,7 +192,7 @@ def check(run: Coordinator[Any], like: Mapping[str, Tensor], reply: Reply, tenso
 
 
 def balance(run: Coordinator[Any], valid: Mapping[int, tuple[Reply, Tensors]]) -> None:
-    """Cut computed weights with which one client would count for everything (:data:`OUTWEIGHS`)."""
+    """Scale down computed weights so large that one client would decide everything (:data:`OUTWEIGHS`)."""
     examples = dict(zip(valid, run.examples(list(valid)).tolist(), strict=True))
     for block in run.served():
         prefix = f"{WEIGHT}{key(run.bound, block, '')}"
@@ -203,16 +209,17 @@ def balance(run: Coordinator[Any], valid: Mapping[int, tuple[Reply, Tensors]]) -
 
 
 def suspect(run: Coordinator[Any], able: Collection[str], unable: Collection[str]) -> str | None:
-    """Who has broken the last round that counted.
+    """Name of the client that probably broke the last round that counted, or ``None``.
 
-    Its update stood out (:data:`STANDS_OUT`), and most of those that were to work on it now cannot. One client can
-    say so as it likes, and make its own update as short as it likes. So it is not believed alone, unless the update
-    was long for what had been sent: no honest one is, but where a method starts from nothing.
+    Its update stood out (:data:`STANDS_OUT`), and most of the clients that should now work on the result cannot. A
+    single client could lie about that, and keep its own update as short as it likes. So one complaint alone counts only
+    if the update was also long compared with what had been sent, which no honest update is unless a method starts from
+    zero.
 
     Args:
         run: the coordinator.
-        able: who did its work now.
-        unable: who could not.
+        able: names of the clients that did their work now.
+        unable: names of those that could not.
     """
     moved = run.moved.by
     if not moved:
@@ -228,7 +235,7 @@ def suspect(run: Coordinator[Any], able: Collection[str], unable: Collection[str
 
 
 def meets(run: Coordinator[Any], client: str, other: str) -> bool:
-    """Whether a client receives a model to which another one sends."""
+    """Whether a client receives a model to which the other contributes."""
     pair = torch.tensor([run.setting.index(client), run.setting.index(other)])
     for block in run.bound.blocks:
         if isinstance(block.share, View) or block.share.alone:

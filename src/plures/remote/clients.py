@@ -1,4 +1,4 @@
-"""Clients at sites: what each is asked, and what a round makes of their answers."""
+"""Clients at sites: builds the orders sent to them, and turns their answers into a round's result."""
 
 from __future__ import annotations
 
@@ -60,23 +60,23 @@ from plures.run.training import Training
 from plures.run.uploads import Answer
 
 ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
-"""How a site works: there is nothing to stack."""
+"""How a site trains: one client in a plain loop, since there is nothing to stack."""
 log = logging.getLogger(__name__)
 
 
 class TooFewError(PluresError):
-    """A round that does not count, for too few clients did their work."""
+    """A round that does not count because too few clients did their work."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a server insists on.
+    """The server's rules for rounds and uploads.
 
     Attributes:
-        min_clients: a round counts if at least so many valid uploads came.
+        min_clients: fewest valid uploads for a round to count.
         deadline: seconds that a round waits for answers.
-        max_norm: how far an upload may be from what was sent: the L2 norm of their difference over all leaves of
-            floating point.
+        max_norm: largest L2 norm of the difference between an upload and what was sent, over all floating-point
+            leaves.
     """
 
     min_clients: int = 1
@@ -93,7 +93,7 @@ class Rules:
 
 
 def fingerprint(bound: Bound, training: Training, federation: Federation, seed: int, agreed: str = "") -> str:
-    """What must be equal at the server and at every site: method, model with its initial values, and local work."""
+    """Hash of what must be equal at the server and at every site: method, model with its initial values, local work."""
     digest = hashlib.sha256()
     told = {
         "federation": federation.name,
@@ -116,7 +116,7 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
 
 
 def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:
-    """What a valid upload says: what is combined, and what is kept of this client."""
+    """Split a valid upload into the values to combine and the values that are stored for this client."""
     told = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
     numbers = {channel: {"": torch.tensor([] if x is None else [x])} for channel, x in told}
     views = {(s, p): tensors[f"{VIEWS}:{named((s, p))}"].unsqueeze(0) for s, p in run.bound.told()}
@@ -124,18 +124,19 @@ def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -
 
 
 class Remote:
-    """Clients at sites, which keep their data, and what is personal, to themselves.
+    """Clients at sites. Their data and personal state stay with them.
 
     Args:
-        sites: who is where; everyone must have joined.
-        told: what each client told, in the order of the federation's clients.
+        sites: registry of the sites; every client must have joined.
+        told: the facts that each client reported, in the order of the federation's clients.
         run_id: the run's fingerprint.
         rules: when a round counts.
 
     Attributes:
-        sent, received: bytes of tensors that went to sites and came from them; with headers in ``wired``.
-        scores: for the splits that were to be evaluated, what each client scored in the last exchange.
-        evaluate: splits that a round has evaluated, on the state before it.
+        sent, received: bytes of tensors sent to sites and received from them.
+        wired: bytes of all messages in both directions, headers included.
+        scores: each client's scores in the last exchange, by split, for the splits in ``evaluate``.
+        evaluate: splits that clients score in each round, on the state before it.
         excluded: clients that are no longer asked, and why.
         best: ``last`` in the best state so far, whose personal versions the sites keep; ``None`` for none.
         final: clients that refused in the last exchange, or lost their state: retrying is pointless.
@@ -156,12 +157,12 @@ class Remote:
     def held(self, bound: Bound) -> list[Leaf]:
         return bound.told()
 
-    # --- what goes down -----------------------------------------------------------------------------------------
+    # --- downloads ----------------------------------------------------------------------------------------------
 
     def order(
         self, run: Coordinator[Any], client: int, task: Task, server: Mapping[str, Kept]
     ) -> tuple[Order, Tensors]:
-        """What one client is asked, and what it receives."""
+        """The order for one client, and the tensors sent with it."""
         members: dict[str, int] = {}
         tensors: Tensors = {}
         accepted = int(run.last[client])
@@ -191,12 +192,12 @@ class Remote:
         return order, tensors
 
     def _initial(self, run: Coordinator[Any], values: Leaves) -> bool:
-        """Whether a row is as it was at the start, which every site knows by itself."""
+        """Whether a row still has its initial values, which every site can compute itself."""
         flat = {named((s, p)): t for s, ls in run.bound.initial.items() for p, t in ls.items()}
         return all(torch.equal(t[0], flat[name]) for name, t in values.items())
 
     def _views(self, run: Coordinator[Any], client: int) -> Tensors:
-        """What one client sees of the others."""
+        """The leaves of other clients that one client receives through views."""
         found: Tensors = {}
         for block in run.bound.blocks:
             if isinstance(block.share, View):
@@ -206,12 +207,12 @@ class Remote:
                 found |= {key(run.bound, block, named((s, p))): seen[p] for s, p in leaves}
         return found
 
-    # --- what comes up ------------------------------------------------------------------------------------------
+    # --- uploads ------------------------------------------------------------------------------------------------
 
     def exchange(
         self, run: Coordinator[Any], clients: list[int], task: Task, server: Mapping[str, Kept]
     ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
-        """Ask some clients and wait for them; what they answer, and who does not count and why."""
+        """Ask some clients and wait for them. Returns their answers, and the clients left out with the reason."""
         self.sites.meet()
         self.final, self._unable = set(self.excluded), set()
         left: dict[str, str] = {}
@@ -247,7 +248,7 @@ class Remote:
         return dict(sorted(found.items())), left
 
     def _leave(self, left: dict[str, str], name: str, error: PluresError) -> None:
-        """Note why an answer does not count."""
+        """Record why a client's answer does not count."""
         left[name] = str(error)
         if isinstance(error, UnableError):
             self._unable.add(name)
@@ -263,7 +264,7 @@ class Remote:
         reply = opened(answer, order, room(1, run.setting.task.outputs, len(columns), len(run.bound.blocks)), leaves)
         name = run.setting.clients[client]
         if reply.client != name:
-            raise PluresError(f"the answer is of client {reply.client!r}")
+            raise PluresError(f"the answer comes from client {reply.client!r}")
         if reply.status == "lost" and task == "train":
             run.forget(client)
         if reply.status in ("lost", "refused"):
@@ -275,12 +276,12 @@ class Remote:
         if reply.run != self.run_id:
             raise PluresError("its method, model or data columns are not those of this run: give it the same files")
         if reply.round != run.round:
-            raise PluresError(f"the answer is of round {reply.round}")
+            raise PluresError(f"the answer is for round {reply.round}")
         ranges = {metric.name: metric.range for metric in run.federation.metrics}
         for split, scored in reply.scores.items():
             for metric, value in scored.metrics.items():
                 if metric not in ranges:
-                    raise PluresError(f"bad scores: {metric!r} is no metric of this task")
+                    raise PluresError(f"bad scores: {metric!r} is not a metric of this task")
                 least, most = ranges[metric]
                 if value is not None and not least <= value <= most:
                     raise PluresError(
@@ -348,27 +349,29 @@ class Remote:
                 "the method groups clients by their first gradients and needs everybody's: "
                 + "; ".join(f"{name}: {reason}" for name, reason in left.items())
             )
-        nowhere = torch.stack(list(found.values())).mean(0)  # for who is left out, and so does not move the others
+        nowhere = torch.stack(list(found.values())).mean(0)  # a client left out gets the mean and so moves no other
         return torch.stack([found.get(client, nowhere) for client in clients]), sent
 
     def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
-        raise PluresError(f"{share}: over a network clients choose alone, by a share that says so (Share.alone)")
+        raise PluresError(
+            f"{share}: at sites, each client must choose its model itself: use a share whose `alone` is true"
+        )
 
     # --- measurements without work ------------------------------------------------------------------------------
 
     def ask(
         self, run: Coordinator[Any], task: Task, *splits: Held, clients: Sequence[str] | None = None
     ) -> dict[str, str]:
-        """Let clients score the present state on some splits, and publish it if that is the task.
+        """Let clients score the current state on some splits, and publish it if that is the task.
 
         Args:
             run: the coordinator.
             task: ``score`` or ``publish``.
-            splits: what is scored.
-            clients: names of those that are asked; default: all.
+            splits: splits to score.
+            clients: names of the clients to ask; default: all.
 
         Returns:
-            Who did not answer, and why; :attr:`scores` has what the others scored.
+            The clients that did not answer, and why. The scores of the others are in :attr:`scores`.
         """
         asked = sorted(map(run.setting.index, run.setting.clients if clients is None else clients))
         before, self.evaluate = self.evaluate, splits
@@ -389,18 +392,21 @@ def over_sites(
     agreed: str = "",
     rules: Rules | None = None,
 ) -> Coordinator[Remote]:
-    """The coordinator of a method in training over sites.
+    """A coordinator that trains a method over sites.
 
     Args:
-        federation: the clients, without a row.
+        federation: the clients, without any rows.
         model: a factory of modules, or a module; the same one at every site.
-        method: what to run.
-        sites: who is where; everyone must have joined.
+        method: the method to run.
+        sites: registry of the sites; every client must have joined.
         training: local work and number of rounds.
-        participation: who is asked in each round; who cannot be reached is left out.
+        participation: which clients are asked in each round; those that cannot be reached are left out.
         seed: root of all randomness.
         agreed: what else must be the same here and at every site, as text: parameters, versions.
         rules: when a round counts.
+
+    Raises:
+        PluresError: if a client never joined, or reported facts that do not fit the federation.
     """
     if sites.missing:
         raise PluresError(f"clients {', '.join(sites.missing)} never joined: start their sites, or leave them out")

@@ -1,9 +1,9 @@
-"""Flower carries the messages: a ServerApp and a ClientApp around what a server and a site do.
+"""Flower as the transport: a ServerApp and a ClientApp around the server and the site.
 
-Everything that knows Flower's interfaces is here. A message is bytes, of which Flower asks no more than that they be
-carried; one message a round brings training and evaluation, because Flower starts a process for each. Flower takes a
-message apart, and every part is a request of its sender to the SuperLink and one of its receiver: a record of bytes
-makes three parts, an array five or more. So an array carries only what is too long for one part.
+All code that depends on Flower's interfaces is here. To Flower, a message is opaque bytes. One message a round serves
+both training and evaluation, because Flower starts a process for each message. Flower splits a message into parts, and
+each part costs one request from the sender to the SuperLink and one from the receiver: a record of bytes makes three
+parts, an array five or more. So an array is used only for messages too long for one part.
 """
 
 from __future__ import annotations
@@ -24,46 +24,50 @@ from plures.run.interrupt import SLICE
 
 RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
-"""The form of a message's bytes."""
+"""The format of a message's bytes, as Flower is told it."""
 ONE_PART = 2**20
-"""Bytes of a message that travels in one part."""
+"""Largest message that travels in one part, in bytes."""
 MIN_POLL_SECONDS, POLL_SECONDS_PER_NODE = 0.25, 0.01
-"""Seconds between looks for an answer: at least, and for each node that is asked."""
+"""Shortest time between two polls for an answer, in seconds: in all, and per node asked."""
 POLL_SHARE, MAX_POLL_SECONDS = 0.1, 2.0
-"""A look costs the SuperLink more than a site's work costs the site: the next is after this part of the time so far, or
-after so many seconds."""
+"""Polling costs the SuperLink more than a site's work costs the site. So the pause before the next poll grows with the
+time waited so far: this share of it, and at most so many seconds."""
 FIRST_POLL_SHARE = 0.6
-"""The first look is after this part of the time that the first answer took when sites were asked last, and no later
-than ``MAX_POLL_SECONDS``."""
+"""The first poll comes after this share of the time until the first answer in the last exchange, and no later than
+``MAX_POLL_SECONDS``."""
 Arrival = tuple[int, bytes | str | BaseException]
-"""A node and what came of its message."""
+"""A node, and its answer, the reason why there is none, or an error to raise."""
 
 Config = Mapping[str, object]
-"""What the operator gave: the run's configuration at the server, the node's at a site."""
+"""The operator's settings: the run's configuration at the server, the node's at a site."""
 
 
 class Answerer(Protocol):
-    """What answers at a site."""
+    """Answers the server's messages at a site."""
 
     def answer(self, message: bytes) -> bytes:
-        """The answer to a message; it does not raise."""
+        """The answer to a message. Never raises."""
 
 
 def sealed(message: bytes) -> RecordDict:
-    """A message as Flower carries it."""
+    """Wrap a message for Flower."""
     if len(message) <= ONE_PART:
         return RecordDict({RECORD: ConfigRecord({STYPE: message})})
     return RecordDict({RECORD: ArrayRecord({ARRAY: Array("uint8", (len(message),), STYPE, message)})})
 
 
 def opened(content: RecordDict) -> bytes:
-    """The message in what Flower carried."""
+    """Unwrap a message from Flower.
+
+    Raises:
+        PluresError: if the content is not a message of plures.
+    """
     record = content.get(RECORD)
     if isinstance(record, ArrayRecord) and ARRAY in record:
         return record[ARRAY].data
     if isinstance(record, ConfigRecord) and isinstance(message := record.get(STYPE), bytes):
         return message
-    raise PluresError("what arrived is no message of plures: let both sides run the same app")
+    raise PluresError("what arrived is not a message of plures: run the same app on both sides")
 
 
 class GridTransport:
@@ -73,7 +77,7 @@ class GridTransport:
         grid: given by Flower to the ServerApp.
 
     Attributes:
-        arrived: is told the address of every answer as it comes.
+        arrived: called with the address of each answer as it arrives.
     """
 
     def __init__(self, grid: Grid) -> None:
@@ -111,9 +115,9 @@ class GridTransport:
         return found
 
     def _await(self, node: int, number: str, end: float, first: float, pause: float, arrived: Queue[Arrival]) -> None:
-        """Look for one node's answer until it is there or the deadline is over.
+        """Poll for one node's answer until it is there or the deadline has passed.
 
-        Each node has a thread of its own: if a node dies while it sends, Flower waits for the rest for minutes.
+        Each node has its own thread: if a node dies while sending, Flower waits minutes for the rest of its message.
         """
         begin = time.monotonic()
         time.sleep(first)
@@ -125,7 +129,7 @@ class GridTransport:
                 time.sleep(max(pause, min(MAX_POLL_SECONDS, POLL_SHARE * (now - begin))))
         except (OSError, httpx.HTTPError) as error:  # the SuperLink is gone: raised in the thread that asked
             arrived.put((node, error))
-        except Exception as error:  # Flower reads a node's answer here, whatever the node put in it
+        except Exception as error:  # Flower decodes the answer here, and a node can put anything into it
             arrived.put((node, str(error) if isinstance(error, PluresError) else f"Flower cannot read it: {error!r}"))
         except BaseException as error:  # the run was stopped
             arrived.put((node, error))
@@ -151,7 +155,7 @@ def server_app(conduct: Callable[[GridTransport, Config], None]) -> ServerApp:
     """A ServerApp that conducts a run over Flower's nodes.
 
     Args:
-        conduct: the run, from a transport and the run's configuration.
+        conduct: carries out the run, given a transport and the run's configuration.
     """
     app = ServerApp()
 

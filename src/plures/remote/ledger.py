@@ -1,4 +1,4 @@
-"""What a site has answered in a run: each question of the plan once, and a repeat of it from the site's own disk."""
+"""A site's record of its answers in a run: each order is worked on once, and a repeat is answered from disk."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from plures.version import __version__
 
 LEDGER = "ledger.json"
 KEPT = 3
-"""Answers that are kept for a repeat: those to the last questions."""
+"""How many of the latest answers are kept, in case the server asks again."""
 TRIES = 3
-"""Different orders of one question, of which all but the last failed: a server may have to mend what it sent."""
+"""Most different orders for one question. All but the last must have failed: a server may have to correct what it
+sent."""
 SPLITS: dict[Task, tuple[Held, ...]] = {
     "train": ("validation",),
     "score": ("validation",),
     "publish": ("validation", "test"),
 }
-"""What a task may measure."""
+"""The splits that a task may measure."""
 CONSENT = "to take part anew, leave the federation and join it again: `plures deploy leave`, `plures deploy join`"
 
 
@@ -32,9 +33,9 @@ class Asked(BaseModel):
     """A question of the plan.
 
     Attributes:
-        task, round: which one.
-        contents: digests of the orders that asked it; all but the last failed, and are forgotten with the answer.
-        answered: whether the answer was written down.
+        task, round: identify the question.
+        contents: digests of the orders that asked it. All but the last failed; they are dropped once it is answered.
+        answered: whether the answer is on disk.
     """
 
     task: Task
@@ -44,14 +45,14 @@ class Asked(BaseModel):
 
 
 class Book(BaseModel):
-    """What the ledger's file holds.
+    """Contents of the ledger's file.
 
     Attributes:
         run: fingerprint of the run.
-        population: digest of what the members told, as the first order said it.
-        version: of plures, when the run began; empty in books of earlier versions.
+        population: digest of the facts that the members reported, as the first order gave them.
+        version: version of plures when the run began; empty in files of earlier versions.
         asked: the last questions.
-        validation: what was told of the validation examples, by round.
+        validation: scores reported on the validation examples, by round.
         named: versions of the personal state that the last orders named.
     """
 
@@ -64,19 +65,19 @@ class Book(BaseModel):
 
 
 class Ledger:
-    """Questions that a site has answered. To be used by one order at a time.
+    """The questions that a site has answered. Only one order may use it at a time.
 
-    A question is written down before any work is done for it, and its answer before it leaves. So whatever a server
-    sends, and whenever the site is killed, no question is answered in two ways.
+    A question is recorded before any work is done for it, and its answer before it is sent. So whatever a server
+    sends, and whenever the site is killed, no question gets two different answers.
 
     Args:
-        folder: of the federation and method.
-        run: fingerprint of the run; a folder knows one.
+        folder: folder of the federation and method.
+        run: fingerprint of the run; a folder belongs to one run.
         rounds: number of rounds that were agreed on.
         probes: whether the method asks for gradients.
 
     Raises:
-        RefusedError: if the folder does not tell what was answered, or is that of another run.
+        RefusedError: if the record of past answers is missing or damaged, or belongs to another run.
     """
 
     def __init__(self, folder: Path, run: str, rounds: int, *, probes: bool) -> None:
@@ -88,29 +89,29 @@ class Ledger:
         if not file.exists():
             left = [*self.folder.glob("state-*"), *self.folder.glob("answer-*"), *self.folder.glob(PUBLISHED)]
             if left:
-                own = PluresError(f"{file} is missing, and {left[0].name} says that orders were answered; {CONSENT}")
-                raise RefusedError("it does not know any more what it answered") from own
+                own = PluresError(f"{file} is missing, but {left[0].name} shows that orders were answered; {CONSENT}")
+                raise RefusedError("it no longer knows what it answered") from own
             return None
         try:
             book = Book.model_validate(read_json(file, CONSENT))
         except (PluresError, ValidationError) as error:
-            raise RefusedError("it does not know any more what it answered") from error
+            raise RefusedError("it no longer knows what it answered") from error
         if book.run != self.run:
-            own = PluresError(f"{file} is that of another run ({book.run}, not {self.run}); {CONSENT}")
+            own = PluresError(f"{file} belongs to another run ({book.run}, not {self.run}); {CONSENT}")
             raise RefusedError("it took part in another run of this federation, and was not told of a new one") from own
         return book
 
-    # --- a question ---------------------------------------------------------------------------------------------
+    # --- questions and answers ----------------------------------------------------------------------------------
 
     def answer(self, order: Order, content: str) -> tuple[Reply, Tensors] | None:
-        """The answer to a question that was answered before; ``None`` if it may be worked on.
+        """The stored answer if the question was answered before; ``None`` if the site may work on it now.
 
         Args:
-            order: what is asked.
-            content: digest of all that it says and brings, apart from its nonce.
+            order: the order.
+            content: digest of the order and its tensors, without the nonce.
 
         Raises:
-            RefusedError: if it may not.
+            RefusedError: if the order is not part of the plan, or comes too late or too often.
         """
         self._agreed(order)
         asked = self.book.asked if self.book else []
@@ -120,7 +121,7 @@ class Ledger:
             return self._stored(known)
         if last and known is not last and self._place(order) <= self._place(last):
             why = "the run has ended here" if last.task == "publish" else "it has answered later orders"
-            raise RefusedError(f"{why}: rounds only rise")
+            raise RefusedError(f"{why}: rounds never go back")
         if order.task == "publish" and (last is None or self._place(last) < (self.rounds - 1, 1)):
             raise RefusedError(f"a model is published at the end of the {self.rounds} agreed rounds")
         if known and known.answered:
@@ -130,12 +131,12 @@ class Ledger:
         return None
 
     def claim(self, order: Order, content: str, versions: int) -> None:
-        """Write down that a question is being worked on; nothing may be done for it before.
+        """Record that a question is being worked on. Call this before doing any work for it.
 
         Args:
-            order: what is asked.
+            order: the order.
             content: its digest.
-            versions: orders whose named versions are remembered.
+            versions: number of latest orders whose named versions are remembered.
         """
         book = self.book or Book(run=self.run, population=people(order), version=__version__)
         last = book.asked[-1] if book.asked else None
@@ -150,7 +151,7 @@ class Ledger:
         self._write()
 
     def close(self, order: Order, reply: Reply, tensors: Tensors) -> None:
-        """Write down the answer to the question that was claimed last, before it leaves."""
+        """Record the answer to the question claimed last. Call this before sending it."""
         assert self.book is not None
         one, kept = self.book.asked[-1], [self._file(one) for one in self.book.asked]
         for file in self.folder.glob("answer-*"):
@@ -164,7 +165,7 @@ class Ledger:
         self._write()
 
     def measured(self, round: int) -> Scored | None:
-        """What was told of the validation examples in a round, which is not measured again."""
+        """The validation scores already reported for a round, which are not measured again; else ``None``."""
         return self.book.validation.get(round) if self.book else None
 
     @property
@@ -172,10 +173,10 @@ class Ledger:
         """Versions of the personal state that the last orders named."""
         return {version for pair in self.book.named for version in pair} if self.book else set()
 
-    # --- what was agreed ----------------------------------------------------------------------------------------
+    # --- the agreed plan ----------------------------------------------------------------------------------------
 
     def _agreed(self, order: Order) -> None:
-        """Refuse what no plan asks for at any time."""
+        """Refuse orders that have no place in the agreed plan."""
         task, round = order.task, order.round
         if not (0 <= round <= self.rounds and 0 <= order.accepted <= round and 0 <= order.keep <= self.rounds):
             raise RefusedError(
@@ -185,17 +186,17 @@ class Ledger:
         if task == "train" and round == self.rounds:
             raise RefusedError(f"{self.rounds} rounds were agreed, and the order is for round {round + 1}")
         if task == "score" and round < self.rounds:
-            raise RefusedError(f"scores by themselves are told at the end of the {self.rounds} agreed rounds")
+            raise RefusedError(f"scores without training are given only at the end of the {self.rounds} agreed rounds")
         if task == "gradients" and not (self.probes and round == 0):
-            when = "before the first round alone" if self.probes else "by another method than this one"
-            raise RefusedError(f"gradients are asked for {when}")
+            why = "this method asks for gradients only before the first round"
+            raise RefusedError(why if self.probes else "this method does not ask for gradients")
         if odd := [split for split in order.evaluate if split not in SPLITS.get(task, ())]:
             raise RefusedError(f"{odd[0]} examples are not measured with {task!r}")
         if self.book and people(order) != self.book.population:
             raise RefusedError("the members' facts are not those of its first order")
 
     def _place(self, asked: Order | Asked) -> tuple[int, int]:
-        """Where a question stands in the plan."""
+        """A question's position in the plan."""
         if asked.task == "publish":
             return self.rounds + 1, 0
         return asked.round, 0 if asked.task == "gradients" else 1
@@ -215,9 +216,9 @@ class Ledger:
             tensors, about = read(self._file(asked))
             return Reply.model_validate_json(about["reply"]), tensors
         except (PluresError, KeyError, ValidationError) as error:
-            raise RefusedError("the answer that it gave is not on its disk any more") from error
+            raise RefusedError("the answer that it gave is no longer on its disk") from error
 
 
 def people(order: Order) -> str:
-    """A digest of what the members told, as an order says it."""
+    """Digest of the members' facts in an order."""
     return hashlib.sha256(json.dumps([one.model_dump() for one in order.population]).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""What a server and a site say to each other: a JSON header and named tensors. Nothing in it is ever executed.
+"""Messages between a server and a site: a JSON header and named tensors. Nothing in a message is ever executed.
 
-Every field has a type, a range and a size, declared here and checked before it is used, whoever sent it.
+Every field has a type, a range and a size, declared here and checked on both sides before it is used.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_HEADER_BYTES = 16 * 2**20
 LONGEST_REASON = 500
 LONGEST_NAME = 200
 MAX_COUNT = 10**9
-"""Most of anything that is counted: examples, rounds, seconds. Sums over all clients stay exact in every type."""
+"""Largest count of anything: examples, rounds, seconds. Sums over all clients stay exact in every type."""
 
 MAX_NUMBER = 1e15
-"""Largest number that is told of anything: its square, summed over all clients, is finite in single precision."""
+"""Largest absolute value of any number in a message. Its square, summed over all clients, is finite in float32."""
 
 MAX_ENTRIES = 10**5
 """Most entries of a list or a table."""
@@ -38,11 +38,11 @@ MAX_ENTRIES = 10**5
 Tensors = dict[str, Tensor]
 Task = Literal["join", "train", "score", "gradients", "publish"]
 Held = Literal["validation", "test"]
-"""Splits that may be asked about: what a client trained on is nobody's business."""
+"""Splits that a server may ask about. Scores on training examples would reveal too much about them."""
 
 
 def clean(text: str, most: int = LONGEST_REASON) -> str:
-    """A text from elsewhere, fit for a log, a terminal and a file: one line of printable signs, cut to a length."""
+    """Make a foreign text safe for a log, a terminal and a file: one line of printable characters, cut to size."""
     cut = text if len(text) <= most else f"{text[: most - 3]}..."
     return "".join(sign if visible(sign) == sign else "\ufffd" for sign in cut)
 
@@ -54,7 +54,7 @@ Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 
 
 class Checked(BaseModel):
-    """Exact types, no unknown fields, no number that is not finite."""
+    """Base of all messages: exact types, no unknown fields, only finite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -66,11 +66,11 @@ class Header(Checked):
 
 
 class Told(Checked):
-    """What a site tells about itself.
+    """Facts that a site reports about itself.
 
     Attributes:
         examples: number of training examples.
-        labels: training examples of each class, if the federation tells them.
+        labels: training examples of each class, if the federation's members report them.
         metadata: further facts.
     """
 
@@ -80,21 +80,21 @@ class Told(Checked):
 
 
 class Order(Header):
-    """What a server asks of a site.
+    """A request from the server to a site.
 
     Attributes:
-        nonce: 32 hexadecimal digits, new for every message: no two orders have the same bytes.
-        run: the run's fingerprint, which the site's must equal; empty when a site is asked to join.
-        client: the client that is meant; empty when a site is asked who it is.
-        task: ``join`` (say who you are), ``train`` (score what was evaluated, then work and upload), ``score``,
-            ``gradients`` (of the initial model), ``publish`` (score, and keep the model for predictions).
+        nonce: 32 hexadecimal digits, new for every message, so that no two orders have the same bytes.
+        run: the run's fingerprint, which must equal the site's; empty when a site is asked to join.
+        client: the client addressed; empty when a site is asked who it is.
+        task: ``join`` (say who you are), ``train`` (score the splits in ``evaluate``, then train and upload),
+            ``score``, ``gradients`` (of the initial model), ``publish`` (score, and keep the model for predictions).
         round: number of rounds finished.
-        accepted: number of rounds finished when the client's last upload was applied, 0 for never: the version of its
-            personal state that counts.
+        accepted: the version of the client's personal state that counts: the number of rounds finished when its last
+            upload was applied, 0 for never.
         keep: the version of its personal state that belongs to the best round so far.
-        evaluate: splits to score on the received state, before any work.
-        members: for blocks in which the client chooses alone, the row it used last.
-        population: what every client told, in the order of the federation's clients.
+        evaluate: splits to score on the received state, before any training.
+        members: the row that the client used last, for each block in which clients choose for themselves.
+        population: the facts that every client reported, in the order of the federation's clients.
     """
 
     nonce: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$", max_length=32)
@@ -116,11 +116,11 @@ class Order(Header):
 
 
 class Scored(Checked):
-    """How a client's predictor does on one split of its own examples.
+    """A client's scores on one split of its own examples.
 
     Attributes:
-        examples: number of them; ``None`` if the site does not tell it.
-        metrics: metric name to value; ``None`` for one that was not measured, or is not told.
+        examples: number of examples; ``None`` if the site does not report it.
+        metrics: metric name to value; ``None`` for a metric that was not measured, or is not reported.
     """
 
     examples: Count | None = None
@@ -128,23 +128,23 @@ class Scored(Checked):
 
 
 class Reply(Header):
-    """What a site answers.
+    """A site's answer.
 
     Attributes:
-        client: its name.
+        client: the client's name.
         order: the :func:`digest` of the order that it answers.
         run: the run's fingerprint, as the site computes it.
         round: the round of the order.
         status: ``done``; ``refused`` by the site's own rules; ``lost`` if the version that counts is not on its disk;
-            ``failed`` also if work on what it received gave no usable numbers.
+            ``failed`` for any other error, including work that gave no usable numbers.
         reason: why, if it is not done.
-        loss: mean task loss of the visit; ``None`` where the site does not tell it.
-        objective: mean of what the visit minimised; ``None`` likewise.
-        rows: for blocks in which the client chooses alone, the row it chose.
-        scores: by split.
+        loss: mean task loss of the visit; ``None`` if the site does not report it.
+        objective: mean of the objective that the visit minimised; ``None`` likewise.
+        rows: the row that the client chose, for each block in which clients choose for themselves.
+        scores: scores by split.
         told: facts about the client, when it joins.
-        metrics: when it joins, those that it will tell of its validation examples.
-        seconds: that the site worked; 0 where it does not tell it.
+        metrics: the metrics that it will report on its validation examples, when it joins.
+        seconds: time that the site worked; 0 if it does not report it.
     """
 
     client: Named
@@ -163,7 +163,7 @@ class Reply(Header):
 
 
 class Place(Checked):
-    """Where a tensor lies in a message."""
+    """Type, shape and position of a tensor in a message."""
 
     dtype: Annotated[str, Field(max_length=20)]
     shape: Annotated[list[Annotated[int, Field(ge=0, le=2**53)]], Field(max_length=20)]
@@ -177,21 +177,21 @@ H = TypeVar("H", bound=Header)
 
 
 def pack(header: Header, tensors: Mapping[str, Tensor] | None = None) -> bytes:
-    """A message as bytes, in the format of safetensors."""
+    """Encode a message as bytes, in the format of safetensors."""
     flat = {name: t.detach().cpu().contiguous() for name, t in (tensors or {}).items()}
     return save(flat, {HEADER: header.model_dump_json()})
 
 
 def head(message: bytes, kind: type[H], longest: int = MAX_HEADER_BYTES) -> tuple[H, set[str]]:
-    """Header of a message, and the names of its tensors, which are not read.
+    """Header of a message and the names of its tensors. The tensors themselves are not read.
 
     Args:
-        message: as it arrived.
-        kind: of header.
-        longest: bytes that the header may have.
+        message: the bytes that arrived.
+        kind: type of the header.
+        longest: most bytes that the header may have.
 
     Raises:
-        PluresError: if it is damaged, or not such a message.
+        PluresError: if it is damaged, or not a message of this kind and protocol.
     """
     try:
         length = int.from_bytes(message[:8], "little")
@@ -227,52 +227,52 @@ def unpack(message: bytes, kind: type[H]) -> tuple[H, Tensors]:
     """Header and tensors of a message.
 
     Raises:
-        PluresError: if it is damaged, or not such a message.
+        PluresError: if it is damaged, or not a message of this kind and protocol.
     """
     return head(message, kind)[0], body(message)
 
 
 BROKEN = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError)
-"""What reading a damaged message raises: also for a header that is nested too deeply, or a shape without a size."""
+"""Errors that reading a damaged message raises, also for a header nested too deeply, or a shape without a size."""
 
 
 def parsed(text: bytes | str) -> dict[str, Any]:
-    """A JSON object in which every key stands once and every number is one."""
+    """Parse a JSON object in which no key is repeated and every number is finite."""
 
     def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise PluresError(f"{clean(key, LONGEST_NAME)!r} stands twice in it")
+                raise PluresError(f"{clean(key, LONGEST_NAME)!r} appears twice in it")
             found[key] = value
         return found
 
     def refused(constant: str) -> NoReturn:
-        raise PluresError(f"{constant} stands in it, which is no JSON")
+        raise PluresError(f"it contains {constant}, which is not JSON")
 
     found = json.loads(text, object_pairs_hook=once, parse_constant=refused)
     if not isinstance(found, dict):
-        raise PluresError("it is no JSON object")
+        raise PluresError("it is not a JSON object")
     return found
 
 
 def digest(message: bytes) -> str:
-    """What an answer calls the order that it answers by: the SHA-256 of its bytes."""
+    """SHA-256 of an order's bytes, by which an answer refers to it."""
     return hashlib.sha256(message).hexdigest()
 
 
 def payload(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the tensors themselves."""
+    """Bytes of the tensors alone, without a header."""
     return sum(t.nbytes for t in tensors.values())
 
 
 def room(clients: int = 0, classes: int = 0, facts: int = 0, blocks: int = 0) -> int:
-    """Bytes that the JSON part of a message may have, generously.
+    """A generous limit on the bytes of a message's JSON part.
 
     Args:
-        clients: that it tells of.
-        classes: number of label counts of each.
-        facts: number of further facts of each.
+        clients: number of clients that it describes.
+        classes: number of label counts per client.
+        facts: number of further facts per client.
         blocks: number of the method's blocks.
     """
     return 2**16 + clients * (256 + 16 * classes + 8 * LONGEST_NAME * facts) + 8 * LONGEST_NAME * blocks

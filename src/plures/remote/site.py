@@ -1,4 +1,4 @@
-"""A site: what one client does when the server asks, with its data and its personal state on its own disk."""
+"""A site: carries out the server's orders for one client, whose data and personal state stay on its own disk."""
 
 from __future__ import annotations
 
@@ -44,30 +44,31 @@ from plures.run.uploads import decoded
 log = logging.getLogger(__name__)
 
 OWN, ROW = "own", "row"
-"""What a version holds: personal leaves; and rows of the server's that only this client changes."""
+"""Prefixes in a version's file: personal leaves, and rows of the server's state that only this client changes."""
 
 TRAINING = ("train_loss", "train_objective")
-"""What a visit tells of training: mean task loss, and mean of what it minimised."""
+"""Numbers that a visit reports about training: mean task loss, and mean of the minimised objective."""
 
 Publish = Callable[[Run, Order, Mapping[Held, Scored]], None]
-"""``(run, order, scores)``: keeps the client's finished model for predictions."""
+"""``(run, order, scores)``: stores the client's finished model for predictions."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a site agrees to; anything else is refused.
+    """What a site allows; anything else is refused.
 
     Attributes:
-        send: slots, or single leaves ``slot/path``, that may leave it.
-        tell: facts about itself that it tells: ``examples`` (how many it trains on), ``labels`` (of each class), and
-            columns of its metadata; ``sizes`` (how many a metric was measured on) and ``seconds`` (that it worked).
-        threads: processor threads that it gives.
+        send: slots, or single leaves ``slot/path``, that may leave the site.
+        tell: facts that it reports about itself: ``examples`` (number of training examples), ``labels`` (number per
+            class), columns of its metadata, ``sizes`` (number of examples behind a metric) and ``seconds`` (time that
+            it worked).
+        threads: processor threads that it may use.
         max_epochs: most passes over its data in one phase of a visit; ``None`` for any.
         max_steps: most gradient steps in a visit; ``None`` for any.
-        metrics: numbers about its examples that it tells: metrics of the task, :data:`TRAINING`; ``None`` for all.
+        metrics: numbers that it reports about its examples: metrics of the task, :data:`TRAINING`; ``None`` for all.
         digits: significant digits of these numbers.
-        least: fewest examples of which such a number is told.
-        versions: newest versions of its personal state that it keeps whatever an order says.
+        least: fewest examples for which such a number is reported.
+        versions: how many of the newest versions of its personal state it keeps, whatever an order says.
     """
 
     send: tuple[str, ...] = ("model",)
@@ -85,10 +86,10 @@ class Allowed:
         return leaf[0] in self.send or named(leaf) in self.send
 
     def measures(self, metrics: Sequence[Metric], examples: int) -> tuple[str, ...]:
-        """Metrics that may be told of so many examples, and numbers of training.
+        """Names of the metrics and training numbers that may be reported for so many examples.
 
         Raises:
-            PluresError: if it names a number that there is not.
+            PluresError: if ``metrics`` names one that does not exist.
         """
         known, enough = (*(metric.name for metric in metrics), *TRAINING), examples >= self.least
         if odd := [name for name in self.metrics or () if name not in known]:
@@ -96,17 +97,17 @@ class Allowed:
         return tuple(name for name in known if self.metrics is None or name in self.metrics) if enough else ()
 
     def rounded(self, value: float) -> float:
-        """A number as it is told."""
+        """A number rounded for reporting."""
         return float(f"{value:.{self.digits - 1}e}")
 
 
 def sent(run: Run) -> list[Leaf]:
-    """The leaves that a client sends in a round, and those that it tells of."""
+    """The leaves that leave a client in a round: those that it uploads, and those that views of others read."""
     return [leaf for block in run.served() for leaf in run.bound.travelling(block)] + run.bound.told()
 
 
 def work_beyond(run: Run, allowed: Allowed, round: int = 0) -> list[str]:
-    """What a visit of a client takes beyond what its site allows, one sentence each."""
+    """One sentence for each limit of the site that a visit would exceed."""
     phases = [item for item in run.bound.method.schedule if isinstance(item, Phase)]
     usual = 0.0 if run.training.steps is not None else run.training.passes
     epochs = max((p.epochs or 0 if p.epochs or p.steps else usual for p in phases), default=0)
@@ -121,22 +122,25 @@ def work_beyond(run: Run, allowed: Allowed, round: int = 0) -> list[str]:
 
 
 class Site:
-    """One client.
+    """Answers the server's orders for one client.
 
     Args:
-        client: its name.
+        client: the client's name.
         data: the client and its data, a federation of one.
-        federation: all clients, without a row: what everybody agreed on.
+        federation: all clients as agreed, without any rows.
         model: the network's factory.
-        method: what is run.
+        method: the method to run.
         training: local work.
         seed: root of all randomness.
         agreed: what else must be the same at the server and at every site, as text.
-        folder: where the site keeps what belongs to this federation and method.
-        allowed: what it agrees to.
-        tells: facts that the federation's members tell.
-        publish: keeps a finished model.
-        max_norm: how far its update may go; the server would refuse one that goes farther.
+        folder: where the site stores the files of this federation and method.
+        allowed: what the site allows.
+        tells: facts that the federation's members report.
+        publish: stores a finished model.
+        max_norm: largest L2 norm of its update; the server refuses a longer one.
+
+    Raises:
+        PluresError: if ``data`` does not hold exactly this client, or does not fit the federation.
     """
 
     def __init__(
@@ -172,7 +176,7 @@ class Site:
         self._built: tuple[list[Told], Run, str] | None = None
 
     def answer(self, message: bytes) -> bytes:
-        """What the site answers to a message of the server: always something, never an exception."""
+        """Answer a message of the server. Never raises: an error becomes an answer, too."""
         begun, order = time.perf_counter(), Order(task="join")
         tensors: Tensors = {}
         try:
@@ -185,7 +189,7 @@ class Site:
         except ToldError as error:
             reply = Reply(client=self.client, status=error.status, reason=str(error)[:LONGEST_REASON])
             log.warning("round %d: %s: %s", order.round + 1, error.status, error.__cause__ or error)
-        except Exception:  # its text may hold data, and stays here
+        except Exception:  # its text may contain data, so it stays here
             reply = Reply(client=self.client, status="failed", reason="its local work failed; its own log says more")
             log.exception("round %d failed", order.round + 1)
         seconds = time.perf_counter() - begun if "seconds" in self.allowed.tell else 0.0
@@ -193,14 +197,14 @@ class Site:
         return pack(reply.model_copy(update=fixed), tensors)
 
     def _read(self, message: bytes) -> Order:
-        """An order, its leaves unread; what is wrong with it is no secret of the site's."""
+        """Read an order without its leaves. The server may know what is wrong with a message that it sent."""
         try:
             return head(message, Order)[0]
         except PluresError as error:
             raise ToldError(str(error)) from error
 
     def _stays(self) -> None:
-        """Refuse if the site has left, and forget what an order has written that was under way then."""
+        """Refuse if the site has left, and delete the files of an order that was under way at the time."""
         for folder in (self.folder, self.folder.parent):
             if has_left(folder):
                 forget(folder)
@@ -209,13 +213,13 @@ class Site:
     # --- who the site is ----------------------------------------------------------------------------------------
 
     def told(self) -> Told:
-        """What the site tells about itself."""
+        """The facts that the site reports about itself."""
         columns = [name for name in self.tells if name not in ("examples", "labels")]
         for name in self.tells:
             if name not in self.allowed.tell:
                 raise RefusedError(f"the federation's members tell {name!r}, and this site does not allow it")
             if name in columns and name not in self.data.metadata:
-                raise ToldError(f"the federation's members tell {name!r}, which the site's metadata lack")
+                raise ToldError(f"the federation's members tell {name!r}, which is missing in the site's metadata")
         rows = self.data.splits["train"][0]
         counts = self.data.task.counts(self.data.targets[rows]) if "labels" in self.tells else None
         return Told.model_validate(
@@ -233,7 +237,7 @@ class Site:
     # --- what the site does -------------------------------------------------------------------------------------
 
     def _leaves(self, run: Run, message: bytes) -> Tensors:
-        """What the server sent with an order that is no longer than one of this run can be."""
+        """Read the leaves of an order, after checking that it is no longer than an order of this run can be."""
         known = {key(run.bound, b, name): t for b in run.served() for name, t in run.server[b.name].values.items()}
         facts, blocks = len(self.tells), len(run.bound.blocks)
         most = room(len(self.federation), self.federation.task.outputs, facts, blocks) + size(known)
@@ -264,7 +268,7 @@ class Site:
             return reply, sent
 
     def _done(self, run: Run, versions: Versions, ledger: Ledger, order: Order) -> tuple[Reply, Tensors]:
-        """The work that an order asks for."""
+        """Do the work that an order asks for."""
         if order.task == "gradients":
             return self._reply(order), {path: slope[0] for path, slope in run.clients.slopes([0]).items()}
         scores = {split: self._scored(run, ledger, order, split) for split in order.evaluate}
@@ -280,7 +284,7 @@ class Site:
     def run(self, order: Order) -> Run:
         """The run as this client sees it, at its start."""
         if len(order.population) != len(self.federation):
-            raise RefusedError(f"the order tells of {len(order.population)} members, not of {len(self.federation)}")
+            raise RefusedError(f"the order describes {len(order.population)} members, not {len(self.federation)}")
         if self._built is None or self._built[0] != order.population:
             self._built = order.population, *self._build(order.population)
         _, run, run_id = self._built
@@ -293,7 +297,7 @@ class Site:
         return run
 
     def _build(self, told: list[Told]) -> tuple[Run, str]:
-        """Network and engine for what the clients told, and the run's fingerprint."""
+        """Build network and engine from the facts that the clients reported, and the run's fingerprint."""
         run = Run(
             self.data,
             self.model,
@@ -306,7 +310,7 @@ class Site:
         return run, fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed)
 
     def _permit(self, run: Run, round: int) -> None:
-        """Refuse what the site does not allow."""
+        """Refuse a run that sends or takes more than the site allows."""
         for leaf in sent(run):
             if not self.allowed.sends(leaf):
                 raise RefusedError(f"the method sends {named(leaf)!r}, and this site allows {self._listed()}")
@@ -317,7 +321,7 @@ class Site:
         return ", ".join(map(repr, self.allowed.send)) or "nothing"
 
     def _restore(self, run: Run, versions: Versions, order: Order) -> None:
-        """Take up the version of the personal state that counts."""
+        """Load the version of the personal state that counts."""
         if not order.accepted:
             return
         stored = versions.load(order.accepted)
@@ -335,7 +339,7 @@ class Site:
                 run.server[block.name] = replace(kept, values={**kept.values, **rows})
 
     def _receive(self, run: Run, order: Order, received: Tensors) -> None:
-        """Take over what the server sent."""
+        """Put the received leaves into the run."""
         known = set()
         for block in run.served():
             kept = run.server[block.name]
@@ -350,7 +354,7 @@ class Site:
             if block.share.alone:
                 row, rows = order.members.get(block.name, 0), len(next(iter(values.values())))
                 if not 0 <= row < rows:
-                    raise RefusedError(f"the order says that it uses model {row} of {rows}")
+                    raise RefusedError(f"the order assigns it model {row} of {rows}")
                 extra = {**extra, MEMBERSHIP: torch.tensor([row])}
             run.server[block.name] = replace(kept, values=values, extra=extra)
         if odd := sorted(received.keys() - known):
@@ -360,7 +364,7 @@ class Site:
                 run.server[block.name] = self._seen(run, block.share.of, run.server[block.name], block.leaves, received)
 
     def _seen(self, run: Run, of: str, kept: Kept, leaves: Sequence[Leaf], received: Tensors) -> Kept:
-        """What is seen of others, with the client's own values for leaves that never leave anybody."""
+        """A view of other clients, with the client's own values for leaves that are never sent."""
         sent = {label.partition(":")[2] for label in received}
         mine = run.states([0])[of]
         own = {
@@ -377,7 +381,7 @@ class Site:
             raise RefusedError(f"the server sent {label!r} with a NaN or an infinite value")
 
     def _scored(self, run: Run, ledger: Ledger, order: Order, split: Held) -> Scored:
-        """How the client's predictor does; on validation examples once for each round, whatever is sent."""
+        """Score the client's predictor. Validation examples are scored once a round, however often the server asks."""
         if split == "validation" and (known := ledger.measured(order.round)):
             return known
         scores = score(run, split)
@@ -387,7 +391,7 @@ class Site:
         return Scored(examples=examples if "sizes" in self.allowed.tell else None, metrics=told)
 
     def _told_of(self, examples: int, numbers: Mapping[str, float]) -> dict[str, float]:
-        """What may be told of numbers that were measured on so many examples."""
+        """The numbers that may be reported, rounded, given how many examples they were measured on."""
         allowed = self.allowed.measures(self.data.metrics, examples)
         return {k: self.allowed.rounded(x) for k, x in numbers.items() if k in allowed and abs(x) <= MAX_NUMBER}
 
@@ -402,7 +406,7 @@ class Site:
         if not all(bool(value.isfinite().all()) for value in sent.values()):
             raise ToldError("its local work gave a NaN or an infinite value")
         if not (norm := distance(run, 0, answer.sent, before)) <= self.max_norm:
-            raise ToldError(f"its update went {norm:.3g} far (L2 norm), and [rules] max_norm allows {self.max_norm:g}")
+            raise ToldError(f"its update has L2 norm {norm:.3g}, and [rules] max_norm allows {self.max_norm:g}")
         values, mine = decoded(run.bound, answer.sent, before), [b for b in run.served() if isinstance(b.share, Mine)]
         run.commit([0], kept)
         stays: Tensors = {f"{OWN}:{named(leaf)}": rows[0] for leaf, rows in kept.items()}

@@ -24,18 +24,21 @@ from plures.remote.message import (
 from plures.tasks import Task as Problem
 
 RETRY_SECONDS = 30.0
-"""Seconds until a site that could not be taken in is asked again."""
+"""Seconds until a site that could not be admitted is asked again."""
 log = logging.getLogger(__name__)
 
 
 class Transport(Protocol):
-    """Carries messages to sites, which it knows by an address."""
+    """Carries messages to sites, each identified by an address."""
 
     def addresses(self) -> list[int]:
-        """The sites that can be reached now."""
+        """Addresses of the sites that can be reached now."""
 
     def exchange(self, messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
-        """Answers of those that answered within ``deadline`` seconds; a string says why there is none."""
+        """Send messages, and return the answers that arrive within ``deadline`` seconds, by address.
+
+        A string instead of bytes says why there is no answer.
+        """
 
 
 class Sites:
@@ -46,15 +49,14 @@ class Sites:
         clients: names of the clients that belong to the federation.
         deadline: seconds to wait for a site to identify itself.
         tells: facts that the members agreed to report; others are dropped. ``None`` for all facts.
-        problem: what is predicted, which label counts must fit.
+        problem: the learning task, which label counts must fit.
 
     Attributes:
-        where: the address of every client that can be reached: where it was met last.
-        met: the client of every address that answered who it is. That it is this client, answers must prove
-            themselves (:mod:`plures.deploy.signing`).
-        told: what every client told that ever joined.
-        measures: what every client will tell of its validation examples.
-        refused: addresses that are not taken in, and why.
+        where: address of every client that can be reached: the last one at which it identified itself.
+        met: the client that each address says it is. Signatures prove it (:mod:`plures.deploy.signing`).
+        told: the facts reported by every client that ever joined.
+        measures: the metrics that every client will report on its validation examples.
+        refused: addresses that are not admitted, and why.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Sites:
         self._asked: dict[int, float] = {}
 
     def meet(self) -> None:
-        """Ask the sites that are not known yet who they are."""
+        """Ask sites that are not known yet to identify themselves."""
         present = self.transport.addresses()
         self.where = {client: address for client, address in self.where.items() if address in present}
         self.where = {self.met[address]: address for address in present if address in self.met} | self.where
@@ -91,7 +93,7 @@ class Sites:
                 self.refused.pop(address, None)
             except PluresError as error:
                 self.refused[address] = str(error)
-                log.warning("site %s is not taken in: %s", address, error)
+                log.warning("site %s is not admitted: %s", address, error)
 
     def _greet(self, address: int, question: bytes, answer: bytes | str) -> None:
         if isinstance(answer, str):
@@ -103,14 +105,14 @@ class Sites:
             raise PluresError(f"client {reply.client!r} does not belong to this federation")
         told = agreed(reply.client, reply.told, self.problem, self.tells)
         if self.told.setdefault(reply.client, told) != told:
-            log.warning("client %r tells other facts than when it joined; those it told first stay", reply.client)
+            log.warning("client %r reports other facts than when it joined; the first ones stay", reply.client)
         self.where[reply.client], self.met[address] = address, reply.client
         self.measures[reply.client] = reply.metrics
-        log.info("client %r is there, with %d training examples", reply.client, told.examples)
+        log.info("client %r joined, with %d training examples", reply.client, told.examples)
 
     @property
     def missing(self) -> list[str]:
-        """Clients that never told anything."""
+        """Clients that have never joined."""
         return [client for client in self.clients if client not in self.told]
 
     @property
@@ -120,10 +122,10 @@ class Sites:
 
 
 def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str] | None = None) -> Told:
-    """What a client told, as far as the members agreed to tell it.
+    """The facts that a client reported, reduced to those that the members agreed on.
 
     Raises:
-        PluresError: if something agreed on is missing, or label counts do not fit classes and examples.
+        PluresError: if an agreed fact is missing, or label counts do not fit classes and examples.
     """
     if tells is not None:
         columns = [name for name in tells if name not in ("examples", "labels")]
@@ -144,19 +146,22 @@ def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str
     if problem is not None and told.labels is not None:
         wrong = problem.miscounted(told.labels, told.examples)
         if wrong is not None:
-            raise PluresError(f"client {client!r} tells {wrong}: let its site check its data")
+            raise PluresError(f"client {client!r} tells {wrong}: its site must check its data")
     return told
 
 
 def population(federation: Federation, told: Sequence[Told]) -> Setting:
-    """Facts about clients whose data are elsewhere.
+    """The setting of a run, from facts that clients at sites reported.
 
     Args:
-        federation: the clients, without a row, in the order of ``told``.
-        told: what each told.
+        federation: the clients, without any rows, in the order of ``told``.
+        told: the facts that each reported.
+
+    Raises:
+        PluresError: if the numbers of clients differ, or facts do not fit the federation's task.
     """
     if len(told) != len(federation):
-        raise PluresError(f"{len(told)} clients are told of, and the federation has {len(federation)}")
+        raise PluresError(f"facts of {len(told)} clients are given, and the federation has {len(federation)}")
     for client, one in zip(federation.clients, told, strict=True):
         agreed(client, one, federation.task)
     columns = list(dict.fromkeys(column for one in told for column in one.metadata))

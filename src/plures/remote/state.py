@@ -1,4 +1,4 @@
-"""What a site keeps on its own disk between rounds: versions of its personal state."""
+"""A site's files between rounds: versions of its personal state."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ OURS = re.compile(
     r"(?:state-\d+|answer-[^/]+|state|checkpoint(?:\.copy|\.before)?)\.safetensors|(?:ledger|result)\.json|lock"
     r"|log\.jsonl(?:\.\d+)?|metrics\.prom|published/(?:model\.safetensors|card\.(?:json|md))"
 )
-"""Files that plures writes to the folder of a site or of a coordinator: no other is ever deleted there."""
+"""Files that plures writes to the folder of a site or of a coordinator. No other file there is ever deleted."""
 HALF = re.compile(r"\.(.+)\.\d+\.tmp")
-"""What a killed process leaves of a file."""
+"""A file that a killed process left half-written."""
 
 
 def ours(file: Path) -> bool:
-    """Whether a file in such a folder is one that plures writes, whole or half."""
+    """Whether a file in such a folder is one that plures writes, complete or half-written."""
     half = HALF.fullmatch(file.name)
     name = half[1] if half else file.name
     return OURS.fullmatch(f"{PUBLISHED}/{name}" if file.parent.name == PUBLISHED else name) is not None
 
 
 class ToldError(PluresError):
-    """An error whose sentence the server may read: nothing local is in it. What is for the site's own log is its cause.
+    """An error whose message the server may read, since it contains nothing local. Its cause goes to the site's log.
 
     Attributes:
-        status: what the server is told that the site has done.
+        status: the status that the server is sent.
     """
 
     status: ClassVar[Literal["refused", "lost", "failed"]] = "failed"
@@ -60,7 +60,7 @@ class LostError(ToldError):
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Say of a file that cannot be written what the server may know."""
+    """Turn an error of writing a file into one that the server may read."""
     try:
         yield
     except (PluresError, OSError) as error:
@@ -71,11 +71,11 @@ def writing() -> Iterator[None]:
 class Versions:
     """Personal states of one client in one run, one file for each version.
 
-    A version is the number of rounds that are finished when the upload made with it counts. Which one that is, the
-    server says: a version that it never accepted is forgotten, and nothing is lost that it did accept.
+    A version is numbered by the rounds that are finished once the upload made with it is applied. The server decides
+    which versions count: one that it never accepted is deleted in time, and one that it accepted is not lost.
 
     Args:
-        folder: of this federation and method; made when it is first written to.
+        folder: folder of this federation and method; created on the first write.
         run: fingerprint of the run; files of another run are refused.
     """
 
@@ -91,7 +91,11 @@ class Versions:
         return sorted(int(number) for number in found if number.isdecimal())
 
     def load(self, version: int) -> Mapping[str, Tensor] | None:
-        """A version, or ``None`` if it is not there, or damaged: then the log names the file."""
+        """Load a version; ``None`` if it is missing, or damaged (the log then names the file).
+
+        Raises:
+            PluresError: if it belongs to another run.
+        """
         if not self._file(version).exists():
             return None
         try:
@@ -103,16 +107,16 @@ class Versions:
         return tensors
 
     def save(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write a version whole, or not at all."""
+        """Write a version completely, or not at all."""
         with writing():
             write(self._file(version), tensors, {"format": FORMAT, "run": self.run, "version": version})
 
     def prune(self, newest: int, named: Collection[int]) -> None:
-        """Forget old versions.
+        """Delete old versions.
 
         Args:
-            newest: number of the newest ones, which stay whatever an order says.
-            named: versions that stay, too.
+            newest: how many of the newest versions stay, whatever an order says.
+            named: further versions that stay.
         """
         for version in self.present()[:-newest]:
             if version not in named:
@@ -134,11 +138,11 @@ class Versions:
 
 @contextmanager
 def alone(folder: Path, busy: PluresError) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process; what a killed process has half written there is deleted.
+    """Hold a folder's lock, which ends with the process, and delete half-written files of a killed process.
 
     Args:
-        folder: made if it is missing.
-        busy: what to raise if another process holds the lock.
+        folder: created if it is missing.
+        busy: the error to raise if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -156,13 +160,13 @@ def leave(folder: Path, reason: str = "") -> list[Path]:
     """Leave a federation: delete everything kept for it and note that orders are refused from now on.
 
     Args:
-        folder: of the federation.
+        folder: folder of the federation.
         reason: kept in the note, for the site's own records.
 
     Returns:
-        The files that were deleted. What plures did not write stays, see :func:`strangers`.
+        The files that were deleted. Files that plures did not write stay; see :func:`strangers`.
     """
-    with suppress(PluresError):  # a full disk has room for the note only after the deletion
+    with suppress(PluresError):  # on a full disk there is room for the note only after the deletion
         write_text(folder / LEFT, reason)
     files = forget(folder)
     if not has_left(folder):
@@ -171,13 +175,13 @@ def leave(folder: Path, reason: str = "") -> list[Path]:
 
 
 def forget(folder: Path) -> list[Path]:
-    """Delete what plures has written to the folder of a site that has left, but for the note; the deleted files."""
+    """Delete all files that plures wrote to the folder of a site that has left, except the note. Returns them."""
     files, _ = _sorted(folder)
     for file in files:
         file.unlink(missing_ok=True)
     for inner, _, _ in os.walk(folder, topdown=False):
         if Path(inner) != folder:
-            with suppress(OSError):  # it holds a stranger, or an order that is under way has written there
+            with suppress(OSError):  # it holds a foreign file, or an order under way has written there
                 os.rmdir(inner)
     return files
 
@@ -188,7 +192,7 @@ def strangers(folder: Path) -> list[Path]:
 
 
 def _sorted(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files in a folder that plures wrote, and all else but for the note; links are not followed."""
+    """The files in a folder that plures wrote, and all others except the note. Links are not followed."""
     known, others = [], []
     for inner, folders, files in os.walk(folder):
         place = Path(inner)
@@ -202,7 +206,7 @@ def _sorted(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def back(folder: Path) -> None:
-    """Take part again: what was answered before is forgotten with the state, so this is consent to another run."""
+    """Take part again. Past answers were deleted with the state, so this is consent to a new run."""
     (folder / LEFT).unlink(missing_ok=True)
 
 
