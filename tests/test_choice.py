@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from plures.method import SGD
 from plures.methods import ditto, fedavg
 from plures.run import Execution, Machine, Run, Training
 from plures.run import choose as choosing
-from plures.run.choose import Choice, Pace, even, steps_of
+from plures.run.choose import SHORT, Choice, Pace, even, steps_of
 from problems import quadratic, scalar
 from trajectories import LOOP, assert_same, everything_of, mlp, ragged
 
@@ -56,9 +58,10 @@ class Stopwatch:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stopwatch], Stopwatch]:
-    """Puts a stopwatch in place; compilation gives the step as it is."""
+    """Puts a stopwatch in place, also of short runs; compilation gives the step as it is."""
 
     def put(stopwatch: Stopwatch) -> Stopwatch:
+        monkeypatch.setattr(choosing, "SHORT", 0.0)
         monkeypatch.setattr(choosing, "pace", stopwatch)
         monkeypatch.setattr(choosing, "uncompilable", lambda: None)
         monkeypatch.setattr(torch, "compile", lambda step, dynamic: step)
@@ -233,6 +236,54 @@ def test_larger_stacks_are_left_once_they_are_hopeless(timed):
     watch = timed(Stopwatch(1e-3, lambda n: 1e-3 * n**2))
     chosen(alike(200), 1)
     assert {e.chunk for e in watch.asked if e.backend == "vmap"} == {8, 1, 32}
+
+
+def glanced(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    """A clock by which each step of one client takes some seconds, in place of the one that measures a glance."""
+    moments = iter([0.0, step, 0.0, choosing.GLANCE * step])
+    monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+
+
+@pytest.mark.parametrize(("rounds", "measured"), [(2, False), (3, True)])
+def test_a_run_of_less_than_half_a_second_is_not_measured(rounds, measured, timed, monkeypatch):
+    """Ten steps of twenty clients at a millisecond each: two rounds take 0.4 s, three 0.6 s."""
+    watch, machine = timed(Stopwatch(1e-3, lambda n: 1e-5)), Machine()
+    monkeypatch.setattr(choosing, "SHORT", SHORT)
+    glanced(monkeypatch, 1e-3)
+    found = chosen(alike(), rounds, machine)
+    assert (found.backend, found.settled) == ("vmap" if measured else "loop", True)
+    assert (bool(watch.asked), bool(machine.timings)) == (measured, measured)
+
+
+def test_rounds_of_runs_to_come_count_for_whether_one_is_measured(timed, monkeypatch):
+    watch = timed(Stopwatch(1e-3, lambda n: 1e-5))
+    monkeypatch.setattr(choosing, "SHORT", SHORT)
+    glanced(monkeypatch, 1e-3)
+    assert chosen(alike(), 2, Machine().expecting(3)).backend == "vmap"
+    assert watch.asked
+
+
+def test_a_step_that_takes_long_is_looked_at_once(timed, monkeypatch):
+    """It takes 0.2 s; four more would take longer than the run may."""
+    timed(Stopwatch(0.2, lambda n: 1e-5))
+    monkeypatch.setattr(choosing, "SHORT", SHORT)
+    moments = iter([0.0, 0.2])
+    monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    assert chosen(alike(), 1).backend == "vmap"
+    assert next(moments, None) is None
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [replace(AUTO, backend="vmap"), replace(AUTO, compile=True), replace(AUTO, convolutions="patches")],
+    ids=["stacks", "compiled", "patches"],
+)
+def test_what_was_asked_for_is_not_given_up_in_a_short_run(wanted, timed, monkeypatch):
+    timed(Stopwatch(1e-3, lambda n: 1e-5, lambda n: 1e-5))
+    monkeypatch.setattr(choosing, "SHORT", math.inf)
+    found = chosen(alike(), 1, wanted=wanted)
+    assert (found.backend, found.convolutions) == ("vmap", wanted.convolutions)
+    assert wanted.compile is not True or found.compile is True
 
 
 # What runs share -------------------------------------------------------------------------------------------------

@@ -617,7 +617,8 @@ def test_settled_choices_are_respected_and_not_measured(wanted, monkeypatch):
         (Execution("auto", 2, precision="float64"), lambda e: e.chunk == 2),
     ],
 )
-def test_measuring_changes_nothing(wanted, check):
+def test_measuring_changes_nothing(wanted, check, monkeypatch):
+    monkeypatch.setattr(choosing, "SHORT", 0.0)
     done = run(ditto(0.5), wanted)
     assert done.execution.settled
     assert check(done.execution)
@@ -626,7 +627,9 @@ def test_measuring_changes_nothing(wanted, check):
 
 
 @pytest.mark.parametrize("wanted", ["auto", "vmap"])
-def test_a_model_that_cannot_be_mapped_is_trained_one_client_at_a_time(wanted, caplog):
+def test_a_model_that_cannot_be_mapped_is_trained_one_client_at_a_time(wanted, caplog, monkeypatch):
+    monkeypatch.setattr(choosing, "SHORT", 0.0)
+
     class Itemised(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -43,6 +43,10 @@ LOOP_MEMORY = 1 << 27
 """Bytes of states that a chunk of clients trained one after the other may take."""
 TAKEN_OUT = r'[\\/:*?"<>|]'
 """What PyTorch takes out of a user's name, to make the name of a folder of it."""
+SHORT = 0.5
+"""Seconds. A run that is over sooner, one client after the other, is not measured further: that would take as long."""
+GLANCE = 4
+"""Steps of one client from which the length of a run is estimated."""
 SHARE, LEAST = 0.05, 2.0
 """What measuring may cost: this share of the run, or these seconds."""
 SIZES = (8, 32, 1, 128)
@@ -71,6 +75,8 @@ def choose(
 ) -> Execution:
     """Settle what is ``auto``. Nothing of the run is touched: the measured steps train copies.
 
+    Where a few steps show that all rounds take less than :data:`SHORT`, clients are trained one after the other.
+
     Args:
         bound: the method on its network.
         federation: the data, on the device.
@@ -80,10 +86,13 @@ def choose(
         cohort: clients of a round.
         machine: what earlier runs found out, which is not measured again; what this one finds out is added.
     """
+    machine = machine or Machine()
+    if (simple := unmeasured(bound, federation, training, wanted, seed, cohort, machine)) is not None:
+        return simple
     wanted = possible(bound, federation, training, wanted, seed)
     if wanted.settled:
         return wanted
-    choice = Choice(bound, federation, training, wanted, seed, cohort, machine or Machine())
+    choice = Choice(bound, federation, training, wanted, seed, cohort, machine)
     if not choice.timed:
         choice.compare()
     best = choice.best()
@@ -99,6 +108,38 @@ def choose(
         choice.spent,
     )
     return best
+
+
+def unmeasured(
+    bound: Bound,
+    federation: Federation,
+    training: Training,
+    wanted: Execution,
+    seed: int,
+    cohort: int,
+    machine: Machine,
+) -> Execution | None:
+    """One client after the other, if that is allowed on a CPU and all rounds are over before more could be measured."""
+    free = wanted.backend != "vmap" and wanted.compile is not True and wanted.convolutions == "auto"
+    if wanted.settled or not free or wanted.torch_device.type != "cpu":
+        return None
+    wanted = replace(wanted, precision="float32" if wanted.precision == "auto" else wanted.precision)
+    simple = one_by_one(wanted, loop_chunk(bound, cohort) if wanted.chunk == "auto" else wanted.chunk)
+    phases = [item for item in bound.method.schedule if isinstance(item, Phase)]
+    steps = [int(steps_of(phase, federation, training, cohort).sum()) for phase in phases]
+    rounds = training.rounds if machine.rounds is None else machine.rounds
+    engine, clients = Engine(bound, federation, training, simple, seed, machine), largest(federation, 1)
+
+    def seconds(count: int) -> float:
+        """Of some steps of all phases."""
+        x, received = copies(bound, 1)
+        begun = time.perf_counter()
+        engine.visit(x, received, clients, 0, tuple(replace(phase, steps=count, epochs=None) for phase in phases))
+        return time.perf_counter() - begun
+
+    if seconds(1) > SHORT / GLANCE:
+        return None
+    return simple if rounds * max(steps, default=0) * seconds(GLANCE) / GLANCE < SHORT else None
 
 
 @dataclass(frozen=True)

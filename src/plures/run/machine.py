@@ -29,8 +29,9 @@ class Machine:
 
     Examples:
         >>> heart, machine = plures.load("heart"), plures.run.Machine()
-        >>> model, training = plures.default_model(heart), plures.Training(rounds=2)
-        >>> runs = [plures.Run(heart, model, plures.methods.fedavg(), training, machine=machine) for _ in range(2)]
+        >>> options = {"execution": plures.Execution(backend="vmap"), "machine": machine}
+        >>> model, method = plures.default_model(heart), plures.methods.fedavg()
+        >>> runs = [plures.Run(heart, model, method, plures.Training(rounds=2), **options) for _ in range(2)]
         >>> len(machine.timings), runs[0].execution == runs[1].execution
         (1, True)
     """
