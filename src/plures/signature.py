@@ -202,8 +202,10 @@ def _word(words: Mapping[str, bool], text: str) -> tuple[bool, ...]:
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of an annotated type; NaN is no number, and a method itself checks the texts it knows."""
     origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any or kind is object or isinstance(kind, str | TypeVar):
+    if kind is Any or kind is object or isinstance(kind, str):
         return True
+    if isinstance(kind, TypeVar):
+        return kind.__bound__ is None or fits(value, kind.__bound__)
     if origin is Annotated:
         return fits(value, inner[0])
     if origin in (Union, types.UnionType):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plures.evaluate.record import Layer, Personal
 from plures.run import Run
-from plures.run.run import MODEL
+from plures.run.deployed import MODEL
 
 HELD = 2**26
 """Numbers of all clients' predictors that are held in memory at once; beyond it, the map is made of a sketch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,15 +28,17 @@ from plures.method import (
     named,
     paths,
 )
+from plures.run.deployed import Deployed
 from plures.run.engine import Stack
-from plures.run.run import Run
 from plures.run.states import working
 from plures.run.store import ClientStore
 from plures.signature import checked
 
+R = TypeVar("R", bound=Deployed)
+
 
 @checked
-def onboard(run: Run, newcomers: Federation, visits: int | None = None) -> Run:
+def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | None = None) -> R:
     """The run as newcomers see it: what is shared comes from it, what is personal they obtain by themselves.
 
     Newcomers take over the run's task, with its loss and weights, and its metrics. A newcomer joins the cluster with
@@ -133,7 +136,7 @@ def check(newcomers: Federation, seen: Federation) -> None:
         )
 
 
-def rescaled(run: Run, newcomers: Federation) -> Federation:
+def rescaled(run: Deployed, newcomers: Federation) -> Federation:
     """Newcomers whose data are as they came, prepared as a run's data were.
 
     Args:
@@ -162,7 +165,7 @@ def rescaled(run: Run, newcomers: Federation) -> Federation:
     )
 
 
-def alone(run: Run) -> Schedule:
+def alone(run: Deployed) -> Schedule:
     """The method's schedule restricted to the leaves that a client determines alone."""
     kept = {leaf for block in run.bound.blocks if block.share.own_row for leaf in block.leaves}.union(run.kept())
     narrowed: list[Phase | Assign] = []
@@ -184,7 +187,7 @@ def exactly(leaves: list[Leaf]) -> tuple[Selector, ...]:
     return tuple(replace(paths(*(p for s, p in leaves if s == slot)), slot=slot) for slot in slots)
 
 
-def _losses(run: Run, guest: Run, block: Block, clients: list[int], rows: int) -> Tensor:
+def _losses(run: Deployed, guest: Deployed, block: Block, clients: list[int], rows: int) -> Tensor:
     """Losses of newcomers with each model of a block; those without training data prefer what most clients use.
 
     Clients that have not taken part yet do not count, for they have not chosen.
@@ -197,7 +200,7 @@ def _losses(run: Run, guest: Run, block: Block, clients: list[int], rows: int) -
     return torch.where(none.to(losses.device), -users.to(losses).unsqueeze(1), losses)
 
 
-def _start(run: Run, guest: Run, chunk: list[int]) -> Stack:
+def _start(run: Deployed, guest: Deployed, chunk: list[int]) -> Stack:
     """States of newcomers before their first visit."""
     states = guest.states(chunk)
     fresh: Stack = {slot: dict(leaves) for slot, leaves in states.items()}

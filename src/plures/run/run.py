@@ -1,11 +1,10 @@
-"""A run: a coordinator over clients in this process, and what they predict with."""
+"""A run: a method in training over clients in this process. Those that no round has drawn are served as newcomers."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +12,25 @@ from torch import Tensor, nn
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.federation.build import Frame
 from plures.method import Kept, Known, Method, Setting
-from plures.models import Leaves, ModelFactory
+from plures.models import ModelFactory
 from plures.run.choose import choose
-from plures.run.coordinator import Coordinator
-from plures.run.engine import Engine, Stack
+from plures.run.deployed import Deployed
+from plures.run.engine import Stack
 from plures.run.execution import Execution
 from plures.run.local import Local
 from plures.run.machine import Machine
+from plures.run.onboard import onboard
 from plures.run.origin import Origin
-from plures.run.padding import Examples
 from plures.run.participation import PARTICIPATIONS, Participation
 from plures.run.pool import Pool
-from plures.run.predict import predicted
 from plures.run.rehearse import rehearse
-from plures.run.states import states, working
 from plures.run.training import Training
 from plures.signature import checked
 
-MODEL = "model"
-"""The slot of a predictor that is one model."""
-
 
 @checked
-class Run(Coordinator[Local]):
+class Run(Deployed):
     """A federation, a model and a method in training, with the clients in this process.
 
     Args:
@@ -91,32 +84,10 @@ class Run(Coordinator[Local]):
         super().__init__(origin, clients, data, setting, training, settled)
         self._served: _Served | None = None
 
-    @property
-    def engine(self) -> Engine:
-        """Does the local work."""
-        return self.clients.engine
-
-    def chunks(self, clients: list[int]) -> list[list[int]]:
-        """Clients in chunks of similar size, by decreasing number of training examples."""
-        return self.clients.chunks(clients)
-
-    def states(self, clients: list[int]) -> Stack:
-        """What some clients hold: what is shared from the server, what is personal from the store."""
-        return states(self, clients)
-
-    def on(self, federation: Federation, setting: Setting) -> Run:
-        """This run as it stands, with other data: of clients that come later, or of another task."""
-        other = copy.copy(self)
-        other.federation, other.setting = federation, setting
-        other.clients = Local(self.bound, federation, self.training, self.execution, self.seed, self.engine.machine)
+    def on(self, federation: Federation, setting: Setting) -> Self:
+        other = super().on(federation, setting)
         other._served = None
         return other
-
-    # --- what clients predict with ------------------------------------------------------------------------------
-
-    def predictors(self, clients: list[int]) -> Leaves:
-        """Personal models of some clients, ``(clients, ...)`` each: the deployable readout after aggregation."""
-        return self.deployed(clients)[MODEL]
 
     def deployed(self, clients: list[int]) -> Stack:
         """What some clients predict with: one slot with the personal model, or their whole state if it is composed.
@@ -126,55 +97,13 @@ class Run(Coordinator[Local]):
         """
         anew = self._anew(clients)
         if not bool(anew.any()):
-            return self._deployed(clients)
+            return super().deployed(clients)
         new = self._newcomers([clients[i] for i in anew.nonzero().flatten().tolist()])
         if bool(anew.all()):
             return new
-        own = self._deployed([i for i, fresh in zip(clients, anew, strict=True) if not fresh])
+        own = super().deployed([i for i, fresh in zip(clients, anew, strict=True) if not fresh])
         where = torch.cat([(~anew).nonzero(), anew.nonzero()]).squeeze(1).argsort().to(self.device)
         return {s: {p: torch.cat([t, new[s][p]])[where] for p, t in leaves.items()} for s, leaves in own.items()}
-
-    def predict(
-        self, client: str, inputs: Tensor | Mapping[str, Any] | Frame | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Outputs of one client's predictor, and what it decides for.
-
-        New rows are encoded, completed and scaled by what was fitted to the run's data.
-
-        Args:
-            client: its name.
-            inputs: raw examples ``(n, *features)``, or a table with the columns of the data, in any order
-                (:meth:`~plures.federation.Federation.scaled`); default: the client's test examples.
-
-        Returns:
-            Outputs ``(n, outputs)``: log-probabilities of classes up to a constant, log-odds of labels, or the
-            predicted numbers in the target's own units; classes ``(n,)`` int64 or labels ``(n, labels)`` of 0 and 1,
-            ``None`` for regression.
-
-        Raises:
-            PluresError: among others if there is no such client, or if its model diverged.
-
-        Examples:
-            >>> import numpy as np
-            >>> import plures
-            >>> age, ward = np.arange(60) % 50 + 20.0, np.array(["east", "west"]).repeat(30)
-            >>> table = {"age": age, "ward": ward, "sick": age > 40}
-            >>> data = plures.from_frame(table, target="sick", client="ward", standardize=True)
-            >>> model = lambda: torch.nn.Linear(1, 2)
-            >>> run = plures.Run(data, model, plures.methods.ditto(), plures.Training(rounds=20))
-            >>> for _ in run.rounds():
-            ...     pass
-            >>> _, classes = run.predict("west", {"age": [20, 69]})
-            >>> [data.task.classes[i] for i in classes]
-            ['False', 'True']
-        """
-        place = self.federation.index(client)
-        if inputs is None:
-            rows = self.federation.inputs[self.federation.splits["test"][place]]
-        else:
-            rows = self.federation.scaled(inputs)
-        own: Examples = {split: self.engine.whole([place], split) for split in self.bound.method.predictor.reads}
-        return predicted(self.engine, self.federation.clients[place], self.deployed([place]), own, rows)
 
     def _anew(self, clients: list[int] | Tensor) -> Tensor:
         """``(clients,)`` who of some clients is served as those that come later are."""
@@ -188,8 +117,6 @@ class Run(Coordinator[Local]):
 
         They are newcomers to the run as it stands, once for a state of the run, whoever asks for them how often.
         """
-        from plures.run.onboard import onboard
-
         if self._served is None or self._served.server is not self.server or self._served.round != self.round:
             self._served = _Served(self.server, self.round, [], torch.full((2, len(self.federation)), -1))
         fresh = torch.tensor(sorted(clients), dtype=torch.int64)
@@ -214,28 +141,6 @@ class Run(Coordinator[Local]):
             slot: {path: torch.cat([stack[slot][path] for stack in found])[back] for path in leaves}
             for slot, leaves in found[0].items()
         }
-
-    def _deployed(self, clients: list[int]) -> Stack:
-        """The same as the clients stand, whether or not they took part."""
-        order = self.federation.splits["train"].sizes[clients].argsort(descending=True, stable=True)
-        ranked = [clients[i] for i in order.tolist()]
-        stack = self.readout(self.states(ranked), ranked)
-        if ranked == clients:
-            return stack
-        return {slot: {path: t[order.argsort()] for path, t in leaves.items()} for slot, leaves in stack.items()}
-
-    def readout(self, states: Stack, clients: list[int]) -> Stack:
-        """The predictors made of the given states by the method's ``predict`` part."""
-        predict = self.bound.method.predictor
-        if work := predict.preparation:
-            received, states = states, working(states, self.bound.written_by(work))
-            self.engine.visit(states, received, clients, self.round, work)
-        if predict.composed:
-            return states
-        if isinstance(predict.model, str):
-            return {MODEL: states[predict.model]}
-        composed: Leaves = self.engine.mapped(lambda x: dict(predict.leaves(self.bound.state(x))))(states)
-        return {MODEL: composed}
 
 
 @brief
