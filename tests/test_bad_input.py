@@ -89,7 +89,7 @@ def test_degenerate_settings_run_with_a_warning(make, message):
 
 
 def test_fedbn_on_a_model_without_norm_layers_says_what_it_is():
-    with pytest.warns(PluresWarning, match="'norm_layers' matches no leaf .*FedBN is FedAvg"):
+    with pytest.warns(PluresWarning, match="'norm_layers' matches no leaf .*FedBN becomes FedAvg"):
         Method(layout={norm_layers: Personal(), "model": Shared()}).bind(Network(scalar()()), Setting.of(quadratic()))
 
 

@@ -297,7 +297,7 @@ def test_an_entry_whose_leaves_are_all_taken_is_refused(layout, entry, owner):
         bound(Method(layout=layout))
     assert repr(entry) in str(error.value)
     assert f"'{owner}' before it" in str(error.value)
-    assert "put the more special entry first" in str(error.value)
+    assert "put the more specific entry first" in str(error.value)
 
 
 def test_a_slot_name_is_what_others_leave():
@@ -329,7 +329,7 @@ def test_the_special_entry_first_is_what_was_meant():
         (Method(layout={"model": Mixed(), "others": View("modle", lambda look: look.own)}), r"no slot 'modle'"),
         (
             Method(layout={replace(head, slot="modle"): Shared(), "model": Shared()}),
-            r"slot 'modle', which there is not",
+            r"slot 'modle', which does not exist",
         ),
     ],
 )

@@ -170,7 +170,7 @@ def seen(method, **columns):
 )
 def test_a_column_that_newcomers_lack(make):
     done = seen(make(), age=(1.0, 2.0, 3.0))
-    with pytest.raises(PluresError, match=r"nothing is known of 'age' for client 'zz'"):
+    with pytest.raises(PluresError, match=r"nothing is known about 'age' for client 'zz'"):
         onboard(done, newcomer())
 
 

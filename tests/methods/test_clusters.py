@@ -393,7 +393,7 @@ def test_a_share_that_does_not_say_that_it_asks_for_gradients_gets_none():
 
 def test_clusters_by_gradients_need_a_leaf_that_travels():
     layout = {body: Clustered(2, InitialGradients(), same_start=True), "model": Personal()}
-    with pytest.raises(PluresError, match="gradients of the leaves that travel, and none of the model's does"):
+    with pytest.raises(PluresError, match="gradients of the leaves that travel, but no leaf of the model does"):
         Run(ragged(), mlp, Method(layout=layout, schedule=(Phase(train=(head,)),)))
 
 

@@ -224,7 +224,7 @@ def test_the_shared_model_is_all_that_travels():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: trained(quality()), "nothing is known of 'completeness'"),
+        (lambda: trained(quality()), "nothing is known about 'completeness'"),
         (lambda: trained(quality(), federation=reported(ragged(), *[0.5] * 6, -0.1)), "numbers from 0 to inf"),
         (lambda: trained(quality(inverse=True), federation=reported(ragged(), *[0.0] * 7)), "numbers above 0 to inf"),
         (
@@ -232,7 +232,7 @@ def test_the_shared_model_is_all_that_travels():
             "must hold numbers.*; client '.*' has 'a'",
         ),
         (lambda: fit(debias(), reported(quadratic(), 0.5, 1.0, 1.5, column="reliability")), "above 0 to 1.0"),
-        (lambda: fit(debias(), quadratic()), "nothing is known of 'reliability'"),
+        (lambda: fit(debias(), quadratic()), "nothing is known about 'reliability'"),
     ],
 )
 def test_bad_reports_are_refused(make, message):

@@ -233,7 +233,7 @@ def test_pfedhn_of_metadata_reads_no_label_of_a_newcomer_and_refuses_metadata_th
     assert one == other
     with pytest.raises(PluresError, match=r"column 'age' of client 'b' is not a finite number"):
         run(pfedhn(columns=("age",)), 0, federation=described(quadratic(), age=(1.0, float("nan"), 3.0)))
-    with pytest.raises(PluresError, match="nothing is known of 'height'"):
+    with pytest.raises(PluresError, match="nothing is known about 'height'"):
         run(pfedhn(columns=("height",)), 0, federation=data)
     with pytest.raises(PluresError, match="pfedhn: lr=0"):
         pfedhn(lr=0.0)

@@ -295,7 +295,7 @@ def test_weights_of_single_entries_and_a_reducer_exclude_each_other():
     with pytest.raises(PluresError, match=r"combine of 'model'.*single entries.*leave reduce out"):
         Method(combine=rule).bind(Network(network(1.0)), Setting.of(clients()))
     missing = Combine(lambda x: {k: t for k, t in entries(x).items() if k != "0.bias"})
-    with pytest.raises(PluresError, match=r"the weights say nothing of 'model/0.bias'"):
+    with pytest.raises(PluresError, match=r"the weights have no entry for 'model/0.bias'"):
         Method(combine=missing).bind(Network(network(1.0)), Setting.of(clients()))
 
 

@@ -93,7 +93,7 @@ def test_every_method_minimises_the_weighted_loss(name: str):
     done = trained(name, weighted)
     assert away(done, trained(name, seen)) > 1e-6
     if name in CURVED:
-        with pytest.raises(PluresError, match=f"{name} needs the curvature of the loss.*take its default loss"):
+        with pytest.raises(PluresError, match=f"{name} needs the curvature of the loss.*use its default loss"):
             trained(name, same, 0)
     else:
         assert away(done, trained(name, same)) < 1e-9

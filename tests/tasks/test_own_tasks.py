@@ -72,7 +72,7 @@ def test_what_a_loss_was_written_for_is_not_used_with_another_loss():
     """A curvature and closed forms belong to the loss of the same class or one above it."""
     assert (Regression(1).squared, Regression(1).curved, Classification(("a", "b")).curved) == (True, True, True)
     assert (Halved(1).squared, Halved(1).curved, Doubled(("a", "b")).curved) == (False, False, False)
-    with pytest.raises(PluresError, match="ewc needs the curvature of the loss, which this regression does not tell"):
+    with pytest.raises(PluresError, match="ewc needs the curvature of the loss, which this regression does not define"):
         Run(quadratic().with_task(Halved()), lambda: torch.nn.Linear(1, 1), METHODS["ewc"](), Training(rounds=1))
 
 
@@ -83,7 +83,7 @@ def test_predictions_mix_by_the_probabilities_that_a_class_gives():
     wanted = 0.25 * (2 * one).softmax(-1) + 0.75 * (2 * two).softmax(-1)
     torch.testing.assert_close(sharp.expected(mixed), wanted)
     seen, _ = clients()
-    with pytest.raises(PluresError, match="fedem mixes predictions, and classification does not say how"):
+    with pytest.raises(PluresError, match="fedem averages predictions, which classification does not define"):
         Run(seen.with_task(Sharper()), linear, METHODS["fedem"](), Training(rounds=1))
 
 

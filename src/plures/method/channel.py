@@ -1,4 +1,4 @@
-"""What leaves a client: every kind of thing that a method sends has a name and a size."""
+"""What leaves a client: every kind of data that a method sends has a name and a size."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Literal
 UPDATE, BUFFERS, WEIGHTS, VIEWS, GRADIENTS = "update", "buffers", "weights", "views", "gradients"
 LOSS, OBJECTIVE, CHOICES = "loss", "objective", "choices"
 NUMBER = 8
-"""Bytes of a number that stands in the header of a message."""
+"""Bytes of a number in a message header."""
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One thing that leaves a client.
+    """One kind of data that leaves a client.
 
     Attributes:
-        name: what stages of the wire and messages call it.
-        when: with which answer: to the question who it is (``join``), for gradients before the first round, after a
-            round's local work (``train``), or with measurements (``score``, asked for with any of them).
-        what: what it holds, in words.
-        size: bytes that one client sends in one message; ``None`` for what the members of a federation agree on.
-        tensors: whether tensors carry it: then its bytes are counted as traffic. All else stands in the header of
-            a message, as text, and headers are outside the count; a federation's log counts whole messages, too.
+        name: its name, for stages of the wire and in messages.
+        when: the answer that carries it: on joining (``join``), before the first round (``gradients``), after a
+            round's local work (``train``), or with measurements (``score``, which any request may ask for).
+        what: a description of its content.
+        size: bytes that one client sends in one message; ``None`` if it depends on what the members agree to share.
+        tensors: whether it is sent as tensors, whose bytes count as traffic. Everything else is text in a message
+            header, which is not counted; a federation's log also counts whole messages.
     """
 
     name: str
@@ -38,14 +38,12 @@ class Channel:
 
 FACTS = (
     Channel("examples", "join", "number of training examples", NUMBER),
-    Channel("labels", "join", "training examples of each class, if the members agree to tell them", None),
-    Channel("metadata", "join", "further facts, if the members agree to tell them", None),
+    Channel("labels", "join", "training examples of each class, if the members agree to share them", None),
+    Channel("metadata", "join", "further facts, if the members agree to share them", None),
 )
 MEASURED = (
-    Channel(
-        "scores", "score", "metrics of held-out examples, and how many these are, as far as the site tells them", None
-    ),
-    Channel("seconds", "score", "how long the site worked, if it tells it", NUMBER),
+    Channel("scores", "score", "metrics on held-out examples and their number, as far as the site shares them", None),
+    Channel("seconds", "score", "how long the site worked, if it shares that", NUMBER),
 )
 TRAINING = (
     Channel(LOSS, "train", "mean task loss of the visit", NUMBER),

@@ -1,4 +1,4 @@
-"""Part 5, combine: how a share's new value is made of the uploads."""
+"""Part 5, combine: how a share's new value is computed from the uploads."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Server(Protocol):
 
         Args:
             old: value that was broadcast.
-            combined: what the reducer made of the uploads.
+            combined: the reducer's result for the uploads.
             memory: what the server remembers of these rows.
-            cohort: who took part, of how many, and random keys of this round and block.
+            cohort: the round's participants, the population's size, and random keys for this round and block.
         """
 
 
@@ -76,7 +76,7 @@ class ServerOptimizer:
     """A step of an optimizer with the negative combined change as its gradient (Reddi et al. 2021, Algorithm 1).
 
     Attributes:
-        optimizer: momentum SGD is FedAvgM (Hsu et al. 2019), Adam is FedAdam. Its state stays over the rounds.
+        optimizer: momentum SGD is FedAvgM (Hsu et al. 2019), Adam is FedAdam. Its state persists across rounds.
     """
 
     optimizer: Optimizer = field(default_factory=SGD)
@@ -107,17 +107,17 @@ Weigh = Callable[[State], Tensor | Leaves]
 @brief
 @dataclass(frozen=True)
 class Arrived:
-    """What a reducer knows beside the uploads to a row.
+    """What a reducer knows besides the uploads to a row.
 
     Attributes:
         old: ``(d,)`` the value that was sent out.
         weights: ``(n,)`` the uploads' weights.
         clients: ``(n,)`` positions of the clients.
-        joint: ``(n, D)`` the changes of their whole uploads, the parameters of all blocks joined: by it a reducer
-            judges a client as a whole, not each of its blocks by itself.
+        joint: ``(n, D)`` the change of each client's whole upload, with the parameters of all blocks concatenated, so
+            that a reducer can judge a client as a whole and not block by block.
         memory: what the reducer remembers of the row, without a row axis.
         kept: what the server holds of the block.
-        cohort: who took part, of how many, and random keys of this round and block.
+        cohort: the round's participants, the population's size, and random keys for this round and block.
     """
 
     old: Tensor
@@ -130,13 +130,13 @@ class Arrived:
 
 
 class Reducer:
-    """What a server makes of all uploads to a row: the place of medians, Krum, and the like.
+    """How the server combines all uploads to a row: a median, Krum, and the like.
 
-    It works in double precision on parameters alone, as vectors; buffers are averaged.
+    It gets parameters only, as double-precision vectors; buffers are averaged.
     """
 
     def start(self, value: Tensor) -> Leaves:
-        """What it remembers between rounds, ``(rows, ...)``, given the initial value ``(rows, d)``; often nothing."""
+        """Its initial memory, ``(rows, ...)``, given the initial value ``(rows, d)``; often empty."""
         return {}
 
     def reduce(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
@@ -144,13 +144,13 @@ class Reducer:
 
         Args:
             uploads: ``(n, d)``, in the order of the clients' positions.
-            arrived: what else is known.
+            arrived: what else is known about them.
         """
         raise NotImplementedError
 
 
 REDUCER = "reducer:"
-"""What names of a reducer's memory begin with, beside those of the server's step."""
+"""Prefix of the names in a reducer's memory, which keeps them apart from those of the server's step."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,13 @@ class Combine:
 
     Attributes:
         weights: ``examples`` (by training examples), ``uniform``, or a function of the client's state after its local
-            work: what it reads travels with the upload. Weights of single entries may leave buffers out, which then
-            count by training examples.
+            work, whose value travels with the upload. Weights per entry may leave out buffers, which are then weighted
+            by training examples.
         server: the server's step.
-        reduce: what is made of the parameters of all uploads to a row, with one weight for each client; default: their
-            weighted mean.
-        denominator: what the weighted sum of the changes is divided by, a fixed number; default: the sum of the weights
-            that came. So a client that stays away changes the result by its own part alone.
+        reduce: how the parameters of all uploads to a row are combined, with one weight for each client; default:
+            their weighted mean.
+        denominator: a fixed number that divides the weighted sum of the changes; default: the sum of the weights that
+            arrived. With a fixed number, an absent client only removes its own contribution.
     """
 
     weights: Literal["examples", "uniform"] | Weigh = "examples"
@@ -184,7 +184,7 @@ class Combine:
             raise PluresError("a denominator belongs to a weighted mean: leave out reduce, or the denominator")
 
     def start(self, value: Leaves) -> Leaves:
-        """What server step and reducer remember at the start, given the parameters ``(rows, ...)``."""
+        """Initial memory of server step and reducer, given the parameters ``(rows, ...)``."""
         own = {} if self.reduce is None else self.reduce.start(flatten(value))
         return self.server.start(value) | {f"{REDUCER}{k}": t for k, t in own.items()}
 
@@ -195,7 +195,7 @@ class Combine:
 
 
 COLUMNS = 8192
-"""Entries of every upload that are summed at once on a CPU: their copies in double precision then stay in the cache."""
+"""Entries of each upload summed at a time on a CPU, so that their double-precision copies stay in the cache."""
 
 
 class Mean:
@@ -205,8 +205,8 @@ class Mean:
 
     Args:
         old: values that were broadcast, ``(models, ...)``; a model without uploads keeps its value.
-        denominator: what the weighted sum of changes is divided by, instead of the weights' sum.
-        summed: leaves for which the denominator counts.
+        denominator: divisor of the weighted sum of changes, instead of the weights' sum.
+        summed: leaves to which the denominator applies.
     """
 
     def __init__(self, old: Leaves, denominator: float | None = None, summed: Sequence[str] = ()) -> None:
@@ -252,14 +252,14 @@ class Mean:
 def reduced(
     rule: Combine, old: Leaves, uploads: Leaves, model: Tensor, arrived: Callable[[int], Arrived]
 ) -> tuple[Leaves, Leaves]:
-    """What a reducer makes of the parameters of all uploads, and its memory, by row.
+    """The reducer's result for the parameters of each row, and its new memory.
 
     Args:
         rule: the block's rule, which has a reducer.
         old: parameters that were broadcast, ``(models, ...)``.
         uploads: ``(cohort, ...)``.
         model: ``(cohort,)`` the model that each upload goes to.
-        arrived: what is known of the uploads to a model.
+        arrived: what is known about the uploads to a model.
     """
     assert rule.reduce is not None
     flat, whole, memory = flatten(uploads), flatten(old), list[Leaves]()

@@ -77,7 +77,7 @@ norm_layers = Selector(
     "norm_layers",
     lambda leaf: issubclass(leaf.module, NORMS),
     empty="warn",
-    hint="the model has no normalisation layer, so this method is what its remaining layout says (FedBN is FedAvg)",
+    hint="the model has no normalisation layer, so only the rest of the layout applies (FedBN becomes FedAvg)",
 )
 norm_statistics = Selector(
     "norm_statistics",
@@ -86,7 +86,7 @@ norm_statistics = Selector(
     hint="the model keeps no running statistics, so this entry does nothing",
 )
 buffers = Selector("buffers", lambda leaf: leaf.buffer, empty="fine")
-"""Leaves that follow forward passes: running statistics, and any other buffers of a module."""
+"""Leaves that forward passes update: running statistics, and any other buffers of a module."""
 everything = Selector("everything", lambda leaf: True, empty="fine")
 nothing = Selector("nothing", lambda leaf: False, empty="fine")
 
@@ -123,7 +123,7 @@ def matching(key: LayoutKey, info: Mapping[str, Mapping[str, LeafInfo]], where: 
         return [(key, path) for path, leaf in info[key].items() if not leaf.frozen]
     if key.slot not in info:
         raise PluresError(
-            f"{where}: selector {key.name!r} chooses in slot {key.slot!r}, which there is not; "
+            f"{where}: selector {key.name!r} chooses in slot {key.slot!r}, which does not exist; "
             f"{suggestion(key.slot, info, 'slots are')}"
         )
     chosen = [(path, leaf) for path, leaf in info[key.slot].items() if key.chooses(leaf)]
@@ -180,8 +180,8 @@ def blocks(layout: Layout, info: Mapping[str, Mapping[str, LeafInfo]]) -> tuple[
             owners = [n for n, leaves in zip(keys.values(), found, strict=True) if set(leaves) & set(all_leaves)]
             raise PluresError(
                 f"layout: nothing is left for the entry {name!r}: {', '.join(map(repr, owners))} before it "
-                f"{'takes' if len(owners) == 1 else 'take'} all its leaves; put the more special entry first, or leave "
-                f"{name!r} out"
+                f"{'takes' if len(owners) == 1 else 'take'} all its leaves; put the more specific entry first, or "
+                f"leave {name!r} out"
             )
     frozen = tuple((slot, path) for slot, leaves in info.items() for path, leaf in leaves.items() if leaf.frozen)
     resolved = [Block("frozen", Frozen(), frozen)] if frozen else []

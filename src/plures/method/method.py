@@ -64,7 +64,7 @@ Slot = Callable[[Start], Leaves] | Selector
 
 
 WIRE = "wire"
-"""The slot in which the stages of the wire remember."""
+"""The slot that holds the memory of the wire's stages."""
 
 Add = Callable[[nn.Module, Setting], nn.Module]
 """Adds a part that a model lacks: ``(model, setting) -> model`` with the part marked by its role."""
@@ -84,8 +84,8 @@ class Method:
         layout: slot names or selectors to shares; the first entry that matches a leaf decides.
         schedule: what a client does when visited.
         slots: initial leaves of slots beside ``model``: a function of :class:`Start`, or a selector whose leaves are
-            copied; a slot named in the layout and not here starts as a copy of the model.
-        wire: stages that an upload passes, in this order; what they remember is the client's slot ``wire``.
+            copied; a slot named in the layout but not here starts as a copy of the model.
+        wire: stages that an upload passes, in this order; their memory is the client's slot ``wire``.
         combine: how uploads become the new value; one for all blocks, or one for each slot.
         predict: how a client predicts.
         adds: parts to add to a model, by role, if it has none with that role: adapters, gates.
@@ -182,11 +182,11 @@ class Bound:
         info: structure of every slot's leaves.
         blocks: the layout, resolved.
         written: leaves that local work changes, and those in which the wire remembers.
-        line: the wire, laid for the parameters that travel.
-        buffers: leaves that travel beside it: running statistics and whole numbers.
-        channels: all that leaves a client.
+        line: the wire, prepared for the parameters that travel.
+        buffers: leaves that travel beside it: running statistics and integers.
+        channels: everything that leaves a client.
         probes: whether a share asks for gradients at the initial model.
-        verdicts: what runs have found out about functions of batches: whether padding changes their result.
+        verdicts: for each function of a batch, whether padding changes its result, as measured so far.
     """
 
     verdicts: dict[tuple[int, ...], tuple[object, bool]]
@@ -230,7 +230,7 @@ class Bound:
             frozen = all(leaf.frozen or leaf.buffer for leaf in network.info.values())
             raise PluresError(
                 "every parameter of the model is frozen (requires_grad=False), so there is nothing to train: unfreeze "
-                "some, or take a method that adds parts (lora, community)"
+                "some, or use a method that adds parts (lora, community)"
                 if frozen
                 else "the schedule trains nothing: name a slot in a phase, or give a phase a leaf that is not frozen"
             )
@@ -277,11 +277,11 @@ class Bound:
                 raise PluresError(f"{where}: no slot {slot!r}; {suggestion(slot, self.initial, 'slots are')}")
 
     def _check_rules(self) -> None:
-        """Refuse weights and reducers that do not fit each other, and gradients of nothing."""
+        """Refuse weights that do not fit their reducer, and gradient probes without parameters."""
         if self.probes and not self.probed():
             raise PluresError(
-                "the method groups clients by gradients of the leaves that travel, and none of the model's does: train "
-                "some that are shared, or group by something else"
+                "the method groups clients by gradients of the leaves that travel, but no leaf of the model does: "
+                "train some that are shared, or group by something else"
             )
         for block in self.blocks:
             rule, leaves = self.combine(block), self.travelling(block)
@@ -292,21 +292,21 @@ class Bound:
                 continue
             if rule.reduce is not None:
                 raise PluresError(
-                    f"combine of {block.name!r}: weights of single entries belong to a weighted mean, and the reducer "
-                    "would not see them: give one weight for each client, or leave reduce out"
+                    f"combine of {block.name!r}: weights of single entries need a weighted mean; the reducer would "
+                    "not see them: give one weight for each client, or leave reduce out"
                 )
             without = [leaf for leaf in self.parameters(block) if leaf in leaves and named(leaf) not in given]
             if without:
                 raise PluresError(
-                    f"combine of {block.name!r}: the weights say nothing of {named(without[0])!r}: add it"
+                    f"combine of {block.name!r}: the weights have no entry for {named(without[0])!r}: add it"
                 )
 
     def _remember(self) -> None:
-        """Give what the wire remembers a slot that stays with the client."""
+        """Add a slot for the wire's memory, which stays with the client."""
         if not self.line.memory:
             return
         if WIRE in self.initial:
-            raise PluresError(f"stages of the wire remember in the slot {WIRE!r}: give the method's own another name")
+            raise PluresError(f"the slot {WIRE!r} holds the memory of wire stages: give the method's own another name")
         module = type(self.network.module)
         self.initial[WIRE] = {name: t[0] for name, t in self.line.memory.items()}
         self.info[WIRE] = {name: LeafInfo(name, module, frozenset(), False) for name in self.line.memory}
@@ -316,7 +316,7 @@ class Bound:
         self._travelling[WIRE] = ()
 
     def _leaving(self) -> tuple[Channel, ...]:
-        """All that leaves a client, in the order in which it does."""
+        """Everything that leaves a client, in that order."""
         found = list(FACTS)
         if self.probes:
             size = sum(self.initial["model"][path].nbytes for path in self.probed())
@@ -339,17 +339,17 @@ class Bound:
             (
                 BUFFERS,
                 sum(map(self.nbytes, self.buffers)),
-                f"running statistics and whole numbers of {followed}",
+                f"running statistics and integers of {followed}",
             ),
             (
                 WEIGHTS,
                 sum(map(self.weight_bytes, self.blocks)),
-                f"weight of the upload of {', '.join(weighed)}, made of the client's state",
+                f"weight of the upload of {', '.join(weighed)}, computed from the client's state",
             ),
             (
                 VIEWS,
                 sum(map(self.nbytes, self.told())),
-                f"personal leaves of {told}, which decide what models a client sees",
+                f"personal leaves of {told}, which decide which models a client sees",
             ),
         )
         found += [Channel(name, "train", what, size, True) for name, size, what in carried if size]
@@ -370,7 +370,7 @@ class Bound:
         return given.nbytes if isinstance(given, Tensor) else sum(t.nbytes for t in given.values())
 
     def _check_channels(self) -> None:
-        """Refuse what a stage of the wire does not let pass."""
+        """Refuse a channel that a stage of the wire forbids."""
         for stage in self.line.stages:
             for channel in self.channels:
                 reason = stage.refusal(channel) if channel.name != UPDATE else None
@@ -427,7 +427,7 @@ class Bound:
         return [leaf for leaf in own if leaf[0] in read and leaf in self.written]
 
     def local(self) -> Bound:
-        """The same as seen by a single client, which has received its rows."""
+        """The same method from the view of a single client, which has received its rows."""
         mine = copy.copy(self)
         mine.blocks = tuple(replace(block, share=block.share.local()) for block in self.blocks)
         return mine
@@ -437,7 +437,7 @@ class Bound:
         return [leaf for leaf in self.selected(phase) if not self._buffer(leaf)]
 
     def of_model(self, leaf: Leaf) -> bool:
-        """Whether a leaf is one of the network's, or of a copy of some of its leaves."""
+        """Whether a leaf belongs to the network, or to a copy of some of its leaves."""
         (slot, path), model = leaf, self.initial["model"]
         return path in self.network.info and self.initial[slot][path].shape == model[path].shape
 

@@ -10,7 +10,7 @@ def classes(start: Start, method: str) -> int:
     """Number of classes; every example has exactly one."""
     task = start.setting.task
     if not task.classes:
-        raise PluresError(f"{method} needs classes, but the task is {task.kind}: take another method")
+        raise PluresError(f"{method} needs classes, but the task is {task.kind}: use another method")
     return len(task.classes)
 
 
@@ -18,7 +18,7 @@ def mixing(start: Start, method: str) -> None:
     """Require predictions that can be averaged."""
     task = start.setting.task
     if not task.mixes:
-        raise PluresError(f"{method} mixes predictions, and {task.kind} does not say how: take another method")
+        raise PluresError(f"{method} averages predictions, which {task.kind} does not define: use another method")
 
 
 def curvature(start: Start, method: str) -> None:
@@ -26,6 +26,6 @@ def curvature(start: Start, method: str) -> None:
     task = start.setting.task
     if not task.curved:
         raise PluresError(
-            f"{method} needs the curvature of the loss, which this {task.kind} does not tell: take its default loss or "
-            "another method"
+            f"{method} needs the curvature of the loss, which this {task.kind} does not define: use its default loss "
+            "or another method"
         )

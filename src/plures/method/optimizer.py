@@ -87,7 +87,7 @@ class SGD:
 
 
 def reach(optimizer: SGD, steps: Tensor) -> Tensor:
-    """How often the gradients of some steps count in the total change of those steps.
+    """How many times the gradients of some steps count in the total change of those steps.
 
     With ``momentum`` ``b`` the gradient of step ``j`` of ``K`` counts ``1 + b + ... + b^(K-j)`` times; without, once.
     So the change divided by ``lr`` times this number is a weighted mean of the gradients.

@@ -1,4 +1,4 @@
-"""What methods on representations share: loss terms, and what a client remembers of its last visit."""
+"""Shared by methods that work on representations: loss terms, and what a client remembers of its last visit."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float) -> Tensor
 
 
 def members(targets: Tensor, classes: int, like: Tensor) -> Tensor:
-    """``(batch, classes)`` 1 in the column of each example's class, in the type of ``like``."""
+    """One-hot targets ``(batch, classes)``, in the type of ``like``."""
     return (targets.unsqueeze(-1) == torch.arange(classes, device=targets.device)).to(like.dtype)
 
 

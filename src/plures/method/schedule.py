@@ -43,8 +43,8 @@ class Phase:
         keeps: slots that ``before`` computes and that stay in the client's state.
         epochs: passes over the client's training data; default: the run's.
         steps: number of steps instead of epochs (possibly drawn at random); default: the run's.
-        lr: learning rate; default: the run's. The run's schedule multiplies either in rounds of training, but not in
-            the work before predicting or in visits of newcomers.
+        lr: learning rate; default: the run's. The run's learning-rate schedule scales both in rounds of training, but
+            not in the work before predicting or in visits of newcomers.
         optimizer: local optimizer; default: the run's.
         batches: batches drawn for each step.
         random: whether the objective draws random numbers (:meth:`~plures.method.state.Batch.uniform`).
@@ -118,7 +118,7 @@ class Visit:
     Attributes:
         steps: steps of the preceding phase, a scalar.
         lr: learning rate of that phase, or the run's before the first phase, a scalar.
-        reach: how often that phase's gradients count in its change, in steps of length ``lr``
+        reach: how many times that phase's gradients count in its change, in steps of length ``lr``
             (:func:`~plures.method.optimizer.reach`), a scalar: ``steps`` without momentum. Only where
             :attr:`Assign.linear` is given; otherwise NaN.
         round: number of the round, from 0, a scalar.
@@ -148,8 +148,8 @@ class Assign:
             ``visit.measured``; evaluated in evaluation mode (no dropout, running statistics fixed).
         split: the examples that are measured.
         reads: splits whose examples the update gets whole, for statistics that are not means (a threshold, a density).
-        linear: for an update that treats the change of the preceding phase as a mean of gradients, the sentence with
-            which a run is refused if the optimizer is not SGD: other optimizers' steps are not sums of gradients.
+        linear: for an update that treats the change of the preceding phase as a mean of gradients: the error message
+            if the optimizer is not SGD, since other optimizers' steps are not sums of gradients.
     """
 
     writes: tuple[str, ...]

@@ -98,7 +98,7 @@ class Setting:
         return cls(federation.task, federation.clients, federation.features, *known, public=public)
 
     def index(self, client: str | int) -> int:
-        """Position of a client by its name; a number is the name of its digits."""
+        """Position of a client by its name; an integer stands for the name with the same digits."""
         return position(client, self.clients)
 
     def take(self, clients: list[int]) -> Setting:
@@ -114,7 +114,7 @@ class Setting:
         """A fact of every client, ``(clients, ...)``."""
         if name in self.private:
             raise PluresError(
-                f"the method needs {name!r} of every client, but {self._who()} did not tell it: add {name!r} to what "
+                f"the method needs {name!r} of every client, but {self._who()} did not share it: add {name!r} to what "
                 "the federation tells"
             )
         values = self._values(name)
@@ -139,7 +139,7 @@ class Setting:
     def _values(self, name: str) -> Tensor:
         if name not in self.facts:
             raise PluresError(
-                f"nothing is known of {name!r} for {self._who()}; known are {', '.join(self.facts)}: add it to the "
+                f"nothing is known about {name!r} for {self._who()}; known are {', '.join(self.facts)}: add it to the "
                 "federation's metadata"
             )
         return self.facts[name]
@@ -148,8 +148,8 @@ class Setting:
         """Refuse an ambiguous name."""
         if name in KEPT and name in self.metadata:
             raise PluresError(
-                f"the method asks for {name!r}, which is a fact that every run keeps, and a metadata column: give the "
-                f"column another name, such as 'client {name}'"
+                f"the method asks for {name!r}, which is both a fact that every run keeps and a metadata column: "
+                f"give the column another name, such as 'client {name}'"
             )
 
     def _who(self) -> str:

@@ -207,7 +207,7 @@ class Batch:
         return value
 
     def uniform(self, *shape: int, salt: int = 0) -> Tensor:
-        """Random numbers in [0, 1), a function only of seed, client, round, step and ``salt``."""
+        """Random numbers in [0, 1), which depend only on seed, client, round, step and ``salt``."""
         assert self.key is not None, "the phase must say random=True"
         drawn = uniform(self.key + salt * 0x51ED270B, math.prod(shape)).reshape(shape)
         return drawn.to(self.problem.network.dtype)

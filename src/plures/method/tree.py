@@ -1,7 +1,7 @@
 """Arithmetic on leaves. Every function returns new tensors and leaves its arguments alone.
 
-Arithmetic is for parameters. Buffers, such as running statistics, follow forward passes, and frozen leaves never
-change: no distance, product or step includes them if an argument knows which they are, as a client's slots do.
+Arithmetic is for parameters. Buffers, such as running statistics, are updated by forward passes, and frozen leaves
+never change: no distance, product or step includes them if an argument knows which they are, as a client's slots do.
 """
 
 from __future__ import annotations

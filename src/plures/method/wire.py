@@ -1,4 +1,4 @@
-"""Part 4, wire: what becomes of an upload before it leaves the client, and again at the server."""
+"""Part 4, wire: how an upload is encoded before it leaves the client, and decoded at the server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from plures.models import Leaves
 from plures.models.layers import uniform
 
 BETWEEN = 0x51ED270B
-"""What the keys of one stage differ by from those of the stage before it."""
+"""Offset between the random keys of consecutive stages."""
 
 
 @brief
 @dataclass(frozen=True)
 class Sending:
-    """What a stage may know of the messages that it works on.
+    """What a stage knows about the messages that it works on.
 
     Attributes:
         keys: ``(clients,)`` int64 random keys, a function of seed, client, round and stage.
@@ -40,29 +40,29 @@ class Sending:
 class Codec:
     """One stage of the wire: clip, add noise, sparsify, quantize, mask.
 
-    A stage works on the change of a whole upload: of the parameters of all blocks that travel. It may turn it into
-    anything that it can turn back. Stages form a chain: each encodes what the one before it sends, and the server
+    A stage works on the change of a whole upload: of the parameters of all blocks that travel. It may encode it in
+    any form that it can decode. Stages form a chain: each encodes what the one before it sends, and the server
     decodes in reverse order. The last one's payload is what is sent and counted, in simulation and over a network.
 
-    Running statistics and whole numbers do not pass the stages: they leave beside the payload, on the channel
+    Running statistics and integers do not pass the stages: they leave beside the payload, on the channel
     ``buffers``. Whatever else leaves a client is a :class:`~plures.method.channel.Channel`, too, which a stage may
     refuse (:meth:`refusal`) or change (:meth:`beside`).
 
-    All tensors are stacked over clients, ``(clients, ...)``. A stage must give for each client what it gives for it
-    alone, and payloads of one size.
+    All tensors are stacked over clients, ``(clients, ...)``. A client's result must not depend on the other clients in
+    the stack, and all payloads must have the same size.
 
     Attributes:
-        bounds: whether the stage bounds how far an upload goes. Then no later stage may remember anything, because a
-            memory would be added to what was bounded.
+        bounds: whether the stage bounds the norm of an upload. Then no later stage may have a memory, because it would
+            be added to what was bounded.
     """
 
     bounds: ClassVar[bool] = False
 
     def start(self, change: Leaves) -> Leaves:
-        """What one client remembers before its first round; it stays with the client and is kept between rounds.
+        """One client's initial memory, which stays with the client and is kept between rounds.
 
         Args:
-            change: zeros of the shapes and types that the stage gets of one client, ``(1, ...)``.
+            change: zeros of the shapes and types of the stage's input for one client, ``(1, ...)``.
 
         Returns:
             Tensors ``(1, ...)``; often none.
@@ -70,10 +70,10 @@ class Codec:
         return {}
 
     def encode(self, change: Leaves, memory: Leaves, sending: Sending) -> tuple[Leaves, Leaves]:
-        """What is sent, and what the clients remember.
+        """The payload to send, and the clients' new memory.
 
         Args:
-            change: what the stage gets, ``(clients, ...)``. For the first stage: value after local work minus value
+            change: the stage's input, ``(clients, ...)``. For the first stage: value after local work minus value
                 received, of every parameter by ``slot/path``.
             memory: what the clients remember, ``(clients, ...)``.
             sending: keys, and what the clients received.
@@ -84,14 +84,14 @@ class Codec:
         raise NotImplementedError
 
     def decode(self, payload: Leaves, like: Leaves) -> Leaves:
-        """What the server makes of payloads: what the stage got, as far as it can be told.
+        """Recover the stage's input from payloads, as far as possible.
 
-        At the server of a federation the payload is a stranger's: its names, shapes and types are those of
-        :meth:`encode`, its numbers need not be.
+        On the server of a deployed federation the payload is untrusted: its names, shapes and types are those of
+        :meth:`encode`, but its numbers may be anything.
 
         Args:
             payload: ``(clients, ...)``.
-            like: zeros of the shapes and types that the stage got of one client, ``(1, ...)``.
+            like: zeros of the shapes and types of the stage's input for one client, ``(1, ...)``.
 
         Raises:
             PluresError: if no client can have sent it.
@@ -99,13 +99,14 @@ class Codec:
         return payload
 
     def release(self, change: Leaves, total: Leaves, cohort: Cohort) -> Leaves:
-        """What the server makes of a block's combined change, before its own step: for example, noise after the sum.
+        """Change a block's combined change before the server's step, for example by adding noise to the sum.
 
         Args:
             change: of the block's parameters, combined minus old value, ``(rows, ...)``: one row per model.
-            total: what the weighted sums were divided by, for each of these leaves a tensor that broadcasts against it:
+            total: divisors of the weighted sums, for each of these leaves a tensor that broadcasts against it:
                 ``change * total`` is the sum.
-            cohort: who took part, of how many, and random keys of the round and the block (``cohort.key(name)``).
+            cohort: the round's participants, the population's size, and random keys for this round and block
+                (``cohort.key(name)``).
         """
         return change
 
@@ -114,7 +115,7 @@ class Codec:
         return None
 
     def beside(self, channel: Channel, values: Leaves, sending: Sending) -> Leaves:
-        """What leaves the clients in place of a channel's values ``(clients, ...)``, of the same shapes and types."""
+        """Replacement for a channel's values ``(clients, ...)`` before they leave, of the same shapes and types."""
         return values
 
 
@@ -124,12 +125,12 @@ Wire = tuple[Codec, ...]
 @brief
 @dataclass(frozen=True)
 class Line:
-    """The stages of a wire, laid for uploads of a certain form.
+    """The stages of a wire, prepared for uploads of certain shapes and types.
 
     Attributes:
         stages: in the order in which a client applies them.
         forms: zeros of what goes into each stage, and of the payload, ``(1, ...)``.
-        memory: what a client remembers at first, ``(1, ...)``, by ``number of the stage:name``.
+        memory: a client's initial memory, ``(1, ...)``, by ``number of the stage:name``.
     """
 
     stages: Wire
@@ -160,7 +161,7 @@ class Line:
         return payload
 
     def beside(self, channel: Channel, values: Leaves, sending: Sending) -> Leaves:
-        """What leaves of a channel after all stages; see :meth:`Codec.beside`."""
+        """A channel's values as they leave after all stages; see :meth:`Codec.beside`."""
         for number, stage in enumerate(self.stages):
             changed = stage.beside(channel, values, replace(sending, keys=sending.keys + number * BETWEEN))
             _expect(stage, f"sends on {channel.name!r}", changed, values)
@@ -175,21 +176,21 @@ class Line:
 
 
 def lay(stages: Wire, change: Leaves) -> Line:
-    """Lay a wire for changes of a form, by trying it on a change of zeros.
+    """Prepare a wire for changes of certain shapes and types, by trying it on a change of zeros.
 
     Args:
         stages: of the wire.
         change: zeros of what one client sends, ``(1, ...)``.
 
     Raises:
-        PluresError: if a stage is no codec, sends nothing, does not give back what it got, or remembers what would come
-            on top of a bound.
+        PluresError: if a stage is not a codec, sends nothing, does not decode to the form of its input, or has a memory
+            that would be added to a bounded change.
     """
     forms, memory = [change], Leaves()
     for number, stage in enumerate(stages if change else ()):
         name = type(stage).__name__
         if not isinstance(stage, Codec):
-            raise PluresError(f"wire stage {name} is no codec: derive it from plures.method.Codec")
+            raise PluresError(f"wire stage {name} is not a codec: derive it from plures.method.Codec")
         own = stage.start(change)
         if own and (bound := next((type(other).__name__ for other in stages[:number] if other.bounds), None)):
             raise PluresError(
@@ -217,7 +218,7 @@ def _leaves(value: object) -> bool:
 
 
 def _expect(stage: Codec, does: str, found: Leaves, form: Leaves, rows: int | None = None) -> None:
-    """Refuse what has other names, shapes or types than it must have, whatever the change."""
+    """Refuse leaves whose names, shapes or types are not those of ``form``."""
     name = type(stage).__name__
     if found.keys() != form.keys():
         raise PluresError(

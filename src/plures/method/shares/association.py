@@ -16,7 +16,7 @@ from plures.method.shares.clusters import Grouping, moved
 from plures.method.shares.share import Cohort, Kept
 
 EXHAUSTIVE = 100_000
-"""Largest number of associations for which all are tried."""
+"""Up to this many associations, all are tried."""
 
 
 @brief
@@ -39,7 +39,7 @@ def associate(energy: Tensor, points: Tensor, gamma: float) -> Association:
     """Minimise ``sum_i E[i, z_i] + gamma sum_i ||x_i - mean of the points at edge z_i||^2`` over associations ``z``.
 
     Operational form of energy-aware edge association (Li et al. 2022). Up to 100,000 associations, all are tried.
-    Beyond, a local search moves single clients or swaps two clients while that helps, starting from each client's
+    Beyond that, a local search moves single clients or swaps two clients while that helps, starting from each client's
     cheapest edge and from a clustering by similarity; the bound then adds the least energy to ``gamma`` times the least
     dispersion, which is at least the sum of the eigenvalues of the centred Gram matrix beyond the ``edges - 1`` largest
     (Ding, He 2004, Theorem 3.1).

@@ -26,7 +26,7 @@ class Kept:
         extra: further tensors that belong to the share (membership, embeddings, ...).
         copied: for each row added since the last round, the row it is a copy of: what the server's step remembers of
             that row is copied too.
-        buffers: names of the values that follow forward passes (running statistics): a server averages them, and never
+        buffers: names of the values that forward passes update (running statistics): a server averages them, and never
             moves, mixes or generates them.
     """
 
@@ -56,13 +56,13 @@ class Cohort:
         setting: the federation's facts.
         visited: ``(population,)`` who took part in an earlier round.
         draw: uniform numbers in [0, 1) of this round: ``draw(name, count)``.
-        key: a random key of this round, an integer from 0 to 2**63 - 1 by name: ``key(name)``. At a server's step, a
-            reducer and the wire's part at the server, those of other blocks are others.
+        key: a random key of this round, an integer from 0 to 2**63 - 1 by name: ``key(name)``. In a server's step, a
+            reducer, and the wire's server side, each block has different keys.
         rows: ``(cohort,)`` the row that each upload goes to.
         weights: ``(cohort,)`` their weights.
         changes: ``(cohort, d)`` each upload minus what the client received, as one vector, without buffers such as
-            running statistics; only for shares that must see single uploads.
-        received: ``(models, d)`` what was sent out of each of the different rows, in increasing order, as such vectors.
+            running statistics; only for shares that must see individual uploads.
+        received: ``(models, d)`` what was sent out of each row in use, in increasing order of rows, as such vectors.
     """
 
     round: int
@@ -80,7 +80,7 @@ class Cohort:
     def uploads(self) -> Tensor:
         """``(cohort, d)`` the uploads themselves, as such vectors."""
         if self.received is None or self.changes is None:
-            raise PluresError("single uploads are only known to a share that says individual=True")
+            raise PluresError("individual uploads are only available to a share with individual=True")
         return self.received[torch.unique(self.rows, return_inverse=True)[1].to(self.changes.device)] + self.changes
 
     @property
@@ -109,7 +109,7 @@ class Share:
     Attributes:
         travels: whether the block's leaves leave the client.
         served: whether the server keeps the block's value.
-        individual: whether the server must see single uploads, which rules out secure aggregation.
+        individual: whether the server must see individual uploads, which rules out secure aggregation.
         probes: whether it asks every client for a gradient at the initial model before the first round.
     """
 
@@ -169,11 +169,11 @@ class Share:
 
     @property
     def alone(self) -> bool:
-        """Whether every client chooses by itself, out of all rows that it receives, which one it uses."""
+        """Whether every client itself chooses which of the rows that it receives it uses."""
         return False
 
     def chose(self, kept: Kept, clients: Tensor, rows: Tensor) -> Kept:
-        """What the server keeps after some clients chose by themselves."""
+        """What the server keeps after some clients have chosen."""
         return kept
 
     def local(self) -> Share:
@@ -212,7 +212,7 @@ def rows(leaves: Leaves) -> int:
 
 
 def unflatten(flat: Tensor, like: Leaves) -> Leaves:
-    """The inverse of :func:`flatten`; leaves that are no parameters come from ``like``."""
+    """The inverse of :func:`flatten`; leaves that are not parameters come from ``like``."""
     leaves, place, held = {}, 0, fixed(like)
     for k, t in like.items():
         if k in held or not t.is_floating_point():

@@ -23,7 +23,7 @@ class Splitting(Grouping):
 
     Sattler, Müller, Samek 2020. A cluster ``C`` is split after a round in which all its members took part,
     if ``||sum_{i in C} p_i change_i|| < eps1`` (their common model is near a stationary point) and
-    ``max_{i in C} ||change_i|| > eps2`` (but not for single members). The part with the first member keeps the
+    ``max_{i in C} ||change_i|| > eps2`` (but some member's own is not). The part with the first member keeps the
     cluster's number; the other continues with a copy of the model. Members are identified by client, wherever they are
     in a cohort. A newcomer joins the model with the lowest loss on its training data.
 
@@ -147,7 +147,7 @@ def bipartition(vectors: Tensor) -> tuple[Tensor, float]:
             if len(set(part)) == 2:
                 return torch.tensor([p != part[0] for p in part]), float(cosines[i, j])
             part = [part[i] if p == part[j] else p for p in part]
-    raise PluresError("one vector cannot be divided in two parts")
+    raise PluresError("one vector cannot be divided into two parts")
 
 
 def spherical_means(points: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
