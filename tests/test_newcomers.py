@@ -233,7 +233,7 @@ def test_another_task_is_refused():
 def test_more_classes_in_a_folder_are_refused(tmp_path):
     kept = finished(tmp_path)
     message = refused("onboard", kept.path, "--data", clients(tmp_path / "new", ["zz"], classes=3))
-    assert "label 2 is none of the classes 0, 1" in message
+    assert "label 2 is not one of the classes 0, 1" in message
     few = clients(tmp_path / "few", ["yy"])
     with np.load(few / "yy.npz") as archive:
         np.savez(few / "yy.npz", x=archive["x"], y=np.zeros(60, dtype=np.int64))

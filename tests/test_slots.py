@@ -148,7 +148,7 @@ def test_scaffold_ii_refuses_what_is_no_sum_of_gradients(optimizer):
 
 @pytest.mark.parametrize("kind", ["counts", "Regression", "", None, "survival"])
 def test_an_unknown_kind_of_task_is_refused(kind):
-    with pytest.raises(PluresError, match=r"is no task; tasks are classification, multilabel, regression|give"):
+    with pytest.raises(PluresError, match=r"is not a task; tasks are classification, multilabel, regression|give"):
         restored({"kind": kind})
 
 

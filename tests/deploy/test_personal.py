@@ -211,7 +211,7 @@ def test_the_card_tells_what_is_true(tmp_path):
     text = card.text()
     assert "# The model of cleveland in heart" in text
     assert f"- accuracy: {card.metrics['accuracy']:.4f}" in text
-    assert "fitted to these very examples" in text
+    assert "fitted to these same examples" in text
     assert f"decides for disease where its probability is above {card.threshold:.4f}" in text
     model.save(tmp_path)
     assert json.loads((tmp_path / "card.json").read_text())["version"] == card.version
@@ -333,7 +333,7 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(PluresError, match=r"model\.safetensors is not a file that plures wrote, or it is damaged"):
         PersonalModel.load(tmp_path)
     save_file({"x": torch.zeros(1)}, fresh(), {"plures": json.dumps({"clients": ["a"]})})
-    with pytest.raises(PluresError, match="another file of plures, not a personal model"):
+    with pytest.raises(PluresError, match="another kind of plures file, not a personal model"):
         PersonalModel.load(tmp_path)
     with pytest.raises(PluresError, match=r"nowhere.*is not a finished run, nor a folder with a personal model"):
         opened(tmp_path / "nowhere")

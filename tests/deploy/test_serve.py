@@ -148,7 +148,7 @@ def test_a_raw_row_that_cannot_be_is_named(change, message):
         ('{"rows": [[1, NaN, 3]]}', "row 1, column 'weight': not finite"),
         ('{"rows": [[1, 1e999, 3]]}', "row 1, column 'weight': not finite"),
         ('{"rows": [[1, 1%s, 3]]}' % ("0" * 60), "row 1, column 'weight': not finite, or too large"),
-        ({"rows": []}, "no example: give at least one row"),
+        ({"rows": []}, "no examples: give at least one row"),
         ({"columns": {"age": [], "height": [], "weight": []}}, "no example"),
         ({"columns": {"age": [1], "height": [1]}}, "column 'weight' is missing; the model reads height, weight, age"),
         ({}, "give either rows or columns"),

@@ -167,7 +167,7 @@ def poisoned(value: float) -> np.ndarray:
             {},
             "client 'b', row 40: a NaN or infinite target",
         ),
-        ((X, Y + 0.5, CLIENT), {"task": "classification"}, "client 'a', row 0: a label that is no whole number"),
+        ((X, Y + 0.5, CLIENT), {"task": "classification"}, "client 'a', row 0: a label that is not a whole number"),
         ((X, Y[:80], CLIENT), {}, "targets: 80 values for 90 inputs"),
         ((X, Y, CLIENT[:80]), {}, "client: 80 values for 90 inputs"),
         ((X, Y, CLIENT), {"time": np.where(np.arange(90) == 31, np.nan, 0)}, "client 'b', row 31: no time"),

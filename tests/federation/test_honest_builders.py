@@ -102,7 +102,7 @@ def test_options_of_the_command_line_mean_what_they_say():
         ({"dtype": torch.int64}, "client 'a', row 0: an input that torch.int64 cannot hold"),
         ({"dtype": torch.complex64}, "inputs are floating point, or integers for tokens"),
         ({"columns": ("p", "q", "p", "r")}, "columns: 'p' stands there twice"),
-        ({"classes": ("p", "q", "p")}, "classes: 'p' stands there twice"),
+        ({"classes": ("p", "q", "p")}, "classes: 'p' is given twice"),
         ({"groups": np.where(np.arange(90) == 31, np.nan, 1.0)}, "client 'b', row 31: no group"),
         ({"key": np.arange(90) // 2}, "key: '0' stands for 2 rows of client 'a'"),
     ],
@@ -147,7 +147,7 @@ def test_whole_floating_labels_are_classes_if_it_is_said():
     assert federation.task.classes == ("4", "5", "6")
     with pytest.warns(PluresWarning, match=r"this is a regression, but they are 3 whole numbers \(0, 1, 2\)"):
         assert from_arrays(X, Y.astype(float), CLIENT).task.kind == "regression"
-    with pytest.warns(PluresWarning, match="90 different whole numbers .* each counts as a class"):
+    with pytest.warns(PluresWarning, match="90 different whole numbers .* each is taken as a class"):
         from_arrays(X, np.arange(90), np.full(90, "a"))
 
 
@@ -158,9 +158,9 @@ def test_labels_among_given_classes_go_by_name_where_the_names_are_numbers():
     assert from_arrays(X, Y, CLIENT, classes=("2", "1", "0")).targets[:3].tolist() == [2, 1, 0]
     assert from_arrays(X, Y, CLIENT, classes=("x", "y", "z")).targets[:3].tolist() == [0, 1, 2]
     assert from_arrays(X, Y > 0, CLIENT, classes=("True", "False")).targets[:2].tolist() == [1, 0]
-    with pytest.raises(PluresError, match="client 'a', row 0: label 0 is none of the classes 1, 2, 3"):
+    with pytest.raises(PluresError, match="client 'a', row 0: label 0 is not one of the classes 1, 2, 3"):
         from_arrays(X, Y, CLIENT, classes=("1", "2", "3"))
-    with pytest.raises(PluresError, match=r"label 'yse' is none of the classes no, yes; did you mean 'yes'\?"):
+    with pytest.raises(PluresError, match=r"label 'yse' is not one of the classes no, yes; did you mean 'yes'\?"):
         from_arrays(X, np.resize(["no", "yse"], 90), CLIENT, classes=("no", "yes"))
 
 

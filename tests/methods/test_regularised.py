@@ -508,7 +508,7 @@ def test_mocha_learns_which_tasks_are_related():
 
 
 def test_mocha_refuses_models_that_are_not_linear():
-    with pytest.raises(PluresError, match="weights in 2 layers: take a linear model"):
+    with pytest.raises(PluresError, match="weights in 2 layers: use a linear model"):
         run(mocha(), 1, federation=ragged(), **MINI)
 
 

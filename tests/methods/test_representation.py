@@ -204,7 +204,7 @@ def test_every_edge_can_fail(method):
     ("build", "what"),
     [
         (lambda: moon(0.0), "moon with mu=0 is fedavg"),
-        (lambda: self_distillation(0.0), "read out before averaging"),
+        (lambda: self_distillation(0.0), "evaluated before averaging"),
         (lambda: fedproto(0.0), "lam=0 is local"),
         (lambda: fedhome(0.0, 0), "fedhome with lam=0"),
         (lambda: fedot(map_lr=0.0), "fedot with map_lr=0 is fedavg"),

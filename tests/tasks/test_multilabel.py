@@ -98,7 +98,7 @@ def test_a_positive_weight_multiplies_the_loss_of_an_example_that_has_the_label(
 def test_a_loss_of_ones_own_replaces_it():
     task = MultiLabel(("cough", "fever"), loss=lambda outputs, targets: (outputs - targets).abs().sum(-1))
     assert task.losses(OUTPUTS, TARGETS).tolist() == close([0.7 + 1.2, 2.0 + 1.0, 1.7 + 0.1])
-    with pytest.raises(PluresError, match="does not tell its curvature"):
+    with pytest.raises(PluresError, match="does not define its curvature"):
         task.curvature(OUTPUTS)
 
 
@@ -228,7 +228,7 @@ def test_targets_complete_the_task_and_are_counted_by_label():
         (np.array([[1, 0], [0, 2]]), r"row 1: a label that is neither 0 nor 1; correct it"),
         (np.array([[1.0, 0.0], [0.5, 0.0]]), "row 1: a label that is neither 0 nor 1; correct it"),
         (np.array([1, 0]), r"labels must be numbers 0 or 1, \(n, labels\), got int64 of shape \(2,\)"),
-        (np.array([[1, 0, 1]]), "targets have 3 labels, and the task names 2"),
+        (np.array([[1, 0, 1]]), "targets have 3 labels, but the task names 2"),
     ],
 )
 def test_what_is_no_label_is_refused_with_its_row(targets, message):
@@ -362,8 +362,8 @@ def test_columns_of_a_table_name_the_labels():
         assert federation.columns == ("age",)
         assert federation.targets[:3].tolist() == [[1, 0], [1, 1], [0, 0]]
     with pytest.raises(
-        PluresError, match="labels: the task says fever, cough, and the target columns are cough, fever"
+        PluresError, match="labels: the task names fever, cough, but the target columns are cough, fever"
     ):
         from_frame(table, target=["cough", "fever"], client="ward", task=MultiLabel(("fever", "cough")))
-    with pytest.raises(PluresError, match='say task="multilabel"'):
+    with pytest.raises(PluresError, match='give task="multilabel"'):
         from_frame(table, target=["cough", "fever"], client="ward")

@@ -162,15 +162,15 @@ def test_a_loss_that_cannot_be_learned_from_is_refused_before_anything_trains(lo
     ("make", "message"),
     [
         (lambda: Classification(loss=3), r"loss=3: give a function \(outputs, targets\) -> \(batch,\)"),
-        (lambda: Classification(("a", "b"), ("x", "y")), "class_weights: 'x' for 'a' is no number"),
-        (lambda: Classification(("a", "b"), [[1, 2], [3, 4]]), r"class_weights: \[1, 2\] for 'a' is no number"),
+        (lambda: Classification(("a", "b"), ("x", "y")), "class_weights: 'x' for 'a' is not a number"),
+        (lambda: Classification(("a", "b"), [[1, 2], [3, 4]]), r"class_weights: \[1, 2\] for 'a' is not a number"),
         (lambda: Classification(("a", "b"), 3), "class_weights=3: give a number for each of a, b"),
         (lambda: Classification(("a", "b"), "ab"), "class_weights='ab': give a number for each of a, b"),
         (lambda: Classification("ab"), r"classes='ab': give a list of names, \['ab'\]"),
         (lambda: MultiLabel("ab"), r"labels='ab': give a list of names, \['ab'\]"),
         (
             lambda: data(np.zeros((40, 2), int), None),
-            'labels at once, 0 or 1 each, say task="multilabel"',
+            'labels at once, 0 or 1 each, give task="multilabel"',
         ),
         (
             lambda: data(np.arange(40) % 2, None).with_task("classification"),

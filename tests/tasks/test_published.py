@@ -163,7 +163,10 @@ def test_a_task_that_no_file_can_name_is_refused_where_a_file_is_needed(tmp_path
     spec = RunSpec(data="seven", model="linear", rounds=1)
     for task, message in (
         (Local(), 'the task Local is defined in a notebook, a script or a function, .* give task="module:Local"'),
-        (Doubled(scale=torch.ones(2)), "task Doubled: scale: a Tensor cannot be written to a file: make it of numbers"),
+        (
+            Doubled(scale=torch.ones(2)),
+            "task Doubled: scale: a Tensor cannot be written to a file: use numbers",
+        ),
     ):
         run = Run(seen.with_task(task), linear, fedavg(), Training(rounds=1))
         folder = RunFolder(tmp_path / type(task).__name__)

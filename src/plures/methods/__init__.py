@@ -1,4 +1,4 @@
-"""The methods, one short file each, and their catalogue, which is made of these files.
+"""The methods, one short file each, and their catalogue, which is built from these files.
 
 ``__init__.pyi`` tells type checkers and editors what is here; ``python -m tools.coverage`` writes it.
 """

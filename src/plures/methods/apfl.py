@@ -43,7 +43,7 @@ def apfl(
     passes; with ``alpha = 0`` the mixture is the global model, and uses that model's.
 
     Args:
-        alpha: weight of the personal model (its start, when adaptive).
+        alpha: weight of the personal model (its initial value, when adaptive).
         adaptive_lr: step of the adaptive rule (equation 10); 0 keeps ``alpha`` fixed.
         mix_with: which global model is mixed in training: the client's working copy (the paper) or the received one.
         visits: visits an unseen client makes, starting from the global model.

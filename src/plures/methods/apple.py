@@ -43,7 +43,7 @@ def apple(mu: float = 0.1, rate: float = 1.0, horizon: int = 40, models: int | N
         mu: strength of the pull of the weights towards ``p_0``.
         rate: learning rate of the weights divided by that of the core model, for SGD with or without momentum; with
             Adam, that ratio is the square root of ``rate``.
-        horizon: number of rounds after which the pull is gone; the paper uses a fifth of all rounds.
+        horizon: number of rounds after which the pull is zero; the paper uses a fifth of all rounds.
         models: number of others' core models a client receives (those with the largest ``|p_ij|``); default: all.
         visits: visits an unseen client makes, starting from the mean of the core models.
     """

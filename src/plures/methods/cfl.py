@@ -22,7 +22,7 @@ def cfl(eps1: float = 0.4, eps2: float = 1.6, warmup: int = 20, gamma: float = 0
             the local work, as ``eps2`` does.
         eps2: bound on the norm of a single change; infinity never splits.
         warmup: rounds before the first check for a split.
-        gamma: separation ``sqrt((1 - largest cosine across) / 2)`` that a split must exceed; 0 for no such condition.
+        gamma: separation ``sqrt((1 - largest cosine across) / 2)`` that a split must exceed; 0 imposes no condition.
         minimum: smallest cluster that may be split off; a cluster of one is local training.
     """
     remark(eps2 == float("inf"), "cfl with eps2=inf never splits: it is fedavg")

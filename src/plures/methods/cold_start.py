@@ -50,5 +50,5 @@ def cold_start(
         if isinstance(share, Personal | Mixed) and copies_model:
             share = replace(share, unseen=rule)
         layout[key] = share
-    require(layout != dict(base.layout), "cold_start: the base method has no personal model; take ditto() or local()")
+    require(layout != dict(base.layout), "cold_start: the base method has no personal model; use ditto() or local()")
     return replace(base, layout=layout, predict=replace(base.predictor, visits=visits))

@@ -29,7 +29,7 @@ def community(communities: int = 2, column: str | None = None, width: int = 8, v
     On a graph network this is ``h_v <- phi(h_v, {h_u}) + adapter_g(h_v)``. A model without adapters gets them.
 
     Communities are the values of a metadata column; without one they are clusters of the clients' initial gradients
-    (:class:`~plures.method.InitialGradients`), since adapters that start equal offer nothing else to choose by.
+    (:class:`~plures.method.InitialGradients`), since adapters that start equal give no other basis for a choice.
 
     Args:
         communities: number of communities, if no column is given.

@@ -29,7 +29,7 @@ def dapper(lam: float = 0.5, public_batch: int | None = 32, visits: int = 5) -> 
         inputs, targets = start.setting.public
         require(
             len(inputs) > 0,
-            "dapper trains on examples that the server holds, and this federation has none: let clients give some with "
+            "dapper trains on examples that the server holds, but this federation has none: let clients give some with "
             "federation.donate(share=0.1)",
         )
         return {"inputs": inputs, "targets": targets}

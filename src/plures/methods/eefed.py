@@ -20,8 +20,8 @@ def eefed(accept: Literal["better", "always", "never"] = "better", grid: int = 4
     validation loss, of itself, the received evaluation model and ``grid - 1`` interpolations between them. It is
     trained and sent, and the result is kept only if training improved it; so its validation loss never rises. Before
     predicting, the first choice is repeated on a copy, so the deployed model is never worse. Only the paper's abstract
-    was at hand (dual network, personalized update, backtracking replacement of parameters); these rules are our
-    reading. A client without validation examples takes the aggregate and trains it.
+    was available (dual network, personalized update, backtracking replacement of parameters); these rules are our
+    interpretation. A client without validation examples takes the aggregate and trains it.
     An interpolation has the running statistics of the execution model.
 
     Args:

@@ -33,7 +33,7 @@ class Entry:
     Attributes:
         name: name on the command line.
         title: name in tables.
-        family: group of the field it belongs to.
+        family: family of methods it belongs to.
         citation: authors, year, venue and the algorithm or equation number.
         build: the function that makes the method.
         space: values of its main hyper-parameter worth trying; empty if it has none.
@@ -63,7 +63,7 @@ class Entry:
         return made
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """An entry that stands in its module is pickled by its name: its code is that of the module, not a copy."""
+        """Pickle an entry defined in a module by its name, so that its code is the module's and not a copy."""
         module, name = getattr(self.build, "__module__", ""), getattr(self.build, "__name__", "")
         if getattr(sys.modules.get(module), name, None) is self:
             return pkgutil.resolve_name, (f"{module}:{name}",)
@@ -116,7 +116,7 @@ class Entry:
         return one is two
 
     def given(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters that have a value: given ones and defaults."""
+        """All parameters that have a value: those given, and defaults."""
         known = {**self.defaults, **parameters}
         return {name: value for name, value in known.items() if value is not inspect.Parameter.empty}
 
@@ -203,6 +203,6 @@ def require(condition: bool, message: str) -> None:
 
 
 def remark(condition: bool, message: str) -> None:
-    """Warn about a legal parameter that reduces the method to another."""
+    """Warn about a valid parameter that reduces the method to another."""
     if condition:
         warnings.warn(message, PluresWarning, stacklevel=3)

@@ -30,7 +30,7 @@ from plures.methods.entry import entry, remark, require
     {"lam": (0.1, 1.0, 10.0, 100.0)},
 )
 def ewc(lam: float = 1.0, mu: float = 0.01, decay: float = 1.0) -> Method:
-    """FedAvg over a stream of tasks that penalises moving weights which earlier tasks determined well.
+    """FedAvg over a stream of tasks that penalises changes to weights that mattered for earlier tasks.
 
     Local objective: ``f_i(x) + lam/2 sum_j F_ij (x_j - a_j)^2 + mu/2 ||x - w||^2``, with the received model ``w``. When
     a task ends, each client that took part sets the anchor ``a`` to the global model and adds to ``F_i`` the diagonal

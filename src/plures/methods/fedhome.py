@@ -91,7 +91,7 @@ def fedhome(lam: float = 1.0, refine_steps: int = 20, refine_lr: float | None = 
 
     FedAvg on ``f_i(x) + lam * mean squared error of the reconstruction``. Before predicting, a client fills up its
     smaller classes with combinations of its codes (:func:`between`) and trains the head on all of them at once. Only
-    the abstract of the paper was at hand: the form of the loss, the combinations and the refinement are our choice.
+    the paper's abstract was available: the form of the loss, the combinations and the refinement are our choice.
 
     The code is the head's input, and the part marked ``decoder`` reconstructs the model's input from it: use
     :func:`~plures.models.autoencoder.autoencoder_classifier`. A model without a decoder gets a linear one.

@@ -109,7 +109,7 @@ def fedot(lam: float = 1.0, map_lr: float = 0.05, potential_lr: float = 0.05, vi
     ``sum_i phi_i = 0``: the potentials ``phi_i`` penalise differences between the distributions of the ``psi_i(X)``.
     Each visit descends in the map, ascends in the potential and trains the model, in this order.
 
-    Only the abstract of the paper was at hand; our choices: ``psi(x) = x + a (x - m)/s + b`` for every feature, with
+    Only the paper's abstract was available; our choices: ``psi(x) = x + a (x - m)/s + b`` for every feature, with
     the client's own mean ``m`` and deviation ``s``, starts as the identity; ``phi(z) = <q, z^2>/2 + <r, z>``, so means
     and variances of the features are aligned. The server keeps the mean of all potentials, which clients subtract, and
     the mean over the last cohort of ``E[z]`` and ``E[z^2]/2``, against which a potential ascends: so a newcomer is also

@@ -62,14 +62,14 @@ def noise(batch: Batch, number: int, scale: float = 0.2, noise: float = 0.1, mas
 def suited(batch: Batch, number: int) -> Tensor:
     """:func:`crops` for images (no side more than twice the other), :func:`noise` for other real inputs."""
     if not batch.inputs.is_floating_point():
-        raise PluresError("fedsimclr knows no views of integer inputs (tokens): give your own, views=function")
+        raise PluresError("fedsimclr has no views of integer inputs (tokens): give your own, views=function")
     shape = batch.inputs.shape[1:]
     picture = len(shape) == 3 or (len(shape) == 2 and max(shape) <= 2 * min(shape))
     return crops(batch, number) if picture else noise(batch, number)
 
 
 def projector(module: nn.Module, setting: Setting, size: int) -> nn.Module:
-    """The model with a projection of the head's input: two linear layers with ReLU between, the first as wide."""
+    """The model with a projection of the head's input: a linear layer of the same width, ReLU and a linear layer."""
     wide = width(Network(module), setting)
     return beside(module, "projection", nn.Sequential(nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, size)))
 

@@ -34,7 +34,7 @@ class Linear(Mixed):
         layers = {name.rpartition(".")[0] for name in initial}
         require(
             len(layers) == 1,
-            f"mocha is defined for linear models, and this one has weights in {len(layers)} layers: take a linear "
+            f"mocha is defined for linear models, but this one has weights in {len(layers)} layers: use a linear "
             "model (logistic), or fedu or mrmtl, which pull deep models together",
         )
         return super().start(initial, fresh, setting)

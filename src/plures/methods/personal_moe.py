@@ -45,8 +45,8 @@ def mixed(module: nn.Module, experts: int, setting: Setting) -> nn.Module:
     """A mixture of copies of a module with different initial values."""
     if not setting.dtype.is_floating_point:
         raise PluresError(
-            "personal_moe: the linear gate that it adds cannot read examples of whole numbers (tokens, graphs): give "
-            "a model with a gate that can, mixture_of_experts(experts, gate), or take another method, such as fedper"
+            "personal_moe: the linear gate that it adds cannot read integer examples (tokens, graphs): give a model "
+            "with a gate that can, mixture_of_experts(experts, gate), or use another method, such as fedper"
         )
     seeds = torch.randint(1, 2**31, (experts - 1,)).tolist()
     linear = nn.Linear(prod(setting.features), experts)

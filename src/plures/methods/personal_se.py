@@ -8,8 +8,8 @@ from plures.methods.entry import entry
 
 gates = replace(
     role("se"),
-    hint="take a network with squeeze-and-excitation, such as plures.models.resnet(features, outputs, se=True), or "
-    "mark the gates of yours: plures.with_roles(model, se=('name of a gate', ...))",
+    hint="use a network with squeeze-and-excitation, such as plures.models.resnet(features, outputs, se=True), or "
+    "mark the gates of your own: plures.with_roles(model, se=('name of a gate', ...))",
 )
 biases = replace(
     gates, name="se biases", chooses=lambda leaf: gates.chooses(leaf) and leaf.path.split(".")[-1] == "bias"

@@ -23,7 +23,7 @@ from plures.method import (
 )
 from plures.methods.entry import entry
 
-PLAIN = "scaffold's option II takes a client's change for a mean of gradients, as it is with SGD: take option='I'"
+PLAIN = "scaffold's option II reads a client's change as a mean of gradients, which needs SGD: use option='I'"
 
 
 @entry(

@@ -28,7 +28,7 @@ def self_distillation(lam: float = 1.0, temperature: float = 2.0, visits: int = 
         visits: visits an unseen client makes; each starts from the global model.
     """
     require(lam >= 0 and temperature > 0, f"self_distillation: lam={lam} must be >= 0, temperature={temperature} > 0")
-    remark(lam == 0, "self_distillation with lam=0 is fedavg, read out before averaging")
+    remark(lam == 0, "self_distillation with lam=0 is fedavg, evaluated before averaging")
 
     def flag(start: Start) -> Leaves:
         classes(start, "self_distillation")

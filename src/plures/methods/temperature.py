@@ -59,9 +59,9 @@ def temperature(bias: bool = False, prior: float = 1.0) -> Method:
     """Each client divides the logits by a temperature of its own, fitted on its validation examples.
 
     ``min sum_n -log softmax(z_n / T + b)[y_n] + prior/2 ((1/T - 1)^2 + ||b||^2)`` over ``0 < T <= 1000`` and ``b``,
-    convex in ``1/T`` and ``b``, by Newton's method from ``T = 1, b = 0`` with steps that never raise it. So the
-    likelihood of the validation examples never gets worse; a client without any keeps ``T = 1``. A temperature alone
-    never changes the predicted class; biases do, and generalise a threshold to more than two classes.
+    convex in ``1/T`` and ``b``, by Newton's method from ``T = 1, b = 0``, whose steps never raise the objective. So
+    the likelihood of the validation examples never gets worse; a client without any keeps ``T = 1``. A temperature
+    alone never changes the predicted class; biases do, and generalise a threshold to more than two classes.
 
     Args:
         bias: whether to fit a bias for each class as well.

@@ -111,7 +111,7 @@ def threshold(
         task = start.setting.task
         require(
             len(task.classes) == 2,
-            f"threshold: decides between two classes, and this is {task.kind} with {task.outputs} {task.called}; for "
+            f"threshold decides between two classes, but this is {task.kind} with {task.outputs} {task.called}; for "
             "more classes use temperature(bias=True)",
         )
         return {"threshold": torch.tensor(common, dtype=start.network.dtype)}

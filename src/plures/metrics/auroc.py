@@ -15,15 +15,15 @@ from plures.brief import brief
 from plures.metrics.metric import Metric, Predictions
 
 HELD = 2**21
-"""Scores that are ordered at once."""
+"""Scores that are sorted at a time."""
 
 
 def ranked(predictions: Predictions) -> tuple[Tensor, Tensor]:
     """Scores to rank by and whether each class is the true one, ``(clients, examples, rankings)`` both.
 
-    Of two classes there is one ranking, by the probability of the second; of more classes and of labels, one for each.
-    Probabilities are in double precision: of more than two classes and of labels, those of odds beyond 2**53 are ties.
-    Where outputs are not finite, the example counts as ranked on the wrong side of all others.
+    For two classes there is one ranking, by the probability of the second; for more classes and for labels, one each.
+    Probabilities are in double precision: with more than two classes and with labels, odds beyond 2**53 are ties.
+    An example whose outputs are not finite counts as ranked on the wrong side of all others.
     """
     scores, targets = predictions.chances, predictions.targets
     if targets.dim() == scores.dim():
@@ -37,7 +37,7 @@ def ranked(predictions: Predictions) -> tuple[Tensor, Tensor]:
 
 
 def _second(chances: Tensor) -> Tensor:
-    """What ranks as the probability of the second of two classes does, also where that is 1 but for rounding.
+    """A score that ranks as the probability of the second of two classes does, even where that rounds to 1.
 
     Above one half it is the inverse of the first class's, which is exact however small it is.
     """
@@ -74,7 +74,7 @@ class Ordered:
 
 
 def mean_over_rankings(value: Callable[[Ordered], Tensor], weight: Tensor, scores: Tensor, true: Tensor) -> Tensor:
-    """Mean over a client's rankings of what a function makes of each; rankings for which it is NaN are left out.
+    """Mean of a function over a client's rankings; rankings for which it is NaN are left out.
 
     Args:
         value: ``(ordered) -> (rows,)``.
@@ -113,6 +113,6 @@ ONE_CLASS = "where all examples are of one class"
 auroc = Metric(
     "auroc", "AUROC", ranked, partial(mean_over_rankings, area), higher=True, range=(0, 1), undefined=ONE_CLASS
 )
-"""Area under the ROC curve: of two classes, that of the second one; otherwise the mean over classes, each against the
-rest (``roc_auc_score(multi_class="ovr")`` of scikit-learn). Classes of which a client has no example, or no other
-example, are left out of its mean."""
+"""Area under the ROC curve: for two classes, that of the second; otherwise the mean over classes, each against the
+rest (scikit-learn's ``roc_auc_score(multi_class="ovr")``). Classes that none or all of a client's examples belong to
+are left out of its mean."""

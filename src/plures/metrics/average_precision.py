@@ -12,8 +12,8 @@ from plures.metrics.metric import Metric
 
 
 def precision(ordered: Ordered) -> Tensor:
-    """Mean over positive examples of the precision among all that score as high: the area under the steps of the curve
-    of precision and recall, without interpolation. An infinite score counts as precision 0.
+    """Mean over positive examples of the precision among all that score as high: the area under the steps of the
+    precision-recall curve, without interpolation. An infinite score counts as precision 0.
     """
     won, counted = ordered.won, ordered.won + ordered.lost
     hits, claimed = (part.sum(1, keepdim=True) - ordered.below(part) for part in (won, counted))
@@ -30,5 +30,5 @@ average_precision = Metric(
     range=(0, 1),
     undefined=ONE_CLASS,
 )
-"""Area under the curve of precision and recall, as ``average_precision_score`` of scikit-learn has it; with several
+"""Area under the precision-recall curve, as scikit-learn's ``average_precision_score`` computes it; with several
 classes the mean over them, as for :data:`~plures.metrics.auroc.auroc`."""

@@ -9,9 +9,9 @@ from plures.metrics.metric import Metric, Predictions
 
 
 def decided(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """Truth and decision of every example; where outputs are not finite, a decision for no class: -1.
+    """Target and decision of every example; where outputs are not finite, the decision is -1, no class.
 
-    Labels ``(clients, examples, labels)`` of 0 and 1 stay what they are, all wrong where outputs are not finite.
+    Labels ``(clients, examples, labels)`` of 0 and 1 stay as they are, all wrong where outputs are not finite.
     """
     targets, decisions = predictions.targets.long(), predictions.decisions.long()
     if targets.dim() > predictions.weight.dim():
@@ -20,7 +20,7 @@ def decided(predictions: Predictions) -> tuple[Tensor, Tensor]:
 
 
 def counts(weight: Tensor, targets: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight of the examples of each class that are decided rightly, are decided for it, and are of it.
+    """For each class, the weight of the examples correctly assigned to it, assigned to it, and belonging to it.
 
     Args:
         weight: ``(clients, examples)``.
@@ -44,13 +44,13 @@ def counts(weight: Tensor, targets: Tensor, decisions: Tensor) -> tuple[Tensor, 
 
 
 def mean_recall(weight: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
-    """Mean over the classes of which there are examples of the share that is found."""
+    """Mean recall over the classes that occur."""
     hits, _, true = counts(weight, targets, decisions)
     return (hits / true).nanmean(1)
 
 
 def mean_f1(weight: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
-    """Mean over the classes that occur or are decided for of the harmonic mean of precision and recall."""
+    """Mean F1, the harmonic mean of precision and recall, over the classes that occur or are predicted."""
     hits, claimed, true = counts(weight, targets, decisions)
     return (2 * hits / (claimed + true)).nanmean(1)
 

@@ -21,7 +21,7 @@ def bins(confidence: Tensor) -> Tensor:
 def stated(predictions: Predictions) -> tuple[Tensor, Tensor]:
     """The largest stated probability of an example, and whether the decision is right.
 
-    Where outputs are not finite, the model counts as sure and wrong.
+    Where outputs are not finite, the model counts as certain and wrong.
     """
     confidence = torch.where(predictions.finite, predictions.chances.amax(-1), 1.0)
     return confidence, right(predictions)

@@ -31,7 +31,7 @@ mae = Metric("mae", "mean absolute error", absolute)
 
 
 def explained(weight: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Share of the variance of the truth that is explained, mean over outputs; NaN where the truth does not vary."""
+    """Share of the targets' variance that is explained, mean over outputs; NaN where the targets do not vary."""
     counted, truth = weight.double().unsqueeze(-1), targets.double()
     centre = mean(weight, truth).unsqueeze(1)
     left, all_ = (
@@ -41,7 +41,7 @@ def explained(weight: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def both(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """Outputs and truth, ``(clients, examples, outputs)``; outputs that are not all finite are infinite."""
+    """Outputs and targets, ``(clients, examples, outputs)``; outputs that are not all finite are infinite."""
     places = predictions.weight.dim()
     outputs = torch.where(predictions.finite.unsqueeze(-1), predictions.outputs.flatten(places), torch.inf)
     return outputs, predictions.targets.flatten(places)
@@ -50,4 +50,4 @@ def both(predictions: Predictions) -> tuple[Tensor, Tensor]:
 ALIKE = "where the truth does not vary"
 
 r2 = Metric("r2", "R\N{SUPERSCRIPT TWO}", both, explained, higher=True, range=(-FAR, 1), undefined=ALIKE)
-"""As ``r2_score`` of scikit-learn has it, outputs that do not vary left out."""
+"""As scikit-learn's ``r2_score`` computes it, leaving out outputs whose targets do not vary."""

@@ -1,4 +1,4 @@
-"""What a metric is: a number per client, made of what predictors say of the client's examples."""
+"""What a metric is: a number per client, computed from the predictions for the client's examples."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from plures.errors import PluresError
 from plures.signature import shown
 
 FAR = 1e12
-"""Where a range ends that has no end of its own: what a site tells of a model that diverged."""
+"""Bound of a range that has none of its own: what a site reports for a model that diverged."""
 
 
 @brief
 @dataclass(frozen=True)
 class Predictions:
-    """What predictors say of examples, beside the truth; of one client, or stacked over clients.
+    """Predictions and targets of one client, or of several clients, stacked.
 
-    Of one client the leading dimension is missing. Stacked clients are padded to one number of examples, with weight 0.
+    For one client there is no leading dimension. Stacked clients are padded to the same number of examples, with
+    weight 0.
 
     Attributes:
-        outputs: ``(clients, examples, ...)`` of the network, or what the method makes of several.
+        outputs: ``(clients, examples, ...)`` of the network, or of the method's combination of several.
         targets: ``(clients, examples)`` classes, or ``(clients, examples, outputs)`` numbers or labels that are 0 or 1.
         weight: ``(clients, examples)`` how much an example counts; 0 for padding.
         losses: ``(clients, examples)`` the task's loss.
-        decisions: what the client decides for, shaped as ``targets``; for numbers, the outputs.
+        decisions: the client's decisions, shaped as ``targets``; for numbers, the outputs.
         probabilities: ``(clients, examples, classes)``, or of each label; ``None`` where numbers are predicted.
 
     Examples:
@@ -67,7 +68,7 @@ class Predictions:
     def chances(self) -> Tensor:
         """The probabilities, for metrics that need them."""
         if self.probabilities is None:
-            raise PluresError("this task has no probabilities, so no metric can be made of them: choose another metric")
+            raise PluresError("this task has no probabilities for a metric to be computed from: choose another metric")
         return self.probabilities
 
 
@@ -102,11 +103,12 @@ def mean(weight: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number per client that says how well its predictor does on its examples.
+    """A number per client that measures how well its predictor does on its examples.
 
-    It is computed in two steps: ``each`` takes from a batch what the metric needs of every example, and ``value`` makes
-    one number of all of a client's examples. For a mean over examples, ``each`` gives what is averaged and ``value`` is
-    left out. Both get several clients at once; :func:`alone` makes a ``value`` from a function of a single client.
+    It is computed in two steps: ``each`` extracts from a batch what the metric needs of every example, and ``value``
+    computes one number from all of a client's examples. For a mean over examples, ``each`` gives what is averaged and
+    ``value`` is left out. Both get several clients at once; :func:`alone` makes a ``value`` from a function of a single
+    client.
 
     Attributes:
         name: its name in results and on the command line.
@@ -116,7 +118,7 @@ class Metric:
             for example where ranking needs two classes and it has one. Such clients are left out of means, and counted.
         higher: whether more is better.
         unit: what it is measured in. With ``"%"``, it is a share, and tables show it times 100.
-        range: least and largest value. A site of a deployment tells a value beyond them as the nearer of the two.
+        range: least and largest value. A site of a deployment clips a value to this range before it reports it.
         undefined: when a client with examples has no value, in words that follow "undefined".
 
     Examples:
@@ -155,7 +157,7 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """1 where more is better, else -1: what a value is multiplied with to be compared."""
+        """1 if more is better, otherwise -1: the factor by which values are multiplied before they are compared."""
         return 1 if self.higher else -1
 
     def of(self, predictions: Predictions) -> float:
@@ -196,7 +198,7 @@ class Metric:
         return found.double()
 
     def within(self, value: float) -> float | None:
-        """A value as it is told: in the metric's range, ``None`` where it is undefined."""
+        """A value as it is reported: clipped to the metric's range, ``None`` where it is undefined."""
         least, most = self.range
         return None if math.isnan(value) else min(max(value, least), most)
 

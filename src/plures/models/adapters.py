@@ -199,7 +199,7 @@ def _chosen(module: nn.Module, targets: Targets, head: bool, skip: tuple[type[nn
     """The layers to adapt, each once, by name."""
     names = dict(module.named_modules())
     if any(isinstance(part, Lora | Adapted) for part in names.values()):
-        raise PluresError("the model has LoRA or adapters already: start from the model without")
+        raise PluresError("the model has LoRA or adapters already: start from the model without them")
     parts = [target for target in targets if isinstance(target, str)]
     for part in parts:
         if part not in names:

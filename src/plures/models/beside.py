@@ -8,7 +8,7 @@ from plures.models.network import with_roles
 
 
 class Beside(nn.Module):
-    """``base`` with a part beside it, for objectives that call the part themselves (``batch.part(role, ...)``)."""
+    """``base`` with an additional part, for objectives that call the part themselves (``batch.part(role, ...)``)."""
 
     def __init__(self, base: nn.Module, part: nn.Module) -> None:
         super().__init__()

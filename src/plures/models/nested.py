@@ -1,4 +1,4 @@
-"""Nested structures of tensors: dictionaries, lists and tuples, with a tensor at every end."""
+"""Nested structures of tensors: dictionaries, lists and tuples whose innermost values are tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plures.models.network import Marked
 
 
 def ends(value: Any) -> list[Any]:
-    """What stands at the ends of a structure, in order: all that is no dictionary, list or tuple."""
+    """The innermost values of a structure, in order: everything that is not a dictionary, list or tuple."""
     if isinstance(value, dict):
         return [end for part in value.values() for end in ends(part)]
     if isinstance(value, list | tuple):
@@ -20,7 +20,7 @@ def ends(value: Any) -> list[Any]:
 
 
 def mapped(fn: Callable[..., Tensor], first: Any, *others: Any) -> Any:
-    """A structure like the first, with ``fn`` of what stands at the same end of each of them.
+    """Apply ``fn`` to the corresponding tensors of several structures; the result has the form of the first.
 
     Args:
         fn: called with one tensor of each structure.

@@ -26,7 +26,7 @@ Leaves = dict[str, Tensor]
 
 
 class Marked(Leaves):
-    """Leaves that know which of them no arithmetic may change: buffers, which follow forward passes, and frozen ones.
+    """Leaves that know which of them arithmetic must not change: frozen ones, and buffers, which forward passes update.
 
     Attributes:
         fixed: paths of these leaves.
@@ -68,10 +68,10 @@ CONVOLUTIONS: Mapping[Callable[..., Tensor], int] = MappingProxyType({F.conv1d: 
 
 
 class Calls(TorchFunctionMode):
-    """Notes the functions of PyTorch that are called in its context.
+    """Records the PyTorch functions that are called in its context.
 
     Attributes:
-        made: these functions.
+        made: the functions called so far.
     """
 
     def __init__(self) -> None:
@@ -135,9 +135,9 @@ class Network:
     The module is copied, never changed. Dropout draws from a key, running statistics are returned as new
     leaves instead of being changed in place.
 
-    Parameters with ``requires_grad=False`` are frozen. A layer with buffers (batch normalisation) is frozen with its
-    parameters, if all of them are; one without parameters, with those of the smallest enclosing module that has some.
-    It then keeps its running statistics and uses them in training, too.
+    Parameters with ``requires_grad=False`` are frozen. A layer with buffers (batch normalisation) is frozen if all its
+    parameters are or, without parameters, if all those of the smallest enclosing module that has some are. It then
+    keeps its running statistics and also uses them in training.
 
     Args:
         module: the reference module; its current values are the initial leaves.
@@ -160,7 +160,7 @@ class Network:
         self.frozen = frozenset(held | {n for n, (owner, _) in self._buffers.items() if owner in self._still})
         self.fixed = frozenset(buffers) | self.frozen
         self.live: Leaves = Marked({**dict(self.module.named_parameters()), **buffers}, self.fixed)
-        """A working copy that calls need not substitute: the module's own parameters, and buffers."""
+        """Leaves that a call uses in place, without substitution: the module's own parameters, and copied buffers."""
         if len(self.live) == len(buffers):
             raise PluresError(f"{type(module).__name__} has no parameter, so there is nothing to train")
         self._initial = {name: t.detach().clone() for name, t in self.live.items()}
@@ -186,7 +186,7 @@ class Network:
         return bool(around) and not any(p.requires_grad for p in around)
 
     def holding(self, paths: frozenset[str]) -> Network:
-        """The same network; layers with buffers that have all their own leaves among ``paths`` use them in training."""
+        """The same network, whose layers with all their own leaves among ``paths`` use their buffers in training."""
         held = copy.copy(self)
         names = {m: n for n, m in self.module.named_modules()}
         for layer in self._stateful():
@@ -225,12 +225,10 @@ class Network:
         return f"{sparse[0] or 'the model'} has sparse gradients" if sparse else None
 
     def probe(self, inputs: Tensor) -> None:
-        """Find out, from one forward pass, whether the module draws random numbers other than by dropout layers.
+        """Find out, from one forward pass, whether the module convolves, and whether it draws random numbers.
 
-        And whether it convolves, be it by layers or by function calls.
-
-        Such a module (attention, recurrent layers and functional calls with dropout, ``AlphaDropout``, ...) is
-        seeded before each step, and cannot be mapped.
+        A module that draws random numbers other than by dropout layers (attention, recurrent layers and functional
+        calls with dropout, ``AlphaDropout``, ...) is seeded before each step, and cannot be mapped.
 
         Args:
             inputs: ``(batch, *features)``, a few examples.
@@ -369,7 +367,7 @@ class Network:
 
     @contextmanager
     def _noted(self, part: nn.Module, fresh: Leaves) -> Iterator[None]:
-        """Note the buffers that a part has after its pass, where it gave them other tensors (``self.mean = ...``)."""
+        """Record the buffers of a part after its pass, if it replaced their tensors (``self.mean = ...``)."""
 
         def note(module: nn.Module, args: object, outputs: object) -> None:
             for name in fresh:
@@ -386,7 +384,7 @@ class Network:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """PyTorch's generators start from a seed, and are afterwards as they were, on every CUDA device that is in use."""
+    """Seed PyTorch's generators, also on every CUDA device in use, and restore their state afterwards."""
     used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if used else ()
     with torch.random.fork_rng(list(devices), device_type="cuda"):
@@ -398,7 +396,7 @@ ModelFactory = Callable[[], nn.Module]
 
 
 def made(factory: ModelFactory) -> nn.Module:
-    """What a factory makes, if it is a module."""
+    """The module that a factory makes; anything else is refused."""
     try:
         module = factory()
     except TypeError as error:
@@ -428,7 +426,7 @@ def build(model: nn.Module | ModelFactory, seed: int) -> nn.Module:
 def redrawn(module: nn.Module, seed: int) -> nn.Module:
     """A copy of a module with new random values, as its layers' ``reset_parameters`` draws them.
 
-    Frozen parameters, and layers whose own parameters are all frozen, keep what they have.
+    Frozen parameters, and layers whose own parameters are all frozen, keep their values.
 
     Args:
         module: the module.

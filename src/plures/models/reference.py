@@ -97,7 +97,7 @@ def fedrep_cnn(features: Features, outputs: int) -> nn.Module:
 def fedbn_cnn(features: Features, outputs: int, width: float = 1.0) -> nn.Module:
     """FedBN's CNN for digits (Li et al. 2021): conv 64, 64, 128 (5x5, padded), linear 2048 and 512, head.
 
-    Batch normalisation follows every layer of the body; 2x2 pooling the first two convolutions. 14,219,210
+    Batch normalisation follows every layer of the body, 2x2 pooling the first two convolutions. 14,219,210
     parameters for ``(3, 28, 28)`` and ten classes.
 
     Args:

@@ -61,7 +61,7 @@ def resnet(
 
     ``width``, twice and four times as many filters; stages two and three halve the sides; global average pooling,
     head. With ``norm="batch"`` and 20 layers, 269,722 parameters for ``(3, 32, 32)`` and ten classes. Group
-    normalisation (Wu, He 2018; at most 4 groups) is the default, for with it clients of a stack step together.
+    normalisation (Wu, He 2018; at most 4 groups) is the default, because it lets clients of a stack step together.
 
     Args:
         features: ``(height, width)`` or ``(channels, height, width)``, at least 8 x 8.

@@ -62,10 +62,10 @@ class Card(Result):
         client: name of the client.
         federation: name of the federation.
         source: where the data come from.
-        kind: of the task: ``classification``, ``regression``, ...; ``module:name`` of a task of somebody's own.
+        kind: of the task: ``classification``, ``regression``, ...; ``module:name`` for a user's own task.
         classes: names of the classes, in the order of the outputs.
         outputs: number of outputs.
-        options: what else the task was made with (:func:`plures.tasks.told`).
+        options: the task's other options (:func:`plures.tasks.told`).
         features: shape of one example's input.
         dtype: type of the inputs.
         columns: names of the entries of the first feature dimension; may be empty.
@@ -145,7 +145,7 @@ class Card(Result):
         """What is predicted.
 
         Args:
-            code: tasks of one's own that it may be.
+            code: user tasks that it may name.
         """
         known = {"classes": self.classes} if self.classes else {"outputs": self.outputs}
         options = self.options or ({} if ":" in self.kind else known)
@@ -156,7 +156,7 @@ class Card(Result):
 
     @property
     def _known(self) -> Task | None:
-        """What is predicted, where a card alone says it: it runs no code."""
+        """What is predicted, if the card alone determines it, without running code."""
         return None if ":" in self.kind else self.task(NOTHING)
 
     def text(self) -> str:
@@ -240,7 +240,7 @@ class Card(Result):
         titles = {} if self._known is None else {metric.name: metric.title for metric in self._known.metrics}
         lines = [f"- {titles.get(name, name)}: {'-' if v is None else f'{v:.4f}'}" for name, v in self.metrics.items()]
         if "validation" in self.fitted_to:
-            lines += ["", "The predictor was fitted to these very examples after training, so the scores flatter it."]
+            lines += ["", "The predictor was fitted to these same examples after training, so the scores flatter it."]
         return lines
 
 

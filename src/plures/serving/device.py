@@ -16,12 +16,12 @@ from plures.run.engine import Engine, Stack
 from plures.serving.probe import Alive, Probe
 
 COUNTED = (
-    "Counted are tensors, each storage once: all leaves that the client has in its visit, second copies of received "
-    "leaves where both values are needed, gradients and the optimizer's memory of the leaves that a phase trains, what "
-    "a forward pass keeps for the backward pass, and a step's examples. Not counted are the program and its libraries, "
-    "temporary tensors (the measured column has them), workspaces inside a kernel, fragmentation, and buffers of the "
-    "network connection. Gradients and activations are added up, though a backward pass frees some activations before "
-    "the last gradient is there."
+    "The numbers count tensors, each storage once: all leaves that the client has in its visit, second copies of "
+    "received leaves where both values are needed, gradients and optimizer state of the leaves that a phase trains, "
+    "what a forward pass keeps for the backward pass, and a step's examples. They do not count the program and its "
+    "libraries, temporary tensors (the measured column has them), workspaces inside a kernel, fragmentation, and "
+    "buffers of the network connection. Gradients and activations are added up, although a backward pass frees some "
+    "activations before it has computed the last gradient."
 )
 """Explanation of the numbers."""
 
@@ -37,8 +37,8 @@ class Need:
         received: second copies of leaves that local work has changed and whose received value is still read.
         gradients: gradients of the trained leaves.
         optimizer: optimizer state of the trained leaves.
-        activations: tensors that the forward pass keeps for the backward pass, and what is computed before a step
-            and constant in it; each storage once, without leaves and examples.
+        activations: tensors that the forward pass keeps for the backward pass, and those that are computed before a
+            step and constant in it; each storage once, without leaves and examples.
         work: most bytes alive at once in computations outside the step's own backward pass: before a step, or in an
             assignment.
         examples: inputs, targets and weights of a step's batches, or of the splits that an assignment reads.
@@ -109,7 +109,7 @@ def memory(run: Run, batch_size: int, client: str | None = None) -> Memory:
     if batch_size < 1:
         raise PluresError(f"batch_size={batch_size}: a batch has at least 1 example")
     if not int(sizes[place]):
-        raise PluresError(f"client {federation.clients[place]!r} has no training example to work with: name another")
+        raise PluresError(f"client {federation.clients[place]!r} has no training examples to work with: name another")
     batch = federation.splits["train"][place].repeat(-(-batch_size // int(sizes[place])))[:batch_size]
     rows = [batch if i == place else own for i, own in enumerate(federation.splits["train"])]
     repeated = replace(federation, splits={**federation.splits, "train": Split.of(rows)})
@@ -164,7 +164,7 @@ def _measured(
 
 
 def _sent(bound: Bound) -> set[Leaf]:
-    """Leaves of which a wire stage needs the received value beside the new one."""
+    """Leaves whose received value a wire stage needs besides the new one."""
     return {leaf for block in bound.blocks for leaf in bound.travelling(block)} if bound.method.wire else set()
 
 

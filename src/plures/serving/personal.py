@@ -132,14 +132,14 @@ class PersonalModel:
 
     @classmethod
     def stored(cls, kept: RunFolder, client: str) -> PersonalModel:
-        """The model of a client in a run's folder; does not read the run's data, which may have changed or be gone."""
+        """The model of a client in a run's folder; does not read the run's data, which may have changed or moved."""
         with understood(kept.path, RERUN):
             return _stored(kept, client)
 
     # --- prediction ---------------------------------------------------------------------------------------------
 
     def predict(self, examples: Tensor | Table) -> tuple[Tensor, Tensor | None]:
-        """Outputs for raw examples, and what the client decides for.
+        """Outputs for raw examples, and the client's decisions.
 
         Args:
             examples: ``(n, *features)`` raw, before any scaling; or rows of a table with the columns that the
@@ -246,7 +246,7 @@ class PersonalModel:
             return self.predictor.predicted(State(self.leaves, self.network.fixed), batch)
 
     def decided(self, outputs: Tensor) -> Tensor | None:
-        """What the client decides for, ``(n, *target)``; ``None`` where numbers are predicted."""
+        """The client's decisions, ``(n, *target)``; ``None`` where numbers are predicted."""
         task, decide = self.federation.task, self.predictor.decide
         if not task.probable:
             return None
@@ -314,7 +314,7 @@ class PersonalModel:
         tensors, about = read(file, REPUBLISH, earlier=True)
         told = about.get("card")
         if not isinstance(told, dict) or "format" not in told:
-            raise PluresError(f"{file} is another file of plures, not a personal model")
+            raise PluresError(f"{file} is another kind of plures file, not a personal model")
         if told["format"] not in (1, FORMAT):
             raise PluresError(
                 f"{file} has format {told['format']}, and this version of plures ({__version__}) reads format "

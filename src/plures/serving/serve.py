@@ -39,7 +39,7 @@ CELL = 64
 CONNECTIONS = 256
 """Most connections at once; further ones are answered with status 503."""
 ENDING = 3
-"""Seconds that the end waits for requests under way: without a limit, one half of a request would keep it for ever."""
+"""Seconds that shutdown waits for open requests: without a limit, an incomplete request would block it for ever."""
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -67,12 +67,12 @@ class Answer(BaseModel):
     Attributes:
         client: whose model it is.
         version: of the model.
-        outputs: of the predictor: of classes log-probabilities up to a constant, of labels log-odds, or the predicted
+        outputs: of the predictor: log-probabilities of classes up to a constant, log-odds of labels, or the predicted
             numbers.
         classes: names of the classes or labels; empty for regression.
         probabilities: of every class or label, in the order of ``classes``.
-        decisions: the class that the client decides for, or the labels.
-        threshold: probability of the second of two classes above which it decides for it.
+        decisions: the predicted class, or the predicted labels.
+        threshold: probability of the second of two classes above which it is predicted.
     """
 
     client: str
@@ -87,8 +87,8 @@ class Answer(BaseModel):
 def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
     """The endpoint: ``GET /health``, ``GET /card``, ``POST /predict``.
 
-    What cannot be predicted is refused with status 422 and one sentence that names row and column, what is too much
-    with 413. Nothing of a request is ever logged but the number of its rows.
+    A request that cannot be predicted is refused with status 422 and one sentence that names the row and column, one
+    that is too large with 413. Of a request, only the number of its rows is ever logged.
 
     Args:
         model: the model; it is never reloaded.
@@ -172,7 +172,7 @@ def read(model: PersonalModel, asked: Asked, limit: int) -> Tensor | dict[str, l
     else:
         table, count = {}, len(asked.rows or [])
     if not count:
-        raise PluresError("no example: give at least one row")
+        raise PluresError("no examples: give at least one row")
     if count > limit:
         raise TooMany(f"{count} examples: send at most {limit} at once")
     rows = asked.rows if asked.rows is not None else [list(row) for row in zip(*table.values(), strict=True)]
@@ -193,7 +193,7 @@ def read(model: PersonalModel, asked: Asked, limit: int) -> Tensor | dict[str, l
 
 
 def _even(columns: dict[str, list[Any]], names: list[str]) -> dict[str, list[Any]]:
-    """Columns in the order of the names, all there and of one length."""
+    """Columns in the order of the names, all present and of the same length."""
     for name in names:
         if name not in columns:
             raise PluresError(f"column {name!r} is missing; the model reads {', '.join(names)}")
@@ -225,7 +225,7 @@ def _numbers(values: Any, shape: Sequence[int], names: Sequence[str], where: str
 
 
 def _kind(value: object) -> str:
-    """The type of a JSON value, in words."""
+    """What messages call the type of a JSON value."""
     words = {str: "text", bool: "boolean", type(None): "null", list: "list", dict: "object"}
     return words.get(type(value), "number")
 
@@ -288,12 +288,12 @@ def serve(
     limit: int = 1000,
     announce: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Answer requests until the process is stopped; then end within some seconds, even with open connections.
+    """Answer requests until the process is stopped; then shut down within seconds, even with open connections.
 
     Args:
         model: what predicts.
-        host: address to listen on; other than the machine's own ones, anybody who reaches it may ask, for the endpoint
-            knows neither users nor TLS.
+        host: address to listen on; the endpoint has neither users nor TLS, so anybody who can reach an address other
+            than the loopback ones can use it.
         port: 0 for any that is free.
         limit: most examples in a request.
         announce: called with the address once it is open.

@@ -1,5 +1,4 @@
-"""What is predicted: tasks know their targets, outputs, losses, probabilities and decisions. No room below this one
-but the metrics'."""
+"""What is predicted: tasks define targets, outputs, losses, probabilities, decisions. They depend only on metrics."""
 
 from plures.tasks.choose import KINDS, task_of
 from plures.tasks.classification import Classification

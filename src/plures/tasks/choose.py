@@ -1,4 +1,4 @@
-"""The task of raw targets: the one that was asked for, or the one that their type suggests."""
+"""Choose the task for raw targets: the one that was asked for, or the one that their type suggests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classification, 
 """Tasks that have a name."""
 
 MAX_CLASSES_UNASKED = 50
-"""More whole numbers than that are probably amounts, not classes."""
+"""More different integers than this are probably amounts, not classes."""
 
 MAX_WHOLE_LABELS = 20
-"""Fewer whole values of a floating-point type than that are probably classes."""
+"""Fewer different integers of a floating-point type than this are probably classes."""
 
 
 def task_of(
@@ -36,12 +36,12 @@ def task_of(
     """The task, and the targets as a model learns them.
 
     Args:
-        targets: as they came, one row each.
-        task: an object, or the name of a kind; from the targets' type if not given: floating point is regression, all
-            else classification.
-        classes: names of the classes in order. A text or boolean is the class of that name. A whole number is so too
-            if all classes are whole numbers, else it is the position of its class.
-        where: the place of a row in words.
+        targets: raw values, one row each.
+        task: an object, or the name of a kind; default: regression for floating-point targets, otherwise
+            classification.
+        classes: names of the classes in order. A text or boolean is the class of that name. So is an integer if all
+            classes are integers; otherwise it is the position of its class.
+        where: describes the place of a row.
         columns: names of the columns that several targets came from.
     """
     values = plain(targets, where)
@@ -53,7 +53,7 @@ def task_of(
     if kind not in KINDS:
         raise PluresError(f"task={kind!r} is unknown; use {', '.join(map(repr, KINDS))} or a plures.Task")
     if classes is not None and kind != Classification.kind:
-        raise PluresError(f'classes: a {kind} has none; leave them out, or say task="classification"')
+        raise PluresError(f'classes: a {kind} has none; leave them out, or give task="classification"')
     if classes is not None and not classes:
         raise PluresError("classes: give at least one")
     made = KINDS[kind]() if classes is None else Classification(tuple(map(str, classes)))
@@ -64,7 +64,7 @@ def task_of(
 
 
 def _read(task: Task, values: Array, where: Where) -> tuple[Task, Tensor]:
-    """What a task makes of targets, which may be somebody's own code."""
+    """The targets as the task reads them; the task may be user code."""
     try:
         found: object = task.read(values, where)
     except PluresError:
@@ -78,12 +78,12 @@ def _read(task: Task, values: Array, where: Where) -> tuple[Task, Tensor]:
 
 
 def _doubted(task: Task, values: Array) -> None:
-    """Warn where the type of the targets may not tell what they are."""
+    """Warn if the type of the targets may be misleading."""
     if task.classes:
         if values.dtype.kind in "iu" and task.outputs > MAX_CLASSES_UNASKED:
             warnings.warn(
-                f"targets are {task.outputs} different whole numbers ({listed(task.classes)}), and each counts as a "
-                'class: say task="classification" if they are, or task="regression" if they are amounts',
+                f"targets are {task.outputs} different whole numbers ({listed(task.classes)}), and each is taken as a "
+                'class: give task="classification" if they are classes, or task="regression" if they are amounts',
                 PluresWarning,
                 stacklevel=6,
             )
@@ -96,7 +96,7 @@ def _doubted(task: Task, values: Array) -> None:
     ):
         warnings.warn(
             f"targets are of type {values.dtype}, so this is a regression, but they are {len(different)} whole numbers "
-            f'({listed([f"{value:g}" for value in different])}): say task="classification" if they are classes, or '
+            f'({listed([f"{value:g}" for value in different])}): give task="classification" if they are classes, or '
             'task="regression" if they are amounts',
             PluresWarning,
             stacklevel=6,

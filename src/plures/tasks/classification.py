@@ -76,10 +76,10 @@ class Classification(Task):
         if values.ndim != 1:
             raise PluresError(
                 f"class labels must be one per row, got shape {values.shape}; for any number of labels at once, 0 or 1 "
-                'each, say task="multilabel", for several numbers task="regression"'
+                'each, give task="multilabel", for several numbers task="regression"'
             )
         if values.dtype.kind == "f":
-            refuse(torch.from_numpy(values != np.floor(values)), "a label that is no whole number", where)
+            refuse(torch.from_numpy(values != np.floor(values)), "a label that is not a whole number", where)
             values = values.astype(np.int64)
         if self.classes:
             return self, _coded(values, self.classes, where)
@@ -147,7 +147,7 @@ class Classification(Task):
 
 
 def _occurring(values: Array) -> tuple[tuple[str, ...], Tensor]:
-    """The different values in their order as names, and the place of each row's value."""
+    """The distinct values in order, as names, and the position of each row's value among them."""
     different, codes = np.unique(values, return_inverse=True)
     found = [str(value) for value in different.tolist()]
     names = tuple(found)
@@ -169,7 +169,7 @@ def _occurring(values: Array) -> tuple[tuple[str, ...], Tensor]:
 
 
 def _coded(values: Array, names: tuple[str, ...], where: Where) -> Tensor:
-    """Place of each label among the classes that were given."""
+    """Position of each label among the given classes."""
     by_number = all(name.removeprefix("-").isdecimal() for name in names)
     as_text = values.dtype.kind == "U" or (values.dtype.kind == "b" and {"False", "True"} >= set(names))
     if not as_text and not by_number:
@@ -191,5 +191,5 @@ def _coded(values: Array, names: tuple[str, ...], where: Where) -> Tensor:
         near = closest(values[at], names)
         hint = f"; did you mean {near!r}?" if near and as_text else ""
         shown = repr(str(values[at])) if as_text else values[at]
-        raise PluresError(f"{where(at)}: label {shown} is none of the classes {listed(names, 10)}{hint}")
+        raise PluresError(f"{where(at)}: label {shown} is not one of the classes {listed(names, 10)}{hint}")
     return torch.from_numpy(labels)

@@ -26,7 +26,7 @@ def weighed(weights: Weights, names: tuple[str, ...], what: str) -> tuple[float,
                 raise PluresError(f"{what}: no {name!r}; {suggestion(name, names, 'names are')}")
         weights = [given.get(name, 1.0) for name in names]
     if isinstance(weights, str) or not hasattr(weights, "__len__"):
-        raise PluresError(f"{what}={weights!r}: give a number for each of {', '.join(names)}, or those of some by name")
+        raise PluresError(f"{what}={weights!r}: give a number for each of {', '.join(names)}, or a mapping from names")
     if len(weights) != len(names):
         raise PluresError(f"{what}: {len(weights)} weights for {len(names)}; give one for each of {', '.join(names)}")
     found: list[float] = []
@@ -34,7 +34,7 @@ def weighed(weights: Weights, names: tuple[str, ...], what: str) -> tuple[float,
         try:
             found.append(float(weight))
         except (TypeError, ValueError):
-            raise PluresError(f"{what}: {weight!r} for {name!r} is no number") from None
+            raise PluresError(f"{what}: {weight!r} for {name!r} is not a number") from None
         if not (math.isfinite(found[-1]) and found[-1] >= 0):
             raise PluresError(f"{what}: {found[-1]:g} for {name!r}; give finite numbers of at least 0")
     if not any(found):

@@ -22,8 +22,8 @@ from plures.tasks.task import Array, Loss, Task, Where
 class MultiLabel(Task):
     """Each label is present or absent; the loss is the sigmoid cross-entropy, the mean over labels.
 
-    The mean over labels is what PyTorch's ``BCEWithLogitsLoss`` takes. A client decides for a label where
-    its probability is above 0.5.
+    Like PyTorch's ``BCEWithLogitsLoss``, it averages over labels. A client predicts a label if its probability is above
+    0.5.
 
     Attributes:
         labels: their names in order; if not given, those of the target columns of a table, or ``label 0``,
@@ -70,7 +70,7 @@ class MultiLabel(Task):
             raise PluresError(f"labels must be numbers 0 or 1, (n, labels), got {values.dtype} of shape {values.shape}")
         names = self.labels or tuple(f"label {number}" for number in range(values.shape[1]))
         if len(names) != values.shape[1]:
-            raise PluresError(f"targets have {values.shape[1]} labels, and the task names {len(names)}")
+            raise PluresError(f"targets have {values.shape[1]} labels, but the task names {len(names)}")
         made = replace(self, labels=names)
         targets = torch.from_numpy(values.astype(np.float32))
         refuse(*made.faults(targets), where)
@@ -79,8 +79,8 @@ class MultiLabel(Task):
     def of_columns(self, columns: tuple[str, ...]) -> MultiLabel:
         if self.labels and self.labels != columns:
             raise PluresError(
-                f"labels: the task says {', '.join(self.labels)}, and the target columns are {', '.join(columns)}: "
-                "name the same in the same order, or leave labels= out"
+                f"labels: the task names {', '.join(self.labels)}, but the target columns are {', '.join(columns)}: "
+                "give the same names in the same order, or leave labels= out"
             )
         return replace(self, labels=columns)
 
@@ -133,7 +133,7 @@ class MultiLabel(Task):
         return wrong
 
     def strata(self, targets: Tensor) -> Array:
-        """The set of labels of an example: splits keep the shares of whole sets alike."""
+        """The set of labels of each example: splits are stratified by whole sets."""
         return np.unique(targets.numpy(), axis=0, return_inverse=True)[1].reshape(-1)
 
     def says(self, value: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Raw targets: of which type they are, and which of them are missing."""
+"""Raw targets: their type, and which of them are missing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from plures.tasks.task import Array, Where
 
 
 def plain(targets: Array, where: Where) -> Array:
-    """Targets of one type: booleans, whole numbers, floating point or texts; none is missing."""
+    """Targets of one type: booleans, integers, floating point or text; none may be missing."""
     if targets.dtype.kind == "S":
         targets = targets.astype(str)
     if targets.dtype.kind in "OU":
         targets = _of_cells(targets, where)
     if targets.dtype.kind not in "fiubU":
         raise PluresError(
-            f"targets of type {targets.dtype} are neither classes nor numbers; make numbers or texts of them"
+            f"targets of type {targets.dtype} are neither classes nor numbers; convert them to numbers or text"
         )
     return targets
 
@@ -34,19 +34,19 @@ def refuse(bad: Tensor, what: str, where: Callable[[int], str]) -> None:
 
 
 def distinct(names: Iterable[object], option: str, word: str) -> tuple[str, ...]:
-    """Names of classes or labels, none of which may stand there twice.
+    """Names of classes or labels, without duplicates.
 
     Args:
         names: in their order.
-        option: of the task that gives them.
-        word: for one of them.
+        option: the task's option that gives them.
+        word: what one of them is called in messages.
     """
     if isinstance(names, str):
         raise PluresError(f"{option}={names!r}: give a list of names, [{names!r}]")
     found = tuple(str(name) for name in names)
     twice = [name for place, name in enumerate(found) if name in found[:place]]
     if twice:
-        raise PluresError(f"{option}: {twice[0]!r} stands there twice")
+        raise PluresError(f"{option}: {twice[0]!r} is given twice")
     check_words(found, word)
     return found
 
@@ -63,6 +63,6 @@ def _of_cells(targets: Array, where: Where) -> Array:
         return np.array(cells).reshape(targets.shape)
     odd = [cell for cell in cells if not isinstance(cell, str | int | float)]
     if odd:
-        raise PluresError(f"targets of type {type(odd[0]).__name__}; make numbers or texts of them")
+        raise PluresError(f"targets of type {type(odd[0]).__name__}; convert them to numbers or text")
     text = [str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell) for cell in cells]
     return np.array(text).reshape(targets.shape)

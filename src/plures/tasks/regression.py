@@ -20,7 +20,7 @@ class Regression(Task):
     """Real numbers; the loss is the squared error, summed over outputs.
 
     Attributes:
-        outputs: numbers of a target; those of the data if not given.
+        outputs: number of values in a target; default: as in the data.
         loss: a loss of your own instead of the squared error, ``(outputs, targets) -> (batch,)``.
 
     Examples:
@@ -43,7 +43,7 @@ class Regression(Task):
         targets = torch.from_numpy(values.reshape(len(values), -1).astype(np.float32))
         refuse(~torch.isfinite(targets).all(1), "a NaN or infinite target; correct it or leave the row out", where)
         if self.outputs and self.outputs != targets.shape[1]:
-            raise PluresError(f"targets have {targets.shape[1]} numbers, and the regression is of {self.outputs}")
+            raise PluresError(f"targets have {targets.shape[1]} numbers, but the regression has {self.outputs}")
         return replace(self, outputs=targets.shape[1]), targets
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:

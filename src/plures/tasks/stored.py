@@ -1,4 +1,4 @@
-"""Tasks as data: what files and messages say of one, and the task made of it. A name of code in a file is not run."""
+"""Tasks as data, for files and messages, and back again. Code that a file names is never run without consent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Told = dict[str, Any]
 
 @dataclass(frozen=True)
 class Named:
-    """A function of somebody's own that a file names. It is known by name alone, and not run.
+    """A user's function that a file names. It is known by name only, and is not run.
 
     Attributes:
         name: ``module:function``.
@@ -43,10 +43,10 @@ def told(task: Task, name: str | None = None) -> Told:
 
     Args:
         task: the task.
-        name: ``module:name`` by which it was found, if it was; otherwise a task of your own goes by its class.
+        name: ``module:name`` by which it was found, if it was; otherwise a task of your own is named by its class.
 
     Raises:
-        PluresError: if a file cannot name the task, or an option of a task of your own is no plain value.
+        PluresError: if a file cannot name the task, or an option of a task of your own is not a plain value.
     """
     if KINDS.get(task.kind) is type(task):
         return {"kind": task.kind, **_options(task)}
@@ -56,15 +56,15 @@ def told(task: Task, name: str | None = None) -> Told:
 
 
 def restored(told: Mapping[str, Any], code: Callable[[str], Any] | None = None) -> Task:
-    """The task of its data.
+    """The task that its data describe.
 
     Args:
-        told: what :func:`told` gave.
-        code: gives what ``module:name`` stands for if the reader consents to run it: a task, or a class or function
+        told: the result of :func:`told`.
+        code: returns what ``module:name`` stands for, if the reader consents to run it: a task, or a class or function
             that returns one.
 
     Raises:
-        PluresError: if it says something else than a task, or names code and there is no consent.
+        PluresError: if it does not describe a task, or names code and there is no consent.
     """
     options = {name: _value(value) for name, value in told.items() if name != "kind"}
     kind = str(told.get("kind"))
@@ -77,7 +77,7 @@ def restored(told: Mapping[str, Any], code: Callable[[str], Any] | None = None) 
         found = found()
     known = fields(found) if isinstance(found, Task) or (isinstance(found, type) and issubclass(found, Task)) else ()
     if not known:
-        raise PluresError(f"{kind!r} is no task; tasks are {', '.join(KINDS)}")
+        raise PluresError(f"{kind!r} is not a task; tasks are {', '.join(KINDS)}")
     unknown = [name for name in options if name not in {option.name for option in known}]
     if unknown:
         raise PluresError(f"a {kind} has no {unknown[0]!r}")
@@ -86,12 +86,12 @@ def restored(told: Mapping[str, Any], code: Callable[[str], Any] | None = None) 
 
 
 def completed(task: Task, told: Mapping[str, Any]) -> Task:
-    """A task completed by what data said of it, which is part of what was told."""
+    """The task completed by the options that were taken from data (:func:`completion`)."""
     return replace(task, **{name: _value(told[name]) for name in task.by_data if name in told})
 
 
 def completion(task: Task) -> Told:
-    """What data said of a task (:attr:`Task.by_data`), as far as it is plain."""
+    """The options that a task took from data (:attr:`Task.by_data`), if they are plain values."""
     return {name: value for name, value in _values(task).items() if name in task.by_data}
 
 
@@ -142,8 +142,8 @@ def _plain(value: Any, what: str) -> Any:
     if _is_cell(value):
         return value
     raise PluresError(
-        f"{what}: a {type(value).__name__} cannot be written to a file: make it of numbers and texts, or put the task "
-        'into a module and give task="module:name"'
+        f"{what}: a {type(value).__name__} cannot be written to a file: use numbers and text, or put the task into "
+        'a module and give task="module:name"'
     )
 
 

@@ -1,4 +1,4 @@
-"""What a task is: what targets look like, what a network gives for them, and what that is worth in training."""
+"""What a task is: what targets look like, what a network's outputs mean, and which loss is minimised."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from plures.metrics import Metric, mean_loss
 
 Array = NDArray[Any]
 Where = Callable[[int], str]
-"""The place of a row in words."""
+"""Describes the place of a row, for messages."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``(outputs, targets) -> (batch,)``: a loss of your own for every example."""
 
 
 REQUIRED = ("kind", "outputs", "read", "losses")
-"""What a task of your own must say."""
+"""What a task of your own must define."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a client predicts. Everything that depends on the kind of targets is asked of this one object.
+    """What a client predicts. Everything that depends on the kind of targets is in this one object.
 
-    A task of your own is a frozen dataclass that derives from this class. It says its ``kind`` and ``outputs``, reads
-    targets, and has a loss. Give it ``expected``, ``scores`` and ``certain`` as well, and methods that average
-    predictions (FedEM, MAPPER, kNN-Per, WiSE-FT) work with it. Its fields are its options: plain values, so that run
-    folders and published models can tell them.
+    A task of your own is a frozen dataclass that derives from this class. It has a ``kind`` and ``outputs``, reads
+    targets, and has a loss. With ``expected``, ``scores`` and ``certain`` as well, methods that average predictions
+    (FedEM, MAPPER, kNN-Per, WiSE-FT) work with it. Its fields are its options: plain values, so that run folders and
+    published models can store them.
 
     Attributes:
         kind: what the task is called in results and messages.
         called: what its outputs are called in them.
         decision: what a decision is called in files and tables.
         number: type of the targets.
-        probable: whether :meth:`expected` gives probabilities, so that a decision is something else than an output.
+        probable: whether :meth:`expected` gives probabilities, so that a decision differs from an output.
         measures: metrics of all tasks of this kind; default: the mean loss.
-        by_data: options that data complete where they are not given, such as the names of classes.
-        metrics: what predictions are measured by, by default ``measures``; rounds and settings are chosen by the first.
+        by_data: options that are taken from the data if they are not given, such as the names of classes.
+        metrics: metrics of predictions, by default ``measures``; rounds and settings are chosen by the first.
 
     Examples:
         Counts of events, whose logarithm a network predicts:
@@ -112,17 +112,17 @@ class Task:
         return (self.outputs,)
 
     def read(self, values: Array, where: Where) -> tuple[Self, Tensor]:
-        """The task completed by what data say, such as the names of classes, and targets as a model learns them.
+        """The task with options taken from the data, such as the names of classes, and targets as a model learns them.
 
         Args:
-            values: targets as they came, one row each: boolean, whole numbers, floating point or text.
+            values: raw targets, one row each: boolean, integer, floating point or text.
             where: the place of a row, for messages.
 
         Returns:
             The task; targets ``(n, *target)`` of type :attr:`number`.
 
         Raises:
-            PluresError: names the first row that is no target.
+            PluresError: names the first row whose target cannot be read.
         """
         raise NotImplementedError
 
@@ -131,13 +131,13 @@ class Task:
         return self
 
     def completed(self, found: Task) -> Self:
-        """The task on data that were read for another one, completed by what they said (:attr:`by_data`).
+        """The task on data that were read for another task, with options taken from the data (:attr:`by_data`).
 
         Args:
             found: the task of the data.
 
         Raises:
-            PluresError: if the targets that it expects are not theirs.
+            PluresError: if the data do not have the targets that it expects.
         """
         said = {name: getattr(found, name, getattr(self, name)) for name in self.by_data}
         for name, value in said.items():
@@ -152,11 +152,11 @@ class Task:
         return made
 
     def blank(self, *shape: int) -> Tensor:
-        """Targets that say nothing, ``(*shape, *target)``; without a shape, ``(0, *target)``."""
+        """Placeholder targets, ``(*shape, *target)``; without a shape, ``(0, *target)``."""
         return torch.zeros(*(shape or (0,)), *self.target, dtype=self.number)
 
     def faults(self, targets: Tensor) -> tuple[Tensor, str]:
-        """Rows whose target cannot be, ``(n,)``, and what is wrong with them.
+        """Rows with an impossible target, ``(n,)``, and what is wrong with them.
 
         Args:
             targets: ``(n, *target)``.
@@ -174,7 +174,7 @@ class Task:
         return (self.outputs,)
 
     def expected(self, outputs: Tensor) -> Tensor:
-        """What outputs say: the probability of each class or label, or the predicted numbers.
+        """What outputs mean: the probability of each class or label, or the predicted numbers.
 
         Args:
             outputs: ``(..., outputs)``.
@@ -186,7 +186,7 @@ class Task:
         return self.expected(outputs) if self.probable else None
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """What a client decides for, ``(..., *target)``; the outputs themselves where numbers are predicted."""
+        """The client's decision, ``(..., *target)``; the outputs themselves where numbers are predicted."""
         return outputs
 
     # --- what is minimised --------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class Task:
 
     @property
     def curved(self) -> bool:
-        """Whether :meth:`curvature` is known, which is not where a loss of your own takes the place of the task's."""
+        """Whether :meth:`curvature` is known; it is not if a loss of your own replaces the task's."""
         return getattr(self, "loss", None) is None and self._written_for("curvature", "losses")
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,25 +224,25 @@ class Task:
         Args:
             outputs: ``(..., outputs)``.
         """
-        raise PluresError(f"{self.kind}: this loss does not tell its curvature (Task.curvature), which is needed here")
+        raise PluresError(f"{self.kind}: this loss does not define its curvature (Task.curvature), needed here")
 
     # --- how predictions mix ------------------------------------------------------------------------------------
 
     def scores(self, expected: Tensor) -> Tensor:
-        """Outputs that mean what was expected: the inverse of :meth:`expected`."""
-        raise PluresError(f"{self.kind}: predictions do not mix, for the task has no Task.scores")
+        """Outputs that correspond to expected values: the inverse of :meth:`expected`."""
+        raise PluresError(f"{self.kind}: predictions cannot be mixed, because the task has no Task.scores")
 
     def certain(self, targets: Tensor) -> Tensor:
-        """What a predictor expects that is certain of the targets, ``(..., outputs)``, to be averaged over examples."""
-        raise PluresError(f"{self.kind}: targets cannot be averaged, for the task has no Task.certain")
+        """Expected values of a predictor that knows the targets, ``(..., outputs)``, to be averaged over examples."""
+        raise PluresError(f"{self.kind}: targets cannot be averaged, because the task has no Task.certain")
 
     @property
     def mixes(self) -> bool:
-        """Whether several predictors can be one."""
+        """Whether the predictions of several predictors can be mixed."""
         return self._written_for("scores", "expected")
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
-        """Outputs of several predictors as one: the weighted mean of what they expect.
+        """Outputs of a mixture of predictors: the weighted mean of their expected values.
 
         Args:
             outputs: of each predictor, ``(batch, outputs)``.
@@ -251,7 +251,7 @@ class Task:
         return self.scores((torch.stack([self.expected(one) for one in outputs], -1) * weights).sum(-1))
 
     def _written_for(self, method: str, other: str) -> bool:
-        """Whether a method fits another one that it depends on: no class below the one that has it overrides that."""
+        """Whether a method fits another one that it depends on, which no subclass of its own class overrides."""
         for kind in type(self).__mro__:
             if method in vars(kind):
                 return kind is not Task
@@ -259,7 +259,7 @@ class Task:
                 return False
         return False
 
-    # --- what is told of targets --------------------------------------------------------------------------------
+    # --- what is reported about targets -------------------------------------------------------------------------
 
     def counts(self, targets: Tensor) -> Tensor | None:
         """How often each class or label occurs, ``(outputs,)`` int64: what a client may report; ``None`` for numbers.
@@ -275,8 +275,8 @@ class Task:
 
         Args:
             targets: ``(n, *target)`` of all clients.
-            owners: ``(n,)`` int64 whose each is.
-            clients: their number.
+            owners: ``(n,)`` int64 client of each target.
+            clients: number of clients.
         """
         return None
 
@@ -287,9 +287,9 @@ class Task:
         return None
 
     def strata(self, targets: Tensor) -> Array | None:
-        """Groups ``(n,)`` whose shares are kept alike in all splits of a client; ``None`` for none."""
+        """Groups ``(n,)`` by which a client's splits are stratified; ``None`` for none."""
         return None
 
     def says(self, value: Tensor) -> str:
-        """One target or decision in words."""
+        """One target or decision as text."""
         return ", ".join(f"{number:.4g}" for number in value.reshape(-1).tolist())
