@@ -23,7 +23,6 @@ from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan
 from plures.evaluate import score
 from plures.files import read
-from plures.method import named
 from plures.remote.clients import ONE_CLIENT
 from plures.remote.state import Versions
 from plures.run import Fixed
@@ -163,7 +162,7 @@ def misplaced(folder: Path, run: Run, place: int) -> list[str]:
     if not files:
         return [f"version {version} of {run.setting.clients[place]}"]
     stored = Versions(folder, read(files[0])[1]["run"]).load(version) or {}
-    own = {f"own:{named(leaf)}": run.store.get(leaf, [place])[0] for leaf in run.kept()}
+    own = {f"own:{leaf}": run.store.get(leaf, [place])[0] for leaf in run.kept()}
     mine = {name: value for name, value in stored.items() if name.startswith("own:")}
     return [f"{name} of {run.setting.clients[place]}" for name in differing(mine, own)]
 

@@ -30,7 +30,7 @@ def test_a_selector_that_matches_nothing():
 
 def test_a_layout_that_forgets_a_leaf():
     model = with_roles(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), head="1")
-    with pytest.raises(PluresError, match=r"no entry says with whom model\.0\.weight is shared; add one for 'model'"):
+    with pytest.raises(PluresError, match=r"no entry says with whom model/0\.weight is shared; add one for 'model'"):
         run(Method(layout={head: Personal()}), 1, model=model)
 
 

@@ -15,7 +15,6 @@ from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.plan import Plan
 from plures.evaluate.results import SeedResult
 from plures.files import read
-from plures.method import named
 from plures.remote.state import Versions
 from plures.run.checkpoint import snapshot
 from plures.serving.personal import PersonalModel
@@ -57,7 +56,7 @@ def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, meth
         assert stored is not None
         for leaf in here.kept():
             own = here.store.get(leaf, [place])[0]
-            torch.testing.assert_close(stored[f"own:{named(leaf)}"], own, atol=2e-6, rtol=1e-4)
+            torch.testing.assert_close(stored[f"own:{leaf}"], own, atol=2e-6, rtol=1e-4)
         rows = here.federation.inputs[here.federation.splits["test"][place]]
         outputs = here.engine.forward(here.deployed([place]), rows.unsqueeze(0))[0]
         torch.testing.assert_close(PersonalModel.load(folder / PUBLISHED).outputs(rows), outputs, atol=1e-5, rtol=1e-3)

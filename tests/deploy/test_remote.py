@@ -11,7 +11,7 @@ from torch import nn
 from newcomers import clients, linear
 from plures import from_arrays
 from plures.evaluate import score
-from plures.method import SGD, named
+from plures.method import SGD
 from plures.methods import METHODS, fedrep, gradient_clusters
 from plures.models import with_roles
 from plures.remote.clients import ONE_CLIENT
@@ -59,7 +59,7 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
         stored = Versions(tmp_path / client, remote.clients.run_id).load(version) if version else None
         for leaf in run.kept():
             if stored is not None:
-                assert_same(stored[f"own:{named(leaf)}"], run.store.get(leaf, [place])[0], f"{client} {named(leaf)}")
+                assert_same(stored[f"own:{leaf}"], run.store.get(leaf, [place])[0], f"{client} {leaf}")
 
     assert not remote.clients.ask(remote, "score", "validation")
     assert not remote.clients.ask(remote, "publish", "validation", "test")

@@ -242,7 +242,7 @@ def test_runs_of_earlier_tasks_stay_as_they_ended():
 def test_between_tasks_nothing_travels():
     bad = Method(between=(Assign(("model",), lambda x, received, visit: {"model": x.model}),))
     done = run(bad, 1)
-    with pytest.raises(PluresError, match=r"between tasks nothing travels, so model\.weight cannot change"):
+    with pytest.raises(PluresError, match=r"between tasks nothing travels, so model/weight cannot change"):
         conclude(done)
 
 

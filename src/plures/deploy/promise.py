@@ -99,7 +99,7 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
 def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:
     """What would be sent but is not allowed."""
     allowed = own.allow.allowed
-    slots = {leaf[0]: None for leaf in leaves if not allowed.sends(leaf)}
+    slots = {leaf.slot: None for leaf in leaves if not allowed.sends(leaf)}
     return [
         f"the method sends {slot!r}, and [allow] send does not name it; add it, or do without this federation"
         for slot in slots

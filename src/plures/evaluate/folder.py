@@ -25,6 +25,7 @@ from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
 from plures.files import DamagedError, describe, inside, read, understood, unsealed, write, write_json
 from plures.method import Bound, Method, Setting
+from plures.method.leaf import by_leaf, by_slot, of_short_name, short_names
 from plures.models import Leaves, ModelFactory
 from plures.run import Execution, Run, Training
 from plures.run.checkpoint import restore, snapshot
@@ -66,12 +67,10 @@ def personal_models(run: Run, clients: Sequence[int] | None = None) -> Iterator[
     chosen = list(range(len(run.federation)) if clients is None else clients)
     run.serve(chosen)
     for chunk in run.chunks(chosen):
-        stack = run.deployed(chunk)
-        flat = {
-            path if len(stack) == 1 else f"{slot}:{path}": t for slot, ls in stack.items() for path, t in ls.items()
-        }
+        leaves = by_leaf(run.deployed(chunk))
+        names = short_names(leaves)
         for row, client in enumerate(chunk):
-            yield run.federation.clients[client], {path: t[row].clone() for path, t in flat.items()}
+            yield run.federation.clients[client], {names[leaf]: t[row].clone() for leaf, t in leaves.items()}
 
 
 def own_examples(run: Run, place: int) -> dict[str, Tensor]:
@@ -471,11 +470,7 @@ class RunFolder:
 
     def stack(self, client: str) -> Stack:
         """What one client predicts with, by slots, each value with a first dimension of 1."""
-        found: Stack = {}
-        for key, value in self.model(client).items():
-            slot, colon, path = key.partition(":")
-            found.setdefault(slot if colon else "model", {})[path if colon else key] = value.unsqueeze(0)
-        return found
+        return by_slot({of_short_name(name): value.unsqueeze(0) for name, value in self.model(client).items()})
 
     def _newcomer(self, client: str) -> Path:
         return inside(self.path / NEWCOMERS, client, suffix=".safetensors")

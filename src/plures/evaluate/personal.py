@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from plures.evaluate.record import Layer, Personal
+from plures.method import Leaf
+from plures.method.leaf import by_leaf, short_names
 from plures.run import Run
-from plures.run.deployed import MODEL
 
 HELD = 2**26
 """Numbers of all clients' predictors that are held in memory at once; beyond it, the map is made of a sketch."""
@@ -36,27 +37,26 @@ def personal(run: Run, clients: Sequence[int] | None = None) -> Personal | None:
     if not different or len(order) < 2:
         return None
     mean = {leaf: total[leaf] / len(order) for leaf in different}
-    layers: dict[str, list[str]] = {}
+    layers: dict[Leaf, list[Leaf]] = {}
     for leaf in different:
-        slot, colon, path = leaf.rpartition(":")
-        layers.setdefault(slot + colon + (path.rpartition(".")[0] or path), []).append(leaf)
+        layers.setdefault(_layer(leaf), []).append(leaf)
     width = sum(len(mean[leaf]) for leaf in different)
     sketch = _sketch({leaf: len(mean[leaf]) for leaf in different}) if width * len(order) > HELD else None
-    told: dict[str, list[Tensor]] = {name: [] for name in layers}
+    compared: dict[Leaf, list[Tensor]] = {layer: [] for layer in layers}
     rows: list[Tensor] = []
     for _, leaves in _predictors(run, asked):
-        for name, paths in layers.items():
-            own = torch.cat([leaves[leaf] for leaf in paths], 1)
-            told[name].append(_compared(own, torch.cat([mean[leaf] for leaf in paths])))
+        for layer, members in layers.items():
+            own = torch.cat([leaves[leaf] for leaf in members], 1)
+            compared[layer].append(_compared(own, torch.cat([mean[leaf] for leaf in members])))
         rows.append(_row(leaves, mean, sketch))
     place = torch.tensor(order).argsort()
     vectors = torch.cat(rows)[place]
     places, explained = components(vectors)
-    found = []
-    for name, paths in layers.items():
-        norm, distance, cosine = (_short(column) for column in torch.cat(told[name])[place].unbind(1))
-        size = sum(len(mean[leaf]) for leaf in paths)
-        found.append(Layer(name=name, size=size, norm=norm, distance=distance, cosine=cosine))
+    found, names = [], short_names([_layer(leaf) for leaf in total])
+    for layer, members in layers.items():
+        norm, distance, cosine = (_short(column) for column in torch.cat(compared[layer])[place].unbind(1))
+        size = sum(len(mean[leaf]) for leaf in members)
+        found.append(Layer(name=names[layer], size=size, norm=norm, distance=distance, cosine=cosine))
     return Personal(
         layers=found,
         same=sum(len(total[leaf]) for leaf in total if leaf not in mean),
@@ -95,27 +95,24 @@ def nearest(vectors: Tensor) -> list[list[int]]:
     return [[j for j in row if j != i] for i, row in enumerate(order)]
 
 
-def _predictors(run: Run, clients: list[int]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+def _predictors(run: Run, clients: list[int]) -> Iterator[tuple[list[int], dict[Leaf, Tensor]]]:
     """Chunks of clients and what they predict with, ``(clients, numbers)`` by leaf."""
     run.serve(clients)
     for chunk in run.chunks(clients):
-        stack = run.deployed(chunk)
-        yield (
-            chunk,
-            {
-                path if set(stack) == {MODEL} else f"{slot}:{path}": t.reshape(len(t), -1).double().cpu()
-                for slot, leaves in stack.items()
-                for path, t in leaves.items()
-                if t.is_floating_point()
-            },
-        )
+        leaves = by_leaf(run.deployed(chunk))
+        yield chunk, {leaf: t.reshape(len(t), -1).double().cpu() for leaf, t in leaves.items() if t.is_floating_point()}
 
 
-def _ranges(run: Run, clients: list[int]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def _layer(leaf: Leaf) -> Leaf:
+    """The module that a leaf belongs to, or the leaf itself where it belongs to none."""
+    return Leaf(leaf.slot, leaf.path.rpartition(".")[0] or leaf.path)
+
+
+def _ranges(run: Run, clients: list[int]) -> tuple[dict[Leaf, Tensor], dict[Leaf, Tensor], dict[Leaf, Tensor]]:
     """Sum, least and greatest value over clients, by leaf."""
-    total: dict[str, Tensor] = {}
-    low: dict[str, Tensor] = {}
-    high: dict[str, Tensor] = {}
+    total: dict[Leaf, Tensor] = {}
+    low: dict[Leaf, Tensor] = {}
+    high: dict[Leaf, Tensor] = {}
     for _, leaves in _predictors(run, clients):
         for leaf, t in leaves.items():
             total[leaf] = total[leaf] + t.sum(0) if leaf in total else t.sum(0)
@@ -130,7 +127,7 @@ def _compared(own: Tensor, mean: Tensor) -> Tensor:
     return torch.stack([norm, distance, torch.cosine_similarity(own, mean.unsqueeze(0))], 1)
 
 
-def _sketch(sizes: dict[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+def _sketch(sizes: dict[Leaf, int]) -> dict[Leaf, tuple[Tensor, Tensor]]:
     """A bucket and a sign for every number."""
     random = torch.Generator().manual_seed(SEED)
     return {
@@ -139,7 +136,9 @@ def _sketch(sizes: dict[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def _row(leaves: dict[str, Tensor], mean: dict[str, Tensor], sketch: dict[str, tuple[Tensor, Tensor]] | None) -> Tensor:
+def _row(
+    leaves: dict[Leaf, Tensor], mean: dict[Leaf, Tensor], sketch: dict[Leaf, tuple[Tensor, Tensor]] | None
+) -> Tensor:
     """Differences from the mean, ``(clients, numbers)``, or their sketch."""
     if sketch is None:
         return torch.cat([leaves[leaf] - mean[leaf] for leaf in mean], 1)

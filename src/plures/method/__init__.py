@@ -17,19 +17,18 @@ from plures.method.combine import (
 from plures.method.layout import (
     Block,
     Layout,
-    Leaf,
     Selector,
     body,
     buffers,
     everything,
     head,
-    named,
     norm_layers,
     norm_statistics,
     nothing,
     paths,
     role,
 )
+from plures.method.leaf import Leaf
 from plures.method.method import Bound, Method, Slot, Start, zeros
 from plures.method.optimizer import SGD, Adam, AdamW, Optimizer
 from plures.method.predict import Calibration, Predict
@@ -152,7 +151,6 @@ __all__ = [
     "mean",
     "cluster_count",
     "moved",
-    "named",
     "norm_layers",
     "norm_statistics",
     "nothing",

@@ -8,17 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from plures.errors import PluresError, PluresWarning, suggestion
+from plures.method.leaf import Leaf, by_leaf
 from plures.method.shares.share import Frozen, Share
 from plures.models import LeafInfo
 from plures.models.network import NORMS
-
-Leaf = tuple[str, str]
-"""A leaf's address in the state: (slot, path)."""
-
-
-def named(leaf: Leaf) -> str:
-    """A leaf's address as one string, ``slot/path``."""
-    return "/".join(leaf)
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,7 @@ class Block:
     @property
     def slot(self) -> str:
         """The slot in which its leaves lie."""
-        return self.leaves[0][0]
+        return self.leaves[0].slot
 
 
 def matching(key: LayoutKey, info: Mapping[str, Mapping[str, LeafInfo]], where: str) -> list[Leaf]:
@@ -120,14 +113,14 @@ def matching(key: LayoutKey, info: Mapping[str, Mapping[str, LeafInfo]], where: 
     if isinstance(key, str):
         if key not in info:
             raise PluresError(f"{where}: no slot {key!r}; {suggestion(key, info, 'slots are')}")
-        return [(key, path) for path, leaf in info[key].items() if not leaf.frozen]
+        return [Leaf(key, path) for path, leaf in info[key].items() if not leaf.frozen]
     if key.slot not in info:
         raise PluresError(
             f"{where}: selector {key.name!r} chooses in slot {key.slot!r}, which does not exist; "
             f"{suggestion(key.slot, info, 'slots are')}"
         )
     chosen = [(path, leaf) for path, leaf in info[key.slot].items() if key.chooses(leaf)]
-    found = [(key.slot, path) for path, leaf in chosen if not leaf.frozen]
+    found = [Leaf(key.slot, path) for path, leaf in chosen if not leaf.frozen]
     if not found and key.empty != "fine":
         message = f"{where}: selector {key.name!r} matches no leaf of slot {key.slot!r}: {key.hint}"
         if chosen:
@@ -183,7 +176,7 @@ def blocks(layout: Layout, info: Mapping[str, Mapping[str, LeafInfo]]) -> tuple[
                 f"{'takes' if len(owners) == 1 else 'take'} all its leaves; put the more specific entry first, or "
                 f"leave {name!r} out"
             )
-    frozen = tuple((slot, path) for slot, leaves in info.items() for path, leaf in leaves.items() if leaf.frozen)
+    frozen = tuple(leaf for leaf, about in by_leaf(info).items() if about.frozen)
     resolved = [Block("frozen", Frozen(), frozen)] if frozen else []
     resolved += [
         Block(name, share, tuple(leaves))
@@ -191,8 +184,7 @@ def blocks(layout: Layout, info: Mapping[str, Mapping[str, LeafInfo]]) -> tuple[
         if leaves
     ]
     covered = {leaf for block in resolved for leaf in block.leaves}
-    for slot, leaves in info.items():
-        missing = [path for path in leaves if (slot, path) not in covered]
-        if missing:
-            raise PluresError(f"layout: no entry says with whom {slot}.{missing[0]} is shared; add one for {slot!r}")
+    for leaf in by_leaf(info):
+        if leaf not in covered:
+            raise PluresError(f"layout: no entry says with whom {leaf} is shared; add one for {leaf.slot!r}")
     return tuple(resolved)

@@ -27,7 +27,8 @@ from plures.method.channel import (
 )
 from plures.method.combine import Combine
 from plures.method.compose import combines, entries, layouts, predictions, schedules
-from plures.method.layout import Block, Layout, Leaf, Selector, address, blocks, named
+from plures.method.layout import Block, Layout, Selector, address, blocks
+from plures.method.leaf import Leaf
 from plures.method.predict import Predict
 from plures.method.schedule import Phase, Schedule
 from plures.method.setting import Setting
@@ -219,8 +220,8 @@ class Bound:
         }
         going = [leaf for block in self.blocks for leaf in self.travelling(block)]
         self.buffers = tuple(leaf for leaf in going if self._buffer(leaf))
-        moved = [(slot, path) for slot, path in going if (slot, path) not in self.buffers]
-        zeros = {named((slot, path)): torch.zeros_like(self.initial[slot][path])[None] for slot, path in moved}
+        moved = [leaf for leaf in going if leaf not in self.buffers]
+        zeros = {str(leaf): torch.zeros_like(self.initial[leaf.slot][leaf.path])[None] for leaf in moved}
         self.line = lay(method.wire, zeros)
         self._remember()
         self._told = self._read_by_views()
@@ -295,10 +296,10 @@ class Bound:
                     f"combine of {block.name!r}: weights of single entries need a weighted mean; the reducer would "
                     "not see them: give one weight for each client, or leave reduce out"
                 )
-            without = [leaf for leaf in self.parameters(block) if leaf in leaves and named(leaf) not in given]
+            without = [leaf for leaf in self.parameters(block) if leaf in leaves and str(leaf) not in given]
             if without:
                 raise PluresError(
-                    f"combine of {block.name!r}: the weights have no entry for {named(without[0])!r}: add it"
+                    f"combine of {block.name!r}: the weights have no entry for {str(without[0])!r}: add it"
                 )
 
     def _remember(self) -> None:
@@ -310,7 +311,7 @@ class Bound:
         module = type(self.network.module)
         self.initial[WIRE] = {name: t[0] for name, t in self.line.memory.items()}
         self.info[WIRE] = {name: LeafInfo(name, module, frozenset(), False) for name in self.line.memory}
-        leaves = tuple((WIRE, name) for name in self.line.memory)
+        leaves = tuple(Leaf(WIRE, name) for name in self.line.memory)
         self.blocks = (*self.blocks, Block(WIRE, Personal(), leaves))
         self.written |= frozenset(leaves)
         self._travelling[WIRE] = ()
@@ -320,7 +321,7 @@ class Bound:
         found = list(FACTS)
         if self.probes:
             size = sum(self.initial["model"][path].nbytes for path in self.probed())
-            probed = self._named(("model", path) for path in self.probed())
+            probed = self._named(Leaf("model", path) for path in self.probed())
             found.append(
                 Channel(
                     GRADIENTS,
@@ -381,7 +382,7 @@ class Bound:
 
     def nbytes(self, leaf: Leaf) -> int:
         """Bytes of a leaf."""
-        return self.initial[leaf[0]][leaf[1]].nbytes
+        return self.initial[leaf.slot][leaf.path].nbytes
 
     def _unchanging(self) -> frozenset[str]:
         """Paths of the model's leaves that no slot ever changes, not even before predicting."""
@@ -390,7 +391,7 @@ class Bound:
         return frozenset(
             path
             for path in self.network.info
-            if all((slot, path) in still for slot, leaves in self.initial.items() if path in leaves)
+            if all(Leaf(slot, path) in still for slot, leaves in self.initial.items() if path in leaves)
         )
 
     def state(self, slots: Mapping[str, Leaves]) -> State:
@@ -405,7 +406,7 @@ class Bound:
         if isinstance(given, Tensor):
             return given
         own = set(self.travelling(block))
-        return {named((block.slot, k)): t for k, t in given.items() if (block.slot, k) in own}
+        return {str(Leaf(block.slot, k)): t for k, t in given.items() if (block.slot, k) in own}
 
     def told(self) -> list[Leaf]:
         """The client's own leaves that views read: the client sends them with its upload."""
@@ -418,13 +419,13 @@ class Bound:
     def _probed_by_shares(self) -> list[str]:
         slots = {block.slot for block in self.blocks if block.share.probes}
         moved = [leaf for block in self.blocks for leaf in self.travelling(block) if leaf in self.parameters(block)]
-        going = {path for slot, path in moved if slot in slots and self.of_model((slot, path))}
+        going = {path for slot, path in moved if slot in slots and self.of_model(Leaf(slot, path))}
         return [path for path in self.initial["model"] if path in going]
 
     def _read_by_views(self) -> list[Leaf]:
         read = {slot for block in self.blocks if isinstance(block.share, View) for slot in block.share.reads}
         own = [leaf for block in self.blocks if not block.share.served for leaf in block.leaves]
-        return [leaf for leaf in own if leaf[0] in read and leaf in self.written]
+        return [leaf for leaf in own if leaf.slot in read and leaf in self.written]
 
     def local(self) -> Bound:
         """The same method from the view of a single client, which has received its rows."""
@@ -454,7 +455,7 @@ class Bound:
         return self._changeable(phase.keeps)
 
     def _changeable(self, slots: tuple[str, ...]) -> list[Leaf]:
-        return [(slot, path) for slot in slots for path in self.initial[slot] if not self.info[slot][path].frozen]
+        return [Leaf(slot, path) for slot in slots for path in self.initial[slot] if not self.info[slot][path].frozen]
 
     def written_by(self, schedule: Schedule) -> frozenset[Leaf]:
         """Leaves that a schedule changes."""
@@ -468,7 +469,7 @@ class Bound:
 
     def parameters(self, block: Block) -> tuple[Leaf, ...]:
         """Leaves of a block that are not buffers."""
-        return tuple((slot, path) for slot, path in block.leaves if not self.info[slot][path].buffer)
+        return tuple(leaf for leaf in block.leaves if not self.info[leaf.slot][leaf.path].buffer)
 
     def block(self, name: str) -> Block:
         return next(block for block in self.blocks if block.name == name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Block, Bound, Kept, View, named
+from plures.method import Block, Bound, Kept, Leaf, View
 from plures.method.channel import VIEWS, WEIGHTS
 from plures.models import Leaves
 from plures.remote.message import (
@@ -91,13 +91,13 @@ def received(run: Coordinator[Any], client: int, rows: Mapping[str, int], server
         kept, share = server[block.name], block.share
         row = torch.tensor([rows[block.name]]) if share.alone else share.row(kept, torch.tensor([client]))
         before = share.read(kept, row)
-        found |= {name: before[name] for name in map(named, run.bound.travelling(block))}
+        found |= {name: before[name] for name in map(str, run.bound.travelling(block))}
     return found
 
 
 def known(run: Coordinator[Any], client: int) -> Leaves:
     """The values that a client last sent for the leaves that views read, by ``slot/path``, ``(1, ...)``."""
-    return {named(leaf): run.store.get(leaf, [client]) for leaf in run.bound.told()}
+    return {str(leaf): run.store.get(leaf, [client]) for leaf in run.bound.told()}
 
 
 def distance(run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], before: Leaves) -> float:
@@ -147,9 +147,9 @@ def by_channel(tensors: Tensors) -> dict[str, Leaves]:
     return found
 
 
-def key(bound: Bound, block: Block, name: str) -> str:
+def key(bound: Bound, block: Block, leaf: Leaf | str) -> str:
     """Name of a block's leaf in a message."""
-    return f"{bound.blocks.index(block)}:{name}"
+    return f"{bound.blocks.index(block)}:{leaf}"
 
 
 def expected(run: Coordinator[Any]) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Bound, Kept, Leaf, Method, Share, View, flatten, named
+from plures.method import Bound, Kept, Leaf, Method, Share, View, flatten
 from plures.method.channel import LOSS, OBJECTIVE, VIEWS
+from plures.method.leaf import by_leaf
 from plures.models import Leaves, ModelFactory
 from plures.remote.bounds import (
     UnableError,
@@ -104,14 +105,13 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
         "training": facts(training, "training"),
         "seed": seed,
         "agreed": agreed,
-        "blocks": [(b.name, [named(leaf) for leaf in b.leaves]) for b in bound.blocks],
+        "blocks": [(b.name, [str(leaf) for leaf in b.leaves]) for b in bound.blocks],
     }
     digest.update(json.dumps(told).encode())
-    for slot, leaves in bound.initial.items():
-        for path, value in leaves.items():
-            digest.update(f"{slot}/{path} {value.dtype} {tuple(value.shape)}".encode())
-            if slot == "model":
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for leaf, value in by_leaf(bound.initial).items():
+        digest.update(f"{leaf} {value.dtype} {tuple(value.shape)}".encode())
+        if leaf.slot == "model":
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -119,7 +119,7 @@ def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -
     """Split a valid upload into the values to combine and the values that are stored for this client."""
     told = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
     numbers = {channel: {"": torch.tensor([] if x is None else [x])} for channel, x in told}
-    views = {(s, p): tensors[f"{VIEWS}:{named((s, p))}"].unsqueeze(0) for s, p in run.bound.told()}
+    views = {leaf: tensors[f"{VIEWS}:{leaf}"].unsqueeze(0) for leaf in run.bound.told()}
     return Answer([client], {**by_channel(tensors), **numbers}), views
 
 
@@ -168,7 +168,7 @@ class Remote:
         accepted = int(run.last[client])
         for block in run.served() if task != "gradients" else ():
             share, kept = block.share, server[block.name]
-            leaves = [named(leaf) for leaf in run.bound.travelling(block)]
+            leaves = [*map(str, run.bound.travelling(block))]
             rows = share.row(kept, torch.tensor([client]))
             if share.alone:
                 members[block.name] = int(rows)
@@ -193,7 +193,7 @@ class Remote:
 
     def _initial(self, run: Coordinator[Any], values: Leaves) -> bool:
         """Whether a row still has its initial values, which every site can compute itself."""
-        flat = {named((s, p)): t for s, ls in run.bound.initial.items() for p, t in ls.items()}
+        flat = {str(leaf): t for leaf, t in by_leaf(run.bound.initial).items()}
         return all(torch.equal(t[0], flat[name]) for name, t in values.items())
 
     def _views(self, run: Coordinator[Any], client: int) -> Tensors:
@@ -203,8 +203,8 @@ class Remote:
             if isinstance(block.share, View):
                 seen, of = states(run, [client])[block.slot], block.share.of
                 travelling = {p for b in run.served() if b.slot == of for _, p in run.bound.travelling(b)}
-                leaves = [leaf for leaf in block.leaves if of is None or leaf[1] in travelling]
-                found |= {key(run.bound, block, named((s, p))): seen[p] for s, p in leaves}
+                leaves = [leaf for leaf in block.leaves if of is None or leaf.path in travelling]
+                found |= {key(run.bound, block, leaf): seen[leaf.path] for leaf in leaves}
         return found
 
     # --- uploads ------------------------------------------------------------------------------------------------

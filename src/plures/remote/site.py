@@ -14,7 +14,7 @@ from torch import nn
 from plures.errors import PluresError, suggestion
 from plures.evaluate import score
 from plures.federation import Federation
-from plures.method import MEMBERSHIP, Kept, Leaf, Method, Mine, Phase, Seen, named
+from plures.method import MEMBERSHIP, Kept, Leaf, Method, Mine, Phase, Seen
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.metrics import Metric
 from plures.models import ModelFactory
@@ -83,7 +83,7 @@ class Allowed:
 
     def sends(self, leaf: Leaf) -> bool:
         """Whether a leaf may leave the site."""
-        return leaf[0] in self.send or named(leaf) in self.send
+        return leaf.slot in self.send or str(leaf) in self.send
 
     def measures(self, metrics: Sequence[Metric], examples: int) -> tuple[str, ...]:
         """Names of the metrics and training numbers that may be reported for so many examples.
@@ -313,7 +313,7 @@ class Site:
         """Refuse a run that sends or takes more than the site allows."""
         for leaf in sent(run):
             if not self.allowed.sends(leaf):
-                raise RefusedError(f"the method sends {named(leaf)!r}, and this site allows {self._listed()}")
+                raise RefusedError(f"the method sends {str(leaf)!r}, and this site allows {self._listed()}")
         for excess in work_beyond(run, self.allowed, round):
             raise RefusedError(excess)
 
@@ -328,13 +328,11 @@ class Site:
         if stored is None:
             raise LostError(f"version {order.accepted} of its personal state is not on its disk; it starts afresh")
         for leaf in run.kept():
-            run.store.put(leaf, [0], stored[f"{OWN}:{named(leaf)}"].unsqueeze(0))
+            run.store.put(leaf, [0], stored[f"{OWN}:{leaf}"].unsqueeze(0))
         run.store.mark([0])
         for block in run.served():
             if isinstance(block.share, Mine):
-                rows = {
-                    named(leaf): stored[f"{ROW}:{named(leaf)}"].unsqueeze(0) for leaf in run.bound.travelling(block)
-                }
+                rows = {str(leaf): stored[f"{ROW}:{leaf}"].unsqueeze(0) for leaf in run.bound.travelling(block)}
                 kept = run.server[block.name]
                 run.server[block.name] = replace(kept, values={**kept.values, **rows})
 
@@ -368,9 +366,7 @@ class Site:
         sent = {label.partition(":")[2] for label in received}
         mine = run.states([0])[of]
         own = {
-            named((slot, path)): mine[path].expand(kept.values[named((slot, path))].shape)
-            for slot, path in leaves
-            if named((slot, path)) not in sent
+            str(leaf): mine[leaf.path].expand(kept.values[str(leaf)].shape) for leaf in leaves if str(leaf) not in sent
         }
         return replace(kept, values={**kept.values, **own})
 
@@ -409,8 +405,8 @@ class Site:
             raise ToldError(f"its update has L2 norm {norm:.3g}, and [rules] max_norm allows {self.max_norm:g}")
         values, mine = decoded(run.bound, answer.sent, before), [b for b in run.served() if isinstance(b.share, Mine)]
         run.commit([0], kept)
-        stays: Tensors = {f"{OWN}:{named(leaf)}": rows[0] for leaf, rows in kept.items()}
-        stays |= {f"{ROW}:{named(leaf)}": values[named(leaf)][0] for b in mine for leaf in run.bound.travelling(b)}
+        stays: Tensors = {f"{OWN}:{leaf}": rows[0] for leaf, rows in kept.items()}
+        stays |= {f"{ROW}:{leaf}": values[str(leaf)][0] for b in mine for leaf in run.bound.travelling(b)}
         versions.save(order.round + 1, stays)
         versions.prune(self.allowed.versions, ledger.named)
         numbers = dict(zip(TRAINING, (answer.sent[LOSS][""].item(), answer.sent[OBJECTIVE][""].item()), strict=True))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plures.errors import PluresError, PluresWarning
 from plures.files import describe, read, salvaged, write
-from plures.method import Kept
+from plures.method import Kept, Leaf
 from plures.run.coordinator import Coordinator
 from plures.run.fingerprint import KEY, VERSIONS, Fingerprint, insist, of_run
 
@@ -24,10 +24,15 @@ Snapshot = dict[str, Tensor]
 """Everything that changes in a run, as flat named tensors."""
 
 
+def _held(leaf: Leaf) -> str:
+    """What a leaf that clients keep is called in a snapshot."""
+    return f"clients:{leaf.slot}:{leaf.path}"
+
+
 def snapshot(run: Coordinator[Any]) -> Snapshot:
     """The current state of a run. Nothing in it aliases what the run changes later."""
     run.insist_whole()
-    tensors = {f"clients:{s}:{p}": t for (s, p), t in run.store.snapshot().items()}
+    tensors = {_held(leaf): t for leaf, t in run.store.snapshot().items()}
     for block, kept in run.server.items():
         tensors |= {f"server:{block}:{k}": t for k, t in kept.values.items()}
         tensors |= {f"share:{block}:{k}": t for k, t in kept.extra.items()}
@@ -62,7 +67,7 @@ def restore(run: Coordinator[Any], saved: Snapshot) -> None:
         for block, kept in run.server.items()
     }
     run.memory = {block: taken("memory", block, memory) for block, memory in run.memory.items()}
-    run.store.restore(saved["visited"], {(s, p): saved[f"clients:{s}:{p}"] for s, p in run.store.snapshot()})
+    run.store.restore(saved["visited"], {leaf: saved[_held(leaf)] for leaf in run.store.snapshot()})
     run.last, run.moves = saved["last"].clone(), saved["moves"].clone()
     run.round, run.torn = int(saved["round"]), False
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import MEMBERSHIP, Block, Bound, Cohort, Kept, Leaf, Look, Probe, Setting, Share, View, named
+from plures.method import MEMBERSHIP, Block, Bound, Cohort, Kept, Leaf, Look, Probe, Setting, Share, View
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.models import Leaves, Marked
 from plures.run.cost import traffic
@@ -227,7 +227,7 @@ class Coordinator(Generic[C]):
         self.moved = Moved()
         self.server = {block.name: self.origin.kept(block) for block in self.served()}
         self.memory = {block.name: self.origin.memory(block, self.server[block.name]) for block in self.served()}
-        held = {(s, p): self.bound.initial[s][p] for s, p in self.kept()}
+        held = {leaf: self.bound.initial[leaf.slot][leaf.path] for leaf in self.kept()}
         self.store = ClientStore(held, len(self.federation), self.execution.clients_on_disk)
 
     @property
@@ -403,7 +403,7 @@ class Coordinator(Generic[C]):
         """
         source = [leaf for b in self.bound.blocks if b.slot == share.of and b.share.served for leaf in b.leaves]
         kept = {leaf: t for kept in self.server.values() for leaf, t in kept.values.items()}
-        rows = {p: kept[named((s, p))] for s, p in source}
+        rows = {leaf.path: kept[str(leaf)] for leaf in source}
         rows = {p: t.expand(len(self.setting), *t.shape[1:]) for p, t in rows.items()}
         rows = Marked(rows, self.bound.network.fixed)
 

@@ -32,7 +32,7 @@ def traffic(bound: Bound) -> tuple[int, int]:
     """
     down = 0
     for block in bound.blocks:
-        leaves = {f"{s}/{p}": bound.initial[s][p] for s, p in bound.travelling(block)}
+        leaves = {leaf: bound.initial[leaf.slot][leaf.path] for leaf in bound.travelling(block)}
         down += sum(t.nbytes for t in leaves.values()) * block.share.downloads(bound.setting)
         if isinstance(block.share, View):
             down += sum(bound.initial[s][p].nbytes for s, p in block.leaves)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Batch, Bound, Kept, Leaf, Sending, Share, State, flatten, gradient, named
+from plures.method import Batch, Bound, Kept, Leaf, Sending, Share, State, flatten, gradient
 from plures.method.channel import BUFFERS, GRADIENTS, LOSS, OBJECTIVE, UPDATE, VIEWS, WEIGHTS
 from plures.method.method import WIRE
 from plures.models import Leaves
@@ -80,19 +80,19 @@ class Local:
         x = working(received, run.bound.written)
         losses = self.engine.visit(x, received, chunk, run.round, run.method.schedule, scheduled=True)
         answer = self._sent(run, x, received, chunk, losses)
-        return answer, {(s, p): x[s][p] for s, p in kept(run.bound)}
+        return answer, {leaf: x[leaf.slot][leaf.path] for leaf in kept(run.bound)}
 
     def _sent(self, run: Coordinator[Any], x: Stack, received: Stack, clients: list[int], losses: Tensor) -> Answer:
         """What a chunk of clients sends; what the wire remembers of it is noted in ``x``."""
         bound = run.bound
         going = [leaf for block in bound.blocks for leaf in bound.travelling(block)]
-        new, old = ({named((s, p)): stack[s][p] for s, p in going} for stack in (x, received))
-        buffers = {named(leaf): new.pop(named(leaf)) for leaf in bound.buffers}
+        new, old = ({str(leaf): stack[leaf.slot][leaf.path] for leaf in going} for stack in (x, received))
+        buffers = {str(leaf): new.pop(str(leaf)) for leaf in bound.buffers}
         weights: Leaves = {}
         for block in bound.blocks:
             if bound.travelling(block) and callable(bound.combine(block).weights):
                 weights |= weighing(bound, block, self.engine.mapped(lambda x: bound.weighed(block, x))(x))  # noqa: B023
-        views = {named((s, p)): x[s][p] for s, p in bound.told()}
+        views = {str(leaf): x[leaf.slot][leaf.path] for leaf in bound.told()}
         loss, objective = losses
         sent = {BUFFERS: buffers, WEIGHTS: weights, VIEWS: views, LOSS: {"": loss}, OBJECTIVE: {"": objective}}
         if bound.line.stages:

@@ -25,7 +25,6 @@ from plures.method import (
     Selector,
     Setting,
     blended,
-    named,
     paths,
 )
 from plures.run.deployed import Deployed
@@ -75,7 +74,7 @@ def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | Non
             block.share.leaves(guest.setting)
     guest.trained_with = run
     guest.last = torch.zeros(len(newcomers), dtype=torch.int64)
-    guest.store = ClientStore({(s, p): run.bound.initial[s][p] for s, p in run.kept()}, len(newcomers))
+    guest.store = ClientStore({leaf: run.bound.initial[leaf.slot][leaf.path] for leaf in run.kept()}, len(newcomers))
     blocks = {block.name: block for block in run.bound.blocks if block.share.served}
     unplaced = {MEMBERSHIP: torch.zeros(len(newcomers), dtype=torch.int64)}
     guest.server = {
@@ -88,14 +87,14 @@ def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | Non
     schedule, trained = alone(run), [blocks[name] for name in blocks if blocks[name].share.own_row]
     for chunk in guest.chunks(list(range(len(newcomers)))):
         start = _start(run, guest, chunk)
-        guest.commit(chunk, {(s, p): start[s][p] for s, p in run.kept()})
+        guest.commit(chunk, {leaf: start[leaf.slot][leaf.path] for leaf in run.kept()})
         for number in range(run.bound.method.predictor.visits if visits is None else visits):
             received = guest.states(chunk)
             x = working(received, run.bound.written)
             guest.engine.visit(x, received, chunk, run.round + number, schedule)
-            guest.commit(chunk, {(s, p): x[s][p] for s, p in run.kept()})
+            guest.commit(chunk, {leaf: x[leaf.slot][leaf.path] for leaf in run.kept()})
             for block in trained:
-                values = {named((s, p)): x[s][p] for s, p in block.leaves}
+                values = {str(leaf): x[leaf.slot][leaf.path] for leaf in block.leaves}
                 tuned = block.share.tune(guest.server[block.name], torch.tensor(chunk), values)
                 guest.server = {**guest.server, block.name: tuned}
     return guest
@@ -183,8 +182,8 @@ def alone(run: Deployed) -> Schedule:
 
 def exactly(leaves: list[Leaf]) -> tuple[Selector, ...]:
     """Selectors that choose these leaves and no other."""
-    slots = dict.fromkeys(slot for slot, _ in leaves)
-    return tuple(replace(paths(*(p for s, p in leaves if s == slot)), slot=slot) for slot in slots)
+    slots = dict.fromkeys(leaf.slot for leaf in leaves)
+    return tuple(replace(paths(*(leaf.path for leaf in leaves if leaf.slot == slot)), slot=slot) for slot in slots)
 
 
 def _losses(run: Deployed, guest: Deployed, block: Block, clients: list[int], rows: int) -> Tensor:
@@ -208,14 +207,15 @@ def _start(run: Deployed, guest: Deployed, chunk: list[int]) -> Stack:
     for block in run.bound.blocks:
         source = block.share.unseen if isinstance(block.share, Personal) else "initial"
         weights = source(run.setting.take(seen), guest.setting.take(chunk)) if callable(source) and seen else None
-        for slot, path in block.leaves:
-            if (slot, path) not in run.store:
+        for leaf in block.leaves:
+            if leaf not in run.store:
                 continue
+            slot, path = leaf
             statistics = run.bound.info[slot][path].buffer
             if weights is not None and not statistics:
-                fresh[slot][path] = blended(run.store.get((slot, path), seen), weights)
+                fresh[slot][path] = blended(run.store.get(leaf, seen), weights)
             elif source == "mean" or weights is not None:
-                mean = run.store.mean((slot, path))
+                mean = run.store.mean(leaf)
                 fresh[slot][path] = mean.expand(len(chunk), *mean.shape)
             elif isinstance(source, str) and source != "initial":
                 fresh[slot][path] = states[source][path]

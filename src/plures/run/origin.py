@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Block, Bound, Kept, Method, Setting, named
+from plures.method import Block, Bound, Kept, Method, Setting
 from plures.models import Leaves, Marked, ModelFactory, Network
 from plures.run.participation import Full, Joint, Participation
 from plures.run.randomness import fold, name_key
@@ -98,17 +98,17 @@ class Origin:
 
     def kept(self, block: Block) -> Kept:
         """What the server keeps of a block at the start."""
-        buffers = frozenset(map(named, block.leaves)) - frozenset(map(named, self.bound.parameters(block)))
+        buffers = frozenset(map(str, block.leaves)) - frozenset(map(str, self.bound.parameters(block)))
 
         def values(initial: dict[str, Leaves]) -> Leaves:
-            return Marked({named(leaf): initial[leaf[0]][leaf[1]] for leaf in block.leaves}, buffers)
+            return Marked({str(leaf): initial[leaf.slot][leaf.path] for leaf in block.leaves}, buffers)
 
         kept = block.share.start(values(self.bound.initial), lambda number: values(self.other(number)), self.setting)
         return replace(kept, buffers=buffers)
 
     def memory(self, block: Block, kept: Kept) -> Leaves:
         """What the server's step of a block remembers at the start. It moves parameters; buffers are combined."""
-        moved = {k: kept.values[k] for k in map(named, self.bound.parameters(block))}
+        moved = {k: kept.values[k] for k in map(str, self.bound.parameters(block))}
         return self.bound.combine(block).start(moved) if moved else {}
 
 

@@ -182,7 +182,7 @@ def serve(connection: Connection) -> None:
     origin.bound.verdicts = {tuple(map(id, parts)): (parts, found) for parts, found in known}
     clients = Local(origin.bound, federation, training, execution, origin.seed)
     run = Coordinator(origin, clients, federation, setting, training, execution)
-    initial = {(s, p): origin.bound.initial[s][p] for s, p in run.kept()}
+    initial = {leaf: origin.bound.initial[leaf.slot][leaf.path] for leaf in run.kept()}
     server: Mapping[str, Kept] = {}
     while True:
         try:

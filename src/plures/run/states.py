@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plures.method import AGE, LATER, Block, Kept, Known, Leaf, View, named
+from plures.method import AGE, LATER, Block, Kept, Known, Leaf, View
 from plures.models import Leaves
 from plures.run.coordinator import Coordinator
 from plures.run.engine import Stack
@@ -38,13 +38,14 @@ def states(
             kept = server[block.name]
             chosen = rows[block.name] if rows and block.name in rows else share.row(kept, index)
             values = share.read(kept, chosen)
-        for slot, path in block.leaves:
+        for leaf in block.leaves:
+            slot, path = leaf
             if share.served:
-                stack[slot][path] = values[named((slot, path))]
+                stack[slot][path] = values[str(leaf)]
             elif isinstance(share, Known):
                 stack[slot][path] = _fact(run, path)[clients]
-            elif (slot, path) in run.store:
-                stack[slot][path] = run.store.get((slot, path), clients)
+            elif leaf in run.store:
+                stack[slot][path] = run.store.get(leaf, clients)
             else:
                 value = run.bound.initial[slot][path]
                 stack[slot][path] = value.expand(len(clients), *value.shape)
@@ -77,6 +78,6 @@ def _seen(run: Coordinator[Any], block: Block, clients: list[int], stack: Stack)
 def working(received: Stack, written: frozenset[Leaf]) -> Stack:
     """A working copy: leaves that local work writes are copied, others are the received ones."""
     return {
-        slot: {path: t.clone() if (slot, path) in written else t for path, t in leaves.items()}
+        slot: {path: t.clone() if Leaf(slot, path) in written else t for path, t in leaves.items()}
         for slot, leaves in received.items()
     }

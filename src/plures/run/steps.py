@@ -22,6 +22,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import SGD, Adam, Batch, Bound, Leaf, Optimizer, Phase, Problem, State
+from plures.method.leaf import by_slot
 from plures.method.state import Pass
 from plures.method.tree import detach
 from plures.models import Leaves
@@ -65,7 +66,7 @@ class Steps:
             self.problem = replace(self.problem, decay=getattr(self.optimizer, "weight_decay", 0.0))
         self.random = bound.network.random or phase.random
         self.trained = bound.trained(phase)
-        self.slots = [[n for n, leaf in enumerate(self.trained) if leaf[0] == slot] for slot in dict(self.trained)]
+        self.slots = [[n for n, leaf in enumerate(self.trained) if leaf.slot == slot] for slot in dict(self.trained)]
         """Places of each slot's leaves among the trained ones: a slot's gradient has a norm of its own."""
         models = [n for n, leaf in enumerate(self.trained) if bound.of_model(leaf)]
         others = [n for n in range(len(self.trained)) if n not in set(models)]
@@ -77,7 +78,7 @@ class Steps:
         self.plain = phase.objective is None and phase.before is None
         """Whether the phase minimises the plain task loss of one slot."""
         slots = {phase.slot, *(slot for slot, _ in self.trained)} if self.plain else set(bound.initial)
-        self.read = [(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
+        self.read = [Leaf(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
         """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
         self.shapes = [(tuple(bound.initial[s][p].shape), bound.initial[s][p].dtype) for s, p in self.read]
         self.anchored = [] if self.plain else self.read
@@ -120,7 +121,7 @@ class Steps:
             return {}, {}, {}
         batch = self._batch(data, key)
         extra = {slot: dict(leaves) for slot, leaves in self.phase.before(x, anchor, batch).items()}
-        kept = {(slot, path): extra[slot][path] for slot, path in self.kept if path in extra[slot]}
+        kept = {leaf: extra[leaf.slot][leaf.path] for leaf in self.kept if leaf.path in extra[leaf.slot]}
         return extra, kept | self._statistics(x, batch), self._passes(x, batch)
 
     def _passes(self, x: State, batch: Batch | tuple[Batch, ...]) -> Passes:
@@ -159,7 +160,7 @@ class Steps:
                 for made in one.seen:
                     slot = x.slot_of(made.leaves)
                     if slot is not None:
-                        changed |= {(slot, path): value for path, value in made.buffers.items()}
+                        changed |= {Leaf(slot, path): value for path, value in made.buffers.items()}
         return {leaf: value for leaf, value in changed.items() if leaf in self.followed}
 
     def _clipped(self, grads: Tensors, *, stacked: bool = False) -> Tensors:
@@ -413,9 +414,9 @@ class Stacked(Steps):
 
     def _return(self, part: Part, x: Stack, memory: list[Tensors], rows: Tensor) -> None:
         """Write a part that is a copy back into the stack."""
-        for (slot, path), value in zip([*self.trained, *self.rest], [*part.trained, *part.rest], strict=True):
-            if (slot, path) in self.trained or (slot, path) in self.followed:
-                x[slot][path][rows] = value
+        for leaf, value in zip([*self.trained, *self.rest], [*part.trained, *part.rest], strict=True):
+            if leaf in self.trained or leaf in self.followed:
+                x[leaf.slot][leaf.path][rows] = value
         for whole, some in zip(memory, part.memory, strict=True):
             for all_rows, changed in zip(whole, some, strict=True):
                 all_rows[rows] = changed
@@ -453,7 +454,7 @@ class Stacked(Steps):
             for value, old in zip(trained, before, strict=True):
                 value.copy_(torch.where(per_client(running, value), value, old))
             losses = torch.where(running, losses, 0.0)
-            changed = {(s, p): torch.where(per_client(running, v), v, others[s][p]) for (s, p), v in changed.items()}
+            changed = {k: torch.where(per_client(running, v), v, others[k.slot][k.path]) for k, v in changed.items()}
         write(others, changed)
         return losses
 
@@ -488,10 +489,7 @@ class Stacked(Steps):
 
 def as_stack(leaves: list[Leaf], values: Tensors) -> Stack:
     """Slots with the given leaves."""
-    stack: Stack = {}
-    for (slot, path), value in zip(leaves, values, strict=True):
-        stack.setdefault(slot, {})[path] = value
-    return stack
+    return by_slot(dict(zip(leaves, values, strict=True)))
 
 
 def write(stack: Stack, changed: Changed) -> None:

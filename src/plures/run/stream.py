@@ -81,14 +81,14 @@ def conclude(run: Run) -> None:
     """What the clients that took part do when a task ends: the method's work ``between`` tasks."""
     work, own = run.method.between, set(run.kept())
     written = run.bound.written_by(work)
-    for slot, path in sorted(written - own):
-        raise PluresError(f"between tasks nothing travels, so {slot}.{path} cannot change: let it be Personal()")
+    for leaf in sorted(written - own):
+        raise PluresError(f"between tasks nothing travels, so {leaf} cannot change: let it be Personal()")
     present: list[int] = run.participated.nonzero().squeeze(1).tolist()
     for chunk in run.chunks(present) if work else ():
         received = run.states(chunk)
         x = working(received, written)
         run.engine.visit(x, received, chunk, run.round, work)
-        run.commit(chunk, {(slot, path): x[slot][path] for slot, path in run.kept()})
+        run.commit(chunk, {leaf: x[leaf.slot][leaf.path] for leaf in run.kept()})
 
 
 def on_task(run: Run, task: Federation) -> Run:

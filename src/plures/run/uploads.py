@@ -21,7 +21,6 @@ from plures.method import (
     averaged,
     entrywise,
     flatten,
-    named,
     put,
     reduced,
 )
@@ -80,7 +79,7 @@ def form(bound: Bound) -> dict[str, Leaves]:
             weights |= weighing(bound, block, bound.weighed(block, bound.initial))
 
     def initial(leaves: Iterable[Leaf]) -> Leaves:
-        return {named((slot, path)): bound.initial[slot][path].unsqueeze(0) for slot, path in leaves}
+        return {str(leaf): bound.initial[leaf.slot][leaf.path].unsqueeze(0) for leaf in leaves}
 
     weights = {name: t.unsqueeze(0) for name, t in weights.items()}
     sent = UPDATE, BUFFERS, WEIGHTS, VIEWS
@@ -168,11 +167,11 @@ class Gathered:
         self.place = dict(zip(clients, index.tolist(), strict=True))
         self.sizes = dict(zip(clients, examples.tolist(), strict=True))
         self.device = examples.device
-        names = [named(leaf) for leaf in bound.travelling(block)]
+        names = [str(leaf) for leaf in bound.travelling(block)]
         self.old = {k: t for k, t in block.share.read(kept, self.touched).items() if k in names}
         self.gathered: list[tuple[list[int], Leaves, Tensor | Leaves]] = []
         self.changes: list[tuple[list[int], Tensor]] = []
-        self.moved = [name for name in map(named, bound.parameters(block)) if name in names]
+        self.moved = [name for name in map(str, bound.parameters(block)) if name in names]
         self.parameters = [name for name in self.moved if self.old[name].is_floating_point()]
         self.compared = self.moved or names
         self.mean: Mean | None = None

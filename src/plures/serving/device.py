@@ -145,7 +145,7 @@ def _measured(
         optimizer = (item.optimizer if isinstance(item, Phase) else None) or training.optimizer
         written = bound.written_by(schedule[: number + 1])
         read = set().union(*(later.read for later in probes[number:]))
-        copies = _bytes(bound, {leaf for leaf in written if leaf[0] in read or leaf in sent})
+        copies = _bytes(bound, {leaf for leaf in written if leaf.slot in read or leaf in sent})
         needs.append(
             Need(
                 what=when + _title(item),

@@ -24,7 +24,8 @@ from plures.federation import SPLITS, Federation, Split
 from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
 from plures.files import read, understood, write, write_text
-from plures.method import Batch, Predict, Problem, Setting, State
+from plures.method import Batch, Leaf, Predict, Problem, Setting, State
+from plures.method.leaf import by_leaf, by_slot
 from plures.models import Leaves, Network
 from plures.run import Run
 from plures.run.engine import Stack
@@ -269,23 +270,19 @@ class PersonalModel:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the model, by name."""
-        named = {f"{slot}/{path}": t for slot, leaves in self.leaves.items() for path, t in leaves.items()}
+        named = {str(leaf): t for leaf, t in by_leaf(self.leaves).items()}
         for split, examples in self.own.items():
             named |= {f"{OWN}{split}:{part}": t for part, t in zip(PARTS, examples, strict=True)}
         return named | _fitted(self.federation)
 
     def holding(self, tensors: Mapping[str, Tensor]) -> PersonalModel:
         """The same model with other values of :meth:`tensors`, except those fitted to the data."""
-        leaves: Stack = {}
-        for name, value in tensors.items():
-            slot, _, path = name.partition("/")
-            if not name.startswith((OWN, SCALING)):
-                leaves.setdefault(slot, {})[path] = value
+        leaves = {Leaf.parse(name): t for name, t in tensors.items() if not name.startswith((OWN, SCALING))}
         own: dict[str, Examples] = {}
         for split in self.predictor.reads:
             inputs, targets, weight = (tensors[f"{OWN}{split}:{part}"] for part in PARTS)
             own[split] = inputs, targets, weight
-        return replace(self, leaves=leaves, own=own)
+        return replace(self, leaves=by_slot(leaves), own=own)
 
     def save(self, folder: Path) -> None:
         """Write the model to a folder, replacing an earlier one.
@@ -385,7 +382,7 @@ def _of(
     code: Code,
 ) -> PersonalModel:
     """Build a model from its parts, each with a first dimension of 1, and complete its card."""
-    tensors = {f"{slot}/{path}": t[0].detach().cpu() for slot, ls in leaves.items() for path, t in ls.items()}
+    tensors = {str(leaf): t[0].detach().cpu() for leaf, t in by_leaf(leaves).items()}
     for split, examples in own.items():
         tensors |= {f"{OWN}{split}:{part}": t[0].cpu() for part, t in zip(PARTS, examples, strict=True)}
     model = _narrowed(_assembled(card, tensors | _fitted(federation), federation.task, code))
