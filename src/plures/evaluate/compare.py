@@ -439,7 +439,7 @@ class _Study:
             effort = done.seconds
             if isinstance(done.found, Tuned):
                 tuned[job.method] = done.found
-                effort /= len(done.found.trials)
+                effort /= max(1, len(done.found.trials))
             elif job.seed is not None:
                 runs[job.method][job.seed] = done.found
             if job.seed == first:
