@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -86,6 +87,35 @@ def test_run_onboard_predict(call, tmp_path):
         assert lines[0] == "class," + ",".join(federation.task.classes)
         assert len(lines) == 1 + len(federation.splits["test"][federation.index(client)])
         assert all(sum(map(float, line.split(",")[1:])) == pytest.approx(1, abs=1e-4) for line in lines[1:])
+
+
+def test_a_run_has_the_arithmetic_that_is_asked_for(call, tmp_path):
+    told = {}
+    for precision, tensors in (("float64", torch.float64), ("auto", torch.float32)):
+        out = tmp_path / precision
+        done = call(*run_command(out, 1), "--precision", precision)
+        assert done.returncode == 0, done.stderr
+        stored = load_file(out / "models.safetensors")
+        told[precision] = {name: t for name, t in stored.items() if not name.startswith("fitted:")}
+        assert {t.dtype for t in told[precision].values()} == {tensors}
+    assert len(told["auto"]) == len(told["float64"]) > 0
+    assert all(torch.allclose(t.float(), told["auto"][name], atol=1e-5) for name, t in told["float64"].items())
+
+
+@pytest.mark.parametrize("command", [("run", "heart", "fedavg"), ("compare", "heart")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--precision", "tf32"), "precision='tf32' is arithmetic of CUDA devices, not of 'cpu': take 'float32'"),
+        (("--capture",), "capture=True records steps on a CUDA device, not on 'cpu': leave it out"),
+        (("--capture", "--backend", "loop"), "capture=True is not used by backend='loop': take backend='vmap'"),
+    ],
+)
+def test_what_only_a_gpu_does_is_refused_on_a_cpu(call, tmp_path, command, options, said):
+    done = call(*command, "--device", "cpu", *options, "--out", str(tmp_path / "r"))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def test_predict_scales_raw_examples_as_in_training(call, tmp_path):

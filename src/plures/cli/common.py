@@ -18,6 +18,7 @@ from plures.evaluate.code import Code
 from plures.evaluate.own import find_loader, network_kinds
 from plures.models import NETWORKS
 from plures.run import Execution
+from plures.run.execution import Precision
 from plures.signature import Kinds, read
 from plures.texts import visible_lines
 from plures.track import TRACKERS
@@ -99,6 +100,16 @@ MetricName = Annotated[
 Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]
 Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")]
 Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]
+Capture = Annotated[
+    bool | None, typer.Option(help="Record steps as CUDA graphs and replay them; default: measure, on a CUDA device.")
+]
+Numbers = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        help="Arithmetic: auto is float32; tf32, on a CUDA device, rounds the factors of products; bfloat16 is mixed.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a CUDA device if available.")]
 Processes = Annotated[int, typer.Option(help="Processes that train clients, side by side; needs plures[pool].")]
 Patience = Annotated[
@@ -183,7 +194,25 @@ def current_folder(*names: str) -> None:
 
 
 def execution(
-    backend: Literal["auto", "loop", "vmap"], chunk: int, compile_step: bool | None, device: str, processes: int
+    backend: Literal["auto", "loop", "vmap"],
+    chunk: int,
+    compile_step: bool | None,
+    capture: bool | None,
+    precision: Precision,
+    device: str,
+    processes: int,
 ) -> Execution:
-    compiled: bool | Literal["auto"] = "auto" if compile_step is None else compile_step
-    return Execution(backend, chunk or "auto", compiled, device=device, processes=processes)
+    """How a command uses the machine; what was not said is measured."""
+
+    def said(wanted: bool | None) -> bool | Literal["auto"]:
+        return "auto" if wanted is None else wanted
+
+    return Execution(
+        backend,
+        chunk or "auto",
+        said(compile_step),
+        precision,
+        device=device,
+        processes=processes,
+        capture=said(capture),
+    )

@@ -15,6 +15,7 @@ from rich.table import Table
 from plures.cli.common import (
     Backend,
     BatchSize,
+    Capture,
     Chunk,
     Compile,
     Data,
@@ -25,6 +26,7 @@ from plures.cli.common import (
     MetricName,
     Model,
     ModelOptions,
+    Numbers,
     Options,
     Out,
     Patience,
@@ -83,6 +85,8 @@ def compare_command(
     backend: Backend = "auto",
     chunk: Chunk = 0,
     compile_step: Compile = None,
+    capture: Capture = None,
+    precision: Numbers = "auto",
     device: Device = "auto",
     processes: Annotated[
         int, typer.Option(help="Processes that share the runs, each with its share of the cores; needs plures[pool].")
@@ -112,7 +116,7 @@ def compare_command(
             task=task,
             metric=metric,
             out=out,
-            execution=execution(backend, chunk, compile_step, device, processes),
+            execution=execution(backend, chunk, compile_step, capture, precision, device, processes),
             listener=listen,
             callbacks=callbacks,
             batch_size=batch_size or None,
@@ -175,6 +179,8 @@ def run_command(
     backend: Backend = "auto",
     chunk: Chunk = 0,
     compile_step: Compile = None,
+    capture: Capture = None,
+    precision: Numbers = "auto",
     device: Device = "auto",
     processes: Processes = 1,
     track: Track = None,
@@ -211,7 +217,7 @@ def run_command(
         raise PluresError(f"{out} holds a finished run; choose another folder with --out, or delete it")
     check_folder(out)
     callbacks = trackers(track or (), out)
-    wanted = execution(backend, chunk, compile_step, device, processes)
+    wanted = execution(backend, chunk, compile_step, capture, precision, device, processes)
     if checkpoint.exists():
         wanted = saved(checkpoint, wanted)
     federation = spec.federation(code)
