@@ -162,7 +162,7 @@ def misplaced(folder: Path, run: Run, place: int) -> list[str]:
     if not files:
         return [f"version {version} of {run.setting.clients[place]}"]
     stored = Versions(folder, read(files[0])[1]["run"]).load(version) or {}
-    own = {f"own:{leaf}": run.store.get(leaf, [place])[0] for leaf in run.kept()}
+    own = {f"own:{leaf}": run.store.get(leaf, [place])[0] for leaf in run.stored_leaves()}
     mine = {name: value for name, value in stored.items() if name.startswith("own:")}
     return [f"{name} of {run.setting.clients[place]}" for name in differing(mine, own)]
 

@@ -85,7 +85,7 @@ def test_frozen_leaves_stay_and_never_travel_whatever_the_method(name):
     frozen = {(s, p) for s, leaves in done.bound.info.items() for p, info in leaves.items() if info.frozen}
     assert {p for s, p in frozen if s == "model"}
     sent = {leaf for block in done.bound.blocks for leaf in done.bound.travelling(block)}
-    assert not frozen & (sent | set(done.kept()) | done.bound.written)
+    assert not frozen & (sent | set(done.stored_leaves()) | done.bound.written)
     guest = onboard(done, clients("z"), visits=1)
     for run in (done, guest):
         everybody = list(range(len(run.federation)))
@@ -169,7 +169,7 @@ def test_a_part_that_is_frozen_and_was_to_be_personal_is_named(method):
     module[7].requires_grad_(False)
     with pytest.warns(PluresWarning, match=r"layout: all that 'head' chooses is frozen"):
         done = train(method, module)
-    assert not done.kept()
+    assert not done.stored_leaves()
 
 
 @quiet

@@ -134,7 +134,7 @@ def personal_leaves(done: Run) -> list[tuple[list[float], float]]:
     """What is stored for every client, and what it was at the start."""
     return [
         (done.store.get(leaf, [0, 1, 2, 3]).flatten().tolist(), float(done.bound.initial[leaf[0]][leaf[1]]))
-        for leaf in done.kept()
+        for leaf in done.stored_leaves()
     ]
 
 

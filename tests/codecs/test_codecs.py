@@ -13,7 +13,7 @@ from plures.method import SGD, Method, Sending, Shared, lay
 from plures.methods import METHODS, fedavg, scaffold
 from plures.run import Run, Training, Uniform
 from plures.run.checkpoint import resume, save
-from plures.run.cost import stored, traffic
+from plures.run.cost import stored_bytes, traffic
 from problems import EXACT, personal, quadratic, run, scalar, weight
 
 
@@ -185,7 +185,10 @@ def test_a_memory_stays_with_the_client_and_a_checkpoint_restores_it(tmp_path):
         for path, value in leaves.items():
             assert torch.equal(value, two.states([0, 1, 2])[slot][path]), (slot, path)
     plain = replace(scaffold(), wire=())
-    assert stored(one.bound) - stored(Run(quadratic(), scalar(), plain, training, execution=EXACT).bound) == 2 * 8
+    assert (
+        stored_bytes(one.bound) - stored_bytes(Run(quadratic(), scalar(), plain, training, execution=EXACT).bound)
+        == 2 * 8
+    )
     assert traffic(one.bound)[0] == 1 + 1 + 8  # a level, a byte of marks, the norm
 
 

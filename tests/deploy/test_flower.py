@@ -54,7 +54,7 @@ def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, meth
         folder = home / client / "state" / "heart" / Plan.load(file).label
         stored = Versions(folder, about["run"]).load(int(here.last[place]))
         assert stored is not None
-        for leaf in here.kept():
+        for leaf in here.stored_leaves():
             own = here.store.get(leaf, [place])[0]
             torch.testing.assert_close(stored[f"own:{leaf}"], own, atol=2e-6, rtol=1e-4)
         rows = here.federation.inputs[here.federation.splits["test"][place]]

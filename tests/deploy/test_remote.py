@@ -57,7 +57,7 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
     for place, client in enumerate(federation.clients):
         version = int(run.last[place])
         stored = Versions(tmp_path / client, remote.clients.run_id).load(version) if version else None
-        for leaf in run.kept():
+        for leaf in run.stored_leaves():
             if stored is not None:
                 assert_same(stored[f"own:{leaf}"], run.store.get(leaf, [place])[0], f"{client} {leaf}")
 

@@ -16,12 +16,12 @@ from plures.evaluate.scores import score
 from plures.federation import SPLITS, Federation, Split, SplitRule, from_arrays
 from plures.method import (
     SGD,
+    BlockState,
     Clustered,
     Cohort,
     Combine,
     Grouping,
     InitialGradients,
-    Kept,
     LowestLoss,
     Method,
     Personal,
@@ -423,7 +423,7 @@ def moved_by(margin, losses, membership, visited):
     """The membership after a choice among models with given losses, ``(models, clients)``."""
     losses = torch.tensor(losses, dtype=torch.float64)
     clients = torch.arange(losses.shape[1])
-    kept = Kept({"model/w": torch.zeros(len(losses), 1)}, {"membership": torch.tensor(membership)})
+    kept = BlockState({"model/w": torch.zeros(len(losses), 1)}, {"membership": torch.tensor(membership)})
     cohort = Cohort(1, clients, Setting.of(quadratic()), torch.tensor(visited), lambda name, count: torch.zeros(count))
     probe = Probe(lambda some, rows: losses, lambda some: torch.zeros(0))
     return LowestLoss(margin).choose(kept, cohort, probe).extra["membership"].tolist()

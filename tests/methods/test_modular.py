@@ -219,7 +219,7 @@ def test_equal_gates_are_the_global_model():
         torch.testing.assert_close(outputs(own), outputs(all_shared), atol=1e-7, rtol=0)
     done = gated(personal_se("bias"))
     assert not torch.equal(outputs(done)[0], outputs(done)[1])
-    for leaf in done.kept():
+    for leaf in done.stored_leaves():
         done.store.put(leaf, [0, 1, 2], torch.zeros_like(done.store.get(leaf, [0, 1, 2])))
     assert torch.equal(outputs(done)[0], outputs(done)[1])
 
@@ -233,7 +233,7 @@ def test_a_gate_of_zero_weights_halves_and_an_infinite_bias_opens():
     assert len(gates) == 3
 
     def with_gates(excite: float, bias: float) -> torch.Tensor:
-        for slot, path in done.kept():
+        for slot, path in done.stored_leaves():
             rows = done.store.get((slot, path), [0])
             value = bias if path.endswith("excite.bias") else excite
             done.store.put((slot, path), [0], torch.full_like(rows, value))
@@ -254,11 +254,11 @@ def test_a_gate_of_zero_weights_halves_and_an_infinite_bias_opens():
 
 def test_what_of_a_gate_stays():
     biases, gates = (gated(personal_se(part), 0) for part in ("bias", "gate"))
-    assert {path.split(".", 2)[2] for _, path in biases.kept()} == {"se.excite.bias"}
-    kinds = {path.split(".", 2)[2] for _, path in gates.kept()}
+    assert {path.split(".", 2)[2] for _, path in biases.stored_leaves()} == {"se.excite.bias"}
+    kinds = {path.split(".", 2)[2] for _, path in gates.stored_leaves()}
     assert kinds == {"se.squeeze.weight", "se.excite.weight", "se.excite.bias"}
-    assert len(biases.kept()) == 3
-    assert len(gates.kept()) == 9
+    assert len(biases.stored_leaves()) == 3
+    assert len(gates.stored_leaves()) == 9
 
 
 def test_gates_need_a_model_that_has_them():
@@ -481,7 +481,7 @@ def test_a_zero_personal_head_predicts_as_the_generic_model():
     assert torch.equal(outputs(trained(fedrod(), 0)), outputs(trained(fedavg(), 0)))
     done = trained(fedrod(), 2)
     everyone = list(range(7))
-    for leaf in done.kept():
+    for leaf in done.stored_leaves():
         done.store.put(leaf, everyone, torch.zeros_like(done.store.get(leaf, everyone)))
     x = done.federation.inputs[:20]
     generic = done.bound.network({path: t[0] for path, t in shared(done).items()}, x, train=False)[0]
@@ -566,14 +566,14 @@ METHODS = {
 def test_absent_clients_keep_what_is_theirs_and_newcomers_train_only_that(make):
     cohorts = Fixed([["0", "1", "2"], ["2", "3"]])
     first, done = (trained(make(), rounds, participation=cohorts) for rounds in (0, 2))
-    for leaf in done.kept():
+    for leaf in done.stored_leaves():
         before, after = (r.store.get(leaf, [4, 5, 6]) for r in (first, done))
         assert torch.equal(before, after), leaf
         assert not torch.equal(first.store.get(leaf, [2]), done.store.get(leaf, [2])), leaf
     assert not torch.allclose(outputs(done), outputs(trained(fedavg(), 2, participation=cohorts)), atol=1e-3)
     newcomers = replace(ragged().subset(["4", "6"]), clients=("x", "y"))
     started, guest = (onboard(done, newcomers, visits) for visits in (0, 2))
-    own = set(done.kept())
+    own = set(done.stored_leaves())
     for slot, leaves in guest.states([0, 1]).items():
         for path, value in leaves.items():
             assert torch.equal(value, started.states([0, 1])[slot][path]) == ((slot, path) not in own), path
@@ -582,11 +582,11 @@ def test_absent_clients_keep_what_is_theirs_and_newcomers_train_only_that(make):
 def test_gates_of_absent_clients_and_of_newcomers():
     done = gated(personal_se(), participation=Fixed([["a", "b"], ["b"]]))
     first = gated(personal_se(), 0)
-    for leaf in done.kept():
+    for leaf in done.stored_leaves():
         assert torch.equal(done.store.get(leaf, [2]), first.store.get(leaf, [2]))
         assert not torch.equal(done.store.get(leaf, [1]), first.store.get(leaf, [1]))
     newcomers = replace(pictures().subset(["c"]), clients=("x",))
     started, guest = (onboard(done, newcomers, visits) for visits in (0, 1))
-    own = {path for _, path in done.kept()}
+    own = {path for _, path in done.stored_leaves()}
     for path, value in guest.states([0])["model"].items():
         assert torch.equal(value, started.states([0])["model"][path]) == (path not in own), path

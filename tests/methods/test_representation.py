@@ -751,7 +751,7 @@ def known_maps(rounds: int) -> tuple[Run, Federation]:
         method = fedot(map_lr=0.0, potential_lr=0.0)
     done = run(method, 0, federation=seen, model=lambda: nn.Linear(2, 1, bias=False), lr=0.3, steps=1)
     done.training = replace(done.training, rounds=rounds)
-    for leaf in done.kept():
+    for leaf in done.stored_leaves():
         done.store.put(leaf, [0, 1, 2], done.states([0, 1, 2])[leaf[0]][leaf[1]])
     own = [seen.inputs[rows] for rows in split]
     mean, deviation = torch.stack([x.mean(0) for x in own]), torch.stack([x.std(0, correction=0) for x in own])

@@ -49,7 +49,7 @@ from plures.models import ModelFactory, Network
 from plures.names import name_of
 from plures.run import Execution, Run
 from plures.run.checkpoint import RUN_AGAIN, discard_damaged
-from plures.run.cost import flops, stored, traffic
+from plures.run.cost import flops, stored_bytes, traffic
 from plures.run.execution import Precision
 from plures.run.fingerprint import (
     DATA,
@@ -685,7 +685,7 @@ def described(
         trials=list(trials),
         bytes_up=up,
         bytes_down=down,
-        stored=stored(bound),
+        stored=stored_bytes(bound),
         flops=flops(bound, federation, spec.training()),
         seeds=list(seeds),
     )

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from plures.errors import PluresError, suggestion
 from plures.federation import SplitName
-from plures.metrics.metric import Kept, Predictions, columns
+from plures.metrics.metric import PerExample, Predictions, columns
 from plures.run import Run
 from plures.run.engine import Stack
 from plures.run.predict import said
 from plures.signature import checked
 
-Reader = Callable[[Predictions], Kept]
+Reader = Callable[[Predictions], PerExample]
 """Takes what is needed of every example of a batch, ``(clients, batch, ...)``."""
 
 

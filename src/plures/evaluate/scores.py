@@ -15,7 +15,7 @@ from plures.brief import brief
 from plures.evaluate.predictions import Reader, read
 from plures.federation import Federation, SplitName
 from plures.metrics import Metric
-from plures.metrics.metric import Kept, Predictions
+from plures.metrics.metric import PerExample, Predictions
 from plures.run import Run
 from plures.run.engine import Stack
 from plures.signature import checked
@@ -47,7 +47,7 @@ class Scores:
 class Onlooker(Protocol):
     """An observer that needs more of the evaluation than scores."""
 
-    def each(self, predictions: Predictions) -> Kept:
+    def each(self, predictions: Predictions) -> PerExample:
         """What it needs of every example, ``(clients, batch, ...)``."""
 
     def take(self, clients: list[int], weight: Tensor, *kept: Tensor) -> None:

@@ -50,10 +50,10 @@ from plures.method.shares.generated import Generated
 from plures.method.shares.inherit import Nearest, Regressed
 from plures.method.shares.mixing import Look, Mine, Mixed, Mixing, Seen, View, best_others, mean
 from plures.method.shares.share import (
+    BlockState,
     Cohort,
     Frozen,
     Inherit,
-    Kept,
     Known,
     Personal,
     Probe,
@@ -91,7 +91,7 @@ __all__ = [
     "Generated",
     "Grouping",
     "InitialGradients",
-    "Kept",
+    "BlockState",
     "Known",
     "Layout",
     "Leaf",

@@ -13,7 +13,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.optimizer import SGD, Optimizer
-from plures.method.shares.share import Cohort, Kept, flatten, unflatten
+from plures.method.shares.share import BlockState, Cohort, flatten, unflatten
 from plures.method.state import State
 from plures.models import Leaves
 
@@ -125,7 +125,7 @@ class Arrived:
     clients: Tensor
     joint: Tensor
     memory: Leaves
-    kept: Kept
+    kept: BlockState
     cohort: Cohort
 
 

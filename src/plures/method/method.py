@@ -450,7 +450,7 @@ class Bound:
         slot, path = leaf
         return self.info[slot][path].buffer or not self.initial[slot][path].is_floating_point()
 
-    def kept(self, phase: Phase) -> list[Leaf]:
+    def kept_by(self, phase: Phase) -> list[Leaf]:
         """Leaves that a phase computes before its steps and keeps."""
         return self._changeable(phase.keeps)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plures.method import (
     Batch,
-    Kept,
+    BlockState,
     Leaves,
     Look,
     Method,
@@ -30,7 +30,7 @@ from plures.methods.entry import entry, require
 class Linear(Mixed):
     """Linear models of all clients, kept by the server; other models are refused when a run starts."""
 
-    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> Kept:
+    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> BlockState:
         layers = {name.rpartition(".")[0] for name in initial}
         require(
             len(layers) == 1,

@@ -81,11 +81,11 @@ def _described(found: object) -> str:
     return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else shown(found)
 
 
-Kept = Tensor | tuple[Tensor, ...]
+PerExample = Tensor | tuple[Tensor, ...]
 """What a metric needs of each example, ``(clients, examples, ...)`` each."""
 
 
-def columns(kept: Kept) -> tuple[Tensor, ...]:
+def columns(kept: PerExample) -> tuple[Tensor, ...]:
     """What a metric needs of each example, as several tensors."""
     return kept if isinstance(kept, tuple) else (kept,)
 
@@ -137,7 +137,7 @@ class Metric:
 
     name: str
     title: str
-    each: Callable[[Predictions], Kept] = field(repr=False)
+    each: Callable[[Predictions], PerExample] = field(repr=False)
     value: Callable[..., Tensor] = field(default=mean, repr=False)
     higher: bool = False
     unit: str = ""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Block, Bound, Kept, Leaf, View
+from plures.method import Block, BlockState, Bound, Leaf, View
 from plures.method.channel import VIEWS, WEIGHTS
 from plures.models import Leaves
 from plures.remote.message import (
@@ -77,7 +77,7 @@ def fits(value: Tensor, like: Tensor) -> bool:
     return value.shape == like.shape and value.dtype == like.dtype and bool((value.abs() <= MAX_NUMBER).all())
 
 
-def received(run: Coordinator[Any], client: int, rows: Mapping[str, int], server: Mapping[str, Kept]) -> Leaves:
+def received(run: Coordinator[Any], client: int, rows: Mapping[str, int], server: Mapping[str, BlockState]) -> Leaves:
     """The values that a client received for the leaves that it sends, by ``slot/path``, ``(1, ...)``.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Bound, Kept, Leaf, Method, Share, View, flatten
+from plures.method import BlockState, Bound, Leaf, Method, Share, View, flatten
 from plures.method.channel import LOSS, OBJECTIVE, VIEWS
 from plures.method.leaf import by_leaf
 from plures.models import Leaves, ModelFactory
@@ -154,13 +154,13 @@ class Remote:
         self.excluded: dict[str, str] = {}
         self._unable: set[str] = set()
 
-    def held(self, bound: Bound) -> list[Leaf]:
+    def stored_leaves(self, bound: Bound) -> list[Leaf]:
         return bound.told()
 
     # --- downloads ----------------------------------------------------------------------------------------------
 
     def order(
-        self, run: Coordinator[Any], client: int, task: Task, server: Mapping[str, Kept]
+        self, run: Coordinator[Any], client: int, task: Task, server: Mapping[str, BlockState]
     ) -> tuple[Order, Tensors]:
         """The order for one client, and the tensors sent with it."""
         members: dict[str, int] = {}
@@ -210,7 +210,7 @@ class Remote:
     # --- uploads ------------------------------------------------------------------------------------------------
 
     def exchange(
-        self, run: Coordinator[Any], clients: list[int], task: Task, server: Mapping[str, Kept]
+        self, run: Coordinator[Any], clients: list[int], task: Task, server: Mapping[str, BlockState]
     ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
         """Ask some clients and wait for them. Returns their answers, and the clients left out with the reason."""
         self.sites.meet()
@@ -293,7 +293,7 @@ class Remote:
 
     # --- the round ----------------------------------------------------------------------------------------------
 
-    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
+    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
         replies, left = self.exchange(run, clients, "train", server)
         like = expected(run)
         valid: dict[int, tuple[Reply, Tensors]] = {}

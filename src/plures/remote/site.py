@@ -14,7 +14,7 @@ from torch import nn
 from plures.errors import PluresError, suggestion
 from plures.evaluate import score
 from plures.federation import Federation
-from plures.method import MEMBERSHIP, Kept, Leaf, Method, Mine, Phase, Seen
+from plures.method import MEMBERSHIP, BlockState, Leaf, Method, Mine, Phase, Seen
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.metrics import Metric
 from plures.models import ModelFactory
@@ -327,7 +327,7 @@ class Site:
         stored = versions.load(order.accepted)
         if stored is None:
             raise LostError(f"version {order.accepted} of its personal state is not on its disk; it starts afresh")
-        for leaf in run.kept():
+        for leaf in run.stored_leaves():
             run.store.put(leaf, [0], stored[f"{OWN}:{leaf}"].unsqueeze(0))
         run.store.mark([0])
         for block in run.served():
@@ -361,7 +361,7 @@ class Site:
             if isinstance(block.share, Seen) and block.share.of is not None:
                 run.server[block.name] = self._seen(run, block.share.of, run.server[block.name], block.leaves, received)
 
-    def _seen(self, run: Run, of: str, kept: Kept, leaves: Sequence[Leaf], received: Tensors) -> Kept:
+    def _seen(self, run: Run, of: str, kept: BlockState, leaves: Sequence[Leaf], received: Tensors) -> BlockState:
         """A view of other clients, with the client's own values for leaves that are never sent."""
         sent = {label.partition(":")[2] for label in received}
         mine = run.states([0])[of]

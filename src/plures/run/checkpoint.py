@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plures.errors import PluresError, PluresWarning
 from plures.files import describe, read, salvaged, write
-from plures.method import Kept, Leaf
+from plures.method import BlockState, Leaf
 from plures.run.coordinator import Coordinator
 from plures.run.fingerprint import KEY, VERSIONS, Fingerprint, insist, of_run
 
@@ -54,7 +54,7 @@ def restore(run: Coordinator[Any], saved: Snapshot) -> None:
     def taken(kind: str, block: str, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {k: saved[f"{kind}:{block}:{k}"].to(t.device) for k, t in names.items()}
 
-    def extra(block: str, kept: Kept) -> dict[str, Tensor]:
+    def extra(block: str, kept: BlockState) -> dict[str, Tensor]:
         """What a share keeps beside its values, which may come and go with the rounds."""
         prefix = f"share:{block}:"
         found = {name.removeprefix(prefix): t for name, t in saved.items() if name.startswith(prefix)}

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from plures.brief import brief
 from plures.federation import Federation
 from plures.method import Bound, Phase
-from plures.run.cost import stored
+from plures.run.cost import stored_bytes
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.facts import code_digest, digest, facts
@@ -237,7 +237,7 @@ class Choice:
 
         if base.chunk == "auto":
             rows = self.cohort + (0 if base.clients_on_disk else len(self.federation))
-            held = rows * stored(self.bound)
+            held = rows * stored_bytes(self.bound)
             base = replace(base, chunk=fitting(visit, self.federation.inputs.device, self.cohort, held))
         captured = (True, False) if self.wanted.capture == "auto" else (self.wanted.capture,)
         return [replace(base, capture=capture) for capture in captured]

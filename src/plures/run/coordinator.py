@@ -15,7 +15,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import MEMBERSHIP, Block, Bound, Cohort, Kept, Leaf, Look, Probe, Setting, Share, View
+from plures.method import MEMBERSHIP, Block, BlockState, Bound, Cohort, Leaf, Look, Probe, Setting, Share, View
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.models import Leaves, Marked
 from plures.run.cost import traffic
@@ -91,7 +91,7 @@ class Moved:
         """The error of a round that cannot count, with the name of the client that moved farthest."""
         return BrokenError(round, max(self.by, key=lambda name: self.by[name]), what)
 
-    def insist(self, round: int, server: Mapping[str, Kept], memory: Mapping[str, Leaves]) -> None:
+    def insist(self, round: int, server: Mapping[str, BlockState], memory: Mapping[str, Leaves]) -> None:
         """Refuse what a round has made of the uploads if it is not finite, before anything is changed."""
         for name, kept in server.items():
             for leaf, value in {**kept.values, **memory[name]}.items():
@@ -113,7 +113,7 @@ class Work:
 
     clients: list[int]
     answers: Iterable[tuple[Answer, Values]]
-    server: Mapping[str, Kept]
+    server: Mapping[str, BlockState]
     left_out: Mapping[str, str] = field(default_factory=dict)
     moved: Moved | None = None
 
@@ -130,10 +130,10 @@ class Clients(Protocol):
     @property
     def alone(self) -> bool: ...
 
-    def held(self, bound: Bound) -> list[Leaf]:
+    def stored_leaves(self, bound: Bound) -> list[Leaf]:
         """Leaves of single clients that come back with the answers, to be kept by the coordinator between rounds."""
 
-    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
+    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
         """Let clients work.
 
         Args:
@@ -167,7 +167,7 @@ class Made:
         nbytes: bytes of what they sent.
     """
 
-    server: dict[str, Kept]
+    server: dict[str, BlockState]
     memory: dict[str, Leaves]
     stays: list[tuple[list[int], Values]]
     loss: float
@@ -225,9 +225,9 @@ class Coordinator(Generic[C]):
         self.last = torch.zeros(len(self.setting), dtype=torch.int64)
         self.moves = torch.zeros((0, 4), dtype=torch.int64)
         self.moved = Moved()
-        self.server = {block.name: self.origin.kept(block) for block in self.served()}
+        self.server = {block.name: self.origin.block_state(block) for block in self.served()}
         self.memory = {block.name: self.origin.memory(block, self.server[block.name]) for block in self.served()}
-        held = {leaf: self.bound.initial[leaf.slot][leaf.path] for leaf in self.kept()}
+        held = {leaf: self.bound.initial[leaf.slot][leaf.path] for leaf in self.stored_leaves()}
         self.store = ClientStore(held, len(self.federation), self.execution.clients_on_disk)
 
     @property
@@ -259,9 +259,9 @@ class Coordinator(Generic[C]):
         """The blocks of which the server keeps something."""
         return [block for block in self.bound.blocks if block.share.served]
 
-    def kept(self) -> list[Leaf]:
+    def stored_leaves(self) -> list[Leaf]:
         """Leaves of single clients that are kept here between rounds."""
-        return self.clients.held(self.bound)
+        return self.clients.stored_leaves(self.bound)
 
     def commit(self, clients: list[int], stays: Values) -> None:
         """Keep what some clients hold from now on."""
@@ -291,7 +291,7 @@ class Coordinator(Generic[C]):
         """Losses of some clients, ``(rows, clients)``; see :meth:`Clients.losses`."""
         return self.clients.losses(self, clients, rows, share)
 
-    def choose(self, wanted: list[int]) -> dict[str, Kept]:
+    def choose(self, wanted: list[int]) -> dict[str, BlockState]:
         """Before a round, who receives what of every block."""
         cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self.draw, self.key)
         chosen = {}
@@ -381,7 +381,7 @@ class Coordinator(Generic[C]):
         """A random key of this round."""
         return int(fold(self.seed, self.round, name_key(f"server key {name}"))) >> 1
 
-    def _note(self, server: Mapping[str, Kept]) -> None:
+    def _note(self, server: Mapping[str, BlockState]) -> None:
         """Record which clients changed cluster."""
         for number, block in enumerate(self.bound.blocks):
             if block.name in self.membership:

@@ -14,14 +14,14 @@ from plures.run.execution import Execution
 from plures.run.training import Training
 
 
-def kept(bound: Bound) -> list[Leaf]:
+def stored_leaves(bound: Bound) -> list[Leaf]:
     """Leaves that a client keeps between rounds: those without a server value that local work changes."""
     return [leaf for b in bound.blocks if not b.share.served for leaf in b.leaves if leaf in bound.written]
 
 
-def stored(bound: Bound) -> int:
+def stored_bytes(bound: Bound) -> int:
     """Bytes that a client keeps between rounds."""
-    return sum(bound.initial[s][p].nbytes for s, p in kept(bound))
+    return sum(bound.initial[s][p].nbytes for s, p in stored_leaves(bound))
 
 
 def traffic(bound: Bound) -> tuple[int, int]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Batch, Bound, Kept, Leaf, Sending, Share, State, flatten, gradient
+from plures.method import Batch, BlockState, Bound, Leaf, Sending, Share, State, flatten, gradient
 from plures.method.channel import BUFFERS, GRADIENTS, LOSS, OBJECTIVE, UPDATE, VIEWS, WEIGHTS
 from plures.method.method import WIRE
 from plures.models import Leaves
 from plures.run.coordinator import Coordinator, Values, Work
-from plures.run.cost import kept
+from plures.run.cost import stored_leaves
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.machine import Machine
@@ -55,8 +55,8 @@ class Local:
         self.federation, self.execution = federation, execution
         self.engine = Engine(bound, federation, training, execution, seed, machine)
 
-    def held(self, bound: Bound) -> list[Leaf]:
-        return kept(bound)
+    def stored_leaves(self, bound: Bound) -> list[Leaf]:
+        return stored_leaves(bound)
 
     def close(self) -> None:
         """Give back what is held beside memory: nothing here. Work may go on afterwards."""
@@ -71,16 +71,16 @@ class Local:
 
     # --- the local work of a round ------------------------------------------------------------------------------
 
-    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
+    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
         return Work(clients, (self.visit(run, chunk, server) for chunk in self.chunks(clients)), server)
 
-    def visit(self, run: Coordinator[Any], chunk: list[int], server: Mapping[str, Kept]) -> tuple[Answer, Values]:
+    def visit(self, run: Coordinator[Any], chunk: list[int], server: Mapping[str, BlockState]) -> tuple[Answer, Values]:
         """The visits of a chunk of clients: what they send, and what stays with them."""
         received = states(run, chunk, server)
         x = working(received, run.bound.written)
         losses = self.engine.visit(x, received, chunk, run.round, run.method.schedule, scheduled=True)
         answer = self._sent(run, x, received, chunk, losses)
-        return answer, {leaf: x[leaf.slot][leaf.path] for leaf in kept(run.bound)}
+        return answer, {leaf: x[leaf.slot][leaf.path] for leaf in stored_leaves(run.bound)}
 
     def _sent(self, run: Coordinator[Any], x: Stack, received: Stack, clients: list[int], losses: Tensor) -> Answer:
         """What a chunk of clients sends; what the wire remembers of it is noted in ``x``."""

@@ -74,7 +74,9 @@ def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | Non
             block.share.leaves(guest.setting)
     guest.trained_with = run
     guest.last = torch.zeros(len(newcomers), dtype=torch.int64)
-    guest.store = ClientStore({leaf: run.bound.initial[leaf.slot][leaf.path] for leaf in run.kept()}, len(newcomers))
+    guest.store = ClientStore(
+        {leaf: run.bound.initial[leaf.slot][leaf.path] for leaf in run.stored_leaves()}, len(newcomers)
+    )
     blocks = {block.name: block for block in run.bound.blocks if block.share.served}
     unplaced = {MEMBERSHIP: torch.zeros(len(newcomers), dtype=torch.int64)}
     guest.server = {
@@ -87,12 +89,12 @@ def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | Non
     schedule, trained = alone(run), [blocks[name] for name in blocks if blocks[name].share.own_row]
     for chunk in guest.chunks(list(range(len(newcomers)))):
         start = _start(run, guest, chunk)
-        guest.commit(chunk, {leaf: start[leaf.slot][leaf.path] for leaf in run.kept()})
+        guest.commit(chunk, {leaf: start[leaf.slot][leaf.path] for leaf in run.stored_leaves()})
         for number in range(run.bound.method.predictor.visits if visits is None else visits):
             received = guest.states(chunk)
             x = working(received, run.bound.written)
             guest.engine.visit(x, received, chunk, run.round + number, schedule)
-            guest.commit(chunk, {leaf: x[leaf.slot][leaf.path] for leaf in run.kept()})
+            guest.commit(chunk, {leaf: x[leaf.slot][leaf.path] for leaf in run.stored_leaves()})
             for block in trained:
                 values = {str(leaf): x[leaf.slot][leaf.path] for leaf in block.leaves}
                 tuned = block.share.tune(guest.server[block.name], torch.tensor(chunk), values)
@@ -166,7 +168,9 @@ def rescaled(run: Deployed, newcomers: Federation) -> Federation:
 
 def alone(run: Deployed) -> Schedule:
     """The method's schedule restricted to the leaves that a client determines alone."""
-    kept = {leaf for block in run.bound.blocks if block.share.own_row for leaf in block.leaves}.union(run.kept())
+    kept = {leaf for block in run.bound.blocks if block.share.own_row for leaf in block.leaves}.union(
+        run.stored_leaves()
+    )
     narrowed: list[Phase | Assign] = []
     for item in run.method.schedule:
         if isinstance(item, Phase):

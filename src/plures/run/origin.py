@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Block, Bound, Kept, Method, Setting
+from plures.method import Block, BlockState, Bound, Method, Setting
 from plures.models import Leaves, Marked, ModelFactory, Network
 from plures.run.participation import Full, Joint, Participation
 from plures.run.randomness import fold, name_key
@@ -96,7 +96,7 @@ class Origin:
                 raise PluresError(f"{what}: {client!r} is no client; give positions from 0 to {last}")
         return sorted({int(client) for client in chosen})
 
-    def kept(self, block: Block) -> Kept:
+    def block_state(self, block: Block) -> BlockState:
         """What the server keeps of a block at the start."""
         buffers = frozenset(map(str, block.leaves)) - frozenset(map(str, self.bound.parameters(block)))
 
@@ -106,7 +106,7 @@ class Origin:
         kept = block.share.start(values(self.bound.initial), lambda number: values(self.other(number)), self.setting)
         return replace(kept, buffers=buffers)
 
-    def memory(self, block: Block, kept: Kept) -> Leaves:
+    def memory(self, block: Block, kept: BlockState) -> Leaves:
         """What the server's step of a block remembers at the start. It moves parameters; buffers are combined."""
         moved = {k: kept.values[k] for k in map(str, self.bound.parameters(block))}
         return self.bound.combine(block).start(moved) if moved else {}

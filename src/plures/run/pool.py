@@ -21,7 +21,7 @@ import torch
 
 from plures.errors import PluresError
 from plures.extras import needed
-from plures.method import Kept
+from plures.method import BlockState
 from plures.run.coordinator import Coordinator, Values, Work
 from plures.run.interrupt import NUMBERS
 from plures.run.local import Local
@@ -64,10 +64,12 @@ class Pool(Local):
         end(self.workers or {})
         self.workers = None
 
-    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, Kept]) -> Work:
+    def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
         return Work(clients, self._visits(run, self.chunks(clients), server), server)
 
-    def _visits(self, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, Kept]) -> Iterator[Visited]:
+    def _visits(
+        self, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, BlockState]
+    ) -> Iterator[Visited]:
         """The visits of some chunks, in their order."""
         workers, self.workers = self.workers, None
         try:
@@ -139,7 +141,7 @@ def end(workers: Workers) -> list[int | None]:
 
 
 def visits(
-    workers: Workers, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, Kept]
+    workers: Workers, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, BlockState]
 ) -> Iterator[Visited]:
     """What chunks of clients send and store, in the order of the chunks, whichever process finishes first."""
     state = pickle.dumps((run.round, run.last, run.server, dict(server)))
@@ -151,7 +153,7 @@ def visits(
             most = min(len(chunks), turn + AHEAD * len(workers))
             while free and (number := len(done) + len(busy) + turn) < most:
                 connection = free.popleft()
-                rows = {leaf: run.store.get(leaf, chunks[number]) for leaf in run.kept()}
+                rows = {leaf: run.store.get(leaf, chunks[number]) for leaf in run.stored_leaves()}
                 asked = pickle.dumps((state if connection in fresh else None, chunks[number], rows))
                 with reaching():
                     connection.send_bytes(asked)
@@ -182,8 +184,8 @@ def serve(connection: Connection) -> None:
     origin.bound.verdicts = {tuple(map(id, parts)): (parts, found) for parts, found in known}
     clients = Local(origin.bound, federation, training, execution, origin.seed)
     run = Coordinator(origin, clients, federation, setting, training, execution)
-    initial = {leaf: origin.bound.initial[leaf.slot][leaf.path] for leaf in run.kept()}
-    server: Mapping[str, Kept] = {}
+    initial = {leaf: origin.bound.initial[leaf.slot][leaf.path] for leaf in run.stored_leaves()}
+    server: Mapping[str, BlockState] = {}
     while True:
         try:
             state, chunk, rows = pickle.loads(connection.recv_bytes())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import Kept, Known, Method, Setting
+from plures.method import BlockState, Known, Method, Setting
 from plures.models import ModelFactory
 from plures.run.choose import choose
 from plures.run.deployed import Deployed
@@ -107,7 +107,9 @@ class Run(Deployed):
 
     def _anew(self, clients: list[int] | Tensor) -> Tensor:
         """``(clients,)`` who of some clients is served as those that come later are."""
-        alike = not self.kept() and all(isinstance(b.share, Known) or b.share.common for b in self.bound.blocks)
+        alike = not self.stored_leaves() and all(
+            isinstance(b.share, Known) or b.share.common for b in self.bound.blocks
+        )
         if alike or not self.round or self.trained_with is not None:
             return torch.zeros(len(clients), dtype=torch.bool)
         return self.last[clients] == 0
@@ -155,7 +157,7 @@ class _Served:
         places: ``(2, clients)`` the guest in which each client is, -1 for none yet, and its place there.
     """
 
-    server: Mapping[str, Kept]
+    server: Mapping[str, BlockState]
     round: int
     guests: list[Run]
     places: Tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plures.method import AGE, LATER, Block, Kept, Known, Leaf, View
+from plures.method import AGE, LATER, Block, BlockState, Known, Leaf, View
 from plures.models import Leaves
 from plures.run.coordinator import Coordinator
 from plures.run.engine import Stack
@@ -17,7 +17,7 @@ from plures.run.engine import Stack
 def states(
     run: Coordinator[Any],
     clients: list[int],
-    server: Mapping[str, Kept] | None = None,
+    server: Mapping[str, BlockState] | None = None,
     rows: Mapping[str, Tensor] | None = None,
 ) -> Stack:
     """What some clients hold: what is shared from the server, what is personal from the store.

@@ -71,7 +71,7 @@ class Steps:
         models = [n for n, leaf in enumerate(self.trained) if bound.of_model(leaf)]
         others = [n for n in range(len(self.trained)) if n not in set(models)]
         self.updates = [(self.optimizer, models), *([(undecayed(self.optimizer), others)] if others else [])]
-        self.kept = bound.kept(phase)
+        self.kept = bound.kept_by(phase)
         self.state = bound.state
         self.followed = [leaf for leaf in [*bound.selected(phase), *self.kept] if leaf not in set(self.trained)]
         """Leaves that follow the forward passes, or what is computed before each step."""

@@ -79,7 +79,7 @@ def learn(
 
 def conclude(run: Run) -> None:
     """What the clients that took part do when a task ends: the method's work ``between`` tasks."""
-    work, own = run.method.between, set(run.kept())
+    work, own = run.method.between, set(run.stored_leaves())
     written = run.bound.written_by(work)
     for leaf in sorted(written - own):
         raise PluresError(f"between tasks nothing travels, so {leaf} cannot change: let it be Personal()")
@@ -88,7 +88,7 @@ def conclude(run: Run) -> None:
         received = run.states(chunk)
         x = working(received, written)
         run.engine.visit(x, received, chunk, run.round, work)
-        run.commit(chunk, {leaf: x[leaf.slot][leaf.path] for leaf in run.kept()})
+        run.commit(chunk, {leaf: x[leaf.slot][leaf.path] for leaf in run.stored_leaves()})
 
 
 def on_task(run: Run, task: Federation) -> Run:

@@ -13,9 +13,9 @@ from plures.brief import brief
 from plures.method import (
     Arrived,
     Block,
+    BlockState,
     Bound,
     Cohort,
-    Kept,
     Leaf,
     Mean,
     averaged,
@@ -114,7 +114,7 @@ class Uploads:
         nbytes: bytes of the answers so far.
     """
 
-    def __init__(self, bound: Bound, server: Mapping[str, Kept], clients: list[int], examples: Tensor) -> None:
+    def __init__(self, bound: Bound, server: Mapping[str, BlockState], clients: list[int], examples: Tensor) -> None:
         self.bound, self.nbytes = bound, 0
         sent = [block for block in bound.blocks if bound.travelling(block)]
         self.blocks = [Gathered(bound, block, server[block.name], clients, examples) for block in sent]
@@ -136,7 +136,7 @@ class Uploads:
             moved = [k for block in self.blocks for k in block.parameters]
             self.changes.append((answer.clients, flatten({k: values[k] - received[k] for k in moved})))
 
-    def combined(self, cohort: Cohort, memory: Mapping[str, Leaves]) -> tuple[dict[str, Kept], dict[str, Leaves]]:
+    def combined(self, cohort: Cohort, memory: Mapping[str, Leaves]) -> tuple[dict[str, BlockState], dict[str, Leaves]]:
         """For every block, what the server keeps after the round, and what its step remembers."""
         joint = torch.zeros(0)
         if self.judged:
@@ -160,7 +160,7 @@ class Gathered:
         examples: ``(cohort,)`` their training examples, in double precision.
     """
 
-    def __init__(self, bound: Bound, block: Block, kept: Kept, clients: list[int], examples: Tensor) -> None:
+    def __init__(self, bound: Bound, block: Block, kept: BlockState, clients: list[int], examples: Tensor) -> None:
         self.block, self.kept, self.rule, self.line = block, kept, bound.combine(block), bound.line
         rows = block.share.row(kept, torch.tensor(clients))
         self.touched, index = torch.unique(rows, return_inverse=True)
@@ -205,7 +205,7 @@ class Gathered:
         else:
             self.gathered.append((clients, value, self._weights(clients) if weights is None else weights))
 
-    def combined(self, cohort: Cohort, memory: Leaves, joint: Tensor) -> tuple[Kept, Leaves]:
+    def combined(self, cohort: Cohort, memory: Leaves, joint: Tensor) -> tuple[BlockState, Leaves]:
         """What the server keeps after the round, and what its step remembers."""
         clients, share = cohort.clients.tolist(), self.block.share
         key = cohort.key
@@ -308,6 +308,6 @@ def _back(chunks: list[list[int]], device: torch.device) -> Tensor:
     return torch.tensor(np.argsort(order), device=device)
 
 
-def followed(kept: Kept, memory: Leaves) -> Leaves:
+def followed(kept: BlockState, memory: Leaves) -> Leaves:
     """What the server's step remembers, with rows for models that were added as copies of others."""
     return {k: torch.cat([t, t[list(kept.copied)]]) for k, t in memory.items()} if kept.copied else memory

@@ -11,7 +11,7 @@ from plures.errors import PluresError
 from plures.federation import Federation, Split
 from plures.method import Assign, Bound, Leaf, Phase, Schedule
 from plures.run import Execution, Run, Training
-from plures.run.cost import stored, traffic
+from plures.run.cost import stored_bytes, traffic
 from plures.run.engine import Engine, Stack
 from plures.serving.probe import Alive, Probe
 
@@ -119,7 +119,7 @@ def memory(run: Run, batch_size: int, client: str | None = None) -> Memory:
     later = method.predictor.preparation
     needs += _measured(bound, repeated, training, place, later, "before predicting: ") if later else []
     up, down = traffic(bound)
-    return Memory(tuple(needs), stored(bound), up, down)
+    return Memory(tuple(needs), stored_bytes(bound), up, down)
 
 
 def _measured(

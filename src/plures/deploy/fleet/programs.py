@@ -182,7 +182,7 @@ def started(manners: Sequence[str], secret: bytes = b"") -> Callable[..., object
             begin = [*command(words[0], *manners), *words[1:]]
             return told(begin, secret) if secret and words[0] == STARTER else subprocess.Popen(begin, **options)
 
-        return Kept(opened) if words[0] == STARTER else opened()
+        return Restarted(opened) if words[0] == STARTER else opened()
 
     return start
 
@@ -211,7 +211,7 @@ def told(words: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
         os.close(read)
 
 
-class Kept:
+class Restarted:
     """A child that is started again whenever it ends by itself.
 
     Args:

@@ -13,7 +13,7 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.setting import Setting
 from plures.method.shares.clusters import Grouping, moved
-from plures.method.shares.share import Cohort, Kept
+from plures.method.shares.share import BlockState, Cohort
 
 EXHAUSTIVE = 100_000
 """Up to this many associations, all are tried."""
@@ -153,7 +153,7 @@ class EnergyAware(Grouping):
             raise PluresError(f"energy {tuple(energy.shape)} of {len(setting)} clients: give a number for each edge")
         return energy.argmin(1).cpu()
 
-    def settle(self, kept: Kept, cohort: Cohort) -> Kept:
+    def settle(self, kept: BlockState, cohort: Cohort) -> BlockState:
         uploads = cohort.uploads
         before = kept.extra.get("sent", uploads.new_zeros(len(cohort.setting), uploads.shape[1]))
         sent = before.to(uploads.device).index_copy(0, cohort.clients.to(uploads.device), uploads)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.method.setting import Setting
-from plures.method.shares.share import Cohort, Kept, Probe, Share, Shared, blended, flatten, unflatten
+from plures.method.shares.share import BlockState, Cohort, Probe, Share, Shared, blended, flatten, unflatten
 from plures.models import Leaves
 
 MEMBERSHIP = "membership"
@@ -38,30 +38,30 @@ class Grouping:
         """What it keeps besides the membership; initial values."""
         return {}
 
-    def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
+    def choose(self, kept: BlockState, cohort: Cohort, probe: Probe) -> BlockState:
         """Update the membership before a round."""
         return kept
 
-    def settle(self, kept: Kept, cohort: Cohort) -> Kept:
+    def settle(self, kept: BlockState, cohort: Cohort) -> BlockState:
         """Update the membership after a round; may also add rows to the models."""
         return kept
 
-    def join(self, kept: Kept, setting: Setting, probe: Probe) -> Tensor:
+    def join(self, kept: BlockState, setting: Setting, probe: Probe) -> Tensor:
         """Membership of newcomers: the model with the lowest loss on their training data."""
         return lowest(kept, list(range(len(setting))), probe)
 
 
-def cluster_count(kept: Kept) -> int:
+def cluster_count(kept: BlockState) -> int:
     """Number of clusters of a block, each with a model of its own."""
     return len(next(iter(kept.values.values())))
 
 
-def lowest(kept: Kept, clients: list[int], probe: Probe) -> Tensor:
+def lowest(kept: BlockState, clients: list[int], probe: Probe) -> Tensor:
     """For each of some clients, the model with the lowest training loss; ties go to the lowest number."""
     return probe.losses(clients, cluster_count(kept)).argmin(0).cpu()
 
 
-def moved(kept: Kept, clients: Tensor, membership: Tensor) -> Kept:
+def moved(kept: BlockState, clients: Tensor, membership: Tensor) -> BlockState:
     """The same models with a new membership of some clients."""
     fresh = kept.extra[MEMBERSHIP].index_copy(0, clients.cpu(), membership.cpu())
     return replace(kept, extra={**kept.extra, MEMBERSHIP: fresh})
@@ -85,7 +85,7 @@ class LowestLoss(Grouping):
         if not 0 <= self.margin < 1:
             raise PluresError(f"margin={self.margin}: give a relative improvement of at least 0 and below 1")
 
-    def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
+    def choose(self, kept: BlockState, cohort: Cohort, probe: Probe) -> BlockState:
         clients = cohort.clients.tolist()
         losses = probe.losses(clients, cluster_count(kept)).cpu()
         best, now = losses.argmin(0), kept.extra[MEMBERSHIP][clients]
@@ -108,7 +108,7 @@ class By(Grouping):
         groups, _ = setting.groups(self.column)
         return groups
 
-    def join(self, kept: Kept, setting: Setting, probe: Probe) -> Tensor:
+    def join(self, kept: BlockState, setting: Setting, probe: Probe) -> Tensor:
         groups, _ = setting.groups(self.column)
         return torch.where(groups >= 0, groups, super().join(kept, setting, probe)) if (groups < 0).any() else groups
 
@@ -126,7 +126,7 @@ class Timed(Grouping):
     def start(self, clusters: int, setting: Setting) -> Tensor:
         return self.groups(0, setting)
 
-    def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
+    def choose(self, kept: BlockState, cohort: Cohort, probe: Probe) -> BlockState:
         groups = self.groups(cohort.round, cohort.setting)
         return moved(kept, torch.arange(len(groups)), groups)
 
@@ -165,23 +165,23 @@ class Clustered(Share):
     def probes(self) -> bool:  # type: ignore[override]
         return self.grouping.probes
 
-    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> Kept:
+    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> BlockState:
         membership = self.grouping.start(self.clusters, setting)
         count = max(self.clusters, int(membership.max()) + 1)
         starts = [initial, *(initial if self.same_start else fresh(number) for number in range(1, count))]
         values = {k: torch.stack([start[k] for start in starts]) for k in initial}
-        return Kept(values, {MEMBERSHIP: membership, **self.grouping.remembers(count)})
+        return BlockState(values, {MEMBERSHIP: membership, **self.grouping.remembers(count)})
 
-    def row(self, kept: Kept, clients: Tensor) -> Tensor:
+    def row(self, kept: BlockState, clients: Tensor) -> Tensor:
         return kept.extra[MEMBERSHIP][clients.cpu()]
 
-    def read(self, kept: Kept, rows: Tensor) -> Leaves:
+    def read(self, kept: BlockState, rows: Tensor) -> Leaves:
         return {k: t[rows.to(t.device)] for k, t in kept.values.items()}
 
-    def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
+    def choose(self, kept: BlockState, cohort: Cohort, probe: Probe) -> BlockState:
         return self.grouping.choose(kept, cohort, probe)
 
-    def write(self, kept: Kept, rows: Tensor, values: Leaves, cohort: Cohort) -> Kept:
+    def write(self, kept: BlockState, rows: Tensor, values: Leaves, cohort: Cohort) -> BlockState:
         kept = super().write(kept, rows, values, cohort)
         if self.mixing is not None:
             received = torch.zeros(cluster_count(kept), dtype=torch.float64)
@@ -193,7 +193,7 @@ class Clustered(Share):
                 kept = replace(kept, values=mixed | self._averaged(kept, matrix))
         return self.grouping.settle(kept, cohort)
 
-    def _averaged(self, kept: Kept, matrix: Tensor) -> Leaves:
+    def _averaged(self, kept: BlockState, matrix: Tensor) -> Leaves:
         """Running statistics after mixing: averaged if the new rows are means of rows, otherwise unchanged."""
         mean = bool((matrix >= 0).all()) and torch.allclose(matrix.sum(1), torch.ones_like(matrix[0]))
         return {k: blended(kept.values[k], matrix) for k in kept.buffers} if mean else {}
@@ -205,11 +205,11 @@ class Clustered(Share):
     def alone(self) -> bool:
         return self.grouping.every
 
-    def chose(self, kept: Kept, clients: Tensor, rows: Tensor) -> Kept:
+    def chose(self, kept: BlockState, clients: Tensor, rows: Tensor) -> BlockState:
         return moved(kept, clients, rows)
 
     def local(self) -> Share:
         return self if self.alone else Shared()
 
-    def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
+    def join(self, kept: BlockState, setting: Setting, probe: Probe) -> BlockState:
         return replace(kept, extra={**kept.extra, MEMBERSHIP: self.grouping.join(kept, setting, probe)})

@@ -14,7 +14,7 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.method.optimizer import SGD, Optimizer
 from plures.method.setting import Setting
-from plures.method.shares.share import Cohort, Kept, Probe, Share, Shared, blended, flatten, put, unflatten
+from plures.method.shares.share import BlockState, Cohort, Probe, Share, Shared, blended, flatten, put, unflatten
 from plures.method.tree import fixed
 from plures.models import Leaves, Marked
 
@@ -63,7 +63,7 @@ class Generated(Share):
         if not all(isinstance(units, int) and units >= 1 for units in self.hidden):
             raise PluresError(f"hidden={self.hidden!r}: give the units of each layer, 1 or more, or () for none")
 
-    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> Kept:
+    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> BlockState:
         base = {k: t.unsqueeze(0).clone() for k, t in initial.items()}
         like = next(t for t in base.values() if t.is_floating_point())
         generator = torch.Generator().manual_seed(self.seed)
@@ -89,7 +89,7 @@ class Generated(Share):
             remembered(n, k): torch.zeros_like(extra[k]) for n in range(self.optimizer.slots) for k in self.trained
         }
         nobody = {VISITED: torch.zeros(len(setting), dtype=torch.bool)}
-        return Kept(base, extra | memory | nobody | {STEPS: torch.zeros(len(setting), dtype=torch.int64)})
+        return BlockState(base, extra | memory | nobody | {STEPS: torch.zeros(len(setting), dtype=torch.int64)})
 
     @property
     def trained(self) -> list[str]:
@@ -104,16 +104,16 @@ class Generated(Share):
     def local(self) -> Share:
         return Shared()
 
-    def row(self, kept: Kept, clients: Tensor) -> Tensor:
+    def row(self, kept: BlockState, clients: Tensor) -> Tensor:
         return clients
 
-    def read(self, kept: Kept, rows: Tensor) -> Leaves:
+    def read(self, kept: BlockState, rows: Tensor) -> Leaves:
         base = {k: t.expand(len(rows), *t.shape[1:]) for k, t in kept.values.items()}
         made = self._generate(kept.extra, kept.extra[EMBEDDING][rows.to(kept.extra[EMBEDDING].device)])
         base = kept.marked(base)
         return unflatten(flatten(base) + made.to(torch.float64), base)
 
-    def write(self, kept: Kept, rows: Tensor, values: Leaves, cohort: Cohort) -> Kept:
+    def write(self, kept: BlockState, rows: Tensor, values: Leaves, cohort: Cohort) -> BlockState:
         slopes = self._slopes(kept, rows, values, self.trained)
         scale = self._scale(torch.stack([slope.norm() for slope in slopes.values()]).norm())
         steps = kept.extra[STEPS] + 1
@@ -124,7 +124,7 @@ class Generated(Share):
         seen = {k: blended(values[k], weight / weight.sum()).unsqueeze(0) for k in kept.buffers if k in values}
         return replace(kept, values=kept.values | seen, extra=kept.extra | new | {STEPS: steps, VISITED: visited})
 
-    def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
+    def join(self, kept: BlockState, setting: Setting, probe: Probe) -> BlockState:
         """Newcomers get the embedding of their metadata; free ones start from a mean and are fitted in visits.
 
         The mean is over the clients that took part; the others still have their random start.
@@ -139,7 +139,7 @@ class Generated(Share):
         }
         return replace(kept, extra=kept.extra | memory | none_yet | {EMBEDDING: e})
 
-    def tune(self, kept: Kept, rows: Tensor, values: Leaves) -> Kept:
+    def tune(self, kept: BlockState, rows: Tensor, values: Leaves) -> BlockState:
         """One step of each newcomer's embedding, the generator fixed."""
         slopes = self._slopes(kept, rows, values, [EMBEDDING])[EMBEDDING]
         slopes = slopes[rows.to(slopes.device)]
@@ -162,7 +162,7 @@ class Generated(Share):
             h = torch.relu(h @ extra[f"weight{layer}"] + extra[f"bias{layer}"])
         return h @ extra[OUTPUT]
 
-    def _slopes(self, kept: Kept, rows: Tensor, values: Leaves, names: list[str]) -> Leaves:
+    def _slopes(self, kept: BlockState, rows: Tensor, values: Leaves, names: list[str]) -> Leaves:
         """Gradients of some tensors: minus the vector-Jacobian products with the clients' changes."""
         old = self.read(kept, rows)
         change = flatten(kept.marked({**old, **values})) - flatten(kept.marked(old))

@@ -14,10 +14,10 @@ from torch import Tensor
 from plures.brief import brief
 from plures.method.setting import Setting
 from plures.method.shares.share import (
+    BlockState,
     Cohort,
     Frozen,
     Inherit,
-    Kept,
     Probe,
     Share,
     Shared,
@@ -58,17 +58,17 @@ class Mixed(Share):
     served: ClassVar[bool] = True
     individual: bool = True
 
-    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> Kept:
+    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> BlockState:
         values = {k: t.expand(len(setting), *t.shape).clone() for k, t in initial.items()}
-        return Kept(values, {VISITED: torch.zeros(len(setting), dtype=torch.bool)})
+        return BlockState(values, {VISITED: torch.zeros(len(setting), dtype=torch.bool)})
 
-    def row(self, kept: Kept, clients: Tensor) -> Tensor:
+    def row(self, kept: BlockState, clients: Tensor) -> Tensor:
         return clients
 
-    def read(self, kept: Kept, rows: Tensor) -> Leaves:
+    def read(self, kept: BlockState, rows: Tensor) -> Leaves:
         return {k: t[rows.to(t.device)] for k, t in kept.values.items()}
 
-    def write(self, kept: Kept, rows: Tensor, values: Leaves, cohort: Cohort) -> Kept:
+    def write(self, kept: BlockState, rows: Tensor, values: Leaves, cohort: Cohort) -> BlockState:
         kept = replace(kept, extra={**kept.extra, VISITED: kept.extra[VISITED].index_fill(0, rows.cpu(), True)})
         kept = super().write(kept, rows, values, cohort)
         if self.matrix is None:
@@ -82,7 +82,7 @@ class Mixed(Share):
         """Without mixing a client already has what it uploaded, so it receives nothing."""
         return int(self.matrix is not None)
 
-    def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
+    def join(self, kept: BlockState, setting: Setting, probe: Probe) -> BlockState:
         """Newcomers start from a combination of the models of the clients that took part, or from the initial one.
 
         Their running statistics start from the uniform mean.
@@ -95,9 +95,9 @@ class Mixed(Share):
         values = {
             k: blended(t[seen.to(t.device)], even if k in kept.buffers else weights) for k, t in kept.values.items()
         }
-        return Kept(values, buffers=kept.buffers)
+        return BlockState(values, buffers=kept.buffers)
 
-    def tune(self, kept: Kept, rows: Tensor, values: Leaves) -> Kept:
+    def tune(self, kept: BlockState, rows: Tensor, values: Leaves) -> BlockState:
         return replace(kept, values={**kept.values, **{k: put(kept.values[k], rows, v) for k, v in values.items()}})
 
     def local(self) -> Share:

@@ -18,8 +18,8 @@ from plures.models import Leaves, Marked
 
 @brief
 @dataclass(frozen=True)
-class Kept:
-    """What the server keeps of a block.
+class BlockState:
+    """The server's state of a block.
 
     Attributes:
         values: the block's leaves by ``slot/path``, ``(rows, ...)``: one row per model.
@@ -39,7 +39,7 @@ class Kept:
         """The values, or others of the same names, in a form that :func:`flatten` leaves the buffers out of."""
         return Marked(self.values if values is None else values, self.buffers)
 
-    def grown(self, rows: Sequence[int]) -> Kept:
+    def grown(self, rows: Sequence[int]) -> BlockState:
         """The same with further models, copies of some of its rows."""
         values = {k: torch.cat([t, t[list(rows)]]) for k, t in self.values.items()}
         return replace(self, values=values, copied=(*self.copied, *rows))
@@ -118,7 +118,7 @@ class Share:
     individual: bool = False
     probes: bool = False
 
-    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> Kept:
+    def start(self, initial: Leaves, fresh: Callable[[int], Leaves], setting: Setting) -> BlockState:
         """What the server keeps before the first round.
 
         Args:
@@ -126,21 +126,21 @@ class Share:
             fresh: ``fresh(number)`` gives other random initial leaves.
             setting: the federation's facts.
         """
-        return Kept({k: t.unsqueeze(0).clone() for k, t in initial.items()})
+        return BlockState({k: t.unsqueeze(0).clone() for k, t in initial.items()})
 
-    def row(self, kept: Kept, clients: Tensor) -> Tensor:
+    def row(self, kept: BlockState, clients: Tensor) -> Tensor:
         """The row that each of some clients receives and contributes to, ``(clients,)``."""
         return torch.zeros(len(clients), dtype=torch.int64)
 
-    def read(self, kept: Kept, rows: Tensor) -> Leaves:
+    def read(self, kept: BlockState, rows: Tensor) -> Leaves:
         """Values of some rows, ``(len(rows), ...)``; a single common row is expanded, not copied."""
         return {k: t.expand(len(rows), *t.shape[1:]) if len(t) == 1 else t[rows] for k, t in kept.values.items()}
 
-    def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
+    def choose(self, kept: BlockState, cohort: Cohort, probe: Probe) -> BlockState:
         """Before a round: who receives what."""
         return kept
 
-    def write(self, kept: Kept, rows: Tensor, values: Leaves, cohort: Cohort) -> Kept:
+    def write(self, kept: BlockState, rows: Tensor, values: Leaves, cohort: Cohort) -> BlockState:
         """After a round: new values ``(len(rows), ...)`` of the rows that received uploads."""
         return replace(kept, values={**kept.values, **{k: put(kept.values[k], rows, v) for k, v in values.items()}})
 
@@ -148,7 +148,7 @@ class Share:
         """Number of models that a client receives in a round."""
         return 1
 
-    def join(self, kept: Kept, setting: Setting, probe: Probe) -> Kept:
+    def join(self, kept: BlockState, setting: Setting, probe: Probe) -> BlockState:
         """What the server keeps for clients that come later, who then have the positions 0, 1, ...
 
         Args:
@@ -158,7 +158,7 @@ class Share:
         """
         return kept
 
-    def tune(self, kept: Kept, rows: Tensor, values: Leaves) -> Kept:
+    def tune(self, kept: BlockState, rows: Tensor, values: Leaves) -> BlockState:
         """What newcomers change by a visit without upload; by default nothing that the server keeps."""
         return kept
 
@@ -172,7 +172,7 @@ class Share:
         """Whether every client itself chooses which of the rows that it receives it uses."""
         return False
 
-    def chose(self, kept: Kept, clients: Tensor, rows: Tensor) -> Kept:
+    def chose(self, kept: BlockState, clients: Tensor, rows: Tensor) -> BlockState:
         """What the server keeps after some clients have chosen."""
         return kept
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.method.setting import Setting
 from plures.method.shares.clusters import MEMBERSHIP, Grouping, cluster_count, moved
-from plures.method.shares.share import Cohort, Kept, Probe
+from plures.method.shares.share import BlockState, Cohort, Probe
 from plures.models import Leaves
 
 CENTROIDS = "centroids"
@@ -49,7 +49,7 @@ class Splitting(Grouping):
                 f"minimum={self.minimum}: norms and rounds are at least 0, gamma lies in [0, 1], minimum is at least 1"
             )
 
-    def settle(self, kept: Kept, cohort: Cohort) -> Kept:
+    def settle(self, kept: BlockState, cohort: Cohort) -> BlockState:
         if cohort.round < self.warmup or cohort.changes is None:
             return kept
         membership, parents = kept.extra[MEMBERSHIP].clone(), list[int]()
@@ -104,7 +104,7 @@ class InitialGradients(Grouping):
     def remembers(self, clusters: int) -> Leaves:
         return {CENTROIDS: torch.zeros(clusters, 0, dtype=torch.float64)}
 
-    def choose(self, kept: Kept, cohort: Cohort, probe: Probe) -> Kept:
+    def choose(self, kept: BlockState, cohort: Cohort, probe: Probe) -> BlockState:
         if cohort.round > 0:
             return kept
         everybody, clusters = torch.arange(len(cohort.setting)), cluster_count(kept)
@@ -114,7 +114,7 @@ class InitialGradients(Grouping):
         membership, centroids = max(found, key=lambda f: float((points * f[1][f[0]]).sum()))
         return replace(kept, extra={**kept.extra, MEMBERSHIP: membership, CENTROIDS: centroids})
 
-    def join(self, kept: Kept, setting: Setting, probe: Probe) -> Tensor:
+    def join(self, kept: BlockState, setting: Setting, probe: Probe) -> Tensor:
         centroids = kept.extra[CENTROIDS].cpu()
         if not centroids.numel():
             return self.start(len(centroids), setting)
