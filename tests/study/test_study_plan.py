@@ -119,6 +119,8 @@ def test_an_edit_changes_the_identity_of_what_it_concerns_and_of_nothing_else() 
     assert ids < {unit.id for unit in more.units}
     longer = {unit.id for unit in plan(TEXT.replace("rounds = 8", "rounds = 9")).units}
     assert len(ids & longer) == len(ids) / 2
+    patient = {unit.id for unit in plan(TEXT.replace("rounds = 8", "rounds = 8\npatience = 2")).units}
+    assert len(ids & patient) == len(ids) / 2
     other = {unit.id for unit in plan(TEXT.replace("mu = 0.1", "mu = 0.2")).units}
     assert {plan().by_id[id].candidate.label for id in ids - other} == {"fedprox"}
     assert not ids & {unit.id for unit in plan(search="grid").units}

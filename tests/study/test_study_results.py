@@ -43,15 +43,18 @@ chunk = 3
 """
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    folder = tmp_path_factory.mktemp("found")
-    plan, store = plan_of(parse_study(TEXT, "study.toml", folder), "grid"), Store(folder)
+def done(text: str, folder: Path) -> Study:
+    plan, store = plan_of(parse_study(text, "study.toml", folder), "grid"), Store(folder)
     begin(plan, store)
     conduct(plan, store, plan.measures, lambda event: None)
     conduct(plan, store, plan.units, lambda event: None)
     store.close()
     return Study(folder)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return done(TEXT, tmp_path_factory.mktemp("found"))
 
 
 def plain(value: Any) -> Any:
@@ -80,6 +83,40 @@ def test_a_study_gives_what_compare_gives(study: Study) -> None:
         assert plain(mine.method(method.name).model_dump()) == plain(method.model_dump())
     assert (mine.metric, mine.federation) == (same.metric, same.federation)
     assert mine.rows()[0].model_dump() == same.rows()[0].model_dump()
+
+
+PATIENT = """
+name = "patient"
+seeds = 2
+methods = []
+data = [{ name = "heart", model = "logistic" }]
+budgets = [{ rounds = 30, every = 2, patience = 4 }]
+tuning = { trials = 0, lr = [0.3] }
+execution = { backend = "loop", chunk = 3 }
+"""
+
+
+def test_patience_ends_the_runs_of_a_study_where_it_ends_those_of_compare(tmp_path: Path) -> None:
+    same = plures.compare(
+        "heart",
+        [],
+        model="logistic",
+        rounds=30,
+        every=2,
+        patience=4,
+        seeds=2,
+        learning_rates=[0.3],
+        tune_rounds=0,
+        batch_size=32,
+        execution=Execution("loop", 3, False),
+    )
+    (mine,) = done(PATIENT, tmp_path).comparisons()
+    assert (mine.settings["patience"], mine.settings["read_validation_every"]) == (4, 2)
+    for method in same.methods:
+        assert plain(mine.method(method.name).model_dump()) == plain(method.model_dump())
+    ends = [(run.curve[-1].round, run.chosen_round) for method in mine.methods for run in method.seeds]
+    assert min(end for end, _ in ends) < 30
+    assert all(end == 30 or end - best == 4 for end, best in ends)
 
 
 def test_settings_tell_the_trials(study: Study) -> None:

@@ -52,6 +52,7 @@ from plures.evaluate.fit import told_patience
 from plures.evaluate.results import Point
 from plures.evaluate.sample import among, sampling_width
 from plures.evaluate.spec import find_method
+from plures.evaluate.tuning import readings
 from plures.federation import DATASETS, locate
 from plures.files import check_folder, write_json, write_text
 from plures.report import catalogue, console_table, headline, html_report
@@ -222,7 +223,7 @@ def run_command(
         wanted = saved(checkpoint, wanted)
     federation = spec.federation(code)
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
-    run, every = spec.run(seen, wanted, code), max(1, rounds // 20)
+    run, every = spec.run(seen, wanted, code), readings(rounds, 20)
     also = among(evaluate_clients) | told_patience(patience)
     asked = spec.question(run, held, code, every=every, **also)
     with progress(spec.title(), rounds) as update:

@@ -11,7 +11,6 @@ from plures.errors import PluresError
 from plures.method import Leaf
 from plures.remote.clients import ONE_CLIENT
 from plures.remote.site import TRAINING, sent, work_beyond
-from plures.run import Run
 from plures.tables.check import Report, check
 from plures.tables.table import Table
 
@@ -83,8 +82,7 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
     data = spec.judged(data, own.code)
     empty = spec.judged(plan.table.empty(plan.name, plan.clients), own.code)
-    method, network = spec.entry(own.code)(**spec.parameters), spec.network(empty, own.code)
-    run = Run(data, network, method, spec.training(), seed=spec.seed, execution=ONE_CLIENT)
+    run = spec.run(data, ONE_CLIENT, own.code, model=spec.network(empty, own.code))
     leaves = sent(run)
     numbers: dict[str, int] = {}
     for slot, path in leaves:

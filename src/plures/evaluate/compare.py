@@ -37,7 +37,7 @@ from plures.evaluate.results import (
 from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import RunSpec, distinct, find_method
-from plures.evaluate.tuning import attempts, coordinate
+from plures.evaluate.tuning import attempts, coordinate, readings, try_out
 from plures.evaluate.workers import SideBySide, Tell
 from plures.federation import SPLITS, Federation, SplitName
 from plures.files import check_folder, describe, filed, read_json, salvaged, write_json, write_text
@@ -200,7 +200,7 @@ def compare(
         factory,
         execution or Execution(),
         Path(out) if out is not None else None,
-        every or max(1, rounds // 10),
+        every or readings(rounds, 10),
         patience,
         listener,
         callbacks,
@@ -531,7 +531,6 @@ class _Study:
         name = titled(f"{entry.name} lr={lr}", parameters)
         file = None if self.out is None else self.out / "trials" / f"{filed(name)}.json"
         spec = self._spec(entry, lr, parameters).model_copy(update={"rounds": rounds})
-        every = max(1, rounds // 4)
         asked = None if file is None else self.question(entry, spec)
         progress = _Told(self.tell, entry.name, "tuning", rounds)
         if file is not None and asked is not None and file.exists():
@@ -540,17 +539,8 @@ class _Study:
                 insist(f"{file} is a trial of another comparison", kept.get(KEY), asked)
                 self.tell(entry.name, "tuning", None, rounds, rounds, True)
                 return Trial.model_validate(kept["trial"])
-        fitted = fit(
-            self._run(entry, spec, rounds=alike * rounds),
-            name,
-            every=every,
-            progress=progress,
-            callbacks=self.callbacks,
-            stage="tuning",
-            settings=spec.model_dump(),
-            evaluate_clients=spec.evaluate_clients,
-        )
-        fitted.callbacks.on_end(None)
+        run = self._run(entry, spec, rounds=alike * rounds)
+        fitted = try_out(run, spec, name, progress=progress, callbacks=self.callbacks)
         progress.ended(fitted)
         trial = Trial(lr=lr, parameters=parameters, validation=fitted.chosen.validation)
         if file is not None:

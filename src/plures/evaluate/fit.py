@@ -53,6 +53,7 @@ class Fit(Generic[R]):
         asked: positions of the clients whose scores are read; ``None`` for all.
         callbacks: observers of the run.
         patience: rounds without a better point after which the run ends; ``None`` for all its rounds.
+        stopped: whether the run was found to have fallen behind others, which ends it.
     """
 
     run: R
@@ -61,11 +62,12 @@ class Fit(Generic[R]):
     asked: list[int] | None = None
     callbacks: Callbacks = field(default_factory=Callbacks)
     patience: int | None = None
+    stopped: bool = False
 
     @property
     def ended(self) -> bool:
         """Whether no round is left, or patience is exhausted; of what is resumed, too, for points alone count."""
-        if self.run.round >= self.run.training.rounds:
+        if self.stopped or self.run.round >= self.run.training.rounds:
             return True
         if self.patience is None or not self.curve:
             return False
@@ -113,6 +115,7 @@ def fit(
     *,
     every: int = 1,
     patience: int | None = None,
+    behind: Callable[[Point], bool] | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 10,
     progress: Progress | None = None,
@@ -130,6 +133,7 @@ def fit(
         every: rounds between readings of the validation data.
         patience: end the run when this many rounds have brought no better reading than the best one; default: run all
             rounds.
+        behind: asked at every reading before the last round whether the run has fallen behind others and ends there.
         checkpoint: file that is written every ``checkpoint_every`` rounds and when Ctrl-C is pressed.
         checkpoint_every: rounds between checkpoints.
         progress: called after each round.
@@ -205,6 +209,8 @@ def fit(
                 fitted.callbacks.on_point(point)
             if progress is not None:
                 progress(point)
+            if behind is not None and measured and not fitted.ended:
+                fitted.stopped = behind(point)
             fitted.callbacks.asked |= interrupt.asked
             due = fitted.callbacks.asked or (run.round % checkpoint_every == 0 and not fitted.ended)
             if checkpoint is not None and due:

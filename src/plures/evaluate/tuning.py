@@ -1,4 +1,4 @@
-"""Choose settings one after the other, on validation data."""
+"""Try a setting in a short run; choose settings one after the other, on validation data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,55 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from plures.evaluate.results import Trial
+from plures.evaluate.callback import Callback
+from plures.evaluate.fit import Fit, fit
+from plures.evaluate.results import Point, Trial
+from plures.evaluate.spec import RunSpec
+from plures.run import Run
 
 Attempt = Callable[[float, dict[str, Any]], Trial]
 """Tries a learning rate with some parameters."""
+
+
+def try_out(
+    run: Run,
+    spec: RunSpec,
+    name: str,
+    *,
+    every: int | None = None,
+    behind: Callable[[Point], bool] | None = None,
+    progress: Callable[[Point], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Fit[Run]:
+    """Try a setting in a short run, which reads validation data alone: a trial of a comparison or of a study.
+
+    Args:
+        run: a fresh run of the setting.
+        spec: the setting.
+        name: what the run is called.
+        every: rounds between readings; default: :func:`readings`.
+        behind: asked at every reading before the last round whether the trial has fallen behind and ends there.
+        progress: called after each round.
+        callbacks: notified of the run and of its end.
+    """
+    fitted = fit(
+        run,
+        name,
+        every=every or readings(spec.rounds),
+        behind=behind,
+        progress=progress,
+        callbacks=callbacks,
+        stage="tuning",
+        settings=spec.model_dump(),
+        evaluate_clients=spec.evaluate_clients,
+    )
+    fitted.callbacks.on_end(None)
+    return fitted
+
+
+def readings(rounds: int, most: int = 4) -> int:
+    """Rounds between readings of validation data, for about ``most`` readings."""
+    return max(1, rounds // most)
 
 
 def coordinate(

@@ -190,6 +190,8 @@ class BudgetPart(Part):
         batch_size: examples in a batch; 0 for all.
         fraction: share of the clients in a round.
         every: rounds between validations; default: about ten validations.
+        patience: end a run when this many rounds have brought no better validation than its best one; default: run all
+            rounds. Trials run all of theirs.
     """
 
     label: Label = ""
@@ -204,6 +206,7 @@ class BudgetPart(Part):
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
     clip: Annotated[float | None, Field(gt=0)] = None
     every: Annotated[int | None, Field(ge=1)] = None
+    patience: Annotated[int | None, Field(ge=1)] = None
 
 
 class TuningPart(Part):

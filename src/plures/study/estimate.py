@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from plures.evaluate.tuning import readings
 from plures.study.plan import Cell, Plan, Unit
 from plures.study.search import planned
 from plures.study.store import Store
@@ -49,7 +50,7 @@ def expected(plan: Plan, timings: dict[str, Timing], unit: Unit) -> float:
         rounds = unit.cell.budget.rounds
         return timing.seconds(rounds, math.ceil(rounds / unit.cell.every) + 3)
     tuning = plan.source.document.tuning
-    every = tuning.every or max(1, tuning.rounds // 4)
+    every = tuning.every or readings(tuning.rounds)
     trials = planned(unit.candidate, tuning, plan.search)
     return trials * timing.seconds(tuning.rounds, math.ceil(tuning.rounds / every))
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from plures.evaluate.own import METRIC, NETWORK, TASK, Named
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import RunSpec, find_method
+from plures.evaluate.tuning import readings
 from plures.federation import SplitRule
 from plures.methods import Entry
 from plures.run.facts import facts
@@ -45,11 +46,11 @@ class Cell:
     @property
     def every(self) -> int:
         """Rounds between validations."""
-        return self.budget.every or max(1, self.budget.rounds // 10)
+        return self.budget.every or readings(self.budget.rounds, 10)
 
     def spec(self, data: str) -> RunSpec:
         """The run settings shared by all methods; ``data`` is the name or the folder to load."""
-        work = self.budget.model_dump(exclude={"label", "every", "batch_size"})
+        work = self.budget.model_dump(exclude={"label", "every", "patience", "batch_size"})
         if self.budget.steps is not None:
             del work["epochs"]
         options = self.data.options | (
@@ -181,9 +182,9 @@ def _cells(source: Source) -> Iterator[Cell]:
                 told += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
                 told += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
                 said = [part.model_dump(mode="json", exclude=left_out) for part in (data, partition, budget)]
-                for later in ("task", "metric"):  # keeps the keys of cells of studies that name none
-                    if said[0][later] is None:
-                        del said[0][later]
+                for part, later in ((0, "task"), (0, "metric"), (2, "patience")):  # keeps keys where they are not given
+                    if said[part][later] is None:
+                        del said[part][later]
                 yield Cell(digest(said), ", ".join(told), data, partition, budget, (i, j, k))
 
 

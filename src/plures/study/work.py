@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from plures.evaluate.compare import card, described, environment, refuse_unmeasu
 from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.record import Result
-from plures.evaluate.results import MetricCard, Point, Trial
+from plures.evaluate.results import MetricCard, Trial
 from plures.evaluate.scores import primary, score
 from plures.evaluate.spec import RunSpec
+from plures.evaluate.tuning import try_out
 from plures.files import inside
 from plures.run import Execution, Run
 from plures.run.checkpoint import discard_damaged
@@ -134,6 +135,13 @@ class Bench:
         machine, entry = self.machine.expecting(rounds or spec.rounds), unit.candidate.entry
         return spec.run(loaded.federation, execution, entry=entry, model=loaded.factory, machine=machine)
 
+    def _spec(self, unit: Unit, loaded: Loaded, setting: Mapping[str, Any], **more: Any) -> RunSpec:
+        """The run of a method with a setting, which may leave the learning rate to the document."""
+        part = unit.candidate.part
+        parameters = {**part.parameters, **{k: v for k, v in setting.items() if k != "lr"}}
+        own = {"method": part.name, "lr": setting.get("lr", unit.candidate.lr), "parameters": parameters}
+        return loaded.spec.model_copy(update=own | more)
+
     def _settled(self, unit: Unit) -> Execution:
         """The execution that was measured for a method on a cell."""
         measured = self.store.result(self.plan.measured_by(unit))
@@ -145,7 +153,7 @@ class Bench:
         wanted = self.plan.source.document.execution
         candidate = unit.candidate
         rate = 0.01 if candidate.lr is None else candidate.lr
-        spec = loaded.spec.model_copy(update={"lr": rate, "parameters": candidate.part.parameters})
+        spec = self._spec(unit, loaded, {"lr": rate})
         asked = Execution(wanted.backend, wanted.chunk, wanted.compile, device=wanted.device)
         tuning = self.plan.source.document.tuning
         shortest = min(spec.rounds, tuning.rounds) if tuning.trials else spec.rounds
@@ -169,27 +177,22 @@ class Bench:
 
     def _tune(self, unit: Unit, loaded: Loaded, tell: Tell) -> Chosen:
         tuning, candidate, history = self.plan.source.document.tuning, unit.candidate, self.store.trials(unit.id)
-        execution, every = self._settled(unit), tuning.every or max(1, tuning.rounds // 4)
+        execution = self._settled(unit)
 
         def attempt(setting: dict[str, Any], behind: Behind) -> tuple[dict[int, float], bool, float]:
-            parameters = {**candidate.part.parameters, **{k: v for k, v in setting.items() if k != "lr"}}
-            lr = setting.get("lr", candidate.lr)
-            spec = loaded.spec.model_copy(update={"rounds": tuning.rounds, "lr": lr, "parameters": parameters})
-            curve: dict[int, float] = {}
-            begun = time.perf_counter()
-
-            def watch(point: Point) -> None:
-                tell(len(history) * tuning.rounds + point.round, tuning.rounds, point.validation)
-                if point.round % every == 0 or point.round == tuning.rounds:
-                    curve[point.round] = point.validation
-                    if point.round < tuning.rounds and behind(point.round, point.validation):
-                        raise _BehindError
-
-            try:
-                fit(self._run(unit, loaded, spec, execution), unit.name, every=every, progress=watch)
-            except _BehindError:
-                return curve, True, time.perf_counter() - begun
-            return curve, False, time.perf_counter() - begun
+            begun, spec = time.perf_counter(), self._spec(unit, loaded, setting, rounds=tuning.rounds)
+            fitted = try_out(
+                self._run(unit, loaded, spec, execution),
+                spec,
+                unit.name,
+                every=tuning.every,
+                behind=lambda point: behind(point.round, point.validation),
+                progress=lambda point: tell(
+                    len(history) * tuning.rounds + point.round, tuning.rounds, point.validation
+                ),
+            )
+            curve = {point.round: point.validation for point in fitted.curve}
+            return curve, fitted.stopped, time.perf_counter() - begun
 
         setting = run_search(
             candidate,
@@ -207,10 +210,7 @@ class Bench:
     def _final(self, unit: Unit, loaded: Loaded, tell: Tell) -> str:
         candidate, wanted = unit.candidate, self.plan.source.document
         setting, trials = self._chosen(unit)
-        parameters = {**candidate.part.parameters, **{k: v for k, v in setting.items() if k != "lr"}}
-        spec = loaded.spec.model_copy(
-            update={"method": candidate.part.name, "lr": setting["lr"], "parameters": parameters, "seed": unit.seed}
-        )
+        spec = self._spec(unit, loaded, setting, seed=unit.seed)
         checkpoint = self.checkpoint(unit)
         discard_damaged(checkpoint)
         execution = self._settled(unit)
@@ -220,6 +220,7 @@ class Bench:
             self._run(unit, loaded, spec, execution),
             f"{unit.cell.title} {candidate.label}",
             every=unit.cell.every,
+            patience=unit.cell.budget.patience,
             checkpoint=checkpoint,
             checkpoint_every=wanted.execution.checkpoint_every,
             progress=lambda point: tell(point.round, spec.rounds, point.validation),
@@ -254,10 +255,6 @@ class Bench:
         """Where the models of a final run are stored."""
         cell = f"{unit.cell.title} {unit.cell.key[:6]}"
         return inside(self.store.folder / "runs", cell, unit.candidate.label, f"seed-{unit.seed}")
-
-
-class _BehindError(Exception):
-    """A trial fell behind."""
 
 
 def starting(unit: Unit) -> dict[str, Any]:
