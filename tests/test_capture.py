@@ -138,7 +138,9 @@ def test_capture_and_tf32_are_refused_where_there_is_no_gpu():
         with pytest.raises(PluresError, match=message):
             Execution(**given)
     told = {"backend": "vmap", "chunk": 3, "compile": False, "precision": "tf32", "capture": True}
-    assert Execution.told(told) == Execution("vmap", 3, False, "float32", capture=False), "a GPU's run, read elsewhere"
+    assert Execution.from_dict(told) == Execution("vmap", 3, False, "float32", capture=False), (
+        "a GPU's run, read elsewhere"
+    )
 
 
 @pytest.mark.parametrize("before", [(False, True), (True, True), (True, False)])

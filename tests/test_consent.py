@@ -612,9 +612,9 @@ def test_a_run_names_no_folder_to_write_to(name: str, honest: Path, tmp_path: Pa
 
 def test_a_measured_execution_names_no_folder_to_write_to(tmp_path: Path):
     told = {"backend": "loop", "chunk": 1, "compile": False, "precision": "float32", "device": "cpu"}
-    assert Execution.told(told) == LOOP
+    assert Execution.from_dict(told) == LOOP
     with pytest.raises(PluresError, match="'clients_on_disk' is not read from a file"):
-        Execution.told(told | {"clients_on_disk": str(tmp_path)})
+        Execution.from_dict(told | {"clients_on_disk": str(tmp_path)})
 
 
 VALUES: list[Any] = ["builtins:exec", "os.system", "lambda: 0", {"func": "os:system"}, ["os:system"], {}, True, 1, None]

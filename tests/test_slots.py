@@ -13,7 +13,7 @@ from plures.method.optimizer import reach
 from plures.methods import apfl, apple, ditto, fedavg, fedem, local, scaffold
 from plures.run import Execution, Run, Training
 from plures.run.cost import traffic
-from plures.tasks import restored
+from plures.tasks import from_dict
 from problems import EXACT, quadratic, scalar
 from trajectories import LOOP, WIDE, mlp, ragged
 
@@ -149,7 +149,7 @@ def test_scaffold_ii_refuses_what_is_no_sum_of_gradients(optimizer):
 @pytest.mark.parametrize("kind", ["counts", "Regression", "", None, "survival"])
 def test_an_unknown_kind_of_task_is_refused(kind):
     with pytest.raises(PluresError, match=r"is not a task; tasks are classification, multilabel, regression|give"):
-        restored({"kind": kind})
+        from_dict({"kind": kind})
 
 
 class Padded(Codec):

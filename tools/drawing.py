@@ -77,7 +77,7 @@ def kept(bound: Bound, block: Block) -> int:
 
 def telling(bound: Bound) -> int:
     """Bytes of a client's own leaves that views of the server need."""
-    return sum(bound.initial[slot][path].nbytes for slot, path in bound.told())
+    return sum(bound.initial[slot][path].nbytes for slot, path in bound.view_inputs())
 
 
 def drawing(title: str, bound: Bound) -> str:

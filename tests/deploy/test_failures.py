@@ -138,7 +138,7 @@ def test_a_site_that_leaves_keeps_nothing_and_refuses(sites: dict[str, Outcome],
 
 def told(fleet: Fleet) -> str:
     """What the last run that failed says."""
-    lines = [line for line in fleet.superlink.told().splitlines() if line.startswith("plures.errors.PluresError: ")]
+    lines = [line for line in fleet.superlink.output().splitlines() if line.startswith("plures.errors.PluresError: ")]
     return lines[-1].removeprefix("plures.errors.PluresError: ")
 
 

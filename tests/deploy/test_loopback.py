@@ -74,7 +74,7 @@ def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp
             relay.target = right
             door.shutdown()
     assert child.returncode == 1
-    until(lambda: node.alive and all(words in node.told() for words in (ONLINE, READY)), JOIN, node.tail)
+    until(lambda: node.alive and all(words in node.output() for words in (ONLINE, READY)), JOIN, node.tail)
     (round_,) = echo(fleet, tmp_path / "out.json")
     assert sites(round_["replies"]) == everyone(fleet)
 
@@ -186,7 +186,7 @@ def test_a_node_ends_in_time_and_comes_back(fleet: Fleet, tmp_path: Path) -> Non
     assert child.wait(10) == 0
     until(lambda: not any(lives(pid) for pid in family), 10, "what it started goes on")
     assert time.monotonic() - begin < 10
-    until(lambda: node.alive and all(words in node.told() for words in (ONLINE, READY)), JOIN, node.tail)
+    until(lambda: node.alive and all(words in node.output() for words in (ONLINE, READY)), JOIN, node.tail)
     (round_,) = echo(fleet, tmp_path / "out.json")
     assert sites(round_["replies"]) == everyone(fleet)
 

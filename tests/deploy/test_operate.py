@@ -23,7 +23,7 @@ from plures.deploy.fleet.control import Control, Node, Submitted
 from plures.deploy.journal import LOG, Journal
 from plures.deploy.operate import run as running
 from plures.deploy.operate.place import Place, works
-from plures.deploy.operate.status import Status, look, told
+from plures.deploy.operate.status import Status, look, run_status
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
 from plures.remote.state import PUBLISHED, Versions, alone
@@ -245,7 +245,7 @@ def test_a_rotated_log_loses_nothing_that_status_or_a_resumed_run_needs(tmp_path
     (tmp_path / f"{LOG}.swp").write_text('{"event": "round"}')
     assert [event["round"] for event in journal.events("round")] == list(range(1, 13))
     assert journal.events()[-1]["event"] == "stopped"
-    assert told(journal.events(), tmp_path, Plan.load(written(tmp_path / "plan"))).round == 12
+    assert run_status(journal.events(), tmp_path, Plan.load(written(tmp_path / "plan"))).round == 12
 
 
 def test_lines_that_are_no_events_are_passed_over(tmp_path):

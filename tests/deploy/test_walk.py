@@ -54,7 +54,7 @@ class Organisation:
             until(lambda: not shell.alive, 300, lambda: f"{title}: {text}\n{shell.tail(40)}", poll=0.1)
             assert Path(f"{script}.pwd").exists(), f"{title}: {text}\n{shell.tail(40)}"
             self.place = Path(Path(f"{script}.pwd").read_text().strip())
-        return shell.told()
+        return shell.output()
 
     def ends(self) -> None:
         for shell in reversed(self.terminals.values()):
@@ -100,7 +100,9 @@ def test_the_guide_for_three_organisations_to_the_letter(tmp_path: Path) -> None
             if "superlink" in text:
                 told = three["coordinator"].terminals
                 until(
-                    lambda told=told: any("Uvicorn running" in one.told() for one in told.values()), 90, "no SuperLink"
+                    lambda told=told: any("Uvicorn running" in one.output() for one in told.values()),
+                    90,
+                    "no SuperLink",
                 )
     finally:
         for one in three.values():

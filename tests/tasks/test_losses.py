@@ -19,7 +19,7 @@ from plures.models import with_roles
 from plures.models.residual import SqueezeExcitation
 from plures.run import Execution, Run, Training, onboard
 from plures.run.fingerprint import DATA, difference, of_run
-from plures.tasks import Classification, Regression, Task, restored, told
+from plures.tasks import Classification, Regression, Task, from_dict, to_dict
 from problems import quadratic, run, scalar
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -193,16 +193,16 @@ TASKS: list[Task] = [
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_a_task_comes_back_from_what_is_told_of_it(task: Task):
-    assert restored(told(task), {f"{__name__}:Halved": Halved}.__getitem__) == task
+    assert from_dict(to_dict(task), {f"{__name__}:Halved": Halved}.__getitem__) == task
 
 
 def test_code_that_a_task_names_is_not_run():
-    named = restored(told(Classification(("a", "b"), loss=by_hand)))
-    assert told(named) == told(Classification(("a", "b"), loss=by_hand))
+    named = from_dict(to_dict(Classification(("a", "b"), loss=by_hand)))
+    assert to_dict(named) == to_dict(Classification(("a", "b"), loss=by_hand))
     with pytest.raises(PluresError, match=f"the loss {__name__}:by_hand is code, which files only name"):
         named.losses(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64))
     with pytest.raises(PluresError, match="Halved is code, which a file only names: give the task itself"):
-        restored(told(Halved(1)))
+        from_dict(to_dict(Halved(1)))
 
 
 def test_a_run_is_another_one_with_other_weights_or_another_loss():

@@ -20,7 +20,7 @@ from plures.federation import SPLITS, Federation, Split, from_frame
 from plures.methods import METHODS, fedavg, fedem, local
 from plures.report import html_report
 from plures.serving import PersonalModel
-from plures.tasks import restored, told
+from plures.tasks import from_dict, to_dict
 from problems import close, predictors, run
 
 TASK = MultiLabel(("cough", "fever"))
@@ -244,8 +244,8 @@ def test_weights_that_cannot_be_are_refused(weights):
 
 def test_it_is_told_as_data_and_made_of_it_again():
     task = MultiLabel(("cough", "fever"), positive_weights={"fever": 3})
-    assert told(task) == {"kind": "multilabel", "labels": ["cough", "fever"], "positive_weights": [1, 3]}
-    assert restored(json.loads(json.dumps(told(task)))) == task
+    assert to_dict(task) == {"kind": "multilabel", "labels": ["cough", "fever"], "positive_weights": [1, 3]}
+    assert from_dict(json.loads(json.dumps(to_dict(task)))) == task
 
 
 def test_its_name_is_enough():

@@ -48,7 +48,7 @@ from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.compare import saved_execution as saved
-from plures.evaluate.fit import told_patience
+from plures.evaluate.fit import patience_fact
 from plures.evaluate.results import Point
 from plures.evaluate.sample import among, sampling_width
 from plures.evaluate.spec import find_method
@@ -224,7 +224,7 @@ def run_command(
     federation = spec.federation(code)
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
     run, every = spec.run(seen, wanted, code), readings(rounds, 20)
-    also = among(evaluate_clients) | told_patience(patience)
+    also = among(evaluate_clients) | patience_fact(patience)
     asked = spec.question(run, held, code, every=every, **also)
     with progress(spec.title(), rounds) as update:
         first = True

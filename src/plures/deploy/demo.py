@@ -119,7 +119,7 @@ def over(out: Path, home: Path, plans: Mapping[str, str], rounds: int, listen: L
         for place, (method, plan) in enumerate(plans.items()):
             write_text(home / PLAN, plan)
             fleet.join(home / PLAN, rows)
-            told = Told(listen, method, out / method / LOG, place * rounds, total)
+            told = DemoProgress(listen, method, out / method / LOG, place * rounds, total)
             run = fleet.conduct(home, home / PLAN, out / method)
             try:
                 status = fleet.wait(run, LIMIT, told)
@@ -141,7 +141,7 @@ def passed(fleet: Fleet, file: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Told:
+class DemoProgress:
     """Tells how many rounds a run has finished, as its log says."""
 
     listen: Listen

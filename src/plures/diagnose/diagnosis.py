@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from plures.diagnose.result import Advice, Findings
-from plures.diagnose.text import told
+from plures.diagnose.text import text
 from plures.faults import read_json
 from plures.signature import checked
 
@@ -16,7 +16,7 @@ class Diagnosis(Findings):
     advice: Advice
 
     def __str__(self) -> str:
-        return told(self, self.advice)
+        return text(self, self.advice)
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)

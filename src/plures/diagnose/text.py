@@ -12,7 +12,7 @@ WIDTH = 80
 SHOWN = 4
 
 
-def told(found: Findings, advice: Advice) -> str:
+def text(found: Findings, advice: Advice) -> str:
     """Summary, measurements, ranking with reasons, and limits."""
     looked = found.looked
     lines = [

@@ -22,7 +22,7 @@ from torch import nn
 from plures.errors import PluresError, PluresWarning, suggestion
 from plures.evaluate.callback import Callback
 from plures.evaluate.code import Code
-from plures.evaluate.fit import Fit, check_patience, finish, fit, told_patience
+from plures.evaluate.fit import Fit, check_patience, finish, fit, patience_fact
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.results import (
     BASELINES,
@@ -412,7 +412,7 @@ class _Study:
             spec.seed,
             precision=self.execution.precision,
             every=self.every,
-            **told_patience(self.patience),
+            **patience_fact(self.patience),
             **of_metric(self.federation),
             **among(self.base.evaluate_clients),
         )
@@ -469,13 +469,13 @@ class _Study:
         else:
             spec = self._spec(entry, job.tuned.lr, job.tuned.parameters).model_copy(update={"seed": job.seed})
             found = self._final(entry, spec, -(-(self.seeds - job.seed) // self.beside))
-        return Done(found, self.machine.told(), time.perf_counter() - begun)
+        return Done(found, self.machine.portable(), time.perf_counter() - begun)
 
     def travelling(self) -> _Study:
         other = copy.copy(self)
         other.listener, other.callbacks, other.tell, other.entries = None, (), _silent, {}
         other.execution, other.beside = replace(self.execution, processes=1), self.execution.processes
-        other.machine = self.machine.told()
+        other.machine = self.machine.portable()
         return other
 
     def _described(self, name: str, tuned: Tuned, runs: Mapping[int, SeedResult]) -> MethodResult:
@@ -579,7 +579,7 @@ class _Study:
         result = finish(fitted, spec.seed, self.unseen)
         progress.ended(fitted)
         if folder is not None:
-            again = self.named and told(spec.parameters) == spec.parameters
+            again = self.named and as_json(spec.parameters) == spec.parameters
             folder.write(fitted.run, spec if again else None, result, asked, fitted.asked)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
@@ -671,7 +671,7 @@ def described(
         family=entry.family,
         citation=entry.citation,
         lr=spec.lr,
-        parameters=told(spec.parameters),
+        parameters=as_json(spec.parameters),
         trials=list(trials),
         bytes_up=up,
         bytes_down=down,
@@ -681,7 +681,7 @@ def described(
     )
 
 
-def told(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as JSON values: functions and selectors by their names."""
     return {name: value if _json(value) else plain(value) for name, value in parameters.items()}
 

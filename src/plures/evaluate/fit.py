@@ -174,7 +174,7 @@ def fit(
     kept: dict[str, Any] = {"seconds": 0.0, "bytes": 0, "visits": 0}
     last = float("nan")
     if checkpoint is not None and question is None:
-        also = among(evaluate_clients) | told_patience(patience)
+        also = among(evaluate_clients) | patience_fact(patience)
         question = of_run(run, name, every=every, **also)
     if checkpoint is not None and checkpoint.exists():
         about = fitted.resume(name, checkpoint, question)
@@ -224,7 +224,7 @@ def check_patience(patience: int | None) -> None:
         raise PluresError(f"patience={patience}: give at least 1 round, or None to run all rounds")
 
 
-def told_patience(patience: int | None) -> dict[str, Any]:
+def patience_fact(patience: int | None) -> dict[str, Any]:
     """What a fingerprint tells of a run's patience: nothing where all rounds are run."""
     return {} if patience is None else {"patience": patience}
 

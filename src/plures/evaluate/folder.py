@@ -100,14 +100,14 @@ def fitted_to(federation: Federation, task: str | None = None) -> tuple[dict[str
         "dtype": str(federation.inputs.dtype).removeprefix("torch."),
         "columns": federation.columns,
         "metadata": metadata,
-        "preparation": None if made is None else made.told(),
+        "preparation": None if made is None else made.to_dict(),
     }
 
 
 def _said(task: tasks.Task, name: str | None) -> dict[str, Any]:
     """A task as data; if it cannot be told, why not, and what the data said of it."""
     try:
-        return tasks.told(task, name)
+        return tasks.to_dict(task, name)
     except PluresError as error:
         return {UNTOLD: str(error), **tasks.completion(task)}
 
@@ -354,7 +354,7 @@ class RunFolder:
         elif UNTOLD in told:
             raise PluresError(f"{self.path}: {told[UNTOLD]}; in Python, RunFolder.predict takes it as task=")
         else:
-            found = tasks.restored(told, lambda name: self.code.reading(self.path / MODELS).load(name, "task"))
+            found = tasks.from_dict(told, lambda name: self.code.reading(self.path / MODELS).load(name, "task"))
         differs = difference({"task": code_of(self._asked()[DATA])}, {"task": code_of(of_task(found))})
         if differs is not None:
             raise PluresError(f"this is not the task of the run in {self.path}: {differs}")
@@ -364,7 +364,7 @@ class RunFolder:
         """How the run used the machine, on a device."""
         described = self._description()["execution"]
         try:
-            return Execution.told(described, device=device)
+            return Execution.from_dict(described, device=device)
         except (PluresError, TypeError) as error:
             raise PluresError(f"{self.path / DESCRIPTION} is damaged ({error}): run again") from error
 

@@ -144,10 +144,10 @@ class Preparation:
         mean, scale = (t.to(outputs) for t in self.target)
         return outputs * scale + mean
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything but tensors, as JSON values."""
-        told = {"table": [asdict(column) for column in self.table], "ignored": self.ignored, "gaps": self.gaps}
-        plain: dict[str, Any] = json.loads(json.dumps(told))
+        values = {"table": [asdict(column) for column in self.table], "ignored": self.ignored, "gaps": self.gaps}
+        plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
 
@@ -165,19 +165,19 @@ def numbers(scaling: Moments | None, preparation: Preparation | None) -> dict[st
 
 
 def restored(
-    told: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
+    stored: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
 ) -> tuple[Moments | None, Preparation | None]:
-    """Scaling and preparation from the results of :func:`numbers` and :meth:`Preparation.told`."""
+    """Scaling and preparation from the results of :func:`numbers` and :meth:`Preparation.to_dict`."""
 
     def moments(mean: str, scale: str) -> Moments | None:
         return (tensors[mean], tensors[scale]) if mean in tensors else None
 
     scaling = moments("mean", "scale")
-    if told is None:
+    if stored is None:
         return scaling, None
-    table = tuple(Column(**{**column, "levels": _tuple(column["levels"])}) for column in told["table"])
+    table = tuple(Column(**{**column, "levels": _tuple(column["levels"])}) for column in stored["table"])
     target = moments("target mean", "target scale")
-    return scaling, Preparation(table, tuple(told["ignored"]), tensors.get("fill"), tuple(told["gaps"]), target)
+    return scaling, Preparation(table, tuple(stored["ignored"]), tensors.get("fill"), tuple(stored["gaps"]), target)
 
 
 def _tuple(levels: list[str] | None) -> tuple[str, ...] | None:

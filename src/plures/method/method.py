@@ -224,7 +224,7 @@ class Bound:
         zeros = {str(leaf): torch.zeros_like(self.initial[leaf.slot][leaf.path])[None] for leaf in moved}
         self.line = lay(method.wire, zeros)
         self._remember()
-        self._told = self._read_by_views()
+        self._view_inputs = self._read_by_views()
         self.probes = any(block.share.probes for block in self.blocks)
         self._probed = self._probed_by_shares()
         if not self.written:
@@ -333,7 +333,7 @@ class Bound:
             )
         through = ", after the wire" if self.line.stages else ""
         moved = self._named(leaf for block in self.blocks for leaf in self.travelling(block) if not self._buffer(leaf))
-        followed, told = self._named(self.buffers), self._named(self.told())
+        followed, read = self._named(self.buffers), self._named(self.view_inputs())
         weighed = [block.name for block in self.blocks if self.weight_bytes(block)]
         carried = (
             (UPDATE, sum(t.nbytes for t in self.line.payload.values()), f"parameters of {moved}{through}"),
@@ -349,8 +349,8 @@ class Bound:
             ),
             (
                 VIEWS,
-                sum(map(self.nbytes, self.told())),
-                f"personal leaves of {told}, which decide which models a client sees",
+                sum(map(self.nbytes, self.view_inputs())),
+                f"personal leaves of {read}, which decide which models a client sees",
             ),
         )
         found += [Channel(name, "train", what, size, True) for name, size, what in carried if size]
@@ -408,9 +408,9 @@ class Bound:
         own = set(self.travelling(block))
         return {str(Leaf(block.slot, k)): t for k, t in given.items() if (block.slot, k) in own}
 
-    def told(self) -> list[Leaf]:
+    def view_inputs(self) -> list[Leaf]:
         """The client's own leaves that views read: the client sends them with its upload."""
-        return self._told
+        return self._view_inputs
 
     def probed(self) -> list[str]:
         """Paths of the model whose gradients a client may be asked for: its parameters that are always sent."""
@@ -481,7 +481,7 @@ class Bound:
     @property
     def travels(self) -> bool:
         """Whether anything leaves the clients."""
-        return any(self._travelling.values()) or bool(self._told)
+        return any(self._travelling.values()) or bool(self._view_inputs)
 
     def combine(self, block: Block) -> Combine:
         """How a block's uploads are combined."""

@@ -97,7 +97,7 @@ def received(run: Coordinator[Any], client: int, rows: Mapping[str, int], server
 
 def known(run: Coordinator[Any], client: int) -> Leaves:
     """The values that a client last sent for the leaves that views read, by ``slot/path``, ``(1, ...)``."""
-    return {str(leaf): run.store.get(leaf, [client]) for leaf in run.bound.told()}
+    return {str(leaf): run.store.get(leaf, [client]) for leaf in run.bound.view_inputs()}
 
 
 def distance(run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], before: Leaves) -> float:

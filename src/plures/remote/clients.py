@@ -119,7 +119,7 @@ def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -
     """Split a valid upload into the values to combine and the values that are stored for this client."""
     told = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
     numbers = {channel: {"": torch.tensor([] if x is None else [x])} for channel, x in told}
-    views = {leaf: tensors[f"{VIEWS}:{leaf}"].unsqueeze(0) for leaf in run.bound.told()}
+    views = {leaf: tensors[f"{VIEWS}:{leaf}"].unsqueeze(0) for leaf in run.bound.view_inputs()}
     return Answer([client], {**by_channel(tensors), **numbers}), views
 
 
@@ -155,7 +155,7 @@ class Remote:
         self._unable: set[str] = set()
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
-        return bound.told()
+        return bound.view_inputs()
 
     # --- downloads ----------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ class Allowed:
 
 def sent(run: Run) -> list[Leaf]:
     """The leaves that leave a client in a round: those that it uploads, and those that views of others read."""
-    return [leaf for block in run.served() for leaf in run.bound.travelling(block)] + run.bound.told()
+    return [leaf for block in run.served() for leaf in run.bound.travelling(block)] + run.bound.view_inputs()
 
 
 def work_beyond(run: Run, allowed: Allowed, round: int = 0) -> list[str]:

@@ -68,7 +68,7 @@ def line(entry: Entry, federation: Federation, training: Training, base: int) ->
     whole = sum(t.nbytes for t in bound.initial["model"].values())
     up, down = (f"{part / whole:.2g}" for part in traffic(bound))
     work = f"{flops(bound, federation, training) / base:.2g}"
-    sent = [b.name for b in bound.blocks if bound.travelling(b)] + sorted({slot for slot, _ in bound.told()})
+    sent = [b.name for b in bound.blocks if bound.travelling(b)] + sorted({slot for slot, _ in bound.view_inputs()})
     travels = ", ".join(sent) or "-"
     stays = ", ".join(b.name for b in bound.blocks if isinstance(b.share, Personal) and set(b.leaves) & bound.written)
     secure = "yes" if bound.secure_aggregation else "no"

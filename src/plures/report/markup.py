@@ -36,20 +36,20 @@ def cell(content: str, value: float | None, kind: str = "", style: str = "", key
 def listing(values: Mapping[str, Any]) -> str:
     """A list of names and values."""
     lines = "".join(
-        f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{escape(told(v))}</dd></div>" for k, v in values.items()
+        f"<div><dt>{escape(k.replace('_', ' '))}</dt><dd>{escape(plain(v))}</dd></div>" for k, v in values.items()
     )
     return f"<dl>{lines}</dl>"
 
 
-def told(value: Any) -> str:
+def plain(value: Any) -> str:
     """A setting in words: lists with commas, tables as ``name: value``, nothing as a dash."""
     if value is None or value in ("", [], (), {}):
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {told(inner)}" for name, inner in value.items())
-    return ", ".join(map(told, value)) if isinstance(value, list | tuple) else str(value)
+        return "; ".join(f"{name}: {plain(inner)}" for name, inner in value.items())
+    return ", ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def whole(value: float | None) -> str:

@@ -62,17 +62,17 @@ class Execution:
     capture: bool | Literal["auto"] = "auto"
 
     @classmethod
-    def told(cls, told: Mapping[str, Any], **own: Any) -> Execution:
-        """What a file tells of an execution, and what the reader says himself.
+    def from_dict(cls, stored: Mapping[str, Any], **own: Any) -> Execution:
+        """An execution as a file stores it, with options of the reader's own.
 
         Steps that were captured on a GPU are not on another device; arithmetic in TF32 is in ``float32`` there.
 
         Raises:
             PluresError: if the file names a folder to write to, or what there is not.
         """
-        for name in told.keys() - {field.name for field in fields(cls) if field.name != "clients_on_disk"}:
+        for name in stored.keys() - {field.name for field in fields(cls) if field.name != "clients_on_disk"}:
             raise PluresError(f"an execution's {name!r} is not read from a file")
-        asked = dict(**told, **own)
+        asked = dict(**stored, **own)
         if find(asked.get("device", "cpu")).type != "cuda":
             asked |= {"capture": False} if asked.get("capture") is True else {}
             asked |= {"precision": "float32"} if asked.get("precision") == "tf32" else {}

@@ -92,7 +92,7 @@ class Local:
         for block in bound.blocks:
             if bound.travelling(block) and callable(bound.combine(block).weights):
                 weights |= weighing(bound, block, self.engine.mapped(lambda x: bound.weighed(block, x))(x))  # noqa: B023
-        views = {str(leaf): x[leaf.slot][leaf.path] for leaf in bound.told()}
+        views = {str(leaf): x[leaf.slot][leaf.path] for leaf in bound.view_inputs()}
         loss, objective = losses
         sent = {BUFFERS: buffers, WEIGHTS: weights, VIEWS: views, LOSS: {"": loss}, OBJECTIVE: {"": objective}}
         if bound.line.stages:

@@ -47,7 +47,7 @@ class Machine:
         """The same machine, for runs whose steps are used for a number of rounds altogether."""
         return replace(self, rounds=rounds)
 
-    def told(self) -> Machine:
+    def portable(self) -> Machine:
         """What another process may know of the same machine: all but the compiled steps."""
         timings = {kind: dict(found) for kind, found in self.timings.items()}
         return Machine(timings, copy.deepcopy(self.paces), compilations=list(self.compilations), gains=dict(self.gains))

@@ -52,8 +52,8 @@ def rehearse(
     where = f"client {federation.clients[client]!r}"
     for item in (*bound.method.schedule, *bound.method.predictor.preparation):
         step = replace(item, steps=1, epochs=None) if isinstance(item, Phase) else item
-        told(f"{part(item)} on {where}", lambda step=step: engine.visit(x, received, [client], 0, (step,)))  # type: ignore[misc]
-    told(f"predict on {where}", lambda: predicted(engine, x, client))
+        attempted(f"{part(item)} on {where}", lambda step=step: engine.visit(x, received, [client], 0, (step,)))  # type: ignore[misc]
+    attempted(f"predict on {where}", lambda: predicted(engine, x, client))
 
 
 def typical(federation: Federation) -> int:
@@ -80,7 +80,7 @@ def predicted(engine: Engine, x: Any, client: int) -> None:
     weight = torch.ones(targets.shape[:2], dtype=outputs.dtype, device=outputs.device)
     found = said(federation.task, outputs, targets, weight, decisions)
     for metric in federation.metrics:
-        told(f"metric {metric.name!r}", lambda metric=metric: measured(metric, found))  # type: ignore[misc]
+        attempted(f"metric {metric.name!r}", lambda metric=metric: measured(metric, found))  # type: ignore[misc]
 
 
 def measured(metric: Metric, found: Predictions) -> None:
@@ -122,7 +122,7 @@ def check_loss(federation: Federation, outputs: Tensor) -> None:
     targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
     with torch.enable_grad():
         outputs = outputs.detach().requires_grad_()
-        each: Any = told(f"the loss of the {task.kind}", lambda: task.losses(outputs, targets))
+        each: Any = attempted(f"the loss of the {task.kind}", lambda: task.losses(outputs, targets))
     if not isinstance(each, Tensor) or tuple(each.shape) != (len(outputs),) or not each.is_floating_point():
         found = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
         raise PluresError(
@@ -148,7 +148,7 @@ def part(item: Phase | Assign) -> str:
     return "training" if item.objective is None else f"objective {named(item.objective)}"
 
 
-def told(what: str, work: Callable[[], T]) -> T:
+def attempted(what: str, work: Callable[[], T]) -> T:
     """Do some work of the user's; what it raises becomes one sentence."""
     try:
         return work()

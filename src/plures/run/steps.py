@@ -88,7 +88,7 @@ class Steps:
         whole = bound.initial[phase.slot].keys() == bound.initial["model"].keys()
         self.model = phase.slot if whole else "model"
         """The slot whose task loss is told: the phase's, where that is a model and not a part or numbers beside one."""
-        self.told = list(dict.fromkeys([self.model, *dict(self.trained), *dict(self.kept)]))
+        self.loss_slots = list(dict.fromkeys([self.model, *dict(self.trained), *dict(self.kept)]))
         """Slots whose passes tell the task loss, the first one that has some."""
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
@@ -145,7 +145,7 @@ class Steps:
         if self.direct:
             return value.detach()
         passes = before | self._passes(x, batch)
-        for slot in self.told:
+        for slot in self.loss_slots:
             if slot in passes:
                 each = [made.task_loss(one) for made, one in passes[slot]]
                 return each[0] if len(each) == 1 else torch.stack(each).mean()
@@ -370,7 +370,7 @@ class Stacked(Steps):
             self.anchored,
             [n for _, n in self.updates],
         )
-        about = (self.clip, self.problem.decay, self.dtype, held, sorted(self.network.fixed), places, self.told)
+        about = (self.clip, self.problem.decay, self.dtype, held, sorted(self.network.fixed), places, self.loss_slots)
         return digest(repr((sorted(told.items()), about)).encode())
 
     def _groups(self, counts: NDArray[np.int64], part: Part, plan: Batches) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
@@ -444,8 +444,8 @@ class Stacked(Steps):
         inputs = [gather(source[0], index) for index in rows]
         targets = [gather(source[1], index) for index in rows]
         weights = [mask(count, index.shape[1], self.dtype) for index, count in zip(rows, counts, strict=False)]
-        grads, told, changed = torch.func.vmap(self._gradient)(trained, rest, received, inputs, targets, weights, keys)
-        losses = torch.stack([each.to(self.dtype) for each in told])
+        grads, pair, changed = torch.func.vmap(self._gradient)(trained, rest, received, inputs, targets, weights, keys)
+        losses = torch.stack([each.to(self.dtype) for each in pair])
         before = None if running is None else [value.clone() for value in trained]
         if trained:
             self._advance(trained, self._clipped(grads, stacked=True), memory, lr, step)
@@ -476,10 +476,10 @@ class Stacked(Steps):
 
         grads: Tensors = []
         if trained:
-            grads, (told, statistics) = torch.func.grad(loss, has_aux=True)(trained)
+            grads, (losses, statistics) = torch.func.grad(loss, has_aux=True)(trained)
         else:
-            _, (told, statistics) = loss(trained)
-        return grads, told, kept | statistics
+            _, (losses, statistics) = loss(trained)
+        return grads, losses, kept | statistics
 
     def _joined(self, trained: Tensors, rest: Tensors) -> Stack:
         """A state of trained and other leaves, in the order of the slots."""

@@ -83,7 +83,7 @@ def form(bound: Bound) -> dict[str, Leaves]:
 
     weights = {name: t.unsqueeze(0) for name, t in weights.items()}
     sent = UPDATE, BUFFERS, WEIGHTS, VIEWS
-    held = bound.line.payload, initial(bound.buffers), weights, initial(bound.told())
+    held = bound.line.payload, initial(bound.buffers), weights, initial(bound.view_inputs())
     return dict(zip(sent, held, strict=True))
 
 

@@ -12,14 +12,14 @@ from plures.evaluate import RunSpec
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import Result
 from plures.federation import SPLITS
-from plures.tasks import Task, restored
+from plures.tasks import Task, from_dict
 from plures.texts import markdown
 
 FORMAT = 2
 """Current format of model folders. Format 1 can still be read; it stored only the scaling of the preparation."""
 
 
-class ToldColumn(TypedDict):
+class ColumnDict(TypedDict):
     """A column of a table, the fields of :class:`~plures.federation.encode.Column`."""
 
     name: str
@@ -28,10 +28,10 @@ class ToldColumn(TypedDict):
     lenient: NotRequired[bool]
 
 
-class Told(TypedDict):
+class PreparationDict(TypedDict):
     """A preparation without its tensors (:class:`~plures.federation.preparation.Preparation`)."""
 
-    table: list[ToldColumn]
+    table: list[ColumnDict]
     ignored: list[str]
     gaps: list[int]
 
@@ -65,7 +65,7 @@ class Card(Result):
         kind: of the task: ``classification``, ``regression``, ...; ``module:name`` for a user's own task.
         classes: names of the classes, in the order of the outputs.
         outputs: number of outputs.
-        options: the task's other options (:func:`plures.tasks.told`).
+        options: the task's other options (:func:`plures.tasks.to_dict`).
         features: shape of one example's input.
         dtype: type of the inputs.
         columns: names of the entries of the first feature dimension; may be empty.
@@ -105,7 +105,7 @@ class Card(Result):
     features: tuple[int, ...]
     dtype: str
     columns: tuple[str, ...] = ()
-    preparation: Told | None = None
+    preparation: PreparationDict | None = None
     spec: RunSpec
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     round: int
@@ -149,7 +149,7 @@ class Card(Result):
         """
         known = {"classes": self.classes} if self.classes else {"outputs": self.outputs}
         options = self.options or ({} if ":" in self.kind else known)
-        made = restored({"kind": self.kind, **options}, lambda name: code.load(name, "task"))
+        made = from_dict({"kind": self.kind, **options}, lambda name: code.load(name, "task"))
         if (made.outputs, made.classes) != (self.outputs, self.classes) or self.outputs < 1:
             raise PluresError(f"{self.kind} with {self.outputs} outputs and {len(self.classes)} classes")
         return made

@@ -19,8 +19,8 @@ from plures.files import digest as digest
 from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
 from plures.run import Execution
-from plures.serving.card import Card, Part, Told
-from plures.tasks import Task, told
+from plures.serving.card import Card, Part, PreparationDict
+from plures.tasks import Task, to_dict
 from plures.version import __version__
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def described(
         schema: format of raw table rows.
         sheet: the data sheet of the client's data.
     """
-    predict, said = bound.method.predictor, told(federation.task, spec.task)
+    predict, said = bound.method.predictor, to_dict(federation.task, spec.task)
     return Card(
         client=client,
         federation=federation.name,
@@ -67,7 +67,7 @@ def described(
         features=federation.features,
         dtype=str(federation.inputs.dtype).removeprefix("torch."),
         columns=federation.columns,
-        preparation=None if federation.preparation is None else cast(Told, federation.preparation.told()),
+        preparation=None if federation.preparation is None else cast(PreparationDict, federation.preparation.to_dict()),
         spec=spec.model_copy(update={"data": federation.name, "data_options": {}, "unseen": []}),
         precision="float32" if execution.precision == "auto" or execution.precision == "tf32" else execution.precision,
         round=round,

@@ -51,7 +51,7 @@ class Source:
 
     def error(self, path: Sequence[str | int], message: str) -> PluresError:
         """An error about a key."""
-        return told(self.file, self.lines, [(path, message)])
+        return refusal(self.file, self.lines, [(path, message)])
 
     def data_path(self, part: DataPart) -> Path | None:
         """The folder of data that come neither from the catalogue nor from a user's function."""
@@ -86,15 +86,15 @@ def parse_study(text: str, file: str, folder: Path, *, checked: bool = True, cod
     try:
         document = Document.model_validate(raw)
     except ValidationError as error:
-        raise told(file, lines, [(_meant(fault, lines), _words(fault)) for fault in error.errors()]) from None
+        raise refusal(file, lines, [(_meant(fault, lines), _words(fault)) for fault in error.errors()]) from None
     source = Source(file, text, folder, document, lines, code)
     faults = list(_faults(source)) if checked else []
     if faults:
-        raise told(file, lines, faults)
+        raise refusal(file, lines, faults)
     return source
 
 
-def told(file: str, lines: dict[KeyPath, int], faults: Iterable[Fault]) -> PluresError:
+def refusal(file: str, lines: dict[KeyPath, int], faults: Iterable[Fault]) -> PluresError:
     """The faults as one error, in the order of their lines."""
     found = sorted((line_of(lines, path), _key(path), message) for path, message in faults)
     return PluresError("\n".join(f"{file}, line {line}: {key}: {message}" for line, key, message in found))

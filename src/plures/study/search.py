@@ -128,11 +128,11 @@ def run_search(
         number = len(history)
         study = optuna_study(candidate, tuning, search, history, higher=higher, seed=f"{seed} {number}", total=total)
         if listed is not None or number == 0:
-            study.enqueue_trial(_told(candidate.space, (listed or [start(candidate)])[number]))
+            study.enqueue_trial(_params(candidate.space, (listed or [start(candidate)])[number]))
         trial = study.ask(distributions(candidate.space))
         setting = _meant(candidate.space, trial.params)
         if (fresh := _untried(candidate.space, history, f"{seed} {number}")) and setting not in fresh:
-            study.enqueue_trial(_told(candidate.space, fresh[0]))
+            study.enqueue_trial(_params(candidate.space, fresh[0]))
             trial, setting = study.ask(distributions(candidate.space)), fresh[0]
         known = [tried for tried in history if tried.setting == setting]
         if known:
@@ -198,7 +198,7 @@ def _name(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
-def _told(space: Space, setting: Mapping[str, Any]) -> dict[str, Any]:
+def _params(space: Space, setting: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value if isinstance(space[key], Range) else _name(value) for key, value in setting.items()}
 
 
@@ -259,7 +259,7 @@ def optuna_study(
             optuna.trial.create_trial(
                 state=states.get(tried.state, optuna.trial.TrialState.PRUNED),
                 value=value,
-                params=_told(candidate.space, tried.setting),
+                params=_params(candidate.space, tried.setting),
                 distributions={key: known[key] for key in tried.setting},
                 intermediate_values=dict(tried.curve),
                 system_attrs=tried.notes,

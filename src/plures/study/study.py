@@ -174,7 +174,7 @@ class Study:
                         "test_examples": scores.sizes[i],
                         "chosen_round": run.chosen_round,
                         **{name: scores.metrics[name][i] if name in scores.metrics else None for name in metrics},
-                        **{f"client.{key}": _told(card.metadata, key, at) for key in keys},
+                        **{f"client.{key}": _fact(card.metadata, key, at) for key in keys},
                     }
 
     def _run_rows(self) -> Iterator[Row]:
@@ -268,7 +268,7 @@ class Study:
         )
 
 
-def _told(metadata: Mapping[str, Sequence[str]], key: str, at: int | None) -> str | None:
+def _fact(metadata: Mapping[str, Sequence[str]], key: str, at: int | None) -> str | None:
     return None if at is None or key not in metadata else metadata[key][at]
 
 

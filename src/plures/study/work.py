@@ -147,7 +147,7 @@ class Bench:
         measured = self.store.result(self.plan.measured_by(unit))
         if measured is None:
             raise PluresError(f"{unit.name}: its rounds were not measured; start the study again")
-        return Execution.told(Timing.model_validate(measured).execution)
+        return Execution.from_dict(Timing.model_validate(measured).execution)
 
     def _measure(self, unit: Unit, loaded: Loaded) -> Timing:
         wanted = self.plan.source.document.execution

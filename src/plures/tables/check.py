@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.tables.column import Read
-from plures.tables.finding import Finding, told_rows
+from plures.tables.finding import Finding, rows_text
 from plures.tables.schema import Reading, Schema, Table
 
 ENOUGH = 10
@@ -59,7 +59,7 @@ class Report:
         lines = [f"client {self.client!r}, {_several(self.sheet['rows'], 'row')}: {verdict} ({counts})"]
         if self.findings:
             table = [("", "column", "rows", "finding")]
-            table += [(f.level, f.column, told_rows(f.rows) if f.rows else "", f.sentence) for f in self.findings]
+            table += [(f.level, f.column, rows_text(f.rows) if f.rows else "", f.sentence) for f in self.findings]
             widths = [max(len(row[place]) for row in table) for place in range(3)]
             lines += ["", *("  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in table)]
         if any(finding.rows for finding in self.findings):

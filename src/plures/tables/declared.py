@@ -35,7 +35,7 @@ class Declared(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def told(self) -> dict[str, Any]:
+    def given(self) -> dict[str, Any]:
         """Fields that differ from their defaults."""
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
         return {name: value for name, value in self if value != defaults[name]}

@@ -32,7 +32,7 @@ class Finding:
     client: str = ""
 
     def __str__(self) -> str:
-        told = (f"client {self.client!r}", f"column {self.column!r}", told_rows(self.rows))
+        told = (f"client {self.client!r}", f"column {self.column!r}", rows_text(self.rows))
         have = (self.client, self.column, self.rows)
         place = ", ".join(word for word, there in zip(told, have, strict=True) if there)
         return f"{place}: {self.sentence}" if place else self.sentence
@@ -43,7 +43,7 @@ class Finding:
         return f"{self.what}; {self.remedy}" if self.remedy else self.what
 
 
-def told_rows(rows: Sequence[int]) -> str:
+def rows_text(rows: Sequence[int]) -> str:
     """The first few rows and the number of the others, as text."""
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:SHOWN]))}{more}"

@@ -327,11 +327,11 @@ class Schema(Declared):
     def to_toml(self) -> str:
         """The ``[schema]`` table of a TOML file; reading it back gives an equal schema."""
         one = self.target[0] if len(self.target) == 1 else self.target
-        fields = {"task": self.task, **self.told(), "target": one}
+        fields = {"task": self.task, **self.given(), "target": one}
         lines = ["[schema]", *(f"{key} = {toml(fields[key])}" for key in fields if key not in ("columns", "splits"))]
         lines += ["columns = ["]
         for column in self.columns:
-            entries = {"name": column.name, "kind": column.kind, **column.told()}
+            entries = {"name": column.name, "kind": column.kind, **column.given()}
             lines.append(f"    {{ {', '.join(f'{key} = {toml(value)}' for key, value in entries.items())} }},")
         lines += ["]", "", "[schema.splits]", *(f"{key} = {toml(value)}" for key, value in self.splits)]
         return "\n".join(lines) + "\n"

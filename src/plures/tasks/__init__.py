@@ -5,7 +5,7 @@ from plures.tasks.classification import Classification
 from plures.tasks.losses import Weights
 from plures.tasks.multilabel import MultiLabel
 from plures.tasks.regression import Regression
-from plures.tasks.stored import completed, completion, restored, told
+from plures.tasks.stored import completed, completion, from_dict, to_dict
 from plures.tasks.task import Loss, Task
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Weights",
     "completed",
     "completion",
-    "restored",
+    "from_dict",
     "task_of",
-    "told",
+    "to_dict",
 ]

@@ -12,7 +12,7 @@ from plures.errors import PluresError
 from plures.tasks.choose import KINDS
 from plures.tasks.task import Task
 
-Told = dict[str, Any]
+TaskDict = dict[str, Any]
 """``kind``, and the options that differ from their defaults, as JSON has them."""
 
 
@@ -38,7 +38,7 @@ def name_of(value: object) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def told(task: Task, name: str | None = None) -> Told:
+def to_dict(task: Task, name: str | None = None) -> TaskDict:
     """A task as data.
 
     Args:
@@ -55,19 +55,19 @@ def told(task: Task, name: str | None = None) -> Told:
     return {"kind": name, **_values(task)}
 
 
-def restored(told: Mapping[str, Any], code: Callable[[str], Any] | None = None) -> Task:
+def from_dict(stored: Mapping[str, Any], code: Callable[[str], Any] | None = None) -> Task:
     """The task that its data describe.
 
     Args:
-        told: the result of :func:`told`.
+        stored: the result of :func:`to_dict`.
         code: returns what ``module:name`` stands for, if the reader consents to run it: a task, or a class or function
             that returns one.
 
     Raises:
         PluresError: if it does not describe a task, or names code and there is no consent.
     """
-    options = {name: _value(value) for name, value in told.items() if name != "kind"}
-    kind = str(told.get("kind"))
+    options = {name: _value(value) for name, value in stored.items() if name != "kind"}
+    kind = str(stored.get("kind"))
     found: Any = KINDS.get(kind)
     if found is None and ":" in kind:
         if code is None:
@@ -85,12 +85,12 @@ def restored(told: Mapping[str, Any], code: Callable[[str], Any] | None = None) 
     return made
 
 
-def completed(task: Task, told: Mapping[str, Any]) -> Task:
+def completed(task: Task, stored: Mapping[str, Any]) -> Task:
     """The task completed by the options that were taken from data (:func:`completion`)."""
-    return replace(task, **{name: _value(told[name]) for name in task.by_data if name in told})
+    return replace(task, **{name: _value(stored[name]) for name in task.by_data if name in stored})
 
 
-def completion(task: Task) -> Told:
+def completion(task: Task) -> TaskDict:
     """The options that a task took from data (:attr:`Task.by_data`), if they are plain values."""
     return {name: value for name, value in _values(task).items() if name in task.by_data}
 
@@ -104,9 +104,9 @@ def _importable(kind: type) -> str:
     return name_of(kind)
 
 
-def _options(task: Task) -> Told:
+def _options(task: Task) -> TaskDict:
     """Options that are not at their defaults."""
-    found: Told = {}
+    found: TaskDict = {}
     for option in fields(task):
         value = getattr(task, option.name)
         if option.compare and value is not option.default:
@@ -116,7 +116,7 @@ def _options(task: Task) -> Told:
     return found
 
 
-def _values(task: Task) -> Told:
+def _values(task: Task) -> TaskDict:
     """Options that are plain values; all others are in the code that the task was named by."""
     values = {option.name: getattr(task, option.name) for option in fields(task) if option.compare}
     return {name: _plain(value, "") for name, value in values.items() if _is_plain(value)}

@@ -186,14 +186,14 @@ class Fleet:
         def unless() -> None:
             self.superlink.require()
             with node.changing:
-                if REFUSED not in node.told():
+                if REFUSED not in node.output():
                     node.require()
 
         def late() -> str:
             return f"{node.name} cannot work after {JOIN:g} s; the end of {node.log}:\n{node.tail()}"
 
         def done() -> bool:
-            told = node.told()
+            told = node.output()
             return node.alive and ONLINE in told and READY in told
 
         return until(done, JOIN, late, unless)

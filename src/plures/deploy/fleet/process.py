@@ -164,7 +164,7 @@ class Process:
         family = descendants(self.child.pid) if self.child is not None and self.alive else set()
         return [pid for pid in sorted(family | marked(self.mark)) if command is None or runs(pid, command)]
 
-    def told(self) -> str:
+    def output(self) -> str:
         """What it has said since it was started last."""
         if not self.log.exists():
             return ""
@@ -174,7 +174,7 @@ class Process:
 
     def tail(self, lines: int = 15) -> str:
         """The last lines of what it has said."""
-        return "\n".join(self.told().splitlines()[-lines:])
+        return "\n".join(self.output().splitlines()[-lines:])
 
     def require(self) -> None:
         """Raise a :class:`PluresError` with the end of its log if it has ended."""
@@ -189,7 +189,7 @@ class Process:
             PluresError: it ended before, or did not say them in time.
         """
         said = f"{self.name} did not say {words!r} within {seconds:g} s; the end of {self.log}:\n"
-        until(lambda: words in self.told(), seconds, lambda: said + self.tail(), self.require)
+        until(lambda: words in self.output(), seconds, lambda: said + self.tail(), self.require)
 
 
 def private(file: Path) -> BinaryIO:

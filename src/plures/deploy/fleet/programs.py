@@ -180,7 +180,11 @@ def started(manners: Sequence[str], secret: bytes = b"") -> Callable[..., object
 
         def opened() -> subprocess.Popen[bytes]:
             begin = [*command(words[0], *manners), *words[1:]]
-            return told(begin, secret) if secret and words[0] == STARTER else subprocess.Popen(begin, **options)
+            return (
+                start_with_secret(begin, secret)
+                if secret and words[0] == STARTER
+                else subprocess.Popen(begin, **options)
+            )
 
         return Restarted(opened) if words[0] == STARTER else opened()
 
@@ -200,7 +204,7 @@ def lock() -> bytes:
     return secret
 
 
-def told(words: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
+def start_with_secret(words: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
     """Start what starts tasks and tell it the secret, which no file, argument or variable holds."""
     read, write = os.pipe()
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from plures.deploy.fleet.process import until
 from plures.deploy.journal import Journal, read_log
 from plures.deploy.operate.place import Place, finished, works
-from plures.deploy.operate.status import RunStatus, told
+from plures.deploy.operate.status import RunStatus, run_status
 from plures.deploy.plan import naming
 from plures.errors import PluresError
 from plures.evaluate import Code
@@ -71,14 +71,14 @@ def follow(place: Place, run: int, out: Path, listen: Listen) -> bool:
         if status:
             time.sleep(POLL_SECONDS)
         status = control.status(run)
-        listen(told(read_log(out), out, plan))
+        listen(run_status(read_log(out), out, plan))
     if status == "finished:stopped":
         return False
     if not finished(out):
         events = read_log(out)
         if not events:  # keys that are missing end a run before it has begun
             _ = plan.orders, plan.members
-        why = told(events, out, plan).reason
+        why = run_status(events, out, plan).reason
         raise PluresError(f"the run stopped{why and f': {why}'}; the same command goes on from the last round")
     return True
 

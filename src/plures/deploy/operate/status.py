@@ -131,14 +131,14 @@ def look(place: Place, out: Path | None = None) -> Status:
     out = out or (place.out(runs[0]) if runs else place.newest())
     submitted = next((run.status for run in runs if place.out(run) == out.resolve()), "")
     events = read_log(out)
-    run = told(events, out, plan, {node.name: node.id for node in nodes or () if node.status == "online"})
+    run = run_status(events, out, plan, {node.name: node.id for node in nodes or () if node.status == "online"})
     notes = [*strangers(plan, nodes), *certificates(place), *versions(run, events)]
     if submitted and not submitted.startswith("finished") and run.state in ("none", "stopped"):
         notes.append(CUT)
     return Status(plan.name, superlink, submitted, sites(plan, nodes, events, run), run, tuple(notes))
 
 
-def told(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: Mapping[str, int] = NOBODY) -> RunStatus:
+def run_status(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: Mapping[str, int] = NOBODY) -> RunStatus:
     """Status of a run from its log.
 
     Args:

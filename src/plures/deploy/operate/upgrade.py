@@ -69,7 +69,7 @@ def coordinator(place: Place) -> list[str]:
     if contained:
         compose = f"docker compose -f {FOLDER}/compose.yaml"
         restart += f"\n   in containers: {compose} build superlink && {compose} up -d --wait"
-    return told(
+    return instructions(
         home,
         kept,
         notes,
@@ -106,7 +106,7 @@ def site(file: Path) -> list[str]:
     units = home / "node.service", home / "README.md"
     app = installed(units, r"/etc/plures/([a-z0-9_-]+)\.nft") or unit_name(plan, own)
     kept = renewed({home / name: text for name, text in around(home, plan, own, app).items()})
-    return told(
+    return instructions(
         home,
         kept,
         ["the rows pass their check", *notes],
@@ -159,7 +159,7 @@ def install(home: Path, kept: Mapping[Path, Path | None], places: Mapping[str, s
     return ["\n   ".join([*lines, "sudo systemctl daemon-reload"])] if lines else []
 
 
-def told(home: Path, kept: Mapping[Path, Path | None], notes: list[str], *steps: str) -> list[str]:
+def instructions(home: Path, kept: Mapping[Path, Path | None], notes: list[str], *steps: str) -> list[str]:
     """What was done, notes, and the next steps."""
     names = {str(file.relative_to(home)): before for file, before in kept.items()}
     lines = [f"{home}: every text is already that of plures {__version__}"]
