@@ -214,7 +214,7 @@ def test_changed_files_are_not_joined(three: Three, tmp_path: Path) -> None:
         tmp_path / "no",
     ):
         assert re.search(
-            "is no certificate of an authority|not that of an authority", refused("join", federation, wrong, *folder)
+            "is not a certificate of an authority|not that of an authority", refused("join", federation, wrong, *folder)
         )
     assert "client 'nobody' is not one of its clients" in refused("join", federation, authority, "--client", "nobody")
     text = federation.read_text()
@@ -281,9 +281,9 @@ def test_who_may_be_added(three: Three, tmp_path: Path) -> None:
     new = Keyring(tmp_path / "new")
     new.make_node("va")
     add = ("add", "--folder", three.coordinator)
-    assert "does not stand in clients" in refused(*add, "nobody", pubs["va"])
+    assert "is not among the clients" in refused(*add, "nobody", pubs["va"])
     assert "`plures deploy rotate` replaces it" in refused(*add, "va", new.node_public("va"))
-    assert "is a private key, which nobody may send" in refused(*add, "va", new.node("va"))
+    assert "is a private key, which must never be sent" in refused(*add, "va", new.node("va"))
     enter(file, keys={"va": None})
     assert "is the key of cleveland" in refused(*add, "va", pubs["cleveland"])
     assert "is the key of the coordinator" in refused(*add, "va", three.coordinator / "keys" / "coordinator.pub")
@@ -418,7 +418,9 @@ def test_a_key_that_cannot_be_sent_is_one_sentence(tmp_path: Path) -> None:
             public(file)
         assert str(caught.value).count(str(file)) == 1
     keys.node("va").chmod(0o644)
-    with pytest.raises(PluresError, match=r"^\S+ is not private, other users may read or change it: chmod 600 \S+$"):
+    with pytest.raises(
+        PluresError, match=r"^\S+ is not private: other users may read or change it; run `chmod 600 \S+`$"
+    ):
         Key.load(keys.node("va"))
 
 
@@ -435,7 +437,7 @@ def test_a_certificate_that_is_not_for_the_door_is_spoken_of(tmp_path: Path) -> 
     write(tmp_path, blank("study", ["va"], "fed.example.org"))
     words = ("keys", "--folder", keys.folder, "--federation", file, "--host", "other.example.org")
     output = call(*words).output
-    assert "sites call fed.example.org:8443, and the certificate is for localhost, other.example.org" in output
+    assert "sites call fed.example.org:8443, but the certificate is only for localhost, other.example.org" in output
     keys.server.unlink(), keys.server_key.unlink()
     before = keys.authority.read_bytes(), file.read_bytes()
     output = call(*words, "--host", "fed.example.org").output

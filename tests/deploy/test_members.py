@@ -85,7 +85,7 @@ def test_a_member_who_goes_during_a_run_is_not_let_in_and_the_run_keeps_its_memb
     (out / CHECKPOINT).touch()
     before = (folder / "federation.toml").read_text()
     output = said(call(folder, "remove", "va", "--yes"))
-    assert f"{out} is unfinished and goes on without va" in output
+    assert f"{out} is unfinished and continues without va" in output
     assert (folder / "federation.toml").read_text() == before
     assert superlink.said == [("unregister", 3)]
     assert [event["client"] for event in Journal(out).events("removed")] == ["va"]
@@ -184,7 +184,7 @@ def test_keys_do_not_change_under_a_run(folder, superlink):
     before = (folder / "federation.toml").read_text()
     with alone(folder / "results", "busy"):
         for words in (["va", key, "--fingerprint", public(key)], ["--coordinator"], ["--authority"]):
-            with pytest.raises(PluresError, match=r"a run works in .*results: first `plures deploy stop`"):
+            with pytest.raises(PluresError, match=r"a run works in .*results: run `plures deploy stop`"):
                 said(call(folder, "rotate", *words))
     assert (folder / "federation.toml").read_text() == before
     assert superlink.said == []
@@ -215,7 +215,9 @@ def test_a_certificate_is_spoken_of_before_it_ends_and_replaced_for_the_same_nam
     monkeypatch.setattr(keymaking, "SERVER_DAYS", 20)
     ring.make_server(["fed.example.org", "10.0.0.7"])
     (note,) = look(Place(folder)).notes
-    assert f"keys/server.crt ends on {ends(ring.server):%Y-%m-%d}, in 19 days: `plures deploy rotate --server`" in note
+    assert (
+        f"keys/server.crt expires on {ends(ring.server):%Y-%m-%d}, in 19 days: `plures deploy rotate --server`" in note
+    )
     assert note in said(call(folder, "status"))
     monkeypatch.undo()
     monkeypatch.setattr(Place, "control", superlink)
@@ -227,8 +229,8 @@ def test_a_certificate_is_spoken_of_before_it_ends_and_replaced_for_the_same_nam
     end = ends(ring.server)
     days = datetime.timedelta(days=1)
     assert ending(ring.server, "do", end - 31 * days) == []
-    assert f"ends on {end:%Y-%m-%d}, in 29 days: do" in ending(ring.server, "do", end - 29.5 * days)[0]
-    assert f"has ended on {end:%Y-%m-%d}: do" in ending(ring.server, "do", end + days)[0]
+    assert f"expires on {end:%Y-%m-%d}, in 29 days: do" in ending(ring.server, "do", end - 29.5 * days)[0]
+    assert f"expired on {end:%Y-%m-%d}: do" in ending(ring.server, "do", end + days)[0]
 
 
 def test_without_the_authoritys_key_nothing_is_put_aside(folder, superlink):
@@ -254,7 +256,7 @@ def test_a_run_that_another_version_began_is_spoken_of(folder, superlink):
     journal.event("joined", clients=list(CLIENTS), version="0.0.9")
     journal.event("stopped", reason="by the operator")
     (note,) = look(Place(folder)).notes
-    assert "was begun with plures 0.0.9 and this is" in note
+    assert "was started with plures 0.0.9, and this is" in note
 
 
 @pytest.fixture
@@ -308,8 +310,8 @@ def test_where_no_new_key_can_be_made_the_old_one_stays(folder, superlink, monke
         ("rounds = 4", "rounds = -3", "rounds=-3: give 0 or more"),
         ("[run]\n", "[run]\nmodel = 'mpl'\n", "no network 'mpl'"),
         ("[run]\n", "[run]\nparameters = { lamb = 1 }\n", "no parameter 'lamb'"),
-        ("[run]\n", "superlink = '127.0.0.1'\n[run]\n", "superlink: '127.0.0.1' is no HOST:PORT"),
-        ('va = "SHA256:', 'va = "MD5:', "'MD5:.*' is no fingerprint of a key"),
+        ("[run]\n", "superlink = '127.0.0.1'\n[run]\n", "superlink: '127.0.0.1' is not HOST:PORT"),
+        ('va = "SHA256:', 'va = "MD5:', "'MD5:.*' is not a key's fingerprint"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_it_is_sent_to_anybody(folder, superlink, old, new, said_of_it):
@@ -333,7 +335,9 @@ def test_whose_key_is_missing_is_said_where_a_run_ended_before_it_began(folder, 
     with pytest.raises(PluresError, match=r"has no key of va under \[keys\]: the coordinator adds each with"):
         said(call(folder, "run"))
     file.write_text(text.replace("coordinator = ", "# coordinator = "))
-    with pytest.raises(PluresError, match="names no coordinator's key: `plures deploy keys --host NAME`"):
+    with pytest.raises(
+        PluresError, match=r"names no coordinator's key: the coordinator makes it .*`plures deploy keys --host NAME`"
+    ):
         said(call(folder, "run"))
     output = said(call(folder, "add", "va", key))
     assert output.endswith("the coordinator has no keys so far: `plures deploy keys --host NAME` makes them\n")

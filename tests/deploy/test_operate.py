@@ -173,7 +173,7 @@ def test_a_run_whose_process_was_killed_is_stopped_whatever_its_log_ends_with(tm
     journal.event("waiting", clients=["va"], round=2, seconds=600)
     status = look(Place(tmp_path))
     assert (status.run.state, status.run.waiting) == ("stopped", ())
-    assert status.run.reason == "its process ended without a word"
+    assert status.run.reason == "its process ended without logging a reason"
     assert "config.toml cannot be read" in status.superlink
     (tmp_path / "results" / "lock").touch()
     assert not works(tmp_path / "results")
@@ -207,9 +207,9 @@ def test_sites_are_told_by_name_with_what_the_superlink_knows(tmp_path):
     assert (status.superlink, status.flower) == ("up", "running")
     assert status.run.eta == 2 * 3.0
     assert status.notes == (
-        "node 'stranger' is registered and is no member: `plures deploy remove` takes it out",
-        "the SuperLink takes the run for alive, but nothing works on it: it is just starting, or was cut off and "
-        "`plures deploy run` goes on with it",
+        "node 'stranger' is registered but is not a member: `plures deploy remove` removes it",
+        "the SuperLink lists the run as running, but no process works on it: either it is just starting, or it was "
+        "cut off and `plures deploy run` resumes it",
     )
     down = look(Known(tmp_path, None))
     assert {site.node for site in down.sites} == {"unknown"}
@@ -223,7 +223,7 @@ def test_the_command_works_without_a_superlink_for_people_and_for_programs(tmp_p
     text = call("status", folder)
     assert "heart, plures" in text
     assert "no run yet, 20 rounds are planned" in text
-    assert "ca.crt is no certificate" in text
+    assert "ca.crt is not a certificate" in text
     status = json.loads(call("status", folder, "--json"))
     assert status["run"]["state"] == "none"
     assert [site["client"] for site in status["sites"]] == HOSPITALS
@@ -364,7 +364,7 @@ def test_what_is_watched_says_how_it_ended(tmp_path, superlink):
     Journal(out).event("stopped", reason="round 2 failed 10 times in a row")
     failed = ended("finished:failed")
     assert str(failed.exception) == (
-        "the run stopped: round 2 failed 10 times in a row; the same command goes on from the last round"
+        "the run stopped: round 2 failed 10 times in a row; the same command resumes from the last round"
     )
     (out / "log.jsonl").unlink()
     assert "process ended" not in str(ended("finished:failed").exception)

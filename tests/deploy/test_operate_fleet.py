@@ -87,7 +87,7 @@ def test_an_operators_day(tmp_path: Path) -> None:
         gone = status()
         assert [site["client"] for site in gone["sites"]] == HOSPITALS[:3]
         assert gone["notes"] == []
-        with pytest.raises(PluresError, match="or was and was taken out, which the SuperLink does not forget"):
+        with pytest.raises(PluresError, match="or was removed, and the SuperLink accepts no key twice"):
             fleet.control.register(fleet.keys.node_public("va"), "va")
 
     assert (out / RESULT).exists()

@@ -55,7 +55,7 @@ def test_a_port_that_is_taken_is_one_sentence(words: list[str]) -> None:
         port = taken.getsockname()[1]
         done = subprocess.run([*words, "--port", str(port)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: port {port} of 127.0.0.1 cannot be had (Address already in use): end what ")
+    assert done.stderr.startswith(f"error: port {port} of 127.0.0.1 cannot be used (Address already in use): end the ")
     assert (done.stdout, done.stderr.count("\n")) == ("", 1)
 
 

@@ -121,7 +121,7 @@ def test_no_bit_of_an_envelope_can_be_changed(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(PluresError, match=r"^the answer is (not signed|signed with a key that may not)"):
             verified(role, bytes(changed), MEMBERS.values(), order)
     for wrong in (envelope + b"x", envelope[:-1]):
-        with pytest.raises(PluresError, match="was changed on its way"):
+        with pytest.raises(PluresError, match="was changed on the way"):
             verified(role, wrong, MEMBERS.values(), order)
 
 
@@ -134,7 +134,7 @@ def test_an_answer_fits_one_order() -> None:
     assert verified("answer", old, MEMBERS.values(), first)[0] == A.fingerprint
     with pytest.raises(PluresError, match=r"not signed by SHA256:.*, or was changed"):
         verified("answer", old, MEMBERS.values(), second)
-    assert "was changed on its way" in str(asked(lambda order: old))
+    assert "was changed on the way" in str(asked(lambda order: old))
 
 
 @pytest.mark.parametrize("signer", [A, STRANGER], ids=["a member", "a stranger"])
@@ -156,7 +156,7 @@ def test_a_refusal_of_a_forged_order_does_not_answer_the_true_one() -> None:
     """Who can reach a node lets it refuse; what it then says is of no use against the order that was sent."""
     member, order = site("a", A), pack(Order(task="train"))
     refusal = member.answer(STRANGER.sign("order", order))
-    assert "was changed on its way" in str(asked(lambda _: refusal, order))
+    assert "was changed on the way" in str(asked(lambda _: refusal, order))
 
 
 def test_a_key_of_another_curve_signs_nothing() -> None:
@@ -251,7 +251,7 @@ def test_fingerprints_are_those_of_openssh(tmp_path: Path) -> None:
 def test_files_that_are_no_key_of_a_member(tmp_path: Path) -> None:
     keys = Keyring(tmp_path)
     keys.make_node("mercy")
-    with pytest.raises(PluresError, match=r"mercy is a private key, which nobody may send"):
+    with pytest.raises(PluresError, match=r"mercy is a private key, which must never be sent"):
         public(keys.node("mercy"))
     line = keys.node_public("mercy").read_text()
     other = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -268,9 +268,9 @@ def test_files_that_are_no_key_of_a_member(tmp_path: Path) -> None:
     for name, text in wrong.items():
         file = tmp_path / f"{name}.pub"
         file.write_text(text)
-        with pytest.raises(PluresError, match=rf"{name}\.pub is (no|not one) public key"):
+        with pytest.raises(PluresError, match=rf"{name}\.pub is not a public key"):
             public(file)
-    with pytest.raises(PluresError, match=r"nobody\.pub is no public key: .*No such file"):
+    with pytest.raises(PluresError, match=r"nobody\.pub is not a public key: .*No such file"):
         public(tmp_path / "nobody.pub")
 
 
@@ -285,13 +285,13 @@ def test_private_keys_that_cannot_be_used(tmp_path: Path) -> None:
             Key.of(file, "mercy", other)
     if os.name == "posix":
         file.chmod(0o644)
-        with pytest.raises(PluresError, match="is not private, other users may read or change it: chmod 600"):
+        with pytest.raises(PluresError, match="is not private: other users may read or change it; run `chmod 600"):
             Key.load(file)
         file.chmod(0o600)
     file.write_text("words")
-    with pytest.raises(PluresError, match="mercy is no private key that can be used"):
+    with pytest.raises(PluresError, match="mercy is not a usable private key"):
         Key.load(file)
-    with pytest.raises(PluresError, match="nobody is no private key that can be used: No such file"):
+    with pytest.raises(PluresError, match="nobody is not a usable private key: No such file"):
         Key.load(tmp_path / "nobody")
     encoding, none = serialization.Encoding.PEM, serialization.NoEncryption()
     other_curve = ec.generate_private_key(ec.SECP256R1()).private_bytes(
@@ -308,4 +308,4 @@ def test_a_signature_made_for_something_else_is_none_of_ours() -> None:
     elsewhere = A.private.sign(message, ec.ECDSA(hashes.SHA384()))
     numbers = signing.decode_dss_signature(elsewhere)
     envelope = MAGIC + A.point + b"".join(n.to_bytes(48, "big") for n in numbers) + message
-    assert "was changed on its way" in str(asked(lambda order: envelope))
+    assert "was changed on the way" in str(asked(lambda order: envelope))

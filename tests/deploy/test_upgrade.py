@@ -86,10 +86,10 @@ def test_texts_that_are_this_versions_are_not_touched(folder, site):
     before = [{file: (file.stat().st_mtime_ns, file.stat().st_ino) for file in home.rglob("*")} for home in homes]
     output = call("upgrade", folder), call("upgrade", site.parent)  # the folder of a site is as good as its file
     assert [{f: (f.stat().st_mtime_ns, f.stat().st_ino) for f in home.rglob("*")} for home in homes] == before
-    assert f"hearts: every text is already that of plures {plures.__version__}\n" in output[0]
+    assert f"hearts: every file is already that of plures {plures.__version__}\n" in output[0]
     assert "1. sudo systemctl restart heart-superlink heart-proxy\n" in output[0]
     assert "sudo install" not in output[0] + output[1]
-    assert f"va: every text is already that of plures {plures.__version__}\n" in output[1]
+    assert f"va: every file is already that of plures {plures.__version__}\n" in output[1]
     assert "1. sudo systemctl restart plures-heart_va\n" in output[1]
 
 
@@ -122,7 +122,7 @@ def test_what_was_changed_by_hand_is_kept_each_time(folder):
     own = file.read_bytes()
     for number in ("", "2", "3"):
         file.write_text(f"mine {number}")
-        assert f"what stood there before is kept: nginx.conf.before{number}\n" in call("upgrade", folder)
+        assert f"the old files are kept: nginx.conf.before{number}\n" in call("upgrade", folder)
         assert file.read_bytes() == own
     assert [(folder / f"nginx.conf.before{number}").read_text() for number in ("", "2", "3")] == [
         "mine ",
@@ -176,7 +176,7 @@ def test_an_unfinished_run_is_refused_with_two_ways_out(folder):
     journal.event("joined", clients=list(HOSPITALS), version="0.0.9")
     (out / CHECKPOINT).touch()
     said = refuses(folder)
-    assert f"the run in {out} is unfinished, and only plures 0.0.9, which began it, goes on with it" in said
+    assert f"the run in {out} is unfinished, and only plures 0.0.9, which began it, can resume it" in said
     assert f"install plures 0.0.9 again and finish it with `plures deploy run --out {out}`" in said
     away = f"mv {out} {folder / 'ditto.given-up'}"
     assert f"or give it up: `plures deploy stop`, `{away}`, and another name in federation.toml" in said
@@ -185,14 +185,14 @@ def test_an_unfinished_run_is_refused_with_two_ways_out(folder):
     assert "wrote nginx.conf for" in call("upgrade", folder)
     Path(new).rename(old)
     (out / RESULT).write_text("{}")
-    assert "every text is already" in call("upgrade", folder)
+    assert "every file is already" in call("upgrade", folder)
 
 
 def test_a_run_under_way_is_refused_wherever_it_lies(folder, superlink):
     out = folder / "results"
     with alone(out, PluresError("busy")):
         said = refuses(folder)
-    assert f"the run in {out} is under way, and only the version that began it goes on with it" in said
+    assert f"the run in {out} is under way, and only the version that began it can resume it" in said
     assert "install that version again and finish it" in said
     superlink.submitted = [Submitted(1, "running", {"out": str(folder.parent / "elsewhere")})]
     assert f"the run in {folder.parent / 'elsewhere'} is under way" in refuses(folder)
@@ -205,7 +205,7 @@ def test_without_a_superlink_the_files_tell(folder, monkeypatch):
         raise PluresError("SuperLink 127.0.0.1:8000 does not answer")
 
     monkeypatch.setattr(Place.control, "runs", down)
-    assert "note: the SuperLink does not answer, so runs that lie elsewhere than in results" in call("upgrade", folder)
+    assert "note: the SuperLink does not answer, so runs outside results" in call("upgrade", folder)
     (folder / "results" / "ditto").mkdir()
     (folder / "results" / "ditto" / CHECKPOINT).touch()
     assert "is unfinished" in refuses(folder)
@@ -218,8 +218,8 @@ def test_files_that_this_version_cannot_read_are_named_before_anything_is_writte
     assert "moon" in refuses(folder)
     file.write_text(text)
     (folder / "keys" / "server.crt").write_text("none")
-    assert "server.crt is no certificate" in refuses(folder)
-    with pytest.raises(PluresError, match="is no coordinator's folder"):
+    assert "server.crt is not a certificate" in refuses(folder)
+    with pytest.raises(PluresError, match="is not a coordinator's folder"):
         call("upgrade", folder / "rows")
     assert sorted(file.stem for file in (folder / "rows").iterdir()) == list(HOSPITALS)
 
@@ -260,7 +260,7 @@ def test_a_member_whose_files_no_longer_fit_is_refused_before_anything_is_writte
     rows, agreed = site.parent / "data.csv", site.parent / "agreed" / "federation.toml"
     edited(site.parent / "node.service")
     for file, spoil, said in (
-        (rows, lambda text: text.replace(",male,", ",q,"), "would not let this site take part"),
+        (rows, lambda text: text.replace(",male,", ",q,"), "because this site could not take part"),
         (
             site,
             lambda text: text.replace('tell = ["examples"]', "tell = []"),

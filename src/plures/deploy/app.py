@@ -30,10 +30,10 @@ KEYS = "keys"
 
 
 class Closed:
-    """A site that cannot take part. What its data look like is told to nobody; its own log says what is wrong.
+    """Stands in for a site that cannot take part. The reason may reveal data, so it goes only to the site's own log.
 
     Args:
-        client: its name, as far as known.
+        client: the client's name, as far as known.
     """
 
     def __init__(self, client: str) -> None:
@@ -89,7 +89,7 @@ class Plain(logging.Formatter):
 
 
 def speak() -> None:
-    """Let plures' own log lines be seen in the process's log, and no other library's."""
+    """Show plures' own log lines in the process's log, and no other library's."""
     own = logging.getLogger("plures")
     if not own.handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -99,7 +99,7 @@ def speak() -> None:
 
 
 def site(config: Config) -> Answerer:
-    """The site of a node, whose configuration names its file, and its key: ``site="/a/site.toml" key="/a/key"``."""
+    """The site of a node. The node's configuration names its file and its key: ``site="/a/site.toml" key="/a/key"``."""
     speak()
     file = Path(str(config.get("site", "site.toml")))
     try:
@@ -121,7 +121,7 @@ def key_file(file: Path, own: SiteFile, given: object = None) -> Path:
 
 
 def answerer(file: Path, client: str) -> Answerer:
-    """The site itself, or what stands for it if it cannot take part."""
+    """The site itself, or :class:`Closed` if it cannot take part."""
     try:
         return opened(file)
     except PluresError as error:
@@ -132,10 +132,11 @@ def answerer(file: Path, client: str) -> Answerer:
 
 
 def conducted(transport: GridTransport, config: Config) -> None:
-    """The server's run, whose configuration names the federation's file, a folder, the coordinator's key and trackers.
+    """Conduct the run that the configuration describes.
 
-    Keys: ``plan``, ``out``, ``key`` (default: ``keys/coordinator`` beside the plan), ``track``, names of trackers, and
-    ``code``, functions of one's own that the plan may name as its method, each with its hash; both divided by spaces.
+    Its keys: ``plan``, the federation's file; ``out``, the run's folder; ``key``, the coordinator's private key
+    (default: ``keys/coordinator`` beside the plan); ``track``, names of trackers; and ``code``, user-defined functions
+    that the plan may name as its method, each with its hash. Entries of ``track`` and ``code`` are separated by spaces.
     """
     speak()
     file = Path(str(config.get("plan", "federation.toml")))

@@ -1,4 +1,4 @@
-"""The server's side of a federation of sites: rounds to the end, whatever happens to sites, network or itself."""
+"""The server of a federation of sites: conducts a run to its end despite failures of sites, network and itself."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from plures.version import __version__
 log = logging.getLogger(__name__)
 
 CHECKPOINT, COPY = "checkpoint.safetensors", "checkpoint.copy.safetensors"
-"""What was reached after the last round, and the same once more, for the sites do not go back to an earlier round."""
+"""The state after the last round, and a copy. If both are lost, so is the run, since sites never go back a round."""
 NEW = "the run cannot go on; start a new one, under another name in the federation's file"
 BEFORE = "checkpoint.before.safetensors"
-"""What was reached before the last round, in case that has broken the model."""
+"""The state before the last round, in case that round broke the model."""
 STATE, RESULT = "state.safetensors", "result.json"
 POLL_SECONDS = 0.5
-"""Seconds between looks for sites that have not joined."""
+"""Seconds between checks for sites that have not joined."""
 
 FAR = 10.0
-"""A value without an upper limit, such as an error, counts at most so many times the median over the clients."""
+"""Cap on a value without an upper limit, such as an error: so many times the median over the clients."""
 
 Wait = Callable[[float], None]
 Over = Coordinator[Remote]
@@ -53,19 +53,19 @@ Over = Coordinator[Remote]
 
 @dataclass
 class Progress:
-    """What a run has shown so far, beside its state.
+    """A run's record so far, apart from the state of its models.
 
     Attributes:
         pending: the last round's point, whose validation score comes with the next round.
-        told: what the log says of the last round.
-        left_out: rounds in which a client was asked and did not count, with the reason.
-        failed: rounds that did not count.
-        excluded: who has broken the model and is left out from then on, and why.
-        moved: how far the updates of the last round went, by client.
-        length: L2 norm of what was sent in it.
-        bytes: of tensors down and up, and of messages both ways.
-        seconds: of rounds.
-        visits: of clients.
+        told: the last round's entry in the log.
+        left_out: rounds in which a client was asked but did not count, with the reason.
+        failed: number of rounds that did not count.
+        excluded: clients that broke the model and are no longer asked, and why.
+        moved: L2 norms of the last round's updates, by client.
+        length: L2 norm of what was sent in that round.
+        bytes: bytes of tensors down and up, and of messages both ways.
+        seconds: wall time of all rounds.
+        visits: number of client visits.
     """
 
     pending: dict[str, Any] | None = None
@@ -86,21 +86,25 @@ class Conductor:
     After each round the state is written before any site is asked again, so a round is applied once or not at all.
     The validation scores of a round come with the uploads of the next one.
 
-    A round that breaks the model is undone. It has done so if what was made of its uploads is not finite: then it
-    never counts. Or if in the next one more than half of the sites that answer, and were to work on what it left, fail,
-    send what is not finite or go farther than ``max_norm``, and one update stood out in length: then the state before
-    it is taken up again. Either way the client with the longest update of that round is named in log and result and is
-    not asked again, and the round is repeated. Orders are the same but for their nonce, so a site gives the answer that
-    it gave.
+    A round that breaks the model is undone. There are two cases:
+
+    - The combined uploads are not finite. Then the round never counts.
+    - In the next round, more than half of the sites that answer and use its result fail, send values that are not
+      finite or exceed ``max_norm``, and one update of the round stood out in length. Then the state before the round is
+      restored.
+
+    Either way, the client with the longest update of that round is named in the log and in the result and is not asked
+    again, and the round is repeated. Repeated orders differ only in their nonce, so a site gives the same answer as
+    before.
 
     Args:
-        plan: what the members agreed on.
+        plan: the plan that the members agreed on.
         transport: carries messages.
         out: folder of the run: checkpoint, log, metrics, and at the end the result and the server's state. A run that
-            was stopped goes on from it.
-        wait: how to wait some seconds.
-        callbacks: told of the run; of a round's validation scores a round later.
-        code: functions of one's own that the plan's method may be.
+            was stopped is resumed from it.
+        wait: called with the number of seconds to wait.
+        callbacks: notified about the run; they get a round's validation scores one round later.
+        code: user-defined functions that the plan may name as its method.
     """
 
     def __init__(
@@ -122,7 +126,11 @@ class Conductor:
         self.progress = Progress()
 
     def run(self) -> SeedResult:
-        """All remaining rounds; then every client's model is chosen, scored on test data and published."""
+        """Run all remaining rounds; then choose every client's model, score it on test data, and publish it.
+
+        Raises:
+            PluresError: if the folder is in use or holds a finished run, clients do not join, or rounds fail too often.
+        """
         busy = PluresError(f"another run works in {self.out}: stop it, or choose another folder")
         with alone(self.out, busy), ending():
             if (self.out / RESULT).exists():
@@ -136,7 +144,7 @@ class Conductor:
                 raise
 
     def finish(self) -> SeedResult:
-        """The run to its end, from where it is."""
+        """Continue the run to its end."""
         self.mend()
         self.join()
         remote = self.begin()
@@ -151,7 +159,7 @@ class Conductor:
         return result
 
     def mend(self) -> None:
-        """Put the copy in the place of a checkpoint that is damaged or lost.
+        """Replace a damaged or missing checkpoint by its copy.
 
         Both are written before a site is asked again, so the copy is never behind what the sites did.
         """
@@ -199,7 +207,7 @@ class Conductor:
         self.journal.event("joined", clients=sorted(self.sites.where), version=__version__)
 
     def measurable(self, remote: Over) -> None:
-        """Say before the first round if no site tells the number by which rounds are chosen."""
+        """Warn before the first round if no site reports the metric by which rounds are chosen."""
         metric, told = primary(remote.federation).name, self.sites.measures.values()
         if told and not any(metric in names for names in told):
             self.journal.event("unmeasured", metric=metric)
@@ -229,32 +237,32 @@ class Conductor:
         return remote
 
     def resumed(self, remote: Over) -> Fit[Over]:
-        """What there is so far."""
+        """The fit so far: new, or restored from the checkpoint."""
         fitted = Fit(remote, [], callbacks=Callbacks(self.callbacks))
         if self.checkpoint.exists():
             self.take_up(fitted, remote, self.checkpoint)
             if remote.round and all(event["round"] != remote.round for event in self.journal.rounds()):
                 self.journal.event("round", **self.progress.told)
             self.journal.event("resumed", round=remote.round)
-            log.info("going on after round %d", remote.round)
+            log.info("resuming after round %d", remote.round)
         return fitted
 
     def take_up(self, fitted: Fit[Over], remote: Over, file: Path) -> None:
-        """Put everything into the state of a checkpoint."""
+        """Restore everything from a checkpoint."""
         about = fitted.resume(self.plan.label, file)
         self.progress = Progress(**about["progress"])
         remote.clients.best = None if fitted.best is None else fitted.best["last"]
         self.accuse(remote)
 
     def accuse(self, remote: Over) -> None:
-        """Let the run know by what it finds who has broken it."""
+        """Give the run what it needs to exclude clients and to find one that broke the last round."""
         remote.clients.excluded = self.progress.excluded
         remote.moved = Moved(self.progress.moved, self.progress.length)
 
     # --- a round ------------------------------------------------------------------------------------------------
 
     def round(self, fitted: Fit[Over], remote: Over) -> None:
-        """One round that counts, its record kept before anything else happens."""
+        """Do one round that counts, and save its result before anything else happens."""
         before = snapshot(remote)
         remote.clients.evaluate = ("validation",) if self.progress.pending else ()
         try:
@@ -310,7 +318,7 @@ class Conductor:
         )
 
     def undo(self, fitted: Fit[Over], remote: Over, error: BrokenError) -> None:
-        """Leave out who has broken the model, and go back to before that round."""
+        """Exclude the client that broke the model, and go back to the state before that round."""
         log.warning("%s, which is left out from now on", error)
         self.count(remote)
         self.progress.failed += 1
@@ -322,7 +330,7 @@ class Conductor:
             if not self.before.exists() or read(self.before, NEW)[1]["round"] != error.round - 1:
                 raise PluresError(f"{error}; {self.out} does not keep the state before it: start a new run") from error
             self.take_up(fitted, remote, self.before)
-        for name in ("left_out", "failed", "bytes", "seconds", "visits"):  # what has happened, whatever counts
+        for name in ("left_out", "failed", "bytes", "seconds", "visits"):  # these include rounds that do not count
             setattr(self.progress, name, getattr(now, name))
         reason = f"left out: its update of round {error.round} broke the model"
         self.progress.left_out.append({"round": error.round, "client": error.client, "reason": reason})
@@ -332,7 +340,7 @@ class Conductor:
         self.keep(fitted, remote)
 
     def scored(self, fitted: Fit[Over], remote: Over, state: Snapshot) -> None:
-        """Note how the clients did at the last state, and whether it is the best so far."""
+        """Record the clients' scores at the last state, and whether it is the best so far."""
         if self.progress.pending is None:
             return
         scores = gathered(remote, "validation")
@@ -351,7 +359,7 @@ class Conductor:
         self.progress.pending = None
 
     def count(self, remote: Over) -> None:
-        """Add what travelled since the last count."""
+        """Add the bytes sent and received since the last call."""
         sites = remote.clients
         for name, number in (("down", sites.sent), ("up", sites.received), ("wired", sites.wired)):
             self.progress.bytes[name] += number
@@ -395,9 +403,9 @@ class Conductor:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def conclude(self, fitted: Fit[Over], remote: Over) -> SeedResult:
-        """Score the last state, go back to the one that validation chose, and let every client keep its model.
+        """Score the last state, go back to the one that validation chose, and let every client publish its model.
 
-        Test data are read once, with the model that is kept; a site would answer no second question about them.
+        Test data are read once, with the chosen model; a site would refuse to score them a second time.
         """
         if self.progress.pending is not None:
             before = snapshot(remote)
@@ -431,7 +439,7 @@ class Conductor:
         return result
 
     def everybody(self, remote: Over, task: Any, *splits: Held) -> dict[str, str]:
-        """Ask all clients, again and again those that do not answer; who never did, and why."""
+        """Ask all clients, and repeat for those that do not answer. Returns those that never did, and why."""
         found: dict[Held, dict[int, Any]] = {split: {} for split in splits}
         missing: dict[str, str] = dict.fromkeys(self.plan.clients, "")
         final: set[str] = set()
@@ -453,7 +461,7 @@ class Conductor:
 
 
 def limited(scores: Scores, metric: Metric) -> Scores:
-    """Scores by which a round may be chosen: no client's value stands for all others' (:data:`FAR`)."""
+    """Scores for choosing a round, capped so that no single client's value decides (:data:`FAR`)."""
     least, most = metric.range
     best = most if metric.higher else least
     far = np.abs(scores.values[metric.name] - best)
@@ -467,7 +475,7 @@ def limited(scores: Scores, metric: Metric) -> Scores:
 
 
 def gathered(remote: Over, split: Held) -> Scores:
-    """What the clients scored in the last exchange, NaN for those that did not answer."""
+    """The clients' scores in the last exchange, NaN for those that did not answer."""
     found = remote.clients.scores.get(split, {})
     names = [metric.name for metric in remote.federation.metrics]
     clients = range(len(remote.setting))

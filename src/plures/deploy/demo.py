@@ -1,4 +1,4 @@
-"""Four hospitals on this machine: real SuperNodes with TLS and registered keys, and what each gets out of it."""
+"""Demo: four hospitals on this machine, over real SuperNodes with TLS and registered keys, and what each gains."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from plures.tables.heart import heart_tables
 
 METHODS = ("ditto+threshold", "fedrep+threshold")
 ALONE = "local+threshold"
-"""What every hospital could do without the others."""
+"""The baseline: every hospital trains alone."""
 LIMIT = 3600.0
 WIRE, SITES = "wire.json", "sites"
 
 Listen = Callable[[str, int, int, str], None]
-"""``(what, done, total, text)``: where the demo stands."""
+"""``(what, done, total, text)``: reports the demo's progress."""
 
 
 @dataclass(frozen=True)
 class Hospital:
-    """What one hospital has of a method.
+    """One hospital's results with a method.
 
     Attributes:
-        client: its name.
-        rows: its training, validation and test examples.
-        accuracy: share of its test examples that its own model got right.
-        balanced: mean over classes of that share.
-        threshold: probability above which its model says that there is a disease.
-        sent: bytes that left it, TLS and all.
-        received: bytes that reached it.
+        client: the hospital's name.
+        rows: numbers of its training, validation and test examples.
+        accuracy: share of its test examples that its own model classified correctly.
+        balanced: balanced accuracy: the mean of that share over classes.
+        threshold: probability above which its model predicts disease.
+        sent: bytes that left it, TLS included.
+        received: bytes that reached it, TLS included.
     """
 
     client: str
@@ -60,7 +60,7 @@ class Hospital:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method gave; ``round`` is the one that validation chose, ``seconds`` are those of all rounds."""
+    """A method's results; ``round`` is the one that validation chose, ``seconds`` the wall time of all rounds."""
 
     method: str
     round: int
@@ -69,16 +69,16 @@ class Outcome:
 
 
 def demo(out: Path, methods: Sequence[str], rounds: int, listen: Listen) -> list[Outcome]:
-    """Run methods over four SuperNodes, one hospital each; what is finished in the folder is not run again.
+    """Run methods over four SuperNodes, one per hospital. A method already finished in the folder is not run again.
 
     Args:
-        out: folder of everything: keys, sites, logs, results.
+        out: folder for everything: keys, sites, logs, results.
         methods: names of methods.
-        rounds: of each.
-        listen: is told where the demo stands.
+        rounds: number of rounds of each method.
+        listen: called with the demo's progress.
 
     Returns:
-        What hospitals have alone, by simulation, and what each method gave.
+        The hospitals' results alone (simulated), then those of each method.
 
     Raises:
         PluresError: a run failed, the folder holds results of other settings, or another demo works in it.
@@ -100,7 +100,7 @@ def demo(out: Path, methods: Sequence[str], rounds: int, listen: Listen) -> list
 
 
 def waits(out: Path, plan: str) -> bool:
-    """Whether a method is still to be run; its plan is kept beside its results."""
+    """Whether a method is still to be run. Also stores its plan beside its results, and refuses a different one."""
     kept = out / PLAN
     if kept.exists() and kept.read_text(encoding="utf-8") != plan:
         raise PluresError(f"{out} holds a run with other settings: choose another folder with --out, or delete it")
@@ -131,7 +131,7 @@ def over(out: Path, home: Path, plans: Mapping[str, str], rounds: int, listen: L
 
 
 def passed(fleet: Fleet, file: Path) -> None:
-    """Add what passed the nodes' wires to what a file says, and begin to count again."""
+    """Add the nodes' network traffic to the counts in a file, and reset the counters."""
     known = json.loads(file.read_text()) if file.exists() else {}
     for client, relay in fleet.relays.items():
         up, down = known.get(client, (0, 0))
@@ -142,7 +142,7 @@ def passed(fleet: Fleet, file: Path) -> None:
 
 @dataclass(frozen=True)
 class DemoProgress:
-    """Tells how many rounds a run has finished, as its log says."""
+    """Reports how many rounds a run has finished, according to its log."""
 
     listen: Listen
     method: str
@@ -159,7 +159,7 @@ class DemoProgress:
 
 
 def outcome(out: Path, method: str) -> Outcome:
-    """What a finished run left at the hospitals."""
+    """A finished run's results, from the models published at the hospitals."""
     plan = Plan.load(out / method / PLAN)
     told = json.loads((out / method / RESULT).read_text())
     wire = json.loads((out / method / WIRE).read_text())
@@ -173,7 +173,7 @@ def outcome(out: Path, method: str) -> Outcome:
 
 
 def alone(home: Path, text: str) -> Outcome:
-    """What every hospital reaches with its own rows: nobody sends anything, so one process tells it."""
+    """The hospitals' results with only their own rows. Nothing is sent, so it is simulated in this process."""
     file = home / "alone.toml"
     write_text(file, text)
     plan, tables = Plan.load(file), heart_tables()
@@ -189,18 +189,21 @@ def alone(home: Path, text: str) -> Outcome:
 
 
 def hospital(model: PersonalModel, data: Federation, sent: int = 0, received: int = 0) -> Hospital:
-    """A hospital's own model on its own test examples.
+    """Score a hospital's own model on its own test examples.
 
     Args:
-        model: what it predicts with.
+        model: the hospital's model.
         data: its data, a federation of one.
         sent: bytes that left it.
         received: bytes that reached it.
+
+    Raises:
+        PluresError: the model is not a classifier.
     """
     rows = data.splits["test"][0]
     decided, targets = model.decided(model.outputs(data.inputs[rows])), data.targets[rows]
     if decided is None:
-        raise PluresError(f"the model of {model.card.client} decides for no class: it is no classifier")
+        raise PluresError(f"the model of {model.card.client} predicts no class: it is not a classifier")
     right = (decided == targets).double()
     balanced = torch.stack([right[targets == which].mean() for which in sorted(set(targets.tolist()))]).mean()
     train, validation, test = (int(data.splits[name].sizes[0]) for name in ("train", "validation", "test"))

@@ -1,9 +1,9 @@
 """TLS certificates of a coordinator, and the key pairs with which it and the sites sign.
 
-A coordinator has a certificate authority of its own (``ca.crt``, ``ca.key``) and a server certificate signed by it
-(``server.crt``, ``server.key``), for its reverse proxy; and a key pair (``coordinator``), for its orders. A site has a
-key pair for both: the private key never leaves it, the public key goes to the coordinator, who adds it to
-the federation.
+A coordinator has its own certificate authority (``ca.crt``, ``ca.key``), a server certificate signed by it for its
+reverse proxy (``server.crt``, ``server.key``), and a key pair that signs its orders (``coordinator``). A site has one
+key pair, which registers its node and signs its answers: the private key never leaves the site, and the public key goes
+to the coordinator, who adds it to the federation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SERVER_DAYS = 825
 
 @dataclass(frozen=True)
 class Keyring:
-    """Where the keys lie in a folder."""
+    """Locations of the keys in a folder."""
 
     folder: Path
 
@@ -60,7 +60,7 @@ class Keyring:
         return inside(self.folder, "nodes", checked_name(client, "client"))
 
     def node_public(self, client: str) -> Path:
-        """A site's public key: what the coordinator adds to the federation and registers."""
+        """A site's public key, which the coordinator adds to the federation and registers."""
         return with_pub(self.node(client))
 
     @property
@@ -72,10 +72,10 @@ class Keyring:
         """Make the server's key and certificate, and the authority that signs it where there is none.
 
         Args:
-            hosts: names and addresses under which sites reach the server; ``localhost`` and ``127.0.0.1`` always count.
+            hosts: names and addresses under which sites reach the server, besides ``localhost`` and ``127.0.0.1``.
 
         Raises:
-            PluresError: a key of the server exists already, the authority's key is missing, or a name is no name.
+            PluresError: a key of the server exists already, the authority's key is missing, or a name is not valid.
         """
         names = list(dict.fromkeys([*LOOPBACK, *hosts]))
         alternatives = [alternative(name) for name in names]
@@ -101,7 +101,7 @@ class Keyring:
         """Make the certificate authority of this federation.
 
         Raises:
-            PluresError: there is one.
+            PluresError: it exists already.
         """
         self.refuse(self.authority_key, self.authority)
         key = ec.generate_private_key(ec.SECP384R1())
@@ -128,7 +128,7 @@ class Keyring:
         """Make the key pair with which the coordinator signs.
 
         Raises:
-            PluresError: there is one.
+            PluresError: it exists already.
         """
         self.make_pair(self.coordinator)
 
@@ -157,7 +157,7 @@ class Keyring:
         return certificate, key
 
     def refuse(self, *files: Path) -> None:
-        """Never overwrite a key."""
+        """Refuse to overwrite existing keys."""
         for file in files:
             if file.exists():
                 raise PluresError(
@@ -170,7 +170,7 @@ def authority_digest(file: Path) -> str:
     """The SHA-256 of the certificate of an authority, in hexadecimal digits: what ``openssl x509 -fingerprint`` shows.
 
     Raises:
-        PluresError: the file is no such certificate, or one that is over.
+        PluresError: the file is not such a certificate, or it has expired.
     """
     try:
         (certificate,) = x509.load_pem_x509_certificates(file.read_bytes())
@@ -179,7 +179,7 @@ def authority_digest(file: Path) -> str:
     except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound) as error:
         what = error.strerror if isinstance(error, OSError) else "it is not one certificate that signs itself"
         raise PluresError(
-            f"{file} is no certificate of an authority: {what}; the coordinator has it as keys/ca.crt"
+            f"{file} is not a certificate of an authority: {what}; the coordinator has it as keys/ca.crt"
         ) from error
     if not constraints.ca:
         raise PluresError(
@@ -187,18 +187,18 @@ def authority_digest(file: Path) -> str:
         )
     if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
         raise PluresError(
-            f"{file} is over since {certificate.not_valid_after_utc:%Y-%m-%d}: ask the coordinator for a new one"
+            f"{file} expired on {certificate.not_valid_after_utc:%Y-%m-%d}: ask the coordinator for a new one"
         )
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def read(file: Path) -> x509.Certificate:
-    """A certificate in a file."""
+    """Read a certificate from a file."""
     try:
         return x509.load_pem_x509_certificate(file.read_bytes())
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else error
-        raise PluresError(f"{file} is no certificate: {what}; `plures deploy keys --host NAME` makes it") from error
+        raise PluresError(f"{file} is not a certificate: {what}; `plures deploy keys --host NAME` makes it") from error
 
 
 def hosts(file: Path) -> list[str]:
@@ -208,12 +208,12 @@ def hosts(file: Path) -> list[str]:
 
 
 def with_pub(private_key: Path) -> Path:
-    """Where the public key of a pair lies."""
+    """The file of a pair's public key."""
     return private_key.with_name(f"{private_key.name}.pub")
 
 
 def alternative(name: str) -> x509.GeneralName:
-    """A name or an address as it stands in a certificate."""
+    """Convert a host name or an address to a certificate's subject alternative name."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
@@ -224,7 +224,7 @@ def alternative(name: str) -> x509.GeneralName:
 
 
 def certificate_of(name: str, key: ec.EllipticCurvePublicKey, issuer: x509.Name, days: int) -> x509.CertificateBuilder:
-    """What every certificate has. It counts from yesterday, so that a clock that is slow does not refuse it."""
+    """Common parts of all certificates. Validity begins yesterday, so that a machine whose clock is slow accepts it."""
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -244,7 +244,7 @@ def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def write_new(*files: tuple[Path, bytes, int]) -> None:
-    """Write files that do not exist yet, all or none, each with its permissions from its first byte on."""
+    """Write files that do not exist yet, all or none, each created with its final permissions."""
     made: list[Path] = []
     try:
         for file, content, mode in files:

@@ -94,7 +94,8 @@ class Joining:
         if not private.exists():
             where = shlex.join(["plures", "deploy", "keys", "--folder", str(folder / KEYS), "--client", client])
             raise PluresError(
-                f"{private} is missing: make it with `{where}`, send the .pub beside it, and join when it is added"
+                f"{private} is missing: make it with `{where}`, send the .pub file beside it to the coordinator, and "
+                "join once it is added"
             )
         Key.of(private, client, plan.keys.get(client))
         return cls(client, folder, plan, federation.read_bytes(), authority.read_bytes(), private, data)

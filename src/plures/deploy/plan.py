@@ -30,13 +30,13 @@ D = TypeVar("D", bound=Declared)
 
 def _fingerprint(text: str) -> str:
     if not re.fullmatch("SHA256:[A-Za-z0-9+/]{43}", text):
-        raise ValueError(f"{text[:60]!r} is no fingerprint of a key, SHA256:...; `plures deploy fingerprint` prints it")
+        raise ValueError(f"{text[:60]!r} is not a key's fingerprint, SHA256:...; `plures deploy fingerprint` prints it")
     return text
 
 
 def _host_port(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._:\[\]-]+:[0-9]{1,5}", text):
-        raise ValueError(f"{text[:60]!r} is no HOST:PORT, as in coordinator.example.org:8443")
+        raise ValueError(f"{text[:60]!r} is not HOST:PORT, as in coordinator.example.org:8443")
     return text
 
 
@@ -78,10 +78,10 @@ class Insisted(Declared):
 
 
 class Plan(Declared):
-    """A federation: who belongs to it, what is run, and what the data look like. Every member has the same file.
+    """A federation: its members, the run, and the form of the data. Every member has the same file.
 
     Attributes:
-        name: of the federation.
+        name: name of the federation.
         clients: names of its members.
         run: method, parameters, network, local work and rounds, as in :class:`~plures.evaluate.RunSpec`.
         rules: when a round counts.
@@ -91,7 +91,7 @@ class Plan(Declared):
             the identity of a run: a key may be replaced during a run.
         authority: digest of the certificate that verifies the coordinator's reverse proxy.
         superlink: address of the reverse proxy, ``host:port``.
-        table: what every member's data look like; the table ``[schema]`` of the file.
+        table: columns and types of every member's data; the table ``[schema]`` of the file.
     """
 
     name: Name
@@ -121,7 +121,7 @@ class Plan(Declared):
     def _one_key_each(self) -> Plan:
         for client in self.keys.keys() - set(self.clients):
             raise ValueError(
-                f"[keys] has a key of {client!r}, which is not in clients: add it there, or remove the key"
+                f"[keys] has a key of {client!r}, which is not in clients: add the client there, or remove the key"
             )
         owners: dict[str, str] = {} if self.coordinator is None else {self.coordinator: "the coordinator"}
         for client, key in self.keys.items():
@@ -148,8 +148,8 @@ class Plan(Declared):
         """
         if self.coordinator is None:
             raise PluresError(
-                f"the federation {self.name!r} names no coordinator's key: `plures deploy keys --host NAME`, run "
-                "by the coordinator, makes it and writes it into federation.toml"
+                f"the federation {self.name!r} names no coordinator's key: the coordinator makes it and enters it into "
+                "federation.toml with `plures deploy keys --host NAME`"
             )
         return self.coordinator
 

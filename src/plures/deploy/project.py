@@ -29,17 +29,17 @@ HOST = "coordinator.example.org"
 CLIENTS = ("first", "second", "third")
 PLAN = "federation.toml"
 ROWS = "rows"
-"""Folder of the rows of an example's members."""
+"""Folder with the rows of an example's members."""
 EXAMPLES = ("heart",)
 HEART = {"method": "ditto+threshold", "lr": 0.1, "rounds": 20}
 
 
 @dataclass(frozen=True)
 class Project:
-    """What is to be written.
+    """Contents of a coordinator's folder, to be written.
 
     Attributes:
-        name: of the federation.
+        name: name of the federation.
         clients: names of its members.
         host: name or address under which sites reach the coordinator.
         plan: the text of ``federation.toml``.
@@ -56,8 +56,8 @@ class Project:
         """Path in the folder -> text.
 
         Args:
-            folder: where it is written to; Flower wants the certificate's whole path.
-            app: what its services are called by; default: the federation's name, as they can have it.
+            folder: the coordinator's folder; Flower needs the certificate's absolute path.
+            app: name of its services; default: the federation's name, adapted to what systemd allows.
         """
         app = app or slug(self.name, "federation")
         told = {
@@ -86,11 +86,11 @@ class Project:
 
 
 def slug(name: str, otherwise: str) -> str:
-    """A name as that of a service or a Flower app, which do not take every sign; two names never share one.
+    """Adapt a name for a service or a Flower app, which do not allow every character. Different names stay different.
 
     Args:
         name: the name.
-        otherwise: what to take if nothing is left of it.
+        otherwise: used if no allowed character is left.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or otherwise
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -106,7 +106,7 @@ def proxy_address(host: str) -> str:
 
 
 def blank(name: str, clients: Sequence[str] = CLIENTS, host: str = HOST) -> Project:
-    """A federation whose columns, rows and method are to be filled in."""
+    """A new federation, with columns, rows and method for the user to fill in."""
     values = {"name": toml(name), "clients": toml(tuple(clients)), "enough": max(1, len(clients) - 1)} | {
         "superlink": toml(proxy_address(host))
     }
@@ -140,15 +140,15 @@ def heart(host: str = HOST, **run: object) -> Project:
 
 
 def write(folder: Path, project: Project, *, contained: bool = False) -> list[Path]:
-    """Write a project; returns its files.
+    """Write a project, and return its files.
 
     Args:
-        folder: where to.
-        project: what.
-        contained: with what containers need; those of members too, whose rows are known.
+        folder: the coordinator's folder.
+        project: the project.
+        contained: also write the files for containers, including those of members whose rows are known.
 
     Raises:
-        PluresError: one of the files exists; nothing was written then. Or it cannot be written.
+        PluresError: one of the files exists or cannot be written; then none is left behind.
     """
     texts = {folder / name: text for name, text in project.files(folder).items()}
     rows = {client: f"{ROWS}/{filed(client)}.csv" for client in project.tables}

@@ -20,11 +20,11 @@ class Promise:
     """What the federation's plan asks of a site.
 
     Attributes:
-        numbers: slot -> how many numbers of it the site would send in a round.
+        numbers: slot -> how many of its values the site would send in a round.
         told: facts that it would report.
         measured: measurements of its rows that it would report, once a round.
         digits: significant digits of the measurements.
-        refused: what the site does not allow, one sentence for each.
+        refused: one sentence for each thing that the site does not allow.
     """
 
     numbers: dict[str, int]
@@ -38,7 +38,7 @@ class Promise:
         return not self.refused
 
     def text(self) -> str:
-        """In words."""
+        """The promise as text for a terminal."""
         sent = ", ".join(f"{count} numbers of {slot!r}" for slot, count in self.numbers.items()) or "nothing"
         lines = [
             f"it would send in a round: {sent}",

@@ -25,19 +25,19 @@ ASKED = (
     "pull-object",
     "confirm-message-received",
 )
-"""What nodes ask a SuperLink for with small bodies; pieces of arrays (``push-object``) are large."""
+"""The SuperLink's endpoints whose requests have small bodies. Pieces of arrays (``push-object``) are large."""
 CONNECTIONS, RATE, BURST = 4, 5, 20
-"""What one node needs at most: connections at once, requests in a second, and at once when a message comes."""
+"""Limits per node: concurrent connections, requests per second, and requests in a burst when a message arrives."""
 
 
 def nginx(listen: str = f"{PUBLIC}", port: int = SUPERLINK, patience: float = 10.0, nodes: int = 32) -> str:
-    """The configuration of the proxy, complete in one file, to lie beside the folder ``keys`` of the coordinator.
+    """The complete configuration of the proxy. The file belongs beside the coordinator's folder ``keys``.
 
     Args:
-        listen: port that sites reach, or ``address:port``; default: on all addresses.
-        port: the SuperLink's, on loopback.
-        patience: seconds within which a handshake, all headers, and each further part of a body must come.
-        nodes: how many nodes may call from one address, as behind the router of a campus; others are not limited by it.
+        listen: port that sites reach, on all addresses, or ``address:port``.
+        port: port of the SuperLink on loopback.
+        patience: seconds within which a handshake, all headers, and each further part of a body must arrive.
+        nodes: number of nodes that may connect from one IP address, as behind the router of a campus.
     """
     return filled(
         "nginx.conf",

@@ -1,8 +1,7 @@
-"""Signatures around messages: they prove that an order is the coordinator's and an answer a member's.
+"""Signed envelopes, which prove that an order comes from the coordinator and an answer from a member.
 
-The layer lies between what says something (:class:`~plures.remote.clients.Remote`,
-:class:`~plures.remote.site.Site`) and what carries it, and knows nothing of what is said. A message becomes an
-envelope:
+This layer lies between the two ends (:class:`~plures.remote.clients.Remote`, :class:`~plures.remote.site.Site`) and the
+transport, and does not interpret messages. A message becomes an envelope:
 
     =========  =====================================================================
     16 bytes   ``plures signed 1`` and a newline
@@ -11,9 +10,9 @@ envelope:
     the rest   the message
     =========  =====================================================================
 
-What is signed is the message with the role of the signer, and in an answer with the envelope that it answers: an order
-is no answer, and an answer fits one order. Who may sign stands as a fingerprint in the agreed federation. Nothing of a
-message is parsed before its signature has been verified with a key that is expected.
+The signature covers the message, the signer's role and, in an answer, the envelope that it answers. So an order cannot
+pass as an answer, and an answer fits only one order. The agreed federation lists the fingerprints of all keys that may
+sign. No part of a message is parsed before its signature has been verified with an expected key.
 """
 
 from __future__ import annotations
@@ -44,19 +43,19 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"plures signed 1\n"
 NUMBER = 48
-"""Bytes of a number of the curve."""
+"""Bytes of a coordinate, and of each number of a signature, on P-384."""
 POINT, SIGNATURE = 1 + 2 * NUMBER, 2 * NUMBER
 BEGIN = len(MAGIC) + POINT + SIGNATURE
-"""Where the message begins."""
+"""Offset of the message in an envelope."""
 SSH = b"\0\0\0\x13ecdsa-sha2-nistp384\0\0\0\x08nistp384" + POINT.to_bytes(4, "big")
-"""What OpenSSH writes before the point."""
+"""OpenSSH's prefix of the point in a public key."""
 
 Role = Literal["order", "answer"]
-"""As whom one signs: the coordinator orders, a member answers."""
+"""Role of the signer: the coordinator signs orders, a member signs answers."""
 
 
 def fingerprint(point: bytes) -> str:
-    """What a public key is called: ``SHA256:...``, as ``ssh-keygen -lf`` prints it."""
+    """Fingerprint of a public key: ``SHA256:...``, as ``ssh-keygen -lf`` prints it."""
     return f"SHA256:{base64.b64encode(hashlib.sha256(SSH + point).digest()).decode().rstrip('=')}"
 
 
@@ -64,16 +63,16 @@ def public(file: Path) -> str:
     """The fingerprint of a public key in a file, in OpenSSH's format.
 
     Raises:
-        PluresError: it is no such file, another kind of key, or a private key.
+        PluresError: the file is not such a key, or it is a private key.
     """
     hint = "a member makes one with `plures deploy keys --client NAME` and sends the file that ends in .pub"
     try:
         text = file.read_text(encoding="ascii")
     except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise PluresError(f"{file} is no public key: {what}; {hint}") from error
+        what = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise PluresError(f"{file} is not a public key: {what}; {hint}") from error
     if "PRIVATE KEY" in text:
-        raise PluresError(f"{file} is a private key, which nobody may send: make a new pair and send its .pub")
+        raise PluresError(f"{file} is a private key, which must never be sent: make a new pair and send its .pub")
     try:
         line = text.strip()
         words = line.split()
@@ -84,7 +83,7 @@ def public(file: Path) -> str:
         ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
     except (ValueError, IndexError, binascii.Error) as error:
         what = "it is not one key of the curve P-384" if isinstance(error, IndexError | binascii.Error) else str(error)
-        raise PluresError(f"{file} is no public key: {what}; {hint}") from error
+        raise PluresError(f"{file} is not a public key: {what}; {hint}") from error
     return fingerprint(point)
 
 
@@ -110,31 +109,33 @@ class Key:
             private = serialization.load_ssh_private_key(file.read_bytes(), None)
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
             what = error.strerror if isinstance(error, OSError) else error
-            raise PluresError(f"{file} is no private key that can be used: {what}; `plures deploy keys`") from error
+            raise PluresError(
+                f"{file} is not a usable private key: {what}; make one with `plures deploy keys`"
+            ) from error
         if shared:
-            raise PluresError(f"{file} is not private, other users may read or change it: chmod 600 {file}")
+            raise PluresError(f"{file} is not private: other users may read or change it; run `chmod 600 {file}`")
         if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, ec.SECP384R1):
             raise PluresError(f"{file} is not a key of the curve P-384: make one with `plures deploy keys`")
         return cls(private)
 
     @classmethod
     def of(cls, file: Path, owner: str, expected: str | None) -> Key:
-        """Read the private key of somebody whom the agreed federation names.
+        """Read a private key and check it against the agreed federation.
 
         Args:
-            file: the key.
-            owner: whose it should be, for the message.
-            expected: the fingerprint that stands in ``federation.toml``, if one does.
+            file: file of the key.
+            owner: the key's owner, for the message.
+            expected: the fingerprint in ``federation.toml``, if there is one.
 
         Raises:
-            PluresError: it cannot be used, or it is another key.
+            PluresError: the key cannot be used, or it is another key.
         """
         key = cls.load(file)
         if key.fingerprint != expected:
             stands = f"names {expected}" if expected else "names none"
             raise PluresError(
-                f"{file} is {key.fingerprint}, but as the key of {owner} federation.toml {stands}: take the right key, "
-                "or let the coordinator enter this one (`plures deploy add`) and get the file anew"
+                f"{file} is {key.fingerprint}, but as the key of {owner} federation.toml {stands}: use the right key, "
+                "or let the coordinator enter this one (`plures deploy add`) and get the new federation.toml"
             )
         return key
 
@@ -146,16 +147,16 @@ class Key:
 
     @property
     def fingerprint(self) -> str:
-        """What the public key is called."""
+        """Fingerprint of the public key."""
         return fingerprint(self.point)
 
     def sign(self, role: Role, message: bytes, order: bytes = b"") -> bytes:
-        """A message in its envelope.
+        """Sign a message, and return its envelope.
 
         Args:
-            role: as whom.
-            message: what is said.
-            order: the envelope that it answers.
+            role: role of the signer.
+            message: the message.
+            order: the envelope that it answers, if it is an answer.
         """
         hashed = hashed_of(role, self.point, message, order)
         numbers = decode_dss_signature(self.private.sign(hashed, ec.ECDSA(Prehashed(hashes.SHA384()))))
@@ -163,23 +164,23 @@ class Key:
 
 
 def hashed_of(role: Role, point: bytes, message: bytes | memoryview, order: bytes) -> bytes:
-    """What is signed."""
+    """The SHA-384 digest that is signed."""
     hashed = hashlib.sha384(MAGIC + role.encode() + b"\n" + point + hashlib.sha384(order).digest())
     hashed.update(message)
     return hashed.digest()
 
 
 def verified(role: Role, envelope: bytes, expected: Container[str], order: bytes = b"") -> tuple[str, bytes]:
-    """Who signed an envelope, as a fingerprint, and the message in it.
+    """Verify an envelope. Returns the signer's fingerprint and the message.
 
     Args:
-        role: as whom.
-        envelope: what arrived.
+        role: role of the signer.
+        envelope: the bytes that arrived.
         expected: fingerprints of the keys that may have signed it.
-        order: the envelope that it answers.
+        order: the envelope that it answers, if it is an answer.
 
     Raises:
-        PluresError: it is not signed, or not by one of these, or something of it was changed.
+        PluresError: it is not signed, not signed with one of these keys, or was changed.
     """
     if len(envelope) < BEGIN or not envelope.startswith(MAGIC):
         raise PluresError(f"the {role} is not signed")
@@ -193,16 +194,16 @@ def verified(role: Role, envelope: bytes, expected: Container[str], order: bytes
         key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
         key.verify(encode_dss_signature(*numbers), hashed, ec.ECDSA(Prehashed(hashes.SHA384())))
     except (InvalidSignature, ValueError) as error:
-        raise PluresError(f"the {role} is not signed by {signer}, or was changed on its way") from error
+        raise PluresError(f"the {role} is not signed by {signer}, or was changed on the way") from error
     return signer, envelope[BEGIN:]
 
 
 class Signed:
-    """A site that obeys only its coordinator, and signs its answers.
+    """Accepts only orders signed by its coordinator, and signs the site's answers.
 
     Args:
-        site: what answers.
-        key: the member's own.
+        site: the site that answers.
+        key: the member's own key.
         coordinator: fingerprint of the coordinator's key.
         client: the member's name.
     """
@@ -223,11 +224,11 @@ class Signed:
 
 
 class SignedTransport:
-    """Carries orders that the coordinator has signed, and answers that are signed by who they say they are of.
+    """Signs the coordinator's orders, and accepts only answers signed by the client that they name.
 
     Args:
         transport: carries messages.
-        key: the coordinator's own.
+        key: the coordinator's own key.
         members: client -> fingerprint of its key.
     """
 
@@ -246,7 +247,7 @@ class SignedTransport:
         }
 
     def _checked(self, answer: bytes | str, order: bytes) -> bytes | str:
-        """The answer itself; a reason if it does not count."""
+        """The message in an answer, or the reason why it does not count."""
         if isinstance(answer, str):
             return answer
         try:

@@ -1,4 +1,4 @@
-"""Speak to a SuperLink's Control API from this process: what the command ``flwr`` does, without a process per call.
+"""A client of a SuperLink's Control API. It does what the command ``flwr`` does, without a process per call.
 
 Flower's own client is not part of its public interface; everything plures uses of it is in this file.
 """
@@ -37,7 +37,7 @@ from plures.errors import PluresError
 
 IN_USE = f'"code":{int(ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE)},'
 OVER = f'"code":{int(ApiErrorCode.RUN_ALREADY_FINISHED)},'
-"""What the SuperLink says of a key that it has seen, and of a run that has ended."""
+"""How the SuperLink refuses a key that it has seen before, and a request about a run that has ended."""
 
 Value = bool | float | int | str
 
@@ -47,10 +47,11 @@ class Node:
     """A node that the SuperLink knows.
 
     Attributes:
-        id: of the node.
-        name: that it was registered with.
-        status: ``online``, ``offline``, ``registered`` (it was never there) or ``unregistered``.
-        seen: seconds since 1970 when it last gave a sign of life; of a node that went silent, when it was given up.
+        id: id of the node.
+        name: name under which it was registered.
+        status: ``online``, ``offline``, ``registered`` (it has never connected) or ``unregistered``.
+        seen: time of its last heartbeat in seconds since 1970; for a node that went silent, when it was declared
+            offline.
     """
 
     id: int
@@ -64,9 +65,9 @@ class Submitted:
     """A run that the SuperLink knows.
 
     Attributes:
-        id: of the run.
-        status: where it stands, in Flower's words: ``running``, ``finished:completed``, ``finished:failed``, ...
-        config: what was given when it was submitted.
+        id: id of the run.
+        status: its status in Flower's terms: ``running``, ``finished:completed``, ``finished:failed``, ...
+        config: the configuration with which it was submitted.
     """
 
     id: int
@@ -91,23 +92,23 @@ class Control:
     authority: Path | None
 
     def register(self, public_key: Path, name: str) -> int:
-        """Let a node in.
+        """Register a node.
 
         Args:
             public_key: file with its public key, in OpenSSH's format.
-            name: what the SuperLink lists it as.
+            name: name under which the SuperLink lists it.
 
         Returns:
             Its id.
 
         Raises:
-            PluresError: the file is no such key, or the key is registered.
+            PluresError: the file is not such a key, or the key is or was registered.
         """
         encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         try:
             key = serialization.load_ssh_public_key(public_key.read_bytes()).public_bytes(encoding, form)
         except (OSError, ValueError) as error:
-            what = f"{public_key} is no public key of a node: {error}"
+            what = f"{public_key} is not a public key of a node: {error}"
             raise PluresError(f"{what}; make one with `plures deploy keys`") from error
         try:
             with self.client() as client:
@@ -116,8 +117,8 @@ class Control:
             if IN_USE not in str(error):
                 raise
             raise PluresError(
-                f"{public_key} is registered, or was and was taken out, which the SuperLink does not forget: {name} "
-                "makes a new pair with `plures deploy keys`"
+                f"{public_key} is registered, or was removed, and the SuperLink accepts no key twice: {name} must make "
+                "a new pair with `plures deploy keys`"
             ) from error
 
     def nodes(self) -> list[Node]:
@@ -127,7 +128,7 @@ class Control:
         return [Node(node.node_id, node.name, node.status, seen(node)) for node in found]
 
     def unregister(self, node: int) -> None:
-        """Let a node in no longer."""
+        """Remove a node, which can then no longer connect."""
         with self.client() as client:
             client.UnregisterNode(UnregisterNodeRequest(node_id=node))
 
@@ -142,21 +143,21 @@ class Control:
             The run's id.
 
         Raises:
-            PluresError: the app is not one, or the SuperLink does not take it.
+            PluresError: the folder is not a Flower app, or the SuperLink refuses it.
         """
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # what Flower says to its own dependencies
+                warnings.simplefilter("ignore", DeprecationWarning)  # from Flower's use of its own dependencies
                 content = build_fab_from_disk(app)
         except (OSError, ValueError) as error:
-            raise PluresError(f"{app} is no Flower app: {error}; write one with `plures deploy init`") from error
+            raise PluresError(f"{app} is not a Flower app: {error}; write one with `plures deploy init`") from error
         fab = fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {}))
         request = StartRunRequest(fab=fab, override_config=user_config_to_proto(dict(config)))
         with self.client() as client:
             return int(client.StartRun(request).run_id)
 
     def status(self, run: int) -> str:
-        """Where a run stands, in Flower's words: ``running``, ``finished:completed``, ``finished:failed``, ..."""
+        """A run's status in Flower's terms: ``running``, ``finished:completed``, ``finished:failed``, ..."""
         with self.client() as client:
             return submitted(client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run]).status
 
@@ -177,7 +178,7 @@ class Control:
 
     @contextmanager
     def client(self) -> Iterator[ControlHttpClient]:
-        """A connection; what goes wrong on it is a :class:`PluresError` that names the SuperLink."""
+        """A connection. Its errors become a :class:`PluresError` that names the SuperLink."""
         try:
             certificate = None if self.authority is None else self.authority.read_bytes()
             with ControlHttpClient.from_server_address(
@@ -193,12 +194,12 @@ class Control:
         except httpx.TransportError as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise PluresError(
-                    f"what answers at {self.address} has no certificate of {self.authority}: it is another "
-                    "federation's SuperLink, or began before the certificate was made; end it, or give one another port"
+                    f"the server at {self.address} has no certificate issued by {self.authority}: it is another "
+                    "federation's SuperLink, or started before the certificate was made; restart it, or change a port"
                 ) from error
             raise PluresError(f"SuperLink {self.address} does not answer: {error}; start it first") from error
         except OSError as error:
-            what = f"{self.authority} is no certificate: {error.strerror or error}"
+            what = f"{self.authority} is not a certificate: {error.strerror or error}"
             raise PluresError(f"{what}; `plures deploy keys --host NAME` makes it") from error
 
 
@@ -208,7 +209,7 @@ def submitted(run: Run) -> Submitted:
 
 
 def seen(node: NodeInfo) -> float | None:
-    """When a node last gave a sign of life; Flower keeps until when it believes in it."""
+    """Time of a node's last heartbeat, in seconds since 1970. Flower stores only until when it counts as online."""
     if node.status == "online":
         return float(node.online_until - HEARTBEAT_PATIENCE * node.heartbeat_interval)
     return datetime.fromisoformat(node.last_deactivated_at).timestamp() if node.last_deactivated_at else None

@@ -1,17 +1,17 @@
-"""A node does one message at a time: each is answered once, and nothing of it is left for the next.
+"""Fixes for Flower's node, so that it handles one message at a time, answers each once, and leaves no leftovers.
 
 Flower's node fetches a message, waits until *an* answer is there, sends it and fetches the next message. It offers the
-task before the message has come whole, and it never looks which message an answer belongs to. So if a run was stopped
+task before the whole message has arrived, and never checks which message an answer belongs to. So if a run was stopped
 while a node fetched its message, the task stayed; the error that Flower wrote for it later was sent as the answer to
-another message; and from then on the node sent every answer only after the next message had come. To its coordinator
-it looked dead until it was started again. In the same way a node waited for ever for a task that had ended before it
-took its message, or in the middle of handing over its answer.
+another message; and from then on the node sent every answer only after the next message had arrived. To its coordinator
+it looked dead until it was restarted. Similarly, a node waited forever for a task that ended before it took its message
+or while it handed over its answer.
 
-What starts tasks asks for one again and again. Each question waits here until there is a task, so that few are asked
-and a task begins at once.
+Flower's task starter polls the node for tasks. Here each request waits until there is a task, so that there are few
+requests and a task starts at once.
 
-This file is loaded by :mod:`plures.deploy.fleet.programs` without the rest of plures. What it changes in Flower are the
-node's state and the functions that fetch, offer and send.
+This file is loaded by :mod:`plures.deploy.fleet.programs` without the rest of plures. It changes the node's state and
+the functions that fetch, offer and send.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERRO
 
 LOOP, OFFER = "flwr.supernode.start_client_internal", "flwr.supernode.servicer.runtime.runtime_handlers"
 LONGEST = 1.0
-"""Seconds that a question for a task waits at most."""
+"""Longest time that a request for a task waits, in seconds."""
 
 
 class Inbox(InMemoryNodeState):
     """A node's state.
 
     Attributes:
-        whole: whether the message that is to be worked on is there with all its parts.
-        offered: is set when a message came, until its task is claimed.
+        whole: whether all parts of the current message have arrived.
+        offered: set from a message's arrival until its task is claimed.
     """
 
     def __init__(self, object_store: ObjectStore) -> None:
@@ -46,14 +46,14 @@ class Inbox(InMemoryNodeState):
         self.offered = threading.Event()
 
     def claim_task(self, task_id: int) -> str | None:
-        """A task, once its message is whole."""
+        """Claim a task, once its whole message has arrived."""
         self.offered.clear()
         return super().claim_task(task_id) if self.whole else None
 
     def get_messages_legacy(
         self, *, run_ids: Sequence[int] | None = None, is_reply: bool | None = None, limit: int | None = None
     ) -> Sequence[Message]:
-        """Messages or answers; if no task is left that could still answer, an error stands for the answer."""
+        """Messages or answers. If no task is left that could still answer, the answer is an error."""
         over = is_reply is True and not self.working()
         found = super().get_messages_legacy(run_ids=run_ids, is_reply=is_reply, limit=limit)
         if found or not over or not (left := self.unanswered()):
@@ -66,7 +66,7 @@ class Inbox(InMemoryNodeState):
         return super().get_messages_legacy(run_ids=run_ids, is_reply=is_reply, limit=limit)
 
     def working(self) -> bool:
-        """Whether a task has not ended; the newest are looked at first, for a node never forgets one."""
+        """Whether any task has not ended. Checks the newest first, because a node never forgets a task."""
         with self.lock_task_store:
             return any(task.status.status != Status.FINISHED for task in reversed(self.task_store.values()))
 
@@ -77,7 +77,7 @@ class Inbox(InMemoryNodeState):
         return [message for message in messages if not message.metadata.reply_to_message_id]
 
     def drop(self) -> None:
-        """Forget messages that did not come whole, and their tasks, which nobody has begun."""
+        """Delete messages that arrived only in part, and their tasks, which have not started."""
         for task in self.get_tasks(statuses=[Status.PENDING]):
             self.finish_task(task.task_id, SubStatus.STOPPED, "its message did not come whole")
         for message in self.unanswered():
@@ -89,18 +89,18 @@ class Parts:
     """The parts of an answer, which the task hands over one by one.
 
     Args:
-        store: where it puts them.
-        state: of the node.
+        store: store that holds the parts.
+        state: state of the node.
     """
 
     def __init__(self, store: ObjectStore, state: Inbox) -> None:
         self.store, self.state = store, state
 
     def get(self, part: str) -> bytes | None:
-        """A part; empty if it is still to come.
+        """A part; empty if it has not arrived yet.
 
         Raises:
-            LookupError: it will not come, for its task has ended.
+            LookupError: it will never arrive, because its task has ended.
         """
         over = not self.state.working()
         content = self.store.get(part)
@@ -113,7 +113,7 @@ class Parts:
 
 
 def fetching(fetch: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Flower's fetching of a message, which leaves nothing of one that did not come whole."""
+    """Wrap Flower's function that fetches a message, so that it leaves nothing of one that arrived only in part."""
 
     def fetched(*, state: Inbox, **given: Any) -> int | None:
         state.whole = False
@@ -131,7 +131,7 @@ def fetching(fetch: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 def offering(acquire: Callable[..., object]) -> Callable[..., object]:
-    """Flower's answer to who asks for a task, which waits for one."""
+    """Wrap Flower's function that hands out tasks, so that it waits for one."""
 
     def acquired(request: object, state: Inbox) -> object:
         state.offered.wait(LONGEST)
@@ -141,7 +141,7 @@ def offering(acquire: Callable[..., object]) -> Callable[..., object]:
 
 
 def sending(send: Callable[..., None]) -> Callable[..., None]:
-    """Flower's waiting for an answer and sending of it, until no message is left without one."""
+    """Wrap Flower's function that waits for an answer and sends it, to repeat until every message has its answer."""
 
     def sent(*, state: Inbox, object_store: ObjectStore, **given: Any) -> None:
         while True:
@@ -153,7 +153,7 @@ def sending(send: Callable[..., None]) -> Callable[..., None]:
 
 
 def install() -> None:
-    """Let the node that is run in this process work so."""
+    """Apply these changes to the node in this process."""
     loop: Any = importlib.import_module(LOOP)
     offer: Any = importlib.import_module(OFFER)
     factory: Any = nodestate_factory

@@ -32,35 +32,35 @@ from plures.files import filed, inside, write_text
 
 CONNECTION = "plures"
 PORTS = range(20000, 32000)
-"""Where ports are sought: below those that systems give to outgoing connections, so that a restart finds its own."""
+"""Range of ports. It lies below the ports of outgoing connections, so that a restarted process finds its port free."""
 START = 60.0
 JOIN = 90.0
 RESTART = 1.0
-"""Seconds between two looks for nodes that have ended."""
+"""Seconds between two checks for nodes that have ended."""
 ONLINE, READY = "SuperNode ID:", "Starting Flower SuperExec"
 REFUSED = "[code: 2004]"
-"""What Flower's nodes say when they are let in, when they can start tasks (what starts them has loaded all that they
-need, which may take longer), and when they are not let in."""
+"""Log lines of Flower's nodes: admitted, ready for tasks (their task starter has loaded all modules, which may take
+longer), refused."""
 ENDED = "finished"
 
 
 class Fleet:
-    """A coordinator and its sites on this machine, each in processes of its own.
+    """A coordinator and its sites on this machine, each in its own processes.
 
-    As a context manager it starts all of them and ends all of them, also after an error or Ctrl-C.
+    As a context manager, it starts all of them, and ends all of them even after an error or Ctrl-C.
 
     Args:
-        folder: keys, logs, Flower's own files and the SuperLink's database. A second fleet in the same folder goes on
-            with the same keys and database.
+        folder: folder for keys, logs, Flower's own files and the SuperLink's database. A second fleet in the folder
+            uses the same keys and database.
         sites: ``client -> site.toml``.
-        tls: encrypt, and let in only nodes whose key is registered. Without it, everything is readable on the wire and
-            every node is let in, though answers are signed: for comparison only.
-        relayed: every node reaches the SuperLink through a :class:`~plures.deploy.fleet.relay.Relay` of its own.
-        record: every relay keeps what passes, under ``wire/<client>``.
-        quick: wait less for Flower's programs, see :mod:`plures.deploy.fleet.programs`.
-        warm: tasks are forked from a process that has loaded what they need, as they are outside of such a fleet.
+        tls: encrypt, and admit only nodes whose key is registered. Without it, all traffic is readable and every node
+            is admitted, though answers are still signed. Turn it off for comparison only.
+        relayed: every node reaches the SuperLink through its own :class:`~plures.deploy.fleet.relay.Relay`.
+        record: every relay records its traffic under ``wire/<client>``.
+        quick: poll more often; see :mod:`plures.deploy.fleet.programs`.
+        warm: fork tasks from a process that has already loaded their modules, as in a real deployment.
         guard: nodes run plures' client, whatever app is submitted.
-        environment: further variables of all processes.
+        environment: further environment variables of all processes.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Fleet:
         self.close()
 
     def start(self) -> None:
-        """Make missing keys, start the SuperLink, register the nodes, start them and wait until all can work.
+        """Make missing keys, start the SuperLink, register and start the nodes, and wait until all are ready.
 
         Raises:
             PluresError: another fleet runs in the folder, or something does not start.
@@ -127,16 +127,16 @@ class Fleet:
             self.wait_online(client)
 
     def supervise(self) -> None:
-        """Start nodes again that have ended, as a service manager does (``Restart=always``).
+        """Restart nodes that have ended, as a service manager does (``Restart=always``).
 
-        A node ends itself when the SuperLink refuses it, and when its connection breaks in certain moments.
+        A node exits when the SuperLink refuses it, and when its connection breaks at certain moments.
         """
         while not self.closing.wait(RESTART):
             for node in self.nodes.values():
                 node.revive()
 
     def close(self) -> None:
-        """End every process. What a second Ctrl-C interrupts is killed."""
+        """End every process. A second Ctrl-C kills those that are still running."""
         self.closing.set()
         everyone = [*self.nodes.values(), self.superlink]
         try:
@@ -151,7 +151,7 @@ class Fleet:
             self.lock.release()
 
     def start_superlink(self) -> float:
-        """Start the SuperLink, or start it again after it was killed; its port stays the same.
+        """Start the SuperLink, also after it was killed. Its port stays the same.
 
         Returns:
             Seconds until it answers.
@@ -161,25 +161,25 @@ class Fleet:
         return until(self.healthy, START, late, self.superlink.require)
 
     def start_node(self, client: str) -> float:
-        """Start a site's node again and wait until it can work.
+        """Start a site's node and wait until it is ready.
 
-        After a node was killed, the SuperLink refuses it until it has missed its heartbeats: up to a minute.
+        After a node was killed, the SuperLink refuses it until enough heartbeats are missed: up to a minute.
 
         Returns:
-            Seconds until it can.
+            Seconds until it is ready.
         """
         self.nodes[client].start()
         return self.wait_online(client)
 
     def wait_online(self, client: str) -> float:
-        """Wait until a node that was started is let in by the SuperLink and can start tasks.
+        """Wait until a started node is admitted by the SuperLink and can start tasks.
 
         Returns:
             Seconds that it took.
 
         Raises:
-            PluresError: it ended for another reason than that it was refused, or was not let in in time; with the end
-                of its log.
+            PluresError: it ended for a reason other than being refused, or was not admitted in time; the message
+                contains the end of its log.
         """
         node = self.nodes[client]
 
@@ -208,7 +208,7 @@ class Fleet:
         return False
 
     def submit(self, app: Path, config: Mapping[str, Value] | None = None) -> int:
-        """Hand a Flower app to the SuperLink.
+        """Submit a Flower app to the SuperLink.
 
         Args:
             app: folder of the app.
@@ -220,11 +220,11 @@ class Fleet:
         return self.control.start(app, config or {})
 
     def conduct(self, app: Path, plan: Path, out: Path) -> int:
-        """Start a run of plures, or go on with one; returns its id.
+        """Start or resume a run of plures, and return its id.
 
         Args:
             app: folder of an app that points to plures.
-            plan: ``federation.toml`` of the sites; their keys and the coordinator's are entered there.
+            plan: ``federation.toml`` of the sites; the keys of sites and coordinator are entered into it.
             out: folder of the run.
         """
         self.agree(plan)
@@ -232,14 +232,14 @@ class Fleet:
         return self.submit(app, {name: str(file.resolve()) for name, file in told.items()})
 
     def agree(self, plan: Path) -> None:
-        """Enter the coordinator's fingerprints and the sites' into a ``federation.toml``."""
+        """Enter the fingerprints of the coordinator and the sites into a ``federation.toml``."""
         top = {"coordinator": public(with_pub(self.keys.coordinator))}
         if self.tls:
             top["authority"] = authority_digest(self.keys.authority)
         agreement.enter(plan, top=top, keys={client: public(self.keys.node_public(client)) for client in self.sites})
 
     def join(self, plan: Path, data: Mapping[str, Path]) -> None:
-        """Let every site join a federation, as its member would; what is in its folder stays.
+        """Let every site join a federation, as its member would. Existing files in its folder stay.
 
         Args:
             plan: ``federation.toml``.
@@ -256,10 +256,10 @@ class Fleet:
         Args:
             run: its id.
             seconds: how long to wait.
-            between: is called while waiting.
+            between: called repeatedly while waiting.
 
         Returns:
-            Its status, in Flower's words: ``finished:completed``, ``finished:failed`` or ``finished:stopped``.
+            Its status in Flower's terms: ``finished:completed``, ``finished:failed`` or ``finished:stopped``.
 
         Raises:
             PluresError: it has not ended in time, or the SuperLink has ended.
@@ -280,7 +280,7 @@ class Fleet:
         return status
 
     def make_keys(self) -> None:
-        """Make what keys there are not yet, and tell Flower's command line where the SuperLink is."""
+        """Make missing keys, and write the SuperLink's address for Flower's command line."""
         connection = [f"[superlink.{CONNECTION}]", f'address = "{HOST}:{self.port}"']
         if not self.keys.coordinator.exists():
             self.keys.make_coordinator()
@@ -298,7 +298,7 @@ class Fleet:
         write_text(home / "config.toml", "\n".join(["[superlink]", f'default = "{CONNECTION}"', *connection, ""]))
 
     def register(self) -> None:
-        """Register the public keys of the sites that the SuperLink does not know yet."""
+        """Register the public keys of sites that the SuperLink does not know yet."""
         known = {node.name for node in self.control.nodes()}
         for client in self.sites:
             if client not in known:
@@ -324,9 +324,9 @@ def superlink_arguments(port: int, database: Path, keys: Keyring | None) -> list
     """Arguments of a coordinator's SuperLink, which listens on loopback.
 
     Args:
-        port: of loopback.
-        database: its file.
-        keys: of the coordinator; ``None`` for no encryption, and every node is let in.
+        port: port on loopback.
+        database: file of its database.
+        keys: the coordinator's keys; ``None`` for no encryption and no authentication of nodes.
     """
     secure = ["--insecure"]
     if keys is not None:
@@ -342,8 +342,8 @@ def node_arguments(site: Path, superlink: str, port: int, authority: Path | None
     Args:
         site: its ``site.toml``.
         superlink: ``host:port`` of the coordinator.
-        port: of loopback, for the node's own processes.
-        authority: certificate that the coordinator's is checked against; ``None`` for no encryption.
+        port: port on loopback, for the node's own processes.
+        authority: certificate that verifies the coordinator's; ``None`` for no encryption.
         key: the site's private key.
     """
     secure = ["--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
@@ -355,7 +355,11 @@ def node_arguments(site: Path, superlink: str, port: int, authority: Path | None
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens."""
+    """A free port of this machine.
+
+    Raises:
+        PluresError: none was found.
+    """
     for port in random.SystemRandom().sample(PORTS, 100):
         with suppress(OSError), socket.socket() as probe:
             probe.bind((HOST, port))

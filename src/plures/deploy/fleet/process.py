@@ -1,4 +1,4 @@
-"""A program that runs beside this one: its environment, its log, its signals, and no trace of it afterwards."""
+"""Child processes: environment, log and signals, with no process left behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-"""What keeps Flower from calling home, from looking for updates and from installing packages while it runs."""
+"""Keeps Flower from sending telemetry, looking for updates and installing packages while it runs."""
 MARK = "PLURES_PROCESS"
 POLL = 0.05
 GRACE = 5.0
@@ -30,12 +30,12 @@ def quiet_environment(home: Path | None = None, threads: int = 1) -> dict[str, s
     """The environment of every process of Flower that plures starts.
 
     Args:
-        home: folder for what Flower itself keeps; default: where Flower keeps it.
-        threads: threads of a numerical library.
+        home: folder for Flower's own files; default: Flower's default.
+        threads: number of threads of numerical libraries.
 
     Returns:
-        This process's variables with :data:`QUIET`, and the folder of this Python's programs first in ``PATH``: Flower
-        finds its own programs by name.
+        This process's variables with :data:`QUIET`, and with the folder of this Python's programs first in ``PATH``,
+        because Flower finds its own programs by name.
     """
     programs = str(Path(sys.executable).parent)
     own = QUIET | {"PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]), "PYTHONUNBUFFERED": "1"}
@@ -45,21 +45,23 @@ def quiet_environment(home: Path | None = None, threads: int = 1) -> dict[str, s
 
 
 class Process:
-    """One program with its children: started, stopped, killed, halted and continued as one.
+    """A program and its children, which are started, stopped, killed, paused and resumed together.
 
-    It is the leader of a session of its own, so that Ctrl-C in a terminal reaches only its owner. Children that leave
-    the session (Flower's SuperLink detaches one) are found where ``/proc`` tells of them: by their parents, and after
-    those have gone by a mark in their environment. Elsewhere they end by themselves when they miss their parent.
+    It leads its own session, so that Ctrl-C in a terminal reaches only its owner. Children that leave the session
+    (Flower's SuperLink detaches one) are found through ``/proc``: by their parents, or by a mark in their environment
+    once those have ended. On systems without ``/proc``, they end by themselves when they notice that their parent is
+    gone.
+
+    Its log, and all files that it and its children write, are readable only by this user.
 
     Args:
-        name: what it is called in messages.
+        name: name in messages.
         command: program and arguments.
-        environment: all variables.
-        log: file that its output is appended to.
+        environment: all environment variables.
+        log: file to which its output is appended.
 
-    What it and its children write, and its log, only this user may read.
-
-    ``wanted`` says that it was started and neither stopped nor killed by its owner.
+    Attributes:
+        wanted: whether it was started and its owner has neither stopped nor killed it.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
@@ -76,9 +78,13 @@ class Process:
         return self.child is not None and self.child.poll() is None
 
     def start(self) -> None:
-        """Start it; its output goes to the end of its log. What an owner that was killed left of it is ended first."""
+        """Start the program; its output is appended to its log. First kills processes that a killed owner left behind.
+
+        Raises:
+            PluresError: it is running already.
+        """
         if self.alive:
-            raise PluresError(f"{self.name} runs already")
+            raise PluresError(f"{self.name} is running already")
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.changing, private(self.log) as out:
             self.wanted = True
@@ -97,7 +103,7 @@ class Process:
             )
 
     def stop(self, seconds: float = GRACE) -> None:
-        """Ask it to end; after some seconds, kill it. Nothing of it is left."""
+        """Ask it to end, and kill it after some seconds. None of its children is left."""
         with self.changing:
             self.wanted = False
             if self.child is not None and self.alive:
@@ -108,7 +114,7 @@ class Process:
             self.kill()
 
     def kill(self) -> None:
-        """End it and all its children at once, without a word (SIGKILL)."""
+        """Kill it and all its children at once (SIGKILL)."""
         with self.changing:
             self.wanted = False
             if self.child is None:
@@ -118,7 +124,7 @@ class Process:
             self.child.wait()
 
             def left() -> set[int]:
-                """Also a child that was born while the others were killed."""
+                """Processes still alive, including children started while the others were killed."""
                 nonlocal known
                 known = {pid for pid in known | set(self.members()) if lives(pid)}
                 return known
@@ -128,7 +134,7 @@ class Process:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
-            until(lambda: not left(), GRACE, lambda: f"{self.name} was killed, but {known} go on", again)
+            until(lambda: not left(), GRACE, lambda: f"{self.name} was killed, but {known} still run", again)
 
     def revive(self) -> None:
         """Restart it if it has ended unintentionally."""
@@ -137,11 +143,11 @@ class Process:
                 self.start()
 
     def pause(self) -> None:
-        """Halt it and its children where they are (SIGSTOP)."""
+        """Pause it and its children (SIGSTOP)."""
         self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Resume it and its children (SIGCONT)."""
         self.signal(signal.SIGCONT)
 
     def signal(self, number: signal.Signals) -> None:
@@ -156,16 +162,16 @@ class Process:
                 os.kill(member, number)
 
     def members(self, command: str | None = None) -> list[int]:
-        """Process ids of it and its children, as far as the system tells.
+        """Ids of its process and its children's, as far as they can be found.
 
         Args:
-            command: only those that run this program.
+            command: only processes that run this program.
         """
         family = descendants(self.child.pid) if self.child is not None and self.alive else set()
         return [pid for pid in sorted(family | marked(self.mark)) if command is None or runs(pid, command)]
 
     def output(self) -> str:
-        """What it has said since it was started last."""
+        """Its output since it was last started."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as handle:
@@ -173,27 +179,31 @@ class Process:
             return handle.read().decode("utf-8", "replace")
 
     def tail(self, lines: int = 15) -> str:
-        """The last lines of what it has said."""
+        """The last lines of its output."""
         return "\n".join(self.output().splitlines()[-lines:])
 
     def require(self) -> None:
-        """Raise a :class:`PluresError` with the end of its log if it has ended."""
+        """Check that it is running.
+
+        Raises:
+            PluresError: it has ended; the message contains the end of its log.
+        """
         if not self.alive:
             code = None if self.child is None else self.child.returncode
             raise PluresError(f"{self.name} has ended (exit code {code}); the end of {self.log}:\n{self.tail()}")
 
     def wait_for(self, words: str, seconds: float) -> None:
-        """Wait until it has said some words since its start.
+        """Wait until its output since its start contains some words.
 
         Raises:
-            PluresError: it ended before, or did not say them in time.
+            PluresError: it ended before, or did not print them in time.
         """
         said = f"{self.name} did not say {words!r} within {seconds:g} s; the end of {self.log}:\n"
         until(lambda: words in self.output(), seconds, lambda: said + self.tail(), self.require)
 
 
 def private(file: Path) -> BinaryIO:
-    """A file opened for adding, which nobody but this user may read if it is new."""
+    """Open a file for appending; a new file is readable only by this user."""
     return open(file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
 
 
@@ -204,20 +214,20 @@ def until(
     between: Callable[[], None] | None = None,
     poll: float = POLL,
 ) -> float:
-    """Wait until something holds.
+    """Wait until a condition holds.
 
     Args:
         done: whether it holds.
-        seconds: how long to wait for it.
-        message: what to say if it did not come to hold.
-        between: is called before each pause; what it raises ends the waiting.
-        poll: seconds between two looks.
+        seconds: longest time to wait.
+        message: message of the error if it does not hold in time.
+        between: called before each pause; an error that it raises ends the waiting.
+        poll: seconds between two checks.
 
     Returns:
         Seconds that it took.
 
     Raises:
-        PluresError: it does not hold in time.
+        PluresError: the condition did not hold in time.
     """
     start = time.monotonic()
     while not done():
@@ -230,7 +240,7 @@ def until(
 
 
 def marked(mark: str) -> set[int]:
-    """Ids of the processes whose environment has a mark, as far as this user may see it."""
+    """Ids of the processes with a mark in their environment, as far as this user may read it."""
     wanted, found = f"{MARK}={mark}".encode(), set()
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -240,7 +250,7 @@ def marked(mark: str) -> set[int]:
 
 
 def descendants(ancestor: int) -> set[int]:
-    """Ids of a process, of its children, of theirs, and so on; empty where there is no ``/proc``."""
+    """Ids of a process and all its descendants; empty on systems without ``/proc``."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -256,14 +266,14 @@ def descendants(ancestor: int) -> set[int]:
 
 
 def lives(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
+    """Whether a process exists and has not ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
     return False
 
 
 def runs(pid: int, command: str) -> bool:
-    """Whether a process runs a program of this name (of which the system keeps 15 letters)."""
+    """Whether a process runs a program of this name. The system stores only its first 15 characters."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip() == command[:15]
     return False

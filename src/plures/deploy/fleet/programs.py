@@ -1,23 +1,23 @@
-"""Flower's own programs, run in a manner that plures chooses.
+"""Runs Flower's own programs with modifications, called manners here.
 
-``--guard`` is for the node of a site. A SuperNode runs whatever app the SuperLink sends it; with the guard it ignores
-the app's code and answers every message with the client of plures that is installed at the site, and ``site.toml`` says
-what that client may do. So nobody who commands the SuperLink can run their own code at the site. And a SuperNode
-gives its tasks to anyone who asks at a loopback port; with the guard, only to processes that it started.
+``--guard`` is for the node of a site. A SuperNode runs whatever app the SuperLink sends it. With the guard, it ignores
+the app's code and answers every message with the client of plures installed at the site, whose rights ``site.toml``
+sets. So nobody who controls the SuperLink can run their own code at the site. Besides, a SuperNode gives its tasks to
+anyone who asks at a loopback port; with the guard, only to processes that it started.
 
 ``--warm`` is for all federations. Flower runs every task (a client's answer to one message, a server's run) in a new
-interpreter, which loads torch again. With this, the process that starts tasks has loaded what they need and forks a
-child for each, so that nothing of a task is left for the next one; where there is no fork, tasks start as they do
-without it. And the node looks for work every second, not every three.
+interpreter, which loads torch again. With this option, the process that starts tasks has loaded their modules and forks
+a child for each, so that nothing of one task is left for the next. On systems without fork, tasks start as usual. Also,
+the node polls for work every second instead of every three.
 
-``--quick`` is for a whole federation on one machine, demos and tests: all look still sooner, and a node that was killed
-is let in again after 20 seconds instead of a minute. What is sent, and to whom, is Flower's.
+``--quick`` is for a whole federation on one machine, in demos and tests: all programs poll still more often, and a
+killed node is admitted again after 20 seconds instead of a minute. Messages and their recipients do not change.
 
-Whatever the manner: what starts tasks is started again when it ends (Flower would not miss it, and no task would ever
-be done again), a task has a minute to begin, a node answers each message once and in its turn (``inbox.py``), a program
-ends within some seconds of SIGTERM and at once of a second one, and what it writes is its user's alone.
+In all manners, the process that starts tasks is restarted when it ends (Flower would not notice, and no further task
+would run), a task has a minute to start, a node answers each message once and in turn (``inbox.py``), a program ends
+within seconds of SIGTERM and at once on a second one, and its files are readable only by its user.
 
-This file is run as a script and loads plures only where a task needs it: Flower's programs themselves need no torch.
+This file is run as a script and loads plures only where a task needs it; Flower's programs themselves need no torch.
 """
 
 from __future__ import annotations
@@ -48,61 +48,61 @@ PROGRAMS = {
     "flwr-clientapp": "flwr.supernode.cli",
     "flwr-serverapp": "flwr.superlink.cli",
 }
-"""Where each program is; there, its name has ``_`` for ``-``."""
+"""Module of each program's entry point, a function with the program's name and ``_`` for ``-``."""
 NODE = "flower-supernode"
-"""It returns when a handshake with the SuperLink broke off, and then its threads would keep it from ending for ever."""
+"""The node's program. It returns when a handshake with the SuperLink fails, but its threads would keep it alive."""
 TASKS = ("flwr-clientapp", "flwr-serverapp")
 STARTERS = {
     "flower-superlink": "flwr.superlink.cli.flower_superlink",
     "flower-supernode": "flwr.supernode.start_client_internal",
     "flower-superexec": "flwr.supercore.superexec.executor.subprocess_executor",
 }
-"""Where a program starts others, by a module's name ``subprocess``."""
+"""The module in which a program starts others, through the name ``subprocess``."""
 SUPERLINK, STARTER = "flower-superlink", "flower-superexec"
 GUARD, WARM, QUICK = "--guard", "--warm", "--quick"
 GUARDED = (STARTER, "flwr-clientapp")
-"""What a guarded node starts."""
+"""The only programs that a guarded node starts."""
 DESCRIPTORS = Path("/dev/fd")
-"""Where a process finds what it has open."""
+"""Folder of a process's open file descriptors."""
 LOADED = ("plures.deploy.app", "flwr.supernode.cli", "flwr.superlink.cli")
-"""What tasks need."""
+"""Modules that tasks need."""
 THREADS = "OMP_NUM_THREADS"
 INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 PULL = ("flwr.supercore.constant", "PULL_INITIAL_BACKOFF")
 HEARTBEAT = ("flwr.common.constant", "HEARTBEAT_DEFAULT_INTERVAL")
-"""How long a task waits for arrays that are on their way; how often a node must say that it lives."""
+"""Flower's constants: how long a task first waits for arrays in transit, and the interval of a node's heartbeats."""
 TASKS_OF = {
     SUPERLINK: "flwr.supercore.corestate.sql_corestate",
     NODE: "flwr.supercore.corestate.in_memory_corestate",
 }
-"""Where a program keeps its tasks."""
+"""The module in which a program stores its tasks."""
 BEGIN = 60.0
-"""Seconds within which a task must begin: a new interpreter loads torch, and the machine may be busy."""
+"""Seconds within which a task must start: a new interpreter loads torch, and the machine may be busy."""
 TASK_LOOKS = {SUPERLINK: 1.0, STARTER: 0.05}
-"""Seconds between two questions of what starts tasks: of a SuperLink, and of a node, which answers when it has one."""
+"""Seconds between two polls for tasks: at a SuperLink, and at a node, which answers only when it has one."""
 ANSWER, HERE = 0.5, 0.05
-"""How long Flower's node sleeps between two looks for an answer of its own task, and how long it does here."""
+"""Seconds that Flower's node sleeps between two checks for its own task's answer: Flower's value, and ours."""
 ENDING = 3
-"""Seconds that a SuperLink waits for requests to end when it is to end."""
+"""Seconds that a SuperLink waits for open requests when it is told to end."""
 RESTART_SECONDS = 1.0
-"""Seconds before what starts tasks is started again."""
+"""Seconds before the process that starts tasks is restarted."""
 RAISED = ("flwr.supercore.app_utils", "flwr.supercore.heartbeat")
-"""Where Flower raises a signal in a thread."""
+"""Modules in which Flower raises a signal in a thread."""
 
 
 def command(name: str, *manners: str) -> list[str]:
-    """The words that run a program in some manners."""
+    """The command that runs a program in some manners."""
     return [sys.executable, "-P", str(Path(__file__).resolve()), *manners, name]
 
 
 def main(*words: str) -> None:
-    """Run the program that the words say."""
+    """Run the program that the arguments name."""
     manners = list(itertools.takewhile(lambda word: word in PREPARE, words))
     run(words[len(manners) :], manners)
 
 
 def run(words: Sequence[str], manners: Sequence[str]) -> None:
-    """Run a program in this process, under the name that Flower gives it."""
+    """Run a program in this process, under Flower's name for it."""
     name = words[0]
     if name in (NODE, SUPERLINK) and "--port" in words:
         check_port(int(words[words.index("--port") + 1]))
@@ -129,22 +129,22 @@ def run(words: Sequence[str], manners: Sequence[str]) -> None:
 
 
 def give_time(tasks: Any) -> None:
-    """Let tasks have :data:`BEGIN` seconds to begin; those that have begun must say as often as before that they live.
+    """Give tasks :data:`BEGIN` seconds to start, and leave the heartbeat timeout of started tasks as it was.
 
-    Flower gives a task as long to begin as lies between two signs of life, which ``--quick`` makes short. A task whose
-    interpreter took longer to start was given to a second one while it started, was then refused, and so on: on a busy
-    machine, no task was ever done.
+    Flower gives a task one heartbeat interval to start, which ``--quick`` makes short. A task whose interpreter took
+    longer was given to a second interpreter and refused to the first, and so on: on a busy machine, no task was ever
+    done.
 
     Args:
-        tasks: Flower's module that keeps them. A task that was taken has one interval to begin; one that has begun
-            has that many intervals for its next sign of life.
+        tasks: Flower's module that stores tasks. A claimed task has one interval to start; a started one must send its
+            next heartbeat within ``HEARTBEAT_PATIENCE`` intervals.
     """
     tasks.HEARTBEAT_PATIENCE *= tasks.HEARTBEAT_DEFAULT_INTERVAL / BEGIN
     tasks.HEARTBEAT_DEFAULT_INTERVAL = BEGIN
 
 
 def beside(name: str) -> Any:
-    """A module beside this file, without the rest of plures."""
+    """Load a module beside this file, without the rest of plures."""
     spec: Any = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -152,28 +152,28 @@ def beside(name: str) -> Any:
 
 
 def check_port(port: int) -> None:
-    """End with a sentence where the port of loopback on which this program is to listen is taken."""
+    """Exit with a message if this program's loopback port is taken."""
     with socket.socket() as probe:
-        if os.name == "posix":  # as who listens does: a port that was listened on a moment ago is free
+        if os.name == "posix":  # as the server does: a port that was in use a moment ago counts as free
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            remedy = "end what listens there, perhaps another federation's program, or choose another port for this one"
-            sys.exit(f"error: port {port} of 127.0.0.1 cannot be had ({error.strerror}): {remedy}")
+            remedy = "end the program that uses it, perhaps another federation's, or choose another port for this one"
+            sys.exit(f"error: port {port} of 127.0.0.1 cannot be used ({error.strerror}): {remedy}")
 
 
 def started(manners: Sequence[str], secret: bytes = b"") -> Callable[..., object]:
-    """What stands for ``subprocess.Popen`` in a program that is run in some manners.
+    """Replacement of ``subprocess.Popen`` in a program that runs in some manners.
 
     Args:
-        manners: of this program, and of what it starts.
-        secret: that only what starts tasks is told.
+        manners: manners of this program and of the programs that it starts.
+        secret: secret that is passed only to the process that starts tasks.
     """
 
     def start(words: Sequence[str], **options: Any) -> object:
         if words[0] not in (GUARDED if GUARD in manners else PROGRAMS):
-            print(f"{words[0]} was asked for and is not started here", file=sys.stderr)
+            print(f"{words[0]} was requested, but this node does not start it", file=sys.stderr)
             return None
         if WARM in manners and words[0] in TASKS and hasattr(os, "fork"):
             return fork(lambda: run(words, [manner for manner in manners if manner != WARM]))
@@ -192,10 +192,10 @@ def started(manners: Sequence[str], secret: bytes = b"") -> Callable[..., object
 
 
 def lock() -> bytes:
-    """Let a node give tasks only to a program that knows a secret, which is returned.
+    """Make a node give tasks only to a program that knows a secret. Returns the secret.
 
-    Flower asks for one where what starts tasks runs apart from the node. If a node starts it, nobody is asked, and any
-    user of the machine could take the site's tasks.
+    Flower requires one only if the process that starts tasks runs separately from the node. If the node starts it, no
+    secret is checked, and any user of the machine could take the site's tasks.
     """
     secret = secrets.token_bytes(32)
     api: Any = importlib.import_module("flwr.supernode.main")
@@ -205,7 +205,7 @@ def lock() -> bytes:
 
 
 def start_with_secret(words: Sequence[str], secret: bytes) -> subprocess.Popen[bytes]:
-    """Start what starts tasks and tell it the secret, which no file, argument or variable holds."""
+    """Start the process that starts tasks, and pass it the secret through a pipe: no file or variable contains it."""
     read, write = os.pipe()
     try:
         os.write(write, secret)
@@ -216,7 +216,7 @@ def start_with_secret(words: Sequence[str], secret: bytes) -> subprocess.Popen[b
 
 
 class Restarted:
-    """A child that is started again whenever it ends by itself.
+    """A child process that is restarted whenever it ends by itself.
 
     Args:
         start: starts it.
@@ -234,28 +234,29 @@ class Restarted:
             time.sleep(RESTART_SECONDS)
             if not self.wanted:
                 return
-            print(f"what starts tasks has ended (exit code {code}) and is started again", file=sys.stderr, flush=True)
+            print(f"the task starter ended (exit code {code}) and is restarted", file=sys.stderr, flush=True)
             self.child = self.start()
 
     def terminate(self) -> None:
-        """Ask it to end, for good."""
+        """End it for good."""
         self.wanted = False
         self.child.terminate()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; its exit code."""
+        """Wait for its end, and return its exit code."""
         return self.child.wait(timeout)
 
 
 def heed(name: str) -> None:
-    """A program heeds signals in time.
+    """Make a program react to signals in time.
 
-    Flower ends a task whose parent is gone, or whose run was stopped, by a signal that it raises in one of its threads.
-    Python handles signals in its main thread only, and one that waits (for answers: until a round's deadline, ten
-    minutes) is not woken by a signal that another thread has got. A signal to the process wakes it.
+    Flower ends a task whose parent is gone, or whose run was stopped, by raising a signal in one of its threads. Python
+    handles signals only in its main thread, and a main thread that waits (for answers, up to a round's deadline of ten
+    minutes) is not woken by a signal raised in another thread. A signal to the process wakes it.
 
-    A SuperLink (uvicorn) that is to end waits for all requests, without a limit: one whose body never comes keeps it
-    for ever, whatever further signals come. With this it waits for some seconds, and a second signal is the last.
+    A SuperLink (uvicorn) told to end waits for all requests without a limit: a request whose body never arrives keeps
+    it running forever, whatever further signals arrive. With this change, it waits for some seconds, and a second
+    signal ends it.
     """
     if name == SUPERLINK:
         uvicorn: Any = importlib.import_module("uvicorn")
@@ -276,7 +277,7 @@ def heed(name: str) -> None:
 
 
 def guard(name: str) -> None:
-    """The program that answers messages gets plures' client, and the app's code is not even unpacked."""
+    """Make the program that answers messages use plures' client. The app's code is not even unpacked."""
     if name == "flwr-clientapp":
         runtime: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
         client = importlib.import_module("plures.deploy.app").client
@@ -287,49 +288,49 @@ def guard(name: str) -> None:
 
 
 def warm(name: str) -> None:
-    """What starts tasks has loaded what they need, on one thread: no pool of threads that a fork would lose."""
+    """Load the tasks' modules in the process that starts tasks, on one thread: a fork would lose a thread pool."""
     look(name, idle=1.0)
     if name == STARTER and hasattr(os, "fork"):
         threads, os.environ[THREADS] = os.environ.get(THREADS), "1"
         for needed in LOADED:
             importlib.import_module(needed)
-        gc.freeze()  # what is loaded stays shared: no collection in a child touches it
+        gc.freeze()  # loaded objects stay shared: garbage collection in a child does not touch them
         del os.environ[THREADS]
         os.environ |= {} if threads is None else {THREADS: threads}
 
 
 def quicken(name: str) -> None:
-    """All look still sooner, and say more often that they live."""
-    setattr(importlib.import_module(HEARTBEAT[0]), HEARTBEAT[1], 10)  # Flower takes no less
+    """Poll still more often, and send heartbeats more often."""
+    setattr(importlib.import_module(HEARTBEAT[0]), HEARTBEAT[1], 10)  # the shortest interval that Flower accepts
     look(name, idle=0.4)
 
 
 def look(name: str, idle: float) -> None:
-    """How often a program looks for work.
+    """Set how often a program polls for work.
 
-    A look at the SuperLink costs it ten milliseconds of a processor, and it uses only one for all nodes. A node's look
-    for an answer of its own task costs little, and what starts its tasks waits at the node for one. A SuperLink starts
-    one task for each run.
+    A poll costs the SuperLink ten milliseconds of processor time, and it uses one processor for all nodes. A node's
+    check for its own task's answer is cheap, and its task starter's requests wait at the node. A SuperLink starts one
+    task per run.
 
     Args:
-        name: of the program.
-        idle: seconds between two looks of a node at the SuperLink.
+        name: name of the program.
+        idle: seconds between two polls of the SuperLink by a node.
     """
     setattr(importlib.import_module(PULL[0]), PULL[1], 0.05)
     if name == NODE:
         loop: Any = importlib.import_module("flwr.supernode.start_client_internal")
         sleep = loop.time.sleep
         loop.time = SimpleNamespace(sleep=lambda seconds: sleep(idle if seconds > ANSWER else HERE))
-    if name in TASK_LOOKS:  # of a SuperLink, for what it starts
+    if name in TASK_LOOKS:  # a SuperLink sets it for the programs that it starts
         os.environ.setdefault(INTERVAL, str(TASK_LOOKS[name]))
 
 
 PREPARE: dict[str, Callable[[str], None]] = {QUICK: quicken, WARM: warm, GUARD: guard}
-"""How a program is prepared for each manner, in this order: Flower's constants change before its modules are loaded."""
+"""Prepares a program for each manner, in this order: Flower's constants must change before its modules are loaded."""
 
 
 def fork(task: Callable[[], None]) -> int:
-    """Do a task in a child of this process; returns the child's id."""
+    """Do a task in a forked child process, and return the child's id."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -341,7 +342,7 @@ def fork(task: Callable[[], None]) -> int:
 
 
 def forget() -> None:
-    """Leave signals, and what is to be done at the end, to the process that this one was forked from."""
+    """Reset signal handlers and exit handlers in a forked child: they belong to its parent."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -352,7 +353,7 @@ def forget() -> None:
 
 
 def code(task: Callable[[], None], returned: int = 0) -> int:
-    """Do a task in this process, and give its exit code; ``returned`` if it does not say."""
+    """Do a task in this process, and return its exit code: ``returned`` if it ends without setting one."""
     try:
         task()
     except SystemExit as end:

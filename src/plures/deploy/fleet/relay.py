@@ -1,4 +1,4 @@
-"""A wire that can be cut: forwards TCP connections, counts the bytes, and can keep them."""
+"""A network link that can be cut: forwards TCP connections, counts the bytes, and can record them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNK = 65536
 
 @dataclass
 class Traffic:
-    """Bytes from those who connect (``up``) and back to them (``down``)."""
+    """Bytes from the connecting side (``up``) and back to it (``down``)."""
 
     up: int = 0
     down: int = 0
@@ -32,7 +32,7 @@ class Relay:
 
     Args:
         target: port that connections are forwarded to.
-        record: folder for what passes, one file per connection and direction; default: nothing is kept.
+        record: folder for the recorded bytes, one file per connection and direction; default: nothing is recorded.
     """
 
     target: int
@@ -63,11 +63,11 @@ class Relay:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def cut(self, silent: bool = False) -> None:
-        """Cut the wire.
+        """Cut the link.
 
         Args:
-                silent: nothing passes, but connections stay, as when a cable is pulled; else they are reset, and so are
-                new ones, as by a firewall.
+            silent: hold back all bytes but keep connections open, as when a cable is pulled; otherwise reset existing
+                and new connections, as a firewall does.
         """
         if silent:
             self.passing.clear()
@@ -76,7 +76,7 @@ class Relay:
             self.drop()
 
     def heal(self) -> None:
-        """Mend the wire; connections that were reset stay so."""
+        """Restore the link. Connections that were reset are not restored."""
         self.refusing = False
         self.passing.set()
 
@@ -88,13 +88,13 @@ class Relay:
         self.passing.set()
 
     def captured(self) -> dict[str, bytes]:
-        """All that passed, by connection and direction: ``3.up`` is what went up in the third connection."""
+        """All recorded bytes by connection and direction: ``3.up`` holds those sent up in the third connection."""
         if self.record is None or not self.record.exists():
             return {}
         return {file.name: file.read_bytes() for file in sorted(self.record.iterdir())}
 
     def drop(self) -> None:
-        """Wake up all who wait for bytes. This ends only the reading: the other side does not see it."""
+        """Wake up all threads that wait for bytes. This ends only reading; the other side does not notice."""
         with self.lock:
             for end in self.ends:
                 with suppress(OSError):
@@ -136,7 +136,7 @@ class Relay:
                 sink.shutdown(socket.SHUT_WR)
 
     def note(self, data: bytes, number: int, way: str) -> None:
-        """Count what passes, and keep it if that was asked."""
+        """Count bytes that pass, and record them if asked to."""
         with self.lock:
             setattr(self.traffic, way, getattr(self.traffic, way) + len(data))
         if self.record is not None:
@@ -146,5 +146,5 @@ class Relay:
 
 
 def reset(end: socket.socket) -> None:
-    """Let a connection end with a reset when it is closed, as if the machine at its other end knew nothing of it."""
+    """Make a connection end with a reset when it is closed, as if the other machine did not know it."""
     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -104,7 +104,7 @@ def book(file: Path, notes: list[str]) -> tuple[tuple[Answered, ...], float | No
         notes.append(
             f"the run that {began} began here is unfinished, and this version, {__version__}, refuses every "
             "order of it: install that version again until it has ended, or give it up: the coordinator gives "
-            "federation.toml another name, and `plures deploy join` takes it over"
+            "federation.toml another name, and you run `plures deploy join` with it"
         )
     return answered, file.stat().st_mtime
 

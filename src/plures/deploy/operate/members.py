@@ -35,17 +35,17 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
         What was done, in sentences.
 
     Raises:
-        PluresError: the member does not belong to the federation or has another key, the key is somebody's, or it is
-            not the one whose fingerprint was said. Or nothing can be run as it was agreed.
+        PluresError: the member does not belong to the federation or has another key, the key belongs to somebody else
+            or does not have the fingerprint that the member read out, or the agreed run cannot be built.
     """
     plan, found = place.plan, public(key)
     old = plan.keys.get(client)
     if client not in plan.clients:
-        raise PluresError(f"client {client!r} does not stand in clients of {place.file}: write it there first")
+        raise PluresError(f"client {client!r} is not among the clients in {place.file}: add it there first")
     if old not in (None, found):
         raise PluresError(f"client {client!r} has the key {old}: `plures deploy rotate` replaces it")
     if old is None and (owner := owners(plan).get(found)):
-        raise PluresError(f"{key} is the key of {owner}: every member makes a pair of its own")
+        raise PluresError(f"{key} is the key of {owner}: every member must make its own pair")
     if ":" not in plan.spec.method:  # consent to user code is given when the run is started
         with naming(place.file):
             plan.rehearse(Code())
@@ -62,7 +62,7 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
     except PluresError as error:
         done.append(f"not registered: {error}; then run this command again")
     if missing := [other for other in plan.clients if other not in place.plan.keys]:
-        return [*done, f"without a key so far: {', '.join(missing)}"]
+        return [*done, f"still without a key: {', '.join(missing)}"]
     if plan.coordinator is None or plan.authority is None:
         return [*done, "the coordinator has no keys so far: `plures deploy keys --host NAME` makes them"]
     what = f"every member has a key. For every member: {place.file} and ca.crt; to be read aloud:"
@@ -70,7 +70,7 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
 
 
 def owners(plan: Plan) -> dict[str, str]:
-    """Fingerprint -> whose key it is."""
+    """Fingerprint -> owner of the key."""
     coordinator = {plan.coordinator: "the coordinator"} if plan.coordinator else {}
     return {key: client for client, key in plan.keys.items()} | coordinator
 
@@ -120,8 +120,8 @@ def remove(place: Place, client: str) -> list[str]:
         where = ", ".join(map(str, open_runs))
         return [
             *done,
-            f"{where} is unfinished and goes on without {client}; after its end, the same command takes {client} out "
-            f"of {place.file.name}",
+            f"{where} is unfinished and continues without {client}; after its end, run this command again to remove "
+            f"{client} from {place.file.name}",
         ]
     if client in plan.keys:
         agreement.enter(place.file, keys={client: None})
@@ -140,13 +140,13 @@ def rotate(place: Place, client: str, key: Path, fingerprint: str) -> list[str]:
         place: the coordinator's folder.
         client: the member.
         key: its new public key.
-        fingerprint: of the new key, as the member said it.
+        fingerprint: the new key's fingerprint, as the member read it out.
 
     Returns:
         What was done, in sentences.
 
     Raises:
-        PluresError: the key is not the one that was said, belongs to somebody, or a run is under way.
+        PluresError: the key does not have that fingerprint, belongs to somebody, or a run is under way.
     """
     plan, found = place.plan, public(key)
     if client not in plan.keys:
@@ -167,7 +167,7 @@ def rotate(place: Place, client: str, key: Path, fingerprint: str) -> list[str]:
     for node in old:
         place.control.unregister(node.id)
     return [
-        f"{client} has a new key, and the old one opens nothing any more",
+        f"{client} has a new key, and the old one is no longer accepted",
         f"send {place.file} to {client}, who names the new key in site.toml, joins again with both, and starts its "
         "node",
     ]
@@ -182,20 +182,20 @@ def unfinished(place: Place) -> list[Path]:
     """Folders of runs that are under way, or can be resumed."""
     results = place.file.parent / "results"
     outs = {results, *results.glob("*")}
-    with suppress(PluresError):  # the SuperLink is down, and so is what works for it
+    with suppress(PluresError):  # the SuperLink is down, and so are its runs
         outs |= {place.out(run) for run in place.control.runs()}
     return sorted(out for out in outs if not finished(out) and ((out / CHECKPOINT).exists() or works(out)))
 
 
 def resting(place: Place) -> None:
-    """Refuse to change keys under a run, which has read them when it began.
+    """Refuse to change keys during a run, which read them when it started.
 
     Raises:
         PluresError: a run is under way.
     """
     if working := [out for out in unfinished(place) if works(out)]:
         raise PluresError(
-            f"a run works in {working[0]}: first `plures deploy stop`, then this, then `plures deploy run` to go on"
+            f"a run works in {working[0]}: run `plures deploy stop`, then this, then `plures deploy run` to resume it"
         )
 
 

@@ -1,4 +1,4 @@
-"""A coordinator's folder: what was agreed, where its SuperLink is, and where its runs are."""
+"""A coordinator's folder: its agreed plan, its SuperLink and its runs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Place:
 
 
 def works(out: Path) -> bool:
-    """Whether a server works in the folder of a run now."""
+    """Whether a server is working in the folder of a run."""
     lock = out / "lock"
     if not lock.exists():
         return False
@@ -68,7 +68,7 @@ def works(out: Path) -> bool:
     except Timeout:
         return True
     except OSError as error:
-        raise PluresError(f"{lock} cannot be opened: {error.strerror}; be the user who owns {out}") from error
+        raise PluresError(f"{lock} cannot be opened: {error.strerror}; run as the user who owns {out}") from error
 
 
 def finished(out: Path) -> bool:

@@ -38,7 +38,7 @@ def coordinator(place: Place) -> list[str]:
     agreement.enter(place.file, top={"coordinator": found})
     return [
         f"the coordinator has a new key, {found}",
-        f"send {place.file} to every member: each takes part again when it has joined again with it",
+        f"send {place.file} to every member: each takes part again once it has joined again with it",
     ]
 
 
@@ -101,7 +101,7 @@ def aside(keys: Keyring, *files: Path) -> Iterator[None]:
 
 
 def ends(file: Path) -> datetime.datetime:
-    """When a certificate ends."""
+    """When a certificate expires."""
     return read(file).not_valid_after_utc
 
 
@@ -119,5 +119,5 @@ def ending(file: Path, remedy: str, now: datetime.datetime | None = None) -> lis
     days = (end - now).days
     if days >= WARN:
         return []
-    what = f"has ended on {end:%Y-%m-%d}" if end <= now else f"ends on {end:%Y-%m-%d}, in {days} days"
+    what = f"expired on {end:%Y-%m-%d}" if end <= now else f"expires on {end:%Y-%m-%d}, in {days} days"
     return [f"{file} {what}: {remedy}"]

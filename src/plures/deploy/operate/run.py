@@ -15,9 +15,9 @@ from plures.errors import PluresError
 from plures.evaluate import Code
 
 MAX_LOADING_SECONDS = 60.0
-"""Seconds from a run's submission until its process works, and from its end until the process is gone, at most."""
+"""Most seconds from a run's submission until its process works, and from its end until the process is gone."""
 POLL_SECONDS = 1.0
-"""Seconds between looks at a run that is under way."""
+"""Seconds between checks of a run that is under way."""
 
 Listen = Callable[[RunStatus], None]
 
@@ -51,7 +51,7 @@ def start(place: Place, out: Path, track: str = "", code: str = "") -> int:
 
 
 def goes(place: Place, run: int, out: Path) -> bool:
-    """Whether a run that the SuperLink believes alive has a process, or gets one soon."""
+    """Whether a run that the SuperLink lists as running has a process, or gets one soon."""
     end = time.monotonic() + MAX_LOADING_SECONDS
     while time.monotonic() < end and not place.control.status(run).startswith("finished"):
         if works(out):
@@ -61,7 +61,7 @@ def goes(place: Place, run: int, out: Path) -> bool:
 
 
 def follow(place: Place, run: int, out: Path, listen: Listen) -> bool:
-    """Watch a run to its end; returns whether it finished and was not stopped by an operator.
+    """Watch a run to its end. Returns whether it finished; ``False`` if an operator stopped it.
 
     Raises:
         PluresError: it ended on its own before it was finished, or the SuperLink does not answer.
@@ -76,10 +76,10 @@ def follow(place: Place, run: int, out: Path, listen: Listen) -> bool:
         return False
     if not finished(out):
         events = read_log(out)
-        if not events:  # keys that are missing end a run before it has begun
+        if not events:  # missing keys end a run before its first event
             _ = plan.orders, plan.members
         why = run_status(events, out, plan).reason
-        raise PluresError(f"the run stopped{why and f': {why}'}; the same command goes on from the last round")
+        raise PluresError(f"the run stopped{why and f': {why}'}; the same command resumes from the last round")
     return True
 
 

@@ -24,8 +24,8 @@ ENDS = ("joined", "round", "failed round", "finished", "stopped")
 """Events that end all waiting."""
 NOBODY: Mapping[str, int] = {}
 CUT = (
-    "the SuperLink takes the run for alive, but nothing works on it: it is just starting, or was cut off and "
-    "`plures deploy run` goes on with it"
+    "the SuperLink lists the run as running, but no process works on it: either it is just starting, or it was cut off "
+    "and `plures deploy run` resumes it"
 )
 
 
@@ -61,12 +61,12 @@ class RunStatus:
         round: rounds finished.
         rounds: rounds planned.
         waiting: members that are waited for.
-        since: since when, in seconds since 1970.
-        until: until when at most.
+        since: when the waiting began, in seconds since 1970.
+        until: when it ends at the latest.
         what: the task they are waited for: ``join``, ``train``, or a task at the end.
         reason: why it stopped or its last round did not count; why sites are refused while it waits for all to join.
-        chosen: the round that validation chose, of a finished run.
-        eta: seconds that the remaining rounds will take, if they go on as the last ones.
+        chosen: for a finished run, the round that validation chose.
+        eta: estimated seconds for the remaining rounds, from the last ones.
         failed: rounds that did not count.
         bytes_down: bytes of tensors that went to sites.
         bytes_up: bytes of tensors that came from sites.
@@ -96,9 +96,9 @@ class Status:
 
     Attributes:
         federation: its name.
-        version: of plures, here.
+        version: version of plures here.
         superlink: ``up``, or why it does not answer.
-        flower: status of the newest submitted run, in Flower's words; empty if there is none.
+        flower: status of the newest submitted run, in Flower's terms; empty if there is none.
         sites: the members.
         run: the run.
         notes: problems that need the operator's attention.
@@ -176,7 +176,7 @@ def run_status(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: M
     newest = events[-1] if events else {}
     reason = newest.get("reason", "") or ("; ".join(asked_at.get("refused", ())) if waits else "")
     if state == "stopped" and newest.get("event") != "stopped":
-        reason = "its process ended without a word"
+        reason = "its process ended without logging a reason"
     numbers = metrics(out)
     return RunStatus(
         out=str(out),
@@ -200,7 +200,7 @@ def run_status(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: M
 def sites(
     plan: Plan, nodes: Iterable[Node] | None, events: Iterable[Mapping[str, Any]], run: RunStatus
 ) -> tuple[SiteStatus, ...]:
-    """Every member, by what the SuperLink and the log know of it."""
+    """Status of every member, from the SuperLink and the log."""
     heard: dict[str, float] = {}
     counted: dict[str, int] = {}
     left: dict[str, Mapping[str, Any]] = {}
@@ -225,11 +225,11 @@ def sites(
 def strangers(plan: Plan, nodes: Iterable[Node] | None) -> list[str]:
     """Registered nodes that belong to no member."""
     names = sorted({node.name for node in nodes or () if node.status != "unregistered"} - set(plan.clients))
-    return [f"node {name!r} is registered and is no member: `plures deploy remove` takes it out" for name in names]
+    return [f"node {name!r} is registered but is not a member: `plures deploy remove` removes it" for name in names]
 
 
 def certificates(place: Place) -> list[str]:
-    """Certificates that end soon."""
+    """Warnings about certificates that expire soon."""
     keys = ring(place)
     return [
         *ending(keys.server, "`plures deploy rotate --server` makes the next one"),
@@ -243,8 +243,8 @@ def versions(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> list[str]:
     if run.state != "stopped" or old in (None, __version__):
         return []
     return [
-        f"{run.out} was begun with plures {old} and this is {__version__}, which does not go on with it: end "
-        "it with that version, or begin anew in another folder"
+        f"{run.out} was started with plures {old}, and this is {__version__}, which cannot resume it: finish it with "
+        "that version, or start again in another folder"
     ]
 
 

@@ -32,25 +32,25 @@ COORDINATOR = {
     "systemd/run@.service": "/etc/systemd/system/{app}-run@.service",
     "systemd/logrotate.conf": "/etc/logrotate.d/plures-{app}",
 }
-"""Where root keeps copies of what the coordinator's folder has."""
+"""File in the coordinator's folder -> where root installs a copy of it."""
 MEMBER = {"guard.nft": "/etc/plures/{app}.nft", "node.service": "/etc/systemd/system/{app}.service"}
-"""The same of a member's."""
+"""The same for a member's folder."""
 
 
 def coordinator(place: Place) -> list[str]:
-    """Rewrite the coordinator's folder, except for what people, keys and runs have written there.
+    """Rewrite plures' own files in the coordinator's folder. Keys, runs and files written by people stay.
 
     Returns:
-        What was done and is to be done, in sentences.
+        What was done, and the next steps, in sentences.
 
     Raises:
-        PluresError: it is no such folder, a run is unfinished, the agreed file or a certificate cannot be read, or a
-            text cannot be written. Nothing has changed then.
+        PluresError: it is not a coordinator's folder, a run is unfinished, the agreed file or a certificate cannot be
+            read, or a file cannot be written. Then nothing has changed.
     """
     home = place.folder.resolve()
     if not (home / CONNECTION).is_file():
         raise PluresError(
-            f"{place.folder} is no coordinator's folder, for it has no {CONNECTION}: name the one that `plures deploy "
+            f"{place.folder} is not a coordinator's folder, it has no {CONNECTION}: name the one that `plures deploy "
             "init` wrote; at a site, its site.toml"
         )
     plan = place.plan
@@ -76,29 +76,29 @@ def coordinator(place: Place) -> list[str]:
         *install(home, kept, COORDINATOR, app),
         restart,
         f"every member installs plures {__version__} and runs `plures deploy upgrade site.toml`",
-        f"if a run of it has begun, give {PLAN} another name, for no site goes on with what another version has begun; "
-        "every member joins with it, `plures deploy run` begins, and `plures deploy status` names members of another "
-        "version",
+        f"if a run of the federation has started, give {PLAN} another name, because no site resumes a run of another "
+        "version; every member joins with it, `plures deploy run` starts it, and `plures deploy status` lists members "
+        "with another version",
     )
 
 
 def site(file: Path) -> list[str]:
-    """Rewrite a member's folder, except for what people, keys and runs have written there.
+    """Rewrite plures' own files in a member's folder. Keys, runs and files written by people stay.
 
     Args:
         file: the site's own file.
 
     Returns:
-        What was done and is to be done, in sentences.
+        What was done, and the next steps, in sentences.
 
     Raises:
-        PluresError: the site's file or the agreed one cannot be read, the rows or rules do not fit, or a text cannot be
-            written. Nothing has changed then.
+        PluresError: the site's file or the agreed one cannot be read, the rows or rules do not fit, or a file cannot be
+            written. Then nothing has changed.
     """
     for one in held(file):
         if not one.ok:
             raise PluresError(
-                f"nothing was written, for plures {__version__} would not let this site take part:\n{one.text()}"
+                f"nothing was written, because this site could not take part with plures {__version__}:\n{one.text()}"
             )
     own, home = SiteFile.load(file), file.parent.resolve()
     plan = Plan.load(file.parent / own.federation)
@@ -112,7 +112,7 @@ def site(file: Path) -> list[str]:
         ["the rows pass their check", *notes],
         *install(home, kept, MEMBER, app),
         f"sudo systemctl restart {app}",
-        f"`plures deploy status {file.name}`; when the coordinator's next {PLAN} comes, `plures deploy join` with it",
+        f"`plures deploy status {file.name}`; when the coordinator sends the next {PLAN}, `plures deploy join` with it",
     )
 
 
@@ -129,7 +129,7 @@ def resting(place: Place) -> list[str]:
     try:
         alive = {out for run in place.control.runs() if not run.over and not finished(out := place.out(run))}
     except PluresError:
-        notes = [f"the SuperLink does not answer, so runs that lie elsewhere than in {RESULTS} were not looked for"]
+        notes = [f"the SuperLink does not answer, so runs outside {RESULTS} were not looked for"]
     for out in sorted({*unfinished(place), *alive}):
         version, what = began(read_log(out)), "under way" if out in alive or works(out) else "unfinished"
         who = f"plures {version}, which began it," if version else "the version that began it"
@@ -137,7 +137,7 @@ def resting(place: Place) -> list[str]:
         again = shlex.join(["plures", "deploy", "run", "--out", str(out)])
         aside = shlex.join(["mv", str(out), str(place.folder.resolve() / f"{out.name}.given-up")])
         raise PluresError(
-            f"nothing was written: the run in {out} is {what}, and only {who} goes on with it. Either "
+            f"nothing was written: the run in {out} is {what}, and only {who} can resume it. Either "
             f"install {old} again and finish it with `{again}`, or give it up: `plures deploy stop`, `{aside}`, and "
             f"another name in {PLAN}"
         )
@@ -145,7 +145,7 @@ def resting(place: Place) -> list[str]:
 
 
 def installed(files: tuple[Path, ...], pattern: str) -> str | None:
-    """The name of a service when it was first written, whatever the federation is called now."""
+    """The name under which a service was first written, even if the federation has been renamed since."""
     for file in files:
         if found := re.search(pattern, (content(file) or b"").decode(errors="replace")):
             return found[1]
@@ -153,7 +153,7 @@ def installed(files: tuple[Path, ...], pattern: str) -> str | None:
 
 
 def install(home: Path, kept: Mapping[Path, Path | None], places: Mapping[str, str], app: str) -> list[str]:
-    """The commands that bring what has changed to where root keeps it."""
+    """The commands that install changed files where root keeps them."""
     changed = {name: target.format(app=app) for name, target in places.items() if home / name in kept}
     lines = [f"sudo install {'-D ' * name.endswith('.nft')}-m 0644 {name} {to}" for name, to in changed.items()]
     return ["\n   ".join([*lines, "sudo systemctl daemon-reload"])] if lines else []
@@ -162,13 +162,13 @@ def install(home: Path, kept: Mapping[Path, Path | None], places: Mapping[str, s
 def instructions(home: Path, kept: Mapping[Path, Path | None], notes: list[str], *steps: str) -> list[str]:
     """What was done, notes, and the next steps."""
     names = {str(file.relative_to(home)): before for file, before in kept.items()}
-    lines = [f"{home}: every text is already that of plures {__version__}"]
+    lines = [f"{home}: every file is already that of plures {__version__}"]
     if names:
         lines = [f"{home}: wrote {', '.join(names)} for plures {__version__}"]
     if old := {name: str(before.relative_to(home)) for name, before in names.items() if before}:
-        lines.append(f"what stood there before is kept: {', '.join(old.values())}")
+        lines.append(f"the old files are kept: {', '.join(old.values())}")
         steps = (
-            "take over what you had changed by hand, then delete what was kept:\n   "
+            "copy your own changes from the old files to the new ones, then delete the old ones:\n   "
             + "\n   ".join(shlex.join(["diff", before, name]) for name, before in old.items()),
             *steps,
         )
@@ -177,13 +177,13 @@ def instructions(home: Path, kept: Mapping[Path, Path | None], notes: list[str],
 
 
 def renewed(texts: Mapping[Path, str]) -> dict[Path, Path | None]:
-    """Write texts, all or none; files that are up to date are not touched.
+    """Write text files, all or none. Files that are up to date are not touched.
 
     Returns:
-        File that has changed -> where its old text is kept; ``None`` if there was no such file.
+        Changed file -> where its old text is kept; ``None`` if there was no such file.
 
     Raises:
-        PluresError: one of them cannot be written; all are as before.
+        PluresError: one of them cannot be written; then all are as before.
     """
     changed = {file: text.encode() for file, text in texts.items() if content(file) != text.encode()}
     kept = {file: beside(file) if os.path.lexists(file) else None for file in changed}
@@ -209,18 +209,18 @@ def content(file: Path) -> bytes | None:
 
 
 def beside(file: Path) -> Path:
-    """A free name for the old text of a file."""
+    """An unused name for the old version of a file."""
     names = (file.with_name(f"{file.name}.before{number if number > 1 else ''}") for number in count(1))
     return next(name for name in names if not os.path.lexists(name))
 
 
 @contextmanager
 def keeping(file: Path, before: Path | None) -> Iterator[None]:
-    """Keep what a file is under another name; it is back in its place, and the name is free, if what is done fails."""
+    """Keep a file under another name as well, and restore it if the block fails; a new file is deleted then."""
     if before is not None:
         try:
             os.link(file, before)
-        except OSError:  # not every file system has a second name for a file
+        except OSError:  # not every file system has hard links
             with replacing(before) as temporary:
                 shutil.copy2(file, temporary)
     try:
@@ -229,6 +229,6 @@ def keeping(file: Path, before: Path | None) -> Iterator[None]:
         if before is None:
             file.unlink(missing_ok=True)
         else:
-            before.replace(file)  # does nothing if both are still one file
+            before.replace(file)  # does nothing if both are still the same file
             before.unlink(missing_ok=True)
         raise
