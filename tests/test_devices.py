@@ -370,7 +370,7 @@ def test_a_device_that_is_not_there_is_one_sentence(monkeypatch):
         "": "no device '': this machine has",
         "xpu": "no device 'xpu': PyTorch .* does not find it",
         "meta": "no device 'meta': PyTorch .* does not find it",
-        "mps": "device 'mps' has no double precision, in which uploads are combined: use 'cpu'",
+        "mps": "device 'mps' has no double precision, which combining uploads needs: use 'cpu'",
     }.items():
         with pytest.raises(PluresError, match=message):
             Execution(device=name)

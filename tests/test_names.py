@@ -83,7 +83,7 @@ def test_metadata_that_do_not_fit_are_named():
         numbered(metadata={number: {"age": 1} for number in range(1, 12)})
     with pytest.raises(PluresError, match="'client': it states the order of the lists, so it must name each of the 12"):
         numbered(metadata={"client": [1] * 12, "age": [0] * 12})
-    with pytest.raises(PluresError, match="client '3' is among the keys twice"):
+    with pytest.raises(PluresError, match="client '3' occurs twice among the keys"):
         numbered(metadata={"age": {**AGE, "3": 1}})
     with pytest.raises(PluresError, match="column 'age': give one value for each client, not 'old'"):
         numbered(metadata={"age": "old"})

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOBODY = ("", "nan", "NaN", "<NA>", "NaT")
-"""How a missing value reads in an array of strings."""
+"""Text of a missing value in an array of strings."""
 
 MARKS = ("?", "NA", "N/A", "n/a", "na", "NULL", "null", "None", "none", "-", "--", ".", "missing", "unknown")
 """Strings that mean a missing value in a numeric column."""
@@ -23,7 +23,7 @@ DATE = re.compile(
 
 
 def absent(cells: Sequence[Any]) -> NDArray[np.bool_]:
-    """Which cells are None, NaN, empty, or what pandas and NumPy write for a missing value."""
+    """Which cells are missing, ``(n,)``: None, NaN, empty, or what pandas or NumPy writes for a missing value."""
     return np.array([_gone(cell) for cell in cells], dtype=bool)
 
 

@@ -1,4 +1,4 @@
-"""Devices of this machine by name."""
+"""Names of this machine's devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEANT: Mapping[str, str] = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "auto":
 
 
 def here() -> list[str]:
-    """Names of the devices that tensors can be on: the CPU, then every accelerator that PyTorch finds."""
+    """Names of the available devices: the CPU, then every accelerator that PyTorch finds."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None:
         return ["cpu"]
@@ -21,12 +21,12 @@ def here() -> list[str]:
 
 
 def find(name: str | torch.device) -> torch.device:
-    """The device of a name: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the first CUDA device where there is one.
+    """The device with a name: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for the first CUDA device if there is one.
 
     Nothing is allocated on it.
 
     Raises:
-        PluresError: if there is no such device here, or if it has no double precision, in which uploads are combined.
+        PluresError: if this machine has no such device, or it lacks double precision, which combining uploads needs.
     """
     if name == "auto":
         return torch.device("cuda" if "cuda:0" in here() else "cpu")
@@ -39,7 +39,7 @@ def find(name: str | torch.device) -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type == "mps":
-        raise PluresError(f"device {str(name)!r} has no double precision, in which uploads are combined: use 'cpu'")
+        raise PluresError(f"device {str(name)!r} has no double precision, which combining uploads needs: use 'cpu'")
     if f"{device.type}:{device.index or 0}" not in here():
         raise PluresError(f"no device {str(name)!r}: PyTorch {torch.__version__} does not find it; {_choice()}")
     return device
@@ -47,4 +47,4 @@ def find(name: str | torch.device) -> torch.device:
 
 def _choice() -> str:
     usable = [name for name in here() if not name.startswith("mps")]
-    return f"this machine has {', '.join(usable)}, and 'auto' takes a CUDA device where there is one"
+    return f"this machine has {', '.join(usable)}, and 'auto' takes a CUDA device if there is one"

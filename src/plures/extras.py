@@ -9,11 +9,11 @@ from plures.errors import PluresError
 
 
 def needed(module: str, what: str, extra: str) -> Any:
-    """A module of an optional library.
+    """Import a module of an optional library.
 
     Args:
-        module: its name.
-        what: what needs it, for the message.
+        module: name of the module.
+        what: the feature that needs it, for the message.
         extra: the extra of plures that installs it.
 
     Raises:

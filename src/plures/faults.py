@@ -79,7 +79,7 @@ def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:
         remedy: what to do if it is not.
 
     Raises:
-        PluresError: in one sentence.
+        PluresError: if the file cannot be read or does not fit the model; one sentence names it.
     """
     text = text_of(file, what)
     try:

@@ -40,16 +40,16 @@ NO_ARCHIVE = (
     BadZipFile,
     zlib.error,
 )
-"""What NumPy raises for a file that is not an ``.npz``, or is damaged."""
+"""Errors that NumPy raises for a file that is not an ``.npz``, or is damaged."""
 VALUES, DIGEST = "values_sha256", "sha256"
 """Keys added to a description: the digest of the tensors, and the digest of all other entries."""
 
 
 class DamagedError(PluresError):
-    """A stored file is not as it was written.
+    """A stored file does not hold what was written to it.
 
     Args:
-        fault: what is wrong with which file.
+        fault: the file, and what is wrong with it.
         remedy: what to do.
     """
 
@@ -62,7 +62,10 @@ class DamagedError(PluresError):
 def replacing(file: Path) -> Iterator[Path]:
     """Yield a temporary file to write, which then replaces ``file``; it is removed if that fails.
 
-    The new content is flushed to disk: neither a kill nor a power cut can undo it.
+    The new content is flushed to disk, so neither a kill nor a power cut can undo it.
+
+    Raises:
+        PluresError: if the file cannot be written; the old one stays as it was.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -128,11 +131,11 @@ def check_file(file: Path) -> None:
 SAFE = re.compile(r"[a-z0-9_=+,()\[\]'](?:[a-z0-9 _.=+,()\[\]'-]{0,98}[a-z0-9_=+,()\[\]'-])?")
 LIKE_OURS = re.compile(r".*-[0-9a-f]{20}")
 TAKEN = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])[ ]*(?:\..*)?")
-"""Names of devices on some systems, whatever comes after the first dot."""
+"""Names reserved for devices on some systems, with any text after the first dot."""
 
 
 def filed(name: str) -> str:
-    """A name as a file or folder name; no two names share one, and none has a special meaning to a file system.
+    """Convert a name to a file or folder name. Different names stay different, on every file system.
 
     A name that every file system accepts stays as it is. Otherwise unusual characters become dashes and a digest is
     added. That includes names with capitals: on some file systems, names that differ only in case are the same.
@@ -149,8 +152,8 @@ def inside(root: Path, *names: str, suffix: str = "") -> Path:
 
     Args:
         root: the folder; a link to it is followed.
-        names: of the folders below it; the last one names the file or folder itself.
-        suffix: of the file.
+        names: names of the folders below it; the last one names the file or folder itself.
+        suffix: suffix of the file.
 
     Raises:
         PluresError: a link at this path leads out of the folder.
@@ -173,7 +176,7 @@ def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without shared memory; only those that share it are copied."""
+    """The tensors with separate memory; only those that share memory are copied."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -223,7 +226,7 @@ def unsealed(data: Mapping[str, Any], file: Path, remedy: str, *, earlier: bool 
 def understood(file: Path, remedy: str) -> Iterator[None]:
     """Refuse in one sentence a file whose digest is right but whose content cannot be used.
 
-    The digest detects damage, not a file that somebody made up.
+    The digest detects damage, not a forged file.
 
     Args:
         file: the file or folder that the block reads.
@@ -269,7 +272,7 @@ def describe(file: Path, remedy: str = "delete it") -> dict[str, Any]:
         remedy: what to do if it is damaged.
 
     Raises:
-        DamagedError: if it is.
+        DamagedError: if it is damaged.
     """
     return _read(file, remedy, earlier=False, tensors=False)[1]
 
@@ -278,9 +281,9 @@ def read(file: Path, remedy: str = "delete it", *, earlier: bool = False) -> tup
     """Tensors and description of a file.
 
     Args:
-        file: what :func:`write` wrote.
+        file: a file written by :func:`write`.
         remedy: what to do if it is damaged.
-        earlier: whether a file of an earlier version, which has no digest, is read too.
+        earlier: whether to accept a file of an earlier version, which has no digest.
 
     Raises:
         DamagedError: if it is not exactly what was written.

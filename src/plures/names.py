@@ -17,7 +17,7 @@ from plures.texts import visible
 V = TypeVar("V")
 DIGITS = re.compile(r"[0-9]+")
 LONGEST = 100
-"""Characters of a name."""
+"""Most characters of a name."""
 FORBIDDEN = "line breaks, control characters or characters that change the direction of text"
 
 
@@ -69,7 +69,7 @@ def shortened(name: str) -> str:
 
 
 def name_of(value: object) -> str:
-    """The name that a value stands for: text itself, a whole number its digits (3, 3.0 and "3" are the same client).
+    """The name that a value stands for: text is its own name, a whole number its digits (3, 3.0 and "3" are the same).
 
     Raises:
         PluresError: for a missing value, empty text, and anything else that cannot be a name.
@@ -99,9 +99,9 @@ def name_key(name: str) -> int:
 
 
 class Names(tuple[str, ...]):
-    """Names of clients that were checked: well formed, different, in natural order.
+    """Checked names of clients: valid, distinct, and in natural order.
 
-    There may be a million of them, so what is looked up by name is made once, when it is first asked for.
+    There may be a million of them, so lookup tables are built once, on first use.
     """
 
     @classmethod
@@ -109,11 +109,11 @@ class Names(tuple[str, ...]):
         """Check names, unless they were checked before.
 
         Args:
-            names: as they were given.
-            whose: what they belong to, as the beginning of the message.
+            names: the names as given.
+            whose: their owner, for the beginning of the message.
 
         Raises:
-            PluresError: if one is no name, or stands twice, or in another than the natural order.
+            PluresError: if a name is not valid or occurs twice, or if they are not in natural order.
         """
         if isinstance(names, cls):
             return names
@@ -125,7 +125,7 @@ class Names(tuple[str, ...]):
 
     @classmethod
     def ordered(cls, names: tuple[str, ...]) -> Names:
-        """Check names that `in_order` gave."""
+        """Check names that are already in the order of `in_order`."""
         if not ("".join(names).isprintable() and all(n and len(n) <= LONGEST and n == n.strip() for n in names)):
             for name in names:
                 checked_name(name, "client")
@@ -138,11 +138,11 @@ class Names(tuple[str, ...]):
 
     @cached_property
     def keys(self) -> NDArray[np.uint64]:
-        """``(names,)`` the `name_key` of each."""
+        """The `name_key` of each name, ``(names,)``."""
         return np.array([name_key(name) for name in self], dtype=np.uint64)
 
     def some(self, places: Iterable[int]) -> Names:
-        """The names at some positions, which are in increasing order."""
+        """The names at some positions, given in increasing order."""
         return Names(self[place] for place in places)
 
 
@@ -155,7 +155,7 @@ def by_name(values: Mapping[Any, V]) -> dict[str, V]:
     named: dict[str, V] = {}
     for key, value in values.items():
         if (name := name_of(key)) in named:
-            raise PluresError(f"client {name!r} is among the keys twice; give it once")
+            raise PluresError(f"client {name!r} occurs twice among the keys; give it once")
         named[name] = value
     return named
 

@@ -1,4 +1,4 @@
-"""Check arguments against a signature, so that a wrong name or type is refused in one sentence."""
+"""Checks of arguments against a signature: a wrong name or type is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Kinds = Mapping[str, Any]
 T = TypeVar("T", bound=Callable[..., Any])
 
 LONG = 80
-"""Characters of a value that a message shows whole."""
+"""Longest value that a message shows in full, in characters."""
 SEQUENCES = (tuple, collections.abc.Sequence)
 
 
 def checked(what: T) -> T:
-    """Refuse arguments whose name or type is not what the signature of a function or of a dataclass says.
+    """Decorate a function or dataclass so that arguments with a wrong name or type are refused.
 
-    An annotation ``Annotated[kind, "words"]`` gives the words in which a message says what is wanted.
+    The text of an annotation ``Annotated[kind, "text"]`` describes the wanted type in messages.
 
     Args:
         what: a function, or a class whose ``__init__`` takes the arguments.
@@ -51,7 +51,7 @@ def checked(what: T) -> T:
 
 
 def signature_of(build: Callable[..., Any]) -> inspect.Signature:
-    """A function's signature, with types in place of their names where they exist outside the type checker."""
+    """A function's signature. Types given as strings are resolved where they exist at run time."""
     try:
         return inspect.signature(build, eval_str=True)
     except (NameError, AttributeError, TypeError):
@@ -61,7 +61,7 @@ def signature_of(build: Callable[..., Any]) -> inspect.Signature:
 
 
 def kinds(build: Callable[..., Any]) -> Kinds:
-    """The parameters of a function by name, those of ``**options: Unpack[Options]`` among them."""
+    """The parameters of a function by name, including those of ``**options: Unpack[Options]``."""
     found: dict[str, Any] = {}
     for name, p in signature_of(build).parameters.items():
         if p.kind is p.VAR_KEYWORD:
@@ -72,22 +72,25 @@ def kinds(build: Callable[..., Any]) -> Kinds:
 
 
 def options(annotation: Any) -> Kinds:
-    """The names that ``**options`` may have; none if its annotation does not say."""
+    """Names and types that ``**options`` accepts; empty if its annotation does not list them."""
     inner = get_args(annotation)
     return get_type_hints(inner[0]) if inner and hasattr(inner[0], "__required_keys__") else {}
 
 
 def arguments(what: str, build: Callable[..., Any], /, *args: Any, **parameters: Any) -> inspect.BoundArguments:
-    """Arguments of a function, refused if a name or a type is not what its signature says.
+    """Bind arguments to a function's signature, and convert them to its types.
 
-    Where a tuple is wanted, a list or a single value becomes one, for the command line knows no tuples; where a path
-    is wanted, a text; numbers of NumPy become Python's.
+    Where a tuple is wanted, a list or a single value becomes one, because the command line has no tuples. Where a path
+    is wanted, text becomes one. Numbers of NumPy become Python's.
 
     Args:
-        what: what error messages call the function.
-        build: the function; a parameter without annotation takes anything.
-        args: given by position.
-        parameters: given by name.
+        what: name of the function in error messages.
+        build: the function; a parameter without annotation accepts anything.
+        args: arguments given by position.
+        parameters: arguments given by name.
+
+    Raises:
+        PluresError: if a name or a type does not fit the signature.
     """
     return bound(what, signature_of(build), args, parameters)
 
@@ -95,7 +98,7 @@ def arguments(what: str, build: Callable[..., Any], /, *args: Any, **parameters:
 def bound(
     what: str, signature: inspect.Signature, args: Sequence[Any], parameters: Mapping[str, Any]
 ) -> inspect.BoundArguments:
-    """The same for a signature."""
+    """Like :func:`arguments`, for a signature."""
     _names(what, signature, parameters)
     try:
         given = signature.bind(*args, **parameters)
@@ -130,7 +133,7 @@ def _names(what: str, signature: inspect.Signature, parameters: Mapping[str, Any
 
 
 def defaults(signature: inspect.Signature) -> str:
-    """The parameters of a signature with their defaults, in words."""
+    """The parameters of a signature with their defaults, as text."""
     named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     told = [p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in named]
     more = [name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD for name in options(p.annotation)]
@@ -138,10 +141,10 @@ def defaults(signature: inspect.Signature) -> str:
 
 
 def fitted(what: str, name: str, value: Any, kind: Any) -> Any:
-    """A value as its type wants it.
+    """Convert a value to a type.
 
     Raises:
-        PluresError: if it does not fit, in the words ``what: name=value; give ...``.
+        PluresError: if it does not fit; the message is ``what: name=value; give ...``.
     """
     for reading in readings(value):
         if fits(reading, kind):
@@ -150,7 +153,7 @@ def fitted(what: str, name: str, value: Any, kind: Any) -> Any:
 
 
 def readings(value: Any) -> Iterator[Any]:
-    """What a value may stand for, the nearest first; what can be iterated once is read only if nothing nearer fits."""
+    """The values that a value may stand for, the closest first. An iterator is consumed only if nothing closer fits."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, list | tuple):
@@ -172,13 +175,16 @@ def readings(value: Any) -> Iterator[Any]:
 
 
 def read(option: str, name: str, text: str, kind: Any) -> Any:
-    """The value that a text on the command line stands for, by the type that is wanted.
+    """Parse a text from the command line as a wanted type.
 
     Args:
-        option: what messages call the place.
-        name: of the value.
-        text: as it was typed.
-        kind: the type; if any type is accepted, a number, list, boolean or ``null`` is read as that.
+        option: the option, for messages.
+        name: name of the value.
+        text: the text that the user typed.
+        kind: the type; if any type is accepted, numbers, lists, booleans and ``null`` are parsed as such.
+
+    Raises:
+        PluresError: if the text does not fit the type.
     """
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     candidates = [*_json(text), *((None,) if text in ("None", "null") else ()), *_word(words, text), text]
@@ -200,7 +206,7 @@ def _word(words: Mapping[str, bool], text: str) -> tuple[bool, ...]:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type; NaN is no number, and a method itself checks the texts it knows."""
+    """Whether a value is of an annotated type. NaN does not count as a number; unresolved types accept anything."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any or kind is object or isinstance(kind, str):
         return True
@@ -225,7 +231,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def _instance(value: Any, kind: Any) -> bool:
-    """Whether a value is an instance; a protocol is known by the names it asks for, of an instance and not a class."""
+    """Whether a value is an instance of a type. A protocol accepts any instance, but no class, with its attributes."""
     if not isinstance(kind, type):
         return True
     if getattr(kind, "_is_protocol", False):
@@ -235,7 +241,7 @@ def _instance(value: Any, kind: Any) -> bool:
 
 
 def wanted(kind: Any, note: str = "") -> str:
-    """A type in words, with a note behind what only Python can give."""
+    """A type as text, with a note after types whose values can only be given in Python."""
     origin, inner = get_origin(kind), get_args(kind)
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "None"}
     if kind in words:
@@ -262,7 +268,7 @@ def either(words: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: as it is written, unless that is long."""
+    """A value for a message: its ``repr``, or its type if that is long."""
     if inspect.isroutine(value):
         return f"the function {value.__name__!r}"
     if isinstance(value, type):

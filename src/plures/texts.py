@@ -32,7 +32,7 @@ def visible(text: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    """The same, but line breaks and tabs are kept."""
+    """Like :func:`visible`, but line breaks and tabs are kept."""
     return "".join(sign if sign in LINES else _escaped(sign) for sign in text) if not text.isprintable() else text
 
 

@@ -28,7 +28,7 @@ __all__ = ["app", "main"]
 @app.callback(invoke_without_command=True)
 def common(
     context: typer.Context,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is chosen and measured.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is measured and chosen.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
@@ -42,7 +42,7 @@ def common(
 
 
 def main() -> None:
-    """Entry point: one clear line for bad input; SIGTERM ends it as Ctrl-C does."""
+    """Entry point. Bad input gives one clear line; SIGTERM ends the command as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     errors = Terminal(stderr=True)
     warnings.simplefilter("once", PluresWarning)
@@ -52,7 +52,7 @@ def main() -> None:
     except PluresError as error:
         said = str(error)
     except OSError as error:
-        said = f"{error.filename or 'a file'}: {error.strerror or error}; check the path and what you may do there"
+        said = f"{error.filename or 'a file'}: {error.strerror or error}; check the path and its permissions"
     except KeyboardInterrupt:
         errors.print("stopped", style="yellow")
         sys.exit(130)

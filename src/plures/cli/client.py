@@ -36,7 +36,7 @@ def client_command(
 
 
 def data(folder: Path, code: Code) -> Federation | None:
-    """The data of a comparison or run, if they have a name and are still where they were; without unseen clients."""
+    """The data of a comparison or run without unseen clients; ``None`` if they cannot be loaded by name."""
     runs = [folder] if not (folder / RESULTS).exists() else sorted((folder / "runs").glob("*"))
     for path in runs:
         try:

@@ -77,15 +77,13 @@ Unseen = Annotated[list[str] | None, typer.Option(help="Client held out of train
 Fraction = Annotated[float | None, typer.Option(help="Share of the clients, redrawn each round; default: all.")]
 EvaluateClients = Annotated[
     int | None,
-    typer.Option(
-        help="How many clients, drawn at random once for all, are scored; default: all. For large populations."
-    ),
+    typer.Option(help="How many clients are scored, drawn once at random; default: all. For large populations."),
 ]
 TaskName = Annotated[
     str | None,
     typer.Option(
         "--task",
-        help="What is predicted, with the loss of all methods: module:name of a task of your own, such as "
+        help="The task, which also sets the loss of all methods: module:name of a task of your own, such as "
         "Classification(class_weights=...), or the name of a kind; default: the task of the data.",
     ),
 ]
@@ -93,8 +91,8 @@ MetricName = Annotated[
     str | None,
     typer.Option(
         "--metric",
-        help="What rounds and settings are chosen by, and clients are called harmed by: a metric of the task, such as "
-        "auroc, or module:name of your own; default: the task's first.",
+        help="The metric by which rounds and settings are chosen, and clients are called harmed: a metric of the task, "
+        "such as auroc, or module:name of your own; default: the task's first.",
     ),
 ]
 Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]
@@ -114,7 +112,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a CUDA de
 Processes = Annotated[int, typer.Option(help="Processes that train clients, side by side; needs plures[pool].")]
 Patience = Annotated[
     int | None,
-    typer.Option(help="Rounds without a better validation after which a run ends; default: all rounds are run."),
+    typer.Option(help="End a run after this many rounds without a better validation score; default: run all rounds."),
 ]
 Track = Annotated[
     list[str] | None,
@@ -135,10 +133,13 @@ def settings(pairs: list[str] | None, option: str, owner: str, kinds: Kinds) -> 
     """``NAME=VALUE`` pairs, each value parsed as the type declared for its name.
 
     Args:
-        pairs: as they were typed.
-        option: where they were typed, for messages.
-        owner: what they belong to, for messages.
-        kinds: the names that there are, with their types.
+        pairs: the texts that the user typed.
+        option: the option that they were given to, for messages.
+        owner: the object that they belong to, for messages.
+        kinds: the valid names, with their types.
+
+    Raises:
+        PluresError: a pair has no ``=``, a name is unknown or given twice, or a value does not fit its type.
     """
     found: dict[str, Any] = {}
     for pair in pairs or []:
@@ -175,16 +176,16 @@ def consent(allowed: list[str] | None) -> Code:
 
 
 def typed(*said: str | None) -> Code:
-    """Consent to what is named as ``module:function`` where the user types it."""
+    """Consent to names of the form ``module:function`` that the user types on the command line."""
     code = Code.typed(*said)
     current_folder(*code.allowed)
     return code
 
 
 def current_folder(*names: str) -> None:
-    """Add the current folder to the path for ``module:function``, for this command alone.
+    """Add the current folder to the path if ``module:function`` was named, for this command only.
 
-    Without such a name, nothing in the folder can be imported in place of a missing library.
+    Without such a name the folder stays off the path, so that no file in it can replace a missing library.
     """
     folder = os.getcwd()
     if not names or folder in sys.path or "" in sys.path:

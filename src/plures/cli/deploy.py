@@ -62,7 +62,7 @@ def init_command(
             raise PluresError(f"--client {member} is given twice: every member needs a name of its own")
     wanted = project.blank(checked_name(name or folder.resolve().name, "--name"), client or project.CLIENTS, host)
     files = project.write(folder, wanted if example is None else project.heart(host), contained=containers)
-    say("\n".join([f"wrote {len(files)} files; go on with {folder / 'README.md'}", *advice(folder)]))
+    say("\n".join([f"wrote {len(files)} files; continue with {folder / 'README.md'}", *advice(folder)]))
 
 
 @deploy.command("keys")
@@ -107,7 +107,7 @@ def keys_command(
         called = door.rpartition(":")[0].strip("[]")
         if called and called not in (names := hosts(keys.server)):
             lines.append(
-                f"note: {federation} says that sites call {door}, and the certificate is for {', '.join(names)} alone: "
+                f"note: {federation} says that sites call {door}, but the certificate is only for {', '.join(names)}: "
                 f"change superlink there, or move {keys.server} and {keys.server_key} away and give --host {called} too"
             )
     else:
@@ -141,7 +141,7 @@ def check_command(
 def fingerprint_command(
     file: Annotated[list[Path], typer.Argument(help="federation.toml, ca.crt, or a public key.")],
 ) -> None:
-    """Print what to read aloud to make sure that both sides have the same file."""
+    """Print fingerprints to read aloud, to make sure that both sides have the same file."""
     needed("cryptography", "keys and certificates", "flower")
     from plures.deploy.keys import authority_digest
     from plures.deploy.member import digest_of, spoken
@@ -216,7 +216,7 @@ def join_command(
         )
     files = joining.write()
     names = ", ".join(str(file.relative_to(folder)) for file in files)
-    say("\n".join([f"wrote {names}; go on with {folder / 'README.md'}", *advice(folder)]))
+    say("\n".join([f"wrote {names}; continue with {folder / 'README.md'}", *advice(folder)]))
 
 
 @deploy.command("node")
@@ -308,7 +308,7 @@ def demo_command(
     """Four hospitals on this machine over Flower, with TLS and registered keys: what each gains from two methods."""
     for name in method or ():
         if ":" in name:
-            raise PluresError(f"--method {name}: the demo's sites run methods of the catalogue only")
+            raise PluresError(f"--method {name}: the demo's sites run only methods of the catalogue")
         find_method(name)
     check_folder(out)
     needed("flwr", "the demo", "flower")

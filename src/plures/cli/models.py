@@ -51,7 +51,7 @@ Inputs = Annotated[
 ]
 
 SHOWN_METHODS = ("fedavg", "fedavg_ft", "ditto", "fedper", "fedrep", "fedbabu", "lora")
-"""Methods with different memory needs."""
+"""Default methods of `plures device`, chosen for their different memory needs."""
 COLUMNS = {
     "state": "state",
     "received": "received",
@@ -209,7 +209,7 @@ def device_command(
     batch_size: BatchSize = 32,
     data_options: Options = None,
 ) -> None:
-    """Estimate the memory a device needs to personalise with each method; for a single method, phase by phase."""
+    """Estimate the memory that a device needs to train with each method; for a single method, phase by phase."""
     code = typed(data, model, *(method or SHOWN_METHODS))
     if batch_size < 0:
         raise PluresError(f"--batch-size {batch_size}: give at least 1, or 0 for all examples of a client")

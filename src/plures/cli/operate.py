@@ -238,7 +238,7 @@ def rotate_command(
     server: Annotated[bool, typer.Option("--server", help="Another certificate, of the same authority.")] = False,
     authority: Annotated[bool, typer.Option("--authority", help="Another authority and certificate.")] = False,
 ) -> None:
-    """Replace a member's key (NAME KEY.pub), or one of the coordinator's; lists what everybody has to do."""
+    """Replace a member's key (NAME KEY.pub) or one of the coordinator's, and list what everybody has to do."""
     place = placed(folder)
     from plures.deploy.operate import renew
     from plures.deploy.operate.members import rotate

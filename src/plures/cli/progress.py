@@ -1,4 +1,4 @@
-"""Where a command stands: a bar in a terminal, lines in a pipe or a log."""
+"""Progress of a command: a bar in a terminal, lines in a pipe or a log."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from plures.study.estimate import duration
 
 
 class Update(Protocol):
-    """Tells where a command stands.
+    """Reports a command's progress.
 
     Args:
-        done: how much is done, of the total.
-        text: what was done last.
-        line: whether it is worth a line where there is no terminal.
-        skipped: whether it was done by an earlier, interrupted command, and took no time now.
+        done: amount of work done so far, of the total.
+        text: description of the last step.
+        line: whether the step gets a line of its own when the output is not a terminal.
+        skipped: whether an earlier, interrupted command did the step, so that it took no time now.
     """
 
     def __call__(self, done: float, text: str, *, line: bool = True, skipped: bool = False) -> None: ...
@@ -31,15 +31,15 @@ class Update(Protocol):
 
 @dataclass
 class Lines:
-    """Progress as lines, each with the time left at the pace so far. Nothing is overwritten, and no text comes twice.
+    """Progress as lines, each with the time left at the pace so far. Repeated texts are printed once.
 
     Attributes:
-        console: where they go.
-        description: how each begins.
-        total: of what is to be done.
-        begun: when the work began.
-        done: what is done by now.
-        worked: what of it was done since the work began.
+        console: console that the lines are printed to.
+        description: beginning of each line.
+        total: total amount of work.
+        begun: start time of the command.
+        done: amount of work done so far.
+        worked: the part of it done by this command.
         last: the last line's text.
     """
 

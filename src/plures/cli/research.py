@@ -138,7 +138,7 @@ def compare_command(
 
 
 def reached(stage: Stage) -> str:
-    """Progress of a run, in words."""
+    """A run's progress as text."""
     if stage.point is None:
         return ", done before"
     best = "best at round" if stage.ended else "round"
@@ -146,7 +146,7 @@ def reached(stage: Stage) -> str:
 
 
 def reading(point: Point) -> str:
-    """A run's point, in words."""
+    """A point of a run as text."""
     return f"round {point.round}, loss {point.train_loss:.3f}, validation {point.validation:.3f}"
 
 
@@ -162,7 +162,7 @@ def run_command(
     momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.0,
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
     schedule: Annotated[
-        Literal["constant", "cosine", "exponential"], typer.Option(help="Of the learning rate.")
+        Literal["constant", "cosine", "exponential"], typer.Option(help="Schedule of the learning rate.")
     ] = "constant",
     clip: Annotated[float | None, typer.Option(help="Maximum norm of a client's gradient.")] = None,
     seed: Annotated[int, typer.Option(help="Root of all randomness of the run.")] = 0,
@@ -271,8 +271,8 @@ def run_command(
         console.print(f"for {lacking} of {people} clients it is undefined{why}; the mean leaves them out")
     if result.never:
         console.print(
-            f"{len(result.never)} of {people} clients had not been drawn by then; each is served as the method "
-            "serves a client that comes later"
+            f"{len(result.never)} of {people} clients had not been drawn by then; the method serves each as it serves "
+            "a client that joins later"
         )
     if result.unseen is not None:
         mean = result.unseen.summary(measure).mean
@@ -298,7 +298,7 @@ def methods_command(
         for channel in leaving(entry):
             console.print(f"  {channel}", markup=False, highlight=False)
         console.print(
-            "tensors are what the report counts as traffic; what stands in a message's header is not in the count",
+            "the report counts tensors as traffic; values in a message's header are not counted",
             markup=False,
             highlight=False,
         )

@@ -29,7 +29,7 @@ COMMAND = (sys.executable, "-P", "-m", "plures.cli", "study")
 def study_command(
     file: Annotated[Path, typer.Argument(help="The study: data sets, partitions, methods, seeds, budgets (TOML).")],
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print what is to be run and how long it may take, then stop.")
+        bool, typer.Option("--plan", help="Print the planned runs and how long they may take, then stop.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default: runs/NAME.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that share the work.", min=1)] = 1,
@@ -108,7 +108,7 @@ def measure(plan: Plan, store: Store) -> None:
 
 @contextmanager
 def helpers(arguments: list[str], count: int) -> Iterator[None]:
-    """Further processes of the same command; waits for them at the end."""
+    """Run further processes of the same command beside the block, and wait for them at the end."""
     started = [subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield
