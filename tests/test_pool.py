@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import nn
 
 import plures.run.coordinator as coordinator
 import plures.run.pool as pool
+from beside import refuses
 from newcomers import clients
 from plures import Run, Training, compare, fit
 from plures.errors import PluresError
@@ -34,15 +34,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 ONE = Execution("loop", 2, False, "float32")
 TWO = Execution("loop", 2, False, "float32", processes=2)
 WORK = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With as many threads in every process, sums have the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def begun(name: str, execution: Execution) -> Run:
@@ -108,12 +99,6 @@ def test_a_process_that_dies_is_told_in_one_sentence_and_the_round_can_be_repeat
     one.step()
     one.step()
     assert_equal(one, run)
-
-
-def refuses(x, received, batch):
-    if multiprocessing.parent_process() is not None:
-        raise PluresError("data of another kind")
-    return batch.loss(x.model)
 
 
 def test_what_a_visit_refuses_is_said_as_in_one_process():

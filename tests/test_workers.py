@@ -7,16 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import plures
+from beside import refuses
 from people import FAST, net, people
 from plures import PluresError, compare
 from plures.errors import PluresWarning
@@ -26,15 +25,6 @@ from plures.method import Method, Phase
 pytest.importorskip("cloudpickle", reason="processes need cloudpickle: pip install 'plures[pool]'")
 TWO = replace(FAST, processes=2)
 ASKED: dict[str, Any] = {"model": net, "rounds": 3, "seeds": 2, "tune_rounds": 1, "batch_size": 8}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """With as many threads in every process, sums have the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def timeless(value: Any) -> Any:
@@ -78,12 +68,6 @@ def test_every_number_is_that_of_one_process_and_so_is_what_is_told(tmp_path):
     assert multiprocessing.active_children() == []
     again = compare(people(), ["ditto"], execution=FAST, out=tmp_path, **ASKED)
     assert again == beside  # what two processes kept, one process reads
-
-
-def refuses(x, received, batch):
-    if multiprocessing.parent_process() is not None:
-        raise PluresError("data of another kind")
-    return batch.loss(x.model)
 
 
 def own() -> Method:

@@ -19,16 +19,10 @@ from plures.metrics.average_precision import average_precision
 from plures.metrics.balance import balanced_accuracy, counts, macro_f1, mean_f1, mean_recall
 from plures.metrics.errors import r2
 from plures.tasks import Classification, Regression
+from scored import binary
 
 NAN = math.nan
 TRUE, SCORES = [1, 0, 1, 0, 1], [0.9, 0.8, 0.7, 0.7, 0.2]
-
-
-def binary(true: list[int], scores: list[float], weight: list[float] | None = None) -> Predictions:
-    """One client's predictions of which the second class has these probabilities."""
-    chances = torch.tensor([[1 - p, p] for p in scores], dtype=torch.float64)
-    counted = torch.ones(len(true)) if weight is None else torch.tensor(weight)
-    return said(Classification(("no", "yes")), chances.log(), torch.tensor(true), counted)
 
 
 def several(classes: int, examples: int, seed: int) -> tuple[Predictions, dict[str, np.ndarray]]:

@@ -92,7 +92,7 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         help="The metric by which rounds and settings are chosen, and clients are called harmed: a metric of the task, "
-        "such as auroc, or module:name of your own; default: the task's first.",
+        "such as auroc or sensitivity, or module:name of your own; default: the task's first.",
     ),
 ]
 Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]

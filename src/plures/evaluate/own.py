@@ -137,12 +137,14 @@ def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Me
     """A metric for a federation.
 
     Args:
-        metric: the name of one of its metrics, or ``package.module:name`` of a metric, or of a function that returns
-            one.
+        metric: the name of one of its metrics or of its task's further ones, or ``package.module:name`` of a metric, or
+            of a function that returns one.
         federation: the clients.
         code: metrics of one's own that it may be.
     """
-    found = replace(METRIC, catalogue={known.name: known for known in federation.metrics}).find(metric, code)
+    more = federation.task.further
+    catalogue = {known.name: known for known in (*more.named, *federation.metrics)}
+    found = more.find(metric) or replace(METRIC, catalogue=catalogue).find(metric, code)
     return _made(f"metric {metric!r}", found, Metric)
 
 

@@ -122,7 +122,8 @@ class Federation:
         """The same federation with another metric by which rounds and settings are chosen.
 
         Args:
-            metric: the name of one of :attr:`metrics`, or a metric of your own; ``None`` for the task's first.
+            metric: the name of one of :attr:`metrics` or of the task's further ones, or a metric of your own; ``None``
+                for the task's first.
 
         Examples:
             >>> import plures
@@ -132,11 +133,12 @@ class Federation:
         """
         known = {one.name: one for one in self.metrics}
         if isinstance(metric, str):
-            if metric not in known:
-                raise PluresError(
-                    f"no metric {metric!r} for {self.task.kind}; {suggestion(metric, known, 'metrics are')}"
-                )
-            metric = known[metric]
+            found = known.get(metric) or self.task.further.find(metric)
+            if found is None:
+                names = [*known, *self.task.further.names]
+                kind = f"{self.task.kind} in {many} classes" if (many := len(self.task.classes)) else self.task.kind
+                raise PluresError(f"no metric {metric!r} for {kind}; {suggestion(metric, names, 'metrics are')}")
+            metric = found
         elif metric is not None and known.get(metric.name, metric) != metric:
             raise PluresError(f"metric {metric.name!r}: there is another one of this name; rename yours")
         return replace(self, metric=None if metric == self.task.metrics[0] else metric)

@@ -5,6 +5,7 @@ from plures.metrics.auroc import auroc
 from plures.metrics.average_precision import average_precision
 from plures.metrics.balance import balanced_accuracy, macro_f1
 from plures.metrics.calibration import brier, ece
+from plures.metrics.catalogue import AMOUNTS, SEVERAL_CLASSES, TWO_CLASSES, Catalogue
 from plures.metrics.errors import mae, r2, rmse
 from plures.metrics.losses import cross_entropy, mean_loss, mean_squared_error
 from plures.metrics.metric import Metric, Predictions, alone, mean
@@ -23,9 +24,13 @@ MULTILABEL: tuple[Metric, ...] = (accuracy, cross_entropy, auroc, average_precis
 REGRESSION: tuple[Metric, ...] = (rmse, mae, mean_squared_error, r2)
 
 __all__ = [
+    "AMOUNTS",
     "CLASSIFICATION",
     "MULTILABEL",
     "REGRESSION",
+    "SEVERAL_CLASSES",
+    "TWO_CLASSES",
+    "Catalogue",
     "Metric",
     "Predictions",
     "alone",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plures.cells import alike, listed, number
 from plures.errors import PluresError, PluresWarning, closest
-from plures.metrics import CLASSIFICATION, Metric
+from plures.metrics import CLASSIFICATION, SEVERAL_CLASSES, TWO_CLASSES, Catalogue, Metric
 from plures.names import in_order
 from plures.tasks.losses import Weights, weighed
 from plures.tasks.reading import distinct, refuse
@@ -71,6 +71,10 @@ class Classification(Task):
     @property
     def target(self) -> tuple[int, ...]:
         return ()
+
+    @property
+    def further(self) -> Catalogue:
+        return TWO_CLASSES if len(self.classes) == 2 else SEVERAL_CLASSES
 
     def read(self, values: Array, where: Where) -> tuple[Classification, Tensor]:
         if values.ndim != 1:

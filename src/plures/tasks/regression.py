@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.metrics import REGRESSION, Metric
+from plures.metrics import AMOUNTS, REGRESSION, Catalogue, Metric
 from plures.tasks.reading import refuse
 from plures.tasks.task import Array, Loss, Task, Where
 
@@ -36,6 +36,10 @@ class Regression(Task):
 
     outputs: int = 0
     loss: Loss | None = None
+
+    @property
+    def further(self) -> Catalogue:
+        return AMOUNTS
 
     def read(self, values: Array, where: Where) -> tuple[Regression, Tensor]:
         if values.dtype.kind not in "fiub":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.metrics import Metric, mean_loss
+from plures.metrics import Catalogue, Metric, mean_loss
 
 Array = NDArray[Any]
 Where = Callable[[int], str]
@@ -88,6 +88,11 @@ class Task:
             raise PluresError(f"loss={loss!r}: give a function (outputs, targets) -> (batch,)")
         if not self.metrics:
             object.__setattr__(self, "metrics", self.measures)
+
+    @property
+    def further(self) -> Catalogue:
+        """Metrics that are measured when they are asked for by name."""
+        return Catalogue()
 
     # --- what targets look like ---------------------------------------------------------------------------------
 

@@ -1,0 +1,14 @@
+"""What methods do in other processes only."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+from plures import PluresError
+
+
+def refuses(x, received, batch):
+    """An objective that works in this process and refuses its data in another one."""
+    if multiprocessing.parent_process() is not None:
+        raise PluresError("data of another kind")
+    return batch.loss(x.model)
