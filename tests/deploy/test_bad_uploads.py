@@ -22,7 +22,7 @@ from plures.deploy.journal import METRICS, Journal
 from plures.deploy.plan import Plan
 from plures.errors import PluresError
 from plures.remote.clients import TooFewError
-from plures.remote.message import Order, Reply, Told, digest, pack, unpack
+from plures.remote.message import ClientFacts, Order, Reply, digest, pack, unpack
 
 
 def one(value: float) -> Callable[[Tensor], Tensor]:
@@ -61,7 +61,7 @@ ANY: dict[str, tuple[Spoil, str]] = {
     "a header without end": (lambda m: header(b"[" * 10**4), "a message is damaged: maximum recursion depth.*"),
     "a header that is a list": (lambda m: header(b"[]"), "a message is damaged: it is not a JSON object"),
     "a header without ours": (lambda m: header(b"{}"), "a message is damaged: '__metadata__'"),
-    "another protocol": (reply(protocol=1), "a message is damaged: a message of protocol 1, not 4: install .*"),
+    "another protocol": (reply(protocol=1), "a message is damaged: a message of protocol 1, not 5: install .*"),
     "an unknown field": (reply(run_this="rm"), r"a message is malformed: \('run_this',\): Extra inputs .*"),
     "a wrong type": (reply(loss="low"), r"a message is malformed: \('loss',\): Input should be a valid number.*"),
     "an impossible shape": (
@@ -225,7 +225,7 @@ def test_an_old_answer_does_not_count_again(tmp_path: Path) -> None:
     old: list[bytes] = []
 
     def replayed(address: int, answer: bytes) -> bytes:
-        if address != 102 or unpack(answer, Reply)[0].told is not None:
+        if address != 102 or unpack(answer, Reply)[0].facts is not None:
             return answer
         old.append(answer)
         return old[max(0, len(old) - 2)] if len(old) == 2 else answer
@@ -253,13 +253,13 @@ def test_a_bad_answer_at_the_end_costs_only_its_sender(tmp_path: Path, task: str
     assert lost(file, tmp_path / "out") == []
 
 
-SELF = Told(examples=10)
+SELF = ClientFacts(examples=10)
 
 
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        (Reply(client="nobody", told=SELF), "client 'nobody' does not belong to this federation"),
+        (Reply(client="nobody", facts=SELF), "client 'nobody' does not belong to this federation"),
         (Reply(client="hungarian"), "client 'hungarian' does not belong to this federation"),
         (Reply(client="hungarian", status="refused", reason="not today"), "not today"),
     ],
@@ -276,7 +276,7 @@ def test_who_is_not_taken_in_is_named(tmp_path: Path, said: Reply, reason: str) 
         Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()
 
 
-@pytest.mark.parametrize("spoil", [noise, lambda m: b"", lambda m: header(b"[" * 10**6), reply(told={"examples": 0})])
+@pytest.mark.parametrize("spoil", [noise, lambda m: b"", lambda m: header(b"[" * 10**6), reply(facts={"examples": 0})])
 def test_a_bad_greeting_is_not_taken_in(tmp_path: Path, spoil: Spoil) -> None:
     file = prepared(tmp_path, {"join_deadline": 0.01})
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])

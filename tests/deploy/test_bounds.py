@@ -34,11 +34,11 @@ from plures.remote.clients import over_sites
 from plures.remote.message import (
     MAX_COUNT,
     MAX_NUMBER,
+    ClientFacts,
     Order,
     Place,
     Reply,
     Scored,
-    Told,
     clean,
     digest,
     head,
@@ -86,7 +86,7 @@ def unbounded(schema: dict[str, Any], where: str = "") -> Iterator[str]:
         yield from unbounded(inner, name)
 
 
-@pytest.mark.parametrize("kind", [Order, Reply, Told, Scored, Place])
+@pytest.mark.parametrize("kind", [Order, Reply, ClientFacts, Scored, Place])
 def test_every_field_of_every_message_is_bounded(kind: Any) -> None:
     assert list(unbounded(kind.model_json_schema())) == []
     assert kind.model_config["strict"]
@@ -335,34 +335,37 @@ def test_an_answer_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pyt
 # --- greetings ------------------------------------------------------------------------------------------------------
 
 GREETINGS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "as many examples as there are atoms": (reply(told={"examples": 10**30}), "malformed: ('told', 'examples')"),
-    "one more than can be": (reply(told={"examples": MAX_COUNT + 1}), "malformed: ('told', 'examples')"),
-    "no example": (reply(told={"examples": 0}), "malformed: ('told', 'examples')"),
-    "half an example": (reply(told={"examples": 1.5}), "malformed: ('told', 'examples')"),
-    "a whole number as a float": (reply(told={"examples": 5.0}), "malformed: ('told', 'examples')"),
-    "a boolean": (reply(told={"examples": True}), "malformed: ('told', 'examples')"),
-    "a text": (reply(told={"examples": "5"}), "malformed: ('told', 'examples')"),
-    "labels that are floats": (reply(told={"examples": 5, "labels": [2.0, 3.0]}), "malformed: ('told', 'labels', 0)"),
-    "labels below 0": (reply(told={"examples": 5, "labels": [8, -3]}), "malformed: ('told', 'labels', 1)"),
+    "as many examples as there are atoms": (reply(facts={"examples": 10**30}), "malformed: ('facts', 'examples')"),
+    "one more than can be": (reply(facts={"examples": MAX_COUNT + 1}), "malformed: ('facts', 'examples')"),
+    "no example": (reply(facts={"examples": 0}), "malformed: ('facts', 'examples')"),
+    "half an example": (reply(facts={"examples": 1.5}), "malformed: ('facts', 'examples')"),
+    "a whole number as a float": (reply(facts={"examples": 5.0}), "malformed: ('facts', 'examples')"),
+    "a boolean": (reply(facts={"examples": True}), "malformed: ('facts', 'examples')"),
+    "a text": (reply(facts={"examples": "5"}), "malformed: ('facts', 'examples')"),
+    "labels that are floats": (reply(facts={"examples": 5, "labels": [2.0, 3.0]}), "malformed: ('facts', 'labels', 0)"),
+    "labels below 0": (reply(facts={"examples": 5, "labels": [8, -3]}), "malformed: ('facts', 'labels', 1)"),
     "labels of another sum": (
-        reply(told={"examples": 5, "labels": [3, 3]}),
+        reply(facts={"examples": 5, "labels": [3, 3]}),
         "client 'switzerland' tells 5 examples and 6 labels: its site must check its data",
     ),
     "labels of a class too many": (
-        reply(told={"examples": 5, "labels": [2, 3, 0]}),
+        reply(facts={"examples": 5, "labels": [2, 3, 0]}),
         "client 'switzerland' tells 3 label counts for 2 classes: its site must check its data",
     ),
     "no labels where all tell them": (
-        reply(told={"examples": 5}),
+        reply(facts={"examples": 5}),
         "client 'switzerland' does not tell 'labels', which the members agreed to tell",
     ),
-    "a million labels": (reply(told={"examples": 5, "labels": [0] * 10**6}), "the answer has "),
-    "metadata without end": (reply(told={"examples": 5, "metadata": {"a": 1e300}}), "malformed: ('told', 'metadata'"),
-    "metadata that is a list": (reply(told={"examples": 5, "metadata": {"a": [1]}}), "malformed: ('told', 'metadata'"),
-    "a metadata text of a megabyte": (reply(told={"examples": 5, "metadata": {"a": "x" * 10**6}}), "the answer has "),
+    "a million labels": (reply(facts={"examples": 5, "labels": [0] * 10**6}), "the answer has "),
+    "metadata without end": (reply(facts={"examples": 5, "metadata": {"a": 1e300}}), "malformed: ('facts', 'metadata'"),
+    "metadata that is a list": (
+        reply(facts={"examples": 5, "metadata": {"a": [1]}}),
+        "malformed: ('facts', 'metadata'",
+    ),
+    "a metadata text of a megabyte": (reply(facts={"examples": 5, "metadata": {"a": "x" * 10**6}}), "the answer has "),
     "a thousand columns": (
-        reply(told={"examples": 5, "metadata": {f"column {i}": 1.0 for i in range(1001)}}),
-        "malformed: ('told', 'metadata')",
+        reply(facts={"examples": 5, "metadata": {f"column {i}": 1.0 for i in range(1001)}}),
+        "malformed: ('facts', 'metadata')",
     ),
     "tensors": (lambda m: pack(unpack(m, Reply)[0], {"x": torch.ones(3)}), "bad upload: leaf 'x' is not expected"),
 }
@@ -389,13 +392,13 @@ def test_what_was_not_agreed_on_is_dropped(tmp_path: Path) -> None:
     file = prepared(tmp_path, rounds=2)
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
     carrier.spoil = lambda address, answer: (
-        reply(told={"examples": 9, "labels": [4, 5], "metadata": {"spy": "x" * 200, "age": 3.0}})(answer)
-        if address == PLACE and unpack(answer, Reply)[0].told
+        reply(facts={"examples": 9, "labels": [4, 5], "metadata": {"spy": "x" * 200, "age": 3.0}})(answer)
+        if address == PLACE and unpack(answer, Reply)[0].facts
         else answer
     )
     job = Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None)
     job.join()
-    assert job.sites.told[BAD] == Told(examples=9)
+    assert job.sites.facts[BAD] == ClientFacts(examples=9)
     assert job.begin().setting.metadata == {}
     for _, message in carrier.log:
         assert b"spy" not in message
@@ -404,9 +407,9 @@ def test_what_was_not_agreed_on_is_dropped(tmp_path: Path) -> None:
 def test_facts_that_were_agreed_on_must_come() -> None:
     problem = elsewhere(clients()[0]).task
     with pytest.raises(PluresError, match="client 'a' does not tell 'age', which the members agreed to tell"):
-        agreed("a", Told(examples=5, metadata={"age": None}), problem, ("examples", "age"))
-    found = agreed("a", Told(examples=5, metadata={"age": 3, "spy": 1}), problem, ("examples", "age"))
-    assert found == Told(examples=5, metadata={"age": 3})
+        agreed("a", ClientFacts(examples=5, metadata={"age": None}), problem, ("examples", "age"))
+    found = agreed("a", ClientFacts(examples=5, metadata={"age": 3, "spy": 1}), problem, ("examples", "age"))
+    assert found == ClientFacts(examples=5, metadata={"age": 3})
 
 
 def test_the_largest_facts_are_worked_with(tmp_path: Path) -> None:
@@ -415,7 +418,7 @@ def test_the_largest_facts_are_worked_with(tmp_path: Path) -> None:
     training = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05))
     _, carrier = far(federation, model, fedavg(), training, tmp_path, tells=("examples",))
     known = Sites(carrier, federation.clients, tells=("examples",), problem=federation.task)
-    carrier.spoil = lambda address, answer: reply(told={"examples": MAX_COUNT})(answer)
+    carrier.spoil = lambda address, answer: reply(facts={"examples": MAX_COUNT})(answer)
     known.meet()
     carrier.spoil = lambda address, answer: answer
     again = over_sites(elsewhere(federation), model, fedavg(), known, training)
@@ -567,7 +570,7 @@ def test_whatever_a_server_orders_a_site_answers(tmp_path: Path) -> None:
         assert said.order == digest(message)
         assert said.client == "b"
         assert fit(said.reason)
-        assert (said.status == "done") == bool(names) or said.told is not None
+        assert (said.status == "done") == bool(names) or said.facts is not None
         done += said.status == "done"
     assert done < 100
     said = head(site.answer(pack(order, leaves)), Reply)[0]

@@ -28,7 +28,7 @@ from plures.method import (
 from plures.methods import METHODS, fedavg, scaffold
 from plures.methods.entry import Entry
 from plures.remote.flower import opened, sealed
-from plures.remote.message import Reply, Scored, Told, unpack
+from plures.remote.message import ClientFacts, Reply, Scored, unpack
 from plures.report.catalogue import model
 from plures.run import Execution, Run, Training, Uniform
 from plures.run.cost import traffic
@@ -54,11 +54,11 @@ FIELDS = {
     "seconds": "seconds",
 }
 """Field of a message -> the channel that it belongs to; the others are about the message itself."""
-ENVELOPE = {"protocol", "client", "order", "run", "round", "status", "reason", "told"}
+ENVELOPE = {"protocol", "client", "order", "run", "round", "status", "reason", "facts"}
 
 
 def test_every_field_of_an_answer_is_a_channel_or_about_the_message():
-    for kind in (Reply, Told, Scored):
+    for kind in (Reply, ClientFacts, Scored):
         assert kind.model_fields.keys() <= FIELDS.keys() | ENVELOPE, kind
 
 

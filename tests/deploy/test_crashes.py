@@ -191,7 +191,7 @@ def test_a_site_that_leaves_in_the_middle_of_its_work_leaves_nothing_behind(tmp_
     assert (site.folder.parent / LEFT).read_text() == "enough"
     assert lost(file, tmp_path / "out") == []
     sent = [unpack(body, Reply) for address, body in carrier.answers if address == 103]
-    assert [(reply.status, bool(tensors)) for reply, tensors in sent if reply.told is None][:2] == [
+    assert [(reply.status, bool(tensors)) for reply, tensors in sent if reply.facts is None][:2] == [
         ("done", True),
         ("refused", False),
     ]

@@ -170,7 +170,7 @@ def test_the_apps_of_both_sides_speak_through_what_was_joined(three: Three, monk
     order = Key.load(stranger.coordinator).sign("order", pack(Order(task="join")))
     plan = Plan.load(three.coordinator / "federation.toml")
     reply, _ = unpack(verified("answer", site.answer(order), plan.members.values(), order)[1], Reply)
-    assert (reply.status, reply.told) == ("refused", None)
+    assert (reply.status, reply.facts) == ("refused", None)
 
 
 def test_a_site_whose_key_is_not_the_agreed_one_answers_nobody(three: Three) -> None:

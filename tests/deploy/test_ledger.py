@@ -30,7 +30,7 @@ from plures.models import with_roles
 from plures.remote import ledger as ledgers
 from plures.remote.clients import Remote
 from plures.remote.ledger import LEDGER, TRIES
-from plures.remote.message import HEADER, Order, Reply, Told, pack, unpack
+from plures.remote.message import HEADER, ClientFacts, Order, Reply, pack, unpack
 from plures.remote.site import TRAINING, Allowed, Site
 from plures.remote.state import leave
 from plures.run import Training
@@ -269,11 +269,11 @@ END = f"a model is published at the end of the {ROUNDS} agreed rounds"
         ((), "train", {"client": "b"}, "the order is for client 'b'"),
         ((), "train", {"client": ""}, "the order is for client ''"),
         ((), "train", {"run": "0" * 16}, "the server runs another method, model or version: install the same .*"),
-        ((), "train", {"population": [Told(examples=5)]}, "the order describes 1 members, not 2"),
+        ((), "train", {"population": [ClientFacts(examples=5)]}, "the order describes 1 members, not 2"),
         (
             (0,),
             "train",
-            {"round": 1, "population": [Told(examples=5)] * 2},
+            {"round": 1, "population": [ClientFacts(examples=5)] * 2},
             "the members' facts are not those of its .*",
         ),
     ],

@@ -31,7 +31,7 @@ def test_numbers_are_those_of_the_shared_model(hearts: Path) -> None:
     found = asked(hearts)
     assert found.ok
     assert found.numbers == {"model": sum(p.numel() for p in network().parameters())}
-    assert found.told == ("examples",)
+    assert found.facts == ("examples",)
     assert found.text().splitlines() == [
         f"it would send in a round: {found.numbers['model']} numbers of 'model'",
         "it would tell: examples",

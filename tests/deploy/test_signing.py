@@ -21,7 +21,7 @@ from plures.deploy.signing import BEGIN, MAGIC, POINT, Key, Signed, SignedTransp
 from plures.errors import PluresError
 from plures.method import SGD
 from plures.methods import ditto
-from plures.remote.message import Order, Reply, Told, digest, pack, unpack
+from plures.remote.message import ClientFacts, Order, Reply, digest, pack, unpack
 from plures.remote.sites import Sites
 from plures.report.catalogue import model
 from plures.run import Training
@@ -46,7 +46,7 @@ class Says:
     def answer(self, message: bytes) -> bytes:
         self.orders += 1
         order, _ = unpack(message, Order)
-        return pack(Reply(client=self.client, order=digest(message), told=Told(examples=5), round=order.round))
+        return pack(Reply(client=self.client, order=digest(message), facts=ClientFacts(examples=5), round=order.round))
 
 
 Place = Callable[[bytes], bytes | str]
@@ -96,7 +96,7 @@ def test_a_stranger_with_a_key_of_its_own_is_not_heard(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "forge",
     [
-        lambda order: pack(Reply(client="a", told=Told(examples=5))),
+        lambda order: pack(Reply(client="a", facts=ClientFacts(examples=5))),
         lambda order: site("a", A).answer(order)[BEGIN:],
         lambda order: b"",
         lambda order: site("a", A).answer(order)[: BEGIN - 1],
@@ -144,7 +144,7 @@ def test_a_site_obeys_its_coordinator_alone(signer: Key) -> None:
     for envelope in (signer.sign("order", order), order, A.sign("answer", order), COORDINATOR.sign("answer", order)):
         answer = member.answer(envelope)
         reply, tensors = unpack(verified("answer", answer, MEMBERS.values(), envelope)[1], Reply)
-        assert (reply.status, reply.client, reply.told, tensors) == ("refused", "a", None, {})
+        assert (reply.status, reply.client, reply.facts, tensors) == ("refused", "a", None, {})
         assert "the order is " in reply.reason
     assert isinstance(member.site, Says)
     assert member.site.orders == 0
@@ -182,7 +182,7 @@ def test_the_first_who_says_a_name_does_not_have_it() -> None:
     places: dict[int, Place] = {
         1: site("a", STRANGER).answer,
         2: site("a", B).answer,
-        3: lambda order: pack(Reply(client="a", told=Told(examples=5))),
+        3: lambda order: pack(Reply(client="a", facts=ClientFacts(examples=5))),
     }
     carrier = Carrier(places)
     sites = Sites(SignedTransport(carrier, COORDINATOR, MEMBERS), ["a", "b"])

@@ -11,7 +11,7 @@ from plures.errors import PluresError
 from plures.method import SGD
 from plures.methods import ditto, fedavg, fedfomo, scaffold
 from plures.remote.clients import TooFewError
-from plures.remote.message import Order, Reply, Told, digest, pack, unpack
+from plures.remote.message import ClientFacts, Order, Reply, digest, pack, unpack
 from plures.remote.site import Allowed
 from plures.remote.sites import Sites, population
 from plures.remote.state import has_left, leave
@@ -40,7 +40,7 @@ class Claims:
 
 
 def says(client, **told):
-    return Reply(client=client, told=Told(**({"examples": 5} | told)))
+    return Reply(client=client, facts=ClientFacts(**({"examples": 5} | told)))
 
 
 def test_a_client_is_where_it_answered_last_with_the_facts_it_told_first():
@@ -57,7 +57,7 @@ def test_a_client_is_where_it_answered_last_with_the_facts_it_told_first():
     del carrier.said[9]
     sites.meet()
     assert sites.where == {"a": 7, "b": 8}
-    assert sites.told["a"].examples == 5
+    assert sites.facts["a"].examples == 5
 
 
 def test_a_client_that_was_away_is_taken_in_without_being_asked_again():
@@ -116,14 +116,14 @@ def test_no_site_is_asked_about_what_it_was_trained_on():
 def test_impossible_facts_are_malformed(told):
     with pytest.raises(PluresError, match="malformed"):
         unpack(
-            pack(Reply.model_construct(client="a", told=Told.model_construct(**({"examples": 5} | told)))),
+            pack(Reply.model_construct(client="a", facts=ClientFacts.model_construct(**({"examples": 5} | told)))),
             Reply,
         )
 
 
 def test_label_counts_must_fit_the_classes():
     declared = elsewhere(FEDERATION)
-    told = [Told(examples=5, labels=[2, 3])] * 4 + [Told(examples=5, labels=[5])]
+    told = [ClientFacts(examples=5, labels=[2, 3])] * 4 + [ClientFacts(examples=5, labels=[5])]
     with pytest.raises(PluresError, match="client 'e' tells 1 label counts for 2 classes"):
         population(declared, told)
 

@@ -25,7 +25,7 @@ from plures.evaluate.scores import Scores, primary
 from plures.files import DamagedError, describe, duplicate, read, write, write_json
 from plures.metrics import Metric
 from plures.remote.clients import Remote, TooFewError, over_sites
-from plures.remote.message import Held, Scored, Told
+from plures.remote.message import ClientFacts, Held, Scored
 from plures.remote.sites import Sites, Transport
 from plures.remote.state import alone
 from plures.run.checkpoint import Snapshot, restore, snapshot
@@ -57,7 +57,7 @@ class Progress:
 
     Attributes:
         pending: the last round's point, whose validation score comes with the next round.
-        told: the last round's entry in the log.
+        last: the last round's entry in the log.
         left_out: rounds in which a client was asked but did not count, with the reason.
         failed: number of rounds that did not count.
         excluded: clients that broke the model and are no longer asked, and why.
@@ -69,7 +69,7 @@ class Progress:
     """
 
     pending: dict[str, Any] | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     failed: int = 0
     excluded: dict[str, str] = field(default_factory=dict)
@@ -184,8 +184,8 @@ class Conductor:
         """
         end = time.monotonic() + self.plan.rules.join_deadline
         if self.checkpoint.exists():
-            told = describe(self.checkpoint)["told"]
-            self.sites.told = {client: Told.model_validate(one) for client, one in told.items()}
+            facts = describe(self.checkpoint)["facts"]
+            self.sites.facts = {client: ClientFacts.model_validate(one) for client, one in facts.items()}
             end = time.monotonic() + self.plan.rules.deadline
         self.watched.what = {"task": "join"}
         self.watched.waiting(self.sites.absent, seconds=end - time.monotonic())
@@ -208,8 +208,8 @@ class Conductor:
 
     def measurable(self, remote: Over) -> None:
         """Warn before the first round if no site reports the metric by which rounds are chosen."""
-        metric, told = primary(remote.federation).name, self.sites.measures.values()
-        if told and not any(metric in names for names in told):
+        metric, measured = primary(remote.federation).name, self.sites.measures.values()
+        if measured and not any(metric in names for names in measured):
             self.journal.event("unmeasured", metric=metric)
             log.warning("no site tells %r of its validation examples: the last round will be taken", metric)
 
@@ -242,7 +242,7 @@ class Conductor:
         if self.checkpoint.exists():
             self.take_up(fitted, remote, self.checkpoint)
             if remote.round and all(event["round"] != remote.round for event in self.journal.rounds()):
-                self.journal.event("round", **self.progress.told)
+                self.journal.event("round", **self.progress.last)
             self.journal.event("resumed", round=remote.round)
             log.info("resuming after round %d", remote.round)
         return fitted
@@ -283,7 +283,7 @@ class Conductor:
         }
         for client, reason in record.left_out.items():
             self.progress.left_out.append({"round": record.round, "client": client, "reason": reason})
-        self.progress.told = {
+        self.progress.last = {
             "round": record.round,
             "clients": list(record.cohort),
             "left_out": dict(record.left_out),
@@ -367,14 +367,14 @@ class Conductor:
 
     def keep(self, fitted: Fit[Over], remote: Over) -> None:
         """Write the checkpoint."""
-        told = {client: one.model_dump() for client, one in self.sites.told.items()}
+        facts = {client: one.model_dump() for client, one in self.sites.facts.items()}
         progress = vars(self.progress)
-        fitted.save(self.plan.label, self.checkpoint, progress=progress, told=told, round=remote.round)
+        fitted.save(self.plan.label, self.checkpoint, progress=progress, facts=facts, round=remote.round)
         duplicate(self.checkpoint, self.copy)
 
     def tell(self, fitted: Fit[Over], remote: Over, record: RoundRecord) -> None:
         """Log the round and write the metrics."""
-        self.journal.event("round", **self.progress.told)
+        self.journal.event("round", **self.progress.last)
         log.info("round %d of %d: loss %.4f", record.round, remote.training.rounds, record.loss)
         metric = primary(remote.federation).name
         own = {
@@ -425,7 +425,7 @@ class Conductor:
             test=ClientScores.of(gathered(remote, "test")),
             never=[remote.setting.clients[i] for i in remote.never.tolist()],
         )
-        told = {
+        outcome = {
             "plan": self.plan.name,
             "method": self.plan.label,
             "result": result.model_dump(mode="json"),
@@ -433,7 +433,7 @@ class Conductor:
         }
         self.copy.unlink(missing_ok=True)
         self.before.unlink(missing_ok=True)
-        write_json(self.out / RESULT, told | {"progress": vars(self.progress)})
+        write_json(self.out / RESULT, outcome | {"progress": vars(self.progress)})
         self.checkpoint.unlink(missing_ok=True)
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
         return result
@@ -479,7 +479,7 @@ def gathered(remote: Over, split: Held) -> Scores:
     found = remote.clients.scores.get(split, {})
     names = [metric.name for metric in remote.federation.metrics]
     clients = range(len(remote.setting))
-    told = [found[i] if i in found else Scored() for i in clients]
-    values = {name: np.array([one.metrics.get(name) for one in told], dtype=np.float64) for name in names}
-    sizes = np.array([one.examples or 0 for one in told], dtype=np.int64)
+    scored = [found[i] if i in found else Scored() for i in clients]
+    values = {name: np.array([one.metrics.get(name) for one in scored], dtype=np.float64) for name in names}
+    sizes = np.array([one.examples or 0 for one in scored], dtype=np.int64)
     return Scores(remote.setting.clients, sizes, values)

@@ -21,14 +21,14 @@ class Promise:
 
     Attributes:
         numbers: slot -> how many of its values the site would send in a round.
-        told: facts that it would report.
+        facts: facts that it would report.
         measured: measurements of its rows that it would report, once a round.
         digits: significant digits of the measurements.
         refused: one sentence for each thing that the site does not allow.
     """
 
     numbers: dict[str, int]
-    told: tuple[str, ...]
+    facts: tuple[str, ...]
     measured: tuple[str, ...]
     digits: int
     refused: tuple[str, ...]
@@ -42,7 +42,7 @@ class Promise:
         sent = ", ".join(f"{count} numbers of {slot!r}" for slot, count in self.numbers.items()) or "nothing"
         lines = [
             f"it would send in a round: {sent}",
-            f"it would tell: {', '.join(self.told)}",
+            f"it would tell: {', '.join(self.facts)}",
             f"it would measure, once in a round, to {self.digits} digits: {', '.join(self.measured) or 'nothing'}",
         ]
         return "\n".join([*lines, *(f"error  {sentence}" for sentence in self.refused)])
@@ -89,9 +89,9 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
         numbers[slot] = numbers.get(slot, 0) + run.bound.initial[slot][path].numel()
     refused = *unwilling(leaves, own), *silent(plan.tells, own), *work_beyond(run, own.allow.allowed)
     allowed, validation, train = own.allow.allowed, *(int(data.splits[s].sizes[0]) for s in ("validation", "train"))
-    told = [name for name in allowed.measures(data.metrics, validation) if name not in TRAINING]
-    told += [name for name in allowed.measures(data.metrics, train) if name in TRAINING]
-    return Promise(numbers, plan.tells, tuple(told), allowed.digits, refused)
+    measured = [name for name in allowed.measures(data.metrics, validation) if name not in TRAINING]
+    measured += [name for name in allowed.measures(data.metrics, train) if name in TRAINING]
+    return Promise(numbers, plan.tells, tuple(measured), allowed.digits, refused)
 
 
 def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:

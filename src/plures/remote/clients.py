@@ -36,13 +36,13 @@ from plures.remote.bounds import (
     suspect,
 )
 from plures.remote.message import (
+    ClientFacts,
     Held,
     Order,
     Reply,
     Scored,
     Task,
     Tensors,
-    Told,
     body,
     clean,
     pack,
@@ -96,7 +96,7 @@ class Rules:
 def fingerprint(bound: Bound, training: Training, federation: Federation, seed: int, agreed: str = "") -> str:
     """Hash of what must be equal at the server and at every site: method, model with its initial values, local work."""
     digest = hashlib.sha256()
-    told = {
+    question = {
         "federation": federation.name,
         "clients": federation.clients,
         "features": federation.features,
@@ -107,7 +107,7 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
         "agreed": agreed,
         "blocks": [(b.name, [str(leaf) for leaf in b.leaves]) for b in bound.blocks],
     }
-    digest.update(json.dumps(told).encode())
+    digest.update(json.dumps(question).encode())
     for leaf, value in by_leaf(bound.initial).items():
         digest.update(f"{leaf} {value.dtype} {tuple(value.shape)}".encode())
         if leaf.slot == "model":
@@ -117,8 +117,8 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
 
 def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:
     """Split a valid upload into the values to combine and the values that are stored for this client."""
-    told = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
-    numbers = {channel: {"": torch.tensor([] if x is None else [x])} for channel, x in told}
+    losses = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
+    numbers = {channel: {"": torch.tensor([] if x is None else [x])} for channel, x in losses}
     views = {leaf: tensors[f"{VIEWS}:{leaf}"].unsqueeze(0) for leaf in run.bound.view_inputs()}
     return Answer([client], {**by_channel(tensors), **numbers}), views
 
@@ -128,7 +128,7 @@ class Remote:
 
     Args:
         sites: registry of the sites; every client must have joined.
-        told: the facts that each client reported, in the order of the federation's clients.
+        facts: the facts that each client reported, in the order of the federation's clients.
         run_id: the run's fingerprint.
         rules: when a round counts.
 
@@ -144,8 +144,8 @@ class Remote:
 
     alone = True
 
-    def __init__(self, sites: Sites, told: Sequence[Told], run_id: str, rules: Rules) -> None:
-        self.sites, self.told, self.run_id, self.rules = sites, list(told), run_id, rules
+    def __init__(self, sites: Sites, facts: Sequence[ClientFacts], run_id: str, rules: Rules) -> None:
+        self.sites, self.facts, self.run_id, self.rules = sites, list(facts), run_id, rules
         self.sent = self.received = self.wired = 0
         self.evaluate: tuple[Held, ...] = ()
         self.scores: dict[Held, dict[int, Scored]] = {}
@@ -187,7 +187,7 @@ class Remote:
             keep=0 if self.best is None else int(self.best[client]),
             evaluate=self.evaluate,
             members=members,
-            population=self.told,
+            population=self.facts,
         )
         return order, tensors
 
@@ -260,7 +260,7 @@ class Remote:
             raise PluresError(clean(answer))
         self.wired += len(answer)
         leaves = expected(run) if task == "train" else probed(run) if task == "gradients" else {}
-        columns = {column for one in self.told for column in one.metadata}
+        columns = {column for one in self.facts for column in one.metadata}
         reply = opened(answer, order, room(1, run.setting.task.outputs, len(columns), len(run.bound.blocks)), leaves)
         name = run.setting.clients[client]
         if reply.client != name:
@@ -317,13 +317,13 @@ class Remote:
                 log.warning("round %d: client %r is left out: %s", run.round, name, error)
         broke = suspect(run, moved, self._unable)
         if broke is not None:
-            told = "; ".join(f"{name}: {left[name]}" for name in left if name in self._unable)
-            raise BrokenError(run.round, broke, f"most sites cannot work on what it left ({told})")
+            reasons = "; ".join(f"{name}: {left[name]}" for name in left if name in self._unable)
+            raise BrokenError(run.round, broke, f"most sites cannot work on what it left ({reasons})")
         if len(valid) < self.rules.min_clients:
-            told = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
             raise TooFewError(
                 f"round {run.round + 1}: {len(valid)} of {len(clients)} clients did their work, at least "
-                f"{self.rules.min_clients} must ({told})"
+                f"{self.rules.min_clients} must ({reasons})"
             )
         balance(run, valid)
         chosen, who = dict(server), list(valid)
@@ -411,9 +411,9 @@ def over_sites(
     if sites.missing:
         raise PluresError(f"clients {', '.join(sites.missing)} never joined: start their sites, or leave them out")
     data, training = federation.to("cpu", torch.float32), training or Training()
-    told = [sites.told[client] for client in data.clients]
-    setting = population(data, told)
+    reported = [sites.facts[client] for client in data.clients]
+    setting = population(data, reported)
     origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
     run_id = fingerprint(origin.bound, training, federation, seed, agreed)
-    clients = Remote(sites, told, run_id, rules or Rules())
+    clients = Remote(sites, reported, run_id, rules or Rules())
     return Coordinator(origin, clients, data, setting, training, ONE_CLIENT)

@@ -24,7 +24,7 @@ from plures.run.interrupt import SLICE
 
 RECORD, ARRAY, KIND = "plures", "message", "train"
 STYPE = "plures.safetensors"
-"""The format of a message's bytes, as Flower is told it."""
+"""The name of the message format, which Flower passes on."""
 ONE_PART = 2**20
 """Largest message that travels in one part, in bytes."""
 MIN_POLL_SECONDS, POLL_SECONDS_PER_NODE = 0.25, 0.01

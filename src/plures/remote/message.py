@@ -19,7 +19,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.texts import visible
 
-PROTOCOL = 4
+PROTOCOL = 5
 HEADER = "plures"
 MAX_HEADER_BYTES = 16 * 2**20
 """Largest header that is read, in bytes."""
@@ -65,7 +65,7 @@ class Header(Checked):
     protocol: Annotated[int, Field(ge=0, le=MAX_COUNT)] = PROTOCOL
 
 
-class Told(Checked):
+class ClientFacts(Checked):
     """Facts that a site reports about itself.
 
     Attributes:
@@ -106,7 +106,7 @@ class Order(Header):
     keep: Count = 0
     evaluate: Annotated[tuple[Held, ...], Field(max_length=2)] = ()
     members: Annotated[dict[Named, Count], Field(max_length=1000)] = {}
-    population: Annotated[list[Told], Field(max_length=MAX_ENTRIES)] = []
+    population: Annotated[list[ClientFacts], Field(max_length=MAX_ENTRIES)] = []
 
     @model_validator(mode="after")
     def _in_time(self) -> Order:
@@ -142,7 +142,7 @@ class Reply(Header):
         objective: mean of the objective that the visit minimised; ``None`` likewise.
         rows: the row that the client chose, for each block in which clients choose for themselves.
         scores: scores by split.
-        told: facts about the client, when it joins.
+        facts: facts about the client, when it joins.
         metrics: the metrics that it will report on its validation examples, when it joins.
         seconds: time that the site worked; 0 if it does not report it.
     """
@@ -157,7 +157,7 @@ class Reply(Header):
     objective: Number | None = None
     rows: Annotated[dict[Named, Count], Field(max_length=1000)] = {}
     scores: Annotated[dict[Held, Scored], Field(max_length=2)] = {}
-    told: Told | None = None
+    facts: ClientFacts | None = None
     metrics: Annotated[tuple[Named, ...], Field(max_length=100)] = ()
     seconds: Annotated[float, Field(ge=0, le=MAX_COUNT)] = 0.0
 
@@ -198,12 +198,12 @@ def head(message: bytes, kind: type[H], longest: int = MAX_HEADER_BYTES) -> tupl
         if not 0 < length <= min(longest, len(message) - 8):
             raise PluresError(f"a message of {len(message)} bytes has no readable header")
         places = parsed(message[8 : 8 + length])
-        told = places.pop("__metadata__")[HEADER]
-        protocol = parsed(told).get("protocol")
+        header = places.pop("__metadata__")[HEADER]
+        protocol = parsed(header).get("protocol")
         if protocol != PROTOCOL:
             raise PluresError(f"a message of protocol {protocol}, not {PROTOCOL}: install the same plures everywhere")
         PLACES.validate_json(json.dumps(places))
-        return kind.model_validate_json(told), set(places)
+        return kind.model_validate_json(header), set(places)
     except ValidationError as error:
         first = error.errors()[0]
         raise PluresError(clean(f"a message is malformed: {first['loc']}: {first['msg']}")) from error

@@ -24,12 +24,12 @@ from plures.remote.ledger import Ledger
 from plures.remote.message import (
     LONGEST_REASON,
     MAX_NUMBER,
+    ClientFacts,
     Held,
     Order,
     Reply,
     Scored,
     Tensors,
-    Told,
     body,
     digest,
     head,
@@ -173,7 +173,7 @@ class Site:
         self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
         self.max_norm = max_norm
         self.allowed.measures(data.metrics, 0)
-        self._built: tuple[list[Told], Run, str] | None = None
+        self._built: tuple[list[ClientFacts], Run, str] | None = None
 
     def answer(self, message: bytes) -> bytes:
         """Answer a message of the server. Never raises: an error becomes an answer, too."""
@@ -212,7 +212,7 @@ class Site:
 
     # --- who the site is ----------------------------------------------------------------------------------------
 
-    def told(self) -> Told:
+    def facts(self) -> ClientFacts:
         """The facts that the site reports about itself."""
         columns = [name for name in self.tells if name not in ("examples", "labels")]
         for name in self.tells:
@@ -222,7 +222,7 @@ class Site:
                 raise ToldError(f"the federation's members tell {name!r}, which is missing in the site's metadata")
         rows = self.data.splits["train"][0]
         counts = self.data.task.counts(self.data.targets[rows]) if "labels" in self.tells else None
-        return Told.model_validate(
+        return ClientFacts.model_validate(
             {
                 "examples": len(rows),
                 "labels": None if counts is None else counts.tolist(),
@@ -231,8 +231,8 @@ class Site:
         )
 
     def _join(self) -> tuple[Reply, Tensors]:
-        told = self.allowed.measures(self.data.metrics, int(self.data.splits["validation"].sizes[0]))
-        return Reply(client=self.client, told=self.told(), metrics=tuple(k for k in told if k not in TRAINING)), {}
+        metrics = self.allowed.measures(self.data.metrics, int(self.data.splits["validation"].sizes[0]))
+        return Reply(client=self.client, facts=self.facts(), metrics=tuple(k for k in metrics if k not in TRAINING)), {}
 
     # --- what the site does -------------------------------------------------------------------------------------
 
@@ -278,8 +278,8 @@ class Site:
             self.publish(run, order, scores)
         return self._reply(order, scores=scores), {}
 
-    def _reply(self, order: Order, **told: object) -> Reply:
-        return Reply.model_validate({"client": self.client, "run": order.run, **told})
+    def _reply(self, order: Order, **values: object) -> Reply:
+        return Reply.model_validate({"client": self.client, "run": order.run, **values})
 
     def run(self, order: Order) -> Run:
         """The run as this client sees it, at its start."""
@@ -296,7 +296,7 @@ class Site:
         run.last = torch.tensor([order.accepted])
         return run
 
-    def _build(self, told: list[Told]) -> tuple[Run, str]:
+    def _build(self, reported: list[ClientFacts]) -> tuple[Run, str]:
         """Build network and engine from the facts that the clients reported, and the run's fingerprint."""
         run = Run(
             self.data,
@@ -305,7 +305,7 @@ class Site:
             self.training,
             seed=self.seed,
             execution=ONE_CLIENT,
-            population=population(self.federation, told),
+            population=population(self.federation, reported),
         )
         return run, fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed)
 
@@ -383,10 +383,12 @@ class Site:
         scores = score(run, split)
         examples = int(scores.sizes[0])
         values = {metric.name: metric.within(float(scores.values[metric.name][0])) for metric in self.data.metrics}
-        told: dict[str, float | None] = {**self._told_of(examples, {k: x for k, x in values.items() if x is not None})}
-        return Scored(examples=examples if "sizes" in self.allowed.tell else None, metrics=told)
+        metrics: dict[str, float | None] = {
+            **self._reported(examples, {k: x for k, x in values.items() if x is not None})
+        }
+        return Scored(examples=examples if "sizes" in self.allowed.tell else None, metrics=metrics)
 
-    def _told_of(self, examples: int, numbers: Mapping[str, float]) -> dict[str, float]:
+    def _reported(self, examples: int, numbers: Mapping[str, float]) -> dict[str, float]:
         """The numbers that may be reported, rounded, given how many examples they were measured on."""
         allowed = self.allowed.measures(self.data.metrics, examples)
         return {k: self.allowed.rounded(x) for k, x in numbers.items() if k in allowed and abs(x) <= MAX_NUMBER}
@@ -410,6 +412,6 @@ class Site:
         versions.save(order.round + 1, stays)
         versions.prune(self.allowed.versions, ledger.named)
         numbers = dict(zip(TRAINING, (answer.sent[LOSS][""].item(), answer.sent[OBJECTIVE][""].item()), strict=True))
-        told = self._told_of(int(self.data.splits["train"].sizes[0]), numbers)
-        loss, objective = (told.get(name) for name in TRAINING)
+        reported = self._reported(int(self.data.splits["train"].sizes[0]), numbers)
+        loss, objective = (reported.get(name) for name in TRAINING)
         return self._reply(order, scores=scores, rows=rows, loss=loss, objective=objective), sent

@@ -15,8 +15,8 @@ from plures.federation import Federation
 from plures.method import Setting
 from plures.remote.bounds import opened
 from plures.remote.message import (
+    ClientFacts,
     Order,
-    Told,
     clean,
     pack,
     room,
@@ -54,7 +54,7 @@ class Sites:
     Attributes:
         where: address of every client that can be reached: the last one at which it identified itself.
         met: the client that each address says it is. Signatures prove it (:mod:`plures.deploy.signing`).
-        told: the facts reported by every client that ever joined.
+        facts: the facts reported by every client that ever joined.
         measures: the metrics that every client will report on its validation examples.
         refused: addresses that are not admitted, and why.
     """
@@ -72,7 +72,7 @@ class Sites:
         self.transport, self.clients, self.deadline = transport, tuple(clients), deadline
         self.where: dict[str, int] = {}
         self.met: dict[int, str] = {}
-        self.told: dict[str, Told] = {}
+        self.facts: dict[str, ClientFacts] = {}
         self.measures: dict[str, tuple[str, ...]] = {}
         self.refused: dict[int, str] = {}
         self._asked: dict[int, float] = {}
@@ -101,19 +101,19 @@ class Sites:
         reply = opened(answer, question, room(1, self.problem.outputs, len(self.tells or ())) if self.problem else None)
         if reply.status != "done":
             raise PluresError(reply.reason)
-        if reply.client not in self.clients or reply.told is None:
+        if reply.client not in self.clients or reply.facts is None:
             raise PluresError(f"client {reply.client!r} does not belong to this federation")
-        told = agreed(reply.client, reply.told, self.problem, self.tells)
-        if self.told.setdefault(reply.client, told) != told:
+        facts = agreed(reply.client, reply.facts, self.problem, self.tells)
+        if self.facts.setdefault(reply.client, facts) != facts:
             log.warning("client %r reports other facts than when it joined; the first ones stay", reply.client)
         self.where[reply.client], self.met[address] = address, reply.client
         self.measures[reply.client] = reply.metrics
-        log.info("client %r joined, with %d training examples", reply.client, told.examples)
+        log.info("client %r joined, with %d training examples", reply.client, facts.examples)
 
     @property
     def missing(self) -> list[str]:
         """Clients that have never joined."""
-        return [client for client in self.clients if client not in self.told]
+        return [client for client in self.clients if client not in self.facts]
 
     @property
     def absent(self) -> list[str]:
@@ -121,7 +121,7 @@ class Sites:
         return [client for client in self.clients if client not in self.where]
 
 
-def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str] | None = None) -> Told:
+def agreed(client: str, facts: ClientFacts, problem: Problem | None, tells: Sequence[str] | None = None) -> ClientFacts:
     """The facts that a client reported, reduced to those that the members agreed on.
 
     Raises:
@@ -129,50 +129,50 @@ def agreed(client: str, told: Told, problem: Problem | None, tells: Sequence[str
     """
     if tells is not None:
         columns = [name for name in tells if name not in ("examples", "labels")]
-        lacking = [name for name in columns if told.metadata.get(name) is None]
+        lacking = [name for name in columns if facts.metadata.get(name) is None]
         if (
             "labels" in tells
-            and told.labels is None
+            and facts.labels is None
             and problem is not None
             and problem.counts(problem.blank()) is not None
         ):
             lacking.append("labels")
         if lacking:
             raise PluresError(f"client {client!r} does not tell {lacking[0]!r}, which the members agreed to tell")
-        metadata = {name: told.metadata[name] for name in columns}
-        told = told.model_copy(
-            update={"labels": told.labels if "labels" in tells else None, "metadata": metadata},
+        metadata = {name: facts.metadata[name] for name in columns}
+        facts = facts.model_copy(
+            update={"labels": facts.labels if "labels" in tells else None, "metadata": metadata},
         )
-    if problem is not None and told.labels is not None:
-        wrong = problem.miscounted(told.labels, told.examples)
+    if problem is not None and facts.labels is not None:
+        wrong = problem.miscounted(facts.labels, facts.examples)
         if wrong is not None:
             raise PluresError(f"client {client!r} tells {wrong}: its site must check its data")
-    return told
+    return facts
 
 
-def population(federation: Federation, told: Sequence[Told]) -> Setting:
+def population(federation: Federation, reported: Sequence[ClientFacts]) -> Setting:
     """The setting of a run, from facts that clients at sites reported.
 
     Args:
-        federation: the clients, without any rows, in the order of ``told``.
-        told: the facts that each reported.
+        federation: the clients, without any rows, in the order of ``reported``.
+        reported: the facts of each client.
 
     Raises:
         PluresError: if the numbers of clients differ, or facts do not fit the federation's task.
     """
-    if len(told) != len(federation):
-        raise PluresError(f"facts of {len(told)} clients are given, and the federation has {len(federation)}")
-    for client, one in zip(federation.clients, told, strict=True):
+    if len(reported) != len(federation):
+        raise PluresError(f"facts of {len(reported)} clients are given, and the federation has {len(federation)}")
+    for client, one in zip(federation.clients, reported, strict=True):
         agreed(client, one, federation.task)
-    columns = list(dict.fromkeys(column for one in told for column in one.metadata))
-    metadata = {column: tuple(one.metadata.get(column) for one in told) for column in columns}
+    columns = list(dict.fromkeys(column for one in reported for column in one.metadata))
+    metadata = {column: tuple(one.metadata.get(column) for one in reported) for column in columns}
     setting = Setting.of(replace(federation, metadata=metadata))
     facts = dict(setting.facts)
-    facts["examples"] = torch.tensor([one.examples for one in told]).to(facts["examples"])
+    facts["examples"] = torch.tensor([one.examples for one in reported]).to(facts["examples"])
     private = set()
     if "labels" in facts:
-        counts = [one.labels for one in told if one.labels is not None]
-        if len(counts) == len(told):
+        counts = [one.labels for one in reported if one.labels is not None]
+        if len(counts) == len(reported):
             facts["labels"] = torch.tensor(counts).to(facts["labels"])
         else:
             private.add("labels")
