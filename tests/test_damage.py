@@ -24,7 +24,7 @@ from plures.cli import app
 from plures.diagnose import Diagnosis
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate import Comparison, RunFolder, RunSpec, compare, finish, fit
-from plures.evaluate.compare import Stage
+from plures.evaluate.compare import ComparisonProgress
 from plures.files import digest
 from plures.run import Execution, onboard
 from plures.serving import PersonalModel
@@ -57,7 +57,7 @@ def compared(out: Path) -> tuple[Comparison, list[tuple[str, str]], list[str]]:
     """A comparison, what of it was trained, and the warnings that it gave."""
     trained: list[tuple[str, str]] = []
 
-    def listen(stage: Stage) -> None:
+    def listen(stage: ComparisonProgress) -> None:
         if stage.point is not None and (stage.method, stage.what) not in trained:
             trained.append((stage.method, stage.what))
 

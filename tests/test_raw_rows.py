@@ -130,7 +130,7 @@ def test_a_table_without_imputation_refuses_a_missing_number_by_name():
 
 def test_run_published_model_and_endpoint_predict_the_same_of_a_table(tmp_path):
     pytest.importorskip("fastapi")
-    from plures.serving.serve import Asked, read
+    from plures.serving.serve import PredictionRequest, read
 
     federation = people()
     kept = made(tmp_path / "run", federation)
@@ -144,9 +144,9 @@ def test_run_published_model_and_endpoint_predict_the_same_of_a_table(tmp_path):
     PersonalModel.of(run, "b", kept.spec()).save(tmp_path / "published")
     model = PersonalModel.load(tmp_path / "published")
     torch.testing.assert_close(model.predict(NEW)[0], outputs, rtol=1e-6, atol=1e-6)
-    asked = read(model, Asked(columns=NEW), 10)
+    asked = read(model, PredictionRequest(columns=NEW), 10)
     torch.testing.assert_close(model.predict(asked)[0], outputs, rtol=1e-6, atol=1e-6)
-    asked = read(model, Asked(rows=[[None, "m", True, "north", 61.5]]), 10)
+    asked = read(model, PredictionRequest(rows=[[None, "m", True, "north", 61.5]]), 10)
     torch.testing.assert_close(model.predict(asked)[0], outputs[:1], rtol=1e-6, atol=1e-6)
     told = model.card.text()
     assert "- sex: one of f, m; others are refused" in told

@@ -16,7 +16,7 @@ from study_worker import SMALL, rows, work
 from plures.study import Event, Store, Study, begin, conduct, plan_of, read_study
 from plures.study.cells import Loaded
 from plures.study.plan import Unit
-from plures.study.work import Bench, Tell
+from plures.study.work import Tell, Workspace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["study_worker", "plures.study.view"])
@@ -141,21 +141,21 @@ def test_one_fault_does_not_end_the_study(file: Path, tmp_path: Path, monkeypatc
     plan, store = plan_of(read_study(file), "optuna"), Store(tmp_path)
     begin(plan, store)
     conduct(plan, store, plan.measures, lambda event: None)
-    fine = Bench._final
+    fine = Workspace._final
 
-    def broken(bench: Bench, unit: Unit, loaded: Loaded, tell: Tell) -> str:
+    def broken(bench: Workspace, unit: Unit, loaded: Loaded, tell: Tell) -> str:
         if unit.candidate.label == "ditto" and unit.seed == 1:
             raise ArithmeticError("overflow")
         return fine(bench, unit, loaded, tell)
 
-    monkeypatch.setattr(Bench, "_final", broken)
+    monkeypatch.setattr(Workspace, "_final", broken)
     conduct(plan, store, plan.units, lambda event: None)
     failed = store.failures(plan.units)
     assert [(unit.candidate.label, unit.seed, message) for unit, message in failed] == [
         ("ditto", 1, "ArithmeticError: overflow")
     ]
     assert [method.name for method in Study(tmp_path).comparisons()[0].methods] == ["local", "fedavg", "fedavg_ft"]
-    monkeypatch.setattr(Bench, "_final", fine)
+    monkeypatch.setattr(Workspace, "_final", fine)
     begin(plan, store)
     conduct(plan, store, plan.units, lambda event: None)
     assert [method.name for method in Study(tmp_path).comparisons()[0].methods][-1] == "ditto"

@@ -45,7 +45,7 @@ from plures.cli.common import (
 )
 from plures.cli.progress import progress
 from plures.errors import PluresError
-from plures.evaluate import RunFolder, RunSpec, Stage, compare, finish, fit, primary
+from plures.evaluate import ComparisonProgress, RunFolder, RunSpec, compare, finish, fit, primary
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.fit import patience_fact
@@ -99,7 +99,7 @@ def compare_command(
     callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
-        def listen(stage: Stage) -> None:
+        def listen(stage: ComparisonProgress) -> None:
             text = f"{stage.method}, {stage.what}{reached(stage)}"
             update(stage.done / max(stage.total, 1), text, line=stage.ended, skipped=stage.point is None)
 
@@ -137,7 +137,7 @@ def compare_command(
     console.print(f"report: {out / 'report.html'}   results: {out / 'results.json'}, {out / 'clients.csv'}")
 
 
-def reached(stage: Stage) -> str:
+def reached(stage: ComparisonProgress) -> str:
     """A run's progress as text."""
     if stage.point is None:
         return ", done before"

@@ -2,7 +2,7 @@
 
 from plures.evaluate.code import Code
 from plures.evaluate.cold import ColdStart, cold_start_curve, with_labels
-from plures.evaluate.compare import Stage, compare
+from plures.evaluate.compare import ComparisonProgress, compare
 from plures.evaluate.fit import Fit, finish, fit
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.predictions import predictions
@@ -26,7 +26,7 @@ __all__ = [
     "RunSpec",
     "Scores",
     "SeedResult",
-    "Stage",
+    "ComparisonProgress",
     "StreamScores",
     "Summary",
     "cold_start_curve",

@@ -78,7 +78,7 @@ LARGE = 20_000
 
 
 @dataclass(frozen=True)
-class Stage:
+class ComparisonProgress:
     """What a comparison is doing.
 
     Attributes:
@@ -100,7 +100,7 @@ class Stage:
     ended: bool = False
 
 
-Listener = Callable[[Stage], None]
+Listener = Callable[[ComparisonProgress], None]
 
 
 @checked
@@ -604,7 +604,7 @@ class _Study:
         """Tell the listener where the comparison stands."""
         self.done += done
         if self.listener is not None:
-            self.listener(Stage(method, what, point, rounds, self.done, self.total, ended))
+            self.listener(ComparisonProgress(method, what, point, rounds, self.done, self.total, ended))
 
 
 class _Told:

@@ -32,7 +32,7 @@ Tell = Callable[[str, str, Point | None, int, int, bool], None]
 """Where a job stands: method, stage, point, rounds of the run, rounds done just now, whether the run has ended."""
 
 
-class Bench(Protocol[J_contra, A_co]):
+class JobRunner(Protocol[J_contra, A_co]):
     """Does jobs, one at a time. A copy of it does the same in another process."""
 
     tell: Tell
@@ -40,12 +40,12 @@ class Bench(Protocol[J_contra, A_co]):
 
     def do(self, job: J_contra) -> A_co: ...
 
-    def travelling(self) -> Bench[J_contra, A_co]:
+    def travelling(self) -> JobRunner[J_contra, A_co]:
         """A copy that knows nothing of who listens in this process."""
         ...
 
 
-class Sent(Callback):
+class ForwardingCallback(Callback):
     """Sends what happens in a run to the first process, and ends the run after its round when that one asks or is gone.
 
     Args:
@@ -75,9 +75,9 @@ class Sent(Callback):
         known = isinstance(reason, KeyboardInterrupt)
         self._tell("on_stop", KeyboardInterrupt() if known else PluresError(str(reason)))
 
-    def _tell(self, event: str, told: Any) -> None:
+    def _tell(self, event: str, content: Any) -> None:
         if self.heard:
-            self.send("event", (event, told))
+            self.send("event", (event, content))
 
 
 class SideBySide(Generic[J, A]):
@@ -86,12 +86,12 @@ class SideBySide(Generic[J, A]):
     After Ctrl-C each process finishes its round and writes its checkpoint; a second Ctrl-C ends them at once.
 
     Args:
-        bench: does the jobs; a copy of it travels to each process.
+        runner: does the jobs; a copy of it travels to each process.
         count: processes.
     """
 
-    def __init__(self, bench: Bench[J, A], count: int) -> None:
-        self.bench, self.count = bench, count
+    def __init__(self, runner: JobRunner[J, A], count: int) -> None:
+        self.runner, self.count = runner, count
         self._events: dict[Connection, list[tuple[str, Any]]] = {}
 
     def __call__(self, jobs: deque[J], finished: Callable[[J, A], None]) -> None:
@@ -99,7 +99,7 @@ class SideBySide(Generic[J, A]):
 
         Args:
             jobs: what is to be done, in this order.
-            finished: told of each job and its result; may add jobs.
+            finished: called for each job and its result; may add jobs.
         """
         workers: Workers = {}
         tidy = Finalize(self, end, (workers,), exitpriority=0)
@@ -111,9 +111,9 @@ class SideBySide(Generic[J, A]):
 
     def _start(self, workers: Workers, jobs: int) -> None:
         dumps = needed("cloudpickle", "processes=...", "pool").dumps
-        threads, heard = max(1, torch.get_num_threads() // self.count), bool(self.bench.callbacks)
+        threads, heard = max(1, torch.get_num_threads() // self.count), bool(self.runner.callbacks)
         try:
-            what = dumps((self.bench.travelling(), threads, heard))
+            what = dumps((self.runner.travelling(), threads, heard))
         except (TypeError, pickle.PicklingError) as error:
             raise PluresError(
                 f"processes={self.count}: the comparison cannot be sent to other processes ({error}): name data, "
@@ -135,38 +135,38 @@ class SideBySide(Generic[J, A]):
                     assert isinstance(ready, Connection)
                     with self._living(workers):
                         said = ready.recv_bytes()
-                    kind, told = pickle.loads(said)
+                    kind, content = pickle.loads(said)
                     if kind == "done":
                         self._replay(ready)
-                        finished(busy.pop(ready), told)
+                        finished(busy.pop(ready), content)
                         free.append(ready)
                     else:
-                        self._hear(ready, kind, told)
+                        self._hear(ready, kind, content)
         except KeyboardInterrupt:
             self._stop(busy)
             raise
 
-    def _hear(self, connection: Connection, kind: str, told: Any) -> None:
+    def _hear(self, connection: Connection, kind: str, content: Any) -> None:
         """What a process says before its job is done."""
         match kind:
-            case "told":
-                self.bench.tell(*told)
+            case "progress":
+                self.runner.tell(*content)
             case "event":
-                self._events[connection].append(told)
-                if told[0] in ("on_end", "on_stop"):
+                self._events[connection].append(content)
+                if content[0] in ("on_end", "on_stop"):
                     self._replay(connection)
             case "note":
-                warnings.warn(told, PluresWarning, stacklevel=2)
+                warnings.warn(content, PluresWarning, stacklevel=2)
             case "stopped":
                 raise KeyboardInterrupt
             case "failed":
-                raise told
+                raise content
 
     def _replay(self, connection: Connection) -> None:
         """Tell the callbacks of a run that has ended, for they hear of one run after the other."""
-        callbacks = Callbacks(self.bench.callbacks)
-        for name, told in self._events[connection]:
-            getattr(callbacks, name)(told)
+        callbacks = Callbacks(self.runner.callbacks)
+        for name, content in self._events[connection]:
+            getattr(callbacks, name)(content)
         self._events[connection] = []
         if callbacks.asked:
             raise KeyboardInterrupt
@@ -179,14 +179,14 @@ class SideBySide(Generic[J, A]):
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
                 try:
-                    kind, told = pickle.loads(ready.recv_bytes())
+                    kind, content = pickle.loads(ready.recv_bytes())
                 except (EOFError, OSError):
-                    kind, told = "stopped", None
+                    kind, content = "stopped", None
                 if kind in ("stopped", "done", "failed"):
                     del busy[ready]
                 elif kind == "event":
                     with suppress(KeyboardInterrupt):
-                        self._hear(ready, kind, told)
+                        self._hear(ready, kind, content)
 
     @contextmanager
     def _living(self, workers: Workers) -> Iterator[None]:
@@ -212,9 +212,9 @@ def serve(connection: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     dumps = needed("cloudpickle", "processes=...", "pool").dumps
 
-    def send(kind: str, told: Any) -> None:
+    def send(kind: str, content: Any) -> None:
         with suppress(BrokenPipeError):  # the other side is gone, and the run ends with this round
-            connection.send_bytes(dumps((kind, told)))
+            connection.send_bytes(dumps((kind, content)))
 
     warnings.simplefilter("always", PluresWarning)
     shown = warnings.showwarning
@@ -226,17 +226,17 @@ def serve(connection: Connection) -> None:
             shown(message, category, *rest, **more)
 
     warnings.showwarning = note
-    bench, threads, heard = pickle.loads(connection.recv_bytes())
+    runner, threads, heard = pickle.loads(connection.recv_bytes())
     torch.set_num_threads(threads)
-    bench.callbacks = [Sent(connection, send, heard)]
-    bench.tell = lambda *told: send("told", told)
+    runner.callbacks = [ForwardingCallback(connection, send, heard)]
+    runner.tell = lambda *content: send("progress", content)
     while True:
         try:
             job = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
         try:
-            send("done", bench.do(job))
+            send("done", runner.do(job))
         except KeyboardInterrupt:
             send("stopped", None)
             return

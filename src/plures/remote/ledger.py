@@ -29,7 +29,7 @@ SPLITS: dict[Task, tuple[Held, ...]] = {
 CONSENT = "to take part anew, leave the federation and join it again: `plures deploy leave`, `plures deploy join`"
 
 
-class Asked(BaseModel):
+class Question(BaseModel):
     """A question of the plan.
 
     Attributes:
@@ -59,7 +59,7 @@ class Book(BaseModel):
     run: str
     population: str
     version: str = ""
-    asked: list[Asked] = []
+    asked: list[Question] = []
     validation: dict[int, Scored] = {}
     named: list[tuple[int, int]] = []
 
@@ -141,7 +141,7 @@ class Ledger:
         book = self.book or Book(run=self.run, population=people(order), version=__version__)
         last = book.asked[-1] if book.asked else None
         if last is None or (last.task, last.round) != (order.task, order.round):
-            book.asked = [*book.asked, Asked(task=order.task, round=order.round, contents=[content])][-KEPT:]
+            book.asked = [*book.asked, Question(task=order.task, round=order.round, contents=[content])][-KEPT:]
         elif last.contents[-1] != content:
             last.contents = [*(one for one in last.contents if one != content), content]
         else:
@@ -195,25 +195,25 @@ class Ledger:
         if self.book and people(order) != self.book.population:
             raise RefusedError("the members' facts are not those of its first order")
 
-    def _place(self, asked: Order | Asked) -> tuple[int, int]:
+    def _place(self, question: Order | Question) -> tuple[int, int]:
         """A question's position in the plan."""
-        if asked.task == "publish":
+        if question.task == "publish":
             return self.rounds + 1, 0
-        return asked.round, 0 if asked.task == "gradients" else 1
+        return question.round, 0 if question.task == "gradients" else 1
 
     # --- files --------------------------------------------------------------------------------------------------
 
-    def _file(self, asked: Asked) -> Path:
-        return self.folder / f"answer-{asked.round:08d}-{asked.task}.safetensors"
+    def _file(self, question: Question) -> Path:
+        return self.folder / f"answer-{question.round:08d}-{question.task}.safetensors"
 
     def _write(self) -> None:
         assert self.book is not None
         with writing():
             write_json(self.folder / LEDGER, self.book.model_dump(mode="json"))
 
-    def _stored(self, asked: Asked) -> tuple[Reply, Tensors]:
+    def _stored(self, question: Question) -> tuple[Reply, Tensors]:
         try:
-            tensors, about = read(self._file(asked))
+            tensors, about = read(self._file(question))
             return Reply.model_validate_json(about["reply"]), tensors
         except (PluresError, KeyError, ValidationError) as error:
             raise RefusedError("the answer that it gave is no longer on its disk") from error

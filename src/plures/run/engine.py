@@ -21,7 +21,7 @@ from plures.run.capture import RECORDERS, Recorder
 from plures.run.execution import Execution
 from plures.run.kernels import kernels
 from plures.run.machine import Machine
-from plures.run.padding import Asked, Example, Examples, counts, full, mask, trimmed, unpadded
+from plures.run.padding import Example, Examples, PaddingTest, counts, full, mask, trimmed, unpadded
 from plures.run.randomness import branch, fold, name_key, unit
 from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
 from plures.run.training import Training
@@ -29,7 +29,7 @@ from plures.run.training import Training
 __all__ = ["Engine", "Stack"]
 
 EVALUATION_BATCH = 512
-ASKED = "asked"
+QUERY = "query"
 """What is to be predicted, among a client's own examples by split."""
 
 
@@ -241,7 +241,7 @@ class Engine:
 
         examples: Examples = {split: self.whole(clients, split) for split in item.reads}
         rest = x, received, steps.to(self.dtype), measured, keys
-        new = self.each(update, examples, *rest, asked=Asked(update, (item.update,), "update"))
+        new = self.each(update, examples, *rest, test=PaddingTest(update, (item.update,), "update"))
         for slot in item.writes:
             for path, value in new[slot].items():
                 if path not in self.bound.network.frozen:
@@ -270,13 +270,13 @@ class Engine:
             return dict(fn(self.bound.state(x), self.bound.state(received), batch))
 
         total: Leaves = {}
-        asked = Asked(one, (fn,), "measurement")
+        test = PaddingTest(one, (fn,), "measurement")
         sizes = self.federation.splits[split].sizes.to(self.federation.inputs.device)[clients].to(self.dtype)
         with self._kernels(), torch.no_grad():
             for inputs, targets, weight in self.walk(clients, split):
                 count = weight.sum(1)
                 padded = torch.where(count.unsqueeze(1) > 0, weight, 1.0)
-                found = self.each(one, {split: (inputs, targets, padded)}, x, received, asked=asked)
+                found = self.each(one, {split: (inputs, targets, padded)}, x, received, test=test)
                 for name, value in found.items():
                     share = per_client(count / sizes.clamp(min=1), value) * value
                     total[name] = total[name] + share if name in total else share
@@ -312,30 +312,30 @@ class Engine:
         """
         last = self.channels_last and not as_stored
         predict, network, places = self.bound.method.predictor, self.bound.network, inputs.shape[1]
-        examples: Examples = {**(own or {}), ASKED: self._asked(inputs, weight)}
+        examples: Examples = {**(own or {}), QUERY: self._query(inputs, weight)}
 
         def outputs(examples: Examples, x: Stack) -> Tensor:
-            inputs, unknown, _ = examples[ASKED]
+            inputs, unknown, _ = examples[QUERY]
             if not predict.composed:
                 (model,) = x.values()
                 return network(model, inputs, train=False)[0]
-            known = self._batches({split: some for split, some in examples.items() if split != ASKED})
+            known = self._batches({split: some for split, some in examples.items() if split != QUERY})
             batch = Batch(inputs, unknown, None, self.problem, train=False, own=known)
             return predict.predicted(self.bound.state(x), batch)
 
         about = (predict.outputs or network, *(stage.revise for stage in predict.calibrate))
-        asked = Asked(answers(outputs), about, "predictor")
+        test = PaddingTest(answers(outputs), about, "predictor")
         with self._kernels(), torch.no_grad():
             alone = len(inputs) == 1 and full(examples)
             alike = alone or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
             verdicts = self.bound.verdicts
-            if alike and not predict.composed and (alone or not asked.apart(verdicts, examples, (deployed,))):
+            if alike and not predict.composed and (alone or not test.apart(verdicts, examples, (deployed,))):
                 (model,) = (laid_out(deployed) if last else deployed).values()
                 one = {path: t[0] for path, t in model.items()}
-                return self._together(one, inputs, examples[ASKED][2], EVALUATION_BATCH if last else None)
+                return self._together(one, inputs, examples[QUERY][2], EVALUATION_BATCH if last else None)
             if last:
                 return apart(filled(outputs, places), examples, laid_out(deployed))  # type: ignore[no-any-return]
-            return self.each(filled(outputs, places), examples, deployed, asked=asked)  # type: ignore[no-any-return]
+            return self.each(filled(outputs, places), examples, deployed, test=test)  # type: ignore[no-any-return]
 
     def _together(self, model: Leaves, inputs: Tensor, weight: Tensor | None, most: int | None) -> Tensor:
         """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients; zeros for padding.
@@ -348,8 +348,8 @@ class Engine:
         """
         flat = inputs.flatten(0, 1)
         real = None if weight is None or bool((weight > 0).all()) else weight.flatten().nonzero().squeeze(1)
-        asked = flat if real is None else flat[real]
-        parts = (asked,) if most is None else torch.split(asked, most)
+        chosen = flat if real is None else flat[real]
+        parts = (chosen,) if most is None else torch.split(chosen, most)
         found = torch.cat([self.bound.network(model, part, train=False)[0] for part in parts])
         if real is not None:
             found = found.new_zeros(len(flat), *found.shape[1:]).index_copy_(0, real, found)
@@ -360,31 +360,31 @@ class Engine:
         decide = self.bound.method.predictor.decide
         if decide is None:
             return self.federation.task.decide(outputs)
-        examples: Examples = {ASKED: self._asked(outputs, weight)}
+        examples: Examples = {QUERY: self._query(outputs, weight)}
 
         def decided(examples: Examples, x: Stack) -> Tensor:
-            return decide(self.bound.state(x), examples[ASKED][0])
+            return decide(self.bound.state(x), examples[QUERY][0])
 
-        asked = Asked(answers(decided), (decide,), "decision")
-        return self.each(filled(decided, outputs.shape[1]), examples, deployed, asked=asked)  # type: ignore[no-any-return]
+        test = PaddingTest(answers(decided), (decide,), "decision")
+        return self.each(filled(decided, outputs.shape[1]), examples, deployed, test=test)  # type: ignore[no-any-return]
 
-    def _asked(self, inputs: Tensor, weight: Tensor | None) -> Example:
+    def _query(self, inputs: Tensor, weight: Tensor | None) -> Example:
         """What is asked for, ``(clients, batch, ...)``, as examples without known targets."""
         unknown = self.federation.task.blank(*inputs.shape[:2]).to(inputs.device)
         return inputs, unknown, inputs.new_ones(inputs.shape[:2], dtype=self.dtype) if weight is None else weight
 
-    def each(self, fn: Callable[..., Any], examples: Examples, *rest: Any, asked: Asked) -> Any:
+    def each(self, fn: Callable[..., Any], examples: Examples, *rest: Any, test: PaddingTest) -> Any:
         """Map a function of one client and its examples over clients; without padding if that changes what it gives.
 
         Args:
             fn: ``(examples, *rest) -> tensors`` of one client.
             examples: by split, ``(clients, most, ...)``.
             rest: what else it reads, ``(clients, ...)``.
-            asked: what to ask whether padding matters.
+            test: tells whether padding matters.
         """
         if self.execution.backend == "loop":
             return apart(fn, examples, *rest)
-        if full(examples) or not asked.apart(self.bound.verdicts, examples, rest):
+        if full(examples) or not test.apart(self.bound.verdicts, examples, rest):
             return self.mapped(fn)(examples, *rest)
         return unpadded(self.mapped, fn, examples, rest)
 
@@ -445,7 +445,7 @@ def answers(fn: Callable[[Examples, Stack], Tensor]) -> Callable[[Examples, Stac
     """What a function of one client says of what is asked for, its padding left out."""
 
     def given(examples: Examples, x: Stack) -> Tensor:
-        found, weight = fn(examples, x), examples[ASKED][2]
+        found, weight = fn(examples, x), examples[QUERY][2]
         return found if weight is None else found[weight > 0]
 
     return given

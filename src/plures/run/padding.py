@@ -38,7 +38,7 @@ FAR = 8.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class PaddingTest:
     """A function to test for dependence on padding.
 
     Attributes:

@@ -29,7 +29,7 @@ from plures.models import Leaves
 from plures.run.batches import Batches
 from plures.run.capture import Captured, Part, Recorder
 from plures.run.facts import digest, facts
-from plures.run.padding import Asked, Example, Examples, mask
+from plures.run.padding import Example, Examples, PaddingTest, mask
 from plures.run.training import Training
 
 log = logging.getLogger("plures")
@@ -402,7 +402,7 @@ class Stacked(Steps):
 
         about = (self.network.module,) if self.plain else (self.phase.objective, self.phase.before)
         rest = part.trained, part.rest, part.received, plan.keys[0]
-        return Asked(one, about, "model" if self.plain else "objective").apart(self.verdicts, examples, rest)
+        return PaddingTest(one, about, "model" if self.plain else "objective").apart(self.verdicts, examples, rest)
 
     def _part(self, x: Stack, received: Stack, memory: list[Tensors], rows: Rows) -> Part:
         return Part(

@@ -47,7 +47,7 @@ class TooMany(PluresError):  # noqa: N818 - it says what is wrong
     """More examples than the endpoint takes at once."""
 
 
-class Asked(BaseModel):
+class PredictionRequest(BaseModel):
     """A request: rows, or columns.
 
     Attributes:
@@ -61,7 +61,7 @@ class Asked(BaseModel):
     columns: dict[str, list[Any]] | None = None
 
 
-class Answer(BaseModel):
+class PredictionResponse(BaseModel):
     """The model's answer.
 
     Attributes:
@@ -111,21 +111,21 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
     def tell() -> Response:
         return Response(card.model_dump_json(), media_type="application/json")
 
-    async def asked(request: Request) -> Asked:
+    async def parsed(request: Request) -> PredictionRequest:
         body = bytearray()
         async for piece in request.stream():
             body += piece
             if len(body) > most:
                 raise HTTPException(413, f"more than {most} bytes: send at most {limit} examples at once")
         try:
-            return Asked.model_validate_json(bytes(body))
+            return PredictionRequest.model_validate_json(bytes(body))
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise HTTPException(422, f"{place}: {first['msg']}" if place else str(first["msg"])) from None
 
     @made.post("/predict", openapi_extra=_documented())
-    def predict(asked: Asked = Depends(asked)) -> Answer:  # noqa: B008 - FastAPI's way to say it
+    def predict(asked: PredictionRequest = Depends(parsed)) -> PredictionResponse:  # noqa: B008 - FastAPI's way to say it
         begun = time.perf_counter()
         try:
             examples = read(model, asked, limit)
@@ -140,7 +140,7 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
             raise HTTPException(500, f"the prediction failed: {type(error).__name__}") from None
         log.info("%d examples in %.1f ms", len(outputs), 1000 * (time.perf_counter() - begun))
         task, chances = model.federation.task, model.probabilities(outputs)
-        return Answer(
+        return PredictionResponse(
             client=card.client,
             version=card.version,
             outputs=outputs.tolist(),
@@ -153,7 +153,7 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
     return made
 
 
-def read(model: PersonalModel, asked: Asked, limit: int) -> Tensor | dict[str, list[Any]]:
+def read(model: PersonalModel, asked: PredictionRequest, limit: int) -> Tensor | dict[str, list[Any]]:
     """The examples of a request, as the model's ``predict`` takes them.
 
     Raises:
@@ -231,7 +231,12 @@ def _kind(value: object) -> str:
 
 
 def _documented() -> dict[str, Any]:
-    return {"requestBody": {"content": {"application/json": {"schema": Asked.model_json_schema()}}, "required": True}}
+    return {
+        "requestBody": {
+            "content": {"application/json": {"schema": PredictionRequest.model_json_schema()}},
+            "required": True,
+        }
+    }
 
 
 class Connection(H11Protocol):

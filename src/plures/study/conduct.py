@@ -17,7 +17,7 @@ from plures.files import full
 from plures.study.cells import load_cell
 from plures.study.plan import Plan, Unit
 from plures.study.store import LostError, Store
-from plures.study.work import Bench
+from plures.study.work import Workspace
 from plures.version import __version__
 
 MAX_NAMED = 5
@@ -126,7 +126,7 @@ def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callb
     """
     lease = plan.source.document.execution.lease
     owner = store.enter()
-    bench = Bench(plan, store, owner, callbacks)
+    workspace = Workspace(plan, store, owner, callbacks)
     try:
         with Heart(store, owner, lease) as heart:
             while store.unfinished(units):
@@ -136,27 +136,27 @@ def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callb
                     time.sleep(POLL_SECONDS)
                     continue
                 heart.hold(unit.id)
-                watch(_one(bench, heart, unit, watch))
+                watch(_one(workspace, heart, unit, watch))
                 heart.hold(None)
     finally:
         with suppress(PluresError):  # on a full disk; its claims are released when this process ends
             store.leave(owner)
 
 
-def _one(bench: Bench, heart: Heart, unit: Unit, watch: Watch) -> Event:
+def _one(workspace: Workspace, heart: Heart, unit: Unit, watch: Watch) -> Event:
     """Run one unit; returns how it ended."""
     watch(Event("started", unit))
     begun = time.perf_counter()
 
     def tell(round: int, rounds: int, validation: float) -> None:
-        if heart.lost == unit.id and not bench.store.holds(unit, bench.owner):
+        if heart.lost == unit.id and not workspace.store.holds(unit, workspace.owner):
             raise LostError(unit.name)
         heart.doing = f"{round}/{rounds}" if unit.kind == "seed" else f"trial {-(-round // rounds)}"
         watch(Event("going", unit, round, rounds, validation))
 
     try:
-        result = bench.do(unit, tell)
-        bench.store.finish(unit, bench.owner, result, time.perf_counter() - begun)
+        result = workspace.do(unit, tell)
+        workspace.store.finish(unit, workspace.owner, result, time.perf_counter() - begun)
     except LostError:
         return Event("lost", unit)
     except Exception as error:  # one method's fault must not end a study of many; it is reported at the end
@@ -164,7 +164,7 @@ def _one(bench: Bench, heart: Heart, unit: Unit, watch: Watch) -> Event:
             told = f"{error}: free some space and give the same command again"
             raise PluresError(f"{unit.name}: {error if isinstance(error, PluresError) else told}") from error
         message = str(error) if isinstance(error, PluresError) else f"{type(error).__name__}: {error}"
-        bench.store.fail(unit, bench.owner, message)
+        workspace.store.fail(unit, workspace.owner, message)
         return Event("failed", unit, message=message)
-    bench.checkpoint(unit).unlink(missing_ok=True)
+    workspace.checkpoint(unit).unlink(missing_ok=True)
     return Event("done", unit)

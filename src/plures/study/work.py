@@ -80,7 +80,7 @@ class Chosen(Result):
 
 
 @dataclass
-class Bench:
+class Workspace:
     """The workspace of a process; caches the last loaded cell.
 
     Attributes:
