@@ -26,6 +26,7 @@ from plures.methods import (
     local,
     perfedavg,
     pfedme,
+    qsparse,
     scaffold,
 )
 from plures.run import Execution, Run, Uniform
@@ -91,6 +92,8 @@ EDGES = [
     Edge("IF0: ifca(1) = uniform fedavg", lambda: ifca(1), lambda: fedavg("uniform")),
     Edge("FT0: fedavg_ft(0 steps) = fedavg", lambda: fedavg_ft(steps=0), fedavg, predictors),
     Edge("FT3: fedavg_ft's model = fedavg", fedavg_ft, fedavg),
+    Edge("QS0: qsparse(all entries) = fedavg", lambda: qsparse(keep=None), fedavg),
+    Edge("qsparse, all entries by number = fedavg", lambda: qsparse(keep=10**6), fedavg, tolerance=1e-12),
     Edge("PM4: pfedme(beta=0) = nothing learned", lambda: pfedme(beta=0.0), lambda: fedavg(server_lr=0.0)),
 ]  # fmt: skip
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
 
 import plures
 from people import FAST, net, people
+from plures.codecs import CODECS, Clip, Quantize, TopK
 from plures.errors import PluresError
 from plures.evaluate import Code, compare
 from plures.evaluate.spec import distinct, find_method
 from plures.files import filed
-from plures.method import Method, Personal, head
+from plures.method import Codec, Method, Personal, head
 from plures.methods import METHODS, ditto, fedper, local
 from plures.run import Execution
 
@@ -48,6 +49,60 @@ def test_the_same_method_twice_is_one():
     assert named("ditto", ditto, "local", own, own, "test_method_names:own") == ["ditto", "local", "own"]
     assert named(partial(ditto, lam=0.1), partial(ditto, lam=0.1)) == ["ditto lam=0.1"]
     assert named("ifca+fedrep", "ifca+fedrep") == ["ifca+fedrep"]
+
+
+def test_options_behind_a_name_are_fixed():
+    assert named("ditto(lam=0.1)", "ditto(0.2, visits=3)", "fedper(body)", "ditto") == [
+        *("ditto lam=0.1", "ditto lam=0.2 visits=3", "fedper personal=body", "ditto"),
+    ]
+    assert named("ditto(lam=0.1)", partial(ditto, lam=0.1)) == ["ditto lam=0.1"]
+    assert named("fedavg+topk(0.1)", "fedavg+topk(keep=0.2)", "fedavg+topk(0.1)") == [
+        *("fedavg+topk keep=0.1", "fedavg+topk keep=0.2"),
+    ]
+    assert find_method("ditto(lam=0.1)").space == {}
+    assert find_method('ditto+clip(0.5, passes=["buffers"])')().wire == (Clip(0.5, ("buffers",)),)
+    code = Code.typed("test_method_names:own(share=1e+3)+ditto(lam=2)")
+    assert [*code.allowed] == ["test_method_names:own"]
+    assert find_method("test_method_names:own(share=1e+3)", code).fixed == {"share": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ditto(lamb=3)", "method 'ditto': no parameter 'lamb'; did you mean 'lam'?"),
+        ("ditto(lam=much)", "method 'ditto': lam=much: give a number"),
+        ("ditto(0.1, lam=3)", "method 'ditto': lam is given twice; give it once"),
+        ("ditto(1, 2, 3)", "method 'ditto': '3' belongs to no option; write name=value"),
+        ("ditto(lam=1, 2)", "method 'ditto': '2' belongs to no option; write name=value"),
+        ("ditto(lam=0.1", "method 'ditto(lam=0.1': write name(option=value, ...)"),
+        ("topl+ditto", "no method 'topl'; did you mean 'topk'?"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(name, told):
+    with pytest.raises(PluresError) as error:
+        find_method(name)
+    assert str(error.value).startswith(told)
+
+
+def test_stages_of_the_wire_are_parts_by_name():
+    """Each is what its class says, alone FedAvg; one's own is named as ``module:Class``."""
+    assert not METHODS.keys() & CODECS.keys()
+    for name, codec in CODECS.items():
+        assert find_method(name)() == Method(wire=(codec(),))
+        assert find_method(f"fedbn+{name}")() == replace(METHODS["fedbn"](), wire=(codec(),))
+    composed = find_method("clip+ditto+topk+quantize")
+    assert composed(norm=0.5, keep=3, levels=7, lam=0.1).wire == (Clip(0.5), TopK(3), Quantize(7))
+    mine = find_method("fedavg+test_method_names:Halved(0.25)", Code.typed("test_method_names:Halved"))
+    assert mine().wire == (Halved(0.25),)
+    assert mine.name == "fedavg+Halved part=0.25"
+
+
+@dataclass(frozen=True)
+class Halved(Codec):
+    part: float = 0.5
+
+    def encode(self, change, memory, sending):
+        return {k: t * self.part for k, t in change.items()}, memory
 
 
 def other(name: str, module: str):
@@ -102,6 +157,17 @@ def test_a_run_of_fixed_parameters_is_found_again(tmp_path):
     compare("heart", [partial(ditto, lam=0.3), local], out=tmp_path, **options)
     spec = plures.RunFolder(tmp_path / "runs" / "ditto lam=0.3-seed0").spec()
     assert (spec.method, spec.parameters) == ("ditto", {"lam": 0.3})
+
+
+def test_a_composition_with_options_is_found_again(tmp_path):
+    options = {"rounds": 2, "seeds": 1, "tune_rounds": 0, "execution": Execution("vmap", 4, False)}
+    result = compare("heart", ["ditto(lam=0.3)+topk(0.2)", "fedavg+topk(0.2)"], out=tmp_path, **options)
+    assert [m.name for m in result.methods[3:]] == ["ditto lam=0.3+topk keep=0.2", "fedavg+topk keep=0.2"]
+    spec = plures.RunFolder(tmp_path / "runs" / "ditto lam=0.3+topk keep=0.2-seed0").spec()
+    assert (spec.method, spec.entry()().wire) == ("ditto(lam=0.3)+topk(0.2)", (TopK(0.2),))
+    assert [part.fixed for part in spec.entry().parts] == [{"lam": 0.3}, {"keep": 0.2}]
+    sparse, whole = (result.method(name).per_client("loss") for name in ("fedavg+topk keep=0.2", "fedavg"))
+    assert abs(sparse - whole).min() > 1e-4
 
 
 def test_two_names_never_share_a_file():

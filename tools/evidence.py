@@ -34,7 +34,7 @@ NAMED: dict[str, tuple[str, ...]] = {
 }
 """Methods of the entries of tests/oracles.toml that are not called as in the catalogue."""
 
-GENERAL = ("Evaluation", "Qsparse-local-SGD", "Shares")
+GENERAL = ("Evaluation", "Shares")
 """Entries of tests/oracles.toml that belong to no single method of the catalogue."""
 
 

@@ -25,6 +25,7 @@ from plures.methods import METHODS
 from plures.methods.entry import Entry
 from plures.report.catalogue import Line, bind, catalogue, sample
 from plures.report.columns import MISSING
+from plures.run.cost import traffic
 
 
 def pages() -> dict[str, str]:
@@ -95,7 +96,11 @@ def layout(entry: Entry, bound: Bound) -> str:
     ]
     if told:
         rows.append(("told for views", "facts that the server's views need", "", *sizes(told, 0)))
-    up, down = sum(one.up for one in found) + told, sum(one.down for one in found)
+    up, down = traffic(bound)
+    if bound.line.stages:
+        rows.append(
+            ("through the wire", "what its stages make of the parameters, and all else as it is", "", *sizes(up, 0))
+        )
     rows.append(("**in all**", "", "", *(f"**{size}**" for size in sizes(up, down))))
     return "\n\n".join(
         [

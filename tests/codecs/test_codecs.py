@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from plures.codecs import Clip, Feedback, Quantize, TopK, qsparse
 from plures.errors import PluresError
+from plures.federation import SPLITS, Federation, Split
 from plures.method import SGD, Method, Sending, Shared, lay
 from plures.methods import METHODS, fedavg, scaffold
 from plures.run import Run, Training, Uniform
 from plures.run.checkpoint import resume, save
 from plures.run.cost import stored_bytes, traffic
-from problems import EXACT, personal, quadratic, run, scalar, weight
+from plures.tasks import Regression
+from problems import EXACT, close, personal, quadratic, run, scalar, weight
 
 
 def sending(clients: int, seed: int = 0) -> Sending:
@@ -48,23 +51,49 @@ def test_qs1_what_was_sent_and_the_memory_sum_up_to_all_changes():
     assert memory == {"0:error:x": [1, 0, 0, 1]}
 
 
-def vectors(*stages) -> list[float]:
-    """The model after 600 rounds of one step of 0.1; three clients with squared loss have the optima below."""
-    optima = torch.tensor([[2.0, 2, 2], [1, 0, 2], [0, 3, 1]], dtype=torch.float64)
-    line = lay(stages, {"x": torch.zeros(1, 3, dtype=torch.float64)})
-    memory = {name: t.expand(3, *t.shape[1:]) for name, t in line.memory.items()}
-    shared = torch.zeros(3, dtype=torch.float64)
-    for number in range(600):
-        payload, memory = line.encode({"x": 0.1 * (optima - shared)}, memory, sending(3, number))
-        shared = shared + line.decode(payload)["x"].mean(0)
-    return shared.tolist()
+def vectors(method: Method, rounds: int, *optima: tuple[float, float, float]) -> Run:
+    """Rounds of one step of 0.1; three clients with the losses ``|w - b|^2 / 2`` and these optima ``b``."""
+    split = Split.of([torch.tensor([client]) for client in range(3)])
+    inputs = torch.full((3, 1), 0.5**0.5, dtype=torch.float64)
+    targets = inputs * torch.tensor(optima, dtype=torch.float64)
+    splits = dict.fromkeys(SPLITS, split)
+    federation = Federation("vectors", Regression(3), inputs, targets, ("a", "b", "c"), splits)
+
+    def zeros() -> nn.Module:
+        layer = nn.Linear(1, 3, bias=False)
+        nn.init.zeros_(layer.weight)
+        return layer
+
+    return run(method, rounds, federation=federation, model=zeros, steps=1)
+
+
+def reached(done: Run) -> list[float]:
+    return done.states([0])["model"]["weight"].flatten().tolist()
+
+
+@pytest.mark.oracle("QS1")
+def test_qs1_two_rounds_of_the_method_by_hand():
+    """First changes (.21, .2, .2), (.1, 0, .25), (0, .3, .1); each client sends one entry and remembers the others.
+
+    With those, those of the second are (.203, .39, .3916667), (.193, -.01, .2416667), (-.007, .29, .1916667).
+    """
+    optima = (2.1, 2, 2), (1, 0, 2.5), (0, 3, 1)
+    one, two = (vectors(METHODS["qsparse"](keep=1), rounds, *optima) for rounds in (1, 2))
+    assert reached(one) == close([0.21 / 3, 0.3 / 3, 0.25 / 3])
+    assert one.states([0, 1, 2])["wire"]["0:error:model/weight"].flatten().tolist() == close(
+        [0, 0.2, 0.2, 0.1, 0, 0, 0, 0, 0.1]
+    )
+    third = 0.1 * (2 - 0.25 / 3) + 0.2 + 0.1 * (2.5 - 0.25 / 3)
+    assert reached(two) == close([0.07, 0.1 + 0.29 / 3, 0.25 / 3 + third / 3])
 
 
 @pytest.mark.oracle("QS2")
 def test_qs2_feedback_reaches_the_mean_where_sparse_changes_alone_do_not():
     """The optimum is (1, 5/3, 5/3)."""
-    assert vectors(qsparse(1)) == pytest.approx([1.024, 1.663, 1.594], abs=5e-4)
-    assert vectors(TopK(1)) == pytest.approx([1.484, 1.498, 1.518], abs=5e-4)
+    optima = (2, 2, 2), (1, 0, 2), (0, 3, 1)
+    fed_back = vectors(METHODS["qsparse"](keep=1), 600, *optima)
+    assert reached(fed_back) == pytest.approx([1.024, 1.663, 1.594], abs=5e-4)
+    assert reached(vectors(Method(wire=(TopK(1),)), 600, *optima)) == pytest.approx([1.484, 1.498, 1.518], abs=5e-4)
 
 
 @pytest.mark.oracle("QS3")
@@ -194,7 +223,7 @@ def test_a_memory_stays_with_the_client_and_a_checkpoint_restores_it(tmp_path):
 
 def test_a_slot_of_the_method_must_not_have_the_name_of_the_memorys():
     method = Method({"model": Shared(), "wire": Shared()}, wire=(qsparse(1),))
-    with pytest.raises(PluresError, match="slot 'wire': give the method's own another name"):
+    with pytest.raises(PluresError, match=r"the slot .wire. holds .*: give the method's own another name"):
         Run(quadratic(), scalar(), method, execution=EXACT)
 
 

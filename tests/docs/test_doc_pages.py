@@ -84,7 +84,7 @@ def test_the_drawing_shows_every_block_with_its_bytes():
 def test_every_oracle_stands_on_the_pages_of_its_methods(made):
     entries = tomllib.loads((ROOT / "tests" / "oracles.toml").read_text("utf-8"))["entry"]
     everywhere = "\n".join(text for path, text in made.items() if path.startswith("methods/"))
-    general = {"Evaluation", "Qsparse-local-SGD", "Shares"}
+    general = {"Evaluation", "Shares"}
     for entry in entries:
         for name, what in entry["oracles"].items():
             row = f"| {name} | {what.replace('|', chr(92) + '|')} | "

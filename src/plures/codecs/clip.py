@@ -30,7 +30,7 @@ class Clip(Codec):
 
     bounds: ClassVar[bool] = True
 
-    norm: float
+    norm: float = 1.0
     passes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -56,6 +56,4 @@ class Clip(Codec):
     def refusal(self, channel: Channel) -> str | None:
         if not channel.tensors or channel.name in self.passes:
             return None
-        return (
-            f"it would leave unclipped; take a method without it, or say Clip({self.norm}, passes=({channel.name!r},))"
-        )
+        return f"it would leave unclipped; take a method without it, or let it pass: passes=({channel.name!r},)"

@@ -12,15 +12,16 @@ from plures.errors import PluresError
 from plures.method import Channel, Codec, Cohort, Leaves, Line, Sending, Wire, joined, lay, parted
 
 
-def qsparse(keep: int | float, levels: int | None = None, first: Wire = ()) -> Feedback:
+def qsparse(keep: int | float | None, levels: int | None = None, first: Wire = ()) -> Feedback:
     """``Q(Top_k)`` of change plus memory with error feedback (Basu, Data, Karakus, Diggavi 2020, Algorithm 1).
 
     Args:
-        keep: entries that are sent: how many, or a share of them below 1.
+        keep: entries that are sent: how many, or a share of them below 1; ``None`` for all.
         levels: of the stochastic quantizer; ``None`` for none.
         first: stages before both, such as ``(Clip(1.0),)``.
     """
-    return Feedback((*first, TopK(keep), *(() if levels is None else (Quantize(levels),))))
+    sparse = () if keep is None else (TopK(keep),)
+    return Feedback((*first, *sparse, *(() if levels is None else (Quantize(levels),))))
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class TopK(Codec):
         keep: how many, or a share of all entries below 1.
     """
 
-    keep: int | float
+    keep: int | float = 0.1
 
     def __post_init__(self) -> None:
         if not self.keep > 0 or (self.keep >= 1 and int(self.keep) != self.keep):
@@ -153,7 +154,7 @@ class Quantize(Codec):
         levels: ``s``.
     """
 
-    levels: int
+    levels: int = 127
 
     def __post_init__(self) -> None:
         if not 1 <= self.levels <= 32767:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from plures.errors import PluresError, suggestion
+from plures.evaluate.composed import pieces
 from plures.run.rehearse import failure
 
 By = Literal["typed", "python", "option", "site", "coordinator"]
@@ -75,7 +76,7 @@ class Code:
     @classmethod
     def typed(cls, *said: object) -> Code:
         """Consent to what the user names directly; methods joined by ``+`` are several."""
-        names = [name for text in said if isinstance(text, str) for name in text.split("+")]
+        names = [piece.partition("(")[0] for text in said if isinstance(text, str) for piece in pieces(text)]
         return cls(dict.fromkeys((name for name in names if ":" in name), ""), "typed")
 
     def reading(self, place: object) -> Code:

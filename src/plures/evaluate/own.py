@@ -10,11 +10,12 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from plures.codecs import CODECS
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.federation import DATASETS, Federation, from_folder, load
 from plures.federation.datasets.catalogue import loader_kinds
-from plures.methods import METHODS
+from plures.methods import METHODS, Entry
 from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
 from plures.signature import Kinds, arguments, kinds, shown
@@ -59,7 +60,9 @@ class Named(Generic[T]):
         )
 
 
-METHOD = Named("method", METHODS, "plures methods")
+STAGES = {name: Entry(name, name, "wire", f"plures.codecs.{codec.__name__}", codec) for name, codec in CODECS.items()}
+"""Stages of the wire as parts of methods: ``ditto+topk``."""
+METHOD = Named("method", {**METHODS, **STAGES}, "plures methods")
 NETWORK = Named("network", NETWORKS)
 DATA = Named("data set", DATASETS, "plures datasets")
 TASK = Named("task", KINDS)

@@ -13,6 +13,7 @@ from torch import nn
 
 from plures.errors import PluresError
 from plures.evaluate.code import NOTHING, Code
+from plures.evaluate.composed import called, pieces
 from plures.evaluate.own import METHOD, find_loader, find_metric, find_network, find_task
 from plures.evaluate.results import Result
 from plures.faults import explain
@@ -37,7 +38,7 @@ from plures.run import (
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.machine import Machine
 from plures.run.training import RateSchedule
-from plures.signature import shown
+from plures.signature import read, shown
 from plures.tasks import Task
 
 SAMPLED = 0.1
@@ -276,7 +277,7 @@ class RunSpec(Result):
 def find_method(name: str | Entry | Method | Callable[..., Method], code: Code = NOTHING) -> Entry:
     """A method by its name in the catalogue, as ``package.module:function``, as an entry or as a function.
 
-    Names joined by ``+`` are composed: ``ifca+fedrep``.
+    Names joined by ``+`` are composed: ``ifca+fedrep``. Options behind a name are fixed: ``ditto(lam=0.1)``.
 
     Args:
         name: of the method, or the method.
@@ -300,10 +301,29 @@ def find_method(name: str | Entry | Method | Callable[..., Method], code: Code =
         return Entry(title, title, "own", "your own", name, origin="" if "<" in place else place)
     if not isinstance(name, str):
         raise PluresError(f"{shown(name)} is no method: give a name, such as 'ditto', or a function that returns one")
-    if "+" in name and name not in METHODS:
-        return replace(reduce(operator.add, (find_method(one, code) for one in name.split("+"))), origin=name)
+    if len(several := pieces(name)) > 1:
+        return replace(reduce(operator.add, (find_method(one, code) for one in several)), origin=name)
+    alone, options = called(name)
+    if options is not None:
+        return _fixed(find_method(alone, code), options)
     found = METHOD.find(name, code)
     return found if name in METHODS else replace(find_method(found), origin=name)
+
+
+def _fixed(entry: Entry, options: list[str]) -> Entry:
+    """A method with options that were typed behind its name."""
+    what, given = f"method {entry.name!r}", dict[str, Any]()
+    for place, text in enumerate(options):
+        name, sign, value = text.partition("=")
+        if not sign:
+            if place >= len(entry.kinds) or any("=" in before for before in options[:place]):
+                raise PluresError(f"{what}: {text!r} belongs to no option; write name=value")
+            name, value = list(entry.kinds)[place], text
+        name = name.strip()
+        if name in given:
+            raise PluresError(f"{what}: {name} is given twice; give it once")
+        given[name] = read(f"{what}:", name, value.strip(), entry.kinds.get(name, Any))
+    return entry.fixing(**given)
 
 
 def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:

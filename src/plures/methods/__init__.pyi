@@ -57,6 +57,7 @@ from plures.methods.pfedhn import pfedhn as pfedhn
 from plures.methods.pfedme import pfedme as pfedme
 from plures.methods.prior_shift import prior_shift as prior_shift
 from plures.methods.qffl import qffl as qffl
+from plures.methods.qsparse import qsparse as qsparse
 from plures.methods.quality import quality as quality
 from plures.methods.reptile import reptile as reptile
 from plures.methods.scaffold import scaffold as scaffold

@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any, SupportsIndex
 
 from plures.errors import PluresError, PluresWarning
-from plures.method import Method, Selector, role
+from plures.method import Codec, Method, Selector, role
 from plures.signature import arguments, kinds, shown
 
 FAMILIES = (
     *("baseline", "regularised", "Bayesian", "continual", "variance reduction", "server optimizer", "interpolation"),
     *("meta-learning", "split model", "clustered", "selection and mixing", "generation", "representation"),
-    *("after training", "data quality", "edge", "fairness"),
+    *("after training", "data quality", "edge", "compression", "fairness"),
 )
 """Families of methods in listing order; others come after them."""
 BASELINES = ("local", "fedavg", "fedavg_ft")
@@ -35,7 +35,7 @@ class Entry:
         title: name in tables.
         family: family of methods it belongs to.
         citation: authors, year, venue and the algorithm or equation number.
-        build: the function that makes the method.
+        build: the function that makes the method, or a stage of the wire.
         space: values of its main hyper-parameter worth trying; empty if it has none.
         origin: ``package.module:function`` from which it can be loaded, if not by its name.
         fixed: parameters fixed beforehand (:meth:`fixing`).
@@ -47,7 +47,7 @@ class Entry:
     title: str
     family: str
     citation: str
-    build: Callable[..., Method]
+    build: Callable[..., Method | Codec]
     space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     origin: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +58,8 @@ class Entry:
         given = arguments(f"method {self.name!r}", self.build, *args, **parameters)
         self._either({**self.fixed, **given.arguments})
         made = self.build(*given.args, **given.kwargs)
+        if isinstance(made, Codec):
+            made = Method(wire=(made,))
         if not isinstance(made, Method):
             raise PluresError(f"method {self.name!r}: its function returns {shown(made)}; let it return a Method")
         return made
