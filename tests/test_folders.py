@@ -81,7 +81,7 @@ def test_missing_values_of_new_rows_become_what_they_were_in_the_run(tmp_path):
     shutil.rmtree(data)
     torch.testing.assert_close(kept.predict("b", torch.from_numpy(raw))[0], expected, rtol=0, atol=1e-6)
     raw[0, 1] = np.nan
-    with pytest.raises(plures.PluresError, match="column 'column 1' lacks a value, and lacked none in the run's data"):
+    with pytest.raises(plures.PluresError, match="column 'column 1' lacks a value, but lacked none in the run's data"):
         kept.predict("b", torch.from_numpy(raw))
 
 

@@ -237,7 +237,7 @@ def test_more_classes_in_a_folder_are_refused(tmp_path):
     few = clients(tmp_path / "few", ["yy"])
     with np.load(few / "yy.npz") as archive:
         np.savez(few / "yy.npz", x=archive["x"], y=np.zeros(60, dtype=np.int64))
-    with pytest.warns(plures.PluresWarning, match="one single class"):
+    with pytest.warns(plures.PluresWarning, match="only one class"):
         assert call("onboard", kept.path, "--data", few).exit_code == 0
 
 

@@ -236,7 +236,7 @@ def test_the_coordinators_federation_has_everything_but_rows():
 
 def test_a_site_with_one_class_knows_all_classes():
     table = {**cohort(20, 0), "ill": ["yes"] * 20}
-    with pytest.warns(PluresWarning, match="one single class"):
+    with pytest.warns(PluresWarning, match="only one class"):
         federation = SCHEMA.federation("s", {"a": table})
     assert federation.task.outputs == 2
     assert federation.targets.tolist() == [1] * 20

@@ -185,7 +185,7 @@ def poisoned(value: float) -> np.ndarray:
         ),
         ((X, Y, CLIENT), {"missing": "drop"}, "missing='drop' is unknown"),
         ((X[:, :, None], Y, CLIENT), {"missing": "impute"}, r"needs inputs \(n, columns\)"),
-        ((X.astype(str), Y, CLIENT), {}, "inputs of type <U32 are no numbers"),
+        ((X.astype(str), Y, CLIENT), {}, "inputs of type <U32 are not numbers"),
         ((X, Y, CLIENT), {"columns": ("p",)}, r"columns: 1 names for inputs of shape \(90, 4\)"),
     ],
 )
@@ -220,7 +220,7 @@ def test_bad_datasets_and_folders_are_named(tmp_path: Path):
     np.savez(tmp_path / "anna.npz", x=X[:30], y=Y[:30])
     for arrays, message in (
         ({"x": X[:3]}, r"ben\.npz: array 'y' is missing"),
-        ({"x": X[:0], "y": Y[:0]}, "client 'ben' has no row"),
+        ({"x": X[:0], "y": Y[:0]}, "client 'ben' has no rows"),
         ({"x": X[:3], "y": Y[:4]}, r"ben\.npz: lengths differ: x 3, y 4"),
         ({"x": X[:3, :2], "y": Y[:3]}, r"ben\.npz: rows of x have shape \(2,\), but \(4,\) in anna\.npz"),
         ({"x": X[:3], "y": Y[:3], "time": Y[:3]}, r"ben\.npz: holds x, y, time, but anna\.npz holds x, y"),
@@ -239,7 +239,7 @@ def test_thin_clients_are_legal_and_warned_about_once():
     with pytest.warns(PluresWarning, match=r"2 clients have fewer than 3 training examples \(b, c\)") as caught:
         from_arrays(X, labels, client)
     assert len(caught) == 1
-    with pytest.warns(PluresWarning, match=r"1 client has one single class to train on \(c\)"):
+    with pytest.warns(PluresWarning, match=r"1 client has only one class to train on \(c\)"):
         from_arrays(X, np.where(CLIENT == "c", 0, Y), CLIENT)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -185,7 +185,7 @@ def test_idx_files(tmp_path: Path):
             read_idx(file)
     for damaged in (gzip.compress(content)[:-6], content):
         file.write_bytes(damaged)
-        with pytest.raises(PluresError, match=r"a\.gz is not a whole gzip file"):
+        with pytest.raises(PluresError, match=r"a\.gz is not a complete gzip file"):
             read_idx(file)
 
 

@@ -101,7 +101,7 @@ def test_options_of_the_command_line_mean_what_they_say():
         ({"standardize_targets": True}, "standardize_targets: classes have no scale"),
         ({"dtype": torch.int64}, "client 'a', row 0: an input that torch.int64 cannot hold"),
         ({"dtype": torch.complex64}, "inputs are floating point, or integers for tokens"),
-        ({"columns": ("p", "q", "p", "r")}, "columns: 'p' stands there twice"),
+        ({"columns": ("p", "q", "p", "r")}, "columns: 'p' is given twice"),
         ({"classes": ("p", "q", "p")}, "classes: 'p' is given twice"),
         ({"groups": np.where(np.arange(90) == 31, np.nan, 1.0)}, "client 'b', row 31: no group"),
         ({"key": np.arange(90) // 2}, "key: '0' stands for 2 rows of client 'a'"),
@@ -199,7 +199,7 @@ def test_odd_targets_are_refused():
     [
         (
             [f"p{i}" for i in range(90)],
-            r"'odd' has 90 different texts \('p0', 'p1', 'p2', ...\): say categories=",
+            r"'odd' has 90 different texts \('p0', 'p1', 'p2', ...\): use categories=",
         ),
         (["1.5", "<0.5", "2.5"] * 30, r"almost only numbers as text, but also '<0.5': say numbers=\['odd'\]"),
         (["1,5", "2,5", "3,5"] * 30, "almost only numbers as text"),
@@ -226,7 +226,7 @@ def test_declared_numbers_are_read_and_the_rest_is_missing():
     assert federation.columns == ("age", "dose", "odd", "odd is missing")
     assert federation.inputs[[0, 2], 2].tolist() == [1.5, 2.5]
     assert federation.inputs[:, 3].sum() == 30
-    with pytest.raises(PluresError, match=r"column 'odd', row 1: '<0.5' is no number; correct it, or use missing="):
+    with pytest.raises(PluresError, match=r"column 'odd', row 1: '<0.5' is not a number; correct it, or use missing="):
         table(odd=cells, numbers=["odd"])
     with pytest.raises(
         PluresError, match="90 numbers with a comma, the first is '1,5': write them with a decimal point"
@@ -244,7 +244,7 @@ def test_numbers_that_are_codes_become_categories():
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (np.arange(90) + 7000, "column 'odd' is another whole number in every row: is it the number of a case"),
+        (np.arange(90) + 7000, "column 'odd' is a different whole number in every row: is it a case number"),
         (np.full(90, 2.5), "column 'odd' is 2.5 in every row"),
         (["x"] * 90, "column 'odd' is 'x' in every row"),
         (["yes", "Yes"] * 45, "column 'odd': 'Yes' and 'yes' differ by case, blanks or notation alone"),
@@ -262,11 +262,11 @@ def test_columns_asked_for_by_name_are_meant():
 
 
 def test_names_that_look_alike_and_names_twice():
-    with pytest.warns(PluresWarning, match="columns 'age' and 'Age ' differ by case or blanks alone"):
+    with pytest.warns(PluresWarning, match="columns 'age' and 'Age ' differ only by case or blanks"):
         from_frame({**TABLE, "Age ": X[:, 2]}, target="ill", client="ward")
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(np.column_stack([X, Y]), columns=["a", "b", "b", "c", "y"]).assign(ward=CLIENT)
-    with pytest.raises(PluresError, match="column 'b' stands twice in the table; rename or remove one"):
+    with pytest.raises(PluresError, match="column 'b' occurs twice in the table; rename or remove one"):
         from_frame(frame, target="y", client="ward")
     with pytest.raises(PluresError, match=r"no column 'agee' in the table; did you mean 'age'\?"):
         from_frame(TABLE, target="ill", client="ward", features=["agee"])
@@ -341,7 +341,7 @@ def test_copies_of_training_rows_are_counted():
         PluresWarning, match=rf"{copied} of {len(asked)} validation and test rows are copies .* at their client"
     ):
         from_arrays(x, y, client)
-    with pytest.warns(PluresWarning, match=r"copies of rows that train \(\d+ at others\)"):
+    with pytest.warns(PluresWarning, match=r"copies of training rows \(\d+ at others\)"):
         from_arrays(x, y, np.concatenate([CLIENT, np.full(12, "c")]))
     groups = np.concatenate([np.arange(90), np.arange(12)])
     assert len(from_arrays(x, y, client, groups=groups)) == 3
@@ -362,7 +362,7 @@ def test_a_folder_with_one_floating_file_is_refused(tmp_path: Path):
     with pytest.raises(PluresError, match=r"b\.npz: y is of type <U1, but of type int64"):
         from_folder(tmp_path)
     np.savez(tmp_path / "b.npz", x=X.astype(str), y=Y)
-    with pytest.raises(PluresError, match=r"b\.npz: x of type <U32 is no number"):
+    with pytest.raises(PluresError, match=r"b\.npz: x of type <U32 is not a number"):
         from_folder(tmp_path)
 
 
@@ -380,10 +380,10 @@ def test_a_folder_with_times_says_when_it_does_not_use_them(tmp_path: Path):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"a": X[:, 0]}, "inputs: a dict is no array; .* or use from_frame"),
+        ({"a": X[:, 0]}, "inputs: a dict is not an array; .* or use from_frame"),
         ([[1.0, 2.0], [3.0]], "inputs: rows differ in shape or type"),
-        ((row for row in X), "inputs: a generator is no array"),
-        (None, "inputs: a NoneType is no array"),
+        ((row for row in X), "inputs: a generator is not an array"),
+        (None, "inputs: a NoneType is not an array"),
     ],
 )
 def test_what_is_no_array_is_refused(inputs: object, message: str):
@@ -392,7 +392,7 @@ def test_what_is_no_array_is_refused(inputs: object, message: str):
 
 
 def test_datasets_of_mappings_and_streams_are_refused():
-    with pytest.raises(PluresError, match="dataset item 0, input: a dict is no array"):
+    with pytest.raises(PluresError, match="dataset item 0, input: a dict is not an array"):
         from_dataset([({"pixels": X[0]}, 0)], ["a"])
     with pytest.raises(PluresError, match=r"dataset item 0: expected an .* got dict"):
         from_dataset([{"x": X[0], "y": 0}], ["a"])
@@ -412,7 +412,7 @@ def test_a_file_is_no_data_set(tmp_path: Path):
     file = tmp_path / "wards.csv"
     file.write_text("a,b\n1,2\n")
     for name in (str(file), "wards.csv"):
-        with pytest.raises(PluresError, match=r"wards\.csv': a table is no data set by itself; read it") as caught:
+        with pytest.raises(PluresError, match=r"wards\.csv': a table is not a data set by itself; read it") as caught:
             load(name)
         assert "fashion_mnist" not in str(caught.value)
     with pytest.raises(PluresError, match=r"is a file: give the folder with one .npz file per client"):

@@ -183,7 +183,7 @@ def test_bad_qualities_are_named(line: Federation):
     with pytest.raises(PluresError, match="degrade it once"):
         degrade(degrade(line), noise=1)
     tokens = from_arrays(np.ones((9, 2)), np.arange(9) % 2, ["a"] * 9, dtype=torch.int64)
-    with pytest.raises(PluresError, match="no noise; give floating point"):
+    with pytest.raises(PluresError, match="cannot be noisy; give floating point"):
         degrade(tokens)
     with pytest.raises(PluresError, match="has no column names"):
         completeness_report(tokens)

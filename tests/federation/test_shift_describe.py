@@ -73,7 +73,7 @@ def test_bad_shifts_are_named():
 
 def test_description_counts():
     labels = np.array([0] * 30 + [1] * 10 + [0] * 10)
-    with pytest.warns(PluresWarning, match="one single class"):
+    with pytest.warns(PluresWarning, match="only one class"):
         f = from_arrays(np.zeros((50, 3)), labels, ["a"] * 20 + ["b"] * 30, metadata={"town": ("Linz", "Graz")})
     d = f.describe()
     assert [row.labels for row in d.clients] == [(20, 0), (20, 10)]

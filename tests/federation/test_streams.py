@@ -58,7 +58,7 @@ def test_by_time_cuts_into_equal_parts():
 
 def test_a_federation_that_is_split_by_time_cannot_be_cut_by_time():
     late = from_arrays(TABLE, np.arange(240) % 4, CLIENT, time=TABLE[:, 2], split=SplitRule(by="time"))
-    with pytest.raises(PluresError, match="task 'time 1': no validation row; split the federation at random"):
+    with pytest.raises(PluresError, match="task 'time 1': no validation rows; split the federation at random"):
         by_time(late, np.tile(np.arange(120), 2), 2)
     with pytest.raises(PluresError, match=r"task 'first': client 'a' has no training row.*split the federation"):
         by_column(late, np.tile(np.arange(120), 2), {"first": range(80, 100)})
@@ -111,7 +111,7 @@ def test_bad_streams_are_named():
         Stream("s", ("one", "two"), (F, F.subset(["a"])))
     with pytest.raises(PluresError, match="task 'two': features differ"):
         Stream("s", ("one", "two"), (F, replace(F, inputs=F.inputs[:, :2], columns=F.columns[:2])))
-    with pytest.raises(PluresError, match="a name of its own for each"):
+    with pytest.raises(PluresError, match="a different name for each"):
         Stream("s", ("one", "one"), (F, F))
     with pytest.raises(PluresError, match="no input column 'moon'; columns are x, month, day"):
         seasons(F, "moon")

@@ -60,7 +60,7 @@ def test_a_federation_says_what_comes_first() -> None:
 def test_a_name_that_there_is_not_is_refused() -> None:
     with pytest.raises(PluresError, match="no metric 'auc' for classification in 2 classes; did you mean 'auroc'"):
         rare().judged_by("auc")
-    with pytest.raises(PluresError, match="metric 'auroc': there is another one of this name; rename yours"):
+    with pytest.raises(PluresError, match="metric 'auroc': there is another metric of this name; rename yours"):
         rare().judged_by(replace(auroc, higher=False))
 
 

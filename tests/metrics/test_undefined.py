@@ -25,7 +25,7 @@ FAST = Execution("vmap", 8, False, "float32")
 OPTIONS = {"rounds": 2, "seeds": 2, "tune_rounds": 0, "learning_rates": (0.1,), "execution": FAST}
 SENTENCE = "For 2 of 6 clients, AUROC is undefined (where all examples are of one class); means leave them out."
 LACKING = [4, 5]
-pytestmark = pytest.mark.filterwarnings("ignore:one-sided.*one single class", "ignore:AUROC is undefined for 2 of 6")
+pytestmark = pytest.mark.filterwarnings("ignore:one-sided.*only one class", "ignore:AUROC is undefined for 2 of 6")
 
 
 def one_sided() -> Federation:

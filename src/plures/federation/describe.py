@@ -118,7 +118,7 @@ class Description:
 
 
 class Described(Protocol):
-    """What is read from a federation; a protocol, because the federation imports this file."""
+    """What is read from a federation; a protocol, because the federation imports this module."""
 
     @property
     def name(self) -> str: ...
@@ -191,7 +191,7 @@ def describe(federation: Described) -> Description:
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their widest cell, numbers to the right."""
+    """Columns padded to their widest cell, numbers right-aligned."""
     widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(max(map(len, table)))]
     lines = []
     for row in table:

@@ -1,4 +1,4 @@
-"""Warnings about what is legal in a finished federation but probably unintended."""
+"""Warnings about what is valid in a finished federation but probably unintended."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from plures.federation.federation import Federation
 
 MIN_TRAIN_EXAMPLES = 3
 EXCESS = 10.0
-"""Copies are reported if there are this many times more than independent columns would give by chance."""
+"""Copies are reported if there are this many times as many as independent columns would give by chance."""
 
 
 def doubts(federation: Federation, copies: bool = True) -> list[str]:
-    """Clients with too few examples to learn, names that look alike, and test rows that were trained on."""
+    """Clients with too few examples to learn, names that look alike, and test rows that are also training rows."""
     train = federation.splits["train"]
     lacking = train.sizes < MIN_TRAIN_EXAMPLES
     told = [_of(_those(federation, lacking), f"fewer than {MIN_TRAIN_EXAMPLES} training examples")]
@@ -27,10 +27,8 @@ def doubts(federation: Federation, copies: bool = True) -> list[str]:
         labels, first = federation.targets[train.rows], train.offsets[:-1].clamp(max=max(len(train.rows) - 1, 0))
         other = labels != labels[first].repeat_interleave(train.sizes) if len(labels) else labels.bool()
         mixed = torch.bincount(train.owners[other], minlength=len(federation)) > 0
-        told.append(_of(_those(federation, ~mixed & ~lacking), "one single class to train on"))
-    told += [
-        f"clients {one!r} and {other!r} differ by case or blanks alone" for one, other in alike(federation.clients)
-    ]
+        told.append(_of(_those(federation, ~mixed & ~lacking), "only one class to train on"))
+    told += [f"clients {one!r} and {other!r} differ only by case or blanks" for one, other in alike(federation.clients)]
     told.append(_copies(federation) if copies else "")
     return [text for text in told if text]
 
@@ -65,8 +63,8 @@ def _copies(federation: Federation) -> str:
         if count
     ]
     return (
-        f"{int(anywhere.sum())} of {len(asked)} validation and test rows are copies of rows that train "
-        f"({', '.join(places)}); give equal rows the same value of groups=, remove them, or say copies='allow'"
+        f"{int(anywhere.sum())} of {len(asked)} validation and test rows are copies of training rows "
+        f"({', '.join(places)}); give equal rows the same value of groups=, remove them, or set copies='allow'"
     )
 
 

@@ -20,7 +20,7 @@ LEVELS = 30
 """Largest number of text values that become inputs of their own by default."""
 
 SURE = 20
-"""Number of rows from which a column of distinct whole numbers looks like case numbers."""
+"""Number of rows from which a column of distinct integers looks like case numbers."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Column:
                 raise PluresError(f"column {self.name!r}, row {row}: {cell!r} has a comma; write a decimal point")
             return float("nan")
         if found is None:
-            raise PluresError(f"column {self.name!r}, row {row}: {cell!r} is no finite number; correct it")
+            raise PluresError(f"column {self.name!r}, row {row}: {cell!r} is not a finite number; correct it")
         return found
 
     def _place(self, text: str, row: int) -> int:
@@ -100,7 +100,7 @@ class Encoded:
         values: ``(n, len(names))``.
         numeric: whether it is a number, which can be standardised.
         missing: ``(n,)`` how many of the row's cells are missing and not shown as NaN.
-        doubt: what is legal but probably unintended, in words; or nothing.
+        doubt: a warning about what is probably unintended; may be empty.
         column: how cells become these numbers.
     """
 
@@ -142,7 +142,7 @@ def encode(column: str, values: Array, categorical: bool, decided: Decided) -> E
         PluresError: for dates, texts that are (almost) numbers or have many values, until the user decides.
     """
     if values.dtype.kind in "Mm":
-        raise PluresError(f"column {column!r} holds dates: make numbers of them, use it as time=, or {_drop(column)}")
+        raise PluresError(f"column {column!r} holds dates: turn them into numbers, use it as time=, or {_drop(column)}")
     if values.dtype.kind not in "iufbOUS":
         raise PluresError(f"column {column!r} of type {values.dtype} is neither text nor numbers; {_drop(column)}")
     category = categorical or column in decided.categories
@@ -172,7 +172,7 @@ def _number(column: str, values: Array, decided: Decided) -> Encoded:
     elif column not in decided.named and len(known) > 1 and bool((known == known[0]).all()):
         doubt = f"column {column!r} is {known[0]:g} in every row"
     elif column not in decided.named and len(known) >= SURE and _identifies(known):
-        doubt = f"column {column!r} is another whole number in every row: is it the number of a case?"
+        doubt = f"column {column!r} is a different whole number in every row: is it a case number?"
     return Encoded((column,), values[:, None], True, np.zeros(len(values), dtype=np.int64), doubt, Column(column))
 
 
@@ -190,17 +190,19 @@ def _parsed(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) ->
     if comma:
         raise PluresError(
             f"column {column!r} has {len(comma)} numbers with a comma, the first is {comma[0]!r}: write them with a "
-            "decimal point and without marks for thousands"
+            "decimal point and without thousands separators"
         )
     lost = [text for text in texts if text.strip() not in MARKS]
     if lost and not decided.impute:
         row = cells.index(lost[0])
         raise PluresError(
-            f'column {column!r}, row {row}: {lost[0]!r} is no number; correct it, or use missing="impute" to take it '
-            "for a missing value"
+            f'column {column!r}, row {row}: {lost[0]!r} is not a number; correct it, or use missing="impute" to treat '
+            "it as a missing value"
         )
     doubt = (
-        f"column {column!r}: {len(lost)} cells are no number, such as {lost[0]!r}, and count as missing" if lost else ""
+        f"column {column!r}: {len(lost)} cells are not numbers, such as {lost[0]!r}, and count as missing"
+        if lost
+        else ""
     )
     missing = np.zeros(len(values), dtype=np.int64)
     return Encoded((column,), values[:, None], True, missing, doubt, Column(column, lenient=True))
@@ -220,7 +222,7 @@ def _hot(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) -> En
     hot = [(text == level) & ~gaps for level in levels] + ([gaps] if gaps.any() else [])
     names = [f"{column}={level}" for level in levels] + ([f"{column} is missing"] if gaps.any() else [])
     if not names:
-        raise PluresError(f"column {column!r} has no row")
+        raise PluresError(f"column {column!r} has no rows")
     doubt = ""
     if pairs := alike(levels):
         doubt = f"column {column!r}: {pairs[0][0]!r} and {pairs[0][1]!r} differ by case, blanks or notation alone"
@@ -242,7 +244,7 @@ def _refuse_odd(column: str, known: Sequence[Any]) -> None:
     for kind in {type(cell) for cell in known}:
         if issubclass(kind, datetime.date | datetime.time | datetime.timedelta):
             raise PluresError(
-                f"column {column!r} holds dates: make numbers of them, use it as time=, or {_drop(column)}"
+                f"column {column!r} holds dates: turn them into numbers, use it as time=, or {_drop(column)}"
             )
         if issubclass(kind, list | tuple | set | dict | bytes | np.ndarray):
             raise PluresError(
@@ -257,15 +259,15 @@ def _refuse_almost(column: str, known: Sequence[Any], rows: int) -> None:
     dates = [level for level in levels if date(level)]
     if levels and len(dates) >= len(levels) / 2:
         raise PluresError(
-            f"column {column!r} holds dates as text, such as {dates[0]!r}: make numbers of them, use it as time=, or "
-            f"{_drop(column)}"
+            f"column {column!r} holds dates as text, such as {dates[0]!r}: turn them into numbers, use it as time=, "
+            f"or {_drop(column)}"
         )
     numbers = [level for level in levels if nearly_number(level)]
     if levels and len(numbers) >= len(levels) / 2:
         others = [level for level in dict.fromkeys(map(str, known)) if number(level) is None]
         told = f"almost only numbers as text, but also {listed([repr(other) for other in others])}"
         raise PluresError(
-            f"column {column!r} holds {told if others else f'numbers as text, such as {numbers[0]!r}'}: say "
+            f"column {column!r} holds {told if others else f'numbers as text, such as {numbers[0]!r}'}: use "
             f"numbers=[{column!r}] to read them as numbers{' and the others as missing' if others else ''}, "
             f"categories=[{column!r}] to give each of the {len(set(map(str, known)))} values an input of its own, or "
             f"{_drop(column)}"
@@ -277,7 +279,7 @@ def _refuse_almost(column: str, known: Sequence[Any], rows: int) -> None:
 def _many(column: str, known: Sequence[Any]) -> str:
     levels = list(dict.fromkeys(map(str, known)))
     return (
-        f"column {column!r} has {len(levels)} different texts ({listed([repr(level) for level in levels])}): say "
+        f"column {column!r} has {len(levels)} different texts ({listed([repr(level) for level in levels])}): use "
         f"categories=[{column!r}] to give each an input of its own, or {_drop(column)}"
     )
 
@@ -293,12 +295,12 @@ def cells_of(table: Any) -> dict[str, list[Any]]:
         PluresError: if it is not a table, a column occurs twice, or columns differ in length.
     """
     if not isinstance(table, Mapping) and not hasattr(table, "columns"):
-        raise PluresError(f"a {type(table).__name__} is no table; give a frame, or a mapping from columns to values")
+        raise PluresError(f"a {type(table).__name__} is not a table; give a frame, or a mapping from columns to values")
     names = [str(name) for name in (table if isinstance(table, Mapping) else table.columns)]
     found: dict[str, list[Any]] = {}
     for name in names:
         if name in found:
-            raise PluresError(f"column {name!r} stands twice in the table; rename or remove one")
+            raise PluresError(f"column {name!r} occurs twice in the table; rename or remove one")
         values = table[name]
         values = values.to_numpy() if hasattr(values, "to_numpy") else values
         if isinstance(values, str) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) != 1:

@@ -22,7 +22,7 @@ from plures.tasks import Task
 
 @dataclass(frozen=True)
 class Federation:
-    """Clients, their examples and their metadata.
+    """The clients, their examples and their metadata.
 
     Examples of all clients lie in flat tensors; a client is the rows it owns in each split. Clients are kept in the
     natural order of their names ("ward 2" before "ward 10"), so that nothing depends on the order of the data. Clients
@@ -73,7 +73,7 @@ class Federation:
     def __post_init__(self) -> None:
         check_words([self.name], "federation")
         if not self.clients:
-            raise PluresError(f"federation {self.name!r} has no client: give at least one")
+            raise PluresError(f"federation {self.name!r} has no clients: give at least one")
         object.__setattr__(self, "clients", Names.checked(self.clients, f"federation {self.name!r}"))
         check_words(self.columns, "column")
         check_words(map(str, self.metadata), "metadata column")
@@ -81,7 +81,7 @@ class Federation:
             raise PluresError(f"federation {self.name!r}: {self.task.kind} without {self.task.called}; give at least 1")
         if tuple(self.targets.shape[1:]) != self.task.target:
             raise PluresError(
-                f"federation {self.name!r}: the target of an example has shape {tuple(self.targets.shape[1:])}, and "
+                f"federation {self.name!r}: the target of an example has shape {tuple(self.targets.shape[1:])}, but "
                 f"{self.task.kind} needs {self.task.target}"
             )
         if self.targets.is_floating_point() != self.task.number.is_floating_point:
@@ -108,7 +108,7 @@ class Federation:
 
     @property
     def names(self) -> Names:
-        """The clients' names, and what is looked up by them."""
+        """The clients' names, for lookups."""
         assert isinstance(self.clients, Names)
         return self.clients
 
@@ -140,7 +140,7 @@ class Federation:
                 raise PluresError(f"no metric {metric!r} for {kind}; {suggestion(metric, names, 'metrics are')}")
             metric = found
         elif metric is not None and known.get(metric.name, metric) != metric:
-            raise PluresError(f"metric {metric.name!r}: there is another one of this name; rename yours")
+            raise PluresError(f"metric {metric.name!r}: there is another metric of this name; rename yours")
         return replace(self, metric=None if metric == self.task.metrics[0] else metric)
 
     def _check_devices(self) -> None:
@@ -188,7 +188,7 @@ class Federation:
         return tuple(self.inputs.shape[1:])
 
     def index(self, client: str | int) -> int:
-        """Position of a client by its name; a number is the name of its digits."""
+        """Position of a client by its name; an integer stands for the name with the same digits."""
         return position(client, self.clients, f" in federation {self.name!r}")
 
     def scaled(self, raw: Any) -> Tensor:
@@ -262,7 +262,7 @@ class Federation:
         """The same examples for another task, such as one that weighs classes or has a loss of its own.
 
         Args:
-            task: what is predicted; it may leave to the data what they say, such as the names of classes.
+            task: what is predicted; options that the data determine, such as the names of classes, may be left out.
 
         Examples:
             >>> import plures
@@ -279,7 +279,7 @@ class Federation:
             raise PluresError(f"federation {self.name!r}: {error}") from error
 
     def classified(self, task: Task) -> Federation:
-        """The same examples with the classes of another task, if it has all of this one's and more; else unchanged.
+        """The same examples with the classes of another task, if they include all of this one's; otherwise unchanged.
 
         Args:
             task: for example that of a trained run, some of whose classes do not occur here.
@@ -319,7 +319,7 @@ class Federation:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Federation:
         """The same federation with its tensors on a device, floating-point data in ``dtype`` if given.
 
-        Offsets of splits and the scaling stay on the CPU, like everything of the size of the clients or columns.
+        Offsets of splits and the scaling stay on the CPU, like everything with one entry per client or column.
 
         Raises:
             PluresError: if there is no such device.

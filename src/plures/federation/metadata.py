@@ -24,8 +24,8 @@ def metadata_of(
 
     Args:
         metadata: see `from_arrays`.
-        names: of the clients, in their order.
-        listed: the same in the order of their first rows.
+        names: the clients' names, in their order.
+        listed: the same names in the order of their first rows.
     """
     given: dict[Any, Any] = {} if metadata is None else dict(metadata.items())
     if ORDER not in given:

@@ -38,7 +38,7 @@ READS: Mapping[How, frozenset[str]] = MappingProxyType(
         "quantity": frozenset({"alpha", "min_size"}),
     }
 )
-"""Which of the options of `partition` each of them reads, beside clients and seed."""
+"""The options of `partition` that each of them reads, besides clients and seed."""
 
 DRAWS = 10
 SMALL = 0.1
@@ -127,8 +127,8 @@ def dirichlet_per_client(
     Client i draws q_i ~ Dir(alpha * prior) and then n_i = floor(n / clients) rows without replacement, each of class k
     with probability q_ik. When a class runs out, q_i is renormalised over the classes that are left (should q_i give
     them no weight: over what is left of them, and for alpha below 0.1 one class is drawn in that proportion, which
-    keeps clients of one class). Clients that come late therefore get more of the common rest, as in the paper's own
-    code. The n mod clients rows that remain are not used, which a warning says.
+    keeps clients of one class). Later clients therefore get more of the common remainder, as in the paper's own code.
+    The n mod clients rows that remain are not used; a warning says so.
 
     Args:
         labels: ``(n,)`` classes.
@@ -215,7 +215,7 @@ def pathological(labels: ArrayLike | Tensor, clients: int, *, classes_per_client
 
     One client after the other takes the k classes that the fewest clients hold so far (ties at random), and the rows
     of a class are dealt round robin, in random order, to those who hold it. Rows of a class that nobody holds (only
-    if clients * k is less than the number of classes) are not used, which a warning says.
+    if clients * k is less than the number of classes) are not used; a warning says so.
 
     Raises:
         PluresError: if k exceeds the number of classes, or a class has fewer rows than holders.
@@ -286,7 +286,7 @@ def _check(rows: int, clients: int, min_size: int, alpha: float = 1.0) -> int:
     if not 0 < alpha < np.inf:
         raise PluresError(f"alpha={alpha}: give a positive number")
     if min_size < 1:
-        raise PluresError(f"min_size={min_size}: give at least 1, for a client without a row cannot take part")
+        raise PluresError(f"min_size={min_size}: give at least 1, because a client without rows cannot take part")
     if clients * min_size > rows:
         raise PluresError(
             f"{clients} clients with at least {min_size} rows each need {clients * min_size} rows, "

@@ -72,11 +72,11 @@ class Preparation:
                 )
         values = torch.from_numpy(np.column_stack([column.encoded(found[column.name]) for column in wanted]))
         if not len(values):
-            raise PluresError("the table has no row: give at least one")
+            raise PluresError("the table has no rows: give at least one")
         if self.fill is None and bool(values.isnan().any()):
             row, place = values.isnan().nonzero()[0].tolist()
             column = [column.name for column in wanted for _ in range(column.width)][place]
-            raise PluresError(f"column {column!r}, row {row + 1}: a missing value, and the run's data had none")
+            raise PluresError(f"column {column!r}, row {row + 1}: a missing value, but the run's data had none")
         return values
 
     def completed(self, raw: Tensor, inputs: tuple[str, ...] = ()) -> Tensor:
@@ -89,7 +89,7 @@ class Preparation:
             inputs: names of the inputs, for messages.
 
         Raises:
-            PluresError: if a value is missing in a column in which none was when the data were built.
+            PluresError: if a value is missing in a column that had no missing values when the data were built.
         """
         if self.fill is None or raw.dim() != 2 or raw.shape[1] != len(self.fill):
             return raw
@@ -97,7 +97,7 @@ class Preparation:
         new = [place for place in absent.any(0).nonzero().flatten().tolist() if place not in self.gaps]
         if new:
             column = repr(inputs[new[0]]) if inputs else new[0]
-            raise PluresError(f"column {column} lacks a value, and lacked none in the run's data: complete it")
+            raise PluresError(f"column {column} lacks a value, but lacked none in the run's data: complete it")
         return self.filled(raw)
 
     def filled(self, raw: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def degrade(
             of the first feature dimension): classical measurement error.
         how: a missing value becomes ``zero``, or the ``mean`` of the client's present values of that column in its
             train split (zero if it has none).
-        columns: names of the columns concerned; default: all.
+        columns: names of the affected columns; default: all.
         seed: of all draws.
 
     Returns:
@@ -68,7 +68,7 @@ def degrade(
         ((1.0, 1.0, 1.0, 0.5067708333333333), True)
     """
     if not federation.inputs.is_floating_point():
-        raise PluresError(f"degrade: inputs of type {federation.inputs.dtype} have no noise; give floating point")
+        raise PluresError(f"degrade: inputs of type {federation.inputs.dtype} cannot be noisy; give floating point")
     if how not in IMPUTED:
         raise PluresError(f"degrade: how={how!r} is unknown; use 'zero' or 'mean'")
     for column in ("completeness", "reliability"):
@@ -78,9 +78,7 @@ def degrade(
             )
     owned = torch.cat([split.rows for split in federation.splits.values()])
     if int(owned.bincount().max()) > 1:
-        raise PluresError(
-            f"degrade: a row of federation {federation.name!r} belongs twice; clients must not share rows"
-        )
+        raise PluresError(f"degrade: a row of federation {federation.name!r} occurs twice; clients must not share rows")
     kept = _each(federation, completeness, "completeness", lambda share: 0 < share <= 1, "a share in (0, 1]")
     added = _each(federation, noise, "noise", lambda ratio: 0 <= ratio < math.inf, "a number of at least 0")
     chosen = _chosen(federation, columns)
@@ -183,8 +181,8 @@ def attenuation(
     In the population, for ``y = beta x + e``, values missing completely at random with rate q:
 
     - ``zero``: x imputed by zero: ``s^2 / (s^2 + q mu^2)``;
-    - ``mean``: x imputed by its mean: 1. That missing data attenuate is false here: covariance and variance both
-      shrink by 1 - q. It is true of the correlation; and with several inputs slopes move, see `imputed_slopes`;
+    - ``mean``: x imputed by its mean: 1. Missing data do not attenuate here, because covariance and variance both
+      shrink by 1 - q. They do attenuate the correlation; and with several inputs slopes move, see `imputed_slopes`;
     - ``correlation``: the correlation of y with x imputed by its mean: ``sqrt(1 - q)``;
     - ``target``: y imputed by its mean: ``1 - q``;
     - ``noise``: classical measurement error of variance v: ``s^2 / (s^2 + v)``, the reliability.
@@ -260,7 +258,7 @@ def _each(
 
 
 def _chosen(federation: Federation, columns: Sequence[str] | None) -> Tensor:
-    """Positions of the columns concerned, ``(columns,)`` int64."""
+    """Positions of the affected columns, ``(columns,)`` int64."""
     if len(federation.features) == 0:
         raise PluresError(f"degrade: inputs of federation {federation.name!r} have no feature dimension")
     if columns is None:

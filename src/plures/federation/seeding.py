@@ -14,7 +14,7 @@ ROUNDS, MULTIPLIERS = 10, (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 WEYL = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B))
 """Rounds and constants of Philox-4x64-10."""
 SHORT = 64
-"""Longest draw of generators that are computed side by side; a longer one is worth a generator of its own."""
+"""Longest draw that is computed for many generators at once; for a longer one, a generator object is cheaper."""
 TOGETHER = 1 << 17
 """Generators computed at once."""
 
@@ -30,13 +30,13 @@ def generator(*key: object) -> np.random.Generator:
 
 
 class Generators:
-    """Many generators at once, each drawing exactly what `generator` of its own key draws.
+    """Many generators at once, each drawing exactly what `generator` draws for its key.
 
-    A generator object costs as much as a small client's whole split, so those of many clients are computed side by
-    side: Philox-4x64-10 (Salmon, Moraes, Dror, Shaw 2011) as NumPy runs it, in arrays over the generators.
+    A generator object costs as much as a small client's whole split, so those of many clients are computed together:
+    Philox-4x64-10 (Salmon, Moraes, Dror, Shaw 2011) as NumPy runs it, in arrays over the generators.
 
     Args:
-        prefix: the parts of the keys that all have in common.
+        prefix: the parts that all keys have in common.
         last: the last part of each key.
 
     Attributes:
@@ -56,7 +56,7 @@ class Generators:
         return len(self.keys)
 
     def shuffled(self, numbers: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[NDArray[np.float64], Places]:
-        """What each generator draws by ``random(number)`` and then by ``permutation(size)``.
+        """The results of ``random(number)`` and then ``permutation(size)`` of each generator.
 
         Args:
             numbers: ``(generators,)`` how many numbers in [0, 1).
@@ -87,10 +87,10 @@ class Generators:
 
 
 def _drawn(keys: NDArray[np.uint64], number: int, size: int) -> tuple[NDArray[np.float64], Places, NDArray[np.bool_]]:
-    """``random(number)`` and ``permutation(size)`` of generators alike, and for which of them the words sufficed.
+    """``random(number)`` and ``permutation(size)`` of each generator, and for which of them the words sufficed.
 
-    A permutation draws whole numbers by rejection, so it takes as many words as chance wants; the few generators that
-    want many more than is usual must be asked themselves.
+    A permutation draws integers by rejection, so the number of words that it takes is random; the few generators that
+    need many more than usual must be run individually.
     """
     bits = [last.bit_length() for last in range(1, size)]
     chance = [(last + 1) / (1 << bit) for last, bit in enumerate(bits, start=1)]

@@ -1,4 +1,4 @@
-"""Feature shift: the same task seen through other sensors, client by client."""
+"""Feature shift: the same task seen through different sensors, client by client."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _shift(
     owned = torch.cat([split.rows for split in federation.splits.values()])
     if int(owned.bincount().max()) > 1:
         raise PluresError(
-            f"{column}: a row of federation {federation.name!r} belongs twice; clients must not share rows"
+            f"{column}: a row of federation {federation.name!r} occurs twice; clients must not share rows"
         )
     groups = []
     assigned = None if assignment is None else by_name(assignment)

@@ -42,12 +42,12 @@ class Split:
 
     @classmethod
     def of_flat(cls, rows: NDArray[np.int64], sizes: NDArray[np.int64]) -> Split:
-        """Rows client after client, and how many each has."""
+        """A split from rows, client after client, and the number of rows of each client."""
         return cls(torch.from_numpy(rows), torch.from_numpy(np.r_[0, sizes.cumsum()]))
 
     @property
     def owners(self) -> Tensor:
-        """``(total,)`` int64 the client of each row, beside the rows."""
+        """``(total,)`` int64 the client of each row, in the order of ``rows``."""
         return torch.arange(len(self)).repeat_interleave(self.sizes).to(self.rows.device)
 
     @cached_property
@@ -66,7 +66,7 @@ class Split:
         return (self[i] for i in range(len(self)))
 
     def take(self, clients: Sequence[int]) -> Split:
-        """The rows of some clients, in the order in which they are named."""
+        """The rows of some clients, in the order given."""
         chosen = torch.as_tensor(clients, dtype=torch.int64)
         sizes = self.sizes[chosen]
         ends = sizes.cumsum(0)
@@ -146,10 +146,10 @@ def divided(
     rule: SplitRule | None = None,
     seed: int = 0,
 ) -> dict[SplitName, Split]:
-    """What `split_rows` does, where each row's client is known by its place ``code`` among the names.
+    """`split_rows`, for rows whose client is given by its position ``code`` among the names.
 
-    All clients are divided side by side: their rows lie one client after the other, and every count is one of all
-    clients at once. Each client's numbers are those that a generator of its own draws.
+    All clients are divided together, in flat arrays with one client's rows after the other's. Each client's random
+    numbers are those that a generator of its own would draw.
     """
     rule = rule or SplitRule()
     if rule.by == "time" and time is None:
@@ -177,7 +177,7 @@ def divided(
 @brief
 @dataclass(frozen=True)
 class _Units:
-    """What stays together, a row or a group of rows: numbered client after client, in the order of their contents.
+    """Units that stay in one split, a row or a group of rows: numbered client after client, in order of content.
 
     Attributes:
         of: ``(rows,)`` the unit of each row, rows client after client.
@@ -189,17 +189,17 @@ class _Units:
 
     @property
     def client(self) -> NDArray[np.int64]:
-        """``(units,)`` whose each is."""
+        """``(units,)`` the client of each unit."""
         return np.arange(len(self.counts)).repeat(self.counts)
 
     @property
     def start(self) -> NDArray[np.int64]:
-        """``(clients,)`` the first of each."""
+        """``(clients,)`` the first unit of each client."""
         return self.counts.cumsum() - self.counts
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[Any]:
-    """Numbers that sort as the values do."""
+    """Numbers that sort in the same order as the values."""
     if values.dtype == np.dtype("S16"):  # a digest: two words sort faster than texts
         words = np.ascontiguousarray(values).view(">u8").astype("<u8").reshape(-1, 2)
         return words.view([("high", "<u8"), ("low", "<u8")]).reshape(-1)
@@ -218,7 +218,7 @@ def _units(
     group: NDArray[Any] | None,
     content: NDArray[Any] | None,
 ) -> _Units:
-    """The units of all clients; rows with equal contents keep the order in which they came."""
+    """The units of all clients; rows with equal contents keep their order."""
     owner, rows = code[order], np.arange(len(order))
     ranks = [key[order] for column in (strata, content) if column is not None for key in _sortable(column)]
     listed = np.lexsort([*ranks, owner]) if ranks else rows
@@ -288,9 +288,9 @@ def _quotas(
         units: ``(clients,)`` of each client.
         strata: ``(clients,)`` of each client.
         counts: units of each stratum.
-        ties: random numbers that decide between strata that are owed the same.
+        ties: random numbers that decide between strata with equal claims.
         rule: the shares.
-        cover: whether each stratum shall be in every split if it can.
+        cover: whether each stratum should be in every split if possible.
     """
     least = [((units >= 3) & (share > 0)).astype(np.int64) for share in (rule.validation, rule.test)]
     test_total = np.minimum(np.maximum(np.rint(rule.test * units).astype(np.int64), least[1]), units - 1 - least[0])

@@ -47,7 +47,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         if not self.tasks or len(self.names) != len(self.tasks) or len(set(self.names)) < len(self.names):
-            raise PluresError(f"stream {self.name!r}: give at least one task, and a name of its own for each")
+            raise PluresError(f"stream {self.name!r}: give at least one task, and a different name for each")
         first = self.tasks[0]
         for name, task in zip(self.names, self.tasks, strict=True):
             for what, here, there in (
@@ -127,7 +127,7 @@ def by_label(federation: Federation, classes: Sequence[Collection[int]]) -> Stre
 
     Args:
         federation: classification; every client needs a train row of every task.
-        classes: class numbers of each task; a class is in one task at most.
+        classes: class numbers of each task; a class is in at most one task.
     """
     if not federation.task.classes:
         raise PluresError(f"by label: federation {federation.name!r} is {federation.task.kind}; it has no classes")
@@ -197,7 +197,7 @@ def _values(federation: Federation, column: str | ArrayLike | Tensor) -> Tensor:
     if column not in federation.columns or len(federation.features) != 1:
         raise PluresError(
             f"stream of {federation.name!r}: no input column {column!r}; columns are "
-            f"{', '.join(federation.columns) or 'unnamed'}. Or give one value for each row"
+            f"{', '.join(federation.columns) or 'unnamed'}; or give one value for each row"
         )
     place = federation.columns.index(column)
     values = federation.inputs[:, place].double().cpu()
@@ -216,13 +216,13 @@ def _restricted(federation: Federation, name: str, used: Tensor) -> Federation:
     for client, size in zip(federation.clients, splits["train"].sizes.tolist(), strict=True):
         if size == 0:
             raise PluresError(
-                f"stream of {federation.name!r}, task {name!r}: client {client!r} has no training row; leave "
+                f"stream of {federation.name!r}, task {name!r}: client {client!r} has no training rows; leave "
                 "the client out (subset), or split the federation at random"
             )
     for split in SPLITS:
         if len(federation.splits[split].rows) and not len(splits[split].rows):
             raise PluresError(
-                f"stream of {federation.name!r}, task {name!r}: no {split} row; split the federation at random, not "
+                f"stream of {federation.name!r}, task {name!r}: no {split} rows; split the federation at random, not "
                 "by what the tasks differ in"
             )
     return replace(federation, name=f"{federation.name}, {name}", splits=splits)

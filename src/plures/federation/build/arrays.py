@@ -47,8 +47,8 @@ def from_arrays(
         name: of the federation (default ``data``).
         task: a :class:`plures.tasks.Task`, such as ``Classification(class_weights={"ill": 3})``; or a name,
             ``classification``, ``multilabel`` or ``regression``; inferred from the targets' type if not given.
-        classes: class names in order; default: the values that occur, sorted. A whole number is the class of that
-            name if all names are whole numbers, else the position of its class.
+        classes: class names in order; default: the values that occur, sorted. An integer is the class of that name if
+            all names are integers, else the position of its class.
         metadata: client -> its row (a mapping), column -> client -> value, or column -> values with a column
             ``client`` that gives their order. Numbers may stand for clients that are numbers. Without that column,
             lists are accepted only if every order of the clients (by first row, as text, as numbers) is the same.
@@ -61,7 +61,7 @@ def from_arrays(
             first feature dimension (column or channel); constant and indicator columns are unchanged. Like
             the means of ``impute``, these are sums that clients can compute together without revealing a row.
         standardize_targets: the same for regression targets. Losses and errors are then on the standardised scale,
-            predictions for new rows in the target's own units; ``source`` gives mean and scale.
+            but predictions for new rows in the target's own units; ``source`` gives mean and scale.
         dtype: of the inputs (default ``torch.float32``; an integer type keeps tokens).
         copies: ``warn`` (default) about validation and test rows that are copies of training rows, or ``allow``.
         source: origin and licence, for reports.
@@ -70,8 +70,8 @@ def from_arrays(
         PluresError: names the client, row and column at fault and the remedy; also for an option that has no effect.
 
     Warns:
-        PluresWarning: for what is legal but probably unintended: clients with hardly any data, test rows that are
-            copies of train rows, whole numbers that may be amounts or classes.
+        PluresWarning: for what is valid but probably unintended: clients with hardly any data, test rows that are
+            copies of train rows, integers that may be amounts or classes.
 
     Examples:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Check, split, complete and scale: where every builder ends."""
+"""Check, split, impute and scale: the last step of every builder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
                 f"{label}: {column.shape[0] if column.ndim else 'no'} values for {n} inputs; they must match"
             )
     if n == 0:
-        raise PluresError("no example: give at least one row")
+        raise PluresError("no examples: give at least one row")
     names, client, used = _client_names(data.client)
     rows = np.flatnonzero(used)
 
@@ -61,7 +61,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         raise PluresError(f"columns: {len(data.columns)} names for inputs of shape {data.inputs.shape}")
     twice = [column for place, column in enumerate(data.columns) if column in data.columns[:place]]
     if twice:
-        raise PluresError(f"columns: {twice[0]!r} stands there twice; rename or remove one")
+        raise PluresError(f"columns: {twice[0]!r} is given twice; rename or remove one")
     where = Where(names, client, rows, data.columns)
     for label, column in (("group", groups), ("time", time), ("key", data.key)):
         if column is not None:
@@ -70,7 +70,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     rule = options.get("split") or SplitRule()
     if time is not None and rule.by != "time":
         raise PluresError(
-            'time: the split is random, so it has no effect; say split=SplitRule(by="time"), or leave it out'
+            'time: the split is random, so it has no effect; give split=SplitRule(by="time"), or leave it out'
         )
     if rule.by == "time" and options.get("seed", 0) != 0:
         raise PluresError(f"seed={options.get('seed')}: a split by time draws nothing; leave the seed out")
@@ -80,7 +80,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     else:
         task, targets = data.learned, torch.from_numpy(data.targets[rows])
     if options.get("standardize_targets", False) and task.probable:
-        raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or say task='regression'")
+        raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or give task='regression'")
     raw = data.inputs[rows] if len(rows) < n else data.inputs
     inputs = checked_inputs(raw, options, where)
     splits = divided(
@@ -143,7 +143,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
 
 
 def _client_names(client: Array) -> tuple[Names, NDArray[np.int64], Array]:
-    """The clients' names, the place among them of each row that is used, and which rows those are."""
+    """The clients' names, the position of each used row's client among them, and which rows are used."""
     if client.ndim != 1:
         raise PluresError(f"client: expected one value per row, got shape {client.shape}")
     if client.dtype.kind == "f":

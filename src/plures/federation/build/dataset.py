@@ -57,7 +57,7 @@ def from_dataset(
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise PluresError(
-            f"dataset: a {type(dataset).__name__} has no length or no items by number; give a map-style dataset of "
+            f"dataset: a {type(dataset).__name__} has no length or cannot be indexed; give a map-style dataset of "
             "(input, target) pairs"
         )
     inputs: list[Array] = []

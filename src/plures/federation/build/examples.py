@@ -1,4 +1,4 @@
-"""What every builder makes of its source: examples in arrays."""
+"""Examples in arrays, which every builder makes from its source."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Examples:
         key: ``(n,)`` row identifiers, or None.
         columns: names of the entries of the first feature dimension, or none.
         keys: ``(n,)`` sortable digests that identify rows instead of their inputs, or None.
-        labels: ``(n,)`` row identifiers, used if they are different for all rows of a client, or None.
+        labels: ``(n,)`` row identifiers, used if they differ between all rows of a client, or None.
         ordered: without key and labels, rows are identified by their order.
         scalable: ``(columns,)`` which may be standardised; all if None.
         missing: ``(n,)`` number of missing values that the inputs do not show.
-        doubts: what is probably unintended, in words.
+        doubts: warnings about what is probably unintended.
         table: the columns of the table that the inputs were made from.
         ignored: its other columns.
         answers: names of the columns of several targets.
-        learned: the task whose targets these are already, as a model learns them; otherwise they are read.
+        learned: the task, if the targets are already as a model learns them; otherwise they are still to be read.
     """
 
     inputs: Array
@@ -101,7 +101,7 @@ def as_array(values: ArrayLike | Tensor, what: str, scalar: bool = False) -> Arr
         raise PluresError(f"{what}: rows differ in shape or type ({error}); give all of them one shape") from error
     if array.ndim == 0 and not (scalar and array.dtype.kind in "fiubUS"):
         raise PluresError(
-            f"{what}: a {type(values).__name__} is no array; give numbers in an array or a tensor, or use from_frame "
-            "for columns with names"
+            f"{what}: a {type(values).__name__} is not an array; give numbers in an array or a tensor, or use "
+            "from_frame for columns with names"
         )
     return array

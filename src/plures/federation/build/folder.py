@@ -64,7 +64,7 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
         if options.get("task") is None and FAMILIES[part["y"].dtype.kind] != FAMILIES[first["y"].dtype.kind]:
             raise PluresError(
                 f"{file}: y is of type {part['y'].dtype}, but of type {first['y'].dtype} in {files[0].name}: save all "
-                "in one type, or say task="
+                "in one type, or give task="
             )
     joined = {key: np.concatenate([part[key] for part in parts]) for key in first}
     client = np.repeat([file.stem for file in files], [len(part["x"]) for part in parts])
@@ -75,7 +75,7 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
         rows = replace(rows, time=joined["time"])
     elif "time" in joined:
         warnings.warn(
-            f'{folder}: the files hold time, but the split is random; say split=SplitRule(by="time") to train on the '
+            f'{folder}: the files hold time, but the split is random; give split=SplitRule(by="time") to train on the '
             "earliest rows and test on the latest",
             PluresWarning,
             stacklevel=2,
@@ -106,12 +106,12 @@ def _read_client(file: Path) -> dict[str, Array]:
         if key not in part:
             raise PluresError(f"{file}: array {key!r} is missing; each client's file holds x and y")
     if part["x"].dtype.kind not in "fiub":
-        raise PluresError(f"{file}: x of type {part['x'].dtype} is no number; encode it, or use from_frame")
+        raise PluresError(f"{file}: x of type {part['x'].dtype} is not a number; encode it, or use from_frame")
     if part["y"].dtype.kind not in FAMILIES:
         raise PluresError(f"{file}: y of type {part['y'].dtype} is neither classes nor numbers")
     lengths = {key: len(values) if values.ndim else 0 for key, values in part.items()}
     if len(set(lengths.values())) > 1:
         raise PluresError(f"{file}: lengths differ: {', '.join(f'{key} {n}' for key, n in lengths.items())}")
     if lengths["x"] == 0:
-        raise PluresError(f"{file}: client {file.stem!r} has no row; give it data or remove the file")
+        raise PluresError(f"{file}: client {file.stem!r} has no rows; give it data or remove the file")
     return part

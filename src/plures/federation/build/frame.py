@@ -62,7 +62,7 @@ def from_frame(
         target: column to predict; several for regression with several outputs, and for labels of 0 and 1, which they
             name, with ``task="multilabel"``.
         client: column with the client of each row (any metadata column can serve: that is the partition by metadata).
-        features: input columns; default: all that are not named otherwise.
+        features: input columns; default: all that have no other role.
         drop: columns that are not inputs.
         categories: columns with one input per value, however many there are; also numbers that are codes.
         numbers: text columns to read as numbers; a cell that is not a number is missing.
@@ -75,8 +75,8 @@ def from_frame(
         PluresError: among others for an unknown column, suggesting the one that was probably meant.
 
     Warns:
-        PluresWarning: also for a column that was not requested by name and is constant, a different whole number in
-            every row, or has values that each occur at only one client.
+        PluresWarning: also for a column that was not requested by name and is constant, a different integer in every
+            row, or has values that each occur at only one client.
 
     Examples:
         >>> table = {"ward": ["A"] * 30 + ["B"] * 30, "ill": ["no", "yes"] * 30, "age": list(range(40, 60)) * 3}
@@ -118,7 +118,7 @@ def _rows(
     if hasattr(type(frame), "columns") and not hasattr(frame, "__len__"):
         raise PluresError(f"a {type(frame).__name__} has no rows yet: read it first, with collect() or compute()")
     if not isinstance(frame, Mapping) and not hasattr(frame, "columns"):
-        raise PluresError(f"a {type(frame).__name__} is no table; give a frame, or a mapping from columns to arrays")
+        raise PluresError(f"a {type(frame).__name__} is not a table; give a frame, or a mapping from columns to arrays")
     by_name = {str(column): column for column in (frame if isinstance(frame, Mapping) else frame.columns)}
     there = [str(column) for column in (frame if isinstance(frame, Mapping) else frame.columns)]
     several = isinstance(target, Collection) and not isinstance(target, str)
@@ -172,7 +172,7 @@ def _features(
     """The input columns, and the user's decisions about them."""
     twice = [column for place, column in enumerate(there) if column in there[:place]]
     if twice:
-        raise PluresError(f"column {twice[0]!r} stands twice in the table; rename or remove one")
+        raise PluresError(f"column {twice[0]!r} occurs twice in the table; rename or remove one")
     for name, columns in decided.items():
         if isinstance(columns, str):
             raise PluresError(f"{name}={columns!r}: give a list of columns, [{columns!r}]")
@@ -193,10 +193,10 @@ def _features(
     for name in ("categories", "numbers"):
         for column in lists.get(name, []):
             if column not in features:
-                raise PluresError(f"{name}: column {column!r} is no input; leave it out of {name}")
+                raise PluresError(f"{name}: column {column!r} is not an input; leave it out of {name}")
     both = [column for column in lists.get("categories", []) if column in lists.get("numbers", [])]
     if both or len(set(features)) < len(features):
-        raise PluresError(f"column {both[0] if both else features[0]!r} stands in two lists; give it in one, once")
+        raise PluresError(f"column {both[0] if both else features[0]!r} is given twice; give it in one list, once")
     named = [column for columns in lists.values() for column in columns]
     return features, Decided(lists.get("categories", []), lists.get("numbers", []), named)
 
@@ -212,7 +212,7 @@ def _labels(frame: Any) -> Array | None:
 
 
 def _alike(there: Sequence[str]) -> list[str]:
-    return [f"columns {one!r} and {other!r} differ by case or blanks alone" for one, other in alike(there)]
+    return [f"columns {one!r} and {other!r} differ only by case or blanks" for one, other in alike(there)]
 
 
 def _of_one_client(features: Sequence[str], encoded: Sequence[Encoded], owner: Array, said: Decided) -> list[str]:

@@ -1,4 +1,4 @@
-"""Inputs as numbers: checked, completed, with their moments."""
+"""Inputs as numbers: checked, imputed, with their moments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 @brief
 @dataclass(frozen=True)
 class Where:
-    """Puts a position into words: the client (its place among the names), the row as given, the column."""
+    """Describes a position for messages: the client (by its index in ``names``), the row as given, the column."""
 
     names: tuple[str, ...]
     client: Array
@@ -44,7 +44,7 @@ def checked_inputs(inputs: Array, options: Options, where: Where) -> Tensor:
     if missing == "impute" and inputs.ndim != 2:
         raise PluresError(f'missing="impute" needs inputs (n, columns), got {inputs.shape}; complete the data yourself')
     if inputs.dtype.kind not in "fiub":
-        raise PluresError(f"inputs of type {inputs.dtype} are no numbers; encode them, or use from_frame")
+        raise PluresError(f"inputs of type {inputs.dtype} are not numbers; encode them, or use from_frame")
     if options.get("standardize", False) and not dtype.is_floating_point:
         raise PluresError(f"standardize: inputs of type {dtype} cannot be scaled; use a floating-point dtype")
     if dtype.is_complex or dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""What the rows of a client are told apart by when they are split."""
+"""Identify the rows of a client when they are split."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _content(raw: Array, floating: bool) -> Array:
 
 
 def _texts(values: Array) -> Array:
-    """A text for each value, the same for all types that hold the same whole number."""
+    """A text for each value, the same for all types that hold the same integer."""
     if values.dtype.kind in "fO":
         return np.array([str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values.tolist()])
     return values.astype(str)

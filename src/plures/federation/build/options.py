@@ -13,7 +13,7 @@ from plures.tasks import Task
 
 
 class Options(TypedDict, total=False):
-    """What every builder takes; see `from_arrays`."""
+    """Options of every builder; see `from_arrays`."""
 
     name: str
     task: Task | str | None

@@ -24,7 +24,7 @@ class DatasetCard:
         citation: the paper to cite.
         files: names of its files, in the package or in the folder of data sets.
         loader: makes the federation; its keyword arguments are the options of `load`.
-        how_to_get: what to do when it is not there.
+        how_to_get: how to get it if it is missing.
         packaged: whether it ships with plures.
         system: files of a fuller set in the folder of Debian's data packages; preferred when they are all there.
     """

@@ -16,7 +16,7 @@ from plures.federation.options import checked
 from plures.signature import Kinds, kinds
 
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".feather", ".json", ".npz")
-"""Endings of files that are no data sets."""
+"""Endings of files that are not data sets."""
 
 DATASETS: Mapping[str, DatasetCard] = MappingProxyType(
     {
@@ -26,7 +26,7 @@ DATASETS: Mapping[str, DatasetCard] = MappingProxyType(
         )
     }
 )
-"""The data sets by name, those of the package first; made of the files beside this one."""
+"""The data sets by name, those of the package first; collected from the modules of this package."""
 
 
 def load(name: str, *, seed: int = 0, **options: object) -> Federation:
@@ -77,7 +77,7 @@ def _card(name: str) -> DatasetCard:
         file = Path(str(name))
         if file.is_file() or file.suffix.lower() in TABLES:
             raise PluresError(
-                f"no data set {str(name)!r}: a table is no data set by itself; read it in Python and give "
+                f"no data set {str(name)!r}: a table is not a data set by itself; read it in Python and use "
                 "plures.from_frame(frame, target=..., client=...), or make a folder of .npz files, one for each client"
             )
         if len(file.parts) > 1:

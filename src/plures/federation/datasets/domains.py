@@ -1,4 +1,4 @@
-"""Digits of several origins: the same ten classes, other pictures (feature shift)."""
+"""Digits of several origins: the same ten classes, different pictures (feature shift)."""
 
 from __future__ import annotations
 

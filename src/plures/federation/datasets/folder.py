@@ -1,4 +1,4 @@
-"""Where data sets lie: in the package, in the folder of data sets that are not shipped, or where Debian puts them."""
+"""Where data sets are: in the package, in the folder of data sets that are not shipped, or where Debian puts them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_idx(file: Path) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(file.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise PluresError(f"{file} is not a whole gzip file ({error}): fetch it again") from error
+        raise PluresError(f"{file} is not a complete gzip file ({error}): fetch it again") from error
     if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise PluresError(f"{file} is not an IDX file of unsigned bytes: fetch it again")
     shape = np.frombuffer(content, ">u4", count=content[3], offset=4).tolist()

@@ -74,12 +74,12 @@ def from_graph(
         edges: ``(m, 2)`` undirected, each pair once.
         indptr: ``(nodes + 1,)`` node v has the active features ``indices[indptr[v]:indptr[v + 1]]``.
         indices: feature numbers from 0.
-        targets: ``(nodes,)`` classes; a node below 0 is a neighbour, but no example.
+        targets: ``(nodes,)`` classes; a node below 0 is a neighbour, but not an example.
         client: ``(nodes,)`` names or numbers; edges between clients are dropped, and ``source`` counts them.
         neighbours: K.
         width: F; features of a node beyond F are cut off in the order listed. The largest number of any node if not
             given.
-        examples: at most that many nodes of a client, at random, are examples.
+        examples: at most this many nodes of a client, at random, are examples.
         facts: client -> metadata to add to the number of its nodes and edges.
         options: see `from_arrays`.
     """
@@ -128,9 +128,9 @@ def sample_neighbours(edges: Nodes, nodes: int, neighbours: int, rng: np.random.
 
     Args:
         edges: ``(m, 2)`` undirected, each pair once.
-        nodes: how many.
-        neighbours: at most that many of each node.
-        rng: of the draws.
+        nodes: number of nodes.
+        neighbours: most neighbours to draw for each node.
+        rng: generator of the draws.
     """
     both = np.concatenate([edges, edges[:, ::-1]])
     both = both[np.lexsort((rng.random(len(both)), both[:, 0]))]
@@ -236,7 +236,7 @@ def citeseer(
 ) -> Federation:
     """CiteSeer (Yang, Cohen, Salakhutdinov 2016): 3312 papers, 6 topics, 3703 words, cut in communities.
 
-    15 more papers have neither words nor topic: they are neighbours, but no examples. Options are those of `cora`; the
+    15 more papers have neither words nor topic: they are neighbours, not examples. Options are those of `cora`; the
     largest F is 54.
     """
     return _planetoid("citeseer", CITESEER, seed, split, clients, neighbours, width)
@@ -274,7 +274,7 @@ def twitch(
         parts: clients of one language; its graph is cut by `communities`.
         neighbours: K of `from_graph`.
         width: F of `from_graph`; 5 % of the streamers have more than 32 features, the most 288.
-        examples: at most that many streamers of a client.
+        examples: at most this many streamers of a client.
     """
     for language in languages:
         if language not in LANGUAGES:

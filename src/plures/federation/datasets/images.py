@@ -1,4 +1,4 @@
-"""Pictures that belong to nobody: MNIST, Fashion-MNIST, CIFAR-10, USPS, dealt to clients by a partition."""
+"""Pictures without natural clients: MNIST, Fashion-MNIST, CIFAR-10, USPS, dealt to clients by a partition."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def movielens(
         split: shares of the splits (default ``SplitRule(by="time")``: a user's early ratings train).
         movies: take those rated most often.
         minimum: leave out users with fewer ratings of them.
-        clients: take that many users at random; all if None.
+        clients: take this many users at random; all if None.
         standardize: ratings to mean 0 and standard deviation 1 over all train ratings; otherwise 0.5 to 5 stars.
     """
     if not 1 <= movies <= MOVIES:
@@ -95,5 +95,5 @@ def _name(user: NDArray[np.int64]) -> NDArray[np.str_]:
 
 
 def _by_popularity(item: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """Movies of the file, the most rated first, equals in the file's order."""
+    """Movies of the file, the most rated first, ties in the file's order."""
     return np.argsort(-np.bincount(item, minlength=int(item.max()) + 1), kind="stable")

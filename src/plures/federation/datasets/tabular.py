@@ -44,8 +44,8 @@ def adult(
 ) -> Federation:
     """UCI Adult (Becker, Kohavi 1996): 48842 people, income above 50 000 dollars or not; both official parts pooled.
 
-    The clients' column is no input (with ``education``, neither is its number of years). A missing value is a level
-    of its own, and as a client it is called ``unknown``.
+    The clients' column is not an input (with ``education``, neither is the number of years). A missing value is a
+    level of its own, and as a client it is called ``unknown``.
 
     Args:
         seed: of the splits.
@@ -161,7 +161,7 @@ def nsl_kdd(
     Args:
         seed: of the splits.
         split: their shares.
-        clients: ``service`` or ``protocol_type`` of the connection, which then is no input.
+        clients: ``service`` or ``protocol_type`` of the connection, which is then not an input.
         minimum: leave out clients with fewer connections.
         standardize: numeric columns to mean 0 and standard deviation 1 over all train connections.
     """
@@ -206,7 +206,7 @@ def nsl_kdd(
 def ai4i2020(*, seed: int = 0, split: SplitRule | None = None, standardize: bool = True) -> Federation:
     """AI4I 2020 Predictive Maintenance (Matzka 2020): 10000 milling jobs, machine failure (339) or not; synthetic.
 
-    Clients are the product qualities high, low and medium. The five failure modes are no inputs.
+    Clients are the product qualities high, low and medium. The five failure modes are not inputs.
 
     Args:
         seed: of the splits.
@@ -264,7 +264,7 @@ def cmapss(
         seed: of the splits.
         split: their shares.
         parts: among ``train_fd001`` (engines up to their failure), ``test_fd001`` and ``test_fd003`` (cut off before).
-        cap: larger targets count as that many cycles (piecewise linear target, after Heimes 2008).
+        cap: larger targets are reduced to this many cycles (piecewise linear target, after Heimes 2008).
         standardize: inputs and targets to mean 0 and standard deviation 1 over all train cycles.
     """
     if not parts or not set(parts) <= set(ENGINES):

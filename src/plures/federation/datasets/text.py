@@ -58,8 +58,8 @@ def shakespeare(
         length: characters of an input, int64 ``(length,)``.
         stride: characters from one window to the next.
         minimum: least number of characters that a role speaks (447 of 1378 roles speak 2000).
-        clients: take that many of these roles at random; all if None.
-        examples: take at most that many windows of a role at random; all if None.
+        clients: take this many of these roles at random; all if None.
+        examples: take at most this many windows of a role at random; all if None.
     """
     counts = (("length", length), ("stride", stride), ("minimum", minimum), ("clients", clients))
     for option, value in (*counts, ("examples", examples)):
