@@ -110,7 +110,9 @@ def test_a_comparison_states_its_sample_and_the_interval():
     assert row.sampled_ci == pytest.approx(sampling_width(found.method("ditto").per_client(found.metric.name), 6))
     assert row.visits == pytest.approx(row.chosen_round)  # all six train
     told = headline(found)
-    assert "Scored were 4 of 6 clients, one random sample for all methods, seeds and trials; a mean over all" in told
+    assert (
+        "Only 4 of 6 clients were scored, one random sample for all methods, seeds and trials; a mean over all" in told
+    )
     assert "(95 % confidence)" in told
     assert "4 sampled of 6" in html_report(found)
     whole = compare(people(), ["ditto"], model=net, **options)

@@ -155,7 +155,7 @@ PYTHON = {
     "role": (lambda: plures.with_roles(nn.Sequential(nn.Linear(1, 1)), head="1"), "has no part '1'; parts are 0"),
     "network name": (lambda: compared(model="mpl"), "no network 'mpl'; did you mean 'mlp'"),
     # data by name
-    "csv": (lambda: compare("patients.csv"), "no data set 'patients.csv': a table is not a data set .*plures.from_frame"),
+    "csv": (lambda: compare("patients.csv"), "'patients.csv': a table is not a data set .*plures.from_frame"),
     "path": (lambda: compare(Path("nowhere/data")), "no data set 'nowhere/data': there is no folder of this name"),
     "text for a boolean": (
         lambda: compare("heart", data_options={"standardize": "maybe"}),

@@ -106,7 +106,7 @@ def test_a_budget_of_a_study_samples_by_its_fraction():
     ("text", "message"),
     [
         ('[[budgets]]\noptimizer = "adam"\nmomentum = 0.5', r"line 5: budgets\[0\].momentum: is not used by adam"),
-        ("[tuning]\ntrials = 0\nrounds = 3", "line 5: tuning.rounds: is not used, for trials = 0"),
+        ("[tuning]\ntrials = 0\nrounds = 3", "line 5: tuning.rounds: is not used, because trials = 0"),
         ('[tuning]\ntrials = 0\nsearch = "grid"', "line 5: tuning.search: is not used"),
         ("[tuning]\ntrials = 0\nlr = [0.1, 0.2]", "line 5: tuning.lr: is not searched.* single learning rate"),
         ('[tuning]\nsearch = "grid"\npruning = "median"', "line 5: tuning.pruning: 'median' is not used by the grid"),

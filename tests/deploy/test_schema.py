@@ -146,15 +146,15 @@ def test_precision_is_not_lost_before_the_center_is_subtracted():
     ("cells", "message"),
     [
         ({"age": None}, "column 'age': is not in the table; add it to the table"),
-        ({"age": [40, "old"]}, "column 'age', row 2: 1 cell is no number, the first holds 'old'; write a number"),
+        ({"age": [40, "old"]}, "column 'age', row 2: 1 cell is not a number, the first holds 'old'; write a number"),
         ({"age": [40, "45,5"]}, "'45,5'; write 45.5 with a point"),
         ({"age": [40, None]}, r"column 'age', row 2: missing in 1 of 2 rows \(50 %\), but none may be"),
         ({"age": [17, 50]}, "column 'age', row 1: 1 value lies outside the range 18 to 110 years, the first is 17"),
         ({"age": [40, math.inf]}, "column 'age', row 2: an infinite value"),
-        ({"sex": ["f", "x"]}, "column 'sex', row 2: 1 row holds 'x', which is none of the levels f, m; use one of"),
+        ({"sex": ["f", "x"]}, "column 'sex', row 2: 1 row holds 'x', which is not one of the levels f, m; use one of"),
         ({"age": [40]}, "column 'pressure' has 2 rows, but column 'age' has 1"),
         ({"age": 40}, "column 'age' is not a sequence of values"),
-        ({"age": [[1], [2]]}, "column 'age', rows 1, 2: 2 cells are no number"),
+        ({"age": [[1], [2]]}, "column 'age', rows 1, 2: 2 cells are not numbers"),
     ],
 )
 def test_predictions_refuse_rows_that_break_the_schema(cells: Mapping[str, Any], message: str):
@@ -166,7 +166,7 @@ def test_predictions_refuse_rows_that_break_the_schema(cells: Mapping[str, Any],
 def test_predictions_refuse_what_is_no_table_and_a_table_without_rows():
     with pytest.raises(PluresError, match="a value of type list is not a table"):
         SCHEMA.encode([1, 2])  # type: ignore[arg-type]
-    with pytest.raises(PluresError, match="the table has no row"):
+    with pytest.raises(PluresError, match="the table has no rows"):
         SCHEMA.encode({name: [] for name in TABLE})
 
 
@@ -276,12 +276,12 @@ def test_rows_divided_by_time():
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        ({}, "federation 's' has no table"),
-        ({"a": cohort(9, 0), "b": changed("age", r7="?")}, "client 'b', column 'age', row 7: 1 cell is no number"),
+        ({}, "federation 's' has no tables"),
+        ({"a": cohort(9, 0), "b": changed("age", r7="?")}, "client 'b', column 'age', row 7: 1 cell is not a number"),
         ({"b": changed("ill", r2=None)}, "client 'b', column 'ill', row 2: missing in 1 of 40 rows"),
         (
             {"b": changed("ill", r2="Yess")},
-            "client 'b', column 'ill', row 2: .*none of the classes no, yes; did you mean",
+            "client 'b', column 'ill', row 2: .*not one of the classes no, yes; did you mean",
         ),
         ({"b": {"age": [1], "sex": [1, 2]}}, "client 'b': column 'sex' has 2 rows, but column 'age' has 1"),
         ({"b": {name: cells[:2] for name, cells in cohort(9, 0).items()}}, "client 'b': 2 rows, too few for 3 splits"),
@@ -297,7 +297,7 @@ def test_a_federation_refuses_what_breaks_the_schema(tables: Mapping[str, Any], 
 
 
 def test_metadata_is_of_all_clients():
-    with pytest.raises(PluresError, match="metadata: none of client 'b'"):
+    with pytest.raises(PluresError, match="metadata: none for client 'b'"):
         SCHEMA.empty("s", ["a", "b"], {"a": {"beds": 1}})
 
 
@@ -531,7 +531,7 @@ def test_text_among_numbers():
     report = check(SCHEMA, changed("age", r4="forty", r9="n/a", r30="1_0"), "basel")
     assert report.errors[0].rows == (4, 9, 30)
     assert only(report) == (
-        "client 'basel', column 'age', rows 4, 9, 30: 3 cells are no number, the first holds 'forty'; "
+        "client 'basel', column 'age', rows 4, 9, 30: 3 cells are not numbers, the first holds 'forty'; "
         "write a number, or leave the cell empty"
     )
 
@@ -577,12 +577,12 @@ def test_unknown_categories_and_labels():
     table["ill"][2] = "YES"
     first, second, third = check(SCHEMA, table, "basel").errors
     assert str(first) == (
-        "client 'basel', column 'pain', rows 1, 5: 2 rows hold 'Mutch', which is none of the levels none, some, much; "
-        "did you mean 'much'?"
+        "client 'basel', column 'pain', rows 1, 5: 2 rows hold 'Mutch', which is not one of the levels none, some, "
+        "much; did you mean 'much'?"
     )
     assert (second.rows, second.remedy) == ((8,), "use one of the levels")
     assert str(third) == (
-        "client 'basel', column 'ill', row 3: 1 row holds 'YES', which is none of the classes no, yes; "
+        "client 'basel', column 'ill', row 3: 1 row holds 'YES', which is not one of the classes no, yes; "
         "did you mean 'yes'?"
     )
 
@@ -592,7 +592,7 @@ def test_many_unknown_categories_are_told_in_short():
     report = check(SCHEMA, table, "basel")
     assert len(report.errors) == 6
     assert str(report.errors[-1]).startswith(
-        "client 'basel', column 'sex', rows 6, 7, 8 and 32 more: 35 other values that are none of the levels"
+        "client 'basel', column 'sex', rows 6, 7, 8 and 32 more: 35 other values that are not among the levels"
     )
 
 
@@ -631,7 +631,7 @@ def test_constant_columns_and_twins_are_noted():
     told = [str(note) for note in report.notes]
     assert told[:2] == [
         "client 'basel', column 'pressure': has no value at all; predictions cannot use it here",
-        "client 'basel', column 'sex': has one and the same value in all 40 rows that have any; is that right?",
+        "client 'basel', column 'sex': has the same value in all 40 rows that have one; is that right?",
     ]
     assert report.notes[2].rows == (21, 30)
     assert "2 rows repeat an earlier one, the first row 5" in told[2]
@@ -666,7 +666,7 @@ def test_few_rows():
     report = check(SCHEMA, {name: cells[:20] for name, cells in cohort(40, 0).items()}, "basel")
     assert "20 rows, so about 5 to test on" in [note.what for note in report.notes]
     empty = check(SCHEMA, {name: [] for name in TABLE}, "basel")
-    assert only(empty) == "client 'basel': the table has no row; give at least one"
+    assert only(empty) == "client 'basel': the table has no rows; give at least one"
 
 
 def test_what_is_no_table_is_named():
@@ -730,7 +730,8 @@ def test_the_text_is_a_table_of_the_findings():
         "client 'basel', 40 rows: the data do not fit the schema yet (1 error, 1 note)",
         "",
         "       column  rows   finding",
-        "error  age     row 4  1 cell is no number, the first holds 'forty'; write a number, or leave the cell empty",
+        "error  age     row 4  1 cell is not a number, the first holds 'forty'; write a number, or leave the cell "
+        "empty",
         "note   height         is not declared; nobody will read it",
         "",
         "Rows are counted from 1, the first row below the header.",
@@ -834,7 +835,7 @@ def test_labels_that_are_rare_or_everywhere_are_noted():
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"fever": [0, 1, 2, 1]}, r"1 row holds '2', which is none of the values of a label, 0, 1"),
+        ({"fever": [0, 1, 2, 1]}, r"1 row holds '2', which is not one of the values of a label, 0, 1"),
         ({"fever": [0, 1, None, 1]}, r"missing in 1 of 4 rows \(25 %\), but none may be"),
     ],
 )

@@ -201,7 +201,7 @@ def test_odd_targets_are_refused():
             [f"p{i}" for i in range(90)],
             r"'odd' has 90 different texts \('p0', 'p1', 'p2', ...\): use categories=",
         ),
-        (["1.5", "<0.5", "2.5"] * 30, r"almost only numbers as text, but also '<0.5': say numbers=\['odd'\]"),
+        (["1.5", "<0.5", "2.5"] * 30, r"almost only numbers as text, but also '<0.5': use numbers=\['odd'\]"),
         (["1,5", "2,5", "3,5"] * 30, "almost only numbers as text"),
         (["1 234", "2 500", "?"] * 30, "almost only numbers as text, but also '1 234', '2 500', '\\?'"),
         (["63", "71", "55"] * 30, r"holds numbers as text, such as '63': .* or leave it out with drop=\['odd'\]"),
@@ -221,7 +221,7 @@ def test_text_that_is_probably_no_category_is_refused_until_it_is_decided(cells:
 
 def test_declared_numbers_are_read_and_the_rest_is_missing():
     cells = ["1.5", "<0.5", "2.5"] * 30
-    with pytest.warns(PluresWarning, match="'odd': 30 cells are no number, such as '<0.5', and count as missing"):
+    with pytest.warns(PluresWarning, match="'odd': 30 cells are not numbers, such as '<0.5', and count as missing"):
         federation = table(odd=cells, numbers=["odd"], missing="impute")
     assert federation.columns == ("age", "dose", "odd", "odd is missing")
     assert federation.inputs[[0, 2], 2].tolist() == [1.5, 2.5]

@@ -22,8 +22,8 @@ class Between:
         raw: the same, uncorrected.
         chance: mean of ``raw`` over rearrangements of the rows among the clients.
         p: share of rearrangements whose ``raw`` is at least as large (the observed one counts).
-        clients: ``(clients,)`` each client's squared distance from what its strata give, corrected for chance; may be
-            below 0 by chance.
+        clients: ``(clients,)`` each client's squared distance from what its strata predict, corrected for chance; may
+            be below 0 by chance.
         means: ``(clients, d)`` each client's mean deviation.
     """
 
@@ -43,7 +43,7 @@ def between(
     strata: Ints | None = None,
     permutations: int = PERMUTATIONS,
 ) -> Between:
-    """Share of the variance that lies between clients, against rows dealt to the clients at random within strata.
+    """Share of the variance that lies between clients, compared with rows dealt to them at random within strata.
 
     With deviations ``e_n`` of the values from the mean of their stratum and ``S_i`` their sum over client i, the raw
     share is ``sum_i |S_i|^2 / n_i  /  sum_n |e_n|^2``: the statistic of a permutational analysis of variance (Anderson

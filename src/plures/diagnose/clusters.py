@@ -1,4 +1,4 @@
-"""Groups: do the clients' initial gradients fall into clusters, and does the metadata name them?"""
+"""Groups: do the clients' initial gradients fall into clusters, and does the metadata explain them?"""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Grouped:
 
     @property
     def there(self) -> bool:
-        """Whether it is significant, substantial and has no cluster of one."""
+        """Whether it is significant and substantial, without a cluster of one."""
         enough = self.silhouette >= STRUCTURE and int(np.bincount(self.members).min()) > 1
         return self.p is not None and self.p <= LEVEL and enough
 

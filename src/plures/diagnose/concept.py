@@ -16,7 +16,7 @@ OWN = (3.0, 30.0, 300.0)
 OWN_COMPONENTS = 16
 MANY_OUTPUTS = 40
 INTERCEPT = 10.0
-"""Ridge strength; a client's intercepts get a hundredth: a prior of standard deviation 3 on the log odds."""
+"""Ridge strength; for a client's intercepts a hundredth of it: a prior of standard deviation 3 on the log odds."""
 
 
 def concept_shift(sample: Sample, seed: int = 0) -> ConceptShift:

@@ -21,7 +21,7 @@ WIDEST = 32768
 """Gradients with more entries are sketched to this many."""
 PROBE = "linear probe"
 MOST_LABELS = 20
-"""Labels up to which gradients are compared within labels."""
+"""Most labels for which gradients are compared within labels."""
 Slope = Callable[[Ints], Floats]
 
 
@@ -44,8 +44,8 @@ class Gradients:
 def gradients(sample: Sample, model: nn.Module | ModelFactory | None, seed: int = 0) -> Gradients:
     """The clients' gradients at the initial model, in evaluation mode, so rows do not interact.
 
-    Long gradients are sketched: entries are added up in random places with random signs, which keeps inner products up
-    to ``1 / sqrt(32768)`` of the lengths (Charikar, Chen, Farach-Colton 2002). Federations of tokens have no default
+    Long gradients are sketched: entries are added up in random places with random signs, which preserves inner products
+    up to ``1 / sqrt(32768)`` of the lengths (Charikar, Chen, Farach-Colton 2002). Federations of tokens have no default
     network; then, without a model given, the gradients are those of a linear model of the sampled components at zero.
     """
     strata = np.unique(sample.strata, return_inverse=True)[1].reshape(-1)

@@ -15,8 +15,8 @@ def label_skew(federation: Federation, seed: int = 0, permutations: int = PERMUT
     """Mean total variation distance of the clients' label frequencies to the pooled ones, over all train rows.
 
     For chance, every client's labels are drawn from the pooled labels without replacement; the test statistic
-    is G, the likelihood ratio. Targets of a regression are labels by the tenth of the pooled targets they lie in, and
-    distances are the mean over outputs.
+    is G, the likelihood ratio. Targets of a regression are binned into tenths of the pooled targets, and distances are
+    means over outputs.
     """
     rng = generator(seed, "label skew")
     index = federation.splits["train"]
@@ -43,7 +43,7 @@ def label_skew(federation: Federation, seed: int = 0, permutations: int = PERMUT
 
 
 def columns(federation: Federation, rows: Ints) -> list[Ints]:
-    """Labels of the rows, a column for each where there are several; for numbers a binned column for each output."""
+    """Labels of the rows, one column, or one per label for several labels; for numbers one binned column per output."""
     own = federation.targets.cpu()
     flat = own.double().reshape(len(own), -1).numpy()
     if federation.task.probable:

@@ -18,7 +18,7 @@ VALIDATION_EACH = 200
 
 
 def learning(sample: Sample, seed: int = 0) -> tuple[Learning, int]:
-    """Errors on validation rows of a probe trained alone, on everybody's rows, and then corrected for each client.
+    """Validation errors of a probe trained by each client alone, on all clients' rows, and then corrected per client.
 
     The ridge strength is one number for all clients, chosen for each point on the same validation rows.
 
@@ -64,7 +64,7 @@ def learning(sample: Sample, seed: int = 0) -> tuple[Learning, int]:
 
 
 def order_within(owner: Ints) -> Ints:
-    """Position of each row among its client's, in the order given; owners are sorted."""
+    """Position of each row among its client's rows, in the order given; owners are sorted."""
     size = np.bincount(owner)
     return np.asarray(np.arange(len(owner)) - np.repeat(size.cumsum() - size, size), dtype=np.int64)
 
@@ -76,7 +76,7 @@ def saved(before: Floats, after: Floats) -> float:
 
 
 def errors(outputs: Floats, rows: Rows, clients: int, classification: bool) -> Floats:
-    """Each client's share of errors, or root mean squared error over outputs; NaN for one without rows."""
+    """Each client's share of errors, or root mean squared error over outputs; NaN for a client without rows."""
     if classification:
         wrong = (outputs.argmax(1) != rows.target.argmax(1)).astype(np.float64)
     else:

@@ -47,7 +47,7 @@ def diagnose(
 
     Args:
         federation: at least two clients with train rows.
-        model: whose initial gradients are clustered; default: the network that fits the data.
+        model: the model whose initial gradients are clustered; default: the network that fits the data.
         seed: seed of samples, permutations and initial values.
         clients: most clients to examine; sizes and labels count all.
         rows: most train rows over all clients.
@@ -84,7 +84,7 @@ def diagnose(
     looked = chosen_clients(federation, seed, clients)
     if not int(looked.splits["validation"].sizes.sum()):
         raise PluresError(
-            f"federation {federation.name!r} has no validation rows, which the learning curve is read on; give its "
+            f"federation {federation.name!r} has no validation rows, which the learning curve needs; give its "
             "loader a split rule with a validation share"
         )
     some = step(lambda: sample(looked, seed, rows, rows_each))

@@ -1,4 +1,4 @@
-"""Quality: whose values are missing, whose inputs are noisy?"""
+"""Data quality: which clients have missing values or noisy inputs?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def quality(sample: Sample, seed: int = 0) -> Quality:
     """Missing shares and noise of the sampled train rows.
 
     Missing values are taken from indicator columns, else from a metadata column "completeness". Noise is estimated
-    if inputs are pictures or series, from second differences of neighbours, which smooth signals lack.
+    if inputs are pictures or series, from second differences of neighbours, which are small in smooth signals.
     """
     federation, owner, clients = sample.federation, sample.owner, sample.clients
     rng = generator(seed, "quality")
@@ -62,15 +62,15 @@ def indicators(federation: Federation, rows: Ints) -> Floats | None:
 
 
 def noise_shares(inputs: Floats, owner: Ints, clients: int) -> Floats:
-    """Share of its client's variance that each row's noise amounts to, ``(n,)``, clipped to 1.
+    """Variance of each row's noise as a share of its client's variance, ``(n,)``, clipped to 1.
 
     The variance of white noise is the mean squared second difference divided by the sum of the squared weights: 6 along
     a series (Gasser, Sroka, Jennen-Steinmetz 1986), 36 for the product of both directions of a picture (the mask of
     Immerkær 1996). What varies as fast as noise counts as noise: edges, textures.
 
     Args:
-        inputs: ``(n, columns, time)`` or ``(n, [channels,] height, width)``; with two feature dimensions alike in
-            size they are a picture's.
+        inputs: ``(n, columns, time)`` or ``(n, [channels,] height, width)``; two feature dimensions of similar size are
+            taken as a picture.
         owner: ``(n,)`` client of each row.
         clients: their number.
     """

@@ -21,7 +21,7 @@ class Rule:
         name: its name.
         when: conditions on measured numbers; all must hold; a missing number (NaN) meets none.
         points: points by family; negative points count against it.
-        says: sentence with placeholders for the numbers.
+        says: a sentence with placeholders for the numbers.
         source: where threshold and claim come from.
     """
 
@@ -82,7 +82,7 @@ RULES: tuple[Rule, ...] = (
         "shift that scaling leaves", (("features", ">=", 1), ("feature_removed", "<", 0.5)),
         {"norm": 0.5, "regularised": 0.5},
         "Inputs differ within labels (share {feature_share:.2f}), and scaling columns removes only "
-        "{feature_removed:.0%} of it: no normalisation will do.",
+        "{feature_removed:.0%} of it: normalisation is not enough.",
         f"{SIGNIFICANT}, share >= {FEATURES}; {OURS}",
     ),
     Rule(

@@ -1,4 +1,4 @@
-"""What the catalogue of methods says of each, measured on a small model."""
+"""What the catalogue says about each method, measured on a small model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def bind(entry: Entry, federation: Federation) -> Bound:
 
 
 def leaving(entry: Entry) -> tuple[Channel, ...]:
-    """All that leaves a client of a method with its defaults, by the small model."""
+    """Everything that leaves a client, for a method with its defaults on the small model."""
     return bind(entry, sample()).channels
 
 

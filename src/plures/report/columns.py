@@ -96,7 +96,7 @@ class Number:
         return " %" if self.percent else ""
 
     def distance(self, difference: float) -> str:
-        """The size of a difference, in words."""
+        """The size of a difference, as text."""
         least = 10**-self.decimals
         size = abs(difference) * (100 if self.percent else 1)
         told = f"{size:.{self.decimals}f}" if size >= least / 2 else f"less than {least:.{self.decimals}f}"
@@ -164,7 +164,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "worst",
             "worst",
             "client",
-            f"{metric} of the client that is served worst.",
+            f"{metric} of the worst-served client.",
             lambda row: number(row.worst),
             down,
         ),

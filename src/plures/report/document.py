@@ -160,7 +160,7 @@ def curve(method: MethodResult, clients: int = 0) -> list[dict[str, float | None
 
 
 def reached(method: MethodResult) -> tuple[list[int], list[list[Point | None]]]:
-    """The rounds at which any seed was read, and each seed's points there; one that patience ended keeps its last."""
+    """The rounds at which any seed was validated, and each seed's points there; a stopped seed keeps its last one."""
     rounds = sorted({point.round for seed in method.seeds for point in seed.curve})
     by_round = [{point.round: point for point in seed.curve} for seed in method.seeds]
     last = [max(seed, default=0) for seed in by_round]

@@ -1,4 +1,4 @@
-"""Comparisons as one HTML file that needs nothing else: no network, no fonts; its charting library lies in it."""
+"""Comparisons as one self-contained HTML file: no network, no fonts; the charting library is included."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from plures.version import __version__
 SCRIPTS = ("stats.js", "tools.js", "rows.js", "curves.js", "people.js", "client.js", "tables.js", "main.js")
 """The page's own script, in order; they share one scope."""
 MOST_SHOWN = 5_000
-"""Most clients whose values stand in a page."""
+"""Most clients whose values are in a page."""
 
 
 def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "Study") -> str:
     """The whole report as the text of one HTML file.
 
     Args:
-        comparisons: one comparison; or those of a study, which get an overview with ranks and are chosen there.
+        comparisons: one comparison; or those of a study, which get an overview with ranks to choose them from.
         title: what a study is called.
 
     Examples:
@@ -68,7 +68,7 @@ def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "St
 
 
 def few(comparison: Comparison) -> Comparison:
-    """The same comparison; of more than 5,000 clients, of as many that are drawn at random by their names."""
+    """The same comparison; with more than 5,000 clients, only of 5,000 that are drawn at random by their names."""
     people = comparison.methods[0].seeds[0].test.clients
     if len(people) <= MOST_SHOWN:
         return comparison
@@ -79,11 +79,11 @@ def body(comparison: Comparison, shown: Comparison, rows: list[Row], drawn: dict
     """Everything about one comparison: the answer, the choice of clients, the sections.
 
     Args:
-        comparison: what the answer and the table of methods are made of.
-        shown: the same, of the clients that charts and lists show.
+        comparison: the source of the answer and of the table of methods.
+        shown: the same, restricted to the clients that charts and lists show.
         rows: the table's rows.
         drawn: the charts' data.
-        single: whether the page has no other one.
+        single: whether it is the only comparison of the page.
     """
     found = sections(shown, rows, drawn)
     people, most = (len(one.methods[0].seeds[0].test.clients) for one in (comparison, shown))
@@ -101,14 +101,14 @@ def body(comparison: Comparison, shown: Comparison, rows: list[Row], drawn: dict
     )
     nav = f'<nav aria-label="Sections">{links}</nav>'
     note = (
-        '<noscript><p class="note">The charts need JavaScript. Their numbers stand in the tables of this page.</p>'
+        '<noscript><p class="note">The charts need JavaScript. Their numbers are in the tables of this page.</p>'
         "</noscript>"
     )
     return f"{head}{choice(drawn)}{nav}<main>{note}{''.join(section.html() for section in found)}</main>"
 
 
 def embed(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever the names in it."""
+    """JSON that cannot end the script element around it, whatever names it contains."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -116,7 +116,7 @@ def embed(value: Any) -> str:
 
 
 def _hashed(script: str) -> str:
-    """A script as a policy of the page allows it: no other one runs, whatever stands in the page."""
+    """A script's hash for the page's content security policy, so that no other script in the page can run."""
     return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 

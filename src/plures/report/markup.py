@@ -1,4 +1,4 @@
-"""Pieces of HTML that the page is made of; every name in them is escaped."""
+"""Building blocks of the HTML page; every name in them is escaped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def table(kind: str, caption: str, head: str, lines: Sequence[str]) -> str:
 
 
 def heading(words: str, detail: str, *, first: str = "ascending", kind: str = "number", name: str = "") -> str:
-    """A heading; the page makes a button of it that sorts, in the direction ``first`` to begin with."""
+    """A heading, which the page turns into a button that sorts, first in the direction ``first``."""
     small = f"<small>{escape(detail)}</small>" if detail else ""
     told = escape(name or f"{words} {detail}".strip())
     named = f'class="{kind}" data-first="{first}" data-name="{told}"'
@@ -27,7 +27,7 @@ def heading(words: str, detail: str, *, first: str = "ascending", kind: str = "n
 
 
 def cell(content: str, value: float | None, kind: str = "", style: str = "", key: str = "") -> str:
-    """A cell with the number by which it sorts; no number sorts last. A ``key`` lets the page write it anew."""
+    """A cell with the number by which it sorts; no number sorts last. A ``key`` lets the page rewrite it."""
     named = {"data-key": key, "data-value": "" if known(value) is None else repr(value), "class": kind, "style": style}
     attributes = "".join(f' {name}="{text}"' for name, text in named.items() if text)
     return f"<td{attributes}>{content}</td>"
@@ -42,7 +42,7 @@ def listing(values: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting in words: lists with commas, tables as ``name: value``, nothing as a dash."""
+    """A setting as text: lists with commas, tables as ``name: value``, nothing as a dash."""
     if value is None or value in ("", [], (), {}):
         return MISSING
     if isinstance(value, bool):

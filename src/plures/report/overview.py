@@ -14,7 +14,7 @@ from plures.report.markup import cell, count, heading, table
 
 
 def ranks(comparison: Comparison, rows: Sequence[Row]) -> dict[str, float]:
-    """Every method's rank by its mean, 1 for the best; equals share the mean of their ranks."""
+    """Every method's rank by its mean, 1 for the best; ties share the mean of their ranks."""
     sign = -1 if comparison.metric.higher else 1
     values = {row.name: sign * row.mean for row in rows if known(row.mean) is not None}
     return {
@@ -26,8 +26,8 @@ def ranks(comparison: Comparison, rows: Sequence[Row]) -> dict[str, float]:
 def overview(comparisons: Sequence[Comparison], rows: Sequence[list[Row]], title: str) -> str:
     """A line per comparison and a column per method; a line's button opens it.
 
-    Mean ranks are over methods that take part in every comparison, and count those alone: a method that was tried only
-    where it does well would otherwise seem better than it is.
+    Mean ranks include only methods that take part in every comparison: a method that was tried only where it does well
+    would otherwise seem better than it is.
     """
     titles = {row.name: row.title for lines in rows for row in lines}
     found = [ranks(comparison, lines) for comparison, lines in zip(comparisons, rows, strict=True)]
@@ -64,7 +64,7 @@ def overview(comparisons: Sequence[Comparison], rows: Sequence[list[Row]], title
 def _answer(
     comparisons: Sequence[Comparison], rows: Sequence[list[Row]], titles: Mapping[str, str], mean: Mapping[str, float]
 ) -> str:
-    """Who is best on average over the comparisons, and who is best most often."""
+    """Which method is best on average over the comparisons, and which is best most often."""
     number = count(len(comparisons), "comparison")
     wins = Counter(best(comparison, lines).name for comparison, lines in zip(comparisons, rows, strict=True))
     (first, most), *others = wins.most_common()

@@ -90,7 +90,7 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
         ),
         Section(
             "gain",
-            "Who gains, who is harmed",
+            "Which clients gain and which are harmed",
             f"One dot per client: its {title} with the method against the same client with the reference. Right of "
             "the line the client gains, left of it the client is harmed. The upright mark is the mean over clients. "
             "A double click, or Enter, opens the client.",
@@ -274,7 +274,7 @@ def _about_curves(comparison: Comparison) -> str:
     band = "the band spans the lowest to the highest seed" if several else "one seed, so there is no band"
     patience = comparison.settings.get("patience")
     ended = (
-        f" A run ends after {count(patience, 'round')} without a better reading, and is drawn on with its last one."
+        f" A run ends after {count(patience, 'round')} without improvement; its last value is drawn for later rounds."
         if isinstance(patience, int)
         else ""
     )

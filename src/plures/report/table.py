@@ -143,21 +143,21 @@ def verdict(comparison: Comparison, rows: list[Row]) -> str:
 
 
 def _sampled(comparison: Comparison, rows: list[Row]) -> str:
-    """That a sample of the clients was scored, and how far it tells of all; empty if all were."""
+    """A sentence if only a sample of the clients was scored, with its accuracy for all; empty if all were."""
     card = comparison.federation
     if card.population is None:
         return ""
     widths = [row.sampled_ci for row in rows if row.sampled_ci is not None and math.isfinite(row.sampled_ci)]
     far = f"; a mean over all clients lies within {Number.of(comparison, rows).distance(max(widths))}" if widths else ""
     return (
-        f"Scored were {len(card.clients):,} of {card.population:,} clients, one random sample for all methods, seeds "
-        f"and trials{far}{' of the one given (95 % confidence)' if widths else ''}. The worst and the harmed are "
+        f"Only {len(card.clients):,} of {card.population:,} clients were scored, one random sample for all methods, "
+        f"seeds and trials{far}{' of the one given (95 % confidence)' if widths else ''}. The worst and the harmed are "
         "counted among them."
     )
 
 
 def _never(comparison: Comparison, rows: list[Row]) -> str:
-    """How many clients no round drew; empty if all took part."""
+    """How many clients were never drawn; empty if all took part."""
     most = max(row.never for row in rows)
     if not most:
         return ""
@@ -175,7 +175,7 @@ def _diverged(comparison: Comparison, rows: list[Row]) -> str:
         return ""
     people = len(comparison.methods[0].seeds[0].test.clients)
     told = ", ".join(f"{row.title} for {row.diverged} of {people} clients" for row in lost)
-    return f"Training diverged, so that models give no finite numbers, with {told}: try smaller learning rates."
+    return f"Training diverged, so models give no finite numbers, with {told}: try smaller learning rates."
 
 
 def _verdict(comparison: Comparison, rows: list[Row]) -> str:
@@ -186,7 +186,7 @@ def _verdict(comparison: Comparison, rows: list[Row]) -> str:
     base = best(comparison, baselines)
     if known(base.mean) is None:
         diverged = any(row.diverged for row in baselines)
-        return f"No baseline has a {'finite ' if diverged else ''}score on the test data, so that nothing can be said."
+        return f"No baseline has a {'finite ' if diverged else ''}score on the test data, so no conclusion is possible."
     if not others:
         told = f"Only baselines were compared; {base.title} serves the clients best on average"
         return f"{told} ({_score(comparison, base, number)}). {_harm(comparison, base)}".strip()

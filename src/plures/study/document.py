@@ -12,7 +12,7 @@ from plures.tables.declared import Name, named
 
 
 def _named(value: object) -> object:
-    """A name alone is short for a table with that name."""
+    """A single name stands for a table with that name."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -25,7 +25,7 @@ Label = Annotated[str, AfterValidator(_labelled)]
 
 
 def _counted(value: object) -> object:
-    """A number n is short for the seeds 0 to n - 1."""
+    """A number n stands for the seeds 0 to n - 1."""
     return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -38,7 +38,7 @@ class Part(BaseModel):
 
 
 class Range(Part):
-    """Numbers between two bounds, both included; whole ones if both bounds are.
+    """Numbers between two bounds, both included; integers if both bounds are.
 
     Attributes:
         low: least value.
@@ -84,8 +84,8 @@ class DataPart(Part):
         max_clients: number of clients to keep, drawn once.
         max_examples: most examples to keep per client, drawn once from each split in proportion.
         partitions: labels of the partitions it is used with; default: all of the file.
-        task: what is predicted, with the loss of all methods: ``module:name`` of a task of one's own, or the name of a
-            kind; default: the task of the data.
+        task: what is predicted, with the loss of all methods: ``module:name`` of a user's task, or the name of a kind;
+            default: the task of the data.
         metric: metric by which rounds and settings are chosen; default: the task's first metric.
     """
 
@@ -216,10 +216,10 @@ class TuningPart(Part):
         trials: settings tried for each method on each cell; 0 tunes nothing.
         rounds: rounds of a trial.
         lr: learning rates to try.
-        search: ``optuna`` (tree-structured Parzen estimator), ``random`` (Optuna's as well), ``grid`` (one setting
-            after the other, like `plures compare`; not limited by ``trials``), or ``auto``: Optuna if it is
-            installed, else the grid.
-        pruning: ``median`` or ``halving`` stop a trial that falls behind; the grid prunes nothing.
+        search: ``optuna`` (tree-structured Parzen estimator), ``random`` (also by Optuna), ``grid`` (one setting after
+            the other, like `plures compare`; not limited by ``trials``), or ``auto``: Optuna if it is installed, else
+            the grid.
+        pruning: ``median`` or ``halving`` stop a trial that falls behind; the grid does not prune.
         every: rounds between validations in a trial; default: about four validations.
     """
 
@@ -239,7 +239,7 @@ class ExecutionPart(Part):
 
     Attributes:
         threads: threads of a process; default: all cores.
-        lease: seconds without a sign of life after which another process takes over a process's work.
+        lease: seconds without a heartbeat after which another process takes over a process's work.
     """
 
     backend: Literal["auto", "loop", "vmap"] = "auto"

@@ -98,7 +98,7 @@ def _rest(unit: Unit, done: set[str], kept: dict[str, int], counts: dict[str, in
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: ``45 s``, ``12 min``, ``3 h 05 min``."""
+    """Seconds as text: ``45 s``, ``12 min``, ``3 h 05 min``."""
     if math.isnan(seconds):
         return "unknown"
     if seconds < 100:

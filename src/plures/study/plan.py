@@ -78,7 +78,7 @@ class Candidate:
         part: its entry in the document.
         entry: its place in the catalogue.
         lr: fixed learning rate, ``None`` to search it.
-        space: the search space beside fixed parameters; includes ``lr`` unless it is fixed.
+        space: the search space besides fixed parameters; includes ``lr`` unless it is fixed.
     """
 
     label: str
@@ -123,7 +123,7 @@ class Plan:
         search: how settings are searched: ``optuna``, ``random`` or ``grid``.
         cells: the cells.
         candidates: the methods.
-        measures: units that time a round.
+        measures: the units that time a round.
         units: tuning and final runs.
     """
 
@@ -216,7 +216,7 @@ def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> 
 
 
 def _own_code(source: Source, cell: Cell) -> dict[str, Any]:
-    """Code of a user's network, task and metric, so that results are not mistaken for those of another one."""
+    """Code of a user's network, task and metric, so that results are not mistaken for those of other code."""
     data = cell.data
     names: list[tuple[Named[Any], str | None]] = [(NETWORK, data.model), (TASK, data.task), (METRIC, data.metric)]
     own = {kind.kind: kind.find(name, source.code) for kind, name in names if name and ":" in name}

@@ -163,11 +163,11 @@ def _unused_tuning(part: TuningPart) -> Iterator[Fault]:
     given = part.model_fields_set
     if not part.trials:
         for key in sorted(given & {"rounds", "search", "pruning", "every"}):
-            yield ("tuning", key), "is not used, for trials = 0 tunes nothing; take it out"
+            yield ("tuning", key), "is not used, because trials = 0 tunes nothing; take it out"
         if "lr" in given and not (isinstance(part.lr, list) and len(part.lr) == 1):
-            yield ("tuning", "lr"), "is not searched, for trials = 0 tunes nothing; give a single learning rate"
+            yield ("tuning", "lr"), "is not searched, because trials = 0 tunes nothing; give a single learning rate"
     elif part.search == "grid" and "pruning" in given and part.pruning != "none":
-        yield ("tuning", "pruning"), f"{part.pruning!r} is not used by the grid, which stops no trial; take it out"
+        yield ("tuning", "pruning"), f"{part.pruning!r} is not used by the grid, which never stops a trial; take it out"
 
 
 def _twice(key: str, names: list[str], under: tuple[str, ...]) -> Iterator[Fault]:
@@ -175,7 +175,7 @@ def _twice(key: str, names: list[str], under: tuple[str, ...]) -> Iterator[Fault
     for name, count in Counter(names).items():
         if count > 1:
             last = max(place for place, other in enumerate(names) if other == name)
-            yield (key, last, *under), f"{name!r} stands here twice; give each a label of its own"
+            yield (key, last, *under), f"{name!r} occurs twice; give each a different label"
 
 
 def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str]) -> Iterator[Fault]:
@@ -198,7 +198,7 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
     if donate is not None and not (isinstance(donate, float) and 0 < donate < 1):
         yield (*path, "options", "donate"), f"give a share between 0 and 1, not {donate!r}"
     if data.model is None and data.model_options:
-        yield (*path, "model_options"), "name the model that they are options of"
+        yield (*path, "model_options"), "name the model that these options are for"
     if data.model is not None:
         try:
             parameters = [*network_kinds(data.model, source.code)]

@@ -1,11 +1,11 @@
 """The database of a study: claims and results.
 
 SQLite with a write-ahead log: a committed transaction survives a kill at any moment, and several processes may write. A
-process claims a unit for a time (the lease) and renews the claim while it lives; a claim that has expired, or whose
-process is gone, is open to others. Every result is written together with the check that the claim still holds.
+process claims a unit for a time (the lease) and renews the claim while it runs; others may take a claim that has
+expired or whose process has ended. Every result is written together with the check that the claim still holds.
 
 A disk may damage the file. Inconsistent pages are found when it is opened (:func:`recover` keeps what can be read); a
-row that does not match its digest counts as missing, and :meth:`Store.mend` lets it be recomputed.
+row that does not match its digest counts as missing, and :meth:`Store.mend` reopens it to be recomputed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ KEPT = {
 State = Literal["finished", "pruned", "repeated"]
 RECOVER = (
     "stop all processes of the study and start it with `plures study FILE --recover`, which keeps what can be read and "
-    "does the rest again; or delete the file"
+    "repeats the rest; or delete the file"
 )
 BUSY = 60.0
 """Seconds to wait for another process's transaction."""
@@ -92,7 +92,7 @@ class Tried:
         number: place in the order of the unit's trials, from 0.
         state: ``finished``; ``pruned`` when it fell behind; ``repeated`` if it had been tried before and was not run.
         setting: what was searched: ``lr`` and parameters.
-        curve: validation at the rounds where it was read; NaN where nothing could be measured.
+        curve: validation at the rounds where it was measured; NaN where nothing could be measured.
         validation: best value of the curve.
         seconds: wall time.
         notes: data that the pruner stores with a trial.
@@ -136,9 +136,9 @@ class Doing:
 
 
 def born(pid: int) -> str:
-    """When a process was started, if the system reports it; empty for one that is gone.
+    """When a process was started, if the system reports it; empty for one that has ended.
 
-    Not used on Windows, where the check would end the process: its claims end with their lease.
+    Not used on Windows, where the check would end the process: there, claims end with their lease.
     """
     if sys.platform == "win32":
         return "alive"
@@ -172,7 +172,7 @@ class Store:
 
     Attributes:
         damaged: units whose row was damaged when the database was opened.
-        faults: how many rows were, of all tables.
+        faults: number of damaged rows in all tables.
 
     Raises:
         DamagedError: if pages of the file are inconsistent.
@@ -251,13 +251,13 @@ class Store:
         except sqlite3.DatabaseError as error:
             if full(error) or "readonly" in str(error) or "disk I/O" in str(error) or "unable to open" in str(error):
                 raise PluresError(
-                    f"cannot write {self.file}: {error}: free some space, or see that one may write there, and give "
-                    "the same command again; what was saved before is untouched"
+                    f"cannot write {self.file}: {error}: free some space, or check the permissions, and give the same "
+                    "command again; what was saved before is untouched"
                 ) from error
             if "locked" in str(error):
                 raise PluresError(
-                    f"{self.file}: another process has not let go of it for {BUSY:g} seconds; stop it, and give the "
-                    "same command again"
+                    f"{self.file}: another process has locked it for {BUSY:g} seconds; stop it, and give the same "
+                    "command again"
                 ) from error
             raise DamagedError(
                 f"{self.file} is not the database of a study, or it is damaged: {error}", RECOVER
@@ -296,7 +296,7 @@ class Store:
         if not rows:
             raise PluresError(f"the study in {self.folder} was never started: run it with `plures study FILE --out`")
         if not sound("study", rows[0]):
-            raise DamagedError(f"{self.file} is damaged: it does not say what the study is", "start the study again")
+            raise DamagedError(f"{self.file} is damaged: the study's document is missing", "start the study again")
         return rows[0]
 
     def insist(self, version: str) -> None:
@@ -307,7 +307,7 @@ class Store:
         other = [known for known in versions if known != version]
         if other and self._all("SELECT 1 FROM units WHERE state = 'done' LIMIT 1"):
             raise PluresError(
-                f"{self.folder} holds results of plures {other[0]}, and this is {version}: choose another folder "
+                f"{self.folder} holds results of plures {other[0]}, but this is {version}: choose another folder "
                 "with --out, or install that version"
             )
 
@@ -322,8 +322,8 @@ class Store:
     def mend(self, units: Sequence[Unit]) -> list[str]:
         """Reopen everything that is damaged; returns its names.
 
-        Results on a cell whose facts are damaged are recomputed too, because nothing says what data they are of; of
-        trials, those after a damaged one, because they depend on it.
+        Results on a cell whose facts are damaged are recomputed too, because their data are unknown; so are trials
+        after a damaged one, because they depend on it.
         """
         names, found, spoiled = {unit.id: unit.name for unit in units}, list[str](), set[str]()
         again = "UPDATE units SET state = 'open', owner = NULL, seconds = NULL, result = NULL WHERE id = ?"
@@ -406,7 +406,7 @@ class Store:
         if not known["fingerprint"].startswith("{"):
             raise PluresError(
                 f"the results of {cell.title!r} in {self.folder} are of an earlier version of plures, which did not "
-                "keep what its data were: choose another folder with --out"
+                "record its data: choose another folder with --out"
             )
         found = difference(json.loads(known["fingerprint"]), fingerprint)
         if found is not None:

@@ -221,7 +221,7 @@ class Study:
     def _metric(self, cell: Cell) -> MetricCard:
         row = self._store.cell(cell.key)
         if row is None:
-            raise PluresError(f"nothing is known of {cell.title!r} yet: run the study first")
+            raise PluresError(f"nothing is known about {cell.title!r} yet: run the study first")
         return MetricCard.model_validate_json(row["metric"])
 
     def _method(self, cell: Cell, label: str, done: Mapping[str, tuple[MethodResult, float]]) -> MethodResult | None:

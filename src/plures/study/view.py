@@ -22,7 +22,7 @@ from plures.study.store import Store
 POLL_SECONDS = 1.0
 """Seconds between reads of the database."""
 LIVING_SECONDS = 10.0
-"""Seconds since its last sign of life in which a process counts as working."""
+"""Seconds since its last heartbeat for which a process counts as working."""
 SHOWN = 12
 """Most cells in the live view."""
 
@@ -55,7 +55,7 @@ class View:
         begun: when the view began.
         unit_begun: when the current unit began.
         rounds: rounds of the current unit so far.
-        looked: when the database was read last.
+        looked: when the database was last read.
         shown: the states read then.
         known: validation of finished runs.
     """
@@ -97,7 +97,7 @@ class View:
         if event is None:
             return Text("starting")
         if event.unit is None:
-            return Text("waiting for what other processes do", style="yellow")
+            return Text("waiting for other processes", style="yellow")
         told = f"{event.unit.name}"
         if event.what == "going":
             rate = self.rounds / max(time.monotonic() - self.unit_begun, 1e-9)
@@ -197,7 +197,7 @@ def watching(plan: Plan, store: Store, console: Console) -> Iterator[Watch]:
 def lines(
     store: Store, units: Sequence[Unit], console: Console, left: Callable[[set[str]], str] = lambda _: ""
 ) -> Watch:
-    """Plain lines for the ends of units, for a pipe or a log; ``left`` says what is left when some are done."""
+    """Plain lines when units end, for a pipe or a log; ``left`` describes the remaining time when some are done."""
 
     def tell(event: Event) -> None:
         if event.what in ("done", "failed", "lost") and event.unit is not None:

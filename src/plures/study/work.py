@@ -42,7 +42,7 @@ class Timing(Result):
         execution: how its runs use the machine.
         setup: seconds to set up a run.
         round: seconds of a round.
-        score: seconds to read the validation data once.
+        score: seconds to evaluate on the validation data once.
         memory: peak bytes of the process so far.
         device_memory: bytes taken on the accelerator.
     """
@@ -88,7 +88,7 @@ class Workspace:
         store: its database.
         owner: the name of this process in it.
         callbacks: called for every final run.
-        machine: what runs have found out about the machine.
+        machine: what runs have measured on the machine.
     """
 
     plan: Plan

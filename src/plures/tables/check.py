@@ -1,4 +1,4 @@
-"""Does a site's table fit the declared schema? Findings in plain words, and a data sheet."""
+"""Check whether a site's table fits the declared schema: findings in plain words, and a data sheet."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Report:
         findings: errors first.
         sheet: facts for the model card, ready for JSON: ``client``, ``rows``, ``target``, ``labels`` (class -> rows) or
             ``values`` (mean, std, low and high of the target), ``span`` (first and last date, or None) and ``missing``
-            (column -> share). It describes the site's data, so it stays at the site unless the site shows it.
+            (column -> share). It describes the site's data, so it stays at the site unless the site shares it.
     """
 
     client: str
@@ -90,7 +90,7 @@ def check(schema: Schema, table: Table, client: str) -> Report:
 
 
 def _notes(schema: Schema, reading: Reading) -> list[Finding]:
-    """Notes: legal, but worth knowing."""
+    """Notes: valid, but worth knowing."""
     if not reading.rows:
         return []
     notes = [_note(name, "is not declared", "nobody will read it") for name in reading.extra]
@@ -107,7 +107,7 @@ def _notes(schema: Schema, reading: Reading) -> list[Finding]:
     tested = round(schema.splits.test * reading.rows)
     if schema.splits.test and reading.rows >= schema.splits.least and tested < ENOUGH:
         what = f"{_several(reading.rows, 'row')}, so about {max(tested, 1)} to test on"
-        notes.append(_note("", what, "take the site's scores with care"))
+        notes.append(_note("", what, "treat the site's scores with caution"))
     counted = _counts(schema, reading)
     return notes if counted is None else [*notes, *_rare(schema, *counted)]
 
@@ -118,7 +118,7 @@ def _constant(name: str, read: Read) -> list[Finding]:
         whole = "has no value at all" if read.missing.all() else ""
         return [_note(name, whole, "predictions cannot use it here")] if whole else []
     if len(known) > 1 and bool((known == known[0]).all()):
-        return [_note(name, f"has one and the same value in all {len(known)} rows that have any", "is that right?")]
+        return [_note(name, f"has the same value in all {len(known)} rows that have one", "is that right?")]
     return []
 
 
@@ -132,7 +132,7 @@ def _twins(reading: Reading) -> list[Finding]:
         return []
     original = int(first[place.reshape(-1)][twins[0] - 1]) + 1
     what = f"{len(twins)} row{'s repeat' if len(twins) > 1 else ' repeats'} an earlier one, the first row {original}"
-    return [Finding("note", "", what, "remove what is the same case twice", twins)]
+    return [Finding("note", "", what, "remove cases that occur twice", twins)]
 
 
 def _rare(schema: Schema, counts: Mapping[str, int], rows: int) -> list[Finding]:

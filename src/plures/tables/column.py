@@ -124,7 +124,7 @@ class Number(Declared):
         first = str(cells[int(wrong.argmax())])
         comma = COMMA.fullmatch(first.strip())
         remedy = f"write {comma[1]}.{comma[2]} with a point" if comma else "write a number, or leave the cell empty"
-        what = f"{_plural(wrong, 'cell is', 'cells are')} no number, the first holds {first!r}"
+        what = f"{_plural(wrong, 'cell is not a number', 'cells are not numbers')}, the first holds {first!r}"
         return _error(self.name, wrong, what, remedy)
 
     def encode(self, read: Read, scaled: bool = True) -> NDArray[np.float64]:
@@ -184,12 +184,12 @@ class Category(Declared):
         found = []
         for kind in kinds[:LISTED]:
             rows = wrong & (told == kind)
-            what = f"{_plural(rows, 'row holds', 'rows hold')} {kind!r}, which is none of the {noun} {listed}"
+            what = f"{_plural(rows, 'row holds', 'rows hold')} {kind!r}, which is not one of the {noun} {listed}"
             near = closest(kind, self.levels)
             found.append(_error(self.name, rows, what, f"did you mean {near!r}?" if near else f"use one of the {noun}"))
         if kinds[LISTED:]:
             rows = wrong & np.isin(told, kinds[LISTED:])
-            what = f"{len(kinds) - LISTED} other values that are none of the {noun}"
+            what = f"{len(kinds) - LISTED} other values that are not among the {noun}"
             found.append(_error(self.name, rows, what, f"use one of the {noun}"))
         return found
 

@@ -93,7 +93,7 @@ def _column(name: str, cells: Cells, owner: Sequence[str], options: Draft) -> di
         if not 0 < len(levels) <= LEVELS:
             raise PluresError(
                 f"column {name!r} has {len(levels) or 'no'} different values, too {'many' if levels else 'few'} for a "
-                "category; leave it out of features, or make numbers of it"
+                "category; leave it out of features, or turn it into numbers"
             )
         return {"name": name, "kind": "category", "levels": levels, "missing": _share(gaps, owner)}
     zero = name in options.get("zero_is_missing", ())

@@ -32,11 +32,11 @@ Metadata = Mapping[str, Mapping[str, object]]
 
 
 PRESENCE = ("0", "1")
-"""What a cell of a label's column says: absent or present."""
+"""Values of a label's column: absent or present."""
 
 
 def _listed(target: Any) -> Any:
-    """A name alone is short for a list of one."""
+    """A single name stands for a list of one."""
     return (target,) if isinstance(target, str) else target
 
 
@@ -106,9 +106,9 @@ class Schema(Declared):
     Attributes:
         task: ``classification``, ``multilabel`` (any number of several labels at once) or ``regression`` (targets are
             predicted unscaled).
-        target: column to predict; several for labels, which are 0 or 1 in a column of their own each, and for the
-            numbers of a regression.
-        classes: names of the classes in order; for classification alone.
+        target: column to predict; several for labels, each 0 or 1 in a column of its own, and for a regression with
+            several numbers.
+        classes: names of the classes in order; for classification only.
         date: column of dates in ISO format, for the time span of the data; not an input.
         group: column whose equal values stay in one split, such as a patient; not an input.
         splits: how each client divides its rows.
@@ -134,7 +134,7 @@ class Schema(Declared):
         if self.classes and len(self.target) > 1:
             raise ValueError(
                 "target: a classification has one column; for any number of labels at once, a column of 0 and 1 each, "
-                'say task = "multilabel"'
+                'give task = "multilabel"'
             )
         roles = [name for name in (*self.target, self.date, self.group) if name is not None]
         names = [*roles, *(column.name for column in self.columns)]
@@ -227,7 +227,7 @@ class Schema(Declared):
         found = [_not_there(name, extra) for name in wanted if name not in there]
         rows = len(next(iter(there.values()), ()))
         if not rows:
-            found.append(Finding("error", "", "the table has no row", "give at least one"))
+            found.append(Finding("error", "", "the table has no rows", "give at least one"))
         reads = {
             column.name: column.read(there[column.name], None if site else float(column.missing > 0))
             for column in self.columns
@@ -285,7 +285,7 @@ class Schema(Declared):
         )
 
     def federation(self, name: str, tables: Mapping[str, Table], metadata: Metadata | None = None) -> Federation:
-        """The federation of one site, or of several for a simulation: a client's rows are the same bits in both.
+        """The federation of one site, or of several for a simulation: a client's rows are bit-identical in both.
 
         Missing values are counted by the inputs ``"<name> is missing"``, not in the metadata, so that a method that
         reads metadata sees the same here and at the sites.
@@ -299,7 +299,7 @@ class Schema(Declared):
             PluresError: names the client, the column and the rows at fault.
         """
         if not tables:
-            raise PluresError(f"federation {name!r} has no table: give one for each client")
+            raise PluresError(f"federation {name!r} has no tables: give one for each client")
         tables = by_name(tables)
         clients = in_order(tables)
         readings = [self._accepted(client, tables[client]) for client in clients]
@@ -368,6 +368,6 @@ def _metadata(metadata: Metadata | None, clients: Sequence[str]) -> dict[str, tu
     names, metadata = in_order(clients), by_name(metadata)
     for name in names:
         if name not in metadata:
-            raise PluresError(f"metadata: none of client {name!r}; give it, or none at all")
+            raise PluresError(f"metadata: none for client {name!r}; give it, or none at all")
     keys = dict.fromkeys(key for name in names for key in metadata[name])
     return {key: tuple(metadata[name].get(key) for name in names) for key in keys}

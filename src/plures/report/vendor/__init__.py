@@ -1,4 +1,4 @@
-"""Libraries that lie in the page: d3 and Observable Plot, as their authors published them (``manifest.json``)."""
+"""Libraries included in the page: d3 and Observable Plot, as their authors published them (``manifest.json``)."""
 
 from __future__ import annotations
 
