@@ -66,7 +66,7 @@ def from_graph(
 
     An input is int32 ``(1 + K + K * K, F)``: row 0 is the node, rows 1 to K its sampled neighbours, row
     ``1 + K + j * K + k`` the k-th sampled neighbour of neighbour j. A row lists the numbers of a node's active
-    features plus 1, padded with 0; a row of -1 alone is no node. Every node draws its K neighbours once, without
+    features plus 1, padded with 0; a row of only -1 is no node. Every node draws its K neighbours once, without
     replacement and inside its client's own subgraph; a node with at most K has them all. Neighbours come from all
     splits (their features, never their labels): the transductive setting.
 

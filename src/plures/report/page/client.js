@@ -86,7 +86,7 @@ function clientPersonal(view, i, method) {
     `${personal.rank(layer, i)} of ${view.data.clients.length}`,
   ]);
   const note = `Distance from the mean of all clients' models, by layer, first seed. ${personal.same ? `${personal.same.toLocaleString("en")} further numbers are the same for everyone.` : "Every layer differs between clients."}`;
-  return part("What is personal, and how far from the shared", html("p", { class: "lead" }, note),
+  return part("What is personal, and how far from the mean", html("p", { class: "lead" }, note),
     small("Personal layers", ["layer", "numbers", "length", "distance", "cosine", "how far, rank"], lines));
 }
 

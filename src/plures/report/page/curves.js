@@ -123,7 +123,7 @@ const curvesTable = (view) => [
   ...view.data.methods.flatMap((m) => curveOf(view, m).map((p) => [m.title, p.round, p.mean, p.least, p.most, p.bytes, p.seconds])),
 ];
 
-// What accuracy costs: who is best for the money stands on the line.
+// Accuracy against cost: the line joins the methods on the Pareto front.
 const COSTS = {
   bytes: { label: "sent and received per client until the chosen round", unit: "B", of: (m) => m.cost.bytes },
   seconds: { label: "training time until the chosen round", unit: "s", of: (m) => m.cost.seconds },

@@ -121,7 +121,7 @@ function start(data) {
       view.whole = !chosen.length;
       bar.classList.toggle("on", !view.whole);
       if (!view.keep.length) {
-        output.textContent = "No client has all of this: choose less.";
+        output.textContent = "No client matches this choice: choose fewer values.";
         document.body.classList.add("nobody");
         return;
       }
@@ -152,7 +152,7 @@ function start(data) {
   if (present(asked) && asked >= 0) open(asked, document.querySelector("h1"));
 }
 
-// A study: its comparisons lie in templates, and the chosen one stands in the page.
+// A study: its comparisons are in templates, and the chosen one is in the page.
 const holder = document.getElementById("comparison");
 const bodies = [holder.innerHTML, ...[...document.querySelectorAll("template[data-comparison]")].map((t) => t.innerHTML)];
 const opener = document.querySelectorAll("[data-open]");

@@ -1,4 +1,4 @@
-// Who is served how: fairness, calibration of groups, clusters and moves, the map of personal parts.
+// How clients are served: fairness, calibration of groups, clusters and moves, the map of personal parts.
 
 function drawFairness(view, width) {
   const { metric } = view.data;

@@ -59,7 +59,7 @@ function save(name, kind, content) {
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
 
-// A text that a spreadsheet would run gets an apostrophe before it, by the rule of plures.texts.cell; numbers stay.
+// Text that a spreadsheet would run gets an apostrophe before it, by the rule of plures.texts.cell; numbers stay.
 const FORMULA = /(^|[;\t])(?=[\s"']*[=+\-@\uff1d\uff0b\uff0d\uff20])/g;
 const NUMBER = /^[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan)$/i;
 const inert = (words) => (NUMBER.test(words) ? words : words.replace(FORMULA, "$1'"));
@@ -70,7 +70,7 @@ const csv = (rows) =>
     return /[",\r\n]/.test(words) ? `"${words.replaceAll('"', '""')}"` : words;
   }).join(",")).join("\n") + "\n";
 
-// A drawing that stands alone: styles written into it, on paper of the page's colour, with its title.
+// A standalone drawing: styles included, on the page's background colour, with its title.
 function standalone(drawing, title) {
   const copy = drawing.cloneNode(true);
   const styles = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-linecap", "opacity", "paint-order", "stroke-linejoin", "font-size", "font-weight", "text-anchor"];
@@ -96,8 +96,8 @@ function standalone(drawing, title) {
 }
 
 // A chart is redrawn when its width or the choice of clients changes. `draw(width)` gives the drawing, and series of
-// points that pointer and arrow keys walk through; `table()` gives the rows of its CSV file; `open` is told of a client
-// that is clicked, or chosen with Enter.
+// points that pointer and arrow keys walk through; `table()` gives the rows of its CSV file; `open` is called
+// with a client that is clicked, or chosen with Enter.
 function chart(section, name, draw, table, open) {
   const id = section.id;
   const plot = section.querySelector(".plot");
