@@ -202,7 +202,7 @@ def test_the_report_says_how_many_were_never_drawn(sampled):
     most = max(row.never for row in few.rows())
     assert f"Up to {most:g} of 6 clients had not been drawn by the chosen round" in headline(few)
     assert "never drawn" in markdown_table(few)
-    assert "that no round until the chosen one drew" in html_report(few)
+    assert "that were never drawn up to the chosen round" in html_report(few)
     assert "drawn" not in headline(every) + markdown_table(every)
     assert Comparison.model_validate_json(few.to_json()).row("fedper").never == row.never
 

@@ -24,9 +24,9 @@ from plures.tasks import Task
 class Federation:
     """The clients, their examples and their metadata.
 
-    Examples of all clients lie in flat tensors; a client is the rows it owns in each split. Clients are kept in the
-    natural order of their names ("ward 2" before "ward 10"), so that nothing depends on the order of the data. Clients
-    that train need training examples; an unseen client may have none.
+    Examples of all clients are stored in flat tensors; a client is the rows it owns in each split. Clients are kept in
+    the natural order of their names ("ward 2" before "ward 10"), so that nothing depends on the order of the data.
+    Clients that train need training examples; an unseen client may have none.
 
     Attributes:
         name: its name in reports.

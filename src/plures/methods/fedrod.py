@@ -1,4 +1,4 @@
-"""FedRoD: one body, a balanced generic head and a personal head beside it."""
+"""FedRoD: one body, a balanced generic head and a personal head."""
 
 from torch import Tensor
 

@@ -129,11 +129,11 @@ def hierarchical_bayes(
     keeps the steps stable for small ``tau^2`` and does not move the optimum.
 
     Empirical Bayes by EM: a client sends ``m`` and, for each leaf, the mean of ``(m - mu)^2 + V``; their uniform means
-    are the next ``mu`` and ``tau^2``. Steps that have not reached the mode leave ``m`` too close to ``mu``, and
-    ``tau^2`` would shrink to nothing: so that mean uses ``m`` after a Newton step, if this makes the mean larger, up
-    to the present ``tau^2``. In regression the expected squared error, averaged over examples, is the next variance
-    of the noise. The server needs only sums. Class probabilities are averaged over draws from
-    the posterior of the linearised model, or of its head where one is marked; :func:`predictive` gives mean and
+    are the next ``mu`` and ``tau^2``. If training has not reached the mode, ``m`` is too close to ``mu``, and ``tau^2``
+    would shrink to zero. So that mean uses ``m`` after a Newton step if this makes the mean larger, but at most the
+    present ``tau^2``. In regression the expected squared error, averaged over examples, is the next variance of the
+    noise. The server needs only sums. Class probabilities are averaged over draws from the posterior of the
+    linearised model, or of its head where one is marked; :func:`predictive` gives mean and
     variance in regression. In networks with many more weights than examples EM narrows ``tau^2`` over many rounds, and
     until then probabilities are cautious; ``hierarchical_bayes() + temperature()`` sharpens them.
 

@@ -15,7 +15,7 @@ from plures.methods.entry import entry, remark, require
     {"lam": (0.1, 0.5, 1.0, 2.0)},
 )
 def self_distillation(lam: float = 1.0, temperature: float = 2.0, visits: int = 5) -> Method:
-    """FedAvg whose clients are taught by their own model of their last visit, and predict with their own model.
+    """FedAvg whose clients distil from their own model of the last visit, and predict with their own model.
 
     From the received model, each client minimises ``f_i(x) + lam t^2 KL(softmax(z_own/t) || softmax(z_x/t))``, where
     ``z_own`` are the scores of its own model of the previous visit; without one the second term is left out. The result

@@ -1,4 +1,4 @@
-"""How well the scores find what is rare: average precision."""
+"""How well the scores find a rare class: average precision."""
 
 from __future__ import annotations
 

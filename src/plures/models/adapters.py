@@ -1,4 +1,4 @@
-"""Small trainable parts beside the layers of a model: low-rank adaptation and bottleneck adapters.
+"""Small trainable parts added to the layers of a model: low-rank adaptation and bottleneck adapters.
 
 Both start at zero: at first the model's outputs are unchanged, bit for bit. Their random values come from
 PyTorch's generator, so inside a factory (``lambda: with_lora(resnet((3, 32, 32), 10))``) they follow the run's seed.

@@ -29,7 +29,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters (He et al. 2016, option A: strided, padded with zeros).
+    """Two 3x3 convolutions and a parameter-free shortcut (He et al. 2016, option A: strided, padded with zeros).
 
     With squeeze-and-excitation, the gate is the last before the addition (SE-ResNet, Hu et al. 2018, Figure 3).
     """

@@ -211,8 +211,8 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "never",
             "never",
             "drawn",
-            "clients that no round until the chosen one drew, averaged over seeds; the method serves them as it serves "
-            "clients that come later, and they count in every score.",
+            "clients that were never drawn up to the chosen round, averaged over seeds; the method serves them like "
+            "newcomers, and they count in every score.",
             lambda row: f"{row.never:.3g}",
         ),
         Column(

@@ -234,7 +234,7 @@ def _seconds(method: MethodResult) -> float | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same with ``None`` for non-finite numbers, rounded to the digits that the page shows."""
+    """The same value with ``None`` for non-finite numbers, rounded to the digits that the page shows."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -163,8 +163,8 @@ def _never(comparison: Comparison, rows: list[Row]) -> str:
         return ""
     people = len(comparison.federation.clients)
     return (
-        f"Up to {most:.3g} of {people} clients had not been drawn by the chosen round; each is served as the "
-        "method serves a client that comes later."
+        f"Up to {most:.3g} of {people} clients had not been drawn by the chosen round; the method serves each of them "
+        "like a newcomer."
     )
 
 

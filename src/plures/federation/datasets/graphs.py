@@ -153,8 +153,8 @@ def communities(edges: ArrayLike, nodes: int, parts: int, *, seed: int = 0) -> N
 
     Args:
         edges: ``(m, 2)`` undirected, each pair once.
-        nodes: how many.
-        parts: how many.
+        nodes: number of nodes.
+        parts: number of parts.
         seed: of the ties.
     """
     if not 1 <= parts <= nodes:

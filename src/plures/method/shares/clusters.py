@@ -18,7 +18,7 @@ MEMBERSHIP = "membership"
 
 
 class Grouping:
-    """Which client uses which of the models. The membership of all clients lies in ``kept.extra["membership"]``.
+    """Which client uses which of the models. The membership of all clients is in ``kept.extra["membership"]``.
 
     Attributes:
         individual: whether the server must see individual uploads.
@@ -35,7 +35,7 @@ class Grouping:
         return torch.zeros(len(setting), dtype=torch.int64)
 
     def remembers(self, clusters: int) -> Leaves:
-        """What it keeps besides the membership; initial values."""
+        """Initial values of what it keeps besides the membership."""
         return {}
 
     def choose(self, kept: BlockState, cohort: Cohort, probe: Probe) -> BlockState:

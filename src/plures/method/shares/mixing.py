@@ -43,9 +43,9 @@ class Mixed(Share):
     """Every client has its own model, which the server keeps and mixes with the others' after each round.
 
     ``X[i] <- sum_j M_ij X[j]`` for the clients ``i`` of the cohort. Running statistics are not mixed: each client keeps
-    those of its own inputs. Absent clients keep their model, which counts as it
-    is where the matrix gives it weight; so equal rows of weights are FedAvg only if everybody takes part. The
-    identity is local training, blocks are clusters.
+    those of its own inputs. Absent clients keep their model, which still counts where the matrix gives it weight; so a
+    matrix with equal rows is FedAvg only if all clients take part. The identity is local training, a block-diagonal
+    matrix makes clusters.
 
     Attributes:
         matrix: the mixing matrix, given all models; ``None`` for none.
