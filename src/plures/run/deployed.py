@@ -43,7 +43,8 @@ class Deployed(Coordinator[Local]):
         """The same as it stands, with other data: of clients that come later, or of another task."""
         other = copy.copy(self)
         other.federation, other.setting = federation, setting
-        other.clients = Local(self.bound, federation, self.training, self.execution, self.seed, self.engine.machine)
+        machine = self.engine.machine
+        other.clients = Local(Engine(self.bound, federation, self.training, self.execution, self.seed, machine))
         return other
 
     # --- what clients predict with ------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.federation import Federation
 from plures.method import Batch, BlockState, Bound, Leaf, Sending, Share, State, flatten, gradient
 from plures.method.channel import BUFFERS, GRADIENTS, LOSS, OBJECTIVE, UPDATE, VIEWS, WEIGHTS
 from plures.method.method import WIRE
@@ -18,11 +17,8 @@ from plures.models import Leaves
 from plures.run.coordinator import Coordinator, Values, Work
 from plures.run.cost import stored_leaves
 from plures.run.engine import Engine, Stack
-from plures.run.execution import Execution
-from plures.run.machine import Machine
 from plures.run.randomness import fold, name_key
 from plures.run.states import states, working
-from plures.run.training import Training
 from plures.run.uploads import Answer, weighing
 
 
@@ -30,30 +26,13 @@ class Local:
     """Clients whose data are in this process. What they keep between rounds, the coordinator's store has.
 
     Args:
-        bound: the method, resolved against its network.
-        federation: the clients and their data, on the device.
-        training: local work.
-        execution: how to use the machine, settled.
-        seed: root of all randomness.
-        machine: what is known of the machine.
-
-    Attributes:
-        engine: does the local work.
+        engine: does the local work, on these clients' data.
     """
 
     alone = False
 
-    def __init__(
-        self,
-        bound: Bound,
-        federation: Federation,
-        training: Training,
-        execution: Execution,
-        seed: int,
-        machine: Machine | None = None,
-    ) -> None:
-        self.federation, self.execution = federation, execution
-        self.engine = Engine(bound, federation, training, execution, seed, machine)
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.federation, self.execution = engine, engine.federation, engine.execution
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
         return stored_leaves(bound)

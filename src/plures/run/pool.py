@@ -23,6 +23,7 @@ from plures.errors import PluresError
 from plures.extras import needed
 from plures.method import BlockState
 from plures.run.coordinator import Coordinator, Values, Work
+from plures.run.engine import Engine
 from plures.run.interrupt import NUMBERS
 from plures.run.local import Local
 from plures.run.store import ClientStore
@@ -182,7 +183,7 @@ def serve(connection: Connection) -> None:
     torch.set_num_threads(threads)
     known = origin.bound.verdicts.values()
     origin.bound.verdicts = {tuple(map(id, parts)): (parts, found) for parts, found in known}
-    clients = Local(origin.bound, federation, training, execution, origin.seed)
+    clients = Local(Engine(origin.bound, federation, training, execution, origin.seed))
     run = Coordinator(origin, clients, federation, setting, training, execution)
     initial = {leaf: origin.bound.initial[leaf.slot][leaf.path] for leaf in run.stored_leaves()}
     server: Mapping[str, BlockState] = {}

@@ -16,7 +16,7 @@ from plures.method import BlockState, Known, Method, Setting
 from plures.models import ModelFactory
 from plures.run.choose import choose
 from plures.run.deployed import Deployed
-from plures.run.engine import Stack
+from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.local import Local
 from plures.run.machine import Machine
@@ -80,7 +80,8 @@ class Run(Deployed):
         size = -(-(len(data) if local else len(origin.cohort(0))) // wanted.processes)
         machine = Machine() if machine is None else machine
         settled = choose(origin.bound, data, training, wanted, seed, size, machine)
-        clients = (Pool if settled.processes > 1 else Local)(origin.bound, data, training, settled, seed, machine)
+        engine = Engine(origin.bound, data, training, settled, seed, machine)
+        clients = (Pool if settled.processes > 1 else Local)(engine)
         super().__init__(origin, clients, data, setting, training, settled)
         self._served: _Served | None = None
 
