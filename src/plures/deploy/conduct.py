@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -58,7 +57,7 @@ class Progress:
     Attributes:
         pending: the last round's point, whose validation score comes with the next round.
         last: the last round's entry in the log.
-        left_out: rounds in which a client was asked but did not count, with the reason.
+        left_out: number of rounds in which a client was asked but did not count; the log has the reasons.
         failed: number of rounds that did not count.
         excluded: clients that broke the model and are no longer asked, and why.
         moved: L2 norms of the last round's updates, by client.
@@ -70,7 +69,7 @@ class Progress:
 
     pending: dict[str, Any] | None = None
     last: dict[str, Any] = field(default_factory=dict)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
     failed: int = 0
     excluded: dict[str, str] = field(default_factory=dict)
     moved: dict[str, float] = field(default_factory=dict)
@@ -78,6 +77,11 @@ class Progress:
     bytes: dict[str, int] = field(default_factory=lambda: {"down": 0, "up": 0, "wired": 0})
     seconds: float = 0.0
     visits: int = 0
+
+    def leave_out(self, *clients: str) -> None:
+        """Count a round in which some clients were asked but did not count."""
+        for client in clients:
+            self.left_out[client] = self.left_out.get(client, 0) + 1
 
 
 class Conductor:
@@ -281,8 +285,7 @@ class Conductor:
             "objective": record.objective,
             "visits": self.progress.visits,
         }
-        for client, reason in record.left_out.items():
-            self.progress.left_out.append({"round": record.round, "client": client, "reason": reason})
+        self.progress.leave_out(*record.left_out)
         self.progress.last = {
             "round": record.round,
             "clients": list(record.cohort),
@@ -333,7 +336,7 @@ class Conductor:
         for name in ("left_out", "failed", "bytes", "seconds", "visits"):  # these include rounds that do not count
             setattr(self.progress, name, getattr(now, name))
         reason = f"left out: its update of round {error.round} broke the model"
-        self.progress.left_out.append({"round": error.round, "client": error.client, "reason": reason})
+        self.progress.leave_out(error.client)
         self.progress.excluded = {**now.excluded, error.client: reason}
         self.accuse(remote)
         self.journal.event(BROKEN, round=error.round, client=error.client, reason=str(error))
@@ -392,7 +395,7 @@ class Conductor:
                 "clients": len(record.cohort),
                 "validation": fitted.curve[-1].validation if fitted.curve else float("nan"),
                 "client_validation": own,
-                "left_out_total": Counter(entry["client"] for entry in self.progress.left_out),
+                "left_out_total": self.progress.left_out,
                 "failed_rounds_total": self.progress.failed,
                 "bytes_down_total": self.progress.bytes["down"],
                 "bytes_up_total": self.progress.bytes["up"],
