@@ -66,7 +66,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "reptile": {"after": 1, "epochs": 1},
     "wise_ft": {"steps": 1},
 }
-"""Parameters of methods that take more steps than a check needs."""
+"""Parameters of methods that would take more steps than a check, or a test, needs."""
 
 
 @dataclass(frozen=True)

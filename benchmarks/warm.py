@@ -7,18 +7,14 @@ Both manners take turns on this machine in the same run, so their ratio says mor
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import platform
 import statistics
-import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from benchmarks.cases import main
 from plures.deploy import project
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.fleet.programs import STARTER
@@ -111,20 +107,5 @@ def markdown(rows: list[Row], command: str) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=6)
-    options = parser.parse_args()
-    rows = []
-    for manner in MANNERS:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(measured(manner, options.rounds, Path(folder)))
-        Console().print(rows[-1])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(markdown(rows, f"python -m benchmarks.warm --rounds {options.rounds}"))
-
-
 if __name__ == "__main__":
-    main()
+    main("warm", __doc__, MANNERS, measured, markdown, 6)

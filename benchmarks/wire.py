@@ -5,14 +5,11 @@ python -m benchmarks.wire --out benchmarks/results/wire
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from benchmarks.cases import main
 from plures.deploy import project
 from plures.deploy.conduct import RESULT
 from plures.deploy.fleet.loopback import Fleet
@@ -107,21 +104,5 @@ def markdown(rows: list[Row], command: str) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=4)
-    options = parser.parse_args()
-    rows = []
-    for case in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            rows.append(measured(case, options.rounds, Path(folder)))
-        Console().print(rows[-1])
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    command = f"python -m benchmarks.wire --rounds {options.rounds}"
-    options.out.with_suffix(".md").write_text(markdown(rows, command))
-
-
 if __name__ == "__main__":
-    main()
+    main("wire", __doc__, CASES, measured, markdown, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.gpu import QUICK
+
 import newcomers
 from plures.federation import Federation
 from plures.method import SGD
@@ -13,18 +15,6 @@ from plures.run import Execution, Run, Training, Uniform
 def clients() -> tuple[Federation, Federation]:
     """Three clients with metadata and public rows, and one that comes later."""
     return newcomers.clients((13, 15, 14, 12), later=("d",), name="four")
-
-
-QUICK: dict[str, dict[str, object]] = {
-    "fedavg_ft": {"steps": 1},
-    "fedbabu": {"epochs": 1},
-    "fedhome": {"refine_steps": 1, "per_class": 4},
-    "fedsimclr": {"projection": 2, "head_epochs": 1},
-    "hypcluster": {"epochs": None},
-    "reptile": {"after": 1, "epochs": 1},
-    "wise_ft": {"steps": 1},
-}
-"""Parameters of methods that would take more steps than a test needs."""
 
 
 def begun(name: str, federation: Federation, device: str, backend: str = "vmap", **parameters) -> Run:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks.gpu import QUICK
 from torch import Tensor, nn
 
-from four import QUICK, begun, clients
+from four import begun, clients
 from graphs import Pretended, pretended
 from newcomers import linear
 from plures import PluresError
