@@ -136,7 +136,7 @@ class Signs:
 @pytest.mark.parametrize("optimizer", [Adam(0.01), AdamW(0.01), Signs()])
 def test_scaffold_ii_refuses_what_is_no_sum_of_gradients(optimizer):
     training = Training(2, None, steps=2, optimizer=optimizer)
-    with pytest.raises(PluresError, match=rf"optimizer is {type(optimizer).__name__}: .*take option='I'"):
+    with pytest.raises(PluresError, match=rf"optimizer is {type(optimizer).__name__}: .*use option='I'"):
         Run(quadratic(), scalar(), scaffold("II"), training, execution=EXACT)
     Run(quadratic(), scalar(), scaffold("I"), training, execution=EXACT)
     phase = Method(
