@@ -83,11 +83,11 @@ def read_json(kind: type[M], file: Path, what: str, remedy: str) -> M:
     """
     text = text_of(file, what)
     try:
-        told = json.loads(text)
+        document = json.loads(text)
     except (ValueError, RecursionError):
-        told = None
-    if isinstance(told, dict):
-        text = json.dumps(unsealed(told, file, remedy, earlier=True))
+        document = None
+    if isinstance(document, dict):
+        text = json.dumps(unsealed(document, file, remedy, earlier=True))
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:

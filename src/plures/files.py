@@ -94,11 +94,11 @@ def _settle(path: Path) -> None:
 
 def full(error: BaseException) -> bool:
     """Whether an error, or its cause, says that the disk is full."""
-    told = str(error)
+    text = str(error)
     if (
         getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        or "No space left" in told
-        or "disk is full" in told
+        or "No space left" in text
+        or "disk is full" in text
     ):
         return True
     return error.__cause__ is not None and full(error.__cause__)
@@ -294,15 +294,15 @@ def read(file: Path, remedy: str = "delete it", *, earlier: bool = False) -> tup
 def _read(file: Path, remedy: str, *, earlier: bool, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(file, "pt") as handle:
-            told = json.loads((handle.metadata() or {})[ABOUT])
+            header = json.loads((handle.metadata() or {})[ABOUT])
             found = {key: handle.get_tensor(key) for key in handle.keys()} if tensors else {}  # noqa: SIM118
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise PluresError(f"{file} cannot be read: {error.strerror or error}") from error
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise DamagedError(f"{file} is not a file that plures wrote, or it is damaged: {error}", remedy) from error
-    if not isinstance(told, dict):
+    if not isinstance(header, dict):
         raise DamagedError(f"{file} is damaged: its description is not a JSON object", remedy)
-    about = unsealed(told, file, remedy, earlier=earlier)
+    about = unsealed(header, file, remedy, earlier=earlier)
     values = about.pop(VALUES, None)
     if tensors and values not in (None, digest(found)):
         raise DamagedError(f"{file} is damaged: its values are not those that were saved", remedy)

@@ -135,9 +135,9 @@ def _names(what: str, signature: inspect.Signature, parameters: Mapping[str, Any
 def defaults(signature: inspect.Signature) -> str:
     """The parameters of a signature with their defaults, as text."""
     named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    told = [p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in named]
+    parts = [p.name if p.default is p.empty else f"{p.name}={shown(p.default)}" for p in named]
     more = [name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD for name in options(p.annotation)]
-    return ", ".join(told + more) or "none"
+    return ", ".join(parts + more) or "none"
 
 
 def fitted(what: str, name: str, value: Any, kind: Any) -> Any:

@@ -92,16 +92,16 @@ def keys_command(
             keys.make_server(host)
         if not keys.coordinator.exists():
             keys.make_coordinator()
-        told = {"coordinator": public(with_pub(keys.coordinator)), "authority": authority_digest(keys.authority)}
-        if complete and (not federation.exists() or told.items() <= read_toml(federation).items()):
+        entries = {"coordinator": public(with_pub(keys.coordinator)), "authority": authority_digest(keys.authority)}
+        if complete and (not federation.exists() or entries.items() <= read_toml(federation).items()):
             keys.refuse(keys.server_key)
         if federation.exists():
-            agreement.enter(federation, top=told)
+            agreement.enter(federation, top=entries)
         lines = [
             f"for every site: {keys.authority}",
             f"secret: {keys.server_key}, {keys.authority_key}, {keys.coordinator}",
             f"{'written into' if federation.exists() else 'for'} {federation}:",
-            *(f'  {name} = "{value}"' for name, value in told.items()),
+            *(f'  {name} = "{value}"' for name, value in entries.items()),
         ]
         door = str(read_toml(federation).get("superlink", "")) if federation.exists() else ""
         called = door.rpartition(":")[0].strip("[]")
@@ -149,12 +149,12 @@ def fingerprint_command(
 
     for one in file:
         if one.suffix == ".pub":
-            told = public(one)
+            words = public(one)
         elif one.suffix == ".crt":
-            told = spoken(authority_digest(one))
+            words = spoken(authority_digest(one))
         else:
-            told = spoken(digest_of(one))
-        say(f"{one}: {told}")
+            words = spoken(digest_of(one))
+        say(f"{one}: {words}")
 
 
 @deploy.command("add")

@@ -57,11 +57,11 @@ class Lines:
         if not line or text == self.last:
             return
         self.last = text
-        told = f"{100 * done / self.total:.0f} % done" if self.total else "done"
+        share = f"{100 * done / self.total:.0f} % done" if self.total else "done"
         if self.worked > 0 and done < self.total:
             pace = (time.monotonic() - self.begun) / self.worked
-            told += f", about {duration(pace * (self.total - done))} left"
-        self.console.print(f"{self.description}: {text} ({told})", highlight=False, soft_wrap=True)
+            share += f", about {duration(pace * (self.total - done))} left"
+        self.console.print(f"{self.description}: {text} ({share})", highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def progress(description: str, total: float) -> Iterator[Update]:
         if not console.is_terminal:
             yield Lines(console, description, total)
             return
-        words, text = (TextColumn(f"{{task.{told}}}", markup=False) for told in ("description", "fields[text]"))
+        words, text = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
         columns = (SpinnerColumn(), words, BarColumn(), text)
         with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
             task = bar.add_task(description, total=total, text="")

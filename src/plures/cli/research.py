@@ -257,10 +257,10 @@ def run_command(
     why = f" {measure.undefined}".rstrip()
     where = f"at round {result.chosen_round} (chosen on validation data)"
     if lacking == people:
-        told = f"test {measure.title} is undefined for every client{why}, {where}"
+        score = f"test {measure.title} is undefined for every client{why}, {where}"
     else:
-        told = f"test {measure.title} {own.mean:.4f} on average over {people} clients, worst {own.worst:.4f}, {where}"
-    console.print(f"{spec.title()} on {seen.name}: {told}")
+        score = f"test {measure.title} {own.mean:.4f} on average over {people} clients, worst {own.worst:.4f}, {where}"
+    console.print(f"{spec.title()} on {seen.name}: {score}")
     if fitted.asked is not None:
         width = sampling_width(result.test.values(measure.name), len(seen))
         console.print(

@@ -74,8 +74,8 @@ def study_command(
     finally:
         store.close()
     if failed:
-        told = "\n".join(f"{unit.name}: {message}" for unit, message in failed)
-        raise PluresError(f"{len(failed)} units failed, the others are done:\n{told}")
+        reasons = "\n".join(f"{unit.name}: {message}" for unit, message in failed)
+        raise PluresError(f"{len(failed)} units failed, the others are done:\n{reasons}")
     comparisons = Study(folder, code).comparisons()
     write_text(folder / "report.html", html_report(comparisons, f"Study {source.document.name}"))
     console.print(f"{known.runs} runs of {len(comparisons)} cells are in {folder / 'study.db'}")

@@ -30,14 +30,14 @@ def enter(file: Path, *, top: Mapping[str, str] | None = None, keys: Mapping[str
     Raises:
         PluresError: the file's layout does not allow a line to be changed alone; the file stays as it is.
     """
-    told = read_toml(file)
+    document = read_toml(file)
     lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     for name, value in (top or {}).items():
-        told[name] = value
+        document[name] = value
         end = next((place for place, line in enumerate(lines) if TABLE.match(line)), len(lines))
         change(lines, 0, end, name, value, at=after_comments(lines))
     for client, fingerprint in (keys or {}).items():
-        changed: dict[str, Any] = told.setdefault("keys", {})
+        changed: dict[str, Any] = document.setdefault("keys", {})
         changed.pop(client, None)
         if fingerprint is not None:
             changed[client] = fingerprint
@@ -48,7 +48,7 @@ def enter(file: Path, *, top: Mapping[str, str] | None = None, keys: Mapping[str
         last = max((p for p in range(begin, end) if ENTRY.match(lines[p])), default=begin - 1)
         change(lines, begin, end, client, fingerprint, at=last + 1)
     after = "\n".join([*lines, ""])
-    if readable(after) != told:
+    if readable(after) != document:
         raise PluresError(
             f"{file} is written in a way that plures cannot change line by line: {by_hand(top or {}, keys or {})}"
         )

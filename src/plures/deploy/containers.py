@@ -37,7 +37,7 @@ def containers(folder: Path, app: str, rows: Mapping[str, str]) -> dict[str, str
         quoted = {key: shlex.quote(value) for key, value in words.items()}
         keys += filled(f"{FOLDER}/keys.sh", **quoted)
         joins += filled(f"{FOLDER}/join.sh", **quoted)
-    told = {
+    placeholders = {
         "app": app,
         "whom": " and four hospitals" if rows else "",
         "version": __version__,
@@ -49,7 +49,7 @@ def containers(folder: Path, app: str, rows: Mapping[str, str]) -> dict[str, str
     }
     found = {
         "Containerfile": filled(f"{FOLDER}/Containerfile", version=__version__),
-        "compose.yaml": filled(f"{FOLDER}/compose.yaml", **told),
+        "compose.yaml": filled(f"{FOLDER}/compose.yaml", **placeholders),
         ".dockerignore": filled(f"{FOLDER}/ignore"),
         "wheels/README.md": filled(f"{FOLDER}/wheels.md"),
     }

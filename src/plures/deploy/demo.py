@@ -119,10 +119,10 @@ def over(out: Path, home: Path, plans: Mapping[str, str], rounds: int, listen: L
         for place, (method, plan) in enumerate(plans.items()):
             write_text(home / PLAN, plan)
             fleet.join(home / PLAN, rows)
-            told = DemoProgress(listen, method, out / method / LOG, place * rounds, total)
+            progress = DemoProgress(listen, method, out / method / LOG, place * rounds, total)
             run = fleet.conduct(home, home / PLAN, out / method)
             try:
-                status = fleet.wait(run, LIMIT, told)
+                status = fleet.wait(run, LIMIT, progress)
             finally:
                 passed(fleet, out / method / WIRE)
             if not (out / method / RESULT).exists():
@@ -161,7 +161,7 @@ class DemoProgress:
 def outcome(out: Path, method: str) -> Outcome:
     """A finished run's results, from the models published at the hospitals."""
     plan = Plan.load(out / method / PLAN)
-    told = json.loads((out / method / RESULT).read_text())
+    outcome = json.loads((out / method / RESULT).read_text())
     wire = json.loads((out / method / WIRE).read_text())
     tables = heart_tables()
     hospitals = []
@@ -169,7 +169,7 @@ def outcome(out: Path, method: str) -> Outcome:
         folder = inside(inside(out, SITES, client) / "state", plan.name, plan.label) / PUBLISHED
         data = plan.table.federation(plan.name, {client: tables[client]})
         hospitals.append(hospital(PersonalModel.load(folder), data, *wire[client]))
-    return Outcome(method, told["result"]["chosen_round"], told["progress"]["seconds"], tuple(hospitals))
+    return Outcome(method, outcome["result"]["chosen_round"], outcome["progress"]["seconds"], tuple(hospitals))
 
 
 def alone(home: Path, text: str) -> Outcome:

@@ -46,10 +46,10 @@ class Journal:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def event(self, what: str, **told: object) -> None:
+    def event(self, what: str, **details: object) -> None:
         """Append a line: the time in seconds since 1970, the event, and its details."""
         line = json.dumps(
-            strict({"time": round(time.time(), 3), "event": what, **told}), ensure_ascii=False, allow_nan=False
+            strict({"time": round(time.time(), 3), "event": what, **details}), ensure_ascii=False, allow_nan=False
         )
         try:
             with (self.folder / LOG).open("ab+") as file:

@@ -189,7 +189,7 @@ def around(home: Path, plan: Plan, own: SiteFile, app: str) -> dict[str, str]:
         app: name of its service.
     """
     published = inside(home / own.state, plan.name, plan.label) / PUBLISHED
-    told = {
+    placeholders = {
         "name": markdown(plan.name),
         "client": markdown(own.client),
         "superlink": plan.superlink or "the coordinator",
@@ -198,7 +198,7 @@ def around(home: Path, plan: Plan, own: SiteFile, app: str) -> dict[str, str]:
         "published": shlex.quote(placed(published, home)),
     }
     return {
-        "README.md": filled("site/README.md", **told),
+        "README.md": filled("site/README.md", **placeholders),
         "node.service": service(
             "node.service", home, client=unit_value(own.client), app=app, title=plan.name, port=own.port
         ),

@@ -204,11 +204,11 @@ class Plan(Declared):
     @classmethod
     def load(cls, file: Path) -> Plan:
         """Read and check ``federation.toml``."""
-        told = read_toml(file)
-        if "schema" not in told:
+        document = read_toml(file)
+        if "schema" not in document:
             raise PluresError(f"{file}: the table [schema] is missing: it describes the members' data")
-        told["schema"] = Schema.parse(told["schema"], f"{file}, [schema]")
-        plan = parsed(cls, told, file)
+        document["schema"] = Schema.parse(document["schema"], f"{file}, [schema]")
+        plan = parsed(cls, document, file)
         with naming(file):
             _ = plan.spec
         return plan
@@ -315,12 +315,12 @@ def naming(file: Path) -> Iterator[None]:
         raise PluresError(f"{file}: {error}") from error
 
 
-def parsed(kind: type[D], told: Mapping[str, Any], file: Path) -> D:
+def parsed(kind: type[D], document: Mapping[str, Any], file: Path) -> D:
     """Validate a file's content."""
     try:
-        return kind.model_validate(told)
+        return kind.model_validate(document)
     except ValidationError as error:
-        raise PluresError(f"{file}: {explain(error, told, kind.model_fields)}") from error
+        raise PluresError(f"{file}: {explain(error, document, kind.model_fields)}") from error
 
 
 def called(home: Path, loader: str) -> Table:

@@ -60,7 +60,7 @@ class Project:
             app: name of its services; default: the federation's name, adapted to what systemd allows.
         """
         app = app or slug(self.name, "federation")
-        told = {
+        placeholders = {
             "name": markdown(self.name),
             "app": app,
             "host": shlex.quote(self.host),
@@ -71,13 +71,13 @@ class Project:
         authority = toml(str(folder.resolve() / "keys" / "ca.crt"))
         quiet = "\n".join(f"{name}={value}" for name, value in QUIET.items())
         common = {
-            "README.md": filled("README.md", **told),
-            "pyproject.toml": filled("pyproject.toml", **told),
+            "README.md": filled("README.md", **placeholders),
+            "pyproject.toml": filled("pyproject.toml", **placeholders),
             "carrier.py": filled("carrier.py"),
             PLAN: self.plan,
             "nginx.conf": nginx(),
             "flower.env": filled("flower.env", quiet=quiet),
-            str(CONNECTION): filled("config.toml", authority=authority, **told),
+            str(CONNECTION): filled("config.toml", authority=authority, **placeholders),
             ".gitignore": filled("gitignore"),
         }
         for file in COORDINATOR:

@@ -69,7 +69,7 @@ def advice(folder: Path) -> list[str]:
     ]
 
 
-def service(name: str, folder: Path, *, app: str, title: str, port: int, **told: object) -> str:
+def service(name: str, folder: Path, *, app: str, title: str, port: int, **placeholders: object) -> str:
     """Fill in a file of ``templates/systemd``.
 
     Args:
@@ -78,7 +78,7 @@ def service(name: str, folder: Path, *, app: str, title: str, port: int, **told:
         app: name of the services.
         title: name of the federation.
         port: loopback port that only its user may reach.
-        told: further placeholders in the file and their values.
+        placeholders: further placeholders in the file and their values.
     """
     home = str(folder.resolve())
     values = {
@@ -92,4 +92,4 @@ def service(name: str, folder: Path, *, app: str, title: str, port: int, **told:
         "port": port,
         "confined": filled("systemd/confined", root=unit_command([home])),
     }
-    return filled(f"systemd/{name}", **values, **told)
+    return filled(f"systemd/{name}", **values, **placeholders)

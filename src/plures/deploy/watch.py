@@ -36,9 +36,9 @@ class Watched:
             self.waiting(sorted(self._asked.values()), seconds=deadline)
         return self.transport.exchange(messages, deadline)
 
-    def waiting(self, clients: Sequence[str], **told: object) -> None:
+    def waiting(self, clients: Sequence[str], **details: object) -> None:
         """Log that the server is waiting for these clients."""
-        self.journal.event(WAITING, clients=list(clients), **self.what, **told)
+        self.journal.event(WAITING, clients=list(clients), **self.what, **details)
 
     def arrived(self, address: int) -> None:
         """Log that an answer arrived, valid or not; a node that has not identified itself is logged by its address."""

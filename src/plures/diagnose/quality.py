@@ -24,13 +24,13 @@ def quality(sample: Sample, seed: int = 0) -> Quality:
     federation, owner, clients = sample.federation, sample.owner, sample.clients
     rng = generator(seed, "quality")
     gaps = indicators(federation, sample.rows)
-    missing, told, missing_p = None, "nothing", None
+    missing, source, missing_p = None, "nothing", None
     if gaps is not None:
         weights = np.bincount(owner, minlength=clients)
         missing = (np.bincount(owner, gaps.mean(1), clients) / weights).tolist()
-        told, missing_p = "indicators", between(gaps, owner, clients, rng).p
+        source, missing_p = "indicators", between(gaps, owner, clients, rng).p
     elif COMPLETENESS in federation.metadata:
-        missing, told = [1 - float(str(x)) for x in federation.metadata[COMPLETENESS]], "metadata"
+        missing, source = [1 - float(str(x)) for x in federation.metadata[COMPLETENESS]], "metadata"
     noise, noise_p, spread = None, None, 0.0
     rows = federation.inputs[torch.from_numpy(sample.rows).to(federation.inputs.device)].cpu()
     if not sample.tokens and rows.dim() >= 3 and min(rows.shape[2:]) >= 3:
@@ -41,7 +41,7 @@ def quality(sample: Sample, seed: int = 0) -> Quality:
     reliability = [float(str(x)) for x in federation.metadata.get(RELIABILITY, ())]
     return Quality(
         missing=missing,
-        missing_from=told,
+        missing_from=source,
         missing_spread=max(missing) - min(missing) if missing else 0.0,
         missing_p=missing_p,
         noise=noise,

@@ -141,12 +141,12 @@ class Callbacks(Callback):
             self.on_stop(reason)
             raise
 
-    def _tell(self, event: str, told: object) -> None:
+    def _tell(self, event: str, content: object) -> None:
         """Notify all callbacks, and only then raise what one of them raised to stop the run."""
         stop = None
         for callback in list(self.callbacks):
             try:
-                getattr(callback, event)(told)
+                getattr(callback, event)(content)
             except KeyboardInterrupt as asked:
                 stop = asked
             except Exception as error:

@@ -385,7 +385,7 @@ class _Study:
             return
         file, results = self.out / "comparison.json", self.out / RESULTS
         asked = self.question(next(iter(entries)), self.base)
-        asked = {part: told for part, told in asked.items() if part != METHOD}
+        asked = {part: fact for part, fact in asked.items() if part != METHOD}
         own = {key: value for key, value in settings.items() if key not in RunSpec.model_fields}
         asked[SETTINGS] = {key: json.dumps(value, default=str) for key, value in own.items()} | asked[SETTINGS]
         asked |= {f"{METHOD} {entry.name}": of_method(entry(), entry.name, entry.given({})) for entry in entries}
@@ -421,8 +421,8 @@ class _Study:
     @cached_property
     def _data(self) -> Fingerprint:
         """Facts of the clients, those held out included."""
-        told = {DATA: of_data(self.federation.to("cpu", self.execution.dtype))}
-        return told if self.unseen is None else told | {UNSEEN: of_data(self.unseen.to("cpu", self.execution.dtype))}
+        data = {DATA: of_data(self.federation.to("cpu", self.execution.dtype))}
+        return data if self.unseen is None else data | {UNSEEN: of_data(self.unseen.to("cpu", self.execution.dtype))}
 
     def results(self) -> list[MethodResult]:
         """Tune every method, then run it once per seed; what its first run measures, the others know.
@@ -621,7 +621,7 @@ class _Told:
         self.tell(self.method, self.what, fitted.chosen, self.rounds, self.rounds - self.done, True)
 
 
-def _silent(*told: object) -> None:
+def _silent(*event: object) -> None:
     """Nobody listens."""
 
 

@@ -101,7 +101,7 @@ class Errors:
         return *always, chosen, *stated(predictions)
 
     def take(self, clients: list[int], weight: Tensor, *kept: Tensor) -> None:
-        """Note the errors of some clients, unless they are too many to be told."""
+        """Note the errors of some clients, unless they are too many to list."""
         if len(self._mistakes) + len(clients) > MOST_CLIENTS:
             return
         real, on_cpu = weight.cpu() > 0, [column.cpu() for column in kept]

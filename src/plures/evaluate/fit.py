@@ -273,12 +273,12 @@ def warn_of_undefined(scores: Scores, metric: Metric) -> None:
         return
     why = f" {metric.undefined}".rstrip()
     if lacking == asked.sum():
-        told = f"{metric.title} is undefined for every client on validation data{why}, so the last round was taken"
+        message = f"{metric.title} is undefined for every client on validation data{why}, so the last round was taken"
         remedy = "choose another metric, or give clients more validation examples"
     else:
-        told = f"{metric.title} is undefined for {lacking} of {len(scores.clients)} clients on validation data{why}"
+        message = f"{metric.title} is undefined for {lacking} of {len(scores.clients)} clients on validation data{why}"
         remedy = "the round was chosen by the others"
-    warnings.warn(f"{told}: {remedy}", PluresWarning, stacklevel=4)
+    warnings.warn(f"{message}: {remedy}", PluresWarning, stacklevel=4)
 
 
 def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> SeedResult:

@@ -105,7 +105,7 @@ def fitted_to(federation: Federation, task: str | None = None) -> tuple[dict[str
 
 
 def _said(task: tasks.Task, name: str | None) -> dict[str, Any]:
-    """A task as data; if it cannot be told, why not, and what the data said of it."""
+    """A task as data; if it cannot be stored, why not, and what the data said of it."""
     try:
         return tasks.to_dict(task, name)
     except PluresError as error:
@@ -212,8 +212,8 @@ class RunFolder:
             place = guest.federation.index(client)
             models = {f"{client}/{path}": t for path, t in leaves.items()}
             models |= own_examples(guest, place)
-            told = {"clients": [client], COUNTS: {client: counts(guest.federation, place)}, KEY: self._belongs()}
-            write(self._newcomer(client), models, told | {"validation": _scores(measured, place)})
+            stored = {"clients": [client], COUNTS: {client: counts(guest.federation, place)}, KEY: self._belongs()}
+            write(self._newcomer(client), models, stored | {"validation": _scores(measured, place)})
 
     def _description(self) -> dict[str, Any]:
         file = self.path / DESCRIPTION
@@ -225,8 +225,8 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise DamagedError(f"{file} is damaged ({error})", RERUN) from error
         plain = unsealed(described, file, RERUN, earlier=True) if isinstance(described, dict) else {}
-        told = {"spec", "execution", "result"}
-        if not told <= plain.keys() <= {*told, KEY, "moves"}:
+        expected = {"spec", "execution", "result"}
+        if not expected <= plain.keys() <= {*expected, KEY, "moves"}:
             raise DamagedError(f"{file} is not the description of a run", "name the folder that `plures run` wrote")
         return plain
 
@@ -237,8 +237,8 @@ class RunFolder:
 
     def question(self) -> Fingerprint | None:
         """What the run answers; ``None`` if an earlier version of plures wrote it, which did not keep that."""
-        told: Fingerprint | None = self._description().get(KEY)
-        return told
+        stored: Fingerprint | None = self._description().get(KEY)
+        return stored
 
     def whole(self) -> SeedResult:
         """How the run scored, when all that is kept of it was read.
@@ -294,7 +294,7 @@ class RunFolder:
         dtype = (execution or self.execution()).dtype
         parts = dict(zip((DATA, UNSEEN), whole.hold_out(spec.unseen) if spec.unseen else (whole,), strict=False))
         here = {part: of_data(federation.to("cpu", dtype)) for part, federation in parts.items() if part in there}
-        found = difference({part: told for part, told in there.items() if part in here}, here)
+        found = difference({part: fact for part, fact in there.items() if part in here}, here)
         if found is not None:
             raise PluresError(
                 f"the data of the run in {self.path} are not those that it was made on: {found}; restore them, or run "
@@ -322,39 +322,39 @@ class RunFolder:
         if "preparation" not in about.get(FITTED, {}):
             self._asked()
             raise PluresError(f"{self.path / MODELS} does not say what was fitted to the data: run again")
-        told, clients = about[FITTED], about["clients"]
-        dtype = number_type(told["dtype"])
+        stored, clients = about[FITTED], about["clients"]
+        dtype = number_type(stored["dtype"])
         if dtype is None:
-            raise PluresError(f"{self.path / MODELS} is damaged: {told['dtype']!r} is not a numeric type; run again")
-        task = self._task(told["task"], task)
+            raise PluresError(f"{self.path / MODELS} is damaged: {stored['dtype']!r} is not a numeric type; run again")
+        task = self._task(stored["task"], task)
         found = {k.removeprefix(f"{FITTED}:"): t for k, t in tensors.items() if k.startswith(f"{FITTED}:")}
-        scaling, preparation = restored(told["preparation"], found)
+        scaling, preparation = restored(stored["preparation"], found)
         return Federation(
-            name=told["name"],
-            source=told["source"],
+            name=stored["name"],
+            source=stored["source"],
             task=task,
-            inputs=torch.zeros(2, *told["features"], dtype=dtype),
+            inputs=torch.zeros(2, *stored["features"], dtype=dtype),
             targets=task.blank(2),
             clients=tuple(clients),
             splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)] * len(clients))),
-            metadata={column: tuple(values) for column, values in told["metadata"].items()},
-            columns=tuple(told["columns"]),
+            metadata={column: tuple(values) for column, values in stored["metadata"].items()},
+            columns=tuple(stored["columns"]),
             scaling=scaling,
             preparation=preparation,
         )
 
-    def _task(self, told: Mapping[str, Any], given: tasks.Task | None) -> tasks.Task:
+    def _task(self, stored: Mapping[str, Any], given: tasks.Task | None) -> tasks.Task:
         """The run's task, from what its folder says of it or as it was given.
 
         Raises:
             PluresError: among others if it is another task, or one of somebody's own whose code has changed.
         """
         if given is not None:
-            found = tasks.completed(given, told)
-        elif UNTOLD in told:
-            raise PluresError(f"{self.path}: {told[UNTOLD]}; in Python, RunFolder.predict takes it as task=")
+            found = tasks.completed(given, stored)
+        elif UNTOLD in stored:
+            raise PluresError(f"{self.path}: {stored[UNTOLD]}; in Python, RunFolder.predict takes it as task=")
         else:
-            found = tasks.from_dict(told, lambda name: self.code.reading(self.path / MODELS).load(name, "task"))
+            found = tasks.from_dict(stored, lambda name: self.code.reading(self.path / MODELS).load(name, "task"))
         differs = difference({"task": code_of(self._asked()[DATA])}, {"task": code_of(of_task(found))})
         if differs is not None:
             raise PluresError(f"this is not the task of the run in {self.path}: {differs}")
@@ -428,7 +428,7 @@ class RunFolder:
         code = {key: text for key, text in of_method(method, "").items() if key != "name"}
         kept = {key: text for key, text in there[METHOD].items() if key != "name" and not key.startswith("parameter ")}
         leaves = [
-            {k: t for k, t in told.items() if k.startswith("leaf ")} for told in (there[MODEL], of_network(network))
+            {k: t for k, t in about.items() if k.startswith("leaf ")} for about in (there[MODEL], of_network(network))
         ]
         found = difference({METHOD: kept, MODEL: leaves[0]}, {METHOD: code, MODEL: leaves[1]}, values=False)
         if found is not None:
@@ -453,18 +453,18 @@ class RunFolder:
 
     def counted(self, client: str) -> Counts:
         """How many examples a client has."""
-        told = describe(self._file(client), RERUN).get(COUNTS)
-        if told is None:
+        stored = describe(self._file(client), RERUN).get(COUNTS)
+        if stored is None:
             raise PluresError(f"{self.path / MODELS} is of an earlier version of plures: run again")
-        found: Counts = told[client]
+        found: Counts = stored[client]
         return found
 
     def validation(self, client: str) -> dict[str, float | None]:
         """Metrics on a client's own validation examples; empty where it has none."""
         file = self._file(client)
         if file != self.path / MODELS:
-            told = describe(file, ONBOARD)["validation"]
-            return {name: None if value is None else float(value) for name, value in told.items()}
+            stored = describe(file, ONBOARD)["validation"]
+            return {name: None if value is None else float(value) for name, value in stored.items()}
         scores = self.result().validation
         return _scores(scores, scores.clients.index(client))
 

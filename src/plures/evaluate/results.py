@@ -290,9 +290,9 @@ class Comparison(Result):
     @property
     def others(self) -> list[MetricCard]:
         """The metrics that are reported beside the one that is compared."""
-        told = [*self.metrics, *map(MetricCard.of, (*CLASSIFICATION, *REGRESSION))]
+        known = [*self.metrics, *map(MetricCard.of, (*CLASSIFICATION, *REGRESSION))]
         names = [name for name in self.methods[0].seeds[0].test.metrics if name != self.metric.name]
-        found = (next((card for card in told if card.name == name), None) for name in names)
+        found = (next((card for card in known if card.name == name), None) for name in names)
         return [card for card in found if card is not None]
 
     def method(self, name: str) -> MethodResult:
@@ -346,11 +346,11 @@ class Comparison(Result):
         Where a result does not tell the visits, every client is taken to have had one in each round.
         """
         clients = self.federation.trained
-        told = [seed.reached for seed in method.seeds if seed.reached is not None and seed.reached.visits]
-        if not told:
+        known = [seed.reached for seed in method.seeds if seed.reached is not None and seed.reached.visits]
+        if not known:
             rounds = float(np.mean([seed.chosen_round for seed in method.seeds]))
             return rounds, rounds * (method.bytes_up + method.bytes_down)
-        visits, sent = ([p.visits for p in told], [p.bytes for p in told])
+        visits, sent = ([p.visits for p in known], [p.bytes for p in known])
         return float(np.mean(visits)) / clients, float(np.mean(sent)) / clients
 
     def rows(self) -> list[Row]:

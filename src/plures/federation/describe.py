@@ -79,12 +79,12 @@ class Description:
 
     def __str__(self) -> str:
         sizes = {split: [client.sizes[split] for client in self.clients] for split in SPLITS}
-        told = ", ".join(f"{split} {sum(counts)}" for split, counts in sizes.items())
+        text = ", ".join(f"{split} {sum(counts)}" for split, counts in sizes.items())
         counted = len(self.clients[0].labels)
         what = f"{counted} {self.called}" if counted else "real targets"
         lines = [
             f"{self.name}: {self.kind}, {what}, inputs {' x '.join(map(str, self.features)) or 'scalar'}",
-            f"{len(self.clients)} clients, {self.examples} examples ({told})",
+            f"{len(self.clients)} clients, {self.examples} examples ({text})",
             f"missing values: {self.missing}",
         ]
         if self.label_skew is not None:

@@ -22,15 +22,17 @@ def doubts(federation: Federation, copies: bool = True) -> list[str]:
     """Clients with too few examples to learn, names that look alike, and test rows that are also training rows."""
     train = federation.splits["train"]
     lacking = train.sizes < MIN_TRAIN_EXAMPLES
-    told = [_of(_those(federation, lacking), f"fewer than {MIN_TRAIN_EXAMPLES} training examples")]
+    found = [_of(_those(federation, lacking), f"fewer than {MIN_TRAIN_EXAMPLES} training examples")]
     if federation.task.classes:
         labels, first = federation.targets[train.rows], train.offsets[:-1].clamp(max=max(len(train.rows) - 1, 0))
         other = labels != labels[first].repeat_interleave(train.sizes) if len(labels) else labels.bool()
         mixed = torch.bincount(train.owners[other], minlength=len(federation)) > 0
-        told.append(_of(_those(federation, ~mixed & ~lacking), "only one class to train on"))
-    told += [f"clients {one!r} and {other!r} differ only by case or blanks" for one, other in alike(federation.clients)]
-    told.append(_copies(federation) if copies else "")
-    return [text for text in told if text]
+        found.append(_of(_those(federation, ~mixed & ~lacking), "only one class to train on"))
+    found += [
+        f"clients {one!r} and {other!r} differ only by case or blanks" for one, other in alike(federation.clients)
+    ]
+    found.append(_copies(federation) if copies else "")
+    return [text for text in found if text]
 
 
 def _those(federation: Federation, which: Tensor) -> list[str]:

@@ -265,9 +265,9 @@ def _refuse_almost(column: str, known: Sequence[Any], rows: int) -> None:
     numbers = [level for level in levels if nearly_number(level)]
     if levels and len(numbers) >= len(levels) / 2:
         others = [level for level in dict.fromkeys(map(str, known)) if number(level) is None]
-        told = f"almost only numbers as text, but also {listed([repr(other) for other in others])}"
+        text = f"almost only numbers as text, but also {listed([repr(other) for other in others])}"
         raise PluresError(
-            f"column {column!r} holds {told if others else f'numbers as text, such as {numbers[0]!r}'}: use "
+            f"column {column!r} holds {text if others else f'numbers as text, such as {numbers[0]!r}'}: use "
             f"numbers=[{column!r}] to read them as numbers{' and the others as missing' if others else ''}, "
             f"categories=[{column!r}] to give each of the {len(set(map(str, known)))} values an input of its own, or "
             f"{_drop(column)}"

@@ -112,9 +112,9 @@ class Preparation:
         """Inverse of :meth:`completed` up to rounding: NaN where a value was missing."""
         if self.fill is None or not self.gaps:
             return completed
-        raw, told = completed[:, : len(self.fill)].clone(), completed[:, len(self.fill) :] > 0.5
+        raw, missing = completed[:, : len(self.fill)].clone(), completed[:, len(self.fill) :] > 0.5
         places = list(self.gaps)
-        raw[:, places] = torch.where(told, torch.nan, raw[:, places])
+        raw[:, places] = torch.where(missing, torch.nan, raw[:, places])
         return raw
 
     def decoded(self, raw: Tensor) -> dict[str, list[Any]]:

@@ -184,8 +184,8 @@ def personal(method: MethodResult, details: Details, place: int, clients: int) -
             f"{far} of {clients}",
         )
     same = f"{details.personal.same:,} further numbers are the same for everyone" if details.personal.same else ""
-    told = "distance from, and cosine to, the mean of all clients' models; rank 1 is the farthest. "
-    return Group(heading, table, Text(told + same, style="dim"))
+    text = "distance from, and cosine to, the mean of all clients' models; rank 1 is the farthest. "
+    return Group(heading, table, Text(text + same, style="dim"))
 
 
 def errors(card: FederationCard, method: MethodResult, place: int, federation: Federation | None) -> RenderableType:

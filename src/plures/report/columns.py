@@ -99,8 +99,8 @@ class Number:
         """The size of a difference, as text."""
         least = 10**-self.decimals
         size = abs(difference) * (100 if self.percent else 1)
-        told = f"{size:.{self.decimals}f}" if size >= least / 2 else f"less than {least:.{self.decimals}f}"
-        return f"{told} points" if self.percent else told
+        text = f"{size:.{self.decimals}f}" if size >= least / 2 else f"less than {least:.{self.decimals}f}"
+        return f"{text} points" if self.percent else text
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def _thirds(values: Sequence[str | float]) -> list[tuple[str, list[int]]] | None
         inside = np.flatnonzero(parts == part)
         if len(inside):
             low, high = numbers[inside].min(), numbers[inside].max()
-            told = f"{low:,.6g}" if low == high else f"{low:,.6g} to {high:,.6g}"
-            found.append((told, inside.tolist()))
+            text = f"{low:,.6g}" if low == high else f"{low:,.6g} to {high:,.6g}"
+            found.append((text, inside.tolist()))
     return found if len(found) > 1 else None
 
 

@@ -21,8 +21,8 @@ def table(kind: str, caption: str, head: str, lines: Sequence[str]) -> str:
 def heading(words: str, detail: str, *, first: str = "ascending", kind: str = "number", name: str = "") -> str:
     """A heading, which the page turns into a button that sorts, first in the direction ``first``."""
     small = f"<small>{escape(detail)}</small>" if detail else ""
-    told = escape(name or f"{words} {detail}".strip())
-    named = f'class="{kind}" data-first="{first}" data-name="{told}"'
+    label = escape(name or f"{words} {detail}".strip())
+    named = f'class="{kind}" data-first="{first}" data-name="{label}"'
     return f'<th scope="col" {named}><span>{escape(words)}{small}</span></th>'
 
 

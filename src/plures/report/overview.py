@@ -51,10 +51,10 @@ def overview(comparisons: Sequence[Comparison], rows: Sequence[list[Row]], title
         )
     means = "".join(cell(f"{mean[name]:.2f}" if name in mean else MISSING, mean.get(name)) for name in order)
     lines.append(f'<tr class="total"><th scope="row">mean rank</th>{means}</tr>')
-    told = _answer(comparisons, rows, titles, mean)
+    text = _answer(comparisons, rows, titles, mean)
     return (
         '<div class="overview"><header><p class="kicker">Personalized federated learning, studied</p>'
-        f'<h1>{escape(title)}</h1><p class="headline">{escape(told)}</p></header>'
+        f'<h1>{escape(title)}</h1><p class="headline">{escape(text)}</p></header>'
         '<p class="lead">Mean test score, and its rank among the methods below it; the darker, the better the rank. '
         "A name, or a cell, opens that comparison below.</p>"
         f"{table('sortable study', 'Data by methods, with ranks', head, lines)}</div>"
@@ -85,5 +85,5 @@ def _cell(row: Row | None, rank: float | None, number: Number, most: int, place:
     if row is None or rank is None:
         return cell(MISSING, None)
     tint = f"--h:{100 * (most - rank) / max(1, most - 1):.0f}%"
-    told = f'<button type="button" class="plain" data-open="{place}">{number(row.mean)}</button><small>{rank:g}</small>'
-    return cell(told, rank, "heat top" if rank == 1 else "heat", tint)
+    text = f'<button type="button" class="plain" data-open="{place}">{number(row.mean)}</button><small>{rank:g}</small>'
+    return cell(text, rank, "heat top" if rank == 1 else "heat", tint)

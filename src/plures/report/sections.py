@@ -254,7 +254,7 @@ def facts(comparison: Comparison) -> str:
     card, seeds = comparison.federation, max(len(m.seeds) for m in comparison.methods)
     total = sum(map(sum, card.sizes.values()))
     unseen = {name for m in comparison.methods for s in m.seeds if s.unseen for name in s.unseen.clients}
-    told = [
+    parts = [
         card.kind + (f" in {len(card.classes)} classes" if card.classes else ""),
         count(len(comparison.methods[0].seeds[0].test.clients), "client"),
         *([count(len(unseen), "unseen client")] if unseen else []),
@@ -262,7 +262,7 @@ def facts(comparison: Comparison) -> str:
         count(len(comparison.methods), "method"),
         count(seeds, "seed"),
     ]
-    return "".join(f"<span>{escape(fact)}</span>" for fact in told)
+    return "".join(f"<span>{escape(fact)}</span>" for fact in parts)
 
 
 def _titles(methods: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -116,9 +116,9 @@ def _tuning(method: MethodResult, number: Number) -> str:
         f"<summary><b>{escape(method.title)}</b> <span>{escape(chosen)}</span> "
         f"<span>{count(len(method.trials), 'trial')}</span></summary>"
     )
-    told = f'<p class="cite">{escape(method.family)}. {escape(method.citation)}</p>'
+    text = f'<p class="cite">{escape(method.family)}. {escape(method.citation)}</p>'
     if not method.trials:
-        return f"<details>{summary}{told}<p>Nothing was tuned.</p></details>"
+        return f"<details>{summary}{text}<p>Nothing was tuned.</p></details>"
     head = heading("setting", "", kind="name") + heading("validation", "best of short run", first="descending")
     lines = []
     for trial in method.trials:
@@ -126,8 +126,8 @@ def _tuning(method: MethodResult, number: Number) -> str:
         mark = '<span class="tag">chosen</span>' if setting == chosen else ""
         value = cell(number(trial.validation), known(trial.validation))
         lines.append(f'<tr><th scope="row">{escape(setting)}{mark}</th>{value}</tr>')
-    told += "<p>Parameters that a line does not name had their defaults.</p>"
-    return f"<details>{summary}{told}{table('sortable trials', f'Trials of {method.title}', head, lines)}</details>"
+    text += "<p>Parameters that a line does not name had their defaults.</p>"
+    return f"<details>{summary}{text}{table('sortable trials', f'Trials of {method.title}', head, lines)}</details>"
 
 
 def _people(card: FederationCard) -> str:
@@ -165,14 +165,14 @@ def sheet(comparison: Comparison) -> str:
 def _bars(counts: Sequence[int], classes: Sequence[str]) -> str:
     """Label counts as small bars, the tallest filling the height."""
     top, step = max([*counts, 1]), max(2, min(10, 160 // max(1, len(counts))))
-    told = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=False))
+    text = ", ".join(f"{name} {count}" for name, count in zip(classes, counts, strict=False))
     path = "".join(
         f"M{i * step} {BAR_HEIGHT}v{-max(BAR_HEIGHT * count / top, 0.5 if count else 0):.1f}h{step - 1}V{BAR_HEIGHT}z"
         for i, count in enumerate(counts)
     )
     return (
         f'<svg class="bars" role="img" width="{step * len(counts)}" height="{BAR_HEIGHT + 1}" '
-        f'aria-label="{escape(told)}"><title>{escape(told)}</title><path d="{path}"/>'
+        f'aria-label="{escape(text)}"><title>{escape(text)}</title><path d="{path}"/>'
         f'<path class="floor" d="M0 {BAR_HEIGHT}.5H{step * len(counts)}"/></svg>'
     )
 

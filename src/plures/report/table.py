@@ -174,8 +174,8 @@ def _diverged(comparison: Comparison, rows: list[Row]) -> str:
     if not lost:
         return ""
     people = len(comparison.methods[0].seeds[0].test.clients)
-    told = ", ".join(f"{row.title} for {row.diverged} of {people} clients" for row in lost)
-    return f"Training diverged, so models give no finite numbers, with {told}: try smaller learning rates."
+    text = ", ".join(f"{row.title} for {row.diverged} of {people} clients" for row in lost)
+    return f"Training diverged, so models give no finite numbers, with {text}: try smaller learning rates."
 
 
 def _verdict(comparison: Comparison, rows: list[Row]) -> str:
@@ -188,8 +188,8 @@ def _verdict(comparison: Comparison, rows: list[Row]) -> str:
         diverged = any(row.diverged for row in baselines)
         return f"No baseline has a {'finite ' if diverged else ''}score on the test data, so no conclusion is possible."
     if not others:
-        told = f"Only baselines were compared; {base.title} serves the clients best on average"
-        return f"{told} ({_score(comparison, base, number)}). {_harm(comparison, base)}".strip()
+        text = f"Only baselines were compared; {base.title} serves the clients best on average"
+        return f"{text} ({_score(comparison, base, number)}). {_harm(comparison, base)}".strip()
     lead = best(comparison, others)
     gain = (lead.mean - base.mean) * (1 if comparison.metric.higher else -1)
     own, reference = (comparison.method(r.name).per_client(comparison.metric.name) for r in (lead, base))
@@ -199,23 +199,23 @@ def _verdict(comparison: Comparison, rows: list[Row]) -> str:
     lead_score, base_score = (_score(comparison, row, number) for row in (lead, base))
     far = number.distance(gain)
     if gain < 0:
-        told = (
+        text = (
             f"No method beats the best baseline: {base.title} serves the clients best on average ({base_score}); "
             f"{lead.title} comes closest, {far} behind ({test})."
         )
     elif gain == 0:
-        told = f"No method beats the best baseline: {lead.title} equals {base.title} on average ({base_score})."
+        text = f"No method beats the best baseline: {lead.title} equals {base.title} on average ({base_score})."
     elif p >= LEVEL:
-        told = (
+        text = (
             f"No method clearly beats the best baseline: {lead.title} ({lead_score}) leads {base.title} by {far}, "
             f"a difference over clients that chance can explain ({test})."
         )
     else:
-        told = (
+        text = (
             f"{lead.title} serves the clients best on average ({lead_score}), {far} better than the strongest "
             f"baseline, {base.title} ({test})."
         )
-    return " ".join(filter(None, [told, _seeds(lead, base, abs(gain)), _harm(comparison, base if gain < 0 else lead)]))
+    return " ".join(filter(None, [text, _seeds(lead, base, abs(gain)), _harm(comparison, base if gain < 0 else lead)]))
 
 
 def describe_metric(comparison: Comparison) -> str:
@@ -243,10 +243,10 @@ def _harm(comparison: Comparison, row: Row) -> str:
     metric = comparison.metric.name
     own = comparison.method(row.name).per_client(metric)
     counts = []
-    for name, told in (("local", "local-only training"), ("fedavg", "FedAvg")):
+    for name, text in (("local", "local-only training"), ("fedavg", "FedAvg")):
         if name != row.name:
             reference = comparison.method(name).per_client(metric)
             lost = int(worse(own, reference, higher=comparison.metric.higher).sum())
             known = ~(np.isnan(own) | np.isnan(reference))
-            counts.append(f"{lost} of {int(known.sum())} clients against {told}")
+            counts.append(f"{lost} of {int(known.sum())} clients against {text}")
     return f"{row.title} harms {' and '.join(counts)}."

@@ -26,7 +26,7 @@ from plures.tasks import KINDS, Task
 from plures.version import __version__
 
 Fingerprint = dict[str, Facts]
-"""Part of the question to its facts. What only changes rounding, speed or who is told is not part of it."""
+"""Part of the question to its facts. What only changes rounding, speed or who is notified is not part of it."""
 
 KEY = "question"
 """Under which files keep a fingerprint."""
@@ -41,7 +41,7 @@ HEADS = (
     "type of the inputs",
     "type of the targets",
 )
-"""Facts of data that are told before the rows, which differ where these do."""
+"""Facts of data that are listed before the rows, which differ where these do."""
 
 TASK_CODE = "task's class"
 CLIENT_DIGITS = 12
@@ -57,7 +57,7 @@ VERSIONS, DATA, UNSEEN, METHOD, TRAINING, PARTICIPATION, MODEL, SETTINGS = (
 
 def of_data(federation: Federation) -> Facts:
     """Facts of clients and their examples, of every client and split a digest of its own."""
-    told = {
+    found = {
         "name": federation.name,
         **of_task(federation.task),
         "shape of an example": str(federation.features),
@@ -66,29 +66,29 @@ def of_data(federation: Federation) -> Facts:
         "columns": short(", ".join(federation.columns)),
         "clients": json.dumps(group_names(federation.clients)),
     }
-    told |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
+    found |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
-        told[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
+        found[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
     inputs, targets = federation.inputs.detach().cpu(), federation.targets.detach().cpu()
     for split in SPLITS:
-        told[split] = " ".join(client_digests(inputs, targets, federation.splits[split]))
+        found[split] = " ".join(client_digests(inputs, targets, federation.splits[split]))
     public = federation.public.cpu()
-    told["public rows"] = " ".join(client_digests(inputs, targets, Split.of([public]))) if len(public) else "none"
-    return told
+    found["public rows"] = " ".join(client_digests(inputs, targets, Split.of([public]))) if len(public) else "none"
+    return found
 
 
 def of_task(task: Task) -> Facts:
     """Facts of a task: what it predicts, its options and, of a task of your own, its code."""
-    told = {"task": task.kind, task.called: short(", ".join(task.names))}
-    told |= {} if type(task) in KINDS.values() else facts(type(task), TASK_CODE)
+    found = {"task": task.kind, task.called: short(", ".join(task.names))}
+    found |= {} if type(task) in KINDS.values() else facts(type(task), TASK_CODE)
     for option in fields(task):
-        told |= facts(getattr(task, option.name), f"task's {option.name}") if option.compare else {}
-    return told
+        found |= facts(getattr(task, option.name), f"task's {option.name}") if option.compare else {}
+    return found
 
 
-def code_of(told: Facts) -> Facts:
+def code_of(found: Facts) -> Facts:
     """Those facts that are the code of a task of somebody's own."""
-    own = {key: text for key, text in told.items() if re.match(rf"{TASK_CODE}([.(\[]|$)", key)}
+    own = {key: text for key, text in found.items() if re.match(rf"{TASK_CODE}([.(\[]|$)", key)}
     return _inner(own, "task's", " ")
 
 
@@ -138,17 +138,17 @@ def client_digests(inputs: Tensor, targets: Tensor, split: Split) -> list[str]:
 
 def of_network(network: Network) -> Facts:
     """Facts of a model: classes, settings and code of its modules, and its initial leaves."""
-    told = facts(network.module, "network", tensors=False)
+    found = facts(network.module, "network", tensors=False)
     still = {path: " frozen" if path in network.frozen else "" for path in network.info}
-    return told | {f"leaf {path}": tensor_text(leaf) + still[path] for path, leaf in network.leaves().items()}
+    return found | {f"leaf {path}": tensor_text(leaf) + still[path] for path, leaf in network.leaves().items()}
 
 
 def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = None) -> Facts:
     """Facts of a method: its name, its parameters as they were given, and all that it consists of, code included."""
-    told = {"name": name}
+    found = {"name": name}
     for key, value in (parameters or {}).items():
-        told |= facts(value, f"parameter {key}")
-    return told | {k.removeprefix("method."): v for k, v in facts(method, "method").items() if k != "method"}
+        found |= facts(value, f"parameter {key}")
+    return found | {k.removeprefix("method."): v for k, v in facts(method, "method").items() if k != "method"}
 
 
 def of_metric(federation: Federation) -> Facts:
@@ -206,7 +206,7 @@ def of_run(
     Args:
         run: the run.
         name: what it is called.
-        parameters: of its method, to be told by name.
+        parameters: of its method, listed by name.
         settings: what else the result depends on.
     """
     precision = "float32" if run.execution.precision == "auto" else run.execution.precision
@@ -224,8 +224,8 @@ def of_run(
     )
 
 
-def _inner(told: Facts, name: str, mark: str = ".") -> Facts:
-    return {key.removeprefix(f"{name}{mark}"): text for key, text in told.items()}
+def _inner(found: Facts, name: str, mark: str = ".") -> Facts:
+    return {key.removeprefix(f"{name}{mark}"): text for key, text in found.items()}
 
 
 def difference(
@@ -276,8 +276,8 @@ def _data_differ(old: Facts, new: Facts) -> str | None:
     if not old or not new:
         return None if old == new else f"there are none {'here' if old else 'there'}"
     clients, now = (
-        [group if isinstance(group, str) else tuple(group) for group in json.loads(told["clients"])]
-        for told in (old, new)
+        [group if isinstance(group, str) else tuple(group) for group in json.loads(found["clients"])]
+        for found in (old, new)
     )
     for names, others, where in ((clients, set(now), "there"), (now, set(clients), "here")):
         for name in names:
@@ -325,6 +325,6 @@ def _is_tensor(text: str) -> bool:
 def _made_with(part: str, there: Mapping[str, Facts], here: Mapping[str, Facts]) -> str:
     """Versions that may alone be the reason for a difference in compiled code or in a library's layers."""
     old, new = there.get(VERSIONS, {}), here.get(VERSIONS, {})
-    told = [f"{name} {old.get(name)} there, {new.get(name)} here" for name in ("python", "torch")]
-    changed = [one for one, name in zip(told, ("python", "torch"), strict=True) if old.get(name) != new.get(name)]
+    found = [f"{name} {old.get(name)} there, {new.get(name)} here" for name in ("python", "torch")]
+    changed = [one for one, name in zip(found, ("python", "torch"), strict=True) if old.get(name) != new.get(name)]
     return f" ({'; '.join(changed)})" if changed and part not in (VERSIONS, DATA, UNSEEN) else ""

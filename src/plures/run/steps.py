@@ -87,9 +87,9 @@ class Steps:
         """Whether the objective is the task loss itself."""
         whole = bound.initial[phase.slot].keys() == bound.initial["model"].keys()
         self.model = phase.slot if whole else "model"
-        """The slot whose task loss is told: the phase's, where that is a model and not a part or numbers beside one."""
+        """The slot whose task loss is reported: the phase's, if that is a model, not a part or numbers beside one."""
         self.loss_slots = list(dict.fromkeys([self.model, *dict(self.trained), *dict(self.kept)]))
-        """Slots whose passes tell the task loss, the first one that has some."""
+        """Slots whose passes give the task loss: that of the first one that has some is reported."""
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         """Train the leaves of ``x`` in place.
@@ -359,7 +359,7 @@ class Stacked(Steps):
         """What the step of any number of clients depends on; rates and numbers of steps are arguments."""
         optimizers = [replace(o, lr=1.0) if isinstance(o, SGD | Adam) else o for o, _ in self.updates]
         bare = replace(self.phase, lr=None, steps=None, epochs=None, optimizer=None)
-        told = facts((bare, optimizers, self.federation.task), "step") | facts(self.network.module, tensors=False)
+        described = facts((bare, optimizers, self.federation.task), "step") | facts(self.network.module, tensors=False)
         held = [name for name, part in self.network.module.named_modules() if self.network.still(part)]
         places = (
             self.read,
@@ -371,7 +371,7 @@ class Stacked(Steps):
             [n for _, n in self.updates],
         )
         about = (self.clip, self.problem.decay, self.dtype, held, sorted(self.network.fixed), places, self.loss_slots)
-        return digest(repr((sorted(told.items()), about)).encode())
+        return digest(repr((sorted(described.items()), about)).encode())
 
     def _groups(self, counts: NDArray[np.int64], part: Part, plan: Batches) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
         """Clients that step together: all active ones, or those with equal batches where padding would matter."""

@@ -187,8 +187,8 @@ class Card(Result):
             blocks.append([f"It decides for {self.classes[1]} where its probability is above {self.threshold:.4f}."])
         if self.calibration:
             found = [(slot, name, value) for slot, ls in self.calibration.items() for name, value in ls.items()]
-            told = [f"- {name if name == slot else f'{slot} {name}'}: {value}" for slot, name, value in found]
-            blocks.append(["## Fitted to the finished outputs", *told])
+            lines = [f"- {name if name == slot else f'{slot} {name}'}: {value}" for slot, name, value in found]
+            blocks.append(["## Fitted to the finished outputs", *lines])
         blocks.append(["## What is personal", *map(_share, self.parts)])
         if any(self.carries.values()):
             held = ", ".join(f"{count} {split}" for split, count in self.carries.items())

@@ -290,9 +290,9 @@ class PersonalModel:
         ``model.safetensors`` holds model and card and is renamed into place, so the folder always has one complete
         model; ``card.json`` and ``card.md`` repeat the card for people and other programs.
         """
-        told = json.loads(self.card.model_dump_json())
-        write(folder / MODEL, self.tensors(), {"card": told})
-        write_text(folder / CARD, json.dumps(told, indent=1))
+        document = json.loads(self.card.model_dump_json())
+        write(folder / MODEL, self.tensors(), {"card": document})
+        write_text(folder / CARD, json.dumps(document, indent=1))
         write_text((folder / CARD).with_suffix(".md"), self.card.text())
 
     @classmethod
@@ -309,23 +309,23 @@ class PersonalModel:
                 f"{folder} holds no personal model ({MODEL} is missing): name a folder with a saved model"
             )
         tensors, about = read(file, REPUBLISH, earlier=True)
-        told = about.get("card")
-        if not isinstance(told, dict) or "format" not in told:
+        document = about.get("card")
+        if not isinstance(document, dict) or "format" not in document:
             raise PluresError(f"{file} is another kind of plures file, not a personal model")
-        if told["format"] not in (1, FORMAT):
+        if document["format"] not in (1, FORMAT):
             raise PluresError(
-                f"{file} has format {told['format']}, and this version of plures ({__version__}) reads format "
-                f"{FORMAT}: install the plures that wrote it, {told.get('versions', {}).get('plures', 'unknown')}"
+                f"{file} has format {document['format']}, and this version of plures ({__version__}) reads format "
+                f"{FORMAT}: install the plures that wrote it, {document.get('versions', {}).get('plures', 'unknown')}"
             )
-        if told["format"] == 1 and "targets standardised (" in str(told.get("source")):
+        if document["format"] == 1 and "targets standardised (" in str(document.get("source")):
             raise PluresError(
                 f"{file} is of an earlier version of plures, which did not keep the units of the target: publish the "
                 "model again"
             )
         try:
-            card = Card.model_validate(told)
+            card = Card.model_validate(document)
         except ValidationError as error:
-            raise PluresError(f"{file}: the card is damaged ({explain(error, told)}); {REPUBLISH}") from error
+            raise PluresError(f"{file}: the card is damaged ({explain(error, document)}); {REPUBLISH}") from error
         if describe.digest(tensors) != card.digest:
             raise PluresError(f"{file} is damaged: its values are not those that were saved; {REPUBLISH}")
         with understood(file, REPUBLISH), torch.no_grad():

@@ -161,8 +161,8 @@ def _one(workspace: Workspace, heart: Heart, unit: Unit, watch: Watch) -> Event:
         return Event("lost", unit)
     except Exception as error:  # one method's fault must not end a study of many; it is reported at the end
         if full(error):
-            told = f"{error}: free some space and give the same command again"
-            raise PluresError(f"{unit.name}: {error if isinstance(error, PluresError) else told}") from error
+            reason = f"{error}: free some space and give the same command again"
+            raise PluresError(f"{unit.name}: {error if isinstance(error, PluresError) else reason}") from error
         message = str(error) if isinstance(error, PluresError) else f"{type(error).__name__}: {error}"
         workspace.store.fail(unit, workspace.owner, message)
         return Event("failed", unit, message=message)

@@ -178,14 +178,14 @@ def _cells(source: Source) -> Iterator[Cell]:
             if titles[j] not in wanted:
                 continue
             for k, budget in enumerate(document.budgets):
-                told = [data.label or data.name]
-                told += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
-                told += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
+                parts = [data.label or data.name]
+                parts += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
+                parts += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
                 said = [part.model_dump(mode="json", exclude=left_out) for part in (data, partition, budget)]
                 for part, later in ((0, "task"), (0, "metric"), (2, "patience")):  # keeps keys where they are not given
                     if said[part][later] is None:
                         del said[part][later]
-                yield Cell(digest(said), ", ".join(told), data, partition, budget, (i, j, k))
+                yield Cell(digest(said), ", ".join(parts), data, partition, budget, (i, j, k))
 
 
 def _candidate(source: Source, part: MethodPart) -> Candidate:

@@ -223,11 +223,11 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
 
 def title(part: PartitionPart) -> str:
     """Name of a partition in results."""
-    told = [part.how, *(f"{key}={value}" for key, value in part.dealing.items())]
+    parts = [part.how, *(f"{key}={value}" for key, value in part.dealing.items())]
     for poorer in (part.shift, part.quality):
         if poorer is not None:
-            told += [f"{key}={value}" for key, value in poorer.model_dump(exclude_defaults=True).items()]
-    return part.label or " ".join(told)
+            parts += [f"{key}={value}" for key, value in poorer.model_dump(exclude_defaults=True).items()]
+    return part.label or " ".join(parts)
 
 
 def _partition_faults(part: PartitionPart, path: KeyPath) -> Iterator[Fault]:

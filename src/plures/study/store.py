@@ -347,8 +347,8 @@ class Store:
                     self._do("DELETE FROM trials WHERE rowid = ?", (row["rowid"],))
                     spoiled.add(row["unit"])
             for row in self._all("SELECT id, result FROM units WHERE state = 'done' AND kind = 'tuning'"):
-                told = json.loads(row["result"])
-                if sum(told.get(state, 0) for state in ("finished", "pruned", "repeated")) > len(
+                result = json.loads(row["result"])
+                if sum(result.get(state, 0) for state in ("finished", "pruned", "repeated")) > len(
                     self.trials(row["id"])
                 ):
                     self._do(again, (row["id"],))

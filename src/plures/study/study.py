@@ -51,8 +51,8 @@ class Study:
                 stacklevel=2,
             )
         about = self._store.described()
-        told = about["text"], about["file"], Path(about["folder"])
-        source = parse_study(*told, checked=False, code=code.reading(self._store.file))
+        written = about["text"], about["file"], Path(about["folder"])
+        source = parse_study(*written, checked=False, code=code.reading(self._store.file))
         self.plan: Plan = plan_of(source, about["search"])
 
     @property

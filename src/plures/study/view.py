@@ -35,13 +35,13 @@ def plan_table(title: str, known: Ahead) -> RenderableType:
     memory = f"{known.memory / 2**30:.1f} GiB"
     if known.device_memory:
         memory += f" and {known.device_memory / 2**30:.1f} GiB on the accelerator"
-    told = (
+    text = (
         f"{known.cells} cells x {known.methods} methods: {known.trials} trials of tuning at most "
         f"({known.done_trials} done) and {known.runs} final runs ({known.done_runs} done)\n"
         f"time left for one process: about {duration(known.seconds)}; memory of a process: about {memory}\n"
         "Both come from one or two rounds of each method on each cell: a rough estimate, easily wrong by half."
     )
-    return Group(table, Text(told))
+    return Group(table, Text(text))
 
 
 @dataclass
@@ -98,16 +98,16 @@ class View:
             return Text("starting")
         if event.unit is None:
             return Text("waiting for other processes", style="yellow")
-        told = f"{event.unit.name}"
+        text = f"{event.unit.name}"
         if event.what == "going":
             rate = self.rounds / max(time.monotonic() - self.unit_begun, 1e-9)
-            told += (
+            text += (
                 f": round {event.round}/{event.rounds}"
                 if event.unit.kind == "seed"
                 else f": {self.rounds} rounds of trials"
             )
-            told += f", {rate:.1f} rounds/s, validation {event.validation:.4g}"
-        return Text(told, style="bold")
+            text += f", {rate:.1f} rounds/s, validation {event.validation:.4g}"
+        return Text(text, style="bold")
 
     def left(self, done: set[str], workers: int) -> float:
         """Seconds left: the estimate for the rest, scaled by how far estimates were off so far."""

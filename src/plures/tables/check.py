@@ -137,17 +137,17 @@ def _twins(reading: Reading) -> list[Finding]:
 
 def _rare(schema: Schema, counts: Mapping[str, int], rows: int) -> list[Finding]:
     """Classes or labels of which a site has few rows, or nothing else."""
-    told = []
+    found = []
     for name, count in counts.items():
         column, noun = (schema.target[0], "class") if schema.classes else (name, "label")
         if count == rows:
             what = f"all rows are of class {name!r}" if schema.classes else f"all rows have the label {name!r}"
-            told.append(_note(column, what, "a model learned here alone predicts nothing else"))
+            found.append(_note(column, what, "a model learned here alone predicts nothing else"))
         elif (count < ENOUGH or count < RARE * rows) and not (schema.classes and rows in counts.values()):
             what = f"{noun} {name!r} has {_several(count, 'row')} of {rows} ({100 * count / rows:.3g} %)"
             remedy = "this site cannot measure how well it is recognised" if not count else "its scores are uncertain"
-            told.append(_note(column, what, remedy))
-    return told
+            found.append(_note(column, what, remedy))
+    return found
 
 
 def _sheet(schema: Schema, reading: Reading, client: str) -> Sheet:

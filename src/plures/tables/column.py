@@ -172,23 +172,23 @@ class Category(Declared):
         """Indices of the cells' levels, and what is wrong with them; ``missing`` replaces the declared share."""
         places = {text(level): place for place, level in enumerate(self.levels)}
         gaps = np.array([absent(cell) for cell in cells], dtype=bool)
-        told = ["" if gap else text(cell) for cell, gap in zip(_plain(cells), gaps.tolist(), strict=True)]
-        values = np.array([places.get(cell, np.nan) for cell in told], dtype=np.float64)
+        texts = ["" if gap else text(cell) for cell, gap in zip(_plain(cells), gaps.tolist(), strict=True)]
+        values = np.array([places.get(cell, np.nan) for cell in texts], dtype=np.float64)
         values[gaps] = np.nan
-        found = self._unknown(np.array(told, dtype=object), np.isnan(values) & ~gaps, noun)
+        found = self._unknown(np.array(texts, dtype=object), np.isnan(values) & ~gaps, noun)
         return Read(values, gaps, (*found, *_gaps(self.name, gaps, self.missing if missing is None else missing)))
 
-    def _unknown(self, told: NDArray[Any], wrong: NDArray[np.bool_], noun: str) -> list[Finding]:
-        kinds = list(dict.fromkeys(told[wrong].tolist()))
+    def _unknown(self, texts: NDArray[Any], wrong: NDArray[np.bool_], noun: str) -> list[Finding]:
+        kinds = list(dict.fromkeys(texts[wrong].tolist()))
         listed = ", ".join(self.levels[: 2 * LISTED]) + (", ..." if len(self.levels) > 2 * LISTED else "")
         found = []
         for kind in kinds[:LISTED]:
-            rows = wrong & (told == kind)
+            rows = wrong & (texts == kind)
             what = f"{_plural(rows, 'row holds', 'rows hold')} {kind!r}, which is not one of the {noun} {listed}"
             near = closest(kind, self.levels)
             found.append(_error(self.name, rows, what, f"did you mean {near!r}?" if near else f"use one of the {noun}"))
         if kinds[LISTED:]:
-            rows = wrong & np.isin(told, kinds[LISTED:])
+            rows = wrong & np.isin(texts, kinds[LISTED:])
             what = f"{len(kinds) - LISTED} other values that are not among the {noun}"
             found.append(_error(self.name, rows, what, f"use one of the {noun}"))
         return found

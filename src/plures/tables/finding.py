@@ -32,9 +32,9 @@ class Finding:
     client: str = ""
 
     def __str__(self) -> str:
-        told = (f"client {self.client!r}", f"column {self.column!r}", rows_text(self.rows))
+        parts = (f"client {self.client!r}", f"column {self.column!r}", rows_text(self.rows))
         have = (self.client, self.column, self.rows)
-        place = ", ".join(word for word, there in zip(told, have, strict=True) if there)
+        place = ", ".join(word for word, there in zip(parts, have, strict=True) if there)
         return f"{place}: {self.sentence}" if place else self.sentence
 
     @property

@@ -138,8 +138,8 @@ class Schema(Declared):
             )
         roles = [name for name in (*self.target, self.date, self.group) if name is not None]
         names = [*roles, *(column.name for column in self.columns)]
-        for what, told in (("column", names), ("input", list(self.inputs))):
-            twice = [name for place, name in enumerate(told) if name in told[:place]]
+        for what, given in (("column", names), ("input", list(self.inputs))):
+            twice = [name for place, name in enumerate(given) if name in given[:place]]
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is declared twice; rename or remove one")
         if self.splits.by == "time" and self.date is None:

@@ -72,9 +72,9 @@ def text(cell: Any) -> str:
     """A cell as text: stripped, and integers without a decimal point."""
     if isinstance(cell, float | np.floating) and cell.is_integer():
         return str(int(cell))
-    told = str(cell).strip()
-    whole = re.fullmatch(r"(-?\d+)\.0+", told)
-    return whole[1] if whole else told
+    word = str(cell).strip()
+    whole = re.fullmatch(r"(-?\d+)\.0+", word)
+    return whole[1] if whole else word
 
 
 def number(cell: Any) -> float | None:

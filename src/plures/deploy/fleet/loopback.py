@@ -193,8 +193,8 @@ class Fleet:
             return f"{node.name} cannot work after {JOIN:g} s; the end of {node.log}:\n{node.tail()}"
 
         def done() -> bool:
-            told = node.output()
-            return node.alive and ONLINE in told and READY in told
+            output = node.output()
+            return node.alive and ONLINE in output and READY in output
 
         return until(done, JOIN, late, unless)
 
@@ -228,8 +228,8 @@ class Fleet:
             out: folder of the run.
         """
         self.agree(plan)
-        told = {"plan": plan, "out": out, "key": self.keys.coordinator}
-        return self.submit(app, {name: str(file.resolve()) for name, file in told.items()})
+        files = {"plan": plan, "out": out, "key": self.keys.coordinator}
+        return self.submit(app, {name: str(file.resolve()) for name, file in files.items()})
 
     def agree(self, plan: Path) -> None:
         """Enter the fingerprints of the coordinator and the sites into a ``federation.toml``."""
@@ -347,9 +347,9 @@ def node_arguments(site: Path, superlink: str, port: int, authority: Path | None
         key: the site's private key.
     """
     secure = ["--root-certificates", str(authority), "--auth-supernode-private-key", str(key)]
-    told = f"site={node_value(str(site.resolve()))} key={node_value(str(key.resolve()))}"
+    config = f"site={node_value(str(site.resolve()))} key={node_value(str(key.resolve()))}"
     return [
-        *("--superlink", superlink, "--port", str(port), "--node-config", told),
+        *("--superlink", superlink, "--port", str(port), "--node-config", config),
         *(["--insecure"] if authority is None else secure),
     ]
 

@@ -205,7 +205,7 @@ def rename(file: Path, clients: list[str]) -> None:
     Raises:
         PluresError: ``clients`` cannot be changed alone, because of how the file is written.
     """
-    told = tomllib.loads(file.read_text(encoding="utf-8-sig")) | {"clients": clients}
+    wanted = tomllib.loads(file.read_text(encoding="utf-8-sig")) | {"clients": clients}
     lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
     after = ""
     end = next((place for place, line in enumerate(lines) if TABLE.match(line)), len(lines))
@@ -215,6 +215,6 @@ def rename(file: Path, clients: list[str]) -> None:
             last = next((n for n in range(begin + 1, end + 1) if agreement.readable("\n".join(lines[begin:n]))), end)
             after = "\n".join([*lines[:begin], f"clients = {toml(tuple(clients))}", *lines[last:], ""])
             break
-    if agreement.readable(after) != told:
+    if agreement.readable(after) != wanted:
         raise PluresError(f"{file}: clients cannot be changed alone; edit it by hand: clients = {toml(tuple(clients))}")
     write_text(file, after)

@@ -36,9 +36,9 @@ class Place:
     def control(self) -> Control:
         """The SuperLink that ``flower/config.toml`` names."""
         file = self.folder / CONNECTION
-        told: Any = read_toml(file).get("superlink", {})
+        connections: Any = read_toml(file).get("superlink", {})
         try:
-            own = told[told["default"]]
+            own = connections[connections["default"]]
             authority = None if own.get("insecure", False) else self.folder / own["root-certificates"]
             return Control(str(own["address"]), authority)
         except (KeyError, TypeError, AttributeError) as error:

@@ -120,9 +120,9 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         mean, scale = moments(targets, train)
         made = replace(made, target=(mean, scale))
         targets = made.scaled_targets(targets)
-        told = ", ".join(f"mean {m:.6g}, scale {s:.6g}" for m, s in zip(mean.tolist(), scale.tolist(), strict=True))
-        told = f"targets standardised ({told}): errors are on that scale, predictions for new rows in their own units"
-        source = f"{source}; {told}" if source else told
+        note = ", ".join(f"mean {m:.6g}, scale {s:.6g}" for m, s in zip(mean.tolist(), scale.tolist(), strict=True))
+        note = f"targets standardised ({note}): errors are on that scale, predictions for new rows in their own units"
+        source = f"{source}; {note}" if source else note
     federation = Federation(
         name=options.get("name", "data"),
         task=task,

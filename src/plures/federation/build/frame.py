@@ -142,7 +142,7 @@ def _rows(
     wanted = [column_of(column) for column in targets]
     owner = column_of(client)
     own = {role: None if column is None else column_of(column) for role, column in marks.items()}
-    told = [part.doubt for part in encoded if part.doubt] + _of_one_client(features, encoded, owner, said)
+    doubts = [part.doubt for part in encoded if part.doubt] + _of_one_client(features, encoded, owner, said)
     return Examples(
         inputs=np.column_stack([part.values for part in encoded]),
         targets=np.column_stack(wanted) if several else wanted[0],
@@ -155,7 +155,7 @@ def _rows(
         ordered=True,
         scalable=np.concatenate([np.full(len(part.names), part.numeric) for part in encoded]),
         missing=np.sum([part.missing for part in encoded], axis=0),
-        doubts=(*_alike(there), *told),
+        doubts=(*_alike(there), *doubts),
         table=tuple(part.column for part in encoded),
         ignored=tuple(column for column in there if column not in features),
         answers=tuple(targets) if several else (),
@@ -217,11 +217,11 @@ def _alike(there: Sequence[str]) -> list[str]:
 
 def _of_one_client(features: Sequence[str], encoded: Sequence[Encoded], owner: Array, said: Decided) -> list[str]:
     """Text columns that only identify the client."""
-    told = []
+    doubts = []
     for column, part in zip(features, encoded, strict=True):
         if part.numeric or column in said.named or len(part.names) < 2 or len(owner) != len(part.values):
             continue
         pairs = {*zip(part.values.argmax(1).tolist(), owner.tolist(), strict=True)}
         if len(pairs) == len({level for level, _ in pairs}) and len({name for _, name in pairs}) > 1:
-            told.append(f"column {column!r} names the client: each of its values occurs at one client only")
-    return told
+            doubts.append(f"column {column!r} names the client: each of its values occurs at one client only")
+    return doubts

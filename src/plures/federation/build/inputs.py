@@ -79,11 +79,11 @@ def impute(
     gaps = absent.any(0)
     indicators = absent[:, gaps].to(inputs.dtype)
     names = columns or tuple(f"column {number}" for number in range(inputs.shape[1]))
-    told = tuple(f"{name} is missing" for name, gap in zip(names, gaps.tolist(), strict=True) if gap)
+    missing = tuple(f"{name} is missing" for name, gap in zip(names, gaps.tolist(), strict=True) if gap)
     return (
         torch.cat([filled, indicators], 1),
-        names + told,
-        torch.cat([scalable, torch.zeros(len(told), dtype=torch.bool)]),
+        names + missing,
+        torch.cat([scalable, torch.zeros(len(missing), dtype=torch.bool)]),
         mean,
         tuple(gaps.nonzero().flatten().tolist()),
     )

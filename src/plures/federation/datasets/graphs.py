@@ -112,9 +112,9 @@ def from_graph(
         used.append(np.sort(labelled))
         metadata[name] = {"nodes": len(own), "edges": len(local), **known.get(name, {})}
     rows = np.sort(np.concatenate(used))
-    told = f"{len(links) - len(inside)} of {len(links)} edges run between clients and are dropped"
+    note = f"{len(links) - len(inside)} of {len(links)} edges run between clients and are dropped"
     source = options.get("source", "")
-    options["source"] = f"{source}; {told}" if source else told
+    options["source"] = f"{source}; {note}" if source else note
     options["metadata"] = metadata
     options["dtype"] = torch.int32
     inputs = _neighbourhoods(_padded(np.asarray(indptr), np.asarray(indices), width), table, rows)
