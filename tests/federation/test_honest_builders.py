@@ -180,7 +180,7 @@ def test_classes_are_those_of_the_whole_federation():
 
 
 def test_labels_that_look_alike_are_told():
-    with pytest.warns(PluresWarning, match="classes 'Yes' and 'yes ' differ by case, blanks or notation alone"):
+    with pytest.warns(PluresWarning, match="classes 'Yes' and 'yes ' differ only by case, blanks or notation"):
         from_arrays(X, np.resize(["Yes", "yes ", "no"], 90), CLIENT)
 
 
@@ -247,7 +247,7 @@ def test_numbers_that_are_codes_become_categories():
         (np.arange(90) + 7000, "column 'odd' is a different whole number in every row: is it a case number"),
         (np.full(90, 2.5), "column 'odd' is 2.5 in every row"),
         (["x"] * 90, "column 'odd' is 'x' in every row"),
-        (["yes", "Yes"] * 45, "column 'odd': 'Yes' and 'yes' differ by case, blanks or notation alone"),
+        (["yes", "Yes"] * 45, "column 'odd': 'Yes' and 'yes' differ only by case, blanks or notation"),
         (np.repeat(["Bern", "Graz", "Pisa"], 30), "column 'odd' names the client: each of its values"),
     ],
 )

@@ -225,7 +225,7 @@ def _hot(column: str, cells: Sequence[Any], gaps: Array, decided: Decided) -> En
         raise PluresError(f"column {column!r} has no rows")
     doubt = ""
     if pairs := alike(levels):
-        doubt = f"column {column!r}: {pairs[0][0]!r} and {pairs[0][1]!r} differ by case, blanks or notation alone"
+        doubt = f"column {column!r}: {pairs[0][0]!r} and {pairs[0][1]!r} differ only by case, blanks or notation"
     elif not levels:
         doubt = f"column {column!r} has no value at all"
     elif len(levels) == 1 and column not in decided.named and not gaps.any() and len(cells) > 1:

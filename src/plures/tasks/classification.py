@@ -164,7 +164,7 @@ def _occurring(values: Array) -> tuple[tuple[str, ...], Tensor]:
         pairs = alike(names)
         if pairs:
             warnings.warn(
-                f"classes {pairs[0][0]!r} and {pairs[0][1]!r} differ by case, blanks or notation alone: are they one?",
+                f"classes {pairs[0][0]!r} and {pairs[0][1]!r} differ only by case, blanks or notation: are they one?",
                 PluresWarning,
                 stacklevel=6,
             )
