@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from plures import PluresError, Run, Training, compare, load
-from plures.evaluate import Stage, cold_start_curve, fit, follow
+from plures.evaluate import ComparisonProgress, cold_start_curve, fit, follow
 from plures.federation import Federation, Stream, degrade, seasons
 from plures.federation.datasets.domains import rotated_mnist
 from plures.federation.partition import How
@@ -78,7 +78,7 @@ def compared(data: Callable[[], Federation], methods: Sequence[Any], **options: 
     return table
 
 
-def listen(stage: Stage) -> None:
+def listen(stage: ComparisonProgress) -> None:
     """Say where a comparison stands, once a run."""
     if stage.point is not None and stage.point.round == stage.rounds:
         console.print(f"  {stage.done}/{stage.total} {stage.method} {stage.what}: {stage.point.validation:.3f}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from plures import METHODS, compare
-from plures.evaluate import Stage
+from plures.evaluate import ComparisonProgress
 from plures.evaluate.compare import DEFAULT
 from plures.report import console_table, headline, markdown_table
 
@@ -25,7 +25,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
 
-    def listen(stage: Stage) -> None:
+    def listen(stage: ComparisonProgress) -> None:
         if stage.point is not None and stage.point.round == stage.rounds:
             console.print(f"{stage.done}/{stage.total} {stage.method} {stage.what}: {stage.point.validation:.3f}")
 

@@ -68,7 +68,7 @@ class Cohorts:
 
 PYTHON = {
     # keywords and types of public functions
-    "metric": (lambda: compared(metric="accuracy"), r"no metric 'accuracy'; there are rmse, mae, loss, r2"),
+    "metric": (lambda: compared(metric="accuracy"), r"no metric 'accuracy'; there are .*rmse, mae, loss, r2"),
     "metrics": (lambda: compared(metrics=["mae"]), r"metrics=.*the one that methods are compared by is metric"),
     "keyword": (lambda: compared(round=3), "compare: no parameter 'round'; did you mean 'rounds'"),
     "lr": (lambda: compared(lr=0.1), "lr=0.1 is of a single run.*learning_rates"),

@@ -223,7 +223,7 @@ def test_a_finished_study_is_not_told_of_other_data_or_by_another_version(study:
         with pytest.raises(PluresError, match=words):
             begin(plan, store)
     store.db.execute("UPDATE study SET version = '0.0.1'")
-    with pytest.raises(PluresError, match=r"holds results of plures 0\.0\.1, and this is"):
+    with pytest.raises(PluresError, match=r"holds results of plures 0\.0\.1, but this is"):
         begin(plan, store)
     store.close()
 
