@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import settings
 
 from saying import Says
@@ -33,6 +35,8 @@ KEPT = "PLURES_DATA"
 for name in [name for name in os.environ if name.startswith((*SPOKEN.split(), *MEASURED.split())) and name != KEPT]:
     del os.environ[name]
 os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+typer.main.get_command = functools.cache(typer.main.get_command)
+"""All commands of a process share one command line: making it takes as long as a small command."""
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
