@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from plures.tasks import Regression
 
 CURVATURES, OPTIMA, SIZES = (1.0, 2.0, 4.0), (-1.0, 0.5, 3.0), (10, 20, 30)
 EXACT = Execution("vmap", 3, False, "float64")
+STILL = 1e-13
+"""A round that moves every leaf of every client by less has nothing left to do: what follows is rounding."""
 
 
 def quadratic(curvatures=CURVATURES, optima=OPTIMA, sizes=SIZES, names=None) -> Federation:
@@ -61,7 +63,27 @@ class BodyHead(nn.Module):
         return self.h(self.u(x))
 
 
-def run(
+def run(method: Method, rounds: int, **options: Any) -> Run:
+    """A finished run of full-batch gradient steps in double precision; for the options see ``begun``."""
+    done = begun(method, rounds, **options)
+    for _ in done.rounds():
+        pass
+    return done
+
+
+def at_rest(method: Method, rounds: int, **options: Any) -> Run:
+    """A run that has come to its limit, where no round moves anything, or has finished its rounds."""
+    done, before = begun(method, rounds, **options), None
+    clients = list(range(len(done.federation)))
+    for _ in done.rounds():
+        now = torch.cat([t.flatten() for leaves in done.states(clients).values() for t in leaves.values()])
+        if before is not None and float((now - before).abs().max()) < STILL:
+            break
+        before = now
+    return done
+
+
+def begun(
     method: Method,
     rounds: int,
     *,
@@ -74,8 +96,8 @@ def run(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Run:
-    """A finished run of full-batch gradient steps in double precision."""
-    done = Run(
+    """A run of full-batch gradient steps in double precision, before its first round."""
+    return Run(
         federation or quadratic(),
         model or scalar(),
         method,
@@ -84,9 +106,6 @@ def run(
         execution=execution,
         seed=seed,
     )
-    for _ in done.rounds():
-        pass
-    return done
 
 
 def close(value: object) -> object:

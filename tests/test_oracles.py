@@ -31,7 +31,7 @@ from plures.models import with_roles
 from plures.run import Fixed, Run, Training, onboard
 from plures.run.cost import traffic
 from plures.tasks import Classification, Regression
-from problems import EXACT, BodyHead, close, personal, predictions, quadratic, run, scalar, starts, weight
+from problems import EXACT, BodyHead, at_rest, close, personal, predictions, quadratic, run, scalar, starts, weight
 
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731
 A, B = (1.0, 2.0, 4.0), (-1.0, 0.5, 3.0)
@@ -47,19 +47,19 @@ def trajectory(method, rounds=3, **options):
 @pytest.mark.oracle("FA1")
 def test_fa1_one_step_is_gradient_descent_on_the_weighted_objective():
     assert weight(run(fedavg(), 1, steps=1)) == close(37 / 60)
-    assert weight(run(fedavg(), 400, steps=1)) == printed(2.1764705882)
+    assert weight(at_rest(fedavg(), 400, steps=1)) == printed(2.1764705882)
 
 
 @pytest.mark.oracle("FA2")
 def test_fa2_two_steps_drift_away_from_the_optimum():
     assert trajectory(fedavg()) == [printed(x) for x in (0.9883333333, 1.5105027778, 1.7863823009)]
-    assert weight(run(fedavg(), 300)) == printed(2.0954063604)
+    assert weight(at_rest(fedavg(), 300)) == printed(2.0954063604)
 
 
 @pytest.mark.oracle("FA3")
 def test_fa3_uniform_weights():
     assert trajectory(fedavg("uniform")) == [printed(x) for x in (0.6366666667, 1.0207888889, 1.2525426296)]
-    assert weight(run(fedavg("uniform"), 300)) == printed(1.6050420168)
+    assert weight(at_rest(fedavg("uniform"), 300)) == printed(1.6050420168)
 
 
 @pytest.mark.oracle("FA4")
@@ -97,7 +97,7 @@ def test_ft_oracles():
 @pytest.mark.oracle("FP2")
 def test_fp2_proximal_rounds_and_limit():
     assert trajectory(fedprox(1.0)) == [printed(x) for x in (0.9266666667, 1.4425111111, 1.7296645185)]
-    assert weight(run(fedprox(1.0), 300)) == printed(2.0902255639)
+    assert weight(at_rest(fedprox(1.0), 300)) == printed(2.0902255639)
 
 
 @pytest.mark.oracle("FP3")
@@ -125,7 +125,7 @@ def test_di2_first_rounds():
 )
 @pytest.mark.oracle("DI3", "DI4")
 def test_di3_di4_limit(lam, expected):
-    done = run(ditto(lam), 600)
+    done = at_rest(ditto(lam), 600)
     v, w = personal(done, "personal"), weight(done)
     assert v == pytest.approx(list(expected), abs=1e-8)
     assert [abs(x - w) for x in v] == close([a / (a + lam) * abs(b - w) for a, b in zip(A, B, strict=True)])
@@ -135,7 +135,7 @@ def test_di3_di4_limit(lam, expected):
 def test_di6_point_estimation():
     means, sizes = (0.3, -0.2, 1.1, 0.4), (30, 30, 30, 30)
     lam = 2.0
-    done = run(ditto(lam), 400, federation=quadratic((1.0,) * 4, means, sizes), lr=0.2)
+    done = at_rest(ditto(lam), 400, federation=quadratic((1.0,) * 4, means, sizes), lr=0.2)
     pooled = sum(means) / 4
     assert personal(done, "personal") == close([lam / (1 + lam) * pooled + m / (1 + lam) for m in means])
 
@@ -156,7 +156,7 @@ def test_pm0_the_inner_loop_by_hand():
 
 @pytest.mark.oracle("PM2", "PM7")
 def test_pm2_the_optimum_of_the_envelopes_is_not_the_model_that_predicts():
-    done = run(pfedme(1.0, 20, 0.1, lr=0.1), 400, steps=1)
+    done = at_rest(pfedme(1.0, 20, 0.1, lr=0.1), 400, steps=1)
     assert weight(done) == printed(1.1355932203)
     assert predictions(done) == printed([0.067796610, 0.711864407, 2.627118644])
 
@@ -177,7 +177,7 @@ def test_pm4_beta_zero_freezes_the_global_model():
 def test_pm6_a_strong_pull_gives_the_uniform_optimum():
     lam = 50.0
     pull = [lam * a / (lam + a) for a in A]
-    done = run(pfedme(lam, 5, 0.9 / lam, lr=1 / lam), 800, steps=1)
+    done = at_rest(pfedme(lam, 5, 0.9 / lam, lr=1 / lam), 800, steps=1)
     assert weight(done) == pytest.approx(sum(s * b for s, b in zip(pull, B, strict=True)) / sum(pull), abs=1e-8)
     assert weight(done) == pytest.approx(12 / 7, abs=0.05)
 
@@ -197,7 +197,7 @@ def test_sc1_both_options():
 @pytest.mark.parametrize("option", ["I", "II"])
 @pytest.mark.oracle("SC2")
 def test_sc2_no_drift(steps, option):
-    assert weight(run(scaffold(option), 400, steps=steps)) == close(12 / 7)
+    assert weight(at_rest(scaffold(option), 400, steps=steps)) == close(12 / 7)
 
 
 @pytest.mark.parametrize("option", ["I", "II"])
@@ -222,7 +222,7 @@ def test_sc4_identical_clients_follow_fedavg():
 
 @pytest.mark.oracle("AP2")
 def test_ap2_a_mixture_with_the_received_model_reaches_every_optimum():
-    done = run(apfl(0.5, mix_with="received"), 2000)
+    done = at_rest(apfl(0.5, mix_with="received"), 2000)
     w = weight(done)
     assert personal(done, "personal") == pytest.approx([(b - 0.5 * w) / 0.5 for b in B], abs=1e-8)
     assert predictions(done) == pytest.approx(list(B), abs=1e-8)
@@ -231,7 +231,7 @@ def test_ap2_a_mixture_with_the_received_model_reaches_every_optimum():
 @pytest.mark.oracle("AP3")
 def test_ap3_a_mixture_with_the_local_model_misses_by_the_drift():
     """The v-step reads the working copy; with v trained to its own optimum for the last copy, the gap is exact."""
-    done = run(apfl(0.5), 3000)
+    done = at_rest(apfl(0.5), 3000)
     w = weight(done)
     for a, b, v in zip(A, B, personal(done, "personal"), strict=True):
         copies = [b + (1 - 0.1 * a) ** k * (w - b) for k in range(2)]
@@ -270,7 +270,7 @@ def test_pf1_rounds():
 )
 @pytest.mark.oracle("PF2")
 def test_pf2_limits(variant, steps, limit):
-    assert weight(run(perfedavg(0.1, variant), 500, steps=steps)) == printed(limit)
+    assert weight(at_rest(perfedavg(0.1, variant), 500, steps=steps)) == printed(limit)
 
 
 def test_perfedavg_predicts_after_one_step_on_training_data():
