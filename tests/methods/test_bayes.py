@@ -21,7 +21,7 @@ from plures.models import Network
 from plures.run import Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.cost import traffic
 from plures.tasks import Classification, Regression
-from problems import close, personal, predictors, quadratic, run, scalar, weight
+from problems import at_rest, close, personal, predictors, quadratic, run, scalar, weight
 from shifted import mlp, ragged
 
 single = lambda value: pytest.approx(value, abs=2e-8)  # noqa: E731 - the prior 0.2 comes from a float32 module
@@ -382,7 +382,7 @@ def test_impossible_parameters_are_refused(parameters):
 def test_identical_clients_reach_their_optimum_however_few_steps_they_take(steps, size):
     """The variance between clients does not collapse while their modes are still on the way to 2."""
     same = quadratic((2.0,) * 3, (2.0,) * 3, (size,) * 3)
-    done = run(hierarchical_bayes(), 200, federation=same, steps=steps, lr=0.1)
+    done = at_rest(hierarchical_bayes(), 200, federation=same, steps=steps, lr=0.1)
     assert weight(done) == pytest.approx(2.0, abs=1e-3)
 
 

@@ -27,7 +27,20 @@ from plures.run.cost import traffic
 from plures.run.states import working
 from plures.tasks import Classification, Regression
 from problems import CURVATURES as A
-from problems import EXACT, BodyHead, close, personal, predictions, predictors, quadratic, run, scalar, shared, weight
+from problems import (
+    EXACT,
+    BodyHead,
+    at_rest,
+    close,
+    personal,
+    predictions,
+    predictors,
+    quadratic,
+    run,
+    scalar,
+    shared,
+    weight,
+)
 from problems import OPTIMA as B
 from problems import SIZES as N
 from shifted import mlp, ragged
@@ -360,7 +373,7 @@ def test_am0_fedamp_by_hand(setting):
 @pytest.mark.oracle("AM0")
 def test_am0_with_attention_to_all_alike_fedamp_reaches_the_optimum_of_mean_regularisation():
     """``a_ij = alpha / sigma = 1/6``, so ``lam/alpha (w - u)`` is the Laplacian of the complete graph with lam=1."""
-    done = run(fedamp(lam=2e9 / 6, alpha=1e9 / 6, sigma=1e9), 300)
+    done = at_rest(fedamp(lam=2e9 / 6, alpha=1e9 / 6, sigma=1e9), 300)
     assert predictions(done) == pytest.approx([0.067796610, 0.711864407, 2.627118644], abs=1e-7)
 
 

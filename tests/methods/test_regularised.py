@@ -40,7 +40,7 @@ from plures.methods.reptile import reptile
 from plures.run import Fixed, Run, Uniform, onboard
 from plures.run.checkpoint import restore, snapshot
 from plures.run.cost import traffic
-from problems import close, personal, predictions, predictors, quadratic, run, shared, weight
+from problems import at_rest, close, personal, predictions, predictors, quadratic, run, shared, weight
 from shifted import mlp, ragged
 
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731
@@ -341,7 +341,7 @@ def test_fedu_with_a_given_graph_solves_its_own_problem():
     laplacian = np.array([[1.0, -1, 0], [-1, 2, -1], [0, -1, 1]])
     mixing = np.eye(3) - 0.1 * laplacian
     limit = np.linalg.solve(np.eye(3) - mixing @ np.diag(1 - 0.1 * A), mixing @ (0.1 * A * B))
-    assert predictions(run(fedu(0.1, path), 250, lr=0.1, steps=1)) == close(limit.tolist())
+    assert predictions(at_rest(fedu(0.1, path), 250, lr=0.1, steps=1)) == close(limit.tolist())
     limit = np.linalg.solve(np.diag(A) + laplacian, A * B)
     moved = advanced(placed(fedu(1e-4, path), limit, lr=1e-4, steps=1), 1) - limit
     assert np.abs(moved).max() < 1e-6
@@ -560,13 +560,13 @@ def fair_optimum(q: float) -> float:
 @pytest.mark.oracle("QF2")
 def test_qf2_limit():
     assert fair_optimum(1.0) == printed(1.772840989)
-    assert weight(run(qffl(1.0), 150, steps=1)) == printed(1.772840989)
+    assert weight(at_rest(qffl(1.0), 150, steps=1)) == printed(1.772840989)
 
 
 @pytest.mark.oracle("QF3")
 def test_qf3_large_q_tends_to_the_best_worst_loss():
     """Where the losses of the outer clients meet: (w + 1)^2 / 2 = 2 (w - 3)^2, so w = 5/3."""
-    limits = [weight(run(qffl(q), 120, steps=1)) for q in (1.0, 8.0, 64.0)]
+    limits = [weight(at_rest(qffl(q), 120, steps=1)) for q in (1.0, 8.0, 64.0)]
     assert limits == [pytest.approx(fair_optimum(q), abs=1e-8) for q in (1.0, 8.0, 64.0)]
     gaps = [limit - 5 / 3 for limit in limits]
     assert gaps[0] > gaps[1] > gaps[2] > 0

@@ -21,7 +21,7 @@ from plures.methods import METHODS, fedavg, fedem, local
 from plures.report import html_report
 from plures.serving import PersonalModel
 from plures.tasks import from_dict, to_dict
-from problems import close, predictors, run
+from problems import at_rest, close, predictors, run
 
 TASK = MultiLabel(("cough", "fever"))
 OUTPUTS = torch.tensor([[0.3, -1.2], [2.0, 0.0], [-0.7, 0.9]], dtype=torch.float64)
@@ -140,7 +140,7 @@ def test_positive_weights_add_their_logarithm_to_the_log_odds():
 
 
 def test_federated_averaging_of_single_steps_converges_to_the_log_odds_of_all_examples():
-    done = run(fedavg(), 300, federation=prevalent(), model=Bias, lr=4.0, steps=1)
+    done = at_rest(fedavg(), 300, federation=prevalent(), model=Bias, lr=4.0, steps=1)
     assert predictors(done)["bias"][0].tolist() == close([log_odds(4 / 6), log_odds(2 / 6)])
 
 
