@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import sys
@@ -73,6 +75,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return GROUPS.get(PurePosixPath(file).stem, file)
 
     return Files(config, log)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a pool are forked from one that has loaded plures: where what they do is tested, not their start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["plures.evaluate.workers", "plures.study.view"])
+    multiprocessing.forkserver.ensure_running()  # with the signals of a test, not with those of a pool
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture

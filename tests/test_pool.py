@@ -30,7 +30,7 @@ from plures.run.checkpoint import snapshot
 from plures.run.store import ClientStore
 
 pytest.importorskip("cloudpickle", reason="a pool needs cloudpickle: pip install 'plures[pool]'")
-pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning"), pytest.mark.usefixtures("forked")]
 ONE = Execution("loop", 2, False, "float32")
 TWO = Execution("loop", 2, False, "float32", processes=2)
 WORK = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))

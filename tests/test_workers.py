@@ -23,6 +23,7 @@ from plures.evaluate.callback import Callback
 from plures.method import Method, Phase
 
 pytest.importorskip("cloudpickle", reason="processes need cloudpickle: pip install 'plures[pool]'")
+pytestmark = pytest.mark.usefixtures("forked")
 TWO = replace(FAST, processes=2)
 ASKED: dict[str, Any] = {"model": net, "rounds": 3, "seeds": 2, "tune_rounds": 1, "batch_size": 8}
 
@@ -105,9 +106,9 @@ def test_what_cannot_travel_is_refused(monkeypatch):
 
 
 SCRIPT = """
-import sys
+import sys, torch
 sys.path[:0] = {paths!r}
-from test_workers import ASKED, TWO, compare, net, people, torch
+from test_workers import ASKED, TWO, compare, net, people
 if __name__ == "__main__":
     torch.set_num_threads(2)
     told = lambda stage: print(stage.what, stage.point.round, flush=True)
@@ -121,8 +122,11 @@ def test_ctrl_c_keeps_the_rounds_of_every_process(tmp_path):
     script.write_text(SCRIPT.format(paths=[str(Path(__file__).parent), *sys.path[1:]], out=str(out)))
     job = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert job.stdout is not None
-    while job.stdout.readline().strip() != "seed 0 50":
-        pass
+    for line in job.stdout:
+        if line.strip() == "seed 0 50":
+            break
+    else:
+        pytest.fail("the script has ended")
     os.killpg(job.pid, signal.SIGINT)  # what a terminal does: all processes hear it
     job.stdout.read()
     assert job.wait(60) != 0

@@ -151,6 +151,7 @@ def publish(folder: Path) -> None:
     write_table(folder / "patients.csv", heart_tables()["va"])
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.stem)
 def test_blocks_of_a_document_run_in_order(file, tmp_path, monkeypatch):
