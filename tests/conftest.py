@@ -21,11 +21,15 @@ from saying import Says
 
 IN_TURN = {
     "failures": ("test_failures", "test_forgery", "test_operate_fleet", "test_walk"),
-    "federations": ("test_demo", "test_flower", "test_loopback", "test_project", "test_proxy", "test_wire"),
+    "one fleet": ("test_flower", "test_wire", "test_proxy", "test_loopback"),
+    "federations": ("test_demo", "test_project"),
     "browser": ("test_page_in_browser", "test_doc_site"),
     "studies": ("test_study_conduct", "test_study_cli", "test_study_results"),
 }
-"""Groups of test files that one process runs in turn: they start processes of their own."""
+"""Groups of test files that one process runs in turn: they start processes of their own.
+
+Those of "one fleet" share its processes (``deploy/conftest.py``); those that end some of them come last.
+"""
 GROUPS = {file: group for group, files in IN_TURN.items() for file in files}
 
 SPOKEN = "COLUMNS LINES TERM LANG LC_ NO_COLOR FORCE_COLOR CLICOLOR PY_COLORS TTY_ GITHUB_"
@@ -62,6 +66,15 @@ def pytest_runtest_setup() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of a group follow each other in its order, from where the first of them stands."""
+    order = {file: place for files in IN_TURN.values() for place, file in enumerate(files)}
+    places: dict[str, int] = {}
+    for place, item in enumerate(items):
+        places.setdefault(GROUPS.get(item.path.stem, item.path.stem), place)
+    items.sort(key=lambda item: (places[GROUPS.get(item.path.stem, item.path.stem)], order.get(item.path.stem, 0)))
 
 
 @pytest.hookimpl(optionalhook=True)
