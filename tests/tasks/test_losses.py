@@ -8,23 +8,20 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from catalogued import away, trained
 from newcomers import clients, linear
 from plures import PluresError
 from plures.federation import Federation
-from plures.method import SGD
 from plures.methods import METHODS, fedavg, local
-from plures.models import with_roles
-from plures.models.residual import SqueezeExcitation
-from plures.run import Execution, Run, Training, onboard
+from plures.run import Run, Training, onboard
 from plures.run.fingerprint import DATA, difference, of_run
 from plures.tasks import Classification, Regression, Task, from_dict, to_dict
 from problems import quadratic, run, scalar
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
-ALL = Execution("vmap", 5, False, "float64")
 OWN_TERMS = {
     "mocha": "has a ridge on the models",
     "fedhome": "rebuilds inputs",
@@ -35,12 +32,6 @@ OWN_TERMS = {
 """Methods that move without a loss, and by what."""
 CURVED = ("ewc", "hierarchical_bayes")
 """Methods that need a loss whose curvature is known."""
-
-
-def gated() -> nn.Module:
-    """A body with squeeze-and-excitation, and a head; nothing of it moves without a gradient."""
-    body = (nn.Linear(8, 4), nn.Unflatten(1, (4, 1, 1)), SqueezeExcitation(4), nn.Flatten(), nn.Tanh())
-    return with_roles(nn.Sequential(*body, nn.Linear(4, 2)), head="5", se=("2",))
 
 
 def nothing(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -54,35 +45,6 @@ def by_hand(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def with_task(federation: Federation, **options: object) -> Federation:
     return replace(federation, task=replace(federation.task, **options))
-
-
-def trained(name: str, federation: Federation, rounds: int = 1) -> Run:
-    """A run in which everybody takes part."""
-    training = Training(rounds=rounds, batch_size=8, steps=2, optimizer=SGD(0.05))
-    done = Run(federation, linear if name == "mocha" else gated, METHODS[name](), training, execution=ALL, seed=1)
-    for _ in done.rounds():
-        pass
-    return done
-
-
-def everything(done: Run) -> dict[str, Tensor]:
-    """All leaves of all clients, and what they predict with."""
-    clients = list(range(len(done.federation)))
-    stacks = {"": done.states(clients), "deployed ": done.deployed(clients)}
-    return {
-        f"{when}{slot}/{path}": t
-        for when, stack in stacks.items()
-        for slot, leaves in stack.items()
-        for path, t in leaves.items()
-    }
-
-
-def away(one: Run, other: Run, slot: str = "") -> float:
-    """The largest difference between two runs, in all leaves or in those of one slot."""
-    left, right = everything(one), everything(other)
-    assert left.keys() == right.keys()
-    compared = [k for k in left if k.startswith(slot) and left[k].numel()]
-    return max(float((left[k].double() - right[k].double()).abs().max()) for k in compared)
 
 
 @pytest.mark.parametrize("name", METHODS)

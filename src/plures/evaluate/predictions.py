@@ -100,8 +100,9 @@ def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iter
     task, engine = run.federation.task, run.engine
     own: dict[str, Any] = {name: engine.whole(chunk, name) for name in run.bound.method.predictor.reads}
     for inputs, targets, weight in engine.walk(chunk, split):
-        outputs = engine.forward(stack, inputs, own, weight)
-        yield said(task, outputs, targets, weight, engine.decisions(stack, outputs, weight))
+        real = (weight > 0).to(weight.dtype)
+        outputs = engine.forward(stack, inputs, own, real)
+        yield said(task, outputs, targets, weight, engine.decisions(stack, outputs, real))
 
 
 def rows_of(stack: Stack, clients: list[int]) -> Stack:

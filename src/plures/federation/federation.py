@@ -46,6 +46,9 @@ class Federation:
         public: ``(n,)`` int64 rows that the server holds and everybody may see; no client owns them (:meth:`donate`).
         metric: the metric by which rounds and settings are chosen and clients are called harmed; ``None`` for the
             task's first metric (:meth:`judged_by`).
+        weights: ``(examples,)`` how much each example counts, positive and floating point; ``None`` if all count alike.
+            Only ratios within a client matter. The loss of a batch is ``sum_i w_i l_i / sum_i w_i``, and metrics are
+            weighted in the same way; numbers of examples, and so the weights of clients, stay counts.
 
     Examples:
         >>> heart = plures.load("heart")
@@ -69,6 +72,7 @@ class Federation:
     preparation: Preparation | None = None
     public: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     metric: Metric | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_words([self.name], "federation")
@@ -93,6 +97,13 @@ class Federation:
             raise PluresError(
                 f"federation {self.name!r}: {len(self.inputs)} inputs but {len(self.targets)} targets; they must match"
             )
+        if self.weights is not None and (
+            self.weights.shape != self.inputs.shape[:1] or not self.weights.is_floating_point()
+        ):
+            raise PluresError(
+                f"federation {self.name!r}: weights of shape {tuple(self.weights.shape)} and type {self.weights.dtype} "
+                f"for {len(self.inputs)} examples; give a floating-point number for each"
+            )
         for split in SPLITS:
             if split not in self.splits or len(self.splits[split]) != len(self.clients):
                 raise PluresError(f"federation {self.name!r}: split {split!r} must list the rows of every client")
@@ -105,6 +116,8 @@ class Federation:
                 raise PluresError(f"metadata column {column!r}: {len(values)} values for {len(self.clients)} clients")
         self._check_devices()
         self._check_values()
+        if self.weights is not None and bool((self.weights == 1).all()):
+            object.__setattr__(self, "weights", None)
 
     @property
     def names(self) -> Names:
@@ -145,7 +158,8 @@ class Federation:
 
     def _check_devices(self) -> None:
         rows = {f"rows of the {split} split": index.rows for split, index in self.splits.items()}
-        for what, tensor in {"targets": self.targets, **rows, "public rows": self.public}.items():
+        given = {} if self.weights is None else {"weights": self.weights}
+        for what, tensor in {"targets": self.targets, **given, **rows, "public rows": self.public}.items():
             if tensor.device != self.inputs.device:
                 raise PluresError(
                     f"federation {self.name!r}: its {what} are on {tensor.device}, its inputs on {self.inputs.device}; "
@@ -160,6 +174,9 @@ class Federation:
         if self.inputs.is_floating_point():
             bad |= ~torch.isfinite(self.inputs).flatten(1).all(1)
         self._refuse(*self.task.faults(self.targets))
+        if self.weights is not None:
+            wrong = ~((self.weights > 0) & self.weights.isfinite())
+            self._refuse(wrong, "a weight that is not a positive number; correct it or leave the row out")
         self._refuse(bad, 'a NaN or an infinite value; clean the data or build the federation with missing="impute"')
 
     def _refuse(self, bad: Tensor, what: str) -> None:
@@ -333,6 +350,7 @@ class Federation:
             self,
             inputs=move(self.inputs),
             targets=move(self.targets),
+            weights=None if self.weights is None else move(self.weights),
             splits={name: Split(s.rows.to(device), s.offsets) for name, s in self.splits.items()},
             public=self.public.to(device),
         )

@@ -41,7 +41,8 @@ class Setting:
         dtype: type of the inputs; an integer type for tokens.
         joins: for newcomers, the setting of the clients that they join.
         private: facts known only to each client; here they are 0.
-        public: inputs ``(n, *features)`` and targets of the examples that the server holds, possibly none.
+        public: inputs ``(n, *features)``, targets and, where examples have some, weights of the examples that the
+            server holds, possibly none.
     """
 
     task: Task
@@ -53,7 +54,7 @@ class Setting:
     dtype: torch.dtype = torch.float32
     joins: Setting | None = None
     private: frozenset[str] = frozenset()
-    public: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
+    public: tuple[Tensor, ...] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
 
     @classmethod
     def of(cls, federation: Federation, like: Setting | None = None) -> Setting:
@@ -93,7 +94,8 @@ class Setting:
             place = {level: number for number, level in enumerate(levels[column])}
             codes = torch.tensor([place.get(text, len(place)) for text in texts])
             facts[column] = torch.eye(len(place) + 1)[codes, :-1].to(device, dtype)
-        public = federation.inputs[federation.public], federation.targets[federation.public]
+        given = (federation.inputs, federation.targets, federation.weights)
+        public = tuple(t[federation.public] for t in given if t is not None)
         known = (facts, metadata, levels, federation.inputs.dtype, like)
         return cls(federation.task, federation.clients, federation.features, *known, public=public)
 

@@ -69,7 +69,7 @@ class Problem:
         return self.task.losses(outputs, targets)
 
     def loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
-        """Mean loss over a batch; ``weight`` is 1 for examples and 0 for padding, ``None`` when all count."""
+        """Mean loss over a batch; ``weight`` is how much each example counts, ``None`` when all count alike."""
         return self.task.mean_loss(outputs, targets, weight)
 
 
@@ -114,7 +114,8 @@ class Batch:
     Attributes:
         inputs: ``(batch, *features)``.
         targets: ``(batch,)`` or ``(batch, outputs)``.
-        weight: ``(batch,)`` 1 for an example and 0 for padding (:meth:`mean`); ``None`` when all are examples.
+        weight: ``(batch,)`` how much each example counts: its weight, else 1; 0 for padding (:meth:`mean`). ``None``
+            when all are examples and count alike.
         problem: network and task.
         train: whether forward passes run in training mode.
         key: int64 scalar that determines dropout and random numbers.
@@ -133,10 +134,15 @@ class Batch:
 
     @property
     def mask(self) -> Tensor:
-        """``(batch,)`` 1 for an example and 0 for padding, in the model's type."""
+        """``(batch,)`` how much each example counts, 0 for padding, in the model's type; for weighted means."""
         if self.weight is not None:
             return self.weight
         return torch.ones(len(self.targets), dtype=self.problem.network.dtype, device=self.targets.device)
+
+    @property
+    def real(self) -> Tensor:
+        """``(batch,)`` 1 for an example and 0 for padding, whatever its weight, in the model's type; for counts."""
+        return (self.mask > 0).to(self.problem.network.dtype)
 
     def outputs(self, leaves: Leaves, keep: Leaves | None = None) -> Tensor:
         """Network outputs ``(batch, outputs)``.
@@ -189,7 +195,7 @@ class Batch:
         return self.problem.losses(self.outputs(leaves, keep), self.targets)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of one number per example ``(batch, ...)``, padding left out.
+        """Mean of one number per example ``(batch, ...)``, by the examples' weights; padding left out.
 
         Average with this method, not with ``values.mean(0)``: clients with batches of different sizes can then work
         side by side, on batches padded with rows of weight 0. A function that averages on its own gets each client's

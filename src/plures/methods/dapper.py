@@ -26,20 +26,20 @@ def dapper(lam: float = 0.5, public_batch: int | None = 32, visits: int = 5) -> 
     remark(lam == 1, "dapper with lam=1 is local training")
 
     def sample(start: Start) -> Leaves:
-        inputs, targets = start.setting.public
+        public = start.setting.public
         require(
-            len(inputs) > 0,
+            len(public[0]) > 0,
             "dapper trains on examples that the server holds, but this federation has none: let clients give some with "
             "federation.donate(share=0.1)",
         )
-        return {"inputs": inputs, "targets": targets}
+        return dict(zip(("inputs", "targets", "weight"), public, strict=False))
 
     def drawn(x: State, batch: Batch) -> Batch:
-        inputs, targets = x.public["inputs"], x.public["targets"]
-        if public_batch is not None and public_batch < len(inputs):
-            rows = (batch.uniform(public_batch) * len(inputs)).long()
-            inputs, targets = inputs[rows], targets[rows]
-        return replace(batch, inputs=inputs, targets=targets, weight=None)
+        public, count = dict(x.public), len(x.public["inputs"])
+        if public_batch is not None and public_batch < count:
+            rows = (batch.uniform(public_batch) * count).long()
+            public = {name: t[rows] for name, t in public.items()}
+        return replace(batch, inputs=public["inputs"], targets=public["targets"], weight=public.get("weight"))
 
     def both(x: State, received: State, batch: Batch) -> Tensor:
         common = drawn(x, batch).loss(x.model)

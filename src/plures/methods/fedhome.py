@@ -66,9 +66,7 @@ def balance(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
     """The slot ``codes``: a class-balanced set made of the client's training examples."""
     own = visit.examples["train"]
     codes, (count, most) = own.features(x.model).flatten(1), x.codes["weight"].shape
-    member = members(own.targets, count, codes)
-    if own.weight is not None:
-        member = member * own.weight.unsqueeze(1)
+    member = members(own.targets, count, codes) * own.real.unsqueeze(1)
     made, weight = between(codes, member, most, visit.key)
     return {"codes": {"code": made, "weight": weight}}
 

@@ -14,8 +14,8 @@ def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
 
     ``p(y | x) = lam p_knn(y | x) + (1 - lam) p_model(y | x)``: the global model is trained by FedAvg, and its features
     ``phi`` (the head's input) of the client's training examples are the memory. The ``k`` nearest ones vote with
-    weights proportional to ``exp(-||phi(x) - phi(x_j)|| / scale)``; numbers are averaged likewise. A
-    client without training examples uses the model alone.
+    weights proportional to ``exp(-||phi(x) - phi(x_j)|| / scale)``, times the weights of the examples where they have
+    some; numbers are averaged likewise. A client without training examples uses the model alone.
 
     Args:
         k: number of neighbours.
@@ -34,7 +34,8 @@ def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
             far = far.masked_fill(memory.weight == 0, torch.inf)
         nearest = far.topk(min(k, len(keys)), largest=False)
         values = batch.problem.task.certain(memory.targets[nearest.indices]).to(far)
-        return ((-nearest.values / scale).softmax(1).nan_to_num(0.0)[..., None] * values).sum(1)
+        near = -nearest.values / scale + memory.mask[nearest.indices].log()
+        return (near.softmax(1).nan_to_num(0.0)[..., None] * values).sum(1)
 
     def mixed(outputs: Tensor, near: Tensor, weight: Tensor, batch: Batch) -> Tensor:
         task = batch.problem.task

@@ -48,7 +48,7 @@ def prior_shift(estimate: Literal["labels", "em"] = "labels", smoothing: float =
     is secure. The client's prior is the share of its training labels, or the estimate by expectation-maximisation from
     the predictions for its validation inputs without their labels (section 2.2), which needs calibrated probabilities:
     ``temperature() + prior_shift("em")``. The ratio of priors is smoothed by ``smoothing`` examples of the shared
-    prior; a class that nobody has is left unchanged.
+    prior; a class that nobody has is left unchanged. Priors count examples, whatever their weights.
 
     Args:
         estimate: ``labels`` or ``em``.
@@ -71,7 +71,7 @@ def prior_shift(estimate: Literal["labels", "em"] = "labels", smoothing: float =
         if estimate == "labels":
             return {"ratio": ratio(x.labels["labels"], prior)}
         for _ in range(iterations):
-            own = ratio(batch.mask @ (outputs + own.log()).softmax(-1), prior)
+            own = ratio(batch.real @ (outputs + own.log()).softmax(-1), prior)
         return {"ratio": own}
 
     def start(start: Start) -> Leaves:

@@ -19,7 +19,7 @@ def optimum(z: Tensor, y: Tensor, weight: Tensor, bias: bool, prior: float) -> T
     Args:
         z: ``(n, classes)`` logits.
         y: ``(n,)`` classes.
-        weight: ``(n,)`` 1 for an example, 0 for padding.
+        weight: ``(n,)`` how much an example counts, 0 for padding.
         bias: whether to fit biases.
         prior: weight of the penalty on moving from the start.
 
@@ -61,7 +61,8 @@ def temperature(bias: bool = False, prior: float = 1.0) -> Method:
     ``min sum_n -log softmax(z_n / T + b)[y_n] + prior/2 ((1/T - 1)^2 + ||b||^2)`` over ``0 < T <= 1000`` and ``b``,
     convex in ``1/T`` and ``b``, by Newton's method from ``T = 1, b = 0``, whose steps never raise the objective. So
     the likelihood of the validation examples never gets worse; a client without any keeps ``T = 1``. A temperature
-    alone never changes the predicted class; biases do, and generalise a threshold to more than two classes.
+    alone never changes the predicted class; biases do, and generalise a threshold to more than two classes. Weights
+    of examples multiply their terms, scaled to mean 1 so that ``prior`` keeps its meaning.
 
     Args:
         bias: whether to fit a bias for each class as well.
@@ -70,7 +71,9 @@ def temperature(bias: bool = False, prior: float = 1.0) -> Method:
     require(prior >= 0, f"temperature: prior={prior} must not be negative")
 
     def fit(x: State, outputs: Tensor, batch: Batch) -> Leaves:
-        at = optimum(outputs.to(torch.float64), batch.targets, batch.mask.to(torch.float64), bias, prior)
+        weight, real = batch.mask.to(torch.float64), batch.real.to(torch.float64)
+        weight = weight * (real.sum() / torch.where(real.any(), weight.sum(), 1.0))
+        at = optimum(outputs.to(torch.float64), batch.targets, weight, bias, prior)
         return {"temperature": (1 / at[0]).to(outputs), "bias": at[1:].to(outputs)}
 
     def start(start: Start) -> Leaves:

@@ -25,8 +25,8 @@ def best_threshold(
     Args:
         scores: ``(n,)``.
         positive: ``(n,)`` 1 for the positive class, 0 for the other.
-        weight: ``(n,)`` 1 for an example, 0 for padding.
-        utility: of counts ``(candidates,)``.
+        weight: ``(n,)`` how much an example counts, 0 for padding.
+        utility: of counts, or of sums of weights, ``(candidates,)``.
         common: everybody's threshold, also returned if a class has too few examples.
         least: minimum number of examples of each class.
 
@@ -52,17 +52,22 @@ def best_threshold(
     value = utility(tp, fp, hits.sum() - tp, others.sum() - fp)
     far = (t - common).abs().clamp(max=torch.finfo(t.dtype).max)
     best = t[torch.where(value >= value.max(), far, torch.inf).argmin()]
-    return torch.where((hits.sum() >= least) & (others.sum() >= least), best, edges[0])
+    enough = [(one * (weight > 0)).sum() >= least for one in (positive, 1 - positive)]
+    return torch.where(enough[0] & enough[1], best, edges[0])
 
 
 def utilities(false_negative: float, false_positive: float, recall: float) -> dict[str, Utility]:
-    """The named utilities."""
+    """The named utilities, of counts or of sums of weights."""
+
+    def share(part: Tensor, whole: Tensor) -> Tensor:
+        return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1.0), 0.0)
+
     return {
         "accuracy": lambda tp, fp, fn, tn: tp + tn,
-        "f1": lambda tp, fp, fn, tn: 2 * tp / (2 * tp + fp + fn).clamp(min=1),
+        "f1": lambda tp, fp, fn, tn: share(2 * tp, 2 * tp + fp + fn),
         "cost": lambda tp, fp, fn, tn: -(false_negative * fn + false_positive * fp),
         "precision": lambda tp, fp, fn, tn: torch.where(
-            tp >= recall * (tp + fn) - 1e-6, tp / (tp + fp).clamp(min=1), tp / (tp + fn).clamp(min=1) - 1
+            tp >= (recall - 1e-6) * (tp + fn), share(tp, tp + fp), share(tp, tp + fn) - 1
         ),
     }
 

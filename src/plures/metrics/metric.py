@@ -29,7 +29,7 @@ class Predictions:
     Attributes:
         outputs: ``(clients, examples, ...)`` of the network, or of the method's combination of several.
         targets: ``(clients, examples)`` classes, or ``(clients, examples, outputs)`` numbers or labels that are 0 or 1.
-        weight: ``(clients, examples)`` how much an example counts; 0 for padding.
+        weight: ``(clients, examples)`` how much an example counts: its weight, else 1; 0 for padding.
         losses: ``(clients, examples)`` the task's loss.
         decisions: the client's decisions, shaped as ``targets``; for numbers, the outputs.
         probabilities: ``(clients, examples, classes)``, or of each label; ``None`` where numbers are predicted.
@@ -203,11 +203,15 @@ class Metric:
         return None if math.isnan(value) else min(max(value, least), most)
 
 
-def alone(function: Callable[..., float]) -> Callable[..., Tensor]:
+def alone(function: Callable[..., float], *, weighted: bool = False) -> Callable[..., Tensor]:
     """A metric's ``value`` from a function of one client, such as those of scikit-learn.
 
     Args:
-        function: ``(*kept) -> float``, of a client with at least one example; it gets no padding and no weights.
+        function: ``(*kept) -> float``, of a client with at least one example; it gets no padding.
+        weighted: whether the function gets the weights of the examples, too, as ``sample_weight=``.
+
+    Raises:
+        PluresError: the value, if examples have weights and the function gets none.
 
     Examples:
         >>> def of_half(predictions):
@@ -216,10 +220,17 @@ def alone(function: Callable[..., float]) -> Callable[..., Tensor]:
     """
 
     def value(weight: Tensor, *kept: Tensor) -> Tensor:
-        found = [
-            float(function(*(column[client][row > 0] for column in kept))) if bool((row > 0).any()) else math.nan
-            for client, row in enumerate(weight)
-        ]
+        if not weighted and not bool(((weight == 0) | (weight == 1)).all()):
+            raise PluresError(
+                "the examples have weights, which the function of this metric does not get: let it take sample_weight= "
+                "and say alone(function, weighted=True)"
+            )
+        found = []
+        for client, row in enumerate(weight):
+            counted = row > 0
+            given = {"sample_weight": row[counted]} if weighted else {}
+            some = bool(counted.any())
+            found.append(float(function(*(k[client][counted] for k in kept), **given)) if some else math.nan)
         return torch.tensor(found, dtype=torch.float64, device=weight.device)
 
     return value

@@ -21,7 +21,7 @@ from plures.run.capture import RECORDERS, Recorder
 from plures.run.execution import Execution
 from plures.run.kernels import kernels
 from plures.run.machine import Machine
-from plures.run.padding import Example, Examples, PaddingTest, counts, full, mask, trimmed, unpadded
+from plures.run.padding import Example, Examples, PaddingTest, counts, counts_alike, full, mask, trimmed, unpadded
 from plures.run.randomness import branch, fold, name_key, unit
 from plures.run.steps import OneByOne, Stack, Stacked, Steps, gather, per_client
 from plures.run.training import Training
@@ -251,7 +251,7 @@ class Engine:
         return {split: Batch(*data, self.problem, train=False) for split, data in examples.items()}
 
     def whole(self, clients: list[int], split: SplitName) -> tuple[Tensor, Tensor, Tensor]:
-        """All examples of some clients at once: inputs, targets ``(clients, most, ...)`` and weights 1 or 0."""
+        """All examples of some clients at once: inputs, targets ``(clients, most, ...)`` and weights, 0 for padding."""
         (only,) = self.walk(clients, split, int(self.federation.splits[split].sizes.max()))
         return only
 
@@ -271,7 +271,7 @@ class Engine:
 
         total: Leaves = {}
         test = PaddingTest(one, (fn,), "measurement")
-        sizes = self.federation.splits[split].sizes.to(self.federation.inputs.device)[clients].to(self.dtype)
+        sizes = self._amounts(split)[clients]
         with self._kernels(), torch.no_grad():
             for inputs, targets, weight in self.walk(clients, split):
                 count = weight.sum(1)
@@ -282,13 +282,23 @@ class Engine:
                     total[name] = total[name] + share if name in total else share
         return total
 
+    def _amounts(self, split: SplitName) -> Tensor:
+        """How much all examples of each client count, ``(clients,)``: their number, or the sum of their weights."""
+        rows, weights = self.federation.splits[split], self.federation.weights
+        if weights is None:
+            return rows.sizes.to(self.federation.inputs.device, self.dtype)
+        total = weights.new_zeros(len(rows), dtype=torch.float64)
+        return total.index_add_(0, rows.owners.to(weights.device), weights[rows.rows].double()).to(self.dtype)
+
     def walk(
         self, clients: list[int], split: SplitName, size: int = EVALUATION_BATCH
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """A client's examples in stored order: inputs, targets ``(clients, batch, ...)`` and weights 1 or 0."""
+        """A client's examples in stored order: inputs, targets ``(clients, batch, ...)`` and weights, 0 for padding."""
         plan = batches.passes(self.federation.splits[split], clients, size)
+        given = self.federation.weights
         for rows, count in zip(plan.rows[:, 0], plan.counts[:, 0], strict=True):
             weight = mask(torch.from_numpy(count).to(rows.device), rows.shape[1], self.dtype)
+            weight = weight if given is None else weight * gather(given, rows)
             yield gather(self.federation.inputs, rows), gather(self.federation.targets, rows), weight
 
     def forward(
@@ -431,10 +441,11 @@ def apart(fn: Callable[..., Any], examples: Examples, *rest: Any) -> Any:
         rest: what else it reads, ``(clients, ...)``.
     """
     sizes = counts(examples).tolist() if examples else []
+    alike = {name: counts_alike(example) for name, example in examples.items()}
     found = []
     for client in range(len(sizes) or len(nested.ends(rest)[0])):
         own = {
-            name: trimmed((x[client], y[client], None if weight is None else weight[client]), size)
+            name: trimmed((x[client], y[client], None if weight is None else weight[client]), size, alike[name])
             for (name, (x, y, weight)), size in zip(examples.items(), sizes[client] if sizes else (), strict=True)
         }
         found.append(fn(own, *nested.mapped(lambda t, client=client: t[client], rest)))

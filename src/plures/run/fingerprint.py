@@ -40,6 +40,7 @@ HEADS = (
     "shape of an example",
     "type of the inputs",
     "type of the targets",
+    "weights",
 )
 """Facts of data that are listed before the rows, which differ where these do."""
 
@@ -66,14 +67,16 @@ def of_data(federation: Federation) -> Facts:
         "columns": short(", ".join(federation.columns)),
         "clients": json.dumps(group_names(federation.clients)),
     }
+    found |= {} if federation.weights is None else {"weights": "of examples"}
     found |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
         found[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
-    inputs, targets = federation.inputs.detach().cpu(), federation.targets.detach().cpu()
+    given = (federation.inputs, federation.targets, federation.weights)
+    rows = [tensor.detach().cpu() for tensor in given if tensor is not None]
     for split in SPLITS:
-        found[split] = " ".join(client_digests(inputs, targets, federation.splits[split]))
+        found[split] = " ".join(client_digests(rows, federation.splits[split]))
     public = federation.public.cpu()
-    found["public rows"] = " ".join(client_digests(inputs, targets, Split.of([public]))) if len(public) else "none"
+    found["public rows"] = " ".join(client_digests(rows, Split.of([public]))) if len(public) else "none"
     return found
 
 
@@ -111,13 +114,18 @@ def _who(group: str | Sequence[str]) -> str:
     return f"client {group!r}" if isinstance(group, str) else f"one of the clients {group[0]!r} to {group[1]!r}"
 
 
-def client_digests(inputs: Tensor, targets: Tensor, split: Split) -> list[str]:
-    """Of every group of clients, a digest of its rows in a split: their places, inputs and targets, in order."""
+def client_digests(tensors: Sequence[Tensor], split: Split) -> list[str]:
+    """Of every group of clients, a digest of its rows in a split, in order.
+
+    Args:
+        tensors: inputs, targets and, where examples have some, weights of all rows.
+        split: whose rows are whose.
+    """
     places = groups(len(split))
     rows, every = split.rows.cpu(), split.offsets.numpy()
     offsets = every[places].tolist()
     count = len(places) - 1
-    wide = max(1, inputs[:1].nbytes + targets[:1].nbytes)
+    wide = max(1, sum(t[:1].nbytes for t in tensors))
     found: list[str] = []
     first = 0
     while first < count:
@@ -125,7 +133,7 @@ def client_digests(inputs: Tensor, targets: Tensor, split: Split) -> list[str]:
         while last < count and (offsets[last + 1] - offsets[first]) * wide <= BLOCK:
             last += 1
         own = rows[offsets[first] : offsets[last]]
-        parts = [(raw(t), t[:1].nbytes) for t in (own, inputs[own], targets[own])]
+        parts = [(raw(t), t[:1].nbytes) for t in (own, *(tensor[own] for tensor in tensors))]
         for group in range(first, last):
             begin, end = offsets[group] - offsets[first], offsets[group + 1] - offsets[first]
             own_parts = [view[begin * size : end * size] for view, size in parts]

@@ -1,9 +1,9 @@
 """Padding: detect once whether a function of batches depends on it, by changing it; and work without it if so.
 
-Clients of different sizes train side by side on batches that are padded to one width; padded rows have weight 0. A
-function that respects the weights, as :meth:`~plures.method.Batch.mean` does, returns what it returns for the examples
-alone. One that averages on its own, counts rows, or lets examples interact does not; then only clients with batches of
-the same size are stacked, without padding.
+Clients of different sizes train side by side on batches that are padded to one width; padded rows, and they alone, have
+weight 0. A function that respects the weights, as :meth:`~plures.method.Batch.mean` does, returns what it returns for
+the examples alone. One that averages on its own, counts rows, or lets examples interact does not; then only clients
+with batches of the same size are stacked, without padding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from plures.errors import PluresWarning
 from plures.models import nested
 
 Example = tuple[Tensor, Tensor, Tensor | None]
-"""Inputs, targets and weights of a batch; the weights are ``None`` if no row is padding."""
+"""Inputs, targets and weights of a batch; the weights are ``None`` if no row is padding and all count alike."""
 
 Examples = Mapping[str, Example]
 """A client's batches by name."""
@@ -130,10 +130,23 @@ def counts(examples: Examples) -> Tensor:
     return torch.stack(found, 1)
 
 
-def trimmed(example: Example, size: int) -> Example:
-    """A client's batch without padding; one row of padding if it has no example."""
+def counts_alike(example: Example) -> bool:
+    """Whether all rows that are not padding have weight 1."""
+    weight = example[2]
+    return weight is None or bool(((weight == 0) | (weight == 1)).all())
+
+
+def trimmed(example: Example, size: int, alike: bool = True) -> Example:
+    """A client's batch without padding; one row of padding if it has no example.
+
+    Args:
+        example: the batch.
+        size: number of rows that are not padding.
+        alike: whether all of them have weight 1, so that no weights are needed.
+    """
     inputs, targets, weight = example
-    return inputs[: max(1, size)], targets[: max(1, size)], None if size or weight is None else weight[:1]
+    most = max(1, size)
+    return inputs[:most], targets[:most], None if weight is None or (size and alike) else weight[:most]
 
 
 def unpadded(
@@ -150,7 +163,7 @@ def unpadded(
         examples: by name, ``(clients, most, ...)``.
         rest: further arguments, ``(clients, ...)``.
     """
-    sizes = counts(examples)
+    sizes, alike = counts(examples), {name: counts_alike(example) for name, example in examples.items()}
     found, order = [], []
     for size in torch.unique(sizes, dim=0):
         rows = (sizes == size).all(1).nonzero().squeeze(1)
@@ -158,7 +171,7 @@ def unpadded(
         data = {name: tuple(t[rows] for t in example if t is not None) for name, example in examples.items()}
 
         def alone(data: dict[str, Any], *rest: Any, taken: dict[str, int] = taken) -> Any:
-            return fn({k: trimmed((*some, None)[:3], taken[k]) for k, some in data.items()}, *rest)
+            return fn({k: trimmed((*some, None)[:3], taken[k], alike[k]) for k, some in data.items()}, *rest)
 
         found.append(mapped(alone)(data, *nested.mapped(lambda t, rows=rows: t[rows], rest)))
         order.append(rows)

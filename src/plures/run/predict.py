@@ -48,7 +48,7 @@ def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions
         task: what is predicted.
         outputs: ``(clients, examples, outputs)``.
         targets: ``(clients, examples)`` or ``(clients, examples, outputs)``.
-        weight: ``(clients, examples)`` 1 for an example, 0 for padding.
+        weight: ``(clients, examples)`` how much an example counts, 0 for padding.
         decisions: ``(clients, examples, *target)`` the client's decisions; default: the task's.
     """
     places = weight.dim() - 1

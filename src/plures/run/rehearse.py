@@ -72,12 +72,13 @@ def predicted(engine: Engine, x: Any, client: int) -> None:
     predict, federation = engine.bound.method.predictor, engine.federation
     state = engine.bound.state({slot: {path: t[0] for path, t in leaves.items()} for slot, leaves in x.items()})
     deployed = x if predict.composed else {"model": {p: t[None] for p, t in predict.leaves(state).items()}}
-    inputs = federation.inputs[federation.splits["train"][client][:REHEARSED_EXAMPLES]]
+    rows = federation.splits["train"][client][:REHEARSED_EXAMPLES]
+    inputs, targets = federation.inputs[rows], federation.targets[rows][None]
     own: dict[str, Any] = {split: engine.whole([client], split) for split in predict.reads}
     outputs = engine.forward(deployed, inputs[None], own)
     decisions = engine.decisions(deployed, outputs)
-    targets = federation.targets[federation.splits["train"][client][:REHEARSED_EXAMPLES]][None]
     weight = torch.ones(targets.shape[:2], dtype=outputs.dtype, device=outputs.device)
+    weight = weight if federation.weights is None else federation.weights[rows][None]
     found = said(federation.task, outputs, targets, weight, decisions)
     for metric in federation.metrics:
         attempted(f"metric {metric.name!r}", lambda metric=metric: measured(metric, found))  # type: ignore[misc]

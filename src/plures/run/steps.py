@@ -80,6 +80,7 @@ class Steps:
         slots = {phase.slot, *(slot for slot, _ in self.trained)} if self.plain else set(bound.initial)
         self.read = [Leaf(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
         """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
+        self.source = federation.inputs, federation.targets, federation.weights
         self.shapes = [(tuple(bound.initial[s][p].shape), bound.initial[s][p].dtype) for s, p in self.read]
         self.anchored = [] if self.plain else self.read
         """Leaves whose received value the phase can read."""
@@ -240,14 +241,15 @@ class OneByOne(Steps):
         steps, each = int(plan.steps[client]), self.phase.batches
         counts: list[int] = plan.counts[:steps, :, client].reshape(-1).tolist()
         rows = plan.rows[:steps, :, client, : max(counts, default=0)].flatten(0, 1)
-        inputs, targets, width = self.federation.inputs, self.federation.targets, rows.shape[1]
+        (inputs, targets, weights), width = self.source, rows.shape[1]
         block = each * max(1, BLOCK // max(1, each * width * inputs[:1].nbytes))
         keys = plan.keys[:, client].unbind() if self.random else [None] * steps
         for first in range(0, len(rows), block):
             some = rows[first : first + block]
+            counted = itertools.repeat(None) if weights is None else gather(weights, some)
             made: list[Example] = [
-                (x, y, None) if count == width else (x[:count], y[:count], None)
-                for x, y, count in zip(gather(inputs, some), gather(targets, some), counts[first:], strict=False)
+                (x, y, w) if count == width else (x[:count], y[:count], None if w is None else w[:count])
+                for x, y, w, count in zip(gather(inputs, some), gather(targets, some), counted, counts[first:])  # noqa: B905
             ]
             for number in range(0, len(made), each):
                 yield made[number : number + each], keys[(first + number) // each]
@@ -291,7 +293,6 @@ class Stacked(Steps):
         amounts = torch.from_numpy(plan.counts).to(device)
         keys = plan.keys if self.random else None
         part, previous = self._part(x, received, memory, slice(0, clients)), clients
-        source = self.federation.inputs, self.federation.targets
         if (replayed := self._replayed(part, plan, keys, rate)) is not None:
             return replayed
         compiled = None if self.compiler is None or self._apart(part, plan) else self._compiled(clients)
@@ -301,7 +302,7 @@ class Stacked(Steps):
                 lr, number = (torch.tensor(value, dtype=torch.float64, device=device) for value in (rate, step + 1))
                 drawn = [] if keys is None else [keys[step]]
                 index, padded = list(plan.rows[step]), list(amounts[step])
-                losses += compiled(*part, index, padded, drawn, running, lr, number, source)
+                losses += compiled(*part, index, padded, drawn, running, lr, number, self.source)
                 continue
             for rows, sizes in self._groups(plan.counts[step, :, :active], part, plan):
                 if isinstance(rows, Tensor) or previous != active:
@@ -310,7 +311,7 @@ class Stacked(Steps):
                 index = [plan.rows[step, number, rows, :width] for number, width in enumerate(sizes.max(1).tolist())]
                 padded = [] if (sizes == sizes[:, :1]).all() else list(amounts[step][:, rows])
                 drawn = [] if keys is None else [keys[step, rows]]
-                losses[:, rows] += self._step(*part, index, padded, drawn, None, rate, step + 1, source)
+                losses[:, rows] += self._step(*part, index, padded, drawn, None, rate, step + 1, self.source)
                 if isinstance(rows, Tensor):
                     self._return(part, x, memory, rows)
         return losses
@@ -323,13 +324,11 @@ class Stacked(Steps):
         if any(kind.padded for kind in kinds) and self._apart(part, plan):
             return None
 
-        source = self.federation.inputs, self.federation.targets
-
         def step(
             part: Part, rows: Tensors, counts: Tensors, keys: Tensors, lr: Tensor | float, number: Tensor
         ) -> Tensor:
             work = self._step if self.compiler is None else self._compiled(len(rows[0]))
-            return work(*part, rows, counts, keys, None, lr, number, source)
+            return work(*part, rows, counts, keys, None, lr, number, self.source)
 
         try:
             return self.captured(step, part, plan, kinds, keys, rate)
@@ -350,8 +349,7 @@ class Stacked(Steps):
 
     def computes(self, clients: int) -> str:
         """All that a step of some clients depends on besides its arguments, as one text."""
-        inputs, targets = self.federation.inputs, self.federation.targets
-        shapes = [tuple(t.shape) for t in (inputs, targets)]
+        shapes = [None if t is None else tuple(t.shape) for t in self.source]
         return f"{self._depends} {clients} {shapes}"
 
     @cached_property
@@ -391,7 +389,7 @@ class Stacked(Steps):
     def _sees_padding(self, part: Part, plan: Batches) -> bool:
         examples: dict[str, Example] = {}
         for number, (index, count) in enumerate(zip(plan.rows[0], plan.counts[0], strict=True)):
-            inputs, targets = (gather(values, index) for values in (self.federation.inputs, self.federation.targets))
+            inputs, targets = (gather(values, index) for values in self.source[:2])
             weight = mask(torch.from_numpy(count).to(index.device), index.shape[1], self.dtype)
             examples[str(number)] = inputs, targets, weight
 
@@ -424,7 +422,7 @@ class Stacked(Steps):
     def _step(
         self, trained: Tensors, rest: Tensors, received: Tensors, memory: list[Tensors],
         rows: Tensors, counts: Tensors, keys: Tensors, running: Tensor | None,
-        lr: Tensor | float, step: Tensor | int, source: tuple[Tensor, Tensor],
+        lr: Tensor | float, step: Tensor | int, source: tuple[Tensor, Tensor, Tensor | None],
     ) -> Tensor:  # fmt: skip
         """One step of all clients of a part, changing its leaves in place.
 
@@ -436,7 +434,7 @@ class Stacked(Steps):
             running: ``(clients,)`` who takes the step; ``None`` for all.
             lr: learning rate.
             step: number of the step, from 1.
-            source: inputs and targets of the federation.
+            source: inputs, targets and, where examples have some, weights of the federation.
 
         Returns:
             ``(2, clients)`` task losses and objectives.
@@ -444,6 +442,9 @@ class Stacked(Steps):
         inputs = [gather(source[0], index) for index in rows]
         targets = [gather(source[1], index) for index in rows]
         weights = [mask(count, index.shape[1], self.dtype) for index, count in zip(rows, counts, strict=False)]
+        if source[2] is not None:
+            counted = [gather(source[2], index) for index in rows]
+            weights = [w * real for w, real in zip(counted, weights, strict=True)] if weights else counted
         grads, pair, changed = torch.func.vmap(self._gradient)(trained, rest, received, inputs, targets, weights, keys)
         losses = torch.stack([each.to(self.dtype) for each in pair])
         before = None if running is None else [value.clone() for value in trained]

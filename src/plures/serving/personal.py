@@ -262,7 +262,8 @@ class PersonalModel:
         with torch.no_grad():
             outputs = self.outputs(inputs)
         decided, task = self.decided(outputs), federation.task
-        found = said(task, outputs, targets, torch.ones(len(rows)), decided)
+        weight = torch.ones(len(rows)) if federation.weights is None else federation.weights[rows].cpu()
+        found = said(task, outputs, targets, weight, decided)
         values = {metric.name: metric.of(found) for metric in task.metrics}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 

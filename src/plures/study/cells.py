@@ -102,6 +102,7 @@ def compact(federation: Federation) -> Federation:
         federation,
         inputs=federation.inputs[rows],
         targets=federation.targets[rows],
+        weights=None if federation.weights is None else federation.weights[rows],
         splits={name: Split(place[split.rows], split.offsets) for name, split in federation.splits.items()},
         public=place[federation.public],
     )
@@ -137,7 +138,12 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
     names = np.char.add("client ", np.char.zfill(owner[used].astype(str), len(str(max(1, int(owner.max()))))))
     dealt = torch.from_numpy(used)
     rows_of_clients = Examples(
-        inputs[dealt].numpy(), targets[dealt].numpy(), names, columns=federation.columns, learned=federation.task
+        inputs[dealt].numpy(),
+        targets[dealt].numpy(),
+        names,
+        weights=None if federation.weights is None else federation.weights[rows][dealt].numpy(),
+        columns=federation.columns,
+        learned=federation.task,
     )
     fresh = assemble(
         rows_of_clients,

@@ -29,6 +29,7 @@ class Draft(TypedDict, total=False):
         features: input columns; all without another role if not given.
         date: column of dates.
         group: column whose equal values stay in one split.
+        weight: column that says how much each row counts.
         categories: columns of numbers that are codes.
         zero_is_missing: columns of numbers in which zero means a missing value.
         units: column -> unit.
@@ -42,6 +43,7 @@ class Draft(TypedDict, total=False):
     features: Sequence[str]
     date: str
     group: str
+    weight: str
     categories: Collection[str]
     zero_is_missing: Collection[str]
     units: Mapping[str, str]
@@ -51,7 +53,7 @@ class Draft(TypedDict, total=False):
 
 def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None, options: Draft) -> dict[str, object]:
     """The declaration of a schema, see :meth:`plures.tables.schema.Schema.of`."""
-    marks = {key: str(name) for key, name in options.items() if key in ("date", "group")}
+    marks = {key: str(name) for key, name in options.items() if key in ("date", "group", "weight")}
     roles = [*target, *([client] if client is not None else []), *marks.values()]
     features = list(options.get("features", [name for name in table if name not in roles]))
     named = (options.get("categories", ()), options.get("zero_is_missing", ()), options.get("units", ()))

@@ -82,6 +82,7 @@ class Reading:
         targets: of every target column that is present: class numbers or values; none if they were not requested.
         dates: ``(n,)`` ``datetime64[us]``, NaT if missing; None without such a column.
         groups: ``(n,)`` texts; None without such a column.
+        weights: ``(n,)`` numbers; None without such a column.
         extra: undeclared columns.
         findings: what is wrong.
     """
@@ -91,6 +92,7 @@ class Reading:
     targets: Mapping[str, Read]
     dates: Dates | None
     groups: NDArray[np.str_] | None
+    weights: NDArray[np.float64] | None
     extra: tuple[str, ...]
     findings: tuple[Finding, ...]
 
@@ -111,6 +113,8 @@ class Schema(Declared):
         classes: names of the classes in order; for classification only.
         date: column of dates in ISO format, for the time span of the data; not an input.
         group: column whose equal values stay in one split, such as a patient; not an input.
+        weight: column of numbers of at least 0 that says how much each row counts in losses and metrics, relative to
+            the others of its site; not an input. A row of weight 0 is left out.
         splits: how each client divides its rows.
         columns: the inputs.
     """
@@ -120,6 +124,7 @@ class Schema(Declared):
     classes: Names = ()
     date: Name | None = None
     group: Name | None = None
+    weight: Name | None = None
     splits: Splits = Splits()
     columns: Annotated[
         tuple[Annotated[Number | Category, Field(discriminator="kind")], ...], Field(strict=False, min_length=1)
@@ -136,7 +141,7 @@ class Schema(Declared):
                 "target: a classification has one column; for any number of labels at once, a column of 0 and 1 each, "
                 'give task = "multilabel"'
             )
-        roles = [name for name in (*self.target, self.date, self.group) if name is not None]
+        roles = self._roles
         names = [*roles, *(column.name for column in self.columns)]
         for what, given in (("column", names), ("input", list(self.inputs))):
             twice = [name for place, name in enumerate(given) if name in given[:place]]
@@ -184,6 +189,11 @@ class Schema(Declared):
         return cls.parse(draft(columns(table), _listed(target), client, options), "the draft of a schema")
 
     @property
+    def _roles(self) -> list[str]:
+        """Columns that are not inputs."""
+        return [name for name in (*self.target, self.date, self.group, self.weight) if name is not None]
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs, in order."""
         return tuple(name for column in self.columns for name in column.inputs)
@@ -221,7 +231,7 @@ class Schema(Declared):
             PluresError: if it is not a table.
         """
         there = columns(table)
-        roles = [name for name in (*self.target, self.date, self.group) if name is not None]
+        roles = self._roles
         wanted = [*(column.name for column in self.columns), *(roles if site else ())]
         extra = tuple(name for name in there if name not in wanted and name not in roles)
         found = [_not_there(name, extra) for name in wanted if name not in there]
@@ -237,17 +247,22 @@ class Schema(Declared):
         targets = {answer.name: _answered(answer, there[answer.name], self.classes) for answer in answers}
         for read in (*reads.values(), *targets.values()):
             found += read.findings
-        dates, groups = None, None
+        dates, groups, weights = None, None, None
         if site and self.date is not None and self.date in there:
             dates, wrong = read_dates(self.date, there[self.date], needed=self.splits.by == "time")
             found += wrong
         if site and self.group is not None and self.group in there:
             groups, wrong = read_groups(self.group, there[self.group])
             found += wrong
+        if site and self.weight is not None and self.weight in there:
+            given = Number(name=self.weight, low=0.0).read(there[self.weight])
+            weights, found = given.values, [*found, *given.findings]
+            if rows and not given.findings and not weights.any():
+                found.append(Finding("error", self.weight, "is 0 in all rows, so none counts", "correct it"))
         if site and 0 < rows < self.splits.least:
             what = f"{rows} row{'s' if rows > 1 else ''}, too few for {self.splits.least} splits"
             found.append(Finding("error", "", what, f"give at least {self.splits.least}"))
-        return Reading(rows, reads, targets, dates, groups, extra, tuple(found))
+        return Reading(rows, reads, targets, dates, groups, weights, extra, tuple(found))
 
     def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
         """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target may be absent.
@@ -308,12 +323,14 @@ class Schema(Declared):
         )
         groups = [reading.groups for reading in readings if reading.groups is not None]
         dates = [reading.dates for reading in readings if reading.dates is not None]
+        weights = [reading.weights for reading in readings if reading.weights is not None]
         federation = from_arrays(
             torch.cat([self._encoded(reading) for reading in readings]),
             np.array(self.classes)[targets[:, 0].astype(np.int64)] if self.classes else targets,
             np.repeat(np.array(clients), [reading.rows for reading in readings]),
             groups=np.concatenate(groups) if groups else None,
             time=np.concatenate(dates) if self.splits.by == "time" else None,
+            weights=np.concatenate(weights) if weights else None,
             columns=self.inputs,
             name=name,
             task=self.task_of,

@@ -206,7 +206,13 @@ class Task:
         raise NotImplementedError
 
     def mean_loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss over a batch; ``weight`` is 1 for examples and 0 for padding, ``None`` when all count."""
+        """Mean loss over a batch, ``sum_i w_i l_i / sum_i w_i``.
+
+        Args:
+            outputs: ``(batch, *shape)``.
+            targets: ``(batch, *target)``.
+            weight: ``(batch,)`` how much each example counts, 0 for padding; ``None`` when all count alike.
+        """
         each = self.losses(outputs, targets)
         return each.mean() if weight is None else (each * weight).sum() / weight.sum()
 

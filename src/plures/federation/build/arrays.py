@@ -22,6 +22,7 @@ def from_arrays(
     groups: ArrayLike | Tensor | None = None,
     time: ArrayLike | Tensor | None = None,
     key: ArrayLike | Tensor | None = None,
+    weights: ArrayLike | Tensor | None = None,
     columns: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> Federation:
@@ -41,6 +42,10 @@ def from_arrays(
         groups: ``(n,)`` rows of one client with the same value stay in one split.
         time: ``(n,)`` order of the rows, with ``split=SplitRule(by="time")``.
         key: ``(n,)`` row identifiers, such as case numbers: different for all rows of a client.
+        weights: ``(n,)`` how much each example counts in losses and metrics, relative to the others of its client: one
+            of weight 2 as two alike. A row of weight 0 is left out, as if it had not been given; the others
+            are numbers above 0. Splits, standardisation and the numbers of examples, by which most methods
+            weight clients, do not depend on positive weights.
         columns: names of the entries of the inputs' first feature dimension, for messages and reports.
 
     Options:
@@ -81,4 +86,4 @@ def from_arrays(
         >>> federation.clients
         ('Basel', 'Graz', 'Pisa')
     """
-    return assemble(of_arrays(inputs, targets, client, groups, time, key, columns), options, "from_arrays")
+    return assemble(of_arrays(inputs, targets, client, groups, time, key, weights, columns), options, "from_arrays")

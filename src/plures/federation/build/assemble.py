@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from plures.cells import absent
 from plures.errors import PluresError, PluresWarning
@@ -43,7 +44,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     options = cast(Options, checked({**given}, HINTS, where_from, also))
     n = len(data.inputs)
     groups, time = data.groups, data.time
-    marks = (("groups", groups), ("time", time), ("key", data.key))
+    marks = (("groups", groups), ("time", time), ("key", data.key), ("weights", data.weights))
     for label, column in (("targets", data.targets), ("client", data.client), *marks):
         if column is not None and (column.ndim == 0 or len(column) != n):
             raise PluresError(
@@ -53,6 +54,10 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         raise PluresError("no examples: give at least one row")
     names, client, used = _client_names(data.client)
     rows = np.flatnonzero(used)
+    weights = None
+    if data.weights is not None:
+        weights, counted = _weights(data.weights[rows], Where(names, client, rows, data.columns))
+        rows, client = rows[counted], client[counted]
 
     def kept(values: Array | None) -> Array | None:
         return None if values is None else values[rows] if len(rows) < n else values
@@ -134,6 +139,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         source=source,
         columns=columns,
         scaling=scaling,
+        weights=weights,
         preparation=made if made.table or made.fill is not None or made.target is not None else None,
     )
     found = [*data.doubts, *doubts(federation, options.get("copies", "warn") == "warn")]
@@ -163,6 +169,28 @@ def _client_names(client: Array) -> tuple[Names, NDArray[np.int64], Array]:
         raise PluresError("client column: every row is left out (negative); give at least one row a client")
     names, places = coded(client[used])
     return Names.ordered(names), places, used
+
+
+def _weights(given: Array, where: Where) -> tuple[Tensor, Array]:
+    """Weights of the rows that count, and which rows those are."""
+    if given.ndim != 1:
+        raise PluresError(f"weights: expected one number per row, got shape {given.shape}")
+    if given.dtype.kind == "O":
+        given = np.array([cell if isinstance(cell, int | float) else np.nan for cell in given.tolist()], dtype=float)
+    if given.dtype.kind not in "fiub":
+        raise PluresError(f"weights of type {given.dtype} are no numbers; give a number of at least 0 for each row")
+    weights = torch.from_numpy(given.astype(np.float32))
+    refuse(
+        ~((weights >= 0) & weights.isfinite()), "a weight that is negative or no number; correct it, or say 0", where
+    )
+    counted = weights > 0
+    some = np.bincount(where.client, weights=counted.numpy(), minlength=len(where.names)) > 0
+    if not some.all():
+        raise PluresError(
+            f"client {where.names[int(some.argmin())]!r}: all weights are 0, so it has no example; correct them, or "
+            "leave the client out"
+        )
+    return weights[counted], counted.numpy()
 
 
 def _gaps(values: Array) -> Array:

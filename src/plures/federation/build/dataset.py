@@ -33,6 +33,7 @@ def from_dataset(
     groups: ArrayLike | Tensor | None = None,
     time: ArrayLike | Tensor | None = None,
     key: ArrayLike | Tensor | None = None,
+    weights: ArrayLike | Tensor | None = None,
     columns: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> Federation:
@@ -46,6 +47,7 @@ def from_dataset(
         groups: see `from_arrays`.
         time: see `from_arrays`.
         key: see `from_arrays`.
+        weights: see `from_arrays`.
         columns: see `from_arrays`.
         options: see `from_arrays`.
 
@@ -76,5 +78,5 @@ def from_dataset(
                 )
     if not inputs:
         raise PluresError("the dataset is empty: give at least one item")
-    rows = of_arrays(np.stack(inputs), np.stack(targets), client, groups, time, key, columns)
+    rows = of_arrays(np.stack(inputs), np.stack(targets), client, groups, time, key, weights, columns)
     return assemble(rows, options, "from_dataset")

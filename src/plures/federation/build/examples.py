@@ -30,6 +30,7 @@ class Examples:
         client: ``(n,)``.
         groups: ``(n,)`` or None.
         time: ``(n,)`` or None.
+        weights: ``(n,)`` or None.
         key: ``(n,)`` row identifiers, or None.
         columns: names of the entries of the first feature dimension, or none.
         keys: ``(n,)`` sortable digests that identify rows instead of their inputs, or None.
@@ -49,6 +50,7 @@ class Examples:
     client: Array
     groups: Array | None = None
     time: Array | None = None
+    weights: Array | None = None
     key: Array | None = None
     labels: Array | None = None
     columns: tuple[str, ...] = ()
@@ -70,6 +72,7 @@ def of_arrays(
     groups: ArrayLike | Tensor | None,
     time: ArrayLike | Tensor | None,
     key: ArrayLike | Tensor | None,
+    weights: ArrayLike | Tensor | None,
     columns: Sequence[str],
 ) -> Examples:
     """Convert the given data to arrays."""
@@ -80,6 +83,7 @@ def of_arrays(
         groups=None if groups is None else as_array(groups, "groups"),
         time=None if time is None else as_array(time, "time"),
         key=None if key is None else as_array(key, "key"),
+        weights=None if weights is None else as_array(weights, "weights"),
         columns=tuple(map(str, columns)),
     )
 

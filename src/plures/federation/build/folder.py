@@ -28,7 +28,7 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
     """A federation from a folder with one ``.npz`` file per client; the file's stem is the client's name.
 
     Each file holds ``x`` ``(n_i, *features)`` and ``y`` ``(n_i,)`` or ``(n_i, outputs)``, and may hold ``group``,
-    ``time`` and ``key`` (either all files or none). Pickled objects are refused.
+    ``time``, ``key`` and ``weight`` (either all files or none). Pickled objects are refused.
 
     Args:
         path: the folder.
@@ -69,7 +69,8 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
     joined = {key: np.concatenate([part[key] for part in parts]) for key in first}
     client = np.repeat([file.stem for file in files], [len(part["x"]) for part in parts])
     options.setdefault("name", folder.name)
-    rows = of_arrays(*(joined["x"], joined["y"], client), joined.get("group"), None, joined.get("key"), columns)
+    rows = of_arrays(*(joined["x"], joined["y"], client), joined.get("group"), None, joined.get("key"), None, columns)
+    rows = replace(rows, weights=joined.get("weight"))
     rule = checked({**options}, HINTS, "from_folder", ("columns",)).get("split")
     if "time" in joined and rule is not None and rule.by == "time":
         rows = replace(rows, time=joined["time"])
@@ -97,7 +98,7 @@ def _no_folder(folder: Path) -> str:
 def _read_client(file: Path) -> dict[str, Array]:
     try:
         with np.load(file, allow_pickle=False) as archive:
-            part = {key: archive[key] for key in ("x", "y", "group", "time", "key") if key in archive.files}
+            part = {key: archive[key] for key in ("x", "y", "group", "time", "key", "weight") if key in archive.files}
     except NO_ARCHIVE as error:
         raise PluresError(
             f"{file}: cannot be read as .npz without pickled objects ({error}); write it again"

@@ -30,7 +30,7 @@ class Frame(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
 
 
-FRAME = ("features", "drop", "categories", "numbers", "group", "time", "key")
+FRAME = ("features", "drop", "categories", "numbers", "group", "time", "key", "weight")
 
 
 def from_frame(
@@ -45,6 +45,7 @@ def from_frame(
     group: str | None = None,
     time: str | None = None,
     key: str | None = None,
+    weight: str | None = None,
     **options: Unpack[Options],
 ) -> Federation:
     """A federation from a pandas or polars frame, or a mapping from column names to arrays.
@@ -69,6 +70,7 @@ def from_frame(
         group: column whose equal values stay in one split.
         time: column that orders the rows, with ``split=SplitRule(by="time")``; dates are fine.
         key: column that is different for all rows of a client, such as a case number.
+        weight: column that says how much each example counts; see ``weights`` of `from_arrays`.
         options: see `from_arrays`.
 
     Raises:
@@ -84,7 +86,7 @@ def from_frame(
         >>> federation.clients, federation.columns, federation.task.classes
         (('A', 'B'), ('age',), ('no', 'yes'))
     """
-    marks = {"group": group, "time": time, "key": key}
+    marks = {"group": group, "time": time, "key": key, "weight": weight}
     decided = {"features": features, "drop": drop, "categories": categories, "numbers": numbers}
     return assemble(_rows(frame, target, client, marks, decided, options), options, "from_frame", FRAME)
 
@@ -150,6 +152,7 @@ def _rows(
         groups=own.get("group"),
         time=own.get("time"),
         key=own.get("key"),
+        weights=own.get("weight"),
         labels=_labels(frame),
         columns=tuple(name for part in encoded for name in part.names),
         ordered=True,
