@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,14 @@ def test_every_method(name):
     assert counted.recorded > 0, "no step was captured"
     for key, value in snapshot(here).items():
         torch.testing.assert_close(snapshot(there)[key], value, atol=1e-12, rtol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("sizes", [[40] * 5, [30, 40, 44, 52]])
+def test_examples_with_weights(sizes):
+    """With and without padding."""
+    data = ragged(sizes)
+    drawn = torch.rand(len(data.inputs), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert both(replace(data, weights=drawn + 0.1), network(), fedavg(), Training(3, batch_size=10)).replayed > 0
 
 
 def test_clients_of_equal_size_replay_one_step_for_each_width():
