@@ -24,7 +24,7 @@ MAY = {
     "run": "metrics tasks federation models method",
     "evaluate": "metrics tasks federation models method codecs methods run",
     "tables": "metrics tasks federation",
-    "diagnose": "metrics tasks federation models method evaluate",
+    "diagnose": "metrics tasks federation models method methods evaluate",
     "track": "metrics tasks run evaluate",
     "study": "metrics tasks federation models methods run evaluate tables",
     "serving": "metrics tasks federation models method run evaluate tables",

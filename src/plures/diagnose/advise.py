@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from plures.diagnose.clusters import STRUCTURE
 from plures.diagnose.families import FAMILIES
@@ -78,11 +78,19 @@ def numbers(found: Findings) -> dict[str, float]:
     }
 
 
-def advise(found: Findings, rules: Sequence[Rule] = RULES) -> Advice:
-    """Apply the rules to the findings."""
+def advise(found: Findings, rules: Sequence[Rule] = RULES, *, unsuitable: Collection[str] = frozenset()) -> Advice:
+    """Apply the rules to the findings.
+
+    Args:
+        found: the findings.
+        rules: the rules.
+        unsuitable: methods that refuse the task. They are not named, nor is a family that has no others.
+    """
     measured = numbers(found)
     applied = [rule for rule in rules if rule.applies(measured)]
-    every = [_family(key, applied, measured) for key in FAMILIES]
+    suited = {key: [name for name in family.methods if name not in unsuitable] for key, family in FAMILIES.items()}
+    keys = [key for key, family in FAMILIES.items() if suited[key] or not family.methods]
+    every = [_family(key, suited[key], applied, measured) for key in keys]
     ranking = sorted((f for f in every if FAMILIES[f.family].competes), key=lambda f: -f.points)
     besides = [f for f in every if not FAMILIES[f.family].competes and f.points > 0]
     plain = max(f.points for f in ranking if f.family in PLAIN)
@@ -96,7 +104,7 @@ def advise(found: Findings, rules: Sequence[Rule] = RULES) -> Advice:
     )
 
 
-def _family(key: str, applied: Sequence[Rule], measured: Mapping[str, float]) -> FamilyAdvice:
+def _family(key: str, methods: list[str], applied: Sequence[Rule], measured: Mapping[str, float]) -> FamilyAdvice:
     about = [rule for rule in applied if rule.points.get(key)]
     points = sum(rule.points[key] for rule in about)
     evidence = sum(rule.points[key] > 0 and bool(rule.when) for rule in about)
@@ -106,7 +114,7 @@ def _family(key: str, applied: Sequence[Rule], measured: Mapping[str, float]) ->
     return FamilyAdvice(
         family=key,
         title=FAMILIES[key].title,
-        methods=list(FAMILIES[key].methods),
+        methods=methods,
         points=points,
         confidence=confidence,
         why=[Reason(rule=r.name, says=r.says.format(**measured), source=r.source) for r in about],

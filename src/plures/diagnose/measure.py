@@ -19,6 +19,7 @@ from plures.diagnose.quality import quality
 from plures.diagnose.result import Findings, Looked
 from plures.diagnose.sample import MAX_CLIENTS, MAX_ROWS, MAX_ROWS_PER_CLIENT, chosen_clients, sample
 from plures.diagnose.sizes import quantity
+from plures.diagnose.suited import unsuitable
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.models import ModelFactory
@@ -119,4 +120,4 @@ def diagnose(
         clusters=groups,
         learning=curve,
     )
-    return Diagnosis(**dict(found), advice=advise(found))
+    return Diagnosis(**dict(found), advice=advise(found, unsuitable=unsuitable(looked, model, seed)))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import Tensor
 
+from plures.errors import PluresError
 from plures.method.state import Batch
 from plures.models import Leaves
 
@@ -27,7 +28,12 @@ def fisher(leaves: Leaves, batch: Batch) -> Leaves:
 
     Returns:
         One entry for every entry of a parameter; buffers and frozen parameters are left out.
+
+    Raises:
+        PluresError: if the curvature of the loss is not known (:attr:`plures.tasks.Task.curved`).
     """
+    if not batch.problem.task.curved:
+        raise PluresError(f"{batch.problem.task.kind}: the curvature of this loss is not known, but needed here")
     total: Leaves = {}
     mask = batch.mask
     names = [k for k in leaves if k not in batch.problem.network.fixed]

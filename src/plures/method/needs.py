@@ -6,11 +6,15 @@ from plures.errors import PluresError
 from plures.method.method import Start
 
 
+class UnsuitableTaskError(PluresError):
+    """The method cannot learn this task, whatever the model and the data."""
+
+
 def classes(start: Start, method: str) -> int:
     """Number of classes; every example has exactly one."""
     task = start.setting.task
     if not task.classes:
-        raise PluresError(f"{method} needs classes, but the task is {task.kind}: use another method")
+        raise UnsuitableTaskError(f"{method} needs classes, but the task is {task.kind}: use another method")
     return len(task.classes)
 
 
@@ -18,14 +22,16 @@ def mixing(start: Start, method: str) -> None:
     """Require predictions that can be averaged."""
     task = start.setting.task
     if not task.mixes:
-        raise PluresError(f"{method} averages predictions, which {task.kind} does not define: use another method")
+        raise UnsuitableTaskError(
+            f"{method} averages predictions, which {task.kind} does not define: use another method"
+        )
 
 
 def curvature(start: Start, method: str) -> None:
     """Require a loss whose curvature is known."""
     task = start.setting.task
     if not task.curved:
-        raise PluresError(
+        raise UnsuitableTaskError(
             f"{method} needs the curvature of the loss, which this {task.kind} does not define: use its default loss "
             "or another method"
         )

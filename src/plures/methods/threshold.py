@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plures.method import Batch, Calibration, Leaves, Method, Personal, Predict, Shared, Start, State
+from plures.method.needs import UnsuitableTaskError
 from plures.methods.entry import entry, require
 
 Utility = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -114,11 +115,11 @@ def threshold(
 
     def start(start: Start) -> Leaves:
         task = start.setting.task
-        require(
-            len(task.classes) == 2,
-            f"threshold decides between two classes, but this is {task.kind} with {task.outputs} {task.called}; for "
-            "more classes use temperature(bias=True)",
-        )
+        if len(task.classes) != 2:
+            raise UnsuitableTaskError(
+                f"threshold decides between two classes, but this is {task.kind} with {task.outputs} {task.called}; "
+                "for more classes use temperature(bias=True)"
+            )
         return {"threshold": torch.tensor(common, dtype=start.network.dtype)}
 
     return Method(

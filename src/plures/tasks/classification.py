@@ -113,8 +113,6 @@ class Classification(Task):
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """``sum_c w_c p_c (d log p_c)^2``: an example of weight ``w`` counts as ``w`` examples."""
-        if self.loss is not None:
-            return super().curvature(outputs)
         logs = F.log_softmax(outputs, -1)
         chances = logs.exp()
         return logs, chances if self.class_weights is None else chances * outputs.new_tensor(self.class_weights)

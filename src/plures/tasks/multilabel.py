@@ -101,8 +101,6 @@ class MultiLabel(Task):
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """``sum_l (1 + (w_l - 1) p_l) p_l (1 - p_l) (d f_l)^2 / labels``: the loss, expected over predicted labels."""
-        if self.loss is not None:
-            return super().curvature(outputs)
         chances = outputs.sigmoid()
         counted = torch.ones_like(chances)
         if self.positive_weights is not None:

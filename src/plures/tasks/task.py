@@ -230,7 +230,7 @@ class Task:
         """Values ``u`` and weights ``w`` such that an example's expected curvature is ``sum_k w_k (d u_k)^2``.
 
         Expected over the targets that the outputs predict: the Fisher information, where the loss is a negative
-        log-likelihood.
+        log-likelihood. It is that of the task's own loss; ask :attr:`curved` first whether that is the one minimised.
 
         Args:
             outputs: ``(..., outputs)``.
