@@ -37,6 +37,8 @@ from plures.run.training import Training
 log = logging.getLogger("plures")
 
 MEASURED_STEPS = 12
+REPEATS, ENOUGH = (3, 10), 0.1
+"""Visits that are measured at least and at most, if the time allows; after these seconds the least number is enough."""
 HOPELESS = 1.2
 """Larger stacks are not measured once a stack takes this many times as long for a client as the best."""
 LOOP_MEMORY = 1 << 27
@@ -58,8 +60,10 @@ Compilation speeds up what lies between convolutions, and on a CPU these take mo
 """
 COMPILED_ON_GPU, COMPILATION_ON_GPU = 0.75, 20.0
 """The same of a captured step on a GPU, and seconds of a compilation there, before one was measured."""
-HOPED = 0.8
-"""The same of one in another chunk, compared with those that were measured."""
+SPARED, HOPED = 0.8, 0.8
+"""What compiling is expected to spare of the cost that a step has with however few clients, and what a compiled step of
+another size may then take of the time that follows from those that were measured.
+"""
 COMPILATIONS = 2
 """Most chunk sizes whose steps are compiled to be measured."""
 
@@ -96,16 +100,14 @@ def choose(
     if not choice.timed:
         choice.compare()
     best = choice.best()
-    others = ", ".join("{}/{}{} {:.3g}".format(*_named(e), 1e3 * t) for e, t in choice.timed.items())
+    others = "; ".join(f"{named(e)}: {lasting(t)}" for e, t in choice.timed.items() if e != best)
     log.info(
-        "%s backend, chunks of %s clients, %s, %s: expecting %.3g ms for a round (%s), found out in %.2g s",
-        best.backend,
-        best.chunk,
-        " and ".join(said(best)) or "not compiled",
+        "auto takes %s in %s: %s a round%s (measured in %s)",
+        named(best),
         best.precision,
-        1e3 * choice.timed[best],
-        others,
-        choice.spent,
+        lasting(choice.timed[best]),
+        f", in place of {others}" if others else "",
+        lasting(choice.spent),
     )
     return best
 
@@ -274,7 +276,7 @@ class Choice:
         except RuntimeError as error:
             if candidate.backend == "loop":
                 raise
-            log.warning("%s/%s%s did not run: %s", *_named(candidate), first_line(error))
+            log.warning("%s did not run: %s", named(candidate), first_line(error))
             return None
         self.spent += sum(each.spent for each in found)
         return found
@@ -372,10 +374,35 @@ class Choice:
             free = self.wanted.chunk == "auto" and self.wanted.torch_device.type == "cpu"
             chunks = even(self.cohort) if free else [execution.chunk]
             masked = {chunk: self.round(paces, chunk, compiled=True) for chunk in chunks if isinstance(chunk, int)}
-            gains = [seconds / masked[chunk] for chunk, seconds in done.items() if chunk in masked]
-            gain = HOPED * min(gains) if gains else self.machine.gains.get(self._network, self.compiled)
+            gain = self.machine.gains.get(self._network, self.compiled)
+            if done.keys() & masked.keys():
+                masked = {chunk: self.round(bare(paces), chunk, compiled=True) for chunk in masked}
+                gain = HOPED * min(seconds / masked[chunk] for chunk, seconds in done.items() if chunk in masked)
             found |= {replace(base, chunk=c): gain * t for c, t in masked.items() if c not in done}
         return found
+
+
+def bare(found: dict[int, list[Pace]]) -> dict[int, list[Pace]]:
+    """Paces without most of what a step costs with however few clients, which compiling spares.
+
+    That is why smaller stacks are better where steps are compiled: there are more steps, but less memory is in use.
+
+    Args:
+        found: of all phases by number of clients; the line through the smallest two tells what a step costs with none.
+    """
+    if len(found) < 2:
+        return found
+    few, some = sorted(found)[:2]
+    spared = [
+        SPARED * max(0.0, (some * small.step - few * large.step) / (some - few))
+        for small, large in zip(found[few], found[some], strict=True)
+    ]
+    return {
+        clients: [
+            replace(pace, step=max(0.1 * pace.step, pace.step - less)) for pace, less in zip(paces, spared, strict=True)
+        ]
+        for clients, paces in found.items()
+    }
 
 
 def even(cohort: int) -> list[int]:
@@ -449,14 +476,21 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _named(execution: Execution) -> tuple[str, object, str]:
-    return execution.backend, execution.chunk, "".join(f"/{what}" for what in said(execution))
-
-
-def said(execution: Execution) -> list[str]:
-    """What is done to a stack's steps."""
+def named(execution: Execution) -> str:
+    """An execution in words."""
+    if execution.backend == "loop":
+        return "one client after the other"
     done = {"compiled": execution.compile, "captured": execution.capture}
-    return [what for what, wanted in done.items() if wanted is True]
+    return ", ".join(
+        [f"stacks of {execution.chunk} clients", *(what for what, wanted in done.items() if wanted is True)]
+    )
+
+
+def lasting(seconds: float) -> str:
+    """Seconds in a message."""
+    if math.isinf(seconds):
+        return "did not run"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def largest(federation: Federation, count: int) -> list[int]:
@@ -570,13 +604,16 @@ def pace(
         visit(1)
         visit(MEASURED_STEPS)
     one = visit(1)
+    if one < allowed / 8:  # the first visit may do what none does later
+        one = min(one, visit(1))
     if execution.compile is True:
         machine.compilations.append(max(0.0, compiling - one))
         begun += compiling
     more = 1 + max(2, min(MEASURED_STEPS, int(allowed / (4 * one))))
     few, many = one, visit(more)
-    for _ in range(2):
-        if time.perf_counter() - begun + one + many > allowed:
+    for repeat in range(1, REPEATS[1]):
+        elapsed = time.perf_counter() - begun
+        if elapsed + one + many > allowed or (repeat >= REPEATS[0] and elapsed > ENOUGH):
             break
         few, many = min(few, visit(1)), min(many, visit(more))
     each = 1 if execution.backend == "vmap" else len(clients)

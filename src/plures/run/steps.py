@@ -6,6 +6,7 @@ them over the clients with ``torch.func``. Both see the same batches and give th
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import types
@@ -341,11 +342,21 @@ class Stacked(Steps):
         """The compiled step of some clients, perhaps that of an earlier run that computes the same."""
 
         def make() -> Callable[..., Tensor]:
-            step: Callable[..., Tensor] = torch.compile(own_code(self._step), dynamic=False)
+            step: Callable[..., Tensor] = torch.compile(own_code(self.light()._step), dynamic=False)
             return step
 
         assert self.compiler is not None
         return self.compiler(self.computes(clients), make)
+
+    def light(self) -> Stacked:
+        """The same without what single steps do not use.
+
+        Compiled steps outlive the run that made them; its data and recorded steps must not be kept for that.
+        """
+        same = copy.copy(self)
+        same.captured = same.compiler = None
+        del same.federation
+        return same
 
     def computes(self, clients: int) -> str:
         """All that a step of some clients depends on besides its arguments, as one text."""
