@@ -31,6 +31,8 @@ bench: $(VENV)/developing
 	cp runs/reduced/report.html benchmarks/results/reduced.html
 	$(BIN)/python -m benchmarks.advice
 	$(BIN)/python -m benchmarks.failures --out benchmarks/results/failures
+	$(BIN)/python -m benchmarks.rivals --out benchmarks/results/rivals
+	$(BIN)/python -m benchmarks.population --out benchmarks/results/population
 	$(BIN)/python -m benchmarks.wire --out benchmarks/results/wire
 	$(BIN)/python -m benchmarks.warm --out benchmarks/results/warm
 
