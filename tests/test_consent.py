@@ -484,10 +484,10 @@ def test_a_module_that_cannot_be_hashed_is_not_allowed_at_a_site(module: str, pa
     (tmp_path / "else").mkdir()
     (pack / "linked").symlink_to(tmp_path / "else", target_is_directory=True)
     federation(tmp_path / "site", f"{module}:own", {}, f'code = ["{module}:own sha256:{"0" * 64}"]')
-    with pytest.raises(PluresError, match=f"federation.toml: method '{module}:own' has no hash, for "):
+    with pytest.raises(PluresError, match=f"federation.toml: method '{module}:own' has no hash, because "):
         app.opened(tmp_path / "site" / "site.toml")
     federation(tmp_path / "site", f"{module}:own", {})
-    with pytest.raises(PluresError, match=r"which it cannot have here, for .*: take a method of the catalogue"):
+    with pytest.raises(PluresError, match=r"which is not possible here, because .*: use a method of the catalogue"):
         app.opened(tmp_path / "site" / "site.toml")
 
 
@@ -500,7 +500,7 @@ def test_a_module_that_was_loaded_from_elsewhere_is_not_the_allowed_one(mine: Pa
         importlib.import_module("mine")
     finally:
         sys.path.remove(str(tmp_path / "else"))
-    with pytest.raises(PluresError, match=r"comes from elsewhere than .*mine.py, which was allowed"):
+    with pytest.raises(PluresError, match=r"does not come from .*mine.py, which was allowed"):
         joined(tmp_path / "site", line)
     assert not mark.exists()
 

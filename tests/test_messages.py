@@ -71,7 +71,7 @@ PYTHON = {
     "metric": (lambda: compared(metric="accuracy"), r"no metric 'accuracy'; there are .*rmse, mae, loss, r2"),
     "metrics": (lambda: compared(metrics=["mae"]), r"metrics=.*the one that methods are compared by is metric"),
     "keyword": (lambda: compared(round=3), "compare: no parameter 'round'; did you mean 'rounds'"),
-    "lr": (lambda: compared(lr=0.1), "lr=0.1 is of a single run.*learning_rates"),
+    "lr": (lambda: compared(lr=0.1), "lr=0.1 is an option of a single run.*learning_rates"),
     "unseen": (lambda: compared(unseen=[3]), "no client '3' in federation 'Q3'; clients are a, b, c"),
     "unseen of another type": (lambda: compared(unseen=[0.5]), r"compare: unseen=\[0.5\]; give a list \[text"),
     "rounds": (lambda: compared(rounds="3"), "compare: rounds='3'; give a whole number"),
@@ -111,7 +111,7 @@ PYTHON = {
     # methods by name
     "misspelled": (lambda: compared(["ditta"]), r"^no method 'ditta'; did you mean 'ditto'\? [^,]*$"),
     "unlike": (lambda: compared(["xyzzy"]), "no method 'xyzzy'; there are local, fedavg, .* and [0-9]+ more"),
-    "a Method": (lambda: compared([ditto(lam=0.1)]), r"a Method that is made already .*partial\(ditto, lam=0.1\)"),
+    "a Method": (lambda: compared([ditto(lam=0.1)]), r"a Method object was given .*partial\(ditto, lam=0.1\)"),
     "no method": (lambda: compared([3]), r"methods=\[3\]; give a list \[text"),
     "returns": (lambda: compared([lambda: None]), "its function returns None; let it return a Method"),
     "needs": (lambda: compared([lambda lam: Method()]), "missing a required argument: 'lam'"),
@@ -317,7 +317,7 @@ def test_a_method_of_the_current_folder_is_found(user):
 COMMANDS = {
     "run heart mymod:owm": "method 'mymod:owm' cannot be imported: did you mean 'own'?",
     "run heart mymod.py:own": "method 'mymod.py:own': name the module, not its file: mymod:own",
-    "run heart mymod:made": "a Method that is made already",
+    "run heart mymod:made": "a Method object was given instead of a name",
     "run heart nowhere:own": "'nowhere' is not on the path; put the folder of nowhere.py into PYTHONPATH",
     "run heart mymod:": "method 'mymod:': write module:function",
     "run heart mymod:wrong --out r": "objective '<lambda>' returns a tensor of shape (8,)",

@@ -94,7 +94,7 @@ def test_data_of_ones_own_are_what_the_function_returns(mine: Path):
     [
         ("mine:hospitals", {"row": 3}, r"data set 'mine:hospitals'.* no parameter 'row'; did you mean 'rows'"),
         ("mine:numbers", {}, r"data set 'mine:numbers': its function returns .*; let it return a Federation"),
-        ("mine:FEW", {}, r"data set 'mine:FEW': 3 is no function that returns a Federation"),
+        ("mine:FEW", {}, r"data set 'mine:FEW': 3 is not a function that returns a Federation"),
         ("mine:hospital", {}, r"data set 'mine:hospital' is code, not a data set of the catalogue.* with your consent"),
     ],
 )
@@ -181,7 +181,9 @@ def test_a_comparison_takes_a_task_by_name_or_as_an_object(mine: Path):
         )
     ]
     assert found[0] == found[1] == found[2] == found[3] != found[4]
-    with pytest.raises(PluresError, match=r"task 'mine:FEW': 3 is no plures.Task, nor a function that returns one"):
+    with pytest.raises(
+        PluresError, match=r"task 'mine:FEW': 3 is neither a plures.Task nor a function that returns one"
+    ):
         plures.compare(federation, ["fedavg"], task="mine:FEW", **work)
     with pytest.raises(PluresError, match=r"federation 'hospitals': a regression cannot be learned from data"):
         plures.compare(federation, ["fedavg"], task="regression", **work)

@@ -38,7 +38,7 @@ def test_a_fraction_means_a_sample(given, rule):
 
 
 REFUSED = [
-    ({"participation": "full", "fraction": 0.34}, r"fraction=0.34 is not used where participation='full'"),
+    ({"participation": "full", "fraction": 0.34}, r"fraction=0.34 is not used with participation='full'"),
     ({"fraction": 1.5}, r"participation fraction 1.5: give a number in \(0, 1\]"),
     ({"epochs": 1, "steps": 5}, "epochs=1, steps=5: give one of the two"),
     ({"optimizer": "adam", "momentum": 0.9}, "momentum=0.9 is not used by optimizer='adam'"),
@@ -57,11 +57,11 @@ def test_settings_of_a_run_that_exclude_each_other(given, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"lr": 0.1}, r"lr=0.1 is of a single run, .* learning_rates=\(0.1,\)"),
-        ({"seed": 7}, "seed=7 is of a single run"),
-        ({"method": "ditto"}, "method='ditto' is of a single run"),
+        ({"lr": 0.1}, r"lr=0.1 is an option of a single run, .* learning_rates=\(0.1,\)"),
+        ({"seed": 7}, "seed=7 is an option of a single run"),
+        ({"method": "ditto"}, "method='ditto' is an option of a single run"),
         ({"parameters": {"lam": 1}}, "parameters=.* functools.partial"),
-        ({"data_options": {"standardize": True}}, "data_options=.* are of a loader"),
+        ({"data_options": {"standardize": True}}, "data_options=.* are options of a loader"),
         ({"every": 0}, "every=0: give at least 1"),
         ({"learning_rates": ()}, "learning_rates is empty"),
         ({"learning_rates": (0.1, 0.2), "tune_rounds": 0}, "are not tried with tune_rounds=0"),

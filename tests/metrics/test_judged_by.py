@@ -156,7 +156,7 @@ def test_plures_run_takes_a_metric(own: Path) -> None:
 
 def test_what_is_no_metric_is_refused(own: Path) -> None:
     assert "no metric 'auc'" in command("run", "heart", "fedavg", "--metric", "auc")
-    assert "3 is no plures.Metric" in command("run", "heart", "fedavg", "--metric", "measures_of_mine:odd")
+    assert "3 is neither a plures.Metric" in command("run", "heart", "fedavg", "--metric", "measures_of_mine:odd")
     asked = command("run", "heart", "fedavg", "--metric", "measures_of_mine:asks")
     assert "metric 'measures_of_mine:asks'" in asked
     assert "predictions" in asked

@@ -98,7 +98,7 @@ def test_nothing_is_said_where_it_is_defined_for_all() -> None:
 def test_a_metric_that_nobody_has_chooses_the_last_round_and_says_so() -> None:
     data = one_sided().subset(["p4", "p5"]).judged_by("auroc")
     run = Run(data, plures.default_model(data), fedavg(), Training(rounds=3), execution=FAST)
-    with pytest.warns(PluresWarning, match="AUROC is undefined for every client .* so the last round was taken"):
+    with pytest.warns(PluresWarning, match="AUROC is undefined for every client .* so the last round was chosen"):
         result = finish(fit(run, "none"), 0)
     assert result.chosen_round == 3
     assert all(math.isnan(point.validation) for point in result.curve)

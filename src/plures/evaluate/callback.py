@@ -26,10 +26,10 @@ class About:
         stage: ``run``, ``tuning``, ``seed 0``, ...
         federation: name of the data.
         clients: names of the clients, in their order.
-        metric: what the rounds are chosen by.
+        metric: the metric by which rounds are chosen.
         rounds: rounds of the whole run.
         done: rounds finished earlier, if the run resumes from a checkpoint.
-        settings: everything that was set, by dotted names; numbers, texts and booleans.
+        settings: all settings, by dotted names; numbers, texts and booleans.
     """
 
     name: str
@@ -51,7 +51,7 @@ class About:
             run: the run, in the state from which it continues.
             name: its name.
             stage: what it is done for.
-            settings: what was set; default: what the run itself knows.
+            settings: its settings; default: those that the run itself knows.
         """
         known = {"method": name, "seed": run.seed, "participation": run.participation, **vars(run.training)}
         return cls(
@@ -89,7 +89,7 @@ class Callback(Protocol):
         """After each round, when its result is applied."""
 
     def on_point(self, point: Point) -> None:
-        """When validation data were read: after ``on_round`` of the same round; over sites, a round later."""
+        """After validation data are read: after ``on_round`` of the same round, or a round later with real sites."""
 
     def on_end(self, result: SeedResult | None) -> None:
         """When the run is finished: test scores at the round that validation chose; ``None`` for a trial of tuning."""
@@ -102,7 +102,7 @@ class Callbacks(Callback):
     """Several callbacks as one. The errors of one reach neither the run nor the others.
 
     Args:
-        callbacks: whom to notify, in this order.
+        callbacks: the callbacks, notified in this order.
 
     Attributes:
         asked: whether one of them asked to stop the run after this round.
@@ -153,7 +153,7 @@ class Callbacks(Callback):
                 self.callbacks.remove(callback)
                 warnings.warn(
                     f"callback {type(callback).__name__}: {event} failed ({type(error).__name__}: {error}); the run "
-                    "goes on without it",
+                    "continues without it",
                     PluresWarning,
                     stacklevel=4,
                 )
@@ -162,9 +162,9 @@ class Callbacks(Callback):
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
-    """Settings by dotted names: mappings are flattened, anything but numbers, texts and booleans becomes its text.
+    """Settings by dotted names: mappings are flattened, and values other than numbers and booleans become text.
 
-    What is ``None`` or empty is left out.
+    Values that are ``None`` or empty are left out.
     """
     found: dict[str, Value] = {}
     for key, value in settings.items():

@@ -19,8 +19,8 @@ from plures.evaluate.composed import pieces
 from plures.run.rehearse import failure
 
 By = Literal["typed", "python", "option", "site", "coordinator"]
-"""How a reader consents: by naming it himself; to what a file names in a program, on the command line, in
-``site.toml``, in the run's configuration."""
+"""How a reader consents: by typing the name; or to a name in a file, in Python, on the command line, in ``site.toml``
+or in the run's configuration."""
 
 HOW: Mapping[By, str] = {
     "typed": "{name}",
@@ -30,7 +30,7 @@ HOW: Mapping[By, str] = {
     "coordinator": '--allow-code "{name} {pin}"',
 }
 LASTING = ("site", "coordinator")
-"""Where consent lasts beyond one command, so that it needs a hash."""
+"""Kinds of consent that last beyond one command, and therefore need a hash."""
 SHA = "sha256:"
 LARGEST = 64 * 2**20
 """Most bytes of code that are hashed; nobody reviews larger code."""
@@ -38,14 +38,14 @@ LARGEST = 64 * 2**20
 
 @dataclass(frozen=True)
 class Code:
-    """Objects that the reader of a file consents to, by ``package.module:name``; by default none.
+    """User code that the reader of a file consents to, by ``package.module:name``; by default none.
 
-    What is read from a file names entries of the catalogues of data, networks, methods, tasks and metrics. Any other
-    name is refused, before anything is imported, unless it is one of these, letter by letter.
+    Names in a file normally refer to entries of the catalogues of data, networks, methods, tasks and metrics. Any other
+    name is refused before anything is imported, unless it is exactly one of the allowed names.
 
     Attributes:
-        allowed: name -> the hash that the code must have, ``sha256:...``, or an empty text where it may be any.
-        by: where the reader consents; consent that lasts needs a hash.
+        allowed: name -> the hash that the code must have, ``sha256:...``; empty text for any code.
+        by: how the reader consents; lasting consent needs a hash.
         place: the file that is read, for messages.
 
     Examples:
@@ -60,7 +60,11 @@ class Code:
 
     @classmethod
     def of(cls, *said: str, by: By = "python") -> Code:
-        """Consent to names, each with its hash behind a space or without: ``"mine:own sha256:..."``."""
+        """Consent to names, each optionally followed by a space and its hash: ``"mine:own sha256:..."``.
+
+        Raises:
+            PluresError: if a text is not of this form.
+        """
         allowed: dict[str, str] = {}
         for text in said:
             name = ""
@@ -70,29 +74,29 @@ class Code:
                 elif _proper(word):
                     allowed[name := word] = ""
                 else:
-                    raise PluresError(f"code {text!r}: write package.module:function, or that and its {SHA}...")
+                    raise PluresError(f"code {text!r}: write package.module:function, optionally with its {SHA}...")
         return cls(allowed, by)
 
     @classmethod
     def typed(cls, *said: object) -> Code:
-        """Consent to what the user names directly; methods joined by ``+`` are several."""
+        """Consent to names that the user types directly; methods joined by ``+`` are several names."""
         names = [piece.partition("(")[0] for text in said if isinstance(text, str) for piece in pieces(text)]
         return cls(dict.fromkeys((name for name in names if ":" in name), ""), "typed")
 
     def reading(self, place: object) -> Code:
-        """The same for the names in a file."""
+        """The same consent, for the names in a file."""
         return replace(self, place=str(place))
 
     def load(self, name: str, kind: str = "method") -> Any:
-        """The object of a name.
+        """Import the object with a name.
 
         Args:
             name: ``package.module:name``.
-            kind: what it is named as, for messages: ``method``, ``network``.
+            kind: kind of object, for messages: ``method``, ``network``.
 
         Raises:
-            PluresError: if the reader did not consent to it or it is not the code that was consented to, both before
-                any of it is imported; or if it cannot be imported.
+            PluresError: if the reader did not consent to the name, or its code is not the code that was consented to
+                (both are checked before anything is imported), or if it cannot be imported.
         """
         module, _, attribute = name.partition(":")
         where = f"{self.place}: " if self.place else ""
@@ -109,7 +113,7 @@ class Code:
                 return _attribute(f"{kind} {name!r}", _imported(f"{kind} {name!r}", module), attribute)
         found = Found.of(module)
         if isinstance(found, str):
-            raise PluresError(f"{where}{kind} {name!r} has no hash, for {found}: allow a module that is a file")
+            raise PluresError(f"{where}{kind} {name!r} has no hash, because {found}: allow a module that is a file")
         if found.pin != pin:
             raise PluresError(
                 f"{where}{kind} {name!r} is not the code that was allowed: {found.hashed} has {found.pin} now; read it "
@@ -118,25 +122,25 @@ class Code:
         with _from_source():
             made = _imported(f"{kind} {name!r}", module)
         if Path(str(getattr(made, "__file__", None))).resolve() != found.file:
-            raise PluresError(f"{where}{kind} {name!r} comes from elsewhere than {found.file}, which was allowed")
+            raise PluresError(f"{where}{kind} {name!r} does not come from {found.file}, which was allowed")
         return _attribute(f"{kind} {name!r}", made, attribute)
 
     def _refusal(self, kind: str, name: str, module: str) -> str:
-        """How to consent to a name; its module is looked for, and not run."""
+        """Message that refuses a name and says how to consent to it. Its module is located but not run."""
         refused = f"{kind} {name!r} is code, not a {kind} of the catalogue, and runs only with your consent"
         if not _proper(name):
             return f"{kind} {name!r} is neither in the catalogue nor module:function"
         found = Found.of(module, os.getcwd() if self.by == "option" else None)
         if isinstance(found, str):
             if self.by in LASTING:
-                return f"{refused}, which it cannot have here, for {found}: take a {kind} of the catalogue"
+                return f"{refused}, which is not possible here, because {found}: use a {kind} of the catalogue"
             return f"{refused}: if you know and trust it, allow it with {HOW[self.by].format(name=name)}"
         how = HOW[self.by].format(name=name, pin=found.pin)
         return f"{refused}: read {found.hashed}, and if you trust it, allow it with {how}"
 
 
 NOTHING = Code()
-"""Entries of the catalogues alone."""
+"""No consent: only entries of the catalogues."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,8 @@ class Found:
     """Location of a module, found without running it or importing its parent packages.
 
     Attributes:
-        file: the module's own.
-        hashed: what the hash is of: the file, or the folder of the outermost package that holds it.
+        file: the module's own file.
+        hashed: the file or folder that is hashed: the folder of the outermost package if the module is in one.
         pin: the hash, ``sha256:...``.
     """
 
@@ -155,11 +159,11 @@ class Found:
 
     @classmethod
     def of(cls, module: str, more: str | None = None) -> Found | str:
-        """A module's place, or why it has none, in words.
+        """Locate a module; a text says why it cannot be located or hashed.
 
         Args:
-            module: its name.
-            more: a folder that is looked in after those of the path.
+            module: name of the module.
+            more: a folder to search after those of the path.
         """
         first, *_ = parts = module.split(".")
         if BuiltinImporter.find_spec(first) or FrozenImporter.find_spec(first):
@@ -173,12 +177,12 @@ class Found:
                 return f"there is no module {'.'.join(parts[:depth])!r} in a folder of the path"
             origin, inner = spec.origin, spec.submodule_search_locations
             if inner is None and depth < len(parts):
-                return f"{'.'.join(parts[:depth])!r} is no package"
+                return f"{'.'.join(parts[:depth])!r} is not a package"
             if inner is not None and origin is not None and package is None:
                 package = Path(origin).parent
             folders = None if inner is None else list(inner)
         if origin is None or not Path(origin).is_file():
-            return f"module {module!r} is no file"
+            return f"module {module!r} is not a file"
         hashed = Path(origin) if package is None else package
         try:
             return cls(Path(origin).resolve(), hashed, pin(hashed))
@@ -187,9 +191,9 @@ class Found:
 
 
 def pin(code: Path) -> str:
-    """The hash of a module's file, as ``sha256sum`` prints it; of a package, that of the hashes of all its code.
+    """The hash of a module's file, as ``sha256sum`` prints it; for a package, a hash of the hashes of all its code.
 
-    What the code imports from elsewhere is not included.
+    Code that it imports from elsewhere is not included.
 
     Raises:
         PluresError: if it cannot be read, is too large, or leads out of the package.
@@ -224,7 +228,7 @@ def _proper(name: str) -> bool:
 
 @contextmanager
 def _from_source() -> Iterator[None]:
-    """Modules that are imported meanwhile come from their sources, not from compiled files that lie beside them."""
+    """A context in which modules are imported from their sources, not from compiled files beside them."""
     before = sys.pycache_prefix, sys.dont_write_bytecode
     with TemporaryDirectory() as nothing:
         sys.pycache_prefix, sys.dont_write_bytecode = nothing, True

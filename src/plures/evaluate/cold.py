@@ -26,7 +26,7 @@ class ColdStart:
     """Held-out clients' scores by the number of labelled examples that each may use.
 
     Attributes:
-        metrics: what is measured; the first one is the default below.
+        metrics: the metrics measured; the first one is the default below.
         scores: test scores by budget of labels.
     """
 
@@ -59,23 +59,26 @@ def cold_start_curve(
     Args:
         run: a trained run, at the round that validation chose.
         unseen: clients held out of its training.
-        labels: budgets of labelled examples per client; ``all`` for all. A client with fewer uses what it has.
-        seed: of the choice of examples; a larger budget has those of a smaller one and more.
+        labels: budgets of labelled examples per client; ``all`` for all. A client with fewer examples uses all of them.
+        seed: seed of the choice of examples; a larger budget includes the examples of a smaller one.
     """
     scores = {b: score(onboard(run, with_labels(unseen, b, seed)), "test") for b in labels}
     return ColdStart(run.federation.metrics, scores)
 
 
 def with_labels(federation: Federation, budget: Budget, seed: int = 0) -> Federation:
-    """The federation in which every client has a number of labelled examples beside its test split.
+    """A federation in which every client keeps only a number of labelled examples, besides its test split.
 
-    They are divided into training and validation as all its examples are, rounded in favour of training. Which ones
-    are left depends only on ``seed`` and the client's name and rows.
+    They are divided into training and validation in the same proportion as before, rounded in favour of training. Which
+    ones are kept depends only on ``seed`` and the client's name and rows.
 
     Args:
         federation: the clients.
         budget: labelled examples per client; ``all`` for all.
-        seed: of the choice.
+        seed: seed of the choice.
+
+    Raises:
+        PluresError: if the budget is negative.
     """
     if budget == "all":
         return federation
@@ -92,6 +95,6 @@ def with_labels(federation: Federation, budget: Budget, seed: int = 0) -> Federa
 
 
 def some(rows: Tensor, count: int, seed: int, split: str, client: str) -> Tensor:
-    """A number of the rows, in their order; more of them include fewer."""
+    """Choose ``count`` of the rows, in their order; a larger choice includes a smaller one."""
     order = torch.from_numpy(generator(seed, "labels", split, client).permutation(len(rows)))
     return rows[order[:count].sort().values.to(rows.device)]

@@ -74,21 +74,21 @@ DEFAULT = ("ditto", "fedper", "fedrep", "apfl", "pfedme", "ifca")
 LEARNING_RATES = (0.03, 0.1, 0.3)
 RESULTS = "results.json"
 LARGE = 20_000
-"""More clients than that are better sampled than all scored."""
+"""With more clients than this, scoring only a sample is recommended."""
 
 
 @dataclass(frozen=True)
 class ComparisonProgress:
-    """What a comparison is doing.
+    """Progress of a comparison.
 
     Attributes:
         method: name of the method.
         what: ``tuning`` or ``seed 0``, ...
-        point: where the run stands; ``None`` when it was read from an earlier, interrupted comparison.
-        rounds: rounds of the run.
-        done: rounds of the whole comparison that are done.
+        point: the run's latest point; ``None`` for a run read from an earlier, interrupted comparison.
+        rounds: number of rounds of the run.
+        done: rounds of the whole comparison finished so far.
         total: rounds of the whole comparison.
-        ended: whether the run has ended; the rounds that patience spared count as done.
+        ended: whether the run has ended; rounds skipped by patience count as done.
     """
 
     method: str
@@ -135,28 +135,33 @@ def compare(
         data: name of a data set, a folder of ``.npz`` files, ``package.module:function`` that returns a federation, or
             a federation.
         methods: names in the catalogue, ``package.module:function``, or functions that return a method; a single one
-            need not stand in a list.
-        model: name of a network, or ``package.module:name`` of one's own; a factory of modules, which each seed calls
-            anew; a module, whose values start every seed; or ``None`` for a network that fits the data.
+            needs no list.
+        model: name of a network, or ``package.module:name`` of your own; a factory of modules, called once for each
+            seed; a module, whose values start every seed; or ``None`` for a network that fits the data.
         rounds: rounds of the final runs.
         seeds: number of final runs of each method.
-        learning_rates: values tried for every method; a single one is taken without trying. Default: .03, .1, .3.
-        tune_rounds: rounds of a trial; 0 tunes nothing and takes the defaults, and .1 or the one learning rate given.
+        learning_rates: values tried for every method; a single one is used without tuning. Default: .03, .1, .3.
+        tune_rounds: rounds of a trial; with 0 nothing is tuned: parameters have their defaults, and the learning rate
+            is .1 or the single one given.
         every: rounds between readings of validation data; default: about ten readings.
         patience: end a final run when this many rounds have brought no better reading than its best one; default: run
             all rounds.
         unseen: clients held out of training and given a model at the end.
-        task: what is predicted, with the loss that all methods minimise: a task, which the data complete, or
+        task: the learning task, with the loss that all methods minimise: a task, completed from the data, or
             ``package.module:name`` of one; default: the task of the data.
-        metric: by which rounds and settings are chosen, methods are ordered, and clients are called harmed: one of the
-            task's metrics by name, ``package.module:name`` of one of your own, or a metric; default: that of the
-            federation, which is the task's first unless it says otherwise.
+        metric: the metric by which rounds and settings are chosen, methods are ordered, and clients are called harmed:
+            the name of one of the task's metrics, ``package.module:name`` of your own, or a metric; default: the
+            federation's metric, which is the task's first unless set.
         out: folder for results and finished runs; an interrupted comparison resumes there.
-        execution: how to use the machine. With several ``processes``, each does whole runs, with its share of the
-            threads; the results are those of one process with as many threads.
+        execution: how to use the machine. With several ``processes``, each does whole runs with its share of the
+            threads; the results equal those of one process with that number of threads.
         listener: called after every round with the progress of the whole comparison.
-        callbacks: notified of every run, including tuning; with several processes, when a run has ended.
+        callbacks: notified of every run, including tuning; with several processes, once the run has ended.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
+
+    Raises:
+        PluresError: before anything is trained, if an argument is wrong, a method does not fit the model or the
+            clients, or ``out`` holds another comparison.
 
     Examples:
         >>> x = np.array([[-1.0], [1.0]] * 30)
@@ -221,14 +226,14 @@ def compare(
     asked = sampled(seen, base.evaluate_clients)
     if asked is None and len(seen) > LARGE:
         warnings.warn(
-            f"all {len(seen)} clients are scored in every run, and stand in the results: with evaluate_clients="
-            f"{LARGE // 2} a random sample of them speaks for all",
+            f"all {len(seen)} clients are scored in every run and listed in the results: with evaluate_clients="
+            f"{LARGE // 2}, only a random sample of them is",
             PluresWarning,
             stacklevel=3,
         )
     if study.out is not None:
         check_folder(study.out)
-    for entry in entries.values():  # what does not fit the model or the clients is refused before anything is trained
+    for entry in entries.values():  # refuse methods that do not fit the model or the clients before training anything
         study.rehearse(entry, rates)
     study.claim({**settings, "methods": list(entries)}, entries.values())
     results = study.results()
@@ -269,13 +274,15 @@ def used(work: Mapping[str, Any], *, whole: bool) -> None:
     known = [name for name in (*own, *RunSpec.model_fields) if name not in INSTEAD and name != "work"]
     for name in work:
         if name in INSTEAD:
-            raise PluresError(f"{name}={shown(work[name])} is of a single run, not of a comparison: {INSTEAD[name]}")
+            raise PluresError(
+                f"{name}={shown(work[name])} is an option of a single run, not of a comparison: {INSTEAD[name]}"
+            )
         if name not in known:
             raise PluresError(f"compare: no parameter {name!r}; {suggestion(name, known, 'its parameters are')}")
     if whole and work.get("data_options"):
         raise PluresError(
-            f"data_options={work['data_options']} are of a loader, and the data are a federation already: give them "
-            "where it is built, and donate=... as federation.donate(...)"
+            f"data_options={work['data_options']} are options of a loader, but the data are a federation already: give "
+            "them where it is built, and use federation.donate(...) for donate=..."
         )
 
 
@@ -283,8 +290,11 @@ def tried_rates(given: Sequence[float] | None, rounds: int) -> tuple[float, ...]
     """The learning rates that a comparison tries.
 
     Args:
-        given: those that were asked for.
+        given: those that the user gave.
         rounds: rounds of a trial.
+
+    Raises:
+        PluresError: if none is given, several are given but nothing is tuned, or one is not a positive number.
     """
     if given is None:
         return LEARNING_RATES
@@ -311,7 +321,7 @@ def _check(rounds: int, seeds: int, tune_rounds: int, every: int | None) -> None
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning chose for a method, and what it tried."""
+    """The settings that tuning chose for a method, and its trials."""
 
     lr: float
     parameters: dict[str, Any]
@@ -323,11 +333,11 @@ class Job:
     """The tuning of a method, or one of its final runs.
 
     Attributes:
-        method: its name.
-        seed: that of the final run; ``None`` to tune.
-        tuned: what the final run trains with.
-        machine: what an earlier run of the method found out about it.
-        effort: how long it takes, relative to the other final runs.
+        method: name of the method.
+        seed: seed of the final run; ``None`` to tune.
+        tuned: settings of the final run.
+        machine: measurements of the machine from an earlier run of the method.
+        effort: expected duration, relative to the other final runs.
     """
 
     method: str
@@ -339,7 +349,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a job, what was found out about the machine by then, and the seconds that it took."""
+    """A job's result, all measurements of the machine so far, and the job's duration in seconds."""
 
     found: Tuned | SeedResult
     machine: Machine
@@ -374,7 +384,7 @@ class _Study:
         self.machine = Machine()
 
     def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
-        """Note what is to be run, and count its rounds."""
+        """Set the runs to be made, and count their rounds."""
         self.entries, self.rates, self.tune_rounds, self.seeds = entries, rates, tune_rounds, seeds
         trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values())
         self.total = trials * tune_rounds + len(entries) * seeds * self.base.rounds
@@ -391,7 +401,7 @@ class _Study:
         asked |= {f"{METHOD} {entry.name}": of_method(entry(), entry.name, entry.given({})) for entry in entries}
         if results.exists() and not file.exists():
             raise PluresError(f"{self.out} holds results of another comparison ({RESULTS}): choose another folder")
-        once = "each of its runs and trials is held against this comparison by itself"
+        once = "each of its runs and trials is checked against this comparison instead"
         known = salvaged(lambda: read_json(file, earlier=True), once) if file.exists() else None
         if known is not None:
             insist(f"{self.out} holds another comparison", known.get(KEY), asked)
@@ -399,7 +409,7 @@ class _Study:
             write_json(file, json.loads(json.dumps({**settings, KEY: asked}, default=str)))
 
     def question(self, entry: Entry, spec: RunSpec) -> Fingerprint:
-        """What a run of a method answers."""
+        """Fingerprint of everything that a method's run depends on."""
         method, dtype = entry(**spec.parameters), self.execution.dtype
         setting = Setting.of(self.federation)
         network = builder(method, self.factory, setting, self.federation.to("cpu"), dtype)(spec.seed)
@@ -420,14 +430,14 @@ class _Study:
 
     @cached_property
     def _data(self) -> Fingerprint:
-        """Facts of the clients, those held out included."""
+        """Fingerprint of the clients' data, including clients held out."""
         data = {DATA: of_data(self.federation.to("cpu", self.execution.dtype))}
         return data if self.unseen is None else data | {UNSEEN: of_data(self.unseen.to("cpu", self.execution.dtype))}
 
     def results(self) -> list[MethodResult]:
-        """Tune every method, then run it once per seed; what its first run measures, the others know.
+        """Tune every method, then run it once per seed. Later runs of a method reuse the first one's measurements.
 
-        Several processes make the longest final runs first, so that they end at about the same time.
+        Several processes do the longest final runs first, so that they finish at about the same time.
         """
         untuned = Tuned(self.rates[len(self.rates) // 2], {}, [])
         tuned = dict.fromkeys(self.entries, untuned)
@@ -458,8 +468,8 @@ class _Study:
         return [self._described(name, tuned[name], runs[name]) for name in self.entries]
 
     def do(self, job: Job) -> Done:
-        """Tune a method, or make one of its final runs."""
-        if not self.entries:  # in another process, which finds the methods as this one did
+        """Tune a method, or do one of its final runs."""
+        if not self.entries:  # in another process, which looks the methods up again
             self.entries = distinct(find_method(method, self.code) for method in self.methods)
         entry, begun = self.entries[job.method], time.perf_counter()
         if job.machine is not None:
@@ -485,7 +495,7 @@ class _Study:
         return described(entry, bound, self.federation, spec, tuned.trials, seeds)
 
     def rehearse(self, entry: Entry, rates: Sequence[float]) -> None:
-        """Set up one short run of a method, which refuses what cannot work, and every value that tuning will try."""
+        """Set up a run of a method, and build the method with every value of the tuning, to find errors early."""
         precision: Precision = "float64" if self.execution.precision == "float64" else "float32"
         alone = replace(
             self.execution, backend="loop", chunk=1, compile=False, capture=False, precision=precision, processes=1
@@ -498,17 +508,17 @@ class _Study:
         self._run(entry, self._spec(entry, rates[0], {}), execution=alone)
 
     def _spec(self, entry: Entry, lr: float, parameters: Mapping[str, Any]) -> RunSpec:
-        """A method's run."""
+        """Settings of a method's run."""
         own = {"method": entry.origin or entry.name, "lr": lr, "parameters": {**entry.fixed, **parameters}}
         return self.base.model_copy(update=own)
 
     def bound(self, entry: Entry, parameters: Mapping[str, Any]) -> Bound:
-        """A method on the study's model and clients."""
+        """A method bound to the comparison's model and clients."""
         method, setting = entry(**parameters), Setting.of(self.federation.to("cpu"))
         return method.bind(Network(method.prepare(self.factory, setting).to(dtype=self.execution.dtype)), setting)
 
     def _tune(self, entry: Entry) -> Tuned:
-        """Choose the learning rate with default parameters, then each strength with that rate."""
+        """Choose the learning rate with default parameters, then each hyper-parameter with that rate."""
         lr, parameters, trials = coordinate(
             self.rates,
             entry.space,
@@ -520,21 +530,21 @@ class _Study:
         )
         if trials and all(math.isinf(trial.validation) for trial in trials):
             warnings.warn(
-                f"{entry.name} diverged with every setting that was tried: give smaller learning_rates",
+                f"{entry.name} diverged with every setting tried: give smaller learning_rates",
                 PluresWarning,
                 stacklevel=5,
             )
         return Tuned(lr, parameters, trials)
 
     def _trial(self, entry: Entry, lr: float, parameters: dict[str, Any], rounds: int, alike: int) -> Trial:
-        """Try a setting; ``alike`` trials differ in the learning rate alone, and so share their compiled steps."""
+        """Try a setting. ``alike`` trials differ only in the learning rate, and so share their compiled steps."""
         name = titled(f"{entry.name} lr={lr}", parameters)
         file = None if self.out is None else self.out / "trials" / f"{filed(name)}.json"
         spec = self._spec(entry, lr, parameters).model_copy(update={"rounds": rounds})
         asked = None if file is None else self.question(entry, spec)
         progress = _Told(self.tell, entry.name, "tuning", rounds)
         if file is not None and asked is not None and file.exists():
-            kept = salvaged(partial(read_json, file), "the trial is made again")
+            kept = salvaged(partial(read_json, file), "the trial is repeated")
             if kept is not None:
                 insist(f"{file} is a trial of another comparison", kept.get(KEY), asked)
                 self.tell(entry.name, "tuning", None, rounds, rounds, True)
@@ -548,7 +558,7 @@ class _Study:
         return trial
 
     def _final(self, entry: Entry, spec: RunSpec, left: int) -> SeedResult:
-        """Run a method to the end with one seed; ``left`` seeds are left, this one included."""
+        """Run a method to the end with one seed. ``left`` is the number of seeds still to run, including this one."""
         stage = f"seed {spec.seed}"
         progress = _Told(self.tell, entry.name, stage, spec.rounds)
         name = f"{filed(entry.name)}-seed{spec.seed}"
@@ -593,7 +603,7 @@ class _Study:
         execution: Execution | None = None,
         rounds: int | None = None,
     ) -> Run:
-        """A fresh run. What the machine does best is measured in the first run of each kind of work."""
+        """A new run. The fastest execution is measured in the first run of each kind of work."""
         execution = execution or self.execution
         if checkpoint is not None and checkpoint.exists():
             execution = saved_execution(checkpoint, self.execution)
@@ -601,14 +611,14 @@ class _Study:
         return spec.run(self.federation, execution, self.code, entry=entry, model=self.factory, machine=machine)
 
     def _count(self, method: str, what: str, point: Point | None, rounds: int, done: int, ended: bool) -> None:
-        """Tell the listener where the comparison stands."""
+        """Report the comparison's progress to the listener."""
         self.done += done
         if self.listener is not None:
             self.listener(ComparisonProgress(method, what, point, rounds, self.done, self.total, ended))
 
 
 class _Told:
-    """Tells of a run, round by round, and of its end, with the rounds that were not run now."""
+    """Reports a run's progress after each round, and its end, where rounds that were not run count as done."""
 
     def __init__(self, tell: Tell, method: str, what: str, rounds: int) -> None:
         self.tell, self.method, self.what, self.rounds, self.done = tell, method, what, rounds, 0
@@ -622,7 +632,7 @@ class _Told:
 
 
 def _silent(*event: object) -> None:
-    """Nobody listens."""
+    """Report progress to nobody."""
 
 
 def refuse_unmeasured(
@@ -632,8 +642,11 @@ def refuse_unmeasured(
 
     Args:
         federation: the clients.
-        trials: how many runs would tune.
-        instead: what tunes nothing, for the message.
+        trials: number of tuning runs.
+        instead: how to avoid tuning, for the message.
+
+    Raises:
+        PluresError: if a split that is needed has no example.
     """
     wanted: dict[SplitName, bool] = {"validation": trials > 0, "test": True}
     for split, needed in wanted.items():
@@ -654,15 +667,15 @@ def described(
     trials: Sequence[Trial],
     seeds: Sequence[SeedResult],
 ) -> MethodResult:
-    """A method's result: its settings, what it costs, how it was tuned and what its runs gave.
+    """A method's result: its settings, costs, tuning trials and runs.
 
     Args:
         entry: the method.
-        bound: the method on its network and clients.
+        bound: the method bound to its network and clients.
         federation: the clients.
         spec: the settings of its runs.
-        trials: what was tried.
-        seeds: its runs.
+        trials: its tuning trials.
+        seeds: the results of its runs.
     """
     up, down = traffic(bound)
     return MethodResult(
@@ -692,9 +705,9 @@ def _json(value: Any) -> bool:
 
 
 def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
-    """The execution a checkpoint was made with, so that resuming is exact to the bit.
+    """The execution of a checkpoint's run, so that resuming is exact to the bit.
 
-    On another kind of device it cannot be, and what is best there is another question.
+    On another kind of device, that is impossible, so the fastest execution there is chosen anew.
     """
     saved = describe(checkpoint)["execution"]
     same = ["precision"] if execution.precision == "auto" else []
@@ -708,7 +721,7 @@ def card(federation: Federation, clients: Sequence[int] | None = None) -> Federa
 
     Args:
         federation: the clients.
-        clients: positions of those that were scored; default: all.
+        clients: positions of the clients that were scored; default: all.
     """
     population = len(federation)
     federation = federation if clients is None else federation.take(clients)

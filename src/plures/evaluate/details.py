@@ -21,7 +21,7 @@ LABELS: tuple[int, ...] = (0, 1, 5, 20)
 MOST_CLASSES = 20
 MISTAKES = 3
 MOST_CLIENTS = 5_000
-"""Most clients of which a result tells more than scores; results of more would be large, and nobody reads so many."""
+"""Most clients for which a result has details besides scores. With more, results would be too large to read."""
 
 
 def details(
@@ -31,16 +31,16 @@ def details(
     errors: Errors | None = None,
     clients: Sequence[int] | None = None,
 ) -> Details:
-    """All that the report shows of a run in its present state.
+    """The details that the report shows about a run in its current state.
 
-    Of more than 5,000 clients it is what all have in common: what belongs to a single one is left out.
+    With more than 5,000 clients, details of single clients are left out.
 
     Args:
         run: a run at the round that validation chose.
         unseen: clients held out of its training.
-        everything: test scores of the unseen clients with all their labelled examples, if they are known.
-        errors: errors collected while scoring the test examples, if any; otherwise they are scored again.
-        clients: positions of those that were scored; default: all.
+        everything: test scores of the unseen clients with all their labelled examples, if they are known already.
+        errors: errors collected while scoring the test examples; default: score them again.
+        clients: positions of the clients that were scored; default: all.
     """
     told_of = list(range(len(run.federation)) if clients is None else sorted(clients))
     newcomers = {} if unseen is None else cold(run, unseen, everything)
@@ -64,7 +64,7 @@ def details(
 
 
 def cold(run: Run, unseen: Federation, everything: Scores | None = None) -> dict[str, ClientValues]:
-    """Unseen clients' test scores by budget of labels; budgets that leave nobody fewer labels count as ``all``."""
+    """Unseen clients' test scores by budget of labels. Budgets that limit no client are covered by ``all``."""
     most = int((unseen.splits["train"].sizes + unseen.splits["validation"].sizes).max())
     budgets: list[Budget] = [budget for budget in LABELS if budget < most]
     found = {str(b): score(onboard(run, with_labels(unseen, b)), "test") for b in budgets}
@@ -73,13 +73,13 @@ def cold(run: Run, unseen: Federation, everything: Scores | None = None) -> dict
 
 
 def values(scores: Scores) -> ClientValues:
-    """Scores as they are written."""
+    """Convert scores to a form that JSON can hold."""
     plain = {name: [None if x != x else float(x) for x in column.tolist()] for name, column in scores.values.items()}
     return ClientValues(clients=list(scores.clients), sizes=scores.sizes.tolist(), metrics=plain)
 
 
 class Errors:
-    """Test examples that clients' predictors get wrong, and how sure those are: what :func:`score` shows an onlooker.
+    """Collects the clients' worst test examples and their confidence, as an onlooker of :func:`score`.
 
     Args:
         run: the run that is scored.
@@ -93,7 +93,7 @@ class Errors:
         self._confusion: dict[int, Tensor] = {}
 
     def each(self, predictions: Predictions) -> tuple[Tensor, ...]:
-        """Loss, truth and decision of every example; of classes, also how sure the client is and if right."""
+        """Loss, truth and decision of every example; for classes, also probability, confidence and correctness."""
         always = predictions.losses, predictions.targets, predictions.decisions
         if not self.classes:
             return always
@@ -101,7 +101,7 @@ class Errors:
         return *always, chosen, *stated(predictions)
 
     def take(self, clients: list[int], weight: Tensor, *kept: Tensor) -> None:
-        """Note the errors of some clients, unless they are too many to list."""
+        """Record the errors of some clients, unless there are too many clients for details."""
         if len(self._mistakes) + len(clients) > MOST_CLIENTS:
             return
         real, on_cpu = weight.cpu() > 0, [column.cpu() for column in kept]
@@ -138,7 +138,7 @@ class Errors:
                 self._confusion[client] = pairs.view(self.classes, self.classes)
 
     def mistakes(self) -> list[list[Mistake]]:
-        """Per client, its worst examples."""
+        """Per client, the examples with the highest loss."""
         return [self._mistakes[client] for client in sorted(self._mistakes)]
 
     def calibration(self) -> Calibration | None:
@@ -153,5 +153,5 @@ class Errors:
         )
 
     def confusion(self) -> list[list[list[int]]]:
-        """Per client, true class by decided class; empty without classes and with many."""
+        """Per client, counts of true class by decided class; empty without classes or with too many."""
         return [self._confusion[client].tolist() for client in sorted(self._confusion)]

@@ -44,16 +44,16 @@ R = TypeVar("R", bound=Coordinator[Any])
 
 @dataclass
 class Fit(Generic[R]):
-    """What training a run has shown so far.
+    """A run in training, with its learning curve and best state so far.
 
     Attributes:
         run: the run, or the coordinator of one.
         curve: points at which validation data were read.
-        best: state of the run at the point that validation prefers, ``None`` before the first point.
-        asked: positions of the clients whose scores are read; ``None`` for all.
+        best: state of the run at the best point on validation data, ``None`` before the first point.
+        asked: positions of the clients that are scored; ``None`` for all.
         callbacks: observers of the run.
         patience: rounds without a better point after which the run ends; ``None`` for all its rounds.
-        stopped: whether the run was found to have fallen behind others, which ends it.
+        stopped: whether the run was ended because it had fallen behind others.
     """
 
     run: R
@@ -66,7 +66,7 @@ class Fit(Generic[R]):
 
     @property
     def ended(self) -> bool:
-        """Whether no round is left, or patience is exhausted; of what is resumed, too, for points alone count."""
+        """Whether no round is left or patience is exhausted. It depends only on the points, so also after resuming."""
         if self.stopped or self.run.round >= self.run.training.rounds:
             return True
         if self.patience is None or not self.curve:
@@ -98,12 +98,12 @@ class Fit(Generic[R]):
             self.best = state()
 
     def save(self, name: str, file: Path, question: Fingerprint | None = None, **kept: Any) -> None:
-        """Write a checkpoint with all that the run has shown; ``kept`` are further JSON values."""
+        """Write a checkpoint of the run with its curve and best state; ``kept`` are further JSON values."""
         curve = [point.model_dump(mode="json") for point in self.curve]
         save(self.run, name, file, self.best, question=question, curve=curve, **kept)
 
     def resume(self, name: str, file: Path, question: Fingerprint | None = None) -> dict[str, Any]:
-        """Restore a checkpoint; returns the other values kept in it."""
+        """Restore a checkpoint, and return its description, with the further values stored in it."""
         about, self.best = resume(self.run, name, file, question)
         self.curve = [Point(**point) for point in about["curve"]]
         return about
@@ -128,8 +128,8 @@ def fit(
     """Train a run to its end, or resume from a checkpoint.
 
     Args:
-        run: a run; it is put into the state of the checkpoint if there is one.
-        name: what the run is called in its checkpoint.
+        run: a run; if there is a checkpoint, its state is restored.
+        name: name of the run in its checkpoint.
         every: rounds between readings of the validation data.
         patience: end the run when this many rounds have brought no better reading than the best one; default: run all
             rounds.
@@ -137,16 +137,15 @@ def fit(
         checkpoint: file that is written every ``checkpoint_every`` rounds and when Ctrl-C is pressed.
         checkpoint_every: rounds between checkpoints.
         progress: called after each round.
-        callbacks: notified of the run; of its end by :func:`finish`.
+        callbacks: notified of the run's events; :func:`finish` notifies them of its end.
         stage: the purpose of the run, reported to callbacks.
         settings: the settings reported to callbacks; default: what the run itself knows.
-        question: what the run answers; a checkpoint of another question is refused. Default: what
-            :func:`~plures.run.fingerprint.of_run` finds of it, ``every``, ``patience`` and ``evaluate_clients``.
-        evaluate_clients: how many clients, drawn at random once for all, are scored on validation and test data;
-            default: all.
+        question: fingerprint of everything that the result depends on; a checkpoint with another one is refused.
+            Default: :func:`~plures.run.fingerprint.of_run`, with ``every``, ``patience`` and ``evaluate_clients``.
+        evaluate_clients: number of clients scored on validation and test data, drawn once at random; default: all.
 
     Raises:
-        PluresError: if the checkpoint is that of another run; names the difference.
+        PluresError: if the checkpoint belongs to another run; the message names the difference.
         KeyboardInterrupt: after the round in which Ctrl-C was pressed or a callback raised it, with the checkpoint
             written.
 
@@ -225,7 +224,7 @@ def check_patience(patience: int | None) -> None:
 
 
 def patience_fact(patience: int | None) -> dict[str, Any]:
-    """What a fingerprint tells of a run's patience: nothing where all rounds are run."""
+    """A run's patience as an entry of its fingerprint; empty if all rounds are run."""
     return {} if patience is None else {"patience": patience}
 
 
@@ -235,10 +234,10 @@ def mean_of_measured(scores: Scores, metric: str) -> float:
 
 
 class Diverged:
-    """Clients whose models give outputs that are not finite: an onlooker of :func:`score`, whatever that measures.
+    """Collects clients whose models give outputs that are not finite, as an onlooker of :func:`score`.
 
     Args:
-        names: of all clients.
+        names: names of all clients.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -250,30 +249,30 @@ class Diverged:
         return predictions.finite
 
     def take(self, clients: list[int], weight: Tensor, *kept: Tensor) -> None:
-        """Note the clients that have an example whose outputs are not."""
+        """Record the clients that have an example whose outputs are not finite."""
         lost = ((weight > 0) & ~kept[0]).any(1).tolist()
         self._found += [client for client, one in zip(clients, lost, strict=True) if one]
 
     def warn(self) -> None:
-        """Say which they are; their examples count as wrong."""
+        """Warn about these clients, whose examples count as wrong."""
         lost = [self.names[client] for client in sorted(self._found)]
         if lost:
             warnings.warn(
-                f"the models of {len(lost)} clients diverged ({', '.join(lost[:5])}): take a smaller learning rate",
+                f"the models of {len(lost)} clients diverged ({', '.join(lost[:5])}): use a smaller learning rate",
                 PluresWarning,
                 stacklevel=4,
             )
 
 
 def warn_of_undefined(scores: Scores, metric: Metric) -> None:
-    """Say of how many clients nothing was known when the round was chosen, though they have validation examples."""
+    """Warn about clients that have validation examples but no value of the metric by which the round was chosen."""
     asked = scores.sizes > 0
     lacking = int((np.isnan(scores.values[metric.name]) & asked).sum())
     if not lacking:
         return
     why = f" {metric.undefined}".rstrip()
     if lacking == asked.sum():
-        message = f"{metric.title} is undefined for every client on validation data{why}, so the last round was taken"
+        message = f"{metric.title} is undefined for every client on validation data{why}, so the last round was chosen"
         remedy = "choose another metric, or give clients more validation examples"
     else:
         message = f"{metric.title} is undefined for {lacking} of {len(scores.clients)} clients on validation data{why}"
@@ -282,14 +281,14 @@ def warn_of_undefined(scores: Scores, metric: Metric) -> None:
 
 
 def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> SeedResult:
-    """Read the test data: once for the round that validation chose, and for the last round beside it.
+    """Read the test data: once for the round that validation chose, and once for the last round, for comparison.
 
     The run is left in the state of the chosen round.
 
     Args:
         fitted: a finished fit.
         seed: the run's seed, for the record.
-        unseen: clients held out of training, who are given their model now.
+        unseen: clients held out of training, which are given a model now.
 
     Examples:
         >>> from plures.evaluate import finish

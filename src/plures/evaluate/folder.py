@@ -1,4 +1,4 @@
-"""A finished run on disk: JSON and safetensors, no pickle."""
+"""A finished run on disk, as JSON and safetensors without pickle."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ UNTOLD = "untold"
 
 
 def personal_models(run: Run, clients: Sequence[int] | None = None) -> Iterator[tuple[str, Leaves]]:
-    """Clients' names and what they predict with: personal models, or ``slot:path`` where those are composed.
+    """Clients' names and the leaves of their predictors: personal models, or ``slot:path`` for composed predictors.
 
     Args:
         run: the run.
@@ -74,7 +74,7 @@ def personal_models(run: Run, clients: Sequence[int] | None = None) -> Iterator[
 
 
 def own_examples(run: Run, place: int) -> dict[str, Tensor]:
-    """The examples of a client that its predictor reads, by split and part."""
+    """A client's examples that its predictor reads at prediction time, by split and part, ``(1, n, ...)``."""
     found: dict[str, Tensor] = {}
     for split in run.bound.method.predictor.reads:
         size = max(1, int(run.federation.splits[split].sizes[place]))
@@ -84,11 +84,11 @@ def own_examples(run: Run, place: int) -> dict[str, Tensor]:
 
 
 def fitted_to(federation: Federation, task: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What was fitted to data: tensors by name, and the rest as JSON; never an example.
+    """Everything that was fitted to a federation's data: tensors by name, and the rest as JSON. No example is included.
 
     Args:
         federation: the clients.
-        task: ``module:name`` by which the task was found, if it was.
+        task: ``module:name`` of the task, if it was found by that name.
     """
     made = federation.preparation
     metadata = json.loads(json.dumps({k: list(v) for k, v in federation.metadata.items()}, default=str))
@@ -105,7 +105,7 @@ def fitted_to(federation: Federation, task: str | None = None) -> tuple[dict[str
 
 
 def _said(task: tasks.Task, name: str | None) -> dict[str, Any]:
-    """A task as data; if it cannot be stored, why not, and what the data said of it."""
+    """A task as JSON; if it cannot be stored by name, the reason and the facts that the data completed it with."""
     try:
         return tasks.to_dict(task, name)
     except PluresError as error:
@@ -113,11 +113,11 @@ def _said(task: tasks.Task, name: str | None) -> dict[str, Any]:
 
 
 Counts = dict[str, dict[str, int]]
-"""A client's ``rows`` in each split, and its training examples of each class or label, ``labels``."""
+"""A client's numbers of ``rows`` in each split, and of training examples of each class or label, ``labels``."""
 
 
 def counts(federation: Federation, place: int) -> Counts:
-    """How many examples a client has."""
+    """Count a client's examples."""
     task, train = federation.task, federation.splits["train"][place]
     found = task.counts(federation.targets[train])
     rows: dict[str, int] = {split: int(federation.splits[split].sizes[place]) for split in SPLITS}
@@ -130,10 +130,10 @@ class RunFolder:
     """A folder that holds a finished run.
 
     Attributes:
-        path: the folder; ``run.json`` says what the run was, how it scored and who changed cluster when;
-            ``state.safetensors`` is the state at the chosen round, ``models.safetensors`` every client's personal model
-            as ``client/path``.
-        code: what of one's own the run's method, network and data may be, where it is built anew from its description.
+        path: the folder. ``run.json`` holds the run's settings, its scores and all changes of cluster,
+            ``state.safetensors`` the state at the chosen round, ``models.safetensors`` every client's personal model as
+            ``client/path``.
+        code: user code that the description may name as method, network or data when the run is rebuilt from it.
 
     Examples:
         >>> import tempfile
@@ -164,15 +164,18 @@ class RunFolder:
         question: Fingerprint | None = None,
         clients: Sequence[int] | None = None,
     ) -> None:
-        """Write a run in the state it is in, with its description.
+        """Write a run in its current state, with its description.
 
         Args:
             run: the run.
-            spec: what it was in names and numbers; ``None`` for a run made from Python objects.
-            result: how it scored.
-            question: what it answers; default: what :func:`~plures.run.fingerprint.of_run` finds.
-            clients: positions of those whose models are kept, such as those that were scored; default: all. The state
-                is that of all clients.
+            spec: its settings in names and numbers; ``None`` for a run made from Python objects.
+            result: its scores.
+            question: fingerprint of everything that it depends on; default: :func:`~plures.run.fingerprint.of_run`.
+            clients: positions of the clients whose models are stored, such as those that were scored; default: all. The
+                state always covers all clients.
+
+        Raises:
+            PluresError: if a file cannot be written.
         """
         write(self.path / STATE, snapshot(run), {})
         models = {
@@ -199,7 +202,11 @@ class RunFolder:
         write_json(self.path / DESCRIPTION, described)
 
     def add(self, guest: Run) -> None:
-        """Keep the personal models of newcomers beside those of the clients, with the examples that they predict by."""
+        """Store the personal models of newcomers, with the examples that their predictors read.
+
+        Raises:
+            PluresError: if a newcomer has the name of a client that took part.
+        """
         present = describe(self.path / MODELS, RERUN)["clients"]
         for client in guest.federation.clients:
             if client in present:
@@ -232,19 +239,19 @@ class RunFolder:
 
     @property
     def reading(self) -> Code:
-        """What the names in the run's description may stand for."""
+        """The user code that names in the run's description may refer to."""
         return self.code.reading(self.path / DESCRIPTION)
 
     def question(self) -> Fingerprint | None:
-        """What the run answers; ``None`` if an earlier version of plures wrote it, which did not keep that."""
+        """Fingerprint of the run; ``None`` if an earlier version of plures wrote it without one."""
         stored: Fingerprint | None = self._description().get(KEY)
         return stored
 
     def whole(self) -> SeedResult:
-        """How the run scored, when all that is kept of it was read.
+        """The run's scores, after checking all its files.
 
         Raises:
-            DamagedError: if anything of it is damaged.
+            DamagedError: if one of them is damaged.
         """
         for file in (self.path / STATE, self.path / MODELS):
             if file.exists():
@@ -252,11 +259,15 @@ class RunFolder:
         return self.result()
 
     def result(self) -> SeedResult:
-        """How the run scored."""
+        """The run's scores."""
         return self._read(SeedResult, "result")
 
     def spec(self) -> RunSpec:
-        """What the run was."""
+        """The run's settings.
+
+        Raises:
+            PluresError: if it was made from Python objects.
+        """
         spec = self._description()["spec"]
         if spec is None:
             raise PluresError(
@@ -272,7 +283,11 @@ class RunFolder:
             raise unreadable(error, self.path / DESCRIPTION, "a run", RERUN) from error
 
     def run(self, device: str = "cpu") -> Run:
-        """The run in its saved state, on the clients it was trained with."""
+        """The run in its saved state, on the clients with which it was trained.
+
+        Raises:
+            PluresError: among others if the data have changed.
+        """
         with understood(self.path, RERUN):
             spec, execution = self.spec(), self.execution(device)
             whole = self.data(execution)
@@ -281,13 +296,13 @@ class RunFolder:
             return rebuilt
 
     def data(self, execution: Execution | None = None) -> Federation:
-        """The run's data, those of clients held out included.
+        """The run's data, including clients held out.
 
         Args:
-            execution: how they are to be used; default: as in the run.
+            execution: how they will be used; default: as in the run.
 
         Raises:
-            PluresError: if they are not those that the run was made on; names the difference.
+            PluresError: if they differ from the data of the run; the message names the difference.
         """
         spec, there = self.spec(), self._asked()
         whole = spec.federation(self.reading)
@@ -306,16 +321,19 @@ class RunFolder:
         there = self.question()
         if there is None:
             raise PluresError(
-                f"{self.path / DESCRIPTION} is of an earlier version of plures, which did not keep what its data and "
-                "code were: run again, into another folder"
+                f"{self.path / DESCRIPTION} is of an earlier version of plures, which did not record its data and "
+                "code: run again, into another folder"
             )
         return there
 
     def fitted(self, task: tasks.Task | None = None) -> Federation:
-        """The run's federation without any row: task, columns, and all that was fitted to its data.
+        """The run's federation without any rows: task, columns, and everything that was fitted to its data.
 
         Args:
-            task: the task, for a run of one that files cannot name.
+            task: the task, if the run's task cannot be named in a file.
+
+        Raises:
+            PluresError: among others if it is not the run's task.
         """
         self._description()
         tensors, about = read(self.path / MODELS, RERUN)
@@ -344,10 +362,10 @@ class RunFolder:
         )
 
     def _task(self, stored: Mapping[str, Any], given: tasks.Task | None) -> tasks.Task:
-        """The run's task, from what its folder says of it or as it was given.
+        """The run's task, as given or as its folder describes it.
 
         Raises:
-            PluresError: among others if it is another task, or one of somebody's own whose code has changed.
+            PluresError: among others if it is another task, or a user-defined one whose code has changed.
         """
         if given is not None:
             found = tasks.completed(given, stored)
@@ -361,7 +379,7 @@ class RunFolder:
         return found
 
     def execution(self, device: str = "cpu") -> Execution:
-        """How the run used the machine, on a device."""
+        """The run's execution, on a device."""
         described = self._description()["execution"]
         try:
             return Execution.from_dict(described, device=device)
@@ -377,23 +395,26 @@ class RunFolder:
         method: Method | None = None,
         task: tasks.Task | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs of one client's predictor, and what it decides for.
+        """Predict with one client's predictor.
 
-        New rows are encoded, completed and scaled by what was fitted to the run's data when it was made; the data are
-        not read for them, and may have changed or be gone. Predicted numbers are in the target's own units.
+        New rows are encoded, imputed and scaled with the values fitted to the run's data. The data themselves are not
+        read for this, and may have changed or be gone. Predicted numbers are in the target's own units.
 
         Args:
-            client: its name.
+            client: the client's name.
             inputs: raw examples ``(n, *features)``, or a table with the columns of the data, in any order
                 (:meth:`~plures.federation.Federation.scaled`); default: the client's test examples in the run's data.
-                Where missing values were imputed, the columns as they were given, NaN where a value is missing.
-            model: the model or its factory, for a run that was made from Python objects.
+                If missing values were imputed, pass the original columns, with NaN for missing values.
+            model: the model or its factory, for a run made from Python objects.
             method: the method, for such a run.
-            task: the task, for a run of one that files cannot name, such as one that is defined in a notebook.
+            task: the task, if it cannot be named in a file, such as one defined in a notebook.
+
+        Returns:
+            Outputs ``(n, outputs)`` and decisions ``(n, ...)``, ``None`` where there is nothing to decide.
 
         Raises:
-            PluresError: among others if its model diverged, if data that are needed have changed, or if model or method
-                are not the run's.
+            PluresError: among others if the client's model diverged, if data that are needed have changed, or if model
+                or method are not the run's.
         """
         with understood(self.path, RERUN):
             deployed, execution = self.stack(client), self.execution()
@@ -417,7 +438,7 @@ class RunFolder:
         model: nn.Module | ModelFactory | None,
         method: Method | None,
     ) -> Engine:
-        """What predicts with the run's models, without its data."""
+        """An engine that predicts with the run's models, without its data."""
         there, seed = self._asked(), self.result().seed
         if model is None or method is None:
             spec = self.spec()
@@ -441,7 +462,7 @@ class RunFolder:
         return self._engine(self.fitted().to("cpu", execution.dtype), execution, None, None).bound
 
     def own(self, client: str, bound: Bound) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """The examples of a client that its predictor reads, ``(1, n, ...)``, by split: inputs, targets, weights."""
+        """A client's stored examples that its predictor reads, ``(1, n, ...)``, by split: inputs, targets, weights."""
         file = self._file(client)
         end = f":{client}" if file == self.path / MODELS else ""
         stored = _whole(file)[0] if bound.method.predictor.reads else {}
@@ -452,7 +473,7 @@ class RunFolder:
         return own
 
     def counted(self, client: str) -> Counts:
-        """How many examples a client has."""
+        """A client's numbers of examples."""
         stored = describe(self._file(client), RERUN).get(COUNTS)
         if stored is None:
             raise PluresError(f"{self.path / MODELS} is of an earlier version of plures: run again")
@@ -460,7 +481,7 @@ class RunFolder:
         return found
 
     def validation(self, client: str) -> dict[str, float | None]:
-        """Metrics on a client's own validation examples; empty where it has none."""
+        """Metrics on a client's own validation examples; empty if it has none."""
         file = self._file(client)
         if file != self.path / MODELS:
             stored = describe(file, ONBOARD)["validation"]
@@ -469,24 +490,28 @@ class RunFolder:
         return _scores(scores, scores.clients.index(client))
 
     def stack(self, client: str) -> Stack:
-        """What one client predicts with, by slots, each value with a first dimension of 1."""
+        """The leaves of one client's predictor by slot, ``(1, ...)`` each."""
         return by_slot({of_short_name(name): value.unsqueeze(0) for name, value in self.model(client).items()})
 
     def _newcomer(self, client: str) -> Path:
         return inside(self.path / NEWCOMERS, client, suffix=".safetensors")
 
     def _belongs(self) -> str:
-        """A digest of what the run answers, by which a newcomer's file is known to be of this run."""
+        """Digest of the run's fingerprint, which marks a newcomer's file as belonging to this run."""
         return digest(json.dumps(self.question(), sort_keys=True).encode())
 
     def _file(self, client: str) -> Path:
-        """The file that holds a client's model: a newcomer's own, unless it was made for another run."""
+        """The file that holds a client's model: a newcomer's own file, unless it belongs to another run."""
         newcomer = self._newcomer(client)
         mine = newcomer.exists() and describe(newcomer, ONBOARD).get(KEY) == self._belongs()
         return newcomer if mine else self.path / MODELS
 
     def model(self, client: str) -> Leaves:
-        """What one client predicts with: its personal model, or ``slot:path`` where that is composed."""
+        """The leaves of one client's predictor: its personal model, or ``slot:path`` for a composed predictor.
+
+        Raises:
+            PluresError: if there is no such client, or its file belongs to another run.
+        """
         tensors, about = _whole(self._file(client))
         if client not in about["clients"]:
             if self._newcomer(client).exists():
@@ -502,10 +527,10 @@ class RunFolder:
 
 
 def _whole(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What a file of models holds."""
+    """Contents of a file of models."""
     return read(file, ONBOARD if file.parent.name == NEWCOMERS else RERUN)
 
 
 def _scores(scores: ClientScores, place: int) -> dict[str, float | None]:
-    """The metrics of one client; none where it has no example."""
+    """The metrics of one client; empty if it has no example."""
     return {name: values[place] for name, values in scores.metrics.items()} if scores.sizes[place] else {}

@@ -1,4 +1,4 @@
-"""One way to name data, networks, methods, tasks and metrics: of a catalogue, or of one's own as ``module:name``."""
+"""Finds data, networks, methods, tasks and metrics by name: in a catalogue, or your own as ``module:name``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SIZES = ("features", "outputs")
 
 @dataclass(frozen=True)
 class Named(Generic[T]):
-    """Things that are named on a command line, in a file or in Python.
+    """A kind of object that is named on a command line, in a file or in Python.
 
     Attributes:
-        kind: what one is called in messages.
-        catalogue: those that come with plures, by name.
+        kind: name of the kind in messages.
+        catalogue: the objects that come with plures, by name.
         listed: the command that lists them, if there is one.
     """
 
@@ -41,14 +41,14 @@ class Named(Generic[T]):
     listed: str = ""
 
     def find(self, name: str, code: Code = NOTHING) -> T | Any:
-        """The entry of a name, or the object that ``module:name`` stands for, as it is.
+        """The entry of the catalogue with a name, or the object that ``module:name`` refers to, unchanged.
 
         Args:
             name: a name of the catalogue, or ``package.module:name``.
-            code: objects of one's own that it may be: ``Code.typed(name)`` where the user typed it.
+            code: user code that is allowed: ``Code.typed(name)`` if the user typed the name.
 
         Raises:
-            PluresError: it is neither, or nobody consented to it.
+            PluresError: if it is neither, or user code that is not allowed.
         """
         if name in self.catalogue:
             return self.catalogue[name]
@@ -67,15 +67,18 @@ NETWORK = Named("network", NETWORKS)
 DATA = Named("data set", DATASETS, "plures datasets")
 TASK = Named("task", KINDS)
 METRIC: Named[Metric] = Named("metric", {})
-"""Metrics of one's own; those that come with plures are of a task."""
+"""User-defined metrics; those that come with plures belong to a task."""
 
 
 def find_loader(data: str, code: Code = NOTHING) -> tuple[Callable[..., Federation], Kinds]:
-    """What makes a federation, and its options with their types.
+    """The function that builds a federation, and its options with their types.
 
     Args:
         data: a data set of the catalogue, a folder of ``.npz`` files, or ``package.module:function``.
-        code: functions of one's own that it may be.
+        code: user code that is allowed.
+
+    Raises:
+        PluresError: if there is no such data set, or it is not a function or a federation.
     """
     if data not in DATASETS and Path(data).is_dir():
         return partial(from_folder, Path(data)), {k: kind for k, kind in kinds(from_folder).items() if k != "path"}
@@ -85,12 +88,12 @@ def find_loader(data: str, code: Code = NOTHING) -> tuple[Callable[..., Federati
     if isinstance(found, Federation):
         return partial(_loaded, data, lambda: found), {}
     if not callable(found):
-        raise PluresError(f"data set {data!r}: {shown(found)} is no function that returns a Federation")
+        raise PluresError(f"data set {data!r}: {shown(found)} is not a function that returns a Federation")
     return partial(_loaded, data, found), kinds(found)
 
 
 def is_own(data: str) -> bool:
-    """Whether data are named as ``module:function``, and not by a path."""
+    """Whether data are named as ``module:function`` rather than by a path."""
     return ":" in data and not Path(data).is_absolute()
 
 
@@ -108,12 +111,15 @@ def find_network(
     """A model for a federation.
 
     Args:
-        model: a network of the catalogue; ``package.module:name`` of a module, or of a function that returns one and
-            is given the shape of an input as ``features`` and the number of ``outputs`` if it has such parameters;
-            ``None`` for the network that fits the data.
+        model: a network of the catalogue; ``package.module:name`` of a module or of a function that returns one, which
+            gets the shape of an input as ``features`` and the number of ``outputs`` if it has these parameters;
+            ``None`` for a network that fits the data.
         federation: the clients.
         options: further arguments of the function.
-        code: objects of one's own that it may be.
+        code: user code that is allowed.
+
+    Raises:
+        PluresError: if there is no such network, or its options do not fit.
     """
     if model is None:
         return default_model(federation)
@@ -140,10 +146,13 @@ def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Me
     """A metric for a federation.
 
     Args:
-        metric: the name of one of its metrics or of its task's further ones, or ``package.module:name`` of a metric, or
-            of a function that returns one.
+        metric: name of one of its metrics or of the further metrics of its task, or ``package.module:name`` of a metric
+            or of a function that returns one.
         federation: the clients.
-        code: metrics of one's own that it may be.
+        code: user code that is allowed.
+
+    Raises:
+        PluresError: if there is no such metric.
     """
     more = federation.task.further
     catalogue = {known.name: known for known in (*more.named, *federation.metrics)}
@@ -152,20 +161,23 @@ def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Me
 
 
 def find_task(task: str, code: Code = NOTHING) -> Task:
-    """A task, which data complete.
+    """A task, which is still to be completed from data.
 
     Args:
-        task: the name of a kind; or ``package.module:name`` of a task, or of a class or function that returns one.
-        code: tasks of one's own that it may be.
+        task: name of a kind, or ``package.module:name`` of a task or of a class or function that returns one.
+        code: user code that is allowed.
+
+    Raises:
+        PluresError: if there is no such task.
     """
     return _made(f"task {task!r}", TASK.find(task, code), Task)
 
 
 def _made(what: str, found: object, kind: type[T]) -> T:
-    """What was found, or what it returns if it is a function or a class."""
+    """The object found, or its return value if it is a function or a class."""
     if callable(found):
         given = arguments(what, found)
         found = found(*given.args, **given.kwargs)
     if not isinstance(found, kind):
-        raise PluresError(f"{what}: {shown(found)} is no plures.{kind.__name__}, nor a function that returns one")
+        raise PluresError(f"{what}: {shown(found)} is neither a plures.{kind.__name__} nor a function that returns one")
     return found

@@ -1,4 +1,4 @@
-"""What is personal in the clients' predictors: how far from the mean, who is like whom, a map in two dimensions."""
+"""How the clients' predictors differ: distances from the mean, nearest neighbours, and a two-dimensional map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plures.method.leaf import by_leaf, short_names
 from plures.run import Run
 
 HELD = 2**26
-"""Numbers of all clients' predictors that are held in memory at once; beyond it, the map is made of a sketch."""
+"""Most numbers of all clients' predictors that are held in memory at once. Beyond it, the map uses a random sketch."""
 SKETCH = 1024
 PEERS = 5
 DIGITS = 6
@@ -21,14 +21,14 @@ SEED = 0
 
 
 def personal(run: Run, clients: Sequence[int] | None = None) -> Personal | None:
-    """Compare what clients of a run predict with; ``None`` where that is the same for all.
+    """Compare the predictors of a run's clients; ``None`` if all are the same.
 
-    Distances are exact. Where the predictors of all clients are too many numbers to hold, map and peers come from a
-    random sketch of them that keeps distances to a few percent (Charikar, Chen, Farach-Colton 2002).
+    Distances from the mean are exact. If all predictors together are too large for memory, map and peers come from a
+    random sketch that preserves distances to a few percent (Charikar, Chen, Farach-Colton 2002).
 
     Args:
         run: the run.
-        clients: positions of those that are compared; default: all.
+        clients: positions of the clients to compare; default: all.
     """
     asked = list(range(len(run.federation)) if clients is None else clients)
     order = [client for chunk, _ in _predictors(run, asked) for client in chunk]
@@ -67,9 +67,12 @@ def personal(run: Run, clients: Sequence[int] | None = None) -> Personal | None:
 
 
 def components(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Two principal components of centred vectors ``(clients, numbers)``: places ``(clients, 2)``, shares ``(2,)``.
+    """Two principal components of centred vectors ``(clients, numbers)``.
 
-    The client farthest along a component has a positive place, so that the map does not turn over by chance.
+    The client farthest along a component has a positive coordinate, so that the map is not mirrored at random.
+
+    Returns:
+        Coordinates ``(clients, 2)``, and the share of the variance along each component ``(2,)``.
     """
     count, width = vectors.shape
     vectors = vectors.nan_to_num(0.0, 0.0, 0.0)
@@ -88,7 +91,7 @@ def components(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest(vectors: Tensor) -> list[list[int]]:
-    """Per client, the places of the nearest others."""
+    """Per client, the positions of the nearest other clients."""
     far = torch.cdist(vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist").nan_to_num(torch.inf)
     far.fill_diagonal_(torch.inf)
     order: list[list[int]] = far.argsort(dim=1, stable=True)[:, : min(PEERS, len(vectors) - 1)].tolist()
@@ -96,7 +99,7 @@ def nearest(vectors: Tensor) -> list[list[int]]:
 
 
 def _predictors(run: Run, clients: list[int]) -> Iterator[tuple[list[int], dict[Leaf, Tensor]]]:
-    """Chunks of clients and what they predict with, ``(clients, numbers)`` by leaf."""
+    """Chunks of clients and the leaves of their predictors, ``(clients, numbers)`` each."""
     run.serve(clients)
     for chunk in run.chunks(clients):
         leaves = by_leaf(run.deployed(chunk))
@@ -104,7 +107,7 @@ def _predictors(run: Run, clients: list[int]) -> Iterator[tuple[list[int], dict[
 
 
 def _layer(leaf: Leaf) -> Leaf:
-    """The module that a leaf belongs to, or the leaf itself where it belongs to none."""
+    """The module that a leaf belongs to, or the leaf itself if it belongs to none."""
     return Leaf(leaf.slot, leaf.path.rpartition(".")[0] or leaf.path)
 
 
@@ -149,5 +152,5 @@ def _row(
 
 
 def _short(values: Tensor) -> list[float]:
-    """Numbers with as many digits as anyone reads."""
+    """Numbers rounded to :data:`DIGITS` significant digits."""
     return [float(f"{x:.{DIGITS}g}") for x in values.tolist()]

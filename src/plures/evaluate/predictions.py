@@ -17,17 +17,17 @@ from plures.run.predict import said
 from plures.signature import checked
 
 Reader = Callable[[Predictions], PerExample]
-"""Takes what is needed of every example of a batch, ``(clients, batch, ...)``."""
+"""Selects the values needed for every example of a batch, ``(clients, batch, ...)``."""
 
 
 @checked
 def predictions(run: Run, client: str, split: SplitName) -> Predictions:
-    """What a client's own predictor says of its examples, beside the truth: for metrics and pictures of your own.
+    """One client's predictions and targets on its own examples, for metrics and plots of your own.
 
     Args:
-        run: the run, in the state that is asked.
+        run: the run, whose current state predicts.
         client: the client's name.
-        split: which examples; they come in the order of ``run.federation.splits[split]``.
+        split: the examples; their order is that of ``run.federation.splits[split]``.
 
     Returns:
         Outputs, targets, losses, decisions and probabilities of one client, ``(examples, ...)`` each. Numbers are in
@@ -65,18 +65,18 @@ def read(
     deployed: Stack | None = None,
     clients: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], Tensor, list[tuple[Tensor, ...]]]]:
-    """Let every client predict for its own examples, and keep what readers take of that.
+    """Let every client predict for its own examples, and collect the values that readers select.
 
     Args:
         run: the run whose federation is evaluated.
-        split: which examples.
-        readers: what is kept.
-        deployed: what each client predicts with, ``(clients, ...)``; default: what it would deploy now.
-        clients: positions of those that predict; default: all.
+        split: the examples.
+        readers: select the values to collect.
+        deployed: leaves of the clients' predictors, ``(clients, ...)``; default: those that they would deploy now.
+        clients: positions of the clients that predict; default: all.
 
     Yields:
-        Clients, the weights ``(clients, examples)`` of their examples and padding, and for each reader what it took,
-        ``(clients, examples, ...)``.
+        For each chunk: the clients, the weights of their examples and padding ``(clients, examples)``, and the values
+        of each reader, ``(clients, examples, ...)``.
     """
     chosen = list(range(len(run.federation)) if clients is None else clients)
     if deployed is None:
@@ -106,5 +106,5 @@ def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iter
 
 
 def rows_of(stack: Stack, clients: list[int]) -> Stack:
-    """Some clients' part of a stack."""
+    """The rows of some clients in a stack."""
     return {slot: {path: t[clients] for path, t in leaves.items()} for slot, leaves in stack.items()}

@@ -1,4 +1,4 @@
-"""What results are made of, and what a finished run tells of its clients beyond their scores."""
+"""Base types of results, and the details of a finished run's clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plures.texts import visible_lines
 
 
 def _json(value: float | None) -> float | str | None:
-    """A number as JSON has it, which knows neither NaN nor infinity."""
+    """A number as JSON can hold it: NaN becomes ``None``, infinity text."""
     return value if value is None or math.isfinite(value) else None if math.isnan(value) else str(value)
 
 
@@ -20,14 +20,14 @@ Measured = Annotated[
     BeforeValidator(lambda value: float("nan") if value is None else value),
     PlainSerializer(_json, when_used="json"),
 ]
-"""A number that may be missing or infinite: JSON has ``null`` for NaN, ``"inf"`` and ``"-inf"``."""
+"""A number that may be missing or infinite: in JSON, NaN is ``null`` and infinity ``"inf"`` or ``"-inf"``."""
 
 Score = Annotated[float | None, PlainSerializer(_json, when_used="json")]
-"""A client's value, ``None`` where it has none; infinite where its model diverged, ``"inf"`` in JSON."""
+"""A client's value: ``None`` if it has none, infinite if its model diverged (``"inf"`` in JSON)."""
 
 
 class Result(BaseModel):
-    """Immutable, without unknown fields; its texts are safe to show, whatever file they come from."""
+    """Base of all results: immutable, without unknown fields, and with texts that are safe to show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,11 +49,11 @@ def shown(value: Any) -> Any:
 
 
 class ClientValues(Result):
-    """Metrics of every client on one split; ``None`` for a client without examples or where one is undefined.
+    """Metrics of every client on one split; ``None`` for a client without examples or with an undefined metric.
 
     Attributes:
-        clients: names.
-        sizes: examples scored.
+        clients: names of the clients.
+        sizes: per client, number of examples scored.
         metrics: metric name to one value per client.
     """
 
@@ -63,12 +63,12 @@ class ClientValues(Result):
 
 
 class Calibration(Result):
-    """Sums in ten equal bins of confidence over test examples, from which a curve of any group of clients follows.
+    """Sums over test examples in ten equal bins of confidence. They give the calibration curve of any group of clients.
 
     Attributes:
-        examples: per client, examples in each bin.
-        confidence: per client, sum of the stated confidence in each bin.
-        correct: per client, examples in each bin that were right.
+        examples: per client, number of examples in each bin.
+        confidence: per client, sum of the confidence in each bin.
+        correct: per client, number of correct examples in each bin.
     """
 
     examples: list[list[int]]
@@ -80,11 +80,11 @@ class Mistake(Result):
     """A test example with a high loss.
 
     Attributes:
-        row: its place in the federation's tensors.
+        row: its row in the federation's tensors.
         loss: cross-entropy or squared error.
-        truth: the class or value that is right.
+        truth: the true class or value.
         predicted: the class or value that the client's predictor gave.
-        confidence: stated probability of that class; ``None`` for regression.
+        confidence: predicted probability of that class; ``None`` for regression.
     """
 
     row: int
@@ -98,11 +98,11 @@ class Layer(Result):
     """A layer in which clients' predictors differ, compared with the mean of all clients' predictors.
 
     Attributes:
-        name: the module, after ``slot:`` where the predictor is composed of several slots.
-        size: numbers in it.
-        norm: per client, its length.
-        distance: per client, the length of its difference from the mean.
-        cosine: per client, the cosine of its angle to the mean.
+        name: the module, prefixed with ``slot:`` if the predictor is composed of several slots.
+        size: how many numbers it has.
+        norm: per client, its L2 norm.
+        distance: per client, its L2 distance from the mean.
+        cosine: per client, its cosine similarity to the mean.
     """
 
     name: str
@@ -113,14 +113,14 @@ class Layer(Result):
 
 
 class Personal(Result):
-    """What is personal in the clients' predictors at the end of a run.
+    """How the clients' predictors differ at the end of a run.
 
     Attributes:
         layers: layers that are not the same for all clients.
-        same: numbers of the predictor that are the same for all clients.
-        places: per client, two principal components of the numbers that differ.
-        explained: share of their variance along each of the two.
-        peers: per client, places in the list of clients of the nearest others, the nearest first.
+        same: how many numbers of the predictor are the same for all clients.
+        places: per client, its coordinates along the two principal components of the numbers that differ.
+        explained: share of the variance along each of the two.
+        peers: per client, positions of the nearest other clients in the list of clients, nearest first.
     """
 
     layers: list[Layer]
@@ -134,10 +134,10 @@ class Move(Result):
     """A client that changed cluster.
 
     Attributes:
-        round: from 0.
+        round: round of the change, from 0.
         block: the block of the layout.
-        client: its name.
-        cluster: where it went.
+        client: the client's name.
+        cluster: its new cluster.
     """
 
     round: int
@@ -147,15 +147,15 @@ class Move(Result):
 
 
 class Details(Result):
-    """What a finished run tells of its clients beyond their scores; at the round that validation chose.
+    """Details of a finished run's clients besides their scores, at the round that validation chose.
 
     Attributes:
-        calibration: of test examples; ``None`` for regression.
-        confusion: per client, true class by decided class, in test examples; empty for regression and many classes.
-        mistakes: per client, the test examples with the highest loss. Never their inputs: those stay with the client.
-        personal: ``None`` where all clients predict with the same numbers.
+        calibration: calibration on test examples; ``None`` for regression.
+        confusion: per client, test examples by true and decided class; empty for regression and many classes.
+        mistakes: per client, the test examples with the highest loss, without their inputs: those stay with the client.
+        personal: how the predictors differ; ``None`` if they are the same for all clients.
         clusters: block to every client's cluster.
-        moves: who changed cluster, in order.
+        moves: all changes of cluster, in order.
         cold: unseen clients' test scores by the number of labelled examples that each may use.
     """
 

@@ -1,4 +1,4 @@
-"""Results as typed objects that are written as JSON and read back."""
+"""Results as typed objects, which are stored as JSON."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ from plures.texts import csv_text
 class ClientScores(ClientValues):
     """Metrics of every client on one split.
 
-    ``None`` for a client without examples, whose site does not tell them, or for which the metric is undefined.
-
-    Sites that do not tell how many examples there are have the size 0.
+    A value is ``None`` if the client has no examples, its site does not report the metric, or the metric is undefined.
+    Clients whose sites do not report their number of examples have size 0.
     """
 
     @classmethod
@@ -38,11 +37,11 @@ class ClientScores(ClientValues):
         return cls(clients=list(scores.clients), sizes=scores.sizes.tolist(), metrics=values)
 
     def values(self, metric: str) -> Floats:
-        """``(clients,)`` with NaN for missing values."""
+        """A metric's values, ``(clients,)``, with NaN for missing ones."""
         return np.array([np.nan if x is None else x for x in self.metrics[metric]], dtype=np.float64)
 
     def undefined(self, metric: str) -> int:
-        """How many clients have examples and no value all the same."""
+        """Number of clients that have examples but no value."""
         return int((np.isnan(self.values(metric)) & (np.array(self.sizes) > 0)).sum())
 
     def summary(self, metric: Metric | MetricCard) -> Summary:
@@ -55,13 +54,13 @@ class Point(Result):
     Attributes:
         round: rounds finished.
         train_loss: mean task loss of the cohort in training in that round (:class:`~plures.run.RoundRecord`).
-        objective: mean of what the cohort minimised; ``None`` in results from before it was kept, whose ``train_loss``
-            is the objective.
+        objective: mean of the objective that the cohort minimised; ``None`` in results of earlier versions, where
+            ``train_loss`` is the objective.
         validation: mean over clients of the primary metric on validation data.
-        bytes: bytes that travelled so far, all clients, both directions.
+        bytes: bytes sent so far by all clients in both directions.
         seconds: seconds of training so far, without evaluation.
-        visits: visits of clients so far, all clients.
-        clients: the primary metric of every client on validation data; empty where it was not measured.
+        visits: number of visits of all clients so far.
+        clients: the primary metric of every client on validation data; empty if it was not measured.
     """
 
     round: int
@@ -82,12 +81,13 @@ class SeedResult(Result):
         curve: points at which validation data were read.
         chosen_round: the round that validation chose.
         validation: scores at that round.
-        test: scores at that round; the test data are read for it once.
-        test_last: scores after the last round, for comparison; ``None`` where sites answer about test data once.
-        unseen: scores of clients held out of training, each with the model it was given.
-        details: calibration, errors, clusters, what is personal; ``None`` where the clients are elsewhere.
-        never: names of the clients that no round until the chosen one drew. They are served as clients that come
-            later, and count in every score.
+        test: test scores at that round; the test data are read once for it.
+        test_last: test scores after the last round, for comparison; ``None`` for real sites, which score test data
+            once.
+        unseen: scores of clients held out of training, each with the model that it was given.
+        details: calibration, errors, clusters, personal parts; ``None`` for real sites.
+        never: names of the clients that were not drawn in any round up to the chosen one. They are treated like clients
+            that join later, and count in every score.
     """
 
     seed: int
@@ -124,7 +124,7 @@ class MethodResult(Result):
         citation: where the method comes from.
         lr: learning rate, chosen on validation data.
         parameters: parameters; the main hyper-parameter is chosen on validation data.
-        trials: what was tried.
+        trials: the tuning trials.
         bytes_up: bytes that a client sends in a round.
         bytes_down: bytes that a client receives in a round.
         stored: bytes that a client keeps between rounds.
@@ -146,13 +146,13 @@ class MethodResult(Result):
     seeds: list[SeedResult]
 
     def per_client(self, metric: str) -> Floats:
-        """``(clients,)`` test values, averaged over seeds."""
+        """Test values averaged over seeds, ``(clients,)``."""
         runs = [seed.test.values(metric) for seed in self.seeds]
         return np.asarray(np.mean(runs, axis=0), dtype=np.float64)
 
 
 class FederationCard(Result):
-    """What the reader must know of the data.
+    """Facts about the data that a reader of results needs.
 
     Attributes:
         name: name of the federation.
@@ -163,7 +163,7 @@ class FederationCard(Result):
         labels: per client, number of training examples of each class; empty for regression.
         metadata: column to one text per client.
         source: origin and licence.
-        population: number of all clients, where those listed here are a random sample that was scored for all; else
+        population: number of all clients if those listed here are the random sample that was scored; otherwise
             ``None``.
     """
 
@@ -184,12 +184,12 @@ class FederationCard(Result):
 
     @property
     def trained(self) -> int:
-        """How many clients the runs had, scored or not."""
+        """Number of clients in the runs, scored or not."""
         return self.population or len(self.clients)
 
 
 class MetricCard(Result):
-    """What the reader must know of a metric; see :class:`~plures.metrics.Metric`."""
+    """Facts about a metric that a reader of results needs; see :class:`~plures.metrics.Metric`."""
 
     name: str
     title: str
@@ -212,25 +212,28 @@ class Row(Result):
     """A line of the table: one method over all clients and seeds.
 
     Attributes:
-        mean: mean over clients and seeds, with the half width of its 95 % confidence interval over seeds.
-        weighted: the same weighted by examples.
+        mean: mean over clients and seeds.
+        mean_ci: half width of its 95 % confidence interval over seeds.
+        weighted: mean weighted by numbers of examples.
         std: standard deviation over clients of their means over seeds.
-        worst: the client served worst.
-        bottom: mean of the worst tenth.
-        harmed_local: share of clients worse off than alone.
+        worst: value of the worst client.
+        bottom: mean of the worst tenth of the clients.
+        harmed_local: share of clients worse off than with local training.
         harmed_fedavg: share of clients worse off than with FedAvg.
         p_value: paired test over clients against fine-tuned FedAvg.
-        others: mean over clients of every other metric that is reported, by its name.
-        undefined: clients with examples for which the metric is undefined; they are left out of everything else here.
-        sampled_ci: half width of the 95 % confidence interval of the mean over all clients, where a random sample of
-            them was scored; ``None`` where all were.
+        others: mean over clients of every other reported metric, by its name.
+        undefined: number of clients with examples for which the metric is undefined; all other values leave them out.
+        sampled_ci: half width of the 95 % confidence interval of the mean over all clients if a random sample of them
+            was scored; ``None`` if all were.
         last: mean after the last round.
-        megabytes: what a client sent and received on average until the chosen round: all bytes that travelled in that
-            run divided by its clients, drawn or not. Rounds after the chosen one do not count.
-        visits: how often a client trained on average until the chosen round.
+        chosen_round: the round that validation chose, mean over seeds.
+        megabytes: traffic per client up to the chosen round, in MB: all bytes sent in the run, divided by the number of
+            clients, drawn or not. Later rounds do not count.
+        visits: visits per client up to the chosen round.
         unseen: mean over unseen clients.
-        never: clients that no round until the chosen one drew, mean over seeds.
-        diverged: clients whose model gives numbers that are not finite, with one of the seeds.
+        unseen_ci: half width of its 95 % confidence interval over seeds.
+        never: number of clients not drawn in any round up to the chosen one, mean over seeds.
+        diverged: number of clients whose model gave values that are not finite with one of the seeds.
     """
 
     name: str
@@ -262,10 +265,10 @@ class Comparison(Result):
 
     Attributes:
         federation: the data.
-        metric: what is compared, and what rounds and settings were chosen by.
-        metrics: all that is reported; empty in results of earlier versions.
+        metric: the metric by which methods are compared, and rounds and settings were chosen.
+        metrics: all reported metrics; empty in results of earlier versions.
         methods: the methods; the three baselines are always among them.
-        settings: rounds, seeds, tuning and everything else that was set.
+        settings: rounds, seeds, tuning and all other settings.
         environment: versions and machine.
 
     Examples:
@@ -289,7 +292,7 @@ class Comparison(Result):
 
     @property
     def others(self) -> list[MetricCard]:
-        """The metrics that are reported beside the one that is compared."""
+        """The metrics that are reported besides the one by which methods are compared."""
         known = [*self.metrics, *map(MetricCard.of, (*CLASSIFICATION, *REGRESSION))]
         names = [name for name in self.methods[0].seeds[0].test.metrics if name != self.metric.name]
         found = (next((card for card in known if card.name == name), None) for name in names)
@@ -341,9 +344,9 @@ class Comparison(Result):
         )
 
     def _travelled(self, method: MethodResult) -> tuple[float, float]:
-        """Visits of a client and bytes that it sent and received until the chosen round, on average over all clients.
+        """Visits per client, and bytes per client in both directions, up to the chosen round.
 
-        Where a result does not tell the visits, every client is taken to have had one in each round.
+        If a result has no number of visits, every client is assumed to have had one in each round.
         """
         clients = self.federation.trained
         known = [seed.reached for seed in method.seeds if seed.reached is not None and seed.reached.visits]
@@ -366,9 +369,12 @@ class Comparison(Result):
         return sorted(rows, key=order)
 
     def among(self, clients: Sequence[str]) -> Comparison:
-        """The same comparison, of some of its clients alone; unseen clients stay.
+        """The same comparison restricted to some of its clients; unseen clients stay.
 
-        What was measured of a whole run stays as it is: learning curves' means, loss, bytes, the map's axes.
+        Values of whole runs do not change: learning curves' means, loss, bytes, the map's axes.
+
+        Raises:
+            PluresError: if there is no client of a given name.
         """
         people = self.methods[0].seeds[0].test.clients
         if missing := sorted(set(clients) - set(people)):
@@ -401,7 +407,11 @@ class Comparison(Result):
     @classmethod
     @checked
     def from_json(cls, file: Path) -> Comparison:
-        """Read a comparison that was written with :meth:`to_json`."""
+        """Read a comparison written with :meth:`to_json`.
+
+        Raises:
+            PluresError: if the file cannot be read or does not hold a comparison.
+        """
         return read_json(cls, file, "a comparison", "run `plures compare` again, or read it with its own version")
 
     def to_csv(self) -> str:

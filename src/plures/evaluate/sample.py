@@ -1,4 +1,4 @@
-"""A sample of the clients that speaks for all of them where there are too many to score."""
+"""A random sample of the clients to score if there are too many to score all."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ QUANTILE = 1.96
 
 
 def sampled(federation: Federation, count: int | None) -> list[int] | None:
-    """Positions of the clients whose scores are read, in increasing order; ``None`` for all.
+    """Positions of the clients that are scored, in increasing order; ``None`` for all.
 
-    A simple random sample without replacement. It depends on the clients' names alone, so every method, seed and trial
+    A simple random sample without replacement. It depends only on the clients' names, so every method, seed and trial
     of a comparison is judged by the same clients.
 
     Args:
         federation: the clients.
-        count: how many are scored; ``None`` for all.
+        count: number of clients to score; ``None`` for all.
 
     Raises:
-        PluresError: if there are not as many clients, or no interval follows from so few.
+        PluresError: if there are fewer clients, or ``count`` is too small for a confidence interval.
     """
     if count is None:
         return None
@@ -41,7 +41,7 @@ def sampled(federation: Federation, count: int | None) -> list[int] | None:
 
 
 def among(count: int | None) -> dict[str, Any]:
-    """The sample as a setting on which results depend; none where all clients are scored."""
+    """The size of the sample as an entry of a fingerprint; empty if all clients are scored."""
     return {} if count is None else {"evaluate_clients": count}
 
 
@@ -49,10 +49,10 @@ def sampling_width(values: Floats, population: int) -> float:
     """Half width of the 95 % confidence interval of the mean over all clients, from a sample of them.
 
     That is ``1.96 s sqrt((1 - n / N) / n)``, with the standard deviation ``s`` of the ``n`` sampled values (Cochran
-    1977, eq. 2.20); NaN where the sample says nothing of it.
+    1977, eq. 2.20); NaN with fewer than two values.
 
     Args:
-        values: ``(clients,)`` of the sample; NaN where there is no value.
+        values: ``(clients,)`` values of the sample; NaN for a client without a value.
         population: number of all clients.
 
     Examples:

@@ -31,11 +31,11 @@ def primary(federation: Federation) -> Metric:
 @brief
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of every client that was scored on one split.
+    """Metrics of all scored clients on one split.
 
     Attributes:
-        clients: names.
-        sizes: ``(clients,)`` number of examples scored.
+        clients: names of the clients.
+        sizes: ``(clients,)`` numbers of examples scored.
         values: metric name to ``(clients,)``; NaN for a client without examples, or for which the metric is undefined.
     """
 
@@ -45,13 +45,16 @@ class Scores:
 
 
 class Onlooker(Protocol):
-    """An observer that needs more of the evaluation than scores."""
+    """An observer of the evaluation that needs more than scores."""
 
     def each(self, predictions: Predictions) -> PerExample:
-        """What it needs of every example, ``(clients, batch, ...)``."""
+        """The values that it needs for every example, ``(clients, batch, ...)``."""
 
     def take(self, clients: list[int], weight: Tensor, *kept: Tensor) -> None:
-        """Take what was kept of all examples of some clients, ``(clients, examples, ...)``."""
+        """Receive the values of ``each`` for all examples of some clients, ``(clients, examples, ...)``.
+
+        ``weight`` is ``(clients, examples)``, 0 for padding.
+        """
 
 
 @checked
@@ -68,11 +71,11 @@ def score(
 
     Args:
         run: the run whose federation is scored.
-        split: which examples.
-        deployed: what each client predicts with, ``(clients, ...)``; default: what it would deploy now.
-        metrics: what is measured; default: all metrics of the federation.
-        onlooker: gets more of the same predictions.
-        clients: positions of those that are scored; default: all.
+        split: the examples to score.
+        deployed: leaves of the clients' predictors, ``(clients, ...)``; default: those that they would deploy now.
+        metrics: the metrics; default: all metrics of the federation.
+        onlooker: observer of the same predictions.
+        clients: positions of the clients to score; default: all.
 
     Examples:
         >>> x = np.array([[-1.0], [1.0]] * 30)

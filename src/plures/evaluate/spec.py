@@ -1,4 +1,4 @@
-"""A run described by names and numbers, so that a folder or a command line can say what it was."""
+"""Description of a run by names and numbers, as a command line or a run's folder gives it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from plures.signature import read, shown
 from plures.tasks import Task
 
 SAMPLED = 0.1
-"""Share of the clients in a sample, unless another one is given."""
+"""Default share of the clients in a sample."""
 
 
 class RunSpec(Result):
@@ -52,35 +52,37 @@ class RunSpec(Result):
         data: name in the catalogue of data sets; a folder of ``.npz`` files, one per client; or
             ``package.module:function`` that returns a federation.
         data_options: options of the loader; ``donate`` is the share of training rows that every client, unless held
-            out, gives to the public (:meth:`~plures.federation.Federation.donate`).
+            out, makes public (:meth:`~plures.federation.Federation.donate`).
         model: name of a reference network, or ``package.module:name`` of a module or of a function that returns one;
             ``None`` for one that fits the data.
-        model_options: options of the network, which must be named.
-        method: name in the catalogue of methods, ``package.module:function``, or such names joined by ``+``. Code that
-            is not of plures runs only where the caller consents to it (:class:`~plures.evaluate.Code`), for a run may
-            come from a file.
+        model_options: options of the network named in ``model``.
+        method: name in the catalogue of methods, ``package.module:function``, or such names joined by ``+``. User code
+            runs only with the caller's consent (:class:`~plures.evaluate.Code`), because a run may come from a file.
         parameters: parameters of the method.
         lr: learning rate.
         optimizer: local optimizer.
-        momentum: of SGD; the others have their own.
-        weight_decay: of the local optimizer.
-        schedule: of the learning rate over rounds.
+        momentum: momentum of SGD; the other optimizers have their own.
+        weight_decay: weight decay of the local optimizer.
+        schedule: schedule of the learning rate over rounds.
         rounds: number of rounds.
         batch_size: examples in a batch; ``None`` for all.
         epochs: passes over the data in a visit; default: 1, unless ``steps`` are given.
         steps: gradient steps in a visit instead of epochs.
         clip: largest norm of a client's gradient.
-        participation: ``full``, ``uniform`` or ``size``; default: ``uniform`` where a fraction below 1 is given, else
+        participation: ``full``, ``uniform`` or ``size``; default: ``uniform`` if a fraction below 1 is given, otherwise
             ``full``.
-        fraction: share of the clients in a cohort, in (0, 1]; default for a sample: 0.1. Where all take part there is
-            none to give.
-        seed: root of the run's randomness; splits have their own, in ``data_options``.
+        fraction: share of the clients in a cohort, in (0, 1]; default for a sample: 0.1. Not allowed below 1 with
+            ``full``.
+        seed: root of the run's randomness; splits have their own seed in ``data_options``.
         unseen: clients held out of training.
-        task: what is predicted, if the data do not say it all: ``package.module:name`` of a task of your own, such as
-            one that weighs classes, or the name of a kind; default: the task of the data.
-        metric: by which the round is chosen: a metric of the task, or ``package.module:name`` of one of your own;
+        task: the learning task: ``package.module:name`` of a task of your own, such as one with class weights, or the
+            name of a kind; default: the task of the data.
+        metric: the metric by which the round is chosen: a metric of the task, or ``package.module:name`` of your own;
             default: the task's first.
-        evaluate_clients: how many clients, drawn at random once for all, are scored; default: all.
+        evaluate_clients: number of clients to score, drawn once at random; default: all.
+
+    Raises:
+        PluresError: if a field is unknown, has a wrong type, or would not be used.
 
     Examples:
         >>> spec = plures.RunSpec(data="heart", method="ditto", parameters={"lam": 0.1}, rounds=2)
@@ -122,7 +124,7 @@ class RunSpec(Result):
     @model_validator(mode="before")
     @classmethod
     def _sampled(cls, given: Any) -> Any:
-        """A fraction means a sample, and a sample has a fraction."""
+        """Fill in defaults: a fraction implies a sample, and a sample has a default fraction."""
         if not isinstance(given, dict):
             return given
         who, fraction = given.get("participation"), given.get("fraction")
@@ -135,7 +137,7 @@ class RunSpec(Result):
         """Refuse an option that would not be used."""
         if self.participation == "full" and self.fraction not in (None, 1):
             raise PluresError(
-                f"fraction={self.fraction} is not used where participation='full': take participation='uniform' (or "
+                f"fraction={self.fraction} is not used with participation='full': use participation='uniform' (or "
                 "'size'), or leave the fraction out"
             )
         self.who()
@@ -144,7 +146,7 @@ class RunSpec(Result):
         if self.optimizer != "sgd" and self.momentum:
             raise PluresError(
                 f"momentum={self.momentum:g} is not used by optimizer={self.optimizer!r}, which has its own: leave it "
-                "out, or take optimizer='sgd'"
+                "out, or use optimizer='sgd'"
             )
         if self.model is None and self.model_options:
             raise PluresError(f"options {self.model_options} of a network that is not named: name the model")
@@ -154,8 +156,11 @@ class RunSpec(Result):
         """The data, with all clients.
 
         Args:
-            code: functions of one's own that may load them, and the task and the metric that may be theirs.
-            task: what is predicted, as an object.
+            code: user code that the data, the task and the metric may name.
+            task: the task as an object.
+
+        Raises:
+            PluresError: if data, task or metric cannot be found, or their options do not fit.
         """
         options = {name: value for name, value in self.data_options.items() if name != "donate"}
         load, known = find_loader(self.data, code)
@@ -181,7 +186,7 @@ class RunSpec(Result):
 
         Args:
             federation: the clients.
-            code: tasks and metrics of one's own that they may be.
+            code: user code that the task and the metric may name.
         """
         federation = federation if self.task is None else federation.with_task(find_task(self.task, code))
         return federation if self.metric is None else federation.judged_by(find_metric(self.metric, federation, code))
@@ -191,15 +196,15 @@ class RunSpec(Result):
 
         Args:
             federation: the clients.
-            code: networks of one's own that it may be.
+            code: user code that the network may name.
         """
         return find_network(self.model, federation, self.model_options, code)
 
     def entry(self, code: Code = NOTHING) -> Entry:
-        """The method's place in the catalogue, or one made for a function of the user's.
+        """The method's entry in the catalogue, or a new entry for a user-defined function.
 
         Args:
-            code: functions of one's own that it may be.
+            code: user code that the method may name.
         """
         return find_method(self.method, code)
 
@@ -218,7 +223,7 @@ class RunSpec(Result):
         )
 
     def who(self) -> Participation:
-        """Who takes part; where nothing travels, everybody."""
+        """Which clients take part in each round; if nothing travels, all of them."""
         if self.participation == "full":
             return Full()
         kind = Uniform if self.participation == "uniform" else BySize
@@ -243,10 +248,10 @@ class RunSpec(Result):
         Args:
             federation: the clients.
             execution: how the machine is used.
-            code: what of one's own the method, the network, the task and the metric may be.
-            entry: the method, if it was found already.
-            model: the network, if it was found already.
-            machine: what earlier runs found out about the machine.
+            code: user code that the method, the network, the task and the metric may name.
+            entry: the method, if it is known already.
+            model: the network, if it is known already.
+            machine: measurements of the machine from earlier runs.
         """
         federation = self.judged(federation, code) if federation.metric is None or self.task else federation
         return Run(
@@ -261,13 +266,13 @@ class RunSpec(Result):
         )
 
     def question(self, run: Run, held: Federation | None = None, code: Code = NOTHING, **settings: Any) -> Fingerprint:
-        """What a run of these settings answers, apart from the machine.
+        """Fingerprint of everything that a run with these settings depends on, apart from the machine.
 
         Args:
             run: the run.
             held: the clients held out of training.
-            code: what of one's own the method and the network may be.
-            settings: what else its result depends on.
+            code: user code that the method and the network may name.
+            settings: further settings that its result depends on.
         """
         entry = self.entry(code)
         asked = of_run(run, entry.name, entry.given(self.parameters), **settings)
@@ -275,23 +280,23 @@ class RunSpec(Result):
 
 
 def find_method(name: str | Entry | Method | Callable[..., Method], code: Code = NOTHING) -> Entry:
-    """A method by its name in the catalogue, as ``package.module:function``, as an entry or as a function.
+    """Find a method by its name in the catalogue, as ``package.module:function``, as an entry or as a function.
 
     Names joined by ``+`` are composed: ``ifca+fedrep``. Options behind a name are fixed: ``ditto(lam=0.1)``.
 
     Args:
-        name: of the method, or the method.
-        code: functions of one's own that a name may stand for.
+        name: name of the method, or the method.
+        code: user code that a name may refer to.
 
     Raises:
-        PluresError: among others if a name is neither in the catalogue nor consented to.
+        PluresError: if a name is neither in the catalogue nor allowed user code, or it is not a method.
     """
     if isinstance(name, Entry):
         return name
     if isinstance(name, Method):
         raise PluresError(
-            "a Method that is made already stands where a method is named, so nothing of it could be tuned: give its "
-            "name, its function, or functools.partial(ditto, lam=0.1) for fixed parameters"
+            "a Method object was given instead of a name or function, so it could not be tuned: give its name, its "
+            "function, or functools.partial(ditto, lam=0.1) for fixed parameters"
         )
     if isinstance(name, partial):
         return find_method(name.func).fixing(*name.args, **name.keywords)
@@ -300,7 +305,9 @@ def find_method(name: str | Entry | Method | Callable[..., Method], code: Code =
         place = f"{getattr(name, '__module__', '')}:{getattr(name, '__qualname__', '<>')}"
         return Entry(title, title, "own", "your own", name, origin="" if "<" in place else place)
     if not isinstance(name, str):
-        raise PluresError(f"{shown(name)} is no method: give a name, such as 'ditto', or a function that returns one")
+        raise PluresError(
+            f"{shown(name)} is not a method: give a name, such as 'ditto', or a function that returns one"
+        )
     if len(several := pieces(name)) > 1:
         return replace(reduce(operator.add, (find_method(one, code) for one in several)), origin=name)
     alone, options = called(name)
@@ -327,12 +334,12 @@ def _fixed(entry: Entry, options: list[str]) -> Entry:
 
 
 def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Methods by their names, every method once.
+    """Methods by their names, each method once.
 
-    Methods of one's own that share a name with each other or with the catalogue are called ``module:function``.
+    User-defined methods that share a name with each other or with the catalogue are named ``module:function``.
 
     Raises:
-        PluresError: if two different methods have one name and nothing tells them apart.
+        PluresError: if two different methods have the same name and cannot be told apart.
     """
     found: dict[str, Entry] = {}
     listed: list[Entry] = []

@@ -1,4 +1,4 @@
-"""What a method keeps and what it still learns over a stream of tasks."""
+"""Scores over a stream of tasks: how much a method forgets, and how well it still learns."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from plures.run.stream import learn, on_task
 class StreamScores:
     """Scores of every client on every task after every task.
 
-    Everything below is for each client, ``(clients,)``: take the mean, or the client that forgets most.
+    Except for ``matrix``, all properties are per client, ``(clients,)``: take their mean, or the client that forgets
+    most.
 
     Attributes:
-        metric: what is scored.
-        tasks: names, in the order in which they were learned.
-        clients: names.
-        values: ``(learned, scored, clients)``: the score on each task after learning each; NaN for a client without
-            examples of a task.
+        metric: the metric of the scores.
+        tasks: names of the tasks, in the order of learning.
+        clients: names of the clients.
+        values: ``(learned, scored, clients)``: the score on each task after learning each task; NaN for a client
+            without examples of a task.
     """
 
     metric: Metric
@@ -39,7 +40,7 @@ class StreamScores:
 
     @property
     def matrix(self) -> Floats:
-        """``(learned, scored)`` mean over clients (Lopez-Paz, Ranzato 2017, section 2)."""
+        """Mean over clients, ``(learned, scored)`` (Lopez-Paz, Ranzato 2017, section 2)."""
         return np.asarray(np.nanmean(self.values, axis=2))
 
     @property
@@ -49,14 +50,14 @@ class StreamScores:
 
     @property
     def adaptation(self) -> Floats:
-        """Mean score on each task just after learning it."""
+        """Score on each task just after learning it, mean over tasks."""
         return np.asarray(np.nanmean(self._own, axis=0))
 
     @property
     def forgetting(self) -> Floats:
         """Drop from the best earlier score to the final one, mean over all tasks but the last.
 
-        Chaudhry, Dokania, Ajanthan, Torr 2018, equation 3. Negative where a later task made an earlier one better.
+        Chaudhry, Dokania, Ajanthan, Torr 2018, equation 3. Negative if later tasks improved earlier ones.
         """
         sign = 1 if self.metric.higher else -1
         best = (sign * self.values[:-1, :-1]).max(axis=0)
@@ -73,7 +74,7 @@ class StreamScores:
 
     @property
     def _own(self) -> Floats:
-        """``(tasks, clients)`` the score on each task just after learning it."""
+        """Score on each task just after learning it, ``(tasks, clients)``."""
         return np.stack([self.values[task, task] for task in range(len(self.tasks))])
 
 
@@ -88,21 +89,26 @@ def follow(
 ) -> StreamScores:
     """Train a method over a stream (:func:`plures.run.stream.learn`) and score it on every task after every task.
 
-    A client predicts for all tasks with what it would deploy after the task it has just learned: where the method
-    adapts before predicting, it does so on data of that task. Rounds are not chosen; every task ends with its last.
+    A client predicts for all tasks with the model that it would deploy after the task just learned. If the method
+    adapts before predicting, it does so on data of that task. No round is chosen: every task ends with its last round.
 
     Args:
         stream: at least two tasks.
         model: a factory of modules, or a module.
-        method: what to run.
-        training: local work; ``rounds`` are those of each task.
+        method: the method to run.
+        training: local work; ``rounds`` is the number per task.
         split: the examples that are scored; choose parameters on ``validation``.
-        options: participation (where nothing travels, everybody takes part), seed and execution.
+        options: participation (everybody takes part if nothing travels), seed and execution.
+
+    Raises:
+        PluresError: if there is only one task, or the predictor reads the client's own examples.
     """
     if len(stream) < 2:
         raise PluresError(f"stream {stream.name!r} has one task; forgetting needs at least two")
     if method.predictor.reads:
-        raise PluresError("a predictor that reads the client's own examples has those of one task: it cannot be scored")
+        raise PluresError(
+            "a predictor that reads the client's own examples has those of one task only: it cannot be scored on others"
+        )
     metric = primary(stream[0])
     rule = options.get("participation")
     options |= {} if rule is None else {"participation": Joint(rule)}

@@ -27,11 +27,11 @@ class Summary:
         mean: mean over clients, each counting the same (macro mean).
         weighted: mean over clients by number of examples.
         std: population standard deviation over clients.
-        worst: the client served worst.
+        worst: value of the worst client.
         bottom: mean of the worst tenth of the clients (at least one).
-        p10: 10 % quantile from the bad end, linearly interpolated.
+        p10: 10 % quantile counted from the worst value, linearly interpolated.
         jain: Jain's fairness index ``(sum x)^2 / (n sum x^2)``.
-        known: clients that have a value.
+        known: number of clients that have a value.
     """
 
     mean: float
@@ -47,13 +47,13 @@ class Summary:
 def summarize(values: Floats, sizes: Sequence[int] | Floats, *, higher: bool) -> Summary:
     """Summarize one metric over clients.
 
-    Clients without a value (NaN), which have no examples or for which it is undefined, are left out, and counted.
-
-    Where a client's value is infinite, because its model diverged, so are the means, and spreads are NaN.
+    Clients without a value (NaN), because they have no examples or the metric is undefined for them, are left out;
+    ``known`` counts the others. If a client's value is infinite because its model diverged, the means are infinite,
+    too, and spreads are NaN.
 
     Args:
-        values: ``(clients,)``.
-        sizes: ``(clients,)`` number of examples.
+        values: ``(clients,)`` values of the metric.
+        sizes: ``(clients,)`` numbers of examples.
         higher: whether more is better.
 
     Examples:
@@ -83,8 +83,8 @@ def summarize(values: Floats, sizes: Sequence[int] | Floats, *, higher: bool) ->
 def harmed(values: Floats, reference: Floats, *, higher: bool) -> float:
     """Share of clients that are worse off than with the reference.
 
-    A client whose model diverged, so that its value is infinite, is worse off than any finite value, and not worse off
-    than one that diverged as well. Clients without a value (NaN) are left out.
+    A client whose model diverged has an infinite value: that is worse than any finite value, but not worse than a
+    reference that diverged as well. Clients without a value (NaN) are left out.
 
     Examples:
         >>> from plures.evaluate import harmed
@@ -96,14 +96,15 @@ def harmed(values: Floats, reference: Floats, *, higher: bool) -> float:
 
 
 def worse(values: Floats, reference: Floats, *, higher: bool) -> NDArray[np.bool_]:
-    """``(clients,)`` which clients are worse off than with the reference; infinite values are compared as they are."""
+    """Which clients are worse off than with the reference, ``(clients,)``; infinite values are compared as they are."""
     return values < reference if higher else values > reference
 
 
 def differences(values: Floats, reference: Floats) -> Floats:
-    """Differences of the clients that have both values; those between a finite and an infinite value stay finite.
+    """Differences ``(known,)`` of the clients that have both values, all of them finite.
 
-    They are larger than all finite ones together, and two infinite values of one sign do not differ.
+    A difference between a finite and an infinite value becomes a number larger than all finite ones together; two
+    infinite values of the same sign do not differ.
     """
     known = ~(np.isnan(values) | np.isnan(reference))
     x, y = values[known], reference[known]
@@ -114,7 +115,7 @@ def differences(values: Floats, reference: Floats) -> Floats:
 
 
 def mean_known(values: Floats) -> float:
-    """Mean over the clients that have a value, NaN if nobody has one."""
+    """Mean over the clients that have a value; NaN if none has one."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
 
@@ -140,8 +141,8 @@ def paired_test(values: Floats, reference: Floats, draws: int = 10_000) -> float
     """Two-sided p-value of no difference between two methods over the same clients.
 
     Sign-flip permutation test on the clients' differences (Fisher 1935): exact over all ``2^n`` sign patterns for up to
-    13 clients, otherwise over ``draws`` random ones, always including the observed one. A client that diverged with one
-    of the two differs by more than all others together.
+    13 clients, otherwise over ``draws`` random ones, always including the observed one. A client that diverged with
+    just one of the two methods differs by more than all others together.
 
     Examples:
         >>> from plures.evaluate import paired_test

@@ -1,4 +1,4 @@
-"""Try a setting in a short run; choose settings one after the other, on validation data."""
+"""Tuning: try a setting in a short run, and choose settings one after the other on validation data."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def try_out(
     progress: Callable[[Point], None] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Fit[Run]:
-    """Try a setting in a short run, which reads validation data alone: a trial of a comparison or of a study.
+    """Try a setting in a short run, which reads only validation data: a trial of a comparison or of a study.
 
     Args:
-        run: a fresh run of the setting.
+        run: a new run with the setting.
         spec: the setting.
-        name: what the run is called.
+        name: name of the run.
         every: rounds between readings; default: :func:`readings`.
-        behind: asked at every reading before the last round whether the trial has fallen behind and ends there.
+        behind: called at every reading before the last round; the trial ends if it returns ``True``.
         progress: called after each round.
         callbacks: notified of the run and of its end.
     """
@@ -65,20 +65,20 @@ def coordinate(
     *,
     higher: bool,
 ) -> tuple[float, dict[str, Any], list[Trial]]:
-    """The learning rate with default parameters, then each parameter with what was chosen before it.
+    """Choose the learning rate with default parameters, then each parameter, keeping earlier choices.
 
-    Nothing is tried twice, and among equals the setting with the most defaults is taken. A single learning rate is
-    taken without trying.
+    No setting is tried twice, and on ties the setting with the most defaults wins. A single learning rate is used
+    without trying it.
 
     Args:
         rates: learning rates.
         space: values of each parameter.
-        defaults: parameters that hold where none are given.
+        defaults: default values of all parameters.
         attempt: tries a setting.
-        higher: whether more validation is better.
+        higher: whether a higher validation score is better.
 
     Returns:
-        The learning rate, the parameters that differ from the start, and what was tried.
+        The learning rate, the chosen parameters, and all trials.
     """
     trials: list[Trial] = []
 
@@ -103,7 +103,7 @@ def coordinate(
 
 
 def attempts(rates: Sequence[float], space: Mapping[str, Sequence[Any]], defaults: Mapping[str, Any]) -> int:
-    """How many settings :func:`coordinate` tries."""
+    """Number of settings that :func:`coordinate` tries."""
     count = len(rates) if len(rates) > 1 else 0
     for key, values in space.items():
         count += sum(value != defaults[key] for value in values) if count else len(values)

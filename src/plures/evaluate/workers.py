@@ -1,4 +1,4 @@
-"""The runs of a comparison in several processes of this machine, side by side."""
+"""Runs of a comparison in several parallel processes of this machine."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ J_contra = TypeVar("J_contra", contravariant=True)
 A_co = TypeVar("A_co", covariant=True)
 
 Tell = Callable[[str, str, Point | None, int, int, bool], None]
-"""Where a job stands: method, stage, point, rounds of the run, rounds done just now, whether the run has ended."""
+"""Reports a job's progress: method, stage, point, rounds of the run, rounds done just now, whether the run ended."""
 
 
 class JobRunner(Protocol[J_contra, A_co]):
-    """Does jobs, one at a time. A copy of it does the same in another process."""
+    """Runs jobs one at a time. Copies of it run jobs in other processes."""
 
     tell: Tell
     callbacks: Sequence[Callback]
@@ -41,17 +41,17 @@ class JobRunner(Protocol[J_contra, A_co]):
     def do(self, job: J_contra) -> A_co: ...
 
     def travelling(self) -> JobRunner[J_contra, A_co]:
-        """A copy that knows nothing of who listens in this process."""
+        """A copy without this process's listeners, to be sent to another process."""
         ...
 
 
 class ForwardingCallback(Callback):
-    """Sends what happens in a run to the first process, and ends the run after its round when that one asks or is gone.
+    """Sends a run's events to the main process, and ends the run after its round when that process asks or is gone.
 
     Args:
-        connection: the way to the first process.
-        send: sends there.
-        heard: whether anybody there wants to know what happens.
+        connection: connection to the main process.
+        send: sends a message there.
+        heard: whether the main process has callbacks for the events.
     """
 
     def __init__(self, connection: Connection, send: Callable[[str, Any], None], heard: bool) -> None:
@@ -81,13 +81,13 @@ class ForwardingCallback(Callback):
 
 
 class SideBySide(Generic[J, A]):
-    """Jobs in several processes, which end with the last job, with the first error, or after Ctrl-C.
+    """Runs jobs in several processes, which end after the last job, the first error, or Ctrl-C.
 
-    After Ctrl-C each process finishes its round and writes its checkpoint; a second Ctrl-C ends them at once.
+    After Ctrl-C, each process finishes its round and writes its checkpoint; a second Ctrl-C ends them at once.
 
     Args:
-        runner: does the jobs; a copy of it travels to each process.
-        count: processes.
+        runner: runs the jobs; a copy of it is sent to each process.
+        count: number of processes.
     """
 
     def __init__(self, runner: JobRunner[J, A], count: int) -> None:
@@ -95,11 +95,14 @@ class SideBySide(Generic[J, A]):
         self._events: dict[Connection, list[tuple[str, Any]]] = {}
 
     def __call__(self, jobs: deque[J], finished: Callable[[J, A], None]) -> None:
-        """Do all jobs.
+        """Run all jobs.
 
         Args:
-            jobs: what is to be done, in this order.
-            finished: called for each job and its result; may add jobs.
+            jobs: the jobs, in this order.
+            finished: called with each job and its result; may add jobs.
+
+        Raises:
+            PluresError: if the runner cannot be sent to other processes, a job fails, or a process dies.
         """
         workers: Workers = {}
         tidy = Finalize(self, end, (workers,), exitpriority=0)
@@ -116,8 +119,8 @@ class SideBySide(Generic[J, A]):
             what = dumps((self.runner.travelling(), threads, heard))
         except (TypeError, pickle.PicklingError) as error:
             raise PluresError(
-                f"processes={self.count}: the comparison cannot be sent to other processes ({error}): name data, "
-                "network and methods, or take processes=1"
+                f"processes={self.count}: the comparison cannot be sent to other processes ({error}): give data, "
+                "network and methods by name, or use processes=1"
             ) from error
         launch(workers, min(self.count, jobs), serve, what)
 
@@ -147,7 +150,7 @@ class SideBySide(Generic[J, A]):
             raise
 
     def _hear(self, connection: Connection, kind: str, content: Any) -> None:
-        """What a process says before its job is done."""
+        """Handle a message that a process sends before its job is done."""
         match kind:
             case "progress":
                 self.runner.tell(*content)
@@ -163,7 +166,7 @@ class SideBySide(Generic[J, A]):
                 raise content
 
     def _replay(self, connection: Connection) -> None:
-        """Tell the callbacks of a run that has ended, for they hear of one run after the other."""
+        """Pass the events of a finished run to the callbacks, which must see one run after the other."""
         callbacks = Callbacks(self.runner.callbacks)
         for name, content in self._events[connection]:
             getattr(callbacks, name)(content)
@@ -172,7 +175,7 @@ class SideBySide(Generic[J, A]):
             raise KeyboardInterrupt
 
     def _stop(self, busy: dict[Connection, J]) -> None:
-        """Let each process finish its round."""
+        """Ask each process to stop, and wait until it has finished its round."""
         for connection in busy:
             connection.send_bytes(b"")
         while busy:
@@ -190,30 +193,34 @@ class SideBySide(Generic[J, A]):
 
     @contextmanager
     def _living(self, workers: Workers) -> Iterator[None]:
-        """A context in which a connection that has broken off means that its process has died."""
+        """A context in which a broken connection means that its process has died.
+
+        Raises:
+            PluresError: if a connection is broken.
+        """
         try:
             yield
         except (EOFError, OSError) as error:
             by_sentinel = {process.sentinel: process for process in workers.values()}
-            for sentinel in wait(list(by_sentinel), 5.0):  # what it had open is closed before it has ended
+            for sentinel in wait(list(by_sentinel), 5.0):  # a process closes its connections before it has ended
                 by_sentinel[sentinel].join(5.0)  # type: ignore[index]
             raise PluresError(
-                f"a process of the comparison ended (exit codes {end(workers)}); the same command resumes: take fewer "
+                f"a process of the comparison ended (exit codes {end(workers)}); the same command resumes: use fewer "
                 "processes if memory ran out, and let a script start its work under: if __name__ == '__main__'"
             ) from error
 
 
 def serve(connection: Connection) -> None:
-    """What a process does: the jobs that it is sent, until the other side is gone.
+    """Main function of a worker process: runs the jobs that it receives until the main process is gone.
 
-    Ctrl-C reaches it through the first process alone, after which it ends its run as one process would.
+    It ignores Ctrl-C itself; the main process passes it on, and the worker then ends its run as a single process would.
     """
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
     dumps = needed("cloudpickle", "processes=...", "pool").dumps
 
     def send(kind: str, content: Any) -> None:
-        with suppress(BrokenPipeError):  # the other side is gone, and the run ends with this round
+        with suppress(BrokenPipeError):  # the main process is gone, and the run ends with this round
             connection.send_bytes(dumps((kind, content)))
 
     warnings.simplefilter("always", PluresWarning)
@@ -241,6 +248,6 @@ def serve(connection: Connection) -> None:
             send("stopped", None)
             return
         except PluresError as error:
-            send("failed", PluresError(str(error)))  # a class of the user's own may not travel
+            send("failed", PluresError(str(error)))  # a user-defined exception class may not be picklable
         except Exception:
             send("failed", RuntimeError(traceback.format_exc()))
