@@ -25,7 +25,7 @@ Snapshot = dict[str, Tensor]
 
 
 def _held(leaf: Leaf) -> str:
-    """What a leaf that clients keep is called in a snapshot."""
+    """Name of a client's stored leaf in a snapshot."""
     return f"clients:{leaf.slot}:{leaf.path}"
 
 
@@ -45,7 +45,7 @@ def snapshot(run: Coordinator[Any]) -> Snapshot:
 
 
 def restore(run: Coordinator[Any], saved: Snapshot) -> None:
-    """Put a run into a saved state."""
+    """Restore a saved state of a run."""
     run.torn = False
     odd = sorted(name for name in snapshot(run).keys() ^ saved.keys() if not name.startswith("share:"))
     if odd:
@@ -107,7 +107,7 @@ def discard_damaged(file: Path) -> None:
 def resume(
     run: Coordinator[Any], name: str, file: Path, question: Fingerprint | None = None
 ) -> tuple[dict[str, Any], Snapshot | None]:
-    """Put a run into the state of a checkpoint; refuse the checkpoint of another run.
+    """Restore a run from a checkpoint; refuse the checkpoint of another run.
 
     Args:
         run: the run.

@@ -67,7 +67,7 @@ class BrokenError(PluresError):
 
     Attributes:
         round: number of the round, from 1.
-        client: the one whose update in it was the longest.
+        client: the client with the longest update in it.
     """
 
     def __init__(self, round: int, client: str, what: str) -> None:
@@ -92,7 +92,7 @@ class Moved:
         return BrokenError(round, max(self.by, key=lambda name: self.by[name]), what)
 
     def insist(self, round: int, server: Mapping[str, BlockState], memory: Mapping[str, Leaves]) -> None:
-        """Refuse what a round has made of the uploads if it is not finite, before anything is changed."""
+        """Refuse a round's result that is not finite, before anything is changed."""
         for name, kept in server.items():
             for leaf, value in {**kept.values, **memory[name]}.items():
                 if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -104,10 +104,10 @@ class Work:
     """The local work of a round.
 
     Attributes:
-        clients: who did it, in increasing order.
+        clients: positions of the clients that did it, in increasing order.
         answers: a chunk of clients at a time, what they send and what stays with them if the round counts.
         server: what the server keeps, with what the clients chose by themselves.
-        left_out: who was asked and does not count, by name, and why.
+        left_out: clients that were asked but do not count, by name, and why.
         moved: how far each upload went; ``None`` where all that clients send is believed.
     """
 
@@ -156,7 +156,7 @@ class Clients(Protocol):
 @brief
 @dataclass(frozen=True)
 class Made:
-    """What a round has made of the clients' work, before it counts.
+    """The result of combining the clients' work, before the round counts.
 
     Attributes:
         server: what the server keeps.
@@ -220,7 +220,7 @@ class Coordinator(Generic[C]):
         self.begin()
 
     def begin(self) -> None:
-        """Take up the state before the first round."""
+        """Reset to the state before the first round."""
         self.round, self.torn = 0, False
         self.last = torch.zeros(len(self.setting), dtype=torch.int64)
         self.moves = torch.zeros((0, 4), dtype=torch.int64)
@@ -232,12 +232,12 @@ class Coordinator(Generic[C]):
 
     @property
     def device(self) -> torch.device:
-        """Where the leaves are."""
+        """The device of the leaves."""
         return self.federation.inputs.device
 
     @property
     def participated(self) -> Tensor:
-        """``(clients,)`` who took part in a round so far."""
+        """Which clients have taken part in a round so far, ``(clients,)``."""
         return self.last > 0
 
     @property
@@ -251,7 +251,7 @@ class Coordinator(Generic[C]):
         return {name: kept.extra[MEMBERSHIP] for name, kept in self.server.items() if MEMBERSHIP in kept.extra}
 
     def history(self) -> list[tuple[int, str, str, int]]:
-        """Who changed cluster: round (from 0), block, client, and the cluster it went to."""
+        """All changes of cluster: round (from 0), block, client, and the new cluster."""
         blocks, clients = self.bound.blocks, self.setting.clients
         return [(r, blocks[block].name, clients[client], to) for r, block, client, to in self.moves.tolist()]
 
@@ -270,7 +270,7 @@ class Coordinator(Generic[C]):
         self.store.mark(clients)
 
     def insist_whole(self) -> None:
-        """Refuse to go on from a round of which only some clients' leaves could be written, as on a full disk."""
+        """Refuse to continue after a round of which only some clients' leaves could be written, as on a full disk."""
         if self.torn:
             raise PluresError(
                 f"round {self.round + 1} was written for some clients and not for others, for the reason told then: "
@@ -278,7 +278,7 @@ class Coordinator(Generic[C]):
             )
 
     def forget(self, client: int) -> None:
-        """Note that a client has lost what it kept: it starts afresh."""
+        """Record that a client has lost its personal state and starts afresh."""
         self.last[client] = 0
 
     def gradients(self, clients: list[int]) -> Tensor:
@@ -292,7 +292,7 @@ class Coordinator(Generic[C]):
         return self.clients.losses(self, clients, rows, share)
 
     def choose(self, wanted: list[int]) -> dict[str, BlockState]:
-        """Before a round, who receives what of every block."""
+        """Decide before a round which rows of every block the clients receive."""
         cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self.draw, self.key)
         chosen = {}
         for block in self.served():
@@ -306,7 +306,7 @@ class Coordinator(Generic[C]):
     # --- the round --------------------------------------------------------------------------------------------
 
     def rounds(self) -> Iterator[RoundRecord]:
-        """Run all remaining rounds, one at a time. A round is either done as a whole or not at all."""
+        """Run all remaining rounds, one at a time. Each round is done completely or not at all."""
         while self.round < self.training.rounds:
             yield self.step()
 
@@ -416,5 +416,5 @@ class Coordinator(Generic[C]):
 
 
 def unannounced(clients: list[int]) -> Tensor:
-    """Refuse gradients to a share that did not say that it asks for them: sites would not give them either."""
+    """Refuse gradients to a share that did not declare that it needs them: sites would refuse them, too."""
     raise PluresError("a share asks for gradients at the initial model and does not say so: set probes = True in it")

@@ -108,7 +108,7 @@ class Execution:
 
     @property
     def patches(self) -> bool:
-        """Whether stacked clients convolve by products of patches."""
+        """Whether convolutions of stacked clients are computed as products of patches."""
         wanted = self.convolutions
         return self.backend != "loop" and (
             wanted == "patches" or (wanted == "auto" and self.torch_device.type == "cuda")
@@ -116,7 +116,7 @@ class Execution:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to be measured."""
+        """Whether all choices are made, so that nothing needs measuring."""
         capturing = self.backend != "loop" and self.torch_device.type in RECORDERS
         chosen = self.backend, self.chunk, self.compile, self.precision, *[self.capture] * capturing
         return "auto" not in chosen

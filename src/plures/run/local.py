@@ -38,7 +38,7 @@ class Local:
         return stored_leaves(bound)
 
     def close(self) -> None:
-        """Give back what is held beside memory: nothing here. Work may go on afterwards."""
+        """Release resources other than memory; there are none here. Work may continue afterwards."""
 
     def chunks(self, clients: list[int]) -> list[list[int]]:
         """Clients in chunks of similar size, by decreasing number of training examples."""

@@ -1,4 +1,4 @@
-"""What the runs of one process find out about the machine and share: how long steps take, and compiled steps."""
+"""Knowledge about the machine that the runs of a process share: measured times and compiled steps."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ SHARE = 1 / 4
 """Of the free memory, what the leaves and intermediate values of a stack may take. As much again is for the buffers of
 recorded steps; the rest is for combining in double precision, and for evaluating."""
 SAMPLE = 16
-"""Clients of the larger stack that is measured."""
+"""Number of clients in the larger measured stack."""
 
 
 def fitting(visit: Callable[[int], None], device: torch.device, cohort: int, held: int) -> int:
@@ -38,6 +38,6 @@ def fitting(visit: Callable[[int], None], device: torch.device, cohort: int, hel
 
 
 def equal(cohort: int, most: int) -> int:
-    """Clients of each of the fewest stacks of about equal size that a cohort is divided into."""
+    """Number of clients per stack if a cohort is divided into as few stacks of about equal size as possible."""
     stacks = -(-cohort // max(1, min(most, cohort)))
     return -(-cohort // stacks)

@@ -1,4 +1,4 @@
-"""Clients in several processes of this machine, each of which visits a chunk of the cohort at a time."""
+"""A pool of processes of this machine, each of which trains a chunk of the cohort at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from plures.run.uploads import Answer
 
 Visited = tuple[Answer, Values]
 Workers = dict[Connection, BaseProcess]
-"""The processes of a pool, by the way to each."""
+"""The processes of a pool, by their connections."""
 AHEAD = 2
 """Chunks for each process that may be visited before their turn, and wait in memory."""
 
@@ -103,7 +103,7 @@ def start(run: Coordinator[Any], workers: Workers) -> None:
 
 
 def launch(workers: Workers, count: int, serve: Callable[[Connection], None], what: bytes) -> None:
-    """Start processes that hear nothing but their connections, note them, and send all of them the same."""
+    """Start processes that ignore signals, add them to ``workers``, and send all of them the same message."""
     context = multiprocessing.get_context("spawn")
     for _ in range(count):
         here, there = context.Pipe()
@@ -119,7 +119,7 @@ def launch(workers: Workers, count: int, serve: Callable[[Connection], None], wh
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """What is started in here does not hear Ctrl-C and SIGTERM from its first moment; this process hears them after."""
+    """A context in which started processes ignore Ctrl-C and SIGTERM; this process handles those signals afterwards."""
     if sys.platform == "win32":
         yield
         return
@@ -144,7 +144,7 @@ def end(workers: Workers) -> list[int | None]:
 def visits(
     workers: Workers, run: Coordinator[Any], chunks: list[list[int]], server: Mapping[str, BlockState]
 ) -> Iterator[Visited]:
-    """What chunks of clients send and store, in the order of the chunks, whichever process finishes first."""
+    """The results of chunks of clients, in the order of the chunks, whichever process finishes first."""
     state = pickle.dumps((run.round, run.last, run.server, dict(server)))
     fresh, free = set(workers), deque(workers)
     busy: dict[Connection, int] = {}
@@ -173,7 +173,7 @@ def visits(
 
 
 def serve(connection: Connection) -> None:
-    """What a process of a pool does: visit the clients that it is sent, until the other side is gone.
+    """Main function of a process of a pool: trains the clients that it is sent, until the main process is gone.
 
     It is ended by the process that started it alone, which finishes its round when Ctrl-C is pressed.
     """

@@ -1,4 +1,4 @@
-"""What clients hold: every leaf from where it is kept."""
+"""The clients' current leaves, collected from the places where they are stored."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def states(
 
 
 def _fact(run: Coordinator[Any], name: str) -> Tensor:
-    """A fact of every client."""
+    """A fact about every client."""
     if name == LATER:
         later = torch.full((len(run.setting),), float(run.trained_with is not None))
         return later.to(run.device, run.bound.network.dtype)

@@ -16,7 +16,7 @@ from plures.errors import PluresError
 from plures.method import Leaf
 
 BLOCK = 1024
-"""Clients that are read at once where all are needed."""
+"""Number of clients read at once when all are needed."""
 
 
 class Rows(Protocol):
@@ -119,11 +119,11 @@ class ClientStore:
         self._rows[leaf].write(clients, values)
 
     def mark(self, clients: list[int]) -> None:
-        """Note that these clients hold their own values now."""
+        """Record that these clients now have their own values."""
         self.visited[clients] = True
 
     def mean(self, leaf: Leaf) -> Tensor:
-        """Uniform mean over the clients that were visited; the initial value when there is none."""
+        """Uniform mean over the clients that were visited; the initial value if there are none."""
         seen, initial = self._seen(), self._initial[leaf]
         if not seen:
             return initial
@@ -141,7 +141,7 @@ class ClientStore:
         return {leaf: rows.read(seen) for leaf, rows in self._rows.items()}
 
     def restore(self, visited: Tensor, rows: dict[Leaf, Tensor]) -> None:
-        """Take over a snapshot."""
+        """Restore a snapshot."""
         seen = visited.nonzero().squeeze(1).tolist()
         for leaf, values in rows.items():
             self.put(leaf, seen, values)

@@ -47,9 +47,9 @@ def learn(
 ) -> Iterator[Run]:
     """Train one method over the tasks of a stream in order.
 
-    Every task is a run that takes over what the server and the clients have from the run before. Rounds are counted
-    on, so batches and cohorts do not repeat. When a task ends, the clients that took part so far do what the method
-    does ``between`` tasks, with the data of the task that ends.
+    Every task is a run that starts with the state of the server and the clients at the end of the run before. The
+    count of rounds continues, so batches and cohorts do not repeat. When a task ends, the clients that took part so far
+    do the method's work ``between`` tasks, with the data of the task that ends.
 
     Args:
         stream: the tasks.
