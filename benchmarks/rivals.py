@@ -8,6 +8,7 @@ and the benchmark fails if they do not.
 
 Each framework has a process of its own, one after the other. Flower and pfl are installed by pip into environments of
 their own (under ``runs/rivals``), with the PyTorch that is installed here. plures takes what ``Execution()`` takes.
+PyTorch has one thread everywhere, which is best for a model of this size; Flower has a process of Ray for each core.
 
     python -m benchmarks.rivals --out benchmarks/results/rivals
 
@@ -135,6 +136,7 @@ def federation(folder: Path) -> Federation:
 
 def plures(folder: Path) -> None:
     """The protocol in plures; choosing the execution counts as part of the rounds."""
+    torch.set_num_threads(1)
     data = federation(folder)
     model = logistic(data.features, CLASSES)
     for parameter in model.parameters():
