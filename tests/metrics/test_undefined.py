@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 import plures
+from plures.cli import app
 from plures.errors import PluresWarning
 from plures.evaluate import Comparison, compare, finish, fit
 from plures.evaluate.summary import harmed, summarize
@@ -25,7 +27,9 @@ FAST = Execution("vmap", 8, False, "float32")
 OPTIONS = {"rounds": 2, "seeds": 2, "tune_rounds": 0, "learning_rates": (0.1,), "execution": FAST}
 SENTENCE = "For 2 of 6 clients, AUROC is undefined (where all examples are of one class); means leave them out."
 LACKING = [4, 5]
-pytestmark = pytest.mark.filterwarnings("ignore:one-sided.*only one class", "ignore:AUROC is undefined for 2 of 6")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:one-sided.*only one class", "ignore:AUROC is undefined for 2 of 6", "ignore:AUROC is undefined for every"
+)
 
 
 def one_sided() -> Federation:
@@ -35,6 +39,11 @@ def one_sided() -> Federation:
     x = generator.normal(size=(len(client), 3)).astype(np.float32)
     y = np.where(client < 4, x[:, 0] + generator.normal(size=len(client)) > 0, 0).astype(np.int64)
     return from_arrays(x, y, [f"p{c}" for c in client], name="one-sided", seed=0)
+
+
+def nobody() -> Federation:
+    """Two clients for which no ranking is defined."""
+    return one_sided().subset(["p4", "p5"])
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +111,32 @@ def test_a_metric_that_nobody_has_chooses_the_last_round_and_says_so() -> None:
         result = finish(fit(run, "none"), 0)
     assert result.chosen_round == 3
     assert all(math.isnan(point.validation) for point in result.curve)
+
+
+def test_a_metric_that_nobody_has_is_said_to_be_undefined_for_every_client(tmp_path: Path) -> None:
+    """And then nobody is best."""
+    result = compare(nobody(), [], metric="auroc", **OPTIONS | {"seeds": 1})
+    sentence = "AUROC is undefined for every client (where all examples are of one class)."
+    page = html_report(result)
+    assert sentence in headline(result)
+    assert sentence in page
+    assert ">best mean" not in page
+    command = [
+        "run",
+        f"{__name__}:nobody",
+        "fedavg",
+        "--metric",
+        "auroc",
+        "--rounds",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "test AUROC is undefined for every client where all examples are of one class" in " ".join(
+        done.output.split()
+    )
 
 
 def test_summaries_count_who_is_known() -> None:

@@ -253,6 +253,8 @@ def undefined(comparison: Comparison, card: MetricCard, clients: int) -> str:
         return ""
     people = len(comparison.methods[0].seeds[0].test.clients)
     why = f" ({card.undefined})" if card.undefined else ""
+    if clients == people:
+        return f"{card.title} is undefined for every client{why}."
     return f"For {clients} of {people} clients, {card.title} is undefined{why}; means leave them out."
 
 

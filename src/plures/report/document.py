@@ -57,7 +57,10 @@ def document(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
             }
             for name, size in zip(test.clients, test.sizes, strict=True)
         ],
-        "methods": [_method(comparison, row, best=row is winner, traced=points <= MOST_TRACES) for row in rows],
+        "methods": [
+            _method(comparison, row, best=row is winner and known(row.mean) is not None, traced=points <= MOST_TRACES)
+            for row in rows
+        ],
     }
 
 

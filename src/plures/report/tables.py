@@ -71,9 +71,10 @@ def fairness_table(comparison: Comparison, rows: list[Row]) -> str:
 
 def _line(row: Row, winner: Row, cells: Sequence[str]) -> str:
     """A method's row, beginning with its title and role."""
-    kind = " ".join(filter(None, ["baseline" if row.name in BASELINES else "", "best" if row is winner else ""]))
+    leads = row is winner and known(row.mean) is not None
+    kind = " ".join(filter(None, ["baseline" if row.name in BASELINES else "", "best" if leads else ""]))
     role = "baseline" if row.name in BASELINES else ""
-    words = ", ".join(filter(None, ["best mean" if row is winner else "", role]))
+    words = ", ".join(filter(None, ["best mean" if leads else "", role]))
     title = f'<span data-title>{escape(row.title)}</span><small data-note="{role}">{words}</small>'
     return f'<tr class="{kind}" data-method="{escape(row.name)}"><th scope="row">{title}</th>{"".join(cells)}</tr>'
 

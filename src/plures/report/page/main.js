@@ -39,7 +39,7 @@ function start(data) {
   const count = () => {
     view.rows = rowsOf(data, view.keep);
     const known = view.rows.filter((row) => present(row.mean));
-    view.best = view.whole ? methods.find((m) => m.best).name : known.reduce((a, b) => (a && view.sign * a.mean >= view.sign * b.mean ? a : b), null)?.name;
+    view.best = view.whole ? methods.find((m) => m.best)?.name : known.reduce((a, b) => (a && view.sign * a.mean >= view.sign * b.mean ? a : b), null)?.name;
   };
   count();
 

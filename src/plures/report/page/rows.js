@@ -56,7 +56,9 @@ function drawGain(view, width) {
   const rows = data.methods.filter((m) => m !== reference).map((m) => {
     const gains = differences(view.pick(m.values), view.pick(reference.values), view.sign);
     const known = gains.filter(present);
-    return { ...m, gains: gains.map((g) => (present(g) ? g * view.factor : null)), known, told: `harmed ${known.filter((v) => v < 0).length} of ${known.length}` };
+    const [lost, away] = [m, reference].map((one) => view.pick(one.lost));
+    const harm = harmedClients(view.pick(m.values), lost, view.pick(reference.values), away, view.sign);
+    return { ...m, gains: gains.map((g) => (present(g) ? g * view.factor : null)), known, told: harm.known ? `harmed ${harm.worse} of ${harm.known}` : "undefined" };
   });
   const top = 26;
   const domain = extent([0, ...rows.flatMap((row) => row.gains)]);

@@ -43,10 +43,15 @@ const differences = (values, reference, sign) =>
   values.map((value, i) => (present(value) && present(reference[i]) ? sign * (value - reference[i]) : null));
 
 // Clients whose model diverged (`lost`) are worse off than any finite value, and not worse off than others that diverged.
-function harmedShare(values, lost, reference, away, sign) {
+function harmedClients(values, lost, reference, away, sign) {
   const known = values.map((_, i) => i).filter((i) => (lost[i] || present(values[i])) && (away[i] || present(reference[i])));
   const worse = known.filter((i) => !away[i] && (lost[i] || sign * (values[i] - reference[i]) < 0));
-  return known.length ? worse.length / known.length : null;
+  return { known: known.length, worse: worse.length };
+}
+
+function harmedShare(...given) {
+  const { known, worse } = harmedClients(...given);
+  return known ? worse / known : null;
 }
 
 // Sign-flip test: exact for up to 13 clients, otherwise over random signs, always with the observed ones.
