@@ -277,7 +277,10 @@ RUNS = {
 }
 """What runs code or a program."""
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "code", "codeop", "yaml", "pty"}
-UNPICKLES = {"run/pool.py": "what a process and those that it has started say to each other, through a pipe"}
+UNPICKLES = {
+    "run/pool.py": "messages between a process and those that it has started, through a pipe",
+    "evaluate/workers.py": "messages between a comparison and the processes that it has started, through a pipe",
+}
 KNOWN = {
     ("evaluate/code.py", "import_module"): "after the reader's consent",
     ("extras.py", "import_module"): "libraries that plures names",
