@@ -1,4 +1,4 @@
-"""What clients in this process hold, and what they predict with."""
+"""The states and predictors of clients in this process."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Deployed(Coordinator[Local]):
         return predicted(self.engine, self.federation.clients[place], self.deployed([place]), own, rows)
 
     def readout(self, states: Stack, clients: list[int]) -> Stack:
-        """The predictors made of the given states by the method's ``predict`` part."""
+        """The predictors that the method's ``predict`` part builds from the given states."""
         predict = self.bound.method.predictor
         if work := predict.preparation:
             received, states = states, working(states, self.bound.written_by(work))

@@ -47,7 +47,7 @@ HEADS = (
 TASK_CODE = "task's class"
 CLIENT_DIGITS = 12
 MOST_DIGESTS = 4096
-"""Most digests of clients in a split; beyond, neighbouring clients share one, so that a checkpoint stays small."""
+"""Most digests of clients in a split. With more clients, neighbours share one, so that a checkpoint stays small."""
 BLOCK = 1 << 26
 """Bytes of examples that are gathered at once."""
 
@@ -57,7 +57,7 @@ VERSIONS, DATA, UNSEEN, METHOD, TRAINING, PARTICIPATION, MODEL, SETTINGS = (
 
 
 def of_data(federation: Federation) -> Facts:
-    """Facts of clients and their examples, of every client and split a digest of its own."""
+    """Facts about clients and their examples, with one digest for every client and split."""
     found = {
         "name": federation.name,
         **of_task(federation.task),
@@ -90,7 +90,7 @@ def of_task(task: Task) -> Facts:
 
 
 def code_of(found: Facts) -> Facts:
-    """Those facts that are the code of a task of somebody's own."""
+    """The facts that describe the code of a user-defined task."""
     own = {key: text for key, text in found.items() if re.match(rf"{TASK_CODE}([.(\[]|$)", key)}
     return _inner(own, "task's", " ")
 
@@ -259,7 +259,7 @@ def difference(
 
 
 def insist(what: str, there: Mapping[str, Facts] | None, here: Mapping[str, Facts]) -> None:
-    """Refuse what was made for another question.
+    """Refuse a result with another fingerprint.
 
     Args:
         what: what it is, as the beginning of a sentence.
@@ -322,7 +322,7 @@ def _facts_differ(part: str, old: Facts, new: Facts, values: bool) -> str | None
 
 
 def _plain(text: str) -> str:
-    """A fact without its digest."""
+    """A fact, stripped of its digest."""
     return re.sub(r" #[0-9a-f]+", "", text) or "nothing"
 
 

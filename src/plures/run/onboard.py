@@ -1,4 +1,4 @@
-"""Unseen clients: a model for those who never took part."""
+"""Newcomers: a model for clients that never took part."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | Non
 
 
 def check(newcomers: Federation, seen: Federation) -> None:
-    """Refuse newcomers whose inputs or targets mean something else than those that a run was trained on."""
+    """Refuse newcomers whose inputs or targets have another meaning than those that a run was trained on."""
     for what, new, old in (
         ("examples have shape", newcomers.features, seen.features),
         ("inputs have type", newcomers.inputs.dtype, seen.inputs.dtype),

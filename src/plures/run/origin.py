@@ -1,4 +1,4 @@
-"""What a run starts from, wherever its clients are: the method on its network, and all initial values."""
+"""Starting point of a run, wherever its clients are: the method bound to its network, and all initial values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Build = Callable[[int], Network]
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run starts from.
+    """The starting point of a run.
 
     Attributes:
         bound: the method, resolved against its network.

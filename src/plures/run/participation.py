@@ -14,7 +14,7 @@ from plures.run.randomness import fold, name_key
 from plures.signature import checked
 
 PARTICIPATIONS = "a rule such as Full() or Uniform(0.1)"
-"""What messages ask for."""
+"""The wanted type, as messages describe it."""
 
 
 @runtime_checkable
@@ -125,7 +125,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Fixed:
-    """Given cohorts, one after the other, from the start again when they are used up.
+    """Given cohorts, one after the other, repeated from the start when they are used up.
 
     Attributes:
         cohorts: client names of each round.

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of what it is for: never of call order, chunk size or engine."""
+"""Randomness as a pure function of its purpose, never of call order, chunk size or engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _mix(z: Keys) -> Keys:
 
 
 def _mix_number(z: int) -> int:
-    """The same for one number."""
+    """:func:`_mix` for a single number."""
     mask = (1 << 64) - 1
     z = (z + GAMMA) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask

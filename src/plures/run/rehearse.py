@@ -1,4 +1,4 @@
-"""One step of all that a client does, on copies: what cannot work is refused before the first round."""
+"""Rehearse one step of a client's work on copies, so that errors are found before the first round."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def typical(federation: Federation) -> int:
 
 
 def predicted(engine: Engine, x: Any, client: int) -> None:
-    """Predict a few of a client's examples, and measure them."""
+    """Predict a few of a client's examples, and compute the metrics on them."""
     from plures.run.predict import said
 
     predict, federation = engine.bound.method.predictor, engine.federation
@@ -150,7 +150,7 @@ def part(item: Phase | Assign) -> str:
 
 
 def attempted(what: str, work: Callable[[], T]) -> T:
-    """Do some work of the user's; what it raises becomes one sentence."""
+    """Run user code; turn an error that it raises into one sentence."""
     try:
         return work()
     except PluresError:

@@ -11,7 +11,7 @@ from plures.method.optimizer import OPTIMIZERS, SGD, Optimizer
 from plures.signature import checked
 
 SCHEDULES = "a schedule from plures.run, such as Cosine() or Exponential(0.99)"
-"""What messages ask for."""
+"""The wanted type, as messages describe it."""
 
 
 @runtime_checkable
@@ -109,5 +109,5 @@ class Training:
 
     @property
     def passes(self) -> float:
-        """Passes over a client's data in a visit, where no number of steps is given."""
+        """Passes over a client's data in a visit if no number of steps is given."""
         return 1.0 if self.epochs is None else self.epochs

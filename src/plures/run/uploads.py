@@ -1,4 +1,4 @@
-"""What clients send after their local work, and what the server makes of it."""
+"""The clients' uploads after local work, and how the server combines them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Answer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is counted."""
+        """Bytes of the channels that the ledger counts."""
         return sum(t.nbytes for channel in TENSORS for t in self.sent.get(channel, {}).values())
 
 
@@ -122,7 +122,7 @@ class Uploads:
         self.changes: list[tuple[list[int], Tensor]] = []
 
     def add(self, answer: Answer) -> None:
-        """Add what a chunk of clients sends."""
+        """Add the uploads of a chunk of clients."""
         self.nbytes += answer.nbytes
         received: Leaves = {}
         if self.bound.line.stages or self.judged:
@@ -191,12 +191,12 @@ class Gathered:
         return torch.tensor(weights, dtype=torch.float64, device=self.device)
 
     def received(self, clients: list[int]) -> Leaves:
-        """What some clients received, ``(clients, ...)``."""
+        """The values that some clients received, ``(clients, ...)``."""
         index = self._index(clients)
         return {k: t[index] for k, t in self.old.items()}
 
     def add(self, clients: list[int], value: Leaves, weights: Tensor | Leaves | None) -> None:
-        """Add the new leaves of a chunk of clients, with the weights that they computed, if they did."""
+        """Add the new leaves of a chunk of clients, with the weights that they computed, if any."""
         if self.block.share.individual:
             before = {k: self.old[k][self._index(clients)] for k in self.compared}
             self.changes.append((clients, flatten({k: value[k] for k in self.compared}) - flatten(before)))
@@ -250,7 +250,7 @@ class Gathered:
         return replace(written, copied=()), followed(written, memory)
 
     def _averaged(self, weights: Tensor, clients: list[int]) -> Leaves:
-        """The weighted mean of the gathered values, with the bits of a mean whose weights were known before."""
+        """The weighted mean of the gathered values, bit for bit equal to a mean whose weights were known in advance."""
         mean = self._mean()
         mean.expect(weights, self._index(clients))
         for chunk, value, weight in self.gathered:
