@@ -261,7 +261,7 @@ def rates(seeds: int) -> str:
 
 
 def put(document: Path, marker: str, text: str) -> None:
-    """Replace what stands between two markers of a document."""
+    """Replace the text between two markers of a document."""
     begin, end = f"<!-- {marker} -->", f"<!-- end of {marker} -->"
     whole = document.read_text(encoding="utf-8")
     if begin not in whole or end not in whole:

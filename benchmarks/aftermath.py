@@ -94,13 +94,13 @@ def prepared(
 
 
 def kept(file: Path, client: str) -> Path:
-    """Where a site keeps what belongs to a federation and its method."""
+    """Folder of a site's files for a federation and its method."""
     plan = Plan.load(file)
     return file.parent / client / "state" / plan.name / plan.label
 
 
 def lost(file: Path, out: Path, afresh: Mapping[str, int] | None = None) -> list[str]:
-    """What differs from the simulation; nothing must.
+    """Differences from the simulation; there must be none.
 
     Args:
         file: of the federation.

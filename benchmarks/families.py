@@ -79,7 +79,7 @@ def compared(data: Callable[[], Federation], methods: Sequence[Any], **options: 
 
 
 def listen(stage: ComparisonProgress) -> None:
-    """Say where a comparison stands, once a run."""
+    """Print a comparison's progress, once per run."""
     if stage.point is not None and stage.point.round == stage.rounds:
         console.print(f"  {stage.done}/{stage.total} {stage.method} {stage.what}: {stage.point.validation:.3f}")
 
@@ -321,7 +321,7 @@ def main() -> None:
 
 
 def document(parts: Path) -> str:
-    """All tables that were made."""
+    """A document with all finished tables."""
     told = ["Made by `python -m benchmarks.families`; every experiment says its budget."]
     for experiment in EXPERIMENTS:
         file = parts / f"{experiment.name}.md"

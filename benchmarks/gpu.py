@@ -120,7 +120,7 @@ class Measured:
 
 
 def tell(**found: Any) -> None:
-    """One JSON line, at once."""
+    """Print one JSON line without buffering."""
     print(json.dumps(found), flush=True)
 
 

@@ -82,7 +82,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def peak() -> float:
-    """Megabytes that the process held at most."""
+    """Peak memory of the process in megabytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 

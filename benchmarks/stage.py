@@ -47,7 +47,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a failure.
+    """The outcome of a failure.
 
     Attributes:
         failure: what happened.
@@ -137,11 +137,11 @@ class Stage:
     # --- the run ------------------------------------------------------------------------------------------------
 
     def submit(self) -> None:
-        """Start the run, or go on with it."""
+        """Start or resume the run."""
         self.number = self.fleet.conduct(APP, self.file, self.out)
 
     def wait(self, done: Callable[[], bool], what: str) -> float:
-        """Wait until something holds; seconds that it took."""
+        """Wait until a condition holds, and return the seconds that it took."""
 
         def late() -> str:
             log = self.out / LOG
@@ -151,7 +151,7 @@ class Stage:
         return until(done, self.patience, late, poll=0.05)
 
     def rounds(self) -> list[dict[str, Any]]:
-        """What the log says of the rounds that counted."""
+        """The log's entries of the rounds that counted."""
         return self.journal.events("round")
 
     def after(self, number: int) -> None:
@@ -159,11 +159,11 @@ class Stage:
         self.wait(lambda: len(self.rounds()) >= number, f"round {number}")
 
     def ended(self) -> str:
-        """Wait until the run has ended, for good or not; Flower's word for how it ended."""
+        """Wait until the run has ended, successfully or not, and return Flower's status."""
         return self.fleet.wait(self.number, 5 * self.patience)
 
     def insist(self, times: int = 5) -> None:
-        """Go on with the run until it is completed."""
+        """Resume the run until it is completed."""
         for _ in range(times):
             if self.ended() == "finished:completed":
                 return
@@ -171,7 +171,7 @@ class Stage:
         assert self.ended() == "finished:completed", self.fleet.superlink.tail(40)
 
     def stop(self) -> None:
-        """End the run where it is."""
+        """Stop the run."""
         self.fleet.control.stop(self.number)
         self.wait(lambda: not self.fleet.superlink.members("flwr-serverapp"), "the end of the ServerApp")
 
@@ -207,7 +207,7 @@ class Stage:
         self.wait(lambda: without() >= rounds, f"rounds without {suffered.to} after {failure.title!r}")
 
     def mend(self, *failures: Failure) -> None:
-        """Let failures be over."""
+        """End some failures."""
         for failure in failures:
             self.suffered[failure.title].over = time.time()
             failure.mend(self, self.suffered[failure.title].to)
@@ -230,7 +230,7 @@ class Stage:
             self.wait(back, f"a round with {suffered.to} after {failure.title!r}")
 
     def outcomes(self) -> list[Outcome]:
-        """What came of all failures, once the run has ended."""
+        """The outcomes of all failures, once the run has ended."""
         different = lost(self.file, self.out, {s.to: s.after for s in self.suffered.values() if s.of.afresh})
         return [self._outcome(suffered, different) for suffered in self.suffered.values()]
 

@@ -68,13 +68,13 @@ def measured(manner: str, rounds: int, folder: Path) -> Row:
 
 
 def own(pid: int) -> int:
-    """Bytes of memory that a process shares with nobody."""
+    """Bytes of memory that a process does not share with others."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 def spent(pid: int) -> float:
-    """Processor seconds of a process so far."""
+    """Processor time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "src" / "plures" / "methods"
 
 
 class Collector:
-    """A pytest plugin that notes which tests prove which oracles."""
+    """A pytest plugin that records which tests prove which oracles."""
 
     def __init__(self) -> None:
         self.tests: dict[str, list[str]] = defaultdict(list)
@@ -72,7 +72,7 @@ def span(node: ast.stmt) -> set[int]:
 
 
 def entries() -> list[dict[str, object]]:
-    """What must be proven."""
+    """The oracles that must be proven."""
     found: list[dict[str, object]] = tomllib.loads((ROOT / "tests" / "oracles.toml").read_text("utf-8"))["entry"]
     return found
 
@@ -123,7 +123,7 @@ def table() -> str:
 
 
 def stub() -> str:
-    """What type checkers and editors read of ``plures.methods``, whose names are those of its files."""
+    """The stub of ``plures.methods`` for type checkers and editors; its names are those of its files."""
     about = "The methods and their catalogue. Written by `python -m tools.coverage` from the files beside it."
     told = [f'"""{about}"""', "", "from collections.abc import Mapping", ""]
     taken = [f"from plures.methods.{name} import {name} as {name}" for name in METHODS]

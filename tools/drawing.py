@@ -22,7 +22,7 @@ KINDS: dict[type[Share], tuple[str, str]] = {
 """Every kind of share: its class in the style sheet, and what it is called."""
 
 AT_SERVER = {"generated": "generator", "view": "combinations"}
-"""What the server has of a share that is no model."""
+"""The server's part of shares that have no model there."""
 
 WIDTH, ROW, BOX, LEFT, RIGHT = 460, 58, 150, 10, 300
 TOP, HIGH = 34, 42

@@ -40,7 +40,7 @@ GENERAL = ("Evaluation", "Shares")
 
 @dataclass(frozen=True)
 class Oracle:
-    """What must be reproduced, and the tests that show that it is."""
+    """A result that must be reproduced, and the tests that show it."""
 
     name: str
     what: str
@@ -107,7 +107,7 @@ def users() -> dict[str, list[str]]:
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
-    """Every test function and where it stands."""
+    """Every test function and its location."""
     for file in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):

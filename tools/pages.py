@@ -71,7 +71,7 @@ def head(entry: Entry, line: Line) -> str:
 
 
 def sections(entry: Entry) -> tuple[str, dict[str, str]]:
-    """A method's docstring: the text, and what it says of each parameter."""
+    """Sections of a method's docstring: the text, and the description of each parameter."""
     text, _, listed = (inspect.getdoc(entry.build) or "").partition("\nArgs:\n")
     found: dict[str, str] = {}
     for item in re.split(r"\n(?=    \w+: )", "\n" + listed.rstrip()):
@@ -88,7 +88,7 @@ def description(entry: Entry) -> str:
 
 
 def layout(entry: Entry, bound: Bound) -> str:
-    """The drawing, and the same as a table."""
+    """The layout as a drawing and as a table."""
     found, told = parts(bound), telling(bound)
     rows: list[tuple[object, ...]] = [
         (f"`{one.name}`", f'<span class="key {one.kind}"></span> {one.told}', *sizes(one.size, one.up, one.down))

@@ -49,7 +49,7 @@ def exported(room: str) -> list[str]:
 
 
 def origin(room: str, name: str) -> str | None:
-    """The room in which something is defined; ``None`` for what does not know."""
+    """The package in which an object is defined; ``None`` if it cannot be told."""
     module: ModuleType = importlib.import_module(f"plures.{room}")
     where = getattr(getattr(module, name), "__module__", None)
     if not isinstance(where, str) or not where.startswith("plures."):
@@ -74,7 +74,7 @@ def path(room: str, name: str) -> str:
 
 
 def front() -> str:
-    """What ``import plures`` gives, and where it is described."""
+    """The names that ``import plures`` provides, and where each is described."""
     pages = {name: room for room, names in shown().items() for name in names}
     rows: list[tuple[object, ...]] = [("[`plures.METHODS`](../methods/index.md)", "The methods, by name.")]
     for name in sorted(set(plures.__all__) - {"METHODS", "__version__"}, key=str.lower):
@@ -112,12 +112,12 @@ def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command
 
 
 def option(one: click.Parameter) -> str:
-    """How a parameter is written."""
+    """Spelling of a parameter on the command line."""
     names = [*one.opts, *one.secondary_opts] if one.param_type_name == "option" else [(one.name or "").upper()]
     return ", ".join(f"`{name}`" for name in names)
 
 
 def default(one: click.Parameter) -> str:
-    """A parameter's default, if it has one that tells something."""
+    """A parameter's default, if it is worth showing."""
     value = one.default
     return "" if value is None or value is False or callable(value) else str(value)

@@ -38,12 +38,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def title(path: str) -> str:
-    """What a page of results is called."""
+    """Title of a page of results."""
     return path.rpartition("/")[2].removesuffix(".md").replace("-", " ").capitalize()
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The pages that lie elsewhere or nowhere."""
+    """Add the pages that lie outside docs, and those that are generated."""
     for path, text in pages().items():
         files.append(File.generated(config, path, content=text))
     for source, path in brought().items():
@@ -58,12 +58,12 @@ def brought_text(source: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Diagrams as drawings, and links out of docs to where the pages are here."""
+    """Replace diagrams by drawings, and adapt links that lead out of docs."""
     return drawn(LINK.sub(lambda match: relinked(match, page.file.src_uri), markdown))
 
 
 def relinked(match: re.Match[str], here: str) -> str:
-    """A link as it must be on the site."""
+    """A link, adapted to the site."""
     target, anchor = match[1], match[2] or ""
     outward = target.removeprefix("../")
     known = brought()

@@ -67,7 +67,7 @@ def piece(match: re.Match[str]) -> str:
 
 
 def displayed(paragraph: str) -> str:
-    """A paragraph of a docstring in which each equation stands on a line of its own."""
+    """A paragraph of a docstring with each equation on its own line."""
     pieces = LITERAL.split(paragraph)
     found = []
     for number, text in enumerate(pieces):

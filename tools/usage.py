@@ -46,7 +46,7 @@ print(result.row("{name}").mean)
 
 
 def use(entry: Entry) -> str:
-    """How a method is called, as a section of its page."""
+    """A section of a method's page that shows how to call it."""
     if entry.name in PYTHON:
         return f"## Use it\n\n```python\n{PYTHON[entry.name].format(name=entry.name)}```"
     chosen = "".join(f" --set {name}={word(values[0])}" for name, values in list(entry.space.items())[:1])
