@@ -301,7 +301,7 @@ KNOWN = {
 
 
 def test_every_place_that_runs_code_is_known():
-    """Whoever adds one says here whose word it follows."""
+    """Anyone who adds such a place lists it here, with the reason why it is safe."""
     sources, found = Path(cli.__file__).parents[1], set()
     for file in sources.rglob("*.py"):
         name = file.relative_to(sources).as_posix()

@@ -1,4 +1,4 @@
-"""Names that are not known: what was probably meant, or what there is."""
+"""Messages about unknown names: the name that was probably meant, or the known names."""
 
 from plures.errors import closest, suggestion
 

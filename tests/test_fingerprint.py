@@ -64,7 +64,7 @@ def net(width: int = 4) -> nn.Module:
 
 
 def own(text: str = CODE) -> Callable[..., Method]:
-    """The method of a module with this text, imported anew."""
+    """The method of a module with this text, imported afresh."""
     module: dict[str, object] = {"__name__": "mine"}
     exec(compile(text, "mine.py", "exec"), module)
     method = module["own"]

@@ -276,7 +276,7 @@ def test_mocha_pulls_a_newcomer_to_the_mean_of_what_pulls_the_clients():
 
 @pytest.mark.parametrize("name", ["examples", "labels", "rounds missed", "comes later"])
 def test_a_column_does_not_replace_a_fact(name):
-    """A column ``examples`` is not what clients count by; a method that asks for it is told."""
+    """A column ``examples`` does not weight clients; a method that asks for it gets an error."""
     data = replace(ALIKE, metadata={name: (0.1, 0.2, 0.3, 0.4)})
     setting = Setting.of(data)
     assert setting.fact("examples").tolist() == [10.0] * 4
@@ -302,7 +302,7 @@ def test_a_column_of_ages_is_a_column():
 
 
 def test_only_those_that_are_asked_for_make_their_visits():
-    """Whoever is asked first: the others come later to the same model, and nobody trains twice in one state."""
+    """In any order of requests, clients get the same models, and none trains twice in one state."""
     done = run(ditto(0.5), 3, federation=ALIKE, participation=Fixed([["a"]]))
     whole = done.deployed([0, 1, 2, 3])["model"]["weight"].flatten().tolist()
     again = run(ditto(0.5), 3, federation=ALIKE, participation=Fixed([["a"]]))

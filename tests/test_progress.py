@@ -1,4 +1,4 @@
-"""Where there is no terminal, progress is told in lines, with the time left."""
+"""Without a terminal, progress is printed as lines, with the time left."""
 
 from __future__ import annotations
 

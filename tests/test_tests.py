@@ -1,4 +1,4 @@
-"""The tests' own house: what several tests use stands in a helper module, once."""
+"""The tests' own layout: code that several tests use is in a helper module, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A federation of four real nodes for the tests of a file or of several; it ends then, for it is busy even idle."""
+"""A federation of four real nodes for the tests of one or several files. It then ends, because it is busy even idle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plures.deploy.fleet.loopback import Fleet
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 SHARING = {"test_flower", "test_wire", "test_proxy", "test_loopback"}
-"""Files that leave a fleet as they found it, so that the next of them goes on with it."""
+"""Files that leave a fleet as they found it, so that the next file can use it."""
 RUNNING = pytest.StashKey[tuple[Fleet, ExitStack]]()
 
 

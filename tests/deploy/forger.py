@@ -25,7 +25,7 @@ from plures.remote.flower import opened, sealed
 from plures.remote.message import Order, Reply, digest, pack, unpack
 
 OWN = Key(ec.generate_private_key(ec.SECP384R1()))
-"""A key that stands in no federation."""
+"""A key that no federation lists."""
 
 
 def client(port: int, *interceptors: Any) -> RuntimeHttpClient:

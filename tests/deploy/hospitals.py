@@ -19,7 +19,7 @@ RUN = {"method": "ditto+threshold", "lr": 0.1, "rounds": 4, "seed": 3}
 
 
 def written(home: Path, rules: str = "", send: tuple[str, ...] = ("model",), **run: object) -> Path:
-    """Files of the four hospitals, written anew; returns that of the federation."""
+    """Write new files of the four hospitals, and return the federation's."""
     return files(home, heart_schema(), heart_tables(), rules, send, **run)
 
 
@@ -31,7 +31,7 @@ def files(
     send: tuple[str, ...] = ("model",),
     **run: object,
 ) -> Path:
-    """Files of a federation and of its sites, written anew; returns that of the federation."""
+    """Write new files of a federation and of its sites, and return the federation's."""
     told = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (RUN | run).items())
     plan = f'name = "heart"\nclients = {json.dumps(list(tables))}\n\n[run]\n{told}\n\n[rules]\n{rules}\n\n'
     for name, table in tables.items():

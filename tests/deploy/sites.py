@@ -103,5 +103,5 @@ def far(
 
 
 def conductor(file: Path, carrier: Loopback, out: str = "out") -> Conductor:
-    """The coordinator of an agreed file, which waits for nobody."""
+    """The coordinator of an agreed file, which never waits."""
     return Conductor(Plan.load(file), carrier, file.parent / out, wait=lambda seconds: None)

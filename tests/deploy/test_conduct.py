@@ -216,7 +216,7 @@ def test_a_leaf_that_is_personal_stays_on_its_site(tmp_path):
 
 
 class Heard:
-    """A callback that keeps what it is told."""
+    """A callback that records all notifications."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, object]] = []

@@ -1,4 +1,4 @@
-"""Exported models give what the personal model gives, in another runtime; what is told of them is true."""
+"""Exported models give the outputs of the personal model in another runtime, and their reported figures are true."""
 
 from __future__ import annotations
 

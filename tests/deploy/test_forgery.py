@@ -39,7 +39,7 @@ def done(log: Path) -> list[dict[str, object]]:
 
 
 def test_forged_weights_do_not_count_and_the_run_goes_on(fleet: Fleet, tmp_path: Path) -> None:
-    """A node as Flower starts it gives its tasks to whoever asks; what he answers is not signed by the site's key."""
+    """Flower's plain node gives its tasks to anyone who asks, but their answers are not signed with the site's key."""
     home, out = fleet.folder / "sites", tmp_path / "out"
     file = prepared(home, {"min_clients": 3, "deadline": 60}, rounds=30)
     run = fleet.conduct(APP, file, out)

@@ -657,7 +657,7 @@ def test_what_a_site_allows_stands_in_its_file(tmp_path):
 
 
 def test_the_metric_that_was_agreed_chooses_the_round(tmp_path):
-    """As in one process, also where a site cannot measure it: what is undefined is told as missing."""
+    """As in one process, also if a site cannot measure a metric: an undefined value is reported as missing."""
     file = written(tmp_path, rounds=3, metric="auroc")
     there, (here, run) = conductor(file, hospitals(file)).run(), simulated(file)
     assert run.federation.metrics[0].name == "auroc"

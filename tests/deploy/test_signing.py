@@ -1,4 +1,4 @@
-"""Orders are the coordinator's and answers the members', whoever carried them: what forgers try."""
+"""Signatures prove orders of the coordinator and answers of the members against the attempts of forgers."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_hi2_cloud_rounds():
 
 
 def test_hierfavg_with_absent_clients_by_hand():
-    """An edge counts in the cloud with all of its clients, whoever came; one where nobody came brings its old model."""
+    """An edge counts with all of its clients, drawn or not; one without any drawn client sends its old model."""
     cohorts = [[0], [1, 2], [2], [0]]
     names = Fixed([["abc"[i] for i in some] for some in cohorts])
     done = run(hierfavg(2), 4, federation=edges(), participation=names)

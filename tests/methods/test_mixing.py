@@ -327,7 +327,7 @@ def test_fedfomo_carries_running_statistics():
     "make", [lambda: fedfomo(2), fedamp, fedala, apple, knnper], ids=["fedfomo", "fedamp", "fedala", "apple", "knnper"]
 )
 def test_a_checkpoint_goes_on_where_it_was(make, tmp_path):
-    """The method is made anew, as in another process, so its functions lie elsewhere."""
+    """The method is built again, as in another process, so its functions are other objects."""
     training = Training(rounds=4, batch_size=8, steps=3, optimizer=SGD(0.1))
     whole, first, second = (
         Run(ragged(), mlp, make(), training, participation=Uniform(0.5), execution=EXACT) for _ in range(3)

@@ -226,7 +226,7 @@ def test_l2gd_exchanges_2p_1_minus_p_times_an_iteration(p):
 
 
 def test_l2gd_draws_one_number_of_steps_for_all_clients_of_a_round():
-    """A round is the closed form for one number of steps and one number of averagings, anew in each round."""
+    """Each round equals the closed form for its number of steps and its number of averagings."""
     x, found = np.zeros(3), []
     for rounds in range(1, 6):
         after = np.array(predictions(run(l2gd(0.3, 0.5), rounds, lr=0.05)))

@@ -164,7 +164,7 @@ def test_what_is_no_metric_is_refused(own: Path) -> None:
 
 
 def test_a_task_may_leave_the_loss_unmeasured() -> None:
-    """Whoever diverged is known from outputs, not from a metric that the task need not have."""
+    """Divergence is detected from outputs, not from a metric that the task may lack."""
     federation = rare()
     federation = replace(federation, task=replace(federation.task, metrics=(auroc,)))
     assert list(finish(fit(trained(federation, 1), "run"), 0).test.metrics) == ["auroc"]

@@ -1,4 +1,4 @@
-"""Every fault in a study.toml is told with its key and its line."""
+"""Every error in a study.toml is reported with its key and its line."""
 
 from __future__ import annotations
 

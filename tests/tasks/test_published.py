@@ -186,7 +186,7 @@ def test_a_task_that_no_file_can_name_is_refused_where_a_file_is_needed(tmp_path
 
 
 def made(text: str) -> type[plures.Task]:
-    """The task of a module with this text, imported anew."""
+    """The task of a module with this text, imported afresh."""
     module: dict[str, object] = {"__name__": "tally"}
     exec(compile(text, "tally.py", "exec", dont_inherit=True), module)
     found = module["Counts"]

@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_a_number_is_written_as_such(name, tmp_path):
 
 
 class Kept(Tracker):
-    """Keeps what it is told to write."""
+    """Records all writes."""
 
     def open(self, about, settings):
         self.values: dict[str, float] = {}

@@ -42,7 +42,7 @@ def fresh(data: Federation | None = None) -> Run:
 
 
 class Heard(Callback):
-    """Remembers everything that it is told, in order."""
+    """Records all calls, in order."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, object]] = []
