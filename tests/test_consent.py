@@ -373,14 +373,14 @@ def test_a_hash_on_the_command_line_is_checked(says: Says, mine: Path, mark: Pat
 def test_the_refusal_names_what_to_read_in_the_current_folder(
     says: Says, honest: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    home = poisoned(honest, tmp_path / "sent", "beside:own", {})
-    (home / "beside.py").write_text(LEAVES_A_MARK.format(mark=str(mark)))
+    home = poisoned(honest, tmp_path / "sent", "lying_here:own", {})
+    (home / "lying_here.py").write_text(LEAVES_A_MARK.format(mark=str(mark)))
     monkeypatch.chdir(home)
     status, told = says("predict", "published", "--card")
     assert status == 2
-    assert f"read {home / 'beside.py'}, and if you trust it, allow it with --allow-code beside:own" in told
+    assert f"read {home / 'lying_here.py'}, and if you trust it, allow it with --allow-code lying_here:own" in told
     assert not mark.exists()
-    assert says("predict", "published", "--card", "--allow-code", "beside:own")[0] == 0
+    assert says("predict", "published", "--card", "--allow-code", "lying_here:own")[0] == 0
     assert mark.exists()
 
 
