@@ -40,8 +40,8 @@ from plures.remote.message import (
     Held,
     Order,
     Reply,
+    Request,
     Scored,
-    Task,
     Tensors,
     body,
     clean,
@@ -160,13 +160,13 @@ class Remote:
     # --- downloads ----------------------------------------------------------------------------------------------
 
     def order(
-        self, run: Coordinator[Any], client: int, task: Task, server: Mapping[str, BlockState]
+        self, run: Coordinator[Any], client: int, request: Request, server: Mapping[str, BlockState]
     ) -> tuple[Order, Tensors]:
         """The order for one client, and the tensors sent with it."""
         members: dict[str, int] = {}
         tensors: Tensors = {}
         accepted = int(run.last[client])
-        for block in run.served() if task != "gradients" else ():
+        for block in run.served() if request != "gradients" else ():
             share, kept = block.share, server[block.name]
             leaves = [*map(str, run.bound.travelling(block))]
             rows = share.row(kept, torch.tensor([client]))
@@ -176,12 +176,12 @@ class Remote:
             values = {name: t for name, t in share.read(kept, rows).items() if name in leaves}
             if share.downloads(run.setting) or not (accepted or self._initial(run, values)):
                 tensors |= {key(run.bound, block, name): t for name, t in values.items()}
-        if task != "gradients":
+        if request != "gradients":
             tensors |= self._views(run, client)
         order = Order(
             run=self.run_id,
             client=run.setting.clients[client],
-            task=task,
+            task=request,
             round=run.round,
             accepted=accepted,
             keep=0 if self.best is None else int(self.best[client]),
@@ -210,7 +210,7 @@ class Remote:
     # --- uploads ------------------------------------------------------------------------------------------------
 
     def exchange(
-        self, run: Coordinator[Any], clients: list[int], task: Task, server: Mapping[str, BlockState]
+        self, run: Coordinator[Any], clients: list[int], request: Request, server: Mapping[str, BlockState]
     ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
         """Ask some clients and wait for them. Returns their answers, and the clients left out with the reason."""
         self.sites.meet()
@@ -225,7 +225,7 @@ class Remote:
             if name not in self.sites.where:
                 left[name] = "not connected"
                 continue
-            order, tensors = self.order(run, client, task, server)
+            order, tensors = self.order(run, client, request, server)
             address = self.sites.where[name]
             messages[address], asked[address] = pack(order, tensors), client
             self.sent += payload(tensors)
@@ -235,7 +235,7 @@ class Remote:
         for address, client in asked.items():
             answer = answers.get(address, f"no answer within {self.rules.deadline:g} seconds")
             try:
-                found[client] = self._read(run, client, task, messages[address], answer)
+                found[client] = self._read(run, client, request, messages[address], answer)
             except PluresError as error:
                 self._leave(left, run.setting.clients[client], error)
         self.scores = {split: {} for split in self.evaluate}
@@ -254,18 +254,18 @@ class Remote:
             self._unable.add(name)
 
     def _read(
-        self, run: Coordinator[Any], client: int, task: Task, order: bytes, answer: bytes | str
+        self, run: Coordinator[Any], client: int, request: Request, order: bytes, answer: bytes | str
     ) -> tuple[Reply, Tensors]:
         if isinstance(answer, str):
             raise PluresError(clean(answer))
         self.wired += len(answer)
-        leaves = expected(run) if task == "train" else probed(run) if task == "gradients" else {}
+        leaves = expected(run) if request == "train" else probed(run) if request == "gradients" else {}
         columns = {column for one in self.facts for column in one.metadata}
         reply = opened(answer, order, room(1, run.setting.task.outputs, len(columns), len(run.bound.blocks)), leaves)
         name = run.setting.clients[client]
         if reply.client != name:
             raise PluresError(f"the answer comes from client {reply.client!r}")
-        if reply.status == "lost" and task == "train":
+        if reply.status == "lost" and request == "train":
             run.forget(client)
         if reply.status in ("lost", "refused"):
             self.final.add(name)
@@ -360,13 +360,13 @@ class Remote:
     # --- measurements without work ------------------------------------------------------------------------------
 
     def ask(
-        self, run: Coordinator[Any], task: Task, *splits: Held, clients: Sequence[str] | None = None
+        self, run: Coordinator[Any], request: Request, *splits: Held, clients: Sequence[str] | None = None
     ) -> dict[str, str]:
-        """Let clients score the current state on some splits, and publish it if that is the task.
+        """Let clients score the current state on some splits, and publish it if that is the request.
 
         Args:
             run: the coordinator.
-            task: ``score`` or ``publish``.
+            request: ``score`` or ``publish``.
             splits: splits to score.
             clients: names of the clients to ask; default: all.
 
@@ -375,7 +375,7 @@ class Remote:
         """
         asked = sorted(map(run.setting.index, run.setting.clients if clients is None else clients))
         before, self.evaluate = self.evaluate, splits
-        _, left = self.exchange(run, asked, task, run.server)
+        _, left = self.exchange(run, asked, request, run.server)
         self.evaluate = before
         return left
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from plures.errors import PluresError
 from plures.files import read, read_json, write, write_json
-from plures.remote.message import Held, Order, Reply, Scored, Task, Tensors
+from plures.remote.message import Held, Order, Reply, Request, Scored, Tensors
 from plures.remote.state import PUBLISHED, RefusedError, writing
 from plures.version import __version__
 
@@ -20,12 +20,12 @@ KEPT = 3
 TRIES = 3
 """Most different orders for one question. All but the last must have failed: a server may have to correct what it
 sent."""
-SPLITS: dict[Task, tuple[Held, ...]] = {
+SPLITS: dict[Request, tuple[Held, ...]] = {
     "train": ("validation",),
     "score": ("validation",),
     "publish": ("validation", "test"),
 }
-"""The splits that a task may measure."""
+"""The splits that a request may measure."""
 CONSENT = "to take part anew, leave the federation and join it again: `plures deploy leave`, `plures deploy join`"
 
 
@@ -38,7 +38,7 @@ class Question(BaseModel):
         answered: whether the answer is on disk.
     """
 
-    task: Task
+    task: Request
     round: int
     contents: list[str]
     answered: bool = False

@@ -36,7 +36,9 @@ MAX_ENTRIES = 10**5
 """Most entries of a list or a table."""
 
 Tensors = dict[str, Tensor]
-Task = Literal["join", "train", "score", "gradients", "publish"]
+Request = Literal["join", "train", "score", "gradients", "publish"]
+"""What an order asks for; its field on the wire is ``task``."""
+
 Held = Literal["validation", "test"]
 """Splits that a server may ask about. Scores on training examples would reveal too much about them."""
 
@@ -100,7 +102,7 @@ class Order(Header):
     nonce: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$", max_length=32)
     run: Named = ""
     client: Named = ""
-    task: Task
+    task: Request
     round: Count = 0
     accepted: Count = 0
     keep: Count = 0
