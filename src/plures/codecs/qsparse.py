@@ -37,6 +37,12 @@ class Feedback(Codec):
 
     stages: Wire
 
+    def __post_init__(self) -> None:
+        if summing := next((type(stage).__name__ for stage in self.stages if stage.sums), None):
+            raise PluresError(
+                f"Feedback: nobody can decode a single payload of {summing}, so no client knows its error"
+            )
+
     def start(self, change: Leaves) -> Leaves:
         inner = self.inner(change).memory
         return {f"error:{k}": torch.zeros_like(t) for k, t in change.items()} | {f"in:{k}": t for k, t in inner.items()}

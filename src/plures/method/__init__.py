@@ -67,7 +67,7 @@ from plures.method.shares.share import (
 from plures.method.shares.splitting import InitialGradients, Splitting, bipartition, spherical_means
 from plures.method.state import Batch, Problem, State, gradient, task_loss
 from plures.method.tree import axpy, detach, dot, interpolate, parameters, squared_distance, zeros_like
-from plures.method.wire import Codec, Line, Sending, Wire, joined, lay, parted
+from plures.method.wire import Codec, Line, Sending, Summed, Wire, joined, lay, parted
 from plures.models import Leaves
 
 __all__ = [
@@ -172,6 +172,7 @@ __all__ = [
     "entrywise",
     "Line",
     "Sending",
+    "Summed",
     "joined",
     "lay",
     "parted",

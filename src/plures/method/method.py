@@ -236,6 +236,7 @@ class Bound:
                 else "the schedule trains nothing: name a slot in a phase, or give a phase a leaf that is not frozen"
             )
         self._check_rules()
+        self._check_sum()
         self.channels = self._leaving()
         self._check_channels()
         self.network = network.holding(self._unchanging())
@@ -301,6 +302,27 @@ class Bound:
                 raise PluresError(
                     f"combine of {block.name!r}: the weights have no entry for {str(without[0])!r}: add it"
                 )
+
+    def _check_sum(self) -> None:
+        """Refuse what a server cannot do that reads only the sum of all uploads."""
+        if not self.line.summed:
+            return
+        name = type(self.line.stages[-1]).__name__
+        blocks = [b for b in self.blocks if any(leaf not in self.buffers for leaf in self.travelling(b))]
+        for block in blocks:
+            rule = self.combine(block)
+            reasons = {
+                "its reducer must see single uploads": not rule.linear,
+                "its weights are computed by the clients": callable(rule.weights),
+                "its clients do not all have the same model": not block.share.common,
+                "its uploads count otherwise than those of other blocks": rule.weights
+                != self.combine(blocks[0]).weights,
+            }
+            for reason, true in reasons.items():
+                if true:
+                    raise PluresError(
+                        f"wire stage {name} gives the server a sum alone, but block {block.name!r}: {reason}"
+                    )
 
     def _remember(self) -> None:
         """Add a slot for the wire's memory, which stays with the client."""
@@ -492,4 +514,5 @@ class Bound:
     def secure_aggregation(self) -> bool:
         """Whether the server needs only weighted sums of the uploads."""
         travelling = [block for block in self.blocks if self.travelling(block)]
-        return all(not block.share.individual and self.combine(block).linear for block in travelling)
+        sums = all(not block.share.individual and self.combine(block).linear for block in travelling)
+        return sums and all(stage.adds for stage in self.line.stages)

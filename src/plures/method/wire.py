@@ -21,16 +21,37 @@ BETWEEN = 0x51ED270B
 
 @brief
 @dataclass(frozen=True)
+class Summed:
+    """What clients know of the sum that their payloads become part of.
+
+    Attributes:
+        clients: ``(clients,)`` int64 positions of those that send.
+        cohort: ``(cohort,)`` int64 positions of all that are asked in this round, in increasing order.
+        pairs: ``(clients, cohort)`` int64: a random key that each has in common with each of the cohort and with nobody
+            else, another one in every round.
+        weights: ``(clients,)`` double: what each upload counts in the sum: its training examples, or 1.
+    """
+
+    clients: Tensor
+    cohort: Tensor
+    pairs: Tensor
+    weights: Tensor
+
+
+@brief
+@dataclass(frozen=True)
 class Sending:
     """What a stage knows about the messages that it works on.
 
     Attributes:
         keys: ``(clients,)`` int64 random keys, a function of seed, client, round and stage.
         received: what the clients received of the leaves that they send, by ``slot/path``, ``(clients, ...)``.
+        summed: what a stage whose payloads are added up (:attr:`Codec.sums`) knows beside; ``None`` for other wires.
     """
 
     keys: Tensor
     received: Leaves
+    summed: Summed | None = None
 
     def uniform(self, count: int) -> Tensor:
         """Random numbers in [0, 1), ``(clients, count)`` float32."""
@@ -54,9 +75,13 @@ class Codec:
     Attributes:
         bounds: whether the stage bounds the norm of an upload. Then no later stage may have a memory, because it would
             be added to what was bounded.
+        sums: whether the server reads only the sum of the payloads, as in secure aggregation. Such a stage comes last,
+            and every stage before it must have :meth:`total`. Payloads are added in their own type, and integers wrap
+            around: int32 is arithmetic modulo ``2**32``.
     """
 
     bounds: ClassVar[bool] = False
+    sums: ClassVar[bool] = False
 
     def start(self, change: Leaves) -> Leaves:
         """One client's initial memory, which stays with the client and is kept between rounds.
@@ -97,6 +122,27 @@ class Codec:
             PluresError: if no client can have sent it.
         """
         return payload
+
+    def total(self, payload: Leaves, like: Leaves, asked: Tensor, came: Tensor) -> Leaves:
+        """What the server makes of a sum of payloads: the sum of each client's change times its weight.
+
+        It replaces :meth:`decode` where the last stage :attr:`sums`. "Change" is what the stage got.
+
+        Args:
+            payload: the sum, ``(1, ...)``.
+            like: zeros of the shapes and types that the stage got of one client, ``(1, ...)``.
+            asked: ``(cohort,)`` positions of the clients that were asked, in increasing order.
+            came: ``(n,)`` positions of those whose payloads are in the sum, in increasing order.
+
+        Raises:
+            PluresError: if nothing can be made of it, for example because the masks of missing clients remain.
+        """
+        raise NotImplementedError
+
+    @property
+    def adds(self) -> bool:
+        """Whether the server can decode a sum of payloads."""
+        return type(self).total is not Codec.total
 
     def release(self, change: Leaves, total: Leaves, cohort: Cohort) -> Leaves:
         """Change a block's combined change before the server's step, for example by adding noise to the sum.
@@ -141,6 +187,18 @@ class Line:
     def payload(self) -> Leaves:
         """Zeros of what one client sends, ``(1, ...)``."""
         return self.forms[-1]
+
+    @property
+    def summed(self) -> bool:
+        """Whether the server reads only the sum of the payloads."""
+        return bool(self.stages) and self.stages[-1].sums
+
+    def total(self, payload: Leaves, asked: Tensor, came: Tensor) -> Leaves:
+        """The weighted sum of changes that a sum of payloads ``(1, ...)`` stands for; see :meth:`Codec.total`."""
+        for stage, form in zip(reversed(self.stages), reversed(self.forms[:-1]), strict=True):
+            payload = stage.total(payload, form, asked, came)
+            _expect(stage, "makes of a sum", payload, form)
+        return payload
 
     def encode(self, change: Leaves, memory: Leaves, sending: Sending) -> tuple[Leaves, Leaves]:
         """Payload and new memory of some clients; see :meth:`Codec.encode`."""
@@ -197,8 +255,17 @@ def lay(stages: Wire, change: Leaves) -> Line:
                 f"wire stage {name} adds what it remembers to a change that {bound} has bounded: put {bound} among the "
                 f"stages that {name} encodes with, or after it"
             )
+        if stage.sums and number + 1 < len(stages):
+            after = type(stages[number + 1]).__name__
+            raise PluresError(f"wire stage {name} gives the server a sum alone: put {after} before it")
+        if not stage.adds and stages[-1].sums:
+            last = type(stages[-1]).__name__
+            raise PluresError(
+                f"wire stage {name}: its payloads cannot be added up, which {last} does: leave one of them out"
+            )
         keys = torch.zeros(1, dtype=torch.int64, device=next(iter(change.values())).device)
-        made = stage.encode(change, own, Sending(keys, {}))
+        alone = Summed(keys, keys, keys[None], keys.double() + 1)
+        made = stage.encode(change, own, Sending(keys, {}, alone))
         if not (isinstance(made, tuple) and len(made) == 2 and all(map(_leaves, made))):
             raise PluresError(f"wire stage {name}: let encode return a payload and a memory, two mappings of tensors")
         payload, kept = made
@@ -206,7 +273,10 @@ def lay(stages: Wire, change: Leaves) -> Line:
             raise PluresError(f"wire stage {name} sends nothing of {sum(t.nbytes for t in change.values())} bytes")
         _expect(stage, "sends", payload, payload, rows=1)
         _expect(stage, "remembers", kept, own)
-        _expect(stage, "decodes", stage.decode(payload, change), change)
+        if stages[-1].sums:
+            _expect(stage, "makes of a sum", stage.total(payload, change, keys, keys), change)
+        else:
+            _expect(stage, "decodes", stage.decode(payload, change), change)
         memory |= {f"{number}:{k}": t for k, t in own.items()}
         change = {k: torch.zeros_like(t) for k, t in payload.items()}
         forms.append(change)

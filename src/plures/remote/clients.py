@@ -115,6 +115,15 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
     return digest.hexdigest()[:16]
 
 
+def insist_on_single(bound: Bound) -> None:
+    """Refuse stages that add uploads up: sites have no keys in common, and each upload is checked by itself."""
+    if bound.line.summed:
+        raise PluresError(
+            f"wire stage {type(bound.line.stages[-1]).__name__} adds uploads up under keys that clients have in common"
+            ", and sites have none: run it in one process, or leave it out"
+        )
+
+
 def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:
     """Split a valid upload into the values to combine and the values that are stored for this client."""
     losses = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
@@ -414,6 +423,7 @@ def over_sites(
     reported = [sites.facts[client] for client in data.clients]
     setting = population(data, reported)
     origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
+    insist_on_single(origin.bound)
     run_id = fingerprint(origin.bound, training, federation, seed, agreed)
     clients = Remote(sites, reported, run_id, rules or Rules())
     return Coordinator(origin, clients, data, setting, training, ONE_CLIENT)

@@ -19,7 +19,7 @@ from plures.method.channel import LOSS, OBJECTIVE
 from plures.metrics import Metric
 from plures.models import ModelFactory
 from plures.remote.bounds import distance, key, labelled, received, size
-from plures.remote.clients import ONE_CLIENT, Rules, fingerprint
+from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_single
 from plures.remote.ledger import Ledger
 from plures.remote.message import (
     LONGEST_REASON,
@@ -307,6 +307,7 @@ class Site:
             execution=ONE_CLIENT,
             population=population(self.federation, reported),
         )
+        insist_on_single(run.bound)
         return run, fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed)
 
     def _permit(self, run: Run, round: int) -> None:

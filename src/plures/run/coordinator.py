@@ -360,7 +360,8 @@ class Coordinator(Generic[C]):
             objectives.append(answer.sent[OBJECTIVE][""])
             kept.append((answer.clients, stays))
             uploads.add(answer)
-        combined, remembered = uploads.combined(cohort, memory)
+        asked = self.cohort(self.round) if self.bound.line.summed else clients
+        combined, remembered = uploads.combined(cohort, memory, asked)
         loss, objective = (float(torch.cat(each).mean()) for each in (losses, objectives))
         return Made(server | combined, memory | remembered, kept, loss, objective, uploads.nbytes)
 

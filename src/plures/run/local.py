@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Batch, BlockState, Bound, Leaf, Sending, Share, State, flatten, gradient
+from plures.method import Batch, BlockState, Bound, Leaf, Sending, Share, State, Summed, flatten, gradient
 from plures.method.channel import BUFFERS, GRADIENTS, LOSS, OBJECTIVE, UPDATE, VIEWS, WEIGHTS
 from plures.method.method import WIRE
 from plures.models import Leaves
@@ -75,12 +75,25 @@ class Local:
         loss, objective = losses
         sent = {BUFFERS: buffers, WEIGHTS: weights, VIEWS: views, LOSS: {"": loss}, OBJECTIVE: {"": objective}}
         if bound.line.stages:
-            sending = Sending(self._keys(clients, run.round, WIRE), old)
+            summed = self._summed(run, clients) if bound.line.summed else None
+            sending = Sending(self._keys(clients, run.round, WIRE), old, summed)
             change = {k: t - old[k] for k, t in new.items()}
             new, remembered = bound.line.encode(change, x.get(WIRE, {}), sending)
             x[WIRE] = remembered
             sent = beside(bound, sent, sending)
         return Answer(clients, {UPDATE: new, **sent})
+
+    def _summed(self, run: Coordinator[Any], clients: list[int]) -> Summed:
+        """What some clients know of the sum that their uploads become part of."""
+        cohort, names, device = run.cohort(run.round), self.federation.names.keys, run.device
+        one, two = names[clients][:, None], names[cohort][None]
+        pairs = fold(self.engine.seed, np.minimum(one, two), np.maximum(one, two), run.round, name_key("pairs"))
+        counted = [block for block in run.bound.blocks if run.bound.travelling(block)]
+        uniform = run.bound.combine(counted[0]).weights == "uniform"
+        weights = torch.ones(len(clients), dtype=torch.float64) if uniform else run.examples(clients)
+        own, everyone = torch.tensor(clients, device=device), torch.tensor(cohort, device=device)
+        keys = torch.from_numpy((pairs >> np.uint64(1)).astype(np.int64)).to(device)
+        return Summed(own, everyone, keys, weights.to(device))
 
     def _keys(self, clients: list[int], round: int, purpose: str) -> Tensor:
         keys = fold(self.engine.seed, self.federation.names.keys[clients], round, name_key(purpose)) >> np.uint64(1)

@@ -120,10 +120,14 @@ class Uploads:
         self.blocks = [Gathered(bound, block, server[block.name], clients, examples) for block in sent]
         self.judged = any(block.rule.reduce is not None for block in self.blocks)
         self.changes: list[tuple[list[int], Tensor]] = []
+        self.total: Leaves = {}
 
     def add(self, answer: Answer) -> None:
         """Add the uploads of a chunk of clients."""
         self.nbytes += answer.nbytes
+        if self.bound.line.summed:
+            self._sum(answer)
+            return
         received: Leaves = {}
         if self.bound.line.stages or self.judged:
             for block in self.blocks:
@@ -136,8 +140,29 @@ class Uploads:
             moved = [k for block in self.blocks for k in block.parameters]
             self.changes.append((answer.clients, flatten({k: values[k] - received[k] for k in moved})))
 
-    def combined(self, cohort: Cohort, memory: Mapping[str, Leaves]) -> tuple[dict[str, BlockState], dict[str, Leaves]]:
-        """For every block, what the server keeps after the round, and what its step remembers."""
+    def _sum(self, answer: Answer) -> None:
+        """Add payloads of which no single one is read, in their own types, and buffers as they are."""
+        for name, t in answer.sent.get(UPDATE, {}).items():
+            part = t.sum(0, keepdim=True, dtype=t.dtype)
+            self.total[name] = self.total[name] + part if name in self.total else part
+        buffers = answer.sent.get(BUFFERS, {})
+        for block in self.blocks:
+            block.add(answer.clients, {k: t for k, t in buffers.items() if k in block.old}, None)
+
+    def combined(
+        self, cohort: Cohort, memory: Mapping[str, Leaves], asked: list[int]
+    ) -> tuple[dict[str, BlockState], dict[str, Leaves]]:
+        """For every block, what the server keeps after the round, and what its step remembers.
+
+        Args:
+            cohort: whose work it is.
+            memory: what the steps remember.
+            asked: the clients that were asked.
+        """
+        if self.bound.line.summed:
+            changes = self.bound.line.total(self.total, torch.tensor(asked), cohort.clients)
+            for block in self.blocks:
+                block.add_sum(changes)
         joint = torch.zeros(0)
         if self.judged:
             joint = torch.cat([change for _, change in self.changes])
@@ -204,6 +229,13 @@ class Gathered:
             self.mean.add(value, self._weights(clients), self._index(clients))
         else:
             self.gathered.append((clients, value, self._weights(clients) if weights is None else weights))
+
+    def add_sum(self, changes: Leaves) -> None:
+        """Add the sum of the clients' weighted changes, by leaf ``(1, ...)``, as one upload of their joint weight."""
+        assert self.mean is not None
+        weight = self._weights(list(self.place)).sum(0, keepdim=True)
+        value = {k: self.old[k].double() + changes[k].double() / weight for k in self.parameters}
+        self.mean.add(value, weight, torch.zeros(1, dtype=torch.int64, device=self.device))
 
     def combined(self, cohort: Cohort, memory: Leaves, joint: Tensor) -> tuple[BlockState, Leaves]:
         """What the server keeps after the round, and what its step remembers."""
