@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.aftermath import kept
+from benchmarks.stage import Failure, Stage, soon
 from hospitals import simulated, written
 
 from plures.deploy.app import PUBLISHED
@@ -17,6 +19,7 @@ from plures.evaluate.results import SeedResult
 from plures.files import read
 from plures.remote.state import Versions
 from plures.run.checkpoint import snapshot
+from plures.run.cost import traffic
 from plures.serving.personal import PersonalModel
 
 APP = Path(__file__).parent / "app"
@@ -27,6 +30,7 @@ METHODS = {
     "scaffold": ("model", "control"),
     "ifca": ("model",),
     "pfedme": ("model",),
+    "scaffold+qsparse(keep=0.2, levels=7)": ("model", "control"),
 }
 
 
@@ -38,7 +42,7 @@ def told(out: Path) -> dict:
 def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, method: str) -> None:
     home = fleet.folder / "sites"
     file = written(home, method=method, rounds=2, send=METHODS[method], rules="min_clients = 4\ndeadline = 60")
-    traffic = {client: (relay.traffic.down, relay.traffic.up) for client, relay in fleet.relays.items()}
+    before = {client: (relay.traffic.down, relay.traffic.up) for client, relay in fleet.relays.items()}
     run = fleet.conduct(APP, file, tmp_path)
     assert fleet.wait(run, 120) == "finished:completed", fleet.superlink.tail(40)
     found = told(tmp_path)
@@ -64,7 +68,36 @@ def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, meth
         assert result.test.metrics[metric] == pytest.approx(values, rel=1e-3, abs=1e-5)
 
     assert [point.bytes for point in result.curve] == [point.bytes for point in expected.curve]
+    assert found["progress"]["bytes"]["up"] == 2 * len(here.federation) * traffic(here.bound)[0]
     passed = sum(
-        sum((relay.traffic.down, relay.traffic.up)) - sum(traffic[client]) for client, relay in fleet.relays.items()
+        sum((relay.traffic.down, relay.traffic.up)) - sum(before[client]) for client, relay in fleet.relays.items()
     )
     print(method, found["progress"]["bytes"], "on the wire", passed)
+
+
+RESTARTED = Failure(
+    "site restarted",
+    "the node ends as a service does, with its work, and is started again after a round",
+    lambda stage, client: stage.fleet.nodes[client].stop(),
+    lambda stage, client: stage.fleet.nodes[client].start(),
+)
+
+
+def test_what_a_client_remembers_outlives_its_sites_processes(fleet: Fleet, tmp_path: Path) -> None:
+    """What a sparse upload left out lies on the site's disk, and the next upload after a restart counts it."""
+    home = fleet.folder / "sites"
+    rules, run = {"min_clients": 1, "deadline": soon(), "patience": 20}, {"method": "ditto+qsparse(keep=0.1)"}
+    with Stage(fleet, home, tmp_path, rules, run | {"rounds": 60}) as stage:
+        stage.after(2)
+        stage.strike((RESTARTED, "va"))
+        stage.missed(RESTARTED)
+        stored = max(kept(stage.file, "va").glob("state-*.safetensors"))
+        left_out = {name: t for name, t in read(stored)[0].items() if name.startswith("own:wire/0:error:")}
+        stage.mend(RESTARTED)
+        stage.recovered(RESTARTED)
+        stage.stop()
+        (outcome,) = stage.outcomes()
+    assert left_out
+    assert sum(int(t.count_nonzero()) for t in left_out.values()) > 0
+    assert outcome.missed
+    assert outcome.lost == []
