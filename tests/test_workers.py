@@ -142,3 +142,51 @@ def test_methods_of_the_catalogue_travel_by_name():
     assert all(cloudpickle.loads(cloudpickle.dumps(entry)) is entry for entry in plures.METHODS.values())
     fixed = plures.METHODS["ditto"].fixing(lam=0.25)
     assert cloudpickle.loads(cloudpickle.dumps(fixed)).fixed == {"lam": 0.25}
+
+
+STDIN = """
+import sys, torch
+sys.path[:0] = {paths!r}
+from test_workers import FAST, TWO, Method, Phase, net, people, plures
+torch.set_num_threads(1)
+scale = 1.5
+def slower(x, received, batch):
+    return batch.loss(x.model) / scale
+def own():
+    return Method(schedule=(Phase("model", slower),))
+for execution in (FAST, TWO):
+    run = plures.Run(people(), net, own(), plures.Training(rounds=2, batch_size=8), execution=execution)
+    print([record.loss for record in run.rounds()])
+"""
+
+
+def test_what_a_program_on_standard_input_defines_travels_and_gives_what_one_process_gives(tmp_path):
+    """As in a notebook, nothing that it defines can be imported."""
+    program = STDIN.format(paths=[str(Path(__file__).parent), *sys.path[1:]])
+    options = {"capture_output": True, "text": True, "timeout": 200, "cwd": tmp_path}
+    done = subprocess.run([sys.executable, "-"], input=program, **options)
+    assert done.returncode == 0, done.stderr
+    one, two = done.stdout.splitlines()
+    assert one == two
+
+
+def test_a_process_that_may_start_none_says_so(monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    run = plures.Run(people(), net, plures.methods.fedavg(), execution=TWO)
+    for start in (run.step, lambda: compare(people(), [], execution=TWO, **ASKED)):
+        with pytest.raises(PluresError, match=r"^processes=2: this process was itself started by a pool that lets it"):
+            start()
+
+
+def test_what_cannot_travel_to_a_pool_is_refused():
+    lock = __import__("threading").Lock()
+
+    def guarded(x, received, batch):
+        with lock:
+            return batch.loss(x.model)
+
+    run = plures.Run(people(), net, Method(schedule=(Phase("model", guarded),)), execution=TWO)
+    with pytest.raises(
+        PluresError, match=r"^processes=2: the run cannot be sent to other processes \(TypeError: cannot "
+    ):
+        run.step()

@@ -21,7 +21,7 @@ from plures.evaluate.results import Point, SeedResult
 from plures.extras import needed
 from plures.run.coordinator import RoundRecord
 from plures.run.interrupt import NUMBERS
-from plures.run.pool import Workers, end, launch
+from plures.run.pool import Workers, end, launch, packed
 
 J = TypeVar("J")
 A = TypeVar("A")
@@ -113,15 +113,8 @@ class SideBySide(Generic[J, A]):
             tidy()
 
     def _start(self, workers: Workers, jobs: int) -> None:
-        dumps = needed("cloudpickle", "processes=...", "pool").dumps
         threads, heard = max(1, torch.get_num_threads() // self.count), bool(self.runner.callbacks)
-        try:
-            what = dumps((self.runner.travelling(), threads, heard))
-        except (TypeError, pickle.PicklingError) as error:
-            raise PluresError(
-                f"processes={self.count}: the comparison cannot be sent to other processes ({error}): give data, "
-                "network and methods by name, or use processes=1"
-            ) from error
+        what = packed((self.runner.travelling(), threads, heard), self.count, "the comparison")
         launch(workers, min(self.count, jobs), serve, what)
 
     def _work(self, workers: Workers, jobs: deque[J], finished: Callable[[J, A], None]) -> None:

@@ -15,6 +15,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,20 +96,42 @@ class Pool(Local):
 
 def start(run: Coordinator[Any], workers: Workers) -> None:
     """Start the processes of a pool, each with a coordinator of the same origin, and note them."""
-    dumps = needed("cloudpickle", "Execution(processes=...)", "pool").dumps
     execution = replace(run.execution, processes=1, clients_on_disk=None)
     threads = max(1, torch.get_num_threads() // run.execution.processes)
-    what = dumps((run.origin, run.federation, run.setting, run.training, execution, threads))
+    facts = run.origin, run.federation, run.setting, run.training, execution, threads
+    what = packed(facts, run.execution.processes, "the run")
     launch(workers, run.execution.processes, serve, what)
+
+
+def packed(what: object, processes: int, called: str) -> bytes:
+    """What travels to other processes: what a script or a notebook defines by value, the rest by name.
+
+    Raises:
+        PluresError: if cloudpickle is missing, or if something of it belongs to this process alone.
+    """
+    dumps = needed("cloudpickle", "processes=...", "pool").dumps
+    try:
+        return bytes(dumps(what))
+    except Exception as error:  # whatever a class of the user's own raises when it is pickled
+        raise PluresError(
+            f"processes={processes}: {called} cannot be sent to other processes ({type(error).__name__}: {error}): "
+            "give data, network and methods by name, make what cannot travel inside the function that uses it, or use "
+            "processes=1"
+        ) from error
 
 
 def launch(workers: Workers, count: int, serve: Callable[[Connection], None], what: bytes) -> None:
     """Start processes that ignore signals, add them to ``workers``, and send all of them the same message."""
+    if multiprocessing.current_process().daemon:
+        raise PluresError(
+            f"processes={count}: this process was itself started by a pool that lets it start none: take processes=1 "
+            "here, or let concurrent.futures.ProcessPoolExecutor start it"
+        )
     context = multiprocessing.get_context("spawn")
     for _ in range(count):
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(there,), daemon=True)
-        with deaf():
+        with deaf(), without_standard_input():
             process.start()
         there.close()
         workers[here] = process
@@ -129,6 +152,21 @@ def deaf() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def without_standard_input() -> Iterator[None]:
+    """A context in which started processes do not look for the file of a program that came through standard input."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or Path(file).exists():
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = file
 
 
 def end(workers: Workers) -> list[int | None]:
