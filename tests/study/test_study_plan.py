@@ -20,7 +20,7 @@ from plures.study import Plan, Store, ahead, begin, parse_study, plan_of
 from plures.study.cells import dealt_anew, load_cell
 from plures.study.document import PartitionPart
 from plures.study.search import planned
-from plures.study.work import Bench, Timing
+from plures.study.work import Timing, Workspace
 from plures.tasks import Classification, Regression
 
 TEXT = """
@@ -203,8 +203,8 @@ def test_tuning_without_validation_data_is_refused(tmp_path: Path) -> None:
     )
     message = r"study\.toml, line 2: data\[0\]: .* has no validation example, so nothing could be tuned: .*trials = 0"
     with pytest.raises(PluresError, match=message):
-        Bench(tuned, Store(tmp_path / "tuned"), "me").at(tuned.cells[0])
-    assert len(Bench(fixed, Store(tmp_path / "fixed"), "me").at(fixed.cells[0]).federation) == 4
+        Workspace(tuned, Store(tmp_path / "tuned"), "me").at(tuned.cells[0])
+    assert len(Workspace(fixed, Store(tmp_path / "fixed"), "me").at(fixed.cells[0]).federation) == 4
 
 
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
