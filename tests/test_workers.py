@@ -21,6 +21,7 @@ from plures import PluresError, compare
 from plures.errors import PluresWarning
 from plures.evaluate.callback import Callback
 from plures.method import Method, Phase
+from plures.run.fingerprint import of_method
 
 pytest.importorskip("cloudpickle", reason="processes need cloudpickle: pip install 'plures[pool]'")
 pytestmark = pytest.mark.usefixtures("forked")
@@ -140,8 +141,11 @@ def test_methods_of_the_catalogue_travel_by_name():
     """So they are the code of their modules there, which is part of what a run answers."""
     cloudpickle = pytest.importorskip("cloudpickle")
     assert all(cloudpickle.loads(cloudpickle.dumps(entry)) is entry for entry in plures.METHODS.values())
-    fixed = plures.METHODS["ditto"].fixing(lam=0.25)
-    assert cloudpickle.loads(cloudpickle.dumps(fixed)).fixed == {"lam": 0.25}
+    ditto, temperature = plures.METHODS["ditto"], plures.METHODS["temperature"]
+    for made in (ditto.fixing(lam=0.25), ditto.fixing(lam=0.25) + temperature, (ditto + temperature).fixing(lam=0.25)):
+        there = cloudpickle.loads(cloudpickle.dumps(made))
+        assert (there.name, there.fixed, there.space) == (made.name, made.fixed, made.space)
+        assert of_method(there(), there.name, there.given({})) == of_method(made(), made.name, made.given({}))
 
 
 STDIN = """

@@ -7,9 +7,10 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, SupportsIndex
 
 from plures.errors import PluresError, PluresWarning
@@ -65,10 +66,18 @@ class Entry:
         return made
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """Pickle an entry defined in a module by its name, so that its code is the module's and not a copy."""
-        module, name = getattr(self.build, "__module__", ""), getattr(self.build, "__name__", "")
-        if getattr(sys.modules.get(module), name, None) is self:
+        """Pickle an entry by what it is made of: a name in a module, fixed parameters, or the methods it combines.
+
+        Its code is then the module's in every process, and not a copy.
+        """
+        build = self.build.func if isinstance(self.build, partial) else self.build
+        module, name = getattr(build, "__module__", ""), getattr(build, "__name__", "")
+        known = getattr(sys.modules.get(module), name, None)
+        if known is self:
             return pkgutil.resolve_name, (f"{module}:{name}",)
+        parts = self.parts or ((known,) if isinstance(known, Entry) and known.build is build else ())
+        if parts and replace(combined(parts, self.fixed), build=self.build) == self:
+            return combined, (parts, dict(self.fixed))
         return super().__reduce_ex__(protocol)
 
     @property
@@ -165,6 +174,11 @@ class Entry:
             {name: values for name, values in {**self.space, **other.space}.items() if name not in both},
             parts=(self, other),
         )
+
+
+def combined(parts: Sequence[Entry], fixed: Mapping[str, Any]) -> Entry:
+    """Methods in one, with some of its parameters fixed."""
+    return reduce(add, parts).fixing(**fixed)
 
 
 def titled(name: str, parameters: Mapping[str, Any]) -> str:
