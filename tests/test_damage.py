@@ -101,7 +101,7 @@ def test_a_comparison_repeats_the_damaged_run_alone(tmp_path: Path, damage: str)
         assert trained == [("fedavg", "seed 0")]
         (said,) = warned
         assert str(file) in said
-        assert said.endswith("the run is made again")
+        assert said.endswith("the run starts over")
         assert compared(tmp_path) == (again, [], []), "mended"
 
 
@@ -131,7 +131,7 @@ def test_a_comparison_starts_the_run_of_a_damaged_checkpoint_again(tmp_path: Pat
     assert alike(again, one)
     assert trained == [("fedavg", "seed 0")]
     assert str(file) in said
-    assert said.endswith("the run is made again")
+    assert said.endswith("the run starts over")
     assert not file.exists()
 
 

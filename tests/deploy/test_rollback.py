@@ -128,7 +128,7 @@ def test_a_state_that_is_not_finite_never_counts(tmp_path: Path, monkeypatch: py
     journal = Journal(tmp_path / "out")
     (broken,) = journal.events(BROKEN)
     assert re.fullmatch(
-        "round 2 broke the model: what was made of its uploads is not finite in 'model/.*'; the longest update was "
+        "round 2 broke the model: its combined uploads are not finite in 'model/.*'; the longest update was "
         "that of client 'switzerland'",
         broken["reason"],
     )

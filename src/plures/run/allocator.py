@@ -1,4 +1,4 @@
-"""The C library's memory allocator, told to keep what it has."""
+"""Keep the C library's memory allocator from returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def keep_freed_memory() -> bool:
     Gradients of a stack of clients are blocks of megabytes that live for one step. By default glibc maps such a block
     from the system and unmaps it when it is freed, so every step pays a page fault for each 4 KiB it writes, which
     takes a large part of a small network's step. With a high threshold the block comes from the heap, and
-    the heap is not trimmed when the block is freed, so the next step gets the same pages again. The price: up to
-    2 GiB that the process once used stay with it.
+    the heap is not trimmed when the block is freed, so the next step gets the same pages again. The price: the process
+    keeps up to 2 GiB that it no longer uses.
 
     Returns:
-        Whether it was done: not on other systems or C libraries, and not where the user set ``MALLOC_...`` variables.
+        Whether it was done. It is not on other systems or C libraries, nor if the user set ``MALLOC_...`` variables.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

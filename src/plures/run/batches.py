@@ -1,4 +1,4 @@
-"""The examples used in every step of a visit, for all clients of a chunk at once."""
+"""Which examples each step of a visit uses, for all clients of a chunk at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Batches:
     Attributes:
         rows: ``(steps, batches per step, clients, batch)`` int64 rows of the federation; padding repeats a row.
         counts: ``(steps, batches per step, clients)`` number of real examples.
-        steps: ``(clients,)`` steps of each client, not increasing.
+        steps: ``(clients,)`` number of steps of each client, in non-increasing order.
         seeds: ``(clients,)`` randomness of the phase.
     """
 
@@ -34,7 +34,7 @@ class Batches:
 
     @cached_property
     def active(self) -> list[int]:
-        """Number of clients that take part in each step; they are the first ones of the chunk."""
+        """Number of clients that take part in each step; they come first in the chunk."""
         active: list[int] = (self.steps[None, :] > np.arange(len(self.rows))[:, None]).sum(1).tolist()
         return active
 
@@ -59,7 +59,7 @@ def plan(
 ) -> Batches:
     """Draw the batches of a phase: passes over each client's examples, each in a new random order.
 
-    The last batch of a pass may be smaller. A number of ``steps`` cycles through as many passes as it needs.
+    The last batch of a pass may be smaller. If ``steps`` is given, as many passes follow each other as it needs.
 
     Args:
         split: the examples.
@@ -67,9 +67,9 @@ def plan(
         keys: ``(clients,)`` randomness of this phase.
         batch_size: examples in a batch; ``None`` for all.
         epochs: passes, possibly a fraction, if ``steps`` is ``None``.
-        steps: steps of every client.
+        steps: number of steps of every client.
         per_step: batches that each step consumes.
-        join_single: let a single last example join the batch before it, for batch normalisation.
+        join_single: add a single leftover example to the batch before it, for batch normalisation.
         same_width: pad batches to a width that is the same for every chunk, for compiled steps.
     """
     offsets = split.offsets.numpy()
@@ -103,9 +103,9 @@ def plan(
 
 
 def passes(split: Split, clients: list[int], batch_size: int) -> Batches:
-    """All examples of each client once, in their stored order: for evaluation and measurements.
+    """All examples of each client once, in their stored order, for evaluation and measurements.
 
-    Clients without any example get one batch of padding.
+    Clients without examples get one batch of padding.
     """
     sizes = split.sizes.numpy()[clients]
     batch = max(1, min(batch_size, int(sizes.max(initial=0))))

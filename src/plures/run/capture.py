@@ -1,8 +1,8 @@
 """Captured steps: one step of a stack of clients, recorded once on the device and replayed without Python.
 
 A step of a small model is a hundred small kernels, and starting them from Python takes longer than their work. A CUDA
-graph holds them all and is started as one. A recorded step always reads and writes the same memory, so everything that
-it needs lies in buffers: leaves, the optimizer's memory, the batches of all steps, the next step's number and the rate.
+graph holds them all and is started as one. A recorded step always reads and writes the same memory, so everything it
+needs is kept in buffers: leaves, the optimizer's memory, the batches of all steps, the next step's number and the rate.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from plures.run.batches import Batches
 Tensors = list[Tensor]
 
 WIDTHS = 3
-"""Widths of batches for which unpadded steps are recorded; further ones are padded."""
+"""Number of batch widths for which unpadded steps are recorded; with more widths, batches are padded."""
 WORTH = 4
-"""Steps of a first visit from which recording them pays."""
+"""Number of steps from which recording pays off in the first visit."""
 
 
 class Part(NamedTuple):
@@ -49,12 +49,12 @@ class Recorder(Protocol):
     """Records work on a device."""
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What does the same work again, on the same memory.
+        """A function that repeats the work on the same memory.
 
-        The work may be done any number of times while it is recorded.
+        While it is being recorded, the work may run any number of times.
 
         Raises:
-            RuntimeError: if the work cannot be recorded, for instance because it waits for a value.
+            RuntimeError: if the work cannot be recorded, for instance because it waits for a value from the device.
         """
 
 
@@ -73,17 +73,18 @@ class CudaGraphs:
 
 
 RECORDERS: Mapping[str, Callable[[], Recorder]] = {"cuda": CudaGraphs}
-"""What records steps, by type of device."""
+"""The recorder for each type of device."""
 
 
 class Kind(NamedTuple):
-    """What recorded steps differ in.
+    """What distinguishes one recorded step from another.
 
     Attributes:
-        clients: how many step.
+        clients: number of clients in the step.
         widths: examples of each of the step's batches.
         padded: whether some of them may be padding.
-        rate: learning rate, as long as there is only one; ``None`` for a step that reads it, which costs more.
+        rate: learning rate, if only one has been used so far; ``None`` if the step reads it from a buffer, which costs
+            more.
     """
 
     clients: int
@@ -95,16 +96,16 @@ class Kind(NamedTuple):
 class Captured:
     """The steps of one phase for stacks of up to ``clients`` clients, each recorded when it is first needed.
 
-    Clients are in the order of their number of steps. The values of a client are read after its last step; what
-    the stack computes for it later, while others still train, is never read, so nothing is masked. When half of the
-    clients are done, a step of half the size takes over.
+    Clients are sorted by decreasing number of steps. A client's values are read after its last step; what the stack
+    computes for it later, while others still train, is never read, so nothing is masked. When half of the clients are
+    done, a step of half the size takes over.
 
     Args:
         recorder: records steps.
         clients: the largest stack.
-        written: places among a part's ``rest`` of the leaves that steps change.
+        written: positions, in a part's ``rest``, of the leaves that steps change.
         dtype: type of the losses.
-        halved: whether smaller stacks are recorded, too.
+        halved: whether to record steps of smaller stacks too.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Captured:
         self._visits = 0
 
     def kinds(self, plan: Batches, rate: float) -> list[Kind]:
-        """The step to replay for each step of a plan; unpadded where all clients have batches of the same size."""
+        """What to replay for each step of a plan; unpadded if all clients have batches of the same size."""
         self._rates.add(rate)
         fixed = rate if len(self._rates) == 1 else None
         self._replays = {kind: replay for kind, replay in self._replays.items() if kind.rate == fixed}
@@ -134,7 +135,7 @@ class Captured:
         ]
 
     def worth(self, plan: Batches) -> bool:
-        """Whether to record a plan's steps: not for the few steps of what may be the only visit."""
+        """Whether recording a plan's steps pays off; it does not for a few steps in what may be the only visit."""
         self._visits += 1
         return len(plan.rows) >= WORTH or self._visits > 1
 
@@ -147,12 +148,12 @@ class Captured:
             step: one step of a part.
             part: all clients of the stack.
             plan: their batches.
-            kinds: what to replay for each step; see :meth:`kinds`.
+            kinds: the recorded step to replay for each step; see :meth:`kinds`.
             keys: ``(steps, clients)`` dropout keys; ``None`` when nothing is random.
             rate: learning rate.
 
         Raises:
-            RuntimeError: if a step cannot be recorded. Nothing has been changed then.
+            RuntimeError: if a step cannot be recorded. In that case nothing has been changed.
         """
         buffers = self._prepared(step, part, plan, kinds, keys, rate)
         losses = plan.rows.new_zeros(2, len(plan.steps), dtype=self._dtype)
@@ -168,7 +169,7 @@ class Captured:
     def _prepared(
         self, step: Step, part: Part, plan: Batches, kinds: list[Kind], keys: Tensor | None, rate: float
     ) -> Buffers:
-        """Buffers that hold the start of a visit; steps that are not known yet are recorded."""
+        """Buffers loaded with the start of a visit; steps that are not recorded yet are recorded here."""
         buffers = self._buffers
         if buffers is None or not buffers.fit(part, plan):
             self._replays.clear()
@@ -183,7 +184,7 @@ class Captured:
 
 
 def work_of(step: Step, buffers: Buffers, kind: Kind) -> Callable[[], None]:
-    """One step on buffers, which ends with the next one prepared."""
+    """One step on buffers, which at its end advances them to the next step."""
     part, first = buffers.first(kind.clients), slice(0, kind.clients)
 
     def work() -> None:
@@ -205,16 +206,16 @@ class Buffers:
     Leaves that all clients share, and that no step changes, take one row.
 
     Args:
-        part: leaves of the shapes to come.
-        plan: batches of the widths to come.
+        part: leaves of the shapes that will be loaded.
+        plan: batches of the widths that will be loaded.
         keys: ``(steps, clients)`` dropout keys, or ``None``.
-        clients: most clients.
+        clients: largest number of clients.
         dtype: type of the losses.
 
     Attributes:
-        steps: how many steps it holds the batches of.
+        steps: number of steps whose batches fit.
         rows, counts, keys: the batches of these steps.
-        next: which of them is next, ``(1,)``.
+        next: index of the next of these steps, ``(1,)``.
         number: number of that step, from 1.
         rate: learning rate.
         losses: ``(2, clients)`` sums over the steps so far.
@@ -240,12 +241,12 @@ class Buffers:
         self.losses = torch.zeros(2, clients, dtype=dtype, device=device)
 
     def first(self, clients: int) -> Part:
-        """The first clients."""
+        """Views of the first clients' leaves."""
         trained, rest, received = ([leaf[:clients] for leaf in leaves] for leaves in self.part[:3])
         return Part(trained, rest, received, [[kept[:clients] for kept in some] for some in self.part.memory])
 
     def fit(self, part: Part, plan: Batches) -> bool:
-        """Whether a part and its batches can be held: a leaf that was shared may no longer be."""
+        """Whether a part and its batches fit; they do not, for instance, if a leaf that clients shared no longer is."""
         held = [*self.part.rest, *self.part.received]
         alike = all(
             mine.stride(0) != 0 or leaf.stride(0) == 0 or len(leaf) == 1
@@ -254,7 +255,7 @@ class Buffers:
         return alike and plan.rows.shape[1::2] == self.rows.shape[1::2]
 
     def load(self, part: Part, plan: Batches, keys: Tensor | None, rate: float) -> None:
-        """Take up the start of a visit. Places without a client are given the first one's values."""
+        """Load the start of a visit. Rows without a client get the first client's values."""
         count = len(plan.steps)
         into, values = Tensors(), Tensors()
         for mine, leaves in zip(self.part[:3], part[:3], strict=True):
@@ -276,7 +277,7 @@ class Buffers:
         self.load_steps(plan, keys, 0)
 
     def load_steps(self, plan: Batches, keys: Tensor | None, start: int) -> None:
-        """Take up the batches of the steps from ``start`` on, as many as there is room for."""
+        """Load the batches of as many steps from ``start`` on as fit."""
         count, steps = len(plan.steps), slice(start, start + self.steps)
         amounts = torch.from_numpy(plan.counts[steps]).to(self.counts.device)
         whole = [(self.rows, plan.rows[steps]), (self.counts, amounts)]
@@ -293,7 +294,7 @@ class Buffers:
         self.number.fill_(start + 1)
 
     def unload(self, part: Part, losses: Tensor, clients: slice, written: list[int]) -> None:
-        """Give back what some clients have reached."""
+        """Copy some clients' results back into ``part`` and ``losses``."""
         mine = [*self.part.trained, *(self.part.rest[n] for n in written)]
         theirs = [*part.trained, *(part.rest[n] for n in written)]
         copied([leaf[clients] for leaf in theirs], [leaf[clients] for leaf in mine])
@@ -307,5 +308,5 @@ def copied(into: Tensors, values: Tensors) -> None:
 
 
 def even(counts: NDArray[np.int64]) -> tuple[int, ...] | None:
-    """``(batches, clients)`` examples as one number for each batch, if all clients have equally many."""
+    """The number of examples in each batch, if it is the same for all clients, from ``(batches, clients)`` counts."""
     return tuple(counts[:, 0].tolist()) if (counts == counts[:, :1]).all() else None

@@ -18,8 +18,8 @@ from plures.run.coordinator import Coordinator
 from plures.run.fingerprint import KEY, VERSIONS, Fingerprint, insist, of_run
 
 BEST = "best:"
-RUN_AGAIN = "the run is made again"
-REMEDY = "delete it, and the run starts again"
+RUN_AGAIN = "the run starts over"
+REMEDY = "delete it, and the run starts over"
 Snapshot = dict[str, Tensor]
 """Everything that changes in a run, as flat named tensors."""
 
@@ -55,7 +55,7 @@ def restore(run: Coordinator[Any], saved: Snapshot) -> None:
         return {k: saved[f"{kind}:{block}:{k}"].to(t.device) for k, t in names.items()}
 
     def extra(block: str, kept: BlockState) -> dict[str, Tensor]:
-        """What a share keeps beside its values, which may come and go with the rounds."""
+        """Further tensors that a share keeps, which may appear or disappear from round to round."""
         prefix = f"share:{block}:"
         found = {name.removeprefix(prefix): t for name, t in saved.items() if name.startswith(prefix)}
         leaf = next(iter(kept.values.values()))
@@ -87,9 +87,9 @@ def save(
         run: the run.
         name: what it is called; the checkpoint belongs to runs of this name.
         file: where to write.
-        best: an earlier state worth keeping beside the present one.
-        question: what the run answers; default: what :func:`~plures.run.fingerprint.of_run` finds.
-        extra: JSON values that :func:`resume` gives back.
+        best: an earlier state worth keeping alongside the current one.
+        question: the run's fingerprint; default: that of :func:`~plures.run.fingerprint.of_run`.
+        extra: JSON values that :func:`resume` returns.
     """
     asked = of_run(run, name) if question is None else question
     device = str(run.execution.torch_device)
@@ -99,7 +99,7 @@ def save(
 
 
 def discard_damaged(file: Path) -> None:
-    """Delete a checkpoint that is damaged, with a warning that names it, so that its run starts again."""
+    """Delete a damaged checkpoint, with a warning that names it, so that its run starts over."""
     if file.exists() and salvaged(lambda: read(file), RUN_AGAIN) is None:
         file.unlink()
 
@@ -107,20 +107,20 @@ def discard_damaged(file: Path) -> None:
 def resume(
     run: Coordinator[Any], name: str, file: Path, question: Fingerprint | None = None
 ) -> tuple[dict[str, Any], Snapshot | None]:
-    """Restore a run from a checkpoint; refuse the checkpoint of another run.
+    """Restore a run from a checkpoint; refuse a checkpoint of another run.
 
     Args:
         run: the run.
         name: what it is called.
         file: the checkpoint.
-        question: what the run answers, as it was given to :func:`save`.
+        question: the run's fingerprint, as it was given to :func:`save`.
 
     Returns:
         The values and the earlier state that were given to :func:`save`.
 
     Raises:
-        PluresError: if data, model, method, training or anything else that the result depends on is another one, or if
-            the file does not say; names the difference.
+        PluresError: if data, model, method, training or anything else that the result depends on differs, or if the
+            file does not record it; the message names the difference.
     """
     about = describe(file, REMEDY)
     asked = of_run(run, name) if question is None else question

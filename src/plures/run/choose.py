@@ -1,4 +1,4 @@
-"""Chunk size, backend, compilation and precision, chosen by measuring first steps on copies."""
+"""Choose chunk size, backend, compilation and precision by timing a few steps on copies of the leaves."""
 
 from __future__ import annotations
 
@@ -38,34 +38,36 @@ log = logging.getLogger("plures")
 
 MEASURED_STEPS = 12
 REPEATS, ENOUGH = (3, 10), 0.1
-"""Visits that are measured at least and at most, if the time allows; after these seconds the least number is enough."""
+"""Smallest and largest number of visits to time, as far as the budget allows; and the number of seconds after which the
+smallest number is enough."""
 HOPELESS = 1.2
-"""Larger stacks are not measured once a stack takes this many times as long for a client as the best."""
+"""Larger stacks are not measured once the largest one so far takes this many times as long per client as the best."""
 LOOP_MEMORY = 1 << 27
 """Bytes of states that a chunk of clients trained one after the other may take."""
 TAKEN_OUT = r'[\\/:*?"<>|]'
-"""What PyTorch takes out of a user's name, to make the name of a folder of it."""
+"""Characters that PyTorch replaces in a user's name to name that user's folder of compiled steps."""
 SHORT = 0.5
-"""Seconds. A run that is over sooner, one client after the other, is not measured further: that would take as long."""
+"""Seconds. A run that takes less, one client after the other, is not measured further: that would take as long."""
 GLANCE = 4
-"""Steps of one client from which the length of a run is estimated."""
+"""Number of steps of one client from which the length of a run is estimated."""
 SHARE, LEAST = 0.05, 2.0
-"""What measuring may cost: this share of the run, or these seconds."""
+"""Budget for measuring: this share of the run or this many seconds, whichever is more."""
 SIZES = (8, 32, 1, 128)
-"""Stacks that are measured, in order of promise; what lies between them is interpolated."""
+"""Stack sizes to measure, the most promising first; times of sizes in between are interpolated."""
 COMPILED, COMPILED_CONVOLUTIONS = 0.5, 0.9
-"""What a compiled step is expected to take of the time of one that is not, before one of its network was measured.
+"""Expected time of a compiled step as a fraction of an uncompiled one, without and with convolutions, until a step of
+the network has been measured.
 
-Compilation speeds up what lies between convolutions, and on a CPU these take most of the time.
+Compilation speeds up everything but convolutions, and these take most of the time on a CPU.
 """
 COMPILED_ON_GPU, COMPILATION_ON_GPU = 0.75, 20.0
-"""The same of a captured step on a GPU, and seconds of a compilation there, before one was measured."""
+"""The same fraction for a captured step on a GPU, and the expected seconds of a compilation there, until measured."""
 SPARED, HOPED = 0.8, 0.8
-"""What compiling is expected to spare of the cost that a step has with however few clients, and what a compiled step of
-another size may then take of the time that follows from those that were measured.
+"""Share of a step's fixed cost (the same for any number of clients) that compilation is expected to save; and the
+expected time of a compiled step of another size, as a fraction of what the measured compiled steps predict.
 """
 COMPILATIONS = 2
-"""Most chunk sizes whose steps are compiled to be measured."""
+"""Largest number of chunk sizes whose steps are compiled in order to measure them."""
 
 
 def choose(
@@ -77,18 +79,18 @@ def choose(
     cohort: int,
     machine: Machine | None = None,
 ) -> Execution:
-    """Settle what is ``auto``. Nothing of the run is touched: the measured steps train copies.
+    """Settle every option that is ``auto``. The run itself is not touched: the measured steps train copies.
 
-    Where a few steps show that all rounds take less than :data:`SHORT`, clients are trained one after the other.
+    If a few steps show that all rounds take less than :data:`SHORT`, clients are trained one after the other.
 
     Args:
-        bound: the method on its network.
+        bound: the method, resolved against its network.
         federation: the data, on the device.
         training: local work.
-        wanted: what the user fixed, and what is ``auto``.
+        wanted: the user's options, some of which may be ``auto``.
         seed: the run's seed.
-        cohort: clients of a round.
-        machine: what earlier runs found out, which is not measured again; what this one finds out is added.
+        cohort: number of clients in a round.
+        machine: measurements of earlier runs, which are not repeated; this run's are added.
     """
     machine = machine or Machine()
     if (simple := unmeasured(bound, federation, training, wanted, seed, cohort, machine)) is not None:
@@ -121,7 +123,7 @@ def unmeasured(
     cohort: int,
     machine: Machine,
 ) -> Execution | None:
-    """One client after the other, if that is allowed on a CPU and all rounds are over before more could be measured."""
+    """One client after the other, if the options allow it and the run, on a CPU, is too short to be worth measuring."""
     free = wanted.backend != "vmap" and wanted.compile is not True and wanted.convolutions == "auto"
     if wanted.settled or not free or wanted.torch_device.type != "cpu":
         return None
@@ -133,7 +135,7 @@ def unmeasured(
     engine, clients = Engine(bound, federation, training, simple, seed, machine), largest(federation, 1)
 
     def seconds(count: int) -> float:
-        """Of some steps of all phases."""
+        """How long ``count`` steps of every phase take."""
         x, received = copies(bound, 1)
         begun = time.perf_counter()
         engine.visit(x, received, clients, 0, tuple(replace(phase, steps=count, epochs=None) for phase in phases))
@@ -146,13 +148,13 @@ def unmeasured(
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a visit of some clients is.
+    """The measured speed of a visit of some clients.
 
     Attributes:
-        fixed: seconds of a visit besides its steps.
-        step: seconds of a step of all of them.
-        first: seconds that the first visit took beyond the others, as for a compilation.
-        spent: seconds that it took to find out.
+        fixed: seconds of a visit apart from its steps.
+        step: seconds of one step of all these clients.
+        first: extra seconds that the first visit took, for instance to compile.
+        spent: seconds that the measurement took.
     """
 
     fixed: float
@@ -164,12 +166,12 @@ class Pace:
 @brief
 @dataclass
 class Choice:
-    """What is measured for one kind of work, and what follows from it.
+    """The measurements for one kind of work, and the execution that they suggest.
 
     Attributes:
         timed: seconds of a round by execution.
-        paces: of each phase of stacks that are not compiled, by whether steps are captured and number of clients.
-        spent: seconds spent on measuring, compilations left out.
+        paces: pace of each phase in uncompiled stacks, by whether steps are captured and by number of clients.
+        spent: seconds spent on measuring, without compilations.
     """
 
     bound: Bound
@@ -196,14 +198,14 @@ class Choice:
 
     @property
     def compiled(self) -> float:
-        """What a compiled step is expected to take of the time of one that is not, before any was measured."""
+        """Expected time of a compiled step as a fraction of an uncompiled one, until one has been measured."""
         if self.on_cuda:
             return COMPILED_ON_GPU
         return COMPILED_CONVOLUTIONS if self.bound.network.convolves else COMPILED
 
     @property
     def rounds(self) -> int:
-        """Rounds for which the choice counts."""
+        """Number of rounds that the choice is for."""
         return self.training.rounds if self.machine.rounds is None else self.machine.rounds
 
     @property
@@ -213,7 +215,7 @@ class Choice:
         return max(LEAST, SHARE * length) - self.spent
 
     def compare(self) -> None:
-        """Measure one client after the other, and stacks of several sizes, as far as the time allows."""
+        """Measure the loop backend and stacks of several sizes, as far as the budget allows."""
         base = replace(self.wanted, compile=False, capture=self.wanted.capture is True)
         if self.on_cuda and base.backend != "loop":
             for candidate in self.on_gpu(base):
@@ -228,7 +230,7 @@ class Choice:
             self.attempt(one_by_one(base, 1))
 
     def on_gpu(self, base: Execution) -> list[Execution]:
-        """What is compared on a CUDA device: stacks as large as memory allows, with their steps captured and not."""
+        """Candidates on a CUDA device: stacks as large as memory allows, with and without captured steps."""
         base = replace(base, backend="vmap", capture=False)
         short = tuple(replace(phase, steps=1, epochs=None) for phase in self.phases)
 
@@ -245,7 +247,7 @@ class Choice:
         return [replace(base, capture=capture) for capture in captured]
 
     def stacks(self, base: Execution) -> None:
-        """Measure stacks, and note the best chunk."""
+        """Measure stacks of several sizes, and record the best chunk size."""
         found: dict[int, list[Pace]] = {}
         sizes = SIZES if base.chunk == "auto" else (base.chunk, max(1, base.chunk // 4))
         for size in dict.fromkeys(min(size, self.cohort) for size in sizes):
@@ -266,7 +268,7 @@ class Choice:
             self.timed[replace(base, chunk=best)] = seconds[best]
 
     def paced(self, candidate: Execution) -> list[Pace] | None:
-        """Paces of all phases, or ``None`` where a candidate does not run."""
+        """The paces of all phases; ``None`` if the candidate does not run."""
         try:
             found = [
                 pace(self.bound, self.federation, self.training, candidate, self.seed, phase, self.machine, share)
@@ -282,7 +284,7 @@ class Choice:
         return found
 
     def attempt(self, candidate: Execution) -> None:
-        """Measure a candidate by itself."""
+        """Measure one candidate."""
         assert isinstance(candidate.chunk, int)
         paces = self.paced(candidate)
         if paces is None:
@@ -300,12 +302,12 @@ class Choice:
                 self.machine.gains[self._network] = self.timed[candidate] / plain
 
     def round(self, found: dict[int, list[Pace]], chunk: int, compiled: bool = False) -> float:
-        """Seconds of a round with stacks of some size.
+        """Seconds of a round with stacks of a given size.
 
         Args:
             found: paces of all phases by number of clients.
-            chunk: clients of a stack.
-            compiled: whether those that have finished go on, masked, until the last one has.
+            chunk: number of clients in a stack.
+            compiled: whether clients that have finished continue, masked, until the last one has finished.
         """
         total, known = 0.0, sorted(found)
         for number, steps in enumerate(self.steps):
@@ -325,9 +327,9 @@ class Choice:
     # --- compilation --------------------------------------------------------------------------------------------
 
     def best(self) -> Execution:
-        """The execution with the shortest time for all rounds, compilations that are still needed included.
+        """The execution with the shortest time for all rounds, including compilations that are still needed.
 
-        A compiled one that promises more than those that were measured is measured first.
+        A compiled candidate that promises to be faster than all measured ones is measured before the choice is made.
         """
         while True:
             totals = {execution: self.total(execution, seconds) for execution, seconds in self.timed.items()}
@@ -344,14 +346,14 @@ class Choice:
         return min(totals, key=totals.__getitem__)
 
     def total(self, execution: Execution, seconds: float) -> float:
-        """Seconds of all rounds, with the compilations that are still needed."""
+        """Seconds of all rounds, including compilations that are still needed."""
         expected = self.machine.compilation
         if self.on_cuda and not self.machine.compilations:
             expected = COMPILATION_ON_GPU
         return self.rounds * seconds + (self.missing(execution) * expected if execution.compile else 0)
 
     def missing(self, execution: Execution) -> int:
-        """Steps that an execution needs and that are not compiled yet."""
+        """Number of steps that an execution still has to compile."""
         assert isinstance(execution.chunk, int)
         sizes = {min(execution.chunk, self.cohort), self.cohort % execution.chunk} - {0}
         if self._engine is None:
@@ -359,7 +361,7 @@ class Choice:
         return self._engine.uncompiled(self.phases, sizes)
 
     def hoped(self) -> dict[Execution, float]:
-        """Compiled executions that could be measured, and the seconds of a round that are hoped for."""
+        """Compiled executions that could be measured, with the expected seconds of a round."""
         if self.wanted.compile is False or self.bound.network.batch_coupled:
             return {}
         found: dict[Execution, float] = {}
@@ -383,12 +385,13 @@ class Choice:
 
 
 def bare(found: dict[int, list[Pace]]) -> dict[int, list[Pace]]:
-    """Paces without most of what a step costs with however few clients, which compiling spares.
+    """Paces without most of a step's fixed cost, which compilation saves.
 
-    That is why smaller stacks are better where steps are compiled: there are more steps, but less memory is in use.
+    So smaller stacks are better with compiled steps: there are more steps, but each uses less memory.
 
     Args:
-        found: of all phases by number of clients; the line through the smallest two tells what a step costs with none.
+        found: paces of all phases by number of clients. The fixed cost is where the line through the two smallest
+            numbers of clients reaches zero clients.
     """
     if len(found) < 2:
         return found
@@ -406,12 +409,12 @@ def bare(found: dict[int, list[Pace]]) -> dict[int, list[Pace]]:
 
 
 def even(cohort: int) -> list[int]:
-    """Chunk sizes of at most 128 that part a cohort into chunks of equal size, or nearly so."""
+    """Chunk sizes of at most 128 that divide a cohort into chunks of equal size, or nearly so."""
     return sorted({-(-cohort // parts) for parts in range(-(-cohort // 128), cohort + 1)})
 
 
 def possible(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> Execution:
-    """What is left of the wishes on this device and with this model; says what had to be given up, and why."""
+    """The wanted options as far as this device and model allow them; logs which ones were dropped, and why."""
     if wanted.precision == "auto":
         wanted = replace(wanted, precision="float32")
     if wanted.backend != "loop":
@@ -429,7 +432,7 @@ def possible(bound: Bound, federation: Federation, training: Training, wanted: E
 
 
 def uncompilable() -> str | None:
-    """What ``torch.compile`` lacks on this machine, or ``None``: a C++ compiler, and Python's header files."""
+    """What ``torch.compile`` needs and this machine lacks, such as a C++ compiler; ``None`` if nothing is missing."""
     if sys.platform == "win32":
         return None
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
@@ -438,14 +441,14 @@ def uncompilable() -> str | None:
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "Python's header files are not installed (Debian: apt install python3-dev)"
     if not own_cache():
-        return "others may write where PyTorch keeps compiled steps: set TORCHINDUCTOR_CACHE_DIR to a folder of yours"
+        return "others may write where PyTorch keeps compiled steps: set TORCHINDUCTOR_CACHE_DIR to your own folder"
     return None
 
 
 def own_cache() -> bool:
-    """Whether nobody else on this machine may put code where ``torch.compile`` looks for it.
+    """Whether only this user may write to the folder from which ``torch.compile`` loads code.
 
-    By default that is a folder of a known name in a folder of all users, where another one may have made it before.
+    By default it has a predictable name in a folder shared by all users, where another user may have created it first.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return True
@@ -457,7 +460,7 @@ def own_cache() -> bool:
 
 
 def unstackable(bound: Bound, federation: Federation, training: Training, wanted: Execution, seed: int) -> str | None:
-    """Why clients cannot be stacked through the model and the method, or ``None``, from one step of two clients."""
+    """Why this model and method cannot run on stacked clients, or ``None`` if they can; tries a step of two clients."""
     trial = replace(wanted, backend="vmap", chunk=2, compile=False, capture=False)
     engine = Engine(bound, federation, training, trial, seed)
     if bound.network.unmappable is not None:
@@ -487,7 +490,7 @@ def named(execution: Execution) -> str:
 
 
 def lasting(seconds: float) -> str:
-    """Seconds in a message."""
+    """A duration as text for a message."""
     if math.isinf(seconds):
         return "did not run"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
@@ -509,7 +512,7 @@ def copies(bound: Bound, clients: int) -> tuple[Stack, Stack]:
 
 
 def steps_of(phase: Phase, federation: Federation, training: Training, cohort: int) -> NDArray[np.int64]:
-    """Steps of the clients of a typical cohort in one phase, not increasing."""
+    """Number of steps of each client of a typical cohort in one phase, in non-increasing order."""
     sizes = federation.splits["train"].sizes.sort(descending=True).values.numpy()
     sizes = sizes[np.linspace(0, len(sizes) - 1, cohort).round().astype(np.int64)]
     own = phase.epochs is not None or phase.steps is not None
@@ -524,7 +527,7 @@ def steps_of(phase: Phase, federation: Federation, training: Training, cohort: i
 
 
 def kind_of_work(bound: Bound, federation: Federation, training: Training, wanted: Execution, cohort: int) -> str:
-    """What the time of a round depends on, as one text; values of hyper-parameters and of data are not part of it."""
+    """What the time of a round depends on, as one string; values of hyper-parameters and data are left out."""
     phases = [item for item in bound.method.schedule if isinstance(item, Phase)]
     shapes = [(slot, path, tuple(t.shape)) for slot, ls in bound.initial.items() for path, t in ls.items()]
     about = (
@@ -544,7 +547,7 @@ def kind_of_work(bound: Bound, federation: Federation, training: Training, wante
 
 
 def named_code(function: Callable[..., object] | None) -> tuple[str, str] | None:
-    """A function's name and what its code does, whatever it closes over."""
+    """A function's name and a digest of its code; what it closes over is ignored."""
     while isinstance(function, functools.partial):
         function = function.func
     if function is None:
@@ -554,12 +557,12 @@ def named_code(function: Callable[..., object] | None) -> tuple[str, str] | None
 
 
 def one_by_one(base: Execution, chunk: int) -> Execution:
-    """Clients one after the other, with the options of stacks left out."""
+    """The loop backend, without options that only apply to stacks."""
     return replace(base, backend="loop", chunk=chunk, compile=False, capture=False, convolutions="auto")
 
 
 def loop_chunk(bound: Bound, cohort: int) -> int:
-    """Clients of a chunk that train one after the other: as many as share the planning and fit into little memory."""
+    """Chunk size for the loop backend: large enough to share the planning, small enough to use little memory."""
     size = sum(t.nbytes for leaves in bound.initial.values() for t in leaves.values())
     return max(1, min(cohort, 32, LOOP_MEMORY // size))
 
@@ -578,12 +581,12 @@ def pace(
 
     Args:
         execution: backend, chunk, compilation and precision.
-        phase: the only one that is measured.
+        phase: the phase to measure.
         machine: keeps compiled steps.
-        allowed: seconds that it may take, compilation left out; a first and a second visit are always made.
+        allowed: budget in seconds, without compilation; two visits are always made.
 
     Returns:
-        The pace of the largest clients: of a chunk together, or of one client where they train one after the other.
+        The pace of the clients with the most data: of a whole chunk, or of one client with the loop backend.
     """
     chunk = execution.chunk
     assert isinstance(chunk, int)
@@ -604,7 +607,7 @@ def pace(
         visit(1)
         visit(MEASURED_STEPS)
     one = visit(1)
-    if one < allowed / 8:  # the first visit may do what none does later
+    if one < allowed / 8:  # the first visit may include one-time work
         one = min(one, visit(1))
     if execution.compile is True:
         machine.compilations.append(max(0.0, compiling - one))

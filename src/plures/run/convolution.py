@@ -1,12 +1,12 @@
 """Convolutions of stacked clients as batched products of patches.
 
-A convolution that ``torch.func.vmap`` maps over weights becomes one with groups, of which cuDNN runs one small kernel
-for each client. Here all clients' patches are copied side by side, and one batched product multiplies each client's
-patches by its own weights.
+When ``torch.func.vmap`` maps a convolution over its weights, the result is a grouped convolution, for which cuDNN runs
+one small kernel per client. Here all clients' patches are copied side by side, and one batched product multiplies each
+client's patches by its own weights.
 
 A convolution is linear in its input and in its weights. So three functions are closed under differentiation: the
-convolution, the gradient of its input and the gradient of its weights; each is the derivative of another one, to any
-order. Each has a form for one client, which is PyTorch's, and one for a stack, which ``vmap`` takes.
+convolution, the gradient of its input and the gradient of its weights; each is the derivative of another, to any order.
+Each has two forms: PyTorch's, for one client, and one for a stack, which ``vmap`` uses.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def patches(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: S
 
 
 def windows(x: Tensor, axis: int, kernel: int, stride: int, dilation: int) -> Tensor:
-    """Windows along an axis, ``(..., kernel)``: views, or in a graph copies, whose derivative graphs know."""
+    """Windows along an axis, ``(..., kernel)``: views, or copies in a compiled graph, which can differentiate those."""
     reach = dilation * (kernel - 1) + 1
     if not torch.compiler.is_compiling():
         return x.unfold(axis, reach, stride)[..., ::dilation]
@@ -61,7 +61,7 @@ def windows(x: Tensor, axis: int, kernel: int, stride: int, dilation: int) -> Te
 def folded(parts: Tensor, n: int, size: Sizes, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes) -> Tensor:
     """The adjoint of :func:`patches`: sums of overlapping patches, ``(clients, n, channels, *size)``.
 
-    One axis after the other, so that a kernel of 5 x 5 takes ten additions and not 25.
+    It works along one axis at a time, so that a 5 x 5 kernel takes ten additions instead of 25.
     """
     places = len(kernel)
     whole = [s + 2 * p for s, p in zip(size, padding, strict=True)]
@@ -99,7 +99,7 @@ def matrices(weight: Tensor, groups: int) -> Tensor:
 def stacked_convolution(
     x: Tensor, weight: Tensor, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
 ) -> Tensor:
-    """Convolutions ``(clients, n, filters, *outputs)`` without bias, each client's by its own weights.
+    """Convolutions ``(clients, n, filters, *outputs)`` without bias, each client with its own weights.
 
     Args:
         x: ``(clients, n, channels, *size)``.
@@ -148,8 +148,8 @@ def mapped(
     Args:
         one: the function of one client.
         many: the function of a stack.
-        shared: whether the second tensor, where all clients share it, can serve all their examples at once.
-        info: what ``vmap`` knows.
+        shared: whether all clients' examples can be processed at once if they share the second tensor.
+        info: ``vmap``'s information, such as the number of clients.
         places: the mapped axis of each argument.
         first, second, options: the arguments.
     """
@@ -175,7 +175,7 @@ class Bilinear(torch.autograd.Function):
 
 
 class Convolution(Bilinear):
-    """A convolution without bias: ``(n, channels, *size)`` by weights ``(filters, channels / groups, *kernel)``."""
+    """A convolution without bias: ``(n, channels, *size)`` with weights ``(filters, channels / groups, *kernel)``."""
 
     @staticmethod
     def forward(
@@ -257,10 +257,11 @@ class WeightGradient(Bilinear):
 
 
 class Patches(TorchFunctionMode):
-    """In this context, convolutions of 1-D and 2-D that ``torch.func.vmap`` maps are products of patches.
+    """A context in which 1-D and 2-D convolutions that ``torch.func.vmap`` maps are computed as products of patches.
 
-    Others stay PyTorch's own, depthwise ones too. What a product of patches gives has its channels last in memory. The
-    derivative of cuDNN's batch normalisation asks for that format, which ``vmap`` cannot give: so its input is copied.
+    All others, including depthwise ones, stay PyTorch's own. The result of a product of patches has its channels last
+    in memory. The derivative of cuDNN's batch normalisation asks for the format of its input, which ``vmap`` cannot
+    tell, so that input is made contiguous.
     """
 
     def __torch_function__(
@@ -287,7 +288,7 @@ def convolved(
     """A convolution with the arguments of ``F.conv1d`` or ``F.conv2d``.
 
     Args:
-        plain: either of these.
+        plain: ``F.conv1d`` or ``F.conv2d``.
         places: number of the kernel's axes.
         input, weight, bias, stride, padding, dilation, groups: its arguments.
     """
@@ -310,7 +311,7 @@ def convolved(
         sides = _each(padding, places)
     one = input.dim() == places + 1
     x = input.unsqueeze(0) if one else input
-    if torch.compiler.is_compiling():  # graphs keep no rule of an autograd.Function: differentiate the product itself
+    if torch.compiler.is_compiling():  # graphs drop the vmap rules of an autograd.Function: differentiate the product
         found = stacked_convolution(x.unsqueeze(0), weight.unsqueeze(0), steps, sides, spread, groups).squeeze(0)
     else:
         found = Convolution.of(x, weight, steps, sides, spread, groups)

@@ -39,17 +39,17 @@ class RoundRecord:
         round: number of rounds finished, from 1.
         cohort: names of the clients that took part.
         loss: mean training loss over the cohort, before the combination: the task's loss (cross-entropy, or the squared
-            error summed over outputs) without penalties and other terms of a method, over the steps of the schedule's
-            last phase that trains something. It is the loss of the phase's slot (the first one that it trains), of the
-            model that the phase made a forward pass with or said it was for (``keep=``): of APFL the global model, of
-            Per-FedAvg the model before its adaptation. A phase without such a pass tells the loss of another slot that
-            it trains or keeps (of pFedMe theta), and one without any makes a pass for it.
-        objective: mean over the same steps of what the phase minimises. It is the same number where that is the task
-            loss, and need not be a loss: Per-FedAvg's has the right gradient alone.
-        bytes_up: bytes that clients sent to the server, gradients that it asked for included.
+            error summed over outputs) without penalties and other terms of a method, averaged over the steps of the
+            schedule's last phase that trains something. It is the loss of the phase's slot (the first one that it
+            trains), from a forward pass with that slot or marked as being for it (``keep=``): for APFL the loss of the
+            global model, for Per-FedAvg that of the model before its adaptation. A phase without such a pass reports
+            the loss of another slot that it trains or keeps (theta for pFedMe); one without any makes an extra pass.
+        objective: mean of what the phase minimises, over the same steps. It equals ``loss`` if that is the task loss,
+            and need not be a loss at all: for Per-FedAvg only its gradient is meaningful.
+        bytes_up: bytes that clients sent to the server, including gradients that it asked for.
         bytes_down: bytes that clients received.
         seconds: wall time of the round.
-        left_out: clients that were asked and whose work does not count, each with the reason.
+        left_out: clients that were asked but whose work does not count, each with the reason.
     """
 
     round: int
@@ -77,26 +77,26 @@ class BrokenError(PluresError):
 
 @dataclass(frozen=True)
 class Moved:
-    """How far the uploads of a round went from what was sent, where clients are not believed.
+    """How far the uploads of a round moved from what was sent out; known only where clients are not trusted.
 
     Attributes:
-        by: L2 norm of each client's change, by name.
-        sent: that of what was sent.
+        by: L2 norm of each client's change, by client name.
+        sent: L2 norm of what was sent out.
     """
 
     by: Mapping[str, float] = field(default_factory=dict)
     sent: float = 0.0
 
     def broken(self, round: int, what: str) -> BrokenError:
-        """The error of a round that cannot count, with the name of the client that moved farthest."""
+        """The error for a round that is rejected; it names the client whose upload moved farthest."""
         return BrokenError(round, max(self.by, key=lambda name: self.by[name]), what)
 
     def insist(self, round: int, server: Mapping[str, BlockState], memory: Mapping[str, Leaves]) -> None:
-        """Refuse a round's result that is not finite, before anything is changed."""
+        """Reject a round whose result is not finite, before anything is changed."""
         for name, kept in server.items():
             for leaf, value in {**kept.values, **memory[name]}.items():
                 if value.is_floating_point() and not bool(value.isfinite().all()):
-                    raise self.broken(round, f"what was made of its uploads is not finite in {leaf!r}")
+                    raise self.broken(round, f"its combined uploads are not finite in {leaf!r}")
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class Work:
 
     Attributes:
         clients: positions of the clients that did it, in increasing order.
-        answers: a chunk of clients at a time, what they send and what stays with them if the round counts.
-        server: what the server keeps, with what the clients chose by themselves.
-        left_out: clients that were asked but do not count, by name, and why.
-        moved: how far each upload went; ``None`` where all that clients send is believed.
+        answers: for each chunk of clients, what they send, and what they keep if the round counts.
+        server: what the server keeps, updated with the choices that clients made themselves.
+        left_out: clients that were asked but do not count, by name, each with the reason.
+        moved: how far each upload moved; ``None`` where clients are trusted.
     """
 
     clients: list[int]
@@ -119,37 +119,36 @@ class Work:
 
 
 class Clients(Protocol):
-    """Those who do the work of a run, wherever they are.
+    """The clients of a run, which do its local work, wherever they are.
 
     They read the coordinator, which changes only when a round counts.
 
     Attributes:
-        alone: whether each chooses by itself among the models of a share that leaves it the choice.
+        alone: whether each client chooses among the models of a share itself, if the share allows it.
     """
 
     @property
     def alone(self) -> bool: ...
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
-        """Leaves of single clients that come back with the answers, to be kept by the coordinator between rounds."""
+        """Leaves of individual clients that come back with the answers, for the coordinator to keep between rounds."""
 
     def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
-        """Let clients work.
+        """Have clients do the local work of a round.
 
         Args:
             run: the coordinator, before the round.
             clients: the cohort, in increasing order.
-            server: what the server sends out of.
+            server: the state that the server sends from.
         """
 
     def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
         """Training loss of some clients with each of the first ``rows`` models of a share, ``(rows, clients)``."""
 
     def gradients(self, run: Coordinator[Any], clients: list[int]) -> tuple[Tensor, int]:
-        """Gradient of some clients' training loss at the initial model, as one vector each, and bytes that were sent.
+        """Gradients of some clients' training losses at the initial model, ``(clients, d)``, and the bytes sent.
 
-        It is the gradient with respect to the leaves that travel, ``(clients, d)``: that of a personal leaf stays with
-        the client.
+        They are taken with respect to the leaves that travel; the gradient of a personal leaf stays with the client.
         """
 
 
@@ -162,7 +161,7 @@ class Made:
         server: what the server keeps.
         memory: what its steps remember.
         stays: what stays with the clients, a chunk at a time.
-        loss: mean task loss over the clients that tell it.
+        loss: mean task loss over the clients that report it.
         objective: mean of what they minimised.
         nbytes: bytes of what they sent.
     """
@@ -179,12 +178,12 @@ C = TypeVar("C", bound=Clients)
 
 
 class Coordinator(Generic[C]):
-    """What the server of a run keeps, and the rounds that change it, over any clients.
+    """What the server of a run keeps, and the rounds that change it, wherever the clients are.
 
     Args:
         origin: what the run starts from.
-        clients: who does the work: in this process (:class:`~plures.run.local.Local`), at sites.
-        federation: the clients; their data too, where they are in this process.
+        clients: the clients that do the work, in this process (:class:`~plures.run.local.Local`) or at sites.
+        federation: the clients, with their data if it is in this process.
         setting: facts about the clients.
         training: local work and number of rounds.
         execution: how the clients use their machine.
@@ -194,12 +193,12 @@ class Coordinator(Generic[C]):
         round: number of rounds finished.
         server: what the server keeps of every block.
         memory: what the server's step of every block remembers.
-        moves: ``(moves, 4)`` who changed cluster: round, number of the block, client, new cluster.
+        moves: ``(moves, 4)`` all changes of cluster: round, number of the block, client, new cluster.
         last: ``(clients,)`` number of rounds finished when each last took part, 0 for never.
-        store: leaves of single clients that are kept here between rounds.
-        moved: how far the uploads of the last round that counted went.
+        store: leaves of individual clients that are kept here between rounds.
+        moved: how far the uploads moved in the last round that counted.
         trained_with: for newcomers, the run that they join.
-        torn: whether what stays with the clients was written for some of them only (:meth:`insist_whole`).
+        torn: whether the leaves that clients keep were written for only some of them (:meth:`insist_whole`).
     """
 
     def __init__(
@@ -256,24 +255,24 @@ class Coordinator(Generic[C]):
         return [(r, blocks[block].name, clients[client], to) for r, block, client, to in self.moves.tolist()]
 
     def served(self) -> list[Block]:
-        """The blocks of which the server keeps something."""
+        """The blocks that the server keeps state for."""
         return [block for block in self.bound.blocks if block.share.served]
 
     def stored_leaves(self) -> list[Leaf]:
-        """Leaves of single clients that are kept here between rounds."""
+        """Leaves of individual clients that are kept here between rounds."""
         return self.clients.stored_leaves(self.bound)
 
     def commit(self, clients: list[int], stays: Values) -> None:
-        """Keep what some clients hold from now on."""
+        """Store what some clients hold from now on."""
         for leaf, rows in stays.items():
             self.store.put(leaf, clients, rows)
         self.store.mark(clients)
 
     def insist_whole(self) -> None:
-        """Refuse to continue after a round of which only some clients' leaves could be written, as on a full disk."""
+        """Refuse to continue after a round whose leaves were written for only some clients, as on a full disk."""
         if self.torn:
             raise PluresError(
-                f"round {self.round + 1} was written for some clients and not for others, for the reason told then: "
+                f"round {self.round + 1} was written for some clients and not for others (see the earlier error): "
                 "resume from a checkpoint, or start the run again"
             )
 
@@ -350,7 +349,7 @@ class Coordinator(Generic[C]):
         )
 
     def _combined(self, work: Work, memory: dict[str, Leaves]) -> Made:
-        """What a round makes of its work; nothing is changed yet."""
+        """Combine the work of a round; the coordinator is not changed yet."""
         server, clients = dict(work.server), work.clients
         cohort = Cohort(self.round, torch.tensor(clients), self.setting, self.participated, self.draw, self.key)
         uploads = Uploads(self.bound, server, clients, self.examples(clients))
@@ -398,7 +397,7 @@ class Coordinator(Generic[C]):
 
         Args:
             share: the view.
-            who: ``(clients,)`` positions of those that look, -1 for newcomers.
+            who: ``(clients,)`` positions of the clients that look, -1 for newcomers.
             names: their names.
             states: what they hold, as far as the view reads it.
         """
@@ -417,5 +416,5 @@ class Coordinator(Generic[C]):
 
 
 def unannounced(clients: list[int]) -> Tensor:
-    """Refuse gradients to a share that did not declare that it needs them: sites would refuse them, too."""
+    """Refuse gradients to a share that did not declare that it needs them, as sites would."""
     raise PluresError("a share asks for gradients at the initial model and does not say so: set probes = True in it")

@@ -25,10 +25,10 @@ def stored_bytes(bound: Bound) -> int:
 
 
 def traffic(bound: Bound) -> tuple[int, int]:
-    """Bytes that a client sends and receives in a round, beside the initial download.
+    """Bytes that a client sends and receives in a round, apart from the initial download.
 
-    It sends what its channels of training carry as tensors: the payload of the wire, buffers, weights that it computes
-    itself, and what views of the server need to know of it. Numbers in the header of a message are not counted.
+    It sends the tensors of its training channels: the payload of the wire, buffers, weights that it computes itself,
+    and what the server's views need to know about it. Numbers in the header of a message are not counted.
     """
     down = 0
     for block in bound.blocks:

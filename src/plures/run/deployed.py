@@ -40,7 +40,7 @@ class Deployed(Coordinator[Local]):
         return states(self, clients)
 
     def on(self, federation: Federation, setting: Setting) -> Self:
-        """The same as it stands, with other data: of clients that come later, or of another task."""
+        """A copy of this run in its current state, with other data: that of newcomers or of another task."""
         other = copy.copy(self)
         other.federation, other.setting = federation, setting
         machine = self.engine.machine
@@ -65,9 +65,9 @@ class Deployed(Coordinator[Local]):
     def predict(
         self, client: str, inputs: Tensor | Mapping[str, Any] | Frame | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs of one client's predictor, and what it decides for.
+        """Outputs and decisions of one client's predictor.
 
-        New rows are encoded, completed and scaled by what was fitted to the run's data.
+        New rows are encoded, imputed and scaled in the way that was fitted to the run's data.
 
         Args:
             client: its name.
@@ -80,7 +80,7 @@ class Deployed(Coordinator[Local]):
             ``None`` for regression.
 
         Raises:
-            PluresError: among others if there is no such client, or if its model diverged.
+            PluresError: for instance if there is no such client, or if its model diverged.
 
         Examples:
             >>> import numpy as np

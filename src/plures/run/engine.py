@@ -30,7 +30,7 @@ __all__ = ["Engine", "Stack"]
 
 EVALUATION_BATCH = 512
 QUERY = "query"
-"""What is to be predicted, among a client's own examples by split."""
+"""Name of the examples to predict, next to a client's own examples by split."""
 
 
 class Engine:
@@ -42,7 +42,7 @@ class Engine:
         training: local work.
         execution: backend and compilation, already chosen (no ``auto``).
         seed: root of all randomness.
-        machine: what is known of the machine, and compiled steps.
+        machine: measurements of the machine, and compiled steps.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Engine:
     ) -> Tensor:
         """Do the local work of a chunk: change the leaves of ``x`` that the schedule writes.
 
-        Clients without training examples, as unseen ones may be, do nothing.
+        Clients without training examples, such as some newcomers, do nothing.
 
         Args:
             x: working states; leaves that the schedule writes must be owned by the caller.
@@ -90,12 +90,12 @@ class Engine:
             clients: the chunk, by decreasing number of training examples.
             round: number of the round, for batches.
             schedule: phases and assignments.
-            scheduled: whether the run's rate schedule applies, as it does in the rounds of training alone. Work that
-                belongs to no round (before predicting, between tasks, of newcomers) has the rates as they are given.
+            scheduled: whether the run's learning-rate schedule applies, which it does only in training rounds. Work
+                outside rounds (before predicting, between tasks, of newcomers) uses the rates as given.
 
         Returns:
-            ``(2, clients)`` means over the steps of the last phase that trains something: of each client's task loss,
-            and of the phase's objective.
+            ``(2, clients)`` each client's task loss and the phase's objective, averaged over the steps of the last
+            phase that trains something.
         """
         able = int((self.federation.splits["train"].sizes[clients] > 0).sum())
         if able < len(clients):
@@ -118,7 +118,7 @@ class Engine:
         return losses
 
     def _check_linear(self) -> None:
-        """Refuse optimizers whose steps are no sums of gradients where the method takes them for that."""
+        """Refuse optimizers whose steps are not sums of gradients, if the method relies on that."""
         method, used = self.bound.method, self.training.optimizer
         for item in (*method.schedule, *method.predictor.adapt, *method.between):
             if isinstance(item, Phase):
@@ -127,14 +127,14 @@ class Engine:
                 raise PluresError(f"the local optimizer is {type(used).__name__}: {item.linear}")
 
     def rate(self, phase: Phase, round: int | None = None) -> float:
-        """Learning rate of a phase in a round of training, or in work that belongs to no round."""
+        """Learning rate of a phase in a round of training, or in work outside rounds."""
         base = phase.lr if phase.lr is not None else (phase.optimizer or self.training.optimizer).lr
         return base if round is None else base * self.training.schedule(round, self.training.rounds)
 
     # --- gradient steps -----------------------------------------------------------------------------------------
 
     def draw(self, phase: Phase, clients: list[int], round: int) -> batches.Batches:
-        """The batches of a phase: a function of seed, client, round and the phase's stream alone."""
+        """The batches of a phase, which depend only on seed, client, round and the phase's stream."""
         keys = branch(self._client_keys[clients], round, name_key(phase.stream))
         own = phase.epochs is not None or phase.steps is not None
         steps = phase.steps
@@ -171,7 +171,7 @@ class Engine:
         return steps, rate, losses / steps.clamp(min=1)
 
     def _idle(self, phase: Phase) -> bool:
-        """Whether a phase changes nothing: all that it would train is frozen."""
+        """Whether a phase changes nothing, because everything it would train is frozen."""
         steps = self._resolved(phase)
         return not steps.trained and not steps.followed
 
@@ -205,7 +205,7 @@ class Engine:
         return f"{execution.precision} {execution.patches} {self.federation.inputs.device} {step}"
 
     def uncompiled(self, phases: Iterable[Phase], sizes: Iterable[int]) -> int:
-        """How many steps of some phases, of stacks of some sizes, are not compiled yet."""
+        """How many steps of these phases, for stacks of these sizes, are not compiled yet."""
         stacked = [steps for steps in map(self._resolved, phases) if isinstance(steps, Stacked)]
         each = [self._computes(steps.computes(size)) for steps in stacked for size in sizes]
         return len(set(each) - self.machine.steps.keys())
@@ -283,7 +283,7 @@ class Engine:
         return total
 
     def _amounts(self, split: SplitName) -> Tensor:
-        """How much all examples of each client count, ``(clients,)``: their number, or the sum of their weights."""
+        """Total weight of each client's examples, ``(clients,)``; their number if examples have no weights."""
         rows, weights = self.federation.splits[split], self.federation.weights
         if weights is None:
             return rows.sizes.to(self.federation.inputs.device, self.dtype)
@@ -318,7 +318,7 @@ class Engine:
             inputs: ``(clients, batch, *features)``.
             own: the clients' own examples of the splits that the predictor reads.
             weight: ``(clients, batch)`` 1 for an example, 0 for padding; by default all are examples.
-            as_stored: compute with leaves in their stored layout, as a published model does, which gives its bits.
+            as_stored: compute with leaves in their stored layout, for the same bits as those of a published model.
         """
         last = self.channels_last and not as_stored
         predict, network, places = self.bound.method.predictor, self.bound.network, inputs.shape[1]
@@ -351,10 +351,10 @@ class Engine:
         """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients; zeros for padding.
 
         Args:
-            model: its leaves.
+            model: the model's leaves.
             inputs: ``(clients, batch, *features)``.
             weight: 1 for an example, 0 for padding.
-            most: examples at once; ``None`` for all.
+            most: largest number of examples at once; ``None`` for all.
         """
         flat = inputs.flatten(0, 1)
         real = None if weight is None or bool((weight > 0).all()) else weight.flatten().nonzero().squeeze(1)
@@ -366,7 +366,7 @@ class Engine:
         return found.unflatten(0, inputs.shape[:2])  # type: ignore[no-untyped-call, no-any-return]
 
     def decisions(self, deployed: Stack, outputs: Tensor, weight: Tensor | None = None) -> Tensor:
-        """What every client decides for, ``(clients, batch, *target)``; see :meth:`forward`."""
+        """Every client's decisions, ``(clients, batch, *target)``; see :meth:`forward`."""
         decide = self.bound.method.predictor.decide
         if decide is None:
             return self.federation.task.decide(outputs)
@@ -379,17 +379,17 @@ class Engine:
         return self.each(filled(decided, outputs.shape[1]), examples, deployed, test=test)  # type: ignore[no-any-return]
 
     def _query(self, inputs: Tensor, weight: Tensor | None) -> Example:
-        """What is asked for, ``(clients, batch, ...)``, as examples without known targets."""
+        """The inputs to predict, ``(clients, batch, ...)``, as examples with unknown targets."""
         unknown = self.federation.task.blank(*inputs.shape[:2]).to(inputs.device)
         return inputs, unknown, inputs.new_ones(inputs.shape[:2], dtype=self.dtype) if weight is None else weight
 
     def each(self, fn: Callable[..., Any], examples: Examples, *rest: Any, test: PaddingTest) -> Any:
-        """Map a function of one client and its examples over clients; without padding if that changes what it gives.
+        """Map a function of one client and its examples over clients; without padding if that changes its result.
 
         Args:
             fn: ``(examples, *rest) -> tensors`` of one client.
             examples: by split, ``(clients, most, ...)``.
-            rest: what else it reads, ``(clients, ...)``.
+            rest: further arguments, ``(clients, ...)``.
             test: tells whether padding matters.
         """
         if self.execution.backend == "loop":
@@ -412,7 +412,7 @@ class Engine:
 
 
 def channels_last(network: Network, device: torch.device) -> bool:
-    """Whether a network convolves faster with the channels last: in two dimensions, by oneDNN on a CPU."""
+    """Whether a network convolves faster with channels last: 2-D convolutions do, with oneDNN on a CPU."""
     has: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return has and device.type == "cpu" and network.dtype == torch.float32 and 2 in network.convolves
 
@@ -426,7 +426,7 @@ def laid_out(deployed: Stack) -> Stack:
         rows = t[:1] if t.stride(0) == 0 else t
         _, filters, channels, height, width = rows.shape
         size = channels * height * width
-        strides = filters * size, size, 1, width * channels, channels  # said in full, for there may be one channel
+        strides = filters * size, size, 1, width * channels, channels  # explicit, because there may be one channel
         return rows.new_empty_strided(rows.shape, strides).copy_(rows).expand_as(t)
 
     return {slot: {path: last(t) for path, t in leaves.items()} for slot, leaves in deployed.items()}
@@ -438,7 +438,7 @@ def apart(fn: Callable[..., Any], examples: Examples, *rest: Any) -> Any:
     Args:
         fn: ``(examples, *rest) -> tensors`` of one client.
         examples: by name, ``(clients, most, ...)``.
-        rest: what else it reads, ``(clients, ...)``.
+        rest: further arguments, ``(clients, ...)``.
     """
     sizes = counts(examples).tolist() if examples else []
     alike = {name: counts_alike(example) for name, example in examples.items()}
@@ -453,7 +453,7 @@ def apart(fn: Callable[..., Any], examples: Examples, *rest: Any) -> Any:
 
 
 def answers(fn: Callable[[Examples, Stack], Tensor]) -> Callable[[Examples, Stack], Tensor]:
-    """What a function of one client says of what is asked for, its padding left out."""
+    """A function of one client, restricted to its outputs for the examples to predict, without padding."""
 
     def given(examples: Examples, x: Stack) -> Tensor:
         found, weight = fn(examples, x), examples[QUERY][2]
@@ -463,7 +463,7 @@ def answers(fn: Callable[[Examples, Stack], Tensor]) -> Callable[[Examples, Stac
 
 
 def filled(fn: Callable[[Examples, Stack], Tensor], places: int) -> Callable[[Examples, Stack], Tensor]:
-    """The same function, with zeros for what is missing to a number of places."""
+    """The same function, with zeros appended to its result up to a number of places."""
 
     def given(examples: Examples, x: Stack) -> Tensor:
         found = fn(examples, x)

@@ -25,19 +25,19 @@ class Execution:
     Attributes:
         backend: ``vmap`` trains a stack of clients at once, ``loop`` one client at a time; ``auto`` measures.
         chunk: clients trained at once; ``auto`` measures.
-        compile: compile the training step with ``torch.compile``; ``auto`` does so when the measured length of the
-            run makes up for the compilation.
+        compile: compile the training step with ``torch.compile``; ``auto`` does so if the run is long enough to make up
+            for the compilation.
         precision: floating-point type of leaves and arithmetic; ``auto`` is ``float32``. With ``tf32``, on a CUDA
             device, matrix products and convolutions of ``float32`` leaves round their factors to 10 bits of mantissa;
-            with ``float32`` they never do, whatever PyTorch is set to. ``bfloat16`` means mixed precision: leaves stay
-            ``float32``.
-        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device where there is one.
-        processes: processes on the CPU that visit clients, each a chunk at a time
-            (:class:`~plures.run.pool.Pool`); needs ``plures[pool]``. The chunk that ``auto`` takes depends on their
-            number: for the same bits with more or fewer of them, give ``chunk`` and ``backend``.
-        convolutions: how clients that are stacked convolve. ``grouped`` is what ``torch.func.vmap`` makes of it, one
-            convolution with groups; ``patches`` copies patches and multiplies them in one batched product
-            (:mod:`plures.run.convolution`). ``auto`` takes patches on CUDA, where cuDNN runs groups one after the
+            with ``float32`` they never do, whatever PyTorch's own settings. ``bfloat16`` means mixed precision: leaves
+            stay ``float32``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device if there is one.
+        processes: number of CPU processes that train clients, each a chunk at a time
+            (:class:`~plures.run.pool.Pool`); needs ``plures[pool]``. The chunk size that ``auto`` chooses depends on
+            it: for bit-identical results with any number of processes, fix ``chunk`` and ``backend``.
+        convolutions: how stacked clients convolve. ``grouped`` is what ``torch.func.vmap`` produces, one convolution
+            with groups; ``patches`` copies patches and multiplies them in one batched product
+            (:mod:`plures.run.convolution`). ``auto`` uses patches on CUDA, where cuDNN runs groups one after the
             other, and groups on a CPU, where they are faster.
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
         capture: record steps of stacked clients as CUDA graphs and replay them (:mod:`plures.run.capture`); ``auto``
@@ -63,12 +63,12 @@ class Execution:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], **own: Any) -> Execution:
-        """An execution as a file stores it, with options of the reader's own.
+        """An execution stored in a file, with options of the reader's own.
 
-        Steps that were captured on a GPU are not on another device; arithmetic in TF32 is in ``float32`` there.
+        On a device that is not a GPU, steps are not captured, and ``tf32`` becomes ``float32``.
 
         Raises:
-            PluresError: if the file names a folder to write to, or what there is not.
+            PluresError: if the file names a folder to write to, or an option that does not exist.
         """
         for name in stored.keys() - {field.name for field in fields(cls) if field.name != "clients_on_disk"}:
             raise PluresError(f"an execution's {name!r} is not read from a file")

@@ -32,7 +32,7 @@ Facts = dict[str, str]
 """Description of a value: path of each part -> that part as text. A digest follows a ``#``."""
 
 LONGEST = 200
-"""Characters of a text that is kept as it is; a longer one is replaced by its digest."""
+"""Largest number of characters that are kept as they are; a longer text is replaced by its digest."""
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), slice, range, PurePath, re.Pattern)
 PLAIN_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
@@ -111,7 +111,7 @@ def _shared_folders() -> tuple[Path, ...]:
 
 
 def library(file: str | None) -> bool:
-    """Whether a file belongs to the standard library, an installed package or plures; ``None`` is built in."""
+    """Whether a file belongs to the standard library, an installed package or plures; ``None`` means a built-in."""
     if file is None or file.startswith("<frozen"):
         return True
     path = Path(file)
@@ -141,7 +141,7 @@ def _versioned(module: str | None, name: str) -> str:
 
 
 class _Walk:
-    """One description; a function or class that occurs again is described by the name of its first occurrence."""
+    """One description. A function or class that occurs again is described by the name of its first occurrence."""
 
     def __init__(self, tensors: bool) -> None:
         self.tensors = tensors
@@ -283,7 +283,7 @@ class _Walk:
         yield from self._parts(name, {k: m for k, m in value._modules.items() if m is not None})
 
     def _class_of(self, name: str, kind: type) -> Iterator[tuple[str, str]]:
-        """The class of an object: once, and not for classes of plures, which are known by name."""
+        """Describe the class of an object, once; classes of plures are skipped, because their name says enough."""
         if kind.__module__.partition(".")[0] != "plures" and id(kind) not in self.first:
             yield from self.described(f"{name} class", kind)
 
@@ -319,7 +319,7 @@ def closed_over(function: types.FunctionType) -> dict[str, Any]:
 
 
 def referred(function: types.FunctionType) -> dict[str, Any]:
-    """Globals that a function, or one inside it, reads; of the user's own modules, the members that it names."""
+    """Globals that a function or a function inside it reads; of the user's own modules, the members that it names."""
     found: dict[str, Any] = {}
     codes = list(codes_in(function.__code__))
     members = {name for code in codes for name in code.co_names}

@@ -1,4 +1,4 @@
-"""What determines a run's result, as facts that can be kept, compared, and told apart in words."""
+"""What determines a run's result, as facts that can be stored and compared, with their first difference in words."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from plures.tasks import KINDS, Task
 from plures.version import __version__
 
 Fingerprint = dict[str, Facts]
-"""Part of the question to its facts. What only changes rounding, speed or who is notified is not part of it."""
+"""The facts of each part of a run. What changes only rounding, speed or notifications is left out."""
 
 KEY = "question"
-"""Under which files keep a fingerprint."""
+"""The key under which files store a fingerprint."""
 
 HEADS = (
     "name",
@@ -42,12 +42,12 @@ HEADS = (
     "type of the targets",
     "weights",
 )
-"""Facts of data that are listed before the rows, which differ where these do."""
+"""Facts of the data that are compared before the rows: where these differ, so do the rows."""
 
 TASK_CODE = "task's class"
 CLIENT_DIGITS = 12
 MOST_DIGESTS = 4096
-"""Most digests of clients in a split. With more clients, neighbours share one, so that a checkpoint stays small."""
+"""Largest number of digests in a split. With more clients, neighbours share one, so that a checkpoint stays small."""
 BLOCK = 1 << 26
 """Bytes of examples that are gathered at once."""
 
@@ -81,7 +81,7 @@ def of_data(federation: Federation) -> Facts:
 
 
 def of_task(task: Task) -> Facts:
-    """Facts of a task: what it predicts, its options and, of a task of your own, its code."""
+    """Facts of a task: what it predicts, its options and, for a user-defined task, its code."""
     found = {"task": task.kind, task.called: short(", ".join(task.names))}
     found |= {} if type(task) in KINDS.values() else facts(type(task), TASK_CODE)
     for option in fields(task):
@@ -96,16 +96,17 @@ def code_of(found: Facts) -> Facts:
 
 
 def groups(clients: int) -> list[int]:
-    """Where the groups of neighbouring clients begin that have one digest together, and the end of the last one.
+    """Starts of the groups of neighbouring clients that share a digest, and the end of the last group.
 
-    Up to 4,096 clients each have their own, so that one whose rows differ can be named; of more, a group is named.
+    Up to 4,096 clients have a digest each, so that a client whose rows differ can be named; with more clients, a group
+    is named.
     """
     size = -(-clients // MOST_DIGESTS)
     return [*range(0, clients, max(size, 1)), clients]
 
 
 def group_names(names: Sequence[str]) -> list[str | tuple[str, str, str]]:
-    """Of each group the name of its only client, or the first and the last one and a digest of all."""
+    """For each group, the name of its only client; or its first and last name and a digest of all its names."""
     own = [names[begin:end] for begin, end in pairwise(groups(len(names)))]
     return [one[0] if len(one) == 1 else (one[0], one[-1], digest(json.dumps(one).encode())) for one in own]
 
@@ -115,11 +116,11 @@ def _who(group: str | Sequence[str]) -> str:
 
 
 def client_digests(tensors: Sequence[Tensor], split: Split) -> list[str]:
-    """Of every group of clients, a digest of its rows in a split, in order.
+    """A digest of the rows of every group of clients in a split, in order.
 
     Args:
-        tensors: inputs, targets and, where examples have some, weights of all rows.
-        split: whose rows are whose.
+        tensors: inputs, targets and, if examples have them, weights of all rows.
+        split: the rows of each client.
     """
     places = groups(len(split))
     rows, every = split.rows.cpu(), split.offsets.numpy()
@@ -152,7 +153,7 @@ def of_network(network: Network) -> Facts:
 
 
 def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = None) -> Facts:
-    """Facts of a method: its name, its parameters as they were given, and all that it consists of, code included."""
+    """Facts of a method: its name, its parameters as given, and everything that it consists of, including code."""
     found = {"name": name}
     for key, value in (parameters or {}).items():
         found |= facts(value, f"parameter {key}")
@@ -160,7 +161,7 @@ def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = 
 
 
 def of_metric(federation: Federation) -> Facts:
-    """Facts of the metric by which rounds and settings are chosen, where it is not the first of its kind of task."""
+    """Facts of the metric by which rounds and settings are chosen, unless it is the default for its kind of task."""
     metric, known_ones = federation.metrics[0], type(federation.task).measures
     if metric in known_ones[:1]:
         return {}
@@ -169,7 +170,7 @@ def of_metric(federation: Federation) -> Facts:
 
 
 def versions() -> Facts:
-    """Versions of what computes; only that of plures must be equal."""
+    """Versions of the software that computes; only the version of plures must be equal."""
     return {"plures": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
@@ -242,10 +243,10 @@ def difference(
     """The first difference between two fingerprints in words; ``None`` if there is none.
 
     Args:
-        there: what was kept.
-        here: what is asked now.
+        there: the stored fingerprint.
+        here: the current fingerprint.
         parts: the parts that must be equal; default: all.
-        values: whether the values of tensors must be equal, too, or only their types and shapes.
+        values: whether the values of tensors must be equal too, or only their types and shapes.
     """
     for part in parts or {**here, **there}:
         old, new = there.get(part, {}), here.get(part, {})
@@ -264,10 +265,10 @@ def insist(what: str, there: Mapping[str, Facts] | None, here: Mapping[str, Fact
     Args:
         what: what it is, as the beginning of a sentence.
         there: its fingerprint; ``None`` if it has none.
-        here: the fingerprint of what is asked now.
+        here: the current fingerprint.
 
     Raises:
-        PluresError: names the first difference.
+        PluresError: if they differ; the message names the first difference.
     """
     if there is None:
         raise PluresError(
@@ -280,7 +281,7 @@ def insist(what: str, there: Mapping[str, Facts] | None, here: Mapping[str, Fact
 
 
 def _data_differ(old: Facts, new: Facts) -> str | None:
-    """Which client has other rows, or is not there."""
+    """Which client has other rows, or is missing."""
     if not old or not new:
         return None if old == new else f"there are none {'here' if old else 'there'}"
     clients, now = (
@@ -331,7 +332,7 @@ def _is_tensor(text: str) -> bool:
 
 
 def _made_with(part: str, there: Mapping[str, Facts], here: Mapping[str, Facts]) -> str:
-    """Versions that may alone be the reason for a difference in compiled code or in a library's layers."""
+    """Version changes that may by themselves explain a difference in compiled code or in a library's layers."""
     old, new = there.get(VERSIONS, {}), here.get(VERSIONS, {})
     found = [f"{name} {old.get(name)} there, {new.get(name)} here" for name in ("python", "torch")]
     changed = [one for one, name in zip(found, ("python", "torch"), strict=True) if old.get(name) != new.get(name)]

@@ -21,7 +21,7 @@ SLICE = 1.0
 class Interrupt:
     """A context in which the first Ctrl-C or SIGTERM is only recorded; a second one interrupts at once.
 
-    After SIGTERM, the interrupt also comes when ``grace`` seconds have passed. Stored files are complete at any moment.
+    After SIGTERM, the interrupt comes after ``grace`` seconds at the latest. Stored files are complete at any moment.
 
     Args:
         grace: seconds from SIGTERM to the interrupt.
@@ -73,8 +73,8 @@ class Ended(KeyboardInterrupt):
 def ending() -> Iterator[None]:
     """A context that Ctrl-C or SIGTERM ends at once; on leaving it, the signal goes to the previous handler.
 
-    So work inside can clean up and log as after any error, whatever Flower then does with its process. A second signal
-    does not wait for that.
+    So work inside can clean up and log as after any error, before Flower's own handler deals with the process. A second
+    signal does not wait for the clean-up.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

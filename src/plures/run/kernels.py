@@ -1,4 +1,4 @@
-"""Kernels that can be mapped and differentiated twice, where a module needs it."""
+"""Select kernels that can be mapped and differentiated twice, for modules that need them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plures.run.execution import Precision
 
 @contextlib.contextmanager
 def kernels(module: nn.Module, precision: Precision, device: str, *, patches: bool = False) -> Iterator[None]:
-    """A context in which a module runs with them.
+    """A context in which a module runs with such kernels.
 
     Args:
         module: the network.
@@ -45,8 +45,8 @@ def kernels(module: nn.Module, precision: Precision, device: str, *, patches: bo
 def factors(*, rounded: bool) -> Iterator[None]:
     """A context in which the factors of products in single precision are rounded to TF32, or are not.
 
-    PyTorch has older and newer settings for that, and the older ones may refuse to be read; by default it rounds in
-    convolutions. Both are set, and afterwards are as they were.
+    PyTorch has older and newer settings for this, and reading the older ones may fail; by default it rounds in
+    convolutions. Both are set here, and restored afterwards.
     """
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn

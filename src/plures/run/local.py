@@ -23,7 +23,7 @@ from plures.run.uploads import Answer, weighing
 
 
 class Local:
-    """Clients whose data are in this process. What they keep between rounds, the coordinator's store has.
+    """Clients whose data is in this process. The coordinator's store has what they keep between rounds.
 
     Args:
         engine: does the local work, on these clients' data.
@@ -62,7 +62,7 @@ class Local:
         return answer, {leaf: x[leaf.slot][leaf.path] for leaf in stored_leaves(run.bound)}
 
     def _sent(self, run: Coordinator[Any], x: Stack, received: Stack, clients: list[int], losses: Tensor) -> Answer:
-        """What a chunk of clients sends; what the wire remembers of it is noted in ``x``."""
+        """What a chunk of clients sends; what the wire stages remember is written to ``x``."""
         bound = run.bound
         going = [leaf for block in bound.blocks for leaf in bound.travelling(block)]
         new, old = ({str(leaf): stack[leaf.slot][leaf.path] for leaf in going} for stack in (x, received))
@@ -84,7 +84,7 @@ class Local:
         return Answer(clients, {UPDATE: new, **sent})
 
     def _summed(self, run: Coordinator[Any], clients: list[int]) -> Summed:
-        """What some clients know of the sum that their uploads become part of."""
+        """What some clients know about the sum that their uploads are part of."""
         cohort, names, device = run.cohort(run.round), self.federation.names.keys, run.device
         one, two = names[clients][:, None], names[cohort][None]
         pairs = fold(self.engine.seed, np.minimum(one, two), np.maximum(one, two), run.round, name_key("pairs"))
@@ -102,7 +102,10 @@ class Local:
     # --- what clients measure for the server --------------------------------------------------------------------
 
     def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
-        """Blocks that are shared in this very way change together; of others, the clients have what they have."""
+        """Losses of some clients with each model of ``share``, ``(rows, clients)``.
+
+        All blocks with this share switch models together; for other blocks, clients use what they hold.
+        """
         blocks = [block.name for block in run.served() if block.share == share]
         found = torch.zeros(rows, len(clients), dtype=run.bound.network.dtype, device=run.device)
         place = {client: number for number, client in enumerate(clients)}
@@ -144,13 +147,13 @@ class Local:
 
 
 def beside(bound: Bound, sent: dict[str, Leaves], sending: Sending) -> dict[str, Leaves]:
-    """What leaves on channels other than the update's, after the stages of the wire.
+    """What is sent on channels other than the update's, after the stages of the wire.
 
     Raises:
-        PluresError: if a stage changes what views read, for in one process they read what the clients hold.
+        PluresError: if a stage changes what views read, because in one process they read the clients' own leaves.
     """
     known = {channel.name: channel for channel in bound.channels}
     found = {name: bound.line.beside(known[name], t, sending) if t else t for name, t in sent.items()}
     if found.get(VIEWS) is not sent.get(VIEWS):
-        raise PluresError(f"a wire stage changes what leaves on channel {VIEWS!r}: it may refuse it, not change it")
+        raise PluresError(f"a wire stage changes what is sent on channel {VIEWS!r}: it may only refuse it")
     return found

@@ -1,4 +1,4 @@
-"""Knowledge about the machine that the runs of a process share: measured times and compiled steps."""
+"""What the runs of a process share about the machine: measured times and compiled steps."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from plures.run.execution import Execution
 
 Step = Callable[..., Any]
 COMPILATION = 4.0
-"""Seconds of a compilation that are expected before one was measured."""
+"""Expected seconds of a compilation, until one has been measured."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What several runs know of the machine. Whoever makes several runs gives all of them the same one.
+    """What runs know about the machine. Give all runs of a process the same one, so that nothing is measured twice.
 
     Attributes:
         timings: seconds of a round by execution, for each kind of work that was measured.
-        paces: what the stacks among them took by capture and size, from which other sizes are estimated.
+        paces: the paces of stacks among them, by capture and size, from which other sizes are estimated.
         steps: compiled steps by what they compute.
         compilations: seconds that each compilation of a step took.
-        gains: what a compiled step took of the time of one that is not, by network.
-        rounds: rounds that the steps of a run are used for altogether, where more runs of its kind follow; ``None`` for
-            those of the run itself.
+        gains: time of a compiled step as a fraction of an uncompiled one, by network.
+        rounds: total number of rounds that will use a run's steps, if more runs of its kind follow; ``None`` for the
+            run's own rounds.
 
     Examples:
         >>> heart, machine = plures.load("heart"), plures.run.Machine()
@@ -44,16 +44,16 @@ class Machine:
     rounds: int | None = None
 
     def expecting(self, rounds: int) -> Machine:
-        """The same machine, for runs whose steps are used for a number of rounds altogether."""
+        """The same machine, for runs whose steps are used for this many rounds in total."""
         return replace(self, rounds=rounds)
 
     def portable(self) -> Machine:
-        """What another process may know of the same machine: all but the compiled steps."""
+        """A copy for another process on the same machine: everything but the compiled steps."""
         timings = {kind: dict(found) for kind, found in self.timings.items()}
         return Machine(timings, copy.deepcopy(self.paces), compilations=list(self.compilations), gains=dict(self.gains))
 
     def learn(self, other: Machine) -> None:
-        """Take over what was found out elsewhere, of kinds of work that were not measured here."""
+        """Add measurements made by another process, for kinds of work that were not measured here."""
         for kind, found in other.timings.items():
             self.timings.setdefault(kind, dict(found))
         for kind, paces in other.paces.items():
@@ -64,11 +64,11 @@ class Machine:
             self.compilations.extend(other.compilations)
 
     def compiled(self, key: str, make: Callable[[], Step]) -> Step:
-        """A compiled step: the one that is there for what it computes, or a new one.
+        """The compiled step for a key, made if there is none yet.
 
         Args:
-            key: says all that the step depends on.
-            make: makes it.
+            key: everything that the step depends on.
+            make: makes the step.
         """
         if key not in self.steps:
             self.steps[key] = make()
@@ -76,5 +76,5 @@ class Machine:
 
     @property
     def compilation(self) -> float:
-        """Seconds to expect of a compilation."""
+        """Expected seconds of a compilation."""
         return min(self.compilations[-3:], default=COMPILATION)

@@ -7,19 +7,19 @@ from collections.abc import Callable
 import torch
 
 SHARE = 1 / 4
-"""Of the free memory, what the leaves and intermediate values of a stack may take. As much again is for the buffers of
-recorded steps; the rest is for combining in double precision, and for evaluating."""
+"""Share of the free memory for the leaves and intermediate values of a stack. As much again is for the buffers of
+recorded steps; the rest is for combining in double precision and for evaluation."""
 SAMPLE = 16
 """Number of clients in the larger measured stack."""
 
 
 def fitting(visit: Callable[[int], None], device: torch.device, cohort: int, held: int) -> int:
-    """Clients of a stack that takes a stated share of a GPU's free memory, in stacks of equal size for the cohort.
+    """Number of clients whose stack takes :data:`SHARE` of a GPU's free memory; a cohort's stacks are of equal size.
 
     Args:
         visit: makes a stack of some clients and trains it for a step.
         device: the GPU.
-        cohort: clients of a round.
+        cohort: number of clients in a round.
         held: bytes that the run will hold between the visits.
     """
     sizes = 1, min(SAMPLE, cohort)

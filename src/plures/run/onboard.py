@@ -38,12 +38,12 @@ R = TypeVar("R", bound=Deployed)
 
 @checked
 def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | None = None) -> R:
-    """The run as newcomers see it: what is shared comes from it, what is personal they obtain by themselves.
+    """The run as newcomers see it: shared leaves come from the run, personal ones they train themselves.
 
-    Newcomers take over the run's task, with its loss and weights, and its metrics. A newcomer joins the cluster with
-    the lowest loss on its own training data, and without any the one that most clients use. Its personal leaves start
-    as their share says and are trained in local visits, if it has training data; what is shared stays as it is, for
-    nothing of it would be uploaded.
+    Newcomers use the run's task, with its loss and weights, and its metrics. A newcomer joins the cluster with the
+    lowest loss on its own training data; one without training data joins the cluster that most clients use. Its
+    personal leaves start as their share says and are trained in local visits, if it has training data. Shared leaves
+    stay as they are, because nothing is uploaded.
 
     Args:
         run: a trained run.
@@ -103,7 +103,7 @@ def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | Non
 
 
 def check(newcomers: Federation, seen: Federation) -> None:
-    """Refuse newcomers whose inputs or targets have another meaning than those that a run was trained on."""
+    """Refuse newcomers whose inputs or targets differ in meaning from those that a run was trained on."""
     for what, new, old in (
         ("examples have shape", newcomers.features, seen.features),
         ("inputs have type", newcomers.inputs.dtype, seen.inputs.dtype),
@@ -113,14 +113,14 @@ def check(newcomers: Federation, seen: Federation) -> None:
     ):
         if new != old:
             raise PluresError(
-                f"the new clients' {what} {new}; this run was trained on {old}: build their federation as the "
-                "run's was, with its columns, dtype, task and classes"
+                f"the new clients' {what} {new}; this run was trained on {old}: build their federation like the "
+                "run's, with its columns, dtype, task and classes"
             )
     if newcomers.columns and seen.columns and newcomers.columns != seen.columns:
         one, other = next(pair for pair in zip(newcomers.columns, seen.columns, strict=True) if pair[0] != pair[1])
         raise PluresError(
-            f"the new clients' inputs are other columns than the run's, {one!r} in place of {other!r}: prepare them as "
-            "the run's by plures.run.onboard.rescaled(run, newcomers)"
+            f"the new clients' input columns differ from the run's, {one!r} instead of {other!r}: prepare their data "
+            "like the run's with plures.run.onboard.rescaled(run, newcomers)"
         )
     found, wanted = (numbers(data.scaling, data.preparation) for data in (newcomers, seen))
     gaps = any(data.preparation is not None and data.preparation.gaps for data in (newcomers, seen))
@@ -138,15 +138,15 @@ def check(newcomers: Federation, seen: Federation) -> None:
 
 
 def rescaled(run: Deployed, newcomers: Federation) -> Federation:
-    """Newcomers whose data are as they came, prepared as a run's data were.
+    """Newcomers with raw data, prepared like a run's data.
 
     Args:
         run: the run.
         newcomers: built without ``standardize`` and ``standardize_targets``; with ``missing="impute"`` if values are
-            missing, which then become what they became in the run's data.
+            missing, which are then filled as in the run's data.
 
     Raises:
-        PluresError: among others for a value of a text column that did not occur in the run's data.
+        PluresError: for instance for a value of a text column that did not occur in the run's data.
     """
     seen, own = run.federation, newcomers.preparation or Preparation()
     if newcomers.scaling is not None or own.target is not None:
@@ -185,15 +185,15 @@ def alone(run: Deployed) -> Schedule:
 
 
 def exactly(leaves: list[Leaf]) -> tuple[Selector, ...]:
-    """Selectors that choose these leaves and no other."""
+    """Selectors that choose exactly these leaves."""
     slots = dict.fromkeys(leaf.slot for leaf in leaves)
     return tuple(replace(paths(*(leaf.path for leaf in leaves if leaf.slot == slot)), slot=slot) for slot in slots)
 
 
 def _losses(run: Deployed, guest: Deployed, block: Block, clients: list[int], rows: int) -> Tensor:
-    """Losses of newcomers with each model of a block; those without training data prefer what most clients use.
+    """Losses of newcomers with each model of a block; without training data, they prefer what most clients use.
 
-    Clients that have not taken part yet do not count, for they have not chosen.
+    Clients that have not taken part yet do not count, because they have not chosen.
     """
     losses = guest.losses(clients, rows, block.share)
     members = run.membership[block.name]

@@ -30,7 +30,7 @@ class Origin:
         setting: facts about all clients.
         participation: who takes part in each round.
         seed: root of all randomness.
-        other: initial leaves of the models that some methods start beside the first, by number from 1.
+        other: initial leaves of the further models that some methods start, by number from 1.
     """
 
     bound: Bound
@@ -107,7 +107,7 @@ class Origin:
         return replace(kept, buffers=buffers)
 
     def memory(self, block: Block, kept: BlockState) -> Leaves:
-        """What the server's step of a block remembers at the start. It moves parameters; buffers are combined."""
+        """Initial memory of the server's step of a block. The step moves parameters; buffers are only combined."""
         moved = {k: kept.values[k] for k in map(str, self.bound.parameters(block))}
         return self.bound.combine(block).start(moved) if moved else {}
 

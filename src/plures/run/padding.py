@@ -1,8 +1,8 @@
-"""Padding: detect once whether a function of batches depends on it, by changing it; and work without it if so.
+"""Padding: test once, by changing it, whether a function of batches depends on it; if so, work without it.
 
 Clients of different sizes train side by side on batches that are padded to one width; padded rows, and they alone, have
 weight 0. A function that respects the weights, as :meth:`~plures.method.Batch.mean` does, returns what it returns for
-the examples alone. One that averages on its own, counts rows, or lets examples interact does not; then only clients
+the examples alone. One that takes its own average, counts rows, or lets examples interact does not; then only clients
 with batches of the same size are stacked, without padding.
 """
 
@@ -75,16 +75,16 @@ class PaddingTest:
             verdicts[key] = parts, found
             if found:
                 warnings.warn(
-                    f"padding of batches changes the {self.what} {_named(self.about)}, so clients work only beside "
-                    "others with batches of the same size: exact, but slower; average by batch.mean(values), or weigh "
-                    "by batch.mask, to spare that",
+                    f"padding of batches changes the {self.what} {_named(self.about)}, so only clients with batches of "
+                    "the same size are stacked, which is exact but slower: average with batch.mean(values), or weight "
+                    "by batch.mask, to avoid this",
                     PluresWarning,
                     stacklevel=2,
                 )
         return verdicts[key][1]
 
     def _sees(self, examples: Examples, rest: tuple[Any, ...]) -> bool | None:
-        """Whether the function depends on padding; ``None`` if all examples are equal, so that it cannot show."""
+        """Whether the function depends on padding; ``None`` if all examples are equal, so that it cannot be seen."""
         sizes = counts(examples)
         client = int((sizes > 0).sum(1).argmax())
         taken = dict(zip(examples, sizes[client].clamp(max=TRIED).tolist(), strict=True))

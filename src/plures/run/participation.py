@@ -14,7 +14,7 @@ from plures.run.randomness import fold, name_key
 from plures.signature import checked
 
 PARTICIPATIONS = "a rule such as Full() or Uniform(0.1)"
-"""The wanted type, as messages describe it."""
+"""The expected type, as messages describe it."""
 
 
 @runtime_checkable
@@ -100,13 +100,13 @@ class BySize(Sample):
 @checked
 @dataclass(frozen=True)
 class Joint:
-    """A rule for methods by which clients learn jointly; where nothing travels, everybody takes part in every round.
+    """A rule for methods in which clients learn jointly; if nothing travels, every client takes part in every round.
 
-    A client that trains alone does not wait for a server to draw it. So local-only training, the baseline of a
-    comparison, has as many visits of every client as there are rounds, however few clients the others draw.
+    A client that trains alone does not wait for a server to draw it. So in local-only training, the baseline of a
+    comparison, every client makes as many visits as there are rounds, however few clients other methods draw.
 
     Attributes:
-        rule: who takes part where something travels.
+        rule: who takes part if something travels.
     """
 
     rule: Participation
@@ -118,7 +118,7 @@ class Joint:
         """The rule for a method.
 
         Args:
-            travels: whether anything of it leaves the clients.
+            travels: whether the method sends anything to the server.
         """
         return self.rule if travels else Full()
 

@@ -1,4 +1,4 @@
-"""A pool of processes of this machine, each of which trains a chunk of the cohort at a time."""
+"""A pool of processes on this machine, each of which trains a chunk of the cohort at a time."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ Visited = tuple[Answer, Values]
 Workers = dict[Connection, BaseProcess]
 """The processes of a pool, by their connections."""
 AHEAD = 2
-"""Chunks for each process that may be visited before their turn, and wait in memory."""
+"""Number of chunks per process that may be trained ahead of their turn and wait in memory."""
 
 
 class GoneError(Exception):
-    """A process of a pool has ended. An ``OSError`` of anything else in a round is told as what it is."""
+    """A process of a pool has ended. Any other ``OSError`` in a round is reported unchanged."""
 
 
 @contextmanager
 def reaching() -> Iterator[None]:
-    """Around what is sent to a process, or read of it."""
+    """A context for sending to a process or receiving from it; a broken connection raises :class:`GoneError`."""
     try:
         yield
     except (EOFError, OSError) as error:
@@ -51,13 +51,13 @@ def reaching() -> Iterator[None]:
 
 
 class Pool(Local):
-    """Clients whose data are in this process and whose visits other processes do: ``Execution(processes=2)``.
+    """Clients whose data is in this process and whose visits run in other processes: ``Execution(processes=2)``.
 
-    Chunks, batches and the order of sums are those of a single process, whoever finishes first. Clients' state stays
-    in this process, which also does everything outside a round's visits; so a checkpoint knows nothing of a pool. The
-    processes start with the first round, share the threads of this one, and end with the last round, with
-    :func:`~plures.fit` or the run, or when one of them dies. While a round is under way they belong to it: those of a
-    round that fails are not used again.
+    Chunks, batches and the order of sums are those of a single process, whichever process finishes first. The clients'
+    state stays in this process, which also does everything outside a round's visits; so checkpoints do not depend on
+    the pool. The processes start with the first round and share the threads of this one. They end with the last round,
+    with :func:`~plures.fit` or the run, or when one of them dies. The processes of a round that fails are not used
+    again.
     """
 
     workers: Workers | None = None
@@ -84,8 +84,8 @@ class Pool(Local):
             codes = end(workers or {})
             if isinstance(error, GoneError):
                 raise PluresError(
-                    f"round {run.round + 1}: a process of the pool ended (exit codes {codes}); take fewer processes if "
-                    "memory ran out, and let a script start its work under: if __name__ == '__main__'"
+                    f"round {run.round + 1}: a process of the pool ended (exit codes {codes}); use fewer processes if "
+                    "memory ran out, and in a script, start the work under: if __name__ == '__main__'"
                 ) from error
             raise
         if run.round + 1 == run.training.rounds:
@@ -95,7 +95,7 @@ class Pool(Local):
 
 
 def start(run: Coordinator[Any], workers: Workers) -> None:
-    """Start the processes of a pool, each with a coordinator of the same origin, and note them."""
+    """Start the processes of a pool, each with a coordinator of the same origin, and add them to ``workers``."""
     execution = replace(run.execution, processes=1, clients_on_disk=None)
     threads = max(1, torch.get_num_threads() // run.execution.processes)
     facts = run.origin, run.federation, run.setting, run.training, execution, threads
@@ -104,19 +104,19 @@ def start(run: Coordinator[Any], workers: Workers) -> None:
 
 
 def packed(what: object, processes: int, called: str) -> bytes:
-    """What travels to other processes: what a script or a notebook defines by value, the rest by name.
+    """Serialize what is sent to other processes: definitions in a script or notebook by value, the rest by name.
 
     Raises:
-        PluresError: if cloudpickle is missing, or if something of it belongs to this process alone.
+        PluresError: if cloudpickle is missing, or if a part cannot leave this process.
     """
     dumps = needed("cloudpickle", "processes=...", "pool").dumps
     try:
         return bytes(dumps(what))
-    except Exception as error:  # whatever a class of the user's own raises when it is pickled
+    except Exception as error:  # a user's class may raise anything when it is pickled
         raise PluresError(
             f"processes={processes}: {called} cannot be sent to other processes ({type(error).__name__}: {error}): "
-            "give data, network and methods by name, make what cannot travel inside the function that uses it, or use "
-            "processes=1"
+            "give data, network and methods by name, create what cannot be sent inside the function that uses it, or "
+            "use processes=1"
         ) from error
 
 
@@ -124,8 +124,8 @@ def launch(workers: Workers, count: int, serve: Callable[[Connection], None], wh
     """Start processes that ignore signals, add them to ``workers``, and send all of them the same message."""
     if multiprocessing.current_process().daemon:
         raise PluresError(
-            f"processes={count}: this process was itself started by a pool that lets it start none: take processes=1 "
-            "here, or let concurrent.futures.ProcessPoolExecutor start it"
+            f"processes={count}: this process was itself started by a pool, and may not start others: use processes=1 "
+            "here, or start it with concurrent.futures.ProcessPoolExecutor"
         )
     context = multiprocessing.get_context("spawn")
     for _ in range(count):
@@ -146,7 +146,7 @@ def deaf() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # started in here, it would let the signals through
+    resource_tracker.ensure_running()  # if it were started below, it would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     try:
         yield
@@ -156,7 +156,7 @@ def deaf() -> Iterator[None]:
 
 @contextmanager
 def without_standard_input() -> Iterator[None]:
-    """A context in which started processes do not look for the file of a program that came through standard input."""
+    """A context in which started processes do not look for the file of a program read from standard input."""
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     if file is None or Path(file).exists():
@@ -170,7 +170,7 @@ def without_standard_input() -> Iterator[None]:
 
 
 def end(workers: Workers) -> list[int | None]:
-    """End the processes of a pool, whatever they do; the exit codes of those that had ended by themselves."""
+    """Kill the processes of a pool; returns the exit codes of those that had already ended."""
     codes = [process.exitcode for process in workers.values()]
     for connection, process in workers.items():
         process.kill()
@@ -211,9 +211,9 @@ def visits(
 
 
 def serve(connection: Connection) -> None:
-    """Main function of a process of a pool: trains the clients that it is sent, until the main process is gone.
+    """Main function of a pool's process: trains the clients that it is sent, until the main process is gone.
 
-    It is ended by the process that started it alone, which finishes its round when Ctrl-C is pressed.
+    Only the process that started it ends it; on Ctrl-C, that process first finishes its round.
     """
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
@@ -237,7 +237,7 @@ def serve(connection: Connection) -> None:
         try:
             answer: Visited | Exception = clients.visit(run, chunk, server)
         except PluresError as error:
-            answer = PluresError(str(error))  # a class of the user's own may not travel
+            answer = PluresError(str(error))  # a subclass of the user's may not be picklable
         except Exception as error:
             answer = RuntimeError("".join(traceback.format_exception(error)))
         connection.send_bytes(pickle.dumps(answer))

@@ -1,4 +1,4 @@
-"""What predictors say: of raw rows, by a run in memory or on disk; and beside the truth."""
+"""Predictions: for raw rows, from a run in memory or on disk; and with targets, for metrics."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def predicted(
     """Outputs ``(n, outputs)`` of a client's predictor, and the classes ``(n,)`` or labels that it decides for.
 
     Args:
-        engine: of the run.
-        client: its name, for messages.
+        engine: the run's engine.
+        client: the client's name, for messages.
         deployed: what it predicts with, ``(1, ...)`` each.
         own: the client's examples that its predictor reads, by split.
         inputs: ``(n, *features)`` as the network reads them.
@@ -42,7 +42,7 @@ def predicted(
 
 
 def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions: Tensor | None = None) -> Predictions:
-    """Predictions made from outputs of a task: of several clients, or of one, without the leading dimension.
+    """Predictions made from outputs, of several clients, or of one client without the leading dimension.
 
     Args:
         task: what is predicted.

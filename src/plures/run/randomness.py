@@ -11,7 +11,7 @@ Keys = NDArray[np.uint64]
 
 GAMMA = 0x9E3779B97F4A7C15
 DRAW, PLACE = 22, 22
-"""Bits of a sort key that hold the draw, and the place it breaks ties with; the others number the permutation."""
+"""Bits of a sort key for the draw, and for the place, which breaks ties; the others number the permutation."""
 
 
 def _mix(z: Keys) -> Keys:

@@ -32,10 +32,10 @@ INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Pat
 def rehearse(
     bound: Bound, federation: Federation, training: Training, execution: Execution, seed: int, setting: Setting
 ) -> None:
-    """Let one client do one step of each phase, each assignment and a prediction. Nothing of the run is touched.
+    """Have one client do one step of each phase, each assignment and a prediction. The run itself is not touched.
 
     Raises:
-        PluresError: names the part that fails, the client, and the line of the user's that it fails in.
+        PluresError: if a part fails; names it, the client, and the line of the user's code.
     """
     from plures.run.choose import copies
     from plures.run.engine import Engine
@@ -57,7 +57,7 @@ def rehearse(
 
 
 def typical(federation: Federation) -> int:
-    """Position of the smallest client that fills a batch; of the largest one if none does."""
+    """Position of the smallest client that fills a batch, or of the largest client if none does."""
     sizes = federation.splits["train"].sizes
     filling = sizes >= REHEARSED_EXAMPLES
     if bool(filling.any()):
@@ -88,11 +88,11 @@ def measured(metric: Metric, found: Predictions) -> None:
     """Compute a metric with and without padding.
 
     Args:
-        metric: which.
-        found: of one client, ``(1, examples, ...)``.
+        metric: the metric.
+        found: predictions of one client, ``(1, examples, ...)``.
 
     Raises:
-        PluresError: if padding changes it, or if it changes the predictions, which other metrics read, too.
+        PluresError: if padding changes its value, or if it modifies the predictions, which other metrics read too.
     """
     padded = found.map(lambda t: torch.cat([t, t[:, :1]], 1))
     padded.weight[:, -1] = 0
@@ -110,7 +110,7 @@ def measured(metric: Metric, found: Predictions) -> None:
 
 
 def check_loss(federation: Federation, outputs: Tensor) -> None:
-    """Refuse a loss of the user's own that does not give one number for each example.
+    """Refuse a user-defined loss that does not return one number per example.
 
     Args:
         federation: task and targets.

@@ -1,4 +1,4 @@
-"""A run: a method in training over clients in this process. Those that no round has drawn are served as newcomers."""
+"""A run: a method in training over clients in this process. Clients that no round has drawn are served as newcomers."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Run(Deployed):
         participation: who takes part in each round.
         seed: root of initial values, batches, cohorts and dropout.
         execution: how to use the machine; what is ``auto`` is measured here, before the first round.
-        population: facts about all clients, where the federation holds only some of them, as it does at a site.
-        machine: what earlier runs found out about the machine, to be shared with this one: choices, compiled steps.
+        population: facts about all clients, if the federation holds only some of them, as at a site.
+        machine: measurements and compiled steps to share with other runs of this process.
 
     Attributes:
         execution: the settled execution.
@@ -94,7 +94,7 @@ class Run(Deployed):
         """What some clients predict with: one slot with the personal model, or their whole state if it is composed.
 
         Clients that have not taken part yet have nothing of their own. From the first round on they are served as
-        clients that come later (:func:`~plures.run.onboard.onboard`); what is stored for them stays as it is.
+        newcomers (:func:`~plures.run.onboard.onboard`); what is stored for them does not change.
         """
         anew = self._anew(clients)
         if not bool(anew.any()):
@@ -107,7 +107,7 @@ class Run(Deployed):
         return {s: {p: torch.cat([t, new[s][p]])[where] for p, t in leaves.items()} for s, leaves in own.items()}
 
     def _anew(self, clients: list[int] | Tensor) -> Tensor:
-        """``(clients,)`` who of some clients is served as those that come later are."""
+        """Which of some clients are served as newcomers, ``(clients,)``."""
         alike = not self.stored_leaves() and all(
             isinstance(b.share, Known) or b.share.common for b in self.bound.blocks
         )
@@ -116,9 +116,9 @@ class Run(Deployed):
         return self.last[clients] == 0
 
     def serve(self, clients: list[int]) -> None:
-        """Let those of some clients that have not taken part yet make their visits now, all at once.
+        """Onboard those of some clients that have not taken part yet, all at once.
 
-        They are newcomers to the run as it stands, once for a state of the run, whoever asks for them how often.
+        Each client is onboarded only once for a state of the run, however often it is asked for.
         """
         if self._served is None or self._served.server is not self.server or self._served.round != self.round:
             self._served = _Served(self.server, self.round, [], torch.full((2, len(self.federation)), -1))
@@ -149,13 +149,14 @@ class Run(Deployed):
 @brief
 @dataclass
 class _Served:
-    """Clients that had not taken part in a state of a run, as they are served in it.
+    """The clients that were onboarded for one state of a run.
 
     Attributes:
-        server: what the server kept.
-        round: rounds finished.
+        server: what the server kept in that state.
+        round: number of rounds finished.
         guests: runs of newcomers.
-        places: ``(2, clients)`` the guest in which each client is, -1 for none yet, and its place there.
+        places: ``(2, clients)`` the number of the guest run that holds each client, -1 for none yet, and the client's
+            position in it.
     """
 
     server: Mapping[str, BlockState]

@@ -23,9 +23,9 @@ def states(
     """What some clients hold: what is shared from the server, what is personal from the store.
 
     Args:
-        run: the coordinator of clients that leave nothing of theirs elsewhere.
+        run: a coordinator that stores everything its clients keep.
         clients: positions.
-        server: what the server keeps, if not what it keeps now.
+        server: what the server keeps; default: what it keeps now.
         rows: for some blocks, the rows to receive instead of the clients' own.
     """
     server, stack = server or run.server, {slot: dict(ls) for slot, ls in run.bound.initial.items()}

@@ -42,7 +42,7 @@ Rows = slice | Tensor
 Tensors = list[Tensor]
 Changed = dict[Leaf, Tensor]
 Passes = dict[str, list[tuple[Pass, Batch]]]
-"""By slot, the last forward pass with it on each batch of a step, beside that batch."""
+"""For each slot, its last forward pass on each batch of a step, with that batch."""
 
 BLOCK = 1 << 20
 """Bytes of inputs that one client's steps gather at once."""
@@ -68,7 +68,7 @@ class Steps:
         self.random = bound.network.random or phase.random
         self.trained = bound.trained(phase)
         self.slots = [[n for n, leaf in enumerate(self.trained) if leaf.slot == slot] for slot in dict(self.trained)]
-        """Places of each slot's leaves among the trained ones: a slot's gradient has a norm of its own."""
+        """Positions of each slot's leaves among the trained ones; each slot's gradient is clipped separately."""
         models = [n for n, leaf in enumerate(self.trained) if bound.of_model(leaf)]
         others = [n for n in range(len(self.trained)) if n not in set(models)]
         self.updates = [(self.optimizer, models), *([(undecayed(self.optimizer), others)] if others else [])]
@@ -89,9 +89,9 @@ class Steps:
         """Whether the objective is the task loss itself."""
         whole = bound.initial[phase.slot].keys() == bound.initial["model"].keys()
         self.model = phase.slot if whole else "model"
-        """The slot whose task loss is reported: the phase's, if that is a model, not a part or numbers beside one."""
+        """The slot whose task loss is reported: the phase's slot if it holds a whole model, else ``model``."""
         self.loss_slots = list(dict.fromkeys([self.model, *dict(self.trained), *dict(self.kept)]))
-        """Slots whose passes give the task loss: that of the first one that has some is reported."""
+        """Slots whose forward passes give the task loss; the first slot that has any is reported."""
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         """Train the leaves of ``x`` in place.
@@ -127,7 +127,7 @@ class Steps:
         return extra, kept | self._statistics(x, batch), self._passes(x, batch)
 
     def _passes(self, x: State, batch: Batch | tuple[Batch, ...]) -> Passes:
-        """Forward passes that tell the task loss of a slot."""
+        """Forward passes that give the task loss of a slot."""
         found: Passes = {}
         if not self.direct:
             for one in batch if isinstance(batch, tuple) else (batch,):
@@ -138,11 +138,11 @@ class Steps:
         return found
 
     def _task_loss(self, x: State, batch: Batch | tuple[Batch, ...], value: Tensor, before: Passes) -> Tensor:
-        """Task loss of the phase's slot beside the objective's ``value``.
+        """Task loss of the phase's slot, next to the objective's ``value``.
 
-        It is that of the last forward pass with the slot (or for it, as ``keep=`` says), else with another slot that
-        the phase trains or keeps, in the objective or before it; the mean, where several batches had such passes. A
-        step that has none makes one more pass, without gradient.
+        It is the loss of the last forward pass with the slot, or marked as being for it (``keep=``), in the objective
+        or before it; otherwise of a pass with another slot that the phase trains or keeps. If several batches had such
+        passes, it is their mean. A step without such a pass makes an extra one, without gradient.
         """
         if self.direct:
             return value.detach()
@@ -166,7 +166,7 @@ class Steps:
         return {leaf: value for leaf, value in changed.items() if leaf in self.followed}
 
     def _clipped(self, grads: Tensors, *, stacked: bool = False) -> Tensors:
-        """Gradients, those of each slot scaled to at most the limit in norm."""
+        """Gradients, scaled so that each slot's norm is at most the limit."""
         if self.clip is None or len(self.slots) == 1:
             return clipped(grads, self.clip, stacked=stacked)
         found = dict[int, Tensor]()
@@ -177,7 +177,7 @@ class Steps:
     def _advance(
         self, values: Tensors, grads: Tensors, memory: list[Tensors], lr: Tensor | float, step: Tensor | int
     ) -> None:
-        """One step of the optimizer, without weight decay for leaves that are no model's."""
+        """One step of the optimizer, without weight decay for leaves that do not belong to a model."""
         for optimizer, places in self.updates:
             if len(places) == len(values):
                 optimizer.step(values, grads, memory, lr, step)
@@ -229,7 +229,7 @@ class OneByOne(Steps):
         return torch.stack([torch.stack(each).sum().to(self.dtype) for each in (losses, objectives)])
 
     def _borrow(self, own: Stack) -> Stack:
-        """The phase's slot as the module's own parameters, which spares every call the substitution."""
+        """The phase's slot as the module's own parameters, so that calls do not have to substitute them."""
         live, slot = self.network.live, self.phase.slot
         if own[slot].keys() != live.keys():
             return {}
@@ -260,10 +260,10 @@ class Stacked(Steps):
     """A stack of clients at once: objectives mapped by ``torch.func.vmap`` over ``grad``.
 
     Args:
-        compiler: gives the compiled step for what it computes; the step then always runs on all clients of the chunk,
-            idle ones masked. ``None`` compiles nothing.
-        recorder: records steps, to replay them; ``None`` to run them one by one.
-        clients: most clients of a stack.
+        compiler: returns the compiled step for a description of what it computes. A compiled step always runs on all
+            clients of the chunk, with idle ones masked. ``None`` to compile nothing.
+        recorder: records steps to replay them; ``None`` to run them one by one.
+        clients: largest number of clients in a stack.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class Stacked(Steps):
             None if recorder is None else Captured(recorder, clients, written, self.dtype, halved=compiler is None)
         )
         self.together: bool | None = None
-        """Whether clients with different batches may step together; found out when such clients meet."""
+        """Whether clients with different batches may step together; ``None`` until it is tested."""
 
     def __call__(self, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         clients, device = len(plan.steps), plan.rows.device
@@ -318,7 +318,7 @@ class Stacked(Steps):
         return losses
 
     def _replayed(self, part: Part, plan: Batches, keys: Tensor | None, rate: float) -> Tensor | None:
-        """The same by recorded steps; ``None`` where they cannot be recorded, or are not worth it."""
+        """Train with recorded steps; ``None`` if they cannot be recorded or recording does not pay off."""
         if self.captured is None or not len(plan.rows) or not self.captured.worth(plan):
             return None
         kinds = self.captured.kinds(plan, rate)
@@ -339,7 +339,7 @@ class Stacked(Steps):
             return None
 
     def _compiled(self, clients: int) -> Callable[..., Tensor]:
-        """The compiled step of some clients, perhaps that of an earlier run that computes the same."""
+        """The compiled step for a number of clients, possibly from an earlier run that computes the same."""
 
         def make() -> Callable[..., Tensor]:
             step: Callable[..., Tensor] = torch.compile(own_code(self.light()._step), dynamic=False)
@@ -349,9 +349,9 @@ class Stacked(Steps):
         return self.compiler(self.computes(clients), make)
 
     def light(self) -> Stacked:
-        """The same without what single steps do not use.
+        """A copy without what single steps do not use.
 
-        Compiled steps outlive the run that made them; its data and recorded steps must not be kept for that.
+        Compiled steps outlive the run that made them, and must not keep its data and recorded steps alive.
         """
         same = copy.copy(self)
         same.captured = same.compiler = None
@@ -359,7 +359,7 @@ class Stacked(Steps):
         return same
 
     def computes(self, clients: int) -> str:
-        """All that a step of some clients depends on besides its arguments, as one text."""
+        """Everything that a step of some clients depends on besides its arguments, as one string."""
         shapes = [None if t is None else tuple(t.shape) for t in self.source]
         return f"{self._depends} {clients} {shapes}"
 
@@ -383,7 +383,7 @@ class Stacked(Steps):
         return digest(repr((sorted(described.items()), about)).encode())
 
     def _groups(self, counts: NDArray[np.int64], part: Part, plan: Batches) -> Iterator[tuple[Rows, NDArray[np.int64]]]:
-        """Clients that step together: all active ones, or those with equal batches where padding would matter."""
+        """Clients that step together: all active ones, or, if padding matters, those with equal batches."""
         if (counts == counts[:, :1]).all() or not self._apart(part, plan):
             yield slice(0, counts.shape[1]), counts
             return
@@ -442,7 +442,7 @@ class Stacked(Steps):
             rows: ``(clients, batch)`` for each batch of the step.
             counts: ``(clients,)`` real examples for each batch; empty when nothing is padded.
             keys: ``(clients,)`` dropout keys; empty when nothing is random.
-            running: ``(clients,)`` who takes the step; ``None`` for all.
+            running: ``(clients,)`` which clients take the step; ``None`` for all.
             lr: learning rate.
             step: number of the step, from 1.
             source: inputs, targets and, where examples have some, weights of the federation.
@@ -522,7 +522,7 @@ def undecayed(optimizer: Optimizer) -> Optimizer:
     if not isinstance(optimizer, SGD | Adam):
         raise PluresError(
             f"{type(optimizer).__name__} has weight decay, which must not act on the numbers that the method trains "
-            "beside models: set weight_decay=0"
+            "besides models: set weight_decay=0"
         )
     return replace(optimizer, weight_decay=0.0)
 

@@ -23,14 +23,14 @@ class Rows(Protocol):
     """The values of one leaf, one row per client."""
 
     def read(self, clients: list[int]) -> Tensor:
-        """Rows of some clients, ``(clients, ...)``, a copy; what it holds before the first write is undefined."""
+        """Rows of some clients, ``(clients, ...)``, as a copy; rows that were never written are undefined."""
 
     def write(self, clients: list[int], values: Tensor) -> None:
         """Replace rows."""
 
 
 class MemoryRows:
-    """Rows of one tensor; memory of a row is only taken when it is first written."""
+    """Rows of one tensor; a row takes memory when it is first written."""
 
     def __init__(self, like: Tensor, clients: int) -> None:
         self._rows = torch.empty((clients, *like.shape), dtype=like.dtype, device=like.device)
@@ -72,7 +72,7 @@ class DiskRows:
 
 
 def _neighbours(clients: list[int]) -> Iterator[tuple[int, int]]:
-    """Where clients follow each other by one, from where to where: their rows lie side by side in a file."""
+    """Start and end of each run of consecutive clients, whose rows are adjacent in a file."""
     apart = np.flatnonzero(np.diff(clients) != 1) + 1
     return pairwise([0, *apart.tolist(), len(clients)] if clients else [])
 
@@ -80,8 +80,8 @@ def _neighbours(clients: list[int]) -> Iterator[tuple[int, int]]:
 class ClientStore:
     """Rows of personal leaves, one per client.
 
-    A client that was never visited has the initial values; its row is written only when it is first put, so
-    a large population costs neither memory nor disk space before its clients are visited.
+    A client that was never visited has the initial values. Its row is written only when it is first put, so a large
+    population takes neither memory nor disk space before its clients are visited.
 
     Args:
         initial: initial value of every personal leaf.

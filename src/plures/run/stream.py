@@ -1,4 +1,4 @@
-"""Sequences of tasks: one method learns them in order and carries its state along."""
+"""Streams of tasks: one method learns them in order and carries its state along."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Anew:
     """A learning-rate schedule that restarts with every task.
 
     Attributes:
-        schedule: within a task.
-        rounds: of a task.
+        schedule: the schedule within a task.
+        rounds: number of rounds of each task.
     """
 
     schedule: RateSchedule
@@ -47,9 +47,9 @@ def learn(
 ) -> Iterator[Run]:
     """Train one method over the tasks of a stream in order.
 
-    Every task is a run that starts with the state of the server and the clients at the end of the run before. The
-    count of rounds continues, so batches and cohorts do not repeat. When a task ends, the clients that took part so far
-    do the method's work ``between`` tasks, with the data of the task that ends.
+    Every task is a run that starts with the state of the server and the clients at the end of the previous run. Rounds
+    are counted on, so batches and cohorts do not repeat. When a task ends, the clients that have taken part so far do
+    the method's work ``between`` tasks, with the data of that task.
 
     Args:
         stream: the tasks.
@@ -61,7 +61,7 @@ def learn(
         execution: how to use the machine; what is ``auto`` is measured in the first task.
 
     Yields:
-        The run of each task after its last round. It goes on to the next task when the next run is asked for.
+        The run of each task after its last round. The next task starts when the next run is requested.
     """
     training = training or Training()
     anew, before = Anew(training.schedule, training.rounds), None
@@ -78,11 +78,11 @@ def learn(
 
 
 def conclude(run: Run) -> None:
-    """What the clients that took part do when a task ends: the method's work ``between`` tasks."""
+    """Let the clients that took part do the method's work ``between`` tasks, when a task ends."""
     work, own = run.method.between, set(run.stored_leaves())
     written = run.bound.written_by(work)
     for leaf in sorted(written - own):
-        raise PluresError(f"between tasks nothing travels, so {leaf} cannot change: let it be Personal()")
+        raise PluresError(f"between tasks nothing travels, so {leaf} cannot change: make it Personal()")
     present: list[int] = run.participated.nonzero().squeeze(1).tolist()
     for chunk in run.chunks(present) if work else ():
         received = run.states(chunk)
@@ -92,6 +92,6 @@ def conclude(run: Run) -> None:
 
 
 def on_task(run: Run, task: Federation) -> Run:
-    """A run as it stands, with the data of another task of its stream: to score it there."""
+    """A copy of a run in its current state, with the data of another task of its stream, to score it there."""
     task = task.to(run.federation.inputs.device, run.execution.dtype)
     return run.on(task, Setting.of(task))

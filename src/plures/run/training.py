@@ -11,7 +11,7 @@ from plures.method.optimizer import OPTIMIZERS, SGD, Optimizer
 from plures.signature import checked
 
 SCHEDULES = "a schedule from plures.run, such as Cosine() or Exponential(0.99)"
-"""The wanted type, as messages describe it."""
+"""The expected type, as messages describe it."""
 
 
 @runtime_checkable
@@ -75,11 +75,11 @@ class Training:
         epochs: passes over a client's data in a visit; default: 1, unless ``steps`` are given.
         steps: number of gradient steps instead of epochs.
         optimizer: local optimizer; a fresh one for each phase of each visit. Its weight decay acts on slots that hold
-            a model, or part of one, and on no other number that a method trains (mixing weights, input maps).
-        schedule: factor of the learning rate over the rounds of training; it does not reach the work that belongs to
-            no round: fine-tuning and calibration before predicting, and the visits of newcomers.
-        clip: largest norm of each client's gradient, of each slot by itself, so that models that are trained side by
-            side do not influence each other; ``None`` for no clipping.
+            a model, or part of one, but not on other numbers that a method trains (mixing weights, input maps).
+        schedule: factor of the learning rate over the rounds of training. It does not apply to work outside rounds:
+            fine-tuning and calibration before predicting, and the visits of newcomers.
+        clip: largest norm of each client's gradient. Each slot is clipped separately, so that models that are trained
+            side by side do not influence each other. ``None`` for no clipping.
 
     Examples:
         >>> training = plures.Training(rounds=20, batch_size=None, steps=5)

@@ -55,13 +55,13 @@ class Answer:
 
 
 def weighing(bound: Bound, block: Block, weights: Tensor | Leaves) -> Leaves:
-    """Computed weights of a block as they are sent: by ``number of the block:``, and by leaf if each has its own."""
+    """Computed weights of a block as they are sent: as ``number of the block:``, with the leaf if each has its own."""
     by_leaf = {"": weights} if isinstance(weights, Tensor) else weights
     return {f"{_number(bound, block)}:{name}": t for name, t in by_leaf.items()}
 
 
 def weighed(bound: Bound, block: Block, sent: Leaves) -> Tensor | Leaves | None:
-    """Computed weights of a block as they were before; ``None`` for a block without any."""
+    """Computed weights of a block, read from what :func:`weighing` sent; ``None`` for a block without any."""
     prefix = f"{_number(bound, block)}:"
     given = {name.removeprefix(prefix): t for name, t in sent.items() if name.startswith(prefix)}
     return given.get("", given) if given else None
@@ -72,7 +72,7 @@ def _number(bound: Bound, block: Block) -> int:
 
 
 def form(bound: Bound) -> dict[str, Leaves]:
-    """What one client sends as tensors, by channel: values of the right shapes and types, ``(1, ...)``."""
+    """A template of the tensors that one client sends, by channel: the right shapes and types, ``(1, ...)``."""
     weights: Leaves = {}
     for block in bound.blocks:
         if bound.travelling(block) and callable(bound.combine(block).weights):
@@ -102,7 +102,7 @@ def decoded(bound: Bound, sent: Mapping[str, Leaves], received: Leaves) -> Leave
 
 
 class Uploads:
-    """The uploads of one round: opened, counted, and combined block by block.
+    """The uploads of one round: decoded, counted, and combined block by block.
 
     Args:
         bound: the method, resolved against its network.
@@ -141,7 +141,7 @@ class Uploads:
             self.changes.append((answer.clients, flatten({k: values[k] - received[k] for k in moved})))
 
     def _sum(self, answer: Answer) -> None:
-        """Add payloads of which no single one is read, in their own types, and buffers as they are."""
+        """Add up payloads that cannot be read one by one, in their own types; buffers are added as usual."""
         for name, t in answer.sent.get(UPDATE, {}).items():
             part = t.sum(0, keepdim=True, dtype=t.dtype)
             self.total[name] = self.total[name] + part if name in self.total else part
@@ -155,7 +155,7 @@ class Uploads:
         """For every block, what the server keeps after the round, and what its step remembers.
 
         Args:
-            cohort: whose work it is.
+            cohort: the clients whose uploads were added.
             memory: what the steps remember.
             asked: the clients that were asked.
         """
@@ -291,7 +291,7 @@ class Gathered:
         return mean.result()
 
     def _entrywise(self, uploads: Leaves, weights: Leaves, clients: list[int]) -> Leaves:
-        """The mean by weights of single entries; of leaves without any, such as buffers, by training examples."""
+        """The mean with a weight for each entry; leaves without such weights, as buffers, by training examples."""
         index, old = self._index(clients), {k: t for k, t in self.old.items() if k in weights}
         single = entrywise(old, uploads, weights, index, self.rule.denominator)
         rest = {k: t for k, t in self.old.items() if k not in single}
@@ -300,7 +300,7 @@ class Gathered:
     def _reduced(
         self, uploads: Leaves, weights: Tensor, clients: list[int], joint: Tensor, cohort: Cohort, memory: Leaves
     ) -> tuple[Leaves, Leaves]:
-        """What the reducer makes of the parameters, beside the mean of the rest; and what it remembers."""
+        """The reducer's result for the parameters, with the mean of the rest; and what the reducer remembers."""
         index, known = self._index(clients), torch.tensor(clients)
         rest = averaged({k: t for k, t in self.old.items() if k not in self.parameters}, uploads, weights, index)
         if not self.parameters:
@@ -319,7 +319,7 @@ class Gathered:
         return rest | made, {f"{REDUCER}{k}": t for k, t in kept.items()}
 
     def _released(self, made: Leaves, weights: Tensor | Leaves, clients: list[int], cohort: Cohort) -> Leaves:
-        """What the wire's part at the server makes of the combined value."""
+        """The combined value after the wire's stages at the server."""
         if not self.line.stages or not self.parameters:
             return made
         change = {k: made[k] - self.old[k] for k in self.parameters}
