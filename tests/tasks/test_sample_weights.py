@@ -17,11 +17,13 @@ from plures import PluresError
 from plures.evaluate import score
 from plures.federation import SPLITS, Federation, Split, from_arrays, from_frame
 from plures.method import SGD
-from plures.methods import METHODS, fedavg, knnper, local, temperature
+from plures.methods import METHODS, ditto, fedavg, knnper, local, temperature
 from plures.methods.threshold import best_threshold, utilities
 from plures.metrics import CLASSIFICATION, REGRESSION, Metric, alone
 from plures.models import with_roles
 from plures.run import Execution, Run, Training
+from plures.run.checkpoint import restore, snapshot
+from plures.run.choose import uncompilable
 from plures.run.fingerprint import DATA, difference, of_run
 from plures.run.predict import said
 from plures.tables.schema import Schema
@@ -145,6 +147,31 @@ def test_one_after_the_other_and_side_by_side_agree(method):
     for one in (vmap, larger):
         for name, values in score(loop, "test").values.items():
             np.testing.assert_allclose(values, score(one, "test").values[name], atol=1e-9)
+
+
+def begun(execution: Execution) -> Run:
+    return Run(weighted(), headed, ditto(0.5), Training(rounds=4, batch_size=8), execution=execution, seed=2)
+
+
+def test_a_resumed_run_continues_bit_for_bit():
+    whole, stopped, resumed = (begun(Execution("vmap", 5, False, "float64")) for _ in range(3))
+    for _ in range(4):
+        whole.step()
+    for _ in range(2):
+        stopped.step()
+    restore(resumed, snapshot(stopped))
+    for _ in range(2):
+        resumed.step()
+    assert away(whole, resumed) == 0
+
+
+@pytest.mark.skipif(uncompilable() is not None, reason=uncompilable() or "")
+def test_compiled_steps_agree():
+    plain, compiled = (begun(Execution("vmap", 5, compiling, "float64")) for compiling in (False, True))
+    for run in (plain, compiled):
+        run.step()
+    assert compiled.execution.compile is True
+    assert away(plain, compiled) < 1e-12
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in READS_EXAMPLES])
