@@ -87,20 +87,23 @@ def listen(stage: ComparisonProgress) -> None:
 def streamed(
     data: Callable[[], Stream], methods: Mapping[str, Method], rounds: int, lr: float, model: Model = default_model
 ) -> Table:
-    """Tasks one after the other: what is learned of the present task, and what is left of the earlier ones."""
+    """Experiences of a stream: what is learned of the present one, and what is left of the earlier ones."""
 
     def table(folder: Path) -> str:
         stream = data()
         training = Training(rounds=rounds, batch_size=32, optimizer=SGD(lr))
         told = [
-            f"| method | {stream.tasks[0].task.metrics[0].title}, all tasks | just after learning | forgetting |",
+            f"| method | {stream[0].task.metrics[0].title}, all experiences | just after learning | forgetting |",
             "| --- | ---: | ---: | ---: |",
         ]
         for name, method in methods.items():
-            result = follow(stream, model(stream.tasks[0]), method, training)
+            result = follow(stream, model(stream[0]), method, training)
             means = (result.final, result.adaptation, result.forgetting)
             told.append(f"| {name} | {' | '.join(f'{mean.mean():.3f}' for mean in means)} |")
-        return "\n".join(told) + f"\n\nBudget: {len(stream)} tasks, {rounds} rounds each, learning rate {lr}, 1 seed."
+        return (
+            "\n".join(told)
+            + f"\n\nBudget: {len(stream)} experiences, {rounds} rounds each, learning rate {lr}, 1 seed."
+        )
 
     return table
 

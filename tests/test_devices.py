@@ -339,7 +339,7 @@ def test_checkpoints_run_folders_and_personal_models(tmp_path):
     torch.testing.assert_close(personal.predict(examples)[0], given[0], atol=1e-9, rtol=0)
 
 
-def test_tasks_that_follow_one_another():
+def test_experiences_that_follow_one_another():
     training, reached = Training(rounds=1, steps=1, batch_size=4), []
     for where in (nullcontext("cpu"), pretended()):
         with where as device:

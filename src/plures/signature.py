@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from plures.errors import PluresError, closest
 
@@ -24,6 +25,8 @@ T = TypeVar("T", bound=Callable[..., Any])
 LONG = 80
 """Longest value that a message shows in full, in characters."""
 SEQUENCES = (tuple, collections.abc.Sequence)
+ARRAY_LIKE = frozenset(get_args(ArrayLike))
+"""The types that make up NumPy's ``ArrayLike``. No tuple is among them, yet NumPy reads one, so the function checks."""
 
 
 def checked(what: T) -> T:
@@ -215,7 +218,7 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is Annotated:
         return fits(value, inner[0])
     if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
+        return set(inner) >= ARRAY_LIKE or any(fits(value, one) for one in inner)
     if origin is Literal:
         return any(type(value) is type(one) and value == one for one in inner)
     if origin is tuple and inner[-1] is not ...:

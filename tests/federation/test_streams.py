@@ -1,4 +1,4 @@
-"""Streams: every task holds the rows it should, in the splits they had."""
+"""Streams: every experience holds the rows it should, in the splits they had."""
 
 from __future__ import annotations
 
@@ -35,43 +35,43 @@ def test_seasons_have_their_months_and_their_splits():
     stream = seasons(F)
     assert stream.names == ("spring", "summer", "autumn", "winter")
     assert stream.clients == ("a", "b")
-    for task, months in zip(stream, ((3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 1, 2)), strict=True):
-        assert task.inputs is F.inputs
+    for experience, months in zip(stream, ((3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 1, 2)), strict=True):
+        assert experience.inputs is F.inputs
         for split in SPLITS:
-            for own, before in zip(task.splits[split], F.splits[split], strict=True):
+            for own, before in zip(experience.splits[split], F.splits[split], strict=True):
                 expected = [row for row in before.tolist() if MONTH[row] in months]
                 assert own.tolist() == expected
     assert stream[1].name == "air, summer"
-    assert sum(int(task.splits[s].sizes.sum()) for task in stream for s in SPLITS) == 240
+    assert sum(int(experience.splits[s].sizes.sum()) for experience in stream for s in SPLITS) == 240
 
 
 def test_by_time_cuts_into_equal_parts():
     owner = np.tile(["a", "b"], 120)
     alike = from_arrays(TABLE, np.arange(240) % 4, owner, columns=("x", "month", "day"), standardize=True)
-    for time in ("day", TABLE[:, 2]):
-        for number, task in enumerate(by_time(alike, time, 3)):
-            owned = torch.cat([task.splits[s].rows for s in SPLITS])
+    for time in ("day", TABLE[:, 2], TABLE[:, 2].tolist(), tuple(TABLE[:, 2]), range(240)):
+        for number, experience in enumerate(by_time(alike, time, 3)):
+            owned = torch.cat([experience.splits[s].rows for s in SPLITS])
             assert sorted(owned.tolist()) == list(range(80 * number, 80 * number + 80))
     alternating = by_time(alike, np.arange(240) // 100, 2)  # equal times stay together
-    assert [sum(int(task.splits[s].sizes.sum()) for s in SPLITS) for task in alternating] == [100, 140]
+    assert [sum(int(experience.splits[s].sizes.sum()) for s in SPLITS) for experience in alternating] == [100, 140]
 
 
 def test_a_federation_that_is_split_by_time_cannot_be_cut_by_time():
     late = from_arrays(TABLE, np.arange(240) % 4, CLIENT, time=TABLE[:, 2], split=SplitRule(by="time"))
-    with pytest.raises(PluresError, match="task 'time 1': no validation rows; split the federation at random"):
+    with pytest.raises(PluresError, match="experience 'time 1': no validation rows; split the federation at random"):
         by_time(late, np.tile(np.arange(120), 2), 2)
-    with pytest.raises(PluresError, match=r"task 'first': client 'a' has no training row.*split the federation"):
+    with pytest.raises(PluresError, match=r"experience 'first': client 'a' has no training row.*split the federation"):
         by_column(late, np.tile(np.arange(120), 2), {"first": range(80, 100)})
 
 
 def test_by_label_and_by_values():
     stream = by_label(F, [(0, 1), (3,)])
     assert stream.names == ("classes 0, 1", "classes 3")
-    for task, labels in zip(stream, ({0, 1}, {3}), strict=True):
-        assert task.task == F.task
-        assert {int(label) for s in SPLITS for label in F.targets[task.splits[s].rows]} == labels
+    for experience, labels in zip(stream, ({0, 1}, {3}), strict=True):
+        assert experience.task == F.task
+        assert {int(label) for s in SPLITS for label in F.targets[experience.splits[s].rows]} == labels
     halves = by_column(F, MONTH, {"first": range(1, 7), "second": range(7, 13)})
-    assert [int(task.splits["train"].sizes.sum()) for task in halves] == [
+    assert [int(experience.splits["train"].sizes.sum()) for experience in halves] == [
         int((MONTH[F.splits["train"].rows.numpy()] <= 6).sum()),
         int((MONTH[F.splits["train"].rows.numpy()] > 6).sum()),
     ]
@@ -97,19 +97,19 @@ def test_permuted_moves_positions_alike_in_all_channels():
 
 
 def test_permuted_columns_keep_their_names_and_scales():
-    task = permuted(F, 2, seed=1)[1]
-    for number, column in enumerate(task.columns):
+    experience = permuted(F, 2, seed=1)[1]
+    for number, column in enumerate(experience.columns):
         place = F.columns.index(column)
-        assert torch.equal(task.inputs[:, number], F.inputs[:, place])
-        assert task.scaling is not None
+        assert torch.equal(experience.inputs[:, number], F.inputs[:, place])
+        assert experience.scaling is not None
         assert F.scaling is not None
-        assert task.scaling[0][number] == F.scaling[0][place]
+        assert experience.scaling[0][number] == F.scaling[0][place]
 
 
 def test_bad_streams_are_named():
-    with pytest.raises(PluresError, match="task 'two': clients differ from those of task 'one'"):
+    with pytest.raises(PluresError, match="experience 'two': clients differ from those of experience 'one'"):
         Stream("s", ("one", "two"), (F, F.subset(["a"])))
-    with pytest.raises(PluresError, match="task 'two': features differ"):
+    with pytest.raises(PluresError, match="experience 'two': features differ"):
         Stream("s", ("one", "two"), (F, replace(F, inputs=F.inputs[:, :2], columns=F.columns[:2])))
     with pytest.raises(PluresError, match="a different name for each"):
         Stream("s", ("one", "one"), (F, F))
@@ -119,5 +119,18 @@ def test_bad_streams_are_named():
         by_label(F, [(0, 1), (1, 2)])
     with pytest.raises(PluresError, match=r"values of shape \(3,\) for 240 rows"):
         by_time(F, [1, 2, 3], 2)
+
+
+def test_experiences_are_not_called_tasks():
+    for make, what in (
+        (
+            lambda: Stream(name="s", names=("one",), tasks=(F,)),
+            "Stream: no parameter 'tasks'; .* name, names, experiences",
+        ),
+        (lambda: by_time(F, "day", tasks=3), "by_time: no parameter 'tasks'; .* federation, time, experiences"),
+        (lambda: permuted(F, tasks=3), "permuted: no parameter 'tasks'; .* federation, experiences, seed=0"),
+    ):
+        with pytest.raises(PluresError, match=f"^{what}$"):
+            make()
     with pytest.raises(PluresError, match="client 'a' has no training row"):
         by_column(F, CLIENT == "b", {"b": (1,)})

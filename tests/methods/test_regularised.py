@@ -417,7 +417,7 @@ def test_mo0_mean_regularised_it_reaches_the_joint_optimum(steps):
 
 
 def test_mocha_reaches_the_optimum_of_any_relationship_with_any_cohort():
-    """Related and opposed tasks: lam1 tr(W Omega W^T) + lam2 ||W||^2, in closed form."""
+    """Related and opposed clients: lam1 tr(W Omega W^T) + lam2 ||W||^2, in closed form."""
     root = np.array([[2.0, 1.0, 0.0], [1.0, 1.0, -2.0], [0.5, 0.0, 1.0]])
     omega, lam1, lam2 = root @ root.T, 0.7, 0.3
     optimum = np.linalg.solve(np.diag(A) + 2 * lam1 * omega + 2 * lam2 * np.eye(3), A * B)
@@ -429,7 +429,7 @@ def test_mocha_reaches_the_optimum_of_any_relationship_with_any_cohort():
 
 
 def test_every_round_of_mocha_lowers_its_objective():
-    """With sub-problems solved to the end and tasks that repel each other, plain block steps would diverge."""
+    """With sub-problems solved to the end and clients that repel each other, plain block steps would diverge."""
     omega, lam1 = np.ones((3, 3)) + 0.01 * np.eye(3), 3.0
 
     def objective(w: np.ndarray) -> float:
@@ -474,8 +474,8 @@ def test_mo2_the_relationship_of_given_models():
 @pytest.mark.oracle("MO3")
 def test_mo3_the_relationship_is_a_covariance_of_trace_one():
     generator = torch.Generator().manual_seed(0)
-    for tasks, d in ((3, 2), (5, 5), (4, 40)):
-        sigma = covariance(torch.randn(tasks, d, generator=generator, dtype=torch.float64))
+    for clients, d in ((3, 2), (5, 5), (4, 40)):
+        sigma = covariance(torch.randn(clients, d, generator=generator, dtype=torch.float64))
         assert float(sigma.trace()) == close(1.0)
         assert float(torch.linalg.eigvalsh(sigma).min()) > -1e-12
     alike = covariance(torch.ones(4, 3, dtype=torch.float64))
@@ -483,8 +483,8 @@ def test_mo3_the_relationship_is_a_covariance_of_trace_one():
     torch.testing.assert_close(covariance(torch.zeros(4, 3, dtype=torch.float64)), torch.eye(4).double() / 4)
 
 
-def test_mocha_learns_which_tasks_are_related():
-    """Two pairs of tasks with opposite truths: the learned relationship shows them, and helps."""
+def test_mocha_learns_which_clients_are_related():
+    """Two pairs of clients with opposite truths: the learned relationship shows them, and helps."""
     generator = np.random.default_rng(0)
     truth = np.array([1.0, -2.0, 0.5, 1.5])
     rows = [generator.normal(size=(8, 4)) for _ in range(4)]

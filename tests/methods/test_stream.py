@@ -1,4 +1,4 @@
-"""Tasks that follow one another: elastic weight consolidation, what is taken along, and what is forgotten."""
+"""Experiences that follow one another: elastic weight consolidation, what is taken along, and what is forgotten."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plures.methods.ewc import ewc
 from plures.metrics import CLASSIFICATION, REGRESSION
 from plures.run import Cosine, Execution, Fixed, Run, Training, Uniform, onboard
 from plures.run.cost import traffic
-from plures.run.stream import conclude, learn, on_task
+from plures.run.stream import conclude, learn, on_experience
 from plures.tasks import Regression
 from problems import EXACT, close, personal, predictions, quadratic, run, scalar, shared, weight
 from shifted import mlp, ragged
@@ -30,8 +30,8 @@ MINI = {"federation": ragged(), "model": mlp, "steps": 4, "batch_size": 8}
 FULL = {"batch_size": None, "optimizer": SGD(0.1)}
 
 
-def stream_of(*tasks: Federation) -> Stream:
-    return Stream("tasks", tuple(f"task {n}" for n in range(len(tasks))), tasks)
+def stream_of(*experiences: Federation) -> Stream:
+    return Stream("experiences", tuple(f"experience {n}" for n in range(len(experiences))), experiences)
 
 
 def points(optima, curvatures=None) -> Federation:
@@ -117,7 +117,7 @@ def test_ew3_the_order_of_the_terms_does_not_matter():
         torch.testing.assert_close(one[path], other[path], atol=1e-13, rtol=0)
 
 
-def test_what_a_client_remembers_between_tasks():
+def test_what_a_client_remembers_between_experiences():
     """Q3 has Fisher information a_i, the curvature; anchors are the global model; information adds up or decays."""
     stream = stream_of(quadratic(), quadratic(optima=(1.0, 2.0, -1.0)), quadratic())
     for decay in (1.0, 0.5, 0.0):
@@ -131,7 +131,7 @@ def test_what_a_client_remembers_between_tasks():
     assert first.bound.secure_aggregation
 
 
-def test_the_second_task_ends_at_the_closed_form():
+def test_the_second_experience_ends_at_the_closed_form():
     """One client, one dimension per curvature: (H2 b2 + lam F x1) / (H2 + lam F), coordinate by coordinate."""
     h1, h2, b1, b2 = np.array([4.0, 1.0]), np.array([1.0, 2.0]), np.array([1.0, 1.0]), np.array([-1.0, 3.0])
     stream = stream_of(points([b1.tolist()], [h1.tolist()]), points([b2.tolist()], [h2.tolist()]))
@@ -144,7 +144,7 @@ def test_the_second_task_ends_at_the_closed_form():
 
 
 def test_ewc_forgets_less_than_fedavg_by_exactly_computed_numbers():
-    """Scores are mean squared errors: f(w) of both tasks, so the whole matrix is known."""
+    """Scores are mean squared errors: f(w) of both experiences, so the whole matrix is known."""
     h1, h2, b1, b2 = np.array([4.0, 1.0]), np.array([1.0, 2.0]), np.array([1.0, 1.0]), np.array([-1.0, 3.0])
     stream = stream_of(points([b1.tolist()], [h1.tolist()]), points([b2.tolist()], [h2.tolist()]))
     training = Training(rounds=100, steps=1, batch_size=None, optimizer=SGD(0.2))
@@ -165,7 +165,7 @@ def test_ewc_forgets_less_than_fedavg_by_exactly_computed_numbers():
 
 
 def test_ewc_forgets_less_than_fedavg_on_permuted_inputs():
-    """Less of the old task is lost, and less of the new one learned."""
+    """Less of the old experience is lost, and less of the new one learned."""
     stream = permuted(ragged(), 2, seed=0)
     training = Training(rounds=15, steps=4, batch_size=16, optimizer=SGD(0.1))
     options = {"execution": Execution("vmap", 7, False, "float64")}
@@ -176,7 +176,7 @@ def test_ewc_forgets_less_than_fedavg_on_permuted_inputs():
 
 
 def test_an_absent_client_remembers_from_when_it_was_there():
-    """A client that never took part has nothing to remember; one that did looks back at every end of a task."""
+    """A client that never took part has nothing to remember; one that did looks back at every end of an experience."""
     stream = stream_of(quadratic(), quadratic(optima=(1.0, 2.0, -1.0)), quadratic())
     runs = learned(stream, ewc(1.0), 2, scalar(), participation=Fixed([["a"], ["a"], ["b"], ["b"], ["a"], ["a"]]))
     assert personal(runs[0], "fisher") == close([1.0, 0.0, 0.0])
@@ -210,7 +210,7 @@ def test_a_degenerate_parameter_is_named():
     ids=["fedavg", "ditto", "scaffold", "apfl", "fedper", "local", "ifca"],
 )
 @partial
-def test_the_same_task_twice_is_one_long_run(method, cohort):
+def test_the_same_experience_twice_is_one_long_run(method, cohort):
     """Server values, personal leaves, memory and the count of rounds are taken along, bit for bit."""
     data = ragged()
     options = {"model": mlp, "training": {"batch_size": 8, "steps": 3}, "participation": cohort}
@@ -233,20 +233,20 @@ def test_the_schedule_of_the_learning_rate_begins_anew():
     assert factors == sorted(factors[:3], reverse=True) * 2
 
 
-def test_runs_of_earlier_tasks_stay_as_they_ended():
+def test_runs_of_earlier_experiences_stay_as_they_ended():
     first, second = learned(stream_of(quadratic(), quadratic(optima=(5.0, 5.0, 5.0))), fedavg(), 2, scalar())
     assert weight(first) == weight(run(fedavg(), 2, steps=1))
     assert weight(second) != weight(first)
 
 
-def test_between_tasks_nothing_travels():
+def test_between_experiences_nothing_travels():
     bad = Method(between=(Assign(("model",), lambda x, received, visit: {"model": x.model}),))
     done = run(bad, 1)
-    with pytest.raises(PluresError, match=r"between tasks nothing travels, so model/weight cannot change"):
+    with pytest.raises(PluresError, match=r"between experiences nothing travels, so model/weight cannot change"):
         conclude(done)
 
 
-def test_composition_keeps_the_work_between_tasks():
+def test_composition_keeps_the_work_between_experiences():
     """EWC on the shared body, personal heads: nothing of the head is held back by others."""
     both = fedper() + ewc(3.0, 0.0)
     assert len(both.between) == 1
@@ -260,7 +260,7 @@ def test_composition_keeps_the_work_between_tasks():
 
 
 def test_measures_by_hand():
-    """Three tasks, two clients; the second client has no example of the second task."""
+    """Three experiences, two clients; the second client has no example of the second experience."""
     values = np.array(
         [
             [[0.9, 0.8], [0.3, np.nan], [0.1, 0.2]],
@@ -280,7 +280,7 @@ def test_measures_by_hand():
     assert errors.backward_transfer == pytest.approx(scores.backward_transfer)
 
 
-def test_scores_are_those_of_each_task_alone():
+def test_scores_are_those_of_each_experience_alone():
     stream = permuted(ragged(), 2, seed=4)
     training = Training(rounds=2, steps=3, batch_size=8, optimizer=SGD(0.1))
     for split in ("validation", "test"):
@@ -288,15 +288,15 @@ def test_scores_are_those_of_each_task_alone():
         runs = list(learn(stream, mlp, fedavg(), training, execution=EXACT))
         for row, done in enumerate(runs):
             assert scores.values[row, row].tolist() == score(done, split).values["accuracy"].tolist()
-            for column, task in enumerate(stream):
-                here = score(on_task(done, task), split).values["accuracy"]
+            for column, experience in enumerate(stream):
+                here = score(on_experience(done, experience), split).values["accuracy"]
                 assert scores.values[row, column].tolist() == here.tolist()
-    assert scores.tasks == stream.names
+    assert scores.experiences == stream.names
     assert scores.clients == stream.clients
 
 
-def test_a_client_adapts_to_the_task_it_has_just_learned():
-    """Fine-tuning before predicting may not use data of earlier tasks, which are gone."""
+def test_a_client_adapts_to_the_experience_it_has_just_learned():
+    """Fine-tuning before predicting may not use data of earlier experiences, which are gone."""
     stream = stream_of(points([[0.0, 0.0]]), points([[2.0, 2.0]]))
     training = Training(rounds=1, steps=1, batch_size=None, optimizer=SGD(0.1))
     scores = follow(stream, plane, fedavg_ft(steps=200, lr=0.1), training, execution=EXACT)
@@ -305,7 +305,7 @@ def test_a_client_adapts_to_the_task_it_has_just_learned():
 
 def test_what_cannot_be_scored_is_refused():
     training = Training(rounds=1)
-    with pytest.raises(PluresError, match="has one task"):
+    with pytest.raises(PluresError, match="has one experience"):
         follow(stream_of(quadratic()), scalar(), fedavg(), training)
     reader = Method(predict=Predict(outputs=lambda x, batch: batch.outputs(x.model), reads=("train",)))
     with pytest.raises(PluresError, match="reads the client's own examples"):

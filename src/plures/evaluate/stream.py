@@ -1,4 +1,4 @@
-"""Scores over a stream of tasks: how much a method forgets, and how well it still learns."""
+"""Scores over a stream of experiences: how much a method forgets, and how well it still learns."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from plures.method import Method
 from plures.metrics import Metric
 from plures.models import ModelFactory
 from plures.run import Joint, Run, Training
-from plures.run.stream import learn, on_task
+from plures.run.stream import learn, on_experience
 
 
 @dataclass(frozen=True)
 class StreamScores:
-    """Scores of every client on every task after every task.
+    """Scores of every client on every experience after every experience.
 
     Except for ``matrix``, all properties are per client, ``(clients,)``: take their mean, or the client that forgets
     most.
 
     Attributes:
         metric: the metric of the scores.
-        tasks: names of the tasks, in the order of learning.
+        experiences: names of the experiences, in the order of learning.
         clients: names of the clients.
-        values: ``(learned, scored, clients)``: the score on each task after learning each task; NaN for a client
-            without examples of a task.
+        values: ``(learned, scored, clients)``: the score on each experience after learning each experience; NaN for a
+            client without examples of an experience.
     """
 
     metric: Metric
-    tasks: tuple[str, ...]
+    experiences: tuple[str, ...]
     clients: tuple[str, ...]
     values: Floats
 
@@ -45,19 +45,19 @@ class StreamScores:
 
     @property
     def final(self) -> Floats:
-        """Mean score over all tasks after the last one."""
+        """Mean score over all experiences after the last one."""
         return np.asarray(np.nanmean(self.values[-1], axis=0))
 
     @property
     def adaptation(self) -> Floats:
-        """Score on each task just after learning it, mean over tasks."""
+        """Score on each experience just after learning it, mean over experiences."""
         return np.asarray(np.nanmean(self._own, axis=0))
 
     @property
     def forgetting(self) -> Floats:
-        """Drop from the best earlier score to the final one, mean over all tasks but the last.
+        """Drop from the best earlier score to the final one, mean over all experiences but the last.
 
-        Chaudhry, Dokania, Ajanthan, Torr 2018, equation 3. Negative if later tasks improved earlier ones.
+        Chaudhry, Dokania, Ajanthan, Torr 2018, equation 3. Negative if later experiences improved earlier ones.
         """
         sign = 1 if self.metric.higher else -1
         best = (sign * self.values[:-1, :-1]).max(axis=0)
@@ -65,7 +65,7 @@ class StreamScores:
 
     @property
     def backward_transfer(self) -> Floats:
-        """Final score minus that just after learning, mean over all tasks but the last.
+        """Final score minus that just after learning, mean over all experiences but the last.
 
         Lopez-Paz, Ranzato 2017, equation 3.
         """
@@ -74,8 +74,8 @@ class StreamScores:
 
     @property
     def _own(self) -> Floats:
-        """Score on each task just after learning it, ``(tasks, clients)``."""
-        return np.stack([self.values[task, task] for task in range(len(self.tasks))])
+        """Score on each experience just after learning it, ``(experiences, clients)``."""
+        return np.stack([self.values[experience, experience] for experience in range(len(self.experiences))])
 
 
 def follow(
@@ -87,27 +87,29 @@ def follow(
     split: SplitName = "test",
     **options: Any,
 ) -> StreamScores:
-    """Train a method over a stream (:func:`plures.run.stream.learn`) and score it on every task after every task.
+    """Train a method over a stream (:func:`plures.run.stream.learn`) and score it on all experiences after each.
 
-    A client predicts for all tasks with the model that it would deploy after the task just learned. If the method
-    adapts before predicting, it does so on data of that task. No round is chosen: every task ends with its last round.
+    A client predicts for all experiences with the model that it would deploy after the experience just learned. If the
+    method adapts before predicting, it does so on data of that experience. No round is chosen: every experience ends
+    with its last round.
 
     Args:
-        stream: at least two tasks.
+        stream: at least two experiences.
         model: a factory of modules, or a module.
         method: the method to run.
-        training: local work; ``rounds`` is the number per task.
+        training: local work; ``rounds`` is the number per experience.
         split: the examples that are scored; choose parameters on ``validation``.
         options: participation (everybody takes part if nothing travels), seed and execution.
 
     Raises:
-        PluresError: if there is only one task, or the predictor reads the client's own examples.
+        PluresError: if there is only one experience, or the predictor reads the client's own examples.
     """
     if len(stream) < 2:
-        raise PluresError(f"stream {stream.name!r} has one task; forgetting needs at least two")
+        raise PluresError(f"stream {stream.name!r} has one experience; forgetting needs at least two")
     if method.predictor.reads:
         raise PluresError(
-            "a predictor that reads the client's own examples has those of one task only: it cannot be scored on others"
+            "a predictor that reads the client's own examples has those of one experience only: it cannot be scored on "
+            "others"
         )
     metric = primary(stream[0])
     rule = options.get("participation")
@@ -117,6 +119,8 @@ def follow(
 
 
 def scored(run: Run, stream: Stream, split: SplitName, metric: Metric) -> Floats:
-    """Scores of a run's clients on every task, ``(tasks, clients)``, with what they would deploy now."""
+    """Scores of a run's clients on every experience, ``(experiences, clients)``, with what they would deploy now."""
     deployed = run.deployed(list(range(len(stream.clients))))
-    return np.stack([score(on_task(run, task), split, deployed).values[metric.name] for task in stream])
+    return np.stack(
+        [score(on_experience(run, experience), split, deployed).values[metric.name] for experience in stream]
+    )

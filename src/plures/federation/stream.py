@@ -1,4 +1,4 @@
-"""Sequences of tasks over the same clients, for continual (lifelong) federated learning."""
+"""Sequences of experiences over the same clients, for continual (lifelong) federated learning."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from plures.federation.preparation import Preparation
 from plures.federation.seeding import generator
 from plures.federation.shift import rotate
 from plures.federation.splits import SPLITS
+from plures.signature import checked
 
 SEASONS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"spring": (3, 4, 5), "summer": (6, 7, 8), "autumn": (9, 10, 11), "winter": (12, 1, 2)}
@@ -25,97 +26,101 @@ SEASONS: Mapping[str, tuple[int, ...]] = MappingProxyType(
 """Months of the meteorological seasons of the northern hemisphere."""
 
 
+@checked
 @brief
 @dataclass(frozen=True)
 class Stream:
-    """Federations in the order in which they are learned.
+    """Experiences, which are federations, in the order in which they are learned (Lomonaco et al. 2021).
 
     Domain-incremental when only the inputs change (`rotated`, `permuted`, `by_time`, `seasons`), class-incremental
-    when the labels do (`by_label`), with one output for all classes (van de Ven, Tuytelaars, Tolias 2022). Each task
-    is an ordinary federation with its own train, validation and test splits, so that a learner is scored on every
-    task after each: accuracy on earlier tasks shows what it has not forgotten.
+    when the labels do (`by_label`), with one output for all classes (van de Ven, Tuytelaars, Tolias 2022). Each
+    experience is an ordinary federation with its own train, validation and test splits, so that a learner is scored on
+    every experience after each: accuracy on earlier experiences shows what it has not forgotten.
 
     Attributes:
         name: its name in reports.
-        names: of the tasks.
-        tasks: their federations: the same clients, features and task.
+        names: of the experiences.
+        experiences: their federations: the same clients, features and task.
     """
 
     name: str
     names: tuple[str, ...]
-    tasks: tuple[Federation, ...]
+    experiences: tuple[Federation, ...]
 
     def __post_init__(self) -> None:
-        if not self.tasks or len(self.names) != len(self.tasks) or len(set(self.names)) < len(self.names):
-            raise PluresError(f"stream {self.name!r}: give at least one task, and a different name for each")
-        first = self.tasks[0]
-        for name, task in zip(self.names, self.tasks, strict=True):
+        if not self.experiences or len(self.names) != len(self.experiences) or len(set(self.names)) < len(self.names):
+            raise PluresError(f"stream {self.name!r}: give at least one experience, and a different name for each")
+        first = self.experiences[0]
+        for name, experience in zip(self.names, self.experiences, strict=True):
             for what, here, there in (
-                ("clients", task.clients, first.clients),
-                ("features", task.features, first.features),
-                ("task", task.task, first.task),
-                ("type of inputs", task.inputs.dtype, first.inputs.dtype),
+                ("clients", experience.clients, first.clients),
+                ("features", experience.features, first.features),
+                ("task", experience.task, first.task),
+                ("type of inputs", experience.inputs.dtype, first.inputs.dtype),
             ):
                 if here != there:
                     raise PluresError(
-                        f"stream {self.name!r}, task {name!r}: {what} differ from those of task {self.names[0]!r}"
+                        f"stream {self.name!r}, experience {name!r}: {what} differ from those of experience "
+                        f"{self.names[0]!r}"
                     )
 
     def __len__(self) -> int:
-        return len(self.tasks)
+        return len(self.experiences)
 
     def __getitem__(self, position: int) -> Federation:
-        return self.tasks[position]
+        return self.experiences[position]
 
     def __iter__(self) -> Iterator[Federation]:
-        return iter(self.tasks)
+        return iter(self.experiences)
 
     @property
     def clients(self) -> tuple[str, ...]:
-        return self.tasks[0].clients
+        return self.experiences[0].clients
 
 
 def by_column(
     federation: Federation, column: str | ArrayLike | Tensor, values: Mapping[str, Collection[float]]
 ) -> Stream:
-    """One task for each set of values of a column, in the order given.
+    """One experience for each set of values of a column, in the order given.
 
-    A task has the rows of its values in the splits that they have in the federation: no test row becomes a train
-    row, and tensors are shared, not copied. Rows with other values are in no task.
+    An experience has the rows of its values in the splits that they have in the federation: no test row becomes a train
+    row, and tensors are shared, not copied. Rows with other values are in no experience.
 
     Args:
-        federation: every client needs a train row of every task.
+        federation: every client needs a train row of every experience.
         column: name of an input column (in its raw units), or ``(examples,)`` values, one for each row.
-        values: name of the task -> values.
+        values: name of the experience -> values.
     """
     if not values:
-        raise PluresError("by column: give at least one task")
+        raise PluresError("by column: give at least one experience")
     known = _values(federation, column)
     tolerance = 1e-5 * float(known.abs().max()) if isinstance(column, str) else 0.0  # inputs are float32 and scaled
-    tasks = []
+    experiences = []
     for name, members in values.items():
         wanted = torch.tensor(list(members), dtype=torch.float64)
-        tasks.append(_restricted(federation, name, ((known[:, None] - wanted).abs() <= tolerance).any(1)))
-    return Stream(federation.name, tuple(values), tuple(tasks))
+        experiences.append(_restricted(federation, name, ((known[:, None] - wanted).abs() <= tolerance).any(1)))
+    return Stream(federation.name, tuple(values), tuple(experiences))
 
 
-def by_time(federation: Federation, time: str | ArrayLike | Tensor, tasks: int) -> Stream:
-    """Consecutive tasks in time, each with the same number of rows (equal times stay together).
+@checked
+def by_time(federation: Federation, time: str | ArrayLike | Tensor, experiences: int) -> Stream:
+    """Consecutive experiences in time, each with the same number of rows (equal times stay together).
 
     Rows keep their split, so the federation must not be split by time itself: its early rows would all train.
 
     Args:
-        federation: every client needs a train row of every task.
+        federation: every client needs a train row of every experience.
         time: name of an input column, or ``(examples,)`` times, one for each row.
-        tasks: how many.
+        experiences: how many.
     """
-    if tasks < 1:
-        raise PluresError(f"by time: {tasks} tasks; give at least 1")
+    if experiences < 1:
+        raise PluresError(f"by time: {experiences} experiences; give at least 1")
     known = _values(federation, time)
     owned = torch.cat([split.rows for split in federation.splits.values()]).cpu()
     sorted_times = known[owned].sort().values
-    begins = [float("-inf"), *(float(sorted_times[len(owned) * k // tasks]) for k in range(1, tasks)), float("inf")]
-    names = tuple(f"time {k + 1}" for k in range(tasks))
+    cuts = (float(sorted_times[len(owned) * k // experiences]) for k in range(1, experiences))
+    begins = [float("-inf"), *cuts, float("inf")]
+    names = tuple(f"time {k + 1}" for k in range(experiences))
     parts = (
         _restricted(federation, name, (known >= begins[k]) & (known < begins[k + 1])) for k, name in enumerate(names)
     )
@@ -123,11 +128,11 @@ def by_time(federation: Federation, time: str | ArrayLike | Tensor, tasks: int) 
 
 
 def by_label(federation: Federation, classes: Sequence[Collection[int]]) -> Stream:
-    """Class-incremental tasks, e.g. ``[(0, 1), (2, 3), ...]``: split MNIST (Zenke, Poole, Ganguli 2017).
+    """Class-incremental experiences, e.g. ``[(0, 1), (2, 3), ...]``: split MNIST (Zenke, Poole, Ganguli 2017).
 
     Args:
-        federation: classification; every client needs a train row of every task.
-        classes: class numbers of each task; a class is in at most one task.
+        federation: classification; every client needs a train row of every experience.
+        classes: class numbers of each experience; a class is in at most one experience.
     """
     if not federation.task.classes:
         raise PluresError(f"by label: federation {federation.name!r} is {federation.task.kind}; it has no classes")
@@ -144,31 +149,32 @@ def seasons(federation: Federation, column: str = "month") -> Stream:
 
 
 def rotated(federation: Federation, degrees: Sequence[float]) -> Stream:
-    """Rotated images (Lopez-Paz, Ranzato 2017): in each task all clients' images are rotated by its angle.
+    """Rotated images (Lopez-Paz, Ranzato 2017): in each experience all clients' images are rotated by its angle.
 
     Args:
         federation: see `plures.federation.rotate`.
-        degrees: one angle for each task, counterclockwise.
+        degrees: one angle for each experience, counterclockwise.
     """
     turned = tuple(rotate(federation, (angle,)) for angle in degrees)
     return Stream(federation.name, tuple(f"{angle:g} degrees" for angle in degrees), turned)
 
 
-def permuted(federation: Federation, tasks: int, *, seed: int = 0) -> Stream:
-    """Permuted inputs (Goodfellow et al. 2013; Kirkpatrick et al. 2017): each task but the first has its own order.
+@checked
+def permuted(federation: Federation, experiences: int, *, seed: int = 0) -> Stream:
+    """Permuted inputs (Goodfellow et al. 2013; Kirkpatrick et al. 2017).
 
-    In a table, columns are permuted; in images and signals, positions, alike in all channels. The order is
-    the same for all clients.
+    Each experience but the first has its own order, the same for all clients. In a table, columns are permuted; in
+    images and signals, positions, alike in all channels.
 
     Args:
         federation: inputs ``(n, columns)`` or ``(n, channels, ...)``.
-        tasks: how many.
+        experiences: how many.
         seed: of the orders.
     """
-    if tasks < 1:
-        raise PluresError(f"permuted: {tasks} tasks; give at least 1")
+    if experiences < 1:
+        raise PluresError(f"permuted: {experiences} experiences; give at least 1")
     parts = [federation]
-    for number in range(1, tasks):
+    for number in range(1, experiences):
         rng = generator(seed, "permuted", number)
         if len(federation.features) < 2:
             order = torch.from_numpy(rng.permutation(federation.features[0]))
@@ -181,7 +187,7 @@ def permuted(federation: Federation, tasks: int, *, seed: int = 0) -> Stream:
             flat = federation.inputs.flatten(2)
             order = torch.from_numpy(rng.permutation(flat.shape[2]))
             parts.append(replace(federation, inputs=flat[:, :, order].reshape(federation.inputs.shape)))
-    return Stream(federation.name, tuple(f"order {number}" for number in range(tasks)), tuple(parts))
+    return Stream(federation.name, tuple(f"order {number}" for number in range(experiences)), tuple(parts))
 
 
 def _values(federation: Federation, column: str | ArrayLike | Tensor) -> Tensor:
@@ -216,13 +222,13 @@ def _restricted(federation: Federation, name: str, used: Tensor) -> Federation:
     for client, size in zip(federation.clients, splits["train"].sizes.tolist(), strict=True):
         if size == 0:
             raise PluresError(
-                f"stream of {federation.name!r}, task {name!r}: client {client!r} has no training rows; leave "
+                f"stream of {federation.name!r}, experience {name!r}: client {client!r} has no training rows; leave "
                 "the client out (subset), or split the federation at random"
             )
     for split in SPLITS:
         if len(federation.splits[split].rows) and not len(splits[split].rows):
             raise PluresError(
-                f"stream of {federation.name!r}, task {name!r}: no {split} rows; split the federation at random, not "
-                "by what the tasks differ in"
+                f"stream of {federation.name!r}, experience {name!r}: no {split} rows; split the federation at random, "
+                "not by what the experiences differ in"
             )
     return replace(federation, name=f"{federation.name}, {name}", splits=splits)

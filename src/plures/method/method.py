@@ -90,7 +90,8 @@ class Method:
         combine: how uploads become the new value; one for all blocks, or one for each slot.
         predict: how a client predicts.
         adds: parts to add to a model, by role, if it has none with that role: adapters, gates.
-        between: what a client does after a task of a stream (:func:`plures.run.learn`), for leaves that stay with it.
+        between: what a client does after an experience of a stream (:func:`plures.run.learn`), for leaves that
+            stay with it.
 
     Examples:
         >>> ifca, fedrep = plures.METHODS["ifca"](clusters=2), plures.METHODS["fedrep"]()
@@ -157,7 +158,7 @@ class Method:
         * combine: weights, server and reducer, each changed by one of them.
         * predict: what predicts, and how it decides, each changed by one of them; the adaptation of ``self``, then that
           of ``other``, of different slots, and after both the calibrations, in order; the larger number of visits.
-        * between: the work between tasks of ``self``, then that of ``other``.
+        * between: the work between experiences of ``self``, then that of ``other``.
 
         Raises:
             PluresError: where both change the same thing.

@@ -1,4 +1,4 @@
-"""EWC, elastic weight consolidation, with a proximal term: for a sequence of tasks."""
+"""EWC, elastic weight consolidation, with a proximal term: for a sequence of experiences."""
 
 import torch
 from torch import Tensor
@@ -30,18 +30,18 @@ from plures.methods.entry import entry, remark, require
     {"lam": (0.1, 1.0, 10.0, 100.0)},
 )
 def ewc(lam: float = 1.0, mu: float = 0.01, decay: float = 1.0) -> Method:
-    """FedAvg over a stream of tasks that penalises changes to weights that mattered for earlier tasks.
+    """FedAvg over a stream of experiences that penalises changes to weights that mattered for earlier ones.
 
     Local objective: ``f_i(x) + lam/2 sum_j F_ij (x_j - a_j)^2 + mu/2 ||x - w||^2``, with the received model ``w``. When
-    a task ends, each client that took part sets the anchor ``a`` to the global model and adds to ``F_i`` the diagonal
-    Fisher information there, a mean over its training examples: so ``lam=1`` weighs the earlier task's mean loss, as a
-    quadratic, like the present one's. ``F_i`` and ``a`` stay with the client; communication is that of FedAvg.
-    Within the first task the method is FedProx.
+    an experience ends, each client that took part sets the anchor ``a`` to the global model and adds to ``F_i`` the
+    diagonal Fisher information there, a mean over its training examples: so ``lam=1`` weighs the earlier experience's
+    mean loss, as a quadratic, like the present one's. ``F_i`` and ``a`` stay with the client; communication is that of
+    FedAvg. Within the first experience the method is FedProx.
 
     Args:
         lam: strength of the penalty, with the factor 1/2.
         mu: strength of the proximal term, with the factor 1/2.
-        decay: share of the earlier information kept when a task ends; 1 adds up over tasks.
+        decay: share of the earlier information kept when an experience ends; with 1, it adds up.
     """
     require(lam >= 0 and mu >= 0, f"ewc: lam={lam}, mu={mu} must not be negative")
     require(0 <= decay <= 1, f"ewc: decay={decay} must lie in [0, 1]")

@@ -41,13 +41,13 @@ class Linear(Mixed):
 
 
 def covariance(models: Tensor) -> Tensor:
-    """Relationship between tasks, ``(W^T W)^(1/2) / tr`` (Zhang, Yeung 2010, UAI): positive semidefinite, trace 1.
+    """Relationship between clients, ``(W^T W)^(1/2) / tr`` (Zhang, Yeung 2010, UAI): positive semidefinite, trace 1.
 
     Args:
-        models: ``(tasks, d)``, the columns of the paper's ``W``.
+        models: ``(clients, d)``, the columns of the paper's ``W``.
 
     Returns:
-        ``(tasks, tasks)``; equal and unrelated if all models are zero.
+        ``(clients, clients)``; equal and unrelated if all models are zero.
     """
     values, vectors = torch.linalg.eigh(models @ models.T)
     roots = values.clamp(min=0.0).sqrt()
@@ -77,9 +77,9 @@ def mocha(
 
     ``min_(W, Omega) sum_i f_i(w_i) + lam1 tr(W Omega W^T) + lam2 ||W||_F^2``, without factors 1/2. Before each round
     the server sets ``Omega`` from the models it has: the inverse of ``(1 - shrink) Sigma + shrink I/n`` for the
-    covariance ``Sigma = (W^T W)^(1/2) / tr`` of ``n`` tasks, scaled to a largest row sum ``b = max_i sum_j |Omega_ij|``
-    of 1, so that ``lam1`` means the same for any number of clients (the paper has no such scale). With ``Omega`` fixed,
-    client ``i`` minimises, in place of the paper's dual sub-problem,
+    covariance ``Sigma = (W^T W)^(1/2) / tr`` of ``n`` clients, scaled to a largest row sum
+    ``b = max_i sum_j |Omega_ij|`` of 1, so that ``lam1`` means the same for any number of clients (the paper has no
+    such scale). With ``Omega`` fixed, client ``i`` minimises, in place of the paper's dual sub-problem,
 
     ``f_i(w) + lam2 ||w||^2 + lam1 b ||w - z_i||^2``  with  ``z_i = w_i - sum_j Omega_ij w_j / b``,
 

@@ -91,7 +91,7 @@ class Engine:
             round: number of the round, for batches.
             schedule: phases and assignments.
             scheduled: whether the run's learning-rate schedule applies, which it does only in training rounds. Work
-                outside rounds (before predicting, between tasks, of newcomers) uses the rates as given.
+                outside rounds (before predicting, between experiences, of newcomers) uses the rates as given.
 
         Returns:
             ``(2, clients)`` each client's task loss and the phase's objective, averaged over the steps of the last

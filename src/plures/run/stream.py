@@ -1,4 +1,4 @@
-"""Streams of tasks: one method learns them in order and carries its state along."""
+"""Streams of experiences: one method learns them in order and carries its state along."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from plures.run.training import RateSchedule, Training
 
 @dataclass(frozen=True)
 class Anew:
-    """A learning-rate schedule that restarts with every task.
+    """A learning-rate schedule that restarts with every experience.
 
     Attributes:
-        schedule: the schedule within a task.
-        rounds: number of rounds of each task.
+        schedule: the schedule within an experience.
+        rounds: number of rounds of each experience.
     """
 
     schedule: RateSchedule
@@ -45,29 +45,29 @@ def learn(
     seed: int = 0,
     execution: Execution | None = None,
 ) -> Iterator[Run]:
-    """Train one method over the tasks of a stream in order.
+    """Train one method over the experiences of a stream in order.
 
-    Every task is a run that starts with the state of the server and the clients at the end of the previous run. Rounds
-    are counted on, so batches and cohorts do not repeat. When a task ends, the clients that have taken part so far do
-    the method's work ``between`` tasks, with the data of that task.
+    Every experience is a run that starts with the state of the server and the clients at the end of the previous run.
+    Rounds are counted on, so batches and cohorts do not repeat. When an experience ends, the clients that have taken
+    part so far do the method's work ``between`` experiences, with the data of that experience.
 
     Args:
-        stream: the tasks.
+        stream: the experiences.
         model: a factory of modules, or a module.
         method: what to run.
-        training: local work; ``rounds`` are those of each task.
+        training: local work; ``rounds`` are those of each experience.
         participation: who takes part in each round.
         seed: root of initial values, batches, cohorts and dropout.
-        execution: how to use the machine; what is ``auto`` is measured in the first task.
+        execution: how to use the machine; what is ``auto`` is measured in the first experience.
 
     Yields:
-        The run of each task after its last round. The next task starts when the next run is requested.
+        The run of each experience after its last round. The next experience starts when the next run is requested.
     """
     training = training or Training()
     anew, before = Anew(training.schedule, training.rounds), None
-    for number, task in enumerate(stream):
+    for number, experience in enumerate(stream):
         span = replace(training, rounds=(number + 1) * training.rounds, schedule=anew)
-        run = Run(task, model, method, span, participation=participation, seed=seed, execution=execution)
+        run = Run(experience, model, method, span, participation=participation, seed=seed, execution=execution)
         if before is not None:
             conclude(before)
             restore(run, snapshot(before))
@@ -78,11 +78,11 @@ def learn(
 
 
 def conclude(run: Run) -> None:
-    """Let the clients that took part do the method's work ``between`` tasks, when a task ends."""
+    """Let the clients that took part do the method's work ``between`` experiences, when an experience ends."""
     work, own = run.method.between, set(run.stored_leaves())
     written = run.bound.written_by(work)
     for leaf in sorted(written - own):
-        raise PluresError(f"between tasks nothing travels, so {leaf} cannot change: make it Personal()")
+        raise PluresError(f"between experiences nothing travels, so {leaf} cannot change: make it Personal()")
     present: list[int] = run.participated.nonzero().squeeze(1).tolist()
     for chunk in run.chunks(present) if work else ():
         received = run.states(chunk)
@@ -91,7 +91,7 @@ def conclude(run: Run) -> None:
         run.commit(chunk, {leaf: x[leaf.slot][leaf.path] for leaf in run.stored_leaves()})
 
 
-def on_task(run: Run, task: Federation) -> Run:
-    """A copy of a run in its current state, with the data of another task of its stream, to score it there."""
-    task = task.to(run.federation.inputs.device, run.execution.dtype)
-    return run.on(task, Setting.of(task))
+def on_experience(run: Run, experience: Federation) -> Run:
+    """A copy of a run in its current state, with the data of another experience of its stream, to score it there."""
+    experience = experience.to(run.federation.inputs.device, run.execution.dtype)
+    return run.on(experience, Setting.of(experience))
