@@ -1,4 +1,4 @@
-"""Write docs/coverage.md: every entry, what must be proven of it, the tests that prove it, and the catalogue.
+"""Write docs/coverage.md: every entry, what must be proven about it, the tests that prove it, and the catalogue.
 
 python -m tools.coverage           writes the file, and the stub of the methods' catalogue
 python -m tools.coverage --check   only says whether both are up to date
@@ -123,7 +123,7 @@ def table() -> str:
 
 
 def stub() -> str:
-    """The stub of ``plures.methods`` for type checkers and editors; its names are those of its files."""
+    """The stub of ``plures.methods`` for type checkers and editors, with the names of its files."""
     about = "The methods and their catalogue. Written by `python -m tools.coverage` from the files beside it."
     told = [f'"""{about}"""', "", "from collections.abc import Mapping", ""]
     taken = [f"from plures.methods.{name} import {name} as {name}" for name in METHODS]

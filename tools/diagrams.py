@@ -1,8 +1,8 @@
-"""Draw the Mermaid diagrams of the documents, so that the site needs no script for them.
+"""Draw the Mermaid diagrams of the documents, so that the site needs no script to show them.
 
 python -m tools.diagrams MERMAID.JS    draws those that have changed (the file comes with the npm package mermaid)
 
-A drawing lies in docs/assets/diagrams under the digest of its source. It is drawn by a headless Chromium.
+Each drawing is stored in docs/assets/diagrams under the digest of its source. A headless Chromium draws it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 DOCS = Path(__file__).parents[1] / "docs"
 DRAWINGS = DOCS / "assets" / "diagrams"
 READABLE = 0.6
-"""Smallest scale of a drawing, whose letters are 16 pixels high; where the page is narrower, it scrolls."""
+"""Smallest scale of a drawing, whose letters are 16 pixels high; on a narrower page, it scrolls."""
 
 BLOCK = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
 SETTINGS = {
@@ -51,18 +51,18 @@ def digest(source: str) -> str:
 
 
 def sources() -> dict[str, str]:
-    """Every diagram of the documents by the name of its drawing."""
+    """Every diagram of the documents, by the name of its drawing."""
     texts = [file.read_text(encoding="utf-8") for file in sorted(DOCS.rglob("*.md"))]
     return {digest(source): source for text in texts for source in BLOCK.findall(text)}
 
 
 def drawn(text: str) -> str:
-    """A document in which every diagram is its drawing."""
+    """A document with every diagram replaced by its drawing."""
     return BLOCK.sub(lambda match: figure(match[1]), text)
 
 
 def figure(source: str) -> str:
-    """A diagram's drawing, on one line, at least so large that its text can be read."""
+    """A diagram's drawing, on one line, large enough to read its text."""
     file = DRAWINGS / f"{digest(source)}.svg"
     if not file.exists():
         raise SystemExit(f"the diagram {source.strip().splitlines()[1]!r} is not drawn: run python -m tools.diagrams")

@@ -1,4 +1,4 @@
-"""Drawings of a method's layout: what a client has, what the server keeps, what travels between them."""
+"""Drawings of a method's layout: what a client has, what the server keeps, and what travels between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: dict[type[Share], tuple[str, str]] = {
     Frozen: ("frozen", "never changes"),
     Known: ("known", "facts about the client"),
 }
-"""Every kind of share: its class in the style sheet, and what it is called."""
+"""Every kind of share: its class in the style sheet, and its label."""
 
 AT_SERVER = {"generated": "generator", "view": "combinations"}
 """The server's part of shares that have no model there."""
@@ -35,11 +35,11 @@ class Part:
     Attributes:
         name: name of the block.
         kind: class in the style sheet.
-        told: what the kind is called.
+        told: label of the kind.
         size: of one client's copy.
         up: sent in a round.
         down: received in a round.
-        rows: models that the server keeps of it; 0 for what it does not keep.
+        rows: number of models that the server keeps of it; 0 if it keeps none.
     """
 
     name: str
@@ -57,7 +57,7 @@ def parts(bound: Bound) -> list[Part]:
 
 
 def part(bound: Bound, block: Block) -> Part:
-    """One block: what it is and costs, apart from what views need to be told."""
+    """One block: what it is and what it costs, apart from what views need from clients."""
     kind, told = next(KINDS[known] for known in type(block.share).__mro__ if known in KINDS)
     alone = copy.copy(bound)
     alone.blocks = (block,)
@@ -81,7 +81,7 @@ def telling(bound: Bound) -> int:
 
 
 def drawing(title: str, bound: Bound) -> str:
-    """The layout as inline SVG in one line; colours come from the style sheet, so it follows light and dark."""
+    """The layout as inline SVG on one line; colours come from the style sheet, so it follows light and dark mode."""
     found = parts(bound)
     told = telling(bound)
     height = TOP + ROW * (len(found) + (1 if told else 0)) + 6
@@ -95,12 +95,12 @@ def drawing(title: str, bound: Bound) -> str:
         drawn += row(one, TOP + ROW * number)
     if told:
         y = TOP + ROW * len(found) + HIGH / 2
-        drawn += [arrow(y, "up", told), f'<text class="note" x="{RIGHT}" y="{y + 4}">told for views</text>']
+        drawn += [arrow(y, "up", told), f'<text class="note" x="{RIGHT}" y="{y + 4}">sent for views</text>']
     return "".join([*drawn, "</svg>"])
 
 
 def row(one: Part, y: int) -> list[str]:
-    """One block: at the client, at the server, and the arrows between."""
+    """One block: at the client, at the server, and the arrows between them."""
     drawn = box(one, LEFT, y, 1)
     if one.rows:
         drawn += box(one, RIGHT, y, one.rows)
@@ -112,7 +112,7 @@ def row(one: Part, y: int) -> list[str]:
 
 
 def box(one: Part, x: int, y: int, copies: int) -> list[str]:
-    """A block as a rectangle, several behind each other where there are several models."""
+    """A block as a rectangle, or as a pile of rectangles if there are several models."""
     behind = min(copies, 3) - 1
     drawn = [
         f'<rect class="{one.kind}" x="{x + 4 * n}" y="{y - 4 * n}" width="{BOX - 10}" height="{HIGH}" rx="5"/>'

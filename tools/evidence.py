@@ -1,4 +1,4 @@
-"""What is known of each method: oracles, the tests that prove them, experiments in which it took part."""
+"""What is known about each method: oracles, the tests that prove them, and the experiments that include it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ NAMED: dict[str, tuple[str, ...]] = {
     "EWC with a proximal tether": ("ewc",),
     "FedAvgM, FedOpt": ("fedavgm", "fedopt"),
 }
-"""Methods of the entries of tests/oracles.toml that are not called as in the catalogue."""
+"""Methods of the entries of tests/oracles.toml whose titles differ from the catalogue's."""
 
 GENERAL = ("Evaluation", "Shares")
-"""Entries of tests/oracles.toml that belong to no single method of the catalogue."""
+"""Entries of tests/oracles.toml that do not belong to one method of the catalogue."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Experiment:
         group: part of the field.
         name: name of the experiment.
         helps: whether the family was expected to help there.
-        why: a sentence on the data.
+        why: a sentence about the data.
         columns: headings of its table.
         rows: its table, by the first cell.
     """
@@ -69,13 +69,13 @@ class Experiment:
 
     @property
     def anchor(self) -> str:
-        """Of its heading."""
+        """The anchor of its heading."""
         title = f"{self.group}: {self.name} ({'helps' if self.helps else 'does not help'})"
         return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower())
 
 
 def oracles() -> dict[str, list[Oracle]]:
-    """Oracles of every method of the catalogue, by its name; the tests are those that ``docs/coverage.md`` lists."""
+    """Oracles of every method of the catalogue, by method name, with the tests that ``docs/coverage.md`` lists."""
     titles = {entry.title: (entry.name,) for entry in METHODS.values()} | NAMED | dict.fromkeys(GENERAL, ())
     tests = dict(proofs())
     found: dict[str, list[Oracle]] = {name: [] for name in METHODS}
@@ -88,7 +88,7 @@ def oracles() -> dict[str, list[Oracle]]:
 
 
 def proofs() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every oracle and the tests that prove it, ``file::test``, as the table made by ``tools.coverage`` has them."""
+    """Every oracle and the tests that prove it, ``file::test``, read from the table that ``tools.coverage`` writes."""
     section = COVERAGE.read_text(encoding="utf-8").partition("\n## The catalogue")[0]
     for line in section.splitlines():
         cells = line.split(" | ")
@@ -131,10 +131,10 @@ def experiments() -> list[Experiment]:
 
 
 def title_in(entry: Entry, experiment: Experiment) -> list[str]:
-    """Rows of an experiment that are this method's: its title, possibly with a setting after a comma."""
+    """The rows of an experiment for this method: its title, possibly followed by a comma and a setting."""
     names = {entry.title, ALIASES.get(entry.name, entry.title)}
     return [row for row in experiment.rows if row.partition(",")[0] in names]
 
 
 ALIASES = {"ewc": "EWC", "metadata_clusters": "metadata clusters"}
-"""What ``benchmarks/results/families.md`` calls methods in tables that are not made of a comparison."""
+"""Names of methods in those tables of ``benchmarks/results/families.md`` that do not come from a comparison."""

@@ -1,4 +1,4 @@
-"""Pages of the documentation that are made of the code: one for each method, their catalogue, the command line.
+"""Pages of the documentation that are generated from the code: one for each method, their catalogue, the command line.
 
 python -m tools.pages FOLDER           writes them, to look at; the site makes them while it is built
 """
@@ -29,7 +29,7 @@ from plures.run.cost import traffic
 
 
 def pages() -> dict[str, str]:
-    """Every page that is made of the code, by its path in the documentation."""
+    """Every page that is generated from the code, by its path in the documentation."""
     told, tests, tried = oracles(), users(), experiments()
     federation, rows = sample(), list(catalogue())
     found = {"methods/index.md": index(rows), **reference()}
@@ -95,13 +95,13 @@ def layout(entry: Entry, bound: Bound) -> str:
         for one in found
     ]
     if told:
-        rows.append(("told for views", "facts that the server's views need", "", *sizes(told, 0)))
+        rows.append(("sent for views", "facts that the server's views need", "", *sizes(told, 0)))
     up, down = traffic(bound)
     if bound.line.stages:
         rows.append(
-            ("through the wire", "what its stages make of the parameters, and all else as it is", "", *sizes(up, 0))
+            ("through the wire", "the parameters after its stages, and everything else unchanged", "", *sizes(up, 0))
         )
-    rows.append(("**in all**", "", "", *(f"**{size}**" for size in sizes(up, down))))
+    rows.append(("**total**", "", "", *(f"**{size}**" for size in sizes(up, down))))
     return "\n\n".join(
         [
             "## Layout and what travels",
@@ -125,7 +125,7 @@ def weights(bound: Bound) -> str:
 
 def costs(line: Line) -> str:
     """Costs relative to the model and to FedAvg."""
-    secure = {"yes": "yes: the server needs only weighted sums", "no": "no: the server must see single uploads"}
+    secure = {"yes": "yes: the server needs only weighted sums", "no": "no: the server must see individual uploads"}
     return table(
         ("cost", "of a client in a round"),
         [
@@ -138,10 +138,10 @@ def costs(line: Line) -> str:
 
 
 def parameters(entry: Entry) -> str:
-    """Parameters, their defaults, what a comparison tries."""
+    """Parameters, their defaults, and the values that a comparison tries."""
     _, meanings = sections(entry)
     if not entry.defaults:
-        return "## Parameters\n\nNone beside those of the run."
+        return "## Parameters\n\nNone apart from those of the run."
     signature = inspect.signature(entry.build)
     rows = [
         (
@@ -157,9 +157,9 @@ def parameters(entry: Entry) -> str:
         [
             "## Parameters",
             table(("parameter", "type", "default", "search space", "meaning"), rows),
-            "The search space is what `plures compare` tries on validation data beside the learning rate."
+            "The search space is what `plures compare` tries on validation data, besides the learning rate."
             if entry.space
-            else "A comparison tunes the learning rate alone.",
+            else "A comparison tunes only the learning rate.",
         ]
     )
 
@@ -186,7 +186,7 @@ def proof(told: list[Oracle], tests: list[str]) -> str:
     if rows:
         parts.append(table(("oracle", "what must be reproduced", "test that proves it"), rows))
     else:
-        parts.append("No oracle of `tests/oracles.toml` is this method's alone; its tests are listed below.")
+        parts.append("No oracle of `tests/oracles.toml` belongs to this method alone; its tests are listed below.")
     if others:
         listed = "\n".join(f"    - {address(test)}" for test in others)
         parts.append(f'??? note "{len(others)} further test{"s" * (len(others) > 1)} that call it"\n\n{listed}')
@@ -195,7 +195,7 @@ def proof(told: list[Oracle], tests: list[str]) -> str:
 
 
 def benefit(entry: Entry, tried: list[Experiment]) -> str:
-    """Experiments in which the method took part, with what they were made to show and what came out."""
+    """Experiments that include the method, what they were designed to show, and their results."""
     took = [(one, row) for one in tried for row in title_in(entry, one)]
     parts = ["## When it helps"]
     if took:
@@ -209,9 +209,9 @@ def benefit(entry: Entry, tried: list[Experiment]) -> str:
             for one, row in took
         ]
         parts.append(table(("experiment", "the data", one_of(took), "best baseline"), rows))
-        parts.append("Means over clients on test data; all columns and the budget are where the link leads.")
+        parts.append("Means over clients on test data; follow the link for all columns and the budget.")
     else:
-        parts.append("It was in none of the experiments of [Where each family helps](../results/families.md).")
+        parts.append("It is in none of the experiments of [Where each family helps](../results/families.md).")
         relatives = [
             f"[{other.title}]({other.name}.md)"
             for other in METHODS.values()
@@ -224,13 +224,13 @@ def benefit(entry: Entry, tried: list[Experiment]) -> str:
 
 
 def one_of(took: list[tuple[Experiment, str]]) -> str:
-    """Heading of the scores: what the experiments measure, where it is the same."""
+    """Heading of the scores: what the experiments measure, if they all measure the same."""
     headings = {one.columns[0] for one, _ in took}
     return headings.pop() if len(headings) == 1 else "score"
 
 
 def best_baseline(one: Experiment) -> str:
-    """Name and score of the best of the baselines in the experiment's table, where it has any."""
+    """Name and score of the best baseline in the experiment's table, if it has any."""
     scores = {row: float(number[0]) for row in BASELINES if row in one.rows and (number := numbers(one.rows[row][0]))}
     if not scores:
         return MISSING

@@ -28,7 +28,7 @@ ROOMS = {
     "serving": "Serving: one client's model",
     "deploy": "Deploy: federations of real sites",
 }
-"""The rooms of the package that have a page, and its title; what two of them export is on the page of the first."""
+"""The rooms of the package that have a page, with its title; a name that two export is on the page of the first."""
 
 
 def reference() -> dict[str, str]:
@@ -38,7 +38,7 @@ def reference() -> dict[str, str]:
 
 
 def shown() -> dict[str, list[str]]:
-    """The names that each room's page shows: those of its own that it exports."""
+    """The names that each room's page shows: those that it exports and defines."""
     return {room: [n for n in exported(room) if origin(room, n) in (f"plures.{room}", None)] for room in ROOMS}
 
 
@@ -49,7 +49,7 @@ def exported(room: str) -> list[str]:
 
 
 def origin(room: str, name: str) -> str | None:
-    """The package in which an object is defined; ``None`` if it cannot be told."""
+    """The package in which an object is defined; ``None`` if it is unknown."""
     module: ModuleType = importlib.import_module(f"plures.{room}")
     where = getattr(getattr(module, name), "__module__", None)
     if not isinstance(where, str) or not where.startswith("plures."):
@@ -66,7 +66,7 @@ def page(room: str, names: list[str]) -> str:
 
 
 def path(room: str, name: str) -> str:
-    """Where something is defined: a function may be called as the module that it is in."""
+    """Full path of a name, where it is defined; a function may have the name of its module."""
     found = getattr(importlib.import_module(f"plures.{room}"), name)
     if callable(found) and getattr(found, "__module__", "").startswith("plures.") and hasattr(found, "__qualname__"):
         return f"{found.__module__}.{found.__qualname__}"
@@ -74,7 +74,7 @@ def path(room: str, name: str) -> str:
 
 
 def front() -> str:
-    """The names that ``import plures`` provides, and where each is described."""
+    """The names that ``import plures`` provides, with links to their descriptions."""
     pages = {name: room for room, names in shown().items() for name in names}
     rows: list[tuple[object, ...]] = [("[`plures.METHODS`](../methods/index.md)", "The methods, by name.")]
     for name in sorted(set(plures.__all__) - {"METHODS", "__version__"}, key=str.lower):
@@ -89,7 +89,7 @@ def front() -> str:
 def commands() -> str:
     """Every command, its arguments and options."""
     root = typer.main.get_command(app)
-    parts = ["# Command line", "Made of the commands themselves; `plures COMMAND --help` says the same."]
+    parts = ["# Command line", "Generated from the commands themselves; `plures COMMAND --help` says the same."]
     for name, command in walk(root, "plures"):
         rows = [
             (option(one), f"`{default(one)}`" if default(one) else "", (getattr(one, "help", "") or "").strip())
@@ -103,7 +103,7 @@ def commands() -> str:
 
 
 def walk(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """The commands below one, by the words that call them."""
+    """All subcommands of a command, by the words that call them."""
     found: Mapping[str, click.Command] = getattr(command, "commands", {})
     if not found:
         yield name, command

@@ -1,4 +1,4 @@
-"""Docstrings of the reference: cross-references in the style of Sphinx become links of mkdocstrings."""
+"""Docstrings of the reference: turn Sphinx cross-references into mkdocstrings links."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ ROLE = re.compile(r":(?:func|class|meth|mod|attr):`~?([\w.]+)`")
 
 
 def linked(text: str, home: str) -> str:
-    """A docstring with links to what it names, looked up from where it stands.
+    """A docstring with links to what it names, resolved from its own module.
 
     Args:
         text: the docstring.
-        home: path of the module in which short names are meant.
+        home: path of the module in which short names are looked up.
     """
 
     def link(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the documentation site adds to the files in docs: pages made of the code, results, drawings of diagrams."""
+"""What the documentation site adds to the files in docs: generated pages, results, and drawings of diagrams."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tools.pages import navigation, pages
 
 RESULTS = "benchmarks/results/"
 BROUGHT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Files of the repository outside docs that are pages of the site, beside the results of the benchmarks."""
+"""Files outside docs that are pages of the site, besides the results of the benchmarks."""
 
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)")
 
 
 def brought() -> dict[str, str]:
-    """Every file of the repository outside docs that is a page, and its path there."""
+    """Every file outside docs that is a page of the site, with its path there."""
     found = sorted((ROOT / RESULTS).glob("*.md"))
     return BROUGHT | {f"{RESULTS}{file.name}": f"results/{file.name}" for file in found}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The navigation gets the methods by family, and the results."""
+    """Add the methods by family, and the results, to the navigation."""
     results = [{title(path): path} for path in brought().values() if path.startswith("results/")]
     filled: dict[str, list[Any]] = {"Methods": navigation(), "Results": results}
     config.nav = [
@@ -43,7 +43,7 @@ def title(path: str) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie outside docs, and those that are generated."""
+    """Add the pages from outside docs, and the generated ones."""
     for path, text in pages().items():
         files.append(File.generated(config, path, content=text))
     for source, path in brought().items():
@@ -58,7 +58,7 @@ def brought_text(source: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Replace diagrams by drawings, and adapt links that lead out of docs."""
+    """Replace diagrams with drawings, and adapt links to files outside docs."""
     return drawn(LINK.sub(lambda match: relinked(match, page.file.src_uri), markdown))
 
 

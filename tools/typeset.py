@@ -1,4 +1,4 @@
-"""Equations of docstrings, written in plain text, as HTML."""
+"""Turn the plain-text equations of docstrings into HTML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = {
     "grad": "∇",
     "in": "∈",
 }
-"""Words of an equation that are written as a letter or a sign."""
+"""Words of an equation that stand for a letter or a sign."""
 
 SIGNS = {
     "||": "\N{DOUBLE VERTICAL LINE}",
@@ -43,11 +43,11 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 LITERAL = re.compile(r"(?<!\()``(?=[^`]*(?:min|<-| = | \+ |\|\|))([^`]{20,})``[.:;,]?(?=\s|$)")
-"""An equation in a docstring: long, with something of an equation in it, and not in parentheses."""
+"""An equation in a docstring: long enough, with a sign that equations have, and not in parentheses."""
 
 
 def typeset(text: str) -> str:
-    """An equation with Greek letters, subscripts and superscripts; words that no rule knows stay as they are."""
+    """An equation with Greek letters, subscripts and superscripts; all other words stay as they are."""
     return "".join(piece(match) for match in TOKEN.finditer(" ".join(text.split())))
 
 

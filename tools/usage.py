@@ -1,4 +1,4 @@
-"""How each method is called: commands, or Python where the data must be made first. The tests run all of it."""
+"""How to call each method: commands, or Python if the data must be made first. The tests run all of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "metadata_clusters": ("plures run heart metadata_clusters --set column=country",),
     "mocha": ("plures run heart mocha --model logistic", "plures compare heart --method mocha --model logistic"),
 }
-"""Of methods that need to know more than what every data set tells."""
+"""Commands for methods that need facts that not every data set has."""
 
 POORER = """\
 import plures
@@ -42,7 +42,7 @@ result = plures.compare(federation, ["{name}"], rounds=20, seeds=3, **spec)
 print(result.row("{name}").mean)
 """,
 }
-"""Of methods whose data or network must be made."""
+"""Python for methods whose data or network must be made."""
 
 
 def use(entry: Entry) -> str:

@@ -140,7 +140,7 @@ class First(Reducer):
     ("method", "told"),
     [
         (ifca(2), "block 'model': its clients do not all have the same model"),
-        (Method(combine=Combine(reduce=First())), "block 'model': its reducer must see single uploads"),
+        (Method(combine=Combine(reduce=First())), "block 'model': its reducer must see individual uploads"),
         (qffl(), "block 'model': its weights are computed by the clients"),
         (replace(fedavg(), wire=(TopK(1),)), "wire stage TopK: its payloads cannot be added up, which Masked does"),
         (METHODS["qsparse"](), "wire stage Feedback: its payloads cannot be added up, which Masked does"),

@@ -152,7 +152,7 @@ def test_whatever_happens_to_the_server_the_end_is_that_of_a_run_without_failure
         assert stage.ended() == "finished:failed"
         assert re.fullmatch(
             rf"round \d failed 2 times in a row; the last time, round \d: [01234] of 4 clients did their work, at "
-            rf"least 4 must \(.*\); {out} keeps what was reached: the same command goes on from there",
+            rf"least 4 must \(.*\); {out} keeps the run's state: the same command resumes it",
             told(fleet),
         )
         stage.mend(FEW)

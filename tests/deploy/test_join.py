@@ -197,7 +197,7 @@ def test_a_fingerprint_that_is_read_to_a_script(three: Three) -> None:
     digest = spoken(hashlib.sha256((three.coordinator / "federation.toml").read_bytes()).hexdigest())
     for wrong in (digest[:-1] + ("0" if digest[-1] != "0" else "1"), digest[:39], ""):
         done = three.join("va", "--fingerprint", wrong)
-        assert "ask the coordinator for the file again, by another way" in str(done.exception)
+        assert "ask the coordinator for the file again, over another channel" in str(done.exception)
         assert not (three.members["va"] / "site.toml").exists()
     assert three.join("va", "--fingerprint", digest.upper()).exit_code == 0
 
@@ -287,7 +287,7 @@ def test_who_may_be_added(three: Three, tmp_path: Path) -> None:
     enter(file, keys={"va": None})
     assert "is the key of cleveland" in refused(*add, "va", pubs["cleveland"])
     assert "is the key of the coordinator" in refused(*add, "va", three.coordinator / "keys" / "coordinator.pub")
-    assert "by another way" in refused(*add, "va", pubs["va"], "--fingerprint", public(new.node_public("va")))
+    assert "over another channel" in refused(*add, "va", pubs["va"], "--fingerprint", public(new.node_public("va")))
     assert call(*add, "va", pubs["va"], told="n\n").exit_code == 1
     assert Plan.load(file).keys.keys() == set(three.clients) - {"va"}
     assert call(*add, "va", pubs["va"], told="y\n").exit_code == 0

@@ -73,8 +73,8 @@ def test_a_member_is_taken_out_between_runs_and_everything_else_stays(folder, su
     assert after.model_copy(update={"clients": before.clients, "keys": before.keys}) == before
     assert "# who\n" in file.read_text()
     assert superlink.said == [("unregister", 3)]
-    assert "va is no longer let in" in output
-    assert "give it a new name" in output
+    assert "va is no longer admitted" in output
+    assert "give the federation a new name" in output
     with pytest.raises(PluresError, match="there is no member 'va'"):
         said(call(folder, "remove", "va", "--yes"))
 
@@ -97,7 +97,7 @@ def test_a_member_who_goes_during_a_run_is_not_let_in_and_the_run_keeps_its_memb
 def test_a_node_that_is_no_members_is_taken_out(folder, superlink):
     superlink.known.append(Node(77, "stranger", "online", 1.0))
     before = (folder / "federation.toml").read_text()
-    assert "stranger is no longer let in" in said(call(folder, "remove", "stranger", "--yes"))
+    assert "stranger is no longer admitted" in said(call(folder, "remove", "stranger", "--yes"))
     assert superlink.said == [("unregister", 77)]
     assert (folder / "federation.toml").read_text() == before
 
@@ -184,7 +184,7 @@ def test_keys_do_not_change_under_a_run(folder, superlink):
     before = (folder / "federation.toml").read_text()
     with alone(folder / "results", "busy"):
         for words in (["va", key, "--fingerprint", public(key)], ["--coordinator"], ["--authority"]):
-            with pytest.raises(PluresError, match=r"a run works in .*results: run `plures deploy stop`"):
+            with pytest.raises(PluresError, match=r"a run is under way in .*results: run `plures deploy stop`"):
                 said(call(folder, "rotate", *words))
     assert (folder / "federation.toml").read_text() == before
     assert superlink.said == []
@@ -271,8 +271,8 @@ def down(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_member_is_taken_out_before_the_superlink_ever_ran(folder, superlink, down):
     output = said(call(folder, "remove", "va", "--yes"))
     assert Plan.load(folder / "federation.toml").clients == CLIENTS[:3]
-    assert "start it first; if a node of va is registered there, run this command again then" in output
-    assert "va is out of" in output
+    assert "start it first; then, if a node of va is registered there, run this command again" in output
+    assert "va was removed from" in output
     for client in ("va", "vaa"):
         with pytest.raises(PluresError, match=rf"there is no member '{client}'; .*SuperLink .* does not answer"):
             said(call(folder, "remove", client, "--yes"))
@@ -340,4 +340,4 @@ def test_whose_key_is_missing_is_said_where_a_run_ended_before_it_began(folder, 
     ):
         said(call(folder, "run"))
     output = said(call(folder, "add", "va", key))
-    assert output.endswith("the coordinator has no keys so far: `plures deploy keys --host NAME` makes them\n")
+    assert output.endswith("the coordinator has no keys yet: `plures deploy keys --host NAME` makes them\n")

@@ -212,7 +212,7 @@ def join_command(
     elif heard(fingerprint) != joining.fingerprint:
         raise PluresError(
             f"{federation} is {spoken(joining.fingerprint)}, not {spoken(heard(fingerprint))}: "
-            "ask the coordinator for the file again, by another way"
+            "ask the coordinator for the file again, over another channel"
         )
     files = joining.write()
     names = ", ".join(str(file.relative_to(folder)) for file in files)

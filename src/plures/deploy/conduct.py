@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT, COPY = "checkpoint.safetensors", "checkpoint.copy.safetensors"
 """The state after the last round, and a copy. If both are lost, so is the run, since sites never go back a round."""
-NEW = "the run cannot go on; start a new one, under another name in the federation's file"
+NEW = "the run cannot continue; start a new one, under another name in the federation's file"
 BEFORE = "checkpoint.before.safetensors"
 """The state before the last round, in case that round broke the model."""
 STATE, RESULT = "state.safetensors", "result.json"
@@ -44,7 +44,7 @@ POLL_SECONDS = 0.5
 """Seconds between checks for sites that have not joined."""
 
 FAR = 10.0
-"""Cap on a value without an upper limit, such as an error: so many times the median over the clients."""
+"""Cap on values without an upper limit, such as errors, as a multiple of the median over the clients."""
 
 Wait = Callable[[float], None]
 Over = Coordinator[Remote]
@@ -215,7 +215,7 @@ class Conductor:
         metric, measured = primary(remote.federation).name, self.sites.measures.values()
         if measured and not any(metric in names for names in measured):
             self.journal.event("unmeasured", metric=metric)
-            log.warning("no site tells %r of its validation examples: the last round will be taken", metric)
+            log.warning("no site reports %r for its validation examples: the last round will be chosen", metric)
 
     def begin(self) -> Over:
         """The run before its first round."""
@@ -259,7 +259,7 @@ class Conductor:
         self.accuse(remote)
 
     def accuse(self, remote: Over) -> None:
-        """Give the run what it needs to exclude clients and to find one that broke the last round."""
+        """Tell the run which clients are excluded, and how far each moved, to find one that broke the last round."""
         remote.clients.excluded = self.progress.excluded
         remote.moved = Moved(self.progress.moved, self.progress.length)
 
@@ -317,7 +317,7 @@ class Conductor:
                     self.wait(min(30.0, self.plan.rules.deadline / 4))
         raise PluresError(
             f"round {remote.round + 1} failed {self.plan.rules.patience} times in a row; the last time, {reason}; "
-            f"{self.out} keeps what was reached: the same command goes on from there"
+            f"{self.out} keeps the run's state: the same command resumes it"
         )
 
     def undo(self, fitted: Fit[Over], remote: Over, error: BrokenError) -> None:
@@ -408,7 +408,7 @@ class Conductor:
     def conclude(self, fitted: Fit[Over], remote: Over) -> SeedResult:
         """Score the last state, go back to the one that validation chose, and let every client publish its model.
 
-        Test data are read once, with the chosen model; a site would refuse to score them a second time.
+        Test data is read once, with the chosen model; a site would refuse to score it a second time.
         """
         if self.progress.pending is not None:
             before = snapshot(remote)

@@ -313,7 +313,7 @@ class Bound:
         for block in blocks:
             rule = self.combine(block)
             reasons = {
-                "its reducer must see single uploads": not rule.linear,
+                "its reducer must see individual uploads": not rule.linear,
                 "its weights are computed by the clients": callable(rule.weights),
                 "its clients do not all have the same model": not block.share.common,
                 "its uploads count otherwise than those of other blocks": rule.weights

@@ -23,20 +23,20 @@ from plures.tables.declared import toml
 
 
 def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> list[str]:
-    """Add a member's key to the agreed file, and admit its node; steps already done are skipped.
+    """Add a member's key to the agreed file, and register its node; steps already done are skipped.
 
     Args:
         place: the coordinator's folder.
         client: the member.
         key: the received public key.
-        said: asks the member for the fingerprint of its key; called with that of the received key.
+        said: asks for the fingerprint that the member reads out; called with that of the received key.
 
     Returns:
         What was done, in sentences.
 
     Raises:
-        PluresError: the member does not belong to the federation or has another key, the key belongs to somebody else
-            or does not have the fingerprint that the member read out, or the agreed run cannot be built.
+        PluresError: if the member does not belong to the federation or has another key, if the key belongs to someone
+            else or does not have the fingerprint that the member read out, or if the agreed run cannot be built.
     """
     plan, found = place.plan, public(key)
     old = plan.keys.get(client)
@@ -52,7 +52,7 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
     done = []
     if old is None:
         if (other := said(found).strip()) != found:
-            raise PluresError(f"{key} is {found}, not {other}: ask {client} for the file again, by another way")
+            raise PluresError(f"{key} is {found}, not {other}: ask {client} for the file again, over another channel")
         agreement.enter(place.file, keys={client: found})
         done.append(f"entered {client} into {place.file}")
     try:
@@ -64,7 +64,7 @@ def add(place: Place, client: str, key: Path, said: Callable[[str], str]) -> lis
     if missing := [other for other in plan.clients if other not in place.plan.keys]:
         return [*done, f"still without a key: {', '.join(missing)}"]
     if plan.coordinator is None or plan.authority is None:
-        return [*done, "the coordinator has no keys so far: `plures deploy keys --host NAME` makes them"]
+        return [*done, "the coordinator has no keys yet: `plures deploy keys --host NAME` makes them"]
     what = f"every member has a key. For every member: {place.file} and ca.crt; to be read aloud:"
     return [*done, what, spoken(digest_of(place.file))]
 
@@ -78,18 +78,18 @@ def owners(plan: Plan) -> dict[str, str]:
 def remove(place: Place, client: str) -> list[str]:
     """Remove a member: its node at once, its name and key once no run is unfinished.
 
-    A run's members are part of its identity; so an unfinished run continues, but the member is never reached again.
+    A run's members are part of its identity, so an unfinished run keeps the member but never reaches it again.
 
     Args:
         place: the coordinator's folder.
-        client: the member's name, or that of a node that is no member's.
+        client: the name of a member, or of a node that belongs to no member.
 
     Returns:
         What was done, in sentences.
 
     Raises:
-        PluresError: there is no such member and no such node, it is the only member, or a run is unfinished and the
-            SuperLink does not answer.
+        PluresError: if there is no such member and no such node, if it is the only member, or if a run is unfinished
+            and the SuperLink does not answer.
     """
     plan, open_runs = place.plan, unfinished(place)
     nodes, unknown = list[Node](), ""
@@ -98,7 +98,7 @@ def remove(place: Place, client: str) -> list[str]:
     except PluresError as error:
         if open_runs:
             raise
-        unknown = f"{error}; if a node of {client} is registered there, run this command again then"
+        unknown = f"{error}; then, if a node of {client} is registered there, run this command again"
     if client not in plan.clients and not nodes:
         known = suggestion(client, plan.clients, "the members are")
         raise PluresError("; ".join(filter(None, (f"there is no member {client!r}", known, unknown))))
@@ -111,7 +111,7 @@ def remove(place: Place, client: str) -> list[str]:
         )
     for node in nodes:
         place.control.unregister(node.id)
-    done = [unknown or (f"{client} is no longer let in" if nodes else f"no node of {client} was registered")]
+    done = [unknown or (f"{client} is no longer admitted" if nodes else f"no node of {client} was registered")]
     if client not in plan.clients:
         return done
     if open_runs:
@@ -128,8 +128,8 @@ def remove(place: Place, client: str) -> list[str]:
     rename(place.file, [member for member in plan.clients if member != client])
     return [
         *done,
-        f"{client} is out of {place.file}; other members are another agreement: give it a new name there if a run of "
-        "it has begun, and send the file to the other members, who join again with it",
+        f"{client} was removed from {place.file}, which changes the agreement: if a run has begun under it, give the "
+        "federation a new name there; then send the file to the other members, who join again with it",
     ]
 
 
@@ -146,14 +146,14 @@ def rotate(place: Place, client: str, key: Path, fingerprint: str) -> list[str]:
         What was done, in sentences.
 
     Raises:
-        PluresError: the key does not have that fingerprint, belongs to somebody, or a run is under way.
+        PluresError: if the key does not have that fingerprint or already belongs to someone, or if a run is under way.
     """
     plan, found = place.plan, public(key)
     if client not in plan.keys:
         known = suggestion(client, tuple(plan.keys), "those with a key are") if plan.keys else "nobody has one"
         raise PluresError(f"there is no key of {client!r} to replace; {known}; `plures deploy add` enters a first one")
     if fingerprint.strip() != found:
-        raise PluresError(f"{key} is {found}, not {fingerprint}: ask {client} for the file again, by another way")
+        raise PluresError(f"{key} is {found}, not {fingerprint}: ask {client} for the file again, over another channel")
     if owner := owners(plan).get(found):
         raise PluresError(f"{key} is the key of {owner}: {client} makes a new pair with `plures deploy keys`")
     resting(place)
@@ -188,14 +188,15 @@ def unfinished(place: Place) -> list[Path]:
 
 
 def resting(place: Place) -> None:
-    """Refuse to change keys during a run, which read them when it started.
+    """Refuse to change keys during a run, because it read them when it started.
 
     Raises:
-        PluresError: a run is under way.
+        PluresError: if a run is under way.
     """
     if working := [out for out in unfinished(place) if works(out)]:
         raise PluresError(
-            f"a run works in {working[0]}: run `plures deploy stop`, then this, then `plures deploy run` to resume it"
+            f"a run is under way in {working[0]}: run `plures deploy stop`, repeat this command, then resume with "
+            "`plures deploy run`"
         )
 
 
@@ -203,7 +204,7 @@ def rename(file: Path, clients: list[str]) -> None:
     """Replace the clients in ``federation.toml``; everything else is preserved.
 
     Raises:
-        PluresError: ``clients`` cannot be changed alone, because of how the file is written.
+        PluresError: if the file is written in such a way that ``clients`` cannot be changed alone.
     """
     wanted = tomllib.loads(file.read_text(encoding="utf-8-sig")) | {"clients": clients}
     lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")

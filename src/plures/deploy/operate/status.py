@@ -35,12 +35,12 @@ class SiteStatus:
 
     Attributes:
         client: its name.
-        node: ``online``, ``offline``, ``registered`` (never there), ``not registered``, or ``unknown``: the SuperLink
-            is down.
-        seen: seconds since 1970 when it was last seen, by the SuperLink or by the run.
+        node: ``online``, ``offline``, ``registered`` (has never connected), ``not registered``, or ``unknown`` (the
+            SuperLink is down).
+        seen: when the SuperLink or the run last saw it, in seconds since 1970.
         counted: the last round in which its work counted.
         left_out: when its work last did not count, and why: ``round``, ``reason``.
-        waited: whether it is waited for now.
+        waited: whether the run is waiting for it now.
     """
 
     client: str
@@ -60,13 +60,13 @@ class RunStatus:
         state: ``none``, ``joining``, ``running``, ``stopped`` (it can be resumed) or ``finished``.
         round: rounds finished.
         rounds: rounds planned.
-        waiting: members that are waited for.
+        waiting: members that the run is waiting for.
         since: when the waiting began, in seconds since 1970.
         until: when it ends at the latest.
-        what: the task they are waited for: ``join``, ``train``, or a task at the end.
-        reason: why it stopped or its last round did not count; why sites are refused while it waits for all to join.
+        what: the task that the run is waiting for: ``join``, ``train``, or a task at the end.
+        reason: why it stopped or its last round did not count; while it waits for all to join, why sites are refused.
         chosen: for a finished run, the round that validation chose.
-        eta: estimated seconds for the remaining rounds, from the last ones.
+        eta: estimated seconds for the remaining rounds, from recent rounds.
         failed: rounds that did not count.
         bytes_down: bytes of tensors that went to sites.
         bytes_up: bytes of tensors that came from sites.
@@ -145,7 +145,7 @@ def run_status(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: M
         events: the log.
         out: the run's folder.
         plan: what was agreed.
-        addresses: client -> its node, if known: until a node has identified itself, the log has no name for it.
+        addresses: client -> its node, if known; until a node has identified itself, the log has no name for it.
     """
     last: dict[str, dict[str, Any]] = {}
     waiting: list[str] = []
@@ -238,7 +238,7 @@ def certificates(place: Place) -> list[str]:
 
 
 def versions(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """An unfinished run of another version of plures, which this one cannot resume."""
+    """A warning if an unfinished run was started with another version of plures, so that it cannot be resumed."""
     old = began(events)
     if run.state != "stopped" or old in (None, __version__):
         return []
@@ -249,12 +249,12 @@ def versions(run: RunStatus, events: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def began(events: Iterable[Mapping[str, Any]]) -> str | None:
-    """The version of plures that began a run, by its log."""
+    """The version of plures that started a run, according to its log."""
     return next((e["version"] for e in reversed([*events]) if e["event"] == "joined" and "version" in e), None)
 
 
 def metrics(out: Path) -> dict[str, float]:
-    """The run's Prometheus metrics, without those of single clients."""
+    """The run's Prometheus metrics, without those of individual clients."""
     found = {}
     try:
         lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
