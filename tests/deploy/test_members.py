@@ -90,7 +90,7 @@ def test_a_member_who_goes_during_a_run_is_not_let_in_and_the_run_keeps_its_memb
     assert superlink.said == [("unregister", 3)]
     assert [event["client"] for event in Journal(out).events("removed")] == ["va"]
     (out / RESULT).touch()
-    assert "va is out of" in said(call(folder, "remove", "va", "--yes"))
+    assert "va was removed from" in said(call(folder, "remove", "va", "--yes"))
     assert Plan.load(folder / "federation.toml").clients == CLIENTS[:3]
 
 

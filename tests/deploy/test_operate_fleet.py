@@ -83,7 +83,7 @@ def test_an_operators_day(tmp_path: Path) -> None:
         fleet.start_superlink()
         assert f"finished: {out}" in call("run", tmp_path)
 
-        assert "va is out of" in call("remove", "va", "--folder", tmp_path, "--yes")
+        assert "va was removed from" in call("remove", "va", "--folder", tmp_path, "--yes")
         gone = status()
         assert [site["client"] for site in gone["sites"]] == HOSPITALS[:3]
         assert gone["notes"] == []

@@ -85,7 +85,7 @@ class Pool(Local):
             if isinstance(error, GoneError):
                 raise PluresError(
                     f"round {run.round + 1}: a process of the pool ended (exit codes {codes}); use fewer processes if "
-                    "memory ran out, and in a script, start the work under: if __name__ == '__main__'"
+                    "memory ran out, and let a script start its work under: if __name__ == '__main__'"
                 ) from error
             raise
         if run.round + 1 == run.training.rounds:
