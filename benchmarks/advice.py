@@ -4,10 +4,10 @@ python -m benchmarks.advice [--only heart iid ...] [--rates 20] [--out docs/diag
 
 Writes two tables into the document, between their markers. Finished comparisons in runs/advice are not run again.
 
-What counts was fixed before the comparisons were run, but for *plain right*: it asked for fine-tuned FedAvg alone until
-the results were seen. The diagnosis calls FedAvg without fine-tuning plain, too, so it was no check of what is said.
+The criteria were fixed before the comparisons were run, except *plain right*: until the results were seen, it required
+fine-tuned FedAvg. But the diagnosis also calls FedAvg without fine-tuning plain, so that did not test what it says.
 
-* For each family one method competes, tuned and run at the budget below. The best method is the one with the best mean
+* One method represents each family, tuned and run at the budget below. The best method is the one with the best mean
   over clients of the test metric. A method is *as good as the best* if the 95 % interval (Student's t) of the clients'
   differences to the best, each averaged over seeds, contains zero.
 * *Hit*: the method of the first family of the ranking is as good as the best.
@@ -72,10 +72,10 @@ class Case:
     """A federation for which the advice is checked.
 
     Attributes:
-        name: of its folder and its line.
-        what: in words.
-        data: makes it.
-        options: of the comparison, beside the budget.
+        name: name of its folder and of its line.
+        what: a description in words.
+        data: makes the federation.
+        options: options of the comparison, besides the budget.
     """
 
     name: str
@@ -141,10 +141,10 @@ class Outcome:
     """What the advice said and what the comparison found.
 
     Attributes:
-        case: of the line.
+        case: the case.
         found: the diagnosis.
         compared: the comparison.
-        families: those that took part.
+        families: the families that took part.
     """
 
     case: Case

@@ -1,4 +1,4 @@
-"""Four hospitals as sites, and what a run over them has left on every disk, held against a simulation.
+"""Four hospitals as sites: compare what a run over them has left on every disk with a simulation.
 
 The run's log names the cohort of each round that counted. A simulation in one process with these cohorts must give
 every leaf that the server keeps, every version of a site's personal state that was acknowledged, and every published
@@ -34,13 +34,13 @@ from plures.tables.table import read_table, write_table
 CLIENTS = ("cleveland", "hungarian", "switzerland", "va")
 RUN = {"method": "ditto+threshold", "lr": 0.1, "rounds": 3, "seed": 3}
 SENT = {"scaffold": ("model", "control"), "fedproto": ("prototypes",)}
-"""Slots that a method sends beside the model."""
+"""Slots that a method sends besides the model."""
 
 EXACT = ('tell = ["examples", "sizes"]', "digits = 17", "least = 1")
 """What a site allows in ``[allow]`` so that its numbers can be compared with the simulation's."""
 
 UNCOMPARED = ("clients", "visited", BEST.rstrip(":"))
-"""What a checkpoint holds beside the server's state: clients keep their own, and the best round is an earlier one."""
+"""Parts of a checkpoint that are not compared: clients keep their own state, and the best round is an earlier one."""
 
 HOLD, AT_WORK = "hold", "at-work"
 LOADER = f"""\
@@ -58,19 +58,19 @@ def load():
         time.sleep(0.02)
     return read_table(HERE / "data.csv")
 """
-"""How a site loads its data: it takes as long as there is a file ``hold``."""
+"""How a site loads its data: it waits as long as there is a file ``hold``."""
 
 
 def prepared(
     home: Path, rules: Mapping[str, float] | None = None, clients: Sequence[str] = CLIENTS, **run: Any
 ) -> Path:
-    """Files of some hospitals, without anything that an earlier run has left; returns that of the federation.
+    """Write the files of some hospitals, without anything that an earlier run has left; returns the federation's file.
 
     Args:
         home: folder of ``federation.toml`` and of a folder for each hospital.
-        rules: of the federation.
+        rules: rules of the federation.
         clients: names of the hospitals.
-        run: what differs from :data:`RUN`.
+        run: settings that differ from :data:`RUN`.
     """
     told: dict[str, Any] = RUN | run
     lines = ['name = "heart"', f"clients = {json.dumps(clients)}", "", "[run]"]
@@ -103,9 +103,9 @@ def lost(file: Path, out: Path, afresh: Mapping[str, int] | None = None) -> list
     """Differences from the simulation; there must be none.
 
     Args:
-        file: of the federation.
-        out: the run's folder, of a run that is finished or has stopped.
-        afresh: clients that started afresh, each with the number of rounds that had been finished.
+        file: the federation's file.
+        out: the folder of a run that is finished or has stopped.
+        afresh: clients that started afresh, each with the number of rounds finished before.
     """
     state, _ = read(out / STATE if (out / STATE).exists() else out / CHECKPOINT)
     state = {name: value for name, value in state.items() if name.partition(":")[0] not in UNCOMPARED}
@@ -128,7 +128,7 @@ def lost(file: Path, out: Path, afresh: Mapping[str, int] | None = None) -> list
 
 
 def simulated(file: Path, cohorts: list[list[str]]) -> Run:
-    """The run in one process, over the sites' own tables, before its first round."""
+    """The same run in one process, over the sites' own tables, before its first round."""
     plan = Plan.load(file)
     spec = plan.spec
     tables = {client: read_table(file.parent / client / "data.csv") for client in plan.clients}
@@ -145,7 +145,7 @@ def simulated(file: Path, cohorts: list[list[str]]) -> Run:
 
 
 def differing(values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
-    """Names under which two states differ."""
+    """Names of the tensors in which two states differ."""
     yield from sorted(values.keys() ^ expected.keys())
     for name in values.keys() & expected.keys():
         here, there = values[name], expected[name]
@@ -154,7 +154,7 @@ def differing(values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> I
 
 
 def misplaced(folder: Path, run: Run, place: int) -> list[str]:
-    """Leaves of the personal state that counts which a site does not have; all, if it left."""
+    """Leaves of the acknowledged personal state that a site does not have; all of them if it left."""
     version = int(run.last[place])
     if not version or not folder.exists():
         return []
@@ -168,7 +168,7 @@ def misplaced(folder: Path, run: Run, place: int) -> list[str]:
 
 
 def unlike(file: Path, out: Path, run: Run) -> list[str]:
-    """Published models, and their scores in the result, that are not those of the simulated run as it stands."""
+    """Published models, and their scores in the result, that differ from the current state of the simulated run."""
     if not (out / RESULT).exists():
         return []
     told = json.loads((out / RESULT).read_text())

@@ -1,7 +1,7 @@
 """A site's node in a network of its own (a network namespace of Linux), with one cable to this machine.
 
-Only root can do that. Inside, the node speaks to a forwarder on its own loopback, which speaks through the cable to one
-out here, which speaks to the SuperLink; so certificates need no other names.
+Only root can do that. Inside, the node talks to a forwarder on its own loopback, which talks through the cable to one
+outside, which talks to the SuperLink; so the certificates need no other names.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Cable:
     """The cable of a node in a network of its own.
 
     Attributes:
-        near: its end on this machine.
+        near: the cable's end on this machine.
     """
 
     near: str
@@ -63,7 +63,7 @@ def ip(*words: str) -> None:
 
 
 def possible() -> bool:
-    """Whether this user may make networks here."""
+    """Whether this user may create networks here."""
     try:
         ip("netns", "add", f"plures-try-{os.getpid()}")
         ip("netns", "delete", f"plures-try-{os.getpid()}")
@@ -74,11 +74,11 @@ def possible() -> bool:
 
 @contextmanager
 def cabled(fleet: Fleet, client: str) -> Iterator[Cable]:
-    """Let a node of a running fleet run in a network of its own.
+    """Run a node of a running fleet in a network of its own.
 
     Args:
-        fleet: with relays.
-        client: whose node.
+        fleet: a fleet with relays.
+        client: the client whose node it is.
     """
     own = os.getpid()  # several processes may have cables at once
     name, near, far = f"plures-{own}", f"plu{own}n", f"plu{own}f"
@@ -113,7 +113,7 @@ def cabled(fleet: Fleet, client: str) -> Iterator[Cable]:
 
 @contextmanager
 def forwarder(within: list[str], host: str, port: str, target: str, number: str) -> Iterator[None]:
-    """A process that forwards connections to another host and port, perhaps within a network."""
+    """A process that forwards connections to another host and port, possibly inside a network namespace."""
     command = [*within, sys.executable, "-c", FORWARD, host, port, target, number]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:

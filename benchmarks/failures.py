@@ -1,7 +1,7 @@
-"""Killed and halted processes, cut wires and full disks: what a federation loses by them, and how long it takes.
+"""Killed and halted processes, cut wires and full disks: what a federation loses, and how long it takes to recover.
 
 Every failure happens to real Flower processes on this machine, with TLS and node authentication, in the middle of a
-round. What is left on every disk afterwards is held against a simulation (:mod:`benchmarks.aftermath`).
+round. What is left on every disk afterwards is compared with a simulation (:mod:`benchmarks.aftermath`).
 
     python -m benchmarks.failures --out benchmarks/results/failures
 """
@@ -146,7 +146,7 @@ SERVER_KILLED = Failure(
 )
 FAILURES = (KILLED, TASK, AWAY, HALTED, CUT, SILENT, PULLED, FULL, GONE, LEFT, FEW, SERVER_FULL, SERVER_KILLED)
 AT_ONCE = (KILLED, TASK, GONE)
-"""What is over as soon as it has happened."""
+"""Failures that are over as soon as they have happened."""
 
 
 # --- disks ------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def free(disk: Path) -> None:
 
 
 def alone(fleet: Fleet, home: Path, out: Path, failure: Failure, deadline: float) -> Outcome:
-    """A run in which one failure happens."""
+    """Run once with one failure."""
     client = "va"
     rules = {"min_clients": 3 if failure.server else 1, "deadline": deadline, "patience": 2}
     run = {"rounds": 4 if failure.server else 100}

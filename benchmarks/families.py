@@ -1,4 +1,4 @@
-"""For every family of methods, real data where theory says that it helps and data where it should not.
+"""For every family of methods, real data on which it should help according to theory, and data on which it should not.
 
 python -m benchmarks.families --out benchmarks/results/families [--only clusters ...]
 """
@@ -52,11 +52,11 @@ class Experiment:
     """One experiment.
 
     Attributes:
-        family: of the methods.
-        name: what its folder is called.
-        expected: what theory says.
-        why: the theory, in a sentence.
-        table: runs it in a folder and returns its table.
+        family: family of the methods.
+        name: name of its folder.
+        expected: what theory predicts.
+        why: the reason, in a sentence.
+        table: runs the experiment in a folder and returns its table.
     """
 
     family: str
@@ -87,7 +87,7 @@ def listen(stage: ComparisonProgress) -> None:
 def streamed(
     data: Callable[[], Stream], methods: Mapping[str, Method], rounds: int, lr: float, model: Model = default_model
 ) -> Table:
-    """Experiences of a stream: what is learned of the present one, and what is left of the earlier ones."""
+    """Experiences of a stream: how well the current one is learned, and how much of earlier ones is retained."""
 
     def table(folder: Path) -> str:
         stream = data()
@@ -150,12 +150,12 @@ def perceptron(federation: Federation) -> ModelFactory:
 
 
 def every(nth: int) -> Callable[[Federation], Sequence[str]]:
-    """Every so many clients."""
+    """Every n-th client."""
     return lambda federation: federation.clients[::nth]
 
 
 def edges(by_angle: bool) -> Federation:
-    """Rotated MNIST whose clients have an edge server: that of their angle, or one dealt in turn."""
+    """Rotated MNIST whose clients have an edge server: one per angle, or one assigned in turn."""
     turned = rotated_mnist(clients=20, examples=150)
     groups = [str(a) for a in turned.metadata["rotation"]] if by_angle else [str(i // 5) for i in range(20)]
     return replace(turned, metadata={**turned.metadata, "group": tuple(groups)})

@@ -4,13 +4,13 @@ Every figure is the median of rounds on the same card in the same process, after
 
 - *plain*: one model, one client after the other, batches gathered by index from data on the GPU, ``autograd.grad``, an
   in-place update. Nothing that a round does not need.
-- *conventional*: the loop that research code of this field usually is: a deep-copied model, an optimizer and a
-  ``DataLoader`` over a list of tensor pairs for every client, and a test of every client on its training and test data.
-- *auto*: plures as it comes. *stacked*: all clients in one stack. *captured*: the same, its steps replayed as CUDA
-  graphs. *auto, TF32*: with ``precision="tf32"``.
+- *conventional*: the usual loop of research code in this field: a deep-copied model, an optimizer and a ``DataLoader``
+  over a list of tensor pairs for every client, and a test of every client on its training and test data.
+- *auto*: plures with its defaults. *stacked*: all clients in one stack. *captured*: the same, its steps replayed as
+  CUDA graphs. *auto, TF32*: with ``precision="tf32"``.
 
-The limit is what the card itself needs for the arithmetic and the memory traffic that no program can avoid, at rates
-that are measured here. Without a GPU nothing is measured, and that is all that it says.
+The limit is the time that the card itself needs for the arithmetic and memory traffic that no program can avoid, at
+rates that are measured here. Without a GPU it measures nothing and says so.
 
     python -m benchmarks.gpu --out benchmarks/results/gpu
 """
@@ -49,14 +49,14 @@ from plures.run.kernels import factors
 from plures.tasks import Classification
 
 BATCH, TESTED = 10, 10
-"""Examples of a batch, and test examples of a client."""
+"""Number of examples in a batch, and of test examples of a client."""
 AIMS = {("logistic", 200): 100, ("mlp", 200): 60, ("mlp", 2000): 120, ("cnn", 200): 50, ("cnn", 20): 20}
-"""How many times as fast as the plain loop ``auto`` is to be on one H100."""
+"""Target speed of ``auto`` on one H100, as a multiple of the plain loop's."""
 CHECKING = 60
-"""Seconds that are kept for comparing methods."""
+"""Seconds that are reserved for comparing methods."""
 TOLERANCE = 1e-6
-"""Distance in double precision from the same run on the CPU one client at a time, beside a leaf's largest value, or
-beside 0.001 if that is smaller: gradients that are zero but for rounding have nothing to be compared with."""
+"""Largest distance in double precision from the same run on the CPU, one client at a time, relative to a leaf's largest
+value, or to 0.001 if that is smaller: gradients that are zero except for rounding have no scale of their own."""
 QUICK: dict[str, dict[str, Any]] = {
     "fedavg_ft": {"steps": 1},
     "fedbabu": {"epochs": 1},
@@ -66,7 +66,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "reptile": {"after": 1, "epochs": 1},
     "wise_ft": {"steps": 1},
 }
-"""Parameters of methods that would take more steps than a check, or a test, needs."""
+"""Parameters that make methods take no more steps than a check, or a test, needs."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ SETTINGS = (
 
 @dataclass
 class Measured:
-    """What was found for one setting.
+    """Results for one setting.
 
     Attributes:
-        seconds: of a round, by what ran.
-        memory: most gigabytes of tensors, by what ran.
-        chosen: what ``auto`` took.
+        seconds: seconds of a round, by what ran.
+        memory: peak gigabytes of tensors, by what ran.
+        chosen: what ``auto`` chose.
         choosing: seconds until ``auto`` was ready to run.
         evaluation: seconds of scoring every client's model on its test data.
         limit: seconds that the card needs at least.
@@ -190,7 +190,7 @@ class Conventional:
 
 
 class Clock:
-    """Time that is left, and times of work on a device."""
+    """The remaining time, and a timer for work on a device."""
 
     def __init__(self, seconds: float, device: torch.device) -> None:
         self.end, self.device = time.monotonic() + seconds, device
@@ -229,7 +229,7 @@ def prepared(setting: Setting, data: Federation, execution: Execution) -> Run:
 def measure(
     setting: Setting, device: torch.device, clock: Clock, rates: dict[str, float], enough: float, without: list[str]
 ) -> Measured:
-    """All figures of one setting; what does not run is noted. Slow loops get less once less than ``enough`` is left."""
+    """All figures of one setting; failures are recorded. Slow loops get less time once less than ``enough`` is left."""
     slow = clock.left > enough
     found, here = Measured(setting), federation(setting)
     data = here.to(device)
@@ -308,7 +308,7 @@ def limit(setting: Setting, data: Federation, rates: dict[str, float]) -> float:
 
 
 def card_rates(device: torch.device, clock: Clock) -> dict[str, float]:
-    """Bytes a second of a large copy, read and written; operations a second of a large product in single precision."""
+    """Bytes per second of a large copy, reads and writes; operations per second of a large float32 product."""
     size = 2**29 if device.type == "cuda" else 2**22
     one, side = torch.randn(size // 4, device=device), 8192 if device.type == "cuda" else 512
     other, factor = torch.empty_like(one), torch.randn(side, side, device=device)
@@ -369,7 +369,7 @@ def distances(device: torch.device, names: list[str], clock: Clock) -> Iterator[
 
 
 def table(rows: list[Measured]) -> str:
-    """Seconds, times as fast as the plain loop, and the share of the card's limit, as Markdown."""
+    """Seconds, speed relative to the plain loop, and the share of the card's limit, as Markdown."""
     names = ["plain", "conventional", "auto", "stacked", "captured", "auto, TF32"]
     lines = ["| setting | " + " | ".join(f"{n} s" for n in names) + " | auto / plain | aim | of the limit | GB, auto |"]
     lines.append("|---" * (len(names) + 5) + "|")

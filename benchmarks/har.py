@@ -1,4 +1,4 @@
-"""The thirty people of UCI HAR with the small convolutional network, five seeds: the table of the README.
+"""The table of the README: the thirty people of UCI HAR with the small convolutional network, five seeds.
 
 python -m benchmarks.har --out benchmarks/results/har
 """

@@ -1,6 +1,6 @@
-"""Populations of 10^3 to 10^6 clients of five rows on one machine: what the number of clients costs.
+"""Populations of 10^3 to 10^6 clients with five rows each on one machine: what the number of clients costs.
 
-Each size has a process of its own. It builds the federation from arrays, starts a run of logistic regression with a
+Each size has its own process. It builds the federation from arrays, starts a run of logistic regression with a
 personal model for every client on disk, trains rounds of 1,000 sampled clients, writes checkpoints, and scores a sample
 of clients and then all of them. Every time is that of one call; a round is the median of ten.
 
@@ -42,7 +42,7 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 ROWS, COLUMNS, CLASSES = 5, 20, 2
 COHORT, SAMPLE, ROUNDS = 1_000, 10_000, 10
 WHOLE = 100_000
-"""Largest population of which all clients are scored."""
+"""Largest population in which all clients are scored."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class Measured:
     """Seconds and megabytes of one population.
 
     Attributes:
-        clients: their number.
-        build: ``from_arrays``: names, checks, warnings and splits included.
-        start: until the run is made; backend and chunk are given, so nothing is measured before.
+        clients: number of clients.
+        build: ``from_arrays``, including names, checks, warnings and splits.
+        start: until the run is ready; backend and chunk are given, so nothing is measured first.
         round: a round of 1,000 clients, the median of ten.
         first: a checkpoint after ten rounds.
         checkpoint: one after twenty.
-        resume: a fresh run put into that state.
-        sample: scoring the validation data of 10,000 clients drawn at random. Nearly all of them took part in no round
-            yet, so each first makes the visits of a client that comes later.
-        whole: the same of all clients; ``None`` where it was not measured.
-        memory: peak of the process before that, the arrays that it was given included.
+        resume: restoring that state in a fresh run.
+        sample: scoring the validation data of 10,000 clients drawn at random. Nearly all of them have not taken part
+            yet, so each first makes the visits of a newcomer.
+        whole: the same for all clients; ``None`` if it was not measured.
+        memory: peak of the process before that, including the arrays that it was given.
     """
 
     clients: int

@@ -1,9 +1,9 @@
-"""Three published protocols at a reduced budget, beside the published numbers.
+"""Three published protocols at a reduced budget, next to the published numbers.
 
 python -m benchmarks.protocols --out benchmarks/results/protocols [--only ifca ...]
 
-The numbers are not comparable digit by digit: the budget is smaller, rounds are chosen on validation data (PFLlib
-reports the best round on test data), and the tables say both budgets.
+The numbers are not comparable digit by digit: the budget is smaller, and rounds are chosen on validation data (PFLlib
+reports the best round on test data). The tables state both budgets.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from plures.report import markdown_table
 
 @dataclass(frozen=True)
 class Protocol:
-    """A published protocol and what is left of it here.
+    """A published protocol and its reduced version here.
 
     Attributes:
         name: short name.
-        source: paper or repository, and where its table is.
+        source: paper or repository, and the location of its table.
         full: the published budget.
         here: the budget here, in words.
         data: makes the federation.
-        methods: what is run besides the baselines.
+        methods: methods to run besides the baselines.
         published: method -> published accuracy in percent.
-        options: of :func:`plures.compare`.
+        options: options of :func:`plures.compare`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Protocol:
                             markdown_table(result)])  # fmt: skip
 
     def beside(self, result: Comparison) -> str:
-        """Our sample-weighted accuracy beside the published one."""
+        """Our sample-weighted accuracy next to the published one."""
         told = ["| method | published | here |", "| --- | ---: | ---: |"]
         for method in result.methods:
             row = result.row(method.name)
@@ -66,7 +66,7 @@ class Protocol:
 
 
 def rotated(examples: int, clients: int) -> Federation:
-    """MNIST, a quarter of the clients turned by each of 0, 90, 180 and 270 degrees."""
+    """MNIST, with a quarter of the clients rotated by each of 0, 90, 180 and 270 degrees."""
     upright = load("mnist", partition="iid", clients=clients, examples=examples, standardize=False)
     return rotate(upright, (0, 90, 180, 270))
 

@@ -2,8 +2,8 @@
 
     python rival_flower.py FOLDER
 
-The clients are those of Flower's tutorials, made cheaper where that is easy: data are mapped into memory, batches are
-gathered by index instead of by a ``DataLoader``, and a client's test data are one batch.
+The clients are those of Flower's tutorials, made cheaper where that is easy: data is mapped into memory, batches are
+gathered by index instead of by a ``DataLoader``, and a client's test data is one batch.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def train(message: Message, context: Context) -> Message:
 
 @client.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Accuracy on the test data of the client that this node stands for."""
+    """Accuracy on the test data of the client that this node represents."""
     model = received(message)
     inputs, targets = examples("test", int(context.node_config["partition-id"]))
     with torch.no_grad():
@@ -76,12 +76,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 class Given(FedAvg):
-    """FedAvg with given cohorts, that evaluates on all clients every so many rounds."""
+    """FedAvg with given cohorts, evaluated on all clients at regular intervals."""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Any nodes will do: the message says which client's data they train on."""
+        """Any nodes will do, because the message says which client's data they train on."""
         cohort = stored("cohorts")[server_round - 1].tolist()
         return [
             Message(
@@ -102,7 +102,7 @@ class Given(FedAvg):
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """All rounds, timed from when all nodes are there and Ray's processes have answered once."""
+    """All rounds, timed once all nodes are connected and Ray's processes have answered once."""
     torch.manual_seed(0)
     model = nn.Linear(ASKED["features"], ASKED["classes"])
     with torch.no_grad():

@@ -35,7 +35,7 @@ ASKED = json.loads((FOLDER / "asked.json").read_text())
 
 
 class Logistic(nn.Linear):
-    """Multinomial logistic regression, with what pfl asks of a model."""
+    """Multinomial logistic regression, with the methods that pfl requires of a model."""
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self(inputs), targets)
@@ -56,7 +56,7 @@ def clients(split: str) -> list[PyTorchTensorDataset]:
 
 
 class Evaluated(TrainingProcessCallback[Any]):
-    """Accuracy on the test data of all clients, every so many rounds."""
+    """Accuracy on the test data of all clients, at regular intervals."""
 
     def __init__(self, tests: list[PyTorchTensorDataset]) -> None:
         self.tests, self.curve = tests, dict[int, float]()

@@ -2,17 +2,17 @@
 
 1,000 clients of MNIST with two digits each and log-normal sizes (the split of FedProx: at least ten examples, of which
 a tenth is for tests), logistic regression, 10 clients a round, one epoch of SGD with batches of 10 and rate 0.03, 100
-rounds, and a test of all clients every 20. Everybody starts from zeros, trains the same clients in each round, and
-weights uploads by examples; the order of a client's examples is each framework's own. So the accuracies must agree,
-and the benchmark fails if they do not.
+rounds, and a test of all clients every 20. All frameworks start from zeros, train the same clients in each round, and
+weight uploads by examples; only the order of a client's examples differs. So the accuracies must agree, and the
+benchmark fails if they do not.
 
-Each framework has a process of its own, one after the other. Flower and pfl are installed by pip into environments of
-their own (under ``runs/rivals``), with the PyTorch that is installed here. plures takes what ``Execution()`` takes.
-PyTorch has one thread everywhere, which is best for a model of this size; Flower has a process of Ray for each core.
+The frameworks run one after the other, each in its own process. pip installs Flower and pfl into environments of their
+own (under ``runs/rivals``), with the PyTorch that is installed here. plures uses the defaults of ``Execution()``.
+PyTorch has one thread everywhere, which is best for a model of this size; Flower has one Ray process per core.
 
     python -m benchmarks.rivals --out benchmarks/results/rivals
 
-It takes about three minutes on two cores after the installation, nearly all of it Flower's, and needs MNIST in the
+After the installation it takes about three minutes on two cores, nearly all of it for Flower. It needs MNIST in the
 folder that ``PLURES_DATA`` names (``mnist/train.npz`` and ``test.npz``; see ``plures datasets``).
 """
 
@@ -56,10 +56,10 @@ RIVALS: Mapping[str, tuple[str, ...]] = {
     "flower": ("flwr[simulation]==1.41.0",),
     "pfl": ("pfl[pytorch]==0.6.0",),
 }
-"""What is installed for each of them, beside PyTorch."""
+"""Packages to install for each rival, besides PyTorch."""
 WORK = Path("runs", "rivals")
 APART = 0.02
-"""Most that accuracies may differ after the same round: each framework draws batches in an order of its own."""
+"""Largest difference of accuracies after the same round; each framework draws batches in its own order."""
 PUBLISHED = "Published for this protocol on another CPU (README of FLUTE): FLUTE 200 s, Flower 1.0 1,814 s."
 
 
@@ -156,7 +156,7 @@ def plures(folder: Path) -> None:
 
 
 def environment(name: str) -> Path:
-    """The Python of an environment that has a rival, made where it is not there yet."""
+    """The Python of a rival's environment, which is created if it does not exist yet."""
     folder = (WORK / f"venv-{name}").absolute()
     python, done = folder / "bin" / "python", folder / "installed"
     wanted = " ".join([*RIVALS[name], f"torch=={torch.__version__.partition('+')[0]}"])
@@ -171,7 +171,7 @@ def environment(name: str) -> Path:
 
 
 def timed(name: str, command: list[str | Path], folder: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """Run one framework; adds the seconds of the whole command to what it measured."""
+    """Run one framework; adds the seconds of the whole command to its measurements."""
     begun = time.perf_counter()
     done = subprocess.run(command, env=dict(env), capture_output=True, text=True)
     whole = time.perf_counter() - begun

@@ -1,13 +1,12 @@
 """Speed of one federated round, and of evaluating all personal models, against two plain PyTorch loops.
 
 The tight loop does the same work with one model, no data loader, batches gathered by index from a flat tensor,
-``torch.autograd.grad`` and an in-place update. The conventional loop is what code of the field usually does: every
-client has a deep copy of the model and lists of pairs of tensors, read by a ``DataLoader``, an optimizer of
-``torch.optim``, and is tested on its training and test data each round. Against that one, training and evaluation count
-together.
+``torch.autograd.grad`` and an in-place update. The conventional loop is the usual code of the field: every client has
+a deep copy of the model, lists of tensor pairs read by a ``DataLoader``, and an optimizer of ``torch.optim``, and is
+tested on its training and test data each round. In the comparison with that loop, training and evaluation are added.
 
-All are timed in turn in the same process; each setting has a process of its own, whose peak memory is read after a
-first round of the tight loop and after a first round of plures. What ``auto`` takes is chosen for a run of 500 rounds.
+All are timed in turn in the same process. Each setting has its own process, whose peak memory is read after a first
+round of the tight loop and after a first round of plures. ``auto`` chooses for a run of 500 rounds.
 
     python -m benchmarks.speed --out benchmarks/results/speed
     python -m benchmarks.speed --out /tmp/some --models logistic mlp --clients 20
@@ -46,7 +45,7 @@ from plures.tasks import Classification
 
 TESTED, RATE = 4_000, 0.01
 ROUNDS = 500
-"""Rounds of the run that ``auto`` chooses for."""
+"""Number of rounds of the run that ``auto`` chooses for."""
 EXAMPLES = {"logistic": 18_742, "mlp": 18_742, "cnn": 4_000}
 """Training examples of all clients together; fewer for the slow network."""
 MODELS = {"logistic": logistic, "mlp": mlp, "cnn": fedavg_cnn}
@@ -67,21 +66,21 @@ class Measured:
     """Seconds (medians) and megabytes of one setting.
 
     Attributes:
-        reference: a round of the reference.
+        reference: a round of the tight loop.
         one: a round of plures with one client at a time.
-        stacked: a round with stacked clients, in the best of the tried chunks.
+        stacked: a round with stacked clients, with the best chunk size that was tried.
         compiled: the same compiled.
         chunk: clients stacked at once.
         compiled_chunk: clients stacked at once when compiled.
         compilation: seconds of the first compiled round.
-        evaluation_reference: evaluating all personal models with the reference.
+        evaluation_reference: evaluating all personal models with the tight loop.
         evaluation: the same with plures.
         conventional: training and evaluation of a round in the conventional loop.
-        auto: a round of plures with what ``auto`` took.
-        auto_both: training and evaluation of a round with it.
-        taken: what it took.
-        choosing: seconds that it took to choose, compilations included.
-        memory_reference: peak of the process after a round of the reference.
+        auto: a round of plures with what ``auto`` chose.
+        auto_both: training and evaluation of a round with that choice.
+        taken: what ``auto`` chose.
+        choosing: seconds that the choice took, including compilations.
+        memory_reference: peak of the process after a round of the tight loop.
         memory: peak of the process after the stacked rounds.
     """
 
@@ -127,7 +126,7 @@ def federation(setting: Setting) -> Federation:
 
 
 def tight_round(model: nn.Module, data: Federation, batch: int) -> list[Tensor]:
-    """FedAvg, one epoch on every client, as plain as PyTorch allows."""
+    """FedAvg, one epoch on every client, as directly as PyTorch allows."""
     parameters = list(model.parameters())
     start = [p.detach().clone() for p in parameters]
     mean = [torch.zeros_like(p) for p in start]
@@ -163,7 +162,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 class Conventional:
-    """FedAvg as code of the field usually runs it.
+    """FedAvg as the usual code of the field runs it.
 
     Args:
         model: initial values.
@@ -237,7 +236,7 @@ def prepared(
 
 
 def chosen(setting: Setting, data: Federation) -> tuple[Run, float]:
-    """A run with what ``auto`` takes, and the seconds that the choice took."""
+    """A run with what ``auto`` chooses, and the seconds that the choice took."""
     machine, made = Machine(), []
     whole = seconds(lambda: made.append(prepared(setting, data, Execution(), rounds=ROUNDS, machine=machine)))
     again = seconds(lambda: prepared(setting, data, made[0].execution, rounds=ROUNDS, machine=machine))
@@ -263,7 +262,7 @@ def peak() -> float:
 
 
 def paired(repeats: int, **works: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each work, run in turn."""
+    """Median seconds of each function, run in turn."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():

@@ -1,4 +1,4 @@
-"""A run over real Flower processes, to which things happen in the middle of a round."""
+"""A run over real Flower processes in which failures happen in the middle of a round."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from plures.deploy.journal import LOG, Journal
 
 APP = Path(__file__).parents[1] / "tests" / "deploy" / "app"
 SMALL = 2**20
-"""Bytes of a disk that is going to be full."""
+"""Size in bytes of a disk that is to fill up."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Something that happens to a site or to the server in the middle of a round, and how it ends.
+    """A failure of a site or of the server in the middle of a round, and how it is ended.
 
     Attributes:
-        title: what happens, in few words.
+        title: what happens, in a few words.
         done: the same in more words.
         strike: makes it happen.
         mend: ends it.
         server: whether it happens to the server.
-        afresh: whether the site starts afresh then.
+        afresh: whether the site starts afresh afterwards.
     """
 
     title: str
@@ -52,10 +52,10 @@ class Outcome:
     Attributes:
         failure: what happened.
         done: the same in more words.
-        to: whom it happened to.
-        missed: rounds that counted without it.
-        reasons: what the run's log says about that, without repetitions.
-        back: seconds from the failure's end until a round counted with it; ``None`` if it does not come back.
+        to: the site or server that it happened to.
+        missed: rounds that counted without that site.
+        reasons: the reasons in the run's log, without repetitions.
+        back: seconds from the failure's end until a round counted with the site; ``None`` if it does not come back.
         lost: what differs from the simulation.
     """
 
@@ -70,7 +70,7 @@ class Outcome:
 
 @dataclass
 class Suffered:
-    """A failure: whom it struck, after how many rounds, when, when it was over, and when its work counted again."""
+    """A failure that happened: to whom, after how many rounds and when, when it ended, and when work counted again."""
 
     of: Failure
     to: str
@@ -82,18 +82,18 @@ class Suffered:
 
 @dataclass
 class Stage:
-    """A run over real processes, and what is done to them.
+    """A run over real processes, and the failures that happen to them.
 
-    As a context manager it ends the run, and mends what is still broken.
+    As a context manager, it ends the run on exit and undoes all failures.
 
     Args:
         fleet: the processes, with relays; sites are folders of ``home``.
-        home: of the sites' files, which are written anew.
+        home: folder of the sites' files, which are written anew.
         out: the run's folder.
-        rules: of the federation.
-        run: what differs from :data:`benchmarks.aftermath.RUN`.
-        small: folders that become disks of :data:`SMALL` bytes, which only root can make.
-        cables: of nodes in networks of their own.
+        rules: rules of the federation.
+        run: settings that differ from :data:`benchmarks.aftermath.RUN`.
+        small: folders to turn into disks of :data:`SMALL` bytes, which only root can do.
+        cables: cables of nodes in networks of their own.
         patience: seconds to wait for anything.
     """
 
@@ -155,7 +155,7 @@ class Stage:
         return self.journal.events("round")
 
     def after(self, number: int) -> None:
-        """Wait until so many rounds have counted."""
+        """Wait until the given number of rounds have counted."""
         self.wait(lambda: len(self.rounds()) >= number, f"round {number}")
 
     def ended(self) -> str:
@@ -189,7 +189,7 @@ class Stage:
             (self.home / client / HOLD).unlink(missing_ok=True)
 
     def strike(self, *failures: tuple[Failure, str]) -> None:
-        """Let failures happen, each to a client, in the middle of one round."""
+        """Make failures happen, each to one client, in the middle of a round."""
         clients = [client for _, client in failures]
         self.hold(*clients)
         for failure, client in failures:
@@ -215,7 +215,7 @@ class Stage:
     def recovered(self, *failures: Failure) -> None:
         """Wait until a round has counted with each client that a failure happened to.
 
-        A run that fails again meanwhile is resumed, as its operator would do.
+        If the run fails again in the meantime, it is resumed, as an operator would do.
         """
         for failure in failures:
             suffered = self.suffered[failure.title]
@@ -250,7 +250,7 @@ class Stage:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Make a folder a disk of its own of :data:`SMALL` bytes."""
+    """Turn a folder into a separate disk of :data:`SMALL` bytes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder)], check=True)
@@ -261,7 +261,7 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def soon() -> float:
-    """Seconds in which a round of four sites is done on this machine, as busy as it is now, with quick programs."""
+    """Seconds that a round of four sites needs on this machine under its current load, with quick programs."""
     begun = time.monotonic()
     subprocess.run([sys.executable, "-c", "import plures.deploy.app"], check=True)
     return max(4.0, round(time.monotonic() - begun))

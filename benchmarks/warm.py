@@ -1,6 +1,6 @@
 """How long a round of four real nodes takes when tasks are forked from a warm process, and when each starts anew.
 
-Both manners take turns on this machine in the same run, so their ratio says more than their seconds.
+Both variants take turns on this machine in the same run, so their ratio says more than their seconds.
 
     python -m benchmarks.warm --out benchmarks/results/warm
 """
@@ -27,14 +27,14 @@ LIMIT = 1800.0
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured in one manner.
+    """Measurements of one variant.
 
     Attributes:
         manner: how tasks start.
-        rounds: seconds of each round but the first, in which nodes fetch the app.
-        whole: seconds from the start of the run until its end, with joining, scoring and publishing.
-        memory: largest number of bytes that the process which starts a node's tasks holds and shares with nobody.
-        idle: processor seconds in a second that a node with nothing to do takes, all its processes.
+        rounds: seconds of each round except the first, in which nodes fetch the app.
+        whole: seconds from the start of the run to its end, including joining, scoring and publishing.
+        memory: peak private memory, in bytes, of the process that starts a node's tasks.
+        idle: processor seconds per second that all processes of an idle node take.
     """
 
     manner: str

@@ -1,4 +1,4 @@
-"""What crosses the wire of four real nodes with TLS, beside what the simulator's ledger says must cross.
+"""What crosses the wire of four real nodes with TLS, next to what must cross according to the simulator's ledger.
 
 python -m benchmarks.wire --out benchmarks/results/wire
 """
@@ -36,9 +36,9 @@ class Row:
         case: method and network.
         rounds: rounds of training; two more exchanges score and publish.
         ledger: bytes of tensors that the simulator counts for the rounds, both ways, all sites.
-        tensors: bytes of tensors that were sent, with scoring and publishing.
-        messages: the same with headers.
-        wire: bytes that passed the nodes' connections: Flower, HTTP, TLS, polling, the app's delivery.
+        tensors: bytes of tensors that were sent, including scoring and publishing.
+        messages: the same, including headers.
+        wire: bytes that passed through the nodes' connections: Flower, HTTP, TLS, polling, delivery of the app.
     """
 
     case: str
