@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from plures import METHODS, RunSpec
 from plures.cli import app
-from plures.evaluate import Comparison, RunFolder
+from plures.evaluate import Code, Comparison, RunFolder
 from plures.evaluate.compare import DEFAULT
+from plures.evaluate.spec import find_method
 from plures.serving import PersonalModel
 from plures.study import read_study
 from plures.tables import write_table
@@ -104,7 +105,8 @@ def did(words: list[str], printed: str) -> None:
     if words[0] == "compare":
         result = Comparison.from_json(Path(out) / "results.json")
         names = [method.name for method in result.methods]
-        assert names == list(dict.fromkeys(["local", "fedavg", "fedavg_ft", *(given(words, "--method") or DEFAULT)]))
+        asked = [find_method(name, Code.typed(name)).name for name in given(words, "--method")]
+        assert names == list(dict.fromkeys(["local", "fedavg", "fedavg_ft", *(asked or DEFAULT)]))
         title, shown = ("accuracy, %", 100.0) if not given(words, "--metric") else ("AUROC", 1.0)
         assert f"{words[1]}: {title} on test data" in printed
         for name in names:
