@@ -1,4 +1,4 @@
-"""How one client's rows are divided, written for one client alone: what the division of all at once is held to."""
+"""How one client's rows are divided, written for one client at a time: a reference for dividing all at once."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _by_class(stratum: NDArray[np.int64], rule: SplitRule, rng: np.random.Genera
         for _ in range(total - int(quota.sum())):
             due = share * counts - quota + tie
             rest = left - quota
-            due[rest == 1] -= len(stratum)  # the last one of its class stays in train while it can
+            due[rest == 1] -= len(stratum)  # the last one of its class stays in train if possible
             due[rest == 0] = -np.inf
             quota[due.argmax()] += 1
         left -= quota

@@ -1,4 +1,4 @@
-"""A pretended device: its tensors hold true values and refuse to meet others wherever CUDA would refuse it.
+"""A fake device: its tensors hold real values, and refuse to mix with CPU tensors wherever CUDA would.
 
 PyTorch's device for shapes without values, ``meta``, is given values: a tensor on it is a wrapper around an ordinary
 tensor, and every operation is done with the ordinary ones after a check of where its operands lie. So a program that
@@ -26,13 +26,13 @@ AWAY = "meta"
 
 aten = torch.ops.aten
 INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
-"""Operations that bring indices from the CPU by themselves."""
+"""Operations that move indices from the CPU themselves."""
 FILLING = (aten.fill, aten.fill_, aten.masked_fill, aten.masked_fill_)
 """Operations whose last operand is a value: a scalar tensor may lie anywhere."""
 
 
 class Away(Tensor):
-    """A tensor on the pretended device.
+    """A tensor on the fake device.
 
     Attributes:
         held: its values, an ordinary tensor.
@@ -68,7 +68,7 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
     operands: list[Tensor] = []
 
     def held(value: Any) -> Any:
-        """What tensors of the device hold, anything else as it is; and note who takes part."""
+        """The values held by tensors of the device; anything else unchanged. Records which tensors take part."""
         if type(value) is Away:
             operands.append(value)
             return value.held
@@ -93,7 +93,7 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
             func(*args, **kwargs)
 
     def brought(value: Any) -> Any:
-        """A result on the device; what was changed in place stays the tensor that it was."""
+        """A result on the device; a tensor that was changed in place stays the same object."""
         if isinstance(value, Tensor):
             return wrappers[id(value)] if id(value) in wrappers else Away(value)
         return type(value)(map(brought, value)) if isinstance(value, list | tuple) else value
@@ -162,7 +162,7 @@ class Functions(TorchFunctionMode):
 
 @contextmanager
 def pretended() -> Iterator[str]:
-    """The device is there, beside the CPU; yields its name."""
+    """Make the device available, next to the CPU; yields its name."""
     autocast = torch.autocast
 
     def known(device: str, *args: Any, **options: Any) -> torch.autocast:

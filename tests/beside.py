@@ -1,4 +1,4 @@
-"""What methods do in other processes only."""
+"""Methods that behave differently in other processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from plures import PluresError
 
 
 def refuses(x, received, batch):
-    """An objective that works in this process and refuses its data in another one."""
+    """An objective that works in this process and raises an error in any other."""
     if multiprocessing.parent_process() is not None:
         raise PluresError("data of another kind")
     return batch.loss(x.model)

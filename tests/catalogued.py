@@ -16,13 +16,13 @@ ALL = Execution("vmap", 5, False, "float64")
 
 
 def gated() -> nn.Module:
-    """A body with squeeze-and-excitation, and a head; nothing of it moves without a gradient."""
+    """A body with squeeze-and-excitation, and a head; nothing in it changes without a gradient."""
     body = (nn.Linear(8, 4), nn.Unflatten(1, (4, 1, 1)), SqueezeExcitation(4), nn.Flatten(), nn.Tanh())
     return with_roles(nn.Sequential(*body, nn.Linear(4, 2)), head="5", se=("2",))
 
 
 def trained(name: str, federation: Federation, rounds: int = 1, batch_size: int | None = 8) -> Run:
-    """A run in which everybody takes part."""
+    """A run in which every client takes part."""
     training = Training(rounds=rounds, batch_size=batch_size, steps=2, optimizer=SGD(0.05))
     done = Run(federation, linear if name == "mocha" else gated, METHODS[name](), training, execution=ALL, seed=1)
     for _ in done.rounds():

@@ -1,4 +1,4 @@
-"""How the tests divide over processes, and what each of them starts with."""
+"""How the tests are divided among processes, and the state in which each test starts."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ GROUPS = {file: group for group, files in IN_TURN.items() for file in files}
 
 SPOKEN = "COLUMNS LINES TERM LANG LC_ NO_COLOR FORCE_COLOR CLICOLOR PY_COLORS TTY_ GITHUB_"
 MEASURED = "PLURES_ FLWR_ WANDB_ MLFLOW_ OMP_ MALLOC_ PYTHONWARNINGS PYTHONOPTIMIZE"
-"""Beginnings of the variables by which programs choose how they speak and compute: no test sees those of the caller."""
+"""Prefixes of environment variables that change how programs print and compute; tests do not see the caller's."""
 KEPT = "PLURES_DATA"
-"""Where the data sets are that do not come with the package: their tests are skipped without them."""
+"""Location of the data sets that are not in the package; tests of missing data sets are skipped."""
 
 for name in [name for name in os.environ if name.startswith((*SPOKEN.split(), *MEASURED.split())) and name != KEPT]:
     del os.environ[name]
 os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 typer.main.get_command = functools.cache(typer.main.get_command)
-"""All commands of a process share one command line: making it takes as long as a small command."""
+"""All commands of a process share one command line, because building it takes as long as a small command."""
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """One thread, the usual umask and the same random numbers, whatever the machine has and whatever ran before."""
+    """One thread, the usual umask and the same random numbers, whatever the machine and whatever ran before."""
     torch.set_num_threads(1)
     os.umask(0o022)
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of a group follow each other in its order, from where the first of them stands."""
+    """The files of a group follow each other in the group's order, at the position of the first one."""
     order = {file: place for files in IN_TURN.values() for place, file in enumerate(files)}
     places: dict[str, int] = {}
     for place, item in enumerate(items):
@@ -92,7 +92,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes of a pool are forked from one that has loaded plures: where what they do is tested, not their start."""
+    """Fork a pool's processes from one that has loaded plures, for tests of what they do, not of how they start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["plures.evaluate.workers", "plures.study.view"])
     multiprocessing.forkserver.ensure_running()  # with the signals of a test, not with those of a pool
@@ -101,7 +101,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Says:
-    """The exit status of a command in this process, and its words on one line."""
+    """The exit status of a command in this process, and its output on one line."""
     from plures import cli  # not before the variables above are gone
 
     def run(*words: object) -> tuple[int, str]:

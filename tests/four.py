@@ -1,4 +1,4 @@
-"""Four small clients, and runs of any method on them that take a moment."""
+"""Four small clients, and short runs of any method on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plures.run import Execution, Run, Training, Uniform
 
 
 def clients() -> tuple[Federation, Federation]:
-    """Three clients with metadata and public rows, and one that comes later."""
+    """Three clients with metadata and public rows, and one newcomer."""
     return newcomers.clients((13, 15, 14, 12), later=("d",), name="four")
 
 

@@ -1,6 +1,6 @@
-"""A pretended CUDA graph: records the operations of a piece of work on the CPU, and does them again on the same memory.
+"""A fake CUDA graph: records the operations of some work on the CPU, and repeats them on the same memory.
 
-What a graph cannot know is not known here either: numbers that Python computed while the work was recorded stay as they
+It has the same limits as a real graph: numbers that Python computed while the work was recorded stay as they
 were, new tensors take the memory of the recorded ones, and work that waits for a value is refused.
 """
 
@@ -49,7 +49,7 @@ def tensors(made: Any) -> Iterator[Tensor]:
 
 
 class Pretended:
-    """Records on the CPU; counts what was recorded and replayed."""
+    """A recorder on the CPU that counts recordings and replays."""
 
     recorded = replayed = 0
 
@@ -72,7 +72,7 @@ class Pretended:
 
 @contextmanager
 def pretended() -> Iterator[type[Pretended]]:
-    """Steps on the CPU can be captured; yields what counts them."""
+    """Allow capturing steps on the CPU; yields the counter."""
 
     class Counted(Pretended):
         pass

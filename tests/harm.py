@@ -1,4 +1,4 @@
-"""What happens to files on disks, for tests that what is kept is read right or named."""
+"""Damage to files, for tests that stored data is either read correctly or reported by name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def harmed(content: bytes, flips: int = 600, seed: int = 0) -> Iterator[tuple[st
 def survived(
     file: Path, reading: Callable[[], Any], same: Callable[[Any], bool], flips: int = 600, seed: int = 0
 ) -> dict[str, int]:
-    """Harm a file in every way; how often it was still read right, and how often one sentence named it.
+    """Damage a file in every way; how often it was still read correctly, and how often an error named it.
 
     Args:
         file: left as it was.
@@ -75,12 +75,12 @@ def survived(
 
 
 def stray(folder: Path) -> list[str]:
-    """Files that were half written."""
+    """Partly written files."""
     return [str(file) for file in folder.rglob("*.tmp")]
 
 
 class Disk:
-    """A disk that takes so many more files of a folder, and no other.
+    """A disk with room for a given number of further files in a folder.
 
     Every file that plures keeps is settled on the disk before it counts; there a full disk shows at the latest.
     """

@@ -1,4 +1,4 @@
-"""Five clients of different sizes with metadata and public rows, two that come later, and a network for them."""
+"""Five clients of different sizes with metadata and public rows, two newcomers, and a network for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEVEN = (18, 24, 30, 21, 27, 20, 25)
 def clients(
     sizes: tuple[int, ...] = SEVEN, later: tuple[str, ...] = ("f", "g"), name: str = "seven"
 ) -> tuple[Federation, Federation]:
-    """Clients a, b, ... of these sizes with metadata and public rows, and those of them that come later."""
+    """Clients a, b, ... of these sizes with metadata and public rows, and those of them that are newcomers."""
     generator = np.random.default_rng(3)
     owners = "abcdefg"[: len(sizes)]
     owner = np.repeat(list(owners), sizes)

@@ -1,6 +1,6 @@
-"""A processor whose kernels round by shape: ``pytest --other-processor`` finds tests that trust one processor's bits.
+"""A simulated processor rounding by shape: ``pytest --other-processor`` finds tests that rely on one processor's bits.
 
-Every result that is rounded is moved by up to three units in its last place, always alike for the same kernel, the same
+Every rounded result is moved by up to three units in its last place, in the same way for the same kernel, the same
 shapes and the same place in them. So equal arithmetic on equal shapes gives equal bits, and nothing else does. Results
 that every order of summation gives stay: short binary fractions, and sums of at most one term.
 """

@@ -72,7 +72,7 @@ def run(method: Method, rounds: int, **options: Any) -> Run:
 
 
 def at_rest(method: Method, rounds: int, **options: Any) -> Run:
-    """A run that has come to its limit, where no round moves anything, or has finished its rounds."""
+    """A run that has converged, so that rounds no longer move anything, or has finished its rounds."""
     done, before = begun(method, rounds, **options), None
     clients = list(range(len(done.federation)))
     for _ in done.rounds():
@@ -109,7 +109,7 @@ def begun(
 
 
 def close(value: object) -> object:
-    """A number, or numbers, to compare with: given by hand, hence equal to nine decimals."""
+    """Expected values, computed by hand and therefore compared to nine decimals."""
     return pytest.approx(value, abs=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adaptation and bottleneck adapters: nothing at first, exact when merged, in the roles they say."""
+"""Low-rank adaptation and bottleneck adapters: no effect at first, exact when merged, with the declared roles."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def case(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def randomized(module: nn.Module) -> nn.Module:
-    """Every factor, or adapter, at random values."""
+    """Set every factor, or adapter, to random values."""
     for path, leaf in module.named_parameters():
         if "lora_b" in path or "adapter" in path:
             nn.init.normal_(leaf)

@@ -1,4 +1,4 @@
-"""Where all clients are alike, a client that comes later predicts what they predict, under every method."""
+"""If all clients are alike, a newcomer predicts what they predict, under every method."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def gated(outputs: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """How a method is brought to where all its clients have learned their data.
+    """How to train a method until all its clients have learned their data.
 
     Attributes:
         options: of the method.
@@ -66,7 +66,7 @@ class Case:
         classes: whether there are classes, for methods that need them.
         rounds, steps, lr: of the training.
         tolerance: how far a prediction of 2, or logarithms of the probabilities 1/4 and 3/4, may be off.
-        all_drawn: whether everybody takes part; otherwise nobody draws the last client.
+        all_drawn: whether every client takes part; otherwise the last client is never drawn.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -100,9 +100,9 @@ CASES: dict[str, Case] = {
     "pfedhn": Case({"hidden": (), "lr": 0.02}, rounds=100, steps=5, lr=0.1, tolerance=0.02),
     # Weights of models and models descend together, and a newcomer's start where the product is flat.
     "apple": Case({"horizon": 3}, rounds=15, lr=0.1, tolerance=1e-3),
-    # Maps and potentials go around their saddle point for long.
+    # Maps and potentials circle around their saddle point for a long time.
     "fedot": Case(tolerance=1e-3),
-    # What is stored for a client that nobody draws, its initial model, pulls the others.
+    # The initial model stored for a client that is never drawn pulls the others.
     "l2gd": Case(rounds=60, all_drawn=True),
     "fedu": Case(all_drawn=True),
     "mocha": Case(rounds=20, all_drawn=True),
@@ -121,7 +121,7 @@ def outputs(done: Run) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_where_all_clients_are_alike_newcomers_predict_what_they_predict(name):
-    """A client that comes later, and one that nobody drew; each trains alone as long as the others did."""
+    """A newcomer, and a client that was never drawn; each trains alone as long as the others did."""
     case, entry = CASES.get(name, Case()), METHODS[name]
     visits = {"visits": case.rounds} if entry.defaults.get("visits") else {}
     done = run(

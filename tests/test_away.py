@@ -1,4 +1,4 @@
-"""The pretended device (``away.py``) does what CUDA does: it refuses the same mixtures and computes the same values."""
+"""The fake device (``away.py``) behaves like CUDA: it refuses the same mixtures and computes the same values."""
 
 from __future__ import annotations
 

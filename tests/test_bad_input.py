@@ -1,4 +1,4 @@
-"""Each case gives one clear message that names the thing and the remedy; degenerate but legal settings only warn."""
+"""Each case gives one clear message that names the problem and the remedy; degenerate but legal settings only warn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No data in a traceback: whatever holds rows of clients is printed as shapes and counts."""
+"""No data in a traceback: objects that hold rows of clients are printed as shapes and counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captured steps give what uncaptured ones give: a pretended graph replays them on the CPU."""
+"""Captured steps give the same results as uncaptured ones: a fake graph replays them on the CPU."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def reached(
 
 
 def both(*given: Any, chunk: int = 4) -> type[Pretended]:
-    """The same run without and with capture; what was recorded and replayed."""
+    """The same run without and with capture, and counts of recordings and replays."""
     with pretended() as counted:
         plain, captured = (reached(*given, capture=capture, chunk=chunk) for capture in (False, True))
     assert plain[0].keys() == captured[0].keys()
@@ -70,7 +70,7 @@ def both(*given: Any, chunk: int = 4) -> type[Pretended]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(name):
-    """Its second visit, by steps that are recorded then."""
+    """Its second visit, whose steps are recorded."""
     seen, _ = clients()
     here = begun(name, seen, "cpu")
     with pretended() as counted:

@@ -1,4 +1,4 @@
-"""What ``auto`` takes follows from measured paces alone; here they are given, and nothing is timed."""
+"""What ``auto`` chooses depends only on measured paces; here they are given, and nothing is timed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINING = Training(rounds=10, batch_size=10)
 
 @dataclass
 class Stopwatch:
-    """Paces by backend, clients and compilation, in place of measured ones; notes what was asked.
+    """Paces by backend, clients and compilation, instead of measured ones; records what was asked for.
 
     Attributes:
         loop: seconds of a step of one client.
@@ -60,7 +60,7 @@ class Stopwatch:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stopwatch], Stopwatch]:
-    """Puts a stopwatch in place, also of short runs; compilation gives the step as it is."""
+    """Replaces all measurements with a stopwatch; compilation returns the step unchanged."""
 
     def put(stopwatch: Stopwatch) -> Stopwatch:
         monkeypatch.setattr(choosing, "SHORT", 0.0)
@@ -124,7 +124,7 @@ def test_chunks_are_of_nearly_equal_size():
     assert max(even(1000)) == 125
 
 
-# What is taken ---------------------------------------------------------------------------------------------------
+# What is chosen ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_less_is_hoped_of_compilation_where_a_network_convolves(timed):
 
 
 def test_what_compilation_gained_counts_for_other_methods_of_the_same_network(timed):
-    """Compiled, the network of the first method takes longer than before. So the second one, whose work is of another
+    """Compiled, the network of the first method is slower than before. So the second one, whose work is of another
     kind, is not compiled, though 1,000 rounds of 0.1 s would be worth it by what is hoped for at first."""
     watch, machine = timed(Stopwatch(1e-1, quick, lambda n: 1.1e-2)), Machine()
     assert chosen(alike(), 1000, machine).compile is False
@@ -255,7 +255,7 @@ def test_larger_stacks_are_left_once_they_are_hopeless(timed):
 
 
 def glanced(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
-    """A clock by which each step of one client takes some seconds, in place of the one that measures a glance."""
+    """A clock by which each step of one client takes the given seconds, instead of the real one."""
     moments = iter([0.0, step, 0.0, choosing.GLANCE * step])
     monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
 

@@ -30,7 +30,7 @@ FIXED = ["--backend", "vmap", "--chunk", "4", "--no-compile-step"]
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a command."""
+    """The outcome of a command."""
 
     returncode: int
     stdout: str
@@ -142,7 +142,7 @@ def test_predict_scales_raw_examples_as_in_training(call, tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
 def test_a_stopped_run_goes_on_exactly(call, tmp_path, how):
-    """Stopped in mid-run by a real signal, then started again: the same state, bit for bit."""
+    """Stopped mid-run by a real signal, then resumed: the same state, bit for bit."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert call(*run_command(whole, 60)).returncode == 0
     process = subprocess.Popen([*PLURES, *run_command(stopped, 60)], env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -282,7 +282,7 @@ def test_two_kinds_of_clusters_are_chosen_each_for_itself():
 
 
 def test_a_control_variate_of_what_is_personal_is_personal():
-    """SCAFFOLD pulls personal leaves to the others', unless their control variates stay too: then it leaves them be."""
+    """SCAFFOLD pulls personal leaves to the others', unless their control variates stay too."""
     own = {replace(everything, slot="control"): Personal(), "model": Shared()}
     pulled, left, alone = (
         shared(trained(m))

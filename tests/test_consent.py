@@ -1,4 +1,4 @@
-"""What a file names is a method of the catalogue, or code that its reader consented to; nothing else runs."""
+"""A file may name a method of the catalogue, or code that its reader consented to; nothing else runs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ FEW = ("subprocess:check_call", "evilpack.inner:own", "fedavg+evil:own")
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run, beside a published model and a file of inputs."""
+    """The folder of a run, next to a published model and a file of inputs."""
     home = tmp_path_factory.mktemp("honest")
     spec = RunSpec(data="heart", method="fedavg", rounds=1)
     run = spec.run(spec.federation(), LOOP)
@@ -115,7 +115,7 @@ def poisoned(honest: Path, home: Path, method: str, parameters: dict[str, object
 
 
 def federation(home: Path, method: str, parameters: dict[str, object], code: str = "") -> Path:
-    """A federation's file, beside a site of it."""
+    """A federation's file, next to one of its sites."""
     home.mkdir(parents=True, exist_ok=True)
     run = f"method = {json.dumps(method)}\nrounds = 1\nparameters = {{ {inline(parameters)} }}"
     plan = f'name = "heart"\nclients = {json.dumps(list(heart_tables()))}\n\n[run]\n{run}\n\n'
@@ -189,7 +189,7 @@ def test_the_agreed_file_runs_no_code_at_a_site_or_at_the_coordinator(method: st
 
 
 def conducted(file: Path, out: Path, **more: str) -> None:
-    """What the coordinator's process does, up to where sites would be needed."""
+    """What the coordinator's process does before it needs sites."""
     app.conducted(Nobody(), {"plan": str(file), "out": str(out)} | more)
 
 
@@ -237,7 +237,7 @@ def test_no_command_runs_code_that_a_file_names(command: str, says: Says, honest
 
 
 def test_a_process_in_the_folder_that_was_sent_runs_nothing_of_it(honest: Path, mark: Path, tmp_path: Path):
-    """Neither what the card names nor what is called as a library."""
+    """Neither what the card names nor a file named like a library."""
     home = poisoned(honest, tmp_path / "sent", "evil:own", {})
     for library in ("evil", "torch", "numpy", "pandas", "optuna", "typer", "sitecustomize"):
         (home / f"{library}.py").write_text(LEAVES_A_MARK.format(mark=str(mark)))
@@ -275,7 +275,7 @@ RUNS = {
     *("run_module", "Popen", "check_call", "check_output", "execv", "execve", "execvp", "popen", "Unpickler", "CDLL"),
     *("load_library", "load_inline", "read_pickle", "load_extension", "enable_load_extension", "unsafe_load"),
 }
-"""What runs code or a program."""
+"""Calls that run code or a program."""
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "code", "codeop", "yaml", "pty"}
 UNPICKLES = {
     "run/pool.py": "messages between a process and those that it has started, through a pipe",
@@ -301,7 +301,7 @@ KNOWN = {
 
 
 def test_every_place_that_runs_code_is_known():
-    """Anyone who adds such a place lists it here, with the reason why it is safe."""
+    """Every such place must be listed here, with the reason why it is safe."""
     sources, found = Path(cli.__file__).parents[1], set()
     for file in sources.rglob("*.py"):
         name = file.relative_to(sources).as_posix()
@@ -329,7 +329,7 @@ def test_every_place_that_runs_code_is_known():
 
 @pytest.fixture
 def mine(tmp_path: Path, mark: Path) -> Path:
-    """A module of one's own on the path."""
+    """A user's module on the path."""
     file = tmp_path / "code" / "mine.py"
     file.write_text(LEAVES_A_MARK.format(mark=str(mark)))
     return file
@@ -396,7 +396,7 @@ def joined(folder: Path, code: str) -> object:
 
 
 def line_of(folder: Path, method: str) -> str:
-    """The line that the refusal says to write."""
+    """The line that the error message says to write."""
     federation(folder, method, {})
     with pytest.raises(PluresError) as refused:
         app.opened(folder / "site.toml")
@@ -430,14 +430,14 @@ def test_the_coordinator_consents_in_its_run_s_configuration(mine: Path, mark: P
         with pytest.raises(PluresError, match=r"federation\.toml: method 'mine:own' is code"):
             conducted(file, tmp_path / "out", code=wrong)
     assert not mark.exists()
-    with pytest.raises(PluresError, match="keys"):  # the next thing that it asks for
+    with pytest.raises(PluresError, match="keys"):  # the next consent that it asks for
         conducted(file, tmp_path / "out", code=said)
     assert mark.exists()
 
 
 @pytest.fixture
 def pack(tmp_path: Path, mark: Path) -> Path:
-    """A package of one's own, the method in a module of it that imports another."""
+    """A user's package, with the method in a module that imports another one."""
     folder = tmp_path / "code" / "pack"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -536,7 +536,7 @@ def test_helpers_of_a_study_get_the_consent_and_nothing_of_the_current_folder(mo
 def test_the_current_folder_stands_in_for_no_library(
     says: Says, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A folder that somebody sends may hold a file that is called as a library that is not installed."""
+    """A folder from someone else may hold a file named like a library that is not installed."""
     from plures.extras import needed
 
     (tmp_path / "sent").mkdir()
@@ -641,7 +641,7 @@ def test_no_parameter_that_takes_a_function_takes_what_a_file_can_say():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="users by number")
 def test_compiled_steps_come_from_a_folder_of_one_s_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Another user of the machine may make the folder before, for its name is known."""
+    """Another user of the machine may create the folder first, because its name is predictable."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = Path(default_cache_dir())

@@ -1,4 +1,4 @@
-"""Convolutions of stacked clients by products of patches are each client's own convolution, to any derivative."""
+"""Stacked convolutions as products of patches equal each client's own convolution, to any derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons, runs and published models that a disk has damaged: what is whole stays, the rest is made again."""
+"""Comparisons, runs and published models damaged by a disk: intact parts are kept, the rest is computed again."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def net() -> nn.Module:
 
 
 def compared(out: Path) -> tuple[Comparison, list[tuple[str, str]], list[str]]:
-    """A comparison, what of it was trained, and the warnings that it gave."""
+    """A comparison, the runs that were trained for it, and its warnings."""
     trained: list[tuple[str, str]] = []
 
     def listen(stage: ComparisonProgress) -> None:
@@ -77,7 +77,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def alike(one: Comparison, two: Comparison) -> bool:
-    """Whether two comparisons say the same, but for the seconds that they took."""
+    """Whether two comparisons are the same, except for their wall times."""
 
     def told(found: Comparison) -> str:
         data = found.model_dump(mode="json")
@@ -136,7 +136,7 @@ def test_a_comparison_starts_the_run_of_a_damaged_checkpoint_again(tmp_path: Pat
 
 
 def test_a_run_s_files_are_right_or_named(tmp_path: Path) -> None:
-    """Model, scores and state of a run, whatever happened to its files."""
+    """Model, scores and state of a run, whatever has happened to its files."""
     spec = RunSpec(data="heart", method="ditto+threshold", rounds=1)
     run = spec.run(spec.federation(), FAST)
     folder = RunFolder(tmp_path)

@@ -1,4 +1,4 @@
-"""What a finished run tells of its clients beyond scores, against numbers from their models."""
+"""What a finished run reports about its clients beyond scores, compared with numbers from their models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything on another device than the CPU: nothing is left behind, and the numbers are those of the CPU."""
+"""Everything on a device other than the CPU: nothing is left behind, and the numbers are those of the CPU."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_first_round_one_client_at_a_time(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_second_round_of_a_stack_newcomers_and_states_that_change_device(name):
-    """The first round on the CPU, the second on the device, what it reached back on the CPU."""
+    """The first round on the CPU, the second on the device, then back on the CPU."""
     seen, later = clients()
     here, back = begun(name, seen, "cpu"), begun(name, seen, "cpu")
     here.step()
@@ -124,7 +124,7 @@ def test_options_of_methods(name, parameters):
 
 
 def test_tensors_that_a_user_gives_may_lie_anywhere():
-    """A graph over clients, a relationship, energies: on the CPU or on the device, whatever the run's device is."""
+    """A graph over clients, a relationship, energies: on the CPU or on the device, whichever the run uses."""
     seen, _ = clients()
     even = torch.ones(3, 3) - torch.eye(3)
     given = {"fedu": ("graph", even / 3), "mocha": ("relationship", torch.eye(3)), "energy": ("links", even)}
@@ -178,7 +178,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "gcn": (7, 3),
     "sage": (7, 3),
 }
-"""Shape of an example where it is not a table's; without a channel axis, of integers."""
+"""Shape of an example that is not a table row; without a channel axis, it holds integers."""
 TOKENS = ("char_lstm", "char_transformer", "matrix_factorization", "gcn", "sage")
 
 
@@ -278,7 +278,7 @@ def test_a_federation_lies_on_one_device():
 
 
 def test_comparisons():
-    """Trained and scored on the device, and of data that lie there themselves."""
+    """Trained and scored on the device, also with data that is already there."""
     seen, _ = clients()
     options = {"rounds": 1, "seeds": 1, "tune_rounds": 0, "learning_rates": (0.05,), "batch_size": 4, "steps": 1}
 
@@ -295,7 +295,7 @@ def test_comparisons():
 
 
 def test_checkpoints_run_folders_and_personal_models(tmp_path):
-    """Begun on one device and resumed on the other; newcomers; models taken from a run on the device."""
+    """Started on one device and resumed on the other; newcomers; models taken from a run on the device."""
     (tmp_path / "data").mkdir()
     for place, name in enumerate("abc"):
         x = np.random.default_rng(place).normal(size=(20, 8)).astype(np.float32)
@@ -383,7 +383,7 @@ def test_a_device_that_is_not_there_is_one_sentence(monkeypatch):
 
 
 def test_every_command_that_takes_a_device_refuses_one_that_is_not_there(monkeypatch, tmp_path):
-    """Before it reads the data, for which there is no loader here."""
+    """Refused before it reads the data, for which there is no loader here."""
     monkeypatch.setattr(RunSpec, "federation", None)
     monkeypatch.setattr(devices, "here", lambda: ["cpu"])
     (tmp_path / "run.json").write_text(

@@ -1,4 +1,4 @@
-"""What is kept is read as it was written, or one sentence names the file: every byte of it counts."""
+"""Stored files are read as they were written, or one sentence names the file: every byte counts."""
 
 from __future__ import annotations
 

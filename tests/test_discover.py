@@ -1,4 +1,4 @@
-"""Catalogues that are made of the modules of a package."""
+"""Catalogues that are built from the modules of a package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training that diverges: one sentence, harm counted, results that are read back as they were."""
+"""Diverging training: one sentence, harm is counted, and results are read back unchanged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_whoever_diverges_is_harmed_against_a_finite_value():
 
 
 def test_a_difference_to_a_diverged_client_is_the_largest():
-    """Four differences of one sign: 2 of 16 patterns are as far out, whether or not one of them is infinite."""
+    """Four differences of one sign: 2 of 16 patterns are as extreme, whether or not one difference is infinite."""
     assert paired_test(np.array([INF, 3.0, 4.0, 5.0]), np.ones(4)) == 2 / 16
     assert paired_test(np.array([INF, 0.5, 0.5, 0.5]), np.ones(4)) == 1.0
     assert paired_test(np.array([INF, 1.0]), np.array([INF, 1.0])) == 1.0
@@ -63,7 +63,7 @@ def people(kind: str):
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_a_comparison_in_which_everything_diverges(kind, tmp_path):
-    """No warning of numpy's, sentences instead; valid JSON that gives the same rows; pages that can be written."""
+    """Sentences instead of NumPy's warnings; valid JSON that gives the same rows; pages that can be written."""
     options = {"rounds": 12, "seeds": 2, "learning_rates": (1e30,), "tune_rounds": 0, "batch_size": 8, "model": "mlp"}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -31,6 +31,6 @@ def test_methods_are_short():
 
 
 def test_every_oracle_is_proven_and_the_coverage_table_is_up_to_date():
-    """In a process of its own, for pytest cannot collect inside itself."""
+    """In its own process, because pytest cannot collect inside itself."""
     done = subprocess.run([sys.executable, "-m", "tools.coverage", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -118,7 +118,7 @@ PLAIN = {
 
 
 def alone(done: Run, client: int, rounds: int, make, clip: float | None) -> dict[str, torch.Tensor]:
-    """What a plain PyTorch loop makes of one client's batches."""
+    """What a plain PyTorch loop gives for one client's batches."""
     net = copy.deepcopy(done.bound.network.module)
     net.load_state_dict(done.bound.network.leaves())
     for parameter in net.parameters():
@@ -571,7 +571,7 @@ def test_compiled_steps_equal_eager_ones(method, model, optimizer):
     ("what", "why"), [("CXX", "there is no C[+][+] compiler nowhere"), ("include", "header files are not installed")]
 )
 def test_without_what_compilation_needs_nothing_is_compiled(what, why, monkeypatch, tmp_path, caplog):
-    """As on a Debian without its packages g++ or python3-dev: asked for, a warning says so; ``auto`` does not try."""
+    """As on a Debian without g++ or python3-dev: an explicit request gives a warning; ``auto`` does not try."""
     monkeypatch.setenv("CXX", "nowhere" if what == "CXX" else sys.executable)
     monkeypatch.setattr(choosing, "pace", lambda b, f, t, e, *_: Pace(0.0, 0.0 if e.compile else 1e6))
     if what == "include":

@@ -1,4 +1,4 @@
-"""A sample of the clients is scored for all: who is in it, what it says of the others, what large results leave out."""
+"""A sample of clients is scored instead of all: who is in it, what it says about all, what large results leave out."""
 
 from __future__ import annotations
 

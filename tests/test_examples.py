@@ -1,4 +1,4 @@
-"""What people call from a notebook shows an example that runs, with the output that it shows."""
+"""Functions that people call from a notebook have an example that runs and gives the output shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import plures
 
 SOURCE = Path(plures.__file__).parent
 ROOMS = ("federation", "models", "run", "evaluate", "diagnose", "report", "serving", "study", "tables")
-"""Rooms whose functions people call by themselves; everything that ``plures`` offers has an example."""
+"""Rooms whose functions people call directly; everything that ``plures`` exports has an example."""
 
 WITHOUT = {
     "federation": """
@@ -36,11 +36,11 @@ WITHOUT = {
     "study": "ahead begin conduct duration parse_study plan_of read_study recover resolved",
     "tables": "check draft",
 }
-"""Functions that have none yet, by room: a new one needs an example, and one that has it goes from here."""
+"""Functions without an example yet, by room. New functions need an example; remove those that have got one."""
 
 
 def called(room: str) -> dict[str, object]:
-    """Functions that a room offers."""
+    """Functions that a room exports."""
     module = importlib.import_module(f"plures.{room}")
     return {name: value for name in module.__all__ if inspect.isfunction(value := getattr(module, name))}
 

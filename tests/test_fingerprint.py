@@ -1,4 +1,4 @@
-"""Results come back for the same question alone: facts of data, models, methods and code, and what compares them."""
+"""Results are reused only for the same run: facts of data, models, methods and code, and their comparison."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
 
 
 def test_facts_are_the_same_in_every_process(tmp_path):
-    """Whatever the seed of hashes; of every method of the catalogue, an own one, a network and data."""
+    """With any hash seed; for every method of the catalogue, a user's method, a network and data."""
     (tmp_path / "mine.py").write_text(CODE)
     script = textwrap.dedent(
         """
@@ -416,7 +416,7 @@ def test_data_are_told_by_client_and_split():
 
 
 def test_many_clients_share_digests_and_a_group_is_named(monkeypatch):
-    """With more clients than digests, each group of neighbours has one: of names, sizes, rows, inputs and targets."""
+    """With more clients than digests, groups of neighbours share one: of names, sizes, rows, inputs and targets."""
     monkeypatch.setattr(fingerprint, "MOST_DIGESTS", 3)
     owner = np.arange(7).repeat(8)
     x = np.random.default_rng(0).normal(size=(56, 2))

@@ -1,4 +1,4 @@
-"""A finished run predicts new rows by what was fitted to its data, whatever became of them since."""
+"""A finished run predicts new rows with what was fitted to its data, whatever has happened to that data since."""
 
 from __future__ import annotations
 

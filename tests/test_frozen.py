@@ -1,4 +1,4 @@
-"""What is given stays: frozen parameters, the values of a module, and layout entries that mean something."""
+"""Given values are kept: frozen parameters, the values of a module, and layout entries that match something."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def clients(names="abc") -> Federation:
 
 
 def half_frozen() -> nn.Module:
-    """A frozen layer with batch normalisation, trained before; then a trainable body and head."""
+    """A pretrained, frozen layer with batch normalisation; then a trainable body and head."""
     first, norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
     norm.running_mean.fill_(1.5)
     norm.running_var.fill_(2.5)
@@ -174,7 +174,7 @@ def test_a_part_that_is_frozen_and_was_to_be_personal_is_named(method):
 
 @quiet
 def test_a_phase_on_frozen_leaves_does_nothing():
-    """FedRep's second phase trains the body; with a frozen one it is a personal head on given features."""
+    """FedRep's second phase trains the body; with a frozen body it is a personal head on given features."""
     module = mlp((4,), 2)
     for path, parameter in module.named_parameters():
         parameter.requires_grad_(path.startswith("head"))

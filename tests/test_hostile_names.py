@@ -1,4 +1,4 @@
-"""Names that mean something elsewhere (to a file system, a terminal, a spreadsheet): shown as they are, or refused."""
+"""Names with a meaning elsewhere (to a file system, a terminal, a spreadsheet) are shown literally, or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports point one way: between rooms as the table says, between modules without a circle. All benchmarks import."""
+"""Imports point one way: between rooms as in the table, between modules without a circle. All benchmarks import."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_nobody_imports_the_whole_package():
 
 
 def test_every_benchmark_imports_what_there_is():
-    """Nothing else runs them all: a name that has moved would be found by who waits for a table."""
+    """Nothing else runs all benchmarks, so a renamed import would only be noticed while making a table."""
     files = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
     assert len(files) > 10
     for file in files:

@@ -1,4 +1,4 @@
-"""One way to address a leaf of a state, in every file, message and table."""
+"""There is one way to address a leaf of a state, in every file, message and table."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files that somebody made up, with a right digest: used as they are, or refused in one sentence."""
+"""Forged files with a correct digest: used as they are, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def home(whole: Path, tmp_path: Path) -> Path:
 
 
 def refused(reading: Callable[[], object], file: Path | str) -> bool:
-    """Whether something is refused, in a sentence that names the file."""
+    """Whether something is refused in a sentence that names the file."""
     said = None
     try:
         reading()
@@ -176,7 +176,7 @@ def test_raw_examples_of_another_machine_are_read(tmp_path: Path, dtype: Any) ->
 
 
 def test_a_study_s_database_holds_nothing_that_acts(tmp_path: Path) -> None:
-    """A trigger would change, unseen, the results that are written."""
+    """A trigger would silently change the results that are written."""
     Store(tmp_path).close()
     content = (tmp_path / "study.db").read_bytes()
     for statement, kind in (

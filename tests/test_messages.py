@@ -1,4 +1,4 @@
-"""A clumsy user gets one sentence that names the thing and the remedy, before the first training step."""
+"""A user's mistake gives one sentence that names the problem and the remedy, before the first training step."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def compared(methods="local", **options):
 
 
 def giving(value):
-    """A model that gives something else than its outputs."""
+    """A model that returns something other than its outputs."""
 
     class Other(nn.Linear):
         def forward(self, x):
@@ -176,7 +176,7 @@ def test_one_sentence_in_python(act, message):
 
 @pytest.mark.parametrize("wrong", [trained(vector), trained(misshapen), lambda: Method(predict="personel")])
 def test_a_method_that_cannot_work_is_refused_before_the_first_step(wrong, tmp_path):
-    """The wrong one stands last; nothing of those before it was tuned or trained, and the folder stays empty."""
+    """The wrong one comes last; the ones before it were neither tuned nor trained, and the folder stays empty."""
     told = []
     with pytest.raises(PluresError, match=r"vector|misshapen|personel"):
         compared(["ditto", wrong], tune_rounds=2, learning_rates=(0.1, 0.2), listener=told.append, out=tmp_path / "c")
@@ -185,7 +185,7 @@ def test_a_method_that_cannot_work_is_refused_before_the_first_step(wrong, tmp_p
 
 
 def test_what_a_list_and_a_single_value_mean():
-    """A list stands for a tuple, a name for a list of one, NumPy's numbers for Python's."""
+    """A list works as a tuple, a name as a list of one, NumPy's numbers as Python's."""
     import numpy as np
 
     assert Method(schedule=[Phase()]) == Method(schedule=(Phase(),)) == Method(schedule=Phase())

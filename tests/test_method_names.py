@@ -85,7 +85,7 @@ def test_options_that_do_not_fit_are_refused(name, told):
 
 
 def test_stages_of_the_wire_are_parts_by_name():
-    """Each is what its class says, alone FedAvg; one's own is named as ``module:Class``."""
+    """Each has its class's name; a user's own is named ``module:Class``."""
     assert not METHODS.keys() & CODECS.keys()
     for name, codec in CODECS.items():
         assert find_method(name)() == Method(wire=(codec(),))

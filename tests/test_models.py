@@ -1,4 +1,4 @@
-"""Reference networks: the papers' sizes and formulas, shapes, marked parts, and what cannot be built."""
+"""Reference networks: the papers' sizes and formulas, shapes, marked parts, and refused options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of clients and what stands for a client: one rule, everywhere."""
+"""The order of clients and what identifies a client: one rule, everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that come later: their data mean what the run's mean, or are refused by name."""
+"""Newcomers: their data has the same meaning as the run's, or is refused by name."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def newcomer(**columns):
 
 
 def test_new_raw_data_are_brought_onto_the_scale_of_the_run(tmp_path):
-    """A newcomer's stored test rows are ((x - mean) / scale) of its file by the run's numbers, not its own."""
+    """A newcomer's stored test rows are ((x - mean) / scale) of its file with the run's numbers, not its own."""
     options = {"standardize": True, "split": None, "metadata": {"a": {"age": 1}, "b": {"age": 2}}}
     kept = finished(tmp_path, "knnper", data_options=options)
     folder = clients(tmp_path / "new", ["zz"], seed=3)
@@ -100,7 +100,7 @@ def test_data_on_another_scale_are_refused():
 
 
 def test_targets_of_a_folder_are_brought_onto_the_scale_of_the_run(tmp_path):
-    """kNN-Per keeps a newcomer's own targets: ((y - mean) / scale) of its file by the run's numbers."""
+    """kNN-Per keeps a newcomer's own targets: ((y - mean) / scale) of its file with the run's numbers."""
     options = {"standardize_targets": True, "task": "regression"}
     kept = finished(tmp_path, "knnper", data_options=options, lr=0.0001)
     folder = clients(tmp_path / "new", ["zz"], seed=3)
@@ -250,7 +250,7 @@ def test_a_negative_number_of_visits():
 
 
 def test_a_newcomer_predicts_by_its_own_examples(tmp_path):
-    """From disk as from memory, with neighbours alone."""
+    """From disk as from memory, using only neighbours."""
     kept = finished(tmp_path, "knnper", parameters={"k": 3, "lam": 1.0}, lr=0.0001)
     folder = clients(tmp_path / "new", ["yy", "zz"], seed=3)
     with np.load(folder / "yy.npz") as archive:

@@ -70,7 +70,7 @@ def test_amsgrad_is_not_offered():
 
 @dataclass
 class SignMomentum:
-    """A user's optimizer: the sign of a moving average. Not frozen, hence not hashable."""
+    """A user's optimizer: the sign of a moving average. It is not frozen, hence not hashable."""
 
     lr: float = 0.01
     slots: int = 1

@@ -230,7 +230,7 @@ def test_ap2_a_mixture_with_the_received_model_reaches_every_optimum():
 
 @pytest.mark.oracle("AP3")
 def test_ap3_a_mixture_with_the_local_model_misses_by_the_drift():
-    """The v-step reads the working copy; with v trained to its own optimum for the last copy, the gap is exact."""
+    """The v-step reads the working copy; with v trained to its optimum for the last copy, the gap is exact."""
     done = at_rest(apfl(0.5), 3000)
     w = weight(done)
     for a, b, v in zip(A, B, personal(done, "personal"), strict=True):
@@ -378,7 +378,7 @@ def test_if5_an_unseen_client_joins_the_cluster_that_fits_its_training_data():
 
 
 def poisoned(lam):
-    """Ditto in which a client's upload is its update times its own factor."""
+    """Ditto in which each client multiplies its update by its own factor."""
     honest = replace(ditto(lam), combine=Combine("uniform"))
 
     def submit(x, received, visit):
@@ -588,7 +588,7 @@ def test_an_unseen_client_of_local_training_trains_alone():
 
 
 class Halve(Codec):
-    """Lets half of each change through, in half the bytes: as single precision."""
+    """Sends half of each change in half the bytes, in single precision."""
 
     def encode(self, change, memory, sending):
         assert sending.keys.shape == (len(next(iter(change.values()))),)

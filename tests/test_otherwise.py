@@ -1,4 +1,4 @@
-"""The processor of ``--other-processor`` rounds by shape, and by nothing else."""
+"""The simulated processor of ``--other-processor`` rounds by shape, and by nothing else."""
 
 from __future__ import annotations
 

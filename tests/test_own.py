@@ -1,4 +1,4 @@
-"""Data and networks of one's own are named as methods are: an object, or ``module:function`` with consent."""
+"""User-defined data and networks are named like methods: an object, or ``module:function`` with consent."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CODE = Code.typed("mine:hospitals", "mine:numbers", "mine:net", "mine:fixed", "m
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with a module that tells when it is imported."""
+    """The current folder, with a module that reports when it is imported."""
     (tmp_path / "mine.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
@@ -64,7 +64,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def mine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same on the path, as in a program of one's own."""
+    """The same on the path, as in a user's program."""
     monkeypatch.syspath_prepend(home)
     return home
 
@@ -160,7 +160,7 @@ def test_a_task_of_ones_own_is_named_and_found_as_the_rest(says: Says, home: Pat
     folder = RunFolder(home / "runs" / "run", Code.of("mine:hospitals", "mine:fixed", "mine:weighted"))
     assert folder.spec().task == "mine:weighted"
     assert folder.run().federation.task.class_weights == (1.0, 3.0)
-    assert folder.fitted().task.class_weights == (1.0, 3.0)  # told as data, so that no code is needed to predict
+    assert folder.fitted().task.class_weights == (1.0, 3.0)  # stored as data, so that no code is needed to predict
     with pytest.raises(PluresError, match=r"task 'mine:weighted' is code, not a task of the catalogue, .* consent"):
         RunFolder(folder.path, Code.of("mine:hospitals", "mine:fixed")).run()
 

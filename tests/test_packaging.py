@@ -1,4 +1,4 @@
-"""What a user installs: the pins resolve for every Python that is promised, and the wheel is whole by itself."""
+"""What a user installs: the pins resolve for every supported Python, and the wheel is complete on its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PINS = ROOT / "constraints.txt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ("3.11.0", "3.12", "3.13")
 CUDA = ("cuda-", "nvidia-", "triton")
-"""Beginnings of the names that PyTorch's builds for CUDA bring along. PyTorch itself states their versions."""
+"""Prefixes of the packages that PyTorch's CUDA builds bring along. PyTorch itself pins their versions."""
 UNREACHABLE = ("Failed to fetch", "Could not connect", "error sending request", "Request failed", "timed out")
 HOW = Execution("vmap", 4, False)
 PROXY = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "uv_index_url", "uv_default_index")
@@ -34,7 +34,7 @@ PATIENCE = 120.0
 
 
 def resolved(requirements: list[str], python: str, folder: Path, pins: Path = PINS) -> dict[str, str]:
-    """The version of every package that is installed for some requirements with the pins.
+    """The version of every package that some requirements install under the pins.
 
     Only names and versions are looked up: no package is downloaded.
     """
@@ -133,7 +133,7 @@ def build(kind: str, source: Path, out: Path) -> None:
 
 
 def needed(name: str) -> set[str]:
-    """The distributions that a package needs without extras, and those that they need."""
+    """The distributions that a package needs without extras, including indirect ones."""
     found, todo = set(), [Requirement(name)]
     while todo:
         wanted = todo.pop()
@@ -150,7 +150,7 @@ def needed(name: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def alone(wheel, tmp_path_factory) -> Path:
-    """An environment with the wheel and what it needs, and nothing else.
+    """An environment with only the wheel and what it needs.
 
     What it needs is linked from the environment of the tests, so that nothing is downloaded.
     """
@@ -178,7 +178,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 
 def test_the_wheel_alone_runs_a_comparison(alone, tmp_path):
-    """In an empty folder, with hardly a variable: the numbers of the clone."""
+    """In an empty folder, with hardly any environment variables: the same numbers as from the clone."""
     quiet = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     env = {"PATH": os.defpath, "HOME": str(tmp_path / "home"), **quiet}
     empty = tmp_path / "empty"

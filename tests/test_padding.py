@@ -1,4 +1,4 @@
-"""Clients of different sizes beside each other: functions that see padding give what each client gives alone."""
+"""Clients of different sizes side by side: functions that see padding give what each client gives alone."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ def summed(x, received, batch):
 
 
 def contrast(x, received, batch):
-    """The task loss, and how far outputs lie from their mean over the batch."""
+    """The task loss, plus the distance of outputs from their mean over the batch."""
     outputs = batch.outputs(x.model)
     return F.cross_entropy(outputs, batch.targets) - 0.1 * (outputs - outputs.mean(0)).square().mean()
 
 
 def later(x, received, batch):
-    """A term that is off at the start, when the model is the received one."""
+    """A term that is zero at the start, when the model is the received one."""
     away = squared_distance(x.model, received.model)
     return batch.loss(x.model) + away * batch.losses(x.model).mean()
 
 
 def switched(x, received, batch):
-    """A term that only models with larger weights than the first one have."""
+    """A term that is zero unless weights are larger than at the start."""
     size = sum(t.detach().square().sum() for t in x.model.values())
     return batch.loss(x.model) + (size > 3.25) * batch.losses(x.model).mean()
 
@@ -191,7 +191,7 @@ def test_a_measurement_and_an_update_that_average_by_themselves(execution, sizes
 
 
 def test_calibrations_and_predictors_that_see_padding():
-    """A calibration that averages by itself, outputs that centre the client's memory, and outputs centred by batch."""
+    """A calibration with its own average, outputs that centre the client's memory, and outputs centred by batch."""
 
     def fit(x, outputs, batch):
         return {"shift": outputs.mean(0)}
@@ -233,7 +233,7 @@ def scored(run):
 
 
 class Centred(nn.Module):
-    """A model whose examples interact, in training and in evaluation, without any layer that is known for it."""
+    """A model whose examples interact, in training and in evaluation, without any layer known to do so."""
 
     def __init__(self):
         super().__init__()
@@ -275,7 +275,7 @@ def test_compiled_steps_are_not_padded_either():
     ids=lambda method: "",
 )
 def test_functions_that_respect_the_weights_step_side_by_side(method, monkeypatch):
-    """No warning (it would be an error here), and all clients of a step are trained in one call."""
+    """There is no warning (it would be an error here), and all clients of a step are trained in one call."""
     calls, step = [], Stacked._step
     monkeypatch.setattr(Stacked, "_step", lambda self, *args: calls.append(len(args[4][0])) or step(self, *args))
     score(trained(method, WIDE, rounds=1, epochs=1), "test")

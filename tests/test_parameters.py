@@ -1,4 +1,4 @@
-"""Parameters of methods, networks and data: each is used as meant or refused in one line that names it."""
+"""Parameters of methods, networks and data: each is used as intended, or refused in one line that names it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HEART = Setting.of(load("heart"))
 
 
 def travelling(method, model=lambda: mlp((13,), 2)):
-    """Leaves of the model that go up."""
+    """Leaves of the model that are uploaded."""
     bound = method.bind(Network(model()), HEART)
     return {path for block in bound.blocks for slot, path in bound.travelling(block) if slot == "model"}
 
@@ -204,7 +204,7 @@ def test_passes_are_not_tuned_where_steps_are_given():
 
 
 def test_every_pair_of_passes_and_steps_is_known():
-    """What a method names ``steps`` beside ``epochs`` replaces it, and says so."""
+    """If a method has both ``steps`` and ``epochs``, ``steps`` replaces ``epochs``, and its entry says so."""
     for entry in METHODS.values():
         pairs = {n: n.replace("steps", "epochs") for n in entry.defaults if n.split("_")[-1] == "steps"}
         assert dict(entry.instead) == {n: other for n, other in pairs.items() if other in entry.defaults}, entry.name

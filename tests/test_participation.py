@@ -1,4 +1,4 @@
-"""Who takes part: sizes, chances and determinism of the cohorts."""
+"""Participation: sizes, chances and determinism of the cohorts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that become files and folders: they stay inside, and no two of them meet."""
+"""Names that become files and folders: they stay inside the folder, and no two of them collide."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUT = (
     "com1", "aux ", "lpt9.a.b", "a.", "a ", " a", "a..", "...", "a:b", '"', "'", "`x`", "$(x)", "\ud800", "日本", "é",
     "e\u0301", "a-" + "0" * 20, "A-" + "0" * 20,
 )  # fmt: skip
-"""Names that mean something to a file system, a shell or a terminal."""
+"""Names with a special meaning to a file system, a shell or a terminal."""
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 
 
@@ -37,7 +37,7 @@ def test_every_name_is_one_part_that_every_file_system_takes(name: str) -> None:
 
 def test_no_two_names_meet_even_where_case_does_not_count() -> None:
     names = {*OUT, "own", "Own", "OWN", "cleveland", "Cleveland", "a-b", "a/b", "a.b", "name"}
-    for _ in range(3):  # what a name becomes is a name that somebody may give, too
+    for _ in range(3):  # the safe form of a name is a name that a user may choose, too
         names |= {filed(name) for name in names} | {filed(name).lower() for name in names}
     kept = [filed(name) for name in names]
     assert len({file.lower() for file in kept}) == len(names)

@@ -1,4 +1,4 @@
-"""Patience ends a run when validation has not improved for some rounds, and a resumed run ends at the same round."""
+"""Patience ends a run once validation has not improved for some rounds; a resumed run ends at the same round."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read(*values: float, every: int, patience: int | None, rounds: int = 100) ->
         ((0.5, 0.6, 0.5, 0.61), 1, 2, False),
         ((0.5, 0.4), 4, 5, False),  # four rounds after the best
         ((0.5, 0.4, 0.4), 4, 5, True),
-        ((float("nan"),) * 9, 1, 2, False),  # nothing is known of which round is better
+        ((float("nan"),) * 9, 1, 2, False),  # it is unknown which round is better
         ((0.5, float("nan"), float("nan")), 1, 2, True),
         ((0.5,) * 9, 1, None, False),
     ],
@@ -105,7 +105,7 @@ def test_a_comparison_counts_the_spared_rounds_as_done_and_asks_for_the_same_pat
         compare(people(), [], patience=0, **asked)
     drawn = curve(result.methods[0])
     first, second = ({point.round: point.validation for point in seed.curve} for seed in result.methods[0].seeds)
-    at = max(*first, *second)  # one that has ended keeps its last reading
+    at = max(*first, *second)  # a run that has ended keeps its last reading
     assert drawn[-1]["round"] == at
     ends = [readings.get(at, readings[max(readings)]) for readings in (first, second)]
     assert drawn[-1]["mean"] == pytest.approx(sum(ends) / 2)

@@ -1,4 +1,4 @@
-"""The research side needs nothing that only POSIX has. Nobody tried Windows: this is as near as Linux comes."""
+"""The research side needs nothing specific to POSIX. Not tried on Windows; this is the closest check on Linux."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ for name in FUNCTIONS:
 for name in ("SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGQUIT"):
     delattr(signal, name)
 """
-"""Takes from plures, not from the libraries below it, what Python on Windows lacks."""
+"""Hides what Python on Windows lacks from plures, but not from the libraries it uses."""
 
 
 MODULES = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix"}
@@ -65,15 +65,15 @@ NAMES = {
 GUARDED = {
     ("run/choose.py", "os.geteuid"),  # behind uncompilable(), which answers for Windows before
     ("run/interrupt.py", "os.kill"),  # itself, some seconds after a SIGTERM, which Windows sends to nobody
-    ("study/store.py", "os.kill"),  # where it would end the process that it asks about
-    ("study/work.py", "resource"),  # caught: no figure of memory
+    ("study/store.py", "os.kill"),  # where it would kill the process that it asks about
+    ("study/work.py", "resource"),  # caught: no memory figure
 }
 DEPLOYED = ("deploy", "cli/deploy.py", "cli/operate.py")
 """Flower's processes are started, stopped and watched as POSIX does."""
 
 
 def used(file: Path) -> set[str]:
-    """Modules and names in a file that only POSIX has."""
+    """Modules and names in a file that exist only on POSIX."""
     tree, found = ast.parse(file.read_text(encoding="utf-8")), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -96,7 +96,7 @@ def test_what_only_posix_has_is_guarded_outside_of_deployment():
 
 
 def test_texts_are_read_and_written_in_one_encoding():
-    """On Windows another one is the default."""
+    """Windows has another default."""
     without = []
     for file in SOURCES.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -109,7 +109,7 @@ def test_texts_are_read_and_written_in_one_encoding():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is hidden there")
 def test_research_works_without_what_only_posix_has(tmp_path: Path):
-    """Not Windows, which nobody tried: the same Python without the modules and functions that Windows lacks."""
+    """Not a test on Windows: the same Python without the modules and functions that Windows lacks."""
     (tmp_path / "study.toml").write_text(STUDY)
     script = tmp_path / "script.py"
     script.write_text(

@@ -43,7 +43,7 @@ def begun(name: str, execution: Execution) -> Run:
 
 
 def assert_equal(one: Run, two: Run) -> None:
-    """All that changes in a run, to the bit."""
+    """All state that changes in a run, bit for bit."""
     left, right = snapshot(one), snapshot(two)
     assert left.keys() == right.keys()
     for name, value in left.items():
@@ -66,7 +66,7 @@ def test_the_order_of_sums_is_that_of_the_chunks_whoever_is_done_first(monkeypat
     run.step()
     assert run.clients.workers is not None
     first = next(iter(run.clients.workers.values()))
-    os.kill(first.pid, signal.SIGSTOP)  # the other one visits all it may, and then waits for this one
+    os.kill(first.pid, signal.SIGSTOP)  # the other process trains all it may, and then waits for this one
     asleep = time.monotonic()
     true = pool.wait
 
@@ -123,7 +123,7 @@ def test_a_round_that_fails_leaves_no_answers_to_the_next(monkeypatch):
     try:
         run.step()
     except ArithmeticError as error:
-        kept.append(error)  # as a notebook keeps the last error, and with it the round that failed
+        kept.append(error)  # a notebook keeps the last error, and with it the round that failed
     monkeypatch.setattr(coordinator.Uploads, "add", true)
     run.step()
     one.step()
@@ -139,7 +139,7 @@ def test_the_processes_end_with_the_last_round():
 
 
 class Stops(Callback):
-    """Asks for the end after the first round."""
+    """Asks the run to end after the first round."""
 
     def on_round(self, record):
         raise KeyboardInterrupt
@@ -181,7 +181,7 @@ def test_a_comparison_with_tuning_is_that_of_one_process():
 
 
 class OwnError(PluresError):
-    """An error that cannot be made of its text alone."""
+    """An error that cannot be rebuilt from its text alone."""
 
     def __init__(self, client: str, what: str) -> None:
         super().__init__(f"{client}: {what}")
@@ -231,7 +231,7 @@ def test_ctrl_c_ends_all_processes_after_the_round_and_one_process_goes_on_to_th
     job = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert job.stdout is not None
     workers = [int(number) for number in job.stdout.readline().strip("[]\n").split(", ")]
-    os.killpg(job.pid, signal.SIGINT)  # what a terminal does: all processes hear it
+    os.killpg(job.pid, signal.SIGINT)  # as from a terminal: all processes receive it
     assert job.wait(60) != 0
     end = time.monotonic() + 20
     while any(Path(f"/proc/{number}").exists() for number in workers) and time.monotonic() < end:

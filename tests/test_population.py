@@ -1,4 +1,4 @@
-"""Clients that are drawn seldom or never: who trains, who is served how, and what the report says of it."""
+"""Clients that are drawn seldom or never: who trains, how they are served, and what the report says about it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOW = Joint(Uniform(0.3))
 
 @pytest.mark.parametrize("make", [local, lambda: fedper(everything), lambda: Method(layout={"model": Personal()})])
 def test_where_nothing_travels_everybody_trains_in_every_round(make):
-    """After r rounds of one full gradient step, w = b (1 - (1 - lr a)^r), whoever the others draw."""
+    """After r rounds of one full gradient step, w = b (1 - (1 - lr a)^r), whichever clients are drawn."""
     sampled, whole = (run(make(), 4, steps=1, participation=p) for p in (LOW, None))
     expected = [b * (1 - (1 - 0.1 * a) ** 4) for a, b in zip((1.0, 2.0, 4.0), (-1.0, 0.5, 3.0), strict=True)]
     for done in (sampled, whole):
@@ -116,7 +116,7 @@ WITHOUT_D = Fixed([["a", "b", "c"]])
 
 @pytest.mark.parametrize("name", ["ditto", "pfedme", "mrmtl", "fedu", "fedamp", "apfl", "eefed", "l2gd"])
 def test_a_client_that_was_never_drawn_is_served_as_a_newcomer(name):
-    """All optima are 2: what was 0 for the client that nobody drew is what the client gets that comes later."""
+    """All optima are 2: the client that was never drawn would have 0; it now gets what a newcomer gets."""
     done = run(METHODS[name](), 60, federation=ALIKE, participation=WITHOUT_D, lr=0.3)
     stored = personal_leaves(done)
     later = predictions(onboard(done, ALIKE.subset(["d"])))
@@ -131,7 +131,7 @@ def test_a_client_that_was_never_drawn_is_served_as_a_newcomer(name):
 
 
 def personal_leaves(done: Run) -> list[tuple[list[float], float]]:
-    """What is stored for every client, and what it was at the start."""
+    """What is stored for every client, and its value at the start."""
     return [
         (done.store.get(leaf, [0, 1, 2, 3]).flatten().tolist(), float(done.bound.initial[leaf[0]][leaf[1]]))
         for leaf in done.stored_leaves()
@@ -227,7 +227,7 @@ QUICK = {"steps": 10, "lr": 0.3}
     "name", ["local", "fedavg", "fedavg_ft", "ditto", "fedu", "mrmtl", "fedamp", "perfedavg", "fedem"]
 )
 def test_where_all_clients_are_alike_a_newcomer_predicts_what_they_predict(name):
-    """Ten steps take an error to 3 % of it, or where a pull is as strong as the loss to a part of that."""
+    """Ten steps reduce an error to 3 %, or to less if a pull is as strong as the loss."""
     done = run(METHODS[name](), 5, federation=ALIKE, **QUICK)
     later = quadratic((1.0,), (2.0,), (10,), names=("z",))
     assert predictions(done) == pytest.approx([2.0] * 4, abs=0.07)
@@ -236,11 +236,11 @@ def test_where_all_clients_are_alike_a_newcomer_predicts_what_they_predict(name)
         assert predictions(onboard(done, later, visits=0)) == pytest.approx([2.0], abs=0.07)
 
 
-# Clients that nobody drew do not speak for the others -----------------------------------------------------------------
+# Clients that were never drawn do not count for others ----------------------------------------------------------------
 
 
 def test_newcomers_of_generated_models_start_from_embeddings_that_were_learned():
-    """The embedding of a client that was never drawn is a random start: the mean leaves it out."""
+    """The embedding of a client that was never drawn is its random start, so the mean leaves it out."""
     method = Method(layout={"model": Generated(embeddings=torch.tensor([[1.0], [3.0], [5.0], [100.0]]))})
     frozen = replace(method, layout={"model": replace(method.layout["model"], learn_embeddings=False)})
     done = run(frozen, 1, federation=ALIKE, participation=WITHOUT_D)
@@ -252,7 +252,7 @@ def test_newcomers_of_generated_models_start_from_embeddings_that_were_learned()
 
 
 def test_a_newcomer_without_data_joins_the_cluster_of_those_that_were_drawn():
-    """Two of five were drawn, and use the second model: those that never chose do not vote for the first."""
+    """Two of five were drawn, and use the second model: the clients that never chose do not vote for the first."""
     data = quadratic((1.0,) * 5, (-3.0, 3.0, 3.1, -3.0, -3.0), (10,) * 5)
     done = run(ifca(2), 20, federation=data, participation=Fixed([["b", "c"]]), model=scattered(), lr=0.3)
     chosen = done.membership["model"].tolist()
@@ -302,7 +302,7 @@ def test_a_column_of_ages_is_a_column():
 
 
 def test_only_those_that_are_asked_for_make_their_visits():
-    """In any order of requests, clients get the same models, and none trains twice in one state."""
+    """In any order of requests, clients get the same models, and none trains twice in the same state."""
     done = run(ditto(0.5), 3, federation=ALIKE, participation=Fixed([["a"]]))
     whole = done.deployed([0, 1, 2, 3])["model"]["weight"].flatten().tolist()
     again = run(ditto(0.5), 3, federation=ALIKE, participation=Fixed([["a"]]))

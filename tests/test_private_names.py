@@ -1,4 +1,4 @@
-"""plures calls PyTorch by its public names; what has none is listed here, each with the reason."""
+"""plures uses PyTorch's public names; exceptions are listed here, each with the reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEEDED = {
 
 
 def private(tree: ast.AST) -> set[str]:
-    """Dotted names below ``torch`` up to the first private part, whatever they were imported as."""
+    """Dotted names below ``torch`` up to the first private part, whatever name they were imported as."""
     known, found = {"torch": "torch"}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Batches depend on seed, client, round and stream alone, and are random."""
+"""Batches depend only on seed, client, round and stream, and are random."""
 
 from __future__ import annotations
 

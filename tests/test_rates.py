@@ -119,7 +119,7 @@ VISITING = {"local": local(), "ditto": ditto(), "apfl": apfl(adaptive_lr=0.1), "
 
 @pytest.mark.parametrize("name", [*ADAPTING, *VISITING])
 def test_what_belongs_to_no_round_is_the_same_under_every_schedule(name):
-    """The same trained state predicts, and serves newcomers, in the same way whatever the schedule that is over."""
+    """The same trained state predicts, and serves newcomers, in the same way, whatever schedule the training had."""
     data, method = ragged(), {**ADAPTING, **VISITING}[name]
     done = Run(data, normed, method, Training(2, 8, optimizer=SGD(0.1), schedule=Cosine()), execution=WIDE)
     for _ in done.rounds():

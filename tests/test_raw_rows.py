@@ -1,4 +1,4 @@
-"""Raw rows are prepared by what was fitted to the data: columns by name, levels, missing values, units of targets."""
+"""Raw rows are prepared with what was fitted to the data: columns by name, levels, missing values, target units."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def made(out: Path, federation: Federation) -> RunFolder:
 
 
 def by_hand(federation: Federation) -> torch.Tensor:
-    """The two new rows, input by input, from the table alone."""
+    """The two new rows, input by input, computed from the table alone."""
     train = federation.splits["train"].rows.numpy()
     age, weight = TABLE["age"], TABLE["weight"]
     fill = np.nanmean(age[train])
@@ -163,7 +163,7 @@ def test_run_published_model_and_endpoint_predict_the_same_of_a_table(tmp_path):
 
 
 def test_standardised_targets_are_predicted_in_their_own_units(tmp_path):
-    """One feature, y = 100 + 20 x: a line that is learnt to the end predicts 100 + 20 x."""
+    """One feature, y = 100 + 20 x: a line trained to convergence predicts 100 + 20 x."""
     x = GENERATOR.normal(size=(ROWS, 1))
     y = 100 + 20 * x[:, 0]
     data = from_arrays(x, y, TABLE["site"], standardize_targets=True, columns=["x"], name="line")

@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def mine() -> Method:
-    """A method of one's own: everything personal."""
+    """A user's method: everything is personal."""
     return Method(layout={"model": Personal()})
 
 
@@ -281,7 +281,7 @@ def test_a_diverged_model_is_wrong_on_every_example():
 
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 def test_among_equal_trials_the_default_is_chosen():
-    """CFL splits nobody in a few rounds, so no bound can be better than another."""
+    """CFL does not split in a few rounds, so no bound can be better than another."""
     data = plures.from_arrays(np.eye(60, 4), np.arange(60) % 2, np.repeat(["a", "b", "c"], 20), seed=0)
     result = plures.compare(data, ["cfl"], rounds=1, seeds=1, tune_rounds=1, learning_rates=(0.1,))
     chosen = next(method for method in result.methods if method.name == "cfl")

@@ -1,4 +1,4 @@
-"""Clipping and weight decay act slot by slot; what takes SGD for granted is right with momentum or refused."""
+"""Clipping and weight decay act slot by slot; what assumes SGD is right with momentum or refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_each_slot_is_clipped_by_itself(execution):
 @pytest.mark.parametrize("optimizer", [SGD(0.1, weight_decay=0.5), SGD(0.1, 0.5, 0.5), AdamW(0.1, weight_decay=0.5)])
 @pytest.mark.parametrize("execution", [LOOP, WIDE], ids=["loop", "vmap"])
 def test_weight_decay_acts_on_models_alone(optimizer, execution):
-    """Without any gradient a model shrinks by lr * decay in a step, and a number that is no model stays."""
+    """Without any gradient a model shrinks by lr * decay in a step; a number outside any model stays."""
 
     def flat(x, received, batch):
         return 0 * (x.model["weight"].sum() + x.mix["alpha"] + x.personal["weight"].sum())
@@ -91,7 +91,7 @@ def test_the_mixing_weights_of_apple_do_not_decay():
 
 
 class Rounded:
-    """SGD of one's own, whose decay cannot be taken out."""
+    """A user's SGD, whose decay cannot be removed."""
 
     lr, slots, weight_decay = 0.1, 0, 0.1
 
@@ -153,7 +153,7 @@ def test_an_unknown_kind_of_task_is_refused(kind):
 
 
 class Padded(Codec):
-    """Sends the change as it is, and some bytes beside it."""
+    """Sends the change as it is, and some extra bytes."""
 
     def __init__(self, size):
         self.size = size

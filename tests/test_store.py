@@ -1,4 +1,4 @@
-"""The store of clients' leaves: memory and disk hold the same, and a large population costs nothing."""
+"""The store of clients' leaves: memory and disk hold the same values, and a large population costs nothing."""
 
 from __future__ import annotations
 
@@ -104,12 +104,12 @@ def test_runs_in_memory_and_on_disk_are_the_same(method, tmp_path):
 
 
 def test_a_round_that_was_written_for_some_clients_alone_is_not_gone_on_with(tmp_path, monkeypatch):
-    """The disk fills between two chunks of a round: nothing is trained on, or saved of, half a round."""
+    """The disk fills up between two chunks of a round: half a round is neither continued nor saved."""
     disk = Execution("vmap", 1, False, "float64", clients_on_disk=tmp_path)
     done, whole = (run(ditto(0.5), disk, model=normed, rounds=3) for _ in range(2))
     for each in (done, whole):
         each.training = replace(each.training, rounds=9)
-        del each.losses  # of the rounds so far, which the helper notes in the place of the method
+        del each.losses  # of the rounds so far, which the helper records instead of the method
     before, true, written = snapshot(done), DiskRows.write, []
 
     def fills(rows, clients, values):
@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_clear_message(tmp_path):
 
 
 def test_neighbours_are_read_and_written_together_in_any_order(store):
-    """Runs of neighbours, single clients, and clients that go backwards or come twice."""
+    """Consecutive clients, isolated clients, and clients in reverse order or twice."""
     clients = [7, 8, 9, 3, 20, 19, 18, 0, 1]
     fill(store, clients)
     asked = [9, 3, 4, 5, 0, 1, 2, 20, 20, 7, 8]

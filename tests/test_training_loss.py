@@ -1,4 +1,4 @@
-"""What a round tells of training: the task's loss, and beside it the objective that was minimised (float64)."""
+"""What a round reports about training: the task's loss, and the objective that was minimised (float64)."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ OBJECTIVES = [
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda fn: fn.__name__)
 def test_the_loss_is_the_task_s_whatever_the_objective_is(objective):
-    """Each has the gradient of the task loss, up to a factor that the rate takes back; ragged clients."""
+    """Each has the gradient of the task loss, up to a factor that the learning rate undoes; ragged clients."""
     factor = 2.0 if objective is one_by_one else 1.0
     method = Method(schedule=(Phase(objective=objective, lr=RATE / factor),))
     expected = [(loss, factor * loss + 1) for loss, _ in told(fedavg(), LOOP)]
@@ -190,7 +190,7 @@ def test_the_loss_is_the_task_s_whatever_the_objective_is(objective):
 
 
 def test_an_objective_that_sees_padding():
-    """It takes a sum, so clients work beside others of the same size; the loss is a mean."""
+    """The objective is a sum, so only clients of the same size are stacked; the loss is a mean."""
 
     def summed(x, received, batch):
         return F.cross_entropy(batch.outputs(x.model), batch.targets, reduction="sum")

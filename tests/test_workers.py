@@ -1,4 +1,4 @@
-"""A comparison in several processes gives what one process gives, tells the same, and ends as a whole."""
+"""A comparison in several processes gives what one process gives, reports the same, and ends as a whole."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def timeless(value: Any) -> Any:
 
 
 class Heard(Callback):
-    """Notes what it hears, in order."""
+    """Records its notifications, in order."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
@@ -69,7 +69,7 @@ def test_every_number_is_that_of_one_process_and_so_is_what_is_told(tmp_path):
     assert sum(stage.ended for stage in stages) == len(runs[0])
     assert multiprocessing.active_children() == []
     again = compare(people(), ["ditto"], execution=FAST, out=tmp_path, **ASKED)
-    assert again == beside  # what two processes kept, one process reads
+    assert again == beside  # what two processes stored, one process reads
 
 
 def own() -> Method:
@@ -128,7 +128,7 @@ def test_ctrl_c_keeps_the_rounds_of_every_process(tmp_path):
             break
     else:
         pytest.fail("the script has ended")
-    os.killpg(job.pid, signal.SIGINT)  # what a terminal does: all processes hear it
+    os.killpg(job.pid, signal.SIGINT)  # as from a terminal: all processes receive it
     job.stdout.read()
     assert job.wait(60) != 0
     kept = [int(load_file(file)["round"]) for file in (out / "checkpoints").iterdir()]

@@ -58,7 +58,7 @@ def run(method, execution, *, model=mlp, federation=None, participation=None, **
 
 
 def everything_of(done: Run) -> dict[str, torch.Tensor]:
-    """All that a run holds and predicts with, by name."""
+    """Everything that a run holds and predicts with, by name."""
     clients = list(range(len(done.federation)))
     states = {f"{s}.{p}": t for s, leaves in done.states(clients).items() for p, t in leaves.items()}
     predictors = {f"predict.{p}": t for p, t in done.predictors(clients).items()}
@@ -96,7 +96,7 @@ def encoder(dropout: float = 0.0) -> nn.Module:
 
 
 class Hidden(nn.Module):
-    """Dropout that no dropout layer shows."""
+    """Dropout without a dropout layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import pytest
 
 
 def become(version: str, patch: pytest.MonkeyPatch) -> None:
-    """Let every loaded module of plures that knows the version know another one."""
+    """Replace the version in every loaded module of plures that holds it."""
     for name, module in [*sys.modules.items()]:
         if name.partition(".")[0] == "plures" and hasattr(module, "__version__"):
             patch.setattr(module, "__version__", version)

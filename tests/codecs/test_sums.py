@@ -1,4 +1,4 @@
-"""What a secure sum plugs into: payloads that are added modulo 2**32 and never read one by one.
+"""The interface for secure sums: payloads that are added modulo 2**32 and never read one by one.
 
 ``Masked`` is the arithmetic of Bonawitz et al. 2017 without self masks: pairs of clients add and subtract the same
 random numbers. It is a toy: a client that drops out leaves its masks behind, so the round is refused.
