@@ -1,4 +1,4 @@
-"""A site's answers, changed on their way."""
+"""Changes to a site's answers on their way."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def header(text: bytes, tensors: bytes = b"") -> bytes:
 
 
 def told(message: bytes) -> dict[str, Any]:
-    """The whole header of a message, with where its tensors lie."""
+    """The whole header of a message, with the positions of its tensors."""
     found: dict[str, Any] = json.loads(message[8 : 8 + int.from_bytes(message[:8], "little")])
     return found
 
 
 def reply(**changes: Any) -> Spoil:
-    """The same answer, but for some fields of its JSON part."""
+    """The same answer, except for some fields of its JSON part."""
 
     def spoil(message: bytes) -> bytes:
         whole, length = told(message), int.from_bytes(message[:8], "little")
@@ -40,7 +40,7 @@ def reply(**changes: Any) -> Spoil:
 
 
 def tensors(change: Callable[[Tensors], Tensors]) -> Spoil:
-    """The same answer, but for its tensors."""
+    """The same answer, except for its tensors."""
 
     def spoil(message: bytes) -> bytes:
         said, found = unpack(message, Reply)
@@ -50,5 +50,5 @@ def tensors(change: Callable[[Tensors], Tensors]) -> Spoil:
 
 
 def each(change: Callable[[Tensor], Tensor], kind: str = "") -> Spoil:
-    """Every tensor changed whose name begins so."""
+    """Change every tensor whose name has this prefix."""
     return tensors(lambda found: {k: change(t) if k.startswith(kind) else t for k, t in found.items()})

@@ -1,4 +1,4 @@
-"""A federation of four real nodes for the tests of one or several files. It then ends, because it is busy even idle."""
+"""A federation of four real nodes for the tests of one or several files. It then ends, because even idle it is busy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNNING = pytest.StashKey[tuple[Fleet, ExitStack]]()
 
 @pytest.fixture(scope="module")
 def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    """Four nodes with TLS and registered keys, each behind a relay that keeps what passes."""
+    """Four nodes with TLS and registered keys, each behind a relay that records the traffic."""
     stash = request.session.stash
     if RUNNING not in stash:
         folder, stack = tmp_path_factory.mktemp("fleet"), ExitStack()

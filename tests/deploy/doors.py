@@ -1,4 +1,4 @@
-"""A real nginx with the configuration of the reverse proxy, before whatever listens on a port of this machine."""
+"""A real nginx with the configuration of the reverse proxy, in front of a port on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from plures.deploy.proxy import nginx
 
 NGINX = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
 SIGNED = {"flwr-public-key": "QUJD", "flwr-signature": "REVG", "flwr-timestamp": "2026-01-01T00:00:00+00:00"}
-"""Headers as a node sends them, made up."""
+"""Made-up headers in the form that a node sends."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Door:
     proxy: Process
 
     def connect(self) -> ssl.SSLSocket:
-        """A connection whose handshake is done."""
+        """A connection after its handshake."""
         context = ssl.create_default_context(cafile=str(self.authority))
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         return context.wrap_socket(plain, server_hostname="localhost")
@@ -43,7 +43,7 @@ class Door:
     def answer(
         self, path: str, body: bytes = b"", headers: Mapping[str, str] = SIGNED, method: str = "POST", length: int = -1
     ) -> int:
-        """The status that a raw request gets, its path sent as it stands."""
+        """The status of a raw request, whose path is sent unchanged."""
         with self.connect() as wire:
             wire.sendall(head(path, len(body) if length < 0 else length, headers, method) + body)
             return status(wire)
@@ -57,7 +57,7 @@ def head(path: str, length: int, headers: Mapping[str, str] = SIGNED, method: st
 
 
 def status(wire: socket.socket) -> int:
-    """The status of the answer that comes."""
+    """The status of the answer."""
     response = http.client.HTTPResponse(wire)
     response.begin()
     return response.status
@@ -73,7 +73,7 @@ def opened(folder: Path, keys: Keyring, upstream: int, patience: float = 10.0, n
     words = [str(NGINX), "-p", str(folder), "-c", "nginx.conf"]
     checked = subprocess.run([*words, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
-    user = "user root;" if os.geteuid() == 0 else ""  # its workers would else be nobody, who may not write here
+    user = "user root;" if os.geteuid() == 0 else ""  # else its workers would run as nobody, who may not write here
     proxy = Process("nginx", [*words, "-g", f"daemon off; {user}"], dict(os.environ), folder / "log")
     proxy.start()
     try:

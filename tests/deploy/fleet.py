@@ -1,4 +1,4 @@
-"""What the tests of deployment share: an app of a few lines, a fence against the outside, what a run has written."""
+"""Shared by the tests of deployment: a small app, a fence against network access, and what a run has written."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def fence(event, arguments):
 
 sys.addaudithook(fence)
 """
-"""A ``sitecustomize`` that writes down every attempt to reach anything but this machine, and stops it."""
+"""A ``sitecustomize`` that records every attempt to reach anything but this machine, and stops it."""
 
 
 def fenced(folder: Path) -> dict[str, str]:
-    """Variables that put :data:`FENCE` around a Python process and its children; attempts go to ``folder/tried``."""
+    """Variables that put :data:`FENCE` around a Python process and its children; ``folder/tried`` has the attempts."""
     (folder / "fence").mkdir(parents=True, exist_ok=True)
     (folder / "fence" / "sitecustomize.py").write_text(FENCE)
     found = [str(folder / "fence"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -44,18 +44,18 @@ def fenced(folder: Path) -> dict[str, str]:
 
 
 def tried(folder: Path) -> list[str]:
-    """What was tried to be reached outside."""
+    """The recorded attempts to reach the outside."""
     file = folder / "tried"
     return file.read_text().splitlines() if file.exists() else []
 
 
 def echo(fleet: Fleet, out: Path, *others: Process, **config: Any) -> list[dict[str, Any]]:
-    """Run the echo app to its end, in which every node must answer; the rounds that its server has written down.
+    """Run the echo app to its end, in which every node must answer; returns the rounds that its server has recorded.
 
     Args:
         fleet: a fleet.
-        out: where they are written.
-        others: nodes beside the fleet's, and what stands before them.
+        out: file that the rounds are written to.
+        others: nodes besides the fleet's, with what is in front of them.
         config: of the app.
     """
     run = fleet.submit(ECHO, {"out": str(out), "nodes": len(fleet.sites), **config})
@@ -69,15 +69,15 @@ def echo(fleet: Fleet, out: Path, *others: Process, **config: Any) -> list[dict[
 
 
 def tails(*processes: Process) -> str:
-    """What processes have said last."""
+    """The last output of some processes."""
     return "\n".join(f"--- {process.name} ---\n{process.tail(30)}" for process in processes)
 
 
 def written(out: Path) -> list[dict[str, Any]]:
-    """The rounds that the echo app has written down so far."""
+    """The rounds that the echo app has recorded so far."""
     return list(json.loads(out.read_text())["rounds"]) if out.exists() else []
 
 
 def wait(fleet: Fleet, done: Callable[[], bool], what: str, seconds: float = 60) -> float:
-    """Wait until something holds while the SuperLink lives; seconds that it took."""
+    """Wait until a condition holds while the SuperLink is alive; returns the seconds that it took."""
     return until(done, seconds, lambda: f"{what}: not within {seconds} s\n{fleet.superlink.tail()}", poll=0.1)

@@ -1,6 +1,6 @@
-"""Somebody on a site's machine who has no key: takes the node's tasks at its Runtime API and answers as the site.
+"""An attacker on a site's machine without a key: takes the node's tasks from its Runtime API and answers as the site.
 
-Usage: ``forger.py PORT``. Prints a line of JSON for each task that it took, or a word for why it gets none.
+Usage: ``forger.py PORT``. Prints a line of JSON for each task that it took, or a word that says why it gets none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def client(port: int, *interceptors: Any) -> RuntimeHttpClient:
 
 
 def forged(envelope: bytes, signed: bool) -> tuple[bytes, dict[str, object]]:
-    """Weights of the forger's own, as an answer to the order in an envelope; and what was to be learned from that."""
+    """The forger's own weights, as an answer to the order in an envelope; and what the order revealed."""
     message = envelope[BEGIN:]
     order, tensors = unpack(message, Order)
     weights = {name: 1e3 * tensor for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Four hospitals as a federation of sites: their files, and the same in one process."""
+"""Four hospitals as a federation of sites: their files, and the same run in one process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def files(
 
 
 def simulated(file: Path, tables: Mapping[str, Table] | None = None) -> tuple[SeedResult, Run]:
-    """The same over the same tables in one process."""
+    """The same run over the same tables in one process."""
     plan = Plan.load(file)
     federation = plan.table.federation(plan.name, tables or heart_tables())
     run = plan.spec.run(federation, Execution("loop", 1, False, "float32", "cpu"))

@@ -23,7 +23,7 @@ EVERYTHING = ("model", "personal", "control")
 
 
 def elsewhere(federation: Federation) -> Federation:
-    """The same clients without a row, but for those that are public."""
+    """The same clients without any rows except public ones."""
     none = torch.empty(0, dtype=torch.int64)
     return replace(
         federation,
@@ -40,7 +40,7 @@ class Loopback:
 
     Attributes:
         down: addresses that do not answer.
-        spoil: ``(address, answer) -> answer``: what arrives instead.
+        spoil: ``(address, answer) -> answer``: the answer that arrives instead.
         log: every message that was sent, by address.
         answers: every answer that came, by address.
     """

@@ -1,4 +1,4 @@
-"""What an operator's commands ask of a SuperLink, kept in this process."""
+"""A fake SuperLink in this process, for an operator's commands."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from plures.deploy.fleet.control import Node, Submitted
 
 @dataclass
 class SuperLink:
-    """Nodes and runs, and what was asked.
+    """Nodes and runs, and the recorded requests.
 
     Attributes:
         known: the nodes.
         submitted: the runs, the newest first.
-        said: every change that was asked for, with what it was about.
+        said: every requested change, with its subject.
     """
 
     known: list[Node] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Lines that plures writes into an agreed file: everything that people wrote there stays."""
+"""Lines that plures writes into an agreed file: everything that people wrote there is preserved."""
 
 from __future__ import annotations
 

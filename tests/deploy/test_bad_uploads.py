@@ -1,4 +1,4 @@
-"""Answers that are wrong in every way: each is dropped, named and counted, and the round goes on without it."""
+"""Answers that are wrong in every way: each is dropped, named and counted, and the round continues without it."""
 
 from __future__ import annotations
 
@@ -160,9 +160,9 @@ class Conducted:
     """A run in which every round but the first and the last had one bad answer.
 
     Attributes:
-        left_out: by round, who was left out, and why.
-        differing: what is not as in the simulation with the clients that were not left out.
-        counted: how often each client was left out, as the metrics tell it.
+        left_out: by round, the client that was left out, and why.
+        differing: differences from a simulation with the clients that were not left out.
+        counted: how often each client was left out, according to the metrics.
     """
 
     left_out: list[dict[str, str]]
@@ -171,7 +171,7 @@ class Conducted:
 
 
 def spoiled(case: int) -> str:
-    """Whose answer is bad in a case."""
+    """The client whose answer is bad in a case."""
     return CLIENTS[case % len(CLIENTS)]
 
 

@@ -1,4 +1,4 @@
-"""Each field of every message, both ways, has a type, a range and a size; what breaks them harms nobody else."""
+"""Each field of every message, both ways, has a type, a range and a size; a violation harms no other client."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 BAD = "switzerland"
 PLACE = 102
 INK = "\x1b[2J\n\u202e\u2028\x00"
-"""What clears a terminal, begins a line, turns a text round, divides lines, and ends a string in C."""
+"""Characters that clear a terminal, start a line, reverse text direction, separate lines, and end a C string."""
 
 
 # --- what is declared -----------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_a_field_without_bounds_would_be_found() -> None:
 
 
 def outer(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
-    """The same message, but for the description of its tensors."""
+    """The same message, except for the description of its tensors."""
 
     def spoil(message: bytes) -> bytes:
         whole, length = told(message), int.from_bytes(message[:8], "little")
@@ -121,7 +121,7 @@ def inner(text: str) -> Callable[[bytes], bytes]:
 
 
 def first(**changes: Any) -> Callable[[bytes], bytes]:
-    """The same message, but for what its description says of the first tensor."""
+    """The same message, except for what its description says about the first tensor."""
     return outer(lambda whole: next(v for k, v in whole.items() if k != "__metadata__").update(changes))
 
 
@@ -262,7 +262,7 @@ def numbers(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, str]]]:
-    """A run in which every round but the first and the last had one such answer; who was left out, by round."""
+    """A run in which every round but the first and the last had one such answer; returns who was left out, by round."""
     home = tmp_path_factory.mktemp("bounds")
     file = prepared(home, {"min_clients": 3}, rounds=len(ANSWERS) + 2, batch_size=256)
     carrier = Loopback([opened(home / client / "site.toml") for client in CLIENTS])
@@ -294,7 +294,7 @@ def test_the_others_reach_what_they_would_have(attacked: tuple[Path, list[dict[s
 
 
 def strictly(text: str) -> Any:
-    """JSON as the standard has it."""
+    """Strict JSON, as the standard defines it."""
 
     def refused(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -413,7 +413,7 @@ def test_facts_that_were_agreed_on_must_come() -> None:
 
 
 def test_the_largest_facts_are_worked_with(tmp_path: Path) -> None:
-    """The most examples and the largest numbers that may be told go through a whole run."""
+    """The largest number of examples and the largest values that may be reported pass through a whole run."""
     federation, _ = clients()
     training = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05))
     _, carrier = far(federation, model, fedavg(), training, tmp_path, tells=("examples",))
@@ -428,7 +428,7 @@ def test_the_largest_facts_are_worked_with(tmp_path: Path) -> None:
     assert torch.finfo(torch.float32).max > (MAX_NUMBER**2) * 1e5
 
 
-# --- what one client's word is worth --------------------------------------------------------------------------------
+# --- how much one client's report can change --------------------------------------------------------------------------
 
 
 def test_a_weight_that_a_client_computes_is_bounded(tmp_path: Path) -> None:
@@ -524,7 +524,7 @@ def mutant(message: bytes, random: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_site_that_answers_at_random_harms_nobody(tmp_path: Path, seed: int) -> None:
-    """Every answer of one site, greetings apart, is spoiled; the server is stopped in the middle and goes on."""
+    """Every answer of one site, except greetings, is spoiled; the server is stopped in the middle and resumes."""
     method = ("ditto+threshold", "ifca", "qffl")[seed]
     file = prepared(tmp_path, {"min_clients": 3, "patience": 2}, method=method, rounds=20, batch_size=512)
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
@@ -558,7 +558,7 @@ def test_a_site_that_answers_at_random_harms_nobody(tmp_path: Path, seed: int) -
 
 
 def test_whatever_a_server_orders_a_site_answers(tmp_path: Path) -> None:
-    """Always with a message, in bounded time and size; what it keeps stays readable, and the honest order is done."""
+    """It always answers, in bounded time and size; its files stay readable, and the honest order is carried out."""
     federation, _ = clients()
     training = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
     remote, carrier = far(federation, model, fedavg(), training, tmp_path)
@@ -596,7 +596,7 @@ def test_an_order_longer_than_the_run_needs_is_refused_and_its_leaves_stay_unrea
 
 
 def test_a_site_does_not_send_what_the_rules_refuse_and_may_be_asked_again(tmp_path: Path) -> None:
-    """Else it had answered the round, and no mended order of the same round would get another answer."""
+    """Otherwise it would have answered the round, and a corrected order for that round would get no other answer."""
     federation, _ = clients()
     training = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
     remote, carrier = far(federation, model, fedavg(), training, tmp_path)

@@ -1,4 +1,4 @@
-"""What leaves a client: it is what the ledger counts, and nothing leaves that is not a declared channel."""
+"""What leaves a client is what the ledger counts, and nothing leaves outside a declared channel."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def prepared(entry: Entry, wire: tuple[Codec, ...]) -> tuple[object, Method, Tra
 @pytest.mark.parametrize("wire", [name for name in WIRES if name != "none"])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_ledger_is_what_is_sent_in_simulation(name, wire):
-    """Every tensor of every answer is counted, and is as long as the method's page says."""
+    """Every tensor of every answer is counted, and has the size stated on the method's page."""
     module, method, training = prepared(METHODS[name], WIRES[wire])
     done = Run(clients()[0], module, method, training, execution=Execution("loop", 2, False, "float32", "cpu"))
     known = {channel.name: channel for channel in done.bound.channels}
@@ -98,7 +98,7 @@ PAIRS = [(name, FEEDBACK) for name in METHODS] + [
 
 @pytest.mark.parametrize(("name", "wire"), PAIRS)
 def test_the_ledger_is_what_is_sent_to_sites_and_every_message_is_searched(name, wire, tmp_path):
-    """The same values and bytes as in the simulation, and no tensor or field but of a declared channel."""
+    """The same values and bytes as in the simulation, and no tensor or field outside a declared channel."""
     module, method, training = prepared(METHODS[name], WIRES[wire])
     federation, who = clients()[0], Uniform(0.6)
     here = Run(
@@ -161,7 +161,7 @@ def test_a_channel_says_what_it_carries():
 
 
 class Quiet(Codec):
-    """Tells no losses."""
+    """Reports no losses."""
 
     def encode(self, change, memory, sending):
         return change, memory
@@ -178,7 +178,7 @@ def test_a_stage_changes_what_leaves_on_another_channel_by_its_name():
 
 
 class Farthest(Reducer):
-    """Leaves out the client whose whole upload went farthest, and counts the rounds."""
+    """Leaves out the client whose whole upload moved farthest, and counts the rounds."""
 
     def start(self, value):
         return {"rounds": torch.zeros(len(value))}
@@ -190,7 +190,7 @@ class Farthest(Reducer):
 
 
 def test_a_reducer_judges_all_blocks_of_an_upload_together():
-    """In SCAFFOLD's first round the third client goes farthest in the model, and is left out of the controls, too."""
+    """In SCAFFOLD's first round the third client moves farthest in the model, and is left out of the controls too."""
     done = run(replace(scaffold(), combine=Combine("uniform", reduce=Farthest())), 1)
     controls = done.states([0, 1, 2])["own_control"]["weight"].flatten().tolist()
     assert weight(done) == pytest.approx((0.19 * -1 + 0.36 * 0.5) / 2)

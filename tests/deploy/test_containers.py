@@ -1,4 +1,4 @@
-"""What `plures deploy init --containers` writes: read, walked through without Docker, and built and run where it is."""
+"""What `plures deploy init --containers` writes: read, walked through without Docker, and built and run with it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ sys.exit(code)
 
 
 def made(folder: Path, *words: str) -> dict[str, Any]:
-    """Write a folder; what its compose file says, a dollar for two."""
+    """Write a folder; returns its compose file, with doubled dollar signs undone."""
     done = CliRunner().invoke(app, ["deploy", "init", str(folder), "--containers", *words], catch_exceptions=False)
     assert done.exit_code == 0
     content = (folder / "containers" / "compose.yaml").read_text(encoding="utf-8")

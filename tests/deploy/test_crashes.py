@@ -1,4 +1,4 @@
-"""Killed at every point of a run, and other ways in which processes come in each other's way; without a network."""
+"""Killed at every point of a run, and other ways in which processes interfere with each other; without a network."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from plures.serving.personal import MODEL
 
 TWO = ("cleveland", "va")
 TIMED = (LOG, METRICS, RESULT, "card.json", "card.md")
-"""Files that tell times, which differ."""
+"""Files that contain times, which differ."""
 COMPILED = "__pycache__"
-"""Folder in which Python keeps the compiled loader of a site, where it is let."""
+"""Folder in which Python keeps the compiled loader of a site, if it may write there."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Reaper:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Hears of everything that this process does."""
+        """An audit hook that sees every event of this process."""
         file = Path(str(arguments[0])) if arguments else Path()
         if self.home not in file.parents or file.parent.name in (PUBLISHED, COMPILED):
             return
@@ -69,7 +69,7 @@ class Reaper:
 
 
 class Announced(Loopback):
-    """Says when a message is about to be given to a site, and when all answers have come."""
+    """Reports when a message is about to be given to a site, and when all answers have arrived."""
 
     tell: Callable[[], None] = staticmethod(lambda: None)
 
@@ -91,7 +91,7 @@ def conduct(home: Path, sites: list[Site], reaper: Reaper | None = None) -> None
 
 
 def killed(home: Path, sites: list[Site], point: int) -> bool:
-    """Conduct in a process of its own; whether it came to the point that kills it."""
+    """Conduct a run in its own process; returns whether it reached the point that kills it."""
     child = os.fork()
     if child == 0:
         try:
@@ -102,7 +102,7 @@ def killed(home: Path, sites: list[Site], point: int) -> bool:
 
 
 def left(home: Path) -> dict[str, bytes]:
-    """All files but those that tell times and compiled code, by their path; of a published model, its leaves."""
+    """All files by path, except those with times or compiled code; of a published model, its leaves."""
 
     def content(file: Path) -> bytes:
         if file.name != MODEL:
@@ -140,7 +140,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_end(tmp_path: Path) -> None:
 
 
 class Late(Loopback):
-    """The order of one round reaches a site only after that of the next round, whose answer counts."""
+    """The order of one round reaches a site after the order of the next round, whose answer counts."""
 
     late: tuple[int, int]
 

@@ -1,4 +1,4 @@
-"""The demo of deployment: what it prints is what the sites have."""
+"""The demo of deployment: what it prints is what the sites hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_four_hospitals_get_their_models(tmp_path: Path) -> None:
     assert (lone.method, shared.method) == (ALONE, "fedrep+threshold")
     assert [hospital.client for hospital in shared.hospitals] == ["cleveland", "hungarian", "switzerland", "va"]
     assert [hospital.rows[2] for hospital in shared.hospitals] == [76, 74, 31, 50]
-    assert scores.sizes == [0, 0, 0, 0]  # which no hospital tells
+    assert scores.sizes == [0, 0, 0, 0]  # which no hospital reports
     rounded = scores.metrics["accuracy"]  # with three digits
     assert [hospital.accuracy for hospital in shared.hospitals] == pytest.approx(rounded, abs=5e-4)
     assert all(0 <= hospital.balanced <= 1 and hospital.threshold is not None for hospital in shared.hospitals)

@@ -1,4 +1,4 @@
-"""Files of a server and of sites that a disk has damaged: the same result, or a loss that is named."""
+"""Files of a server and of sites damaged by a disk: the result is the same, or the loss is reported by name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def conductor(home: Path) -> tuple[Conductor, Loopback]:
 
 
 def stopped(home: Path, rounds: int) -> None:
-    """A run whose server was stopped when it had kept some rounds."""
+    """A run whose server was stopped after some rounds."""
     prepared(home, {"min_clients": 2}, TWO, method="ditto", batch_size=256, rounds=3)
     server, carrier = conductor(home)
 
@@ -44,7 +44,7 @@ def stopped(home: Path, rounds: int) -> None:
 
 
 def finished(home: Path) -> dict[str, object]:
-    """The result of a run that goes on."""
+    """The result of a resumed run."""
     conductor(home)[0].run()
     told = json.loads((home / "out" / RESULT).read_text())["result"]
     return {key: told[key] for key in COMPARED}
@@ -87,7 +87,7 @@ def test_where_both_are_damaged_one_sentence_says_what_to_do(tmp_path: Path) -> 
 def test_a_damaged_state_is_lost_and_the_site_starts_afresh(
     tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As one that was deleted: named once, and from the next round on the site takes part again."""
+    """Like a deleted file: reported once, and from the next round on the site takes part again."""
     stopped(tmp_path, 2)
     (file,) = kept(tmp_path / "federation.toml", "va").glob("state-*2.safetensors")
     if what == "deleted":
@@ -119,7 +119,7 @@ def test_lines_of_the_log_that_are_damaged_stop_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_of_the_server_is_one_sentence_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At whichever of its files it is full."""
+    """The disk fills up at any one of its files."""
     home = tmp_path / "home"
     run = {"method": "ditto", "batch_size": 256, "rounds": 2}
     prepared(tmp_path / "whole", {"min_clients": 2}, TWO, **run)

@@ -1,4 +1,4 @@
-"""What a device needs, against numbers counted by hand: d inputs, k classes, h hidden units, batches of B."""
+"""What a device needs, compared with numbers counted by hand: d inputs, k classes, h hidden units, batches of B."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def by_name(name: str, **parameters: object) -> Method:
 
 
 def numbers(need: Need) -> dict[str, int]:
-    """What is counted, without what is only measured."""
+    """What is counted, without what can only be measured."""
     return {name: value for name, value in vars(need).items() if name not in ("what", "alive")}
 
 
@@ -91,7 +91,7 @@ def test_logistic_regression():
 
 
 def test_a_hidden_layer_is_kept_once():
-    """The rectified values, which two layers need, lie in one storage."""
+    """The rectified values, which two layers need, share one storage."""
     (need,) = needed(by_name("fedavg"), mlp).needs
     assert need.activations == B * H * F + LOSS
     assert need.state == need.gradients == BODY + HEAD
@@ -172,7 +172,7 @@ def test_what_is_computed_before_a_step():
 
 
 def test_work_before_predicting_counts():
-    """Fine-tuning and calibration happen on the device, too; what is calibrated reads the validation examples."""
+    """Fine-tuning and calibration happen on the device too; calibration reads the validation examples."""
     found = needed(by_name("fedavg_ft") + by_name("temperature"), client="b")
     assert [need.what for need in found.needs] == [
         "train model",
@@ -192,7 +192,7 @@ def test_work_before_predicting_counts():
     "name", ["fedavg", "ditto", "fedprox", "scaffold", "fedrep", "pfedme", "apfl", "fedem", "lora", "knnper"]
 )
 def test_the_sum_agrees_with_what_is_alive(name, batch):
-    """Followed storage by storage: all of one kind is alive at once, and temporaries at most double the sum."""
+    """Tracked storage by storage: all of one kind are alive at once, and temporaries at most double the sum."""
     for need in needed(by_name(name), deep, batch=batch).needs:
         lasting = need.state + need.received + need.optimizer + need.examples
         assert need.alive >= lasting + max(need.gradients, need.activations, need.work), need

@@ -1,4 +1,4 @@
-"""What the reverse proxy lets through and what it cuts off, under load: a real nginx before a server that counts."""
+"""What the reverse proxy lets through and cuts off under load: a real nginx in front of a server that counts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PUSH, PULL = "/v1/fleet/push-object", "/v1/fleet/pull-messages"
 
 @dataclass
 class Seen:
-    """What came to the server behind the proxy: path and bytes of each request, and how many were there at once."""
+    """Requests that reached the server behind the proxy: path and bytes of each, and how many were open at once."""
 
     requests: list[tuple[str, int]] = field(default_factory=list)
     now: int = 0
@@ -56,7 +56,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keyring:
 
 @pytest.fixture(scope="module")
 def listening(keys: Keyring) -> Iterator[tuple[Seen, int]]:
-    """A server in place of the SuperLink, and its port."""
+    """A server instead of the SuperLink, and its port."""
     seen = Seen()
 
     class Handler(BaseHTTPRequestHandler):
@@ -71,7 +71,7 @@ def listening(keys: Keyring) -> Iterator[tuple[Seen, int]]:
             self.wfile.write(b"ok")
 
         def log_message(self, *_: object) -> None:
-            """Be quiet."""
+            """Log nothing."""
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(keys.server, keys.server_key)
@@ -164,7 +164,7 @@ def test_long_headers_are_refused(door: Door, seen: Seen) -> None:
 
 
 def test_half_open_connections_are_cut_off_and_keep_nobody_out(door: Door, seen: Seen) -> None:
-    """300 that say nothing, 100 whose handshake is done, and 100 that stop within their headers."""
+    """300 silent connections, 100 after their handshake, and 100 that stop within their headers."""
     silent = [socket.create_connection(("127.0.0.1", door.port), timeout=10) for _ in range(300)]
     greeted = [door.connect() for _ in range(100)]
     begun = [door.connect() for _ in range(100)]
@@ -213,7 +213,7 @@ def test_too_many_from_one_address_are_turned_away_for_a_while(
 
 
 def test_few_pieces_are_at_the_superlink_at_once(door: Door, seen: Seen) -> None:
-    """It holds each of them whole, and more than once, before it looks who sent it."""
+    """It holds each of them completely, and more than once, before it checks who sent it."""
     seen.seconds = 0.5
     with ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(lambda _: door.answer(PUSH, b"x" * 1000), range(40)))

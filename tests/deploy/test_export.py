@@ -54,7 +54,7 @@ def made(kind: str) -> Federation:
 
 
 def run_onnx(file: Path, raw: torch.Tensor) -> list[np.ndarray]:
-    """The file as a program that knows nothing of plures runs it."""
+    """Run the file as a program that knows nothing about plures would."""
     return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(None, {"inputs": raw.numpy()})
 
 
@@ -103,7 +103,7 @@ def convolutions(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Exporte
 
 
 def test_what_is_told_is_true(convolutions):
-    """Sizes are those of the files; differences and decisions are those that the files give when run again."""
+    """Sizes are those of the files; differences and decisions match another run of the files."""
     exported, model, raw = convolutions
     assert [one.format for one in exported] == ["PyTorch", "folder", "ONNX", "ONNX int8", "ONNX int8, static"]
     wanted, decided = (t.numpy() for t in model.predict(raw))
@@ -131,7 +131,7 @@ def test_int8_is_a_third_of_the_size_and_near(convolutions):
 
 
 def test_what_cannot_be_a_graph_is_refused_in_one_line(tmp_path):
-    """And the refusal spoils no later export in the same process."""
+    """The refusal does not break a later export in the same process."""
     model, raw = trained("hierarchical_bayes")
     with pytest.raises(PluresError, match="predictor of hierarchical_bayes cannot be exported") as told:
         export(model, tmp_path, raw)

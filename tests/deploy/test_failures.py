@@ -37,7 +37,7 @@ from plures.deploy.fleet.process import lives
 from plures.files import read
 
 DISKS = os.geteuid() == 0
-"""Whether disks can be made that are soon full."""
+"""Whether small disks, which fill up soon, can be made."""
 ABSENT = (
     r"no answer within \d+ seconds",
     "not connected",
@@ -45,7 +45,7 @@ ABSENT = (
     r"Flower: ClientApp stopped responding\.",
     "failed: busy with an earlier round",
 )
-"""What the log says of a site that is not there, or not yet again."""
+"""What the log says about a site that is away, or not back yet."""
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_site_that_leaves_keeps_nothing_and_refuses(sites: dict[str, Outcome],
 
 
 def told(fleet: Fleet) -> str:
-    """What the last run that failed says."""
+    """The error of the last failed run."""
     lines = [line for line in fleet.superlink.output().splitlines() if line.startswith("plures.errors.PluresError: ")]
     return lines[-1].removeprefix("plures.errors.PluresError: ")
 

@@ -1,4 +1,4 @@
-"""Real SuperNodes over Flower, with TLS and node authentication, give what one process gives."""
+"""Real SuperNodes over Flower, with TLS and node authentication, give the same results as one process."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ RESTARTED = Failure(
 
 
 def test_what_a_client_remembers_outlives_its_sites_processes(fleet: Fleet, tmp_path: Path) -> None:
-    """What a sparse upload left out lies on the site's disk, and the next upload after a restart counts it."""
+    """What a sparse upload left out is on the site's disk, and the next upload after a restart includes it."""
     home = fleet.folder / "sites"
     rules, run = {"min_clients": 1, "deadline": soon(), "patience": 20}, {"method": "ditto+qsparse(keep=0.1)"}
     with Stage(fleet, home, tmp_path, rules, run | {"rounds": 60}) as stage:

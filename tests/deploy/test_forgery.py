@@ -1,4 +1,4 @@
-"""Somebody on a site's machine without a key: what he can do to real nodes, and what comes of it."""
+"""An attacker on a site's machine without a key: what the attacker can do to real nodes, and with what effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A federation's file whose names lead elsewhere: all works inside, or is refused where the name is first read."""
+"""A federation's file with path-like names: everything stays inside, or is refused where the name is first read."""
 
 from __future__ import annotations
 

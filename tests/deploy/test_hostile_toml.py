@@ -1,4 +1,4 @@
-"""TOML that only its reader cannot bear: refused in one sentence that names the file."""
+"""Valid-looking TOML that makes the parser fail: refused in one sentence that names the file."""
 
 from __future__ import annotations
 

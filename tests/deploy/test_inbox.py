@@ -1,4 +1,4 @@
-"""A node's messages: each is answered once, whatever became of the one before it and of its task."""
+"""A node's messages: each is answered once, whatever happened to the previous one and to its task."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Node:
 
     Attributes:
         sent: the body, or the reason of an error, with which each message was answered, by the message's own body.
-        stopped: runs that are over.
-        during: is called while the parts of a message are fetched.
+        stopped: runs that have ended.
+        during: called while the parts of a message are fetched.
     """
 
     sent: list[tuple[bytes, bytes | str]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Node:
     # --- the SuperLink ----------------------------------------------------------------------------------------------
 
     def fetched(self, body: bytes, run: int) -> bool:
-        """Fetch a message; whether it came."""
+        """Fetch a message; returns whether there was one."""
         given = message(body, run)
         contents, self.bodies[given.object_id] = parts(given), body
         self.state.store_run(Run.create_empty(run))
@@ -111,7 +111,7 @@ class Node:
     # --- tasks ------------------------------------------------------------------------------------------------------
 
     def claimed(self) -> int | None:
-        """The task that what starts tasks gets, if there is one; it has begun."""
+        """The next task for the task starter, if there is one; it is marked as started."""
         for task in self.state.get_tasks(statuses=[Status.PENDING]):
             if self.state.claim_task(task.task_id):
                 assert self.state.activate_task(task.task_id)
@@ -124,7 +124,7 @@ class Node:
         return taken
 
     def work(self, body: bytes, run: int, share: float = 1.0) -> None:
-        """Do a task to its end, or until so much of its answer is handed over."""
+        """Do a task to its end, or until this much of its answer has been handed over."""
         task = self.claimed()
         assert task is not None
         answer = Message(sealed(body), reply_to=self.take_message(run))
@@ -158,7 +158,7 @@ def test_a_task_is_not_begun_before_its_message_is_whole() -> None:
 
 
 def test_nothing_is_left_of_a_message_whose_run_is_stopped_while_it_is_fetched() -> None:
-    """Else its task's error is sent as the next message's answer, and every answer one message too late."""
+    """Otherwise the error of its task is sent as the next message's answer, and every answer comes one message late."""
     node = Node(stopped={1})
     assert not node.fetched(b"1", run=1)
     assert node.claimed() is None
@@ -188,7 +188,7 @@ def test_a_late_answer_to_an_earlier_message_does_not_stand_for_the_next_one() -
 
 @pytest.mark.parametrize("begun", [True, False], ids=["after", "before"])
 def test_a_task_that_ends_without_an_answer_is_answered_for(begun: bool) -> None:
-    """It may have ended before it took its message, too, for which Flower waits for ever."""
+    """It may also have ended before it took its message, for which Flower waits forever."""
     node = Node()
     assert node.fetched(b"1", run=1)
     task = node.claimed()

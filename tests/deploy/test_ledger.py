@@ -1,4 +1,4 @@
-"""What a coordinator that lies can get out of a site: the answers to the agreed questions, each once, and no more."""
+"""What a lying coordinator can get out of a site: the answers to the agreed questions, each once, and no more."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def federated(
 
 
 def asked(remote: Coordinator[Remote], task: Any = "train", **changes: Any) -> tuple[Order, Tensors]:
-    """An order to the first client, with some of its fields as the coordinator likes."""
+    """An order to the first client, with arbitrary values for some of its fields."""
     order, tensors = remote.clients.order(remote, 0, task, remote.server)
     return order.model_copy(update=changes), tensors
 
@@ -95,7 +95,7 @@ def held(folder: Path) -> list[str]:
 
 
 class Forgetful:
-    """A ledger that keeps nothing: what a site was before it had one."""
+    """A ledger that records nothing: a site without a ledger."""
 
     named: frozenset[int] = frozenset()
 
@@ -202,7 +202,7 @@ def test_people_are_not_counted_year_by_year_with_made_up_models(ledger, tmp_pat
         year: int(((ages == year) & (sick == 1)).sum() - ((ages == year) & (sick == 0)).sum()) for year in range(1, 86)
     }
     counts: dict[int, int] = {}
-    for year in range(86):  # year 0 is nobody's: the model that says no to everybody
+    for year in range(86):  # no client has year 0: the model that says no to everyone
         task, round_ = ("train", year) if year < ROUNDS else ("score", ROUNDS)
         order, tensors = asked(remote, task, round=round_, evaluate=("validation",))
         first = torch.tensor([-(year - 1.0), -float(year), -(year + 1.0)])
@@ -324,7 +324,7 @@ def test_the_end_of_a_run_is_its_end(tmp_path):
 
 
 def test_validation_is_measured_once_for_each_round(tmp_path):
-    """Asked at the end about the round that was chosen, with another model, the site tells what it told then."""
+    """Asked at the end about the chosen round with another model, the site repeats its earlier answer."""
     remote, site = federated(tmp_path)
     first, _, _ = trained(remote, site, 0, 1, 2)
     order, tensors = asked(remote, "publish", round=0, evaluate=("validation", "test"))
@@ -338,7 +338,7 @@ def test_validation_is_measured_once_for_each_round(tmp_path):
 
 
 def test_a_question_whose_work_failed_is_heard_again_a_few_times(tmp_path, monkeypatch):
-    """A server may have to undo a round; each failure tells that it failed, and nothing else."""
+    """A server may have to undo a round; each failure reveals that it failed, and nothing else."""
     remote, site = federated(tmp_path)
     order, tensors = asked(remote, evaluate=("validation",))
     with monkeypatch.context() as broken:
@@ -398,7 +398,7 @@ def test_a_model_that_there_is_not_is_not_used(row, tmp_path):
     assert said(site, order, tensors)[0].status == "done"
 
 
-# what no order takes away ---------------------------------------------------------------------------------------------
+# what no order can change ---------------------------------------------------------------------------------------------
 
 
 def versions(site: Site) -> list[int]:
@@ -505,7 +505,7 @@ def test_nothing_is_done_that_cannot_be_written_down(tmp_path, monkeypatch):
     assert said(site, *asked(remote))[0].status == "done"
 
 
-# what is told ---------------------------------------------------------------------------------------------------------
+# what is reported -----------------------------------------------------------------------------------------------------
 
 
 def test_numbers_are_rounded_and_only_those_that_are_allowed(tmp_path):

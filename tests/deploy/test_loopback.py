@@ -1,4 +1,4 @@
-"""Real processes of Flower on loopback: what reaches them, what kills them, what is left of them."""
+"""Real Flower processes on loopback: what reaches them, what kills them, and what remains of them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_fence_sees_a_call_home(tmp_path: Path) -> None:
 
 
 def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp_path: Path) -> None:
-    """As behind a door whose SuperLink is away: a connection is taken and closed."""
+    """As behind a reverse proxy whose SuperLink is down: a connection is accepted and closed."""
     relay, node, child = fleet.relays["va"], fleet.nodes["va"], fleet.nodes["va"].child
     assert child is not None
 
@@ -150,7 +150,7 @@ def test_what_a_killed_owner_left_is_ended_before_a_new_start(tmp_path: Path) ->
 
 
 def test_a_superlink_ends_in_time_whoever_is_connected(tmp_path: Path) -> None:
-    """A request of which a part of the body never comes kept it for ever; a run has its own process, which ends too."""
+    """A request with an incomplete body used to keep it alive forever; a run has its own process, which ends too."""
     alone = Fleet(tmp_path, {})
     alone.make_keys()
     context = ssl.create_default_context(cafile=str(alone.keys.authority))
@@ -192,7 +192,7 @@ def test_a_node_ends_in_time_and_comes_back(fleet: Fleet, tmp_path: Path) -> Non
 
 
 def test_what_starts_tasks_is_started_again(fleet: Fleet, tmp_path: Path) -> None:
-    """Flower does not look after it: the node would stay online and answer nothing for ever."""
+    """Flower does not supervise it: the node would stay online and never answer again."""
     for process in (fleet.nodes["cleveland"], fleet.superlink):
         (starter,) = process.members(STARTER)
         os.kill(starter, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Members go, keys and certificates are replaced; what each command does at the SuperLink and in the agreed file."""
+"""Members leave, keys and certificates are replaced: what each command does at the SuperLink and in the agreed file."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_members_key_is_replaced_at_both_places(folder, superlink):
     assert superlink.said == [("register", "va"), ("unregister", 3)]
     assert "who names the new key in site.toml, joins again with both" in output
     assert after.spec == before.spec
-    assert after.agreed == before.agreed  # so the run is the same, and goes on with the new key
+    assert after.agreed == before.agreed  # so the run is the same, and continues with the new key
 
 
 def test_keys_of_others_and_of_nobody_are_no_new_keys(folder, superlink):

@@ -1,4 +1,4 @@
-"""An operator sees who is waited for while it happens, also when nothing but files is left; starts and ends runs."""
+"""An operator sees who a run is waiting for, also from files alone, and starts and ends runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HOSPITALS = sorted(heart_tables())
 
 @dataclass(frozen=True)
 class Known(Place):
-    """A folder whose SuperLink says what the test says."""
+    """A folder whose SuperLink is controlled by the test."""
 
     nodes: list[Node] | None = None
     runs: list[Submitted] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Known(Place):
 
 
 class Slow(Loopback):
-    """A transport whose answers come one by one, each seen by a look at the status."""
+    """A transport whose answers come one by one; the status is read after each."""
 
     def __init__(self, file: Path) -> None:
         super().__init__([opened(file.parent / name / "site.toml") for name in HOSPITALS])
@@ -232,7 +232,7 @@ def test_the_command_works_without_a_superlink_for_people_and_for_programs(tmp_p
 
 
 def test_a_rotated_log_loses_nothing_that_status_or_a_resumed_run_needs(tmp_path):
-    """As logrotate does it: the file is renamed between two events, older ones move on."""
+    """As logrotate does: the file is renamed between two events, and older ones are shifted."""
     journal = Journal(tmp_path)
     for number in range(1, 13):
         journal.event("round", round=number, clients=["va"], left_out={}, seconds=1.0)
@@ -294,7 +294,7 @@ def test_texts_of_others_do_not_command_the_terminal(tmp_path):
 
 
 def test_who_is_waited_for_while_all_are_asked_who_they_are(tmp_path):
-    """A node that hangs holds the first question up; the SuperLink knows whose the others are, that have answered."""
+    """A hanging node blocks the first question; the SuperLink knows which members' nodes have answered."""
     file = written(tmp_path)
     nodes = [Node(100 + number, client, "online", 1.0) for number, client in enumerate(HOSPITALS)]
     carrier = Slow(file)
@@ -335,7 +335,7 @@ def test_a_run_that_is_under_way_is_not_submitted_again(tmp_path, superlink):
 
 
 def test_a_run_whose_process_died_with_a_machine_is_ended_and_submitted_anew(tmp_path, superlink):
-    """After a reboot the SuperLink's database says that it is running, and nothing works on it."""
+    """After a reboot the SuperLink's database lists the run as running, but no process works on it."""
     written(tmp_path)
     out = tmp_path / "results"
     superlink.submitted = [

@@ -83,7 +83,7 @@ def raw(federation: Federation, client: str, split: str = "test") -> torch.Tenso
 
 
 def same(folder: RunFolder, home: Path, client: str, inputs: torch.Tensor) -> PersonalModel:
-    """The client's model, after a way over the disk, once it has given the bits of the run's folder."""
+    """The client's model after a round trip over the disk, once it has given the bits of the run's folder."""
     opened(folder.path, client).save(home / "published")
     model = PersonalModel.load(home / "published")
     outputs, decided = model.predict(inputs)
@@ -183,7 +183,7 @@ def published(client: str = "cleveland", method: str = "ditto+threshold") -> Per
 
 
 def test_keeps_what_the_predictor_reads_and_no_more():
-    """Ditto predicts with the personal model: the shared one, as large, is left out. APFL mixes both and keeps both."""
+    """Ditto predicts with the personal model, so the shared one is left out. APFL mixes both and keeps both."""
     assert set(published().leaves) == {"personal", "threshold"}
     assert set(published(method="apfl+threshold").leaves) == {"alpha", "model", "personal", "threshold"}
     assert set(published(method="ditto").leaves) == {"model"}
@@ -255,7 +255,7 @@ def test_rules_that_are_no_threshold():
 
 
 def test_an_infinite_threshold_survives_the_disk(tmp_path):
-    """A client whose best rule is to decide always the same keeps an infinite threshold."""
+    """A client whose best rule is always the same decision keeps an infinite threshold."""
     model = published()
     tensors = model.tensors() | {"threshold/threshold": torch.tensor(-torch.inf)}
     fitted = {"threshold": {"threshold": -math.inf}}
@@ -269,7 +269,7 @@ def test_an_infinite_threshold_survives_the_disk(tmp_path):
 
 
 def test_rows_of_a_table_give_the_bits_of_the_training(tmp_path):
-    """With a schema, raw rows go in as the site has them and become the very inputs that were trained on."""
+    """With a schema, raw rows go in as the site has them and become exactly the inputs of training."""
     tables = heart_tables()
     federation = heart_schema().federation("hospitals", tables)
     spec = RunSpec(data="hospitals", method="fedrep+threshold", rounds=2)

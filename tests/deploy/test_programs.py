@@ -1,4 +1,4 @@
-"""What is forked: with the threads that the site allows, from a process that has none. When tasks must have begun."""
+"""Forked tasks: they get the threads that the site allows, from a process without any; when tasks must start."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ STORES = {NODE: in_memory_corestate, SUPERLINK: sql_corestate}
 
 
 def kept(name: str, folder: Path) -> Any:
-    """Where a program keeps its tasks."""
+    """The folder in which a program keeps its tasks."""
     objects = ObjectStoreFactory().store()
     if name == NODE:
         return Inbox(objects)

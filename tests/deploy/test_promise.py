@@ -1,4 +1,4 @@
-"""What `plures deploy check` says that a site would send, tell and do is what the rounds ask, and what it refuses."""
+"""What `plures deploy check` says a site would send, report and do is what the rounds ask; and what it refuses."""
 
 from __future__ import annotations
 

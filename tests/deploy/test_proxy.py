@@ -1,4 +1,4 @@
-"""The door of a coordinator: a real nginx lets a node through and refuses every command."""
+"""A coordinator's reverse proxy: a real nginx lets a node through and refuses every command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 @dataclass
 class Before:
-    """The door before the SuperLink of a fleet."""
+    """The reverse proxy in front of a fleet's SuperLink."""
 
     fleet: Fleet
     door: Door
@@ -38,7 +38,7 @@ class Before:
         return self.door.answer(path, body)
 
     def inside(self, path: str) -> int:
-        """The same at the SuperLink itself."""
+        """The same request at the SuperLink itself."""
         return replace(self.door, port=self.fleet.port).answer(path)
 
 
@@ -125,12 +125,12 @@ def test_a_made_up_signature_is_refused_by_the_superlink(door: Before) -> None:
 
 
 def test_bodies_of_strangers_cost_the_superlink_little(door: Before) -> None:
-    """It keeps a body more than once before it looks who signed it: so they are small, and few at once."""
+    """It keeps a body more than once before it checks who signed it, so bodies are small, and few at once."""
     body = PushObjectRequest(object_content=b"x" * 5_242_880).SerializeToString()
     child = door.fleet.superlink.child
     assert child is not None
     before = memory(child.pid, "VmRSS")
-    Path(f"/proc/{child.pid}/clear_refs").write_text("5")  # forget the most that it ever took
+    Path(f"/proc/{child.pid}/clear_refs").write_text("5")  # reset its peak memory
     with ThreadPoolExecutor(24) as pool:
         answers = Counter(pool.map(lambda _: door.answer("/v1/fleet/push-object", body), range(48)))
     grown = memory(child.pid, "VmHWM") - before
@@ -141,6 +141,6 @@ def test_bodies_of_strangers_cost_the_superlink_little(door: Before) -> None:
 
 
 def memory(pid: int, what: str) -> int:
-    """Bytes of a process, as Linux calls them."""
+    """Memory of a process in bytes, by Linux's name for it."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))

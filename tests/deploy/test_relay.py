@@ -1,4 +1,4 @@
-"""A wire that can be cut: what it counts, keeps, breaks and mends."""
+"""A relay that can be cut: what it counts, records, breaks and restores."""
 
 from __future__ import annotations
 

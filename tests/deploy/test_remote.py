@@ -1,4 +1,4 @@
-"""Every method gives over messages what it gives in one process."""
+"""Every method gives the same results over messages as in one process."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
 
 
 def test_clusters_of_a_body_under_personal_heads_are_those_of_the_simulation(tmp_path):
-    """Gradients of heads stay with the clients, here and there."""
+    """Gradients of heads stay with the clients, in simulation and over messages."""
     federation, _ = clients()
     training, method = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05)), gradient_clusters(2) + fedrep()
     run = Run(federation, model, method, training, seed=1, execution=ONE_CLIENT)
@@ -93,7 +93,7 @@ def assert_same(value, expected, what):
 
 @pytest.mark.parametrize("name", ["ditto", "fedper", "ifca"])
 def test_a_site_that_was_never_drawn_is_served_as_in_the_simulation(name, tmp_path):
-    """It trains what it may keep, from what it receives, and predicts with that; nothing of it is kept or sent."""
+    """It trains what it may keep, from what it receives, and predicts with the result; none of it is kept or sent."""
     federation, _ = clients()
     training, who = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05)), Fixed([["a", "b", "c"]])
     run = Run(federation, model, METHODS[name](), training, participation=who, seed=1, execution=ONE_CLIENT)

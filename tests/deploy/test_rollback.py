@@ -1,4 +1,4 @@
-"""A round that broke the model is undone; who did it is named and left out; the others reach what they would have."""
+"""A round that broke the model is undone; the culprit is named and left out; the others reach the same result."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from plures.remote.message import Order, Reply, pack, unpack
 from plures.run.coordinator import Moved
 
 FREE = {"max_norm": 1e60, "min_clients": 2}
-"""Rules under which an upload may be as wild as it likes: what then still protects the run."""
+"""Rules that do not limit uploads: what still protects the run."""
 WILD = each(lambda t: t * 1e30, "update:")
 HURT = "switzerland"
 
 
 class Attacked(Loopback):
-    """Hospitals of which one multiplies its upload of a round."""
+    """Hospitals, one of which multiplies its upload in one round."""
 
     round: int | None = 1
     wild = staticmethod(WILD)
@@ -138,7 +138,7 @@ def test_a_state_that_is_not_finite_never_counts(tmp_path: Path, monkeypatch: py
 
 
 def test_nobody_is_accused_whose_update_was_like_the_others(tmp_path: Path) -> None:
-    """Most sites fail for reasons of their own: a disk, a file. The run waits, and goes on when they are back."""
+    """Most sites fail for their own reasons: a disk, a file. The run waits, and continues when they are back."""
     file = prepared(tmp_path, {"min_clients": 2, "patience": 2}, rounds=3)
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
     down = True
@@ -193,7 +193,7 @@ def test_the_limit_is_a_positive_number(tmp_path: Path, norm: str) -> None:
 
 @pytest.mark.parametrize("round", [0, 1])
 def test_who_broke_the_model_of_its_cluster_is_left_out_by_those_of_the_cluster(tmp_path: Path, round: int) -> None:
-    """The other clusters work on as if nothing had been; they are not asked."""
+    """The other clusters continue unaffected; they are not asked again."""
     file = prepared(tmp_path, FREE, rounds=4, method="gradient_clusters")
     carrier = attacked(tmp_path)
     carrier.round = round
@@ -201,7 +201,7 @@ def test_who_broke_the_model_of_its_cluster_is_left_out_by_those_of_the_cluster(
     journal = Journal(tmp_path / "out")
     assert [(event["round"], event["client"]) for event in journal.events(BROKEN)] == [(round + 1, HURT)]
     assert [len(event["clients"]) for event in journal.rounds()] == [4] * round + [3] * (4 - round)
-    if round:  # else the clusters are found anew, without the one that is left out, whom the simulation asks
+    if round:  # otherwise the clusters are found again without the excluded client, which the simulation asks
         assert lost(file, tmp_path / "out") == []
 
 
@@ -209,7 +209,7 @@ TWO = CLIENTS[:2]
 
 
 class Two(Loopback):
-    """Two hospitals, of which the first spoils what it answers: ``spoils`` is by the round of the order."""
+    """Two hospitals, the first of which spoils its answers: ``spoils`` is by the round of the order."""
 
     spoils: Mapping[int, Callable[[bytes, bytes], bytes]] = MappingProxyType({})
 
@@ -223,7 +223,7 @@ class Two(Loopback):
 
 
 def idle(answer: bytes, order: bytes) -> bytes:
-    """An upload of what was sent: its update is nothing, so every other stands out."""
+    """An upload equal to what was received: its update is zero, so every other one stands out."""
     reply, tensors = unpack(answer, Reply)
     sent = {label.partition(":")[2]: t[0] for label, t in unpack(order, Order)[1].items()}
     return pack(reply, {label: sent[label.partition(":")[2]] for label in tensors})
@@ -242,7 +242,7 @@ def two(home: Path, spoils: Mapping[int, Callable[[bytes, bytes], bytes]], **rul
 
 
 def test_one_of_two_cannot_have_the_other_left_out(tmp_path: Path) -> None:
-    """It sends an update of nothing, beside which the other's stands out, and then says that it cannot work."""
+    """It sends a zero update, next to which the other's stands out, and then says that it cannot work."""
     file, carrier = two(tmp_path, {0: idle, 1: unwell, 2: idle, 3: unwell})
     conductor(file, carrier).run()
     journal = Journal(tmp_path / "out")
@@ -251,7 +251,7 @@ def test_one_of_two_cannot_have_the_other_left_out(tmp_path: Path) -> None:
 
 
 def test_one_who_is_asked_alone_cannot_have_another_left_out(tmp_path: Path) -> None:
-    """The others of the round are away, so the word of the one that answers is that of most."""
+    """The others of the round are away, so the only client that answers is the majority."""
     file = prepared(tmp_path, {"patience": 1}, rounds=4)
     carrier = attacked(tmp_path)
     carrier.wild = staticmethod(each(lambda t: t * 3, "update:"))  # stands out, and breaks nothing

@@ -1,4 +1,4 @@
-"""The schema: what every cell becomes, a site beside the simulation, and findings that name client, column and rows."""
+"""The schema: what every cell becomes, sites against the simulation, and findings that name client, column and rows."""
 
 from __future__ import annotations
 

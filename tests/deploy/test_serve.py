@@ -1,4 +1,4 @@
-"""The HTTP endpoint: the model's own numbers, one clear sentence for what cannot be, and no raw row in a log."""
+"""The HTTP endpoint: the model's own numbers, one clear sentence for bad requests, and no raw row in a log."""
 
 from __future__ import annotations
 
@@ -181,12 +181,12 @@ def test_too_much_is_refused():
 
 
 def test_other_hosts_are_refused():
-    """A page of another site that had its name resolved to this machine gets nothing."""
+    """A page of another site whose name resolves to this machine (DNS rebinding) gets nothing."""
     assert client(numbers()).get("/card", headers={"host": "evil.example"}).status_code == 400
 
 
 def test_nothing_of_a_request_is_logged(caplog, monkeypatch):
-    """Not when all is well, not when it is refused, and not when the prediction itself fails."""
+    """Not on success, not on refusal, and not if the prediction itself fails."""
     caplog.set_level(logging.DEBUG)
     used = client(hospital(), raise_server_exceptions=False)
     secret = {"columns": patients(1) | {"age": [61.2345678]}}
@@ -233,7 +233,7 @@ def ask(port: int, columns: dict[str, list[object]]) -> list[float]:
 
 @pytest.fixture
 def port(monkeypatch):
-    """Of an endpoint in this process that has little patience and few connections."""
+    """An endpoint in this process with short timeouts and few connections."""
     monkeypatch.setattr(Connection, "patience", 0.5)
     monkeypatch.setattr("plures.serving.serve.CONNECTIONS", 20)
     running = server(app(numbers(), 10))
@@ -247,7 +247,7 @@ def port(monkeypatch):
 
 
 def says(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
-    """All that comes back until the endpoint ends the connection."""
+    """Everything received until the endpoint closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as wire, contextlib.suppress(ConnectionError):
         for part in parts:
             wire.sendall(part)
@@ -283,7 +283,7 @@ def test_who_is_slow_is_cut_off(port, parts):
 
 
 def test_a_second_request_must_come_in_time_too(port):
-    """And who is in time is answered, on the same connection and later than the patience for one request."""
+    """A client in time is answered, on the same connection, even after the timeout of a single request."""
     with socket.create_connection(("127.0.0.1", port), timeout=5) as wire:
         for _ in range(3):
             wire.sendall(HEAD + BODY)
@@ -335,7 +335,7 @@ def held_up(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_in_time_whoever_is_connected(tmp_path, stop):
-    """Half a request kept it for ever."""
+    """Half a request used to block it forever."""
     with held_up(tmp_path) as process:
         process.send_signal(stop)
         assert process.wait(60) == 0

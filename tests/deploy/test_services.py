@@ -1,4 +1,4 @@
-"""The service files of `plures deploy init` are installed as they are; systemd, nft and logrotate read them."""
+"""The service files of `plures deploy init` are installed unchanged; systemd, nft and logrotate read them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def command(name: str) -> str:
 
 
 def units(folder: Path) -> list[Path]:
-    """The coordinator's units in a folder, and that of a member who has the same one."""
+    """The coordinator's units in a folder, and the unit of a member in the same folder."""
     own = folder / "node.service"
     own.write_text(service("node.service", folder, app="va", title="heart", port=9094, client="va"))
     return [own, *(folder / "systemd" / name for name in COORDINATOR if name.endswith(".service"))]
@@ -99,7 +99,7 @@ def test_a_folder_whose_name_no_unit_can_hold_is_refused(tmp_path):
 
 
 def test_nobody_else_on_the_machine_reaches_the_port(tmp_path):
-    """In a network of its own, with the rule as it is written: its user and root get in, another user does not."""
+    """In a network of its own, with the rule unchanged: its user and root get in, another user does not."""
     nft = command("nft")
     if os.geteuid() != 0 or subprocess.run(["unshare", "-n", "true"], check=False).returncode:
         pytest.skip("needs to be root and to have a network of its own")

@@ -38,7 +38,7 @@ MEMBERS = {"a": A.fingerprint, "b": B.fingerprint}
 
 
 class Says:
-    """A site that answers every order with what it is told to say, and counts them."""
+    """A site that answers every order with a given answer, and counts the orders."""
 
     def __init__(self, client: str) -> None:
         self.client, self.orders = client, 0
@@ -153,7 +153,7 @@ def test_a_site_obeys_its_coordinator_alone(signer: Key) -> None:
 
 
 def test_a_refusal_of_a_forged_order_does_not_answer_the_true_one() -> None:
-    """Who can reach a node lets it refuse; what it then says is of no use against the order that was sent."""
+    """Anyone who reaches a node can make it refuse; that refusal cannot be used against the order that was sent."""
     member, order = site("a", A), pack(Order(task="train"))
     refusal = member.answer(STRANGER.sign("order", order))
     assert "was changed on the way" in str(asked(lambda _: refusal, order))
@@ -178,7 +178,7 @@ def test_a_gigantic_envelope_of_a_stranger_is_not_even_read_through() -> None:
 
 
 def test_the_first_who_says_a_name_does_not_have_it() -> None:
-    """A stranger and another member claim to be client a, first; who has the key is a, and moves with it."""
+    """A stranger and another member claim first to be client a; the holder of the key is a, wherever it moves."""
     places: dict[int, Place] = {
         1: site("a", STRANGER).answer,
         2: site("a", B).answer,
@@ -210,7 +210,7 @@ def test_the_first_who_says_a_name_does_not_have_it() -> None:
 
 
 def test_rounds_over_signed_messages_are_those_without(tmp_path: Path) -> None:
-    """A forger takes the place of one site; the others' round is that of a run without it."""
+    """A forger takes the place of one site; the round of the others equals that of a run without that site."""
     federation, _ = clients()
     training = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05))
     plain, _ = far(federation, model, ditto(), training, tmp_path / "plain")
@@ -225,7 +225,7 @@ def test_rounds_over_signed_messages_are_those_without(tmp_path: Path) -> None:
     remote.clients.sites.transport = SignedTransport(Carrier(places), COORDINATOR, members)
 
     def forged(order: bytes) -> bytes:
-        """What somebody without the key makes of a true answer: weights of his own."""
+        """A true answer, changed by a forger without the key to carry other weights."""
         reply, tensors = unpack(verified("answer", signed[101].answer(order), members.values(), order)[1], Reply)
         return STRANGER.sign("answer", pack(reply, {name: 1e3 * t for name, t in tensors.items()}), order)
 
@@ -303,7 +303,7 @@ def test_private_keys_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_a_signature_made_for_something_else_is_none_of_ours() -> None:
-    """Flower lets the same key sign times at the reverse proxy; and who signs files with it signs no answers."""
+    """Flower lets the same key sign times at the reverse proxy; a signature of a file is not valid for an answer."""
     message = pack(Reply(client="a"))
     elsewhere = A.private.sign(message, ec.ECDSA(hashes.SHA384()))
     numbers = signing.decode_dss_signature(elsewhere)

@@ -1,4 +1,4 @@
-"""Who is taken in, and what a site refuses."""
+"""Which sites are admitted, and what a site refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAINING = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
 
 
 class Claims:
-    """A transport whose sites say what they are told to say."""
+    """A transport whose sites give prescribed answers."""
 
     def __init__(self, said):
         self.said = said

@@ -1,4 +1,4 @@
-"""Messages over a Flower grid: what comes back, what does not, and never after the deadline."""
+"""Messages over a Flower grid: which answers come back, and none after the deadline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BODY = 5200 * 1024
 
 @dataclass
 class Message:
-    """Stands for Flower's, which is made in its own processes alone."""
+    """Stands in for Flower's, which exists only in Flower's own processes."""
 
     content: RecordDict | None
     node: int = 0
@@ -37,7 +37,7 @@ class Message:
 
 
 class Nodes:
-    """A grid whose nodes answer in the given manners; ``hang`` is a node that died while it sent its answer."""
+    """A grid whose nodes answer in the given ways; ``hang`` is a node that died while it sent its answer."""
 
     def __init__(self, **manners: str) -> None:
         self.manners = {int(name[1:]): manner for name, manner in manners.items()}
@@ -151,7 +151,7 @@ def test_a_message_has_few_parts_and_none_is_longer_than_the_door_lets_in(length
 
 
 def test_the_first_look_is_when_an_answer_may_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After six tenths of the time that the first answer took the last time."""
+    """After six tenths of the time that the first answer took last time."""
     monkeypatch.setattr("plures.remote.flower.Message", Message)
     nodes = Nodes(_1="echo", _2="echo")
     transport, looks, pull = GridTransport(nodes), [], nodes.pull_messages

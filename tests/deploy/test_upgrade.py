@@ -1,4 +1,4 @@
-"""After a newer plures was installed: its texts replace the old ones, all or none, and what people wrote is kept."""
+"""After an upgrade of plures: its texts replace the old ones, all or none, and what people wrote is kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder and what it holds."""
+    """Every file in a folder and its content."""
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
@@ -161,7 +161,7 @@ def test_services_keep_their_names_when_the_federation_gets_another(folder, site
 
 
 def refuses(folder: Path) -> str:
-    """What the command says to a folder in which something could be written, and writes nothing."""
+    """What the command reports for a folder with updates to write, without writing them."""
     edited(folder / "nginx.conf")
     before = tree(folder)
     with pytest.raises(PluresError) as error:

@@ -1,4 +1,4 @@
-"""The guide for three organisations, to the letter: each has a folder of its own, and files travel by hand."""
+"""The guide for three organisations, followed literally: each has its own folder, and files travel by hand."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Organisation:
     """One of the three: its machine is a folder, its terminals are shells.
 
     Args:
-        home: where its terminals begin.
-        changes: what is another one here than in the guide, for all three share a machine.
+        home: the folder in which its terminals start.
+        changes: replacements in the guide's commands, because all three share a machine.
     """
 
     def __init__(self, home: Path, changes: dict[str, str]) -> None:
@@ -39,7 +39,7 @@ class Organisation:
         self.place = home
 
     def types(self, title: str, text: str, lasting: bool = False) -> str:
-        """Type a block into a terminal, answering ``y`` to what is asked; what it said."""
+        """Type a block into a terminal, answering ``y`` to questions; returns the output."""
         for old, new in self.changes.items():
             text = text.replace(old, new)
         begin = self.home if lasting else self.place

@@ -1,4 +1,4 @@
-"""What crosses the wire: with TLS nothing known can be found; without it shared leaves can, and nothing else."""
+"""What crosses the wire: with TLS nothing recognizable; without it shared leaves, and nothing else."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def found(some: list[bytes], wires: list[bytes]) -> int:
 
 
 def on_the_wire(fleet: Fleet, home: Path, out: Path) -> tuple[float, bool]:
-    """Share of the shared leaves that are found in what a run sends, and whether its form is; nothing else ever is."""
+    """Share of the shared leaves found in a run's traffic, and whether their form is found; nothing else ever is."""
     before = {key: len(body) for key, body in captured(fleet).items()}
     shared, personal, rows = trained(fleet, home, out)
     wires = [body[before.get(key, 0) :] for key, body in captured(fleet).items()]
