@@ -1,4 +1,4 @@
-"""The rules are sound data, and a diagnosis is shown as text, JSON, HTML and on the command line."""
+"""The rules are valid data, and a diagnosis is shown as text, JSON, HTML and on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Federations in which the truth is known: the right measure fires, the others do not; advice follows."""
+"""Federations whose truth is known: the right measure fires, the others do not, and the advice follows."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_groups_are_found_and_named_by_the_metadata(found):
 
 
 def test_learning_alone_against_together(found):
-    """Alike: together is better and corrections bring nothing. Different targets: the other way round."""
+    """Alike clients: training together is better and corrections do not help. Different targets: the reverse."""
     same, different = found["none"].learning, found["concept"].learning
     assert same.pooling > 0.03
     assert same.personalising_p > 0.05
@@ -81,7 +81,7 @@ def test_false_alarms_of_labels_features_and_concepts_stay_rare():
 
 
 def test_power_over_seeds():
-    """Each difference is found in nine of ten federations at least, and is not taken for another."""
+    """Each difference is found in at least nine of ten federations, and is not mistaken for another."""
     right, wrong = Counter[str](), Counter[str]()
     for seed in range(10):
         labels, features = WORLDS["labels"](seed), WORLDS["features"](seed)
@@ -94,7 +94,7 @@ def test_power_over_seeds():
 
 
 def test_small_clients_look_skewed_by_chance_only():
-    """With five rows a client the distance is large, and all of it is chance."""
+    """With five rows per client the distance is large, but purely random."""
     federation = world(0, clients=40, sizes=lambda client: 9)
     dealt = torch.from_numpy(generator("labels").integers(0, 2, len(federation.targets)))
     found = label_skew(replace(federation, targets=dealt))
@@ -104,7 +104,7 @@ def test_small_clients_look_skewed_by_chance_only():
 
 
 def test_test_rows_are_never_read_and_validation_only_for_learning():
-    """Destroying the test rows changes nothing at all; destroying validation rows changes the learning curve alone."""
+    """Destroying the test rows changes nothing at all; destroying validation rows changes only the learning curve."""
     federation = world(2, clients=4, sizes=lambda client: 40)
 
     def spoilt(split):
@@ -130,7 +130,7 @@ def test_a_function_of_the_seed_and_not_of_the_order_of_data():
 
 
 def test_quality_knows_who_is_poor():
-    """Missing values by indicators; noise in series; reliability that the metadata report."""
+    """Missing values from indicators; noise in series; reliability reported in metadata."""
     rng = generator("series")
     waves = np.sin(np.linspace(0, 6, 40)) * rng.normal(size=(360, 2, 1)) + 0.05 * rng.normal(size=(360, 2, 40))
     owner = np.array([f"c{i % 6}" for i in range(360)])
@@ -154,7 +154,7 @@ def test_quality_knows_who_is_poor():
 
 
 def test_regression_and_tokens():
-    """Targets that differ by clients' own slopes are found in regression; tokens have no network and no scaling."""
+    """In regression, targets that differ by clients' own slopes are found; tokens have no network and no scaling."""
     rng = generator("regression")
     x = rng.normal(size=(800, 4))
     owner = np.arange(800) % 8

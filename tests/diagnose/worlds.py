@@ -31,7 +31,7 @@ def world(
         seed: of everything.
         clients: how many.
         sizes: train, validation and test rows of a client together.
-        prior: chance of the second class.
+        prior: probability of the second class.
         move: added to the inputs.
         direction: of unit length, along which the classes lie.
         metadata: columns.
@@ -71,10 +71,10 @@ WORLDS: Mapping[str, Callable[[int], Federation]] = {
         metadata={"site": tuple("ABC"[client % 3] for client in range(CLIENTS))},
     ),
 }
-"""What differs, to a federation made from a seed."""
+"""Kind of difference -> function of a seed that makes a federation."""
 FIRES: Mapping[str, frozenset[str]] = {
     **{name: frozenset({name}) for name in WORLDS},
     "none": frozenset(),
     "clusters": frozenset({"clusters", "concept"}),
 }
-"""What the diagnosis must find; groups are groups of different targets given inputs."""
+"""What the diagnosis must find; groups differ in their targets given inputs."""

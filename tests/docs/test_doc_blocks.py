@@ -45,7 +45,7 @@ ELSEWHERE = {
     ("deploy", "stop"): "test_operate_fleet.py",
     ("deploy", "remove"): "test_members.py",
 }
-"""Commands that go on until they are stopped, or start processes, and the file of tests/deploy that runs them."""
+"""Commands that run until they are stopped, or start processes, with the file of tests/deploy that runs them."""
 
 SMALLER = [
     (r"\brounds=\d+", "rounds=1"),
@@ -100,7 +100,7 @@ def given(words: list[str], option: str) -> list[str]:
 
 
 def did(words: list[str], printed: str) -> None:
-    """What a run or a comparison left is what its words ask for, and what it printed is what it left."""
+    """The files of a run or a comparison match its command line, and its output matches the files."""
     [out] = given(words, "--out") or [f"runs/{words[0]}"]
     if words[0] == "compare":
         result = Comparison.from_json(Path(out) / "results.json")
@@ -128,7 +128,7 @@ def did(words: list[str], printed: str) -> None:
 
 
 def run_all(text: str, name: str) -> dict[str, object]:
-    """Run every block of a text that names its language; returns the names that its Python blocks define."""
+    """Run every code block that names its language; returns the names that the Python blocks define."""
     names = {"__name__": "__main__"}
     for number, (language, block) in enumerate(FENCE.findall(text), 1):
         if language == "python":
@@ -144,7 +144,7 @@ def run_all(text: str, name: str) -> dict[str, object]:
 
 
 def publish(folder: Path) -> None:
-    """What a site has when a federation's run is over: its model and rows."""
+    """What a site has after a federation's run: its model and rows."""
     spec = RunSpec(data="heart", method="ditto+threshold", rounds=1)
     trained = spec.run(heart_schema().federation("hospitals", heart_tables()))
     for _ in trained.rounds():
@@ -168,7 +168,7 @@ def test_blocks_of_a_document_run_in_order(file, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_methods_page_shows_runs(name, tmp_path, monkeypatch, capsys):
-    """It trains this method with what it sets, and prints what it found: see ``did`` for commands."""
+    """It trains this method with its settings, and prints its results: see ``did`` for commands."""
     monkeypatch.chdir(tmp_path)
     text = use(METHODS[name])
     names = run_all(text, name)

@@ -1,4 +1,4 @@
-"""Pages that are made of the code: every method has one, and its numbers are those of the code."""
+"""Pages that are generated from the code: every method has one, with the code's numbers."""
 
 from __future__ import annotations
 

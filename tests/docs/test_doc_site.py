@@ -1,4 +1,4 @@
-"""The documentation site is built without a warning, asks nothing of the network, and fits a phone."""
+"""The documentation site is built without a warning, needs no network, and fits a phone."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def opened(browser: Any, file: Path, width: int, theme: str) -> list[str]:
-    """Show a page; the addresses that it asked for."""
+    """Show a page; returns the addresses that it requested."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": theme}]

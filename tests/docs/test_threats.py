@@ -1,4 +1,4 @@
-"""What the document about deployment claims: every test that it names is there, and its table of fields is complete."""
+"""Claims of the document about deployment: every test that it names exists, and its table of fields is complete."""
 
 from __future__ import annotations
 

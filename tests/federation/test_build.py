@@ -1,4 +1,4 @@
-"""Builders: the same federation from every kind of source, train-only statistics, and messages that name the fault."""
+"""Builders: the same federation from every kind of source, statistics of training rows only, and clear messages."""
 
 from __future__ import annotations
 

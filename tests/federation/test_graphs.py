@@ -1,4 +1,4 @@
-"""Neighbourhoods by hand, communities that fill, edges that are dropped and counted."""
+"""Neighbourhoods by hand, communities that fill up, edges that are dropped and counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builders say what they do not use, what they cannot read, and what is probably not meant."""
+"""Builders report what they do not use, what they cannot read, and what is probably a mistake."""
 
 from __future__ import annotations
 
@@ -374,7 +374,7 @@ def test_a_folder_with_times_says_when_it_does_not_use_them(tmp_path: Path):
     assert min(test_rows(timed)) > max(timed.splits["train"].rows.tolist())
 
 
-# Things that are no data ---------------------------------------------------------------------------------------------
+# Things that are not data ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ FOUR = np.array(["a", "b", "c", "d"])[np.arange(80) % 4]
 
 
 def memory_of_one_column() -> np.ndarray:
-    """A column of a larger table that may not be written to, as a frame gives it: its rows are not neighbours."""
+    """A read-only column of a larger table, as a frame gives it: its values are not adjacent in memory."""
     column = np.asfortranarray(np.random.default_rng(0).normal(size=(80, 3)))[:, :1]
     column.flags.writeable = False
     return column

@@ -1,4 +1,4 @@
-"""Partitions: their definitions hold, and they end."""
+"""Partitions: their definitions hold, and they terminate."""
 
 from __future__ import annotations
 

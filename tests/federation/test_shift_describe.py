@@ -1,4 +1,4 @@
-"""Feature shifts change what they say and nothing else; descriptions count right."""
+"""Feature shifts change what they claim and nothing else; descriptions count correctly."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_shares_of_zero_are_empty():
 
 
 def test_generators_side_by_side_draw_what_each_draws_alone():
-    """Also those that NumPy asks for more words than usual, and those that are too long to be computed together."""
+    """Also those for which NumPy draws more words than usual, and those that are too long to be computed together."""
     rng = np.random.default_rng(0)
     names = [f"ward {number}" for number in range(3_000)]
     numbers, sizes = rng.integers(0, 12, 3_000), rng.integers(0, 80, 3_000)
@@ -162,7 +162,7 @@ def test_rows_of_some_clients_in_any_order():
 
 
 def test_a_zero_is_a_zero_whatever_its_sign():
-    """A file may drop the sign of a zero; the rows of a client are divided alike."""
+    """A file may drop the sign of a zero; the rows of a client are divided in the same way."""
     x = np.linspace(-1, 1, 41, dtype=np.float32).round(1)[:, None]
     targets, client = np.arange(41) % 2, ["a"] * 41
     assert np.signbit(x[x == 0]).any()

@@ -1,4 +1,4 @@
-"""Hierarchical Bayes: posteriors and empirical Bayes in closed form, and uncertainty that holds on new data."""
+"""Hierarchical Bayes: posteriors and empirical Bayes in closed form, and uncertainty that is calibrated on new data."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_covariance_of_the_outputs_of_a_deep_model():
 
 @pytest.mark.oracle("HB0")
 def test_hb0_the_posterior_mean_is_the_proximal_solution():
-    """lam_i = sigma^2 / (n_i tau^2) beside half the mean squared error, so twice that beside the squared error."""
+    """lam_i = sigma^2 / (n_i tau^2) with half the mean squared error, so twice that with the squared error."""
     method = hierarchical_bayes(tau2=0.5, noise=4.0, learn=False)
     means, _ = posterior(run(method, 1, model=scalar(0.2), steps=150, **EXAMPLE))
     for client, size in enumerate(SIZES):
@@ -189,7 +189,7 @@ def test_em_increases_the_likelihood_and_ends_where_its_equations_hold():
 
 
 def fixed_noise(tau2: float, noise: float):
-    """EM for the prior alone."""
+    """EM for only the prior."""
     method = hierarchical_bayes(tau2, noise)
     phase, assign = method.schedule
     return replace(method, schedule=(phase, replace(assign, writes=("information", "model", "prior"))))
@@ -241,7 +241,7 @@ def test_the_prior_and_the_noise_are_learned_and_the_uncertainty_is_honest():
 
 
 def test_what_travels():
-    """A model up and one number for each leaf and the noise; nothing of the personal posterior."""
+    """Uploads are a model and one number for each leaf and the noise; nothing of the personal posterior."""
     assert traffic(run(hierarchical_bayes(), 0, **EXAMPLE).bound) == (8 + 16, 8 + 16)
     assert traffic(run(hierarchical_bayes(learn=False), 0, **EXAMPLE).bound) == (8, 8)
     assert run(hierarchical_bayes(), 0, **MINI).bound.secure_aggregation
@@ -276,7 +276,7 @@ def test_an_unseen_client_starts_from_the_prior_and_finds_its_posterior():
 
 
 def test_class_probabilities_are_averaged_over_the_posterior():
-    """Against the integral: two classes, so the difference of the scores is normal with a known variance."""
+    """Compared with the integral: with two classes, the difference of the scores is normal with a known variance."""
     generator = np.random.default_rng(2)
     x = generator.normal(size=(60, 2))
     y = (x[:, 0] + 0.3 * generator.normal(size=60) > 0).astype(np.int64)

@@ -164,7 +164,7 @@ def test_a_nested_split_finds_the_three_pairs():
 
 @pytest.mark.oracle("CF2")
 def test_members_are_clients_and_not_places_in_the_cohort():
-    """The nested split happens in a cohort of four clients, whose places are not their numbers."""
+    """The nested split happens in a cohort of four clients, whose positions in it are not their numbers."""
     first = run(cfl(0.05, 0.2), 25, federation=points(SIX), model=origin())
     assert first.membership["model"].tolist() == [0, 0, 1, 1, 1, 1]
     cohorts = Fixed([list("abcdef")] * 25 + [list("cdef")] * 95)
@@ -271,7 +271,7 @@ def test_a_run_with_split_models_goes_on_from_a_snapshot():
 
 
 class Watching(Grouping):
-    """Keeps the changes that it sees."""
+    """Records the changes that it sees."""
 
     individual = True
 
@@ -725,7 +725,7 @@ def test_dapper_with_public_data_alone_is_the_model_of_the_public_sample():
 
 
 def means(lam):
-    """DAPPER's limit, and the means of what each client and the public hold."""
+    """DAPPER's limit, and the means of each client's and the public data."""
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(8, 1, generator=generator, dtype=torch.float64) + shift for shift in (-2.0, 0.0, 5.0)]
     data = points([(0.0,)] * 3, values=values).donate(0.25)

@@ -1,4 +1,4 @@
-"""Data that differ in quality: weights by reported quality, and inputs corrected for noise."""
+"""Data of different quality: weights by reported quality, and inputs corrected for noise."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_dt0_without_staleness_it_is_fedavg(cohort):
 @pytest.mark.oracle("DT0")
 @pytest.mark.parametrize("staleness", [0.5, 2.0])
 def test_dt0_clients_of_ages_0_1_and_3(staleness):
-    """b missed one round and c three before they meet a, which came every time."""
+    """b missed one round and c three before they meet a, which took part every time."""
     cohorts = Fixed([["a", "b", "c"], ["a", "b"], ["a", "b"], ["a"], ["a", "b", "c"]])
     before = weight(run(digital_twin(staleness), 4, participation=cohorts))
     done = run(digital_twin(staleness), 5, participation=cohorts)

@@ -1,4 +1,4 @@
-"""Models of every client at the server: mixing, selection, views of the others; memories beside a global model."""
+"""Models of every client at the server: mixing, selection, views of others; memories next to a global model."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_a_client_whose_training_diverged_does_no_harm_to_the_others():
 
 
 def choices(models, epsilon, affinity, order, explore=1.0, clients=(0,), round=0):
-    """Whom clients are sent, given the affinities and the uniform numbers."""
+    """The models that clients are sent, given the affinities and the uniform numbers."""
     view = fedfomo(models, epsilon).layout["whose"]
     setting = Setting.of(quadratic((1.0,) * 5, (0.0,) * 5, (2,) * 5))
     draws = {"order": torch.tensor([order] * len(clients)), "explore": torch.full((len(clients), 5), explore)}
@@ -448,7 +448,7 @@ def test_fedala_by_hand(weight_lr, rounds):
 
 
 def test_fedala_learns_the_weights_of_the_best_mixture():
-    """Of ``v + (w - v) W`` the best is the optimum ``b``, as far as it lies between the two."""
+    """The best ``v + (w - v) W`` is the optimum ``b``, as far as it lies between the two."""
     done = run(fedala(everything, 0.2, epochs=400), 2)
     v, w = (-0.19, 0.18, 1.92), 0.9883333333
     best = [min(1.0, max(0.0, (b - x) / (w - x))) for x, b in zip(v, B, strict=True)]
@@ -630,7 +630,7 @@ def test_neighbours_vote_by_their_distance():
 
 @pytest.mark.parametrize(("answers", "lam"), [([0, 1, 1], 1.0), ([1, 0, 0], 0.0), ([0, 1, 0], 0.3)])
 def test_the_weight_of_the_neighbours_is_chosen_on_validation(answers, lam):
-    """The model cannot tell; with two of three neighbours right the likelihood is largest at 1/3."""
+    """The model is uninformative; with two of three neighbours right the likelihood is largest at 1/3."""
     data = memories(POINTS, [0, 1, 1, 0], [(0.1, 0.0), (0.9, 0.0), (0.0, 2.9)], answers)
     done = run(knnper(k=1), 0, federation=data, model=linear(2))
     assert done.deployed([0])["mix"]["lam"].item() == exact(lam)
@@ -659,7 +659,7 @@ def test_an_unseen_client_of_knnper_brings_its_own_memory():
 
 
 def test_knnper_joins_methods_that_train_the_model_otherwise():
-    """The personal head predicts beside the memory of features of the shared body."""
+    """The personal head predicts together with the memory of the shared body's features."""
     options = {"federation": ragged(), **MINI}
     done = run(fedper() + knnper(lam=0.0001), 3, **options)
     base = run(fedper(), 3, **options)

@@ -54,7 +54,7 @@ def parts(done: Run, name: str) -> dict[str, torch.Tensor]:
     return {path: t for path, t in shared(done).items() if name in info[path].roles}
 
 
-# A model gets the parts that it lacks ---------------------------------------------------------------------------
+# A model gets its missing parts ---------------------------------------------------------------------------
 
 
 def test_added_parts_follow_the_seed_and_leave_the_model_alone():
@@ -215,7 +215,7 @@ def test_equal_gates_are_the_global_model():
     data = pictures(equal=True)
     for part in ("gate", "bias"):
         own, all_shared = (gated(method, federation=data) for method in (personal_se(part), fedavg()))
-        # Normalising a batch of almost equal values enlarges what another order of summation rounds, to some 1e-8.
+        # Normalising a batch of almost equal values magnifies rounding from another order of summation, to about 1e-8.
         torch.testing.assert_close(outputs(own), outputs(all_shared), atol=1e-7, rtol=0)
     done = gated(personal_se("bias"))
     assert not torch.equal(outputs(done)[0], outputs(done)[1])
@@ -306,7 +306,7 @@ def test_two_rounds_of_communities_by_hand():
 
 
 class Perceptron(nn.Module):
-    """What is left of a graph convolutional network on a node without neighbours."""
+    """What remains of a graph convolutional network on a node without neighbours."""
 
     def __init__(self, graph: nn.Module) -> None:
         super().__init__()
@@ -356,7 +356,7 @@ def test_communities_are_learned_without_metadata():
 
 
 class Constant(nn.Module):
-    """A gate that does not look."""
+    """A gate that ignores its input."""
 
     def __init__(self, *logits: float) -> None:
         super().__init__()
@@ -525,7 +525,7 @@ def test_two_rounds_of_fedrod_by_plain_pytorch():
 
 
 def test_a_class_that_a_client_lacks_does_no_harm():
-    """Client a has one class and b two: no infinity gets into the model, also without balance."""
+    """Client a has one class and b two: no infinity enters the model, even without balancing."""
     x = torch.randn(14, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.tensor([2] * 4 + [0, 1] * 5)
     split = Split.of([torch.arange(4) + 0, torch.arange(4, 14)])

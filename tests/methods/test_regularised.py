@@ -154,7 +154,7 @@ def trials(monkeypatch):
 
 
 def mixing_of(method: Method, federation=None) -> torch.Tensor:
-    """What the server multiplies the models with."""
+    """The matrix by which the server multiplies the models."""
     setting = Setting.of(federation or quadratic())
     everybody, nobody = torch.arange(len(setting)), torch.zeros(len(setting), dtype=torch.bool)
     cohort = Cohort(0, everybody, setting, nobody, lambda name, count: torch.full((count,), 0.3))
@@ -252,7 +252,7 @@ def test_l2gd_wanders_around_the_joint_optimum():
 
 
 def test_l2gd_when_some_are_absent(trials):
-    """The mean counts the last models of those absent, who keep theirs."""
+    """The mean includes the last models of absent clients, who keep theirs."""
     trials(1)
     done = run(l2gd(0.4), 1, lr=0.1, participation=Fixed([["b", "c"]]))
     y = np.array([0.0, 0.1, 1.2])
@@ -314,7 +314,7 @@ def test_fu3_rows_sum_to_one(graph):
 
 
 def test_fedu_graphs_by_metadata():
-    """Numbers: the two nearest on either side. Categories: who agrees, so a group's mean at full strength."""
+    """Numbers: the two nearest on either side. Categories: clients that agree, so a group's mean at full strength."""
     line = metadata(quadratic((1.0,) * 5, (0.0,) * 5, (4,) * 5), place=[0.0, 1.0, 2.0, 3.0, 10.0])
     edges = mixing_of(fedu(1.0, "nearest", ("place",), neighbours=1), line).fill_diagonal_(0.0) > 0
     assert edges.nonzero().tolist() == [[0, 1], [1, 0], [1, 2], [2, 1], [2, 3], [3, 2], [3, 4], [4, 3]]
@@ -574,7 +574,7 @@ def test_qf3_large_q_tends_to_the_best_worst_loss():
 
 
 def test_qffl_with_a_cohort_and_an_unseen_client():
-    """By hand from the paper's Algorithm 2, with clients b and c alone."""
+    """By hand from the paper's Algorithm 2, with only clients b and c."""
     a, b, inverse_lr = A[1:], B[1:], 10.0
     loss = a / 2 * b**2 + 1e-10
     dw = inverse_lr * (0 - (1 - (1 - 0.1 * a) ** 2) * b)
@@ -756,7 +756,7 @@ def test_reptile_by_hand():
 
 
 def test_reptile_goes_on_from_a_checkpoint():
-    """The number of rounds that the server has made is part of its memory."""
+    """The number of rounds that the server has done is part of its memory."""
     whole = run(reptile(2, 0.3), 5)
     first = run(reptile(2, 0.3), 3)
     again = run(reptile(2, 0.3), 0)

@@ -60,7 +60,7 @@ def own(federation: Federation, client: int) -> tuple[Tensor, Tensor]:
 
 
 def alike(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = 0.0) -> bool:
-    """On the leaves of ``right``, wherever a method put them when it added a part; tolerance 0 is bit for bit."""
+    """Compares the leaves of ``right``, wherever a method that adds a part keeps them; tolerance 0 is bit for bit."""
     plain = {path.removeprefix("base."): t for path, t in left.items()}
     pairs = ((plain[path.removeprefix("base.")], t) for path, t in right.items())
     return all(torch.allclose(one, other, rtol=0, atol=tolerance) for one, other in pairs)
@@ -250,7 +250,7 @@ def test_one_by_one_and_stacked_agree(method):
 
 
 def moon_by_loops(federation: Federation, cohorts: list[list[int]], mu: float, lr: float, steps: int) -> nn.Module:
-    """MOON as its authors write it: a cross-entropy over two cosines whose right answer is the first."""
+    """MOON as its authors write it: a cross-entropy over two cosines in which the first is the right class."""
     model = started(mlp)
     previous: dict[int, nn.Module] = {}
     for cohort in cohorts:
@@ -370,7 +370,7 @@ def test_an_unseen_client_of_self_distillation_trains_from_the_global_model_each
 
 
 def scaled(batch: Batch, number: int) -> Tensor:
-    """Two views without chance."""
+    """Two deterministic views."""
     return batch.inputs * (1 + number) + number
 
 
@@ -717,7 +717,7 @@ def affine(done: Run) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.oracle("OT1")
 def test_ot1_descent_and_ascent_find_the_barycentre_and_carry_a_newcomer_to_it():
-    """The loss does not depend on the inputs here, so only transport counts."""
+    """The loss does not depend on the inputs here, so only transport matters."""
     options = {"model": scalar(0.0), "lr": 0.0, "steps": 4}
     done = run(fedot(1.0, 0.1, 0.3), 60, federation=normals(MEANS, DEVIATIONS), **options)
     for found, expected in zip(affine(done), barycentre_maps(MEANS, DEVIATIONS), strict=True):

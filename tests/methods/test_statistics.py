@@ -1,4 +1,4 @@
-"""What running statistics follow, and how they are combined: for every method, against statistics of the data."""
+"""What running statistics follow, and how they are combined: every method, compared with statistics of the data."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from plures.tasks import Classification
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
 SIZES, MEANS, EXAMPLES, UNIFORM = (10, 20, 30), (0.0, 4.0, 10.0), 380 / 60, 14 / 3
-"""Of three clients: training examples, means of their inputs, and the mean of these by examples and over clients."""
+"""Three clients: training examples, means of their inputs, and the mean of these, by examples and over clients."""
 STACKED, ALONE = Execution("vmap", 3, False, "float64"), Execution("loop", 3, False, "float64")
 FIXED = {"lora": 0}
-"""Methods whose statistics are those of a base that was trained before, with the passes that these have seen."""
+"""Methods whose statistics are those of a pretrained base, with the number of passes that it has seen."""
 
 
 def clients(means=MEANS, sizes=SIZES, names="abc") -> Federation:
-    """Inputs of each client have exactly its mean and the variance 4 (unbiased) in every feature, on every split."""
+    """Each client's inputs have exactly its mean and the variance 4 (unbiased) in every feature, on every split."""
     generator = torch.Generator().manual_seed(1)
     parts = []
     for mean, size in zip(means, sizes, strict=True):
@@ -77,7 +77,7 @@ def clients(means=MEANS, sizes=SIZES, names="abc") -> Federation:
 
 
 def network(momentum: float) -> nn.Module:
-    """Batch normalisation of the inputs themselves, then a body with what methods may want, and a head."""
+    """Batch normalisation of the inputs themselves, then a body with the parts that methods need, and a head."""
     first = nn.BatchNorm1d(4, momentum=momentum)
     body = first, nn.Linear(4, 4), nn.ReLU(), nn.Unflatten(1, (4, 1, 1)), SqueezeExcitation(4), nn.Flatten()
     return with_roles(nn.Sequential(*body, nn.Linear(4, 2)), head="6", se="4")
@@ -115,7 +115,7 @@ def made(name: str) -> Method:
 def test_statistics_are_those_of_the_inputs_whatever_the_method(name):
     """Where all batches have mean 4 and variance 4, n passes leave the mean 4 (1 - 0.9^n), the variance 4 - 3 * 0.9^n.
 
-    So it is for the shared model, every personal one, mixtures, and newcomers'; n is what the layer counts.
+    This holds for the shared model, personal models, mixtures, and newcomers; n is what the layer counts.
     """
     homogeneous = clients((4.0, 4.0, 4.0))
     done = train(made(name), homogeneous, 0.1)
@@ -148,7 +148,7 @@ UNIFORMLY = ("feddyn", "scaffold", "ifca")
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_personal_predictor_has_the_statistics_of_its_client(name):
-    """With momentum 1 the last pass decides: the client's own mean, whatever was mixed, pulled or averaged."""
+    """With momentum 1 only the last pass matters: the client's own mean, whatever was mixed, pulled or averaged."""
     done = train(made(name), clients(), 1.0)
     (seen,) = (seen for slot, seen in statistics(done).items() if slot.startswith("model/"))
     expected = torch.tensor(MEANS, dtype=torch.float64).unsqueeze(1).expand(3, 4)
@@ -212,7 +212,7 @@ def test_a_proximal_pull_does_not_move_statistics():
 
 
 def test_ends_of_a_mixture_are_its_models():
-    """Without weight on its own model a client predicts with the shared one, its statistics included."""
+    """With no weight on its own model, a client predicts with the shared one, including its statistics."""
     plain = train(fedavg(), clients(), 0.5)
     expected = plain.predictors([0, 1, 2])
     for method in (apfl(0.0), wise_ft(alpha=0.0)):
@@ -249,7 +249,7 @@ def test_arithmetic_leaves_buffers_and_frozen_leaves_alone():
 
 
 def test_a_penalty_counts_parameters_alone():
-    """The distance that an objective sees is that of the weights: the received model differs in statistics, too."""
+    """The distance that an objective sees is that of the weights; the received model differs in statistics too."""
     seen = []
 
     def far(x, received, batch):
@@ -269,7 +269,7 @@ def test_a_penalty_counts_parameters_alone():
 
 
 def test_a_reducer_sees_parameters_alone():
-    """The reducer gets 4 + 4 (normalisation), 20 (linear) and so on; statistics are averaged beside it."""
+    """The reducer gets 4 + 4 (normalisation), 20 (linear) and so on; statistics are averaged separately."""
     module = network(1.0)
     count, sizes = sum(p.numel() for p in module.parameters()), []
 
@@ -309,7 +309,7 @@ def test_weights_of_single_entries_leave_statistics_to_the_examples():
 
 
 def test_a_mixing_matrix_gets_and_mixes_parameters_alone():
-    """Rows that even subtract models leave every client the statistics of its own inputs."""
+    """Even rows that subtract models leave every client the statistics of its own inputs."""
     widths = []
 
     def matrix(models, cohort):
@@ -363,7 +363,7 @@ def test_a_run_with_statistics_goes_on_from_a_checkpoint():
 
 
 def headed(momentum: float) -> nn.Module:
-    """Batch normalisation inside the head, on what the body (which changes nothing) hands it."""
+    """Batch normalisation inside the head, on the output of the body (which changes nothing)."""
     body = nn.Linear(4, 4, bias=False)
     nn.init.eye_(body.weight)
     return with_roles(
@@ -383,7 +383,7 @@ def test_a_head_called_by_itself_has_statistics_of_its_own(execution):
 
 
 def test_a_frozen_head_still_learns_what_it_reads():
-    """FedBABU keeps the head's weights, not the statistics of what reaches it."""
+    """FedBABU keeps the head's weights, not the statistics of its inputs."""
     done = train(METHODS["fedbabu"](epochs=0), clients(), 1.0, rounds=1, steps=1, model=headed)
     leaves = done.predictors([0])
     torch.testing.assert_close(leaves["1.0.running_mean"][0, 0], torch.tensor(EXAMPLES).double(), atol=1e-6, rtol=0)
@@ -391,7 +391,7 @@ def test_a_frozen_head_still_learns_what_it_reads():
 
 
 def test_a_base_that_never_changes_uses_its_statistics_in_training():
-    """LoRA's base normalises by what it came with, so that training and prediction are one function."""
+    """LoRA's base normalises with its given statistics, so that training and prediction are the same function."""
     losses = []
 
     def trained_base(momentum: float) -> nn.Module:

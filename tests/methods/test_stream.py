@@ -1,4 +1,4 @@
-"""Experiences that follow one another: elastic weight consolidation, what is taken along, and what is forgotten."""
+"""Sequences of experiences: elastic weight consolidation, what is carried over, and what is forgotten."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_ewc_forgets_less_than_fedavg_by_exactly_computed_numbers():
 
 
 def test_ewc_forgets_less_than_fedavg_on_permuted_inputs():
-    """Less of the old experience is lost, and less of the new one learned."""
+    """Less of the old experience is forgotten, and less of the new one learned."""
     stream = permuted(ragged(), 2, seed=0)
     training = Training(rounds=15, steps=4, batch_size=16, optimizer=SGD(0.1))
     options = {"execution": Execution("vmap", 7, False, "float64")}
@@ -176,7 +176,7 @@ def test_ewc_forgets_less_than_fedavg_on_permuted_inputs():
 
 
 def test_an_absent_client_remembers_from_when_it_was_there():
-    """A client that never took part has nothing to remember; one that did looks back at every end of an experience."""
+    """A client that never took part has nothing to remember; one that did consolidates after every experience."""
     stream = stream_of(quadratic(), quadratic(optima=(1.0, 2.0, -1.0)), quadratic())
     runs = learned(stream, ewc(1.0), 2, scalar(), participation=Fixed([["a"], ["a"], ["b"], ["b"], ["a"], ["a"]]))
     assert personal(runs[0], "fisher") == close([1.0, 0.0, 0.0])
@@ -211,7 +211,7 @@ def test_a_degenerate_parameter_is_named():
 )
 @partial
 def test_the_same_experience_twice_is_one_long_run(method, cohort):
-    """Server values, personal leaves, memory and the count of rounds are taken along, bit for bit."""
+    """Server values, personal leaves, memory and the count of rounds are carried over, bit for bit."""
     data = ragged()
     options = {"model": mlp, "training": {"batch_size": 8, "steps": 3}, "participation": cohort}
     halves = learned(stream_of(data, data), method, 2, **options)[-1]
@@ -247,7 +247,7 @@ def test_between_experiences_nothing_travels():
 
 
 def test_composition_keeps_the_work_between_experiences():
-    """EWC on the shared body, personal heads: nothing of the head is held back by others."""
+    """EWC on the shared body, personal heads: the head is not held back by others."""
     both = fedper() + ewc(3.0, 0.0)
     assert len(both.between) == 1
     runs = learned(permuted(ragged(), 2), both, 2, mlp, training={"batch_size": 8, "steps": 2})

@@ -1,4 +1,4 @@
-"""Metrics that are asked for by name: by hand, and as scikit-learn has them."""
+"""Metrics chosen by name: by hand, and compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_outputs_that_are_not_finite_are_wrong(name: str) -> None:
     assert two(name).of(made) <= 0.0
 
 
-# As scikit-learn has them ------------------------------------------------------------------------------------------
+# Compared with scikit-learn ------------------------------------------------------------------------------------------
 
 SKLEARN = {
     "micro_f1": lambda y, p, w: sklearn.f1_score(y, p, average="micro", sample_weight=w),

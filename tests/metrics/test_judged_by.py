@@ -36,7 +36,7 @@ asks = rest
 
 
 def rare(clients: int = 5, seed: int = 0) -> Federation:
-    """Clients of whom one in ten examples is positive; inputs say little about which."""
+    """Clients with one positive example in ten; inputs say little about which one it is."""
     generator = np.random.default_rng(seed)
     client = np.repeat(np.arange(clients), 60)
     y = (np.arange(len(client)) % 10 == 0).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Metrics by hand, and what every metric must do: ignore order and padding, count weights, take clients at once."""
+"""Metrics by hand, and what every metric must do: ignore order and padding, use weights, work on stacked clients."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_values_lie_in_the_declared_range(task: Task, metric: Metric) -> None:
     assert all(metric.within(value) == value for value in values)
 
 
-# One's own ------------------------------------------------------------------------------------------------------
+# User-defined metrics -------------------------------------------------------------------------------------------------
 
 
 def test_a_function_of_one_client_gets_its_examples_and_no_padding() -> None:
@@ -176,7 +176,7 @@ def test_what_cannot_be_a_metric_is_refused(options: dict[str, object], message:
         Metric(**{"name": "own", "title": "own", "each": lambda p: p.losses, **options})  # type: ignore[arg-type]
 
 
-# Metrics that are written wrongly --------------------------------------------------------------------------------
+# Wrongly written metrics --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_what_cannot_be_a_metric_is_refused(options: dict[str, object], message:
     ],
 )
 def test_what_each_returns_has_a_place_for_every_example(each: Callable[..., Any], returned: str) -> None:
-    """A mean that is taken too early would be the same number for all clients, padding included."""
+    """A mean over too many axes would be the same number for all clients, with padding included."""
     wrong = Metric("mine", "mine", each)
     with pytest.raises(
         PluresError, match=f"metric 'mine': each\\(predictions\\) returned .*{returned}.* for 2 clients wi"

@@ -1,4 +1,4 @@
-"""Metrics that are no means: by hand, and as scikit-learn has them."""
+"""Metrics that are not means: by hand, and compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_labels_are_ranked_one_by_one() -> None:
     assert macro_f1.stacked(made).tolist() == [(2 / 3 + 0) / 2]
 
 
-# As scikit-learn has it -----------------------------------------------------------------------------------------
+# Compared with scikit-learn -----------------------------------------------------------------------------------------
 
 
 @given(

@@ -1,4 +1,4 @@
-"""A metric that is undefined for some clients is NaN from its function to the report: counted, told, in no mean."""
+"""A metric that is undefined for some clients is NaN all the way to the report: counted, reported, in no mean."""
 
 from __future__ import annotations
 

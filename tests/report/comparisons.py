@@ -1,4 +1,4 @@
-"""Made-up comparisons whose numbers are realistic and whose answers are known."""
+"""Made-up comparisons with realistic numbers and known answers."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def comparison(
 
 
 def traced(curve: list[Point], value: np.ndarray) -> list[Point]:
-    """The curve with every client's value, which differs from the mean by as much as in the end."""
+    """The curve with every client's value, which differs from the mean by as much as at the end."""
     off = value - np.nanmean(value)
     return [
         p.model_copy(update={"clients": [None if np.isnan(o) else float(p.validation + o) for o in off]}) for p in curve

@@ -62,7 +62,7 @@ class Page(HTMLParser):
 
 
 def own(page: str) -> str:
-    """A page without the libraries that lie in it."""
+    """A page without its embedded libraries."""
     for script in scripts():
         assert script in page
         page = page.replace(script, "")

@@ -1,4 +1,4 @@
-"""The page in a real browser: numbers, files, keyboard, colours, paper. Skipped where there is no Chromium."""
+"""The page in a real browser: numbers, files, keyboard, colours, print. Skipped without Chromium."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def visit(browser: Any, folder: Path) -> Callable[..., Any]:
 
 
 def choose(browser: Any, name: str, words: str) -> None:
-    """Take the option whose text begins with some words."""
+    """Select the option whose text begins with some words."""
     script = """
         const select = document.querySelector(`select[name="${arguments[0]}"]`);
         const option = [...select.options].find((o) => o.text.startsWith(arguments[1]));
@@ -89,7 +89,7 @@ def choose(browser: Any, name: str, words: str) -> None:
 
 
 def cells(browser: Any, section: str = "methods") -> dict[str, dict[str, tuple[str, float | None]]]:
-    """Method to column to what is written and the value behind it."""
+    """Method -> column -> the text shown and the value behind it."""
     script = """
         return [...document.querySelectorAll(`#${arguments[0]} tr[data-method]`)].map((line) => [line.dataset.method,
             [...line.querySelectorAll("td[data-key]")].map((td) =>

@@ -1,4 +1,4 @@
-"""A process at work on a study, for tests that kill it or start two."""
+"""A process that works on a study, for tests that kill it or start two."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ checkpoint_every = 1
 
 
 def work(file: str, folder: str) -> None:
-    """Do what is left of a study."""
+    """Do the remaining work of a study."""
     torch.set_num_threads(1)
     plan, store = plan_of(read_study(Path(file)), "optuna"), Store(Path(folder))
     begin(plan, store)
@@ -48,7 +48,7 @@ def work(file: str, folder: str) -> None:
 
 
 def rows(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """All that a study's database says of results, without wall times."""
+    """Everything that a study's database says about results, without wall times."""
     import json
 
     def without_times(value: Any) -> Any:

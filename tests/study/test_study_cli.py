@@ -1,4 +1,4 @@
-"""The command: it plans, runs, tells, stops and goes on."""
+"""The command: it plans, runs, reports, stops and resumes."""
 
 from __future__ import annotations
 

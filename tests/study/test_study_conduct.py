@@ -44,7 +44,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(file: Path) -> Path:
-    """A study that nobody disturbed."""
+    """A study that ran undisturbed."""
     folder = file.parent / "whole"
     process = worker(file, folder)
     process.join()

@@ -1,4 +1,4 @@
-"""A study whose database a disk has damaged, or whose disk is full: the same results in the end, and one sentence."""
+"""A study whose database is damaged or whose disk is full: the same results in the end, and one sentence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def work(plan: Plan, folder: Path) -> list[str]:
-    """Do what is left of a study; the warnings that it gave."""
+    """Do the remaining work of a study; returns its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PluresWarning)
         store = Store(folder)
@@ -73,7 +73,7 @@ def kept(store: Store, plan: Plan) -> dict[str, Any]:
 
 
 def everything(folder: Path, plan: Plan) -> tuple[dict[str, Any], Any]:
-    """All that a study's folder gives to who reads it."""
+    """Everything that can be read from a study's folder."""
     study = Study(folder)
     try:
         study.comparisons()
@@ -83,7 +83,7 @@ def everything(folder: Path, plan: Plan) -> tuple[dict[str, Any], Any]:
 
 
 def tried(reading: Callable[[], T]) -> tuple[T | None, PluresError | None]:
-    """What a reading gives, or how it was refused."""
+    """The result of reading, or the reason of the refusal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PluresWarning)
         try:
@@ -97,7 +97,7 @@ def said(error: PluresError, folder: Path) -> bool:
 
 
 def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Harmed files: what happens everywhere, and flips in each page's first bytes, where SQLite keeps its own."""
+    """Damaged files: damage everywhere, and flips in each page's first bytes, where SQLite keeps its own data."""
     content, draw = (folder / FILE).read_bytes(), random.Random(5)
     yield from harmed(content, flips=100)
     for page in range(0, len(content), 4096):
@@ -273,7 +273,7 @@ def test_a_database_that_cannot_grow_is_one_sentence_and_goes_on_when_there_is_r
 def test_a_full_disk_stops_the_study_with_one_sentence(
     whole: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not as a fault of each unit, one after the other."""
+    """It is not reported as a failure of each unit in turn."""
     store = Store(tmp_path)
     begin(plan, store)
     conduct(plan, store, plan.measures, lambda event: None)

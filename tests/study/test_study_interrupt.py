@@ -1,4 +1,4 @@
-"""Signals: the first lets a round come to its end, a second does not, and SIGTERM is not waited for long."""
+"""Signals: the first lets a round finish, a second does not, and SIGTERM waits only briefly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from plures.run.interrupt import Interrupt, ending, rest
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    """A signal; who handled it before is the same afterwards."""
+    """A signal; its handler must be the same afterwards as before."""
     before = signal.getsignal(request.param)
     yield request.param
     assert signal.getsignal(request.param) is before
@@ -88,7 +88,7 @@ def test_a_server_notes_its_end_and_leaves_the_signal_to_who_handled_it_before(n
 
 
 def test_a_wait_hears_of_a_signal_that_a_thread_got() -> None:
-    """As Flower's watch over a task's parent raises it."""
+    """As Flower's thread that watches a task's parent raises it."""
     begin = time.monotonic()
     threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()
     with pytest.raises(KeyboardInterrupt):

@@ -219,7 +219,7 @@ def test_data_that_changed_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_metric_belongs_to_the_cell() -> None:
-    """A data set that names none is the cell that it was; another metric makes another cell."""
+    """A data set without a metric is the same cell as before; another metric makes another cell."""
     plain, named = TEXT, TEXT.replace('name = "heart",', 'name = "heart", metric = "auroc",')
     before, after = plan(plain).cells, plan(named).cells
     changed = [one.data.name for one, other in zip(before, after, strict=True) if one.key != other.key]
@@ -235,7 +235,7 @@ def test_a_metric_belongs_to_the_cell() -> None:
 
 
 def test_a_task_belongs_to_the_cell() -> None:
-    """A data set that names none is the cell that it was; partitions deal its targets as they are learned."""
+    """A data set without a task is the same cell as before; partitions deal its targets as they are learned."""
     named = TEXT.replace('name = "heart",', 'name = "heart", task = "saved:weighted",')
     module = ModuleType("saved")
     module.__dict__["weighted"] = Classification(class_weights={"disease": 3})

@@ -205,7 +205,7 @@ def test_a_study_may_be_read_elsewhere(study: Study, tmp_path: Path) -> None:
 
 
 def test_a_finished_study_is_not_told_of_other_data_or_by_another_version(study: Study, tmp_path: Path) -> None:
-    """Nothing is left to be done, and still its results do not come back."""
+    """There is nothing left to do, but its results are not returned."""
     store, plan = Store(tmp_path), study.plan
     study._store.db.backup(store.db)
     begin(plan, store)

@@ -1,4 +1,4 @@
-"""Tuning: what is tried, what is stopped, what is counted."""
+"""Tuning: which settings are tried, which are stopped, and what is counted."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_what_falls_behind_is_stopped_and_never_chosen(pruning: str) -> None:
     assert all(len(tried.curve) < 8 for tried in pruned)
     assert all(len(tried.curve) == 8 for tried in world.kept if tried.state == "finished")
     assert chosen in [tried.setting for tried in world.kept if tried.state == "finished"]
-    if pruning == "median":  # by hand: the best value so far lies below the median of what the finished had then
+    if pruning == "median":  # by hand: the best value so far is below the median of the finished trials at that point
         for tried in pruned:
             step = max(tried.curve)
             before = [t.curve[step] for t in world.kept[: tried.number] if t.state == "finished"]

@@ -29,7 +29,7 @@ OWN_TERMS = {
     "fedsimclr": "contrasts views of inputs",
     "moon": "contrasts representations",
 }
-"""Methods that move without a loss, and by what."""
+"""Methods that move without a loss, and what moves them."""
 CURVED = ("ewc", "hierarchical_bayes")
 """Methods that need a loss whose curvature is known."""
 
@@ -49,7 +49,7 @@ def with_task(federation: Federation, **options: object) -> Federation:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_minimises_the_weighted_loss(name: str):
-    """Weights are what the same loss written by hand is, and change what is learned."""
+    """Weights give the same as that loss written by hand, and change what is learned."""
     seen, _ = clients()
     weighted, same = (with_task(seen, **options) for options in ({"class_weights": (1, 3)}, {"loss": by_hand}))
     done = trained(name, weighted)
@@ -137,7 +137,7 @@ def test_an_absolute_loss_by_hand():
 
 @dataclass(frozen=True)
 class Halved(Regression):
-    """A task of one's own, with an option."""
+    """A user-defined task with an option."""
 
     factor: float = 0.5
 
@@ -178,7 +178,7 @@ def test_a_run_is_another_one_with_other_weights_or_another_loss():
 
 
 def test_newcomers_take_over_the_loss():
-    """A client that comes later learns by the weights of the run, though its own data do not say them."""
+    """A newcomer learns with the weights of the run, although its own data does not have them."""
     seen, later = clients()
     done = trained("fedper", with_task(seen, class_weights=(1, 3)))
     guest = onboard(done, later, visits=2)

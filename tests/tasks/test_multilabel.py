@@ -1,4 +1,4 @@
-"""Multi-label classification: one file of the room of tasks, and everything else finds it."""
+"""Multi-label classification: one file in the room of tasks, and everything else finds it."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_two_rounds_of_federated_averaging_by_hand():
     assert predictors(done)["bias"].tolist() == [close(expected), close(expected)]
 
 
-# --- what outputs say -------------------------------------------------------------------------------------------
+# --- what outputs mean -------------------------------------------------------------------------------------------
 
 
 def test_probabilities_are_of_each_label_and_decisions_fall_at_a_half():
@@ -314,7 +314,7 @@ def test_predictions_are_written_as_labels_and_their_probabilities():
 CLASSES = {"fedrod", "fedproto", "fedhome", "self_distillation", "prior_shift", "temperature", "threshold"}
 """Methods that need classes of which an example has exactly one."""
 ELSEWHERE = {"dapper", "personal_se"}
-"""Methods that need other data or networks than these."""
+"""Methods that need data or networks other than these."""
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ELSEWHERE])

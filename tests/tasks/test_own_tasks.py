@@ -1,4 +1,4 @@
-"""Tasks of one's own that derive from those of plures: what a class overrides counts everywhere, or is refused."""
+"""User-defined tasks that derive from those of plures: what a class overrides counts everywhere, or is refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sharper(Classification):
 
 @dataclass(frozen=True)
 class Sharp(Sharper):
-    """The same, with what mixing needs."""
+    """The same, with the methods that mixing needs."""
 
     def scores(self, expected: Tensor) -> Tensor:
         return expected.log() / 2
@@ -87,11 +87,11 @@ def test_predictions_mix_by_the_probabilities_that_a_class_gives():
         Run(seen.with_task(Sharper()), linear, METHODS["fedem"](), Training(rounds=1))
 
 
-# --- what cannot be -----------------------------------------------------------------------------------------------
+# --- what is refused -----------------------------------------------------------------------------------------------
 
 
 class Least(Task):
-    """The least that a task of one's own says; its mean loss is its metric."""
+    """The minimum that a user-defined task declares; its mean loss is its metric."""
 
     kind = "least"
     outputs = 1

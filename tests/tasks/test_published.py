@@ -1,4 +1,4 @@
-"""A task of one's own in files: named by ``module:name``, run with consent alone, its code part of the question."""
+"""A user-defined task in files: named by ``module:name``, run only with consent, its code part of the fingerprint."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def kept(home: Path, task: str | None, consent: Code) -> tuple[RunFolder, RunSpe
     ],
 )
 def test_a_model_of_ones_own_task_is_published_and_read_with_consent(own: Path, task: str | None, name: str):
-    """Whether it was named as an object, a function or a class, or came with the data."""
+    """Whether it was given as an object, a function or a class, or came with the data."""
     folder, spec, run = kept(own, task, code(name))
     rows = torch.tensor([[-0.5], [0.75]])
     wanted, decided = run.predict("west", rows)
@@ -144,7 +144,7 @@ def test_a_run_of_a_task_whose_code_changed_predicts_no_more(own: Path):
 
 @dataclass(frozen=True)
 class Doubled(Classification):
-    """A task of one's own that a file can name, with an option that it cannot tell."""
+    """A user-defined task that a file can name, with an option that a file cannot store."""
 
     scale: Tensor | None = None
 
@@ -153,7 +153,7 @@ class Doubled(Classification):
 
 
 def test_a_task_that_no_file_can_name_is_refused_where_a_file_is_needed(tmp_path: Path):
-    """A run of it ends and is kept; its models are read where the task is given again."""
+    """A run of it ends and is stored; its models are read if the task is given again."""
 
     @dataclass(frozen=True)
     class Local(Classification):

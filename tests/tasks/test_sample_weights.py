@@ -37,7 +37,7 @@ READS_EXAMPLES = {
     "fedsimclr": "each example is a negative of all others",
     "knnper": "the nearest examples vote, however light",
 }
-"""Methods that do more with examples than average over them."""
+"""Methods that do more with examples than averaging over them."""
 
 
 def alone_at(x: Tensor, y: Tensor, task, weights: Tensor | None = None) -> Federation:

@@ -1,4 +1,4 @@
-"""Callbacks hear all that a run does, in order, and change nothing in it."""
+"""Callbacks are notified of everything that a run does, in order, and change nothing in it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def written(name: str, folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def recorded(heard: Heard) -> dict[str, list[tuple[int, float]]]:
-    """The same from what the run itself told, put together by hand."""
+    """The same, assembled by hand from what the run itself reported."""
     found: dict[str, list[tuple[int, float]]] = {}
 
     def add(name: str, step: int, value: float) -> None:
@@ -80,7 +80,7 @@ def recorded(heard: Heard) -> dict[str, list[tuple[int, float]]]:
 
 
 def equal(one: dict, other: dict) -> None:
-    """The same names, and the same values but for the last digit of a decimal number."""
+    """The same names, and the same values except for the last digit of a decimal number."""
     assert one.keys() == other.keys()
     for name, values in one.items():
         assert [step for step, _ in values] == [step for step, _ in other[name]], name
@@ -126,7 +126,7 @@ def test_settings_are_written(name, tmp_path):
 
 @pytest.mark.parametrize("name", EACH)
 def test_a_run_that_goes_on_is_complete(name, tmp_path):
-    """Killed after round 3, with the checkpoint of round 2: in the end every round has its values once."""
+    """Killed after round 3, with the checkpoint of round 2: at the end every round has its values once."""
     file, whole = tmp_path / "run.safetensors", Heard()
     finish(fit(fresh(), "m", callbacks=[whole]), 0)
 
@@ -352,7 +352,7 @@ print("asked:", asked)
 
 
 def test_nothing_leaves_the_machine(tmp_path):
-    """Neither this process nor a helper of a library asks for anything: the one way out leads to this test."""
+    """Neither this process nor a library's helper requests anything: the only proxy leads to this test."""
     used = [name for name in TRACKERS if installed(name)]
     with socket.create_server(("127.0.0.1", 0)) as door:
         door.settimeout(0.1)

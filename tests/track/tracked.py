@@ -71,7 +71,7 @@ class Heard(Callback):
 
 
 def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The one run below a folder, as TensorBoard itself reads it for its pages."""
+    """The one run in a folder, as TensorBoard itself reads it for its pages."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
@@ -86,7 +86,7 @@ def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def tensorboard_settings(folder: Path) -> tuple[dict[str, object], bool]:
-    """The settings of the one run below a folder, and whether it is marked as finished."""
+    """The settings of the one run in a folder, and whether it is marked as finished."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.plugins.hparams import plugin_data_pb2
 
