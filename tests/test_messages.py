@@ -142,7 +142,7 @@ PYTHON = {
     ),
     "slot": (lambda: made(trained(lambda x, r, b: b.loss(x.personel))()), "x.personel: the state has no slot"),
     "empty cohort": (lambda: made(participation=Cohorts([])), "Cohorts, round 1: nobody takes part"),
-    "cohort": (lambda: made(participation=Cohorts([7])), "7 is no client; give positions from 0 to 2"),
+    "cohort": (lambda: made(participation=Cohorts([7])), "7 is not a client; give positions from 0 to 2"),
     # models
     "outputs object": (
         lambda: made(model=giving(lambda y: types.SimpleNamespace(logits=y))),

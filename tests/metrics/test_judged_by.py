@@ -217,7 +217,7 @@ def failing(predictions):
         (Metric("fails", "fails", failing), "metric 'fails': IndexError"),
         (
             Metric("writes", "writes", writing),
-            r"metric 'writes' writes into predictions\.outputs: let it",
+            r"metric 'writes' writes into predictions\.outputs: it must work on a copy",
         ),
         (
             Metric("counts", "counts", counting, ignoring),

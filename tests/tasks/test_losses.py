@@ -113,7 +113,7 @@ def test_weights_that_cannot_be_are_refused(weights: object, message: str):
     ("loss", "message"),
     [
         (lambda o, t: F.cross_entropy(o, t), r"the loss of the classification gives \(\) for 2 examples.*\(2,\)"),
-        (lambda o, t: o, r"gives \(2, 2\) for 2 examples: let it give one number for each"),
+        (lambda o, t: o, r"gives \(2, 2\) for 2 examples: it must give one number for each"),
         (lambda o, t: 3.0, "gives float for 2 examples"),
         (lambda o, t: o @ t, "the loss of the classification: RuntimeError"),
     ],

@@ -93,7 +93,7 @@ class Origin:
         last = len(self.setting) - 1
         for client in chosen:
             if not isinstance(client, int | Integral) or not 0 <= client <= last:
-                raise PluresError(f"{what}: {client!r} is no client; give positions from 0 to {last}")
+                raise PluresError(f"{what}: {client!r} is not a client; give positions from 0 to {last}")
         return sorted({int(client) for client in chosen})
 
     def block_state(self, block: Block) -> BlockState:
@@ -123,7 +123,7 @@ def check_outputs(network: Network, federation: Federation) -> None:
         raise
     except Exception as error:
         raise PluresError(
-            f"the model cannot read examples of shape {federation.features}: {failure(error)}; let its forward take "
+            f"the model cannot read examples of shape {federation.features}: {failure(error)}; its forward must take "
             "one tensor (batch, *shape)"
         ) from error
     if not isinstance(outputs, Tensor):

@@ -101,11 +101,11 @@ def measured(metric: Metric, found: Predictions) -> None:
     for one in fields(padded):
         was, now = (getattr(each, one.name) for each in (before, padded))
         if was is not None and not torch.equal(was.nan_to_num(), now.nan_to_num()):
-            raise PluresError(f"metric {metric.name!r} writes into predictions.{one.name}: let it work on a copy")
+            raise PluresError(f"metric {metric.name!r} writes into predictions.{one.name}: it must work on a copy")
     if not torch.allclose(alone, value, rtol=1e-6, atol=1e-9, equal_nan=True):
         raise PluresError(
             f"metric {metric.name!r} is {float(alone):.6g} for {found.weight.shape[1]} examples and {float(value):.6g} "
-            "with a row of padding, whose weight is 0: let it use the weights"
+            "with a row of padding, whose weight is 0: it must use the weights"
         )
 
 
@@ -127,7 +127,7 @@ def check_loss(federation: Federation, outputs: Tensor) -> None:
     if not isinstance(each, Tensor) or tuple(each.shape) != (len(outputs),) or not each.is_floating_point():
         found = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
         raise PluresError(
-            f"the loss of the {task.kind} gives {found} for {len(outputs)} examples: let it give one number for each, "
+            f"the loss of the {task.kind} gives {found} for {len(outputs)} examples: it must give one number for each, "
             f"({len(outputs)},); the mean is taken later"
         )
     if not each.requires_grad:
@@ -138,7 +138,7 @@ def check_loss(federation: Federation, outputs: Tensor) -> None:
     if known and bool(outputs.isfinite().all()) and not bool(each.isfinite().all()):
         raise PluresError(
             f"the loss of the {task.kind} is {each.detach().tolist()} for the first examples of an untrained network: "
-            "let it be finite"
+            "it must be finite"
         )
 
 
