@@ -81,8 +81,8 @@ def spent(pid: int) -> float:
 
 def markdown(rows: list[Row], command: str) -> str:
     head = (
-        "| how a task starts | a round, median s | quickest to slowest, s | the whole run, s | memory of what starts a "
-        "node's tasks, MB | an idle node, % of a core |\n| --- | ---: | ---: | ---: | ---: | ---: |"
+        "| how a Flower task starts | a round, median s | quickest to slowest, s | the whole run, s | memory of what "
+        "starts a node's tasks, MB | an idle node, % of a core |\n| --- | ---: | ---: | ---: | ---: | ---: |"
     )
     median = {row.manner: statistics.median(row.rounds) for row in rows}
     lines = [

@@ -42,7 +42,13 @@ def forged(envelope: bytes, signed: bool) -> tuple[bytes, dict[str, object]]:
     weights = {name: 1e3 * tensor for name, tensor in tensors.items()}
     reply = Reply(client=order.client, order=digest(message), run=order.run, round=order.round, loss=0.1)
     answer = pack(reply, weights)
-    told = {"task": order.task, "round": order.round, "client": order.client, "read": sorted(tensors), "signed": signed}
+    told = {
+        "request": order.request,
+        "round": order.round,
+        "client": order.client,
+        "read": sorted(tensors),
+        "signed": signed,
+    }
     return OWN.sign("answer", answer, envelope) if signed else answer, told
 
 

@@ -185,7 +185,7 @@ def conducted(home: Path, method: str) -> Conducted:
         nonlocal asked
         order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
         case = order.round - 1
-        if order.task != "train" or not 0 <= case < len(cases) or CLIENTS[address - 100] != spoiled(case):
+        if order.request != "train" or not 0 <= case < len(cases) or CLIENTS[address - 100] != spoiled(case):
             return answer
         asked += 1
         return cases[case][0](answer)
@@ -237,19 +237,19 @@ def test_an_old_answer_does_not_count_again(tmp_path: Path) -> None:
     assert lost(file, tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("task", ["score", "publish"])
-def test_a_bad_answer_at_the_end_costs_only_its_sender(tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize("final", ["score", "publish"])
+def test_a_bad_answer_at_the_end_costs_only_its_sender(tmp_path: Path, final: str) -> None:
     file = prepared(tmp_path, {"patience": 2}, rounds=2)
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
 
     def spoil(address: int, answer: bytes) -> bytes:
-        asked = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0].task
-        return header(b"[" * 10**6) if address == 101 and asked == task else answer
+        asked = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0].request
+        return header(b"[" * 10**6) if address == 101 and asked == final else answer
 
     carrier.spoil = spoil
     Conductor(Plan.load(file), carrier, tmp_path / "out", wait=lambda seconds: None).run()
     result = json.loads((tmp_path / "out" / RESULT).read_text())
-    assert list(result["unpublished"]) == (["hungarian"] if task == "publish" else [])
+    assert list(result["unpublished"]) == (["hungarian"] if final == "publish" else [])
     assert lost(file, tmp_path / "out") == []
 
 

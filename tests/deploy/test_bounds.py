@@ -175,7 +175,7 @@ def fit(text: str) -> bool:
 @pytest.mark.parametrize("case", DAMAGED)
 def test_what_is_damaged_is_one_clear_error(case: str) -> None:
     leaves = {"a": torch.ones(4, 4), "b": torch.ones(3)}
-    for kind, whole in ((Reply, Reply(client="a")), (Order, Order(task="train"))):
+    for kind, whole in ((Reply, Reply(client="a")), (Order, Order(request="train"))):
         with pytest.raises(PluresError, match=r"a message is (damaged|malformed)") as error:
             unpack(DAMAGED[case](pack(whole, leaves)), kind)
         assert fit(str(error.value))
@@ -184,9 +184,9 @@ def test_what_is_damaged_is_one_clear_error(case: str) -> None:
 @pytest.mark.parametrize("odd", [{"accepted": 3}, {"keep": 3}, {"evaluate": ("train",)}, {"nonce": "f" * 31}])
 def test_an_order_that_contradicts_itself_is_malformed(odd: dict[str, Any]) -> None:
     fields = {"nonce": "0" * 32, "evaluate": (), "round": 2, "accepted": 2, "keep": 1}
-    assert unpack(pack(Order.model_construct(task="train", **fields)), Order)[0].round == 2
+    assert unpack(pack(Order.model_construct(request="train", **fields)), Order)[0].round == 2
     with pytest.raises(PluresError, match="a message is malformed"):
-        unpack(pack(Order.model_construct(task="train", **(fields | odd))), Order)
+        unpack(pack(Order.model_construct(request="train", **(fields | odd))), Order)
 
 
 # --- a server and one bad site --------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
 
     def spoil(address: int, answer: bytes) -> bytes:
         order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
-        if address != PLACE or order.task != "train" or not 0 <= order.round - 1 < len(cases):
+        if address != PLACE or order.request != "train" or not 0 <= order.round - 1 < len(cases):
             return answer
         return cases[order.round - 1][0](answer)
 
@@ -405,10 +405,10 @@ def test_what_was_not_agreed_on_is_dropped(tmp_path: Path) -> None:
 
 
 def test_facts_that_were_agreed_on_must_come() -> None:
-    problem = elsewhere(clients()[0]).task
+    task = elsewhere(clients()[0]).task
     with pytest.raises(PluresError, match="client 'a' does not tell 'age', which the members agreed to tell"):
-        agreed("a", ClientFacts(examples=5, metadata={"age": None}), problem, ("examples", "age"))
-    found = agreed("a", ClientFacts(examples=5, metadata={"age": 3, "spy": 1}), problem, ("examples", "age"))
+        agreed("a", ClientFacts(examples=5, metadata={"age": None}), task, ("examples", "age"))
+    found = agreed("a", ClientFacts(examples=5, metadata={"age": 3, "spy": 1}), task, ("examples", "age"))
     assert found == ClientFacts(examples=5, metadata={"age": 3})
 
 
@@ -417,7 +417,7 @@ def test_the_largest_facts_are_worked_with(tmp_path: Path) -> None:
     federation, _ = clients()
     training = Training(rounds=2, batch_size=8, steps=2, optimizer=SGD(0.05))
     _, carrier = far(federation, model, fedavg(), training, tmp_path, tells=("examples",))
-    known = Sites(carrier, federation.clients, tells=("examples",), problem=federation.task)
+    known = Sites(carrier, federation.clients, tells=("examples",), task=federation.task)
     carrier.spoil = lambda address, answer: reply(facts={"examples": MAX_COUNT})(answer)
     known.meet()
     carrier.spoil = lambda address, answer: answer
@@ -439,7 +439,7 @@ def test_a_weight_that_a_client_computes_is_bounded(tmp_path: Path) -> None:
 
     def spoil(address: int, answer: bytes) -> bytes:
         order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
-        bad = address == PLACE and order.task == "train" and order.round in spoils
+        bad = address == PLACE and order.request == "train" and order.round in spoils
         return spoils[order.round](answer) if bad else answer
 
     carrier.spoil = spoil
@@ -537,7 +537,7 @@ def test_a_site_that_answers_at_random_harms_nobody(tmp_path: Path, seed: int) -
         if order.round == 10 and stop:
             stop = False
             raise KeyboardInterrupt
-        return mutant(answer, random) if address == PLACE and order.task != "join" else answer
+        return mutant(answer, random) if address == PLACE and order.request != "join" else answer
 
     carrier.spoil = spoil
     with pytest.raises(KeyboardInterrupt):

@@ -187,7 +187,7 @@ def test_a_sample_that_is_too_small_to_count_is_refused_before_the_first_round(t
     carrier = hospitals(file)
     with pytest.raises(PluresError, match="min_clients = 3, and participation asks 2 clients in round 1: lower it"):
         conductor(file, carrier).run()
-    assert {unpack(body, Order)[0].task for _, body in carrier.log} == {"join"}
+    assert {unpack(body, Order)[0].request for _, body in carrier.log} == {"join"}
 
 
 def test_the_start_names_who_did_not_join(tmp_path):
@@ -256,7 +256,7 @@ def test_what_a_sites_loader_says_stays_at_the_site(tmp_path):
     (folder / "rows.py").write_text("def load():\n    raise RuntimeError('patient 17 has cancer')\n")
     file = folder / "site.toml"
     file.write_text(file.read_text().replace('data = "data.csv"', 'loader = "rows.py:load"'))
-    reply, _ = unpack(site({"site": str(file)}).answer(pack(Order(task="join"))), Reply)
+    reply, _ = unpack(site({"site": str(file)}).answer(pack(Order(request="join"))), Reply)
     assert reply.status == "failed"
     assert "patient" not in reply.reason
     assert "the site's own log says what is wrong" in reply.reason

@@ -146,8 +146,8 @@ class Late(Loopback):
 
     def exchange(self, messages: Mapping[int, bytes], deadline: float) -> dict[int, bytes | str]:
         address, round = self.late
-        order = unpack(messages[address], Order)[0] if address in messages else Order(task="join")
-        if order.task != "train" or order.round not in (round, round + 1):
+        order = unpack(messages[address], Order)[0] if address in messages else Order(request="join")
+        if order.request != "train" or order.round not in (round, round + 1):
             return super().exchange(messages, deadline)
         if order.round == round:
             self.withheld = messages[address]
@@ -202,7 +202,7 @@ def test_a_model_is_not_published_without_the_state_that_belongs_to_it(tmp_path:
     carrier = Loopback([opened(tmp_path / client / "site.toml") for client in CLIENTS])
 
     def deleted(address: int, answer: bytes) -> bytes:
-        if address == 103 and unpack(carrier.log[-1][1], Order)[0].task == "score":
+        if address == 103 and unpack(carrier.log[-1][1], Order)[0].request == "score":
             for file in kept(tmp_path / "federation.toml", "va").glob("state-*"):
                 file.unlink()
         return answer
@@ -215,8 +215,8 @@ def test_a_model_is_not_published_without_the_state_that_belongs_to_it(tmp_path:
         "va": f"lost: version {version} of its personal state is not on its disk; it starts afresh"
     }
     assert not (kept(tmp_path / "federation.toml", "va") / PUBLISHED).exists()
-    tasks = [unpack(message, Order)[0].task for address, message in carrier.log if address == 103]
-    assert tasks == ["join", "train", "train", "score", "publish"]
+    requests = [unpack(message, Order)[0].request for address, message in carrier.log if address == 103]
+    assert requests == ["join", "train", "train", "score", "publish"]
 
 
 def test_two_runs_never_work_in_one_folder(tmp_path: Path) -> None:

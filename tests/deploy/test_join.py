@@ -161,13 +161,13 @@ def test_the_apps_of_both_sides_speak_through_what_was_joined(three: Three, monk
     monkeypatch.setattr(flower_app, "Conductor", Stops)
     with pytest.raises(KeyboardInterrupt):
         flower_app.conducted(Carrier(), {"plan": str(three.coordinator / "federation.toml")})  # type: ignore[arg-type]
-    (answer,) = sent[0].exchange({7: pack(Order(task="join"))}, 1.0).values()
+    (answer,) = sent[0].exchange({7: pack(Order(request="join"))}, 1.0).values()
     assert isinstance(answer, bytes)
     reply, _ = unpack(answer, Reply)
     assert (reply.client, reply.status) == ("va", "done")
     stranger = Keyring(three.home / "keys")
     stranger.make_coordinator()
-    order = Key.load(stranger.coordinator).sign("order", pack(Order(task="join")))
+    order = Key.load(stranger.coordinator).sign("order", pack(Order(request="join")))
     plan = Plan.load(three.coordinator / "federation.toml")
     reply, _ = unpack(verified("answer", site.answer(order), plan.members.values(), order)[1], Reply)
     assert (reply.status, reply.facts) == ("refused", None)
@@ -178,7 +178,7 @@ def test_a_site_whose_key_is_not_the_agreed_one_answers_nobody(three: Three) -> 
     file = three.members["va"] / "site.toml"
     other = Keyring(three.home / "keys")
     other.make_node("va")
-    order = Key.load(three.coordinator / "keys" / "coordinator").sign("order", pack(Order(task="join")))
+    order = Key.load(three.coordinator / "keys" / "coordinator").sign("order", pack(Order(request="join")))
     answer = flower_app.site({"site": str(file), "key": str(other.node("va"))}).answer(order)
     assert unpack(answer, Reply)[0].status == "failed"
     words = refused("node", file, "--key", other.node("va"))

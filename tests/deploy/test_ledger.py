@@ -64,15 +64,15 @@ def federated(
     return remote, carrier.sites[100]
 
 
-def asked(remote: Coordinator[Remote], task: Any = "train", **changes: Any) -> tuple[Order, Tensors]:
+def asked(remote: Coordinator[Remote], request: Any = "train", **changes: Any) -> tuple[Order, Tensors]:
     """An order to the first client, with arbitrary values for some of its fields."""
-    order, tensors = remote.clients.order(remote, 0, task, remote.server)
+    order, tensors = remote.clients.order(remote, 0, request, remote.server)
     return order.model_copy(update=changes), tensors
 
 
 def said(site: Site, order: Order, tensors: Tensors | None = None) -> tuple[Reply, Tensors]:
     """What a site answers to an order."""
-    nonce = Order(task="join").nonce
+    nonce = Order(request="join").nonce
     return unpack(site.answer(pack(order.model_copy(update={"nonce": nonce}), tensors)), Reply)
 
 
@@ -149,8 +149,8 @@ def head_attacked(remote: Coordinator[Remote], site: Site) -> tuple[list[tuple[t
     generator, answers = torch.Generator().manual_seed(7), []
     for number in range(131):
         h = torch.randn(16, generator=generator) * 2
-        for task, round in (("train", min(number + 1, ROUNDS - 1)), ("score", ROUNDS)):
-            order, tensors = asked(remote, task, round=round, accepted=1, evaluate=("validation",))
+        for request, round in (("train", min(number + 1, ROUNDS - 1)), ("score", ROUNDS)):
+            order, tensors = asked(remote, request, round=round, accepted=1, evaluate=("validation",))
             made = {k: torch.zeros_like(t) if "weight" in k else h.expand(t.shape).clone() for k, t in tensors.items()}
             reply, _ = said(site, order, made)
             if "validation" in reply.scores:
@@ -203,8 +203,8 @@ def test_people_are_not_counted_year_by_year_with_made_up_models(ledger, tmp_pat
     }
     counts: dict[int, int] = {}
     for year in range(86):  # no client has year 0: the model that says no to everyone
-        task, round_ = ("train", year) if year < ROUNDS else ("score", ROUNDS)
-        order, tensors = asked(remote, task, round=round_, evaluate=("validation",))
+        request, round_ = ("train", year) if year < ROUNDS else ("score", ROUNDS)
+        order, tensors = asked(remote, request, round=round_, evaluate=("validation",))
         first = torch.tensor([-(year - 1.0), -float(year), -(year + 1.0)])
         made = {
             "0:model/0.weight": torch.ones(3, 1),
@@ -245,7 +245,7 @@ END = f"a model is published at the end of the {ROUNDS} agreed rounds"
 
 
 @pytest.mark.parametrize(
-    ("before", "task", "changes", "reason"),
+    ("before", "asks", "changes", "reason"),
     [
         ((0, 1), "train", {"round": 0}, LATE),
         ((0, 2), "train", {"round": 1}, LATE),
@@ -278,11 +278,11 @@ END = f"a model is published at the end of the {ROUNDS} agreed rounds"
         ),
     ],
 )
-def test_an_order_that_no_plan_asks_for_is_refused(before, task, changes, reason, tmp_path):
+def test_an_order_that_no_plan_asks_for_is_refused(before, asks, changes, reason, tmp_path):
     remote, site = federated(tmp_path)
     trained(remote, site, *before)
     files = held(site.folder) if before else []
-    reply, tensors = said(site, *asked(remote, task, **changes))
+    reply, tensors = said(site, *asked(remote, asks, **changes))
     assert reply.status == "refused"
     assert re.fullmatch(reason, reply.reason), reply.reason
     assert (reply.loss, reply.scores, tensors) == (None, {}, {})
@@ -291,7 +291,7 @@ def test_an_order_that_no_plan_asks_for_is_refused(before, task, changes, reason
 
 
 @pytest.mark.parametrize(
-    "changes", [{"round": -1}, {"evaluate": ("train",)}, {"accepted": 7}, {"keep": 2}, {"task": "rows"}]
+    "changes", [{"round": -1}, {"evaluate": ("train",)}, {"accepted": 7}, {"keep": 2}, {"request": "rows"}]
 )
 def test_what_is_no_order_is_malformed(changes, tmp_path):
     remote, site = federated(tmp_path)
@@ -355,7 +355,7 @@ def test_a_question_whose_work_failed_is_heard_again_a_few_times(tmp_path, monke
 def test_joining_costs_nothing_and_tells_the_same(tmp_path):
     _, site = federated(tmp_path)
     replies = {
-        said(site, Order(task="join"))[0].model_copy(update={"order": ""}).model_dump_json() for _ in range(2000)
+        said(site, Order(request="join"))[0].model_copy(update={"order": ""}).model_dump_json() for _ in range(2000)
     }
     assert len(replies) == 1
     assert not site.folder.exists()
@@ -607,9 +607,9 @@ def test_a_site_that_does_not_tell_counts_as_unmeasured(tmp_path):
     assert point.train_loss == point.train_loss
 
 
-@pytest.mark.parametrize("task", ["score", "publish"])
+@pytest.mark.parametrize("final", ["score", "publish"])
 @pytest.mark.parametrize("answers", [1, 3, 4])
-def test_a_run_that_stops_in_its_conclusion_goes_on_with_stored_answers(task, answers, tmp_path):
+def test_a_run_that_stops_in_its_conclusion_goes_on_with_stored_answers(final, answers, tmp_path):
     file = written(tmp_path / "whole", rounds=2)
     expected = conductor(file, hospitals(file)).run()
     file = written(tmp_path / "halves", rounds=2)
@@ -618,8 +618,8 @@ def test_a_run_that_stops_in_its_conclusion_goes_on_with_stored_answers(task, an
     def dies(address: int, answer: bytes) -> bytes:
         nonlocal seen
         order = next(unpack(body, Order)[0] for where, body in reversed(carrier.log) if where == address)
-        seen += order.task == task
-        if order.task == task and seen == answers:
+        seen += order.request == final
+        if order.request == final and seen == answers:
             raise KeyboardInterrupt
         return answer
 

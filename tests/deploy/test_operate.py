@@ -271,7 +271,7 @@ def test_a_site_tells_what_it_answered_and_what_it_has(tmp_path):
     assert told["versions"] == Versions(folder, "").present() != []
     assert told["published"]["version"] == PersonalModel.load(folder / PUBLISHED).card.version
     assert told["notes"] == []
-    assert told["answered"][-1] == {"task": "publish", "round": told["published"]["round"], "done": True}
+    assert told["answered"][-1] == {"request": "publish", "round": told["published"]["round"], "done": True}
     assert "publish after" in call("status", site)
     damaged = folder / PUBLISHED / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])

@@ -38,7 +38,7 @@ class Attacked(Loopback):
         found = super().exchange(messages, deadline)
         for address, message in messages.items():
             order = unpack(message, Order)[0]
-            if order.client == HURT and order.task == "train" and order.round == self.round:
+            if order.client == HURT and order.request == "train" and order.round == self.round:
                 found[address] = self.wild(found[address])
         return found
 
@@ -82,7 +82,7 @@ def test_the_repeated_orders_are_those_of_the_round_but_for_their_nonce(tmp_path
     carrier = attacked(tmp_path)
     conductor(file, carrier).run()
     sent = [unpack(message, Order) for address, message in carrier.log if address == 100]
-    first, again = [(order, tensors) for order, tensors in sent if order.task == "train" and order.round == 1]
+    first, again = [(order, tensors) for order, tensors in sent if order.request == "train" and order.round == 1]
     assert first[0].nonce != again[0].nonce
     assert first[0].model_copy(update={"nonce": again[0].nonce}) == again[0]
     assert first[1].keys() == again[1].keys()
@@ -217,7 +217,7 @@ class Two(Loopback):
         found = super().exchange(messages, deadline)
         for address, message in messages.items():
             order = unpack(message, Order)[0]
-            if order.client == TWO[0] and order.task == "train" and order.round in self.spoils:
+            if order.client == TWO[0] and order.request == "train" and order.round in self.spoils:
                 found[address] = self.spoils[order.round](found[address], message)
         return found
 
@@ -258,7 +258,7 @@ def test_one_who_is_asked_alone_cannot_have_another_left_out(tmp_path: Path) -> 
 
     def fails(address: int, answer: bytes) -> bytes:
         order = unpack(next(body for where, body in reversed(carrier.log) if where == address), Order)[0]
-        if order.round != 2 or order.task != "train":
+        if order.round != 2 or order.request != "train":
             return answer
         return each(lambda t: t * float("nan"))(answer) if address == 100 else "it is away"
 

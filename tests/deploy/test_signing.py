@@ -74,11 +74,11 @@ def site(client: str, key: Key) -> Signed:
 def asked(place: Place, message: bytes | None = None) -> bytes | str:
     """What the coordinator gets from one place."""
     carrier = SignedTransport(Carrier({7: place}), COORDINATOR, MEMBERS)
-    return carrier.exchange({7: message or pack(Order(task="join"))}, 1.0)[7]
+    return carrier.exchange({7: message or pack(Order(request="join"))}, 1.0)[7]
 
 
 def test_a_member_is_heard_and_signs_for_itself_alone() -> None:
-    order = pack(Order(task="train", round=3))
+    order = pack(Order(request="train", round=3))
     heard = asked(site("a", A).answer, order)
     assert isinstance(heard, bytes)
     reply, _ = unpack(heard, Reply)
@@ -127,7 +127,7 @@ def test_no_bit_of_an_envelope_can_be_changed(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_answer_fits_one_order() -> None:
     member = site("a", A)
-    order = pack(Order(task="join"))
+    order = pack(Order(request="join"))
     first, second = COORDINATOR.sign("order", order), COORDINATOR.sign("order", order)
     assert first != second
     old = member.answer(first)
@@ -140,7 +140,7 @@ def test_an_answer_fits_one_order() -> None:
 @pytest.mark.parametrize("signer", [A, STRANGER], ids=["a member", "a stranger"])
 def test_a_site_obeys_its_coordinator_alone(signer: Key) -> None:
     member = site("a", A)
-    order = pack(Order(task="train"))
+    order = pack(Order(request="train"))
     for envelope in (signer.sign("order", order), order, A.sign("answer", order), COORDINATOR.sign("answer", order)):
         answer = member.answer(envelope)
         reply, tensors = unpack(verified("answer", answer, MEMBERS.values(), envelope)[1], Reply)
@@ -154,7 +154,7 @@ def test_a_site_obeys_its_coordinator_alone(signer: Key) -> None:
 
 def test_a_refusal_of_a_forged_order_does_not_answer_the_true_one() -> None:
     """Anyone who reaches a node can make it refuse; that refusal cannot be used against the order that was sent."""
-    member, order = site("a", A), pack(Order(task="train"))
+    member, order = site("a", A), pack(Order(request="train"))
     refusal = member.answer(STRANGER.sign("order", order))
     assert "was changed on the way" in str(asked(lambda _: refusal, order))
 
@@ -204,9 +204,9 @@ def test_the_first_who_says_a_name_does_not_have_it() -> None:
     del places[5]
     sites.meet()
     assert sites.where == {"a": 4}
-    assert [unpack(verified("order", sent, {COORDINATOR.fingerprint})[1], Order)[0].task for sent in carrier.sent] == [
-        "join"
-    ] * 5
+    assert [
+        unpack(verified("order", sent, {COORDINATOR.fingerprint})[1], Order)[0].request for sent in carrier.sent
+    ] == ["join"] * 5
 
 
 def test_rounds_over_signed_messages_are_those_without(tmp_path: Path) -> None:

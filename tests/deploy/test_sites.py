@@ -80,7 +80,7 @@ def test_a_client_that_was_away_is_taken_in_without_being_asked_again():
         (Reply(client="a", status="refused", reason="no"), "no"),
         (b"", None),
         (b"\xff" * 300, None),
-        (pack(Order(task="join")), None),
+        (pack(Order(request="join")), None),
     ],
 )
 def test_who_does_not_belong_is_not_taken_in(answer, reason):
@@ -107,7 +107,7 @@ def test_every_question_is_unlike_any_other():
 
 
 def test_no_site_is_asked_about_what_it_was_trained_on():
-    order = Order.model_construct(task="score", evaluate=("train",), nonce="0" * 32)
+    order = Order.model_construct(request="score", evaluate=("train",), nonce="0" * 32)
     with pytest.raises(PluresError, match="malformed: \\('evaluate', 0\\)"):
         unpack(pack(order), Order)
 

@@ -84,7 +84,7 @@ def site_text(own: MemberStatus) -> str:
         lines.append("it has left: it refuses every order")
     for one in own.answered:
         done = "answered" if one.done else "not answered (yet)"
-        lines.append(f"{one.task} after {one.round} of {own.rounds} rounds: {done}")
+        lines.append(f"{one.request} after {one.round} of {own.rounds} rounds: {done}")
     if own.asked is not None:
         lines.append(f"asked last {span(time.time() - own.asked)} ago")
     elif not own.left:

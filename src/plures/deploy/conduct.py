@@ -24,7 +24,7 @@ from plures.evaluate.scores import Scores, primary
 from plures.files import DamagedError, describe, duplicate, read, write, write_json
 from plures.metrics import Metric
 from plures.remote.clients import Remote, TooFewError, over_sites
-from plures.remote.message import ClientFacts, Held, Scored
+from plures.remote.message import ClientFacts, Held, Request, Scored
 from plures.remote.sites import Sites, Transport
 from plures.remote.state import alone
 from plures.run.checkpoint import Snapshot, restore, snapshot
@@ -125,8 +125,8 @@ class Conductor:
         self.checkpoint, self.copy, self.before = out / CHECKPOINT, out / COPY, out / BEFORE
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
         self.watched = Watched(transport, self.journal, lambda: self.sites.where)
-        problem = plan.spec.judged(plan.table.empty(plan.name, plan.clients), code).task
-        self.sites = Sites(self.watched, plan.clients, patience, tells=plan.tells, problem=problem)
+        task = plan.spec.judged(plan.table.empty(plan.name, plan.clients), code).task
+        self.sites = Sites(self.watched, plan.clients, patience, tells=plan.tells, task=task)
         self.progress = Progress()
 
     def run(self) -> SeedResult:
@@ -191,7 +191,7 @@ class Conductor:
             facts = describe(self.checkpoint)["facts"]
             self.sites.facts = {client: ClientFacts.model_validate(one) for client, one in facts.items()}
             end = time.monotonic() + self.plan.rules.deadline
-        self.watched.what = {"task": "join"}
+        self.watched.what = {"request": "join"}
         self.watched.waiting(self.sites.absent, seconds=end - time.monotonic())
         self.sites.meet()
         said: object = None
@@ -441,15 +441,15 @@ class Conductor:
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
         return result
 
-    def everybody(self, remote: Over, task: Any, *splits: Held) -> dict[str, str]:
+    def everybody(self, remote: Over, request: Request, *splits: Held) -> dict[str, str]:
         """Ask all clients, and repeat for those that do not answer. Returns those that never did, and why."""
         found: dict[Held, dict[int, Any]] = {split: {} for split in splits}
         missing: dict[str, str] = dict.fromkeys(self.plan.clients, "")
         final: set[str] = set()
-        self.watched.what = {"task": task}
+        self.watched.what = {"request": request}
         for number in range(self.plan.rules.patience):
             left = remote.clients.ask(
-                remote, task, *splits, clients=[client for client in missing if client not in final]
+                remote, request, *splits, clients=[client for client in missing if client not in final]
             )
             missing = {client: reason for client, reason in (missing | left).items() if client in final | left.keys()}
             final |= remote.clients.final

@@ -19,7 +19,7 @@ class Watched:
         where: returns the current address of every known client.
 
     Attributes:
-        what: what the clients are asked for, for the log: a round, a task.
+        what: what the clients are asked for, for the log: a round, or a request at the beginning or the end.
     """
 
     def __init__(self, transport: Transport, journal: Journal, where: Callable[[], Mapping[str, int]]) -> None:

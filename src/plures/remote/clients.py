@@ -190,7 +190,7 @@ class Remote:
         order = Order(
             run=self.run_id,
             client=run.setting.clients[client],
-            task=request,
+            request=request,
             round=run.round,
             accepted=accepted,
             keep=0 if self.best is None else int(self.best[client]),

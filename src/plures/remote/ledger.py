@@ -33,12 +33,12 @@ class Question(BaseModel):
     """A question of the plan.
 
     Attributes:
-        task, round: identify the question.
+        request, round: what identifies the question.
         contents: digests of the orders that asked it. All but the last failed; they are dropped once it is answered.
         answered: whether the answer is on disk.
     """
 
-    task: Request
+    request: Request
     round: int
     contents: list[str]
     answered: bool = False
@@ -116,13 +116,13 @@ class Ledger:
         self._agreed(order)
         asked = self.book.asked if self.book else []
         last = asked[-1] if asked else None
-        known = next((one for one in asked if (one.task, one.round) == (order.task, order.round)), None)
+        known = next((one for one in asked if (one.request, one.round) == (order.request, order.round)), None)
         if known and known.answered and content in known.contents:
             return self._stored(known)
         if last and known is not last and self._place(order) <= self._place(last):
-            why = "the run has ended here" if last.task == "publish" else "it has answered later orders"
+            why = "the run has ended here" if last.request == "publish" else "it has answered later orders"
             raise RefusedError(f"{why}: rounds never go back")
-        if order.task == "publish" and (last is None or self._place(last) < (self.rounds - 1, 1)):
+        if order.request == "publish" and (last is None or self._place(last) < (self.rounds - 1, 1)):
             raise RefusedError(f"a model is published at the end of the {self.rounds} agreed rounds")
         if known and known.answered:
             raise RefusedError(f"it has answered another order of round {order.round + 1}")
@@ -140,8 +140,8 @@ class Ledger:
         """
         book = self.book or Book(run=self.run, population=people(order), version=__version__)
         last = book.asked[-1] if book.asked else None
-        if last is None or (last.task, last.round) != (order.task, order.round):
-            book.asked = [*book.asked, Question(task=order.task, round=order.round, contents=[content])][-KEPT:]
+        if last is None or (last.request, last.round) != (order.request, order.round):
+            book.asked = [*book.asked, Question(request=order.request, round=order.round, contents=[content])][-KEPT:]
         elif last.contents[-1] != content:
             last.contents = [*(one for one in last.contents if one != content), content]
         else:
@@ -177,34 +177,34 @@ class Ledger:
 
     def _agreed(self, order: Order) -> None:
         """Refuse orders that have no place in the agreed plan."""
-        task, round = order.task, order.round
+        request, round = order.request, order.round
         if not (0 <= round <= self.rounds and 0 <= order.accepted <= round and 0 <= order.keep <= self.rounds):
             raise RefusedError(
                 f"the order is for round {round + 1}, with versions {order.accepted} and {order.keep}: "
                 f"{self.rounds} rounds were agreed"
             )
-        if task == "train" and round == self.rounds:
+        if request == "train" and round == self.rounds:
             raise RefusedError(f"{self.rounds} rounds were agreed, and the order is for round {round + 1}")
-        if task == "score" and round < self.rounds:
+        if request == "score" and round < self.rounds:
             raise RefusedError(f"scores without training are given only at the end of the {self.rounds} agreed rounds")
-        if task == "gradients" and not (self.probes and round == 0):
+        if request == "gradients" and not (self.probes and round == 0):
             why = "this method asks for gradients only before the first round"
             raise RefusedError(why if self.probes else "this method does not ask for gradients")
-        if odd := [split for split in order.evaluate if split not in SPLITS.get(task, ())]:
-            raise RefusedError(f"{odd[0]} examples are not measured with {task!r}")
+        if odd := [split for split in order.evaluate if split not in SPLITS.get(request, ())]:
+            raise RefusedError(f"{odd[0]} examples are not measured with {request!r}")
         if self.book and people(order) != self.book.population:
             raise RefusedError("the members' facts are not those of its first order")
 
     def _place(self, question: Order | Question) -> tuple[int, int]:
         """A question's position in the plan."""
-        if question.task == "publish":
+        if question.request == "publish":
             return self.rounds + 1, 0
-        return question.round, 0 if question.task == "gradients" else 1
+        return question.round, 0 if question.request == "gradients" else 1
 
     # --- files --------------------------------------------------------------------------------------------------
 
     def _file(self, question: Question) -> Path:
-        return self.folder / f"answer-{question.round:08d}-{question.task}.safetensors"
+        return self.folder / f"answer-{question.round:08d}-{question.request}.safetensors"
 
     def _write(self) -> None:
         assert self.book is not None

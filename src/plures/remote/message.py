@@ -37,7 +37,7 @@ MAX_ENTRIES = 10**5
 
 Tensors = dict[str, Tensor]
 Request = Literal["join", "train", "score", "gradients", "publish"]
-"""What an order asks for; its field on the wire is ``task``."""
+"""What an order asks for."""
 
 Held = Literal["validation", "test"]
 """Splits that a server may ask about. Scores on training examples would reveal too much about them."""
@@ -88,7 +88,7 @@ class Order(Header):
         nonce: 32 hexadecimal digits, new for every message, so that no two orders have the same bytes.
         run: the run's fingerprint, which must equal the site's; empty when a site is asked to join.
         client: the client addressed; empty when a site is asked who it is.
-        task: ``join`` (say who you are), ``train`` (score the splits in ``evaluate``, then train and upload),
+        request: ``join`` (say who you are), ``train`` (score the splits in ``evaluate``, then train and upload),
             ``score``, ``gradients`` (of the initial model), ``publish`` (score, and keep the model for predictions).
         round: number of rounds finished.
         accepted: the version of the client's personal state that counts: the number of rounds finished when its last
@@ -102,7 +102,7 @@ class Order(Header):
     nonce: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$", max_length=32)
     run: Named = ""
     client: Named = ""
-    task: Request
+    request: Request
     round: Count = 0
     accepted: Count = 0
     keep: Count = 0

@@ -177,13 +177,13 @@ class Site:
 
     def answer(self, message: bytes) -> bytes:
         """Answer a message of the server. Never raises: an error becomes an answer, too."""
-        begun, order = time.perf_counter(), Order(task="join")
+        begun, order = time.perf_counter(), Order(request="join")
         tensors: Tensors = {}
         try:
             order = self._read(message)
             self._stays()
             torch.set_num_threads(self.allowed.threads)
-            done = self._join() if order.task == "join" else self._work(order, message)
+            done = self._join() if order.request == "join" else self._work(order, message)
             self._stays()
             reply, tensors = done
         except ToldError as error:
@@ -269,12 +269,12 @@ class Site:
 
     def _done(self, run: Run, versions: Versions, ledger: Ledger, order: Order) -> tuple[Reply, Tensors]:
         """Do the work that an order asks for."""
-        if order.task == "gradients":
+        if order.request == "gradients":
             return self._reply(order), {path: slope[0] for path, slope in run.clients.slopes([0]).items()}
         scores = {split: self._scored(run, ledger, order, split) for split in order.evaluate}
-        if order.task == "train":
+        if order.request == "train":
             return self._train(run, versions, ledger, order, scores)
-        if order.task == "publish" and self.publish is not None:
+        if order.request == "publish" and self.publish is not None:
             self.publish(run, order, scores)
         return self._reply(order, scores=scores), {}
 

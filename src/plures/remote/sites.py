@@ -21,7 +21,7 @@ from plures.remote.message import (
     pack,
     room,
 )
-from plures.tasks import Task as Problem
+from plures.tasks import Task
 
 RETRY_SECONDS = 30.0
 """Seconds until a site that could not be admitted is asked again."""
@@ -49,7 +49,7 @@ class Sites:
         clients: names of the clients that belong to the federation.
         deadline: seconds to wait for a site to identify itself.
         tells: facts that the members agreed to report; others are dropped. ``None`` for all facts.
-        problem: the learning task, which label counts must fit.
+        task: what is predicted, which label counts must fit.
 
     Attributes:
         where: address of every client that can be reached: the last one at which it identified itself.
@@ -66,9 +66,9 @@ class Sites:
         deadline: float = 60.0,
         *,
         tells: Sequence[str] | None = None,
-        problem: Problem | None = None,
+        task: Task | None = None,
     ) -> None:
-        self.tells, self.problem = tells, problem
+        self.tells, self.task = tells, task
         self.transport, self.clients, self.deadline = transport, tuple(clients), deadline
         self.where: dict[str, int] = {}
         self.met: dict[int, str] = {}
@@ -86,7 +86,7 @@ class Sites:
         new = [a for a in present if a not in self.met and now >= self._asked.get(a, now)]
         self._asked |= dict.fromkeys(new, now + RETRY_SECONDS)
         self.refused = {address: reason for address, reason in self.refused.items() if address in present}
-        questions = {address: pack(Order(task="join")) for address in new}
+        questions = {address: pack(Order(request="join")) for address in new}
         for address, answer in self.transport.exchange(questions, self.deadline).items():
             try:
                 self._greet(address, questions[address], answer)
@@ -98,12 +98,12 @@ class Sites:
     def _greet(self, address: int, question: bytes, answer: bytes | str) -> None:
         if isinstance(answer, str):
             raise PluresError(clean(answer))
-        reply = opened(answer, question, room(1, self.problem.outputs, len(self.tells or ())) if self.problem else None)
+        reply = opened(answer, question, room(1, self.task.outputs, len(self.tells or ())) if self.task else None)
         if reply.status != "done":
             raise PluresError(reply.reason)
         if reply.client not in self.clients or reply.facts is None:
             raise PluresError(f"client {reply.client!r} does not belong to this federation")
-        facts = agreed(reply.client, reply.facts, self.problem, self.tells)
+        facts = agreed(reply.client, reply.facts, self.task, self.tells)
         if self.facts.setdefault(reply.client, facts) != facts:
             log.warning("client %r reports other facts than when it joined; the first ones stay", reply.client)
         self.where[reply.client], self.met[address] = address, reply.client
@@ -121,7 +121,7 @@ class Sites:
         return [client for client in self.clients if client not in self.where]
 
 
-def agreed(client: str, facts: ClientFacts, problem: Problem | None, tells: Sequence[str] | None = None) -> ClientFacts:
+def agreed(client: str, facts: ClientFacts, task: Task | None, tells: Sequence[str] | None = None) -> ClientFacts:
     """The facts that a client reported, reduced to those that the members agreed on.
 
     Raises:
@@ -130,12 +130,7 @@ def agreed(client: str, facts: ClientFacts, problem: Problem | None, tells: Sequ
     if tells is not None:
         columns = [name for name in tells if name not in ("examples", "labels")]
         lacking = [name for name in columns if facts.metadata.get(name) is None]
-        if (
-            "labels" in tells
-            and facts.labels is None
-            and problem is not None
-            and problem.counts(problem.blank()) is not None
-        ):
+        if "labels" in tells and facts.labels is None and task is not None and task.counts(task.blank()) is not None:
             lacking.append("labels")
         if lacking:
             raise PluresError(f"client {client!r} does not tell {lacking[0]!r}, which the members agreed to tell")
@@ -143,8 +138,8 @@ def agreed(client: str, facts: ClientFacts, problem: Problem | None, tells: Sequ
         facts = facts.model_copy(
             update={"labels": facts.labels if "labels" in tells else None, "metadata": metadata},
         )
-    if problem is not None and facts.labels is not None:
-        wrong = problem.miscounted(facts.labels, facts.examples)
+    if task is not None and facts.labels is not None:
+        wrong = task.miscounted(facts.labels, facts.examples)
         if wrong is not None:
             raise PluresError(f"client {client!r} tells {wrong}: its site must check its data")
     return facts

@@ -1,11 +1,11 @@
 """Fixes for Flower's node, so that it handles one message at a time, answers each once, and leaves no leftovers.
 
 Flower's node fetches a message, waits until *an* answer is there, sends it and fetches the next message. It offers the
-task before the whole message has arrived, and never checks which message an answer belongs to. So if a run was stopped
-while a node fetched its message, the task stayed; the error that Flower wrote for it later was sent as the answer to
-another message; and from then on the node sent every answer only after the next message had arrived. To its coordinator
-it looked dead until it was restarted. Similarly, a node waited forever for a task that ended before it took its message
-or while it handed over its answer.
+work on it, a Flower task, before the whole message has arrived, and never checks which message an answer belongs to.
+So if a run was stopped while a node fetched its message, the task stayed; the error that Flower wrote for it later was
+sent as the answer to another message; and from then on the node sent every answer only after the next message had
+arrived. To its coordinator it looked dead until it was restarted. Similarly, a node waited forever for a task that
+ended before it took its message or while it handed over its answer.
 
 Flower's task starter polls the node for tasks. Here each request waits until there is a task, so that there are few
 requests and a task starts at once.

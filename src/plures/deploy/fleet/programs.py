@@ -3,12 +3,13 @@
 ``--guard`` is for the node of a site. A SuperNode runs whatever app the SuperLink sends it. With the guard, it ignores
 the app's code and answers every message with the client of plures installed at the site, whose rights ``site.toml``
 sets. So nobody who controls the SuperLink can run their own code at the site. Besides, a SuperNode gives its tasks to
-anyone who asks at a loopback port; with the guard, only to processes that it started.
+anyone who asks at a loopback port; with the guard, only to processes that it started. A task is Flower's here: a
+client's work on one message, or a server's run.
 
-``--warm`` is for all federations. Flower runs every task (a client's answer to one message, a server's run) in a new
-interpreter, which loads torch again. With this option, the process that starts tasks has loaded their modules and forks
-a child for each, so that nothing of one task is left for the next. On systems without fork, tasks start as usual. Also,
-the node polls for work every second instead of every three.
+``--warm`` is for all federations. Flower runs every task in a new interpreter, which loads torch again. With this
+option, the process that starts tasks has loaded their modules and forks a child for each, so that nothing of one task
+is left for the next. On systems without fork, tasks start as usual. Also, the node polls for work every second instead
+of every three.
 
 ``--quick`` is for a whole federation on one machine, in demos and tests: all programs poll still more often, and a
 killed node is admitted again after 20 seconds instead of a minute. Messages and their recipients do not change.

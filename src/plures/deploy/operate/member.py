@@ -23,7 +23,7 @@ from plures.version import __version__
 class Answered:
     """A question that the site was asked: ``round`` counts finished rounds; ``done`` says whether it was answered."""
 
-    task: str
+    request: str
     round: int
     done: bool
 
@@ -97,8 +97,8 @@ def book(file: Path, notes: list[str]) -> tuple[tuple[Answered, ...], float | No
     except (PluresError, ValidationError) as error:
         notes.append(f"{file} cannot be read ({error}): the site answers nothing until it leaves and joins again")
         return (), None
-    answered = tuple(Answered(one.task, one.round, one.answered) for one in own.asked)
-    ended = bool(answered) and answered[-1].task == "publish" and answered[-1].done
+    answered = tuple(Answered(one.request, one.round, one.answered) for one in own.asked)
+    ended = bool(answered) and answered[-1].request == "publish" and answered[-1].done
     if not ended and own.version != __version__:
         began = f"plures {own.version}" if own.version else "an earlier version of plures"
         notes.append(

@@ -63,7 +63,7 @@ class RunStatus:
         waiting: members that the run is waiting for.
         since: when the waiting began, in seconds since 1970.
         until: when it ends at the latest.
-        what: the task that the run is waiting for: ``join``, ``train``, or a task at the end.
+        what: the request that the run is waiting for: ``join``, ``train``, ``score`` or ``publish``.
         reason: why it stopped or its last round did not count; while it waits for all to join, why sites are refused.
         chosen: for a finished run, the round that validation chose.
         eta: estimated seconds for the remaining rounds, from recent rounds.
@@ -168,7 +168,7 @@ def run_status(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: M
     if finished(out):
         state = "finished"
     elif events:
-        asked = last.get(WAITING, {}).get("task") == "join" and bool(waiting)
+        asked = last.get(WAITING, {}).get("request") == "join" and bool(waiting)
         state = ("joining" if asked else "running") if alive else "stopped"
     rounds, done = plan.spec.rounds, int(last.get("round", {"round": 0})["round"])
     asked_at = last.get(WAITING, {})
@@ -186,7 +186,7 @@ def run_status(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: M
         waiting=tuple(waiting) if waits else (),
         since=asked_at["time"] if waits else None,
         until=asked_at["time"] + asked_at["seconds"] if waits else None,
-        what=asked_at.get("task", "train") if waits else "",
+        what=asked_at.get("request", "train") if waits else "",
         reason=reason,
         chosen=last["finished"]["chosen_round"] if "finished" in last else None,
         eta=(rounds - done) * median(seconds[-RECENT:]) if seconds and state != "finished" else None,
