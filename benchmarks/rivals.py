@@ -184,7 +184,7 @@ def timed(name: str, command: list[str | Path], folder: Path, env: Mapping[str, 
 def measure(folder: Path, repeats: int) -> dict[str, list[dict[str, Any]]]:
     """All frameworks in turn."""
     folder = folder.absolute()
-    script = {name: Path(__file__).with_name(f"rival_{name}.py") for name in RIVALS}
+    script = {name: Path(__file__).parent / "peers" / f"{name}.py" for name in RIVALS}
     commands: dict[str, list[str | Path]] = {
         "plures": [sys.executable, "-m", "benchmarks.rivals", "--plures", folder],
         **{name: [environment(name), "-P", script[name], folder] for name in RIVALS},

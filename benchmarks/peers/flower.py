@@ -1,6 +1,6 @@
 """LR_MNIST in Flower's simulation; :mod:`benchmarks.rivals` runs it in an environment of its own.
 
-    python rival_flower.py FOLDER
+    python flower.py FOLDER
 
 The clients are those of Flower's tutorials, made cheaper where that is easy: data is mapped into memory, batches are
 gathered by index instead of by a ``DataLoader``, and a client's test data is one batch.

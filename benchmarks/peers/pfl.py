@@ -1,6 +1,6 @@
 """LR_MNIST in pfl; :mod:`benchmarks.rivals` runs it in an environment of its own.
 
-    python rival_pfl.py FOLDER
+    python pfl.py FOLDER
 
 One process with one thread, which is fastest for a model of this size. A client's batches are those of
 ``pfl.data.dataset.Dataset``, which are the same in every visit.
