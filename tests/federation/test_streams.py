@@ -48,7 +48,9 @@ def test_seasons_have_their_months_and_their_splits():
 def test_by_time_cuts_into_equal_parts():
     owner = np.tile(["a", "b"], 120)
     alike = from_arrays(TABLE, np.arange(240) % 4, owner, columns=("x", "month", "day"), standardize=True)
-    for time in ("day", TABLE[:, 2], TABLE[:, 2].tolist(), tuple(TABLE[:, 2]), range(240)):
+    days = np.datetime64("2026-01-01") + TABLE[:, 2].astype(int)
+    given = ("day", TABLE[:, 2], TABLE[:, 2].tolist(), tuple(TABLE[:, 2]), range(240), days, days.tolist())
+    for time in given:
         for number, experience in enumerate(by_time(alike, time, 3)):
             owned = torch.cat([experience.splits[s].rows for s in SPLITS])
             assert sorted(owned.tolist()) == list(range(80 * number, 80 * number + 80))
@@ -119,6 +121,11 @@ def test_bad_streams_are_named():
         by_label(F, [(0, 1), (1, 2)])
     with pytest.raises(PluresError, match=r"values of shape \(3,\) for 240 rows"):
         by_time(F, [1, 2, 3], 2)
+    with pytest.raises(PluresError, match="values of type <U1; give numbers or dates"):
+        by_time(F, ["a"] * 240, 2)
+    for known, lacking in ((0.0, np.nan), (np.datetime64(0, "D"), np.datetime64("NaT"))):
+        with pytest.raises(PluresError, match="row 239 has no value; give one for each"):
+            by_time(F, np.array([known] * 239 + [lacking]), 2)
 
 
 def test_experiences_are_not_called_tasks():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from plures.brief import brief
@@ -110,7 +112,7 @@ def by_time(federation: Federation, time: str | ArrayLike | Tensor, experiences:
 
     Args:
         federation: every client needs a train row of every experience.
-        time: name of an input column, or ``(examples,)`` times, one for each row.
+        time: name of an input column, or ``(examples,)`` numbers or dates, one for each row.
         experiences: how many.
     """
     if experiences < 1:
@@ -193,7 +195,7 @@ def permuted(federation: Federation, experiences: int, *, seed: int = 0) -> Stre
 def _values(federation: Federation, column: str | ArrayLike | Tensor) -> Tensor:
     """``(examples,)`` float64 values of a column in raw units."""
     if not isinstance(column, str):
-        values = torch.as_tensor(np.asarray(column.cpu() if isinstance(column, Tensor) else column)).double()
+        values = _numbers(federation, np.asarray(column.cpu() if isinstance(column, Tensor) else column))
         if values.shape != (len(federation.inputs),):
             raise PluresError(
                 f"stream of {federation.name!r}: values of shape {tuple(values.shape)} for "
@@ -210,6 +212,21 @@ def _values(federation: Federation, column: str | ArrayLike | Tensor) -> Tensor:
     if federation.scaling is not None:
         values = values * float(federation.scaling[1][place]) + float(federation.scaling[0][place])
     return values
+
+
+def _numbers(federation: Federation, values: NDArray[Any]) -> Tensor:
+    """Numbers as float64; dates as microseconds since 1970."""
+    if values.dtype.kind == "O" and all(isinstance(value, date) for value in values.flat):
+        values = values.astype("datetime64[us]")
+    if values.dtype.kind == "M":
+        missing, values = np.isnat(values), values.astype("datetime64[us]").astype(np.int64)
+    elif values.dtype.kind in "biuf":
+        missing = np.isnan(values)
+    else:
+        raise PluresError(f"stream of {federation.name!r}: values of type {values.dtype}; give numbers or dates")
+    if missing.any():
+        raise PluresError(f"stream of {federation.name!r}: row {int(missing.argmax())} has no value; give one for each")
+    return torch.from_numpy(values.astype(np.float64))
 
 
 def _restricted(federation: Federation, name: str, used: Tensor) -> Federation:
