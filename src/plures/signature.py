@@ -25,8 +25,11 @@ T = TypeVar("T", bound=Callable[..., Any])
 LONG = 80
 """Longest value that a message shows in full, in characters."""
 SEQUENCES = (tuple, collections.abc.Sequence)
-ARRAY_LIKE = frozenset(get_args(ArrayLike))
-"""The types that make up NumPy's ``ArrayLike``. No tuple is among them, yet NumPy reads one, so the function checks."""
+ARRAY_LIKE = frozenset(get_args(ArrayLike)) or frozenset({ArrayLike})
+"""The types that make up NumPy's ``ArrayLike``, or that name itself where NumPy defines it by a ``type`` statement.
+
+No tuple is among them, yet NumPy reads one, so the function checks.
+"""
 
 
 def checked(what: T) -> T:
