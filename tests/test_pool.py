@@ -91,7 +91,7 @@ def test_a_process_that_dies_is_told_in_one_sentence_and_the_round_can_be_repeat
     first, second = run.clients.workers.values()
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    with pytest.raises(PluresError, match=r"round 2: a process of the pool ended \(exit codes \[-9\]\); take fewer"):
+    with pytest.raises(PluresError, match=r"round 2: a process of the pool ended \(exit codes \[-9\]\); use fewer"):
         run.step()
     assert all(torch.equal(value, before[name]) for name, value in snapshot(run).items())
     assert not second.is_alive()

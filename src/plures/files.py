@@ -161,11 +161,21 @@ def inside(root: Path, *names: str, suffix: str = "") -> Path:
     place = root.joinpath(*map(filed, names[:-1]), filed(names[-1]) + suffix)
     try:
         within = place.resolve().is_relative_to(root.resolve())
+        _refuse_loops(place)
     except (OSError, RuntimeError) as error:
         raise PluresError(f"{place} cannot be used: {error}; remove the link there") from error
     if not within:
         raise PluresError(f"{place} is a link that leads out of {root}: remove it")
     return place
+
+
+def _refuse_loops(place: Path) -> None:
+    """Raise an error for links that lead to each other, which `Path.resolve` accepts since Python 3.13."""
+    try:
+        place.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
