@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,14 @@ def test_stacked_and_padded_clients_have_what_they_have_alone(name: str) -> None
     for client, size in enumerate((6, 4)):
         own = said(task, outputs[client, :size], true[client, :size], torch.ones(size))
         assert float(together[client]) == pytest.approx(two(name).of(own), nan_ok=True)
+
+
+def test_a_metric_of_the_task_goes_before_a_further_one_of_its_name() -> None:
+    own = Metric("mcc", "my own", lambda predictions: predictions.losses)
+    heart = plures.load("heart")
+    data = replace(heart, task=replace(heart.task, metrics=(*heart.task.metrics, own)))
+    assert find_metric("mcc", data) is own
+    assert data.judged_by(find_metric("mcc", data)).metrics[0] is own
 
 
 def test_names_with_numbers_out_of_range_are_refused() -> None:

@@ -156,7 +156,7 @@ def find_metric(metric: str, federation: Federation, code: Code = NOTHING) -> Me
     """
     more = federation.task.further
     catalogue = {known.name: known for known in (*more.named, *federation.metrics)}
-    found = more.find(metric) or replace(METRIC, catalogue=catalogue).find(metric, code)
+    found = federation.metric_of(metric) or replace(METRIC, catalogue=catalogue).find(metric, code)
     return _made(f"metric {metric!r}", found, Metric)
 
 

@@ -131,6 +131,10 @@ class Federation:
         rest = tuple(metric for metric in self.task.metrics if metric != self.metric)
         return rest if self.metric is None else (self.metric, *rest)
 
+    def metric_of(self, name: str) -> Metric | None:
+        """The metric of a name: one of :attr:`metrics`, else one of the task's further ones; else ``None``."""
+        return {one.name: one for one in self.metrics}.get(name) or self.task.further.find(name)
+
     def judged_by(self, metric: str | Metric | None) -> Federation:
         """The same federation with another metric by which rounds and settings are chosen.
 
@@ -146,7 +150,7 @@ class Federation:
         """
         known = {one.name: one for one in self.metrics}
         if isinstance(metric, str):
-            found = known.get(metric) or self.task.further.find(metric)
+            found = self.metric_of(metric)
             if found is None:
                 names = [*known, *self.task.further.names]
                 kind = f"{self.task.kind} in {many} classes" if (many := len(self.task.classes)) else self.task.kind

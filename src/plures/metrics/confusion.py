@@ -14,13 +14,12 @@ from plures.metrics.metric import Metric, mean
 # --- two classes: the second one is the positive -----------------------------------------------------------------
 
 
-def ratio(part: Callable[[Tensor, Tensor], Tensor], among: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """A metric's ``value``: the weight of the examples in ``part`` over that of the examples in ``among``.
+Choose = Callable[[Tensor, Tensor], Tensor]
+"""``(positive, claimed) -> (clients, examples)``: examples, by whether they are positive and are decided for."""
 
-    Args:
-        part: ``(positive, claimed) -> (clients, examples)``, from whether an example is positive and is decided for.
-        among: the same.
-    """
+
+def share(name: str, part: Choose, among: Choose, undefined: str) -> Metric:
+    """A metric that is the weight of the examples in ``part`` over that of the examples in ``among``."""
 
     def value(weight: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
         positive, claimed = targets == 1, decisions == 1
@@ -28,42 +27,30 @@ def ratio(part: Callable[[Tensor, Tensor], Tensor], among: Callable[[Tensor, Ten
         chosen, all_ = (of(positive, claimed) for of in (part, among))
         return torch.where(chosen, weight.double(), 0.0).sum(1) / torch.where(all_, weight.double(), 0.0).sum(1)
 
-    return value
+    return Metric(name, name, decided, value, higher=True, unit="%", range=(0, 1), undefined=undefined)
 
 
-sensitivity = Metric(
+sensitivity = share(
     "sensitivity",
-    "sensitivity",
-    decided,
-    ratio(lambda positive, claimed: positive & claimed, lambda positive, claimed: positive),
-    higher=True,
-    unit="%",
-    range=(0, 1),
-    undefined="where no example is of the second class",
+    lambda positive, claimed: positive & claimed,
+    lambda positive, claimed: positive,
+    "where no example is of the second class",
 )
 """Share of the examples of the second class that are found; also called recall and true positive rate."""
 
-specificity = Metric(
+specificity = share(
     "specificity",
-    "specificity",
-    decided,
-    ratio(lambda positive, claimed: ~positive & ~claimed, lambda positive, claimed: ~positive),
-    higher=True,
-    unit="%",
-    range=(0, 1),
-    undefined="where all examples are of the second class",
+    lambda positive, claimed: ~positive & ~claimed,
+    lambda positive, claimed: ~positive,
+    "where all examples are of the second class",
 )
 """Share of the examples of the first class that are decided for it; also called true negative rate."""
 
-precision = Metric(
+precision = share(
     "precision",
-    "precision",
-    decided,
-    ratio(lambda positive, claimed: positive & claimed, lambda positive, claimed: claimed),
-    higher=True,
-    unit="%",
-    range=(0, 1),
-    undefined="where nothing is decided for the second class",
+    lambda positive, claimed: positive & claimed,
+    lambda positive, claimed: claimed,
+    "where nothing is decided for the second class",
 )
 """Share of the decisions for the second class that are right; also called positive predictive value."""
 

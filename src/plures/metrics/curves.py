@@ -24,11 +24,10 @@ def rates(ordered: Ordered) -> tuple[Tensor, Tensor]:
     Returns:
         True and false positive rates, ``(rows, examples)``; NaN where there is no positive or no negative example.
     """
-    above = (
+    hits, alarms = (
         part.sum(1, keepdim=True) - torch.where(ordered.scores.isfinite(), ordered.below(part), 0.0)
         for part in (ordered.won, ordered.lost)
     )
-    hits, alarms = above
     return hits / ordered.won.sum(1, keepdim=True), alarms / ordered.lost.sum(1, keepdim=True)
 
 
