@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from plures.composed import pieces
 from plures.errors import PluresError, suggestion
-from plures.evaluate.composed import pieces
 from plures.run.rehearse import failure
 
 By = Literal["typed", "python", "option", "site", "coordinator"]

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
+from plures.composed import called, options_of, pieces
 from plures.errors import PluresError
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.composed import called, pieces
 from plures.evaluate.own import METHOD, find_loader, find_metric, find_network, find_task
 from plures.evaluate.results import Result
 from plures.faults import explain
@@ -38,7 +38,7 @@ from plures.run import (
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.machine import Machine
 from plures.run.training import RateSchedule
-from plures.signature import read, shown
+from plures.signature import shown
 from plures.tasks import Task
 
 SAMPLED = 0.1
@@ -319,18 +319,7 @@ def find_method(name: str | Entry | Method | Callable[..., Method], code: Code =
 
 def _fixed(entry: Entry, options: list[str]) -> Entry:
     """A method with options that were typed behind its name."""
-    what, given = f"method {entry.name!r}", dict[str, Any]()
-    for place, text in enumerate(options):
-        name, sign, value = text.partition("=")
-        if not sign:
-            if place >= len(entry.kinds) or any("=" in before for before in options[:place]):
-                raise PluresError(f"{what}: {text!r} belongs to no option; write name=value")
-            name, value = list(entry.kinds)[place], text
-        name = name.strip()
-        if name in given:
-            raise PluresError(f"{what}: {name} is given twice; give it once")
-        given[name] = read(f"{what}:", name, value.strip(), entry.kinds.get(name, Any))
-    return entry.fixing(**given)
+    return entry.fixing(**options_of(f"method {entry.name!r}", options, entry.kinds))
 
 
 def distinct(entries: Iterable[Entry]) -> dict[str, Entry]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plures.augment import Augment, augment_of
+from plures.augment.augment import Wanted
 from plures.devices import find
 from plures.errors import PluresError, suggestion
 from plures.federation.describe import Description, describe
@@ -49,6 +51,7 @@ class Federation:
         weights: ``(examples,)`` how much each example counts, positive and floating point; ``None`` if all count alike.
             Only ratios within a client matter. The loss of a batch is ``sum_i w_i l_i / sum_i w_i``, and metrics are
             weighted in the same way; numbers of examples, and so the weights of clients, stay counts.
+        augment: how batches are changed at random when a client trains; ``None`` for not at all (:meth:`augmented`).
 
     Examples:
         >>> heart = plures.load("heart")
@@ -73,6 +76,7 @@ class Federation:
     public: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     metric: Metric | None = None
     weights: Tensor | None = None
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         check_words([self.name], "federation")
@@ -114,6 +118,8 @@ class Federation:
         for column, values in self.metadata.items():
             if len(values) != len(self.clients):
                 raise PluresError(f"metadata column {column!r}: {len(values)} values for {len(self.clients)} clients")
+        if self.augment is not None:
+            self.augment.check(self.features, self.inputs.dtype, self.task.target)
         self._check_devices()
         self._check_values()
         if self.weights is not None and bool((self.weights == 1).all()):
@@ -298,6 +304,25 @@ class Federation:
             return replace(self, task=task.completed(self.task))
         except PluresError as error:
             raise PluresError(f"federation {self.name!r}: {error}") from error
+
+    def augmented(self, augment: Wanted | None) -> Federation:
+        """The same examples, changed at random whenever a client trains on them, and never when they are predicted.
+
+        Every client, round, epoch and step has changes of its own, which depend on the run's seed alone: not on how
+        clients are trained, nor on whether the run was resumed. Phases of a method that share their batches share
+        the changes.
+
+        Args:
+            augment: names of :data:`plures.augment.AUGMENTATIONS` with options, joined by ``+``; an augmentation; your
+                own function ``(key, inputs (n, *features), targets) -> (inputs, targets)``
+                (:class:`plures.augment.Key`); a list of them; or ``None`` for no augmentation.
+
+        Examples:
+            >>> import plures
+            >>> plures.load("heart").augmented("noise(0.1)").augment.parts
+            (Noise(std=0.1),)
+        """
+        return replace(self, augment=None if augment is None else augment_of(augment))
 
     def classified(self, task: Task) -> Federation:
         """The same examples with the classes of another task, if they include all of this one's; otherwise unchanged.

@@ -44,6 +44,14 @@ class Batches:
         drawn = fold(self.seeds[None, :], 0xD0, np.arange(len(self.rows), dtype=np.uint64)[:, None]) >> np.uint64(32)
         return torch.from_numpy(drawn.astype(np.int64)).to(self.rows.device)
 
+    @cached_property
+    def examples(self) -> Tensor:
+        """``(steps, batches per step, clients, batch)`` int64 randomness for the augmentation of each example."""
+        steps, batches, _, width = self.rows.shape
+        step, batch, place = np.ogrid[:steps, :batches, :width]
+        drawn = fold(self.seeds[:, None], 0xA6, step[..., None, :], batch[..., None, :], place[..., None, :])
+        return torch.from_numpy(drawn.view(np.int64)).to(self.rows.device)
+
 
 def plan(
     split: Split,

@@ -68,6 +68,7 @@ def of_data(federation: Federation) -> Facts:
         "clients": json.dumps(group_names(federation.clients)),
     }
     found |= {} if federation.weights is None else {"weights": "of examples"}
+    found |= {} if federation.augment is None else facts(federation.augment, "augmentation")
     found |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
         found[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plures.augment import Mixture
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import SGD, Adam, Batch, Bound, Leaf, Optimizer, Phase, Problem, State
@@ -41,6 +42,8 @@ Stack = dict[str, Leaves]
 Rows = slice | Tensor
 Tensors = list[Tensor]
 Changed = dict[Leaf, Tensor]
+Doubled = tuple[Tensor, Tensor]
+"""The other targets of examples that count for two, and the shares of the first ones."""
 Passes = dict[str, list[tuple[Pass, Batch]]]
 """For each slot, its last forward pass on each batch of a step, with that batch."""
 
@@ -82,6 +85,7 @@ class Steps:
         self.read = [Leaf(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
         """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
         self.source = federation.inputs, federation.targets, federation.weights
+        self.augment = federation.augment
         self.shapes = [(tuple(bound.initial[s][p].shape), bound.initial[s][p].dtype) for s, p in self.read]
         self.anchored = [] if self.plain else self.read
         """Leaves whose received value the phase can read."""
@@ -106,6 +110,27 @@ class Steps:
             ``(2, clients)`` sums over each client's steps: of the task loss, and of the objective.
         """
         raise NotImplementedError
+
+    def _examples(self, rows: Tensor, counts: Tensor | None, keys: Tensor | None) -> tuple[Example, Doubled | None]:
+        """The examples of some batches, augmented.
+
+        Args:
+            rows: ``(batches, width)``.
+            counts: ``(batches,)`` number of examples in each batch, for augmentation.
+            keys: ``(batches, width)`` randomness of each example, for augmentation.
+
+        Returns:
+            Inputs, targets ``(batches, width, ...)`` and the examples' weights; if examples count for two targets, the
+            other targets and the share of the first ones.
+        """
+        inputs, targets = gather(self.source[0], rows), gather(self.source[1], rows)
+        weights = None if self.source[2] is None else gather(self.source[2], rows)
+        if self.augment is None or counts is None or keys is None:
+            return (inputs, targets, weights), None
+        made = self.augment(keys, counts, inputs, targets)
+        if isinstance(made, Mixture):
+            return (made.inputs, made.targets, weights), (made.others, made.share)
+        return (*made, weights), None
 
     def _batch(self, data: Iterable[Example], key: Tensor | None) -> Any:
         """What the objective gets: one batch, or a tuple when the phase asks for several."""
@@ -242,16 +267,25 @@ class OneByOne(Steps):
         steps, each = int(plan.steps[client]), self.phase.batches
         counts: list[int] = plan.counts[:steps, :, client].reshape(-1).tolist()
         rows = plan.rows[:steps, :, client, : max(counts, default=0)].flatten(0, 1)
-        (inputs, targets, weights), width = self.source, rows.shape[1]
-        block = each * max(1, BLOCK // max(1, each * width * inputs[:1].nbytes))
+        width, augmenting = rows.shape[1], None
+        if self.augment is not None:
+            augmenting = plan.examples[:steps, :, client, :width].flatten(0, 1)
+        block = each * max(1, BLOCK // max(1, each * width * self.source[0][:1].nbytes))
         keys = plan.keys[:, client].unbind() if self.random else [None] * steps
         for first in range(0, len(rows), block):
             some = rows[first : first + block]
-            counted = itertools.repeat(None) if weights is None else gather(weights, some)
+            known, keyed = None, None
+            if augmenting is not None:
+                keyed = augmenting[first : first + block]
+                known = torch.tensor(counts[first : first + block], device=some.device)
+            (inputs, targets, weights), double = self._examples(some, known, keyed)
+            counted = itertools.repeat(None) if weights is None else weights
             made: list[Example] = [
                 (x, y, w) if count == width else (x[:count], y[:count], None if w is None else w[:count])
-                for x, y, w, count in zip(gather(inputs, some), gather(targets, some), counted, counts[first:])  # noqa: B905
+                for x, y, w, count in zip(inputs, targets, counted, counts[first:])  # noqa: B905
             ]
+            if double is not None:
+                made = [doubled(one, *other) for one, *other in zip(made, *double, strict=True)]
             for number in range(0, len(made), each):
                 yield made[number : number + each], keys[(first + number) // each]
 
@@ -293,7 +327,7 @@ class Stacked(Steps):
         losses = torch.zeros(2, clients, device=device, dtype=self.dtype)
         amounts = torch.from_numpy(plan.counts).to(device)
         keys = plan.keys if self.random else None
-        part, previous = self._part(x, received, memory, slice(0, clients)), clients
+        part, previous, source = self._part(x, received, memory, slice(0, clients)), clients, self.source
         if (replayed := self._replayed(part, plan, keys, rate)) is not None:
             return replayed
         compiled = None if self.compiler is None or self._apart(part, plan) else self._compiled(clients)
@@ -303,7 +337,9 @@ class Stacked(Steps):
                 lr, number = (torch.tensor(value, dtype=torch.float64, device=device) for value in (rate, step + 1))
                 drawn = [] if keys is None else [keys[step]]
                 index, padded = list(plan.rows[step]), list(amounts[step])
-                losses += compiled(*part, index, padded, drawn, running, lr, number, self.source)
+                if self.augment is not None:
+                    index, padded, source = self._augmented(index, list(plan.examples[step]), list(amounts[step]), True)
+                losses += compiled(*part, index, padded, drawn, running, lr, number, source)
                 continue
             for rows, sizes in self._groups(plan.counts[step, :, :active], part, plan):
                 if isinstance(rows, Tensor) or previous != active:
@@ -312,7 +348,11 @@ class Stacked(Steps):
                 index = [plan.rows[step, number, rows, :width] for number, width in enumerate(sizes.max(1).tolist())]
                 padded = [] if (sizes == sizes[:, :1]).all() else list(amounts[step][:, rows])
                 drawn = [] if keys is None else [keys[step, rows]]
-                losses[:, rows] += self._step(*part, index, padded, drawn, None, rate, step + 1, self.source)
+                if self.augment is not None:
+                    keyed = [own[rows, : one.shape[1]] for own, one in zip(plan.examples[step], index, strict=True)]
+                    known = list(amounts[step][:, rows])
+                    index, padded, source = self._augmented(index, keyed, known, bool(padded))
+                losses[:, rows] += self._step(*part, index, padded, drawn, None, rate, step + 1, source)
                 if isinstance(rows, Tensor):
                     self._return(part, x, memory, rows)
         return losses
@@ -320,6 +360,10 @@ class Stacked(Steps):
     def _replayed(self, part: Part, plan: Batches, keys: Tensor | None, rate: float) -> Tensor | None:
         """Train with recorded steps; ``None`` if they cannot be recorded or recording does not pay off."""
         if self.captured is None or not len(plan.rows) or not self.captured.worth(plan):
+            return None
+        if self.augment is not None:
+            self.captured = None
+            log.info("steps that train %r are not captured: their examples are augmented", self.phase.slot)
             return None
         kinds = self.captured.kinds(plan, rate)
         if any(kind.padded for kind in kinds) and self._apart(part, plan):
@@ -337,6 +381,38 @@ class Stacked(Steps):
             self.captured = None
             log.info("steps that train %r are not captured: %s", self.phase.slot, str(error).strip().partition("\n")[0])
             return None
+
+    def _augmented(
+        self, rows: Tensors, keys: Tensors, counts: Tensors, padded: bool
+    ) -> tuple[Tensors, Tensors, tuple[Tensor, Tensor, Tensor | None]]:
+        """The augmented examples of a step in place of the federation's: rows of them, counts, and the examples.
+
+        Args:
+            rows: ``(clients, batch)`` for each batch of the step.
+            keys: ``(clients, batch)`` randomness of each example, for each batch.
+            counts: ``(clients,)`` real examples for each batch.
+            padded: whether some rows are padding.
+        """
+        made: list[Example] = []
+        mixed = False
+        for index, key, count in zip(rows, keys, counts, strict=True):
+            example, double = self._examples(index, count, key)
+            if double is not None:
+                inputs, targets, weight = example
+                if padded:
+                    real = mask(count, index.shape[1], self.dtype)
+                    weight = real if weight is None else weight * real
+                example, mixed = doubled((inputs, targets, weight), *double), True
+            made.append(example)
+        places: Tensors = []
+        first = 0
+        for inputs, *_ in made:
+            clients, width = inputs.shape[:2]
+            places.append(torch.arange(first, first + clients * width, device=inputs.device).view(clients, width))
+            first += clients * width
+        x, y = torch.cat([one[0].flatten(0, 1) for one in made]), torch.cat([one[1].flatten(0, 1) for one in made])
+        known = [weight.flatten() for *_, weight in made if weight is not None]
+        return places, counts if padded and not mixed else [], (x, y, torch.cat(known) if known else None)
 
     def _compiled(self, clients: int) -> Callable[..., Tensor]:
         """The compiled step for a number of clients, possibly from an earlier run that computes the same."""
@@ -513,6 +589,25 @@ def write(stack: Stack, changed: Changed) -> None:
 def gather(values: Tensor, rows: Tensor) -> Tensor:
     """``values[rows]`` for rows of any shape, by the fastest kernel."""
     return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
+
+
+def doubled(example: Example, others: Tensor, share: Tensor) -> Example:
+    """A batch in which each example stands twice: for its own target, and for another one, with weights of sum 1.
+
+    Args:
+        example: the batch, ``(..., batch, *features)``.
+        others: the other targets, possibly followed by padding.
+        share: weights for the own targets, in the same way.
+    """
+    inputs, targets, weight = example
+    axis, size = share.dim() - 1, inputs.shape[share.dim() - 1]
+    own = share.narrow(axis, 0, size)
+    pair = torch.cat([own, 1 - own], axis)
+    return (
+        torch.cat([inputs, inputs], axis),
+        torch.cat([targets, others.narrow(axis, 0, size)], axis),
+        pair if weight is None else torch.cat([weight, weight], axis) * pair,
+    )
 
 
 def undecayed(optimizer: Optimizer) -> Optimizer:
