@@ -145,8 +145,8 @@ def targets(federation: Federation, rows: Ints) -> Floats:
     own = federation.targets.cpu()
     found = own[torch.from_numpy(rows)]
     if federation.task.classes:
-        return np.asarray(np.eye(federation.task.outputs)[found.numpy()], dtype=np.float64)
-    every = own[federation.splits["train"].rows.cpu()].double().reshape(-1, federation.task.outputs)
+        return np.asarray(np.eye(len(federation.task.classes))[found.numpy()], dtype=np.float64)
+    every = own[federation.splits["train"].rows.cpu()].double().flatten(1)
     scale = every.std(0, correction=0)
     values = (found.double().reshape(len(found), -1) - every.mean(0)) / torch.where(scale > 0, scale, 1)
     return np.asarray(values.numpy(), dtype=np.float64)

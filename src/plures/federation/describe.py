@@ -155,7 +155,7 @@ def describe(federation: Described) -> Description:
     """
     recorded = federation.metadata.get(MISSING_VALUES)
     clients, frequencies = [], []
-    total = torch.zeros(federation.task.outputs, dtype=torch.float64)
+    total = torch.zeros(len(federation.task.names), dtype=torch.float64)
     for number, name in enumerate(federation.clients):
         rows = torch.cat([federation.splits[split][number] for split in SPLITS])
         targets = federation.targets[rows].cpu()

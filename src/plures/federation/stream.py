@@ -139,8 +139,8 @@ def by_label(federation: Federation, classes: Sequence[Collection[int]]) -> Stre
     if not federation.task.classes:
         raise PluresError(f"by label: federation {federation.name!r} is {federation.task.kind}; it has no classes")
     listed = [label for members in classes for label in members]
-    if len(set(listed)) < len(listed) or not set(listed) <= set(range(federation.task.outputs)):
-        raise PluresError(f"by label: {listed}; give class numbers 0..{federation.task.outputs - 1}, each once at most")
+    if len(set(listed)) < len(listed) or not set(listed) <= set(range(len(federation.task.classes))):
+        raise PluresError(f"by label: {listed}; give class numbers 0..{len(federation.task.classes) - 1}, each once at most")
     names = {f"classes {', '.join(federation.task.classes[i] for i in members)}": members for members in classes}
     return by_column(federation, federation.targets, names)
 

@@ -15,6 +15,10 @@ def classes(start: Start, method: str) -> int:
     task = start.setting.task
     if not task.classes:
         raise UnsuitableTaskError(f"{method} needs classes, but the task is {task.kind}: use another method")
+    if task.outputs != len(task.classes):
+        raise UnsuitableTaskError(
+            f'{method} needs an output for each class, but {task.kind} has one for both: give task="classification"'
+        )
     return len(task.classes)
 
 

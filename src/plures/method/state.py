@@ -64,9 +64,9 @@ class Problem:
     task: Task
     decay: float = 0.0
 
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The task's loss of every example, ``(batch,)``."""
-        return self.task.losses(outputs, targets)
+    def losses(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What every example adds to the task's loss, ``(batch,)``; ``weight`` is how much each counts."""
+        return self.task.terms(outputs, targets, weight)
 
     def loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
         """Mean loss over a batch; ``weight`` is how much each example counts, ``None`` when all count alike."""
@@ -192,7 +192,7 @@ class Batch:
 
     def losses(self, leaves: Leaves, keep: Leaves | None = None) -> Tensor:
         """Task loss of every example, ``(batch,)``."""
-        return self.problem.losses(self.outputs(leaves, keep), self.targets)
+        return self.problem.losses(self.outputs(leaves, keep), self.targets, self.weight)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of one number per example ``(batch, ...)``, by the examples' weights; padding left out.

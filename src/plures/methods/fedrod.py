@@ -29,8 +29,8 @@ def fedrod(gamma: float = 1.0, visits: int = 5) -> Method:
         z = batch.features(x.model)
         generic, prior = batch.head(x.model, z), x.about["labels"].clamp(min=ABSENT).log()
         own = generic.detach() + batch.head(x.personal, z.detach())
-        losses = batch.problem.losses(generic + gamma * prior, batch.targets) + batch.problem.losses(own, batch.targets)
-        return batch.mean(losses)
+        balanced = batch.problem.loss(generic + gamma * prior, batch.targets, batch.weight)
+        return balanced + batch.problem.loss(own, batch.targets, batch.weight)
 
     def predicted(x: State, batch: Batch) -> Tensor:
         z = batch.features(x.model)

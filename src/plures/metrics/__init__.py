@@ -9,6 +9,7 @@ from plures.metrics.catalogue import AMOUNTS, SEVERAL_CLASSES, TWO_CLASSES, Cata
 from plures.metrics.errors import mae, r2, rmse
 from plures.metrics.losses import cross_entropy, mean_loss, mean_squared_error
 from plures.metrics.metric import Metric, Predictions, alone, mean
+from plures.metrics.survival import c_index, cox_loss
 
 CLASSIFICATION: tuple[Metric, ...] = (
     accuracy,
@@ -22,6 +23,7 @@ CLASSIFICATION: tuple[Metric, ...] = (
 )
 MULTILABEL: tuple[Metric, ...] = (accuracy, cross_entropy, auroc, average_precision, macro_f1)
 REGRESSION: tuple[Metric, ...] = (rmse, mae, mean_squared_error, r2)
+SURVIVAL: tuple[Metric, ...] = (c_index, cox_loss)
 
 __all__ = [
     "AMOUNTS",
@@ -29,6 +31,7 @@ __all__ = [
     "MULTILABEL",
     "REGRESSION",
     "SEVERAL_CLASSES",
+    "SURVIVAL",
     "TWO_CLASSES",
     "Catalogue",
     "Metric",

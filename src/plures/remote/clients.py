@@ -270,7 +270,7 @@ class Remote:
         self.wired += len(answer)
         leaves = expected(run) if request == "train" else probed(run) if request == "gradients" else {}
         columns = {column for one in self.facts for column in one.metadata}
-        reply = opened(answer, order, room(1, run.setting.task.outputs, len(columns), len(run.bound.blocks)), leaves)
+        reply = opened(answer, order, room(1, len(run.setting.task.names), len(columns), len(run.bound.blocks)), leaves)
         name = run.setting.clients[client]
         if reply.client != name:
             raise PluresError(f"the answer comes from client {reply.client!r}")

@@ -240,7 +240,7 @@ class Site:
         """Read the leaves of an order, after checking that it is no longer than an order of this run can be."""
         known = {key(run.bound, b, name): t for b in run.served() for name, t in run.server[b.name].values.items()}
         facts, blocks = len(self.tells), len(run.bound.blocks)
-        most = room(len(self.federation), self.federation.task.outputs, facts, blocks) + size(known)
+        most = room(len(self.federation), len(self.federation.task.names), facts, blocks) + size(known)
         if len(message) > most:
             raise RefusedError(f"the order has {len(message)} bytes, and {most} at most are needed")
         try:

@@ -98,7 +98,7 @@ class Sites:
     def _greet(self, address: int, question: bytes, answer: bytes | str) -> None:
         if isinstance(answer, str):
             raise PluresError(clean(answer))
-        reply = opened(answer, question, room(1, self.task.outputs, len(self.tells or ())) if self.task else None)
+        reply = opened(answer, question, room(1, len(self.task.names), len(self.tells or ())) if self.task else None)
         if reply.status != "done":
             raise PluresError(reply.reason)
         if reply.client not in self.clients or reply.facts is None:

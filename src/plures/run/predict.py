@@ -53,6 +53,11 @@ def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions
     """
     places = weight.dim() - 1
     exact = targets.double() if targets.is_floating_point() else targets
-    losses = task.losses(outputs.double().flatten(0, places), exact.flatten(0, places)).view_as(weight)
+    if task.joint and places:
+        alone = zip(outputs.double(), exact, weight.double(), strict=True)
+        losses = torch.stack([task.terms(*one) for one in alone])
+    else:
+        counted = weight.double().flatten()
+        losses = task.terms(outputs.double().flatten(0, places), exact.flatten(0, places), counted).view_as(weight)
     decided = task.decide(outputs) if decisions is None else decisions
     return Predictions(outputs, targets, weight, losses, decided, task.probabilities(outputs.double()))

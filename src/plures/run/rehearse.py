@@ -123,7 +123,7 @@ def check_loss(federation: Federation, outputs: Tensor) -> None:
     targets = targets.to(outputs.dtype) if targets.is_floating_point() else targets
     with torch.enable_grad():
         outputs = outputs.detach().requires_grad_()
-        each: Any = attempted(f"the loss of the {task.kind}", lambda: task.losses(outputs, targets))
+        each: Any = attempted(f"the loss of the {task.kind}", lambda: task.terms(outputs, targets))
     if not isinstance(each, Tensor) or tuple(each.shape) != (len(outputs),) or not each.is_floating_point():
         found = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
         raise PluresError(

@@ -6,6 +6,7 @@ from plures.tasks.losses import Weights
 from plures.tasks.multilabel import MultiLabel
 from plures.tasks.regression import Regression
 from plures.tasks.stored import completed, completion, from_dict, to_dict
+from plures.tasks.survival import Survival
 from plures.tasks.task import Loss, Task
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Loss",
     "MultiLabel",
     "Regression",
+    "Survival",
     "Task",
     "Weights",
     "completed",

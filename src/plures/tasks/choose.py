@@ -14,9 +14,10 @@ from plures.tasks.classification import Classification
 from plures.tasks.multilabel import MultiLabel
 from plures.tasks.reading import plain
 from plures.tasks.regression import Regression
+from plures.tasks.survival import Survival
 from plures.tasks.task import Array, Task, Where
 
-KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classification, MultiLabel, Regression)}
+KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classification, MultiLabel, Regression, Survival)}
 """Tasks that have a name."""
 
 MAX_CLASSES_UNASKED = 50

@@ -91,8 +91,8 @@ class Classification(Task):
         return replace(self, classes=names), codes
 
     def faults(self, targets: Tensor) -> tuple[Tensor, str]:
-        outside = (targets < 0) | (targets >= self.outputs)
-        return outside, f"a label outside 0..{self.outputs - 1}; correct the labels or the list of classes"
+        outside = (targets < 0) | (targets >= len(self.classes))
+        return outside, f"a label outside 0..{len(self.classes) - 1}; correct the labels or the list of classes"
 
     def expected(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(-1)
@@ -106,7 +106,7 @@ class Classification(Task):
         return each if self.class_weights is None else each * outputs.new_tensor(self.class_weights)[targets]
 
     def mean_loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        plain = self.loss is None and self.class_weights is None and self._written_for("mean_loss", "losses")
+        plain = self.loss is None and self.class_weights is None and self._written_for("mean_loss", "losses", "terms")
         if plain and weight is None:
             return F.cross_entropy(outputs, targets)
         return super().mean_loss(outputs, targets, weight)
@@ -121,7 +121,7 @@ class Classification(Task):
         return expected.clamp(min=torch.finfo(expected.dtype).tiny).log()
 
     def certain(self, targets: Tensor) -> Tensor:
-        found = targets.unsqueeze(-1) == torch.arange(self.outputs, device=targets.device)
+        found = targets.unsqueeze(-1) == torch.arange(len(self.classes), device=targets.device)
         return found.to(torch.get_default_dtype())
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -132,8 +132,8 @@ class Classification(Task):
         return torch.logsumexp(logs + weights.log(), -1)
 
     def counts_of(self, targets: Tensor, owners: Tensor, clients: int) -> Tensor:
-        pairs = torch.bincount(owners * self.outputs + targets, minlength=clients * self.outputs)
-        return pairs.view(clients, self.outputs)
+        many = len(self.classes)
+        return torch.bincount(owners * many + targets, minlength=clients * many).view(clients, many)
 
     def miscounted(self, counts: Sequence[int], examples: int) -> str | None:
         wrong = super().miscounted(counts, examples)

@@ -55,7 +55,7 @@ class Regression(Task):
 
     @property
     def squared(self) -> bool:
-        return self.loss is None and self._written_for("squared", "losses")
+        return self.loss is None and self._written_for("squared", "losses", "terms")
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """``2 sum_o (d f_o)^2``: the squared error is the negative log-likelihood of noise with variance 1/2."""

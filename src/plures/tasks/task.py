@@ -39,6 +39,8 @@ class Task:
         decision: what a decision is called in files and tables.
         number: type of the targets.
         probable: whether :meth:`expected` gives probabilities, so that a decision differs from an output.
+        scalable: whether targets may be standardised, if they are numbers.
+        joint: whether an example's loss depends on the other examples of its batch (:meth:`terms`).
         measures: metrics of all tasks of this kind; default: the mean loss.
         by_data: options that are taken from the data if they are not given, such as the names of classes.
         metrics: metrics of predictions, by default ``measures``; rounds and settings are chosen by the first.
@@ -74,6 +76,8 @@ class Task:
     decision: ClassVar[str] = "decision"
     number: ClassVar[torch.dtype] = torch.float32
     probable: ClassVar[bool] = False
+    scalable: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
     measures: ClassVar[tuple[Metric, ...]] = (mean_loss,)
     by_data: ClassVar[tuple[str, ...]] = ()
 
@@ -108,7 +112,7 @@ class Task:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """A name for each output."""
+        """A name for each expected value: for each class, label or number."""
         return tuple(f"y{number}" for number in range(self.outputs))
 
     @property
@@ -149,7 +153,7 @@ class Task:
             if (own := getattr(self, name)) and own != value:
                 raise PluresError(f"{name}: the task says {own!r}, but the data have {value!r}: leave {name}= out")
         made = replace(self, **said)
-        if (made.outputs, made.target, made.number) != (found.outputs, found.target, found.number):
+        if (made.target, made.number) != (found.target, found.number):
             raise PluresError(
                 f"a {self.kind} cannot be learned from data that were read for a {found.kind}: their targets have "
                 "another shape or type; build them with task="
@@ -179,7 +183,7 @@ class Task:
         return (self.outputs,)
 
     def expected(self, outputs: Tensor) -> Tensor:
-        """What outputs mean: the probability of each class or label, or the predicted numbers.
+        """What outputs mean: the probability of each class or label, or the predicted numbers, ``(..., names)``.
 
         Args:
             outputs: ``(..., outputs)``.
@@ -187,7 +191,7 @@ class Task:
         return outputs
 
     def probabilities(self, outputs: Tensor) -> Tensor | None:
-        """Probabilities ``(..., outputs)``; ``None`` where numbers are predicted."""
+        """Probabilities ``(..., names)``; ``None`` where numbers are predicted."""
         return self.expected(outputs) if self.probable else None
 
     def decide(self, outputs: Tensor) -> Tensor:
@@ -205,15 +209,27 @@ class Task:
         """
         raise NotImplementedError
 
-    def mean_loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss over a batch, ``sum_i w_i l_i / sum_i w_i``.
+    def terms(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What every example adds to the loss of its batch, ``(batch,)``: its loss, unless the task is :attr:`joint`.
+
+        A joint task overrides this method, and its terms must not depend on examples of weight 0, which are padding.
 
         Args:
             outputs: ``(batch, *shape)``.
             targets: ``(batch, *target)``.
             weight: ``(batch,)`` how much each example counts, 0 for padding; ``None`` when all count alike.
         """
-        each = self.losses(outputs, targets)
+        return self.losses(outputs, targets)
+
+    def mean_loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean loss over a batch, ``sum_i w_i l_i / sum_i w_i``, of the :meth:`terms` of its examples.
+
+        Args:
+            outputs: ``(batch, *shape)``.
+            targets: ``(batch, *target)``.
+            weight: ``(batch,)`` how much each example counts, 0 for padding; ``None`` when all count alike.
+        """
+        each = self.terms(outputs, targets, weight)
         return each.mean() if weight is None else (each * weight).sum() / weight.sum()
 
     @property
@@ -224,7 +240,7 @@ class Task:
     @property
     def curved(self) -> bool:
         """Whether :meth:`curvature` is known; it is not if a loss of your own replaces the task's."""
-        return getattr(self, "loss", None) is None and self._written_for("curvature", "losses")
+        return getattr(self, "loss", None) is None and self._written_for("curvature", "losses", "terms")
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``u`` and weights ``w`` such that an example's expected curvature is ``sum_k w_k (d u_k)^2``.
@@ -244,7 +260,7 @@ class Task:
         raise PluresError(f"{self.kind}: predictions cannot be mixed, because the task has no Task.scores")
 
     def certain(self, targets: Tensor) -> Tensor:
-        """Expected values of a predictor that knows the targets, ``(..., outputs)``, to be averaged over examples."""
+        """Expected values of a predictor that knows the targets, ``(..., names)``, to be averaged over examples."""
         raise PluresError(f"{self.kind}: targets cannot be averaged, because the task has no Task.certain")
 
     @property
@@ -261,19 +277,19 @@ class Task:
         """
         return self.scores((torch.stack([self.expected(one) for one in outputs], -1) * weights).sum(-1))
 
-    def _written_for(self, method: str, other: str) -> bool:
-        """Whether a method fits another one that it depends on, which no subclass of its own class overrides."""
+    def _written_for(self, method: str, *others: str) -> bool:
+        """Whether a method fits others that it depends on, which no subclass of its own class overrides."""
         for kind in type(self).__mro__:
             if method in vars(kind):
                 return kind is not Task
-            if other in vars(kind):
+            if any(other in vars(kind) for other in others):
                 return False
         return False
 
     # --- what is reported about targets -------------------------------------------------------------------------
 
     def counts(self, targets: Tensor) -> Tensor | None:
-        """How often each class or label occurs, ``(outputs,)`` int64: what a client may report; ``None`` for numbers.
+        """How often each class or label occurs, ``(names,)`` int64: what a client may report; ``None`` for numbers.
 
         Args:
             targets: ``(n, *target)``.
@@ -282,7 +298,7 @@ class Task:
         return None if counts is None else counts[0]
 
     def counts_of(self, targets: Tensor, owners: Tensor, clients: int) -> Tensor | None:
-        """`counts` of every client, ``(clients, outputs)`` int64; ``None`` for numbers.
+        """`counts` of every client, ``(clients, names)`` int64; ``None`` for numbers.
 
         Args:
             targets: ``(n, *target)`` of all clients.
@@ -293,8 +309,8 @@ class Task:
 
     def miscounted(self, counts: Sequence[int], examples: int) -> str | None:
         """What is wrong with label counts that a client reports; ``None`` if nothing is."""
-        if len(counts) != self.outputs:
-            return f"{len(counts)} label counts for {self.outputs} {self.called}"
+        if len(counts) != len(self.names):
+            return f"{len(counts)} label counts for {len(self.names)} {self.called}"
         return None
 
     def strata(self, targets: Tensor) -> Array | None:

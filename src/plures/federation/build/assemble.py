@@ -84,7 +84,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         task, targets = task_of(data.targets[rows], *asked, where, data.answers)
     else:
         task, targets = data.learned, torch.from_numpy(data.targets[rows])
-    if options.get("standardize_targets", False) and task.probable:
+    if options.get("standardize_targets", False) and (task.probable or not task.scalable):
         raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or give task='regression'")
     raw = data.inputs[rows] if len(rows) < n else data.inputs
     inputs = checked_inputs(raw, options, where)
