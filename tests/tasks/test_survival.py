@@ -41,7 +41,7 @@ def patients(task: object = "survival", **options: object) -> Federation:
 def test_v7_terms_of_three_events() -> None:
     """Everybody is at risk at the first event, the last two at the second, the last one at the third."""
     task = Survival()
-    assert TERMS == pytest.approx([0.4076059644, 0.3132616875, 0])
+    assert pytest.approx([0.4076059644, 0.3132616875, 0]) == TERMS
     assert task.terms(HAZARDS, SEEN).tolist() == pytest.approx(TERMS)
     assert float(task.mean_loss(HAZARDS, SEEN)) == pytest.approx(0.2402892193)
 
@@ -155,7 +155,10 @@ def test_the_loss_is_measured_among_all_examples_of_a_client() -> None:
     ("targets", "message"),
     [
         (np.arange(75.0), "survival needs two numbers for each row, the time and whether the event was observed"),
-        (np.stack([np.arange(75.0), np.arange(75.0)], 1), "an event that is neither 0 nor 1; targets are time and event"),
+        (
+            np.stack([np.arange(75.0), np.arange(75.0)], 1),
+            "an event that is neither 0 nor 1; targets are time and event",
+        ),
         (np.stack([np.arange(75.0) - 1, np.arange(75) % 2], 1), "client 'a', row 0: a time below 0"),
     ],
 )

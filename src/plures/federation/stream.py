@@ -140,7 +140,9 @@ def by_label(federation: Federation, classes: Sequence[Collection[int]]) -> Stre
         raise PluresError(f"by label: federation {federation.name!r} is {federation.task.kind}; it has no classes")
     listed = [label for members in classes for label in members]
     if len(set(listed)) < len(listed) or not set(listed) <= set(range(len(federation.task.classes))):
-        raise PluresError(f"by label: {listed}; give class numbers 0..{len(federation.task.classes) - 1}, each once at most")
+        raise PluresError(
+            f"by label: {listed}; give class numbers 0..{len(federation.task.classes) - 1}, each once at most"
+        )
     names = {f"classes {', '.join(federation.task.classes[i] for i in members)}": members for members in classes}
     return by_column(federation, federation.targets, names)
 

@@ -47,7 +47,9 @@ def mapper(lam: float | None = None, residual: float = 0.0, visits: int = 5) -> 
             step = local - shared
             return {"along": batch.mean((step * (batch.targets - shared)).sum(-1)), "square": batch.mean(step**2).sum()}
         grid = torch.linspace(0, 1, GRID, dtype=local.dtype, device=local.device)
-        each = torch.stack([batch.problem.losses(mixed(local, shared, w, batch), batch.targets, batch.weight) for w in grid], 1)
+        each = torch.stack(
+            [batch.problem.losses(mixed(local, shared, w, batch), batch.targets, batch.weight) for w in grid], 1
+        )
         return {"losses": batch.mean(each)}
 
     def choose(x: State, received: State, visit: Visit) -> dict[str, Leaves]:

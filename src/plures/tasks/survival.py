@@ -82,7 +82,8 @@ class Survival(Task):
         return self.terms(outputs, targets)
 
     def terms(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        return cox(outputs.squeeze(-1), *targets.unbind(-1), weight)
+        times, events = targets.unbind(-1)
+        return cox(outputs.squeeze(-1), times, events, weight)
 
     def strata(self, targets: Tensor) -> Array:
         """Whether the event was observed."""
