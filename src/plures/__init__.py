@@ -11,6 +11,7 @@ from plures.methods import METHODS
 from plures.metrics import Metric, Predictions
 from plures.models import default_model, with_roles
 from plures.run import BySize, Execution, Fixed, Full, Run, Training, Uniform, onboard
+from plures.tables import from_table
 from plures.tasks import Classification, MultiLabel, Regression, Task
 from plures.version import __version__
 
@@ -48,6 +49,7 @@ __all__ = [
     "from_dataset",
     "from_folder",
     "from_frame",
+    "from_table",
     "load",
     "onboard",
     "predictions",

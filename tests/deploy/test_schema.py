@@ -21,7 +21,7 @@ from plures.errors import PluresError, PluresWarning
 from plures.federation import SPLITS, Federation, SplitRule, load
 from plures.tables.check import Report, check
 from plures.tables.heart import heart_metadata, heart_schema, heart_tables
-from plures.tables.schema import Category, Number, Schema, Splits, read_table, write_table
+from plures.tables.schema import Boolean, Category, Number, Schema, Splits, read_table, write_table
 from plures.tasks import Classification, MultiLabel, Regression
 
 SCHEMA = Schema(
@@ -387,11 +387,12 @@ def test_a_draft_from_pooled_data():
             Number(name="chol", zero_is_missing=True, low=188, high=212, center=200, scale=6.3, missing=0.5),
             Category(name="code", levels=("1", "2", "10")),
             Category(name="pain", levels=("much", "some"), missing=0.25),
-            Category(name="smokes", levels=("False", "True"), missing=0.25),
-            Number(name="flat", low=7, high=7, center=7, scale=1),
+            Boolean(name="smokes", levels=("False", "True"), missing=0.25),
         ),
+        client="site",
+        ignored={"flat": "it is 7 in every row"},
     )
-    assert schema.federation("d", {"all": {k: v for k, v in pooled.items() if k != "site"}}).features == (13,)
+    assert schema.federation("d", {"all": {k: v for k, v in pooled.items() if k != "site"}}).features == (11,)
 
 
 def test_a_drafts_range_never_becomes_negative_and_few_digits_remain():
@@ -407,8 +408,11 @@ def test_a_drafts_range_never_becomes_negative_and_few_digits_remain():
     [
         ({"target": "z"}, "no column 'z' in the table; its columns are id, x, y"),
         ({"target": "y", "units": {"w": "m"}}, "no column 'w'"),
-        ({"target": "y"}, "column 'id' has 40 different values, too many for a category; leave it out"),
-        ({"target": "y", "features": ["x"]}, "column 'x' has no value at all; complete it or leave it out"),
+        (
+            {"target": "y"},
+            "no column of the table can be an input; 'id' is left out: its text is different in every row",
+        ),
+        ({"target": "y", "features": ["x"]}, "column 'x': it has no value at all; complete it or leave it out"),
     ],
 )
 def test_a_draft_says_what_it_cannot_declare(options: Any, message: str):
@@ -455,7 +459,6 @@ def test_missing_cells_of_csv(tmp_path: Path):
     ("content", "message"),
     [
         (b"", "has no header"),
-        (b"a;b\n1;2\n", "the columns are separated by ';'; save it as CSV with commas"),
         (b"a,b\n1,2\n1,2,3\n", "line 3: 3 cells for 2 columns"),
         (b"a,a\n1,2\n", "column 'a' occurs twice"),
         (b"a,\n1,2\n", "column 2 has no name"),
@@ -473,7 +476,7 @@ def test_a_broken_csv_is_named(tmp_path: Path, content: bytes, message: str):
 def test_files_that_are_not_there_or_of_another_kind(tmp_path: Path):
     with pytest.raises(PluresError, match=r"none.csv: no such file"):
         read_table(tmp_path / "none.csv")
-    with pytest.raises(PluresError, match=r"data.xlsx: cannot read a file '.xlsx'; give .csv or .parquet"):
+    with pytest.raises(PluresError, match=r"data.xlsx: cannot read a file '.xlsx'; give .csv, .tsv, .txt or .parquet"):
         read_table(tmp_path / "data.xlsx")
 
 

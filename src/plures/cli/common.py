@@ -20,6 +20,7 @@ from plures.models import NETWORKS
 from plures.run import Execution
 from plures.run.execution import Precision
 from plures.signature import Kinds, read
+from plures.tables import is_table
 from plures.texts import visible_lines
 from plures.track import TRACKERS
 
@@ -52,7 +53,32 @@ def say(text: str) -> None:
 
 
 Data = Annotated[
-    str, typer.Argument(help="Name of a data set (see `plures datasets`), a folder of .npz files, or module:function.")
+    str,
+    typer.Argument(
+        help="Name of a data set (see `plures datasets`), a CSV or Parquet file, a folder with such a file or an .npz "
+        "file per client, or module:function."
+    ),
+]
+ClientColumn = Annotated[
+    str | None, typer.Option("--client", help="Of a table: the column with the client of each row.")
+]
+Target = Annotated[
+    list[str] | None, typer.Option(help="Of a table: the column to predict; repeatable for several labels or numbers.")
+]
+Group = Annotated[
+    str | None, typer.Option(help="Of a table: the column whose equal values stay in one split, such as a patient.")
+]
+Time = Annotated[
+    str | None, typer.Option(help="Of a table: the column of dates; the earliest rows train, the latest test.")
+]
+TestRows = Annotated[str | None, typer.Option("--test", help="Of a table: a file with the rows for test.")]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(help="Of a table: the column that says train, validation or test, or holds folds (see --fold)."),
+]
+Fold = Annotated[str | None, typer.Option(help="The fold for test, with --split-column.")]
+SchemaFile = Annotated[
+    str | None, typer.Option("--schema", help="Of a table: a file that says what the columns are, such as schema.toml.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder for results; an interrupted command resumes from it.")]
 Rounds = Annotated[int, typer.Option(help="Number of rounds.")]
@@ -154,9 +180,38 @@ def settings(pairs: list[str] | None, option: str, owner: str, kinds: Kinds) -> 
     return found
 
 
-def data_settings(pairs: list[str] | None, data: str) -> dict[str, Any]:
-    """Options of ``--data`` for a data set or a folder."""
-    return settings(pairs, "--data", f"data {data!r}", {**find_loader(data, Code.typed(data))[1], "donate": float})
+def data_settings(
+    pairs: list[str] | None,
+    data: str,
+    *,
+    client: str | None = None,
+    target: list[str] | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    test: str | None = None,
+    split_column: str | None = None,
+    fold: str | None = None,
+    schema: str | None = None,
+) -> dict[str, Any]:
+    """Options of ``--data`` for a data set, a folder or a table, with the options that name the columns of a table."""
+    of_table: dict[str, Any] = {
+        "client": client,
+        "target": target[0] if target and len(target) == 1 else target or None,
+        "group": group,
+        "time": time,
+        "test": test,
+        "split_column": split_column,
+        "fold": fold,
+        "schema": schema,
+    }
+    given = {name: value for name, value in of_table.items() if value is not None}
+    if given and not is_table(data):
+        option = f"--{next(iter(given)).replace('_', '-')}"
+        raise PluresError(f"{option} is for a table, a CSV or Parquet file or a folder of them; {data!r} is none")
+    found = settings(pairs, "--data", f"data {data!r}", {**find_loader(data, Code.typed(data))[1], "donate": float})
+    if both := [name for name in given if name in found]:
+        raise PluresError(f"--data {both[0]}: is given as an option, too; give it once")
+    return {**given, **found}
 
 
 def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]:

@@ -9,10 +9,18 @@ from typing import Annotated
 import typer
 
 from plures.cli.common import (
+    ClientColumn,
     Data,
+    Fold,
+    Group,
     Model,
     ModelOptions,
     Options,
+    SchemaFile,
+    SplitColumn,
+    Target,
+    TestRows,
+    Time,
     app,
     console,
     data_settings,
@@ -34,6 +42,14 @@ WRITERS: dict[str, Callable[[Path, Diagnosis], None]] = {
 @app.command("diagnose")
 def diagnose_command(
     data: Data,
+    client: ClientColumn = None,
+    target: Target = None,
+    group: Group = None,
+    time: Time = None,
+    test: TestRows = None,
+    split_column: SplitColumn = None,
+    fold: Fold = None,
+    schema: SchemaFile = None,
     data_options: Options = None,
     model: Model = None,
     model_options: ModelOptions = None,
@@ -60,7 +76,18 @@ def diagnose_command(
     code = typed(data, model)
     spec = RunSpec(
         data=data,
-        data_options=data_settings(data_options, data),
+        data_options=data_settings(
+            data_options,
+            data,
+            client=client,
+            target=target,
+            group=group,
+            time=time,
+            test=test,
+            split_column=split_column,
+            fold=fold,
+            schema=schema,
+        ),
         model=model,
         model_options=model_settings(model_options, model),
     )

@@ -113,20 +113,27 @@ def read_newcomers(data: str, spec: RunSpec, run: Run) -> Federation:
 @app.command("predict")
 def predict_command(
     folder: Folder,
+    rows: Annotated[Path | None, typer.Argument(help="File with new rows, as with --inputs.")] = None,
     client: Client = None,
     inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(help="CSV file; default: the terminal.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Print the model card instead.")] = False,
     allow_code: AllowCode = None,
 ) -> None:
-    """Predict with one client's personal model; without --inputs, a run predicts the client's test examples."""
+    """Predict new rows with one client's personal model, or each row with its own client's; the data are not needed.
+
+    Without rows, a run predicts the client's test examples.
+    """
     if out is not None:
         check_file(out)
+    if rows is not None and inputs is not None:
+        raise PluresError(f"{rows} and --inputs {inputs}: give one of the two")
+    inputs = inputs or rows
     kept = RunFolder(folder, consent(allow_code))
     if card:
         say(opened(folder, client, kept.code).card.text())
         return
-    if kept.finished and client is not None:
+    if kept.finished and (client is not None or inputs is not None):
         task = kept.fitted().task
         outputs, decided = kept.predict(client, None if inputs is None else rows_in(inputs))
     else:

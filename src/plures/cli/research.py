@@ -17,12 +17,15 @@ from plures.cli.common import (
     BatchSize,
     Capture,
     Chunk,
+    ClientColumn,
     Compile,
     Data,
     Device,
     Epochs,
     EvaluateClients,
+    Fold,
     Fraction,
+    Group,
     MetricName,
     Model,
     ModelOptions,
@@ -32,7 +35,12 @@ from plures.cli.common import (
     Patience,
     Processes,
     Rounds,
+    SchemaFile,
+    SplitColumn,
+    Target,
     TaskName,
+    TestRows,
+    Time,
     Track,
     Unseen,
     app,
@@ -54,15 +62,24 @@ from plures.evaluate.sample import among, sampling_width
 from plures.evaluate.spec import find_method
 from plures.evaluate.tuning import readings
 from plures.federation import DATASETS, locate
-from plures.files import check_folder, write_json, write_text
+from plures.files import check_file, check_folder, write_json, write_text
 from plures.report import catalogue, console_table, headline, html_report
 from plures.report.catalogue import leaving
+from plures.tables import keep_schema, schema_of, write_schema
 from plures.track import trackers
 
 
 @app.command("compare")
 def compare_command(
     data: Data,
+    client: ClientColumn = None,
+    target: Target = None,
+    group: Group = None,
+    time: Time = None,
+    test: TestRows = None,
+    split_column: SplitColumn = None,
+    fold: Fold = None,
+    schema: SchemaFile = None,
     method: Annotated[list[str] | None, typer.Option(help="Method besides the three baselines; repeatable.")] = None,
     rounds: Rounds = 50,
     every: Annotated[
@@ -124,7 +141,18 @@ def compare_command(
             epochs=epochs,
             fraction=fraction,
             evaluate_clients=evaluate_clients,
-            data_options=data_settings(data_options, data),
+            data_options=data_settings(
+                data_options,
+                data,
+                client=client,
+                target=target,
+                group=group,
+                time=time,
+                test=test,
+                split_column=split_column,
+                fold=fold,
+                schema=schema,
+            ),
             model_options=model_settings(model_options, model),
         )
     result = result.model_copy(
@@ -154,6 +182,14 @@ def reading(point: Point) -> str:
 def run_command(
     data: Data,
     method: Annotated[str, typer.Argument(help="Name of a method (see `plures methods`) or package.module:function.")],
+    client: ClientColumn = None,
+    target: Target = None,
+    group: Group = None,
+    time: Time = None,
+    test: TestRows = None,
+    split_column: SplitColumn = None,
+    fold: Fold = None,
+    schema: SchemaFile = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the method, NAME=VALUE.")] = None,
     rounds: Rounds = 50,
     patience: Patience = None,
@@ -192,7 +228,18 @@ def run_command(
         raise PluresError(f"--rounds {rounds}: give at least 1")
     spec = RunSpec(
         data=data,
-        data_options=data_settings(data_options, data),
+        data_options=data_settings(
+            data_options,
+            data,
+            client=client,
+            target=target,
+            group=group,
+            time=time,
+            test=test,
+            split_column=split_column,
+            fold=fold,
+            schema=schema,
+        ),
         model_options=model_settings(model_options, model),
         model=model,
         method=method,
@@ -222,6 +269,7 @@ def run_command(
     if checkpoint.exists():
         wanted = saved(checkpoint, wanted)
     federation = spec.federation(code)
+    keep_schema(federation, out)
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
     run, every = spec.run(seen, wanted, code), readings(rounds, 20)
     also = among(evaluate_clients) | patience_fact(patience)
@@ -278,6 +326,59 @@ def run_command(
         mean = result.unseen.summary(measure).mean
         console.print(f"unseen clients: {'undefined' if math.isnan(mean) else f'{mean:.4f}'}")
     console.print(f"kept in {out}")
+
+
+@app.command("describe")
+def describe_command(
+    data: Data,
+    client: ClientColumn = None,
+    target: Target = None,
+    group: Group = None,
+    time: Time = None,
+    test: TestRows = None,
+    split_column: SplitColumn = None,
+    fold: Fold = None,
+    schema: SchemaFile = None,
+    task: TaskName = None,
+    data_options: Options = None,
+    out: Annotated[Path | None, typer.Option(help="File for the schema of a table, such as schema.toml.")] = None,
+) -> None:
+    """Show the clients of some data and their splits; of a table, also what its columns are."""
+    code = typed(data, task)
+    if out is not None:
+        check_file(out)
+    spec = RunSpec(
+        data=data,
+        data_options=data_settings(
+            data_options,
+            data,
+            client=client,
+            target=target,
+            group=group,
+            time=time,
+            test=test,
+            split_column=split_column,
+            fold=fold,
+            schema=schema,
+        ),
+        task=task,
+    )
+    federation = spec.federation(code)
+    console.print(str(federation.describe()), highlight=False)
+    declared = schema_of(federation)
+    if declared is not None:
+        table = Table("column", "kind", "inputs")
+        for column in declared.columns:
+            table.add_row(column.name, column.kind, ", ".join(column.inputs))
+        for name, why in declared.ignored.items():
+            table.add_row(name, "left out", why)
+        console.print(table)
+    if out is None:
+        return
+    if declared is None:
+        raise PluresError(f"--out {out}: {data!r} is no table, so it has no schema; leave --out out")
+    write_schema(declared, out)
+    console.print(f"written: {out}")
 
 
 @app.command("methods")

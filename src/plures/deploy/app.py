@@ -60,7 +60,7 @@ def opened(file: Path) -> Site:
     data = spec.judged(data, own.code)
 
     def publish(run: Run, order: Order, scores: Mapping[Held, Scored]) -> None:
-        model = PersonalModel.of(run, own.client, spec, schema=plan.table, sheet=report.sheet, code=own.code)
+        model = PersonalModel.of(run, own.client, spec, sheet=report.sheet, code=own.code)
         model.save(folder / PUBLISHED)
         Journal(folder).event("published", round=order.round, version=model.card.version)
 

@@ -184,7 +184,7 @@ def alone(home: Path, text: str) -> Outcome:
     hospitals = []
     for client in plan.clients:
         data = plan.table.federation(plan.name, {client: tables[client]})
-        hospitals.append(hospital(PersonalModel.of(run, client, plan.spec, schema=plan.table), data))
+        hospitals.append(hospital(PersonalModel.of(run, client, plan.spec), data))
     return Outcome(ALONE, run.round, 0.0, tuple(hospitals))
 
 

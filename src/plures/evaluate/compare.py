@@ -67,6 +67,7 @@ from plures.run.fingerprint import (
 from plures.run.machine import Machine
 from plures.run.origin import builder
 from plures.signature import checked, shown
+from plures.tables.source import keep_schema
 from plures.tasks import Task
 from plures.version import __version__
 
@@ -233,6 +234,7 @@ def compare(
         )
     if study.out is not None:
         check_folder(study.out)
+        keep_schema(federation, study.out)
     for entry in entries.values():  # refuse methods that do not fit the model or the clients before training anything
         study.rehearse(entry, rates)
     study.claim({**settings, "methods": list(entries)}, entries.values())

@@ -27,6 +27,7 @@ from plures.files import DamagedError, describe, inside, read, understood, unsea
 from plures.method import Bound, Method, Setting
 from plures.method.leaf import by_leaf, by_slot, of_short_name, short_names
 from plures.models import Leaves, ModelFactory
+from plures.names import name_of
 from plures.run import Execution, Run, Training
 from plures.run.checkpoint import restore, snapshot
 from plures.run.engine import Engine, Stack
@@ -49,6 +50,9 @@ from plures.run.fingerprint import (
 from plures.run.origin import builder
 from plures.run.predict import predicted
 from plures.signature import checked
+from plures.tables.schema import Schema
+from plures.tables.source import schema_of
+from plures.tables.table import absent, columns, text
 
 RERUN = "run again, into another folder"
 ONBOARD = "delete it, and make the new client's model again with `plures onboard`"
@@ -101,6 +105,7 @@ def fitted_to(federation: Federation, task: str | None = None) -> tuple[dict[str
         "columns": federation.columns,
         "metadata": metadata,
         "preparation": None if made is None else made.to_dict(),
+        "schema": None if (declared := schema_of(federation)) is None else declared.model_dump(mode="json"),
     }
 
 
@@ -346,7 +351,8 @@ class RunFolder:
             raise PluresError(f"{self.path / MODELS} is damaged: {stored['dtype']!r} is not a numeric type; run again")
         task = self._task(stored["task"], task)
         found = {k.removeprefix(f"{FITTED}:"): t for k, t in tensors.items() if k.startswith(f"{FITTED}:")}
-        scaling, preparation = restored(stored["preparation"], found)
+        schema = None if stored.get("schema") is None else Schema.model_validate_json(json.dumps(stored["schema"]))
+        scaling, preparation = restored(stored["preparation"], found, schema)
         return Federation(
             name=stored["name"],
             source=stored["source"],
@@ -388,20 +394,21 @@ class RunFolder:
 
     def predict(
         self,
-        client: str,
+        client: str | None,
         inputs: Tensor | Mapping[str, Any] | Frame | None = None,
         *,
         model: nn.Module | ModelFactory | None = None,
         method: Method | None = None,
         task: tasks.Task | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Predict with one client's predictor.
+        """Predict with one client's predictor, or with that of each row's client.
 
         New rows are encoded, imputed and scaled with the values fitted to the run's data. The data themselves are not
         read for this, and may have changed or be gone. Predicted numbers are in the target's own units.
 
         Args:
-            client: the client's name.
+            client: the client's name; ``None`` for a table with a column of clients, by whose models its rows are
+                predicted.
             inputs: raw examples ``(n, *features)``, or a table with the columns of the data, in any order
                 (:meth:`~plures.federation.Federation.scaled`); default: the client's test examples in the run's data.
                 If missing values were imputed, pass the original columns, with NaN for missing values.
@@ -417,19 +424,34 @@ class RunFolder:
                 or method are not the run's.
         """
         with understood(self.path, RERUN):
-            deployed, execution = self.stack(client), self.execution()
+            execution = self.execution()
             federation = self.fitted(task).to("cpu", execution.dtype)
+            owners = None if client is not None else _owners(federation, inputs)
+            stacks = {
+                name: self.stack(name) for name in ([client] if client is not None else dict.fromkeys(owners or ()))
+            }
             engine = self._engine(federation, execution, model, method)
-            own = self.own(client, engine.bound)
+            own = {name: self.own(name, engine.bound) for name in stacks}
         if inputs is not None:
             inputs = federation.scaled(inputs)
-        else:
+        if owners is not None and inputs is not None:
+            places = {name: [row for row, owner in enumerate(owners) if owner == name] for name in stacks}
+            with understood(self.path, RERUN):
+                parts = [
+                    predicted(engine, name, stacks[name], own[name], inputs[rows]) for name, rows in places.items()
+                ]
+            order = torch.tensor([row for rows in places.values() for row in rows]).argsort()
+            outputs, decided = zip(*parts, strict=True)
+            decisions = [decision for decision in decided if decision is not None]
+            return torch.cat(outputs)[order], torch.cat(decisions)[order] if decisions else None
+        assert client is not None
+        if inputs is None:
             data = self.data(execution).to("cpu", execution.dtype)
             if client not in data.clients:
                 raise PluresError(f"the examples of the new client {client!r} are not in the run's data: give --inputs")
             inputs = data.inputs[data.splits["test"][data.index(client)]]
         with understood(self.path, RERUN):
-            return predicted(engine, client, deployed, own, inputs)
+            return predicted(engine, client, stacks[client], own[client], inputs)
 
     def _engine(
         self,
@@ -524,6 +546,23 @@ class RunFolder:
         others = tuple(f"{other}/" for other in about["clients"] if other.startswith(f"{client}/"))
         mine = {key: t for key, t in tensors.items() if key.startswith(f"{client}/") and not key.startswith(others)}
         return {key.removeprefix(f"{client}/"): t for key, t in mine.items()}
+
+
+def _owners(federation: Federation, table: Any) -> list[str]:
+    """The client of each row of a table."""
+    declared = schema_of(federation)
+    if declared is None or declared.client is None or table is None or isinstance(table, Tensor):
+        raise PluresError("client: name the client whose model predicts")
+    cells = columns(table)
+    if declared.client not in cells:
+        raise PluresError(
+            f"client: name the client whose model predicts, or give the rows a column {declared.client!r} with the "
+            "client of each"
+        )
+    for row, cell in enumerate(cells[declared.client]):
+        if absent(cell):
+            raise PluresError(f"column {declared.client!r}, row {row + 1}: no client; give every row a client")
+    return [name_of(text(cell)) for cell in cells[declared.client]]
 
 
 def _whole(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,6 +19,7 @@ from plures.methods import METHODS, Entry
 from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
 from plures.signature import Kinds, arguments, kinds, shown
+from plures.tables.source import from_table, is_table
 from plures.tasks import KINDS, Task
 
 T = TypeVar("T")
@@ -74,12 +75,15 @@ def find_loader(data: str, code: Code = NOTHING) -> tuple[Callable[..., Federati
     """The function that builds a federation, and its options with their types.
 
     Args:
-        data: a data set of the catalogue, a folder of ``.npz`` files, or ``package.module:function``.
+        data: a data set of the catalogue, a CSV or Parquet file, a folder of such files or of ``.npz`` files, or
+            ``package.module:function``.
         code: user code that is allowed.
 
     Raises:
         PluresError: if there is no such data set, or it is not a function or a federation.
     """
+    if data not in DATASETS and is_table(data):
+        return partial(from_table, data), {k: kind for k, kind in kinds(from_table).items() if k != "data"}
     if data not in DATASETS and Path(data).is_dir():
         return partial(from_folder, Path(data)), {k: kind for k, kind in kinds(from_folder).items() if k != "path"}
     if not is_own(data):
@@ -94,7 +98,7 @@ def find_loader(data: str, code: Code = NOTHING) -> tuple[Callable[..., Federati
 
 def is_own(data: str) -> bool:
     """Whether data are named as ``module:function`` rather than by a path."""
-    return ":" in data and not Path(data).is_absolute()
+    return ":" in data and not Path(data).is_absolute() and not is_table(data)
 
 
 def _loaded(data: str, build: Callable[..., Any], **options: Any) -> Federation:

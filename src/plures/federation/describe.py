@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.federation.metadata import MISSING_VALUES
+from plures.federation.preparation import Preparation
 from plures.federation.splits import SPLITS, Split, SplitName
 from plures.tasks import Task
 
@@ -144,6 +145,12 @@ class Described(Protocol):
     @property
     def source(self) -> str: ...
 
+    @property
+    def inputs(self) -> Tensor: ...
+
+    @property
+    def preparation(self) -> Preparation | None: ...
+
 
 def describe(federation: Described) -> Description:
     """Clients, sizes, label skew and missing values of a federation, over all splits.
@@ -153,6 +160,8 @@ def describe(federation: Described) -> Description:
         >>> [(client.name, client.labels) for client in describe(plures.load("heart")).clients]
         [('cleveland', (164, 139)), ('hungarian', (188, 106)), ('switzerland', (8, 115)), ('va', (51, 149))]
     """
+    made = federation.preparation
+    places = [] if made is None or made.schema is None else list(made.schema.gaps)
     recorded = federation.metadata.get(MISSING_VALUES)
     clients, frequencies = [], []
     total = torch.zeros(len(federation.task.names), dtype=torch.float64)
@@ -164,6 +173,7 @@ def describe(federation: Described) -> Description:
             total += counts
             frequencies.append(counts.double() / counts.sum())
         values = targets.double()
+        gaps = int(federation.inputs[rows][:, places].sum()) if places else 0
         clients.append(
             ClientDescription(
                 name=name,
@@ -171,7 +181,7 @@ def describe(federation: Described) -> Description:
                 labels=() if counts is None else tuple(int(count) for count in counts.tolist()),
                 target_mean=() if counts is not None else tuple(values.mean(0).tolist()),
                 target_std=() if counts is not None else tuple(values.std(0, correction=0).tolist()),
-                missing=0 if recorded is None else int(str(recorded[number])),
+                missing=gaps if recorded is None else int(str(recorded[number])),
                 metadata={key: column[number] for key, column in federation.metadata.items()},
             )
         )

@@ -231,6 +231,8 @@ class Federation:
         Raises:
             PluresError: among others for a missing or an unknown column, and a value that did not occur in the data.
         """
+        if self.preparation is not None and self.preparation.schema is not None and not isinstance(raw, Tensor):
+            return self.preparation.schema.encode(raw).to(self.inputs.device, self.inputs.dtype)
         rows: Tensor = raw if isinstance(raw, Tensor) else self.encoded(raw)
         if self.preparation is not None:
             rows = self.preparation.completed(rows, self.columns)

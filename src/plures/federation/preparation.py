@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,21 @@ Moments = tuple[Tensor, Tensor]
 """Offset that is subtracted, and scale that divides the result."""
 
 
+class Rows(Protocol):
+    """A declaration of a table's rows, which makes inputs of them: :class:`plures.tables.Schema`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns that the inputs are made from."""
+
+    @property
+    def gaps(self) -> tuple[int, ...]:
+        """Positions of the inputs that say that a value is missing."""
+
+    def encode(self, table: Any, *, scaled: bool = True) -> Tensor:
+        """Inputs ``(n, inputs)`` of raw rows; numbers are in their units unless they are scaled."""
+
+
 @brief
 @dataclass(frozen=True)
 class Preparation:
@@ -30,6 +45,7 @@ class Preparation:
         fill: ``(columns,)`` replacement for a missing value of a raw row; ``None`` if missing values are refused.
         gaps: positions of the columns that have a 0/1 input "is missing" after all others.
         target: mean and scale of the targets, ``(outputs,)`` each; ``None`` if they are in their own units.
+        schema: the declaration of the table's rows, if the data were made by one; then it reads tables.
     """
 
     table: tuple[Column, ...] = ()
@@ -37,6 +53,7 @@ class Preparation:
     fill: Tensor | None = None
     gaps: tuple[int, ...] = ()
     target: Moments | None = None
+    schema: Rows | None = None
 
     def names(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
         """Names of the columns of raw rows.
@@ -44,6 +61,8 @@ class Preparation:
         Args:
             inputs: names of the inputs.
         """
+        if self.schema is not None:
+            return self.schema.names
         return tuple(column.name for column in self.table) or inputs[: len(inputs) - len(self.gaps)]
 
     def encoded(self, table: Any, inputs: tuple[str, ...]) -> Tensor:
@@ -57,6 +76,8 @@ class Preparation:
             PluresError: for a column that is missing or unknown, and for a cell that cannot be encoded as the run's
                 data were: names column, row (from 1) and value.
         """
+        if self.schema is not None:
+            return self.schema.encode(table, scaled=False)
         found = cells_of(table)
         wanted = self.table or tuple(Column(name) for name in self.names(inputs))
         if not wanted:
@@ -145,7 +166,7 @@ class Preparation:
         return outputs * scale + mean
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but tensors, as JSON values."""
+        """Everything but tensors and the schema, as JSON values."""
         values = {"table": [asdict(column) for column in self.table], "ignored": self.ignored, "gaps": self.gaps}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
@@ -165,9 +186,9 @@ def numbers(scaling: Moments | None, preparation: Preparation | None) -> dict[st
 
 
 def restored(
-    stored: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
+    stored: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], schema: Rows | None = None
 ) -> tuple[Moments | None, Preparation | None]:
-    """Scaling and preparation from the results of :func:`numbers` and :meth:`Preparation.to_dict`."""
+    """Scaling and preparation from the results of :func:`numbers` and :meth:`Preparation.to_dict`, and the schema."""
 
     def moments(mean: str, scale: str) -> Moments | None:
         return (tensors[mean], tensors[scale]) if mean in tensors else None
@@ -177,7 +198,9 @@ def restored(
         return scaling, None
     table = tuple(Column(**{**column, "levels": _tuple(column["levels"])}) for column in stored["table"])
     target = moments("target mean", "target scale")
-    return scaling, Preparation(table, tuple(stored["ignored"]), tensors.get("fill"), tuple(stored["gaps"]), target)
+    return scaling, Preparation(
+        table, tuple(stored["ignored"]), tensors.get("fill"), tuple(stored["gaps"]), target, schema
+    )
 
 
 def _tuple(levels: list[str] | None) -> tuple[str, ...] | None:

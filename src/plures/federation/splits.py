@@ -174,6 +174,52 @@ def divided(
     }
 
 
+def as_given(
+    names: Sequence[str],
+    code: NDArray[np.int64],
+    which: NDArray[np.int64],
+    labels: ArrayLike | None,
+    groups: ArrayLike | None,
+    time: ArrayLike | None,
+    keys: ArrayLike | None,
+    rule: SplitRule,
+    seed: int,
+) -> dict[SplitName, Split]:
+    """Splits that the data come with: the position in ``SPLITS`` of each row.
+
+    If no row at all is for validation, the rule's share of each client's train rows is, drawn by :func:`divided`.
+
+    Raises:
+        PluresError: if a client has no train rows, or rows of one group are in different splits.
+    """
+    sizes = np.bincount(code[which == 0], minlength=len(names))
+    if not sizes.all():
+        raise PluresError(f"client {names[int(sizes.argmin())]!r}: no row is for train; give it one, or leave it out")
+    columns = [None if c is None else np.asarray(c) for c in (labels, groups, time, keys)]
+    if columns[1] is not None:
+        units = np.unique(np.stack([code, _ranks(columns[1])]), axis=1, return_inverse=True)[1].reshape(-1)
+        pairs = np.unique(np.stack([units, which]), axis=1)[0]
+        if len(torn := pairs[1:][pairs[1:] == pairs[:-1]]):
+            row = int((units == torn[0]).argmax())
+            raise PluresError(
+                f"client {names[int(code[row])]!r}: rows of group {columns[1][row]} are in different splits; correct "
+                "the column of splits, or leave the group out"
+            )
+    if rule.validation > 0 and not (which == 1).any():
+        train = np.flatnonzero(which == 0)
+        strata, group, when, content = (None if c is None else c[train] for c in columns)
+        share = SplitRule(rule.validation, 0.0, rule.by)
+        drawn = divided(names, code[train], strata, group, when, content, share, seed)["validation"].rows.numpy()
+        which = which.copy()
+        which[train[drawn]] = 1
+    order = np.argsort(code, kind="stable")
+    owner, which = code[order], which[order]
+    return {
+        split: Split.of_flat(order[which == number], np.bincount(owner[which == number], minlength=len(names)))
+        for number, split in enumerate(SPLITS)
+    }
+
+
 @brief
 @dataclass(frozen=True)
 class _Units:

@@ -7,7 +7,7 @@ import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,11 +20,10 @@ from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
 from plures.run import Execution
 from plures.serving.card import Card, Part, PreparationDict
+from plures.tables.schema import Schema
+from plures.tables.source import schema_of
 from plures.tasks import Task, to_dict
 from plures.version import __version__
-
-if TYPE_CHECKING:
-    from plures.tables.schema import Schema
 
 FARTHEST = 60.0
 """Log-odds beyond which a decision rule is assumed constant."""
@@ -52,9 +51,10 @@ def described(
         counted: the client's numbers of examples.
         round: rounds finished.
         execution: of the run.
-        schema: format of raw table rows.
+        schema: format of raw table rows; default: that of the federation's data.
         sheet: the data sheet of the client's data.
     """
+    schema = schema_of(federation) if schema is None else schema
     predict, said = bound.method.predictor, to_dict(federation.task, spec.task)
     return Card(
         client=client,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -34,12 +34,10 @@ from plures.run.predict import said
 from plures.serving import describe
 from plures.serving.card import FORMAT, Card
 from plures.serving.watched import Watched
+from plures.tables.schema import Schema
+from plures.tables.table import Table
 from plures.tasks import Task
 from plures.version import __version__
-
-if TYPE_CHECKING:
-    from plures.tables.schema import Schema
-    from plures.tables.table import Table
 
 MODEL, CARD = "model.safetensors", "card.json"
 REPUBLISH = "publish the model again"
@@ -104,7 +102,7 @@ class PersonalModel:
             run: the run, or the result of :func:`plures.run.onboard` for a newcomer.
             client: its name.
             spec: the run's settings, to rebuild network and method.
-            schema: format of raw table rows, so the model can read them.
+            schema: format of raw table rows, so the model can read them; default: that of the federation's data.
             sheet: the data sheet of the client's data.
             code: user functions that the method may name.
 
@@ -179,8 +177,6 @@ class PersonalModel:
         """Format of raw table rows; ``None`` if examples are given as numbers."""
         if self.card.table is None:
             return None
-        from plures.tables.schema import Schema
-
         return Schema.model_validate_json(json.dumps(self.card.table))
 
     def encode(self, table: Table, *, scaled: bool = True) -> Tensor:

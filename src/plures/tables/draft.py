@@ -9,11 +9,10 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
+from plures.tables.kinds import Kind, Said, kind_of
+from plures.tables.marks import read_days
 from plures.tables.table import Cells, absent, numbers, text
-
-LEVELS = 30
-"""Most values of a category; a column with more looks like names or case numbers."""
 
 CLASSES = 20
 """Most distinct integers that are read as classes."""
@@ -26,45 +25,99 @@ class Draft(TypedDict, total=False):
         task: ``classification``, ``multilabel`` or ``regression``; inferred if not given: text or few integers are
             classes, several columns of 0 and 1 are labels.
         classes: names in order; the sorted values if not given.
-        features: input columns; all without another role if not given.
+        features: input columns; all without another role if not given. A column that is named here is not left out.
+        drop: columns that are no inputs.
         date: column of dates.
         group: column whose equal values stay in one split.
         weight: column that says how much each row counts.
+        key: column that is different in all rows of a client.
         categories: columns of numbers that are codes.
+        numbers: columns of numbers in which any other text is missing.
+        ordered: column -> its values in order.
+        dates: column -> how its dates are written, such as ``%d.%m.%Y``, where that is not clear.
         zero_is_missing: columns of numbers in which zero means a missing value.
         units: column -> unit.
+        other: whether a category takes other values than those of the sample, as an input of their own (default
+            false: a site's other value is an error).
         margin: extension of a range on both sides, as a share of it (default 0.1); non-negative columns stay
-            non-negative.
+            non-negative; ``None`` for no range.
         digits: significant digits of a scale (default 2); center and range are rounded to the same decimal place.
+        splits: how each client divides its rows, see :class:`~plures.tables.schema.Splits`.
     """
 
     task: Literal["classification", "multilabel", "regression"]
     classes: Sequence[str]
     features: Sequence[str]
+    drop: Collection[str]
     date: str
     group: str
     weight: str
+    key: str
     categories: Collection[str]
+    numbers: Collection[str]
+    ordered: Mapping[str, Sequence[str]]
+    dates: Mapping[str, str]
     zero_is_missing: Collection[str]
     units: Mapping[str, str]
-    margin: float
+    other: bool
+    margin: float | None
     digits: int
+    splits: Mapping[str, object]
 
 
 def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None, options: Draft) -> dict[str, object]:
     """The declaration of a schema, see :meth:`plures.tables.schema.Schema.of`."""
-    marks = {key: str(name) for key, name in options.items() if key in ("date", "group", "weight")}
-    roles = [*target, *([client] if client is not None else []), *marks.values()]
-    features = list(options.get("features", [name for name in table if name not in roles]))
-    named = (options.get("categories", ()), options.get("zero_is_missing", ()), options.get("units", ()))
-    for name in [*roles, *features, *(name for names in named for name in names)]:
+    marks = {key: str(name) for key, name in options.items() if key in ("date", "group", "weight", "key")}
+    splits = options.get("splits", {})
+    roles = [*target, *marks.values(), *([str(splits["column"])] if splits.get("column") else [])]
+    roles += [client] if client is not None else []
+    given, drop = options.get("features"), options.get("drop", ())
+    if given is not None and drop:
+        raise PluresError("drop: with features it has no effect; leave the columns out of features instead")
+    lists: Mapping[str, Collection[str]] = {
+        "categories": options.get("categories", ()),
+        "numbers": options.get("numbers", ()),
+        "ordered": options.get("ordered", {}),
+        "dates": options.get("dates", {}),
+        "zero_is_missing": options.get("zero_is_missing", ()),
+        "units": options.get("units", {}),
+    }
+    named = [str(name) for names in lists.values() for name in names]
+    for name in [*roles, *(given or ()), *drop, *named]:
         if name not in table:
-            raise PluresError(f"no column {name!r} in the table; its columns are {', '.join(table)}")
+            raise PluresError(f"no column {name!r} in the table; {suggestion(name, table, 'its columns are')}")
+    apart = {*roles, *drop}
+    features = [name for name in table if name not in apart] if given is None else [str(name) for name in given]
+    for key, names in lists.items():
+        for name in names:
+            if name not in features:
+                raise PluresError(f"{key}: column {name!r} is not an input; leave it out of {key}")
     owner = [""] * len(table[target[0]]) if client is None else [text(cell) for cell in table[client]]
+    said = Said(
+        options.get("categories", ()),
+        options.get("numbers", ()),
+        options.get("ordered", {}),
+        options.get("dates", {}),
+        features if given is not None else (),
+    )
+    kinds = {name: kind_of(name, table[name], owner, said) for name in features}
+    reasons = {name: kind.why for name, kind in kinds.items() if not kind.kind}
+    columns = [_column(name, kind, table[name], owner, options) for name, kind in kinds.items() if kind.kind]
+    if given is not None and reasons:
+        name = next(iter(reasons))
+        raise PluresError(f"column {name!r}: {reasons[name]}; complete it or leave it out of features")
+    if not columns:
+        whys = "".join(f"; {name!r} is left out: {why}" for name, why in reasons.items())
+        raise PluresError(f"no column of the table can be an input{whys or ': every column has another role'}")
+    rest = "features do not name it" if given is not None else "it is named in drop"
+    reasons |= {name: rest for name in table if name not in (*roles, *features)}
     return {
         **_task({name: table[name] for name in target}, options),
         **marks,
-        "columns": [_column(name, table[name], owner, options) for name in features],
+        **({"client": client} if client is not None else {}),
+        **({"splits": dict(splits)} if splits else {}),
+        "ignored": {name: reasons[name] for name in table if name in reasons},
+        "columns": columns,
     }
 
 
@@ -85,49 +138,49 @@ def _task(targets: Mapping[str, Cells], options: Draft) -> dict[str, object]:
     return {**found, "classes": tuple(_levels(targets[names[0]], numeric=not wrong))}
 
 
-def _column(name: str, cells: Cells, owner: Sequence[str], options: Draft) -> dict[str, object]:
-    values, wrong = numbers(cells)
-    kinds = {type(cell) for cell in cells if not absent(cell)}
-    truth = bool(kinds) and kinds <= {bool, np.bool_}
-    if wrong.any() or truth or name in options.get("categories", ()):
-        levels = _levels(cells, numeric=not wrong.any() and not truth)
+def _column(name: str, kind: Kind, cells: Cells, owner: Sequence[str], options: Draft) -> dict[str, object]:
+    found: dict[str, object] = {"name": name, "kind": kind.kind, **kind.fields}
+    if kind.kind in ("category", "ordered", "boolean"):
         gaps = np.array([absent(cell) for cell in cells], dtype=bool)
-        if not 0 < len(levels) <= LEVELS:
-            raise PluresError(
-                f"column {name!r} has {len(levels) or 'no'} different values, too {'many' if levels else 'few'} for a "
-                "category; leave it out of features, or turn it into numbers"
-            )
-        return {"name": name, "kind": "category", "levels": levels, "missing": _share(gaps, owner)}
+        other = {"other": True} if options.get("other", False) and kind.kind != "boolean" else {}
+        return {**found, **other, "missing": _share(gaps, owner)}
+    if kind.kind == "date":
+        values, gaps, _ = read_days(cells, kind.fields.get("format"))
+        return {**found, **_moments(values[~gaps], None, options), "missing": _share(gaps, owner)}
+    values, _ = numbers(cells)
     zero = name in options.get("zero_is_missing", ())
     if zero:
         values[values == 0] = np.nan
     known = values[~np.isnan(values)]
     if not len(known) or np.isinf(known).any():
         what = "an infinite value; correct it" if len(known) else "no value at all; complete it"
-        raise PluresError(f"column {name!r} has {what} or leave it out of features")
+        row = f", row {int(np.isinf(values).argmax()) + 1}" if len(known) else ""
+        raise PluresError(f"column {name!r}{row}: {what}, or leave the column out")
     unit = options.get("units", {}).get(name)
     return {
-        "name": name,
-        "kind": "number",
+        **found,
         **({"unit": unit} if unit is not None else {}),
         **({"zero_is_missing": True} if zero else {}),
-        **_moments(known, options.get("margin", 0.1), options.get("digits", 2)),
+        **_moments(known, options.get("margin", 0.1), options),
         "missing": _share(np.isnan(values), owner),
     }
 
 
-def _moments(values: NDArray[np.float64], margin: float, digits: int) -> dict[str, float]:
+def _moments(values: NDArray[np.float64], margin: float | None, options: Draft) -> dict[str, float]:
     """Range, center and scale, rounded to one decimal place; ranges outwards."""
+    digits = options.get("digits", 2)
     scale = float(values.std()) or 1.0
     place = digits - 1 - math.floor(math.log10(scale))
+    middle = {"center": round(float(values.mean()), place), "scale": round(scale, place)}
+    if margin is None:
+        return middle
     low, high = float(values.min()), float(values.max())
     wider = margin * (high - low)
     least = -math.inf if low < 0 else 0.0
     return {
         "low": max(round(math.floor((low - wider) * 10.0**place) * 10.0**-place, place), least),
         "high": round(math.ceil((high + wider) * 10.0**place) * 10.0**-place, place),
-        "center": round(float(values.mean()), place),
-        "scale": round(scale, place),
+        **middle,
     }
 
 

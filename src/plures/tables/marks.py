@@ -22,9 +22,7 @@ def read_dates(name: str, cells: Cells, *, needed: bool) -> tuple[Dates, list[Fi
         cells: texts in ISO format, or dates.
         needed: whether every row needs one.
     """
-    gaps = np.array([absent(cell) for cell in cells], dtype=bool)
-    found = [None if gap else _date(cell) for cell, gap in zip(cells, gaps.tolist(), strict=True)]
-    wrong = np.array([day is None for day in found], dtype=bool) & ~gaps
+    found, gaps, wrong = _moments(cells, None)
     findings = []
     if wrong.any():
         first = str(cells[int(wrong.argmax())])
@@ -33,22 +31,44 @@ def read_dates(name: str, cells: Cells, *, needed: bool) -> tuple[Dates, list[Fi
     if gaps.any() and needed:
         what = f"{int(gaps.sum())} without a date, but the splits are by time"
         findings.append(Finding("error", name, what, "complete them or leave the rows out", _rows(gaps)))
-    return np.array(found, dtype="datetime64[us]"), findings
+    return found, findings
 
 
-def read_groups(name: str, cells: Cells) -> tuple[NDArray[np.str_], list[Finding]]:
+def read_days(cells: Cells, form: str | None) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Days since 1970 ``(n,)``, NaN if there is no date, with masks of missing cells and of cells that are no date.
+
+    Args:
+        cells: texts, or dates.
+        form: how texts are written, for :meth:`datetime.datetime.strptime`; the ISO format if not given.
+    """
+    found, gaps, wrong = _moments(cells, form)
+    days = (found - np.datetime64(0, "us")) / np.timedelta64(1, "D")
+    return days, gaps, wrong
+
+
+def read_groups(
+    name: str, cells: Cells, why: str = "says which rows stay together"
+) -> tuple[NDArray[np.str_], list[Finding]]:
     """Groups of a column ``(n,)`` as texts, and what is wrong with them."""
     gaps = np.array([absent(cell) for cell in cells], dtype=bool)
-    what = f"missing in {int(gaps.sum())} of {len(gaps)} rows, but it says which rows stay together"
+    what = f"missing in {int(gaps.sum())} of {len(gaps)} rows, but it {why}"
     findings = [Finding("error", name, what, "complete it or leave the rows out", _rows(gaps))] if gaps.any() else []
     return np.array([text(cell) for cell in cells], dtype=np.str_), findings
 
 
-def _date(cell: Any) -> datetime | None:
+def _moments(cells: Cells, form: str | None) -> tuple[Dates, NDArray[np.bool_], NDArray[np.bool_]]:
+    gaps = np.array([absent(cell) for cell in cells], dtype=bool)
+    found = [None if gap else _date(cell, form) for cell, gap in zip(cells, gaps.tolist(), strict=True)]
+    wrong = np.array([day is None for day in found], dtype=bool) & ~gaps
+    return np.array(found, dtype="datetime64[us]"), gaps, wrong
+
+
+def _date(cell: Any, form: str | None) -> datetime | None:
     if isinstance(cell, date) and not isinstance(cell, datetime):
         return datetime(cell.year, cell.month, cell.day)
     try:
-        moment = cell if isinstance(cell, datetime) else datetime.fromisoformat(str(cell).strip())
+        read = datetime.fromisoformat if form is None else lambda word: datetime.strptime(word, form)
+        moment = cell if isinstance(cell, datetime) else read(str(cell).strip())
     except ValueError:
         return None
     return (moment.astimezone(UTC) if moment.tzinfo else moment).replace(tzinfo=None)

@@ -15,17 +15,32 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError, closest
 from plures.faults import explain
-from plures.federation import SPLITS, Federation, Split, SplitRule, from_arrays
+from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule
+from plures.federation.build import assemble, keys_of_texts, of_arrays
+from plures.federation.preparation import Preparation
 from plures.names import by_name, in_order
-from plures.tables.column import Category, Number, Read
-from plures.tables.declared import Declared, Name, Names, toml
+from plures.tables.column import AnyColumn, Boolean, Category, Date, Number, Ordered, Read
+from plures.tables.declared import Declared, Finite, Name, Names, toml
 from plures.tables.draft import Draft, draft
 from plures.tables.finding import Finding, refuse
 from plures.tables.marks import Dates, read_dates, read_groups
-from plures.tables.table import Cells, Table, columns, read_table, write_table
+from plures.tables.table import Cells, Table, absent, columns, read_table, text, write_table
 from plures.tasks import Classification, MultiLabel, Regression, Task
 
-__all__ = ["Category", "Metadata", "Number", "Reading", "Schema", "Splits", "Table", "read_table", "write_table"]
+__all__ = [
+    "Boolean",
+    "Category",
+    "Date",
+    "Metadata",
+    "Number",
+    "Ordered",
+    "Reading",
+    "Schema",
+    "Splits",
+    "Table",
+    "read_table",
+    "write_table",
+]
 
 Metadata = Mapping[str, Mapping[str, object]]
 """Client -> its metadata."""
@@ -33,6 +48,16 @@ Metadata = Mapping[str, Mapping[str, object]]
 
 PRESENCE = ("0", "1")
 """Values of a label's column: absent or present."""
+ALL_MISSING = 1.0
+"""Share of missing values that allows a site to lack the column."""
+ORDER = ("unit", "low", "high", "zero_is_missing", "marks", "format", "levels", "other", "center", "scale", "missing")
+"""Order of a column's fields in a file."""
+WORDS: Mapping[str, SplitName] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Words of a column of splits."""
 
 
 def _listed(target: Any) -> Any:
@@ -47,28 +72,37 @@ class Splits(Declared):
         seed: seed of the split.
         validation: share for validation.
         test: share for test; train gets the rest.
-        by: ``random``, or ``time`` by the column ``date``.
+        by: ``random``; ``time`` by the column ``date``; or ``column``.
+        column: with ``by = "column"``, the column that says ``train``, ``validation`` or ``test`` in each row. If no
+            row is for validation, the declared share of each client's train rows is, drawn at random.
+        fold: the column holds numbers or names of folds instead, and this one is for test.
     """
 
     seed: int = 0
     validation: float = SplitRule.validation
     test: float = SplitRule.test
-    by: Literal["random", "time"] = SplitRule.by
+    by: Literal["random", "time", "column"] = SplitRule.by
+    column: Name | None = None
+    fold: Name | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Splits:
-        SplitRule(self.validation, self.test, self.by)  # refuses what is impossible
+        _ = self.rule  # refuses what is impossible
+        if (self.by == "column") != (self.column is not None):
+            raise ValueError("by = 'column' and column, its name, go together")
+        if self.fold is not None and self.column is None:
+            raise ValueError("fold needs the column of folds; declare column")
         return self
 
     @property
     def rule(self) -> SplitRule:
         """The equivalent :class:`~plures.federation.SplitRule`."""
-        return SplitRule(self.validation, self.test, self.by)
+        return SplitRule(self.validation, self.test, "time" if self.by == "time" else "random")
 
     @property
     def least(self) -> int:
-        """Fewest rows of a client such that no split is empty."""
-        return 1 + (self.validation > 0) + (self.test > 0)
+        """Fewest rows of a client such that no split is empty; 1 if a column says what is in each."""
+        return 1 if self.by == "column" else 1 + (self.validation > 0) + (self.test > 0)
 
 
 @brief
@@ -83,6 +117,8 @@ class Reading:
         dates: ``(n,)`` ``datetime64[us]``, NaT if missing; None without such a column.
         groups: ``(n,)`` texts; None without such a column.
         weights: ``(n,)`` numbers; None without such a column.
+        keys: ``(n,)`` texts; None without such a column.
+        splits: ``(n,)`` the split of each row, as its position in ``SPLITS``; None without such a column.
         extra: undeclared columns.
         findings: what is wrong.
     """
@@ -95,6 +131,8 @@ class Reading:
     weights: NDArray[np.float64] | None
     extra: tuple[str, ...]
     findings: tuple[Finding, ...]
+    keys: NDArray[np.str_] | None = None
+    splits: NDArray[np.int64] | None = None
 
 
 class Schema(Declared):
@@ -103,18 +141,26 @@ class Schema(Declared):
     The inputs follow from it alone: a number column becomes ``(value - center) / scale``, a category column one 0/1
     input for each level, and a column that may have missing values gets one more, ``"<name> is missing"``; a missing
     number is filled by ``center``. So all sites have the same inputs in the same order, whatever their data, and
-    no statistics of the data travel.
+    no statistics of the data travel. A simulation makes its inputs with the same code: what is fitted to a table
+    (:meth:`fitted`) is a schema, too.
 
     Attributes:
-        task: ``classification``, ``multilabel`` (any number of several labels at once) or ``regression`` (targets are
-            predicted unscaled).
+        task: ``classification``, ``multilabel`` (any number of several labels at once) or ``regression``.
         target: column to predict; several for labels, each 0 or 1 in a column of its own, and for a regression with
             several numbers.
         classes: names of the classes in order; for classification only.
+        target_center: what is subtracted from each target of a regression; nothing if not given. Losses and errors are
+            on the scale of training, predictions for new rows in the target's own units.
+        target_scale: what each is then divided by.
+        client: column with the client of each row, in a table of several clients; a site does not need it. It is no
+            input.
         date: column of dates in ISO format, for the time span of the data; not an input.
         group: column whose equal values stay in one split, such as a patient; not an input.
         weight: column of numbers of at least 0 that says how much each row counts in losses and metrics, relative to
             the others of its site; not an input. A row of weight 0 is left out.
+        key: column that is different in all rows of a client, such as a case number: a row then stays in its split
+            whatever else changes. Not an input.
+        ignored: further columns of the table, and why they are no inputs.
         splits: how each client divides its rows.
         columns: the inputs.
     """
@@ -122,13 +168,16 @@ class Schema(Declared):
     task: Literal["classification", "multilabel", "regression"] = "classification"
     target: Annotated[Names, BeforeValidator(_listed), Field(min_length=1)]
     classes: Names = ()
+    target_center: Annotated[tuple[Finite, ...], Field(strict=False)] = ()
+    target_scale: Annotated[tuple[Annotated[Finite, Field(gt=0)], ...], Field(strict=False)] = ()
+    client: Name | None = None
     date: Name | None = None
     group: Name | None = None
     weight: Name | None = None
+    key: Name | None = None
+    ignored: dict[Name, str] = Field(default_factory=dict)
     splits: Splits = Splits()
-    columns: Annotated[
-        tuple[Annotated[Number | Category, Field(discriminator="kind")], ...], Field(strict=False, min_length=1)
-    ]
+    columns: Annotated[tuple[Annotated[AnyColumn, Field(discriminator="kind")], ...], Field(strict=False, min_length=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Schema:
@@ -141,8 +190,12 @@ class Schema(Declared):
                 "target: a classification has one column; for any number of labels at once, a column of 0 and 1 each, "
                 'give task = "multilabel"'
             )
-        roles = self._roles
-        names = [*roles, *(column.name for column in self.columns)]
+        if self.target_center or self.target_scale:
+            if self.task != "regression":
+                raise ValueError(f"target_center, target_scale: a {self.task} has none; leave them out")
+            if not len(self.target) == len(self.target_center) == len(self.target_scale):
+                raise ValueError("target_center, target_scale: give both, one number for each target")
+        names = [*self._roles, *(column.name for column in self.columns), *self.ignored]
         for what, given in (("column", names), ("input", list(self.inputs))):
             twice = [name for place, name in enumerate(given) if name in given[:place]]
             if twice:
@@ -173,7 +226,9 @@ class Schema(Declared):
     ) -> Schema:
         """A draft of a schema from pooled or public data, to be read and corrected by the coordinator.
 
-        A column whose values are all numbers is a number, any other a category; levels are the values that occur. The
+        What the cells hold decides between numbers, dates, categories (levels are the values that occur), booleans (two
+        words such as no and yes) and ordered levels (words such as low, medium and high, or bands such as 40-49).
+        Constants, identifiers, free text and columns that name the client are left out, each with its reason. The
         center is the mean and the scale the standard deviation; ranges are those of the data plus a margin. The allowed
         share of missing values is that of the client with the most. All are rounded.
 
@@ -191,7 +246,8 @@ class Schema(Declared):
     @property
     def _roles(self) -> list[str]:
         """Columns that are not inputs."""
-        return [name for name in (*self.target, self.date, self.group, self.weight) if name is not None]
+        marks = (self.date, self.group, self.weight, self.key, self.splits.column)
+        return [name for name in (*self.target, *marks) if name is not None]
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -231,11 +287,17 @@ class Schema(Declared):
             PluresError: if it is not a table.
         """
         there = columns(table)
-        roles = self._roles
+        roles, rows = self._roles, len(next(iter(there.values()), ()))
         wanted = [*(column.name for column in self.columns), *(roles if site else ())]
-        extra = tuple(name for name in there if name not in wanted and name not in roles)
-        found = [_not_there(name, extra) for name in wanted if name not in there]
-        rows = len(next(iter(there.values()), ()))
+        known = (*wanted, *roles, *self.ignored, self.client)
+        extra = tuple(name for name in there if name not in known)
+        optional = [column.name for column in self.columns if column.missing >= ALL_MISSING]
+        found = []
+        for name in wanted:
+            if name not in there and (name not in optional or closest(name, extra) is not None):
+                found.append(_not_there(name, extra))
+            elif name not in there:
+                there[name] = [None] * rows
         if not rows:
             found.append(Finding("error", "", "the table has no rows", "give at least one"))
         reads = {
@@ -259,10 +321,17 @@ class Schema(Declared):
             weights, found = given.values, [*found, *given.findings]
             if rows and not given.findings and not weights.any():
                 found.append(Finding("error", self.weight, "is 0 in all rows, so none counts", "correct it"))
+        keys, splits = None, None
+        if site and self.key is not None and self.key in there:
+            keys, wrong = read_groups(self.key, there[self.key], "identifies the rows")
+            found += wrong
+        if site and self.splits.column is not None and self.splits.column in there:
+            splits, wrong = _divided(self.splits.column, there[self.splits.column], self.splits.fold)
+            found += wrong
         if site and 0 < rows < self.splits.least:
             what = f"{rows} row{'s' if rows > 1 else ''}, too few for {self.splits.least} splits"
             found.append(Finding("error", "", what, f"give at least {self.splits.least}"))
-        return Reading(rows, reads, targets, dates, groups, weights, extra, tuple(found))
+        return Reading(rows, reads, targets, dates, groups, weights, extra, tuple(found), keys, splits)
 
     def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
         """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target may be absent.
@@ -297,9 +366,18 @@ class Schema(Declared):
             metadata=_metadata(metadata, clients),
             columns=self.inputs,
             scaling=self.scaling,
+            preparation=self.preparation,
         )
 
-    def federation(self, name: str, tables: Mapping[str, Table], metadata: Metadata | None = None) -> Federation:
+    def federation(
+        self,
+        name: str,
+        tables: Mapping[str, Table],
+        metadata: Metadata | None = None,
+        *,
+        copies: Literal["allow", "warn"] = "allow",
+        source: str = "",
+    ) -> Federation:
         """The federation of one site, or of several for a simulation: a client's rows are bit-identical in both.
 
         Missing values are counted by the inputs ``"<name> is missing"``, not in the metadata, so that a method that
@@ -309,6 +387,9 @@ class Schema(Declared):
             name: name of the federation.
             tables: client -> its table.
             metadata: metadata of the clients, for all or none.
+            copies: ``warn`` about validation and test rows that are copies of train rows, or ``allow`` them, for a
+                site's check names them.
+            source: origin and licence, for reports.
 
         Raises:
             PluresError: names the client, the column and the rows at fault.
@@ -316,44 +397,134 @@ class Schema(Declared):
         if not tables:
             raise PluresError(f"federation {name!r} has no tables: give one for each client")
         tables = by_name(tables)
-        clients = in_order(tables)
-        readings = [self._accepted(client, tables[client]) for client in clients]
+        return self._of_readings(
+            name,
+            {client: self.accepted(client, tables[client]) for client in in_order(tables)},
+            metadata,
+            copies=copies,
+            source=source,
+        )
+
+    def _of_readings(
+        self,
+        name: str,
+        readings: Mapping[str, Reading],
+        metadata: Metadata | None = None,
+        *,
+        copies: Literal["allow", "warn"] = "allow",
+        source: str = "",
+    ) -> Federation:
+        clients, parts = tuple(readings), tuple(readings.values())
         targets = np.concatenate(
-            [np.column_stack([read.values for read in reading.targets.values()]) for reading in readings]
+            [np.column_stack([read.values for read in reading.targets.values()]) for reading in parts]
         )
-        groups = [reading.groups for reading in readings if reading.groups is not None]
-        dates = [reading.dates for reading in readings if reading.dates is not None]
-        weights = [reading.weights for reading in readings if reading.weights is not None]
-        federation = from_arrays(
-            torch.cat([self._encoded(reading) for reading in readings]),
+        rows = of_arrays(
+            torch.cat([self._encoded(reading) for reading in parts]),
             np.array(self.classes)[targets[:, 0].astype(np.int64)] if self.classes else targets,
-            np.repeat(np.array(clients), [reading.rows for reading in readings]),
-            groups=np.concatenate(groups) if groups else None,
-            time=np.concatenate(dates) if self.splits.by == "time" else None,
-            weights=np.concatenate(weights) if weights else None,
-            columns=self.inputs,
-            name=name,
-            task=self.task_of,
-            metadata=_metadata(metadata, clients),
-            split=self.splits.rule,
-            seed=0 if self.splits.by == "time" else self.splits.seed,
-            copies="allow",  # a site's check names duplicate rows
+            np.repeat(np.array(clients), [reading.rows for reading in parts]),
+            _joined([reading.groups for reading in parts]),
+            _joined([reading.dates for reading in parts]) if self.splits.by == "time" else None,
+            _joined([reading.keys for reading in parts]),
+            _joined([reading.weights for reading in parts]),
+            self.inputs,
         )
-        return replace(federation, scaling=self.scaling)
+        identified = None if self.key is not None else keys_of_texts(row for part in parts for row in _content(part))
+        federation = assemble(
+            replace(rows, keys=identified, given=_joined([reading.splits for reading in parts])),
+            {
+                "name": name,
+                "task": self.task_of,
+                "metadata": _metadata(metadata, clients),
+                "split": self.splits.rule,
+                "seed": 0 if self.splits.by == "time" else self.splits.seed,
+                "copies": copies,
+                "source": source,
+            },
+            "the schema",
+        )
+        made = self.preparation
+        return replace(
+            federation,
+            targets=made.scaled_targets(federation.targets),
+            scaling=self.scaling,
+            preparation=made,
+        )
+
+    def fitted(self, tables: Mapping[str, Table]) -> Schema:
+        """The schema with what the train rows of a simulated federation determine.
+
+        Fitted are the center and the scale of numbers, dates and targets (mean and standard deviation), and the levels
+        of categories (those that occur). A column without a value in any train row is left out. No other row is looked
+        at, and the splits stay as they are.
+
+        Args:
+            tables: client -> its table.
+
+        Raises:
+            PluresError: names the client, the column and the rows at fault.
+        """
+        tables = by_name(tables)
+        readings = {client: self.accepted(client, tables[client]) for client in in_order(tables)}
+        whole = joined(tuple(readings.values()))
+        train = self._of_readings("draft", readings).splits["train"].rows.numpy()
+        counted = np.arange(whole.rows) if whole.weights is None else np.flatnonzero(whole.weights > 0)
+        rows = np.sort(counted[train])
+        found = {column.name: column.fitted(whole.columns[column.name], rows) for column in self.columns}
+        lost = {name: "no train row has a value" for name, column in found.items() if column is None}
+        kept = tuple(column for column in found.values() if column is not None)
+        if not kept:
+            raise PluresError("no column has a value in the train rows: there is nothing to learn from")
+        answers = dict[str, tuple[float, ...]]()
+        if self.task == "regression":
+            moments = [Number(name=name).fitted(read, rows) for name, read in whole.targets.items()]
+            answers = {
+                "target_center": tuple(one.center for one in moments if one is not None),
+                "target_scale": tuple(one.scale for one in moments if one is not None),
+            }
+        return self.model_copy(update={"columns": kept, "ignored": {**self.ignored, **lost}, **answers})
+
+    @property
+    def preparation(self) -> Preparation:
+        """How a model of this schema reads raw rows, and the units of its targets."""
+        target = None
+        if self.target_center:
+            target = (torch.tensor(self.target_center).double(), torch.tensor(self.target_scale).double())
+        return Preparation(schema=self, target=target)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns that the inputs are made from."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def gaps(self) -> tuple[int, ...]:
+        """Positions of the inputs that say that a value is missing."""
+        ends = np.cumsum([len(column.inputs) for column in self.columns])
+        return tuple(int(end) - 1 for end, column in zip(ends, self.columns, strict=True) if column.missing)
 
     def to_toml(self) -> str:
         """The ``[schema]`` table of a TOML file; reading it back gives an equal schema."""
         one = self.target[0] if len(self.target) == 1 else self.target
         fields = {"task": self.task, **self.given(), "target": one}
-        lines = ["[schema]", *(f"{key} = {toml(fields[key])}" for key in fields if key not in ("columns", "splits"))]
+        apart = ("columns", "splits", "ignored")
+        lines = ["[schema]", *(f"{key} = {toml(fields[key])}" for key in fields if key not in apart)]
         lines += ["columns = ["]
         for column in self.columns:
-            entries = {"name": column.name, "kind": column.kind, **column.given()}
+            given = column.given()
+            entries = {"name": column.name, "kind": column.kind, **{key: given[key] for key in ORDER if key in given}}
             lines.append(f"    {{ {', '.join(f'{key} = {toml(value)}' for key, value in entries.items())} }},")
-        lines += ["]", "", "[schema.splits]", *(f"{key} = {toml(value)}" for key, value in self.splits)]
+        said = [f"{key} = {toml(value)}" for key, value in self.splits if value is not None]
+        lines += ["]", "", "[schema.splits]", *said]
+        if self.ignored:
+            lines += ["", "[schema.ignored]", *(f"{toml(name)} = {toml(why)}" for name, why in self.ignored.items())]
         return "\n".join(lines) + "\n"
 
-    def _accepted(self, client: str, table: Table) -> Reading:
+    def accepted(self, client: str, table: Table) -> Reading:
+        """A client's table, read.
+
+        Raises:
+            PluresError: names the client, the column and the rows at fault.
+        """
         try:
             reading = self.read(table)
         except PluresError as error:
@@ -364,6 +535,59 @@ class Schema(Declared):
     def _encoded(self, reading: Reading, scaled: bool = True) -> Tensor:
         parts = [column.encode(reading.columns[column.name], scaled) for column in self.columns]
         return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+
+
+def joined(parts: Sequence[Reading]) -> Reading:
+    """The rows of several tables one after the other."""
+    first = parts[0]
+
+    def reads(of: Sequence[Mapping[str, Read]]) -> dict[str, Read]:
+        return {
+            name: Read(
+                np.concatenate([one[name].values for one in of]),
+                np.concatenate([one[name].missing for one in of]),
+                (),
+                tuple(text for one in of for text in one[name].texts),
+            )
+            for name in of[0]
+        }
+
+    return replace(
+        first,
+        rows=sum(part.rows for part in parts),
+        columns=reads([part.columns for part in parts]),
+        targets=reads([part.targets for part in parts]),
+        weights=_joined([part.weights for part in parts]),
+    )
+
+
+def _joined(parts: Sequence[NDArray[Any] | None]) -> Any:
+    """The values of all clients; None if they have none."""
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if there else None
+
+
+def _content(reading: Reading) -> list[str]:
+    """What identifies each row: its cells, whatever is fitted to them."""
+    cells = [read.content for read in reading.columns.values()]
+    return ["\x1f".join(row) for row in zip(*cells, strict=True)]
+
+
+def _divided(name: str, cells: Cells, fold: str | None) -> tuple[NDArray[np.int64], list[Finding]]:
+    """The split that a column says of each row, as its position in ``SPLITS``."""
+    texts = ["" if absent(cell) else text(cell) for cell in cells]
+    if fold is not None:
+        found = np.array([2 if word == text(fold) else 0 for word in texts], dtype=np.int64)
+        wrong = np.array([not word for word in texts], dtype=bool)
+        what, remedy = "the fold is missing", "complete it"
+    else:
+        known = [WORDS.get(word.casefold()) for word in texts]
+        found = np.array([0 if split is None else SPLITS.index(split) for split in known], dtype=np.int64)
+        wrong = np.array([split is None for split in known], dtype=bool)
+        first = texts[int(wrong.argmax())] if len(texts) else ""
+        what, remedy = f"{first!r} is no split", "write train, validation or test; for numbered folds, say which tests"
+    rows = tuple((np.flatnonzero(wrong) + 1).tolist())
+    return found, [Finding("error", name, what, remedy, rows)] if rows else []
 
 
 def _answered(answer: Number | Category, cells: Cells, classes: Sequence[str]) -> Read:

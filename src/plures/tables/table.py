@@ -6,20 +6,23 @@ import csv
 import importlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.errors import PluresError
+from plures.errors import PluresError, closest
 from plures.federation.build import Frame
 from plures.files import write_text
 from plures.texts import csv_text, uncelled
 
 MISSING = ("", "?", "NA")
 """Strings that mean a missing value in a CSV file."""
+SEPARATORS = (",", ";", "\t", "|")
+"""What may stand between the columns of a text file."""
+DECIMAL = re.compile(r"-?\d+(,\d+)?")
 SAFE = (14, 0, 1)
 """The first pyarrow that runs no code from a Parquet file."""
 
@@ -99,7 +102,10 @@ def numbers(cells: Cells) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 
 def read_table(path: Path) -> dict[str, list[Any]]:
-    """A table from a file: CSV (comma, header, UTF-8; ``""``, ``?`` and ``NA`` are missing) or Parquet (by pandas).
+    """A table from a file: CSV (a header, UTF-8; ``""``, ``?`` and ``NA`` are missing) or Parquet (by pandas).
+
+    The separator is the one of comma, semicolon, tab and ``|`` that the header holds most of. In a file with
+    semicolons, a column whose cells are all whole numbers or numbers with a decimal comma is read as numbers.
 
     Returns:
         Column -> cells: texts from CSV, typed values from Parquet; None for a missing value.
@@ -115,12 +121,15 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         >>> read_table(file)
         {'age': ['51', None], 'ill': ['yes', 'no']}
     """
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise PluresError(f"{path}: cannot read a file {path.suffix or 'without suffix'!r}; give .csv or .parquet")
+    if path.suffix.lower() not in READERS:
+        raise PluresError(
+            f"{path}: cannot read a file {path.suffix or 'without suffix'!r}; give {', '.join(TEXT)} or .parquet"
+        )
     if not path.is_file():
-        raise PluresError(f"{path}: no such file; give the path of the site's table")
-    return readers[path.suffix.lower()](path)
+        there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = closest(path.name, there)
+        raise PluresError(f"{path}: no such file; {f'did you mean {near!r}?' if near else 'give the path of a table'}")
+    return READERS[path.suffix.lower()](path)
 
 
 def write_table(path: Path, table: Table) -> None:
@@ -159,7 +168,10 @@ def _cells(name: str, values: Any) -> Cells:
 def _read_csv(path: Path) -> dict[str, list[Any]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True, skipinitialspace=True)
+            first = file.readline()
+            file.seek(0)
+            separator = max(SEPARATORS, key=first.count)
+            reader = csv.reader(file, strict=True, skipinitialspace=True, delimiter=separator)
             header = [uncelled(name.strip()) for name in next(reader, [])]
             _check_header(path, header)
             rows = [_row(path, reader.line_num, header, row) for row in reader if row]
@@ -167,20 +179,26 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
         raise PluresError(f"{path}: is not UTF-8 text ({error.reason}); save it as CSV in UTF-8") from error
     except (OSError, csv.Error) as error:
         raise PluresError(f"{path}: cannot be read as CSV ({error}); save it again") from error
-    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    found = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    return {name: _with_points(cells) for name, cells in found.items()} if separator == ";" else dict(found)
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
     if not any(header):
         raise PluresError(f"{path}: has no header; name the columns in the first line")
-    other = next((mark for mark in (";", "\t") if len(header) == 1 and mark in header[0]), None)
-    if other:
-        raise PluresError(f"{path}: the columns are separated by {other!r}; save it as CSV with commas")
     for place, name in enumerate(header):
         if not name:
             raise PluresError(f"{path}: column {place + 1} has no name in the header; name or remove it")
         if name in header[:place]:
             raise PluresError(f"{path}: column {name!r} occurs twice in the header; rename or remove one")
+
+
+def _with_points(cells: list[str | None]) -> list[Any]:
+    """Cells with decimal points, if all are whole numbers or numbers with a decimal comma."""
+    known = [cell for cell in cells if cell is not None]
+    if not any("," in cell for cell in known) or not all(map(DECIMAL.fullmatch, known)):
+        return list(cells)
+    return [None if cell is None else cell.replace(",", ".") for cell in cells]
 
 
 def _row(path: Path, line: int, header: Sequence[str], row: Sequence[str]) -> list[str | None]:
@@ -206,3 +224,11 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
         raise PluresError(f"{path}: cannot be read as Parquet ({error}); write it again, or save as CSV") from error
     found = columns(frame)
     return {name: [None if absent(cell) else cell for cell in cells] for name, cells in found.items()}
+
+
+TEXT = (".csv", ".tsv", ".txt")
+READERS: Mapping[str, Callable[[Path], dict[str, list[Any]]]] = {
+    **dict.fromkeys(TEXT, _read_csv),
+    ".parquet": _read_parquet,
+}
+"""Suffix of a file -> what reads it."""

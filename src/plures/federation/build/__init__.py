@@ -3,9 +3,10 @@
 from plures.federation.build.arrays import from_arrays
 from plures.federation.build.assemble import assemble
 from plures.federation.build.dataset import from_dataset
-from plures.federation.build.examples import Examples
+from plures.federation.build.examples import Examples, of_arrays
 from plures.federation.build.folder import from_folder
 from plures.federation.build.frame import Frame, by_content, from_frame
+from plures.federation.build.keys import keys_of_texts
 from plures.federation.build.options import Options
 
 __all__ = [
@@ -18,4 +19,6 @@ __all__ = [
     "from_dataset",
     "from_folder",
     "from_frame",
+    "keys_of_texts",
+    "of_arrays",
 ]

@@ -24,7 +24,7 @@ from plures.federation.federation import Federation
 from plures.federation.metadata import MISSING_VALUES, metadata_of
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
-from plures.federation.splits import SplitRule, divided
+from plures.federation.splits import SplitRule, as_given, divided
 from plures.names import Names, coded
 from plures.tasks import task_of
 from plures.tasks.reading import refuse
@@ -88,16 +88,12 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or give task='regression'")
     raw = data.inputs[rows] if len(rows) < n else data.inputs
     inputs = checked_inputs(raw, options, where)
-    splits = divided(
-        names,
-        client,
-        labels=task.strata(targets),
-        groups=kept(groups),
-        time=kept(time),
-        keys=keys_of(data, rows, where, raw, inputs.is_floating_point()),
-        rule=rule,
-        seed=options.get("seed", 0),
-    )
+    keys = keys_of(data, rows, where, raw, inputs.is_floating_point())
+    content, seed = (task.strata(targets), kept(groups), kept(time), keys), options.get("seed", 0)
+    if (told := kept(data.given)) is None:
+        splits = divided(names, client, *content, rule, seed)
+    else:
+        splits = as_given(names, client, told, *content, rule, seed)
     train = splits["train"].rows
     listed = np.argsort(np.unique(client, return_index=True)[1])  # by first row
     metadata = metadata_of(options.get("metadata"), names, tuple(names[place] for place in listed.tolist()))

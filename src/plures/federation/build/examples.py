@@ -33,6 +33,7 @@ class Examples:
         weights: ``(n,)`` or None.
         key: ``(n,)`` row identifiers, or None.
         columns: names of the entries of the first feature dimension, or none.
+        given: ``(n,)`` the split of each row, as its position in ``SPLITS``, or None to draw it.
         keys: ``(n,)`` sortable digests that identify rows instead of their inputs, or None.
         labels: ``(n,)`` row identifiers, used if they differ between all rows of a client, or None.
         ordered: without key and labels, rows are identified by their order.
@@ -63,6 +64,7 @@ class Examples:
     ignored: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     learned: Task | None = None
+    given: Array | None = None
 
 
 def of_arrays(

@@ -56,6 +56,11 @@ def _texts(values: Array) -> Array:
     return values.astype(str)
 
 
+def keys_of_texts(texts: Iterable[str]) -> Array:
+    """``(rows,)`` digests that identify rows by texts."""
+    return _digests(text.encode() for text in texts)
+
+
 def digest(content: bytes | memoryview) -> bytes:
     return blake2b(content, digest_size=16).digest()
 

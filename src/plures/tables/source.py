@@ -1,0 +1,388 @@
+"""A federation from a table, by a schema that is given, or that is drafted and fitted to its train rows."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from plures.brief import brief
+from plures.errors import PluresError, suggestion
+from plures.federation import Federation, SplitRule
+from plures.files import write_text
+from plures.names import in_order, name_of
+from plures.tables.draft import Draft
+from plures.tables.finding import rows_text
+from plures.tables.schema import Metadata, Number, Reading, Schema
+from plures.tables.table import READERS, Cells, absent, columns, read_table, text
+from plures.tables.table import numbers as numbers_of
+from plures.tasks import Task
+
+SPLIT = "split"
+"""Name of the column that says which rows came from the test file."""
+SAYS = """# What the columns of the table are. Its numbers were fitted to the train rows. To change it, edit a copy, and
+# give that with --schema: it is then used as it is. As the [schema] of a federation of sites, it makes the same
+# inputs there.
+"""
+"""The beginning of a file of a schema."""
+CLIENT = "client"
+"""Name of the column that says from which client's file a row came."""
+
+
+@brief
+@dataclass(frozen=True)
+class Part:
+    """A table of some of the rows.
+
+    Attributes:
+        file: where it was read from; empty for rows in memory.
+        table: column -> cells.
+        client: whose rows they are, if the file says so.
+        frame: the frame that it was made of, if it was.
+    """
+
+    file: str
+    table: dict[str, Cells]
+    client: str | None = None
+    frame: Any = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.table.values()), ()))
+
+
+def is_table(data: str) -> bool:
+    """Whether a text names a file with a table, or a folder of such files."""
+    path = Path(data)
+    return path.suffix.lower() in READERS or (path.is_dir() and bool(_files(path)))
+
+
+def from_table(
+    data: Any,
+    *,
+    client: str | None = None,
+    target: str | Sequence[str] | None = None,
+    schema: Schema | str | Path | None = None,
+    test: Any = None,
+    task: Task | str | None = None,
+    classes: Sequence[object] | None = None,
+    features: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    ordered: Mapping[str, Sequence[str]] | None = None,
+    dates: Mapping[str, str] | None = None,
+    zero_is_missing: Sequence[str] = (),
+    group: str | None = None,
+    time: str | None = None,
+    weight: str | None = None,
+    key: str | None = None,
+    split_column: str | None = None,
+    fold: str | int | None = None,
+    split: SplitRule | None = None,
+    seed: int = 0,
+    metadata: Metadata | None = None,
+    copies: Literal["warn", "allow"] = "warn",
+    name: str | None = None,
+    source: str = "",
+) -> Federation:
+    """A federation from a table, by the same code that reads the table of a site.
+
+    The columns are examined and declared in a :class:`~plures.tables.Schema`: numbers, dates, booleans, categories and
+    ordered levels become inputs; constants, identifiers, free text and columns that name the client do not. Means,
+    deviations and the levels of categories are those of the train rows of all clients; other values of a category, and
+    missing values, are inputs of their own. The schema is kept in the federation (``federation.preparation.schema``),
+    so a model reads new rows of a table as it read these, and a site makes the same inputs with ``schema.federation``.
+
+    Args:
+        data: a CSV or Parquet file, a folder with one such file per client, a pandas or polars frame, or a mapping from
+            columns to values.
+        client: column with the client of each row; not for a folder, whose files name the clients.
+        target: column to predict; several for labels of 0 and 1, or for a regression with several numbers.
+        schema: what the table looks like, or a TOML file with it: nothing is drafted or fitted then, and ``client`` and
+            ``test`` are the only other options.
+        test: the rows for test, if they come apart: a file, a frame or a mapping. All rows of ``data`` are then for
+            training and validation.
+        task: what is predicted, or its kind; inferred from the target if not given.
+        classes: their names in order; the last of two is the positive one. Sorted if not given.
+        features: input columns; all without another role if not given. None that is named here is left out.
+        drop: columns that are no inputs.
+        categories: columns of numbers that are codes.
+        numbers: columns of numbers in which any other text is missing.
+        ordered: column -> its values in order.
+        dates: column -> how its dates are written, such as ``%d.%m.%Y``, where that is not clear.
+        zero_is_missing: columns of numbers in which zero means a missing value.
+        group: column whose equal values stay in one split, such as a patient.
+        time: column of dates: the earliest rows of each client train, the latest test.
+        weight: column that says how much each row counts.
+        key: column that is different in all rows of a client, such as a case number: a row then stays in its split
+            whatever else changes.
+        split_column: column that says ``train``, ``validation`` or ``test`` in each row; or holds folds, with ``fold``.
+        fold: the fold for test.
+        split: shares of the splits.
+        seed: of random splits.
+        metadata: client -> its metadata.
+        copies: ``warn`` about validation and test rows that are copies of train rows, or ``allow`` them.
+        name: of the federation; that of the file if not given.
+        source: origin and licence, for reports.
+
+    Raises:
+        PluresError: names the file, the row and the column at fault.
+
+    Examples:
+        >>> rows = {"ward": ["A", "B"] * 30, "age": [*range(20, 50)] * 2, "ill": ["no", "no", "yes"] * 20}
+        >>> federation = plures.from_table(rows, client="ward", target="ill", name="wards")
+        >>> federation.clients, federation.columns, federation.task.classes
+        (('A', 'B'), ('age',), ('no', 'yes'))
+    """
+    parts = _parts(data, "data")
+    own = len(parts)
+    parts += [] if test is None else _parts(test, "test")
+    table = _whole(parts)
+    if test is not None:
+        if split_column is not None or time is not None:
+            raise PluresError("test: the rows for test come apart, so leave split_column and time out")
+        if SPLIT in table:
+            raise PluresError(f"test: the tables have a column {SPLIT!r} of their own; rename it")
+        sizes = [sum(map(len, some)) for some in (parts[:own], parts[own:])]
+        table[SPLIT], split_column = ["train"] * sizes[0] + ["test"] * sizes[1], SPLIT
+    if parts[0].client is not None:
+        if client is not None:
+            raise PluresError(f"client={client!r}: the files of a folder name the clients; leave it out")
+        if CLIENT in table:
+            raise PluresError(f"{parts[0].file}: has a column {CLIENT!r}, but the files name the clients; rename it")
+        table[CLIENT], client = [part.client for part in parts for _ in range(len(part))], CLIENT
+    if schema is not None:
+        given = {
+            "target": target, "classes": classes, "features": features, "drop": drop, "categories": categories,
+            "numbers": numbers, "ordered": ordered, "dates": dates, "zero_is_missing": zero_is_missing, "group": group,
+            "time": time, "weight": weight, "key": key, "fold": fold, "split": split, "seed": seed,
+        }  # fmt: skip
+        for option, value in given.items():
+            if value not in (None, (), 0):
+                raise PluresError(f"{option}: the schema says it; leave it out, or change the schema")
+        declared = schema if isinstance(schema, Schema) else read_schema(Path(schema))
+        if split_column is not None and declared.splits.column != split_column:
+            raise PluresError("test, split_column: the schema says how rows are divided; leave them out, or change it")
+        client = client or declared.client
+    else:
+        if target is None:
+            raise PluresError(f"target: name the column to predict; columns are {', '.join(list(table)[:12])}")
+        options = Draft(other=True, margin=None)
+        options["splits"] = _splits(split or SplitRule(), seed, time, split_column, fold)
+        if task is not None:
+            options["task"] = _kind(task)
+        told: dict[str, Any] = {
+            "classes": None if classes is None else tuple(map(text, classes)), "features": _several(features),
+            "date": time, "drop": _several(drop), "group": group, "weight": weight, "key": key,
+            "numbers": _several(numbers), "dates": dates, "ordered": {**_orders(parts), **(ordered or {})},
+            "categories": [*_several(categories), *_codes(parts)], "zero_is_missing": _several(zero_is_missing),
+        }  # fmt: skip
+        options.update({key: value for key, value in told.items() if value})  # type: ignore[typeddict-item]
+        with _naming(parts):
+            declared = Schema.of(table, target, client, **options)
+    if client is None:
+        raise PluresError(
+            f"client: name the column with the client of each row; columns are {', '.join([*table][:12])}"
+        )
+    owner = _owners(table, client, parts)
+    refuse_in(parts, declared.read(table))
+    tables = _by_client(_parsed(table, declared), owner)
+    if schema is None:
+        declared = declared.fitted(tables)
+    named = name or (Path(data).stem if isinstance(data, str | Path) else "data")
+    built = declared.federation(named, tables, metadata, copies=copies, source=source)
+    return built.with_task(task) if isinstance(task, Task) else built
+
+
+def schema_of(federation: Federation) -> Schema | None:
+    """The schema by which a federation's data were read; ``None`` for data of another kind."""
+    made = federation.preparation
+    return made.schema if made is not None and isinstance(made.schema, Schema) else None
+
+
+def write_schema(schema: Schema, file: Path) -> None:
+    """Write a schema to a file that :func:`read_schema` reads, to be read and edited by people."""
+    write_text(file, f"{SAYS}\n{schema.to_toml()}")
+
+
+def keep_schema(federation: Federation, folder: Path) -> None:
+    """Write the schema of a federation's data, if they have one, beside its results."""
+    if (declared := schema_of(federation)) is not None:
+        write_schema(declared, folder / "schema.toml")
+
+
+def read_schema(file: Path) -> Schema:
+    """The schema in a TOML file, such as the one beside the results of a comparison."""
+    try:
+        declared = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise PluresError(f"{file} cannot be read: {error.strerror}; name the file of a schema") from error
+    except (ValueError, RecursionError) as error:
+        raise PluresError(f"{file} is not valid TOML: {error}") from error
+    if not isinstance(declared.get("schema"), dict):
+        raise PluresError(f"{file}: the table [schema] is missing; name the file of a schema")
+    return Schema.parse(declared["schema"], f"{file}, [schema]")
+
+
+def refuse_in(parts: Sequence[Part], reading: Reading) -> None:
+    """Raise PluresError for the first error in a table, with the file and the row.
+
+    Args:
+        parts: the files that the table was put together from.
+        reading: the table.
+    """
+    errors = [finding for finding in reading.findings if finding.level == "error"]
+    if not errors:
+        return
+    first, more = errors[0], f" ({len(errors) - 1} more like it)" if len(errors) > 1 else ""
+    file, rows = parts[0].file, first.rows
+    if rows:
+        starts = np.cumsum([0, *map(len, parts)])
+        place = int(np.searchsorted(starts, rows[0], side="left")) - 1
+        file = parts[place].file
+        rows = tuple(row - int(starts[place]) for row in rows if starts[place] < row <= starts[place + 1])
+    where = [file, *([f"column {first.column!r}"] if first.column else []), *([rows_text(rows)] if rows else [])]
+    raise PluresError(f"{', '.join(word for word in where if word)}: {first.sentence}{more}".removeprefix(": "))
+
+
+def _parts(data: Any, what: str) -> list[Part]:
+    """The tables that data consist of."""
+    if not isinstance(data, str | Path):
+        return [Part("", columns(data), frame=data)]
+    path = Path(data)
+    if not path.is_dir():
+        return [Part(str(path), dict(read_table(path)))]
+    files = _files(path)
+    if not files:
+        raise PluresError(f"{what}: {path} holds no file with a table; give one CSV or Parquet file per client")
+    twice = [file.stem for place, file in enumerate(files) if file.stem in [other.stem for other in files[:place]]]
+    if twice:
+        raise PluresError(f"{what}: {path} holds two files of client {twice[0]!r}; keep one")
+    return [Part(str(file), dict(read_table(file)), file.stem) for file in files]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS and file.is_file())
+
+
+def _whole(parts: Sequence[Part]) -> dict[str, Cells]:
+    """All rows as one table; what a part lacks is missing."""
+    if len(parts) == 1:
+        return dict(parts[0].table)
+    names = dict.fromkeys(name for part in parts for name in part.table)
+    return {
+        name: [cell for part in parts for cell in _list(part.table.get(name, [None] * len(part)))] for name in names
+    }
+
+
+def _list(cells: Cells) -> list[Any]:
+    found: list[Any] = cells.tolist() if isinstance(cells, np.ndarray) else cells
+    return found
+
+
+@contextmanager
+def _naming(parts: Sequence[Part]) -> Iterator[None]:
+    """Add the file's name to the message of an error."""
+    try:
+        yield
+    except PluresError as error:
+        file = parts[0].file if len(parts) == 1 else str(Path(parts[0].file).parent)
+        raise PluresError(f"{file}: {error}" if parts[0].file else str(error)) from error
+
+
+def _owners(table: Mapping[str, Cells], client: str, parts: Sequence[Part]) -> list[str]:
+    """The client of each row."""
+    if client not in table:
+        with _naming(parts):
+            raise PluresError(f"no column {client!r} in the table; {suggestion(client, table, 'its columns are')}")
+    cells = _list(table[client])
+    for row, cell in enumerate(cells):
+        if absent(cell):
+            with _naming(parts):
+                raise PluresError(f"column {client!r}, row {row + 1}: no client; give every row a client")
+    return [name_of(text(cell)) for cell in cells]
+
+
+def _parsed(table: Mapping[str, Cells], schema: Schema) -> dict[str, Cells]:
+    """The table with its numbers read, so that they are read once."""
+    plain = [column.name for column in schema.columns if isinstance(column, Number) and not column.marks]
+    return {name: numbers_of(cells)[0] if name in plain else cells for name, cells in table.items()}
+
+
+def _by_client(table: Mapping[str, Cells], owner: Sequence[str]) -> dict[str, dict[str, Cells]]:
+    """Client -> its rows."""
+    clients = in_order(owner)
+    place = {name: number for number, name in enumerate(clients)}
+    code = np.array([place[name] for name in owner], dtype=np.int64)
+    order = np.argsort(code, kind="stable")
+    rows = dict(zip(clients, np.split(order, np.bincount(code).cumsum()[:-1]), strict=True))
+    return {
+        client: {
+            name: cells[own] if isinstance(cells, np.ndarray) else [cells[row] for row in own.tolist()]
+            for name, cells in table.items()
+        }
+        for client, own in rows.items()
+    }
+
+
+def _splits(
+    rule: SplitRule, seed: int, time: str | None, column: str | None, fold: str | int | None
+) -> dict[str, object]:
+    """How rows are divided, as a schema declares it."""
+    shares: dict[str, object] = {"seed": seed, "validation": rule.validation, "test": rule.test}
+    if fold is not None and column is None:
+        raise PluresError("fold: name the column of folds, too, with split_column")
+    if time is not None and column is not None:
+        raise PluresError("time, split_column: rows are divided by one of the two; leave one out")
+    if rule.by == "time" and time is None:
+        raise PluresError("split: by='time' needs the column of dates; name it with time")
+    if time is not None:
+        return {**shares, "by": "time"}
+    if column is None:
+        return shares
+    return {**shares, "by": "column", "column": str(column), **({} if fold is None else {"fold": str(fold)})}
+
+
+def _several(columns: Sequence[str] | None) -> Sequence[str]:
+    """Names of columns; a text is one name."""
+    return (columns,) if isinstance(columns, str) else columns or ()
+
+
+def _kind(task: Task | str) -> Any:
+    """The kind of a task, as a schema declares it."""
+    kind = task if isinstance(task, str) else task.kind
+    if kind not in ("classification", "multilabel", "regression"):
+        raise PluresError(
+            f"task={kind!r}: a table of a schema has classification, multilabel or regression; build the federation of "
+            "another task with plures.from_frame"
+        )
+    return kind
+
+
+def _orders(parts: Sequence[Part]) -> dict[str, list[str]]:
+    """Columns that a frame declares to be ordered, with their levels."""
+    found = {}
+    for name, dtype in _types(parts[0]).items():
+        levels = getattr(dtype, "categories", None)
+        if levels is not None and getattr(dtype, "ordered", type(dtype).__name__ == "Enum"):
+            found[name] = [text(level) for level in levels]
+    return found
+
+
+def _codes(parts: Sequence[Part]) -> list[str]:
+    """Columns that a frame declares to be categories."""
+    ordered = _orders(parts)
+    kinds = ("CategoricalDtype", "Categorical")
+    return [name for name, dtype in _types(parts[0]).items() if type(dtype).__name__ in kinds and name not in ordered]
+
+
+def _types(part: Part) -> dict[str, Any]:
+    """Column -> its type in the frame."""
+    if part.frame is None or isinstance(part.frame, Mapping):
+        return {}
+    return {str(name): getattr(part.frame[name], "dtype", None) for name in part.frame.columns}
