@@ -155,7 +155,7 @@ PYTHON = {
     "role": (lambda: plures.with_roles(nn.Sequential(nn.Linear(1, 1)), head="1"), "has no part '1'; parts are 0"),
     "network name": (lambda: compared(model="mpl"), "no network 'mpl'; did you mean 'mlp'"),
     # data by name
-    "csv": (lambda: compare("patients.csv"), "'patients.csv': a table is not a data set .*plures.from_frame"),
+    "csv": (lambda: compare("patients.csv"), "patients.csv: no such file; give the path of a table"),
     "path": (lambda: compare(Path("nowhere/data")), "no data set 'nowhere/data': there is no folder of this name"),
     "text for a boolean": (
         lambda: compare("heart", data_options={"standardize": "maybe"}),
@@ -324,7 +324,7 @@ COMMANDS = {
     "compare heart --method mymod:wrong --out r": "objective '<lambda>' returns a tensor of shape (8,)",
     "run heart dito": "no method 'dito'; did you mean 'ditto'?",
     "run hart ditto": "no data set 'hart': did you mean 'heart'?",
-    "run table.csv ditto": "a table is not a data set by itself",
+    "run table.csv ditto": "table.csv: target: name the column to predict; columns are a, b",
     "run empty ditto": "a table is not a data set by itself",
     "run nowhere/x ditto": "no data set 'nowhere/x': there is no folder of this name",
     "run folder ditto": "no .npz file in folder",

@@ -108,7 +108,7 @@ def did(words: list[str], printed: str) -> None:
         asked = [find_method(name, Code.typed(name)).name for name in given(words, "--method")]
         assert names == list(dict.fromkeys(["local", "fedavg", "fedavg_ft", *(asked or DEFAULT)]))
         title, shown = ("accuracy, %", 100.0) if not given(words, "--metric") else ("AUROC", 1.0)
-        assert f"{words[1]}: {title} on test data" in printed
+        assert f"{Path(words[1]).stem}: {title} on test data" in printed
         for name in names:
             mean = shown * result.row(name).mean
             assert f" {mean:.1f} " in printed or f" {mean:.3f} " in printed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ class Draft(TypedDict, total=False):
     """Options that the sample does not determine.
 
     Attributes:
-        task: ``classification``, ``multilabel`` or ``regression``; inferred if not given: text or few integers are
-            classes, several columns of 0 and 1 are labels.
+        task: ``classification``, ``multilabel``, ``regression`` or another kind; inferred if not given: text or few
+            integers are classes, several columns of 0 and 1 are labels.
         classes: names in order; the sorted values if not given.
         features: input columns; all without another role if not given. A column that is named here is not left out.
         drop: columns that are no inputs.
@@ -45,7 +45,7 @@ class Draft(TypedDict, total=False):
         splits: how each client divides its rows, see :class:`~plures.tables.schema.Splits`.
     """
 
-    task: Literal["classification", "multilabel", "regression"]
+    task: str
     classes: Sequence[str]
     features: Sequence[str]
     drop: Collection[str]

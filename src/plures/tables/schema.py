@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from torch import Tensor
 
 from plures.brief import brief
-from plures.errors import PluresError, closest
+from plures.errors import PluresError, closest, suggestion
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule
 from plures.federation.build import assemble, keys_of_texts, of_arrays
@@ -25,7 +25,7 @@ from plures.tables.draft import Draft, draft
 from plures.tables.finding import Finding, refuse
 from plures.tables.marks import Dates, read_dates, read_groups
 from plures.tables.table import Cells, Table, absent, columns, read_table, text, write_table
-from plures.tasks import Classification, MultiLabel, Regression, Task
+from plures.tasks import KINDS, Classification, MultiLabel, Regression, Task
 
 __all__ = [
     "Boolean",
@@ -58,6 +58,13 @@ WORDS: Mapping[str, SplitName] = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Words of a column of splits."""
+
+
+def _known(task: str) -> str:
+    """A kind of task, if there is one of the name."""
+    if task not in KINDS:
+        raise ValueError(f"there is no task {task!r}; {suggestion(task, KINDS, 'tasks are')}")
+    return task
 
 
 def _listed(target: Any) -> Any:
@@ -145,7 +152,8 @@ class Schema(Declared):
     (:meth:`fitted`) is a schema, too.
 
     Attributes:
-        task: ``classification``, ``multilabel`` (any number of several labels at once) or ``regression``.
+        task: the kind of task: ``classification``, ``multilabel`` (any number of several labels at once),
+            ``regression`` or another one of ``plures.tasks.KINDS``.
         target: column to predict; several for labels, each 0 or 1 in a column of its own, and for a regression with
             several numbers.
         classes: names of the classes in order; for classification only.
@@ -165,7 +173,7 @@ class Schema(Declared):
         columns: the inputs.
     """
 
-    task: Literal["classification", "multilabel", "regression"] = "classification"
+    task: Annotated[str, AfterValidator(_known)] = "classification"
     target: Annotated[Names, BeforeValidator(_listed), Field(min_length=1)]
     classes: Names = ()
     target_center: Annotated[tuple[Finite, ...], Field(strict=False)] = ()
@@ -191,7 +199,7 @@ class Schema(Declared):
                 'give task = "multilabel"'
             )
         if self.target_center or self.target_scale:
-            if self.task != "regression":
+            if not self._scalable:
                 raise ValueError(f"target_center, target_scale: a {self.task} has none; leave them out")
             if not len(self.target) == len(self.target_center) == len(self.target_scale):
                 raise ValueError("target_center, target_scale: give both, one number for each target")
@@ -244,6 +252,11 @@ class Schema(Declared):
         return cls.parse(draft(columns(table), _listed(target), client, options), "the draft of a schema")
 
     @property
+    def _scalable(self) -> bool:
+        """Whether targets may be learned on another scale."""
+        return not self.task_of.probable and self.task_of.scalable
+
+    @property
     def _roles(self) -> list[str]:
         """Columns that are not inputs."""
         marks = (self.date, self.group, self.weight, self.key, self.splits.column)
@@ -259,7 +272,9 @@ class Schema(Declared):
         """What a model of this schema predicts."""
         if self.classes:
             return Classification(self.classes)
-        return MultiLabel(self.target) if self.task == "multilabel" else Regression(len(self.target))
+        if self.task == "multilabel":
+            return MultiLabel(self.target)
+        return Regression(len(self.target)) if self.task == "regression" else KINDS[self.task]()
 
     @property
     def scaling(self) -> tuple[Tensor, Tensor]:
@@ -475,7 +490,7 @@ class Schema(Declared):
         if not kept:
             raise PluresError("no column has a value in the train rows: there is nothing to learn from")
         answers = dict[str, tuple[float, ...]]()
-        if self.task == "regression":
+        if self._scalable:
             moments = [Number(name=name).fitted(read, rows) for name, read in whole.targets.items()]
             answers = {
                 "target_center": tuple(one.center for one in moments if one is not None),

@@ -21,7 +21,7 @@ from plures.tables.finding import rows_text
 from plures.tables.schema import Metadata, Number, Reading, Schema
 from plures.tables.table import READERS, Cells, absent, columns, read_table, text
 from plures.tables.table import numbers as numbers_of
-from plures.tasks import Task
+from plures.tasks import KINDS, Task
 
 SPLIT = "split"
 """Name of the column that says which rows came from the test file."""
@@ -171,7 +171,8 @@ def from_table(
         client = client or declared.client
     else:
         if target is None:
-            raise PluresError(f"target: name the column to predict; columns are {', '.join(list(table)[:12])}")
+            with _naming(parts):
+                raise PluresError(f"target: name the column to predict; columns are {', '.join([*table][:12])}")
         options = Draft(other=True, margin=None)
         options["splits"] = _splits(split or SplitRule(), seed, time, split_column, fold)
         if task is not None:
@@ -353,13 +354,12 @@ def _several(columns: Sequence[str] | None) -> Sequence[str]:
     return (columns,) if isinstance(columns, str) else columns or ()
 
 
-def _kind(task: Task | str) -> Any:
+def _kind(task: Task | str) -> str:
     """The kind of a task, as a schema declares it."""
     kind = task if isinstance(task, str) else task.kind
-    if kind not in ("classification", "multilabel", "regression"):
+    if kind not in KINDS:
         raise PluresError(
-            f"task={kind!r}: a table of a schema has classification, multilabel or regression; build the federation of "
-            "another task with plures.from_frame"
+            f"task={kind!r}: a schema can name {', '.join(KINDS)}; build the federation of another task with from_frame"
         )
     return kind
 
