@@ -124,7 +124,7 @@ def did(words: list[str], printed: str) -> None:
     found = folder.result().test
     for metric in ("accuracy", "rmse"):
         if metric in found.metrics:
-            assert f" on {data}: test {metric} {np.mean(found.metrics[metric]):.4f} on average" in printed
+            assert f" on {Path(data).stem}: test {metric} {np.mean(found.metrics[metric]):.4f} on average" in printed
 
 
 def run_all(text: str, name: str) -> dict[str, object]:
