@@ -380,7 +380,10 @@ def test_a_folder_with_times_says_when_it_does_not_use_them(tmp_path: Path):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"a": X[:, 0]}, "inputs: a dict is not an array; .* or use from_frame"),
+        ({"a": X[:5]}, "input 'a': .* must have as many rows|values for 5 inputs"),
+        ({"my input": X}, "input 'my input': give a name that a function's parameter may have"),
+        ({}, "inputs: an empty mapping"),
+        ({1.0, 2.0}, "inputs: a set is not an array; .* or use from_frame"),
         ([[1.0, 2.0], [3.0]], "inputs: rows differ in shape or type"),
         ((row for row in X), "inputs: a generator is not an array"),
         (None, "inputs: a NoneType is not an array"),
@@ -391,9 +394,9 @@ def test_what_is_no_array_is_refused(inputs: object, message: str):
         from_arrays(inputs, Y, CLIENT)  # type: ignore[arg-type]
 
 
-def test_datasets_of_mappings_and_streams_are_refused():
-    with pytest.raises(PluresError, match="dataset item 0, input: a dict is not an array"):
-        from_dataset([({"pixels": X[0]}, 0)], ["a"])
+def test_items_that_are_mappings_and_streams_are_refused():
+    with pytest.raises(PluresError, match="dataset item 1: inputs table, not pixels"):
+        from_dataset([({"pixels": X[0]}, 0), ({"table": X[0]}, 0)], ["a", "a"])
     with pytest.raises(PluresError, match=r"dataset item 0: expected an .* got dict"):
         from_dataset([{"x": X[0], "y": 0}], ["a"])
     with pytest.raises(PluresError, match="dataset: a generator has no length"):

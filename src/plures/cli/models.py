@@ -33,6 +33,7 @@ from plures.evaluate.code import Code
 from plures.evaluate.own import find_loader
 from plures.evaluate.spec import find_method
 from plures.federation import Federation, from_folder
+from plures.federation.inputs import one_tensor
 from plures.files import NO_ARCHIVE, check_file, check_folder, write_text
 from plures.run import Execution, Run, onboard
 from plures.run.onboard import rescaled
@@ -250,7 +251,7 @@ def raw(folder: RunFolder, client: str, split: Literal["validation", "test"]) ->
     """A client's examples in a run's data, before scaling."""
     federation = folder.data()
     found = federation.inputs[federation.splits[split][federation.index(client)]]
-    return federation.unscaled(found)
+    return one_tensor(federation.unscaled(found), "export")
 
 
 def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> Any:

@@ -201,7 +201,7 @@ def hospital(model: PersonalModel, data: Federation, sent: int = 0, received: in
         PluresError: the model is not a classifier.
     """
     rows = data.splits["test"][0]
-    decided, targets = model.decided(model.outputs(data.inputs[rows])), data.targets[rows]
+    decided, targets = model.decided(model.outputs(data.one_input("the demo")[rows])), data.targets[rows]
     if decided is None:
         raise PluresError(f"the model of {model.card.client} predicts no class: it is not a classifier")
     right = (decided == targets).double()

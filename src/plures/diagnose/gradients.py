@@ -87,7 +87,7 @@ def _network(sample: Sample, model: nn.Module | ModelFactory | None, seed: int) 
     parameters = {k: t for k, t in leaves.items() if not network.info[k].buffer}
     buffers = {k: t for k, t in leaves.items() if network.info[k].buffer}
     place, sign, width = _sketch(sum(t.numel() for t in parameters.values()), seed)
-    every, targets = federation.inputs.cpu(), federation.targets.cpu()
+    every, targets = federation.one_input("diagnose").cpu(), federation.targets.cpu()
 
     def loss(values: dict[str, Tensor], inputs: Tensor, target: Tensor) -> Tensor:
         outputs, _ = network({**values, **buffers}, inputs, train=False)

@@ -32,7 +32,8 @@ def quality(sample: Sample, seed: int = 0) -> Quality:
     elif COMPLETENESS in federation.metadata:
         missing, source = [1 - float(str(x)) for x in federation.metadata[COMPLETENESS]], "metadata"
     noise, noise_p, spread = None, None, 0.0
-    rows = federation.inputs[torch.from_numpy(sample.rows).to(federation.inputs.device)].cpu()
+    inputs = federation.one_input("diagnose")
+    rows = inputs[torch.from_numpy(sample.rows).to(inputs.device)].cpu()
     if not sample.tokens and rows.dim() >= 3 and min(rows.shape[2:]) >= 3:
         each = noise_shares(rows.double().numpy(), owner, clients)
         shares = np.bincount(owner, each, clients) / np.bincount(owner, minlength=clients)
@@ -56,7 +57,7 @@ def indicators(federation: Federation, rows: Ints) -> Floats | None:
     places = [place for place, name in enumerate(federation.columns) if name.endswith(INDICATOR)]
     if not places:
         return None
-    found = federation.inputs.cpu()[torch.from_numpy(rows)][:, places]
+    found = federation.one_input("diagnose").cpu()[torch.from_numpy(rows)][:, places]
     values = found.reshape(len(rows), -1).double().numpy()
     return np.asarray(values > values.min(), dtype=np.float64)
 

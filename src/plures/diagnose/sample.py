@@ -98,13 +98,13 @@ def sample(federation: Federation, seed: int = 0, rows: int = MAX_ROWS, each: in
         components(raw.reshape(len(raw), -1), seed),
         targets(federation, chosen),
         strata(federation, chosen),
-        not federation.inputs.is_floating_point(),
+        not federation.one_input("diagnose").is_floating_point(),
     )
 
 
 def columns(federation: Federation, rows: Ints, seed: int) -> Floats:
     """Inputs ``(n, columns, values)``, each column scaled to mean 0 and standard deviation 1 over these rows."""
-    inputs = federation.inputs[torch.from_numpy(rows).to(federation.inputs.device)].cpu()
+    inputs = federation.one_input("diagnose")[torch.from_numpy(rows).to(federation.inputs.device)].cpu()
     if not inputs.is_floating_point():
         return projected(inputs.reshape(len(inputs), -1).numpy().astype(np.int64), seed)[:, :, None]
     width = inputs.shape[1] if inputs.dim() > 1 else 1

@@ -21,7 +21,7 @@ from plures.evaluate.spec import RunSpec
 from plures.faults import M, text_of, unreadable
 from plures.federation import SPLITS, Federation, Split
 from plures.federation.build import Frame
-from plures.federation.options import number_type
+from plures.federation.inputs import Inputs, as_inputs, joined, kind_of, told_apart, zeros
 from plures.federation.preparation import numbers, restored
 from plures.files import DamagedError, describe, inside, read, understood, unsealed, write, write_json
 from plures.method import Bound, Method, Setting
@@ -82,8 +82,8 @@ def own_examples(run: Run, place: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for split in run.bound.method.predictor.reads:
         size = max(1, int(run.federation.splits[split].sizes[place]))
-        whole = run.engine.whole([place], split)
-        found |= {f"{OWN}:{split}:{part}": t[:, :size] for part, t in zip(PARTS, whole, strict=True)}
+        for part, values in zip(PARTS, run.engine.whole([place], split), strict=True):
+            found |= {name: t[:, :size] for name, t in told_apart(f"{OWN}:{split}:{part}", values).items()}
     return found
 
 
@@ -101,7 +101,7 @@ def fitted_to(federation: Federation, task: str | None = None) -> tuple[dict[str
         "source": federation.source,
         "task": _said(federation.task, task),
         "features": federation.features,
-        "dtype": str(federation.inputs.dtype).removeprefix("torch."),
+        "dtype": kind_of(federation.inputs),
         "columns": federation.columns,
         "metadata": metadata,
         "preparation": None if made is None else made.to_dict(),
@@ -127,6 +127,13 @@ def counts(federation: Federation, place: int) -> Counts:
     found = task.counts(federation.targets[train])
     rows: dict[str, int] = {split: int(federation.splits[split].sizes[place]) for split in SPLITS}
     return {"rows": rows, "labels": {} if found is None else dict(zip(task.names, found.tolist(), strict=True))}
+
+
+def stored_example(start: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor | Inputs, Tensor, Tensor]:
+    """Inputs, targets and weights that were stored under names with a common start."""
+    inputs = joined(f"{start}{PARTS[0]}", tensors)
+    assert inputs is not None
+    return as_inputs(inputs), tensors[f"{start}{PARTS[1]}"], tensors[f"{start}{PARTS[2]}"]
 
 
 @checked
@@ -346,8 +353,8 @@ class RunFolder:
             self._asked()
             raise PluresError(f"{self.path / MODELS} does not say what was fitted to the data: run again")
         stored, clients = about[FITTED], about["clients"]
-        dtype = number_type(stored["dtype"])
-        if dtype is None:
+        inputs = zeros(2, stored["features"], stored["dtype"])
+        if inputs is None:
             raise PluresError(f"{self.path / MODELS} is damaged: {stored['dtype']!r} is not a numeric type; run again")
         task = self._task(stored["task"], task)
         found = {k.removeprefix(f"{FITTED}:"): t for k, t in tensors.items() if k.startswith(f"{FITTED}:")}
@@ -357,7 +364,7 @@ class RunFolder:
             name=stored["name"],
             source=stored["source"],
             task=task,
-            inputs=torch.zeros(2, *stored["features"], dtype=dtype),
+            inputs=inputs,
             targets=task.blank(2),
             clients=tuple(clients),
             splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)] * len(clients))),
@@ -433,14 +440,15 @@ class RunFolder:
             engine = self._engine(federation, execution, model, method)
             own = {name: self.own(name, engine.bound) for name in stacks}
         if inputs is not None:
-            inputs = federation.scaled(inputs)
+            rows = federation.scaled(inputs)
         if owners is not None and inputs is not None:
             places = {name: [row for row, owner in enumerate(owners) if owner == name] for name in stacks}
             with understood(self.path, RERUN):
                 parts = [
-                    predicted(engine, name, stacks[name], own[name], inputs[rows]) for name, rows in places.items()
+                    predicted(engine, name, stacks[name], own[name], rows[torch.tensor(own_rows)])
+                    for name, own_rows in places.items()
                 ]
-            order = torch.tensor([row for rows in places.values() for row in rows]).argsort()
+            order = torch.tensor([row for own_rows in places.values() for row in own_rows]).argsort()
             outputs, decided = zip(*parts, strict=True)
             decisions = [decision for decision in decided if decision is not None]
             return torch.cat(outputs)[order], torch.cat(decisions)[order] if decisions else None
@@ -449,9 +457,9 @@ class RunFolder:
             data = self.data(execution).to("cpu", execution.dtype)
             if client not in data.clients:
                 raise PluresError(f"the examples of the new client {client!r} are not in the run's data: give --inputs")
-            inputs = data.inputs[data.splits["test"][data.index(client)]]
+            rows = data.inputs[data.splits["test"][data.index(client)]]
         with understood(self.path, RERUN):
-            return predicted(engine, client, stacks[client], own[client], inputs)
+            return predicted(engine, client, stacks[client], own[client], rows)
 
     def _engine(
         self,
@@ -483,16 +491,13 @@ class RunFolder:
         execution = self.execution()
         return self._engine(self.fitted().to("cpu", execution.dtype), execution, None, None).bound
 
-    def own(self, client: str, bound: Bound) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    def own(self, client: str, bound: Bound) -> dict[str, tuple[Tensor | Inputs, Tensor, Tensor]]:
         """A client's stored examples that its predictor reads, ``(1, n, ...)``, by split: inputs, targets, weights."""
         file = self._file(client)
         end = f":{client}" if file == self.path / MODELS else ""
         stored = _whole(file)[0] if bound.method.predictor.reads else {}
-        own: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        for split in bound.method.predictor.reads:
-            inputs, targets, weight = (stored[f"{OWN}:{split}:{part}{end}"] for part in PARTS)
-            own[split] = inputs, targets, weight
-        return own
+        kept = {key.removesuffix(end): t for key, t in stored.items() if key.endswith(end)}
+        return {split: stored_example(f"{OWN}:{split}:", kept) for split in bound.method.predictor.reads}
 
     def counted(self, client: str) -> Counts:
         """A client's numbers of examples."""

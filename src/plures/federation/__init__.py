@@ -7,6 +7,7 @@ from plures.federation.datasets.graphs import communities, from_graph
 from plures.federation.datasets.ratings import movie_titles
 from plures.federation.describe import ClientDescription, Description, describe
 from plures.federation.federation import Federation
+from plures.federation.inputs import Inputs
 from plures.federation.partition import (
     dirichlet_per_class,
     dirichlet_per_client,
@@ -28,6 +29,7 @@ __all__ = [
     "DatasetCard",
     "Description",
     "Federation",
+    "Inputs",
     "Split",
     "SplitName",
     "SplitRule",

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from plures.federation.inputs import Features, Inputs, one_tensor, shape_text
 from plures.federation.metadata import MISSING_VALUES
 from plures.federation.preparation import Preparation
 from plures.federation.splits import SPLITS, Split, SplitName
@@ -65,7 +66,7 @@ class Description:
     kind: str
     called: str
     classes: tuple[str, ...]
-    features: tuple[int, ...]
+    features: Features
     source: str
     clients: tuple[ClientDescription, ...]
     label_skew: float | None
@@ -84,7 +85,7 @@ class Description:
         counted = len(self.clients[0].labels)
         what = f"{counted} {self.called}" if counted else "real targets"
         lines = [
-            f"{self.name}: {self.kind}, {what}, inputs {' x '.join(map(str, self.features)) or 'scalar'}",
+            f"{self.name}: {self.kind}, {what}, inputs {shape_text(self.features)}",
             f"{len(self.clients)} clients, {self.examples} examples ({text})",
             f"missing values: {self.missing}",
         ]
@@ -131,7 +132,7 @@ class Described(Protocol):
     def targets(self) -> Tensor: ...
 
     @property
-    def features(self) -> tuple[int, ...]: ...
+    def features(self) -> Features: ...
 
     @property
     def clients(self) -> tuple[str, ...]: ...
@@ -146,7 +147,7 @@ class Described(Protocol):
     def source(self) -> str: ...
 
     @property
-    def inputs(self) -> Tensor: ...
+    def inputs(self) -> Tensor | Inputs: ...
 
     @property
     def preparation(self) -> Preparation | None: ...
@@ -173,7 +174,7 @@ def describe(federation: Described) -> Description:
             total += counts
             frequencies.append(counts.double() / counts.sum())
         values = targets.double()
-        gaps = int(federation.inputs[rows][:, places].sum()) if places else 0
+        gaps = int(one_tensor(federation.inputs, "missing values")[rows][:, places].sum()) if places else 0
         clients.append(
             ClientDescription(
                 name=name,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plures.cells import alike, listed
 from plures.federation.federation import Federation
+from plures.federation.inputs import parts
 
 MIN_TRAIN_EXAMPLES = 3
 EXCESS = 10.0
@@ -72,14 +73,15 @@ def _copies(federation: Federation) -> str:
 
 def _codes(federation: Federation) -> NDArray[np.int64]:
     """A number for each different row of inputs and target, ``(examples,)``."""
-    inputs, targets = _bytes(federation.inputs), _bytes(federation.targets)
-    digests = b"".join(map(_digest, inputs, targets))
+    each = map(_bytes, (*parts(federation.inputs), federation.targets))
+    digests = b"".join(_digest(row) for row in zip(*each, strict=True))
     return np.unique(np.frombuffer(digests, np.int64), return_inverse=True)[1].reshape(-1)
 
 
-def _digest(row: memoryview, target: memoryview) -> bytes:
-    content = blake2b(row, digest_size=8)
-    content.update(target)
+def _digest(row: Sequence[memoryview]) -> bytes:
+    content = blake2b(row[0], digest_size=8)
+    for part in row[1:]:
+        content.update(part)
     return content.digest()
 
 
@@ -95,7 +97,10 @@ def _chance(federation: Federation) -> float:
     """Probability that two rows are equal if their columns were independent; an upper bound for wide inputs."""
     rows = len(federation.inputs)
     chance = 1.0
-    for values in (*federation.targets.reshape(rows, -1).T, *federation.inputs.reshape(rows, -1).T):
+    columns = (
+        column for part in (federation.targets, *parts(federation.inputs)) for column in part.reshape(rows, -1).T
+    )
+    for values in columns:
         if chance * rows * rows * EXCESS < 1:
             break
         chance *= _agreement(values)

@@ -14,6 +14,7 @@ from plures.augment.augment import Wanted
 from plures.devices import find
 from plures.errors import PluresError, suggestion
 from plures.federation.describe import Description, describe
+from plures.federation.inputs import Features, Inputs, like, one_tensor, parts, shape_of, shape_text
 from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, Split, SplitName
@@ -33,7 +34,8 @@ class Federation:
     Attributes:
         name: its name in reports.
         task: what is predicted.
-        inputs: ``(examples, *features)``; floating point, or integers for tokens.
+        inputs: ``(examples, *features)``; floating point, or integers for tokens. Several by name
+            (:class:`~plures.federation.Inputs`), such as tokens and their mask, if a network reads more than one.
         targets: in the task's format: ``(examples,)`` int64 for classification, ``(examples, outputs)`` floating
             point for regression, ``(examples, labels)`` of 0 and 1 for several labels.
         clients: client names, in natural order.
@@ -64,7 +66,7 @@ class Federation:
 
     name: str
     task: Task
-    inputs: Tensor
+    inputs: Tensor | Inputs
     targets: Tensor
     clients: tuple[str, ...]
     splits: Mapping[SplitName, Split]
@@ -97,12 +99,13 @@ class Federation:
                 f"federation {self.name!r}: targets of type {self.targets.dtype}, but this {self.task.kind} has "
                 f"{self.task.number}"
             )
-        if len(self.inputs) != len(self.targets):
-            raise PluresError(
-                f"federation {self.name!r}: {len(self.inputs)} inputs but {len(self.targets)} targets; they must match"
-            )
+        for inputs in parts(self.inputs):
+            if len(inputs) != len(self.targets):
+                raise PluresError(
+                    f"federation {self.name!r}: {len(inputs)} inputs but {len(self.targets)} targets; they must match"
+                )
         if self.weights is not None and (
-            self.weights.shape != self.inputs.shape[:1] or not self.weights.is_floating_point()
+            self.weights.shape != self.targets.shape[:1] or not self.weights.is_floating_point()
         ):
             raise PluresError(
                 f"federation {self.name!r}: weights of shape {tuple(self.weights.shape)} and type {self.weights.dtype} "
@@ -111,15 +114,14 @@ class Federation:
         for split in SPLITS:
             if split not in self.splits or len(self.splits[split]) != len(self.clients):
                 raise PluresError(f"federation {self.name!r}: split {split!r} must list the rows of every client")
-        if self.columns and len(self.columns) != self.inputs.shape[1]:
-            raise PluresError(
-                f"federation {self.name!r}: {len(self.columns)} column names for {self.inputs.shape[1]} input columns"
-            )
+        if self.columns and len(self.columns) != (wide := self.one_input("columns").shape[1]):
+            raise PluresError(f"federation {self.name!r}: {len(self.columns)} column names for {wide} input columns")
         for column, values in self.metadata.items():
             if len(values) != len(self.clients):
                 raise PluresError(f"metadata column {column!r}: {len(values)} values for {len(self.clients)} clients")
         if self.augment is not None:
-            self.augment.check(self.features, self.inputs.dtype, self.task.target)
+            augmented = self.one_input("augmentation")
+            self.augment.check(tuple(augmented.shape[1:]), augmented.dtype, self.task.target)
         self._check_devices()
         self._check_values()
         if self.weights is not None and bool((self.weights == 1).all()):
@@ -169,7 +171,8 @@ class Federation:
     def _check_devices(self) -> None:
         rows = {f"rows of the {split} split": index.rows for split, index in self.splits.items()}
         given = {} if self.weights is None else {"weights": self.weights}
-        for what, tensor in {"targets": self.targets, **given, **rows, "public rows": self.public}.items():
+        more = {f"input {n}": t for n, t in enumerate(parts(self.inputs)[1:], start=2)}
+        for what, tensor in {"targets": self.targets, **more, **given, **rows, "public rows": self.public}.items():
             if tensor.device != self.inputs.device:
                 raise PluresError(
                     f"federation {self.name!r}: its {what} are on {tensor.device}, its inputs on {self.inputs.device}; "
@@ -181,8 +184,9 @@ class Federation:
         if owned.numel() and (int(owned.min()) < 0 or int(owned.max()) >= len(self.inputs)):
             raise PluresError(f"federation {self.name!r}: a split names a row outside the {len(self.inputs)} examples")
         bad = torch.zeros(len(self.inputs), dtype=torch.bool, device=self.inputs.device)
-        if self.inputs.is_floating_point():
-            bad |= ~torch.isfinite(self.inputs).flatten(1).all(1)
+        for inputs in parts(self.inputs):
+            if inputs.is_floating_point():
+                bad |= ~torch.isfinite(inputs).flatten(1).all(1)
         self._refuse(*self.task.faults(self.targets))
         if self.weights is not None:
             wrong = ~((self.weights > 0) & self.weights.isfinite())
@@ -206,19 +210,26 @@ class Federation:
         """One line without data: tracebacks, logs and notebooks print it."""
         sizes = ", ".join(f"{split} {len(index.rows)}" for split, index in self.splits.items())
         kind = f"{self.task.kind}, {self.task.outputs} {self.task.called}"
-        shape = " x ".join(map(str, self.features)) or "scalar"
-        return f"<Federation {self.name!r}: {len(self)} clients, {sizes}; {kind}; inputs {shape}>"
+        return f"<Federation {self.name!r}: {len(self)} clients, {sizes}; {kind}; inputs {shape_text(self.features)}>"
 
     @property
-    def features(self) -> tuple[int, ...]:
-        """Shape of one example's input."""
-        return tuple(self.inputs.shape[1:])
+    def features(self) -> Features:
+        """Shape of one example's input; of several inputs, their shapes by name."""
+        return shape_of(self.inputs)
+
+    def one_input(self, what: str) -> Tensor:
+        """The inputs, if they are one tensor; a federation with several inputs is refused.
+
+        Args:
+            what: what needs one tensor, for the message.
+        """
+        return one_tensor(self.inputs, f"federation {self.name!r}: {what}")
 
     def index(self, client: str | int) -> int:
         """Position of a client by its name; an integer stands for the name with the same digits."""
         return position(client, self.clients, f" in federation {self.name!r}")
 
-    def scaled(self, raw: Any) -> Tensor:
+    def scaled(self, raw: Any) -> Tensor | Inputs:
         """Raw rows as inputs ``(n, *features)`` of this federation, using what was fitted to its data.
 
         If missing values were imputed, give the original columns: missing values (NaN) are imputed as in the data, and
@@ -226,11 +237,14 @@ class Federation:
 
         Args:
             raw: numbers ``(n, *features)``, or a table with the columns that the data had: column -> values, or a frame
-                of pandas or polars. Its columns may be in any order.
+                of pandas or polars. Its columns may be in any order. Several inputs as ``Inputs``, or as a mapping of
+                their names to tensors or arrays.
 
         Raises:
             PluresError: among others for a missing or an unknown column, and a value that did not occur in the data.
         """
+        if isinstance(self.inputs, Inputs):
+            return like(raw, self.inputs, self.name)
         if self.preparation is not None and self.preparation.schema is not None and not isinstance(raw, Tensor):
             return self.preparation.schema.encode(raw).to(self.inputs.device, self.inputs.dtype)
         rows: Tensor = raw if isinstance(raw, Tensor) else self.encoded(raw)
@@ -238,19 +252,22 @@ class Federation:
             rows = self.preparation.completed(rows, self.columns)
         if tuple(rows.shape[1:]) != self.features:
             raise PluresError(f"inputs have shape {tuple(rows.shape[1:])}, but {self.name!r} has {self.features}")
+        rows = rows.to(self.inputs.device, self.inputs.dtype)
         if self.scaling is None:
-            return rows.to(self.inputs.device, self.inputs.dtype)
+            return rows
         mean, scale = self._moments(self.scaling, rows)
-        return (rows.to(self.inputs) - mean) / scale
+        return (rows - mean) / scale
 
     def encoded(self, table: Any) -> Tensor:
         """Rows of a table as numbers ``(n, columns)``, neither imputed nor scaled; see :meth:`scaled`."""
-        if len(self.features) != 1:
+        if isinstance(self.features, dict) or len(self.features) != 1:
             raise PluresError(f"inputs of {self.name!r} have shape {self.features}: give them as numbers, not a table")
         return (self.preparation or Preparation()).encoded(table, self.columns)
 
-    def unscaled(self, inputs: Tensor) -> Tensor:
+    def unscaled(self, inputs: Tensor | Inputs) -> Tensor | Inputs:
         """Inverse of :meth:`scaled` up to rounding, as numbers: NaN where a value was missing."""
+        if isinstance(inputs, Inputs):
+            return inputs
         if self.scaling is not None:
             mean, scale = self._moments(self.scaling, inputs)
             inputs = inputs * scale + mean
@@ -262,7 +279,7 @@ class Federation:
 
     def _moments(self, moments: Moments, rows: Tensor) -> Iterator[Tensor]:
         shape = (1, -1, *(1,) * (rows.dim() - 2))
-        return (t.to(self.inputs).view(shape) for t in moments)
+        return (t.to(rows.device, rows.dtype).view(shape) for t in moments)
 
     def subset(self, clients: Sequence[str | int]) -> Federation:
         """The same data restricted to some clients (in their natural order); tensors are shared, not copied."""
@@ -347,6 +364,7 @@ class Federation:
             share: of each client's training rows, in (0, 1), rounded.
             seed: of the draw.
         """
+        self.one_input("donate")
         if not 0 < share < 1:
             raise PluresError(f"share={share}: the share of training rows to donate must lie between 0 and 1")
         kept, given = [], [self.public]
@@ -379,7 +397,7 @@ class Federation:
 
         return replace(
             self,
-            inputs=move(self.inputs),
+            inputs=move(self.inputs) if isinstance(self.inputs, Tensor) else self.inputs.map(move),
             targets=move(self.targets),
             weights=None if self.weights is None else move(self.weights),
             splits={name: Split(s.rows.to(device), s.offsets) for name, s in self.splits.items()},

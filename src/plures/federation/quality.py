@@ -67,8 +67,9 @@ def degrade(
         >>> poorer.metadata["completeness"], torch.equal(poorer.targets, heart.targets)
         ((1.0, 1.0, 1.0, 0.5067708333333333), True)
     """
-    if not federation.inputs.is_floating_point():
-        raise PluresError(f"degrade: inputs of type {federation.inputs.dtype} cannot be noisy; give floating point")
+    inputs = federation.one_input("degrade")
+    if not inputs.is_floating_point():
+        raise PluresError(f"degrade: inputs of type {inputs.dtype} cannot be noisy; give floating point")
     if how not in IMPUTED:
         raise PluresError(f"degrade: how={how!r} is unknown; use 'zero' or 'mean'")
     for column in ("completeness", "reliability"):
@@ -82,7 +83,7 @@ def degrade(
     kept = _each(federation, completeness, "completeness", lambda share: 0 < share <= 1, "a share in (0, 1]")
     added = _each(federation, noise, "noise", lambda ratio: 0 <= ratio < math.inf, "a number of at least 0")
     chosen = _chosen(federation, columns)
-    inputs = federation.inputs.clone()
+    inputs = inputs.clone()
     reported, lost = [], []
     for number, (name, share, ratio) in enumerate(zip(federation.clients, kept, added, strict=True)):
         rows = torch.cat([federation.splits[split][number] for split in SPLITS])
@@ -169,7 +170,7 @@ def completeness_report(
         rows = torch.cat([data.splits[split][number] for split in SPLITS])
         for place, column in enumerate(tables):
             if column in gaps:
-                share[number, place] = 1 - data.inputs[rows, gaps[column]].double().mean()
+                share[number, place] = 1 - data.one_input("completeness")[rows, gaps[column]].double().mean()
     return Completeness(data.clients, tuple(tables), share)
 
 
@@ -259,10 +260,11 @@ def _each(
 
 def _chosen(federation: Federation, columns: Sequence[str] | None) -> Tensor:
     """Positions of the affected columns, ``(columns,)`` int64."""
-    if len(federation.features) == 0:
+    features = tuple(federation.one_input("degrade").shape[1:])
+    if not features:
         raise PluresError(f"degrade: inputs of federation {federation.name!r} have no feature dimension")
     if columns is None:
-        return torch.arange(federation.features[0])
+        return torch.arange(features[0])
     for column in columns:
         if column not in federation.columns:
             raise PluresError(

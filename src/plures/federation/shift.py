@@ -35,12 +35,13 @@ def rotate(federation: Federation, degrees: Sequence[float], *, assignment: Assi
     Returns:
         A federation with its own inputs, whose metadata column "rotation" holds each client's angle.
     """
-    shape = federation.features
+    inputs = federation.one_input("rotate")
+    shape = tuple(inputs.shape[1:])
     if len(shape) not in (2, 3) or shape[-1] != shape[-2]:
         raise PluresError(f"rotate: needs square pictures (height, width) or (channels, height, width), got {shape}")
 
     def turn(rows: Tensor, angle: float) -> Tensor:
-        pictures = federation.inputs[rows]
+        pictures = inputs[rows]
         quarters, rest = divmod(angle, 90)
         if rest == 0:
             return torch.rot90(pictures, int(quarters), (-2, -1))
@@ -72,12 +73,13 @@ def brightness(
     Returns:
         A federation with its own inputs; metadata column "brightness" holds (factor, offset).
     """
+    inputs = federation.one_input("brightness")
     offsets = [0.0] * len(factors) if offsets is None else offsets
     if len(offsets) != len(factors):
         raise PluresError(f"brightness: {len(offsets)} offsets for {len(factors)} factors; they must match")
 
     def change(rows: Tensor, value: tuple[float, float]) -> Tensor:
-        return value[0] * federation.inputs[rows] + value[1]
+        return value[0] * inputs[rows] + value[1]
 
     return _shift(federation, "brightness", list(zip(factors, offsets, strict=True)), assignment, change)
 
@@ -99,12 +101,12 @@ def noise(
     for deviation in deviations:
         if deviation < 0:
             raise PluresError(f"noise: standard deviation {deviation} is negative")
-    inputs = federation.inputs
+    inputs = federation.one_input("noise")
     drawn = generator(seed, "noise").standard_normal(tuple(inputs.shape), dtype=np.float32)
     standard = torch.from_numpy(drawn).to(inputs)
 
     def add(rows: Tensor, deviation: float) -> Tensor:
-        return federation.inputs[rows] + deviation * standard[rows]
+        return inputs[rows] + deviation * standard[rows]
 
     return _shift(federation, "noise", deviations, assignment, add)
 
@@ -117,8 +119,9 @@ def _shift(
     change: Callable[[Tensor, V], Tensor],
 ) -> Federation:
     """Replace every client's inputs by ``change(its rows, its value)`` and record the value."""
-    if not federation.inputs.is_floating_point():
-        raise PluresError(f"{column}: inputs of type {federation.inputs.dtype} cannot be shifted; give floating point")
+    inputs = federation.one_input(column)
+    if not inputs.is_floating_point():
+        raise PluresError(f"{column}: inputs of type {inputs.dtype} cannot be shifted; give floating point")
     if column in federation.metadata:
         raise PluresError(f"{column}: federation {federation.name!r} has this metadata column already; shift it once")
     if not values:
@@ -137,7 +140,7 @@ def _shift(
         if not 0 <= group < len(values):
             raise PluresError(f"{column}: client {client!r} has group {group}, outside 0..{len(values) - 1}")
         groups.append(group)
-    inputs = federation.inputs.clone()
+    inputs = inputs.clone()
     for number, group in enumerate(groups):
         rows = torch.cat([split[number] for split in federation.splits.values()])
         inputs[rows] = change(rows, values[group])

@@ -16,6 +16,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.federation import Federation
+from plures.federation.inputs import kind_of
 from plures.federation.preparation import Preparation
 from plures.federation.seeding import generator
 from plures.federation.shift import rotate
@@ -58,7 +59,7 @@ class Stream:
                 ("clients", experience.clients, first.clients),
                 ("features", experience.features, first.features),
                 ("task", experience.task, first.task),
-                ("type of inputs", experience.inputs.dtype, first.inputs.dtype),
+                ("type of inputs", kind_of(experience.inputs), kind_of(first.inputs)),
             ):
                 if here != there:
                     raise PluresError(
@@ -177,20 +178,20 @@ def permuted(federation: Federation, experiences: int, *, seed: int = 0) -> Stre
     """
     if experiences < 1:
         raise PluresError(f"permuted: {experiences} experiences; give at least 1")
-    parts = [federation]
+    parts, given = [federation], federation.one_input("permuted")
     for number in range(1, experiences):
         rng = generator(seed, "permuted", number)
-        if len(federation.features) < 2:
-            order = torch.from_numpy(rng.permutation(federation.features[0]))
-            inputs = federation.inputs[:, order]
+        if given.dim() < 3:
+            order = torch.from_numpy(rng.permutation(given.shape[1]))
+            inputs = given[:, order]
             scaling = federation.scaling and (federation.scaling[0][order], federation.scaling[1][order])
             columns = tuple(federation.columns[i] for i in order.tolist()) if federation.columns else ()
             made = federation.preparation and Preparation(target=federation.preparation.target)
             parts.append(replace(federation, inputs=inputs, scaling=scaling, columns=columns, preparation=made))
         else:
-            flat = federation.inputs.flatten(2)
+            flat = given.flatten(2)
             order = torch.from_numpy(rng.permutation(flat.shape[2]))
-            parts.append(replace(federation, inputs=flat[:, :, order].reshape(federation.inputs.shape)))
+            parts.append(replace(federation, inputs=flat[:, :, order].reshape(given.shape)))
     return Stream(federation.name, tuple(f"order {number}" for number in range(experiences)), tuple(parts))
 
 
@@ -210,7 +211,7 @@ def _values(federation: Federation, column: str | ArrayLike | Tensor) -> Tensor:
             f"{', '.join(federation.columns) or 'unnamed'}; or give one value for each row"
         )
     place = federation.columns.index(column)
-    values = federation.inputs[:, place].double().cpu()
+    values = federation.one_input("the column of a stream")[:, place].double().cpu()
     if federation.scaling is not None:
         values = values * float(federation.scaling[1][place]) + float(federation.scaling[0][place])
     return values

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.federation.inputs import Inputs
 from plures.method.state import Batch
-from plures.models import Leaves
+from plures.models import Leaves, nested
 
 NUMBERS = 1 << 22
 """Number of gradient entries held at once for a client, counting every example and output."""
@@ -77,13 +78,14 @@ def jacobians(
     network = batch.problem.network
     free = {k: leaves[k] for k in names}
 
-    def one(parameters: Leaves, example: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, _ = network({**leaves, **parameters}, example.unsqueeze(0), train=False)
+    def one(parameters: Leaves, example: Tensor | Inputs) -> tuple[Tensor, Tensor]:
+        alone = nested.mapped(lambda t: t.unsqueeze(0), example)
+        outputs, _ = network({**leaves, **parameters}, alone, train=False)
         return of(outputs[0]), outputs[0]
 
     slopes = torch.func.vmap(torch.func.jacrev(one, has_aux=True), (None, 0))
     size = max(1, NUMBERS // (batch.problem.task.outputs * sum(t.numel() for t in free.values())))
-    for begin in range(0, len(batch.inputs), size):
+    for begin in range(0, len(batch.targets), size):
         part = slice(begin, begin + size)
         found, outputs = slopes(free, batch.inputs[part])
         yield part, outputs, found

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plures.method.method import Start
 from plures.method.setting import Setting
-from plures.models import Leaves, Network
+from plures.models import Leaves, Network, nested
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -77,9 +77,13 @@ def blank(start: Start, *shape: int) -> Tensor:
 def width(network: Network, setting: Setting) -> int:
     """Size of a representation: the head's input for one example."""
     leaves = network.leaves()
-    kind = network.dtype if setting.dtype.is_floating_point else setting.dtype
-    example = torch.zeros(1, *setting.features, dtype=kind, device=next(iter(leaves.values())).device)
-    return network.tapped(leaves, example, train=False)[1].numel()
+    device = next(iter(leaves.values())).device
+
+    def zero(t: Tensor) -> Tensor:
+        kind = network.dtype if t.is_floating_point() else t.dtype
+        return torch.zeros(1, *t.shape[1:], dtype=kind, device=device)
+
+    return network.tapped(leaves, nested.mapped(zero, setting.example), train=False)[1].numel()
 
 
 def unvisited(start: Start) -> Leaves:

@@ -90,7 +90,7 @@ class Phase:
             return scalar(self.objective(x, received, batch), self.objective)
         own: Batch = batch[0] if isinstance(batch, tuple) else batch
         if not self.targets:
-            return own.problem.network.zero(own.inputs.device)
+            return own.problem.network.zero(own.targets.device)
         return own.loss(getattr(x, self.slot))
 
 

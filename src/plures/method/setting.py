@@ -14,6 +14,7 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.federation.federation import position
+from plures.federation.inputs import Inputs, lead, one_tensor, parts
 from plures.tasks import Task
 
 AGE = "rounds missed"
@@ -32,13 +33,12 @@ class Setting:
     Attributes:
         task: what is predicted.
         clients: names.
-        features: shape of one example.
         facts: ``(clients, ...)`` each: ``examples`` (training examples), ``labels`` (those of each class or label),
             and every column of the metadata: numbers as they are (booleans as 0 and 1, a missing one as NaN) and
             categories one-hot. A column that has the name of another fact can only group clients.
         metadata: the columns as given, arrays of one element as that element.
         levels: the values of every categorical column, in the order of its one-hot code.
-        dtype: type of the inputs; an integer type for tokens.
+        example: inputs of no example, with the shape and the types of all.
         joins: for newcomers, the setting of the clients that they join.
         private: facts known only to each client; here they are 0.
         public: inputs ``(n, *features)``, targets and, where examples have some, weights of the examples that the
@@ -47,11 +47,10 @@ class Setting:
 
     task: Task
     clients: tuple[str, ...]
-    features: tuple[int, ...]
     facts: Mapping[str, Tensor]
     metadata: Mapping[str, tuple[object, ...]]
     levels: Mapping[str, tuple[str, ...]]
-    dtype: torch.dtype = torch.float32
+    example: Tensor | Inputs
     joins: Setting | None = None
     private: frozenset[str] = frozenset()
     public: tuple[Tensor, ...] = field(default_factory=lambda: (torch.empty(0), torch.empty(0)))
@@ -66,7 +65,7 @@ class Setting:
                 is coded as zeros, text in a column of numbers as NaN, and other columns are ignored.
         """
         split = federation.splits["train"]
-        kinds = (federation.inputs, federation.targets)
+        kinds = (*parts(federation.inputs), federation.targets)
         dtype = next((t.dtype for t in kinds if t.is_floating_point()), torch.float32)
         device = federation.inputs.device
         facts = {"examples": split.sizes.to(device, dtype)}
@@ -94,10 +93,23 @@ class Setting:
             place = {level: number for number, level in enumerate(levels[column])}
             codes = torch.tensor([place.get(text, len(place)) for text in texts])
             facts[column] = torch.eye(len(place) + 1)[codes, :-1].to(device, dtype)
-        given = (federation.inputs, federation.targets, federation.weights)
-        public = tuple(t[federation.public] for t in given if t is not None)
-        known = (facts, metadata, levels, federation.inputs.dtype, like)
-        return cls(federation.task, federation.clients, federation.features, *known, public=public)
+        if len(federation.public):
+            given = (federation.one_input("public examples"), federation.targets, federation.weights)
+            public = tuple(t[federation.public] for t in given if t is not None)
+        else:
+            public = (torch.empty(0), torch.empty(0))
+        example = federation.inputs[:0]
+        return cls(federation.task, federation.clients, facts, metadata, levels, example, like, public=public)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of one example's input; several inputs are refused."""
+        return tuple(one_tensor(self.example, "the method").shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the inputs, an integer type for tokens; of several, that of the first."""
+        return lead(self.example).dtype
 
     def index(self, client: str | int) -> int:
         """Position of a client by its name; an integer stands for the name with the same digits."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
+from plures.federation.inputs import Inputs, one_tensor
 from plures.method.tree import detach
 from plures.models import Leaves, Marked, Network
 from plures.models.layers import uniform
@@ -112,7 +113,7 @@ class Batch:
     """Examples of one client.
 
     Attributes:
-        inputs: ``(batch, *features)``.
+        inputs: ``(batch, *features)``; several by name are ``Inputs``.
         targets: ``(batch,)`` or ``(batch, outputs)``.
         weight: ``(batch,)`` how much each example counts: its weight, else 1; 0 for padding (:meth:`mean`). ``None``
             when all are examples and count alike.
@@ -122,7 +123,7 @@ class Batch:
         own: when predicting, the client's examples of the splits that the predictor reads.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Inputs
     targets: Tensor
     weight: Tensor | None
     problem: Problem
@@ -131,6 +132,11 @@ class Batch:
     seen: list[Pass] = field(default_factory=list)
     """The forward passes so far in training mode."""
     own: Mapping[str, Batch] = field(default_factory=dict)
+
+    @property
+    def input(self) -> Tensor:
+        """The inputs of a method that changes or measures them, ``(batch, *features)``; several are refused."""
+        return one_tensor(self.inputs, "the method")
 
     @property
     def mask(self) -> Tensor:

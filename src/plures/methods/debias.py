@@ -28,9 +28,9 @@ def debias(column: str = "reliability", joint: bool = False) -> Method:
     """
 
     def moments(x: State, received: State, batch: Batch) -> Leaves:
-        flat, mask = batch.inputs.flatten(1), batch.mask
+        flat, mask = batch.input.flatten(1), batch.mask
         square = {"square": (mask[:, None] * flat).T @ flat / mask.sum()} if joint else {}
-        return {"mean": batch.mean(batch.inputs), **square}
+        return {"mean": batch.mean(batch.input), **square}
 
     def learn(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         mean, noisy = visit.measured["mean"], 1 - x.reported[column]
@@ -44,7 +44,7 @@ def debias(column: str = "reliability", joint: bool = False) -> Method:
 
     def corrected(x: State, batch: Batch) -> Batch:
         mean, gain = x.sensor["mean"], x.sensor["gain"]
-        far = batch.inputs - mean
+        far = batch.input - mean
         return replace(batch, inputs=mean + ((far.flatten(1) @ gain).view_as(far) if joint else far * gain))
 
     def start(start: Start) -> Leaves:

@@ -113,7 +113,7 @@ def fedhome(lam: float = 1.0, refine_steps: int = 20, refine_lr: float | None = 
     def reconstruct(x: State, received: State, batch: Batch) -> Tensor:
         outputs, codes = batch.represented(x.model)
         back = batch.part("decoder", x.model, codes).flatten(1)
-        error = batch.mean((back - batch.inputs.flatten(1)).square().mean(1))
+        error = batch.mean((back - batch.input.flatten(1)).square().mean(1))
         return batch.problem.loss(outputs, batch.targets, batch.weight) + lam * error
 
     refinement = (

@@ -59,13 +59,13 @@ def pair(one: str, other: str, first: float = 0.0, second: float = 0.0) -> Calla
 
 def carried(x: State, batch: Batch) -> Batch:
     """The batch with inputs ``psi(x)``."""
-    normal = (batch.inputs - x.own["mean"]) / x.own["deviation"]
-    return replace(batch, inputs=batch.inputs + x.map["scale"] * normal + x.map["shift"])
+    normal = (batch.input - x.own["mean"]) / x.own["deviation"]
+    return replace(batch, inputs=batch.input + x.map["scale"] * normal + x.map["shift"])
 
 
 def spread(x: State, received: State, batch: Batch) -> Leaves:
     """Mean of the client's inputs and of their squares."""
-    return {"mean": batch.mean(batch.inputs), "square": batch.mean(batch.inputs.square())}
+    return {"mean": batch.mean(batch.input), "square": batch.mean(batch.input.square())}
 
 
 def know(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
@@ -76,7 +76,7 @@ def know(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
 
 def moments(x: State, received: State, batch: Batch) -> Leaves:
     """Mean of ``z^2/2`` and of ``z`` over the transported inputs ``z``."""
-    z = carried(x, batch).inputs
+    z = carried(x, batch).input
     return {"square": batch.mean(z.square()) / 2, "linear": batch.mean(z)}
 
 
@@ -127,7 +127,7 @@ def fedot(lam: float = 1.0, map_lr: float = 0.05, potential_lr: float = 0.05, vi
 
     def align(x: State, received: State, batch: Batch) -> Tensor:
         there, potential = carried(x, batch), {k: t - received.common[k] for k, t in x.potential.items()}
-        cost = batch.mean((there.inputs - batch.inputs).square().flatten(1).sum(1))
+        cost = batch.mean((there.input - batch.input).square().flatten(1).sum(1))
         return cost + dot(potential, moments(x, received, batch)) + there.loss(x.model) / lam
 
     return Method(

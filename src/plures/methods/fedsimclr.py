@@ -28,7 +28,7 @@ def crops(batch: Batch, number: int, smallest: float = 0.5, contrast: float = 0.
         smallest: side of the smallest crop, as a fraction of the image's.
         contrast: factors lie within ``1 - contrast`` and ``1 + contrast``.
     """
-    pictures = batch.inputs.reshape(len(batch.inputs), -1, *batch.inputs.shape[-2:])
+    pictures = batch.input.reshape(len(batch.input), -1, *batch.input.shape[-2:])
     size, across, down, mirror, factor = batch.uniform(len(pictures), 5, salt=number).unbind(1)
     size = smallest + (1 - smallest) * size
     high, wide = pictures.shape[-2:]
@@ -38,7 +38,7 @@ def crops(batch: Batch, number: int, smallest: float = 0.5, contrast: float = 0.
     both = at.unsqueeze(1).expand(-1, high, -1), to.unsqueeze(2).expand(-1, -1, wide)
     grid = torch.stack(both, -1).to(pictures.dtype)
     cropped: Tensor = F.grid_sample(pictures, grid, align_corners=False)
-    return (cropped * (1 + contrast * (2 * factor - 1)).view(-1, 1, 1, 1)).reshape(batch.inputs.shape)
+    return (cropped * (1 + contrast * (2 * factor - 1)).view(-1, 1, 1, 1)).reshape(batch.input.shape)
 
 
 def noise(batch: Batch, number: int, scale: float = 0.2, noise: float = 0.1, masked: float = 0.2) -> Tensor:
@@ -51,19 +51,19 @@ def noise(batch: Batch, number: int, scale: float = 0.2, noise: float = 0.1, mas
         noise: standard deviation of the uniform noise.
         masked: probability that an entry becomes 0.
     """
-    flat = batch.inputs.flatten(1)
+    flat = batch.input.flatten(1)
     factor = 1 + scale * (2 * batch.uniform(len(flat), 1, salt=3 * number) - 1)
     added = noise * 12**0.5 * (batch.uniform(*flat.shape, salt=3 * number + 1) - 0.5)
     kept = batch.uniform(*flat.shape, salt=3 * number + 2) >= masked
     changed: Tensor = (factor * flat + added) * kept
-    return changed.reshape(batch.inputs.shape)
+    return changed.reshape(batch.input.shape)
 
 
 def suited(batch: Batch, number: int) -> Tensor:
     """:func:`crops` for images (no side more than twice the other), :func:`noise` for other real inputs."""
-    if not batch.inputs.is_floating_point():
+    if not batch.input.is_floating_point():
         raise PluresError("fedsimclr has no views of integer inputs (tokens): give your own, views=function")
-    shape = batch.inputs.shape[1:]
+    shape = batch.input.shape[1:]
     picture = len(shape) == 3 or (len(shape) == 2 and max(shape) <= 2 * min(shape))
     return crops(batch, number) if picture else noise(batch, number)
 

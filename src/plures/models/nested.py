@@ -1,4 +1,4 @@
-"""Nested structures of tensors: dictionaries, lists and tuples whose innermost values are tensors."""
+"""Nested structures of tensors: dictionaries, lists, tuples and `Inputs` whose innermost values are tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from plures.federation.inputs import Inputs
 from plures.models.network import Marked
 
 
 def ends(value: Any) -> list[Any]:
-    """The innermost values of a structure, in order: everything that is not a dictionary, list or tuple."""
+    """The innermost values of a structure, in order: everything that is not a dictionary, list, tuple or `Inputs`."""
+    if isinstance(value, Inputs):
+        return list(value.parts.values())
     if isinstance(value, dict):
         return [end for part in value.values() for end in ends(part)]
     if isinstance(value, list | tuple):
@@ -35,6 +38,8 @@ def mapped(fn: Callable[..., Tensor], first: Any, *others: Any) -> Any:
             raise ValueError(f"structures of different forms: {list(first)} and {[list(other) for other in others]}")
         made = {key: mapped(fn, part, *(other[key] for other in others)) for key, part in first.items()}
         return Marked(made, first.fixed) if isinstance(first, Marked) else made
+    if isinstance(first, Inputs):
+        return Inputs(mapped(fn, first.parts, *(other.parts for other in others)))
     if isinstance(first, list | tuple):
         parts = [mapped(fn, *part) for part in zip(first, *others, strict=True)]
         if isinstance(first, list):

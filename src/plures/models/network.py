@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import MappingKey, register_pytree_node
 
 from plures.errors import PluresError, suggestion
+from plures.federation.inputs import Inputs
 from plures.models.layers import KEY, KeyedDropout, with_keyed_dropout
 from plures.signature import checked, shown
 
@@ -224,7 +225,7 @@ class Network:
         sparse = [name for name, m in named if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
         return f"{sparse[0] or 'the model'} has sparse gradients" if sparse else None
 
-    def probe(self, inputs: Tensor) -> None:
+    def probe(self, inputs: Tensor | Inputs) -> None:
         """Find out, from one forward pass, whether the module convolves, and whether it draws random numbers.
 
         A module that draws random numbers other than by dropout layers (attention, recurrent layers and functional
@@ -234,7 +235,7 @@ class Network:
             inputs: ``(batch, *features)``, a few examples.
         """
         generators = [torch.default_generator]
-        if inputs.is_cuda:
+        if inputs.device.type == "cuda":
             generators.append(torch.cuda.default_generators[inputs.device.index or 0])
         before = [g.get_state() for g in generators]
         with torch.no_grad(), Calls() as calls:
@@ -271,19 +272,19 @@ class Network:
         return {name: t.clone() for name, t in self._initial.items()}
 
     def __call__(
-        self, leaves: Leaves, inputs: Tensor, *, train: bool, key: Tensor | None = None
+        self, leaves: Leaves, inputs: Tensor | Inputs, *, train: bool, key: Tensor | None = None
     ) -> tuple[Tensor, Leaves]:
         """Outputs for a batch, and the buffers after it (empty when evaluating or when there are none).
 
         Args:
             leaves: values of all parameters and buffers.
-            inputs: ``(batch, *features)``.
+            inputs: ``(batch, *features)``; several become keyword arguments of the module.
             train: training mode (dropout on, batch statistics).
             key: int64 scalar that determines the dropout masks.
         """
         self._mode(train)
         if leaves is self.live and self._plain:
-            return self.module(inputs), {}
+            return told(call(self.module, inputs)), {}
         fresh = {name: leaves[name].detach().clone() for name in self._buffers}
         drawing = train and key is not None and self._draws is not None
         with seeded(int(key)) if drawing and key is not None else nullcontext():
@@ -291,7 +292,7 @@ class Network:
         return outputs, fresh if train else {}
 
     def tapped(
-        self, leaves: Leaves, inputs: Tensor, *, train: bool, key: Tensor | None = None
+        self, leaves: Leaves, inputs: Tensor | Inputs, *, train: bool, key: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Leaves]:
         """Outputs, representations ``(batch, d)`` (what the head gets), and the buffers after the pass."""
         caught: list[Tensor] = []
@@ -348,7 +349,7 @@ class Network:
         """A scalar zero of the model's type."""
         return torch.zeros((), dtype=self.dtype, device=device)
 
-    def _evaluate(self, leaves: Leaves, inputs: Tensor, fresh: Leaves, key: Tensor | None) -> Tensor:
+    def _evaluate(self, leaves: Leaves, inputs: Tensor | Inputs, fresh: Leaves, key: Tensor | None) -> Tensor:
         for dropout in self._dropouts.values():
             dropout.calls = 0
         if leaves is not self.live:
@@ -356,14 +357,14 @@ class Network:
             if key is not None:
                 values.update(dict.fromkeys(self._keys, key))
             with self._noted(self.module, fresh):
-                return functional_call(self.module, values, (inputs,))  # type: ignore[no-any-return]
+                return told(functional_call(self.module, values, *arguments(inputs)))  # type: ignore[no-any-return]
         for name, (owner, local) in self._buffers.items():
             setattr(owner, local, fresh[name])
         if key is not None:
             for dropout in self._dropouts.values():
                 dropout.dropout_key = key
         with self._noted(self.module, fresh):
-            return self.module(inputs)  # type: ignore[no-any-return]
+            return told(call(self.module, inputs))  # type: ignore[no-any-return]
 
     @contextmanager
     def _noted(self, part: nn.Module, fresh: Leaves) -> Iterator[None]:
@@ -380,6 +381,26 @@ class Network:
         finally:
             if hook is not None:
                 hook.remove()
+
+
+def arguments(inputs: Tensor | Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword arguments by which a module gets its inputs."""
+    return ((inputs,), {}) if isinstance(inputs, Tensor) else inputs.arguments
+
+
+def call(module: nn.Module, inputs: Tensor | Inputs) -> Any:
+    """What a module returns for inputs."""
+    if isinstance(inputs, Tensor):
+        return module(inputs)
+    positional, named = inputs.arguments
+    return module(*positional, **named)
+
+
+def told(found: Any) -> Any:
+    """The outputs in what a module returns: a tensor, or the field ``logits`` of anything else that has one."""
+    if isinstance(found, Mapping):
+        return found.get("logits", found)
+    return found if isinstance(found, Tensor) else getattr(found, "logits", found)
 
 
 @contextmanager

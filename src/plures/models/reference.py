@@ -14,7 +14,7 @@ from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.models.autoencoder import autoencoder_classifier
@@ -175,8 +175,15 @@ def default_model(federation: Federation) -> ModelFactory:
     """
     if not hasattr(federation, "features"):
         raise PluresError(f"default_model: federation={shown(federation)}; give a Federation")
-    features, outputs = federation.features, federation.task.outputs
-    if not federation.inputs.is_floating_point():
+    inputs, outputs = federation.inputs, federation.task.outputs
+    if not isinstance(inputs, Tensor):
+        names = ", ".join(inputs.parts)
+        raise PluresError(
+            f"federation {federation.name!r} has several inputs, for which there is no default model: give one whose "
+            f"forward takes {names}"
+        )
+    features = tuple(inputs.shape[1:])
+    if not inputs.is_floating_point():
         raise PluresError(
             f"federation {federation.name!r} has integer inputs, for which there is no default model: give one, such "
             "as char_lstm or char_transformer (text), matrix_factorization (ratings), gcn or sage (graphs)"

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, primary
@@ -20,6 +21,7 @@ from plures.evaluate.compare import RESULTS, card
 from plures.evaluate.record import Details, Mistake
 from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
 from plures.federation import Federation
+from plures.federation.inputs import shape_text
 from plures.files import understood
 from plures.methods import METHODS
 from plures.report.columns import MISSING, Number, known
@@ -218,10 +220,11 @@ def errors(card: FederationCard, method: MethodResult, place: int, federation: F
 
 def features(federation: Federation, place: int, mistake: Mistake) -> str:
     """An example's raw columns, those most unusual for the client first."""
-    if len(federation.features) != 1:
-        return f"{' x '.join(map(str, federation.features))} numbers"
-    rows = federation.inputs[federation.splits["train"][place]].double()
-    own = federation.inputs[mistake.row].double()
+    inputs = federation.inputs
+    if not isinstance(inputs, Tensor) or inputs.dim() != 2:
+        return f"{shape_text(federation.features)} numbers"
+    rows = inputs[federation.splits["train"][place]].double()
+    own = inputs[mistake.row].double()
     unusual = ((own - rows.mean(0)).abs() / rows.std(0).clamp(min=1e-6)).nan_to_num(0.0)
     raw = own
     if federation.scaling is not None:

@@ -598,7 +598,7 @@ def pace(
         x, received = copies(bound, len(clients))
         started = time.perf_counter()
         engine.visit(x, received, clients, 0, (replace(phase, steps=steps, epochs=None),))
-        if federation.inputs.is_cuda:
+        if federation.inputs.device.type == "cuda":
             torch.cuda.synchronize(federation.inputs.device)
         return time.perf_counter() - started
 

@@ -55,6 +55,6 @@ def flops(bound: Bound, federation: Federation, training: Training) -> int:
     x = {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}
     with FlopCounterMode(display=False) as counter:
         engine.visit(x, received, [median], 0, bound.method.schedule)
-    if federation.inputs.is_cuda:
+    if federation.inputs.device.type == "cuda":
         torch.cuda.synchronize(device)
     return int(counter.get_total_flops())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation, SplitName
+from plures.federation.inputs import Inputs, lead
 from plures.method import SGD, Assign, Batch, Bound, Phase, Problem, Schedule, State, Visit
 from plures.method.optimizer import reach
 from plures.models import Leaves, Network, nested
@@ -250,7 +251,7 @@ class Engine:
     def _batches(self, examples: Examples) -> dict[str, Batch]:
         return {split: Batch(*data, self.problem, train=False) for split, data in examples.items()}
 
-    def whole(self, clients: list[int], split: SplitName) -> tuple[Tensor, Tensor, Tensor]:
+    def whole(self, clients: list[int], split: SplitName) -> tuple[Tensor | Inputs, Tensor, Tensor]:
         """All examples of some clients at once: inputs, targets ``(clients, most, ...)`` and weights, 0 for padding."""
         (only,) = self.walk(clients, split, int(self.federation.splits[split].sizes.max()))
         return only
@@ -292,7 +293,7 @@ class Engine:
 
     def walk(
         self, clients: list[int], split: SplitName, size: int = EVALUATION_BATCH
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor | Inputs, Tensor, Tensor]]:
         """A client's examples in stored order: inputs, targets ``(clients, batch, ...)`` and weights, 0 for padding."""
         plan = batches.passes(self.federation.splits[split], clients, size)
         given = self.federation.weights
@@ -304,7 +305,7 @@ class Engine:
     def forward(
         self,
         deployed: Stack,
-        inputs: Tensor,
+        inputs: Tensor | Inputs,
         own: Examples | None = None,
         weight: Tensor | None = None,
         *,
@@ -321,7 +322,7 @@ class Engine:
             as_stored: compute with leaves in their stored layout, for the same bits as those of a published model.
         """
         last = self.channels_last and not as_stored
-        predict, network, places = self.bound.method.predictor, self.bound.network, inputs.shape[1]
+        predict, network, places = self.bound.method.predictor, self.bound.network, lead(inputs).shape[1]
         examples: Examples = {**(own or {}), QUERY: self._query(inputs, weight)}
 
         def outputs(examples: Examples, x: Stack) -> Tensor:
@@ -336,7 +337,7 @@ class Engine:
         about = (predict.outputs or network, *(stage.revise for stage in predict.calibrate))
         test = PaddingTest(answers(outputs), about, "predictor")
         with self._kernels(), torch.no_grad():
-            alone = len(inputs) == 1 and full(examples)
+            alone = len(lead(inputs)) == 1 and full(examples)
             alike = alone or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
             verdicts = self.bound.verdicts
             if alike and not predict.composed and (alone or not test.apart(verdicts, examples, (deployed,))):
@@ -347,7 +348,7 @@ class Engine:
                 return apart(filled(outputs, places), examples, laid_out(deployed))  # type: ignore[no-any-return]
             return self.each(filled(outputs, places), examples, deployed, test=test)  # type: ignore[no-any-return]
 
-    def _together(self, model: Leaves, inputs: Tensor, weight: Tensor | None, most: int | None) -> Tensor:
+    def _together(self, model: Leaves, inputs: Tensor | Inputs, weight: Tensor | None, most: int | None) -> Tensor:
         """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients; zeros for padding.
 
         Args:
@@ -356,14 +357,16 @@ class Engine:
             weight: 1 for an example, 0 for padding.
             most: largest number of examples at once; ``None`` for all.
         """
-        flat = inputs.flatten(0, 1)
+        shape = lead(inputs).shape[:2]
+        flat: Tensor | Inputs = nested.mapped(lambda t: t.flatten(0, 1), inputs)
         real = None if weight is None or bool((weight > 0).all()) else weight.flatten().nonzero().squeeze(1)
         chosen = flat if real is None else flat[real]
-        parts = (chosen,) if most is None else torch.split(chosen, most)
+        starts = range(0, len(chosen), most) if most is not None else ()
+        parts = [chosen[start : start + (most or 0)] for start in starts] or [chosen]
         found = torch.cat([self.bound.network(model, part, train=False)[0] for part in parts])
         if real is not None:
             found = found.new_zeros(len(flat), *found.shape[1:]).index_copy_(0, real, found)
-        return found.unflatten(0, inputs.shape[:2])  # type: ignore[no-untyped-call, no-any-return]
+        return found.unflatten(0, shape)  # type: ignore[no-untyped-call, no-any-return]
 
     def decisions(self, deployed: Stack, outputs: Tensor, weight: Tensor | None = None) -> Tensor:
         """Every client's decisions, ``(clients, batch, *target)``; see :meth:`forward`."""
@@ -373,15 +376,16 @@ class Engine:
         examples: Examples = {QUERY: self._query(outputs, weight)}
 
         def decided(examples: Examples, x: Stack) -> Tensor:
-            return decide(self.bound.state(x), examples[QUERY][0])
+            return decide(self.bound.state(x), lead(examples[QUERY][0]))
 
         test = PaddingTest(answers(decided), (decide,), "decision")
         return self.each(filled(decided, outputs.shape[1]), examples, deployed, test=test)  # type: ignore[no-any-return]
 
-    def _query(self, inputs: Tensor, weight: Tensor | None) -> Example:
+    def _query(self, inputs: Tensor | Inputs, weight: Tensor | None) -> Example:
         """The inputs to predict, ``(clients, batch, ...)``, as examples with unknown targets."""
-        unknown = self.federation.task.blank(*inputs.shape[:2]).to(inputs.device)
-        return inputs, unknown, inputs.new_ones(inputs.shape[:2], dtype=self.dtype) if weight is None else weight
+        shape, device = lead(inputs).shape[:2], inputs.device
+        unknown = self.federation.task.blank(*shape).to(device)
+        return inputs, unknown, torch.ones(shape, dtype=self.dtype, device=device) if weight is None else weight
 
     def each(self, fn: Callable[..., Any], examples: Examples, *rest: Any, test: PaddingTest) -> Any:
         """Map a function of one client and its examples over clients; without padding if that changes its result.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, Split
+from plures.federation.inputs import kind_of, parts
 from plures.method import Method
 from plures.models import Network
 from plures.run.coordinator import Coordinator
@@ -62,7 +63,7 @@ def of_data(federation: Federation) -> Facts:
         "name": federation.name,
         **of_task(federation.task),
         "shape of an example": str(federation.features),
-        "type of the inputs": str(federation.inputs.dtype).removeprefix("torch."),
+        "type of the inputs": str(kind_of(federation.inputs)),
         "type of the targets": str(federation.targets.dtype).removeprefix("torch."),
         "columns": short(", ".join(federation.columns)),
         "clients": json.dumps(group_names(federation.clients)),
@@ -72,7 +73,7 @@ def of_data(federation: Federation) -> Facts:
     found |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
         found[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
-    given = (federation.inputs, federation.targets, federation.weights)
+    given = (*parts(federation.inputs), federation.targets, federation.weights)
     rows = [tensor.detach().cpu() for tensor in given if tensor is not None]
     for split in SPLITS:
         found[split] = " ".join(client_digests(rows, federation.splits[split]))

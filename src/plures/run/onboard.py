@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation
+from plures.federation.inputs import kind_of, one_tensor
 from plures.federation.preparation import Preparation, numbers
 from plures.method import (
     MEMBERSHIP,
@@ -106,7 +107,7 @@ def check(newcomers: Federation, seen: Federation) -> None:
     """Refuse newcomers whose inputs or targets differ in meaning from those that a run was trained on."""
     for what, new, old in (
         ("examples have shape", newcomers.features, seen.features),
-        ("inputs have type", newcomers.inputs.dtype, seen.inputs.dtype),
+        ("inputs have type", kind_of(newcomers.inputs), kind_of(seen.inputs)),
         ("task is", newcomers.task.kind, seen.task.kind),
         ("number of outputs is", newcomers.task.outputs, seen.task.outputs),
         (f"{seen.task.called} are", ", ".join(newcomers.task.names), ", ".join(seen.task.names)),
@@ -154,11 +155,12 @@ def rescaled(run: Deployed, newcomers: Federation) -> Federation:
     made = seen.preparation or Preparation()
     if seen.scaling is None and seen.preparation is None and newcomers.columns in ((), seen.columns):
         return newcomers
-    raw = own.emptied(newcomers.inputs)
-    inputs = seen.scaled(own.decoded(raw) if own.table and made.table else raw).to(newcomers.inputs)
+    given = newcomers.one_input("its scaling")
+    raw = own.emptied(given)
+    inputs = one_tensor(seen.scaled(own.decoded(raw) if own.table and made.table else raw), "scaling")
     return replace(
         newcomers,
-        inputs=inputs,
+        inputs=inputs.to(given),
         targets=made.scaled_targets(newcomers.targets),
         columns=seen.columns,
         scaling=seen.scaling,

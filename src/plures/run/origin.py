@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
+from plures.federation.inputs import lead
 from plures.method import Block, BlockState, Bound, Method, Setting
-from plures.models import Leaves, Marked, ModelFactory, Network
+from plures.models import Leaves, Marked, ModelFactory, Network, nested
 from plures.run.participation import Full, Joint, Participation
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import check_loss, failure
@@ -116,7 +117,7 @@ def check_outputs(network: Network, federation: Federation) -> None:
     """Refuse a model whose outputs do not fit the task, before anything is trained."""
     example = federation.inputs[:2]
     if not len(example):
-        example = federation.inputs.new_zeros(2, *federation.features)
+        example = nested.mapped(lambda t: t.new_zeros(2, *t.shape[1:]), federation.inputs)
     try:
         outputs, _ = network(network.leaves(), example, train=False)
     except PluresError:
@@ -124,7 +125,7 @@ def check_outputs(network: Network, federation: Federation) -> None:
     except Exception as error:
         raise PluresError(
             f"the model cannot read examples of shape {federation.features}: {failure(error)}; its forward must take "
-            "one tensor (batch, *shape)"
+            + ("one tensor (batch, *shape)" if isinstance(federation.inputs, Tensor) else "these tensors by name")
         ) from error
     if not isinstance(outputs, Tensor):
         raise PluresError(
@@ -132,7 +133,7 @@ def check_outputs(network: Network, federation: Federation) -> None:
             "class scores or numbers alone, such as its field logits"
         )
     task = federation.task
-    expected = task.shape(federation.features)
+    expected = task.shape(tuple(lead(federation.inputs).shape[1:]))
     if tuple(outputs.shape) != (len(example), *expected):
         raise PluresError(
             f"the model gives outputs of shape {tuple(outputs.shape[1:])}, but {task.kind} on {federation.name!r} "

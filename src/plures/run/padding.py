@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresWarning
+from plures.federation.inputs import Inputs
 from plures.models import nested
 
-Example = tuple[Tensor, Tensor, Tensor | None]
+Example = tuple[Tensor | Inputs, Tensor, Tensor | None]
 """Inputs, targets and weights of a batch; the weights are ``None`` if no row is padding and all count alike."""
 
 Examples = Mapping[str, Example]
@@ -68,7 +69,7 @@ class PaddingTest:
         parts = tuple(part for one in self.about for part in _parts(one))
         key = tuple(map(id, parts))
         if key not in verdicts:
-            with torch.autocast(next(iter(examples.values()))[0].device.type, enabled=False):
+            with torch.autocast(next(iter(examples.values()))[1].device.type, enabled=False):
                 found = self._sees(examples, rest)
             if found is None:
                 return True
@@ -124,8 +125,10 @@ def full(examples: Examples) -> bool:
 def counts(examples: Examples) -> Tensor:
     """``(clients, batches)`` number of rows that are not padding, of batches ``(clients, most, ...)``."""
     found = [
-        inputs.new_full(inputs.shape[:1], inputs.shape[1], dtype=torch.int64) if weight is None else (weight > 0).sum(1)
-        for inputs, _, weight in examples.values()
+        targets.new_full(targets.shape[:1], targets.shape[1], dtype=torch.int64)
+        if weight is None
+        else (weight > 0).sum(1)
+        for _, targets, weight in examples.values()
     ]
     return torch.stack(found, 1)
 
@@ -182,13 +185,14 @@ def unpadded(
 def _tried(example: Example, client: int, size: int, repeat: bool) -> Example:
     """Some examples of one client followed by padding: its last example repeated, or examples of other clients."""
     inputs, targets, weight = example
-    places = torch.linspace(0, inputs.shape[0] * inputs.shape[1] - 1, ADDED).long().to(inputs.device)
-    parts = []
-    for values in (inputs, targets):
+    places = torch.linspace(0, targets.shape[0] * targets.shape[1] - 1, ADDED).long().to(targets.device)
+
+    def padded(values: Tensor) -> Tensor:
         last = values[client, max(0, size - 1)].expand(ADDED, *values.shape[2:])
-        parts.append(torch.cat([values[client, :size], last if repeat else values.flatten(0, 1)[places]]))
-    real = torch.arange(size + ADDED, device=inputs.device) < size
-    return parts[0], parts[1], real.to(torch.float32 if weight is None else weight.dtype)
+        return torch.cat([values[client, :size], last if repeat else values.flatten(0, 1)[places]])
+
+    real = torch.arange(size + ADDED, device=targets.device) < size
+    return nested.mapped(padded, inputs), padded(targets), real.to(torch.float32 if weight is None else weight.dtype)
 
 
 def _changed(value: Any, generator: torch.Generator, scale: float) -> Any:

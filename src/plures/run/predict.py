@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.federation.inputs import Inputs, parts
 from plures.metrics import Predictions
+from plures.models import nested
 from plures.run.engine import Engine, Stack
 from plures.run.padding import Examples
 from plures.tasks import Task
 
 
 def predicted(
-    engine: Engine, client: str, deployed: Stack, own: Examples, inputs: Tensor
+    engine: Engine, client: str, deployed: Stack, own: Examples, inputs: Tensor | Inputs
 ) -> tuple[Tensor, Tensor | None]:
     """Outputs ``(n, outputs)`` of a client's predictor, and the classes ``(n,)`` or labels that it decides for.
 
@@ -31,10 +33,10 @@ def predicted(
         PluresError: if inputs are not finite, or if the model diverged.
     """
     federation = engine.federation
-    if not bool(inputs.isfinite().all()):
+    if not all(bool(part.isfinite().all()) for part in parts(inputs)):
         raise PluresError(f"the inputs for client {client!r} hold a NaN or an infinite value: clean them")
     with torch.no_grad():
-        outputs = engine.forward(deployed, inputs.unsqueeze(0), own, as_stored=True)
+        outputs = engine.forward(deployed, nested.mapped(lambda t: t.unsqueeze(0), inputs), own, as_stored=True)
     if not bool(federation.task.expected(outputs).isfinite().all()):
         raise PluresError(f"the model of client {client!r} diverged in training: run again with a lower learning rate")
     decided = engine.decisions(deployed, outputs)[0] if federation.task.probable else None

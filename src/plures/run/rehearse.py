@@ -16,6 +16,7 @@ from plures.errors import PluresError
 from plures.method import AGE, LATER, Assign, Bound, Known, Phase, Setting
 from plures.method.schedule import named
 from plures.metrics import Metric, Predictions
+from plures.models import nested
 from plures.run.execution import Execution
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def predicted(engine: Engine, x: Any, client: int) -> None:
     rows = federation.splits["train"][client][:REHEARSED_EXAMPLES]
     inputs, targets = federation.inputs[rows], federation.targets[rows][None]
     own: dict[str, Any] = {split: engine.whole([client], split) for split in predict.reads}
-    outputs = engine.forward(deployed, inputs[None], own)
+    outputs = engine.forward(deployed, nested.mapped(lambda t: t[None], inputs), own)
     decisions = engine.decisions(deployed, outputs)
     weight = torch.ones(targets.shape[:2], dtype=outputs.dtype, device=outputs.device)
     weight = weight if federation.weights is None else federation.weights[rows][None]

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -23,11 +23,12 @@ from torch import Tensor
 from plures.augment import Mixture
 from plures.errors import PluresError
 from plures.federation import Federation
+from plures.federation.inputs import Inputs, lead, one_tensor
 from plures.method import SGD, Adam, Batch, Bound, Leaf, Optimizer, Phase, Problem, State
 from plures.method.leaf import by_slot
 from plures.method.state import Pass
 from plures.method.tree import detach
-from plures.models import Leaves
+from plures.models import Leaves, nested
 from plures.run.batches import Batches
 from plures.run.capture import Captured, Part, Recorder
 from plures.run.facts import digest, facts
@@ -127,7 +128,7 @@ class Steps:
         weights = None if self.source[2] is None else gather(self.source[2], rows)
         if self.augment is None or counts is None or keys is None:
             return (inputs, targets, weights), None
-        made = self.augment(keys, counts, inputs, targets)
+        made = self.augment(keys, counts, one_tensor(inputs, "augmentation"), targets)
         if isinstance(made, Mixture):
             return (made.inputs, made.targets, weights), (made.others, made.share)
         return (*made, weights), None
@@ -407,10 +408,11 @@ class Stacked(Steps):
         places: Tensors = []
         first = 0
         for inputs, *_ in made:
-            clients, width = inputs.shape[:2]
+            clients, width = lead(inputs).shape[:2]
             places.append(torch.arange(first, first + clients * width, device=inputs.device).view(clients, width))
             first += clients * width
-        x, y = torch.cat([one[0].flatten(0, 1) for one in made]), torch.cat([one[1].flatten(0, 1) for one in made])
+        augmented = [one_tensor(inputs, "augmentation").flatten(0, 1) for inputs, *_ in made]
+        x, y = torch.cat(augmented), torch.cat([one[1].flatten(0, 1) for one in made])
         known = [weight.flatten() for *_, weight in made if weight is not None]
         return places, counts if padded and not mixed else [], (x, y, torch.cat(known) if known else None)
 
@@ -436,7 +438,7 @@ class Stacked(Steps):
 
     def computes(self, clients: int) -> str:
         """Everything that a step of some clients depends on besides its arguments, as one string."""
-        shapes = [None if t is None else tuple(t.shape) for t in self.source]
+        shapes = [None if t is None else tuple(t.shape) for t in nested.ends(self.source)]
         return f"{self._depends} {clients} {shapes}"
 
     @cached_property
@@ -476,7 +478,7 @@ class Stacked(Steps):
     def _sees_padding(self, part: Part, plan: Batches) -> bool:
         examples: dict[str, Example] = {}
         for number, (index, count) in enumerate(zip(plan.rows[0], plan.counts[0], strict=True)):
-            inputs, targets = (gather(values, index) for values in self.source[:2])
+            inputs, targets = gather(self.source[0], index), gather(self.source[1], index)
             weight = mask(torch.from_numpy(count).to(index.device), index.shape[1], self.dtype)
             examples[str(number)] = inputs, targets, weight
 
@@ -509,7 +511,7 @@ class Stacked(Steps):
     def _step(
         self, trained: Tensors, rest: Tensors, received: Tensors, memory: list[Tensors],
         rows: Tensors, counts: Tensors, keys: Tensors, running: Tensor | None,
-        lr: Tensor | float, step: Tensor | int, source: tuple[Tensor, Tensor, Tensor | None],
+        lr: Tensor | float, step: Tensor | int, source: tuple[Tensor | Inputs, Tensor, Tensor | None],
     ) -> Tensor:  # fmt: skip
         """One step of all clients of a part, changing its leaves in place.
 
@@ -548,7 +550,7 @@ class Stacked(Steps):
 
     def _gradient(
         self, trained: Tensors, rest: Tensors, received: Tensors,
-        inputs: Tensors, targets: Tensors, weights: Tensors, keys: Tensors,
+        inputs: list[Tensor | Inputs], targets: Tensors, weights: Tensors, keys: Tensors,
     ) -> tuple[Tensors, tuple[Tensor, Tensor], Changed]:  # fmt: skip
         """Gradients, task loss and objective, and followed leaves of one client, to be mapped."""
         data = list(zip(inputs, targets, weights or itertools.repeat(None)))  # noqa: B905
@@ -586,8 +588,16 @@ def write(stack: Stack, changed: Changed) -> None:
         stack[slot][path].copy_(value.detach())
 
 
-def gather(values: Tensor, rows: Tensor) -> Tensor:
+@overload
+def gather(values: Tensor, rows: Tensor) -> Tensor: ...
+@overload
+def gather(values: Inputs, rows: Tensor) -> Inputs: ...
+@overload
+def gather(values: Tensor | Inputs, rows: Tensor) -> Tensor | Inputs: ...
+def gather(values: Tensor | Inputs, rows: Tensor) -> Tensor | Inputs:
     """``values[rows]`` for rows of any shape, by the fastest kernel."""
+    if isinstance(values, Inputs):
+        return values.map(lambda t: gather(t, rows))
     return values.index_select(0, rows.reshape(-1)).view(*rows.shape, *values.shape[1:])
 
 
@@ -599,7 +609,8 @@ def doubled(example: Example, others: Tensor, share: Tensor) -> Example:
         others: the other targets, possibly followed by padding.
         share: weights for the own targets, in the same way.
     """
-    inputs, targets, weight = example
+    several, targets, weight = example
+    inputs = one_tensor(several, "augmentation")
     axis, size = share.dim() - 1, inputs.shape[share.dim() - 1]
     own = share.narrow(axis, 0, size)
     pair = torch.cat([own, 1 - own], axis)

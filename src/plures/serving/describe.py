@@ -55,6 +55,7 @@ def described(
         sheet: the data sheet of the client's data.
     """
     schema = schema_of(federation) if schema is None else schema
+    inputs = federation.one_input("a published model")
     predict, said = bound.method.predictor, to_dict(federation.task, spec.task)
     return Card(
         client=client,
@@ -64,8 +65,8 @@ def described(
         classes=federation.task.classes,
         outputs=federation.task.outputs,
         options={name: value for name, value in said.items() if name != "kind"},
-        features=federation.features,
-        dtype=str(federation.inputs.dtype).removeprefix("torch."),
+        features=tuple(inputs.shape[1:]),
+        dtype=str(inputs.dtype).removeprefix("torch."),
         columns=federation.columns,
         preparation=None if federation.preparation is None else cast(PreparationDict, federation.preparation.to_dict()),
         spec=spec.model_copy(update={"data": federation.name, "data_options": {}, "unseen": []}),

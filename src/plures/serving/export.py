@@ -85,7 +85,7 @@ def export(
         if name not in FORMATS:
             raise PluresError(f"no format {name!r}; choose among {', '.join(FORMATS)}")
     model.scaled(inputs)
-    inputs = inputs.to(model.federation.inputs)
+    inputs = inputs.to(model.federation.one_input("export"))
     ranges = inputs if calibration is None else calibration.to(inputs)
     made: list[tuple[str, str, bytes, Callable[[Path], Runner]]] = []
     if "onnx" in to or int8:

@@ -76,7 +76,7 @@ def traced(model: PersonalModel, example: Tensor, dynamic: bool) -> ExportedProg
     Raises:
         PluresError: if the predictor cannot be expressed as a graph.
     """
-    inputs = model.federation.inputs
+    inputs = model.federation.one_input("export")
     shapes = ({0: Dim("batch")},) if dynamic else None
     example = example[:1].to(inputs.dtype).repeat(3 if dynamic else 1, *(1,) * (example.dim() - 1))
     try:

@@ -21,6 +21,7 @@ from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.folder import RERUN, counts
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split
+from plures.federation.inputs import one_tensor
 from plures.federation.options import number_type
 from plures.federation.preparation import numbers, restored
 from plures.files import read, understood, write, write_text
@@ -113,7 +114,8 @@ class PersonalModel:
         federation = run.federation
         own: dict[str, Examples] = {}
         for split in predict.reads:
-            inputs, targets, weight = run.engine.whole([place], split)
+            given, targets, weight = run.engine.whole([place], split)
+            inputs = one_tensor(given, "a published model")
             size = max(1, int(federation.splits[split].sizes[place]))
             own[split] = inputs[:, :size], targets[:, :size], weight[:, :size]
         card = describe.described(
@@ -208,20 +210,21 @@ class PersonalModel:
         """Names of the columns of raw rows; empty if examples have none."""
         if self.schema is not None:
             return tuple(column.name for column in self.schema.columns)
-        if len(self.federation.features) != 1:
+        if len(self.card.features) != 1:
             return ()
         made = self.federation.preparation
         return self.federation.columns if made is None else made.names(self.federation.columns)
 
     def scaled(self, inputs: Tensor) -> Tensor:
         """Raw inputs ``(n, *features)`` on the scale that the network reads, refused if they cannot be right."""
-        client, wanted = self.card.client, self.federation.inputs.dtype
-        inputs = inputs.to(self.federation.inputs.device)
+        like = self.federation.one_input("a published model")
+        client, wanted = self.card.client, like.dtype
+        inputs = inputs.to(like.device)
         if inputs.dim() == 0 or not len(inputs):
             raise PluresError(f"no example to predict for client {client!r}: give at least one row")
         if inputs.is_floating_point() and not wanted.is_floating_point and bool((inputs != inputs.round()).any()):
             raise PluresError(f"the model of client {client!r} reads integers ({self.card.dtype}): round the inputs")
-        scaled = self.federation.scaled(inputs)
+        scaled = one_tensor(self.federation.scaled(inputs), "a published model")
         finite = ~inputs.isinf().reshape(len(inputs), -1).any(1) & scaled.isfinite().reshape(len(inputs), -1).all(1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0]) + 1
@@ -254,7 +257,7 @@ class PersonalModel:
         rows = federation.splits["validation"][place]
         if not len(rows):
             return {}
-        inputs, targets = federation.inputs[rows].cpu(), federation.targets[rows].cpu()
+        inputs, targets = federation.one_input("a published model")[rows].cpu(), federation.targets[rows].cpu()
         with torch.no_grad():
             outputs = self.outputs(inputs)
         decided, task = self.decided(outputs), federation.task
@@ -327,7 +330,8 @@ class PersonalModel:
             raise PluresError(f"{file} is damaged: its values are not those that were saved; {REPUBLISH}")
         with understood(file, REPUBLISH), torch.no_grad():
             model = _assembled(card, tensors, card.task(code.reading(file)), code.reading(file))
-            model.decided(model.outputs(model.federation.scaled(model.federation.inputs.new_zeros(1, *card.features))))
+            like = model.federation.one_input("a published model")
+            model.decided(model.outputs(like.new_zeros(1, *card.features)))
         return model
 
 
@@ -366,8 +370,10 @@ def _stored(kept: RunFolder, client: str) -> PersonalModel:
         round=kept.result().chosen_round,
         execution=kept.execution(),
     )
-    stack, own = kept.stack(client), kept.own(client, bound)
-    return _of(card, stack, own, federation, lambda model: kept.validation(client), kept.code)
+    own: dict[str, Examples] = {}
+    for split, (inputs, targets, weight) in kept.own(client, bound).items():
+        own[split] = one_tensor(inputs, "a published model"), targets, weight
+    return _of(card, kept.stack(client), own, federation, lambda model: kept.validation(client), kept.code)
 
 
 def _of(
@@ -448,5 +454,6 @@ def _narrowed(model: PersonalModel) -> PersonalModel:
     watched = Watched(model.leaves)
     seen = replace(model, leaves=watched)
     with torch.no_grad():
-        seen.decided(seen.outputs(model.federation.inputs.new_zeros(2, *model.card.features)))
+        like = model.federation.one_input("a published model")
+        seen.decided(seen.outputs(like.new_zeros(2, *model.card.features)))
     return replace(model, leaves={s: ls for s, ls in model.leaves.items() if s in watched.read})

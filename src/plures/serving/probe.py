@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from plures.federation.inputs import parts
 from plures.method import Assign, Batch, Phase, State, Visit
 from plures.models import Leaves, nested
 from plures.serving.watched import Watched
@@ -193,4 +194,4 @@ class Probe:
 def _fields(batch: Batch | tuple[Batch, ...]) -> list[Tensor | None]:
     """Inputs, targets and weights of one or several batches."""
     several = batch if isinstance(batch, tuple) else (batch,)
-    return [tensor for one in several for tensor in (one.inputs, one.targets, one.weight)]
+    return [tensor for one in several for tensor in (*parts(one.inputs), one.targets, one.weight)]

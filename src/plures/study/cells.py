@@ -127,7 +127,7 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         raise PluresError(
             f"how = {part.how!r} needs classes; {federation.name!r} is {federation.task.kind}: use iid or quantity"
         )
-    targets, inputs = federation.targets[rows], federation.inputs[rows]
+    targets, inputs = federation.targets[rows], federation.one_input("a new partition")[rows]
     labels = targets if classes else torch.zeros(len(rows), dtype=torch.int64)
     owner = deal(labels, part.how, seed=part.seed, **part.dealing)
     shape = (1, -1, *(1,) * (inputs.dim() - 2))
@@ -163,12 +163,13 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
 
 def _scaled_again(federation: Federation, mean: Tensor, scale: Tensor) -> Federation:
     """Entries that were scaled before, to mean 0 and standard deviation 1 over the train rows of these clients."""
-    train = federation.inputs[federation.splits["train"].rows].double().transpose(0, 1).flatten(1)
+    given = federation.one_input("a new partition")
+    train = given[federation.splits["train"].rows].double().transpose(0, 1).flatten(1)
     own = train.std(1, correction=0)
     scaled = ((mean != 0) | (scale != 1)) & (own > 0)
     centre, width = torch.where(scaled, train.mean(1), 0.0), torch.where(scaled, own, 1.0)
-    shape = (1, -1, *(1,) * (federation.inputs.dim() - 2))
-    inputs = (federation.inputs - centre.to(federation.inputs).view(shape)) / width.to(federation.inputs).view(shape)
+    shape = (1, -1, *(1,) * (given.dim() - 2))
+    inputs = (given - centre.to(given).view(shape)) / width.to(given).view(shape)
     return replace(federation, inputs=inputs, scaling=(centre, width))
 
 

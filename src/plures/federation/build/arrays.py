@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from plures.federation.build.assemble import assemble
-from plures.federation.build.examples import of_arrays
+from plures.federation.build.examples import Several, of_arrays
 from plures.federation.build.options import Options
 from plures.federation.federation import Federation
 
 
 def from_arrays(
-    inputs: ArrayLike | Tensor,
+    inputs: Several,
     targets: ArrayLike | Tensor,
     client: ArrayLike | Tensor,
     *,
@@ -33,7 +33,9 @@ def from_arrays(
     inputs.
 
     Args:
-        inputs: ``(n, *features)`` numbers; NaN is a missing value, infinity an error.
+        inputs: ``(n, *features)`` numbers; NaN is a missing value, infinity an error. Several inputs as a mapping of
+            names to arrays, all with ``n`` rows, such as ``{"input_ids": ..., "attention_mask": ...}``: the network
+            gets them as keyword arguments; or a tuple of arrays: it gets them by position. Integers then stay integers.
         targets: ``(n,)`` integers, booleans or strings (classification); ``(n,)`` or ``(n, outputs)`` floating point
             (regression); or ``(n, labels)`` of 0 and 1, with ``task="multilabel"`` or ``MultiLabel(labels)``, which
             names them; for a task of your own, what it reads.

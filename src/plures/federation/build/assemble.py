@@ -16,11 +16,12 @@ from torch import Tensor
 from plures.cells import absent
 from plures.errors import PluresError, PluresWarning
 from plures.federation.build.examples import Examples
-from plures.federation.build.inputs import Where, checked_inputs, impute, moments
+from plures.federation.build.inputs import Where, checked_inputs, impute, moments, several_inputs
 from plures.federation.build.keys import keys_of
 from plures.federation.build.options import ARRAYS, HINTS, Options
 from plures.federation.doubts import doubts
 from plures.federation.federation import Federation
+from plures.federation.inputs import Inputs, lead, one_tensor
 from plures.federation.metadata import MISSING_VALUES, metadata_of
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
@@ -42,7 +43,11 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         also: names of its other arguments.
     """
     options = cast(Options, checked({**given}, HINTS, where_from, also))
-    n = len(data.inputs)
+    given_inputs = data.inputs if isinstance(data.inputs, dict) else {"inputs": data.inputs}
+    n = len(next(iter(given_inputs.values())))
+    for name, part in given_inputs.items():
+        if part.ndim == 0 or len(part) != n:
+            raise PluresError(f"input {name!r}: {part.shape} instead of {n} rows; all inputs must have as many rows")
     groups, time = data.groups, data.time
     marks = (("groups", groups), ("time", time), ("key", data.key), ("weights", data.weights))
     for label, column in (("targets", data.targets), ("client", data.client), *marks):
@@ -62,8 +67,10 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     def kept(values: Array | None) -> Array | None:
         return None if values is None else values[rows] if len(rows) < n else values
 
-    if data.columns and len(data.columns) != math.prod(data.inputs.shape[1:2]):
-        raise PluresError(f"columns: {len(data.columns)} names for inputs of shape {data.inputs.shape}")
+    if data.columns and isinstance(data.inputs, dict):
+        raise PluresError(f"columns: names are for one input tensor, but there are {', '.join(data.inputs)}")
+    if data.columns and len(data.columns) != math.prod(given_inputs["inputs"].shape[1:2]):
+        raise PluresError(f"columns: {len(data.columns)} names for inputs of shape {given_inputs['inputs'].shape}")
     twice = [column for place, column in enumerate(data.columns) if column in data.columns[:place]]
     if twice:
         raise PluresError(f"columns: {twice[0]!r} is given twice; rename or remove one")
@@ -86,9 +93,15 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         task, targets = data.learned, torch.from_numpy(data.targets[rows])
     if options.get("standardize_targets", False) and (task.probable or not task.scalable):
         raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or give task='regression'")
-    raw = data.inputs[rows] if len(rows) < n else data.inputs
-    inputs = checked_inputs(raw, options, where)
-    keys = keys_of(data, rows, where, raw, inputs.is_floating_point())
+    raw: Array | dict[str, Array]
+    inputs: Tensor | Inputs
+    if isinstance(data.inputs, dict):
+        raw = {name: part[rows] if len(rows) < n else part for name, part in data.inputs.items()}
+        inputs = several_inputs(raw, options, where)
+    else:
+        raw = data.inputs[rows] if len(rows) < n else data.inputs
+        inputs = checked_inputs(raw, options, where)
+    keys = keys_of(data, rows, where, raw, isinstance(inputs, Tensor) and inputs.is_floating_point())
     content, seed = (task.strata(targets), kept(groups), kept(time), keys), options.get("seed", 0)
     if (told := kept(data.given)) is None:
         splits = divided(names, client, *content, rule, seed)
@@ -97,25 +110,27 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
     train = splits["train"].rows
     listed = np.argsort(np.unique(client, return_index=True)[1])  # by first row
     metadata = metadata_of(options.get("metadata"), names, tuple(names[place] for place in listed.tolist()))
-    scalable = torch.ones(inputs.shape[1], dtype=torch.bool) if inputs.ndim > 1 else torch.ones(0, dtype=torch.bool)
+    columns, made = data.columns, Preparation(data.table, data.ignored)
+    scalable = torch.ones(math.prod(lead(inputs).shape[1:2]), dtype=torch.bool)
     if data.scalable is not None:
         scalable = torch.from_numpy(data.scalable)
-    columns, made = data.columns, Preparation(data.table, data.ignored)
     if options.get("missing", "error") == "impute":
-        gaps = torch.isnan(inputs)
+        incomplete = one_tensor(inputs, 'missing="impute"')
+        gaps = torch.isnan(incomplete)
         per_row = gaps.flatten(1).sum(1).numpy()
         if data.missing is not None:
             per_row = per_row + data.missing[rows]
         count = np.bincount(client, weights=per_row)
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
-        inputs, columns, scalable, fill, places = impute(inputs, gaps, train, columns, scalable)
+        inputs, columns, scalable, fill, places = impute(incomplete, gaps, train, columns, scalable)
         made = replace(made, fill=fill, gaps=places)
     scaling = None
     if options.get("standardize", False):
-        mean, scale = moments(inputs, train)
+        unscaled = one_tensor(inputs, "standardize")
+        mean, scale = moments(unscaled, train)
         mean, scale = scaling = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
-        shape = (1, -1, *[1] * (inputs.ndim - 2))
-        inputs = inputs.sub_(mean.to(inputs.dtype).view(shape)).div_(scale.to(inputs.dtype).view(shape))
+        shape = (1, -1, *[1] * (unscaled.ndim - 2))
+        inputs = unscaled.sub_(mean.to(unscaled.dtype).view(shape)).div_(scale.to(unscaled.dtype).view(shape))
     source = options.get("source", "")
     if options.get("standardize_targets", False):
         mean, scale = moments(targets, train)

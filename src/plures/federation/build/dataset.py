@@ -14,8 +14,11 @@ from plures.federation.build.assemble import assemble
 from plures.federation.build.examples import as_array, of_arrays
 from plures.federation.build.options import Options
 from plures.federation.federation import Federation
+from plures.federation.inputs import named
 
 Array = NDArray[Any]
+ONE = "input"
+"""What an item's only input is called."""
 
 
 class MapDataset(Protocol):
@@ -42,7 +45,8 @@ def from_dataset(
     Every item is read once and kept in memory, so transforms of the dataset are applied once.
 
     Args:
-        dataset: has ``__len__`` and ``__getitem__``; all inputs of one shape.
+        dataset: has ``__len__`` and ``__getitem__``; all inputs of one shape. An input may be a mapping of names to
+            arrays, or a tuple of arrays, for a network with several inputs (see `from_arrays`).
         client: ``(len(dataset),)`` client of each item.
         groups: see `from_arrays`.
         time: see `from_arrays`.
@@ -62,21 +66,27 @@ def from_dataset(
             f"dataset: a {type(dataset).__name__} has no length or cannot be indexed; give a map-style dataset of "
             "(input, target) pairs"
         )
-    inputs: list[Array] = []
+    inputs: list[dict[str, Array]] = []
     targets: list[Array] = []
     for position in range(len(dataset)):
         item = dataset[position]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise PluresError(f"dataset item {position}: expected an (input, target) pair, got {type(item).__name__}")
-        inputs.append(as_array(item[0], f"dataset item {position}, input"))
+        several = named(item[0])
+        given = {ONE: item[0]} if several is None else several
+        inputs.append({k: as_array(v, f"dataset item {position}, {k}", scalar=k != ONE) for k, v in given.items()})
         targets.append(as_array(item[1], f"dataset item {position}, target", scalar=True))
-        for what, values in (("input", inputs), ("target", targets)):
-            if values[-1].shape != values[0].shape:
+        if inputs[-1].keys() != inputs[0].keys():
+            raise PluresError(f"dataset item {position}: inputs {', '.join(inputs[-1])}, not {', '.join(inputs[0])}")
+        first, last = ({**inputs[place], "target": targets[place]} for place in (0, -1))
+        for what, values in last.items():
+            if values.shape != first[what].shape:
                 raise PluresError(
-                    f"dataset item {position}: {what} of shape {values[-1].shape}, but item 0 has {values[0].shape}; "
+                    f"dataset item {position}: {what} of shape {values.shape}, but item 0 has {first[what].shape}; "
                     "crop or pad to one shape"
                 )
     if not inputs:
         raise PluresError("the dataset is empty: give at least one item")
-    rows = of_arrays(np.stack(inputs), np.stack(targets), client, groups, time, key, weights, columns)
+    stacked = {name: np.stack([item[name] for item in inputs]) for name in inputs[0]}
+    rows = of_arrays(stacked.get(ONE, stacked), np.stack(targets), client, groups, time, key, weights, columns)
     return assemble(rows, options, "from_dataset")

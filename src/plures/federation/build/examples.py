@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,12 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.encode import Column
+from plures.federation.inputs import Inputs, named
 from plures.tasks import Task
 
 Array = NDArray[Any]
+Several = ArrayLike | Tensor | Inputs | Mapping[str, ArrayLike | Tensor] | tuple[ArrayLike | Tensor, ...]
+"""Inputs as a user gives them: one array or tensor, or several by name, or in order."""
 
 
 @brief
@@ -25,7 +28,7 @@ class Examples:
     """What every builder produces.
 
     Attributes:
-        inputs: ``(n, *features)``.
+        inputs: ``(n, *features)``; several by name.
         targets: ``(n,)`` or ``(n, outputs)``.
         client: ``(n,)``.
         groups: ``(n,)`` or None.
@@ -46,7 +49,7 @@ class Examples:
         learned: the task, if the targets are already as a model learns them; otherwise they are still to be read.
     """
 
-    inputs: Array
+    inputs: Array | dict[str, Array]
     targets: Array
     client: Array
     groups: Array | None = None
@@ -68,7 +71,7 @@ class Examples:
 
 
 def of_arrays(
-    inputs: ArrayLike | Tensor,
+    inputs: Several,
     targets: ArrayLike | Tensor,
     client: ArrayLike | Tensor,
     groups: ArrayLike | Tensor | None,
@@ -79,7 +82,7 @@ def of_arrays(
 ) -> Examples:
     """Convert the given data to arrays."""
     return Examples(
-        inputs=as_array(inputs, "inputs"),
+        inputs=arrays(inputs),
         targets=as_array(targets, "targets"),
         client=as_array(client, "client"),
         groups=None if groups is None else as_array(groups, "groups"),
@@ -88,6 +91,19 @@ def of_arrays(
         weights=None if weights is None else as_array(weights, "weights"),
         columns=tuple(map(str, columns)),
     )
+
+
+def arrays(given: Several) -> Array | dict[str, Array]:
+    """Inputs as arrays: one, or several by name."""
+    several = named(given)
+    if several is None:
+        return as_array(given, "inputs")  # type: ignore[arg-type]
+    if not several:
+        raise PluresError("inputs: an empty mapping; give at least one tensor by its name")
+    for name in several:
+        if not (name.isidentifier() or name.isdecimal()):
+            raise PluresError(f"input {name!r}: give a name that a function's parameter may have")
+    return {name: as_array(part, f"input {name!r}") for name, part in several.items()}
 
 
 def as_array(values: ArrayLike | Tensor, what: str, scalar: bool = False) -> Array:

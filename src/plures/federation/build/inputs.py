@@ -13,6 +13,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.build.options import Options
+from plures.federation.inputs import Inputs
 from plures.tasks.reading import refuse
 
 Array = NDArray[Any]
@@ -33,6 +34,21 @@ class Where:
         if column is None:
             return place
         return f"{place}, column {self.columns[column]!r}" if self.columns else f"{place}, column {column}"
+
+
+def several_inputs(given: dict[str, Array], options: Options, where: Where) -> Inputs:
+    """Several checked inputs by name: real ones in the wanted type, integers and booleans as int64."""
+    real = options.get("dtype", torch.float32)
+    if not real.is_floating_point:
+        raise PluresError(f"dtype={real}: of several inputs, each keeps its kind; give a floating-point type")
+    found = {}
+    for name, values in given.items():
+        kind: Options = {"dtype": real if values.dtype.kind == "f" else torch.int64}
+        try:
+            found[name] = checked_inputs(values, kind, where)
+        except PluresError as error:
+            raise PluresError(f"input {name!r}: {error}") from error
+    return Inputs(found)
 
 
 def checked_inputs(inputs: Array, options: Options, where: Where) -> Tensor:

@@ -16,13 +16,13 @@ from plures.federation.build.inputs import Where
 Array = NDArray[Any]
 
 
-def keys_of(data: Examples, rows: Array, where: Where, raw: Array, floating: bool) -> Array | None:
+def keys_of(data: Examples, rows: Array, where: Where, raw: Array | dict[str, Array], floating: bool) -> Array | None:
     """``(rows,)`` digests that identify a client's rows; None to use their order."""
     if data.keys is not None:
         return data.keys[rows]
     known = data.labels if data.key is None else data.key
     if known is None:
-        return None if data.ordered else _content(raw, floating)
+        return None if data.ordered else _contents(raw, floating)
     text = _texts(known[rows])
     codes = np.unique(text, return_inverse=True)[1].reshape(-1)
     pairs = where.client * (int(codes.max()) + 1) + codes
@@ -36,6 +36,14 @@ def keys_of(data: Examples, rows: Array, where: Where, raw: Array, floating: boo
             f"key: {str(text[at])!r} stands for {int(counts.max())} rows of client {client!r}; each row needs its own"
         )
     return _digests(key.encode() for key in text.tolist())
+
+
+def _contents(raw: Array | dict[str, Array], floating: bool) -> Array:
+    """``(rows,)`` digests of inputs; of several, the digests of their digests."""
+    if not isinstance(raw, dict):
+        return _content(raw, floating)
+    each = [_content(part, part.dtype.kind == "f") for part in raw.values()]
+    return each[0] if len(each) == 1 else _digests(b"".join(row) for row in zip(*each, strict=True))
 
 
 def _content(raw: Array, floating: bool) -> Array:

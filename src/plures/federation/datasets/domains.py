@@ -78,7 +78,7 @@ def digits(
         if number:
             pool = stock[origin](number)
             order = torch.from_numpy(generator(seed, "digits", origin).permutation(number))
-            pools[origin] = (pool.inputs[order], pool.targets[order])
+            pools[origin] = (pool.one_input(origin)[order], pool.targets[order])
     pictures, labels, client, facts = [], [], [], {}
     for domain in sorted(domains):
         blended = domain == "blended MNIST"
@@ -89,7 +89,7 @@ def digits(
             things = cifar10(
                 seed=seed, shards=("test",), partition="iid", clients=1, examples=number, standardize=False
             )
-            pictures.append(blend(grey, things.inputs, seed=seed))
+            pictures.append(blend(grey, things.one_input("CIFAR-10"), seed=seed))
         else:
             pictures.append(grey.expand(-1, 3, -1, -1))
         labels.append(targets)
