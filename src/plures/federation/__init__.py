@@ -8,6 +8,7 @@ from plures.federation.datasets.ratings import movie_titles
 from plures.federation.describe import ClientDescription, Description, describe
 from plures.federation.federation import Federation
 from plures.federation.inputs import Inputs
+from plures.federation.mapped import Mapped
 from plures.federation.partition import (
     dirichlet_per_class,
     dirichlet_per_client,
@@ -30,6 +31,7 @@ __all__ = [
     "Description",
     "Federation",
     "Inputs",
+    "Mapped",
     "Split",
     "SplitName",
     "SplitRule",

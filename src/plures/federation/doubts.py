@@ -13,10 +13,14 @@ from torch import Tensor
 from plures.cells import alike, listed
 from plures.federation.federation import Federation
 from plures.federation.inputs import parts
+from plures.federation.mapped import Mapped
 
 MIN_TRAIN_EXAMPLES = 3
 EXCESS = 10.0
 """Copies are reported if there are this many times as many as independent columns would give by chance."""
+
+SEEN = 1000
+"""Rows of inputs on disk by which the probability of equal rows is estimated."""
 
 
 def doubts(federation: Federation, copies: bool = True) -> list[str]:
@@ -73,7 +77,8 @@ def _copies(federation: Federation) -> str:
 
 def _codes(federation: Federation) -> NDArray[np.int64]:
     """A number for each different row of inputs and target, ``(examples,)``."""
-    each = map(_bytes, (*parts(federation.inputs), federation.targets))
+    given = [part.identity() if isinstance(part, Mapped) else part for part in parts(federation.inputs)]
+    each = map(_bytes, (*given, federation.targets))
     digests = b"".join(_digest(row) for row in zip(*each, strict=True))
     return np.unique(np.frombuffer(digests, np.int64), return_inverse=True)[1].reshape(-1)
 
@@ -97,10 +102,9 @@ def _chance(federation: Federation) -> float:
     """Probability that two rows are equal if their columns were independent; an upper bound for wide inputs."""
     rows = len(federation.inputs)
     chance = 1.0
-    columns = (
-        column for part in (federation.targets, *parts(federation.inputs)) for column in part.reshape(rows, -1).T
-    )
-    for values in columns:
+    some = torch.linspace(0, rows - 1, min(rows, SEEN)).long()
+    given = [part[some] if isinstance(part, Mapped) else part for part in parts(federation.inputs)]
+    for values in (column for part in (federation.targets, *given) for column in part.reshape(len(part), -1).T):
         if chance * rows * rows * EXCESS < 1:
             break
         chance *= _agreement(values)

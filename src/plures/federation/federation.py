@@ -15,6 +15,7 @@ from plures.devices import find
 from plures.errors import PluresError, suggestion
 from plures.federation.describe import Description, describe
 from plures.federation.inputs import Features, Inputs, like, one_tensor, parts, shape_of, shape_text
+from plures.federation.mapped import Mapped
 from plures.federation.preparation import Moments, Preparation
 from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, Split, SplitName
@@ -185,7 +186,9 @@ class Federation:
             raise PluresError(f"federation {self.name!r}: a split names a row outside the {len(self.inputs)} examples")
         bad = torch.zeros(len(self.inputs), dtype=torch.bool, device=self.inputs.device)
         for inputs in parts(self.inputs):
-            if inputs.is_floating_point():
+            if isinstance(inputs, Mapped):
+                bad |= inputs.bad().to(bad.device)
+            elif inputs.is_floating_point():
                 bad |= ~torch.isfinite(inputs).flatten(1).all(1)
         self._refuse(*self.task.faults(self.targets))
         if self.weights is not None:

@@ -30,6 +30,8 @@ from plures.run.training import Training
 __all__ = ["Engine", "Stack"]
 
 EVALUATION_BATCH = 512
+EVALUATION_BYTES = 1 << 28
+"""Largest size of the inputs that all clients of a chunk predict for at once."""
 QUERY = "query"
 """Name of the examples to predict, next to a client's own examples by split."""
 
@@ -295,6 +297,9 @@ class Engine:
         self, clients: list[int], split: SplitName, size: int = EVALUATION_BATCH
     ) -> Iterator[tuple[Tensor | Inputs, Tensor, Tensor]]:
         """A client's examples in stored order: inputs, targets ``(clients, batch, ...)`` and weights, 0 for padding."""
+        if size == EVALUATION_BATCH:
+            wide = max(1, len(clients) * self.federation.inputs[:1].nbytes)
+            size = max(1, min(size, EVALUATION_BYTES // wide))
         plan = batches.passes(self.federation.splits[split], clients, size)
         given = self.federation.weights
         for rows, count in zip(plan.rows[:, 0], plan.counts[:, 0], strict=True):

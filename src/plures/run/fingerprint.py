@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.federation import SPLITS, Federation, Split
+from plures.federation import SPLITS, Federation, Mapped, Split
 from plures.federation.inputs import kind_of, parts
 from plures.method import Method
 from plures.models import Network
@@ -74,7 +74,7 @@ def of_data(federation: Federation) -> Facts:
     for column in sorted(federation.metadata):
         found[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
     given = (*parts(federation.inputs), federation.targets, federation.weights)
-    rows = [tensor.detach().cpu() for tensor in given if tensor is not None]
+    rows = [t.identity() if isinstance(t, Mapped) else t.detach().cpu() for t in given if t is not None]
     for split in SPLITS:
         found[split] = " ".join(client_digests(rows, federation.splits[split]))
     public = federation.public.cpu()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from plures.augment import Mixture
 from plures.errors import PluresError
-from plures.federation import Federation
+from plures.federation import Federation, Mapped
 from plures.federation.inputs import Inputs, lead, one_tensor
 from plures.method import SGD, Adam, Batch, Bound, Leaf, Optimizer, Phase, Problem, State
 from plures.method.leaf import by_slot
@@ -87,6 +87,8 @@ class Steps:
         """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
         self.source = federation.inputs, federation.targets, federation.weights
         self.augment = federation.augment
+        self.ahead = self.augment is not None or isinstance(federation.inputs, Mapped)
+        """Whether examples are gathered before a step, not in it."""
         self.shapes = [(tuple(bound.initial[s][p].shape), bound.initial[s][p].dtype) for s, p in self.read]
         self.anchored = [] if self.plain else self.read
         """Leaves whose received value the phase can read."""
@@ -338,8 +340,9 @@ class Stacked(Steps):
                 lr, number = (torch.tensor(value, dtype=torch.float64, device=device) for value in (rate, step + 1))
                 drawn = [] if keys is None else [keys[step]]
                 index, padded = list(plan.rows[step]), list(amounts[step])
-                if self.augment is not None:
-                    index, padded, source = self._augmented(index, list(plan.examples[step]), list(amounts[step]), True)
+                if self.ahead:
+                    keyed = None if self.augment is None else list(plan.examples[step])
+                    index, padded, source = self._gathered(index, keyed, list(amounts[step]), True)
                 losses += compiled(*part, index, padded, drawn, running, lr, number, source)
                 continue
             for rows, sizes in self._groups(plan.counts[step, :, :active], part, plan):
@@ -349,10 +352,12 @@ class Stacked(Steps):
                 index = [plan.rows[step, number, rows, :width] for number, width in enumerate(sizes.max(1).tolist())]
                 padded = [] if (sizes == sizes[:, :1]).all() else list(amounts[step][:, rows])
                 drawn = [] if keys is None else [keys[step, rows]]
-                if self.augment is not None:
-                    keyed = [own[rows, : one.shape[1]] for own, one in zip(plan.examples[step], index, strict=True)]
+                if self.ahead:
+                    keyed = None
+                    if self.augment is not None:
+                        keyed = [own[rows, : one.shape[1]] for own, one in zip(plan.examples[step], index, strict=True)]
                     known = list(amounts[step][:, rows])
-                    index, padded, source = self._augmented(index, keyed, known, bool(padded))
+                    index, padded, source = self._gathered(index, keyed, known, bool(padded))
                 losses[:, rows] += self._step(*part, index, padded, drawn, None, rate, step + 1, source)
                 if isinstance(rows, Tensor):
                     self._return(part, x, memory, rows)
@@ -362,9 +367,9 @@ class Stacked(Steps):
         """Train with recorded steps; ``None`` if they cannot be recorded or recording does not pay off."""
         if self.captured is None or not len(plan.rows) or not self.captured.worth(plan):
             return None
-        if self.augment is not None:
+        if self.ahead:
             self.captured = None
-            log.info("steps that train %r are not captured: their examples are augmented", self.phase.slot)
+            log.info("steps that train %r are not captured: examples are augmented or on disk", self.phase.slot)
             return None
         kinds = self.captured.kinds(plan, rate)
         if any(kind.padded for kind in kinds) and self._apart(part, plan):
@@ -383,20 +388,20 @@ class Stacked(Steps):
             log.info("steps that train %r are not captured: %s", self.phase.slot, str(error).strip().partition("\n")[0])
             return None
 
-    def _augmented(
-        self, rows: Tensors, keys: Tensors, counts: Tensors, padded: bool
+    def _gathered(
+        self, rows: Tensors, keys: Tensors | None, counts: Tensors, padded: bool
     ) -> tuple[Tensors, Tensors, tuple[Tensor, Tensor, Tensor | None]]:
-        """The augmented examples of a step in place of the federation's: rows of them, counts, and the examples.
+        """The examples of a step in place of the federation's: rows of them, counts, and the examples, augmented.
 
         Args:
             rows: ``(clients, batch)`` for each batch of the step.
-            keys: ``(clients, batch)`` randomness of each example, for each batch.
+            keys: ``(clients, batch)`` randomness of each example, for each batch; ``None`` for no augmentation.
             counts: ``(clients,)`` real examples for each batch.
             padded: whether some rows are padding.
         """
         made: list[Example] = []
         mixed = False
-        for index, key, count in zip(rows, keys, counts, strict=True):
+        for index, key, count in zip(rows, keys or itertools.repeat(None), counts):  # noqa: B905
             example, double = self._examples(index, count, key)
             if double is not None:
                 inputs, targets, weight = example

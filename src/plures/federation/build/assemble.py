@@ -16,12 +16,13 @@ from torch import Tensor
 from plures.cells import absent
 from plures.errors import PluresError, PluresWarning
 from plures.federation.build.examples import Examples
-from plures.federation.build.inputs import Where, checked_inputs, impute, moments, several_inputs
+from plures.federation.build.inputs import Where, checked_inputs, checked_rows, impute, moments, several_inputs
 from plures.federation.build.keys import keys_of
 from plures.federation.build.options import ARRAYS, HINTS, Options
 from plures.federation.doubts import doubts
 from plures.federation.federation import Federation
 from plures.federation.inputs import Inputs, lead, one_tensor
+from plures.federation.mapped import Mapped
 from plures.federation.metadata import MISSING_VALUES, metadata_of
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
@@ -93,11 +94,14 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         task, targets = data.learned, torch.from_numpy(data.targets[rows])
     if options.get("standardize_targets", False) and (task.probable or not task.scalable):
         raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or give task='regression'")
-    raw: Array | dict[str, Array]
+    raw: Array | Mapped | dict[str, Array]
     inputs: Tensor | Inputs
     if isinstance(data.inputs, dict):
         raw = {name: part[rows] if len(rows) < n else part for name, part in data.inputs.items()}
         inputs = several_inputs(raw, options, where)
+    elif isinstance(data.inputs, Mapped):
+        raw = data.inputs.some(rows) if len(rows) < n else data.inputs
+        inputs = checked_rows(raw, options, where)
     else:
         raw = data.inputs[rows] if len(rows) < n else data.inputs
         inputs = checked_inputs(raw, options, where)
@@ -129,8 +133,15 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         unscaled = one_tensor(inputs, "standardize")
         mean, scale = moments(unscaled, train)
         mean, scale = scaling = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
-        shape = (1, -1, *[1] * (unscaled.ndim - 2))
-        inputs = unscaled.sub_(mean.to(unscaled.dtype).view(shape)).div_(scale.to(unscaled.dtype).view(shape))
+        if isinstance(unscaled, Mapped):
+            inputs = unscaled.scaled(*scaling)
+        else:
+            shape = (1, -1, *[1] * (unscaled.ndim - 2))
+            inputs = unscaled.sub_(mean.to(unscaled.dtype).view(shape)).div_(scale.to(unscaled.dtype).view(shape))
+    elif data.unit is not None and isinstance(inputs, Mapped) and inputs.is_floating_point():
+        wide = torch.zeros(inputs.shape[1], dtype=torch.float64)
+        scaling = wide, wide + data.unit
+        inputs = inputs.scaled(*scaling)
     source = options.get("source", "")
     if options.get("standardize_targets", False):
         mean, scale = moments(targets, train)

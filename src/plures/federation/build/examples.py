@@ -15,6 +15,7 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.encode import Column
 from plures.federation.inputs import Inputs, named
+from plures.federation.mapped import Mapped, file_rows
 from plures.tasks import Task
 
 Array = NDArray[Any]
@@ -28,7 +29,7 @@ class Examples:
     """What every builder produces.
 
     Attributes:
-        inputs: ``(n, *features)``; several by name.
+        inputs: ``(n, *features)``, of which mapped ones are read as they are needed; several by name.
         targets: ``(n,)`` or ``(n, outputs)``.
         client: ``(n,)``.
         groups: ``(n,)`` or None.
@@ -46,10 +47,11 @@ class Examples:
         table: the columns of the table that the inputs were made from.
         ignored: its other columns.
         answers: names of the columns of several targets.
+        unit: what raw inputs are divided by if they are not standardised, or None.
         learned: the task, if the targets are already as a model learns them; otherwise they are still to be read.
     """
 
-    inputs: Array | dict[str, Array]
+    inputs: Array | Mapped | dict[str, Array]
     targets: Array
     client: Array
     groups: Array | None = None
@@ -66,6 +68,7 @@ class Examples:
     table: tuple[Column, ...] = ()
     ignored: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    unit: float | None = None
     learned: Task | None = None
     given: Array | None = None
 
@@ -93,11 +96,14 @@ def of_arrays(
     )
 
 
-def arrays(given: Several) -> Array | dict[str, Array]:
-    """Inputs as arrays: one, or several by name."""
+def arrays(given: Several) -> Array | Mapped | dict[str, Array]:
+    """Inputs as arrays: one, or several by name; one that is mapped from a file stays there."""
     several = named(given)
     if several is None:
-        return as_array(given, "inputs")  # type: ignore[arg-type]
+        rows = file_rows(given) if isinstance(given, np.memmap) else None
+        if rows is not None and len(rows.shape) > 1 and rows.dtype.kind in "fiu" and rows.dtype.isnative:
+            return Mapped(rows)
+        return given if isinstance(given, Mapped) else as_array(given, "inputs")  # type: ignore[arg-type]
     if not several:
         raise PluresError("inputs: an empty mapping; give at least one tensor by its name")
     for name in several:

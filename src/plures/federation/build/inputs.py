@@ -14,6 +14,7 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.build.options import Options
 from plures.federation.inputs import Inputs
+from plures.federation.mapped import Mapped
 from plures.tasks.reading import refuse
 
 Array = NDArray[Any]
@@ -84,6 +85,19 @@ def checked_inputs(inputs: Array, options: Options, where: Where) -> Tensor:
     return values
 
 
+def checked_rows(inputs: Mapped, options: Options, where: Where) -> Mapped:
+    """Inputs that stay where they are, in their final type, checked a block at a time."""
+    dtype = options.get("dtype", torch.float32)
+    if options.get("missing", "error") == "impute":
+        raise PluresError('missing="impute": inputs that are read from disk are not imputed; complete them first')
+    if not dtype.is_floating_point and inputs.source.dtype.kind == "f":
+        raise PluresError(f"dtype={dtype}: the stored inputs are floating point; give a floating-point type")
+    if not dtype.is_floating_point and options.get("standardize", False):
+        raise PluresError(f"standardize: inputs of type {dtype} cannot be scaled; use a floating-point dtype")
+    refuse(inputs.bad(), "a NaN or an infinite value; correct it, or leave the row out", where)
+    return inputs.typed(dtype)
+
+
 def impute(
     inputs: Tensor, absent: Tensor, train: Tensor, columns: tuple[str, ...], scalable: Tensor
 ) -> tuple[Tensor, tuple[str, ...], Tensor, Tensor, tuple[int, ...]]:
@@ -107,6 +121,8 @@ def impute(
 
 def moments(values: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the train rows for each entry of dimension 1; 0 and 1 where constant."""
+    if isinstance(values, Mapped):
+        return values.summed(train.numpy())
     means, scales = [], []
     for channel in range(values.shape[1]):  # one at a time: double precision of everything would be large
         own = values[train, channel].double().flatten()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -12,11 +11,14 @@ from numpy.typing import NDArray
 from plures.errors import PluresError
 from plures.federation.build.examples import Examples
 from plures.federation.build.inputs import Where
+from plures.federation.mapped import Mapped, contents, digests
 
 Array = NDArray[Any]
 
 
-def keys_of(data: Examples, rows: Array, where: Where, raw: Array | dict[str, Array], floating: bool) -> Array | None:
+def keys_of(
+    data: Examples, rows: Array, where: Where, raw: Array | Mapped | dict[str, Array], floating: bool
+) -> Array | None:
     """``(rows,)`` digests that identify a client's rows; None to use their order."""
     if data.keys is not None:
         return data.keys[rows]
@@ -35,26 +37,17 @@ def keys_of(data: Examples, rows: Array, where: Where, raw: Array | dict[str, Ar
         raise PluresError(
             f"key: {str(text[at])!r} stands for {int(counts.max())} rows of client {client!r}; each row needs its own"
         )
-    return _digests(key.encode() for key in text.tolist())
+    return digests(key.encode() for key in text.tolist())
 
 
-def _contents(raw: Array | dict[str, Array], floating: bool) -> Array:
+def _contents(raw: Array | Mapped | dict[str, Array], floating: bool) -> Array:
     """``(rows,)`` digests of inputs; of several, the digests of their digests."""
+    if isinstance(raw, Mapped):
+        return raw.digests(floating)
     if not isinstance(raw, dict):
-        return _content(raw, floating)
-    each = [_content(part, part.dtype.kind == "f") for part in raw.values()]
-    return each[0] if len(each) == 1 else _digests(b"".join(row) for row in zip(*each, strict=True))
-
-
-def _content(raw: Array, floating: bool) -> Array:
-    """``(rows,)`` digests of inputs, the same for all types that hold the same numbers."""
-    with np.errstate(over="ignore"):
-        values = raw.reshape(len(raw), -1).astype(np.float32 if floating else np.int64, copy=False)
-    if floating and bool((np.signbit(values) & (values == 0)).any()):
-        values = values + 0  # -0.0 is the number 0.0
-    view = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-    width = len(view) // len(values)
-    return _digests(view[row * width : (row + 1) * width] for row in range(len(values)))
+        return contents(raw, floating)
+    each = [contents(part, part.dtype.kind == "f") for part in raw.values()]
+    return each[0] if len(each) == 1 else digests(b"".join(row) for row in zip(*each, strict=True))
 
 
 def _texts(values: Array) -> Array:
@@ -71,7 +64,3 @@ def keys_of_texts(texts: Iterable[str]) -> Array:
 
 def digest(content: bytes | memoryview) -> bytes:
     return blake2b(content, digest_size=16).digest()
-
-
-def _digests(contents: Iterable[bytes | memoryview]) -> Array:
-    return np.frombuffer(b"".join(map(digest, contents)), dtype="S16")
