@@ -296,3 +296,11 @@ def test_pixels_do_not_move_without_their_labels():
     with pytest.raises(PluresError, match="it moves the inputs, but not targets of shape"):
         Crop(1).check((1, 4, 4), torch.float32, (4, 4))
     assert federation.augmented("crop(1)").augment is not None
+
+
+def test_examples_of_a_loss_that_compares_them_are_not_mixed():
+    times = np.stack([np.arange(1.0, 61), np.arange(60) % 2], 1)
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    federation = plures.from_arrays(rows, times, ["a", "b"] * 30, task="survival").augmented("mixup")
+    with pytest.raises(PluresError, match="compares the examples of a batch, which cannot be mixed"):
+        Run(federation, lambda: nn.Linear(3, 1), fedavg())

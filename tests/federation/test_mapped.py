@@ -82,6 +82,7 @@ def test_nothing_ever_reads_more_than_a_part_of_the_rows_at_once(stored: Path, m
     monkeypatch.setattr(FileRows, "take", watched)
     monkeypatch.setattr("plures.federation.mapped.BLOCK", 10 * 32)
     monkeypatch.setattr("plures.run.engine.EVALUATION_BYTES", 10 * 128)
+    monkeypatch.setattr("plures.run.steps.BLOCK", 10 * 128)
     _, mapped = both(stored, standardize=True, copies="allow")
     assert max(taken) <= 10, "building reads block after block"
     of_data(mapped)

@@ -132,6 +132,11 @@ class Steps:
             return (inputs, targets, weights), None
         made = self.augment(keys, counts, one_tensor(inputs, "augmentation"), targets)
         if isinstance(made, Mixture):
+            if self.problem.task.joint:
+                raise PluresError(
+                    f"augmentation: the loss of {self.problem.task.kind} compares the examples of a batch, which "
+                    "cannot be mixed; leave the mixture out"
+                )
             return (made.inputs, made.targets, weights), (made.others, made.share)
         return (*made, weights), None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -59,7 +60,7 @@ def _texts(values: Array) -> Array:
 
 def keys_of_texts(texts: Iterable[str]) -> Array:
     """``(rows,)`` digests that identify rows by texts."""
-    return _digests(text.encode() for text in texts)
+    return digests(text.encode() for text in texts)
 
 
 def digest(content: bytes | memoryview) -> bytes:
