@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import plures
 from plures.cli import app, main
-from plures.evaluate import RunSpec
+from plures.evaluate import BASELINES, RunSpec
 from plures.run.checkpoint import save
 
 PLURES = [sys.executable, "-m", "plures.cli"]
@@ -192,7 +192,7 @@ def test_compare_writes_table_results_and_report(call, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Ditto" in done.stdout
     result = plures.Comparison.from_json(out / "results.json")
-    assert [m.name for m in result.methods] == ["local", "fedavg", "fedavg_ft", "ditto"]
+    assert [m.name for m in result.methods] == [*BASELINES, "ditto"]
     page = (out / "report.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert all(hospital in page for hospital in result.federation.clients)

@@ -16,6 +16,7 @@ from torch import nn
 import plures
 from plures import PluresError, Run, RunFolder, RunSpec, Training, compare, fit, score
 from plures.cli import main
+from plures.evaluate import BASELINES
 from plures.files import check_folder
 from plures.method import SGD, Assign, Method, Phase, Predict, Shared
 from plures.methods import ditto
@@ -189,7 +190,7 @@ def test_what_a_list_and_a_single_value_mean():
     import numpy as np
 
     assert Method(schedule=[Phase()]) == Method(schedule=(Phase(),)) == Method(schedule=Phase())
-    assert [m.name for m in compared("ditto").methods] == ["local", "fedavg", "fedavg_ft", "ditto"]
+    assert [m.name for m in compared("ditto").methods] == [*BASELINES, "ditto"]
     assert Training(rounds=np.int64(3)) == Training(rounds=3)
     assert type(Training(rounds=np.int64(3)).rounds) is int
 

@@ -12,7 +12,7 @@ import plures
 from people import FAST, net, people
 from plures.codecs import CODECS, Clip, Quantize, TopK
 from plures.errors import PluresError
-from plures.evaluate import Code, compare
+from plures.evaluate import BASELINES, Code, compare
 from plures.evaluate.spec import distinct, find_method
 from plures.files import filed
 from plures.method import Codec, Method, Personal, head
@@ -143,13 +143,13 @@ def test_a_comparison_has_a_row_and_a_folder_for_each(tmp_path):
     options = {"rounds": 3, "seeds": 1, "learning_rates": (0.3,), "tune_rounds": 1, "batch_size": 8}
     result = compare(people(), methods, model=net, execution=FAST, out=tmp_path, **options)
     names = ["ditto lam=0.01", "ditto lam=5.0", "fedper personal=head|not head"]
-    assert [m.name for m in result.methods] == ["local", "fedavg", "fedavg_ft", *names]
-    assert [m.parameters for m in result.methods[3:]] == [{"lam": 0.01}, {"lam": 5.0}, {"personal": "head|not head"}]
+    assert [m.name for m in result.methods] == [*BASELINES, *names]
+    assert [m.parameters for m in result.methods[5:]] == [{"lam": 0.01}, {"lam": 5.0}, {"personal": "head|not head"}]
     alone, free, tied, same = (result.method(name).per_client("loss") for name in ("local", *names))
     assert abs(free - alone).max() < 0.05 < abs(tied - alone).max()
     assert same.tolist() == alone.tolist()
-    assert len(list((tmp_path / "runs").iterdir())) == 6
-    assert json.loads((tmp_path / "results.json").read_text())["methods"][3]["name"] == names[0]
+    assert len(list((tmp_path / "runs").iterdir())) == 8
+    assert json.loads((tmp_path / "results.json").read_text())["methods"][5]["name"] == names[0]
 
 
 def test_a_run_of_fixed_parameters_is_found_again(tmp_path):
@@ -162,7 +162,7 @@ def test_a_run_of_fixed_parameters_is_found_again(tmp_path):
 def test_a_composition_with_options_is_found_again(tmp_path):
     options = {"rounds": 2, "seeds": 1, "tune_rounds": 0, "execution": Execution("vmap", 4, False)}
     result = compare("heart", ["ditto(lam=0.3)+topk(0.2)", "fedavg+topk(0.2)"], out=tmp_path, **options)
-    assert [m.name for m in result.methods[3:]] == ["ditto lam=0.3+topk keep=0.2", "fedavg+topk keep=0.2"]
+    assert [m.name for m in result.methods[5:]] == ["ditto lam=0.3+topk keep=0.2", "fedavg+topk keep=0.2"]
     spec = plures.RunFolder(tmp_path / "runs" / "ditto lam=0.3+topk keep=0.2-seed0").spec()
     assert (spec.method, spec.entry()().wire) == ("ditto(lam=0.3)+topk(0.2)", (TopK(0.2),))
     assert [part.fixed for part in spec.entry().parts] == [{"lam": 0.3}, {"keep": 0.2}]

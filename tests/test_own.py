@@ -12,6 +12,7 @@ from torch import nn
 
 import plures
 from plures import Code, PluresError, RunFolder, RunSpec
+from plures.evaluate import BASELINES
 from plures.evaluate.own import METHOD, NETWORK, find_loader, find_network, network_kinds
 from plures.federation import Federation
 from plures.methods import fedavg
@@ -238,4 +239,4 @@ def test_an_object_goes_wherever_a_name_goes():
     result = plures.compare(
         federation, [fedavg], model=nn.Linear(federation.features[0], 2), rounds=1, seeds=1, tune_rounds=0
     )
-    assert [m.name for m in result.methods] == ["local", "fedavg", "fedavg_ft"]
+    assert [m.name for m in result.methods] == [*BASELINES]

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import plures
-from plures.evaluate.results import Comparison
+from plures.evaluate.results import BASELINES, Comparison
 from plures.run import Execution
 
 ROOT = Path(__file__).parent.parent
@@ -200,7 +200,7 @@ def test_the_wheel_alone_runs_a_comparison(alone, tmp_path):
     assert (empty / "results" / "report.html").read_text().rstrip().endswith("</html>")
     found = Comparison.from_json(empty / "results" / "results.json")
     mine = plures.compare("heart", ["ditto"], rounds=2, seeds=1, tune_rounds=0, learning_rates=[0.05], execution=HOW)
-    assert [method.name for method in found.methods] == ["local", "fedavg", "fedavg_ft", "ditto"]
+    assert [method.name for method in found.methods] == [*BASELINES, "ditto"]
     for theirs, ours in zip(found.methods, mine.methods, strict=True):
         losses = [method.seeds[0].test.metrics["loss"] for method in (theirs, ours)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)

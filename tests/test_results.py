@@ -11,7 +11,7 @@ import torch
 
 import plures
 from people import FAST, net, people
-from plures.evaluate import ClientScores, Comparison, compare, finish, fit, score
+from plures.evaluate import BASELINES, ClientScores, Comparison, compare, finish, fit, score
 from plures.evaluate.predictions import said
 from plures.evaluate.scores import Scores
 from plures.evaluate.summary import harmed, interval, paired_test, summarize
@@ -207,7 +207,7 @@ def test_comparison_is_complete_resumes_and_reads_back(tmp_path):
     options = {"model": net, "rounds": 4, "seeds": 2, "tune_rounds": 2, "execution": FAST, "batch_size": 8}
     stages = []
     one = compare(people(), ["ditto", mine], out=tmp_path, unseen=["p5"], listener=stages.append, **options)
-    assert [m.name for m in one.methods] == ["local", "fedavg", "fedavg_ft", "ditto", "mine"]
+    assert [m.name for m in one.methods] == [*BASELINES, "ditto", "mine"]
     assert {len(m.seeds) for m in one.methods} == {2}
     assert one.federation.clients == ["p0", "p1", "p2", "p3", "p4"]
     assert all(run.unseen is not None and run.unseen.clients == ["p5"] for m in one.methods for run in m.seeds)
@@ -226,7 +226,7 @@ def test_comparison_is_complete_resumes_and_reads_back(tmp_path):
 
     assert Comparison.from_json(tmp_path / "results.json") == one
     lines = (tmp_path / "clients.csv").read_text().splitlines()
-    assert len(lines) == 1 + 5 * 2 * 6
+    assert len(lines) == 1 + 7 * 2 * 6
     again = compare(people(), ["ditto", mine], out=tmp_path, unseen=["p5"], **options)
     assert again == one
     with pytest.raises(
@@ -245,7 +245,7 @@ def test_rows_agree_with_the_runs():
     own, base = method.per_client("accuracy"), result.method("fedavg").per_client("accuracy")
     assert row.harmed_fedavg == pytest.approx(np.mean(own < base))
     assert row.megabytes == pytest.approx(2 * 4 * 58 * row.chosen_round / 1e6)
-    assert [r.name for r in result.rows()] == ["local", "fedavg", "fedavg_ft", "ditto"]
+    assert [r.name for r in result.rows()] == [*BASELINES, "ditto"]
     assert json.loads(result.to_json())["metric"]["name"] == "accuracy"
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from plures import METHODS, RunSpec
 from plures.cli import app
-from plures.evaluate import Code, Comparison, RunFolder
+from plures.evaluate import BASELINES, Code, Comparison, RunFolder
 from plures.evaluate.compare import DEFAULT
 from plures.evaluate.spec import find_method
 from plures.serving import PersonalModel
@@ -106,7 +106,7 @@ def did(words: list[str], printed: str) -> None:
         result = Comparison.from_json(Path(out) / "results.json")
         names = [method.name for method in result.methods]
         asked = [find_method(name, Code.typed(name)).name for name in given(words, "--method")]
-        assert names == list(dict.fromkeys(["local", "fedavg", "fedavg_ft", *(asked or DEFAULT)]))
+        assert names == list(dict.fromkeys([*BASELINES, *(asked or DEFAULT)]))
         title, shown = ("accuracy, %", 100.0) if not given(words, "--metric") else ("AUROC", 1.0)
         assert f"{Path(words[1]).stem}: {title} on test data" in printed
         for name in names:
@@ -174,7 +174,7 @@ def test_what_a_methods_page_shows_runs(name, tmp_path, monkeypatch, capsys):
     names = run_all(text, name)
     if name in PYTHON:
         tried = [method.name for method in names["result"].methods]
-        assert tried == ["local", "fedavg", "fedavg_ft", name]
+        assert tried == list(dict.fromkeys([*BASELINES, name]))
         values = names["result"].method(name).per_client("accuracy")
         assert float(capsys.readouterr().out) == pytest.approx(np.mean(values), abs=1e-12)
 

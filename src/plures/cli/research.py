@@ -80,7 +80,7 @@ def compare_command(
     split_column: SplitColumn = None,
     fold: Fold = None,
     schema: SchemaFile = None,
-    method: Annotated[list[str] | None, typer.Option(help="Method besides the three baselines; repeatable.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Method besides the baselines; repeatable.")] = None,
     rounds: Rounds = 50,
     every: Annotated[
         int | None, typer.Option(help="Rounds between readings of validation data; default: about ten readings.")

@@ -127,10 +127,11 @@ def compare(
 ) -> Comparison:
     """Compare methods honestly.
 
-    The three baselines (local-only, FedAvg, fine-tuned FedAvg) always take part. Each method's learning rate, then its
-    main hyper-parameter, is chosen on validation data in short runs with seed 0; then it runs once per seed. Each run's
-    round is chosen on validation data, and test data are read at that round. Splits are the same for all seeds, so
-    nothing that tuning saw is ever a test example.
+    The baselines always take part: a constant, local-only training, FedAvg, FedAvg with a personal intercept, and
+    fine-tuned FedAvg. Each method's learning rate, then its main hyper-parameter, is chosen on validation data in short
+    runs with seed 0; then it runs once per seed. The constant has nothing to choose, and the intercept has FedAvg's
+    learning rate. Each run's round is chosen on validation data, and test data are read at that round. Splits are the
+    same for all seeds, so nothing that tuning saw is ever a test example.
 
     Args:
         data: name of a data set, a folder of ``.npz`` files, ``package.module:function`` that returns a federation, or
@@ -171,7 +172,7 @@ def compare(
         >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
         >>> result = plures.compare(hospitals, ["ditto"], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
         >>> [(row.name, row.mean) for row in result.rows()]
-        [('local', 1.0), ('fedavg', 0.5), ('fedavg_ft', 1.0), ('ditto', 1.0)]
+        [('constant', 0.5), ('local', 1.0), ('fedavg', 0.5), ('intercept', 0.5), ('fedavg_ft', 1.0), ('ditto', 1.0)]
     """
     _check(rounds, seeds, tune_rounds, every)
     check_patience(patience)
@@ -215,7 +216,7 @@ def compare(
         (*BASELINES, *methods),
     )
     study.plan(entries, rates, tune_rounds, seeds)
-    trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values()) if tune_rounds else 0
+    trials = sum(attempts(rates, e.space, e.defaults) for e in entries.values() if tuned(e)) if tune_rounds else 0
     refuse_unmeasured(seen, trials)
     settings = base.model_dump(exclude={"method", "parameters", "lr", "seed"}) | {
         "seeds": seeds,
@@ -321,6 +322,11 @@ def _check(rounds: int, seeds: int, tune_rounds: int, every: int | None) -> None
         raise PluresError(f"every={every}: give at least 1, or None for about ten readings")
 
 
+def tuned(entry: Entry) -> bool:
+    """Whether a method has settings of its own to choose."""
+    return entry.rounds is None and not entry.after
+
+
 @dataclass(frozen=True)
 class Tuned:
     """The settings that tuning chose for a method, and its trials."""
@@ -388,8 +394,8 @@ class _Study:
     def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
         """Set the runs to be made, and count their rounds."""
         self.entries, self.rates, self.tune_rounds, self.seeds = entries, rates, tune_rounds, seeds
-        trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values())
-        self.total = trials * tune_rounds + len(entries) * seeds * self.base.rounds
+        trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values() if tuned(entry))
+        self.total = trials * tune_rounds + sum(entry.rounds or self.base.rounds for entry in entries.values()) * seeds
 
     def claim(self, settings: Mapping[str, Any], entries: Iterable[Entry]) -> None:
         """Claim the folder for this comparison, or refuse the folder of another one."""
@@ -442,21 +448,29 @@ class _Study:
         Several processes do the longest final runs first, so that they finish at about the same time.
         """
         untuned = Tuned(self.rates[len(self.rates) // 2], {}, [])
-        tuned = dict.fromkeys(self.entries, untuned)
+        settled = dict.fromkeys(self.entries, untuned)
         runs: dict[str, dict[int, SeedResult]] = {name: {} for name in self.entries}
-        first = None if self.tune_rounds else 0
-        jobs = deque(Job(name, first, untuned) for name in self.entries)
+        followers: dict[str, list[str]] = {}
+        jobs = deque[Job]()
+        for name, entry in self.entries.items():
+            if self.tune_rounds and entry.after in self.entries:
+                followers.setdefault(entry.after, []).append(name)
+            else:
+                jobs.append(Job(name, None if self.tune_rounds and tuned(entry) else 0, untuned))
 
         def finished(job: Job, done: Done) -> None:
-            effort = done.seconds
+            effort, begun = done.seconds, job.seed is None or not (self.tune_rounds and tuned(self.entries[job.method]))
             if isinstance(done.found, Tuned):
-                tuned[job.method] = done.found
+                settled[job.method] = done.found
                 effort /= max(1, len(done.found.trials))
+                for name in followers.get(job.method, ()):
+                    settled[name] = Tuned(done.found.lr, {}, [])
+                    jobs.append(Job(name, 0, settled[name], done.machine, effort))
             elif job.seed is not None:
                 runs[job.method][job.seed] = done.found
-            if job.seed == first:
-                rest = range(0 if first is None else 1, self.seeds)
-                jobs.extend(Job(job.method, seed, tuned[job.method], done.machine, effort) for seed in rest)
+            if begun and job.seed in (None, 0):
+                rest = range(0 if job.seed is None else 1, self.seeds)
+                jobs.extend(Job(job.method, seed, settled[job.method], done.machine, effort) for seed in rest)
                 if self.execution.processes > 1:
                     ordered = sorted(jobs, key=lambda waiting: waiting.effort, reverse=True)
                     jobs.clear()
@@ -467,7 +481,7 @@ class _Study:
         while jobs:
             job = jobs.popleft()
             finished(job, self.do(job))
-        return [self._described(name, tuned[name], runs[name]) for name in self.entries]
+        return [self._described(name, settled[name], runs[name]) for name in self.entries]
 
     def do(self, job: Job) -> Done:
         """Tune a method, or do one of its final runs."""
@@ -511,7 +525,12 @@ class _Study:
 
     def _spec(self, entry: Entry, lr: float, parameters: Mapping[str, Any]) -> RunSpec:
         """Settings of a method's run."""
-        own = {"method": entry.origin or entry.name, "lr": lr, "parameters": {**entry.fixed, **parameters}}
+        own = {
+            "method": entry.origin or entry.name,
+            "lr": lr,
+            "parameters": {**entry.fixed, **parameters},
+            "rounds": entry.rounds or self.base.rounds,
+        }
         return self.base.model_copy(update=own)
 
     def bound(self, entry: Entry, parameters: Mapping[str, Any]) -> Bound:

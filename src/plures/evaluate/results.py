@@ -19,6 +19,7 @@ from plures.evaluate.scores import Floats, Scores
 from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
 from plures.faults import read_json
 from plures.methods.entry import BASELINES as BASELINES
+from plures.methods.entry import REFERENCES as REFERENCES
 from plures.metrics import CLASSIFICATION, REGRESSION, Metric
 from plures.signature import checked
 from plures.texts import csv_text
@@ -267,7 +268,7 @@ class Comparison(Result):
         federation: the data.
         metric: the metric by which methods are compared, and rounds and settings were chosen.
         metrics: all reported metrics; empty in results of earlier versions.
-        methods: the methods; the three baselines are always among them.
+        methods: the methods; ``local``, ``fedavg`` and ``fedavg_ft`` are always among them.
         settings: rounds, seeds, tuning and all other settings.
         environment: versions and machine.
 
@@ -313,7 +314,7 @@ class Comparison(Result):
         mean, over_seeds = interval([s.mean for s in runs])
         population = self.federation.population
         width = None if population is None else sampling_width(own, population)
-        local, fedavg, tuned = (self.method(b).per_client(metric.name) for b in BASELINES)
+        local, fedavg, tuned = (self.method(b).per_client(metric.name) for b in REFERENCES)
         unseen = [s.unseen.summary(metric).mean for s in method.seeds if s.unseen is not None]
         unseen_mean, unseen_width = interval(unseen) if unseen else (None, None)
         chosen = float(np.mean([s.chosen_round for s in method.seeds]))

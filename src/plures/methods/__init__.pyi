@@ -7,6 +7,7 @@ from plures.methods.apple import apple as apple
 from plures.methods.cfl import cfl as cfl
 from plures.methods.cold_start import cold_start as cold_start
 from plures.methods.community import community as community
+from plures.methods.constant import constant as constant
 from plures.methods.dapper import dapper as dapper
 from plures.methods.debias import debias as debias
 from plures.methods.digital_twin import digital_twin as digital_twin
@@ -40,6 +41,7 @@ from plures.methods.hierarchical_bayes import hierarchical_bayes as hierarchical
 from plures.methods.hierfavg import hierfavg as hierfavg
 from plures.methods.hypcluster import hypcluster as hypcluster
 from plures.methods.ifca import ifca as ifca
+from plures.methods.intercept import intercept as intercept
 from plures.methods.knnper import knnper as knnper
 from plures.methods.l2gd import l2gd as l2gd
 from plures.methods.lgfedavg import lgfedavg as lgfedavg

@@ -23,7 +23,9 @@ FAMILIES = (
     *("after training", "data quality", "edge", "compression", "fairness"),
 )
 """Families of methods in listing order; others come after them."""
-BASELINES = ("local", "fedavg", "fedavg_ft")
+REFERENCES = ("local", "fedavg", "fedavg_ft")
+"""The methods against which harm and significance are measured."""
+BASELINES = ("constant", "local", "fedavg", "intercept", "fedavg_ft")
 """The methods of every comparison, in listing order."""
 
 
@@ -42,6 +44,8 @@ class Entry:
         fixed: parameters fixed beforehand (:meth:`fixing`).
         parts: the methods it is composed of.
         instead: parameters that replace another one: ``{"steps": "epochs"}``; at most one of the two may be given.
+        rounds: rounds that it needs where more change nothing; it has no learning rate then. ``None`` for all others.
+        after: the method whose training it leaves as it is; a comparison gives it that method's learning rate.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Entry:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Entry, ...] = ()
     instead: Mapping[str, str] = field(default_factory=dict)
+    rounds: int | None = None
+    after: str = ""
 
     def __call__(self, *args: Any, **parameters: Any) -> Method:
         given = arguments(f"method {self.name!r}", self.build, *args, **parameters)
@@ -198,11 +204,23 @@ def entry(
     citation: str,
     space: Mapping[str, tuple[Any, ...]] | None = None,
     instead: Mapping[str, str] | None = None,
+    rounds: int | None = None,
+    after: str = "",
 ) -> Callable[[Callable[..., Method]], Entry]:
     """Describe a method where it is defined."""
 
     def describe(build: Callable[..., Method]) -> Entry:
-        return Entry(build.__name__, title, family, citation, build, space or {}, instead=instead or {})
+        return Entry(
+            build.__name__,
+            title,
+            family,
+            citation,
+            build,
+            space or {},
+            instead=instead or {},
+            rounds=rounds,
+            after=after,
+        )
 
     return describe
 

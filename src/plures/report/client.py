@@ -19,7 +19,7 @@ from plures.evaluate import RunFolder, primary
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.compare import RESULTS, card
 from plures.evaluate.record import Details, Mistake
-from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
+from plures.evaluate.results import REFERENCES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
 from plures.federation import Federation
 from plures.federation.inputs import shape_text
 from plures.files import understood
@@ -145,7 +145,7 @@ def scores(comparison: Comparison, place: int) -> RenderableType:
     """Its score, gain, rank and learning curve under every method."""
     metric = comparison.metric
     sign = 1 if metric.higher else -1
-    whole = {m.name for m in comparison.methods}.issuperset(BASELINES)
+    whole = {m.name for m in comparison.methods}.issuperset(REFERENCES)
     order = [comparison.method(row.name) for row in comparison.rows()] if whole else comparison.methods
     number = Number.of(comparison, comparison.rows() if whole else [])
     values = {m.name: m.per_client(metric.name) for m in order}

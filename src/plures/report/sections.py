@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from plures.evaluate.results import BASELINES, Comparison, Row
+from plures.evaluate.results import REFERENCES, Comparison, Row
 from plures.report.columns import Number, columns
 from plures.report.markup import capital, count
 from plures.report.sheets import costs, glossary, how, sheet, tuning
@@ -95,7 +95,7 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             "the line the client gains, left of it the client is harmed. The upright mark is the mean over clients. "
             "A double click, or Enter, opens the client.",
             "Gain or harm",
-            switch("reference", "Reference", [(name, comparison.method(name).title) for name in BASELINES]),
+            switch("reference", "Reference", [(name, comparison.method(name).title) for name in REFERENCES]),
             "Gain or harm of every client. " + WALK.format(point="client", row="method"),
         ),
         Section(

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from plures.evaluate.own import METRIC, NETWORK, TASK, Named
-from plures.evaluate.results import BASELINES
+from plures.evaluate.results import REFERENCES
 from plures.evaluate.spec import RunSpec, find_method
 from plures.evaluate.tuning import readings
 from plures.federation import SplitRule
@@ -148,10 +148,10 @@ class Plan:
 
 
 def plan_of(source: Source, search: str) -> Plan:
-    """The plan of a document. The three baselines take part whether they are listed or not."""
+    """The plan of a document. Local training, FedAvg and its fine-tuning take part whether they are listed or not."""
     document, cells = source.document, tuple(_cells(source))
     listed = {part.title for part in document.methods}
-    baselines = [MethodPart(name=name) for name in BASELINES if name not in listed]
+    baselines = [MethodPart(name=name) for name in REFERENCES if name not in listed]
     candidates = tuple(_candidate(source, part) for part in (*baselines, *document.methods))
     measures, units = [], []
     for cell in cells:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from plures.errors import PluresError, closest, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.own import METRIC, TASK, find_loader, is_own, network_kinds
-from plures.evaluate.results import BASELINES
+from plures.evaluate.results import REFERENCES
 from plures.evaluate.spec import find_method
 from plures.federation import DATASETS, from_folder
 from plures.signature import kinds
@@ -142,12 +142,12 @@ def _faults(source: Source) -> Iterator[Fault]:
     names = [part.label or part.name for part in document.data]
     for number, method in enumerate(document.methods):
         yield from _method_faults(source, method, ("methods", number))
-        if method.title in BASELINES and method.name != method.title:
+        if method.title in REFERENCES and method.name != method.title:
             yield ("methods", number, "label"), f"{method.title!r} is the baseline of every study; choose another label"
         for place, name in enumerate(method.data or []):
             if name not in names:
                 yield ("methods", number, "data", place), f"no data set {name!r} here; {suggestion(name, names)}"
-            elif method.title in BASELINES:
+            elif method.title in REFERENCES:
                 yield ("methods", number, "data", place), f"{method.title} is a baseline: it takes part everywhere"
     for number, budget in enumerate(document.budgets):
         if budget.steps is not None and "epochs" in budget.model_fields_set:

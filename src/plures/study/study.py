@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.results import BASELINES, Comparison, FederationCard, MethodResult, MetricCard
+from plures.evaluate.results import REFERENCES, Comparison, FederationCard, MethodResult, MetricCard
 from plures.extras import needed
 from plures.study.estimate import Ahead, ahead
 from plures.study.plan import Cell, Plan, Unit, plan_of
@@ -97,7 +97,7 @@ class Study:
         found = []
         for cell in self.plan.cells:
             methods = [m for m in (self._method(cell, label, done) for label in self._labels()) if m is not None]
-            if set(BASELINES) <= {method.name for method in methods}:
+            if set(REFERENCES) <= {method.name for method in methods}:
                 found.append(self._comparison(cell, methods))
         return found
 

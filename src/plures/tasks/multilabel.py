@@ -99,6 +99,15 @@ class MultiLabel(Task):
         weights = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
         return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none", pos_weight=weights).mean(-1)
 
+    def constant(self, targets: Tensor, weight: Tensor) -> Tensor:
+        """Log odds ``log (n_l + 1) / (n - n_l + 1)`` of each label."""
+        plain = self.loss is None and self.positive_weights is None and self._written_for("constant", "losses")
+        if not plain:
+            return super().constant(targets, weight)
+        given = weight.to(torch.float64)
+        there, absent = (given @ part.to(torch.float64) for part in (targets, 1 - targets))
+        return ((there + 1) / (absent + 1)).log()
+
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """``sum_l (1 + (w_l - 1) p_l) p_l (1 - p_l) (d f_l)^2 / labels``: the loss, expected over predicted labels."""
         chances = outputs.sigmoid()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.metrics import Catalogue, Metric, mean_loss
+from plures.tasks.shift import LEAST, best_shift
 
 Array = NDArray[Any]
 Where = Callable[[int], str]
@@ -231,6 +232,20 @@ class Task:
         """
         each = self.terms(outputs, targets, weight)
         return each.mean() if weight is None else (each * weight).sum() / weight.sum()
+
+    def constant(self, targets: Tensor, weight: Tensor) -> Tensor:
+        """The outputs ``(outputs,)`` of the best predictor that knows no input: those of the least mean loss.
+
+        Args:
+            targets: ``(n, *target)`` of one client.
+            weight: ``(n,)`` how much each example counts, 0 for padding.
+        """
+
+        def cost(outputs: Tensor) -> Tensor:
+            every = outputs.expand(len(targets), self.outputs)
+            return self.mean_loss(every, targets, weight.to(every)) + LEAST * outputs.square().sum()
+
+        return best_shift(cost, torch.zeros(self.outputs, dtype=torch.float64, device=targets.device))
 
     @property
     def squared(self) -> bool:
