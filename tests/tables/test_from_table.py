@@ -272,6 +272,9 @@ def test_the_command_line_from_a_file_to_predictions_of_new_rows(tmp_path: Path,
     plures_("run", "patients.csv", "fedper", *said, "--rounds", "1", "--out", "r")
     assert (tmp_path / "r/schema.toml").read_text() == (tmp_path / "s.toml").read_text()
     known = plures.from_table("patients.csv", client="hospital", target="outcome")
+    later = {name: cells[:30] for name, cells in patients(1).items()} | {"hospital": ["Ulm"] * 30}
+    write(tmp_path / "later.csv", later)
+    assert "Ulm" in plures_("onboard", "r", "--data", "later.csv", "--visits", "1")
     (tmp_path / "patients.csv").unlink()
     printed = plures_("predict", "r", "new.csv", "--client", "10").splitlines()
     assert printed[0] == "class,1,2"
@@ -295,5 +298,6 @@ def test_the_command_line_from_a_file_to_predictions_of_new_rows(tmp_path: Path,
     write(tmp_path / "both.csv", both)
     plures_("predict", "r", "both.csv", "--out", "p.csv")
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 5
+    assert folder.predict("Ulm", new)[0].shape == (4, 2)
     with pytest.raises(PluresError, match="column 'age', row 2: 1 cell is not a number, the first holds 'old'"):
         folder.predict(client, {**new, "age": [30, "old", 40, 50]})

@@ -40,6 +40,7 @@ from plures.run.onboard import rescaled
 from plures.serving.device import COUNTED, memory
 from plures.serving.export import FORMATS, export
 from plures.serving.personal import PersonalModel, opened
+from plures.tables import from_table, is_table, schema_of
 from plures.tables.table import read_table
 from plures.tasks import Task
 from plures.texts import csv_text
@@ -98,7 +99,10 @@ def onboard_command(
 
 
 def read_newcomers(data: str, spec: RunSpec, run: Run) -> Federation:
-    """New clients from a data set or a folder, read and scaled as the run's data were."""
+    """New clients from a data set, a folder or a table, read and scaled as the run's data were."""
+    declared = schema_of(run.federation)
+    if declared is not None and is_table(data):
+        return from_table(data, schema=declared, task=run.federation.task, copies="allow")
     same_kind = Path(data).is_dir() == Path(spec.data).is_dir()
     options = dict(spec.data_options) if same_kind else {}
     if not Path(data).is_dir():

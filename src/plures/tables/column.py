@@ -18,7 +18,7 @@ from plures.errors import closest
 from plures.tables.declared import Declared, Finite, Name, Names, Share
 from plures.tables.finding import Finding
 from plures.tables.marks import read_days
-from plures.tables.table import Cells, absent, numbers, text
+from plures.tables.table import Cells, absent, numbers, text, texts
 from plures.tables.units import guess
 
 L = TypeVar("L", bound="Levels")
@@ -238,13 +238,13 @@ class Levels(Declared):
         """
         places = {text(level): place for place, level in enumerate(self.levels)}
         gaps = np.array([absent(cell) for cell in cells], dtype=bool)
-        texts = ["" if gap else text(cell) for cell, gap in zip(_plain(cells), gaps.tolist(), strict=True)]
+        words = texts(cells)
         unknown = float(len(places)) if self.other else np.nan
-        values = np.array([places.get(cell, unknown) for cell in texts], dtype=np.float64)
+        values = np.array([places.get(word, unknown) for word in words], dtype=np.float64)
         values[gaps] = np.nan
-        found = self._unknown(np.array(texts, dtype=object), np.isnan(values) & ~gaps, noun)
+        found = self._unknown(np.array(words, dtype=object), np.isnan(values) & ~gaps, noun)
         wrong = (*found, *_gaps(self.name, gaps, self.missing if missing is None else missing))
-        return Read(values, gaps, wrong, tuple(texts))
+        return Read(values, gaps, wrong, tuple(words))
 
     def _unknown(self, texts: NDArray[Any], wrong: NDArray[np.bool_], noun: str) -> list[Finding]:
         kinds = list(dict.fromkeys(texts[wrong].tolist()))

@@ -20,6 +20,7 @@ from plures.names import LONGEST
 from plures.tables.column import COMMA
 from plures.tables.marks import read_days
 from plures.tables.table import Cells, absent, numbers, text
+from plures.tables.table import texts as texts_of
 
 LEVELS = 30
 """Most values of a category; a column of text with more looks like names, case numbers or sentences."""
@@ -102,7 +103,8 @@ def kind_of(name: str, cells: Cells, owner: Sequence[str], said: Said) -> Kind:
         return Kind("ordered", {"levels": tuple(map(text, said.ordered[name]))})
     values, wrong = numbers(cells)
     truth = {type(cell) for cell in known} <= {bool, np.bool_}
-    texts = {text(cell) for cell in known}
+    words = texts_of(plain)
+    texts = {word for word, cell in zip(words, plain, strict=True) if not absent(cell)}
     if len(known) == len(plain) > 1 and len(texts) == 1 and name not in said.wanted:
         return Kind("", why=f"it is {next(iter(texts))[:LONGEST]} in every row")
     if truth:
@@ -146,7 +148,8 @@ def _of_text(
             return Kind("", why="its text is different in every row, like a name or a case number")
         if many or any(len(word) > LONGEST for word in texts):
             return Kind("", why=f"it is free text, with {len(texts)} different values")
-        pairs = {(text(cell), who) for cell, who in zip(cells, owner, strict=True) if not absent(cell)}
+        gone = [absent(cell) for cell in cells]
+        pairs = {(word, who) for word, who, gap in zip(texts_of(cells), owner, gone, strict=True) if not gap}
         if len(texts) > 1 and len(pairs) == len(texts) and len({who for _, who in pairs}) > 1:
             return Kind("", why="it names the client: each value occurs at one client only")
     return Kind("category", {"levels": _sorted(texts, numeric=False)})

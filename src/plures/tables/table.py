@@ -22,6 +22,7 @@ MISSING = ("", "?", "NA")
 """Strings that mean a missing value in a CSV file."""
 SEPARATORS = (",", ";", "\t", "|")
 """What may stand between the columns of a text file."""
+WHOLE = re.compile(r"(-?\d+)\.0+")
 DECIMAL = re.compile(r"-?\d+(,\d+)?")
 SAFE = (14, 0, 1)
 """The first pyarrow that runs no code from a Parquet file."""
@@ -66,6 +67,8 @@ def columns(table: Table) -> dict[str, Cells]:
 
 def absent(cell: Any) -> bool:
     """Whether a cell is None, NaN, or pandas' missing value or date."""
+    if isinstance(cell, str):
+        return False
     if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(cell, float | np.floating) and math.isnan(cell)
@@ -76,8 +79,22 @@ def text(cell: Any) -> str:
     if isinstance(cell, float | np.floating) and cell.is_integer():
         return str(int(cell))
     word = str(cell).strip()
-    whole = re.fullmatch(r"(-?\d+)\.0+", word)
+    whole = WHOLE.fullmatch(word) if "." in word else None
     return whole[1] if whole else word
+
+
+def texts(cells: Cells) -> list[str]:
+    """The cells of a column as texts, empty if missing."""
+    known: dict[str, str] = {}  # text cells repeat, and each is looked at once
+    found = []
+    for cell in cells.tolist() if isinstance(cells, np.ndarray) else cells:
+        if not isinstance(cell, str):
+            found.append("" if absent(cell) else text(cell))
+            continue
+        if cell not in known:
+            known[cell] = text(cell)
+        found.append(known[cell])
+    return found
 
 
 def number(cell: Any) -> float | None:
@@ -212,7 +229,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     try:
         pandas, arrow = map(importlib.import_module, ("pandas", "pyarrow"))
     except ImportError as error:
-        raise PluresError(f"{path}: Parquet needs pandas and pyarrow; install them, or save as CSV") from error
+        raise PluresError(f"{path}: Parquet needs pandas and pyarrow; install plures[parquet], or save as CSV") from error
     if tuple(map(int, re.findall(r"\d+", arrow.__version__)[:3])) < SAFE:
         raise PluresError(
             f"{path}: pyarrow {arrow.__version__} runs code that a Parquet file may hold (CVE-2023-47248): install "
