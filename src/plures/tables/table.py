@@ -229,7 +229,9 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     try:
         pandas, arrow = map(importlib.import_module, ("pandas", "pyarrow"))
     except ImportError as error:
-        raise PluresError(f"{path}: Parquet needs pandas and pyarrow; install plures[parquet], or save as CSV") from error
+        raise PluresError(
+            f"{path}: Parquet needs pandas and pyarrow; install plures[parquet], or save as CSV"
+        ) from error
     if tuple(map(int, re.findall(r"\d+", arrow.__version__)[:3])) < SAFE:
         raise PluresError(
             f"{path}: pyarrow {arrow.__version__} runs code that a Parquet file may hold (CVE-2023-47248): install "
