@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-deploy test lint bench docs clean
+.PHONY: demo demo-deploy test lint oracles bench docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/plures compare har --rounds 10 --every 5 --tune-rounds 3 --processes 2 --out runs/demo
@@ -11,13 +11,17 @@ demo: $(VENV)/installed
 demo-deploy: $(VENV)/flower
 	$(BIN)/plures deploy demo --out runs/demo-deploy
 
-test: lint
-	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+test: $(VENV)/developing
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint oracles
+	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder
 
 lint: $(VENV)/developing
 	$(BIN)/ruff check src tests benchmarks tools
 	$(BIN)/ruff format --check src tests benchmarks tools
 	$(BIN)/mypy
+
+oracles: $(VENV)/developing
+	$(BIN)/python -m tools.coverage --check
 
 docs: $(VENV)/developing
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -47,9 +51,9 @@ $(VENV)/flower: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable ".[flower,pool]"
 	touch $(VENV)/installed $@
 
-$(VENV)/developing: $(VENV)/installed
+$(VENV)/developing: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable ".[dev]"
-	touch $@
+	touch $(VENV)/installed $@
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

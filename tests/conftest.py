@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -20,15 +21,18 @@ from hypothesis import settings
 from saying import Says
 
 IN_TURN = {
-    "failures": ("test_failures", "test_forgery", "test_operate_fleet", "test_walk"),
     "one fleet": ("test_flower", "test_wire", "test_proxy", "test_loopback"),
-    "federations": ("test_demo", "test_project"),
+    "failures": ("test_failures", "test_forgery"),
+    "federations": ("test_operate_fleet", "test_walk", "test_demo", "test_project"),
+    "documents": ("test_doc_blocks",),
+    "points": ("test_crashes",),
     "browser": ("test_page_in_browser", "test_doc_site"),
     "studies": ("test_study_conduct", "test_study_cli", "test_study_results"),
 }
-"""Groups of test files that one process runs in turn: they start processes of their own.
+"""Groups of test files that one process runs in turn, those that take longest first: they begin before all others.
 
-Those of "one fleet" share its processes (``deploy/conftest.py``); those that end some of them come last.
+The first three start processes of their own and mostly wait for them, while other groups compute. Those of "one fleet"
+share its processes (``deploy/conftest.py``); those that end some of them come last.
 """
 GROUPS = {file: group for group, files in IN_TURN.items() for file in files}
 
@@ -69,12 +73,16 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of a group follow each other in the group's order, at the position of the first one."""
-    order = {file: place for files in IN_TURN.values() for place, file in enumerate(files)}
-    places: dict[str, int] = {}
-    for place, item in enumerate(items):
-        places.setdefault(GROUPS.get(item.path.stem, item.path.stem), place)
-    items.sort(key=lambda item: (places[GROUPS.get(item.path.stem, item.path.stem)], order.get(item.path.stem, 0)))
+    """Groups come first, their files in the order of ``IN_TURN``; other files stay in their order."""
+    order = {file: place for place, file in enumerate(GROUPS)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: searching a million of their objects for garbage takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -97,6 +105,12 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     context.set_forkserver_preload(["plures.evaluate.workers", "plures.study.view"])
     multiprocessing.forkserver.ensure_running()  # with the signals of a test, not with those of a pool
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled steps are traced and differentiated as ever, but run kernel by kernel: writing C++ takes long."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
 @pytest.fixture
