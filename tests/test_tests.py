@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-TREES = {file: ast.parse(file.read_text()) for file in sorted(TESTS.rglob("*.py"))}
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """All files of the tests, read once."""
+    return {file: ast.parse(file.read_text()) for file in sorted(TESTS.rglob("*.py"))}
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -22,10 +28,10 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def test_no_file_imports_a_test_module():
-    tests = {file.stem for file in TREES if file.stem.startswith("test_")}
+    tests = {file.stem for file in trees() if file.stem.startswith("test_")}
     wrong = {
         f"{file.relative_to(TESTS)} imports {name}"
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         for name in imported(tree)
         if tests & set(name.split("."))
     }
@@ -34,7 +40,7 @@ def test_no_file_imports_a_test_module():
 
 def test_no_helper_is_defined_twice():
     places = defaultdict(list)
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("test_"):
                 places[ast.dump(node)].append(f"{file.relative_to(TESTS)}: {node.name}")

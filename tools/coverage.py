@@ -10,6 +10,7 @@ import ast
 import sys
 import tomllib
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,11 @@ PACKAGE = ROOT / "src" / "plures" / "methods"
 class Collector:
     """A pytest plugin that records which tests prove which oracles."""
 
-    def __init__(self) -> None:
+    def __init__(self, items: Sequence[pytest.Item] = ()) -> None:
         self.tests: dict[str, list[str]] = defaultdict(list)
+        self.pytest_collection_modifyitems(items)
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> None:
         for item in items:
             for mark in item.iter_markers("oracle"):
                 for name in mark.args:
@@ -77,9 +79,8 @@ def entries() -> list[dict[str, object]]:
     return found
 
 
-def table() -> str:
-    """The document."""
-    tests = collected()
+def table(tests: Mapping[str, list[str]]) -> str:
+    """The document, from the tests that prove each oracle."""
     wanted = {name for entry in entries() for name in entry["oracles"]}  # type: ignore[attr-defined]
     missing, unknown = sorted(wanted - tests.keys()), sorted(tests.keys() - wanted)
     if missing or unknown:
@@ -131,12 +132,26 @@ def stub() -> str:
     return "\n".join([*told, "", "METHODS: Mapping[str, Entry]"]) + "\n"
 
 
+def written(tests: Mapping[str, list[str]]) -> dict[Path, str]:
+    """The files that are written from the code, and their content."""
+    return {PACKAGE / "__init__.pyi": stub(), FILE: table(tests)}
+
+
+def outdated(tests: Mapping[str, list[str]]) -> Iterator[str]:
+    """A sentence for each file that is out of date."""
+    for file, text in written(tests).items():
+        if file.read_text(encoding="utf-8") != text:
+            yield f"{file.relative_to(ROOT)} is out of date: run python -m tools.coverage"
+
+
 def main() -> None:
-    for file, text in ((PACKAGE / "__init__.pyi", stub()), (FILE, table())):
-        if "--check" not in sys.argv:
-            file.write_text(text, encoding="utf-8")
-        elif file.read_text(encoding="utf-8") != text:
-            raise SystemExit(f"{file.relative_to(ROOT)} is out of date: run python -m tools.coverage")
+    tests = collected()
+    if "--check" in sys.argv:
+        for sentence in outdated(tests):
+            raise SystemExit(sentence)
+        return
+    for file, text in written(tests).items():
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
