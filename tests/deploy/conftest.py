@@ -10,8 +10,8 @@ from fleet import fenced
 from plures.deploy.fleet.loopback import Fleet
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
-SHARING = {"test_flower", "test_wire", "test_proxy", "test_loopback"}
-"""Files that leave a fleet as they found it, so that the next file can use it."""
+SHARING = [{"test_flower", "test_wire", "test_proxy", "test_loopback"}, {"test_failures", "test_forgery"}]
+"""Sets of files that leave a fleet as they found it, so that the next file of the set can use it."""
 RUNNING = pytest.StashKey[tuple[Fleet, ExitStack]]()
 
 
@@ -34,7 +34,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """A fleet ends after the last file that uses it."""
     files = {item.path.stem, nextitem.path.stem if nextitem else ""}
-    if len(files) > 1 and not files <= SHARING:
+    if len(files) > 1 and not any(files <= some for some in SHARING):
         end(item.session)
 
 
