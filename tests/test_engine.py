@@ -556,18 +556,29 @@ LACKING = choosing.uncompilable()
 compiler = pytest.mark.skipif(LACKING is not None, reason=LACKING or "")
 
 
+def compiled_equals_eager(method, model, optimizer, chunk):
+    options = {"model": model, "optimizer": optimizer, "rounds": 3, "schedule": Cosine(0.1)}
+    expected = everything_of(run(method, LOOP, **options))
+    compiled = run(method, Execution("vmap", chunk, True, "float64"), **options)
+    assert compiled.execution.compile is True
+    assert_same(everything_of(compiled), expected)
+
+
 @compiler
+def test_compiled_steps_equal_eager_ones():
+    """In C++, all the way; a graph for each of two phases."""
+    compiled_equals_eager(ditto(0.5), mlp, Adam(0.01), 7)
+
+
+@compiler
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize(
     ("method", "model", "optimizer"),
     [(fedavg(), mlp, HEAVY), (ditto(0.5), mlp, Adam(0.01)), (fedavg(), LAYERS["dropout"][1], SGD(0.1))],
     ids=["fedavg-momentum", "ditto-adam", "dropout"],
 )
-def test_compiled_steps_equal_eager_ones(method, model, optimizer):
-    options = {"model": model, "optimizer": optimizer, "rounds": 3, "schedule": Cosine(0.1)}
-    expected = everything_of(run(method, LOOP, **options))
-    compiled = run(method, Execution("vmap", 4, True, "float64"), **options)
-    assert compiled.execution.compile is True
-    assert_same(everything_of(compiled), expected)
+def test_traced_steps_equal_eager_ones(method, model, optimizer):
+    compiled_equals_eager(method, model, optimizer, 4)
 
 
 @pytest.mark.parametrize(

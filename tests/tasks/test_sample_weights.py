@@ -165,6 +165,7 @@ def test_a_resumed_run_continues_bit_for_bit():
     assert away(whole, resumed) == 0
 
 
+@pytest.mark.usefixtures("traced")
 @pytest.mark.skipif(uncompilable() is not None, reason=uncompilable() or "")
 def test_compiled_steps_agree():
     plain, compiled = (begun(Execution("vmap", 5, compiling, "float64")) for compiling in (False, True))
