@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import nn
 
 from plures.federation import Federation, from_arrays
+from shifted import fresh
 
 SEVEN = (18, 24, 30, 21, 27, 20, 25)
 """Rows of each client."""
@@ -16,6 +19,12 @@ def clients(
     sizes: tuple[int, ...] = SEVEN, later: tuple[str, ...] = ("f", "g"), name: str = "seven"
 ) -> tuple[Federation, Federation]:
     """Clients a, b, ... of these sizes with metadata and public rows, and those of them that are newcomers."""
+    seen, new = _clients(sizes, later, name)
+    return fresh(seen), fresh(new)
+
+
+@cache
+def _clients(sizes: tuple[int, ...], later: tuple[str, ...], name: str) -> tuple[Federation, Federation]:
     generator = np.random.default_rng(3)
     owners = "abcdefg"[: len(sizes)]
     owner = np.repeat(list(owners), sizes)

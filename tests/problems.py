@@ -14,7 +14,7 @@ from plures.run import Execution, Participation, Run, Training
 from plures.tasks import Regression
 
 CURVATURES, OPTIMA, SIZES = (1.0, 2.0, 4.0), (-1.0, 0.5, 3.0), (10, 20, 30)
-EXACT = Execution("vmap", 3, False, "float64")
+EXACT = Execution("vmap", 16, False, "float64")
 STILL = 1e-13
 """A round that moves every leaf of every client by less has nothing left to do: what follows is rounding."""
 

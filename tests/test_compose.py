@@ -63,7 +63,7 @@ from plures.methods.temperature import temperature
 from plures.models import with_lora, with_roles
 from plures.run import Execution, Run, Uniform, onboard
 from plures.run.states import states
-from problems import run, shared
+from problems import EXACT, run, shared
 from shifted import mlp, ragged
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -77,7 +77,7 @@ def normed() -> nn.Module:
 
 def trained(method: Method, cohort=None, model=mlp, rounds: int = 3) -> Run:
     options = {"federation": ragged(), "model": model, "steps": 4, "batch_size": 8}
-    return run(method, rounds, participation=cohort, execution=Execution("vmap", 3, False, "float64"), **options)
+    return run(method, rounds, participation=cohort, execution=EXACT, **options)
 
 
 def contents(done: Run) -> dict[str, torch.Tensor]:

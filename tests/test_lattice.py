@@ -29,8 +29,8 @@ from plures.methods import (
     qsparse,
     scaffold,
 )
-from plures.run import Execution, Run, Uniform
-from problems import BodyHead, predictors, quadratic, run, scalar, shared
+from plures.run import Run, Uniform
+from problems import EXACT, BodyHead, predictors, quadratic, run, scalar, shared
 from shifted import mlp, ragged
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -104,9 +104,8 @@ def test_edge(edge, cohort):
     if cohort is not None and "first round" in edge.name:
         cohort = None
     options = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, **edge.options}
-    execution = Execution("vmap", 3, False, "float64")
     left, right = (
-        edge.view(run(make(), edge.rounds, participation=cohort, execution=execution, **options))
+        edge.view(run(make(), edge.rounds, participation=cohort, execution=EXACT, **options))
         for make in (edge.left, edge.right)
     )
     assert left.keys() == right.keys()

@@ -27,13 +27,13 @@ from plures.tasks import Classification
 from problems import CURVATURES, OPTIMA, predictions, predictors, quadratic, run, same, shared, weight
 from shifted import mlp, ragged
 
-THREE_AT_ONCE = Execution("vmap", 3, False, "float64")
+TOGETHER = Execution("vmap", 16, False, "float64")
 COHORTS = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
 
 
 def trained(method: Method, rounds: int = 5, **options) -> Run:
     """Mini-batches on ragged clients of three classes."""
-    given = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, "execution": THREE_AT_ONCE, **options}
+    given = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, "execution": TOGETHER, **options}
     return run(method, rounds, **given)
 
 

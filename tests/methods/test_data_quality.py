@@ -21,7 +21,7 @@ from plures.tasks import Regression
 from problems import BodyHead, personal, quadratic, run, shared, weight
 from shifted import mlp, ragged
 
-THREE_AT_ONCE = Execution("vmap", 3, False, "float64")
+TOGETHER = Execution("vmap", 16, False, "float64")
 COHORTS = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
 
 
@@ -31,7 +31,7 @@ def reported(data: Federation, *numbers: object, column: str = "completeness") -
 
 def trained(method: Method, **options) -> Run:
     """Mini-batches on ragged clients."""
-    given = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, "execution": THREE_AT_ONCE, **options}
+    given = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, "execution": TOGETHER, **options}
     return run(method, 5, **given)
 
 

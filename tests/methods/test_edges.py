@@ -22,7 +22,7 @@ from plures.run.cost import traffic
 from problems import CURVATURES, OPTIMA, SIZES, BodyHead, personal, predictions, quadratic, run, shared, weight
 from shifted import mlp, ragged
 
-THREE_AT_ONCE = Execution("vmap", 3, False, "float64")
+TOGETHER = Execution("vmap", 16, False, "float64")
 COHORTS = pytest.mark.parametrize("cohort", [None, Uniform(0.5)], ids=["full", "partial"])
 
 
@@ -38,7 +38,7 @@ def edges() -> Federation:
 def trained(method: Method, rounds: int = 5, **options) -> Run:
     """Mini-batches on ragged clients at three edges."""
     data = with_column(ragged(), *"xyzxyzx")
-    given = {"steps": 4, "batch_size": 8, "federation": data, "model": mlp, "execution": THREE_AT_ONCE, **options}
+    given = {"steps": 4, "batch_size": 8, "federation": data, "model": mlp, "execution": TOGETHER, **options}
     return run(method, rounds, **given)
 
 

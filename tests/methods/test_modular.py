@@ -28,12 +28,12 @@ from problems import near, personal, quadratic, run, same, scalar, shared, weigh
 from shifted import mlp, ragged
 
 printed = lambda value: pytest.approx(value, abs=6e-10)  # noqa: E731
-THREE_AT_ONCE = Execution("vmap", 3, False, "float64")
+TOGETHER = Execution("vmap", 16, False, "float64")
 
 
 def trained(method: Method, rounds: int = 5, **options) -> Run:
     """Mini-batches on ragged clients."""
-    given = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, "execution": THREE_AT_ONCE, **options}
+    given = {"steps": 4, "batch_size": 8, "federation": ragged(), "model": mlp, "execution": TOGETHER, **options}
     return run(method, rounds, **given)
 
 
