@@ -47,6 +47,16 @@ def test_tt1_the_model_is_shared():
     assert tether().layout["model"]
 """
 ORACLES = '[[entry]]\nnumber = 1\ntitle = "Tether"\n[entry.oracles]\nTT1 = "the model is shared"\n'
+SHOWN = """
+from typer.testing import CliRunner
+from plures.cli import app
+from tools.pages import pages
+import use
+
+for words in (["methods"], ["methods", "tether"]):
+    print(CliRunner().invoke(app, words, catch_exceptions=False).output, end="\\0")
+print(pages()["methods/tether.md"], end="")
+"""
 USE = """
 from typing import assert_type
 from plures.method import Method
@@ -61,15 +71,23 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository as a contributor leaves it, with the tests of one method."""
     home = tmp_path_factory.mktemp("copy")
     for folder in ("src", "tools", "benchmarks/results"):
-        shutil.copytree(ROOT / folder, home / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, home / folder)
     shutil.copy(ROOT / "pyproject.toml", home)
     (home / "tests").mkdir()
     (home / "docs").mkdir()
     (home / "src" / "plures" / "methods" / "tether.py").write_text(METHOD.lstrip())
     (home / "tests" / "test_tether.py").write_text(TEST)
     (home / "tests" / "oracles.toml").write_text(ORACLES)
+    (home / "use.py").write_text(USE)
+    (home / "shown.py").write_text(SHOWN)
     said(home, "-m", "tools.coverage")
     return home
+
+
+@pytest.fixture(scope="module")
+def shown(copied: Path) -> list[str]:
+    """The list of methods, the line of the new one, and its page, from one new process."""
+    return said(copied, "shown.py").split("\0")
 
 
 def said(home: Path, *words: str) -> str:
@@ -84,28 +102,27 @@ def said(home: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_a_file_beside_the_others_is_a_method_of_the_catalogue(copied: Path):
-    listed = said(copied, "-m", "plures.cli", "methods")
-    regularised = listed.partition("\nregularised\n")[2].partition("\n\n")[0]
+def test_a_file_beside_the_others_is_a_method_of_the_catalogue(shown: list[str]):
+    regularised = shown[0].partition("\nregularised\n")[2].partition("\n\n")[0]
     assert "  tether: Tether. nobody 2026, equation 1\n    travels: model; stays: personal;" in regularised
-    assert "tuned beside the learning rate: lam: (0.1, 1.0)" in said(copied, "-m", "plures.cli", "methods", "tether")
+    assert "tuned beside the learning rate: lam: (0.1, 1.0)" in shown[1]
 
 
-def test_it_has_its_row_of_coverage_and_its_page(copied: Path):
+def test_it_has_its_row_of_coverage_and_its_page(copied: Path, shown: list[str]):
     coverage = (copied / "docs" / "coverage.md").read_text(encoding="utf-8")
     proof = "| 1 Tether | TT1 | the model is shared | `test_tether.py::test_tt1_the_model_is_shared` |"
     assert proof in coverage
     assert "| `tether` | regularised | nobody 2026, equation 1 |" in coverage
-    page = said(copied, "-c", "from tools.pages import pages; print(pages()['methods/tether.md'])")
-    assert page.startswith("# Tether")
-    assert "the model is shared" in page
+    assert shown[2].startswith("# Tether")
+    assert "the model is shared" in shown[2]
 
 
 def test_type_checkers_know_it(copied: Path):
+    """mypy starts from what ``make lint`` has left, if it was run: it reads again only what differs."""
     assert "from plures.methods.tether import tether as tether\n" in (
         copied / "src" / "plures" / "methods" / "__init__.pyi"
     ).read_text(encoding="utf-8")
-    (copied / "use.py").write_text(USE)
-    said(copied, "use.py")
     pytest.importorskip("mypy")
-    said(copied, "-m", "mypy", "--follow-imports", "silent", "--cache-dir", str(copied / "mypy"), "use.py")
+    if (known := ROOT / ".mypy_cache").is_dir():
+        shutil.copytree(known, copied / ".mypy_cache")
+    said(copied, "-m", "mypy", "use.py")
