@@ -2,6 +2,7 @@
 
 from plures.models.adapters import merged, with_adapters, with_lora
 from plures.models.autoencoder import autoencoder_classifier
+from plures.models.frozen import featured
 from plures.models.graph import gcn, sage
 from plures.models.mixture import mixture_of_experts, moe
 from plures.models.network import LeafInfo, Leaves, Marked, ModelFactory, Network, build, redrawn, with_roles
@@ -33,6 +34,7 @@ __all__ = [
     "char_transformer",
     "default_model",
     "fedavg_cnn",
+    "featured",
     "fedbn_cnn",
     "fedrep_cnn",
     "gcn",
