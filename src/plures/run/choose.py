@@ -14,9 +14,10 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +54,17 @@ GLANCE = 4
 SHARE, LEAST = 0.05, 2.0
 """Budget for measuring: this share of the run or this many seconds, whichever is more."""
 SIZES = (8, 32, 1, 128)
-"""Stack sizes to measure, the most promising first; times of sizes in between are interpolated."""
+"""Stack sizes to measure first, the most promising first; times of sizes in between are interpolated."""
+REFINED, NEAR = 3, 1.1
+"""Largest number of sizes to measure after those, as far as the budget allows: those whose interpolated time is at most
+this many times the shortest one."""
 COMPILED, COMPILED_CONVOLUTIONS = 0.5, 0.9
 """Expected time of a compiled step as a fraction of an uncompiled one, without and with convolutions, until a step of
 the network has been measured.
 
-Compilation speeds up everything but convolutions, and these take most of the time on a CPU.
+Compilation speeds up everything but convolutions, and these may take most of the time on a CPU: compiled steps of a
+2-D network took 0.8 of the time, those of a 1-D network all of it. Where the budget for measuring covers a compilation,
+the first figure is used for convolutions, too, so that one step is compiled and measured.
 """
 COMPILED_ON_GPU, COMPILATION_ON_GPU = 0.75, 20.0
 """The same fraction for a captured step on a GPU, and the expected seconds of a compilation there, until measured."""
@@ -92,13 +98,12 @@ def choose(
         cohort: number of clients in a round.
         machine: measurements of earlier runs, which are not repeated; this run's are added.
     """
-    machine = machine or Machine()
-    if (simple := unmeasured(bound, federation, training, wanted, seed, cohort, machine)) is not None:
+    choice = Choice(bound, federation, training, wanted, seed, cohort, machine or Machine())
+    if (simple := choice.unmeasured()) is not None:
         return simple
-    wanted = possible(bound, federation, training, wanted, seed)
-    if wanted.settled:
-        return wanted
-    choice = Choice(bound, federation, training, wanted, seed, cohort, machine)
+    choice.wanted = possible(bound, federation, training, wanted, seed)
+    if choice.wanted.settled:
+        return choice.wanted
     if not choice.timed:
         choice.compare()
     best = choice.best()
@@ -112,38 +117,6 @@ def choose(
         lasting(choice.spent),
     )
     return best
-
-
-def unmeasured(
-    bound: Bound,
-    federation: Federation,
-    training: Training,
-    wanted: Execution,
-    seed: int,
-    cohort: int,
-    machine: Machine,
-) -> Execution | None:
-    """One client after the other, if the options allow it and the run, on a CPU, is too short to be worth measuring."""
-    free = wanted.backend != "vmap" and wanted.compile is not True and wanted.convolutions == "auto"
-    if wanted.settled or not free or wanted.torch_device.type != "cpu":
-        return None
-    wanted = replace(wanted, precision="float32" if wanted.precision == "auto" else wanted.precision)
-    simple = one_by_one(wanted, loop_chunk(bound, cohort) if wanted.chunk == "auto" else wanted.chunk)
-    phases = [item for item in bound.method.schedule if isinstance(item, Phase)]
-    steps = [int(steps_of(phase, federation, training, cohort).sum()) for phase in phases]
-    rounds = training.rounds if machine.rounds is None else machine.rounds
-    engine, clients = Engine(bound, federation, training, simple, seed, machine), largest(federation, 1)
-
-    def seconds(count: int) -> float:
-        """How long ``count`` steps of every phase take."""
-        x, received = copies(bound, 1)
-        begun = time.perf_counter()
-        engine.visit(x, received, clients, 0, tuple(replace(phase, steps=count, epochs=None) for phase in phases))
-        return time.perf_counter() - begun
-
-    if seconds(1) > SHORT / GLANCE:
-        return None
-    return simple if rounds * max(steps, default=0) * seconds(GLANCE) / GLANCE < SHORT else None
 
 
 @dataclass(frozen=True)
@@ -169,8 +142,7 @@ class Choice:
     """The measurements for one kind of work, and the execution that they suggest.
 
     Attributes:
-        timed: seconds of a round by execution.
-        paces: pace of each phase in uncompiled stacks, by whether steps are captured and by number of clients.
+        wanted: the user's options; those that are possible, once that is known.
         spent: seconds spent on measuring, without compilations.
     """
 
@@ -186,11 +158,53 @@ class Choice:
     def __post_init__(self) -> None:
         self._engine: Engine | None = None
         self.phases = [item for item in self.bound.method.schedule if isinstance(item, Phase)]
-        self.steps = [steps_of(phase, self.federation, self.training, self.cohort) for phase in self.phases]
-        key = kind_of_work(self.bound, self.federation, self.training, self.wanted, self.cohort)
-        self._network = digest(repr((facts(self.bound.network.module, tensors=False), self.wanted)).encode())
-        self.timed = self.machine.timings.setdefault(key, {})
-        self.paces = self.machine.paces.setdefault(key, {})
+
+    @cached_property
+    def steps(self) -> list[NDArray[np.int64]]:
+        """Number of steps of each client of a typical cohort in each phase."""
+        return [steps_of(phase, self.federation, self.training, self.cohort) for phase in self.phases]
+
+    @cached_property
+    def timed(self) -> dict[Execution, float]:
+        """Seconds of a round by execution."""
+        return self.machine.timings.setdefault(self._kind, {})
+
+    @cached_property
+    def paces(self) -> dict[bool | str, dict[int, list[Pace]]]:
+        """Pace of each phase in uncompiled stacks, by whether steps are captured and by number of clients."""
+        return self.machine.paces.setdefault(self._kind, {})
+
+    @cached_property
+    def _kind(self) -> str:
+        return kind_of_work(self.bound, self.federation, self.training, self.wanted, self.steps)
+
+    @cached_property
+    def _network(self) -> str:
+        return digest(repr((facts(self.bound.network.module, tensors=False), self.wanted)).encode())
+
+    def unmeasured(self) -> Execution | None:
+        """One client after the other, if the options allow it and the run, on a CPU, is too short to be measured."""
+        wanted, training = self.wanted, self.training
+        free = wanted.backend != "vmap" and wanted.compile is not True and wanted.convolutions == "auto"
+        if wanted.settled or not free or wanted.torch_device.type != "cpu":
+            return None
+        wanted = replace(wanted, precision="float32" if wanted.precision == "auto" else wanted.precision)
+        simple = one_by_one(wanted, loop_chunk(self.bound, self.cohort) if wanted.chunk == "auto" else wanted.chunk)
+        engine = Engine(self.bound, self.federation, training, simple, self.seed, self.machine)
+        clients = largest(self.federation, 1)
+
+        def seconds(count: int) -> float:
+            """How long ``count`` steps of every phase take."""
+            x, received = copies(self.bound, 1)
+            begun = time.perf_counter()
+            short = tuple(replace(phase, steps=count, epochs=None) for phase in self.phases)
+            engine.visit(x, received, clients, 0, short)
+            return time.perf_counter() - begun
+
+        if seconds(1) > SHORT / GLANCE:
+            return None
+        most = self.rounds * max((int(steps.sum()) for steps in self.steps), default=0)
+        return simple if most * seconds(GLANCE) / GLANCE < SHORT else None
 
     @property
     def on_cuda(self) -> bool:
@@ -201,7 +215,8 @@ class Choice:
         """Expected time of a compiled step as a fraction of an uncompiled one, until one has been measured."""
         if self.on_cuda:
             return COMPILED_ON_GPU
-        return COMPILED_CONVOLUTIONS if self.bound.network.convolves else COMPILED
+        unlikely = self.bound.network.convolves and self.machine.compilation > self.allowed
+        return COMPILED_CONVOLUTIONS if unlikely else COMPILED
 
     @property
     def rounds(self) -> int:
@@ -262,10 +277,30 @@ class Choice:
             found[size] = paces
         if found:
             self.paces[base.capture is True] = found
-            chunks = even(self.cohort) if base.chunk == "auto" else [base.chunk]
-            seconds = {chunk: self.round(found, chunk) for chunk in chunks}
+            seconds = self.refined(base, found)
             best = min(seconds, key=seconds.__getitem__)
             self.timed[replace(base, chunk=best)] = seconds[best]
+
+    def refined(self, base: Execution, found: dict[int, list[Pace]]) -> dict[int, float]:
+        """Seconds of a round by chunk size, after measuring the most promising of those that were interpolated.
+
+        Args:
+            base: the execution, apart from the chunk size.
+            found: paces of all phases by number of clients; what is measured is added.
+        """
+        chunks = even(self.cohort) if base.chunk == "auto" else [base.chunk]
+        for _ in range(REFINED):
+            seconds = {chunk: self.round(found, chunk) for chunk in chunks}
+            near = NEAR * min(seconds.values())
+            ahead = sorted((t, chunk) for chunk, t in seconds.items() if t <= near and chunk not in found)
+            longest = max(sum(pace.spent for pace in paces) for paces in found.values())
+            if not ahead or longest > self.allowed:
+                return seconds
+            paces = self.paced(replace(base, chunk=ahead[0][1]))
+            if paces is None:
+                return seconds
+            found[ahead[0][1]] = paces
+        return {chunk: self.round(found, chunk) for chunk in chunks}
 
     def paced(self, candidate: Execution) -> list[Pace] | None:
         """The paces of all phases; ``None`` if the candidate does not run."""
@@ -526,8 +561,14 @@ def steps_of(phase: Phase, federation: Federation, training: Training, cohort: i
     return np.ceil(epochs * batches / phase.batches).astype(np.int64)
 
 
-def kind_of_work(bound: Bound, federation: Federation, training: Training, wanted: Execution, cohort: int) -> str:
-    """What the time of a round depends on, as one string; values of hyper-parameters and data are left out."""
+def kind_of_work(
+    bound: Bound, federation: Federation, training: Training, wanted: Execution, steps: Sequence[NDArray[np.int64]]
+) -> str:
+    """What the time of a round depends on, as one string; values of hyper-parameters and data are left out.
+
+    Args:
+        steps: number of steps of each client of a cohort in each phase.
+    """
     phases = [item for item in bound.method.schedule if isinstance(item, Phase)]
     shapes = [(slot, path, tuple(t.shape)) for slot, ls in bound.initial.items() for path, t in ls.items()]
     about = (
@@ -537,11 +578,11 @@ def kind_of_work(bound: Bound, federation: Federation, training: Training, wante
             (bound.trained(phase), phase.batches, named_code(phase.objective), named_code(phase.before))
             for phase in phases
         ],
-        [steps_of(phase, federation, training, cohort).tolist() for phase in phases],
+        [each.tolist() for each in steps],
         [type(phase.optimizer or training.optimizer).__name__ for phase in phases],
         [getattr(phase.optimizer or training.optimizer, "slots", 0) for phase in phases],
         (training.batch_size, training.clip is None, federation.features, federation.task.kind),
-        (wanted, cohort, torch.get_num_threads()),
+        (wanted, torch.get_num_threads()),
     )
     return digest(repr(about).encode())
 
