@@ -13,6 +13,7 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from plures.augment import AUGMENTATIONS
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import Code
 from plures.evaluate.own import find_loader, network_kinds
@@ -119,6 +120,13 @@ MetricName = Annotated[
         "--metric",
         help="The metric by which rounds and settings are chosen, and clients are called harmed: a metric of the task, "
         "such as auroc or sensitivity, or module:name of your own; default: the task's first.",
+    ),
+]
+AugmentName = Annotated[
+    str | None,
+    typer.Option(
+        "--augment",
+        help=f"Random changes of training batches, such as 'crop(4)+flip': {', '.join(sorted(AUGMENTATIONS))}.",
     ),
 ]
 Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from plures.cli.common import (
+    AugmentName,
     Backend,
     BatchSize,
     Capture,
@@ -97,6 +98,7 @@ def compare_command(
     unseen: Unseen = None,
     task: TaskName = None,
     metric: MetricName = None,
+    augment: AugmentName = None,
     evaluate_clients: EvaluateClients = None,
     data_options: Options = None,
     out: Out = Path("runs/compare"),
@@ -141,6 +143,7 @@ def compare_command(
             epochs=epochs,
             fraction=fraction,
             evaluate_clients=evaluate_clients,
+            augment=augment,
             data_options=data_settings(
                 data_options,
                 data,
@@ -210,6 +213,7 @@ def run_command(
     unseen: Unseen = None,
     task: TaskName = None,
     metric: MetricName = None,
+    augment: AugmentName = None,
     evaluate_clients: EvaluateClients = None,
     data_options: Options = None,
     out: Out = Path("runs/run"),
@@ -258,6 +262,7 @@ def run_command(
         unseen=unseen or [],
         task=task,
         metric=metric,
+        augment=augment,
         evaluate_clients=evaluate_clients,
     )
     folder, checkpoint = RunFolder(out), out / "checkpoint.safetensors"

@@ -79,6 +79,7 @@ class RunSpec(Result):
             name of a kind; default: the task of the data.
         metric: the metric by which the round is chosen: a metric of the task, or ``package.module:name`` of your own;
             default: the task's first.
+        augment: augmentations of training batches, such as ``crop(4)+flip`` (:meth:`Federation.augmented`).
         evaluate_clients: number of clients to score, drawn once at random; default: all.
 
     Raises:
@@ -113,6 +114,7 @@ class RunSpec(Result):
     unseen: list[str] = Field(default_factory=list)
     task: str | None = None
     metric: str | None = None
+    augment: str | None = None
     evaluate_clients: int | None = None
 
     def __init__(self, **fields: Any) -> None:
@@ -182,13 +184,14 @@ class RunSpec(Result):
         return replace(federation, splits={**federation.splits, "train": Split.of(train)}, public=given.public)
 
     def judged(self, federation: Federation, code: Code = NOTHING) -> Federation:
-        """A federation with the run's task and metric.
+        """A federation with the run's task, augmentation and metric.
 
         Args:
             federation: the clients.
             code: user code that the task and the metric may name.
         """
         federation = federation if self.task is None else federation.with_task(find_task(self.task, code))
+        federation = federation if self.augment is None else federation.augmented(self.augment)
         return federation if self.metric is None else federation.judged_by(find_metric(self.metric, federation, code))
 
     def network(self, federation: Federation, code: Code = NOTHING) -> nn.Module | ModelFactory:
@@ -253,7 +256,9 @@ class RunSpec(Result):
             model: the network, if it is known already.
             machine: measurements of the machine from earlier runs.
         """
-        federation = self.judged(federation, code) if federation.metric is None or self.task else federation
+        federation = (
+            self.judged(federation, code) if federation.metric is None or self.task or self.augment else federation
+        )
         return Run(
             federation,
             self.network(federation, code) if model is None else model,

@@ -8,6 +8,7 @@ from plures.federation.build.folder import from_folder
 from plures.federation.build.frame import Frame, by_content, from_frame
 from plures.federation.build.keys import keys_of_texts
 from plures.federation.build.options import Options
+from plures.federation.build.pictures import from_pictures
 
 __all__ = [
     "Examples",
@@ -19,6 +20,7 @@ __all__ = [
     "from_dataset",
     "from_folder",
     "from_frame",
+    "from_pictures",
     "keys_of_texts",
     "of_arrays",
 ]

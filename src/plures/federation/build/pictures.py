@@ -1,0 +1,160 @@
+"""A federation from pictures in folders, or in a list."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plures.errors import PluresError, suggestion
+from plures.extras import needed
+from plures.federation.build.assemble import assemble
+from plures.federation.build.decoded import Progress, decoded
+from plures.federation.build.examples import Examples
+from plures.federation.build.options import Options
+from plures.federation.federation import Federation
+
+Array = NDArray[Any]
+SUFFIXES = (".png", ".jpg", ".jpeg")
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+"""Modes of Pillow with more than 8 bits for a colour."""
+LEVELS = 255.0
+CACHE = ".plures"
+
+
+def from_pictures(
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    cache: str | Path | None = None,
+    client: str = "client",
+    target: str = "class",
+    file: str = "file",
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> Federation:
+    """A federation from pictures, which need not fit into memory: ``client/class/*.png``, or a list in a CSV file.
+
+    All pictures are decoded once, into a file beside them from which batches are read, as whole numbers of 8 bits. It
+    is used again until a picture is added, removed or changed. Inputs are ``(channels, height, width)``, from 0 to 1
+    unless they are standardised. Needs ``plures[pictures]``.
+
+    Args:
+        path: a folder with a folder for each client, which has one for each class; or a CSV file with a row for each
+            picture, whose columns are named by `file` (relative to the CSV file), `client` and `target`.
+        size: ``(height, width)`` that all are resized to; needed if they differ.
+        channels: 1 for grey, 3 for colours; default: as the first picture.
+        cache: folder for the decoded pictures; default: ``.plures`` in the folder of the pictures or the CSV file.
+        client: column of the CSV file.
+        target: column of the CSV file.
+        file: column of the CSV file.
+        progress: called with the number of decoded pictures and of all.
+        options: see `from_arrays`; the name is that of the folder or file if not given.
+
+    Raises:
+        PluresError: among others for a file that is no picture, or of another size; names it.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for place in range(48):
+        ...     file = folder / ("ada", "bo")[place % 2] / ("cat", "dog")[place // 24] / f"{place}.png"
+        ...     file.parent.mkdir(parents=True, exist_ok=True)
+        ...     Image.fromarray(np.full((4, 4), 5 * place, dtype=np.uint8)).save(file)
+        >>> pets = plures.from_pictures(folder)
+        >>> pets.clients, pets.task.classes, pets.features
+        (('ada', 'bo'), ('cat', 'dog'), (1, 4, 4))
+    """
+    where = Path(path)
+    if channels not in (None, 1, 3):
+        raise PluresError(f"channels={channels}: give 1 for grey or 3 for colours")
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise PluresError(f"size={size}: give (height, width) in pixels")
+    if where.is_dir():
+        files, clients, targets = _walked(where)
+        root = where
+    else:
+        files, clients, targets = _listed(where, file, client, target)
+        root = where.parent
+    read, how = _reader(files[0], size, channels)
+    store = Path(cache) if cache is not None else root / CACHE / (where.stem if where.is_file() else "pictures")
+    inputs = decoded(files, read, how, store, progress)
+    names = np.array(
+        [Path(one).relative_to(root).as_posix() if one.is_relative_to(root) else str(one) for one in files]
+    )
+    rows = Examples(inputs, targets, np.array(clients), key=names, unit=LEVELS)
+    options.setdefault("name", where.stem if where.is_file() else where.resolve().name)
+    also = ("size", "channels", "cache", "client", "target", "file", "progress")
+    return assemble(rows, options, "from_pictures", also)
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether a folder has pictures as ``client/class/*.png``."""
+    return any(one.suffix.lower() in SUFFIXES for one in folder.glob("[!.]*/[!.]*/*.*"))
+
+
+def _walked(folder: Path) -> tuple[list[Path], list[str], Array]:
+    found = sorted(one for one in folder.glob("[!.]*/[!.]*/[!.]*") if one.suffix.lower() in SUFFIXES)
+    if not found:
+        raise PluresError(f"{folder}: no pictures client/class/*.png or *.jpg in it; give such a folder, or a CSV file")
+    clients, classes = [one.parts[-3] for one in found], [one.parts[-2] for one in found]
+    return found, clients, np.array(classes)
+
+
+def _listed(path: Path, file: str, client: str, target: str) -> tuple[list[Path], list[str], Array]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            rows = list(csv.DictReader(text))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PluresError(f"{path}: cannot be read as a CSV file ({error})") from error
+    if not rows:
+        raise PluresError(f"{path}: it lists no picture; give a row for each")
+    for option, column in (("file", file), ("client", client), ("target", target)):
+        if column not in rows[0]:
+            near = suggestion(column, [str(name) for name in rows[0]], "columns are")
+            raise PluresError(f"{path}: no column {column!r}, which {option}= names; {near}")
+        for number, row in enumerate(rows, start=1):
+            if not row[column]:
+                raise PluresError(f"{path}: row {number}, column {column!r}: empty; complete it or remove the row")
+    files = [path.parent / row[file] for row in rows]
+    return files, [row[client] for row in rows], np.array([row[target] for row in rows])
+
+
+def _reader(first: Path, size: tuple[int, int] | None, channels: int | None) -> tuple[Callable[[Path], Array], str]:
+    """How pictures are decoded, and that as text."""
+    image, ops = needed("PIL.Image", "reading pictures", "pictures"), needed("PIL.ImageOps", "pictures", "pictures")
+
+    def opened(file: Path) -> Any:
+        try:
+            with image.open(file) as picture:
+                upright = ops.exif_transpose(picture)
+                upright.load()
+        except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
+            raise PluresError(f"{file}: cannot be read as a picture ({error}); replace or remove it") from error
+        if upright.mode in DEEP:
+            raise PluresError(f"{file}: has more than 8 bits for a colour; convert it to 8 bits")
+        return upright
+
+    wanted = channels or (1 if opened(first).mode in ("1", "L", "LA") else 3)
+
+    def read(file: Path) -> Array:
+        picture = opened(file)
+        if channels is None and (picture.mode in ("1", "L", "LA")) != (wanted == 1):
+            raise PluresError(
+                f"{file}: {first} is {'grey' if wanted == 1 else 'in colours'}, but it is not; say channels="
+            )
+        picture = picture.convert("L" if wanted == 1 else "RGB")
+        if size is not None and picture.size != size[::-1]:
+            picture = picture.resize(size[::-1], image.Resampling.BILINEAR)
+        pixels = np.asarray(picture)
+        return pixels[None] if wanted == 1 else pixels.transpose(2, 0, 1)
+
+    return read, f"pictures {size} {wanted}"
