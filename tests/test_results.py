@@ -247,6 +247,9 @@ def test_rows_agree_with_the_runs():
     assert row.megabytes == pytest.approx(2 * 4 * 58 * row.chosen_round / 1e6)
     assert [r.name for r in result.rows()] == [*BASELINES, "ditto"]
     assert json.loads(result.to_json())["metric"]["name"] == "accuracy"
+    frame = result.frame()
+    assert list(frame.index) == [*BASELINES, "ditto"]
+    assert (frame.loc["ditto", "mean"], frame.loc["ditto", "loss"]) == (row.mean, row.others["loss"])
 
 
 def test_a_client_without_test_examples_is_left_out_not_zero():

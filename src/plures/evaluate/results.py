@@ -17,6 +17,7 @@ from plures.evaluate.record import Result as Result
 from plures.evaluate.sample import sampling_width
 from plures.evaluate.scores import Floats, Scores
 from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
+from plures.extras import needed
 from plures.faults import read_json
 from plures.methods.entry import BASELINES as BASELINES
 from plures.methods.entry import REFERENCES as REFERENCES
@@ -401,6 +402,18 @@ class Comparison(Result):
             ]
             methods.append(method.model_copy(update={"seeds": seeds}))
         return self.model_copy(update={"methods": methods})
+
+    def frame(self) -> Any:
+        """The table as a pandas frame: a line for each method, in the order of :meth:`rows`, indexed by its name.
+
+        Columns are the fields of :class:`Row`; each other reported metric is a column of its name.
+
+        Raises:
+            PluresError: if pandas is missing.
+        """
+        frame = needed("pandas", "a frame", "frames").DataFrame
+        lines = [row.model_dump(exclude={"others"}) | row.others for row in self.rows()]
+        return frame.from_records(lines).set_index("name")
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)
