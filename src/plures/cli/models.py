@@ -291,8 +291,7 @@ def read_inputs(file: Path) -> np.ndarray[Any, Any]:
 
 def predictions(outputs: torch.Tensor, decided: torch.Tensor | None, task: Task) -> str:
     """CSV: the decision and the probability of each class or label, or the predicted numbers."""
-    chances = task.probabilities(outputs)
-    values = [[f"{value:.6g}" for value in row] for row in (outputs if chances is None else chances).tolist()]
+    values = [[f"{value:.6g}" for value in row] for row in task.expected(outputs).tolist()]
     if decided is None:
         return csv_text([task.names, *values])
     named = ([task.says(one), *row] for one, row in zip(decided, values, strict=True))

@@ -31,6 +31,15 @@ def mixing(start: Start, method: str) -> None:
         )
 
 
+def averaging(start: Start, method: str) -> None:
+    """Require targets that can be averaged."""
+    task = start.setting.task
+    if not task.averages:
+        raise UnsuitableTaskError(
+            f"{method} averages the targets of other examples, which {task.kind} does not define: use another method"
+        )
+
+
 def curvature(start: Start, method: str) -> None:
     """Require a loss whose curvature is known."""
     task = start.setting.task

@@ -22,10 +22,10 @@ def constant() -> Method:
         return {"constant": {"outputs": found.to(x.constant["outputs"])}}
 
     def start(start: Start) -> Leaves:
-        return {"outputs": torch.zeros(start.setting.task.outputs, dtype=start.network.dtype)}
+        return {"outputs": torch.zeros(start.setting.task.shape(start.setting.features), dtype=start.network.dtype)}
 
     def outputs(x: State, batch: Batch) -> Tensor:
-        return x.constant["outputs"].expand(len(batch.targets), -1)
+        return x.constant["outputs"].expand(len(batch.targets), *x.constant["outputs"].shape)
 
     return Method(
         layout={"model": Frozen(), "constant": Personal()},

@@ -29,15 +29,18 @@ def intercept(prior: float = 1.0) -> Method:
 
     def fit(x: State, outputs: Tensor, batch: Batch) -> Leaves:
         given, weight = outputs.to(torch.float64), batch.mask.to(torch.float64)
-        total = weight.sum()
+        total, shape = weight.sum(), batch.problem.task.shift
 
         def cost(shift: Tensor) -> Tensor:
-            return total * batch.problem.loss(given + shift, batch.targets, weight) + prior / 2 * shift.square().sum()
+            return (
+                total * batch.problem.loss(given + shift.view(shape), batch.targets, weight)
+                + prior / 2 * shift.square().sum()
+            )
 
-        return {"shift": best_shift(cost, given.new_zeros(outputs.shape[-1])).to(outputs)}
+        return {"shift": best_shift(cost, given.new_zeros(batch.problem.task.outputs)).view(shape).to(outputs)}
 
     def start(start: Start) -> Leaves:
-        return {"shift": torch.zeros(start.setting.task.outputs, dtype=start.network.dtype)}
+        return {"shift": torch.zeros(start.setting.task.shift, dtype=start.network.dtype)}
 
     def revise(x: State, outputs: Tensor) -> Tensor:
         return outputs + x.intercept["shift"]

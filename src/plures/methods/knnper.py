@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from plures.method import Assign, Batch, Leaves, Method, Personal, Predict, Shared, Start, State, Visit
-from plures.method.needs import mixing
+from plures.method.needs import averaging, mixing
 from plures.methods.entry import entry, remark, require
 
 
@@ -35,7 +35,8 @@ def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
         nearest = far.topk(min(k, len(keys)), largest=False)
         values = batch.problem.task.certain(memory.targets[nearest.indices]).to(far)
         near = -nearest.values / scale + memory.mask[nearest.indices].log()
-        return (near.softmax(1).nan_to_num(0.0)[..., None] * values).sum(1)
+        chance = near.softmax(1).nan_to_num(0.0)
+        return (chance.view(*chance.shape, *(1,) * (values.dim() - 2)) * values).sum(1)
 
     def mixed(outputs: Tensor, near: Tensor, weight: Tensor, batch: Batch) -> Tensor:
         task = batch.problem.task
@@ -57,6 +58,7 @@ def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
 
     def weights(start: Start) -> Leaves:
         mixing(start, "knnper")
+        averaging(start, "knnper")
         return {"lam": torch.tensor(lam or 0.0, dtype=start.network.dtype)}
 
     return Method(

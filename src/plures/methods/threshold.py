@@ -83,10 +83,10 @@ def threshold(
 ) -> Method:
     """Each client decides between two classes at its own threshold, the best on its validation examples.
 
-    The score is the difference of the outputs (log-odds); the second class is the positive one. Nothing is sent, and
-    probabilities do not change. The common threshold is where the costs balance, ``log(false_positive /
-    false_negative)``, and 0 for other utilities; a client keeps it if no other is strictly better, or if its
-    validation examples hold fewer than ``least`` of a class.
+    The score is the difference of the outputs, or the only output (log-odds); the second class is the positive one.
+    Nothing is sent, and probabilities do not change. The common threshold is where the costs balance,
+    ``log(false_positive / false_negative)``, and 0 for other utilities; a client keeps it if no other is strictly
+    better, or if its validation examples hold fewer than ``least`` of a class.
 
     Args:
         utility: ``accuracy``; ``f1`` of the positive class; ``cost``, the negative sum of the costs of errors;
@@ -104,7 +104,7 @@ def threshold(
     common = math.log(false_positive / false_negative) if utility == "cost" else 0.0
 
     def odds(outputs: Tensor) -> Tensor:
-        return outputs[..., 1] - outputs[..., 0]
+        return outputs[..., 0] if outputs.shape[-1] == 1 else outputs[..., 1] - outputs[..., 0]
 
     def fit(x: State, outputs: Tensor, batch: Batch) -> Leaves:
         positive = batch.targets.to(outputs)

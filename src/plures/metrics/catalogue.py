@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from plures.metrics import amounts, confusion, curves, ranks
+from plures.metrics import amounts, confusion, curves, items, ranges, ranks
 from plures.metrics.metric import Metric
 
 
@@ -74,3 +75,11 @@ TWO_CLASSES = SEVERAL_CLASSES | Catalogue(
 
 AMOUNTS = Catalogue((amounts.mape, amounts.nasa_score, amounts.mean_nasa_score), {"pinball": amounts.pinball})
 """For predicted numbers."""
+
+STEPS = Catalogue(numbered={"rmse_step": ranges.rmse_step, "mae_step": ranges.mae_step})
+"""For forecasts of several steps."""
+
+
+def liked_items(liked: float) -> Catalogue:
+    """For ratings of items, which are liked from a rating on."""
+    return Catalogue(numbered={"ndcg": items.ndcg, "hit": partial(items.hit, liked)})

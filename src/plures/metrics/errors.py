@@ -10,7 +10,7 @@ from plures.metrics.metric import FAR, Metric, Predictions, mean
 
 def misses(predictions: Predictions) -> Tensor:
     """``(clients, examples, outputs)`` differences from the truth; infinite where outputs are not finite."""
-    found = (predictions.outputs - predictions.targets).flatten(predictions.weight.dim())
+    found = (predictions.decisions - predictions.targets).flatten(predictions.weight.dim())
     return torch.where(predictions.finite.unsqueeze(-1), found, torch.inf)
 
 
@@ -41,9 +41,9 @@ def explained(weight: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def both(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """Outputs and targets, ``(clients, examples, outputs)``; outputs that are not all finite are infinite."""
+    """Predicted and true numbers, ``(clients, examples, numbers)``; infinite where outputs are not finite."""
     places = predictions.weight.dim()
-    outputs = torch.where(predictions.finite.unsqueeze(-1), predictions.outputs.flatten(places), torch.inf)
+    outputs = torch.where(predictions.finite.unsqueeze(-1), predictions.decisions.flatten(places), torch.inf)
     return outputs, predictions.targets.flatten(places)
 
 

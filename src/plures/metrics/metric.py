@@ -31,7 +31,7 @@ class Predictions:
         targets: ``(clients, examples)`` classes, or ``(clients, examples, outputs)`` numbers or labels that are 0 or 1.
         weight: ``(clients, examples)`` how much an example counts: its weight, else 1; 0 for padding.
         losses: ``(clients, examples)`` the task's loss.
-        decisions: the client's decisions, shaped as ``targets``; for numbers, the outputs.
+        decisions: the client's decisions, shaped as ``targets``; for numbers, the predicted ones.
         probabilities: ``(clients, examples, classes)``, or of each label; ``None`` where numbers are predicted.
 
     Examples:

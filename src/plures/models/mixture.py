@@ -33,7 +33,7 @@ class MixtureOfExperts(nn.Module):
                 f"the gate gives {weights.shape[-1]} numbers for {len(self.experts)} experts: give one for each"
             )
         outputs = torch.stack([expert(x) for expert in self.experts], -1)
-        return (outputs * weights.unsqueeze(-2)).sum(-1)  # type: ignore[no-any-return]
+        return (outputs * weights.view(len(weights), *(1,) * (outputs.dim() - 2), -1)).sum(-1)  # type: ignore[no-any-return]
 
 
 def mixture_of_experts(experts: Sequence[nn.Module], gate: nn.Module) -> nn.Module:

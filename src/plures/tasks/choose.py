@@ -10,14 +10,27 @@ from torch import Tensor
 
 from plures.cells import listed
 from plures.errors import PluresError, PluresWarning
+from plures.tasks.binary import Binary
 from plures.tasks.classification import Classification
+from plures.tasks.counts import Counts
+from plures.tasks.forecast import Forecast
 from plures.tasks.multilabel import MultiLabel
+from plures.tasks.positions import NextToken, Segmentation
+from plures.tasks.quantile import Quantile
+from plures.tasks.ratings import Ratings
 from plures.tasks.reading import plain
 from plures.tasks.regression import Regression
+from plures.tasks.robust import Huber
 from plures.tasks.survival import Survival
 from plures.tasks.task import Array, Task, Where
 
-KINDS: Mapping[str, type[Task]] = {kind.kind: kind for kind in (Classification, MultiLabel, Regression, Survival)}
+KINDS: Mapping[str, type[Task]] = {
+    kind.kind: kind
+    for kind in (
+        *(Classification, Binary, MultiLabel, Regression, Huber, Quantile, Counts, Forecast, Ratings, Survival),
+        *(Segmentation, NextToken),
+    )
+}
 """Tasks that have a name."""
 
 MAX_CLASSES_UNASKED = 50
@@ -53,11 +66,12 @@ def task_of(
     kind = task or ("regression" if values.dtype.kind == "f" else "classification")
     if kind not in KINDS:
         raise PluresError(f"task={kind!r} is unknown; use {', '.join(map(repr, KINDS))} or a plures.Task")
-    if classes is not None and kind != Classification.kind:
+    chosen = KINDS[kind]
+    if classes is not None and not issubclass(chosen, Classification):
         raise PluresError(f'classes: a {kind} has none; leave them out, or give task="classification"')
     if classes is not None and not classes:
         raise PluresError("classes: give at least one")
-    made = KINDS[kind]() if classes is None else Classification(tuple(map(str, classes)))
+    made = chosen(tuple(map(str, classes))) if classes and issubclass(chosen, Classification) else chosen()
     found, learned = (made.of_columns(columns) if columns else made).read(values, where)
     if task is None and classes is None:
         _doubted(found, values)

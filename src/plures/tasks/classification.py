@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -32,6 +31,9 @@ class Classification(Task):
             (classes that are not named have weight 1). The loss of an example is multiplied by the weight of its class.
             The mean over a batch divides by the number of examples, not by the sum of their weights, so that all
             methods minimise the same function whatever their batches are.
+        focal: exponent ``g`` of the focal loss (Lin et al. 2017), the cross-entropy times ``(1 - p)^g``, where ``p`` is
+            the probability of the true class; 0 is the plain cross-entropy, 2 is usual.
+        smoothing: label smoothing (Szegedy et al. 2016): this share of a label is spread over all classes alike.
         loss: a loss of your own instead of the cross-entropy, ``(outputs, targets) -> (batch,)``.
 
     Examples:
@@ -52,9 +54,12 @@ class Classification(Task):
     classes: tuple[str, ...] = ()
     class_weights: Weights = None
     loss: Loss | None = None
+    focal: float = 0.0
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checked(self.kind, self.loss, self.focal, self.smoothing)
         names = distinct(self.classes, "classes", "class")
         object.__setattr__(self, "classes", names)
         if names:
@@ -76,7 +81,7 @@ class Classification(Task):
     def further(self) -> Catalogue:
         return TWO_CLASSES if len(self.classes) == 2 else SEVERAL_CLASSES
 
-    def read(self, values: Array, where: Where) -> tuple[Classification, Tensor]:
+    def read(self, values: Array, where: Where) -> tuple[Self, Tensor]:
         if values.ndim != 1:
             raise PluresError(
                 f"class labels must be one per row, got shape {values.shape}; for any number of labels at once, 0 or 1 "
@@ -101,12 +106,19 @@ class Classification(Task):
         return outputs.argmax(-1)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        loss = self.loss or partial(F.cross_entropy, reduction="none")
-        each = loss(outputs, targets)
+        each = (self.loss or self.cross_entropy)(outputs, targets)
         return each if self.class_weights is None else each * outputs.new_tensor(self.class_weights)[targets]
 
+    def cross_entropy(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of every example before classes are weighed."""
+        plain = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.smoothing)
+        if not self.focal:
+            return plain
+        return focused(plain, outputs.softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1), self.focal)
+
     def mean_loss(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        plain = self.loss is None and self.class_weights is None and self._written_for("mean_loss", "losses", "terms")
+        own = self._written_for("mean_loss", "losses", "terms", "cross_entropy")
+        plain = own and self.loss is None and self.class_weights is None and not (self.focal or self.smoothing)
         if plain and weight is None:
             return F.cross_entropy(outputs, targets)
         return super().mean_loss(outputs, targets, weight)
@@ -114,13 +126,17 @@ class Classification(Task):
     def constant(self, targets: Tensor, weight: Tensor) -> Tensor:
         """Logarithms of the classes' shares ``(n_c + 1) / (n + classes)``, none of which is 0.
 
-        With weights of classes or a loss of your own, the outputs of the least loss.
+        With weights of classes, another loss or a smoothed one, the outputs of the least loss.
         """
-        plain = self.loss is None and self.class_weights is None and self._written_for("constant", "losses")
-        if not plain:
+        own = self._written_for("constant", "losses", "terms", "cross_entropy")
+        if not own or self.loss is not None or self.class_weights is not None or self.focal or self.smoothing:
             return super().constant(targets, weight)
         counts = weight.to(torch.float64) @ self.certain(targets).to(torch.float64)
         return ((counts + 1) / (counts.sum() + self.outputs)).log()
+
+    @property
+    def curved(self) -> bool:
+        return super().curved and not (self.focal or self.smoothing)
 
     def curvature(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """``sum_c w_c p_c (d log p_c)^2``: an example of weight ``w`` counts as ``w`` examples."""
@@ -157,6 +173,22 @@ class Classification(Task):
 
     def says(self, value: Tensor) -> str:
         return self.classes[int(value)]
+
+
+def focused(losses: Tensor, chances: Tensor, focal: float) -> Tensor:
+    """Focal losses, given the probability of what is true."""
+    return losses * (1 - chances).pow(focal) if focal else losses
+
+
+def checked(kind: str, loss: Loss | None, focal: float, smoothing: float) -> None:
+    """Refuse options of a loss that cannot be."""
+    for name, value, most in (("focal", focal, 100.0), ("smoothing", smoothing, 1.0)):
+        if not 0 <= value < most:
+            raise PluresError(f"{kind}: {name}={value}; give a number from 0 to below {most:g}")
+        if value and loss is not None:
+            raise PluresError(
+                f"{kind}: {name}={value}, but loss= replaces the loss that it belongs to: give one of them"
+            )
 
 
 def _occurring(values: Array) -> tuple[tuple[str, ...], Tensor]:

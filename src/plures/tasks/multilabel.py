@@ -13,6 +13,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.metrics import MULTILABEL, Metric
+from plures.tasks.classification import checked, focused
 from plures.tasks.losses import Weights, weighed
 from plures.tasks.reading import distinct, refuse
 from plures.tasks.task import Array, Loss, Task, Where
@@ -30,6 +31,7 @@ class MultiLabel(Task):
             ``label 1``, ...
         positive_weights: how much an example that has a label counts in that label's loss, in the order of the labels
             or by name (labels that are not named have weight 1): above 1 for rare labels.
+        focal: exponent of the focal loss (Lin et al. 2017), as in :class:`Classification`, of each label.
         loss: a loss of your own instead, ``(outputs, targets) -> (batch,)``.
 
     Examples:
@@ -49,9 +51,11 @@ class MultiLabel(Task):
     labels: tuple[str, ...] = ()
     positive_weights: Weights = None
     loss: Loss | None = None
+    focal: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checked(self.kind, self.loss, self.focal, 0.0)
         names = distinct(self.labels, "labels", "label")
         object.__setattr__(self, "labels", names)
         if names:
@@ -97,11 +101,17 @@ class MultiLabel(Task):
         if self.loss is not None:
             return self.loss(outputs, targets)
         weights = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
-        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none", pos_weight=weights).mean(-1)
+        each = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none", pos_weight=weights)
+        return focused(each, torch.where(targets > 0, outputs, -outputs).sigmoid(), self.focal).mean(-1)
+
+    @property
+    def curved(self) -> bool:
+        return super().curved and not self.focal
 
     def constant(self, targets: Tensor, weight: Tensor) -> Tensor:
         """Log odds ``log (n_l + 1) / (n - n_l + 1)`` of each label."""
-        plain = self.loss is None and self.positive_weights is None and self._written_for("constant", "losses")
+        plain = self.loss is None and self.positive_weights is None and not self.focal
+        plain = plain and self._written_for("constant", "losses", "terms")
         if not plain:
             return super().constant(targets, weight)
         given = weight.to(torch.float64)

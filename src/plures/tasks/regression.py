@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -41,14 +41,19 @@ class Regression(Task):
     def further(self) -> Catalogue:
         return AMOUNTS
 
-    def read(self, values: Array, where: Where) -> tuple[Regression, Tensor]:
+    def read(self, values: Array, where: Where) -> tuple[Self, Tensor]:
+        targets = self.numbers(values, where)
+        if self.outputs and self.outputs != targets.shape[1]:
+            raise PluresError(f"targets have {targets.shape[1]} numbers, but the {self.kind} has {self.outputs}")
+        return replace(self, outputs=targets.shape[1]), targets
+
+    def numbers(self, values: Array, where: Where) -> Tensor:
+        """Raw targets as numbers, ``(n, numbers)``."""
         if values.dtype.kind not in "fiub":
             raise PluresError(f"targets of type {values.dtype} cannot be regressed on; give numbers")
         targets = torch.from_numpy(values.reshape(len(values), -1).astype(np.float32))
-        refuse(~torch.isfinite(targets).all(1), "a NaN or infinite target; correct it or leave the row out", where)
-        if self.outputs and self.outputs != targets.shape[1]:
-            raise PluresError(f"targets have {targets.shape[1]} numbers, but the regression has {self.outputs}")
-        return replace(self, outputs=targets.shape[1]), targets
+        refuse(*self.faults(targets), where)
+        return targets
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().sum(-1) if self.loss is None else self.loss(outputs, targets)

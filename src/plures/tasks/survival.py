@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Survival(Task):
     def target(self) -> tuple[int, ...]:
         return (2,)
 
-    def read(self, values: Array, where: Where) -> tuple[Survival, Tensor]:
+    def read(self, values: Array, where: Where) -> tuple[Self, Tensor]:
         if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "fiub":
             raise PluresError(
                 f"survival needs two numbers for each row, the time and whether the event was observed (1) or not (0), "
@@ -61,7 +61,7 @@ class Survival(Task):
         refuse(*self.faults(targets), where)
         return self, targets
 
-    def of_columns(self, columns: Sequence[str]) -> Survival:
+    def of_columns(self, columns: Sequence[str]) -> Self:
         if len(columns) != 2:
             raise PluresError(f"survival needs two target columns, time and event, in this order; got {len(columns)}")
         return self

@@ -183,6 +183,11 @@ class Task:
         """
         return (self.outputs,)
 
+    @property
+    def shift(self) -> tuple[int, ...]:
+        """Shape of one number for each of :attr:`outputs` that can be added to a network's outputs."""
+        return (self.outputs,)
+
     def expected(self, outputs: Tensor) -> Tensor:
         """What outputs mean: the probability of each class or label, or the predicted numbers, ``(..., names)``.
 
@@ -234,7 +239,7 @@ class Task:
         return each.mean() if weight is None else (each * weight).sum() / weight.sum()
 
     def constant(self, targets: Tensor, weight: Tensor) -> Tensor:
-        """The outputs ``(outputs,)`` of the best predictor that knows no input: those of the least mean loss.
+        """The outputs ``shape`` of the best predictor that knows no input: those of the least mean loss.
 
         Args:
             targets: ``(n, *target)`` of one client.
@@ -282,6 +287,11 @@ class Task:
     def mixes(self) -> bool:
         """Whether the predictions of several predictors can be mixed."""
         return self._written_for("scores", "expected")
+
+    @property
+    def averages(self) -> bool:
+        """Whether targets can be averaged over examples."""
+        return self._written_for("certain")
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         """Outputs of a mixture of predictors: the weighted mean of their expected values.
