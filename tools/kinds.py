@@ -32,8 +32,8 @@ WORK = Execution("loop", 1, False, "float64")
 HEAD = """# Methods by tasks
 
 Written by `python -m tools.kinds`, which starts every method on every kind of task with a small network; a test fails
-if the page is out of date. A `·` is a combination that the method refuses before it trains, in the words below. What the
-tasks are: [guide](guides/tasks.md).
+if the page is out of date. A `·` is a combination that the method refuses before it trains, in the words below. The
+[guide to tasks](guides/tasks.md) says what the tasks are.
 
 """
 
@@ -99,7 +99,8 @@ def page(found: Mapping[tuple[str, str], str]) -> str:
     lines = ["| method | " + " | ".join(f"`{kind}`" for kind in kinds) + " |", "| --- " + "| :-: " * len(kinds) + "|"]
     for name in METHODS:
         lines.append(f"| `{name}` | " + " | ".join("·" if found[name, kind] else "yes" for kind in kinds) + " |")
-    reasons = [f"- {reason}" for reason in dict.fromkeys(found.values()) if reason]
+    told = (reason.replace(kind, "…").partition(" with ")[0] for (_, kind), reason in found.items() if reason)
+    reasons = [f"- {reason}" for reason in dict.fromkeys(told)]
     return HEAD + "\n".join([*lines, "", "## Why not", "", *reasons, ""])
 
 
