@@ -243,6 +243,14 @@ def test_padding_that_the_data_name_does_not_count() -> None:
     assert (federation.task.outputs, federation.task.target) == (3, (4,))
 
 
+def test_the_best_constant_of_positions_by_hand() -> None:
+    """Pixels that count: five of the first label and two of the second, so shares (5 + 1) / 9 and (2 + 1) / 9."""
+    task = Segmentation(labels=("ground", "tree"), size=(2, 2))
+    found = task.expected(task.constant(MASK, torch.ones(2)).unsqueeze(0))
+    torch.testing.assert_close(found, torch.tensor([6 / 9, 3 / 9], dtype=torch.float64).expand(1, 2, 2, 2))
+    assert task.shift == (2, 1, 1)
+
+
 class Pixels(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -268,7 +268,7 @@ def test_it_is_compared_and_reported(tmp_path: Path):
     assert [metric.name for metric in found.metrics] == ["auroc", "accuracy", "loss", "auprc", "f1"]
     assert (found.metric.name, found.federation.kind) == ("auroc", "multilabel")
     kept = json.loads((tmp_path / "results.json").read_text())
-    scores = kept["methods"][0]["seeds"][0]["test"]["metrics"]
+    scores = kept["methods"][1]["seeds"][0]["test"]["metrics"]
     folder = plures.RunFolder(tmp_path / "runs" / "local-seed0")
     data = symptoms()
     for place, client in enumerate(data.clients):

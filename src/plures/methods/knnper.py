@@ -51,9 +51,7 @@ def knnper(k: int = 10, lam: float | None = None, scale: float = 1.0) -> Method:
         batch = visit.examples["validation"]
         plain, near = batch.outputs(x.model), votes(x, batch, visit.examples["train"])
         grid = torch.linspace(0, 1, 11, dtype=torch.float64).to(plain)
-        losses = [
-            batch.mean(batch.problem.losses(mixed(plain, near, g, batch), batch.targets, batch.weight)) for g in grid
-        ]
+        losses = [batch.problem.loss(mixed(plain, near, g, batch), batch.targets, batch.weight) for g in grid]
         return {"mix": {"lam": grid[torch.stack(losses).nan_to_num().argmin(0)]}}
 
     def weights(start: Start) -> Leaves:
