@@ -382,7 +382,7 @@ def test_steps_that_compute_something_else_are_not_shared(timed):
 
 
 def test_a_comparison_measures_each_kind_of_work_once(timed):
-    """Of local, FedAvg and its fine-tuned variant all rounds are alike; of Ditto, two phases are measured."""
+    """Rounds of local, FedAvg and its variants with fine-tuning and intercept are alike; Ditto has two more phases."""
     watch = timed(Stopwatch(1e-1, quick))
     options = {"rounds": 2, "seeds": 3, "learning_rates": (0.1, 0.2), "tune_rounds": 1, "batch_size": 10}
     compare(alike(3), ["ditto"], model=scalar(), execution=AUTO, **options)

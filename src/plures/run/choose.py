@@ -33,6 +33,7 @@ from plures.run.execution import Execution
 from plures.run.facts import code_digest, digest, facts
 from plures.run.machine import Machine
 from plures.run.memory import fitting
+from plures.run.steps import read_by
 from plures.run.training import Training
 
 log = logging.getLogger("plures")
@@ -570,7 +571,7 @@ def kind_of_work(
         steps: number of steps of each client of a cohort in each phase.
     """
     phases = [item for item in bound.method.schedule if isinstance(item, Phase)]
-    shapes = [(slot, path, tuple(t.shape)) for slot, ls in bound.initial.items() for path, t in ls.items()]
+    shapes = [[(*leaf, tuple(bound.initial[leaf.slot][leaf.path].shape)) for leaf in read_by(bound, p)] for p in phases]
     about = (
         facts(bound.network.module, tensors=False),
         shapes,

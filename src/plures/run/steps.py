@@ -80,11 +80,8 @@ class Steps:
         self.state = bound.state
         self.followed = [leaf for leaf in [*bound.selected(phase), *self.kept] if leaf not in set(self.trained)]
         """Leaves that follow the forward passes, or what is computed before each step."""
-        self.plain = phase.objective is None and phase.before is None
-        """Whether the phase minimises the plain task loss of one slot."""
-        slots = {phase.slot, *(slot for slot, _ in self.trained)} if self.plain else set(bound.initial)
-        self.read = [Leaf(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
-        """Leaves that the phase can read: all, unless it minimises the plain task loss of one slot."""
+        self.plain = plain(phase)
+        self.read = read_by(bound, phase)
         self.source = federation.inputs, federation.targets, federation.weights
         self.augment = federation.augment
         self.ahead = self.augment is not None or isinstance(federation.inputs, Mapped)
@@ -585,6 +582,17 @@ class Stacked(Steps):
         """A state of trained and other leaves, in the order of the slots."""
         values = dict(zip([*self.trained, *self.rest], [*trained, *rest], strict=True))
         return as_stack(self.read, [values[leaf] for leaf in self.read])
+
+
+def plain(phase: Phase) -> bool:
+    """Whether a phase minimises the plain task loss of one slot."""
+    return phase.objective is None and phase.before is None
+
+
+def read_by(bound: Bound, phase: Phase) -> list[Leaf]:
+    """Leaves that a phase can read: all, unless it minimises the plain task loss of one slot."""
+    slots = {phase.slot, *(slot for slot, _ in bound.trained(phase))} if plain(phase) else set(bound.initial)
+    return [Leaf(slot, path) for slot in bound.initial if slot in slots for path in bound.initial[slot]]
 
 
 def as_stack(leaves: list[Leaf], values: Tensors) -> Stack:
