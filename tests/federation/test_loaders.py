@@ -263,12 +263,33 @@ def test_adult_counts():
 
 
 @needs("tcga_brca")
+def test_tcga_keeps_the_test_patients_of_flamby():
+    f = quiet("tcga_brca", split=SplitRule(validation=0), standardize=False)
+    assert f.task.kind == "survival"
+    order = ["Northeast", "South", "West", "Midwest", "Europe", "Canada"]
+    places = [f.clients.index(name) for name in order]
+    assert [int(f.splits["train"].sizes[place]) for place in places] == [248, 156, 164, 129, 129, 40]
+    assert [int(f.splits["test"].sizes[place]) for place in places] == [63, 40, 42, 33, 33, 11]
+    assert [int(f.targets[f.splits["test"][place], 1].sum()) for place in places] == [14, 4, 8, 3, 2, 1]
+    table = raw("tcga_brca", "tcga_brca.npz")
+    np.testing.assert_array_equal(f.inputs.numpy(), table["x"])
+    np.testing.assert_array_equal(f.targets.numpy(), np.stack([table["time_days"], table["event"]], 1))
+    tested = np.sort(f.splits["test"].rows.numpy())
+    np.testing.assert_array_equal(tested, np.flatnonzero(table["is_test"]))
+    validated = quiet("tcga_brca", seed=3)
+    assert torch.equal(validated.splits["test"].rows, f.splits["test"].rows)
+    assert int(validated.splits["validation"].sizes[places[0]]) == round(0.15 * 248)
+    with pytest.raises(PluresError, match="years=5 is for endpoint='death'"):
+        load("tcga_brca", years=5)
+
+
+@needs("tcga_brca")
 def test_tcga_counts_those_whose_fate_is_known():
-    f = quiet("tcga_brca", standardize=False)
+    f = quiet("tcga_brca", endpoint="death", standardize=False)
     labels = {row.name: row.labels for row in f.describe().clients}
     assert labels["Northeast"] == (171, 21)
     assert labels["Canada"] == (2, 2)
-    five = quiet("tcga_brca", years=5)
+    five = quiet("tcga_brca", endpoint="death", years=5)
     assert (len(five.inputs), int(five.targets.sum())) == (352, 99)
     table = raw("tcga_brca", "tcga_brca.npz")
     used = (table["time_days"] >= 3 * 365.25) | (table["event"] == 1)
@@ -321,7 +342,8 @@ def test_cmapss_remaining_life():
 )
 def test_the_seed_decides_the_splits(name: str):
     rule = SplitRule(by="random")
-    first, again, other = (quiet(name, seed=seed, split=rule) for seed in (0, 0, 1))
+    drawn = {"official": False} if name == "tcga_brca" else {}
+    first, again, other = (quiet(name, seed=seed, split=rule, **drawn) for seed in (0, 0, 1))
     assert torch.equal(first.splits["test"].rows, again.splits["test"].rows)
     assert torch.equal(first.inputs, again.inputs)
     assert not torch.equal(first.splits["test"].rows, other.splits["test"].rows)

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation.build import by_content, from_arrays
+from plures.federation.build.assemble import assemble
+from plures.federation.build.examples import Examples
+from plures.federation.build.options import Options
 from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
-from plures.federation.splits import SplitRule
+from plures.federation.splits import SPLITS, SplitRule
 
 PEOPLE = ("occupation", "education", "workclass", "marital-status", "relationship", "race", "sex", "native-country")
 ENGINES = ("train_fd001", "test_fd001", "test_fd003")
@@ -86,52 +89,75 @@ def adult(
 
 
 @dataset(
-    task="classification: death within three years of breast cancer or not from 39 columns",
+    task="survival: days until death with breast cancer from 39 columns",
     clients="6 regions",
-    examples=505,
+    examples=1088,
     megabytes=0.01,
     licence="TCGA open access (GDC policy: do not try to identify anybody)",
     source="https://github.com/owkin/FLamby",
     citation="Liu et al.: An Integrated TCGA Pan-Cancer Clinical Data Resource, Cell 2018; du Terrail et al.: "
     "FLamby, NeurIPS 2022",
     files=("tcga_brca/tcga_brca.npz",),
-    how_to_get="save x float32 (n, 39), event, time_days, client, client_names and feature_names as one .npz",
+    how_to_get="save x float32 (n, 39), event, time_days, client, is_test, client_names and feature_names as one .npz",
 )
 def tcga_brca(
-    *, seed: int = 0, split: SplitRule | None = None, years: float = 3.0, standardize: bool = True
+    *,
+    seed: int = 0,
+    split: SplitRule | None = None,
+    endpoint: Literal["survival", "death"] = "survival",
+    official: bool = True,
+    years: float | None = None,
+    standardize: bool = True,
 ) -> Federation:
-    """TCGA breast cancer by region (Liu et al. 2018; FLamby, du Terrail et al. 2022): death within some years, or not.
+    """TCGA breast cancer by region (Liu et al. 2018), FLamby's Fed-TCGA-BRCA (du Terrail et al. 2022): survival.
 
-    FLamby's task is survival analysis of 1088 patients. Here a patient counts if it is known whether they were alive
-    ``years`` after diagnosis: those who were censored before are left out, so deaths are a larger share than in the
-    population. Three years leave 505 patients, 69 of whom died; Canada has 4.
+    1088 patients, 151 of whom died; the other times are censored. FLamby's test patients are kept. Few of them died:
+    14, 4, 8, 3, 2 and 1 by region, so Canada's C-index depends on one patient.
+
+    With ``endpoint="death"`` a patient counts if it is known whether they were alive ``years`` after diagnosis: those
+    who were censored before are left out, so deaths are a larger share than in the population. Three years leave 505
+    patients, 69 of whom died; Canada has 4.
 
     Args:
         seed: of the splits.
-        split: their shares.
-        years: the horizon, of 365.25 days.
+        split: their shares. With FLamby's test patients only ``validation`` has an effect: the share of each region's
+            other patients that is for validation, 0 for FLamby's own protocol.
+        endpoint: ``survival``: days, and whether the death was observed; ``death``: within some years, or not.
+        official: FLamby's test patients; otherwise all patients are divided by ``split``.
+        years: the horizon of ``death``, of 365.25 days (default 3).
         standardize: each column to mean 0 and standard deviation 1 over all train patients; otherwise years of age
-            and 0 or 1.
+            and 0 or 1, as in FLamby.
     """
-    if not years > 0:
+    if endpoint not in ("survival", "death"):
+        raise PluresError(f"tcga_brca: endpoint={endpoint!r} is unknown; use 'survival' or 'death'")
+    if years is not None and endpoint == "survival":
+        raise PluresError(f"tcga_brca: years={years:g} is for endpoint='death'; survival has no horizon")
+    if years is not None and not years > 0:
         raise PluresError(f"tcga_brca: years={years}; give a horizon above 0")
     raw = read(data_folder() / "tcga_brca" / "tcga_brca.npz")
-    alive = raw["time_days"] >= years * YEAR
-    dead = ~alive & (raw["event"] == 1)
-    used = alive | dead
-    return from_arrays(
-        raw["x"][used],
-        dead[used].astype(np.int64),
-        raw["client_names"][raw["client"][used]],
-        name="tcga_brca",
-        copies="allow",
-        classes=("alive", "dead"),
-        columns=raw["feature_names"].tolist(),
-        split=split,
-        seed=seed,
-        standardize=standardize,
-        source="TCGA-BRCA via FLamby, open access (GDC policy)",
+    days, died = raw["time_days"], raw["event"] == 1
+    if endpoint == "survival":
+        used, targets = np.ones(len(days), bool), np.stack([days, died], 1)
+    else:
+        alive = days >= (3 if years is None else years) * YEAR
+        used, targets = alive | died, (~alive & died).astype(np.int64)
+    found = Examples(
+        inputs=raw["x"][used],
+        targets=targets[used],
+        client=raw["client_names"][raw["client"][used]],
+        columns=tuple(raw["feature_names"].tolist()),
+        given=np.where(raw["is_test"][used] == 1, SPLITS.index("test"), SPLITS.index("train")) if official else None,
     )
+    options: Options = {
+        **({"task": "survival"} if endpoint == "survival" else {"classes": ("alive", "dead")}),
+        "name": "tcga_brca",
+        "copies": "allow",
+        "split": split,
+        "seed": seed,
+        "standardize": standardize,
+        "source": "TCGA-BRCA via FLamby, open access (GDC policy)",
+    }
+    return assemble(found, options, "tcga_brca")
 
 
 @dataset(
