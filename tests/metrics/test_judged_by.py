@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import plures
@@ -20,6 +22,7 @@ from plures.federation import Federation, from_arrays
 from plures.methods import fedavg
 from plures.metrics import Metric, alone
 from plures.metrics.auroc import auroc
+from plures.report import console_table
 from plures.run import Execution, Run, Training
 
 FAST = Execution("vmap", 8, False, "float32")
@@ -99,6 +102,38 @@ def test_a_comparison_is_judged_by_it(tmp_path: Path) -> None:
     assert compare(rare(), ["fedper"], metric="auroc", out=tmp_path, **options).rows() == result.rows()
 
 
+def test_the_first_of_several_metrics_chooses_and_the_others_are_reported_beside_it(tmp_path: Path) -> None:
+    options = {"rounds": 2, "seeds": 1, "tune_rounds": 1, "learning_rates": (0.01, 0.3), "execution": FAST}
+    one = compare(rare(), [], metric="auroc", **options)
+    three = compare(rare(), [], metric=["auroc", "sensitivity", "brier"], out=tmp_path, **options)
+    assert three.metric.name == "auroc"
+    others = [(card.name, card.named) for card in three.others]
+    assert others[:3] == [("sensitivity", True), ("brier", True), ("accuracy", False)]
+    assert [name for name, named in others if named] == ["sensitivity", "brier"]
+    assert len(others) == len(one.others) + 1
+    assert [row.mean for row in three.rows()] == [row.mean for row in one.rows()]
+    assert [method.lr for method in three.methods] == [method.lr for method in one.methods]
+    row, told = three.row("fedavg"), three.method("fedavg")
+    assert row.others["sensitivity"] == pytest.approx(np.nanmean(told.per_client("sensitivity")), nan_ok=True)
+    frame, csv = three.frame(), three.to_csv().splitlines()[0].split(",")
+    assert frame.loc["fedavg", "brier"] == row.others["brier"]
+    assert csv[6:9] == ["auroc", "sensitivity", "brier"]
+    assert compare(rare(), [], metric=["auroc", "sensitivity", "brier"], out=tmp_path, **options) == three
+    with pytest.raises(PluresError, match=r"holds another comparison.*metrics beside it"):
+        compare(rare(), [], metric=["auroc", "sensitivity"], out=tmp_path, **options)
+
+
+def test_metrics_beside_the_first_may_be_ones_own() -> None:
+    worst = Metric("worst", "largest loss", lambda p: p.losses, alone(lambda losses: losses.max()))
+    federation = rare().judged_by("auroc", worst)
+    assert [one.name for one in federation.metrics][:2] == ["auroc", "worst"]
+    assert federation.hold_out(["p1"])[1].beside == (worst,)
+    with pytest.raises(PluresError, match="metric 'auroc' is named twice; name it once"):
+        rare().judged_by("auroc", worst, "auroc")
+    result = compare(rare(), [], metric=["auroc", worst], rounds=1, seeds=1, tune_rounds=0, execution=FAST)
+    assert result.others[0].name == "worst"
+
+
 def test_results_of_another_metric_are_not_gone_on_with(tmp_path: Path) -> None:
     options = {"rounds": 1, "seeds": 1, "tune_rounds": 0, "learning_rates": (0.1,), "execution": FAST}
     compare(rare(), ["fedper"], metric="auroc", out=tmp_path, **options)
@@ -152,6 +187,21 @@ def test_plures_run_takes_a_metric(own: Path) -> None:
     assert np.array(test.metrics["mistakes"]) == pytest.approx(1 - np.array(test.metrics["accuracy"]))
     with pytest.raises(PluresError, match=r"metric 'measures_of_mine:mistakes' is code.*only with your consent"):
         folder.spec().federation(folder.reading)
+
+
+def test_plures_compare_takes_several_metrics(own: Path) -> None:
+    small = ("--rounds", "1", "--seeds", "1", "--tune-rounds", "0", "--method", "fedper", "--backend", "loop")
+    asked = ("--metric", "auroc", "--metric", "measures_of_mine:mistakes", "--metric", "sensitivity_at_specificity_90")
+    command("compare", "heart", *asked, *small, "--out", "out", "--chunk", "1", "--no-compile-step")
+    result = plures.Comparison.from_json(own / "out" / "results.json")
+    named = [card.name for card in result.others if card.named]
+    assert (result.metric.name, named) == ("auroc", ["mistakes", "sensitivity_at_specificity_90"])
+    table = console_table(result)
+    narrow, kept = Console(width=64), StringIO()
+    narrow.file = kept
+    narrow.print(table)
+    assert "mistakes" in kept.getvalue()
+    assert "MB per" not in kept.getvalue()
 
 
 def test_what_is_no_metric_is_refused(own: Path) -> None:

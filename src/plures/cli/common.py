@@ -115,11 +115,12 @@ TaskName = Annotated[
     ),
 ]
 MetricName = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--metric",
         help="The metric by which rounds and settings are chosen, and clients are called harmed: a metric of the task, "
-        "such as auroc or sensitivity, or module:name of your own; default: the task's first.",
+        "such as auroc or sensitivity, or module:name of your own; default: the task's first. Repeatable: the others "
+        "are reported beside the first.",
     ),
 ]
 AugmentName = Annotated[

@@ -60,7 +60,7 @@ from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.fit import patience_fact
 from plures.evaluate.results import Point
 from plures.evaluate.sample import among, sampling_width
-from plures.evaluate.spec import find_method
+from plures.evaluate.spec import find_method, one_or_all
 from plures.evaluate.tuning import readings
 from plures.federation import DATASETS, locate
 from plures.files import check_file, check_folder, write_json, write_text
@@ -114,7 +114,7 @@ def compare_command(
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
-    typed(data, model, task, metric, *(method or ()))
+    typed(data, model, task, *(metric or ()), *(method or ()))
     callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
@@ -134,7 +134,7 @@ def compare_command(
             tune_rounds=tune_rounds,
             unseen=unseen or (),
             task=task,
-            metric=metric,
+            metric=one_or_all(metric),
             out=out,
             execution=execution(backend, chunk, compile_step, capture, precision, device, processes),
             listener=listen,
@@ -227,7 +227,7 @@ def run_command(
     track: Track = None,
 ) -> None:
     """Run one method and store every client's model."""
-    code = typed(data, model, method, task, metric)
+    code = typed(data, model, method, task, *(metric or ()))
     if rounds < 1:
         raise PluresError(f"--rounds {rounds}: give at least 1")
     spec = RunSpec(
@@ -261,7 +261,7 @@ def run_command(
         seed=seed,
         unseen=unseen or [],
         task=task,
-        metric=metric,
+        metric=one_or_all(metric),
         augment=augment,
         evaluate_clients=evaluate_clients,
     )

@@ -36,7 +36,7 @@ from plures.evaluate.results import (
 )
 from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import primary
-from plures.evaluate.spec import RunSpec, distinct, find_method
+from plures.evaluate.spec import AnyMetric, RunSpec, distinct, find_method, judged, one_or_all, several
 from plures.evaluate.tuning import attempts, coordinate, readings, try_out
 from plures.evaluate.workers import SideBySide, Tell
 from plures.federation import SPLITS, Federation, SplitName
@@ -44,7 +44,6 @@ from plures.files import check_folder, describe, filed, read_json, salvaged, wri
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
 from plures.methods.entry import plain, titled
-from plures.metrics import Metric
 from plures.models import ModelFactory, Network
 from plures.names import name_of
 from plures.run import Execution, Run
@@ -118,7 +117,7 @@ def compare(
     patience: int | None = None,
     unseen: Sequence[str | int] = (),
     task: str | Task | None = None,
-    metric: str | Metric | None = None,
+    metric: AnyMetric = None,
     out: Path | str | None = None,
     execution: Execution | None = None,
     listener: Listener | None = None,
@@ -153,7 +152,8 @@ def compare(
             ``package.module:name`` of one; default: the task of the data.
         metric: the metric by which rounds and settings are chosen, methods are ordered, and clients are called harmed:
             the name of one of the task's metrics, ``package.module:name`` of your own, or a metric; default: the
-            federation's metric, which is the task's first unless set.
+            federation's metric, which is the task's first unless set. Of a list of several, the first is that metric;
+            the others are reported beside it.
         out: folder for results and finished runs; an interrupted comparison resumes there.
         execution: how to use the machine. With several ``processes``, each does whole runs with its share of the
             threads; the results equal those of one process with that number of threads.
@@ -179,17 +179,19 @@ def compare(
     used(work, whole=isinstance(data, Federation))
     rates = tried_rates(learning_rates, tune_rounds)
     data = str(data) if isinstance(data, Path) else data
-    code = Code.typed(*methods, data, model, task, metric)
+    code = Code.typed(*methods, data, model, task, *several(metric))
     entries = distinct(find_method(method, code) for method in (*BASELINES, *methods))
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
-    named &= not isinstance(metric, Metric) and not isinstance(task, Task)
+    words = [one for one in several(metric) if isinstance(one, str)]
+    worded = len(words) == len(several(metric))
+    named &= worded and not isinstance(task, Task)
     base = RunSpec(
         data=data if isinstance(data, str) else data.name,
         model=model if isinstance(model, str) else None,
         rounds=rounds,
         unseen=[name_of(client) for client in unseen],
         task=task if isinstance(task, str) else None,
-        metric=metric if isinstance(metric, str) else None,
+        metric=one_or_all(words) if worded else None,
         **work,
     )
     own = task if isinstance(task, Task) else None
@@ -197,7 +199,7 @@ def compare(
         federation = base.federation(code, own)
     else:
         federation = base.judged(data if own is None else data.with_task(own), code)
-    federation = federation.judged_by(metric) if isinstance(metric, Metric) else federation
+    federation = federation if worded else judged(federation, metric, code)
     seen, held = federation.hold_out(unseen) if unseen else (federation, None)
     factory = model if isinstance(model, nn.Module) or callable(model) else base.network(seen, code)
     study = _Study(
@@ -240,14 +242,13 @@ def compare(
         study.rehearse(entry, rates)
     study.claim({**settings, "methods": list(entries)}, entries.values())
     results = study.results()
-    metric = primary(seen)
     comparison = Comparison(
         federation=card(seen, asked),
-        metric=MetricCard.of(metric),
+        metric=MetricCard.of(primary(seen)),
         methods=results,
         settings=settings,
         environment=environment(study.execution),
-        metrics=[MetricCard.of(one) for one in seen.metrics],
+        metrics=[MetricCard.of(one, named=one in seen.beside) for one in seen.metrics],
     )
     if study.out is not None:
         write_json(study.out / RESULTS, comparison.model_dump(mode="json"))
@@ -261,7 +262,7 @@ INSTEAD = {
     "lr": "give learning_rates=(0.1,) for a fixed one",
     "learning_rate": "give learning_rates=(0.1,) for a fixed one",
     "seed": "give seeds=3 for the seeds 0, 1 and 2",
-    "metrics": "all metrics of the task are reported; the one that methods are compared by is metric",
+    "metrics": "metric=[...] names the one that methods are compared by and, behind it, those reported beside it",
 }
 """Fields of a run that a comparison sets itself, and what to use instead."""
 

@@ -191,22 +191,28 @@ class FederationCard(Result):
 
 
 class MetricCard(Result):
-    """Facts about a metric that a reader of results needs; see :class:`~plures.metrics.Metric`."""
+    """Facts about a metric that a reader of results needs; see :class:`~plures.metrics.Metric`.
+
+    Attributes:
+        named: whether somebody asked for it beside the one by which methods are compared.
+    """
 
     name: str
     title: str
     higher: bool
     percent: bool
     undefined: str = ""
+    named: bool = False
 
     @classmethod
-    def of(cls, metric: Metric) -> MetricCard:
+    def of(cls, metric: Metric, *, named: bool = False) -> MetricCard:
         return cls(
             name=metric.name,
             title=metric.title,
             higher=metric.higher,
             percent=metric.percent,
             undefined=metric.undefined,
+            named=named,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from plures.federation import Federation, Split
 from plures.method import SGD, Adam, AdamW, Method, Optimizer
 from plures.methods import METHODS, Entry
 from plures.methods.entry import titled
+from plures.metrics import Metric
 from plures.models import ModelFactory
 from plures.run import (
     BySize,
@@ -41,6 +42,8 @@ from plures.run.training import RateSchedule
 from plures.signature import shown
 from plures.tasks import Task
 
+AnyMetric = str | Metric | Sequence[str | Metric] | None
+"""A metric, or several of which the first is chosen by."""
 SAMPLED = 0.1
 """Default share of the clients in a sample."""
 
@@ -78,7 +81,7 @@ class RunSpec(Result):
         task: the learning task: ``package.module:name`` of a task of your own, such as one with class weights, or the
             name of a kind; default: the task of the data.
         metric: the metric by which the round is chosen: a metric of the task, or ``package.module:name`` of your own;
-            default: the task's first.
+            default: the task's first. A list of several: the others are reported beside the first.
         augment: augmentations of training batches, such as ``crop(4)+flip`` (:meth:`Federation.augmented`).
         evaluate_clients: number of clients to score, drawn once at random; default: all.
 
@@ -113,7 +116,7 @@ class RunSpec(Result):
     seed: int = 0
     unseen: list[str] = Field(default_factory=list)
     task: str | None = None
-    metric: str | None = None
+    metric: str | list[str] | None = None
     augment: str | None = None
     evaluate_clients: int | None = None
 
@@ -192,7 +195,7 @@ class RunSpec(Result):
         """
         federation = federation if self.task is None else federation.with_task(find_task(self.task, code))
         federation = federation if self.augment is None else federation.augmented(self.augment)
-        return federation if self.metric is None else federation.judged_by(find_metric(self.metric, federation, code))
+        return judged(federation, self.metric, code)
 
     def network(self, federation: Federation, code: Code = NOTHING) -> nn.Module | ModelFactory:
         """The model, or its factory.
@@ -282,6 +285,28 @@ class RunSpec(Result):
         entry = self.entry(code)
         asked = of_run(run, entry.name, entry.given(self.parameters), **settings)
         return asked if held is None else asked | {UNSEEN: of_data(held.to("cpu", run.execution.dtype))}
+
+
+def judged(federation: Federation, metric: AnyMetric, code: Code = NOTHING) -> Federation:
+    """A federation that is judged by a metric; of several, the first, with the others beside it.
+
+    Args:
+        federation: the clients.
+        metric: the metrics, by name or as objects; ``None`` leaves the federation as it is.
+        code: user code that a name may refer to.
+    """
+    found = [find_metric(one, federation, code) if isinstance(one, str) else one for one in several(metric)]
+    return federation.judged_by(*found) if found else federation
+
+
+def several(metric: AnyMetric) -> list[str | Metric]:
+    """Metrics as a list, empty for ``None``."""
+    return [] if metric is None else [metric] if isinstance(metric, str | Metric) else list(metric)
+
+
+def one_or_all(metrics: Sequence[str] | None) -> str | list[str] | None:
+    """Names of metrics as a run states them: a single one as itself, none as ``None``."""
+    return metrics[0] if metrics and len(metrics) == 1 else list(metrics or ()) or None
 
 
 def find_method(name: str | Entry | Method | Callable[..., Method], code: Code = NOTHING) -> Entry:

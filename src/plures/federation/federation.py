@@ -51,6 +51,7 @@ class Federation:
         public: ``(n,)`` int64 rows that the server holds and everybody may see; no client owns them (:meth:`donate`).
         metric: the metric by which rounds and settings are chosen and clients are called harmed; ``None`` for the
             task's first metric (:meth:`judged_by`).
+        beside: further metrics that are reported, before those that the task always has (:meth:`judged_by`).
         weights: ``(examples,)`` how much each example counts, positive and floating point; ``None`` if all count alike.
             Only ratios within a client matter. The loss of a batch is ``sum_i w_i l_i / sum_i w_i``, and metrics are
             weighted in the same way; numbers of examples, and so the weights of clients, stay counts.
@@ -78,6 +79,7 @@ class Federation:
     preparation: Preparation | None = None
     public: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     metric: Metric | None = None
+    beside: tuple[Metric, ...] = ()
     weights: Tensor | None = None
     augment: Augment | None = None
 
@@ -137,37 +139,49 @@ class Federation:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Metrics of the clients; rounds and settings are chosen by the first one."""
-        rest = tuple(metric for metric in self.task.metrics if metric != self.metric)
-        return rest if self.metric is None else (self.metric, *rest)
+        first, *rest = self.task.metrics
+        always = rest if self.metric is None else self.task.metrics
+        said = (first if self.metric is None else self.metric, *self.beside)
+        return (*said, *(metric for metric in always if metric not in said))
 
     def metric_of(self, name: str) -> Metric | None:
         """The metric of a name: one of :attr:`metrics`, else one of the task's further ones; else ``None``."""
         return {one.name: one for one in self.metrics}.get(name) or self.task.further.find(name)
 
-    def judged_by(self, metric: str | Metric | None) -> Federation:
+    def judged_by(self, metric: str | Metric | None, *beside: str | Metric) -> Federation:
         """The same federation with another metric by which rounds and settings are chosen.
 
         Args:
             metric: the name of one of :attr:`metrics` or of the task's further ones, or a metric of your own; ``None``
                 for the task's first.
+            beside: further metrics, which are reported beside it and choose nothing.
 
         Examples:
             >>> import plures
-            >>> federation = plures.load("heart").judged_by("auroc")
-            >>> [metric.name for metric in federation.metrics][:3]
-            ['auroc', 'accuracy', 'loss']
+            >>> federation = plures.load("heart").judged_by("auroc", "sensitivity")
+            >>> [metric.name for metric in federation.metrics][:4]
+            ['auroc', 'sensitivity', 'accuracy', 'loss']
         """
         known = {one.name: one for one in self.metrics}
-        if isinstance(metric, str):
-            found = self.metric_of(metric)
-            if found is None:
-                names = [*known, *self.task.further.names]
-                kind = f"{self.task.kind} in {many} classes" if (many := len(self.task.classes)) else self.task.kind
-                raise PluresError(f"no metric {metric!r} for {kind}; {suggestion(metric, names, 'metrics are')}")
-            metric = found
-        elif metric is not None and known.get(metric.name, metric) != metric:
-            raise PluresError(f"metric {metric.name!r}: there is another metric of this name; rename yours")
-        return replace(self, metric=None if metric == self.task.metrics[0] else metric)
+        said: dict[str, Metric] = {}
+        for wanted in (self.task.metrics[0] if metric is None else metric, *beside):
+            found = self._named(wanted) if isinstance(wanted, str) else wanted
+            if found.name in said:
+                raise PluresError(f"metric {found.name!r} is named twice; name it once")
+            if known.setdefault(found.name, found) != found:
+                raise PluresError(f"metric {found.name!r}: there is another metric of this name; rename yours")
+            said[found.name] = found
+        first, *rest = said.values()
+        return replace(self, metric=None if first == self.task.metrics[0] else first, beside=tuple(rest))
+
+    def _named(self, metric: str) -> Metric:
+        """The metric of a name, or one sentence that there is none."""
+        found = self.metric_of(metric)
+        if found is None:
+            names = [*(one.name for one in self.metrics), *self.task.further.names]
+            kind = f"{self.task.kind} in {many} classes" if (many := len(self.task.classes)) else self.task.kind
+            raise PluresError(f"no metric {metric!r} for {kind}; {suggestion(metric, names, 'metrics are')}")
+        return found
 
     def _check_devices(self) -> None:
         rows = {f"rows of the {split} split": index.rows for split, index in self.splits.items()}

@@ -117,7 +117,7 @@ def single(result: SeedResult, folder: RunFolder) -> Comparison:
         methods=[method],
         settings=spec.model_dump(),
         environment={},
-        metrics=[MetricCard.of(metric) for metric in seen.metrics],
+        metrics=[MetricCard.of(metric, named=metric in seen.beside) for metric in seen.metrics],
     )
 
 

@@ -114,6 +114,7 @@ class Column:
         meaning: one line for the glossary.
         write: formats its value.
         rising: whether the best value is the smallest one.
+        named: whether it shows a metric that somebody asked for; such a column is the last to be dropped.
     """
 
     key: str
@@ -122,6 +123,7 @@ class Column:
     meaning: str
     write: Callable[[Row], str]
     rising: bool = True
+    named: bool = False
 
     def value(self, row: Row) -> float | None:
         metric = self.key.removeprefix(OTHER)
@@ -244,6 +246,7 @@ def _other(comparison: Comparison, card: MetricCard, rows: list[Row]) -> Column:
         + (f" {undefined(comparison, card, lacking)}" if lacking else ""),
         lambda row: number(row.others[card.name]),
         not card.higher,
+        card.named,
     )
 
 

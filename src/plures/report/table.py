@@ -75,7 +75,10 @@ def console_table(comparison: Comparison) -> Table:
         heading = headings[column.key]
         width = max(map(len, [*heading.split("\n"), *map(column.write, rows)]))
         table.add_column(heading, justify="right", no_wrap=True, min_width=width)
-    table.spared = tuple(headings[key] for spared in SPARED for key in reversed(headings) if key.startswith(spared))
+    asked = {column.key for column in shown if column.named}
+    others = [key for key in reversed(headings) if key not in asked]
+    dropped = [key for spared in SPARED for key in others if key.startswith(spared)]
+    table.spared = tuple(headings[key] for key in (*dropped, *sorted(asked, key=list(headings).index, reverse=True)))
     for place, row in enumerate(rows):
         style = "bold green" if row is winner and known(row.mean) is not None else ""
         cells = [Text(column.write(row), style if column.key == "mean" else "") for column in shown]

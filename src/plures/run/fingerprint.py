@@ -163,12 +163,19 @@ def of_method(method: Method, name: str, parameters: Mapping[str, Any] | None = 
 
 
 def of_metric(federation: Federation) -> Facts:
-    """Facts of the metric by which rounds and settings are chosen, unless it is the default for its kind of task."""
+    """Facts of the metric by which rounds and settings are chosen, unless it is the default for its kind of task.
+
+    With them, those of the metrics that are reported beside it.
+    """
     metric, known_ones = federation.metrics[0], type(federation.task).measures
-    if metric in known_ones[:1]:
-        return {}
-    known = metric in known_ones
-    return {"metric": metric.name} | ({} if known else facts(metric, "own metric"))
+    found: dict[str, Any] = {}
+    if metric not in known_ones[:1]:
+        found = {"metric": metric.name} | ({} if metric in known_ones else facts(metric, "own metric"))
+    if federation.beside:
+        found["metrics beside it"] = ", ".join(one.name for one in federation.beside)
+    for one in federation.beside:
+        found |= {} if one in known_ones else facts(one, f"own metric {one.name}")
+    return found
 
 
 def versions() -> Facts:

@@ -68,7 +68,8 @@ def onboard(run: Annotated[R, "a Run"], newcomers: Federation, visits: int | Non
         raise PluresError(f"visits={visits}: a new client cannot make a negative number of visits")
     newcomers = newcomers.to(run.federation.inputs.device, run.execution.dtype).classified(run.federation.task)
     check(newcomers, run.federation)
-    newcomers = replace(newcomers, task=run.federation.task, metric=run.federation.metric)
+    judged = run.federation
+    newcomers = replace(newcomers, task=judged.task, metric=judged.metric, beside=judged.beside)
     guest = run.on(newcomers, Setting.of(newcomers, run.setting))
     for block in run.bound.blocks:
         if isinstance(block.share, Known):

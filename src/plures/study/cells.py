@@ -157,7 +157,7 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         },
         "partition",
     )
-    fresh = replace(fresh, preparation=federation.preparation, metric=federation.metric)
+    fresh = replace(fresh, preparation=federation.preparation, metric=federation.metric, beside=federation.beside)
     return fresh if federation.scaling is None else _scaled_again(fresh, *federation.scaling)
 
 

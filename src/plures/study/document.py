@@ -86,7 +86,8 @@ class DataPart(Part):
         partitions: labels of the partitions it is used with; default: all of the file.
         task: what is predicted, with the loss of all methods: ``module:name`` of a user's task, or the name of a kind;
             default: the task of the data.
-        metric: metric by which rounds and settings are chosen; default: the task's first metric.
+        metric: metric by which rounds and settings are chosen; default: the task's first metric. Of a list, the first
+            is that metric, and the others are reported beside it.
     """
 
     name: str
@@ -100,7 +101,12 @@ class DataPart(Part):
     max_examples: Annotated[int | None, Field(ge=3)] = None
     partitions: list[str] | None = None
     task: str | None = None
-    metric: str | None = None
+    metric: str | list[str] | None = None
+
+    @property
+    def measured(self) -> list[str]:
+        """The metrics that are named."""
+        return [self.metric] if isinstance(self.metric, str) else self.metric or []
 
 
 class ShiftPart(Part):

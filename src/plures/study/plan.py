@@ -218,8 +218,10 @@ def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> 
 def _own_code(source: Source, cell: Cell) -> dict[str, Any]:
     """Code of a user's network, task and metric, so that results are not mistaken for those of other code."""
     data = cell.data
-    names: list[tuple[Named[Any], str | None]] = [(NETWORK, data.model), (TASK, data.task), (METRIC, data.metric)]
+    names: list[tuple[Named[Any], str | None]] = [(NETWORK, data.model), (TASK, data.task)]
     own = {kind.kind: kind.find(name, source.code) for kind, name in names if name and ":" in name}
+    for place, name in enumerate(data.measured):
+        own |= {f"metric {place}" if place else "metric": METRIC.find(name, source.code)} if ":" in name else {}
     return {what: facts(one, what) for what, one in own.items()}
 
 

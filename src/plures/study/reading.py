@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from plures.errors import PluresError, closest, suggestion
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.own import METRIC, TASK, find_loader, is_own, network_kinds
+from plures.evaluate.own import METRIC, TASK, Named, find_loader, is_own, network_kinds
 from plures.evaluate.results import REFERENCES
 from plures.evaluate.spec import find_method
 from plures.federation import DATASETS, from_folder
@@ -208,7 +208,8 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
         for option in data.model_options.keys() - set(parameters):
             known_ones = ", ".join(parameters) or "none"
             yield (*path, "model_options", option), f"is not an option of {data.model}; they are {known_ones}"
-    for key, kind, name in (("task", TASK, data.task), ("metric", METRIC, data.metric)):
+    named: list[tuple[str, Named[Any], str | None]] = [("task", TASK, data.task)]
+    for key, kind, name in (*named, *(("metric", METRIC, name) for name in data.measured)):
         if name is not None and (kind is TASK or ":" in name):  # the metrics of plures depend on the task
             try:
                 kind.find(name, source.code)
