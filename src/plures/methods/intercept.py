@@ -17,7 +17,7 @@ from plures.tasks.shift import best_shift
 def intercept(prior: float = 1.0) -> Method:
     """FedAvg; each client adds one number per output of its own, fitted on its training examples.
 
-    ``min_b sum_n l(z_n + b, y_n) + prior/2 ||b||^2`` over the outputs ``z`` of the finished model, by Newton's method.
+    ``min_b sum_n l(z_n + b, y_n) + prior/2 ||b||^2`` over the outputs ``z`` of the finished model.
     It moves decisions and probabilities towards the client's share of each class, or its mean, and of two classes
     it never changes the order of the scores. So what it gains in accuracy says how much of personalization is
     knowledge of how frequent the classes are. A model that diverged stays as it is.
@@ -28,16 +28,17 @@ def intercept(prior: float = 1.0) -> Method:
     require(prior >= 0, f"intercept: prior={prior} must not be negative")
 
     def fit(x: State, outputs: Tensor, batch: Batch) -> Leaves:
-        given, weight = outputs.to(torch.float64), batch.mask.to(torch.float64)
-        total, shape = weight.sum(), batch.problem.task.shift
+        task, given, weight = batch.problem.task, outputs.to(torch.float64), batch.mask.to(torch.float64)
+        targets = batch.targets.to(torch.float64) if batch.targets.is_floating_point() else batch.targets
+        total, shape = weight.sum(), task.shift
 
         def cost(shift: Tensor) -> Tensor:
             return (
-                total * batch.problem.loss(given + shift.view(shape), batch.targets, weight)
+                total * batch.problem.loss(given + shift.view(shape), targets, weight)
                 + prior / 2 * shift.square().sum()
             )
 
-        return {"shift": best_shift(cost, given.new_zeros(batch.problem.task.outputs)).view(shape).to(outputs)}
+        return {"shift": best_shift(cost, given.new_zeros(task.outputs), task.curved).view(shape).to(outputs)}
 
     def start(start: Start) -> Leaves:
         return {"shift": torch.zeros(start.setting.task.shift, dtype=start.network.dtype)}

@@ -5,31 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 STEPS = 12
 FRACTIONS = (0.0, 1.0, 0.5, 0.25, 0.0625, 2.0**-8)
+SCALES = tuple(sign * 2.0**power for power in range(-20, 21) for sign in (-1, 1))
+SEARCHES = 48
 LEAST = 1e-9
 
 
-def best_shift(cost: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Minimise a cost of a few numbers, by Newton's method with steps that never raise it.
+def best_shift(cost: Callable[[Tensor], Tensor], start: Tensor, curved: bool) -> Tensor:
+    """Minimise a convex cost of a few numbers, by steps that never raise it.
 
-    Where the cost is not finite, as with a model that diverged or without examples, the start is returned.
+    Newton's method does it where the cost is curved. Where it may be linear in places, as the pinball loss is
+    everywhere, each step also tries moves along one number, of sizes from 1e-6 to 1e6, and takes the best. Where the
+    cost is not finite, as with a model that diverged or without examples, the start is returned.
 
     Args:
         cost: ``(numbers,) -> ()``, twice differentiable almost everywhere.
         start: ``(numbers,)`` float64.
+        curved: whether the cost is curved everywhere.
     """
-    damping = LEAST * torch.eye(len(start), dtype=start.dtype, device=start.device)
-    fractions = start.new_tensor(FRACTIONS)[:, None]
+    numbers = len(start)
+    damping = LEAST * torch.eye(numbers, dtype=start.dtype, device=start.device)
+    fractions, scales = start.new_tensor(FRACTIONS)[:, None], start.new_tensor(SCALES)[:, None]
     at = start
-    for _ in range(STEPS):
+    for turn in range(STEPS if curved else min(STEPS * numbers, SEARCHES)):
         slope, curvature = grad(cost)(at), jacrev(grad(cost))(at)
         curvature = curvature.nan_to_num(0.0, 0.0, 0.0)
         step = torch.linalg.solve_ex(curvature + damping, slope.nan_to_num(0.0, 0.0, 0.0))[0]
         tried = at - fractions * step.nan_to_num(0.0, 0.0, 0.0)
+        if not curved:
+            along = F.one_hot(torch.tensor(turn % numbers, device=start.device), numbers).to(start)
+            tried = torch.cat([tried, at + scales * along])
         costs = vmap(cost)(tried)
         at = tried[costs.nan_to_num(nan=torch.inf).argmin()]
     return at

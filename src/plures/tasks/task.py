@@ -248,9 +248,10 @@ class Task:
 
         def cost(outputs: Tensor) -> Tensor:
             every = outputs.expand(len(targets), self.outputs)
-            return self.mean_loss(every, targets, weight.to(every)) + LEAST * outputs.square().sum()
+            return self.mean_loss(every, exact, weight.to(every)) + LEAST * outputs.square().sum()
 
-        return best_shift(cost, torch.zeros(self.outputs, dtype=torch.float64, device=targets.device))
+        exact = targets.to(torch.float64) if targets.is_floating_point() else targets
+        return best_shift(cost, torch.zeros(self.outputs, dtype=torch.float64, device=targets.device), self.curved)
 
     @property
     def squared(self) -> bool:
