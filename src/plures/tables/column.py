@@ -18,7 +18,7 @@ from plures.errors import closest
 from plures.tables.declared import Declared, Finite, Name, Names, Share
 from plures.tables.finding import Finding
 from plures.tables.marks import read_days
-from plures.tables.table import Cells, absent, numbers, text, texts
+from plures.tables.table import Cells, each, gaps_of, numbers, text, texts
 from plures.tables.units import guess
 
 L = TypeVar("L", bound="Levels")
@@ -120,7 +120,7 @@ class Number(Scaled):
         """Numbers of a column, and what is wrong with them; ``missing`` replaces the declared share."""
         values, wrong = numbers(cells)
         if self.marks:
-            wrong &= np.array([text(cell) not in self.marks for cell in _plain(cells)], dtype=bool)
+            wrong &= np.array(each(cells, lambda cell: text(cell) not in self.marks), dtype=bool)
         if self.zero_is_missing:
             values[values == 0] = np.nan
         gaps = np.isnan(values) & ~wrong
@@ -237,7 +237,7 @@ class Levels(Declared):
         Another value has the index after that of the last level, if it is allowed.
         """
         places = {text(level): place for place, level in enumerate(self.levels)}
-        gaps = np.array([absent(cell) for cell in cells], dtype=bool)
+        gaps = gaps_of(cells)
         words = texts(cells)
         unknown = float(len(places)) if self.other else np.nan
         values = np.array([places.get(word, unknown) for word in words], dtype=np.float64)
@@ -319,11 +319,6 @@ class Boolean(Levels):
 
 
 AnyColumn = Number | Category | Ordered | Boolean | Date
-
-
-def _plain(cells: Cells) -> list[Any]:
-    found: list[Any] = cells.tolist() if isinstance(cells, np.ndarray) else cells
-    return found
 
 
 def _gaps(column: str, gaps: NDArray[np.bool_], share: float) -> list[Finding]:

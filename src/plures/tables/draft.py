@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from plures.errors import PluresError, suggestion
 from plures.tables.kinds import Kind, Said, kind_of
 from plures.tables.marks import read_days
-from plures.tables.table import Cells, absent, numbers, text
+from plures.tables.table import Cells, distinct, each, gaps_of, numbers, text
 
 CLASSES = 20
 """Most distinct integers that are read as classes."""
@@ -92,7 +92,7 @@ def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None,
         for name in names:
             if name not in features:
                 raise PluresError(f"{key}: column {name!r} is not an input; leave it out of {key}")
-    owner = [""] * len(table[target[0]]) if client is None else [text(cell) for cell in table[client]]
+    owner = [""] * len(table[target[0]]) if client is None else each(table[client], text)
     said = Said(
         options.get("categories", ()),
         options.get("numbers", ()),
@@ -100,9 +100,10 @@ def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None,
         options.get("dates", {}),
         features if given is not None else (),
     )
+    code = np.unique(np.array(owner), return_inverse=True)[1]
     kinds = {name: kind_of(name, table[name], owner, said) for name in features}
     reasons = {name: kind.why for name, kind in kinds.items() if not kind.kind}
-    columns = [_column(name, kind, table[name], owner, options) for name, kind in kinds.items() if kind.kind]
+    columns = [_column(name, kind, table[name], code, options) for name, kind in kinds.items() if kind.kind]
     if given is not None and reasons:
         name = next(iter(reasons))
         raise PluresError(f"column {name!r}: {reasons[name]}; complete it or leave it out of features")
@@ -138,15 +139,15 @@ def _task(targets: Mapping[str, Cells], options: Draft) -> dict[str, object]:
     return {**found, "classes": tuple(_levels(targets[names[0]], numeric=not wrong))}
 
 
-def _column(name: str, kind: Kind, cells: Cells, owner: Sequence[str], options: Draft) -> dict[str, object]:
+def _column(name: str, kind: Kind, cells: Cells, code: NDArray[np.int64], options: Draft) -> dict[str, object]:
     found: dict[str, object] = {"name": name, "kind": kind.kind, **kind.fields}
     if kind.kind in ("category", "ordered", "boolean"):
-        gaps = np.array([absent(cell) for cell in cells], dtype=bool)
+        gaps = gaps_of(cells)
         other = {"other": True} if options.get("other", False) and kind.kind != "boolean" else {}
-        return {**found, **other, "missing": _share(gaps, owner)}
+        return {**found, **other, "missing": _share(gaps, code)}
     if kind.kind == "date":
         values, gaps, _ = read_days(cells, kind.fields.get("format"))
-        return {**found, **_moments(values[~gaps], None, options), "missing": _share(gaps, owner)}
+        return {**found, **_moments(values[~gaps], None, options), "missing": _share(gaps, code)}
     values, _ = numbers(cells)
     zero = name in options.get("zero_is_missing", ())
     if zero:
@@ -162,7 +163,7 @@ def _column(name: str, kind: Kind, cells: Cells, owner: Sequence[str], options: 
         **({"unit": unit} if unit is not None else {}),
         **({"zero_is_missing": True} if zero else {}),
         **_moments(known, options.get("margin", 0.1), options),
-        "missing": _share(np.isnan(values), owner),
+        "missing": _share(np.isnan(values), code),
     }
 
 
@@ -185,12 +186,11 @@ def _moments(values: NDArray[np.float64], margin: float | None, options: Draft) 
 
 
 def _levels(cells: Cells, *, numeric: bool) -> tuple[str, ...]:
-    found = {text(cell) for cell in cells if not absent(cell)}
+    found = distinct(cells)
     return tuple(sorted(found, key=float) if numeric else sorted(found))
 
 
-def _share(gaps: NDArray[np.bool_], owner: Sequence[str]) -> float:
+def _share(gaps: NDArray[np.bool_], code: NDArray[np.int64]) -> float:
     """Largest share of missing values of a client, rounded up to hundredths."""
-    _, code = np.unique(np.array(owner), return_inverse=True)
     most = float((np.bincount(code, weights=gaps) / np.bincount(code)).max())
     return math.ceil(round(100 * most, 6)) / 100

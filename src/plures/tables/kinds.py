@@ -19,7 +19,7 @@ from plures.errors import PluresError
 from plures.names import LONGEST
 from plures.tables.column import COMMA
 from plures.tables.marks import read_days
-from plures.tables.table import Cells, absent, numbers, text
+from plures.tables.table import Cells, absent, distinct, gaps_of, numbers, text
 from plures.tables.table import texts as texts_of
 
 LEVELS = 30
@@ -96,28 +96,35 @@ def kind_of(name: str, cells: Cells, owner: Sequence[str], said: Said) -> Kind:
         PluresError: names the column and a row, if its cells are almost, but not all, of one kind.
     """
     plain: list[Any] = cells.tolist() if isinstance(cells, np.ndarray) else cells
-    known = [cell for cell in plain if not absent(cell)]
-    if not known:
+    gaps = gaps_of(plain)
+    if gaps.all():
         return Kind("", why="it has no value at all")
     if name in said.ordered:
         return Kind("ordered", {"levels": tuple(map(text, said.ordered[name]))})
     values, wrong = numbers(cells)
-    truth = {type(cell) for cell in known} <= {bool, np.bool_}
-    words = texts_of(plain)
-    texts = {word for word, cell in zip(words, plain, strict=True) if not absent(cell)}
-    if len(known) == len(plain) > 1 and len(texts) == 1 and name not in said.wanted:
+    numeric = not wrong.any() and name not in said.dates
+    if numeric and name not in said.categories and len(np.unique(values[~np.isnan(values)])) > 2:
+        return _number(name, values, said)
+    truth = {type(cell) for cell, gap in zip(plain, gaps.tolist(), strict=True) if not gap} <= {bool, np.bool_}
+    texts = distinct(plain)
+    if len(plain) > 1 and not gaps.any() and len(texts) == 1 and name not in said.wanted:
         return Kind("", why=f"it is {next(iter(texts))[:LONGEST]} in every row")
     if truth:
         return Kind("boolean", {"levels": ("False", "True")})
     if name in said.categories:
         return Kind("category", {"levels": _sorted(texts, numeric=not wrong.any())})
-    if not wrong.any() and texts != {"0", "1"} and name not in said.dates:
-        why = "" if name in said.wanted else _identifies(name, values)
-        return Kind("", why=why) if why else Kind("number")
+    if numeric and texts != {"0", "1"}:
+        return _number(name, values, said)
     pair = _truth(texts)
     if pair is not None:
         return Kind("boolean", {"levels": pair})
     return _of_text(name, plain, wrong, texts, owner, said)
+
+
+def _number(name: str, values: NDArray[np.float64], said: Said) -> Kind:
+    """The kind of a column of numbers."""
+    why = "" if name in said.wanted else _identifies(name, values)
+    return Kind("", why=why) if why else Kind("number")
 
 
 def _of_text(
@@ -127,7 +134,8 @@ def _of_text(
     form = _dates(name, cells, texts, said)
     if form is not None:
         return Kind("date", {"format": form} if form else {})
-    odd = {text(cell) for cell, is_odd in zip(cells, wrong.tolist(), strict=True) if is_odd}
+    words, gaps = texts_of(cells), gaps_of(cells)
+    odd = {word for word, is_odd in zip(words, wrong.tolist(), strict=True) if is_odd}
     marks = tuple(sorted(word for word in odd if word in MARKS or name in said.numbers))
     if marks and odd <= {*marks} and (texts - odd or name in said.numbers):
         return Kind("number", {"marks": marks})
@@ -142,14 +150,13 @@ def _of_text(
     if ordered is not None:
         return Kind("ordered", {"levels": ordered})
     if name not in said.wanted:
-        own = len(texts) == sum(not absent(cell) for cell in cells)
+        own = len(texts) == int((~gaps).sum())
         many = len(texts) > LEVELS or (len(texts) > LEVELS / 3 and len(texts) > len(cells) / 2)
         if own and len(texts) > LEVELS / 3:
             return Kind("", why="its text is different in every row, like a name or a case number")
         if many or any(len(word) > LONGEST for word in texts):
             return Kind("", why=f"it is free text, with {len(texts)} different values")
-        gone = [absent(cell) for cell in cells]
-        pairs = {(word, who) for word, who, gap in zip(texts_of(cells), owner, gone, strict=True) if not gap}
+        pairs = {(word, who) for word, who, gap in zip(words, owner, gaps.tolist(), strict=True) if not gap}
         if len(texts) > 1 and len(pairs) == len(texts) and len({who for _, who in pairs}) > 1:
             return Kind("", why="it names the client: each value occurs at one client only")
     return Kind("category", {"levels": _sorted(texts, numeric=False)})
@@ -188,8 +195,10 @@ def _dates(name: str, cells: list[Any], texts: set[str], said: Said) -> str | No
         return ""
     if 2 * sum(map(date, texts)) < len(texts) or all(":" in word[:3] for word in texts):
         return None
-    fits = [form for form in ("", *DATES) if not read_days(cells, form or None)[2].any()]
-    if len(fits) == 1 or "" in fits:
+    if not read_days(cells, None)[2].any():
+        return ""
+    fits = [form for form in DATES if not read_days(cells, form)[2].any()]
+    if len(fits) == 1:
         return fits[0]
     if fits:
         likely = " or ".join(fits)

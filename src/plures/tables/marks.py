@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.tables.finding import Finding
-from plures.tables.table import Cells, absent, text
+from plures.tables.table import Cells, absent, each, gaps_of, text
 
 Dates = NDArray[np.datetime64]
 
@@ -50,15 +50,15 @@ def read_groups(
     name: str, cells: Cells, why: str = "says which rows stay together"
 ) -> tuple[NDArray[np.str_], list[Finding]]:
     """Groups of a column ``(n,)`` as texts, and what is wrong with them."""
-    gaps = np.array([absent(cell) for cell in cells], dtype=bool)
+    gaps = gaps_of(cells)
     what = f"missing in {int(gaps.sum())} of {len(gaps)} rows, but it {why}"
     findings = [Finding("error", name, what, "complete it or leave the rows out", _rows(gaps))] if gaps.any() else []
-    return np.array([text(cell) for cell in cells], dtype=np.str_), findings
+    return np.array(each(cells, text), dtype=np.str_), findings
 
 
 def _moments(cells: Cells, form: str | None) -> tuple[Dates, NDArray[np.bool_], NDArray[np.bool_]]:
-    gaps = np.array([absent(cell) for cell in cells], dtype=bool)
-    found = [None if gap else _date(cell, form) for cell, gap in zip(cells, gaps.tolist(), strict=True)]
+    gaps = gaps_of(cells)
+    found = each(cells, lambda cell: None if absent(cell) else _date(cell, form))
     wrong = np.array([day is None for day in found], dtype=bool) & ~gaps
     return np.array(found, dtype="datetime64[us]"), gaps, wrong
 

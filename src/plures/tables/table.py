@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from plures.errors import PluresError, closest
 from plures.federation.build import Frame
 from plures.files import write_text
 from plures.texts import csv_text, uncelled
+
+V = TypeVar("V")
 
 MISSING = ("", "?", "NA")
 """Strings that mean a missing value in a CSV file."""
@@ -83,18 +85,31 @@ def text(cell: Any) -> str:
     return whole[1] if whole else word
 
 
+def gaps_of(cells: Cells) -> NDArray[np.bool_]:
+    """Which cells of a column are missing, ``(n,)``; see :func:`absent`."""
+    if isinstance(cells, np.ndarray):
+        return np.isnan(cells) if cells.dtype.kind == "f" else np.zeros(len(cells), dtype=bool)
+    if written(cells):
+        return np.array([cell is None for cell in cells], dtype=bool)
+    return np.array([absent(cell) for cell in cells], dtype=bool)
+
+
+def written(cells: Cells) -> TypeGuard[list[str | None]]:
+    """Whether all cells of a column are texts or ``None``, as those of a CSV file are."""
+    return not isinstance(cells, np.ndarray) and {*map(type, cells)} <= {str, type(None)}
+
+
+def each(cells: Cells, read: Callable[[Any], V]) -> list[V]:
+    """What is read from each cell of a column; texts repeat, and each is read once."""
+    if written(cells):
+        known = {cell: read(cell) for cell in {*cells}}
+        return [known[cell] for cell in cells]
+    return [read(cell) for cell in (cells.tolist() if isinstance(cells, np.ndarray) else cells)]
+
+
 def texts(cells: Cells) -> list[str]:
     """The cells of a column as texts, empty if missing."""
-    known: dict[str, str] = {}  # text cells repeat, and each is looked at once
-    found = []
-    for cell in cells.tolist() if isinstance(cells, np.ndarray) else cells:
-        if not isinstance(cell, str):
-            found.append("" if absent(cell) else text(cell))
-            continue
-        if cell not in known:
-            known[cell] = text(cell)
-        found.append(known[cell])
-    return found
+    return each(cells, lambda cell: "" if absent(cell) else text(cell))
 
 
 def number(cell: Any) -> float | None:
@@ -113,9 +128,27 @@ def numbers(cells: Cells) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """A column as numbers ``(n,)``, NaN if missing, and a mask of cells that are not numbers."""
     if isinstance(cells, np.ndarray):
         return cells.astype(np.float64), np.zeros(len(cells), dtype=bool)
-    found = [number(cell) for cell in cells]
+    if written(cells) and (plain := _all_numbers(cells)) is not None:
+        return plain, np.zeros(len(cells), dtype=bool)
+    found = each(cells, number)
     wrong = np.array([value is None for value in found], dtype=bool)
     return np.array([np.nan if value is None else value for value in found], dtype=np.float64), wrong
+
+
+def distinct(cells: Cells) -> set[str]:
+    """The texts of the cells of a column that are not missing."""
+    return {text(cell) for cell in ({*cells} if written(cells) else cells) if not absent(cell)}
+
+
+def _all_numbers(cells: Sequence[str | None]) -> NDArray[np.float64] | None:
+    """A column of texts as numbers, all at once; ``None`` if one of them is not a number."""
+    words = ["nan" if cell is None else cell for cell in cells]
+    if "_" in "".join(words):
+        return None
+    try:
+        return np.fromiter(map(float, words), dtype=np.float64, count=len(words))
+    except ValueError:
+        return None
 
 
 def read_table(path: Path) -> dict[str, list[Any]]:
@@ -191,12 +224,19 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
             reader = csv.reader(file, strict=True, skipinitialspace=True, delimiter=separator)
             header = [uncelled(name.strip()) for name in next(reader, [])]
             _check_header(path, header)
-            rows = [_row(path, reader.line_num, header, row) for row in reader if row]
+            rows = []
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    raise PluresError(
+                        f"{path}, line {reader.line_num}: {len(row)} cells for {len(header)} columns; correct the line"
+                    )
+                rows.append(row)
     except UnicodeDecodeError as error:
         raise PluresError(f"{path}: is not UTF-8 text ({error.reason}); save it as CSV in UTF-8") from error
     except (OSError, csv.Error) as error:
         raise PluresError(f"{path}: cannot be read as CSV ({error}); save it again") from error
-    found = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    whole = zip(*rows, strict=True) if rows else [()] * len(header)
+    found = {name: _known(cells) for name, cells in zip(header, whole, strict=True)}
     return {name: _with_points(cells) for name, cells in found.items()} if separator == ";" else dict(found)
 
 
@@ -218,11 +258,12 @@ def _with_points(cells: list[str | None]) -> list[Any]:
     return [None if cell is None else cell.replace(",", ".") for cell in cells]
 
 
-def _row(path: Path, line: int, header: Sequence[str], row: Sequence[str]) -> list[str | None]:
-    if len(row) != len(header):
-        raise PluresError(f"{path}, line {line}: {len(row)} cells for {len(header)} columns; correct the line")
-    cells = [uncelled(cell.strip()) for cell in row]
-    return [None if cell in MISSING else cell for cell in cells]
+def _known(cells: Sequence[str]) -> list[str | None]:
+    """Cells of a CSV file without blanks around them; ``None`` for a missing value."""
+    words = [*map(str.strip, cells)]
+    if "'" in "".join(words):
+        words = each(words, uncelled)
+    return [None if word in MISSING else word for word in words]
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
