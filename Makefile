@@ -31,6 +31,7 @@ bench: $(VENV)/developing
 	$(BIN)/python -m benchmarks.har --out benchmarks/results/har
 	$(BIN)/python -m benchmarks.families --out benchmarks/results/families
 	$(BIN)/python -m benchmarks.protocols --out benchmarks/results/protocols
+	$(BIN)/python -m benchmarks.tcga --out benchmarks/results/tcga
 	$(BIN)/plures study benchmarks/studies/reduced.toml --processes 2 --out runs/reduced
 	cp runs/reduced/report.html benchmarks/results/reduced.html
 	$(BIN)/python -m benchmarks.advice

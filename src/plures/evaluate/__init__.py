@@ -7,7 +7,7 @@ from plures.evaluate.fit import Fit, finish, fit
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.predictions import predictions
 from plures.evaluate.results import BASELINES, ClientScores, Comparison, MethodResult, Point, Row, SeedResult
-from plures.evaluate.scores import Scores, primary, score
+from plures.evaluate.scores import Scores, pooled, primary, score
 from plures.evaluate.spec import RunSpec
 from plures.evaluate.stream import StreamScores, follow
 from plures.evaluate.summary import Summary, harmed, interval, paired_test, summarize
@@ -37,6 +37,7 @@ __all__ = [
     "harmed",
     "interval",
     "paired_test",
+    "pooled",
     "predictions",
     "primary",
     "score",

@@ -106,3 +106,38 @@ def score(
         return Scores(names, sizes, values)
     chosen = sorted(clients)
     return Scores(tuple(names[i] for i in chosen), sizes[chosen], values)
+
+
+@checked
+def pooled(run: Run, split: SplitName, *, metrics: Sequence[Metric] | None = None) -> dict[str, float]:
+    """Metrics of the rows of all clients together, each predicted by its own client's predictor.
+
+    This is not the mean over clients: AUROC compares rows of different clients, F1 adds up all clients' counts. The
+    outputs of different personal models cannot be ranked together, so the mean over clients comes first.
+
+    Args:
+        run: the run whose federation is scored.
+        split: the examples to score.
+        metrics: the metrics; default: all metrics of the federation.
+
+    Examples:
+        >>> data = plures.load("heart")
+        >>> run = plures.Run(data, plures.default_model(data), plures.METHODS["fedavg"](), plures.Training(rounds=1))
+        >>> _ = run.step()
+        >>> accuracy, sizes = plures.score(run, "test").values["accuracy"], data.splits["test"].sizes.numpy()
+        >>> bool(abs(pooled(run, "test")["accuracy"] - np.average(accuracy, weights=sizes)) < 1e-12)
+        True
+    """
+    metrics = run.federation.metrics if metrics is None else metrics
+    weights: list[Tensor] = []
+    parts: list[list[tuple[Tensor, ...]]] = [[] for _ in metrics]
+    for _, weight, kept in read(run, split, [metric.needed for metric in metrics]):
+        counted = weight > 0
+        weights.append(weight[counted])
+        for part, taken in zip(parts, kept, strict=True):
+            part.append(tuple(one[counted] for one in taken))
+    one = torch.cat(weights).unsqueeze(0)
+    return {
+        metric.name: float(metric.computed(one, *(torch.cat(same).unsqueeze(0) for same in zip(*part, strict=True)))[0])
+        for metric, part in zip(metrics, parts, strict=True)
+    }
