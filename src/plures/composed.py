@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from plures.errors import PluresError
-from plures.signature import Kinds, read
+from plures.errors import PluresError, suggestion
+from plures.signature import Kinds, arguments, kinds, read
+
+T = TypeVar("T")
 
 
 def pieces(text: str) -> list[str]:
@@ -54,3 +56,27 @@ def options_of(what: str, options: Sequence[str], kinds: Kinds) -> dict[str, Any
             raise PluresError(f"{what}: {name} is given twice; give it once")
         found[name] = read(f"{what}:", name, value.strip(), kinds.get(name, Any))
     return found
+
+
+def made(kind: str, text: str, catalogue: Mapping[str, Callable[..., T]], **given: Any) -> T:
+    """The object that a text names, such as the optimizer ``sgd(momentum=0.9)``.
+
+    Args:
+        kind: what is named, for messages.
+        text: the name, with options or without.
+        catalogue: the functions that make the objects, by name.
+        given: options that are not typed behind the name.
+
+    Raises:
+        PluresError: if there is no such name, or an option is unknown, does not fit, or is given already.
+    """
+    name, options = called(text, kind)
+    if name not in catalogue:
+        raise PluresError(f"no {kind} {name!r}; {suggestion(name, catalogue)}")
+    build, what = catalogue[name], f"{kind} {name!r}"
+    known = {option: of for option, of in kinds(build).items() if option not in given}
+    typed = options_of(what, options or (), known)
+    for option in typed.keys() & given.keys():
+        raise PluresError(f"{what}: {option}={typed[option]!r} is an option of its own; take it out of the parentheses")
+    bound = arguments(what, build, **given, **typed)
+    return build(*bound.args, **bound.kwargs)

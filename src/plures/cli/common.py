@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ from plures.augment import AUGMENTATIONS
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import Code
 from plures.evaluate.own import find_loader, network_kinds
+from plures.evaluate.results import BASELINES
+from plures.evaluate.spec import OPTIMIZER_NAMES, SCHEDULE_NAMES, find_method
 from plures.models import NETWORKS
 from plures.run import Execution
 from plures.run.execution import Precision
@@ -99,7 +102,7 @@ Options = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Examples in a batch; 0 for all.")]
-Epochs = Annotated[float, typer.Option(help="Passes over a client's data per visit.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over a client's data per visit; default: 1.")]
 Unseen = Annotated[list[str] | None, typer.Option(help="Client held out of training; repeatable.")]
 Fraction = Annotated[float | None, typer.Option(help="Share of the clients, redrawn each round; default: all.")]
 EvaluateClients = Annotated[
@@ -121,6 +124,32 @@ MetricName = Annotated[
         help="The metric by which rounds and settings are chosen, and clients are called harmed: a metric of the task, "
         "such as auroc or sensitivity, or module:name of your own; default: the task's first. Repeatable: the others "
         "are reported beside the first.",
+    ),
+]
+OptimizerName = Annotated[
+    str,
+    typer.Option(
+        "--optimizer",
+        help=f"Local optimizer: {', '.join(OPTIMIZER_NAMES)}; with options as in 'sgd(nesterov=true)'.",
+    ),
+]
+Momentum = Annotated[float, typer.Option(help="Momentum of SGD.")]
+WeightDecay = Annotated[float, typer.Option(help="Weight decay of the local optimizer.")]
+ScheduleName = Annotated[
+    str,
+    typer.Option(
+        "--schedule",
+        help=f"Schedule of the learning rate: {', '.join(SCHEDULE_NAMES)}; with options as in 'cosine(final=0.1)'.",
+    ),
+]
+Clip = Annotated[float | None, typer.Option(help="Largest norm of a client's gradient; default: no clipping.")]
+Steps = Annotated[int | None, typer.Option(help="Gradient steps per visit, instead of --epochs.")]
+Drawn = Annotated[
+    Literal["full", "uniform", "size"] | None,
+    typer.Option(
+        "--participation",
+        help="Who takes part in a round: all clients, or a --fraction drawn uniformly or by size; default: uniform if "
+        "--fraction is given.",
     ),
 ]
 AugmentName = Annotated[
@@ -223,6 +252,35 @@ def data_settings(
     return {**given, **found}
 
 
+def spaces(texts: list[str] | None, methods: Sequence[str], code: Code) -> dict[str, dict[str, list[Any]]] | None:
+    """Values to try, by method and parameter, of ``METHOD.NAME=VALUES``.
+
+    Args:
+        texts: what the user typed.
+        methods: the methods that are compared.
+        code: user code that they may name.
+    """
+    entries = {name: find_method(name, code) for name in (*BASELINES, *methods)}
+    found = dict[str, dict[str, list[Any]]]()
+    for text in texts or ():
+        parts = re.fullmatch(r"(.+)\.(\w+)=(.+)", text, re.DOTALL)
+        if parts is None:
+            raise PluresError(f"--space {text!r}: write METHOD.NAME=VALUES, such as ditto.lam=0.01,0.1")
+        method, name, values = parts.groups()
+        if method not in entries:
+            raise PluresError(f"--space {text!r}: no method {method!r} is compared; {suggestion(method, entries)}")
+        kinds = {"lr": float, **entries[method].kinds}
+        if name not in kinds:
+            known = suggestion(name, kinds, "its parameters are")
+            raise PluresError(f"--space: method {method!r} has no parameter {name!r}; {known}")
+        own = found.setdefault(entries[method].name, {})
+        if name in own:
+            raise PluresError(f"--space: {method}.{name} is given twice; give all values at once")
+        several = re.split(r",(?![^\[]*\])", values)
+        own[name] = [read("--space", f"{method}.{name}", one.strip(), kinds[name]) for one in several]
+    return found or None
+
+
 def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]:
     """Options of ``--model-set`` for a network."""
     if pairs and model is None:
@@ -230,6 +288,11 @@ def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]
     return settings(
         pairs, "--model-set", f"network {model!r}", network_kinds(model, Code.typed(model)) if pairs and model else {}
     )
+
+
+def passes(epochs: float | None, steps: int | None) -> float | None:
+    """Epochs of a visit: one, unless something else was said."""
+    return 1.0 if epochs is None and steps is None else epochs
 
 
 def consent(allowed: list[str] | None) -> Code:

@@ -7,7 +7,7 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -19,9 +19,11 @@ from plures.cli.common import (
     Capture,
     Chunk,
     ClientColumn,
+    Clip,
     Compile,
     Data,
     Device,
+    Drawn,
     Epochs,
     EvaluateClients,
     Fold,
@@ -30,26 +32,33 @@ from plures.cli.common import (
     MetricName,
     Model,
     ModelOptions,
+    Momentum,
     Numbers,
+    OptimizerName,
     Options,
     Out,
     Patience,
     Processes,
     Rounds,
+    ScheduleName,
     SchemaFile,
     SplitColumn,
+    Steps,
     Target,
     TaskName,
     TestRows,
     Time,
     Track,
     Unseen,
+    WeightDecay,
     app,
     console,
     data_settings,
     execution,
     model_settings,
+    passes,
     settings,
+    spaces,
     typed,
 )
 from plures.cli.progress import progress
@@ -90,11 +99,26 @@ def compare_command(
     seeds: Annotated[int, typer.Option(help="Final runs per method.")] = 3,
     lr: Annotated[list[float] | None, typer.Option(help="Learning rate to try; repeatable.")] = None,
     tune_rounds: Annotated[int, typer.Option(help="Rounds of a tuning run; 0 disables tuning.")] = 10,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD.NAME=VALUES",
+            help="Values to try of a method's parameter, or of its learning rate, lr: ditto.lam=0.01,0.1; repeatable. "
+            "Default: those of the catalogue.",
+        ),
+    ] = None,
+    optimizer: OptimizerName = "sgd",
+    momentum: Momentum = 0.0,
+    weight_decay: WeightDecay = 0.0,
+    schedule: ScheduleName = "constant",
+    clip: Clip = None,
     model: Model = None,
     model_options: ModelOptions = None,
     batch_size: BatchSize = 32,
-    epochs: Epochs = 1.0,
+    epochs: Epochs = None,
+    steps: Steps = None,
     fraction: Fraction = None,
+    participation: Drawn = None,
     unseen: Unseen = None,
     task: TaskName = None,
     metric: MetricName = None,
@@ -114,7 +138,8 @@ def compare_command(
     track: Track = None,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
-    typed(data, model, task, *(metric or ()), *(method or ()))
+    methods = method or DEFAULT
+    code = typed(data, model, task, *(metric or ()), *methods)
     callbacks = trackers(track or (), out)
     with progress("comparing", 1) as update:
 
@@ -124,7 +149,7 @@ def compare_command(
 
         result = compare(
             data,
-            method or DEFAULT,
+            methods,
             model=model,
             rounds=rounds,
             every=every,
@@ -132,6 +157,7 @@ def compare_command(
             seeds=seeds,
             learning_rates=lr or None,
             tune_rounds=tune_rounds,
+            space=spaces(space, methods, code),
             unseen=unseen or (),
             task=task,
             metric=one_or_all(metric),
@@ -139,8 +165,15 @@ def compare_command(
             execution=execution(backend, chunk, compile_step, capture, precision, device, processes),
             listener=listen,
             callbacks=callbacks,
+            optimizer=optimizer,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            clip=clip,
             batch_size=batch_size or None,
-            epochs=epochs,
+            epochs=passes(epochs, steps),
+            steps=steps,
+            participation=participation,
             fraction=fraction,
             evaluate_clients=evaluate_clients,
             augment=augment,
@@ -197,19 +230,19 @@ def run_command(
     rounds: Rounds = 50,
     patience: Patience = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.1,
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="Local optimizer.")] = "sgd",
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.0,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
-    schedule: Annotated[
-        Literal["constant", "cosine", "exponential"], typer.Option(help="Schedule of the learning rate.")
-    ] = "constant",
-    clip: Annotated[float | None, typer.Option(help="Maximum norm of a client's gradient.")] = None,
+    optimizer: OptimizerName = "sgd",
+    momentum: Momentum = 0.0,
+    weight_decay: WeightDecay = 0.0,
+    schedule: ScheduleName = "constant",
+    clip: Clip = None,
     seed: Annotated[int, typer.Option(help="Root of all randomness of the run.")] = 0,
     model: Model = None,
     model_options: ModelOptions = None,
     batch_size: BatchSize = 32,
-    epochs: Epochs = 1.0,
+    epochs: Epochs = None,
+    steps: Steps = None,
     fraction: Fraction = None,
+    participation: Drawn = None,
     unseen: Unseen = None,
     task: TaskName = None,
     metric: MetricName = None,
@@ -255,8 +288,10 @@ def run_command(
         schedule=schedule,
         rounds=rounds,
         batch_size=batch_size or None,
-        epochs=epochs,
+        epochs=passes(epochs, steps),
+        steps=steps,
         clip=clip,
+        participation=participation,
         fraction=fraction,
         seed=seed,
         unseen=unseen or [],

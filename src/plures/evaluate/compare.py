@@ -37,7 +37,17 @@ from plures.evaluate.results import (
 from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import AnyMetric, RunSpec, distinct, find_method, judged, one_or_all, several
-from plures.evaluate.tuning import attempts, coordinate, readings, try_out
+from plures.evaluate.tuning import (
+    Search,
+    Spaces,
+    attempts,
+    checked_rates,
+    coordinate,
+    readings,
+    searches,
+    try_out,
+    tuned,
+)
 from plures.evaluate.workers import SideBySide, Tell
 from plures.federation import SPLITS, Federation, SplitName
 from plures.files import check_folder, describe, filed, read_json, salvaged, write_json, write_text
@@ -113,6 +123,7 @@ def compare(
     seeds: int = 3,
     learning_rates: Sequence[float] | None = None,
     tune_rounds: int = 10,
+    space: Spaces | None = None,
     every: int | None = None,
     patience: int | None = None,
     unseen: Sequence[str | int] = (),
@@ -144,6 +155,8 @@ def compare(
         learning_rates: values tried for every method; a single one is used without tuning. Default: .03, .1, .3.
         tune_rounds: rounds of a trial; with 0 nothing is tuned: parameters have their defaults, and the learning rate
             is .1 or the single one given.
+        space: values to try of some methods' parameters, in place of the catalogue's, such as
+            ``{"ditto": {"lam": [0.01, 0.1]}}``; ``lr`` is the method's learning rate.
         every: rounds between readings of validation data; default: about ten readings.
         patience: end a final run when this many rounds have brought no better reading than its best one; default: run
             all rounds.
@@ -181,6 +194,9 @@ def compare(
     data = str(data) if isinstance(data, Path) else data
     code = Code.typed(*methods, data, model, task, *several(metric))
     entries = distinct(find_method(method, code) for method in (*BASELINES, *methods))
+    if space and not tune_rounds:
+        raise PluresError("space is not tried with tune_rounds=0: leave it out, or give 1 round or more")
+    searched = searches(entries, rates, space or {})
     named = isinstance(data, str) and not isinstance(model, nn.Module) and not callable(model)
     words = [one for one in several(metric) if isinstance(one, str)]
     worded = len(words) == len(several(metric))
@@ -217,13 +233,13 @@ def compare(
         code,
         (*BASELINES, *methods),
     )
-    study.plan(entries, rates, tune_rounds, seeds)
-    trials = sum(attempts(rates, e.space, e.defaults) for e in entries.values() if tuned(e)) if tune_rounds else 0
-    refuse_unmeasured(seen, trials)
+    study.plan(entries, searched, tune_rounds, seeds)
+    refuse_unmeasured(seen, study.trials)
     settings = base.model_dump(exclude={"method", "parameters", "lr", "seed"}) | {
         "seeds": seeds,
         "learning_rates": list(rates),
         "tune_rounds": tune_rounds,
+        **({"space": {name: dict(values) for name, values in space.items()}} if space else {}),
         "read_validation_every": study.every,
         "patience": patience,
     }
@@ -239,7 +255,7 @@ def compare(
         check_folder(study.out)
         keep_schema(federation, study.out)
     for entry in entries.values():  # refuse methods that do not fit the model or the clients before training anything
-        study.rehearse(entry, rates)
+        study.rehearse(entry)
     study.claim({**settings, "methods": list(entries)}, entries.values())
     results = study.results()
     comparison = Comparison(
@@ -308,10 +324,7 @@ def tried_rates(given: Sequence[float] | None, rounds: int) -> tuple[float, ...]
         raise PluresError(
             f"learning_rates={tuple(given)} are not tried with tune_rounds=0: give a single one, or 1 round or more"
         )
-    for rate in given:
-        if not 0 < rate < math.inf:
-            raise PluresError(f"learning_rates: {rate} cannot train; give finite numbers above 0")
-    return tuple(given)
+    return checked_rates(given)
 
 
 def _check(rounds: int, seeds: int, tune_rounds: int, every: int | None) -> None:
@@ -321,11 +334,6 @@ def _check(rounds: int, seeds: int, tune_rounds: int, every: int | None) -> None
             raise PluresError(f"{name}={number}: give at least {least}")
     if every is not None and every < 1:
         raise PluresError(f"every={every}: give at least 1, or None for about ten readings")
-
-
-def tuned(entry: Entry) -> bool:
-    """Whether a method has settings of its own to choose."""
-    return entry.rounds is None and not entry.after
 
 
 @dataclass(frozen=True)
@@ -392,11 +400,18 @@ class _Study:
         self.beside = 1
         self.machine = Machine()
 
-    def plan(self, entries: Mapping[str, Entry], rates: tuple[float, ...], tune_rounds: int, seeds: int) -> None:
+    def plan(self, entries: Mapping[str, Entry], searched: Mapping[str, Search], tune_rounds: int, seeds: int) -> None:
         """Set the runs to be made, and count their rounds."""
-        self.entries, self.rates, self.tune_rounds, self.seeds = entries, rates, tune_rounds, seeds
-        trials = sum(attempts(rates, entry.space, entry.defaults) for entry in entries.values() if tuned(entry))
-        self.total = trials * tune_rounds + sum(entry.rounds or self.base.rounds for entry in entries.values()) * seeds
+        self.entries, self.searched, self.tune_rounds, self.seeds = entries, searched, tune_rounds, seeds
+        trials = {
+            name: attempts(searched[name].rates, searched[name].space, entry.defaults)
+            for name, entry in entries.items()
+            if tuned(entry)
+        }
+        self.trials = sum(trials.values()) if tune_rounds else 0
+        self.total = (
+            self.trials * tune_rounds + sum(entry.rounds or self.base.rounds for entry in entries.values()) * seeds
+        )
 
     def claim(self, settings: Mapping[str, Any], entries: Iterable[Entry]) -> None:
         """Claim the folder for this comparison, or refuse the folder of another one."""
@@ -448,8 +463,7 @@ class _Study:
 
         Several processes do the longest final runs first, so that they finish at about the same time.
         """
-        untuned = Tuned(self.rates[len(self.rates) // 2], {}, [])
-        settled = dict.fromkeys(self.entries, untuned)
+        settled = {name: Tuned(one.rates[len(one.rates) // 2], {}, []) for name, one in self.searched.items()}
         runs: dict[str, dict[int, SeedResult]] = {name: {} for name in self.entries}
         followers: dict[str, list[str]] = {}
         jobs = deque[Job]()
@@ -457,7 +471,7 @@ class _Study:
             if self.tune_rounds and entry.after in self.entries:
                 followers.setdefault(entry.after, []).append(name)
             else:
-                jobs.append(Job(name, None if self.tune_rounds and tuned(entry) else 0, untuned))
+                jobs.append(Job(name, None if self.tune_rounds and tuned(entry) else 0, settled[name]))
 
         def finished(job: Job, done: Done) -> None:
             effort, begun = done.seconds, job.seed is None or not (self.tune_rounds and tuned(self.entries[job.method]))
@@ -511,18 +525,19 @@ class _Study:
         seeds = [runs[seed] for seed in range(self.seeds)]
         return described(entry, bound, self.federation, spec, tuned.trials, seeds)
 
-    def rehearse(self, entry: Entry, rates: Sequence[float]) -> None:
+    def rehearse(self, entry: Entry) -> None:
         """Set up a run of a method, and build the method with every value of the tuning, to find errors early."""
         precision: Precision = "float64" if self.execution.precision == "float64" else "float32"
         alone = replace(
             self.execution, backend="loop", chunk=1, compile=False, capture=False, precision=precision, processes=1
         )
-        for lr in rates:
+        search = self.searched[entry.name]
+        for lr in search.rates:
             self.base.model_copy(update={"lr": lr}).training()
-        for name, values in entry.space.items():
+        for name, values in search.space.items():
             for value in values:
                 entry(**{name: value})
-        self._run(entry, self._spec(entry, rates[0], {}), execution=alone)
+        self._run(entry, self._spec(entry, search.rates[0], {}), execution=alone)
 
     def _spec(self, entry: Entry, lr: float, parameters: Mapping[str, Any]) -> RunSpec:
         """Settings of a method's run."""
@@ -541,12 +556,13 @@ class _Study:
 
     def _tune(self, entry: Entry) -> Tuned:
         """Choose the learning rate with default parameters, then each hyper-parameter with that rate."""
+        rates, space = self.searched[entry.name].rates, self.searched[entry.name].space
         lr, parameters, trials = coordinate(
-            self.rates,
-            entry.space,
+            rates,
+            space,
             entry.defaults,
             lambda lr, parameters: self._trial(
-                entry, lr, parameters, self.tune_rounds, 1 if parameters else len(self.rates)
+                entry, lr, parameters, self.tune_rounds, 1 if parameters else len(rates)
             ),
             higher=primary(self.federation).higher,
         )

@@ -11,24 +11,21 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from plures.composed import called, options_of, pieces
+from plures.composed import called, made, options_of, pieces
 from plures.errors import PluresError
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.own import METHOD, find_loader, find_metric, find_network, find_task
 from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split
-from plures.method import SGD, Adam, AdamW, Method, Optimizer
+from plures.method import LOCAL_OPTIMIZERS, Method, Optimizer
 from plures.methods import METHODS, Entry
 from plures.methods.entry import titled
 from plures.metrics import Metric
 from plures.models import ModelFactory
 from plures.run import (
     BySize,
-    Constant,
-    Cosine,
     Execution,
-    Exponential,
     Full,
     Joint,
     Participation,
@@ -38,12 +35,13 @@ from plures.run import (
 )
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.machine import Machine
-from plures.run.training import RateSchedule
+from plures.run.training import RATE_SCHEDULES
 from plures.signature import shown
 from plures.tasks import Task
 
 AnyMetric = str | Metric | Sequence[str | Metric] | None
 """A metric, or several of which the first is chosen by."""
+OPTIMIZER_NAMES, SCHEDULE_NAMES = tuple(LOCAL_OPTIMIZERS), tuple(RATE_SCHEDULES)
 SAMPLED = 0.1
 """Default share of the clients in a sample."""
 
@@ -63,10 +61,12 @@ class RunSpec(Result):
             runs only with the caller's consent (:class:`~plures.evaluate.Code`), because a run may come from a file.
         parameters: parameters of the method.
         lr: learning rate.
-        optimizer: local optimizer.
-        momentum: momentum of SGD; the other optimizers have their own.
-        weight_decay: weight decay of the local optimizer.
-        schedule: schedule of the learning rate over rounds.
+        optimizer: local optimizer, with options or without: ``sgd(nesterov=true)``, ``adam(betas=[0.9,0.99])``,
+            ``adamw``.
+        momentum: momentum of SGD, if it is not among the optimizer's options; the other optimizers have their own.
+        weight_decay: weight decay of the local optimizer, if it is not among its options.
+        schedule: schedule of the learning rate over rounds, with options or without: ``constant``,
+            ``cosine(final=0.1)``, ``exponential(gamma=0.98)``, ``milestones(at=[20,40],gamma=0.1)``.
         rounds: number of rounds.
         batch_size: examples in a batch; ``None`` for all.
         epochs: passes over the data in a visit; default: 1, unless ``steps`` are given.
@@ -102,10 +102,10 @@ class RunSpec(Result):
     method: str = "fedavg"
     parameters: dict[str, Any] = Field(default_factory=dict)
     lr: float = 0.1
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: str = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    schedule: str = "constant"
     rounds: int = 50
     batch_size: int | None = 32
     epochs: float | None = None
@@ -148,11 +148,12 @@ class RunSpec(Result):
         self.who()
         if self.epochs is not None and self.steps is not None:
             raise PluresError(f"epochs={self.epochs:g}, steps={self.steps}: give one of the two")
-        if self.optimizer != "sgd" and self.momentum:
+        if called(self.optimizer)[0] != "sgd" and self.momentum:
             raise PluresError(
                 f"momentum={self.momentum:g} is not used by optimizer={self.optimizer!r}, which has its own: leave it "
                 "out, or use optimizer='sgd'"
             )
+        self.training()
         if self.model is None and self.model_options:
             raise PluresError(f"options {self.model_options} of a network that is not named: name the model")
         return self
@@ -216,17 +217,17 @@ class RunSpec(Result):
 
     def local(self) -> Optimizer:
         """The local optimizer."""
-        if self.optimizer == "sgd":
-            return SGD(self.lr, self.momentum, self.weight_decay)
-        kind = Adam if self.optimizer == "adam" else AdamW
-        return kind(self.lr, weight_decay=self.weight_decay)
+        name, options = called(self.optimizer, "optimizer")
+        given = {"momentum": self.momentum, "weight_decay": self.weight_decay}
+        apart = {option: value for option, value in given.items() if value}
+        if name == "adamw" and not any(text.startswith("weight_decay") for text in options or ()):
+            apart["weight_decay"] = self.weight_decay
+        return made("optimizer", self.optimizer, LOCAL_OPTIMIZERS, lr=self.lr, **apart)
 
     def training(self) -> Training:
         """Local work and rounds."""
-        schedules: dict[str, RateSchedule] = {"constant": Constant(), "cosine": Cosine(), "exponential": Exponential()}
-        return Training(
-            self.rounds, self.batch_size, self.epochs, self.steps, self.local(), schedules[self.schedule], self.clip
-        )
+        schedule = made("schedule", self.schedule, RATE_SCHEDULES)
+        return Training(self.rounds, self.batch_size, self.epochs, self.steps, self.local(), schedule, self.clip)
 
     def who(self) -> Participation:
         """Which clients take part in each round; if nothing travels, all of them."""

@@ -4,16 +4,87 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+from plures.errors import PluresError, suggestion
 from plures.evaluate.callback import Callback
 from plures.evaluate.fit import Fit, fit
 from plures.evaluate.results import Point, Trial
 from plures.evaluate.spec import RunSpec
+from plures.methods import Entry
 from plures.run import Run
+from plures.signature import shown
 
+Spaces = Mapping[str, Mapping[str, Sequence[Any]]]
+"""Values to try, by method and parameter; ``lr`` is the learning rate."""
 Attempt = Callable[[float, dict[str, Any]], Trial]
 """Tries a learning rate with some parameters."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What tuning tries for a method.
+
+    Attributes:
+        rates: learning rates.
+        space: values of each parameter.
+    """
+
+    rates: tuple[float, ...]
+    space: Mapping[str, Sequence[Any]]
+
+
+def searches(entries: Mapping[str, Entry], rates: Sequence[float], spaces: Spaces) -> dict[str, Search]:
+    """What tuning tries for each method.
+
+    Args:
+        entries: the methods.
+        rates: learning rates of all methods.
+        spaces: values that replace the catalogue's, of some methods.
+
+    Raises:
+        PluresError: if a method or a parameter is unknown, not tuned, or has no value to try.
+    """
+    for name, space in spaces.items():
+        if name not in entries:
+            raise PluresError(f"space: no method {name!r} is compared; {suggestion(name, entries)}")
+        entry = entries[name]
+        if not tuned(entry):
+            why = f"it has the learning rate of {entry.after}" if entry.after else "there is nothing to choose"
+            raise PluresError(f"space: {name} is not tuned, {why}; leave it out")
+        for key, values in space.items():
+            if key in entry.fixed:
+                raise PluresError(f"space: {key} of {name} is fixed; leave it out")
+            if key != "lr" and key not in entry.defaults:
+                known = suggestion(key, ["lr", *entry.defaults], "its parameters are")
+                raise PluresError(f"space: {name} has no parameter {key!r}; {known}")
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise PluresError(f"space: {name}.{key}={shown(values)}; give a list of values to try")
+    found = dict[str, Search]()
+    for name, entry in entries.items():
+        own: Mapping[str, Sequence[Any]] = spaces.get(name, entry.space)
+        parameters = {key: values for key, values in own.items() if key != "lr"}
+        found[name] = Search(checked_rates(own.get("lr", rates)), parameters)
+    return found
+
+
+def checked_rates(rates: Sequence[float]) -> tuple[float, ...]:
+    """Learning rates.
+
+    Raises:
+        PluresError: if one is not a positive number.
+    """
+    for rate in rates:
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:
+            raise PluresError(f"learning_rates: {rate} cannot train; give finite numbers above 0")
+    return tuple(map(float, rates))
+
+
+def tuned(entry: Entry) -> bool:
+    """Whether a method has settings of its own to choose."""
+    return entry.rounds is None and not entry.after
 
 
 def try_out(

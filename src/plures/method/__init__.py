@@ -30,7 +30,7 @@ from plures.method.layout import (
 )
 from plures.method.leaf import Leaf
 from plures.method.method import Bound, Method, Slot, Start, zeros
-from plures.method.optimizer import SGD, Adam, AdamW, Optimizer
+from plures.method.optimizer import LOCAL_OPTIMIZERS, SGD, Adam, AdamW, Optimizer
 from plures.method.predict import Calibration, Predict
 from plures.method.schedule import Assign, Objective, Phase, Schedule, Visit
 from plures.method.setting import AGE, LATER, Setting
@@ -97,6 +97,7 @@ __all__ = [
     "Leaf",
     "Leaves",
     "Look",
+    "LOCAL_OPTIMIZERS",
     "LowestLoss",
     "MEMBERSHIP",
     "Nearest",

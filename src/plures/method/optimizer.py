@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -160,6 +161,10 @@ def AdamW(  # noqa: N802 - the name the field knows
         True
     """
     return Adam(lr, betas, eps, weight_decay, decoupled=True)
+
+
+LOCAL_OPTIMIZERS: Mapping[str, Callable[..., SGD | Adam]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+"""Local optimizers by name."""
 
 
 def _non_negative(owner: object, *names: str) -> None:

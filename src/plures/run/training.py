@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -62,6 +63,15 @@ class Milestones:
 
     def __call__(self, round: int, rounds: int) -> float:
         return self.gamma ** sum(round >= milestone for milestone in self.at)
+
+
+RATE_SCHEDULES: Mapping[str, Callable[..., RateSchedule]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "exponential": Exponential,
+    "milestones": Milestones,
+}
+"""Schedules of the learning rate by name."""
 
 
 @checked

@@ -157,7 +157,13 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         },
         "partition",
     )
-    fresh = replace(fresh, preparation=federation.preparation, metric=federation.metric, beside=federation.beside)
+    fresh = replace(
+        fresh,
+        preparation=federation.preparation,
+        metric=federation.metric,
+        beside=federation.beside,
+        augment=federation.augment,
+    )
     return fresh if federation.scaling is None else _scaled_again(fresh, *federation.scaling)
 
 

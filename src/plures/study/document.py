@@ -88,6 +88,7 @@ class DataPart(Part):
             default: the task of the data.
         metric: metric by which rounds and settings are chosen; default: the task's first metric. Of a list, the first
             is that metric, and the others are reported beside it.
+        augment: random changes of training batches, such as ``"crop(4)+flip"``.
     """
 
     name: str
@@ -102,6 +103,7 @@ class DataPart(Part):
     partitions: list[str] | None = None
     task: str | None = None
     metric: str | list[str] | None = None
+    augment: str | None = None
 
     @property
     def measured(self) -> list[str]:
@@ -195,6 +197,9 @@ class BudgetPart(Part):
         label: name in results; default: its rounds.
         batch_size: examples in a batch; 0 for all.
         fraction: share of the clients in a round.
+        participation: how they are drawn: ``uniform`` or by ``size``; default: ``uniform`` if the fraction is below 1.
+        optimizer: local optimizer, with options or without: ``"sgd(nesterov=true)"``.
+        schedule: schedule of the learning rate, with options or without: ``"cosine(final=0.1)"``.
         every: rounds between validations; default: about ten validations.
         patience: end a run when this many rounds have brought no better validation than its best one; default: run all
             rounds. Trials run all of theirs.
@@ -206,10 +211,11 @@ class BudgetPart(Part):
     steps: Annotated[int | None, Field(ge=1)] = None
     batch_size: Annotated[int, Field(ge=0)] = 32
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    participation: Literal["full", "uniform", "size"] | None = None
+    optimizer: str = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    schedule: str = "constant"
     clip: Annotated[float | None, Field(gt=0)] = None
     every: Annotated[int | None, Field(ge=1)] = None
     patience: Annotated[int | None, Field(ge=1)] = None

@@ -65,6 +65,7 @@ class Cell:
             unseen=self.data.unseen,
             task=self.data.task,
             metric=self.data.metric,
+            augment=self.data.augment,
             **work,
         )
 
@@ -182,7 +183,8 @@ def _cells(source: Source) -> Iterator[Cell]:
                 parts += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
                 parts += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
                 said = [part.model_dump(mode="json", exclude=left_out) for part in (data, partition, budget)]
-                for part, later in ((0, "task"), (0, "metric"), (2, "patience")):  # keeps keys where they are not given
+                added = ((0, "task"), (0, "metric"), (0, "augment"), (2, "patience"), (2, "participation"))
+                for part, later in added:  # keeps keys where they are not given
                     if said[part][later] is None:
                         del said[part][later]
                 yield Cell(digest(said), ", ".join(parts), data, partition, budget, (i, j, k))

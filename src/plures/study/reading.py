@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from plures.composed import called
 from plures.errors import PluresError, closest, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.own import METRIC, TASK, Named, find_loader, is_own, network_kinds
 from plures.evaluate.results import REFERENCES
-from plures.evaluate.spec import find_method
+from plures.evaluate.spec import RunSpec, find_method
 from plures.federation import DATASETS, from_folder
 from plures.signature import kinds
 from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
@@ -152,8 +153,18 @@ def _faults(source: Source) -> Iterator[Fault]:
     for number, budget in enumerate(document.budgets):
         if budget.steps is not None and "epochs" in budget.model_fields_set:
             yield ("budgets", number, "steps"), "give epochs or steps, not both"
-        if budget.optimizer != "sgd" and budget.momentum:
-            yield ("budgets", number, "momentum"), f"is not used by {budget.optimizer}, which has its own; take it out"
+        here = ("budgets", number)
+        if (name := called(budget.optimizer)[0]) != "sgd" and budget.momentum:
+            yield (*here, "momentum"), f"is not used by {name}, which has its own; take it out"
+        elif budget.participation == "full" and budget.fraction < 1:
+            yield (*here, "fraction"), "is not used with participation = 'full'; take one of the two out"
+        else:
+            of_steps = {"momentum": budget.momentum, "weight_decay": budget.weight_decay}
+            yield from _refused(
+                lambda given=of_steps, name=budget.optimizer: RunSpec(data="", optimizer=name, **given),  # type: ignore[misc]
+                (*here, "optimizer"),
+            )
+            yield from _refused(lambda name=budget.schedule: RunSpec(data="", schedule=name), (*here, "schedule"))  # type: ignore[misc]
     yield from _unused_tuning(document.tuning)
     yield from _space_faults(document.tuning.lr, ("tuning", "lr"), positive=True)
 
