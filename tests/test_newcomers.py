@@ -223,7 +223,7 @@ def test_another_task_is_refused():
     for wrong, message in (
         (three, "number of outputs is 3; this run was trained on 2"),
         (replace(data, task=Classification(("yes", "no"))), "classes are yes, no; .* on no, yes"),
-        (replace(data, inputs=data.inputs.long()), "inputs have type torch.int64; .* on torch.float64"),
+        (replace(data, inputs=data.inputs.long()), "inputs have type int64; .* on float64"),
         (replace(data, task=Regression(2), targets=torch.zeros(30, 2)), "task is regression"),
     ):
         with pytest.raises(PluresError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from people import FAST, net, people
 from plures.evaluate import BASELINES, ClientScores, Comparison, compare, finish, fit, score
 from plures.evaluate.predictions import said
 from plures.evaluate.scores import Scores
-from plures.evaluate.summary import harmed, interval, paired_test, summarize
+from plures.evaluate.summary import bootstrap, harmed, interval, paired_test, summarize
 from plures.files import describe
 from plures.method import SGD, Method, Personal
 from plures.methods import ditto, local
@@ -78,6 +79,24 @@ def test_scores_are_those_of_every_clients_own_model():
 def test_harm_counts_strict_losses_in_the_metrics_direction():
     assert harmed(np.array([1.0, 2, 3, np.nan]), np.array([2.0, 2, 2, 0]), higher=True) == pytest.approx(1 / 3)
     assert harmed(np.array([1.0, 2, 3]), np.array([2.0, 2, 2]), higher=False) == pytest.approx(1 / 3)
+
+
+def test_a_bootstrap_interval_has_the_percentiles_of_all_draws_of_the_clients():
+    """Against all 5^5 equally probable draws with replacement; undefined clients are not drawn."""
+    values = np.array([0.1, 0.9, 0.4, 0.45, 0.7])
+    means = np.array(list(product(values, repeat=5))).mean(1)
+    low, high = bootstrap(np.array([*values, np.nan]), resamples=200_000)
+    assert (low, high) == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.004)
+    assert bootstrap(values) == bootstrap(values)
+    assert bootstrap(values) != bootstrap(values, seed=1)
+    assert bootstrap(np.full(7, 0.3)) == pytest.approx((0.3, 0.3))
+    assert np.isnan(bootstrap(np.array([0.5, np.nan]))).all()
+
+
+def test_a_bootstrap_interval_of_five_clients_holds_the_mean_less_often_than_it_says():
+    drawn = np.random.default_rng(0).normal(size=(400, 5))
+    bounds = [bootstrap(values, resamples=500) for values in drawn]
+    assert 0.79 < np.mean([low <= 0 <= high for low, high in bounds]) < 0.89
 
 
 def test_interval_is_students():
@@ -243,6 +262,7 @@ def test_rows_agree_with_the_runs():
     assert row.mean == pytest.approx(np.mean(means))
     assert row.mean_ci == pytest.approx(4.303 * np.std(means, ddof=1) / math.sqrt(3))
     own, base = method.per_client("accuracy"), result.method("fedavg").per_client("accuracy")
+    assert (row.clients_low, row.clients_high) == bootstrap(own)
     assert row.harmed_fedavg == pytest.approx(np.mean(own < base))
     assert row.megabytes == pytest.approx(2 * 4 * 58 * row.chosen_round / 1e6)
     assert [r.name for r in result.rows()] == [*BASELINES, "ditto"]

@@ -10,7 +10,7 @@ from plures.evaluate.results import BASELINES, ClientScores, Comparison, MethodR
 from plures.evaluate.scores import Scores, pooled, primary, score
 from plures.evaluate.spec import RunSpec
 from plures.evaluate.stream import StreamScores, follow
-from plures.evaluate.summary import Summary, harmed, interval, paired_test, summarize
+from plures.evaluate.summary import Summary, bootstrap, harmed, interval, paired_test, summarize
 
 __all__ = [
     "BASELINES",
@@ -29,6 +29,7 @@ __all__ = [
     "ComparisonProgress",
     "StreamScores",
     "Summary",
+    "bootstrap",
     "cold_start_curve",
     "compare",
     "finish",

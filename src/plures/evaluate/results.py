@@ -16,7 +16,7 @@ from plures.evaluate.record import ClientValues, Details, Measured, Score
 from plures.evaluate.record import Result as Result
 from plures.evaluate.sample import sampling_width
 from plures.evaluate.scores import Floats, Scores
-from plures.evaluate.summary import Summary, harmed, interval, mean_known, paired_test, summarize
+from plures.evaluate.summary import Summary, bootstrap, harmed, interval, mean_known, paired_test, summarize
 from plures.extras import needed
 from plures.faults import read_json
 from plures.methods.entry import BASELINES as BASELINES
@@ -222,6 +222,9 @@ class Row(Result):
     Attributes:
         mean: mean over clients and seeds.
         mean_ci: half width of its 95 % confidence interval over seeds.
+        clients_low: lower bound of the 95 % confidence interval of the mean over clients, by bootstrap: clients are
+            drawn with replacement (:func:`~plures.evaluate.bootstrap`). NaN with fewer than two.
+        clients_high: its upper bound.
         weighted: mean weighted by numbers of examples.
         std: standard deviation over clients of their means over seeds.
         worst: value of the worst client.
@@ -266,6 +269,8 @@ class Row(Result):
     diverged: int = 0
     undefined: int = 0
     sampled_ci: float | None = None
+    clients_low: float = math.nan
+    clients_high: float = math.nan
 
 
 class Comparison(Result):
@@ -326,6 +331,7 @@ class Comparison(Result):
         unseen_mean, unseen_width = interval(unseen) if unseen else (None, None)
         chosen = float(np.mean([s.chosen_round for s in method.seeds]))
         visits, sent = self._travelled(method)
+        low, high = bootstrap(own)
         return Row(
             name=name,
             title=method.title,
@@ -349,6 +355,8 @@ class Comparison(Result):
             diverged=int(np.isinf(method.per_client("loss")).sum()) if "loss" in method.seeds[0].test.metrics else 0,
             undefined=max(seed.test.undefined(metric.name) for seed in method.seeds),
             sampled_ci=None if width is None or np.isnan(width) else width,
+            clients_low=low,
+            clients_high=high,
         )
 
     def _travelled(self, method: MethodResult) -> tuple[float, float]:

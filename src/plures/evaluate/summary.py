@@ -18,6 +18,11 @@ STUDENT_975 = (
 )  # fmt: skip
 """97.5 % quantiles of Student's t distribution with 1 to 30 degrees of freedom."""
 
+RESAMPLES = 2_000
+"""How many times clients are drawn for a bootstrap interval."""
+BLOCK = 1_000_000
+"""Most values drawn at once."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -135,6 +140,37 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     quantile = STUDENT_975[len(x) - 2] if len(x) - 2 < len(STUDENT_975) else 1.96
     with np.errstate(invalid="ignore", over="ignore"):
         return float(x.mean()), float(quantile * x.std(ddof=1) / math.sqrt(len(x)))
+
+
+def bootstrap(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """Bounds of the 95 % confidence interval of the mean over clients, by the percentile bootstrap (Efron 1979).
+
+    Clients are drawn with replacement, as many as have a value; NaN with fewer than two. The same arguments give the
+    same bounds. For few clients such intervals are too short: with five, they hold the mean in about 85 % of cases.
+
+    Args:
+        values: ``(clients,)`` values of the metric.
+        resamples: how many times clients are drawn.
+        seed: of the draws.
+
+    Examples:
+        >>> from plures.evaluate import bootstrap
+        >>> bootstrap(np.array([0.0, 1.0]))
+        (0.0, 1.0)
+    """
+    known = values[~np.isnan(values)]
+    n = len(known)
+    if n < 2:
+        return math.nan, math.nan
+    generator = np.random.default_rng((name_key("bootstrap"), seed))
+    means = np.empty(resamples)
+    at_once = max(1, BLOCK // n)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for first in range(0, resamples, at_once):
+            some = min(at_once, resamples - first)
+            means[first : first + some] = known[generator.integers(0, n, (some, n))].mean(1)
+        low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def paired_test(values: Floats, reference: Floats, draws: int = 10_000) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from plures.evaluate.results import Comparison, MetricCard, Row
+from plures.evaluate.summary import RESAMPLES
 
 OTHER = "metric:"
 MISSING, INFINITE = "\N{EN DASH}", "\N{INFINITY}"
@@ -92,6 +93,10 @@ class Number:
         least = 10**-self.decimals / (100 if self.percent else 1)
         return f"{self(value)} ± {'<' + self(least) if 0 < width < least / 2 else self(width)}"
 
+    def span(self, low: float, high: float) -> str:
+        """The two bounds of an interval."""
+        return MISSING if known(low) is None or known(high) is None else f"{self(low)} to {self(high)}"
+
     def unit(self) -> str:
         return " %" if self.percent else ""
 
@@ -145,6 +150,16 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "± 95 % CI" if seeds > 1 else "one seed",
             f"{metric} averaged over clients with equal weight, then over seeds; {over}.",
             lambda row: number.between(row.mean, row.mean_ci),
+            down,
+        ),
+        Column(
+            "clients_low",
+            "95 % CI",
+            "clients",
+            f"95 % confidence interval of the mean {metric} over clients, by bootstrap: percentiles of the means of "
+            f"{RESAMPLES:,} draws of the clients with replacement. It says how far the mean may lie from that of other "
+            "clients like these; for fewer than about ten clients it is too short.",
+            lambda row: number.span(row.clients_low, row.clients_high),
             down,
         ),
         Column(
@@ -227,6 +242,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
         ),
     ]
     there = {
+        "clients_low": any(known(row.clients_low) is not None for row in rows),
         "unseen": any(known(row.unseen) is not None for row in rows),
         "never": any(row.never for row in rows),
     }

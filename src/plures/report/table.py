@@ -17,7 +17,19 @@ from plures.texts import markdown
 
 LEVEL = 0.05
 LEFT_OUT = ("chosen_round",)
-SPARED = ("chosen_round", "never", "weighted", OTHER, "bottom", "std", "megabytes", "unseen", "worst", "harmed_fedavg")
+SPARED = (
+    "chosen_round",
+    "never",
+    "weighted",
+    OTHER,
+    "bottom",
+    "std",
+    "megabytes",
+    "clients_low",
+    "unseen",
+    "worst",
+    "harmed_fedavg",
+)
 NAME_WIDTH = 12
 HARMED = "Harmed: share of clients worse off than alone (local) and than with one global model (FedAvg)."
 

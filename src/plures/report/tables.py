@@ -15,8 +15,10 @@ from plures.report.markup import cell, heading, table, whole
 
 MOST_LINES = 500
 """Most clients that a page lists; the charts draw all of them."""
-RECOMPUTED = {"mean", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg"}
-"""Columns that follow the page's client filter; the others concern the whole run."""
+RECOMPUTED = {"mean", "clients_low", "weighted", "std", "worst", "bottom", "harmed_local", "harmed_fedavg"}
+"""Columns that follow the page's client filter; the others concern the whole run.
+
+The page has no bootstrap: that interval becomes a dash."""
 
 
 def methods_table(comparison: Comparison, rows: list[Row], shown: Sequence[Column]) -> str:
