@@ -66,7 +66,7 @@ def console_table(comparison: Comparison) -> Table:
         >>> from plures.report import console_table
         >>> result = plures.compare(hospitals, [], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
         >>> console_table(result).row_count
-        3
+        5
     """
     rows = comparison.rows()
     shown = columns(comparison, rows)
@@ -109,8 +109,8 @@ def markdown_table(comparison: Comparison) -> str:
         >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
         >>> from plures.report import markdown_table
         >>> result = plures.compare(hospitals, [], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
-        >>> markdown_table(result).splitlines()[3][:24]
-        '| FedAvg | 50.0 | 50.0 |'
+        >>> markdown_table(result).splitlines()[4][:32]
+        '| FedAvg | 50.0 | 50.0 to 50.0 |'
     """
     rows = comparison.rows()
     shown = [column for column in columns(comparison, rows) if column.key not in LEFT_OUT]
