@@ -8,6 +8,9 @@ INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-versi
 demo: $(VENV)/installed
 	$(BIN)/plures compare har --rounds 10 --every 5 --tune-rounds 3 --processes 2 --out runs/demo
 
+case-%: $(VENV)/installed
+	$(BIN)/plures case $* --processes 2
+
 demo-deploy: $(VENV)/flower
 	$(BIN)/plures deploy demo --out runs/demo-deploy
 

@@ -32,8 +32,9 @@ MAY = {
     "report": "metrics tasks federation models method methods run evaluate",
     "remote": "metrics tasks federation models method run evaluate",
     "deploy": "metrics tasks federation models method run evaluate tables track serving remote",
+    "cases": "federation run evaluate report",
     "cli": "augment metrics tasks federation models run evaluate tables diagnose track study serving report remote "
-    "deploy",
+    "deploy cases",
 }
 """Room -> the rooms that it builds on, all of which stand above it here. Files beside the rooms are ground for all."""
 

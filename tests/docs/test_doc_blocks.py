@@ -35,7 +35,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted(DOCS.glob("*.md")),
-    *sorted((DOCS / "guides").glob("*.md")),
+    *sorted((DOCS / "guides").rglob("*.md")),
 ]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -58,6 +58,7 @@ SMALLER = [
     (r"(plures (?:run|compare) \S+)(?!.*--rounds)", r"\1 --rounds 1"),
     (r"(plures compare \S+)(?!.*--seeds)", r"\1 --seeds 1"),
     (r"(plures compare \S+)(?!.*--tune-rounds)", r"\1 --tune-rounds 0"),
+    (r"plures case \S+", "plures case hospitals --quick"),
     (r'"har"|(?<= )har(?= )', lambda har: har[0].replace("har", "heart")),
 ]
 """The smaller budget: a round, a seed, no tuning, small data."""

@@ -103,6 +103,7 @@ def test_heart_counts():
 
 def test_cards_are_complete():
     assert set(DATASETS) == {
+        "fed_heart_disease",
         *("har", "heart", "fashion_mnist", "mnist", "cifar10", "usps", "omniglot_small", "spoken_digits"),
         *("parkinsons", "school", "landmine"),
         *("digits", "rotated_mnist", "shakespeare", "movielens", "cora", "citeseer", "twitch", "beijing_air"),

@@ -70,12 +70,15 @@ def utilities(false_negative: float, false_positive: float, recall: float) -> di
         "precision": lambda tp, fp, fn, tn: torch.where(
             tp >= (recall - 1e-6) * (tp + fn), share(tp, tp + fp), share(tp, tp + fn) - 1
         ),
+        "specificity": lambda tp, fp, fn, tn: torch.where(
+            tp >= (recall - 1e-6) * (tp + fn), share(tn, tn + fp), share(tp, tp + fn) - 1
+        ),
     }
 
 
 @entry("Personal threshold", "after training", "Elkan 2001, IJCAI; Lipton, Elkan, Narayanaswamy 2014, ECML, for F1")
 def threshold(
-    utility: Literal["accuracy", "f1", "cost", "precision"] | Utility = "accuracy",
+    utility: Literal["accuracy", "f1", "cost", "precision", "specificity"] | Utility = "accuracy",
     false_negative: float = 1.0,
     false_positive: float = 1.0,
     recall: float = 0.8,
@@ -90,11 +93,11 @@ def threshold(
 
     Args:
         utility: ``accuracy``; ``f1`` of the positive class; ``cost``, the negative sum of the costs of errors;
-            ``precision`` with at least the given recall; or a function of (true positives, false positives, false
-            negatives, true negatives).
+            ``precision`` or ``specificity`` with at least the given recall; or a function of (true positives, false
+            positives, false negatives, true negatives).
         false_negative: cost of missing a positive.
         false_positive: cost of a false alarm.
-        recall: minimum recall for ``precision``.
+        recall: minimum recall, also called sensitivity, for ``precision`` and ``specificity``.
         least: minimum number of examples of each class.
     """
     require(false_negative > 0 and false_positive > 0, "threshold: costs must be positive")

@@ -1,0 +1,116 @@
+"""A case's answer in sentences, computed from its comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from plures.cases.case import Case, Part
+from plures.evaluate import Comparison, MethodResult
+from plures.evaluate.results import MetricCard
+from plures.evaluate.summary import differences, interval, mean_known, paired_test
+from plures.report import headline
+from plures.report.columns import Number, probability
+
+PERSONAL = ("intercept", "fedavg_ft")
+"""Baselines that give every client a model of its own."""
+
+
+def answer(case: Case, comparisons: Sequence[Comparison]) -> str:
+    """The question, what each comparison says, and what to do."""
+    blocks = [case.question]
+    for part, comparison in zip(case.parts, comparisons, strict=True):
+        lines = [*published(part, comparison), personalization(part, comparison), headline(comparison)]
+        lines += [best_by(comparison, name) for name in part.told]
+        lines += part.notes(comparison) if part.notes else []
+        blocks.append("\n".join([f"{part.title}:", *(f"- {line}" for line in lines if line)]))
+    return "\n\n".join([*blocks, f"What to do: {case.advice}"])
+
+
+def personalization(part: Part, comparison: Comparison) -> str:
+    """Whether models of one's own helped, by the personal and the single model that validation data prefer.
+
+    It helped if the mean gain is larger than its 95 % confidence interval over seeds. Empty without validation data.
+    """
+    known = {method.name: method for method in comparison.methods}
+    shared = [known[name] for name in known if name == "fedavg" or of(name, part.shared)]
+    personal = [known[name] for name in known if name in PERSONAL or of(name, part.personal)]
+    metric = comparison.metric
+    one, own = (preferred(methods, metric) for methods in (shared, personal))
+    if one is None or own is None:
+        return ""
+    sign = 1 if metric.higher else -1
+    gains = [sign * (mean(own, seed, metric) - mean(one, seed, metric)) for seed in range(len(own.seeds))]
+    gain, width = interval(gains)
+    of_clients = sign * differences(own.per_client(metric.name), one.per_client(metric.name))
+    number = Number.among(metric, [mean(m, seed, metric) for m in (one, own) for seed in range(len(m.seeds))])
+    helped = "helps" if gain > 0 and not gain <= width else "does not help"
+    test = probability(paired_test(own.per_client(metric.name), one.per_client(metric.name)))
+    spread = "with one seed" if np.isnan(width) else f"\N{PLUS-MINUS SIGN} {number(width)} over seeds"
+    return (
+        f"Personalization {helped} here by {metric.title}: of the models that validation data prefer, {own.title} has "
+        f"{number(whole(own, metric))} and {one.title}, one model for all, {number(whole(one, metric))} (gain "
+        f"{number(gain)} {spread}; {int((of_clients > 0).sum())} of {len(of_clients)} clients gain, "
+        f"{int((of_clients < 0).sum())} lose, {test} over clients)."
+    )
+
+
+def of(name: str, methods: Sequence[str]) -> bool:
+    """Whether a method of a comparison is one of those that were asked for, perhaps with options."""
+    return any(name.split()[0] == asked.partition("(")[0] for asked in methods)
+
+
+def preferred(methods: Sequence[MethodResult], metric: MetricCard) -> MethodResult | None:
+    """The method with the best validation score; ``None`` if none has one."""
+    scores = [float(np.mean([seed.validation.summary(metric).mean for seed in method.seeds])) for method in methods]
+    sign = 1 if metric.higher else -1
+    found = [(sign * score, method) for score, method in zip(scores, methods, strict=True) if not np.isnan(score)]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def mean(method: MethodResult, seed: int, metric: MetricCard) -> float:
+    """Mean over clients of a test metric with one seed."""
+    return method.seeds[seed].test.summary(metric).mean
+
+
+def whole(method: MethodResult, metric: MetricCard) -> float:
+    """Mean over clients and seeds of a test metric."""
+    return mean_known(method.per_client(metric.name))
+
+
+def best_by(comparison: Comparison, name: str) -> str:
+    """The best method by another metric, with the constant and FedAvg beside."""
+    metric = next(card for card in comparison.others if card.name == name)
+    sign = 1 if metric.higher else -1
+    values = {method.title: whole(method, metric) for method in comparison.methods}
+    number = Number.among(metric, list(values.values()))
+    known = {title: value for title, value in values.items() if not np.isnan(value)}
+    if not known:
+        return f"{metric.title}: undefined for every method."
+    best = max(known, key=lambda title: sign * known[title])
+    beside = [f"{comparison.method(n).title} {number(whole(comparison.method(n), metric))}" for n in COMPARED]
+    unit = ", %" if metric.percent else ""
+    return f"By {metric.title}{unit}, {best} has the best mean, {number(known[best])} ({', '.join(beside)})."
+
+
+COMPARED = ("constant", "local", "fedavg", "intercept")
+
+
+def published(part: Part, comparison: Comparison) -> list[str]:
+    """Published values of every client beside those of the comparison."""
+    metric = comparison.metric
+    lines = []
+    for name, values in part.published.items():
+        method = comparison.method(name)
+        runs = [seed.test.values(metric.name) for seed in method.seeds]
+        number = Number(metric.percent)
+        here = ", ".join(
+            f"{number(m)} \N{PLUS-MINUS SIGN} {number(s)}"
+            for m, s in zip(np.mean(runs, axis=0), np.std(runs, axis=0), strict=True)
+        )
+        lines.append(
+            f"{method.title}, {metric.title} of each client: published {', '.join(map(number, values))}; here {here} "
+            f"(population standard deviation over {len(runs)} seeds)."
+        )
+    return lines

@@ -1,0 +1,54 @@
+"""The command that answers a use case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plures.cases import CASES, Part, answer, conduct
+from plures.cases.catalogue import find_case
+from plures.cli.common import app, console, say
+from plures.cli.progress import progress
+from plures.evaluate import ComparisonProgress
+from plures.files import write_text
+from plures.report import console_table, html_report
+from plures.run import Execution
+
+
+@app.command("case")
+def case_command(
+    name: Annotated[str | None, typer.Argument(help="Name of the case; without one, all are listed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results, from which it resumes; default: runs/case-NAME.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One round and one seed, only to see whether it works.")
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(help="Processes that share the runs, each with its share of the cores; needs plures[pool].")
+    ] = 1,
+) -> None:
+    """Answer the question of a use case: comparisons on real data, tables, an HTML report and an answer in words."""
+    if name is None:
+        for case in CASES.values():
+            say(f"{case.name}: {case.title}. {case.question}")
+        return
+    case = find_case(name)
+    folder = out or Path("runs") / f"case-{name}"
+    with progress(f"case {name}", len(case.parts)) as update:
+
+        def listen(place: int, part: Part, stage: ComparisonProgress) -> None:
+            done = place + stage.done / max(stage.total, 1)
+            text = f"{part.name}: {stage.method}, {stage.what}"
+            update(done, text, line=stage.ended, skipped=stage.point is None)
+
+        found = conduct(case, folder, quick=quick, execution=Execution(processes=processes), listener=listen)
+    text = answer(case, found)
+    write_text(folder / "report.html", html_report(found, case.title))
+    write_text(folder / "answer.txt", text + "\n")
+    for comparison in found:
+        console.print(console_table(comparison))
+    say(f"\n{text}\n")
+    say(f"report: {folder / 'report.html'}   answer: {folder / 'answer.txt'}   results: {folder}/*/results.json")

@@ -1,0 +1,143 @@
+"""Use cases: the catalogue is complete, every case has its page, and a tiny one goes through the machinery."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.model_selection import train_test_split
+from typer.testing import CliRunner
+
+import plures
+from plures.cases import CASES, Case, Part, answer, conduct
+from plures.cases.answer import personalization, preferred, published
+from plures.cases.catalogue import find_case
+from plures.cases.hospitals import log_odds
+from plures.cli import app
+from plures.evaluate import Comparison
+from plures.evaluate.spec import find_method
+from plures.federation import DATASETS
+from plures.federation.datasets.heart import COMPLETE, FILE, HOSPITALS
+from plures.methods import threshold
+from plures.methods.threshold import best_threshold, utilities
+
+PAGES = Path(__file__).parents[1] / "docs" / "guides" / "cases"
+TINY = {"rounds": 2, "seeds": 2, "tune_rounds": 0, "learning_rates": (0.5,), "every": 1}
+
+
+def test_the_catalogue_is_complete():
+    for name, case in CASES.items():
+        assert name == case.name
+        assert case.question.endswith("?")
+        assert case.advice.endswith(".")
+        assert len({part.name for part in case.parts}) == len(case.parts)
+        assert max(len(part.personal) for part in case.parts) >= 5
+        for part in case.parts:
+            assert part.data in DATASETS
+            for method in (*part.personal, *part.shared):
+                find_method(method)
+        page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+        assert f"plures case {name}" in page
+        assert "## What to do" in page
+    assert {page.stem for page in PAGES.glob("*.md")} == {*CASES, "index"}
+    assert all(f"]({name}.md)" in (PAGES / "index.md").read_text(encoding="utf-8") for name in CASES)
+
+
+def two(signs: tuple[int, int]) -> plures.Federation:
+    """Two clients with one input; a sign of -1 turns a client's labels around."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(160, 1)).astype(np.float32)
+    y = np.concatenate([x[:80, 0] * signs[0] > 0, x[80:, 0] * signs[1] > 0]).astype(int)
+    return plures.from_arrays(x, y, ["a"] * 80 + ["b"] * 80, classes=("no", "yes"))
+
+
+@pytest.mark.parametrize(("signs", "expected"), [((1, -1), "helps here"), ((1, 1), "does not help here")])
+def test_the_answer_says_whether_personalization_helps(signs: tuple[int, int], expected: str):
+    part = Part("toy", "A toy", "toy", ("ditto",), told=("auroc",))
+    found = plures.compare(two(signs), ["ditto"], model="logistic", **{**TINY, "rounds": 5})
+    said = personalization(part, found)
+    assert said.startswith(f"Personalization {expected} by accuracy")
+    text = answer(Case("toy", "Somebody", "What now?", (part,), "nothing."), [found])
+    assert text.startswith("What now?\n\nA toy:\n- Personalization")
+    assert text.endswith("What to do: nothing.")
+    assert "- By AUROC, " in text
+
+
+def test_methods_are_preferred_by_validation_not_by_test():
+    found = plures.compare(two((1, -1)), [], model="logistic", **TINY)
+    fedavg, local = found.method("fedavg"), found.method("local")
+    seeds = [seed.model_copy(update={"test": local.seeds[0].test}) for seed in fedavg.seeds]
+    swapped = fedavg.model_copy(update={"seeds": seeds})
+    assert preferred([swapped, local], found.metric) is local
+    assert preferred([local, swapped], found.metric) is local
+
+
+def test_a_case_runs_from_the_command_line_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    part = replace(CASES["hospitals"].parts[0], options={**CASES["hospitals"].parts[0].options, "steps": 2})
+    monkeypatch.setattr("plures.cli.case.find_case", lambda name: replace(CASES["hospitals"], parts=(part,)))
+    for _ in range(2):
+        words = ["case", "hospitals", "--quick", "--out", str(tmp_path)]
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    result = Comparison.from_json(tmp_path / "published" / "results.json")
+    assert all(f"- {line}\n" in done.output for line in published(part, result))
+    assert "accuracy of each client: published 73.1, 71.9, 65.0, 64.0; here " in done.output
+    assert (tmp_path / "answer.txt").read_text(encoding="utf-8").startswith(CASES["hospitals"].question)
+    assert "Four hospitals predict heart disease" in CliRunner().invoke(app, ["case"]).output
+    with pytest.raises(plures.PluresError, match="no case 'hospital': did you mean 'hospitals'"):
+        find_case("hospital")
+
+
+def test_data_that_are_not_there_are_named_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PLURES_DATA", str(tmp_path))
+    part = Part("toy", "A toy", "landmine", ("ditto",))
+    with pytest.raises(plures.PluresError, match=r"data set 'landmine': no .*PLURES_DATA.*to get it"):
+        conduct(Case("toy", "Somebody", "What now?", (CASES["hospitals"].parts[0], part), "nothing."), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_flambys_split_is_that_of_scikit_learn():
+    data = plures.load("fed_heart_disease")
+    with FILE.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if "?" not in [row[column] for column in COMPLETE]]
+    begun = 0
+    for place, hospital in enumerate(HOSPITALS):
+        own = [row for row in rows if row["hospital"] == hospital]
+        ill = np.array([row["num"] != "0" for row in own])
+        few = min(np.bincount(ill)) <= 2
+        train, test = train_test_split(
+            np.arange(len(own)), train_size=0.66, test_size=1 - 0.66, random_state=43, stratify=None if few else ill
+        )
+        assert (data.splits["train"][place] - begun).tolist() == sorted(train.tolist())
+        assert (data.splits["test"][place] - begun).tolist() == sorted(test.tolist())
+        x = data.inputs[data.splits["train"][place]]
+        spread = x.std(0)
+        torch.testing.assert_close(x.mean(0), torch.zeros(13), atol=1e-5, rtol=0)
+        assert bool((torch.isclose(spread, torch.ones(13), atol=1e-4) | (spread == 0)).all())
+        age = torch.tensor([float(row["age"]) for row in own])[train]
+        first = float((float(own[0]["age"]) - age.mean()) / age.std())
+        assert float(data.inputs[begun, 0]) == pytest.approx(first, abs=1e-5)
+        begun += len(own)
+    assert len(data.columns) == 13
+
+
+def test_the_network_is_one_sigmoid():
+    net, x, y = log_odds((13,)), torch.randn(5, 13), torch.tensor([0, 1, 1, 0, 1])
+    torch.testing.assert_close(
+        torch.nn.functional.cross_entropy(net(x), y),
+        torch.nn.functional.binary_cross_entropy_with_logits(net.linear(x)[:, 0], y.float()),
+    )
+
+
+def test_the_threshold_of_the_highest_specificity_at_a_stated_sensitivity():
+    """Of scores .1 to .6 with ill at .3, .5, .6: two of three ill are kept above .45 with all healthy below."""
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    ill = torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0, 1.0])
+    for recall, expected in ((0.6, 0.45), (0.9, 0.25)):
+        rule = utilities(1.0, 1.0, recall)["specificity"]
+        assert float(best_threshold(scores, ill, torch.ones(6), rule, -1.0)) == pytest.approx(expected)
+    assert threshold("specificity", recall=0.9)
