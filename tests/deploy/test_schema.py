@@ -351,7 +351,7 @@ COLUMN = {"name": "x", "kind": "number"}
         ({"columns": [COLUMN], "classes": ["a"]}, "classes: a classification needs two or more"),
         ({"columns": [COLUMN], "task": "regression"}, "classes: a regression has none"),
         ({"columns": [COLUMN], "splits": {"test": 1.2}}, "splits: split rule: validation=0.15 and test=1.2 must be"),
-        ({"columns": [COLUMN], "splits": {"by": "time"}}, "by = 'time' needs the column of dates"),
+        ({"columns": [COLUMN], "splits": {"by": "time"}}, "by = 'time' needs a column of dates or numbers"),
     ],
 )
 def test_a_wrong_declaration_is_named(declared: Mapping[str, object], message: str):

@@ -297,7 +297,57 @@ def test_the_command_line_from_a_file_to_predictions_of_new_rows(tmp_path: Path,
     torch.testing.assert_close(mixed[[1, 3]], folder.predict("2", new)[0][[1, 3]])
     write(tmp_path / "both.csv", both)
     plures_("predict", "r", "both.csv", "--out", "p.csv")
-    assert len((tmp_path / "p.csv").read_text().splitlines()) == 5
+    lines = [line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()]
+    assert lines[0] == ["hospital", "class", "1", "2"]
+    assert [line[0] for line in lines[1:]] == both["hospital"]
     assert folder.predict("Ulm", new)[0].shape == (4, 2)
     with pytest.raises(PluresError, match="column 'age', row 2: 1 cell is not a number, the first holds 'old'"):
         folder.predict(client, {**new, "age": [30, "old", 40, 50]})
+
+
+@pytest.mark.parametrize("kind", [str, int, float])
+def test_numbers_order_rows_as_dates_do(kind: type, tmp_path: Path):
+    """Cycles 1 to 200 in a random order: the last 20 % of each client test, as numbers and not as text."""
+    cycle = np.random.default_rng(0).permutation(200) + 1
+    table = {
+        "engine": ["a", "b"] * 100,
+        "heat": np.random.default_rng(1).normal(size=200).tolist(),
+        "cycle": [kind(number) for number in cycle.tolist()],
+        "worn": ["no", "no", "yes", "yes"] * 50,
+    }
+    federation = plures.from_table(table, client="engine", target="worn", time="cycle")
+    schema = schema_of(federation)
+    assert schema is not None
+    assert (schema.time, schema.date, schema.names) == ("cycle", None, ("heat",))
+    order = np.concatenate([np.arange(0, 200, 2), np.arange(1, 200, 2)])  # a federation lists client after client
+    for place, own in enumerate((np.arange(0, 200, 2), np.arange(1, 200, 2))):
+        latest = own[np.argsort(cycle[own])][-len(federation.splits["test"][place]) :]
+        found = order[federation.splits["test"][place].numpy()]
+        assert sorted(found.tolist()) == sorted(latest.tolist())
+    (tmp_path / "s.toml").write_text(schema.to_toml())
+    again = plures.from_table(table, schema=tmp_path / "s.toml")
+    assert torch.equal(again.splits["test"].rows, federation.splits["test"].rows)
+    site = schema.federation("a", {"a": {name: cells[::2] for name, cells in table.items()}})
+    assert torch.equal(site.splits["test"][0], federation.splits["test"][0])
+    with pytest.raises(PluresError, match="column 'cycle', row 7: missing in 1 of 200 rows"):
+        plures.from_table(
+            {**table, "cycle": [*table["cycle"][:6], None, *table["cycle"][7:]]},
+            client="engine",
+            target="worn",
+            time="cycle",
+        )
+    dated = plures.from_table({**table, "cycle": ["20240531"] * 200}, client="engine", target="worn", time="cycle")
+    assert schema_of(dated).date == "cycle"  # type: ignore[union-attr]
+
+
+def test_predictions_repeat_the_client_and_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "patients.csv", patients())
+    said = ("--client", "hospital", "--target", "outcome", "--data", "key=note")
+    cli = CliRunner()
+    assert cli.invoke(app, ["run", "patients.csv", "fedavg", *said, "--rounds", "1", "--out", "r"]).exit_code == 0
+    new = {name: cells[:4] for name, cells in patients().items() if name != "outcome"}
+    write(tmp_path / "new.csv", new)
+    lines = [line.split(",") for line in cli.invoke(app, ["predict", "r", "new.csv"]).stdout.splitlines()]
+    assert lines[0] == ["hospital", "note", "class", "1", "2"]
+    assert [line[:2] for line in lines[1:]] == [list(pair) for pair in zip(new["hospital"], new["note"], strict=True)]

@@ -73,7 +73,8 @@ Group = Annotated[
     str | None, typer.Option(help="Of a table: the column whose equal values stay in one split, such as a patient.")
 ]
 Time = Annotated[
-    str | None, typer.Option(help="Of a table: the column of dates; the earliest rows train, the latest test.")
+    str | None,
+    typer.Option(help="Of a table: the column of dates or numbers; the earliest rows train, the latest test."),
 ]
 TestRows = Annotated[str | None, typer.Option("--test", help="Of a table: a file with the rows for test.")]
 SplitColumn = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,7 +44,7 @@ from plures.serving.device import COUNTED, memory
 from plures.serving.export import FORMATS, export
 from plures.serving.personal import PersonalModel, opened
 from plures.tables import from_table, is_table, schema_of
-from plures.tables.table import read_table
+from plures.tables.table import read_table, texts
 from plures.tasks import Task
 from plures.texts import csv_text
 
@@ -129,7 +130,7 @@ def predict_command(
 ) -> None:
     """Predict new rows with one client's personal model, or each row with its own client's; the data are not needed.
 
-    Without rows, a run predicts the client's test examples.
+    Without rows, a run predicts the client's test examples. Rows' client and key are repeated beside their predictions.
     """
     if out is not None:
         check_file(out)
@@ -141,13 +142,13 @@ def predict_command(
         say(opened(folder, client, kept.code).card.text())
         return
     if kept.finished and (client is not None or inputs is not None):
-        task = kept.fitted().task
-        outputs, decided = kept.predict(client, None if inputs is None else rows_in(inputs))
+        federation, found = kept.fitted(), None if inputs is None else rows_in(inputs)
+        outputs, decided = kept.predict(client, found)
     else:
         model = opened(folder, client, kept.code)
-        outputs, decided = model.predict(given(model, inputs))
-        task = model.federation.task
-    text = predictions(outputs, decided, task)
+        federation, found = model.federation, given(model, inputs)
+        outputs, decided = model.predict(found)
+    text = predictions(outputs, decided, federation.task, naming(federation, found))
     if out is None:
         say(text.removesuffix("\n"))
     else:
@@ -291,10 +292,30 @@ def read_inputs(file: Path) -> np.ndarray[Any, Any]:
         raise PluresError(f"{file}: {reason}; give an .npz file with an array x of raw examples") from error
 
 
-def predictions(outputs: torch.Tensor, decided: torch.Tensor | None, task: Task) -> str:
-    """CSV: the decision and the probability of each class or label, or the predicted numbers."""
+def naming(federation: Federation, rows: Any) -> dict[str, list[str]]:
+    """The columns that say what each row of a table is: its client and its key, if the schema declares them."""
+    declared = schema_of(federation)
+    if declared is None or not isinstance(rows, Mapping):
+        return {}
+    said = (declared.client, declared.key)
+    return {name: texts(rows[name]) for name in said if name is not None and name in rows}
+
+
+def predictions(
+    outputs: torch.Tensor, decided: torch.Tensor | None, task: Task, named: Mapping[str, list[str]] | None = None
+) -> str:
+    """CSV: the decision and the probability of each class or label, or the predicted numbers.
+
+    Args:
+        outputs: of the model, ``(n, outputs)``.
+        decided: its decisions, if the task has any.
+        task: what it predicts.
+        named: columns that say what the rows are; they come first.
+    """
     values = [[f"{value:.6g}" for value in row] for row in task.expected(outputs).tolist()]
-    if decided is None:
-        return csv_text([task.names, *values])
-    named = ([task.says(one), *row] for one, row in zip(decided, values, strict=True))
-    return csv_text([[task.decision, *task.names], *named])
+    header = [*task.names] if decided is None else [task.decision, *task.names]
+    says = [[]] * len(values) if decided is None else [[task.says(one)] for one in decided]
+    first = {name: cells for name, cells in (named or {}).items() if name not in header}
+    known = zip(*first.values(), strict=True) if first else [()] * len(values)
+    rows = ([*names, *said, *row] for names, said, row in zip(known, says, values, strict=True))
+    return csv_text([[*first, *header], *rows])

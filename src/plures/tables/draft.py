@@ -28,6 +28,7 @@ class Draft(TypedDict, total=False):
         features: input columns; all without another role if not given. A column that is named here is not left out.
         drop: columns that are no inputs.
         date: column of dates.
+        time: column of dates, or of numbers such as cycles or years, that orders the rows.
         group: column whose equal values stay in one split.
         weight: column that says how much each row counts.
         key: column that is different in all rows of a client.
@@ -50,6 +51,7 @@ class Draft(TypedDict, total=False):
     features: Sequence[str]
     drop: Collection[str]
     date: str
+    time: str
     group: str
     weight: str
     key: str
@@ -67,7 +69,7 @@ class Draft(TypedDict, total=False):
 
 def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None, options: Draft) -> dict[str, object]:
     """The declaration of a schema, see :meth:`plures.tables.schema.Schema.of`."""
-    marks = {key: str(name) for key, name in options.items() if key in ("date", "group", "weight", "key")}
+    marks = {key: str(name) for key, name in options.items() if key in ("date", "time", "group", "weight", "key")}
     splits = options.get("splits", {})
     roles = [*target, *marks.values(), *([str(splits["column"])] if splits.get("column") else [])]
     roles += [client] if client is not None else []
@@ -86,6 +88,8 @@ def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None,
     for name in [*roles, *(given or ()), *drop, *named]:
         if name not in table:
             raise PluresError(f"no column {name!r} in the table; {suggestion(name, table, 'its columns are')}")
+    if "time" in marks and not _ordered_by_number(table[marks["time"]]):
+        marks["date"] = marks.pop("time")
     apart = {*roles, *drop}
     features = [name for name in table if name not in apart] if given is None else [str(name) for name in given]
     for key, names in lists.items():
@@ -120,6 +124,11 @@ def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None,
         "ignored": {name: reasons[name] for name in table if name in reasons},
         "columns": columns,
     }
+
+
+def _ordered_by_number(cells: Cells) -> bool:
+    """Whether a column that orders rows holds numbers, which are not dates such as 20240531."""
+    return not numbers(cells)[1].any() and bool(read_days(cells, None)[2].any())
 
 
 def _task(targets: Mapping[str, Cells], options: Draft) -> dict[str, object]:

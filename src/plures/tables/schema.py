@@ -79,7 +79,7 @@ class Splits(Declared):
         seed: seed of the split.
         validation: share for validation.
         test: share for test; train gets the rest.
-        by: ``random``; ``time`` by the column ``date``; or ``column``.
+        by: ``random``; ``time`` by the column ``time`` or, without it, ``date``; or ``column``.
         column: with ``by = "column"``, the column that says ``train``, ``validation`` or ``test`` in each row. If no
             row is for validation, the declared share of each client's train rows is, drawn at random.
         fold: the column holds numbers or names of folds instead, and this one is for test.
@@ -122,6 +122,7 @@ class Reading:
         columns: every declared input column that is present.
         targets: of every target column that is present: class numbers or values; none if they were not requested.
         dates: ``(n,)`` ``datetime64[us]``, NaT if missing; None without such a column.
+        times: ``(n,)`` numbers that order the rows; None without such a column.
         groups: ``(n,)`` texts; None without such a column.
         weights: ``(n,)`` numbers; None without such a column.
         keys: ``(n,)`` texts; None without such a column.
@@ -140,6 +141,12 @@ class Reading:
     findings: tuple[Finding, ...]
     keys: NDArray[np.str_] | None = None
     splits: NDArray[np.int64] | None = None
+    times: NDArray[np.float64] | None = None
+
+    @property
+    def order(self) -> NDArray[np.float64] | Dates | None:
+        """What orders the rows for splits by time."""
+        return self.dates if self.times is None else self.times
 
 
 class Schema(Declared):
@@ -163,6 +170,7 @@ class Schema(Declared):
         client: column with the client of each row, in a table of several clients; a site does not need it. It is no
             input.
         date: column of dates in ISO format, for the time span of the data; not an input.
+        time: column of numbers, such as cycles or years, that orders the rows for splits by time; not an input.
         group: column whose equal values stay in one split, such as a patient; not an input.
         weight: column of numbers of at least 0 that says how much each row counts in losses and metrics, relative to
             the others of its site; not an input. A row of weight 0 is left out.
@@ -180,6 +188,7 @@ class Schema(Declared):
     target_scale: Annotated[tuple[Annotated[Finite, Field(gt=0)], ...], Field(strict=False)] = ()
     client: Name | None = None
     date: Name | None = None
+    time: Name | None = None
     group: Name | None = None
     weight: Name | None = None
     key: Name | None = None
@@ -208,8 +217,8 @@ class Schema(Declared):
             twice = [name for place, name in enumerate(given) if name in given[:place]]
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is declared twice; rename or remove one")
-        if self.splits.by == "time" and self.date is None:
-            raise ValueError("splits: by = 'time' needs the column of dates; declare date")
+        if self.splits.by == "time" and self.date is None and self.time is None:
+            raise ValueError("splits: by = 'time' needs a column of dates or numbers; declare date or time")
         return self
 
     @classmethod
@@ -259,7 +268,7 @@ class Schema(Declared):
     @property
     def _roles(self) -> list[str]:
         """Columns that are not inputs."""
-        marks = (self.date, self.group, self.weight, self.key, self.splits.column)
+        marks = (self.date, self.time, self.group, self.weight, self.key, self.splits.column)
         return [name for name in (*self.target, *marks) if name is not None]
 
     @property
@@ -326,8 +335,14 @@ class Schema(Declared):
             found += read.findings
         dates, groups, weights = None, None, None
         if site and self.date is not None and self.date in there:
-            dates, wrong = read_dates(self.date, there[self.date], needed=self.splits.by == "time")
+            dates, wrong = read_dates(
+                self.date, there[self.date], needed=self.splits.by == "time" and self.time is None
+            )
             found += wrong
+        times = None
+        if site and self.time is not None and self.time in there:
+            order = Number(name=self.time).read(there[self.time])
+            times, found = order.values, [*found, *order.findings]
         if site and self.group is not None and self.group in there:
             groups, wrong = read_groups(self.group, there[self.group])
             found += wrong
@@ -346,7 +361,7 @@ class Schema(Declared):
         if site and 0 < rows < self.splits.least:
             what = f"{rows} row{'s' if rows > 1 else ''}, too few for {self.splits.least} splits"
             found.append(Finding("error", "", what, f"give at least {self.splits.least}"))
-        return Reading(rows, reads, targets, dates, groups, weights, extra, tuple(found), keys, splits)
+        return Reading(rows, reads, targets, dates, groups, weights, extra, tuple(found), keys, splits, times)
 
     def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
         """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target may be absent.
@@ -438,7 +453,7 @@ class Schema(Declared):
             np.array(self.classes)[targets[:, 0].astype(np.int64)] if self.classes else targets,
             np.repeat(np.array(clients), [reading.rows for reading in parts]),
             _joined([reading.groups for reading in parts]),
-            _joined([reading.dates for reading in parts]) if self.splits.by == "time" else None,
+            _joined([reading.order for reading in parts]) if self.splits.by == "time" else None,
             _joined([reading.keys for reading in parts]),
             _joined([reading.weights for reading in parts]),
             self.inputs,

@@ -117,7 +117,8 @@ def from_table(
         dates: column -> how its dates are written, such as ``%d.%m.%Y``, where that is not clear.
         zero_is_missing: columns of numbers in which zero means a missing value.
         group: column whose equal values stay in one split, such as a patient.
-        time: column of dates: the earliest rows of each client train, the latest test.
+        time: column of dates, or of numbers such as cycles or years: the earliest rows of each client train, the latest
+            test.
         weight: column that says how much each row counts.
         key: column that is different in all rows of a client, such as a case number: a row then stays in its split
             whatever else changes.
@@ -179,7 +180,7 @@ def from_table(
             options["task"] = _kind(task)
         told: dict[str, Any] = {
             "classes": None if classes is None else tuple(map(text, classes)), "features": _several(features),
-            "date": time, "drop": _several(drop), "group": group, "weight": weight, "key": key,
+            "time": time, "drop": _several(drop), "group": group, "weight": weight, "key": key,
             "numbers": _several(numbers), "dates": dates, "ordered": {**_orders(parts), **(ordered or {})},
             "categories": [*_several(categories), *_codes(parts)], "zero_is_missing": _several(zero_is_missing),
         }  # fmt: skip
@@ -341,7 +342,7 @@ def _splits(
     if time is not None and column is not None:
         raise PluresError("time, split_column: rows are divided by one of the two; leave one out")
     if rule.by == "time" and time is None:
-        raise PluresError("split: by='time' needs the column of dates; name it with time")
+        raise PluresError("split: by='time' needs a column of dates or numbers; name it with time")
     if time is not None:
         return {**shares, "by": "time"}
     if column is None:
