@@ -41,6 +41,7 @@ bench: $(VENV)/developing
 	$(BIN)/python -m benchmarks.failures --out benchmarks/results/failures
 	$(BIN)/python -m benchmarks.rivals --out benchmarks/results/rivals
 	$(BIN)/python -m benchmarks.population --out benchmarks/results/population
+	$(BIN)/python -m benchmarks.lazy --out benchmarks/results/lazy
 	$(BIN)/python -m benchmarks.wire --out benchmarks/results/wire
 	$(BIN)/python -m benchmarks.warm --out benchmarks/results/warm
 

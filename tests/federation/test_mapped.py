@@ -88,8 +88,9 @@ def test_nothing_ever_reads_more_than_a_part_of_the_rows_at_once(stored: Path, m
     of_data(mapped)
     assert max(taken) <= 10, "a fingerprint needs the rows' digests alone"
     mapped.describe()
-    result = plures.compare(mapped, ["ditto"], rounds=1, seeds=1, tune_rounds=0, batch_size=8)
-    assert max(taken) <= 40, "no batch, no client and no stack of clients has all rows"
+    alone = Execution("loop", 1, False)
+    result = plures.compare(mapped, ["ditto"], rounds=1, seeds=1, tune_rounds=0, batch_size=8, execution=alone)
+    assert max(taken) <= 40, "no batch and no client has all rows; the constant baseline reads a client's at once"
     assert result.methods
 
 
@@ -126,3 +127,55 @@ def test_rows_may_be_left_out_and_come_from_the_middle_of_a_file(tmp_path: Path)
     federation = plures.from_arrays(part, TARGETS, client)
     assert isinstance(federation.inputs, Mapped)
     assert torch.equal(federation.inputs[:], torch.from_numpy(values[10:][client >= 0]))
+
+
+@pytest.mark.parametrize("positioned", [True, False])
+def test_rows_are_read_in_any_order_and_a_shorter_file_is_named(
+    tmp_path: Path, positioned: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if not positioned:
+        monkeypatch.delattr("os.preadv", raising=False)
+    values = np.arange(60, dtype=np.int32).reshape(20, 3)
+    file = tmp_path / "x.bin"
+    file.write_bytes(b"head" + values.tobytes())
+    rows = FileRows(file, "<i4", (20, 3), 4)
+    for places in ([7, 8, 9, 2, 3, 3, 19, 0], [5], [], list(range(20))):
+        chosen = np.array(places, dtype=np.int64)
+        assert np.array_equal(rows.take(chosen), values[chosen])
+    with pytest.raises(IndexError, match="outside the 20 rows"):
+        rows.take(np.array([20]))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert np.array_equal(rows.take(np.array([18])), values[18:19])
+    with pytest.raises(PluresError, match=r"x\.bin: the file has become shorter"):
+        rows.take(np.array([18, 19]))
+
+
+def test_several_inputs_stay_on_disk_and_give_the_same_bits(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    held = {"tokens": rng.integers(0, 9, size=(90, 5)), "mask": rng.random((90, 5)).astype(np.float32)}
+    for name, part in held.items():
+        np.save(tmp_path / f"{name}.npy", part)
+    stored = {name: np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in held}
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+            return self.out((self.embed(tokens) * mask[..., None]).mean(-2))
+
+    client = np.where(np.arange(90) % 10 == 9, -1, np.arange(90) // 10 % 3)  # some rows are left out
+    found = []
+    for inputs in (held, stored):
+        federation = plures.from_arrays(inputs, TARGETS, client)
+        assert all(isinstance(part, Mapped) == (inputs is stored) for part in federation.inputs.parts.values())  # type: ignore[union-attr]
+        run = Run(federation, Network, ditto(lam=0.1), Training(rounds=2, batch_size=8), execution=Execution("vmap", 2))
+        for _ in run.rounds():
+            pass
+        found.append(run.predictors([0, 1, 2]))
+        assert (
+            federation.splits["test"].rows.tolist() == found[0].setdefault("", federation.splits["test"].rows).tolist()
+        )
+    found[0].pop("")
+    assert all(torch.equal(leaf, found[1][name]) for name, leaf in found[0].items())

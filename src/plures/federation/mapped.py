@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-import mmap
+import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -22,8 +24,6 @@ from plures.errors import PluresError
 Array = NDArray[Any]
 BLOCK = 1 << 25
 """Bytes that are read at once where all rows are read one after the other."""
-HELD = 1 << 27
-"""Bytes of a mapped file that are gathered before its pages are given back to the system."""
 
 
 class Rows(Protocol):
@@ -41,7 +41,10 @@ class Rows(Protocol):
 
 @dataclass
 class FileRows:
-    """Rows in a file, mapped into memory when they are first read.
+    """Rows in a file, of which those asked for are read.
+
+    They are read, not mapped: a page of a mapped file makes up to 2 MB around it resident, so that the process would
+    seem to hold the whole file.
 
     Attributes:
         path: the file.
@@ -60,23 +63,44 @@ class FileRows:
         return np.dtype(self.type)
 
     @cached_property
-    def _map(self) -> np.memmap[Any, Any]:
-        self._read = 0
+    def _file(self) -> int:
         try:
-            return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
-        except (OSError, ValueError) as error:
+            opened = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
             raise PluresError(
                 f"{self.path}: the inputs cannot be read from it ({error}); make the data again"
             ) from error
+        weakref.finalize(self, os.close, opened)
+        return opened
 
     def take(self, places: NDArray[np.int64]) -> Array:
-        found = np.take(self._map, places, axis=0)
-        self._read += found.nbytes
-        kept: Any = getattr(self._map, "_mmap", None)
-        if self._read > HELD and isinstance(kept, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            kept.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
+        if len(places) and not (places.min() >= 0 and places.max() < self.shape[0]):
+            raise IndexError(f"a row outside the {self.shape[0]} rows of {self.path}")
+        found = np.empty((len(places), *self.shape[1:]), self.dtype)
+        wide = found.nbytes // max(1, len(places))
+        if wide == 0:
+            return found
+        view = found.reshape(-1).view(np.uint8).data
+        ends = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)] if len(places) else []
+        starts = (self.offset + places[ends[:-1]] * wide).tolist()  # of runs of rows that lie one after the other
+        for (first, last), start in zip(pairwise(ends), starts, strict=True):
+            self._fill(view[first * wide : last * wide], start)
         return found
+
+    def _fill(self, view: memoryview, start: int) -> None:
+        """Read bytes from a place of the file."""
+        done = 0
+        while done < len(view):
+            if hasattr(os, "preadv"):
+                read = os.preadv(self._file, [view[done:]], start + done)
+            else:
+                os.lseek(self._file, start + done, os.SEEK_SET)
+                some = os.read(self._file, len(view) - done)
+                read = len(some)
+                view[done : done + read] = some
+            if read == 0:
+                raise PluresError(f"{self.path}: the file has become shorter; make the data again")
+            done += read
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("path", "type", "shape", "offset")}

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from plures.augment import Mixture
 from plures.errors import PluresError
 from plures.federation import Federation, Mapped
-from plures.federation.inputs import Inputs, lead, one_tensor
+from plures.federation.inputs import Inputs, lead, one_tensor, parts
 from plures.method import SGD, Adam, Batch, Bound, Leaf, Optimizer, Phase, Problem, State
 from plures.method.leaf import by_slot
 from plures.method.state import Pass
@@ -84,7 +85,7 @@ class Steps:
         self.read = read_by(bound, phase)
         self.source = federation.inputs, federation.targets, federation.weights
         self.augment = federation.augment
-        self.ahead = self.augment is not None or isinstance(federation.inputs, Mapped)
+        self.ahead = self.augment is not None or any(isinstance(part, Mapped) for part in parts(federation.inputs))
         """Whether examples are gathered before a step, not in it."""
         self.shapes = [(tuple(bound.initial[s][p].shape), bound.initial[s][p].dtype) for s, p in self.read]
         self.anchored = [] if self.plain else self.read
@@ -392,7 +393,7 @@ class Stacked(Steps):
 
     def _gathered(
         self, rows: Tensors, keys: Tensors | None, counts: Tensors, padded: bool
-    ) -> tuple[Tensors, Tensors, tuple[Tensor, Tensor, Tensor | None]]:
+    ) -> tuple[Tensors, Tensors, tuple[Tensor | Inputs, Tensor, Tensor | None]]:
         """The examples of a step in place of the federation's: rows of them, counts, and the examples, augmented.
 
         Args:
@@ -418,8 +419,10 @@ class Stacked(Steps):
             clients, width = lead(inputs).shape[:2]
             places.append(torch.arange(first, first + clients * width, device=inputs.device).view(clients, width))
             first += clients * width
-        augmented = [one_tensor(inputs, "augmentation").flatten(0, 1) for inputs, *_ in made]
-        x, y = torch.cat(augmented), torch.cat([one[1].flatten(0, 1) for one in made])
+        x: Tensor | Inputs = tree_map(
+            lambda *each: torch.cat([one.flatten(0, 1) for one in each]), *(inputs for inputs, *_ in made)
+        )
+        y = torch.cat([one[1].flatten(0, 1) for one in made])
         known = [weight.flatten() for *_, weight in made if weight is not None]
         return places, counts if padded and not mixed else [], (x, y, torch.cat(known) if known else None)
 

@@ -94,10 +94,10 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         task, targets = data.learned, torch.from_numpy(data.targets[rows])
     if options.get("standardize_targets", False) and (task.probable or not task.scalable):
         raise PluresError(f"standardize_targets: {task.called} have no scale; leave it out, or give task='regression'")
-    raw: Array | Mapped | dict[str, Array]
+    raw: Array | Mapped | dict[str, Array | Mapped]
     inputs: Tensor | Inputs
     if isinstance(data.inputs, dict):
-        raw = {name: part[rows] if len(rows) < n else part for name, part in data.inputs.items()}
+        raw = {name: _some(part, rows) for name, part in data.inputs.items()}
         inputs = several_inputs(raw, options, where)
     elif isinstance(data.inputs, Mapped):
         raw = data.inputs.some(rows) if len(rows) < n else data.inputs
@@ -138,10 +138,10 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         else:
             shape = (1, -1, *[1] * (unscaled.ndim - 2))
             inputs = unscaled.sub_(mean.to(unscaled.dtype).view(shape)).div_(scale.to(unscaled.dtype).view(shape))
-    elif data.unit is not None and isinstance(inputs, Mapped) and inputs.is_floating_point():
+    elif data.unit is not None and isinstance(inputs, Tensor) and inputs.is_floating_point():
         wide = torch.zeros(inputs.shape[1], dtype=torch.float64)
         scaling = wide, wide + data.unit
-        inputs = inputs.scaled(*scaling)
+        inputs = inputs.scaled(*scaling) if isinstance(inputs, Mapped) else inputs.div_(data.unit)
     source = options.get("source", "")
     if options.get("standardize_targets", False):
         mean, scale = moments(targets, train)
@@ -213,6 +213,13 @@ def _weights(given: Array, where: Where) -> tuple[Tensor, Array]:
             "leave the client out"
         )
     return weights[counted], counted.numpy()
+
+
+def _some(values: Array | Mapped, rows: Array) -> Array | Mapped:
+    """Some rows, which are in order."""
+    if len(rows) == len(values):
+        return values
+    return values.some(rows) if isinstance(values, Mapped) else values[rows]
 
 
 def _gaps(values: Array) -> Array:

@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import mkdtemp
@@ -23,13 +25,26 @@ Progress = Callable[[int, int], None]
 """Is told how many examples are decoded, and of how many."""
 
 log = logging.getLogger("plures")
-ROWS, DIGESTS, ABOUT = "rows.bin", "digests.bin", "about.json"
-VERSION = 1
+ROWS, DIGESTS, MARKS, ABOUT = "rows", "digests", "marks.npz", "about.json"
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Examples of one shape and type.
+
+    Attributes:
+        inputs: by name; of those on disk, batches are read from there.
+        marks: what else is known of each example, by name, such as its target; in memory.
+    """
+
+    inputs: Mapping[str, Mapped]
+    marks: Mapping[str, Array]
 
 
 def source_of(files: Sequence[Path], how: str) -> str:
     """A digest of names, sizes and times of files, and of how they are decoded."""
-    found = blake2b(f"{VERSION} {how}".encode(), digest_size=16)
+    found = blake2b(how.encode(), digest_size=16)
     for file in files:
         try:
             about = file.stat()
@@ -40,22 +55,26 @@ def source_of(files: Sequence[Path], how: str) -> str:
 
 
 def decoded(
-    files: Sequence[Path], read: Callable[[Path], Array], how: str, cache: Path, progress: Progress | None = None
-) -> Mapped:
-    """The decoded examples of some files, from a folder that has one such set.
+    count: int,
+    read: Callable[[int], tuple[Mapping[str, Array], Mapping[str, Array]]],
+    source: str,
+    cache: Path,
+    progress: Progress | None = None,
+) -> Decoded:
+    """The decoded examples of a source, from a folder that has one such set.
 
     They are written to another folder that is renamed when it is complete, so an interrupted command leaves none that
     looks finished. The folder of an earlier state of the source is removed then.
 
     Args:
-        files: one example each.
-        read: decodes a file; all examples have one shape and type.
-        how: the options of `read`, as text.
+        count: number of examples.
+        read: inputs and marks of the example at a position; their names, shapes and types are those of all. Read in
+            order, and only if they are not there yet.
+        source: tells this state of the source from others.
         cache: folder for the decoded examples of this source.
         progress: is told about every example.
     """
-    name = source_of(files, how)
-    there = cache / name
+    there = cache / blake2b(f"{VERSION} {source}".encode(), digest_size=16).hexdigest()
     if not (there / ABOUT).is_file():
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -63,7 +82,7 @@ def decoded(
         except OSError as error:
             raise PluresError(f"{cache}: cannot be written ({error.strerror}); give another as cache=") from error
         try:
-            _write(making, files, read, progress)
+            _write(making, count, read, progress)
             os.replace(making, there)
         except OSError as error:
             if not (there / ABOUT).is_file():  # else another process was faster
@@ -73,30 +92,44 @@ def decoded(
         for old in cache.iterdir():
             if old != there and (old / ABOUT).is_file():
                 shutil.rmtree(old, ignore_errors=True)
-    about = json.loads((there / ABOUT).read_text(encoding="utf-8"))
-    digests = np.fromfile(there / DIGESTS, dtype="S16")
-    return Mapped(FileRows(there / ROWS, about["type"], tuple(about["shape"])), known=Known({True: digests}))
+    inputs = {}
+    for place, (name, about) in enumerate(json.loads((there / ABOUT).read_text(encoding="utf-8")).items()):
+        known = Known({about["floating"]: np.fromfile(there / f"{DIGESTS}-{place}", dtype="S16")})
+        inputs[name] = Mapped(FileRows(there / f"{ROWS}-{place}", about["type"], tuple(about["shape"])), known=known)
+    with np.load(there / MARKS, allow_pickle=False) as marks:
+        return Decoded(inputs, dict(marks))
 
 
-def _write(folder: Path, files: Sequence[Path], read: Callable[[Path], Array], progress: Progress | None) -> None:
-    first: Array | None = None
-    with (folder / ROWS).open("wb") as rows, (folder / DIGESTS).open("wb") as digests:
-        for number, file in enumerate(files, start=1):
-            one = np.ascontiguousarray(read(file))
-            first = one if first is None else first
-            if one.shape != first.shape or one.dtype != first.dtype:
-                raise PluresError(
-                    f"{file}: of shape {one.shape}, but {files[0]} has {first.shape}; give size= to bring all to one"
-                )
-            rows.write(one.data)
-            digests.write(contents(one[None], True).tobytes())
+def _write(
+    folder: Path,
+    count: int,
+    read: Callable[[int], tuple[Mapping[str, Array], Mapping[str, Array]]],
+    progress: Progress | None,
+) -> None:
+    about: dict[str, dict[str, Any]] = {}
+    marks: dict[str, list[Array]] = {}
+    with ExitStack() as stack:
+        files = []
+        for position in range(count):
+            inputs, own = read(position)
+            if not about:
+                for place, (name, one) in enumerate(inputs.items()):
+                    # one input is compared as the real number that it usually becomes, several each as what they are
+                    floating = len(inputs) == 1 or one.dtype.kind == "f"
+                    about[name] = {"type": one.dtype.str, "shape": [count, *one.shape], "floating": floating}
+                    files.append([stack.enter_context((folder / f"{k}-{place}").open("wb")) for k in (ROWS, DIGESTS)])
+            for (name, one), (rows, digests) in zip(inputs.items(), files, strict=True):
+                rows.write(np.ascontiguousarray(one).data)
+                digests.write(contents(one[None], about[name]["floating"]).tobytes())
+            for name, mark in own.items():
+                marks.setdefault(name, []).append(mark)
+            number = position + 1
             if progress is not None:
-                progress(number, len(files))
-            if number * 10 // len(files) > (number - 1) * 10 // len(files):
-                log.info("decoded %d of %d examples", number, len(files))
-        for out in (rows, digests):
+                progress(number, count)
+            if number * 10 // count > position * 10 // count:
+                log.info("decoded %d of %d examples", number, count)
+        for out in (file for pair in files for file in pair):
             out.flush()
             os.fsync(out.fileno())
-    assert first is not None
-    about = {"type": first.dtype.str, "shape": [len(files), *first.shape]}
+    np.savez(folder / MARKS, **{name: np.stack(values) for name, values in marks.items()})  # type: ignore[arg-type]
     (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")

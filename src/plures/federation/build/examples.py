@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class Examples:
         learned: the task, if the targets are already as a model learns them; otherwise they are still to be read.
     """
 
-    inputs: Array | Mapped | dict[str, Array]
+    inputs: Array | Mapped | dict[str, Array | Mapped]
     targets: Array
     client: Array
     groups: Array | None = None
@@ -96,20 +96,30 @@ def of_arrays(
     )
 
 
-def arrays(given: Several) -> Array | Mapped | dict[str, Array]:
-    """Inputs as arrays: one, or several by name; one that is mapped from a file stays there."""
+def arrays(given: Several) -> Array | Mapped | dict[str, Array | Mapped]:
+    """Inputs as arrays: one, or several by name; what is mapped from a file stays there."""
     several = named(given)
     if several is None:
-        rows = file_rows(given) if isinstance(given, np.memmap) else None
-        if rows is not None and len(rows.shape) > 1 and rows.dtype.kind in "fiu" and rows.dtype.isnative:
-            return Mapped(rows)
-        return given if isinstance(given, Mapped) else as_array(given, "inputs")  # type: ignore[arg-type]
-    if not several:
+        return _array_or_file(given, "inputs")
+    check_names(several)
+    return {name: _array_or_file(part, f"input {name!r}") for name, part in several.items()}
+
+
+def check_names(several: Iterable[str]) -> None:
+    """Refuse names of inputs that are no names of a network's arguments."""
+    names = tuple(several)
+    if not names:
         raise PluresError("inputs: an empty mapping; give at least one tensor by its name")
-    for name in several:
+    for name in names:
         if not (name.isidentifier() or name.isdecimal()):
             raise PluresError(f"input {name!r}: give a name that a function's parameter may have")
-    return {name: as_array(part, f"input {name!r}") for name, part in several.items()}
+
+
+def _array_or_file(given: Any, what: str) -> Array | Mapped:
+    rows = file_rows(given) if isinstance(given, np.memmap) else None
+    if rows is not None and len(rows.shape) > 1 and rows.dtype.kind in "fiu" and rows.dtype.isnative:
+        return Mapped(rows)
+    return given if isinstance(given, Mapped) else as_array(given, what)
 
 
 def as_array(values: ArrayLike | Tensor, what: str, scalar: bool = False) -> Array:

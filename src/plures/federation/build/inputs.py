@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +38,20 @@ class Where:
         return f"{place}, column {self.columns[column]!r}" if self.columns else f"{place}, column {column}"
 
 
-def several_inputs(given: dict[str, Array], options: Options, where: Where) -> Inputs:
+def several_inputs(given: Mapping[str, Array | Mapped], options: Options, where: Where) -> Inputs:
     """Several checked inputs by name: real ones in the wanted type, integers and booleans as int64."""
     real = options.get("dtype", torch.float32)
     if not real.is_floating_point:
         raise PluresError(f"dtype={real}: of several inputs, each keeps its kind; give a floating-point type")
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, values in given.items():
-        kind: Options = {"dtype": real if values.dtype.kind == "f" else torch.int64}
+        whole = not values.dtype.is_floating_point if isinstance(values, Mapped) else values.dtype.kind != "f"
+        kind: Options = {"dtype": torch.int64 if whole else real}
         try:
-            found[name] = checked_inputs(values, kind, where)
+            if isinstance(values, Mapped):
+                found[name] = checked_rows(values, kind, where)
+            else:
+                found[name] = checked_inputs(values, kind, where)
         except PluresError as error:
             raise PluresError(f"input {name!r}: {error}") from error
     return Inputs(found)

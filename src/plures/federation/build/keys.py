@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def keys_of(
-    data: Examples, rows: Array, where: Where, raw: Array | Mapped | dict[str, Array], floating: bool
+    data: Examples, rows: Array, where: Where, raw: Array | Mapped | dict[str, Array | Mapped], floating: bool
 ) -> Array | None:
     """``(rows,)`` digests that identify a client's rows; None to use their order."""
     if data.keys is not None:
@@ -41,13 +41,13 @@ def keys_of(
     return digests(key.encode() for key in text.tolist())
 
 
-def _contents(raw: Array | Mapped | dict[str, Array], floating: bool) -> Array:
+def _contents(raw: Array | Mapped | dict[str, Array | Mapped], floating: bool) -> Array:
     """``(rows,)`` digests of inputs; of several, the digests of their digests."""
-    if isinstance(raw, Mapped):
-        return raw.digests(floating)
     if not isinstance(raw, dict):
-        return contents(raw, floating)
-    each = [contents(part, part.dtype.kind == "f") for part in raw.values()]
+        return raw.digests(floating) if isinstance(raw, Mapped) else contents(raw, floating)
+    each = [
+        part.digests() if isinstance(part, Mapped) else contents(part, part.dtype.kind == "f") for part in raw.values()
+    ]
     return each[0] if len(each) == 1 else digests(b"".join(row) for row in zip(*each, strict=True))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from plures.errors import PluresError, suggestion
 from plures.extras import needed
 from plures.federation.build.assemble import assemble
-from plures.federation.build.decoded import Progress, decoded
+from plures.federation.build.decoded import Progress, decoded, source_of
 from plures.federation.build.examples import Examples
 from plures.federation.build.options import Options
 from plures.federation.federation import Federation
@@ -22,6 +22,8 @@ Array = NDArray[Any]
 SUFFIXES = (".png", ".jpg", ".jpeg")
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Modes of Pillow with more than 8 bits for a colour."""
+GREY = ("1", "L", "LA")
+"""Modes of Pillow without colours."""
 LEVELS = 255.0
 CACHE = ".plures"
 
@@ -85,8 +87,18 @@ def from_pictures(
         files, clients, targets = _listed(where, file, client, target)
         root = where.parent
     read, how = _reader(files[0], size, channels)
+    shape = read(files[0]).shape
+
+    def one(place: int) -> tuple[dict[str, Array], dict[str, Array]]:
+        pixels = read(files[place])
+        if pixels.shape != shape:
+            raise PluresError(
+                f"{files[place]}: of shape {pixels.shape}, but {files[0]} has {shape}; give size= to bring all to one"
+            )
+        return {"pixels": pixels}, {}
+
     store = Path(cache) if cache is not None else root / CACHE / (where.stem if where.is_file() else "pictures")
-    inputs = decoded(files, read, how, store, progress)
+    inputs = decoded(len(files), one, source_of(files, how), store, progress).inputs["pixels"]
     names = np.array(
         [Path(one).relative_to(root).as_posix() if one.is_relative_to(root) else str(one) for one in files]
     )
@@ -94,6 +106,12 @@ def from_pictures(
     options.setdefault("name", where.stem if where.is_file() else where.resolve().name)
     also = ("size", "channels", "cache", "client", "target", "file", "progress")
     return assemble(rows, options, "from_pictures", also)
+
+
+def pixels_of(picture: Any) -> Array:
+    """``(channels, height, width)`` of a picture of Pillow, 8 bits each; what is not grey is red, green, blue."""
+    pixels = np.asarray(picture.convert("L" if picture.mode in GREY else "RGB"))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def has_pictures(folder: Path) -> bool:
@@ -143,18 +161,17 @@ def _reader(first: Path, size: tuple[int, int] | None, channels: int | None) -> 
             raise PluresError(f"{file}: has more than 8 bits for a colour; convert it to 8 bits")
         return upright
 
-    wanted = channels or (1 if opened(first).mode in ("1", "L", "LA") else 3)
+    wanted = channels or (1 if opened(first).mode in GREY else 3)
 
     def read(file: Path) -> Array:
         picture = opened(file)
-        if channels is None and (picture.mode in ("1", "L", "LA")) != (wanted == 1):
+        if channels is None and (picture.mode in GREY) != (wanted == 1):
             raise PluresError(
                 f"{file}: {first} is {'grey' if wanted == 1 else 'in colours'}, but it is not; say channels="
             )
         picture = picture.convert("L" if wanted == 1 else "RGB")
         if size is not None and picture.size != size[::-1]:
             picture = picture.resize(size[::-1], image.Resampling.BILINEAR)
-        pixels = np.asarray(picture)
-        return pixels[None] if wanted == 1 else pixels.transpose(2, 0, 1)
+        return pixels_of(picture)
 
     return read, f"pictures {size} {wanted}"
