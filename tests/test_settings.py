@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,23 @@ def test_a_comparison_has_the_same_numbers_on_the_command_line_in_python_and_in_
     (tmp_path / "study.toml").write_text(TOML)
     assert says("study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "s"))[0] == 0
     typed = plures.Comparison.from_json(tmp_path / "c" / "results.json")
+
+    file = tmp_path / "c" / "compare.toml"
+    options = tomllib.loads(file.read_text())
+    assert list(options)[:3] == ["data", "method", "rounds"]
+    assert (options["data"], options["lr"]) == ("heart", [0.1])
+    assert options["space"] == ["ditto.lr=0.05,0.2", "ditto.lam=0.5,2"]
+    assert (options["clip"], options["compile_step"], options["momentum"]) == (0.5, False, 0.0)
+    assert not {"config", "quiet", "patience", "track"} & options.keys()
+    code, text = says("compare", "--config", file, "--quiet")  # all is done: the folder is this comparison's
+    assert code == 0
+    assert "Ditto" in text
+    assert "% done" not in text
+    assert tomllib.loads(file.read_text()) == options
+    code, text = says("compare", "--config", file, "--clip", "0.4")
+    assert code == 2
+    assert "holds another comparison: the training's clip is 0.5 there and 0.4 here" in text
+    assert tomllib.loads(file.read_text()) == options
     (studied,) = Study(tmp_path / "s").comparisons()
     assert typed.settings["space"] == SPACE
 
@@ -205,3 +223,52 @@ def test_a_wrong_budget_of_a_study_is_named_with_its_line(tmp_path: Path, key: s
         read_study(file)
     assert str(error.value).startswith("study.toml, line 4: budgets[0].")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("roundz = 3", "compare.toml: no option 'roundz'; did you mean 'rounds'?"),
+        ('rounds = "many"', "compare.toml: rounds: 'many' is not a valid int"),
+        ("rounds = true", "compare.toml: rounds = True; give a single value, as --rounds takes it"),
+        ("rounds = [3]", "compare.toml: rounds = [3]; give a single value, as --rounds takes it"),
+        ("compile_step = 1", "compare.toml: compile_step = 1; give true or false"),
+        ('backend = "lop"', "compare.toml: backend: 'lop' is not one of 'auto', 'loop', 'vmap'"),
+        ("rounds 3", "compare.toml is not TOML"),
+        ("[data_options]\nsead = 3", "data 'heart' has no option 'sead'; did you mean 'seed'?"),
+        ('tune-rounds = 0\nlr = 0.1\nspace = ["ditto.lam=1"]', "space is not tried with tune_rounds=0"),
+        ('optimizer = "sgd(mu=1)"', "optimizer 'sgd': no parameter 'mu'"),
+    ],
+)
+def test_a_wrong_file_of_options_is_named(says: Says, tmp_path: Path, content: str, said: str):
+    file = tmp_path / "compare.toml"
+    file.write_text(content)
+    code, text = says("compare", "heart", "--config", file, "--out", tmp_path / "out")
+    assert code == 2
+    assert said in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_of_options_is_named(says: Says, tmp_path: Path):
+    code, text = says("compare", "heart", "--config", tmp_path / "nowhere.toml")
+    assert code == 2
+    assert "nowhere.toml" in text
+
+
+def test_exit_codes(says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert says("methods", "ditto")[0] == 0
+    assert says("compare", "hart")[0] == 2
+    assert says("compare", "heart", "--roundz", "3")[0] == 2
+    assert says("compar", "heart")[0] == 2
+    assert says("compare", "heart", "--track", "tensorbord") == (
+        2,
+        "error: --track tensorbord: there is no such tracker; did you mean 'tensorboard'?",
+    )
+
+    def stop(*words: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("plures.cli.research.compare", stop)
+    code, text = says("compare", "heart", "--out", tmp_path / "out")
+    assert code == 130
+    assert "the same command resumes" in text

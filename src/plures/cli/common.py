@@ -183,6 +183,7 @@ Track = Annotated[
     list[str] | None,
     typer.Option(help=f"Also write every run for {', '.join(TRACKERS)}, into the folder of --out; repeatable."),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress: only results, notes and errors.")]
 AllowCode = Annotated[
     list[str] | None,
     typer.Option(

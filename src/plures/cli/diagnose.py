@@ -16,6 +16,7 @@ from plures.cli.common import (
     Model,
     ModelOptions,
     Options,
+    Quiet,
     SchemaFile,
     SplitColumn,
     Target,
@@ -58,6 +59,7 @@ def diagnose_command(
     rows: Annotated[int, typer.Option(help="Most train rows to use, over all clients.")] = 6000,
     rows_each: Annotated[int, typer.Option(help="Most train rows to use per client.")] = 400,
     out: Annotated[list[Path] | None, typer.Option(help="File for the diagnosis, .json or .html; repeatable.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """How do the clients differ, and which methods should help? Trains no method, reads no test data."""
     files = out or []
@@ -92,7 +94,7 @@ def diagnose_command(
         model_options=model_settings(model_options, model),
     )
     federation = spec.federation(code)
-    with progress(f"diagnosing {federation.name}", 1) as update:
+    with progress(f"diagnosing {federation.name}", 1, quiet=quiet) as update:
         found = diagnose(
             federation,
             model=None if model is None else spec.network(federation, code),

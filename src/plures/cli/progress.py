@@ -64,10 +64,17 @@ class Lines:
         self.console.print(f"{self.description}: {text} ({share})", highlight=False, soft_wrap=True)
 
 
+def silent(done: float, text: str, *, line: bool = True, skipped: bool = False) -> None:
+    """Print no progress."""
+
+
 @contextmanager
-def progress(description: str, total: float) -> Iterator[Update]:
-    """A progress bar in a terminal, lines elsewhere. After Ctrl-C, says how to resume."""
+def progress(description: str, total: float, *, quiet: bool = False) -> Iterator[Update]:
+    """A progress bar in a terminal, lines elsewhere, nothing if ``quiet``. After Ctrl-C, says how to resume."""
     try:
+        if quiet:
+            yield silent
+            return
         if not console.is_terminal:
             yield Lines(console, description, total)
             return

@@ -39,6 +39,7 @@ from plures.cli.common import (
     Out,
     Patience,
     Processes,
+    Quiet,
     Rounds,
     ScheduleName,
     SchemaFile,
@@ -61,6 +62,7 @@ from plures.cli.common import (
     spaces,
     typed,
 )
+from plures.cli.config import Config, write_config
 from plures.cli.progress import progress
 from plures.errors import PluresError
 from plures.evaluate import ComparisonProgress, RunFolder, RunSpec, compare, finish, fit, primary
@@ -136,14 +138,21 @@ def compare_command(
         int, typer.Option(help="Processes that share the runs, each with its share of the cores; needs plures[pool].")
     ] = 1,
     track: Track = None,
+    config: Config = None,
+    quiet: Quiet = False,
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
     methods = method or DEFAULT
     code = typed(data, model, task, *(metric or ()), *methods)
     callbacks = trackers(track or (), out)
-    with progress("comparing", 1) as update:
+    with progress("comparing", 1, quiet=quiet) as update:
+        first = True
 
         def listen(stage: ComparisonProgress) -> None:
+            nonlocal first
+            if first:  # the folder is this comparison's
+                write_config(out / "compare.toml")
+            first = False
             text = f"{stage.method}, {stage.what}{reached(stage)}"
             update(stage.done / max(stage.total, 1), text, line=stage.ended, skipped=stage.point is None)
 
@@ -258,6 +267,7 @@ def run_command(
     device: Device = "auto",
     processes: Processes = 1,
     track: Track = None,
+    quiet: Quiet = False,
 ) -> None:
     """Run one method and store every client's model."""
     code = typed(data, model, method, task, *(metric or ()))
@@ -314,7 +324,7 @@ def run_command(
     run, every = spec.run(seen, wanted, code), readings(rounds, 20)
     also = among(evaluate_clients) | patience_fact(patience)
     asked = spec.question(run, held, code, every=every, **also)
-    with progress(spec.title(), rounds) as update:
+    with progress(spec.title(), rounds, quiet=quiet) as update:
         first = True
 
         def tell(point: Point) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.track.mlflow import MLflow
 from plures.track.tensorboard import TensorBoard
 from plures.track.tracker import Tracker
@@ -28,7 +28,7 @@ def trackers(names: Sequence[str], folder: Path) -> list[Tracker]:
     """
     for name in names:
         if name not in TRACKERS:
-            raise PluresError(f"--track {name}: there is no such tracker; choose among {', '.join(TRACKERS)}")
+            raise PluresError(f"--track {name}: there is no such tracker; {suggestion(name, TRACKERS, 'choose among')}")
     return [TRACKERS[name](folder) for name in dict.fromkeys(names)]
 
 
