@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from plures.evaluate.coincidence import proxies
 from plures.evaluate.results import REFERENCES, Comparison, Row
 from plures.report.columns import Number, columns
 from plures.report.markup import capital, count
@@ -157,7 +158,8 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             Section(
                 "clusters",
                 "Clusters, and who moved",
-                "Each line is a client, each colour a cluster, until the chosen round of the first seed.",
+                "Each line is a client, each colour a cluster, until the chosen round of the first seed."
+                + _proxies(comparison, has["clusters"]),
                 "Clusters",
                 chooser("clustered", "Method", _titles(has["clusters"])),
                 "Clusters. " + WALK.format(point="stay", row="client"),
@@ -263,6 +265,22 @@ def facts(comparison: Comparison) -> str:
         count(seeds, "seed"),
     ]
     return "".join(f"<span>{escape(fact)}</span>" for fact in parts)
+
+
+def _proxies(comparison: Comparison, clustered: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence for each method whose clusters are a proxy for columns of metadata; HTML."""
+    card, people = comparison.federation, comparison.methods[0].seeds[0].test.clients
+    columns = {key: [values[card.places[name]] for name in people] for key, values in card.metadata.items()}
+    said = ""
+    for method in clustered:
+        found = proxies(method["clusters"]["now"], columns)
+        if found:
+            names = " and ".join(f"{name} (adjusted mutual information {value:.2f})" for name, value in found.items())
+            said += (
+                f" {method['title']}: its clusters are a proxy for {names}. Who knows a client's cluster knows much of "
+                "this, too; if it marks a protected group, the clusters treat the groups differently."
+            )
+    return escape(said)
 
 
 def _titles(methods: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

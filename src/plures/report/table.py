@@ -110,7 +110,7 @@ def markdown_table(comparison: Comparison) -> str:
         >>> from plures.report import markdown_table
         >>> result = plures.compare(hospitals, [], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
         >>> markdown_table(result).splitlines()[4][:32]
-        '| FedAvg | 50.0 | 50.0 to 50.0 |'
+        '| FedAvg | 50.0 | 0.0 to 100.0 |'
     """
     rows = comparison.rows()
     shown = [column for column in columns(comparison, rows) if column.key not in LEFT_OUT]

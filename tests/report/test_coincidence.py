@@ -1,0 +1,43 @@
+"""Clusters of clients against what is known about the clients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from comparisons import comparison
+
+from plures.evaluate.coincidence import adjusted_mutual_information, proxies
+from plures.report import html_report
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_adjusted_mutual_information_is_that_of_scikit_learn(seed: int) -> None:
+    oracle = pytest.importorskip("sklearn.metrics").adjusted_mutual_info_score
+    draw = np.random.default_rng(seed)
+    one, noise = draw.integers(0, 3, 40), draw.random(40) < 0.1 * seed
+    other = np.where(noise, draw.integers(0, 4, 40), one)
+    assert adjusted_mutual_information(one.tolist(), other.tolist()) == pytest.approx(oracle(one, other), abs=1e-12)
+
+
+def test_partitions_with_one_group_or_only_single_clients_say_nothing() -> None:
+    assert np.isnan(adjusted_mutual_information([0, 0, 0, 0], ["a", "a", "b", "b"]))
+    assert np.isnan(adjusted_mutual_information([0, 0, 1, 1], ["a", "b", "c", "d"]))
+
+
+def test_a_column_that_the_clusters_follow_is_found() -> None:
+    clusters = [0, 0, 0, 1, 1, 1]
+    columns = {"sex": ["f", "f", "f", "m", "m", "m"], "city": ["A", "B"] * 3, "name": list("abcdef")}
+    assert proxies(clusters, columns) == {"sex": 1.0}
+
+
+def test_the_report_says_that_clusters_are_a_proxy() -> None:
+    plain = comparison(details=True, clients=12, seeds=1, rounds=5, missing=False)
+    method = next(m for m in plain.methods if m.name == "ifca")
+    details = method.seeds[0].details
+    assert details is not None
+    (clusters, *_) = details.clusters.values()
+    told = {"sex": [f"group {c}" for c in clusters], "ward": ["a", "b", "c"] * 4}
+    card = plain.federation.model_copy(update={"metadata": told})
+    page = html_report(plain.model_copy(update={"federation": card}))
+    assert "IFCA: its clusters are a proxy for sex (adjusted mutual information 1.00)" in page
+    assert "clusters are a proxy" not in html_report(plain)
