@@ -18,6 +18,7 @@ from plures.evaluate import RunFolder
 from plures.federation import SPLITS, SplitRule
 from plures.serving import PersonalModel
 from plures.tables import Boolean, Category, Date, Number, Ordered, read_schema, schema_of
+from plures.tables.source import read_rows
 
 ROWS = 90
 CLIENTS = ["10", "2", "Süd/St. Anna"]
@@ -351,3 +352,14 @@ def test_predictions_repeat_the_client_and_the_key(tmp_path: Path, monkeypatch: 
     lines = [line.split(",") for line in cli.invoke(app, ["predict", "r", "new.csv"]).stdout.splitlines()]
     assert lines[0] == ["hospital", "note", "class", "1", "2"]
     assert [line[:2] for line in lines[1:]] == [list(pair) for pair in zip(new["hospital"], new["note"], strict=True)]
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for client in ("10", "2"):  # without --client, a file's name says whose model predicts
+        own = [row for row in range(4) if new["hospital"][row] == client]
+        write(folder / f"{client}.csv", {n: [c[row] for row in own] for n, c in new.items() if n != "hospital"})
+    rows = read_rows(folder)
+    assert rows["client"] == ["10", "10", "2"]
+    assert rows["note"] == ["seen at 0", "seen at 3", "seen at 1"]
+    write(folder / "2.csv", {"client": ["x"]})
+    with pytest.raises(PluresError, match="has a column 'client', but the files name the clients"):
+        read_rows(folder)

@@ -44,7 +44,8 @@ from plures.serving.device import COUNTED, memory
 from plures.serving.export import FORMATS, export
 from plures.serving.personal import PersonalModel, opened
 from plures.tables import from_table, is_table, schema_of
-from plures.tables.table import read_table, texts
+from plures.tables.source import read_rows
+from plures.tables.table import Cells, texts
 from plures.tasks import Task
 from plures.texts import csv_text
 
@@ -121,7 +122,9 @@ def read_newcomers(data: str, spec: RunSpec, run: Run) -> Federation:
 @app.command("predict")
 def predict_command(
     folder: Folder,
-    rows: Annotated[Path | None, typer.Argument(help="File with new rows, as with --inputs.")] = None,
+    rows: Annotated[
+        Path | None, typer.Argument(help="New rows: a file, as with --inputs, or a folder with one file per client.")
+    ] = None,
     client: Client = None,
     inputs: Inputs = None,
     out: Annotated[Path | None, typer.Option(help="CSV file; default: the terminal.")] = None,
@@ -275,9 +278,9 @@ def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> An
     return rows if scaled or isinstance(rows, torch.Tensor) else model.encode(rows, scaled=False)
 
 
-def rows_in(file: Path) -> torch.Tensor | dict[str, list[Any]]:
+def rows_in(file: Path) -> torch.Tensor | dict[str, Cells]:
     """Raw rows of a file: numbers of an .npz, a table of anything else."""
-    return torch.from_numpy(read_inputs(file)) if file.suffix == ".npz" else read_table(file)
+    return torch.from_numpy(read_inputs(file)) if file.suffix == ".npz" else read_rows(file)
 
 
 def read_inputs(file: Path) -> np.ndarray[Any, Any]:

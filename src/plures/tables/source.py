@@ -154,9 +154,7 @@ def from_table(
     if parts[0].client is not None:
         if client is not None:
             raise PluresError(f"client={client!r}: the files of a folder name the clients; leave it out")
-        if CLIENT in table:
-            raise PluresError(f"{parts[0].file}: has a column {CLIENT!r}, but the files name the clients; rename it")
-        table[CLIENT], client = [part.client for part in parts for _ in range(len(part))], CLIENT
+        table[CLIENT], client = _files_clients(table, parts), CLIENT
     if schema is not None:
         given = {
             "target": target, "classes": classes, "features": features, "drop": drop, "categories": categories,
@@ -199,6 +197,13 @@ def from_table(
     named = name or (Path(data).stem if isinstance(data, str | Path) else "data")
     built = declared.federation(named, tables, metadata, copies=copies, source=source)
     return built.with_task(task) if isinstance(task, Task) else built
+
+
+def read_rows(path: Path) -> dict[str, Cells]:
+    """New rows from a file; or from a folder with one file per client, which is then a column."""
+    parts = _parts(path, "rows")
+    table = _whole(parts)
+    return table if parts[0].client is None else {**table, CLIENT: _files_clients(table, parts)}
 
 
 def schema_of(federation: Federation) -> Schema | None:
@@ -280,6 +285,13 @@ def _whole(parts: Sequence[Part]) -> dict[str, Cells]:
     return {
         name: [cell for part in parts for cell in _list(part.table.get(name, [None] * len(part)))] for name in names
     }
+
+
+def _files_clients(table: Mapping[str, Cells], parts: Sequence[Part]) -> list[Any]:
+    """The client of each row, from the names of files."""
+    if CLIENT in table:
+        raise PluresError(f"{parts[0].file}: has a column {CLIENT!r}, but the files name the clients; rename it")
+    return [part.client for part in parts for _ in range(len(part))]
 
 
 def _list(cells: Cells) -> list[Any]:
