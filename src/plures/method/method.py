@@ -188,7 +188,8 @@ class Bound:
         buffers: leaves that travel beside it: running statistics and integers.
         channels: everything that leaves a client.
         probes: whether a share asks for gradients at the initial model.
-        verdicts: for each function of a batch, whether padding changes its result, as measured so far.
+        verdicts: what was found out about functions of a batch: whether padding changes the result, and whether one
+            backward pass serves a stack of clients.
     """
 
     verdicts: dict[tuple[int, ...], tuple[object, bool]]

@@ -198,6 +198,7 @@ class Engine:
             compiler=self._compiled_step if self.execution.compile is True else None,
             recorder=self._recorder,
             clients=chunk,
+            patches=self._patches,
         )
 
     def _compiled_step(self, computes: str, make: Callable[[], Callable[..., Tensor]]) -> Callable[..., Tensor]:
@@ -415,9 +416,13 @@ class Engine:
         return lambda *args: apart(lambda _, *own: fn(*own), {}, *args)
 
     def _kernels(self) -> AbstractContextManager[None]:
-        network, device = self.bound.network, self.federation.inputs.device.type
-        patches = self.execution.patches and bool(network.convolves & {1, 2})
-        return kernels(network.module, self.execution.precision, device, patches=patches)
+        device = self.federation.inputs.device.type
+        return kernels(self.bound.network.module, self.execution.precision, device, patches=self._patches)
+
+    @property
+    def _patches(self) -> bool:
+        """Whether convolutions of stacked clients are products of patches."""
+        return self.execution.patches and bool(self.bound.network.convolves & {1, 2})
 
 
 def channels_last(network: Network, device: torch.device) -> bool:

@@ -66,14 +66,14 @@ class PaddingTest:
             examples: by name, ``(clients, most, ...)``.
             rest: further arguments of the function, ``(clients, ...)``.
         """
-        parts = tuple(part for one in self.about for part in _parts(one))
-        key = tuple(map(id, parts))
+        held = tuple(part for one in self.about for part in parts(one))
+        key = tuple(map(id, held))
         if key not in verdicts:
             with torch.autocast(next(iter(examples.values()))[1].device.type, enabled=False):
                 found = self._sees(examples, rest)
             if found is None:
                 return True
-            verdicts[key] = parts, found
+            verdicts[key] = held, found
             if found:
                 warnings.warn(
                     f"padding of batches changes the {self.what} {_named(self.about)}, so only clients with batches of "
@@ -99,7 +99,7 @@ class PaddingTest:
 
         def differs(rest: tuple[Any, ...]) -> bool:
             alone, one, two = (self.fn(some, *rest) for some in (bare, repeated, strange))
-            return not (_close(one, two, 1.0) and _close(alone, one, 0.5))
+            return not (close(one, two, 1.0) and close(alone, one, 0.5))
 
         own = nested.mapped(lambda t: t[client], rest)
         for scale in (1.0, FAR):
@@ -204,7 +204,7 @@ def _changed(value: Any, generator: torch.Generator, scale: float) -> Any:
     return scale * changed
 
 
-def _close(one: Any, two: Any, power: float) -> bool:
+def close(one: Any, two: Any, power: float) -> bool:
     """Whether two results agree within rounding, or to ``eps ** power``, where iterative solvers may stop."""
     pairs = [(a, b) for a, b in zip(nested.ends(one), nested.ends(two), strict=True) if a.numel()]
     largest = [float(a.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) for a, _ in pairs]
@@ -228,6 +228,6 @@ def _named(about: tuple[object, ...]) -> str:
     return " and ".join(map(repr, names))
 
 
-def _parts(one: object) -> tuple[object, object]:
+def parts(one: object) -> tuple[object, object]:
     """Object and function of a bound method, because Python creates a new bound method at each access."""
     return getattr(one, "__self__", None), getattr(one, "__func__", one)
