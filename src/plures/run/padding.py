@@ -66,7 +66,7 @@ class PaddingTest:
             examples: by name, ``(clients, most, ...)``.
             rest: further arguments of the function, ``(clients, ...)``.
         """
-        held = tuple(part for one in self.about for part in parts(one))
+        held = tuple(part for one in self.about for part in identity(one))
         key = tuple(map(id, held))
         if key not in verdicts:
             with torch.autocast(next(iter(examples.values()))[1].device.type, enabled=False):
@@ -228,6 +228,6 @@ def _named(about: tuple[object, ...]) -> str:
     return " and ".join(map(repr, names))
 
 
-def parts(one: object) -> tuple[object, object]:
+def identity(one: object) -> tuple[object, object]:
     """Object and function of a bound method, because Python creates a new bound method at each access."""
     return getattr(one, "__self__", None), getattr(one, "__func__", one)

@@ -33,7 +33,7 @@ from plures.models import Leaves, nested
 from plures.run.batches import Batches
 from plures.run.capture import Captured, Part, Recorder
 from plures.run.facts import digest, facts
-from plures.run.padding import Example, Examples, PaddingTest, close, mask, parts
+from plures.run.padding import Example, Examples, PaddingTest, close, identity, mask
 from plures.run.training import Training
 
 log = logging.getLogger("plures")
@@ -578,7 +578,7 @@ class Stacked(Steps):
         replayed = self.captured is not None or torch.compiler.is_compiling()
         if replayed or self.patches or not 0 < sum(value.numel() for value in trained) <= SMALL:
             return self._mapped(trained, *given)
-        about = Stacked, self.network.module, *parts(self.phase.objective), *parts(self.phase.before)
+        about = Stacked, self.network.module, *identity(self.phase.objective), *identity(self.phase.before)
         key = tuple(map(id, about))
         if key in self.verdicts:
             return self._summed(trained, *given) if self.verdicts[key][1] else self._mapped(trained, *given)
