@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 from plures.diagnose.result import Advice, Findings
 from plures.diagnose.text import text
 from plures.faults import read_json
 from plures.signature import checked
+from plures.texts import visible_lines
 
 
 class Diagnosis(Findings):
@@ -17,6 +19,10 @@ class Diagnosis(Findings):
 
     def __str__(self) -> str:
         return text(self, self.advice)
+
+    def _repr_html_(self) -> str:
+        """What ``print`` shows, for notebooks."""
+        return f"<pre>{escape(visible_lines(str(self)))}</pre>"
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)

@@ -22,6 +22,7 @@ from plures.faults import read_json
 from plures.methods.entry import BASELINES as BASELINES
 from plures.methods.entry import REFERENCES as REFERENCES
 from plures.metrics import CLASSIFICATION, REGRESSION, Metric
+from plures.notebook import notebook
 from plures.signature import checked
 from plures.texts import csv_text
 
@@ -416,6 +417,13 @@ class Comparison(Result):
             ]
             methods.append(method.model_copy(update={"seeds": seeds}))
         return self.model_copy(update={"methods": methods})
+
+    def _repr_html_(self) -> str:
+        """The methods with their mean and worst client, for notebooks."""
+        rows = [[row.title, *(f"{v:.4f}" for v in (row.mean, row.worst, row.harmed_local))] for row in self.rows()]
+        head = ["method", f"mean {self.metric.title}", "worst client", "share harmed"]
+        lines = ["Test data, at the round chosen on validation data; harmed: worse off than with local training."]
+        return notebook(f"Comparison on {self.federation.name}", lines, head, rows)
 
     def frame(self) -> Any:
         """The table as a pandas frame: a line for each method, in the order of :meth:`rows`, indexed by its name.

@@ -21,6 +21,8 @@ from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, Split, SplitName
 from plures.metrics import Metric
 from plures.names import Names, check_words, name_of
+from plures.notebook import LISTED as SHOWN
+from plures.notebook import notebook
 from plures.tasks import Task
 
 
@@ -228,6 +230,14 @@ class Federation:
         sizes = ", ".join(f"{split} {len(index.rows)}" for split, index in self.splits.items())
         kind = f"{self.task.kind}, {self.task.outputs} {self.task.called}"
         return f"<Federation {self.name!r}: {len(self)} clients, {sizes}; {kind}; inputs {shape_text(self.features)}>"
+
+    def _repr_html_(self) -> str:
+        """The clients and the sizes of their splits, for notebooks; no data."""
+        sizes = [self.splits[split].sizes[:SHOWN].tolist() for split in SPLITS]
+        rows = [[name, *map(str, of)] for name, *of in zip(self.clients[:SHOWN], *sizes, strict=True)]
+        rows += [[]] * (len(self) - len(rows))
+        kind = f"{self.task.kind}, {self.task.outputs} {self.task.called}; inputs {shape_text(self.features)}"
+        return notebook(f"Federation {self.name}: {len(self)} clients", [kind], ["client", *SPLITS], rows)
 
     @property
     def features(self) -> Features:
