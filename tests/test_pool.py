@@ -11,10 +11,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import plures
 import plures.run.coordinator as coordinator
 import plures.run.pool as pool
 from beside import refuses
@@ -58,6 +60,20 @@ def test_every_bit_is_that_of_one_process(name):
         here, there = one.step(), two.step()
         assert (there.loss, there.objective, there.cohort) == (here.loss, here.objective, here.cohort)
         assert (there.bytes_up, there.bytes_down) == (here.bytes_up, here.bytes_down)
+    assert_equal(one, two)
+
+
+def test_augmented_inputs_on_disk_are_the_same_in_every_process(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 255, size=(90, 2, 4, 4)).astype(np.uint8))
+    owner = np.repeat(["a", "b", "c"], [20, 30, 40])
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
+    data = plures.from_arrays(stored, np.arange(90) % 3, owner).augmented("flip+crop(1)")
+    one, two = (
+        Run(data, lambda: nn.Sequential(nn.Flatten(), nn.Linear(32, 3)), METHODS["ditto"](), WORK, execution=execution)
+        for execution in (ONE, TWO)
+    )
+    for run in (one, two):
+        run.step()
     assert_equal(one, two)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import plures
 from plures import PluresError
+from plures.cli.progress import progress
 from plures.federation import Mapped
 from plures.federation.build import decoded
 
@@ -108,3 +109,11 @@ def test_the_command_line_finds_pictures_and_augments(tmp_path: Path):
     assert decoded.source_of([path / "c0" / "cat" / "00.png"], "a") != decoded.source_of(
         [path / "c0" / "cat" / "00.png"], "b"
     )
+
+
+def test_a_command_says_how_far_it_has_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, _ = folder(tmp_path, "L")
+    for times in (1, 0):
+        with progress("comparing", 1):
+            plures.from_pictures(path)
+        assert capsys.readouterr().out.count("decoded 24 of 48 examples") == times

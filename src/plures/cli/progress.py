@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,31 @@ def silent(done: float, text: str, *, line: bool = True, skipped: bool = False) 
     """Print no progress."""
 
 
+class _Printed(logging.Handler):
+    """Prints messages above the progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage(), highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Print how far the data are decoded, which takes long the first time; with ``-v`` the log says it."""
+    log = logging.getLogger("plures.decoded")
+    if log.isEnabledFor(logging.INFO):
+        yield
+        return
+    level, printed, log.propagate = log.level, _Printed(), False
+    log.addHandler(printed)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(printed)
+        log.setLevel(level)
+        log.propagate = True
+
+
 @contextmanager
 def progress(description: str, total: float, *, quiet: bool = False) -> Iterator[Update]:
     """A progress bar in a terminal, lines elsewhere, nothing if ``quiet``. After Ctrl-C, says how to resume."""
@@ -76,11 +102,12 @@ def progress(description: str, total: float, *, quiet: bool = False) -> Iterator
             yield silent
             return
         if not console.is_terminal:
-            yield Lines(console, description, total)
+            with _decoding():
+                yield Lines(console, description, total)
             return
         words, text = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
         columns = (SpinnerColumn(), words, BarColumn(), text)
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar, _decoding():
             task = bar.add_task(description, total=total, text="")
 
             def update(done: float, text: str, *, line: bool = True, skipped: bool = False) -> None:

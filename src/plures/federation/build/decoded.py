@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Progress = Callable[[int, int], None]
 """Is told how many examples are decoded, and of how many."""
 
-log = logging.getLogger("plures")
+log = logging.getLogger("plures.decoded")
 ROWS, DIGESTS, MARKS, ABOUT = "rows", "digests", "marks.npz", "about.json"
 VERSION = 2
 
