@@ -16,6 +16,7 @@ from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, SplitRule, blend, load, locate, movie_titles, seasons
 from plures.federation.datasets.folder import read
 from plures.federation.datasets.text import CHARACTERS
+from plures.tasks import Classification, NextToken
 
 
 def quiet(name: str, **options: object) -> Federation:
@@ -64,6 +65,24 @@ def test_shakespeare_windows_follow_the_text_and_never_cross_a_split():
 
 
 @needs("shakespeare")
+def test_shakespeare_has_a_label_per_position_for_next_token():
+    f = load("shakespeare", clients=3, length=20, task="next_token")
+    assert (f.task.kind, f.task.outputs, f.task.target) == ("next_token", 76, (20,))
+    assert torch.equal(f.inputs[:, 1:], f.targets[:, :-1])
+    alone = load("shakespeare", clients=3, length=20, stride=20)
+    for split in SPLITS:
+        assert torch.equal(f.splits[split].rows, alone.splits[split].rows)
+    assert torch.equal(f.inputs, alone.inputs)
+    assert torch.equal(f.targets[:, -1], alone.targets)
+    again = load("shakespeare", clients=3, length=20, task=NextToken(ignored=0))
+    assert bool((again.targets[f.targets == 0] == -1).all())
+    focused = load("shakespeare", clients=3, length=20, task=Classification(focal=2.0))
+    assert (focused.task.focal, focused.task.classes) == (2.0, alone.task.classes)
+    with pytest.raises(PluresError, match="task='counts'; use 'classification' or 'next_token'"):
+        load("shakespeare", task="counts")
+
+
+@needs("shakespeare")
 def test_shakespeare_counts_and_limits():
     f = load("shakespeare", clients=None, examples=20)
     assert len(f) == 447
@@ -79,7 +98,10 @@ def test_shakespeare_counts_and_limits():
 
 @needs("movielens")
 def test_movielens_is_numbered_by_popularity_and_split_by_time():
-    f = load("movielens", standardize=False)
+    f = load("movielens")
+    assert f.task.kind == "ratings"
+    assert f.judged_by("ndcg_10").metrics[0].title == "NDCG@10"
+    assert float(f.targets[f.splits["train"].rows].mean()) == pytest.approx(3.5, abs=0.05)
     assert f.inputs.dtype == torch.int64
     assert int(f.inputs.max()) + 1 == len(movie_titles()) == 9724
     counts = torch.bincount(f.inputs[:, 0])
@@ -96,7 +118,9 @@ def test_movielens_is_numbered_by_popularity_and_split_by_time():
     assert len(few) == 50
     assert int(few.inputs.max()) < 500
     assert min(few.metadata["ratings"]) >= 30
-    scaled = load("movielens").targets[load("movielens").splits["train"].rows].double()
+    whole = load("movielens", standardize=True)
+    scaled = whole.targets[whole.splits["train"].rows].double()
+    assert whole.task.kind == "regression"
     assert float(scaled.mean()) == pytest.approx(0, abs=1e-5)
 
 

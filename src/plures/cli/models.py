@@ -309,16 +309,38 @@ def predictions(
 ) -> str:
     """CSV: the decision and the probability of each class or label, or the predicted numbers.
 
+    With a label at every position there is a line for each, which begins with the example and the position, from 0.
+
     Args:
-        outputs: of the model, ``(n, outputs)``.
+        outputs: of the model, ``(n, outputs)``, or one more dimension for each of the positions.
         decided: its decisions, if the task has any.
         task: what it predicts.
         named: columns that say what the rows are; they come first.
     """
-    values = [[f"{value:.6g}" for value in row] for row in task.expected(outputs).tolist()]
+    expected = task.expected(outputs)
+    if decided is not None and expected.dim() > 2:
+        places = torch.cartesian_prod(*map(torch.arange, decided.shape)).tolist()
+        axes = ["position"] if decided.dim() == 2 else [f"position {axis}" for axis in range(1, decided.dim())]
+        lines = (
+            [
+                *(cells[place[0]] for cells in (named or {}).values()),
+                *map(str, place),
+                task.names[label],
+                *map(_short, row),
+            ]
+            for place, label, row in zip(
+                places, decided.flatten().tolist(), expected.flatten(0, -2).tolist(), strict=True
+            )
+        )
+        return csv_text([[*(named or {}), "example", *axes, task.decision, *task.names], *lines])
+    values = [[_short(value) for value in row] for row in expected.tolist()]
     header = [*task.names] if decided is None else [task.decision, *task.names]
     says = [[]] * len(values) if decided is None else [[task.says(one)] for one in decided]
     first = {name: cells for name, cells in (named or {}).items() if name not in header}
     known = zip(*first.values(), strict=True) if first else [()] * len(values)
     rows = ([*names, *said, *row] for names, said, row in zip(known, says, values, strict=True))
     return csv_text([[*first, *header], *rows])
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}"

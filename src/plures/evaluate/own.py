@@ -21,10 +21,10 @@ from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
 from plures.signature import Kinds, arguments, kinds, shown
 from plures.tables.source import from_table, is_table
-from plures.tasks import KINDS, Task
+from plures.tasks import KINDS, NextToken, Task
 
 T = TypeVar("T")
-SIZES = ("features", "outputs")
+SIZES = ("features", "outputs", "every_position")
 """Parameters of a network's function that are given by the federation."""
 OF_LISTS = ("client", "target", "file", "progress")
 """Parameters of `from_pictures` that a folder does not use."""
@@ -122,7 +122,8 @@ def find_network(
 
     Args:
         model: a network of the catalogue; ``package.module:name`` of a module or of a function that returns one, which
-            gets the shape of an input as ``features`` and the number of ``outputs`` if it has these parameters;
+            gets the shape of an input as ``features``, the number of ``outputs`` and whether the task has a label at
+            ``every_position`` of a sequence, if it has these parameters;
             ``None`` for a network that fits the data.
         federation: the clients.
         options: further arguments of the function.
@@ -140,7 +141,8 @@ def find_network(
         return build
     if not callable(build):
         raise PluresError(f"network {model!r}: {shown(build)} is neither a module nor a function that returns one")
-    sizes = dict(zip(SIZES, (federation.features, federation.task.outputs), strict=True))
+    task, features = federation.task, federation.features
+    sizes = dict(zip(SIZES, (features, task.outputs, isinstance(task, NextToken)), strict=True))
     wanted = {name: size for name, size in sizes.items() if name in kinds(build)}
     given = arguments(f"network {model!r}", build, **wanted, **options)
     return lambda: build(*given.args, **given.kwargs)

@@ -26,6 +26,7 @@ from plures.models.ratings import matrix_factorization
 from plures.models.residual import resnet
 from plures.models.sequence import char_lstm, char_transformer
 from plures.signature import shown
+from plures.tasks import NextToken
 
 if TYPE_CHECKING:
     from plures.federation import Federation
@@ -166,6 +167,7 @@ def default_model(federation: Federation) -> ModelFactory:
     * Pictures, ``(channels, height, width)`` or ``(height, width)`` with no side more than twice the other:
       :func:`fedavg_cnn`.
     * Other ``(channels, time)``: :func:`har_cnn`.
+    * Tokens, ``(length,)`` integers, with the task ``next_token``: :func:`char_transformer`.
     * Inputs too small for these convolutions, or with more dimensions: :func:`mlp`.
 
     Examples:
@@ -183,6 +185,13 @@ def default_model(federation: Federation) -> ModelFactory:
             f"forward takes {names}"
         )
     features = tuple(inputs.shape[1:])
+    if isinstance(federation.task, NextToken) and len(features) == 1 and not inputs.is_floating_point():
+        if len(inputs) and int(inputs.max()) >= outputs:
+            raise PluresError(
+                f"federation {federation.name!r}: an input has token {int(inputs.max())}, but targets have {outputs} "
+                f"tokens: give task=NextToken(vocabulary={int(inputs.max()) + 1})"
+            )
+        return partial(char_transformer, features, outputs, every_position=True)
     if not inputs.is_floating_point():
         raise PluresError(
             f"federation {federation.name!r} has integer inputs, for which there is no default model: give one, such "

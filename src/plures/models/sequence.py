@@ -9,15 +9,22 @@ from plures.errors import PluresError
 from plures.models.parts import Features, Tokens, split, tokens
 
 
-class LastState(nn.Module):
-    """An LSTM's output at the last position, ``(batch, length, channels) -> (batch, hidden)``."""
+class States(nn.Module):
+    """An LSTM's output at every position, ``(batch, length, channels) -> (batch, length, hidden)``."""
 
     def __init__(self, channels: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lstm(x)[0][:, -1]  # type: ignore[no-any-return]
+        return self.lstm(x)[0]  # type: ignore[no-any-return]
+
+
+class LastState(States):
+    """An LSTM's output at the last position, ``(batch, length, channels) -> (batch, hidden)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, -1]
 
 
 class Positions(nn.Module):
@@ -80,6 +87,7 @@ def char_lstm(
     embedding: int = 8,
     hidden: int = 256,
     layers: int = 2,
+    every_position: bool = False,
 ) -> nn.Module:
     """The character LSTM of FedAvg (McMahan et al. 2017, section 3) and LEAF's Shakespeare: the next character.
 
@@ -92,11 +100,14 @@ def char_lstm(
         embedding: size of a character's vector.
         hidden: units of each LSTM layer.
         layers: number of LSTM layers.
+        every_position: the character after every position, ``(length, outputs)``, for ``next_token``; otherwise
+            the one after the last.
     """
     vocabulary = outputs if vocabulary is None else vocabulary
     sizes = {"vocabulary": vocabulary, "embedding": embedding, "hidden": hidden, "layers": layers}
     tokens("char_lstm", features, outputs, **sizes)
-    return split([Tokens(vocabulary, embedding), LastState(embedding, hidden, layers)], hidden, outputs)
+    states = (States if every_position else LastState)(embedding, hidden, layers)
+    return split([Tokens(vocabulary, embedding), states], hidden, outputs)
 
 
 def char_transformer(
@@ -106,8 +117,9 @@ def char_transformer(
     width: int = 64,
     layers: int = 2,
     heads: int = 4,
+    every_position: bool = False,
 ) -> nn.Module:
-    """A small causal transformer with learned positions: the next character, from the last position.
+    """A small causal transformer with learned positions: the next character.
 
     Its attention layers have the role ``attention``.
 
@@ -118,6 +130,8 @@ def char_transformer(
         width: size of the vectors, a multiple of ``heads``.
         layers: number of blocks.
         heads: attention heads of each block.
+        every_position: the character after every position, ``(length, outputs)``, for ``next_token``; otherwise
+            the one after the last.
     """
     vocabulary = outputs if vocabulary is None else vocabulary
     sizes = {"vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads}
@@ -127,4 +141,5 @@ def char_transformer(
     start = [Tokens(vocabulary, width), Positions(length, width)]
     blocks = [TransformerBlock(width, heads) for _ in range(layers)]
     places = tuple(f"body.{place}.attention" for place in range(len(start), len(start) + layers))
-    return split([*start, *blocks, LastPosition(), nn.LayerNorm(width)], width, outputs, attention=places)
+    end = [nn.LayerNorm(width)] if every_position else [LastPosition(), nn.LayerNorm(width)]
+    return split([*start, *blocks, *end], width, outputs, attention=places)

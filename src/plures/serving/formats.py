@@ -207,7 +207,13 @@ def onnx_runner(file: Path) -> Runner:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise PluresError(
+            f"{file}: ONNX Runtime cannot run this model: {first_line(error)}; it lacks some operations in float64, so "
+            'train with precision="float32", or use `plures serve`'
+        ) from error
 
     def run(raw: Tensor) -> tuple[Tensor, Tensor | None]:
         found = [torch.from_numpy(np.asarray(value)) for value in session.run(None, {"inputs": raw.numpy()})]

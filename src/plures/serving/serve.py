@@ -67,20 +67,20 @@ class PredictionResponse(BaseModel):
     Attributes:
         client: whose model it is.
         version: of the model.
-        outputs: of the predictor: log-probabilities of classes up to a constant, log-odds of labels, or the predicted
-            numbers.
+        outputs: of the predictor, a list for each example: log-probabilities of classes up to a constant, log-odds of
+            labels, or the predicted numbers; nested lists where there are outputs at every position.
         classes: names of the classes or labels; empty for regression.
-        probabilities: of every class or label, in the order of ``classes``.
-        decisions: the predicted class, or the predicted labels.
+        probabilities: of every class or label, in the order of ``classes``, which is that of the innermost lists.
+        decisions: the predicted class, or the predicted labels; nested lists with a label at every position.
         threshold: probability of the second of two classes above which it is predicted.
     """
 
     client: str
     version: str
-    outputs: list[list[float]]
+    outputs: list[Any]
     classes: list[str] = Field(default_factory=list)
-    probabilities: list[list[float]] | None = None
-    decisions: list[str] | None = None
+    probabilities: list[Any] | None = None
+    decisions: list[Any] | None = None
     threshold: float | None = None
 
 
@@ -146,7 +146,7 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
             outputs=outputs.tolist(),
             classes=[] if chances is None else list(task.names),
             probabilities=None if chances is None else chances.tolist(),
-            decisions=None if decided is None else [task.says(one) for one in decided],
+            decisions=None if decided is None else [task.answer(one) for one in decided],
             threshold=card.threshold,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -109,6 +109,11 @@ class Positions(Task):
         found = targets.unsqueeze(-1) == torch.arange(self.outputs, device=targets.device)
         default = torch.get_default_dtype()
         return torch.where((targets < 0).unsqueeze(-1), 1 / self.outputs, found.to(default))
+
+    def answer(self, decision: Tensor) -> Any:
+        if decision.dim():
+            return [self.answer(part) for part in decision]
+        return self.names[int(decision)]
 
     def says(self, value: Tensor) -> str:
         """The most frequent labels."""

@@ -346,3 +346,7 @@ class Task:
     def says(self, value: Tensor) -> str:
         """One target or decision as text."""
         return ", ".join(f"{number:.4g}" for number in value.reshape(-1).tolist())
+
+    def answer(self, decision: Tensor) -> Any:
+        """One decision as JSON: text, or nested lists of texts where there is one at every position."""
+        return self.says(decision)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import gzip
 import json
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from plures.errors import PluresError
 from plures.federation.build import from_arrays
+from plures.federation.build.options import Options
 from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder
 from plures.federation.federation import Federation
 from plures.federation.seeding import generator
 from plures.federation.splits import SplitRule
+from plures.tasks import Classification, NextToken, Task
 
 CHARACTERS = "\n !$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"
 """The vocabulary: token i of inputs and targets is ``CHARACTERS[i]``, in any selection of roles."""
@@ -24,7 +27,7 @@ PASSAGE = 5
 
 
 @dataset(
-    task="classification: the next of 76 characters after 80",
+    task="classification: the next of 76 characters after 80; or next_token: after each",
     clients="447 roles with 2000 characters (default 100 of them)",
     examples=40268,
     megabytes=1.9,
@@ -40,13 +43,14 @@ def shakespeare(
     *,
     seed: int = 0,
     split: SplitRule | None = None,
+    task: Task | str | None = None,
     length: int = 80,
-    stride: int = 10,
+    stride: int | None = None,
     minimum: int = 2000,
     clients: int | None = 100,
     examples: int | None = 500,
 ) -> Federation:
-    """Shakespeare by role (McMahan et al. 2017; LEAF, Caldas et al. 2018): the next of 76 characters after ``length``.
+    """Shakespeare by role (McMahan et al. 2017; LEAF, Caldas et al. 2018): the next of 76 characters.
 
     A role's speeches in the order of the play, joined by line breaks, are cut into passages of five times
     ``length + 1`` characters. Windows begin every ``stride`` characters and end in the passage they begin in, and a
@@ -55,12 +59,19 @@ def shakespeare(
     Args:
         seed: of the choice of roles and windows, and of the splits if they are random.
         split: shares of the splits (default ``SplitRule(by="time")``: the early passages train).
+        task: ``classification`` (default): the character after the window; ``next_token``: that after each of its
+            characters; or either as an object.
         length: characters of an input, int64 ``(length,)``.
-        stride: characters from one window to the next.
+        stride: characters from one window to the next (default 10; with ``next_token`` ``length``, so that no character
+            is predicted twice).
         minimum: least number of characters that a role speaks (447 of 1378 roles speak 2000).
         clients: take this many of these roles at random; all if None.
         examples: take at most this many windows of a role at random; all if None.
     """
+    if isinstance(task, str) and task not in (Classification.kind, NextToken.kind):
+        raise PluresError(f"shakespeare: task={task!r}; use 'classification' or 'next_token'")
+    every = NextToken() if task == NextToken.kind else task if isinstance(task, NextToken) else None
+    stride = (10 if every is None else length) if stride is None else stride
     counts = (("length", length), ("stride", stride), ("minimum", minimum), ("clients", clients))
     for option, value in (*counts, ("examples", examples)):
         if value is not None and value < 1:
@@ -99,17 +110,24 @@ def shakespeare(
         client.append(np.full(len(begin), name))
         metadata[name] = {"play": titles[play], "speeches": len(speeches[play, role]), "characters": len(text)}
     joined = np.concatenate(windows)
-    return from_arrays(
+    options: Options = {
+        "name": "shakespeare",
+        "metadata": metadata,
+        "split": rule,
+        "seed": 0 if rule.by == "time" else seed,
+        "dtype": torch.int64,
+        "source": "The plays of Shakespeare (Moby text), public domain",
+    }
+    if every is None:
+        options["classes"] = tuple({"\n": "newline", " ": "space"}.get(letter, letter) for letter in CHARACTERS)
+    else:
+        options["task"] = replace(every, vocabulary=every.vocabulary or len(CHARACTERS))
+    federation = from_arrays(
         joined[:, :-1],
-        joined[:, -1],
+        joined[:, -1] if every is None else joined[:, 1:],
         np.concatenate(client),
         groups=np.concatenate(passages),
         time=np.concatenate(begins) if rule.by == "time" else None,
-        name="shakespeare",
-        classes=tuple({"\n": "newline", " ": "space"}.get(character, character) for character in CHARACTERS),
-        metadata=metadata,
-        split=rule,
-        seed=0 if rule.by == "time" else seed,
-        dtype=torch.int64,
-        source="The plays of Shakespeare (Moby text), public domain",
+        **options,
     )
+    return federation.with_task(task) if every is None and isinstance(task, Task) else federation
