@@ -82,8 +82,8 @@ class Entry:
         if known is self:
             return pkgutil.resolve_name, (f"{module}:{name}",)
         parts = self.parts or ((known,) if isinstance(known, Entry) and known.build is build else ())
-        if parts and replace(combined(parts, self.fixed), build=self.build) == self:
-            return combined, (parts, dict(self.fixed))
+        if parts and replace(combined(parts, self.fixed, self.origin), build=self.build) == self:
+            return combined, (parts, dict(self.fixed), self.origin)
         return super().__reduce_ex__(protocol)
 
     @property
@@ -182,9 +182,10 @@ class Entry:
         )
 
 
-def combined(parts: Sequence[Entry], fixed: Mapping[str, Any]) -> Entry:
-    """Methods in one, with some of its parameters fixed."""
-    return reduce(add, parts).fixing(**fixed)
+def combined(parts: Sequence[Entry], fixed: Mapping[str, Any], origin: str = "") -> Entry:
+    """Methods in one, with some of its parameters fixed; ``origin`` is the name that it was found by."""
+    made = reduce(add, parts).fixing(**fixed)
+    return replace(made, origin=origin) if origin else made
 
 
 def titled(name: str, parameters: Mapping[str, Any]) -> str:
