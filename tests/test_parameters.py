@@ -163,7 +163,7 @@ def test_the_command_line_passes_options_to_the_network(command, tmp_path):
 
 
 def test_messages_name_the_remedy():
-    tokens = replace(HEART, dtype=torch.int64)
+    tokens = replace(HEART, example=HEART.example.long())
     with pytest.raises(PluresError, match=r"personal_moe: the linear gate .*mixture_of_experts\(experts, gate\)"):
         personal_moe().prepare(lambda: mlp((13,), 2), tokens)
     for model in (gcn((31, 30), 7), char_lstm((80,), 76)):

@@ -13,12 +13,17 @@ from plures.models import Marked, nested
 SOURCE = Path(__file__).parents[1] / "src" / "plures"
 
 FUSED = "optimizers of PyTorch own their parameters; a pure step of many tensors at once has no public name"
+REGISTERED = "torch.func looks into a class only if it is registered"
+FILE = "a tensor whose rows stay in a file has no storage, and PyTorch documents its subclasses under these names only"
 NEEDED = {
     "method/optimizer.py: torch._foreach_add": FUSED,
     "method/optimizer.py: torch._foreach_add_": FUSED,
     "method/optimizer.py: torch._foreach_mul_": FUSED,
     "run/capture.py: torch._foreach_copy_": FUSED,
-    "models/network.py: torch.utils._pytree": "torch.func looks into a class of dictionaries only if it is registered",
+    "federation/inputs.py: torch.utils._pytree": REGISTERED,
+    "federation/mapped.py: torch.Tensor._make_wrapper_subclass": FILE,
+    "federation/mapped.py: torch._C": FILE,
+    "models/network.py: torch.utils._pytree": REGISTERED,
     "serving/formats.py: torch.ops.aten._cdist_forward": "the operator in an exported graph has no other name",
     "serving/probe.py: torch.utils._python_dispatch": "memory of a backward pass is seen below autograd alone",
 }

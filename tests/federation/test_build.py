@@ -165,7 +165,7 @@ def poisoned(value: float) -> np.ndarray:
         (
             (X, np.where(np.arange(90) == 40, np.nan, X[:, 0]), CLIENT),
             {},
-            "client 'b', row 40: a NaN or infinite target",
+            "client 'b', row 40: a NaN or an infinite target; correct it or leave the row out",
         ),
         ((X, Y + 0.5, CLIENT), {"task": "classification"}, "client 'a', row 0: a label that is not a whole number"),
         ((X, Y[:80], CLIENT), {}, "targets: 80 values for 90 inputs"),
@@ -181,7 +181,7 @@ def poisoned(value: float) -> np.ndarray:
         (
             (X, Y, CLIENT),
             {"task": "ranking"},
-            "task='ranking' is unknown; use 'classification', 'multilabel', 'regression' or a plures.Task",
+            "task='ranking' is unknown; use 'classification', 'binary', .* 'next_token' or a plures.Task",
         ),
         ((X, Y, CLIENT), {"missing": "drop"}, "missing='drop' is unknown"),
         ((X[:, :, None], Y, CLIENT), {"missing": "impute"}, r"needs inputs \(n, columns\)"),

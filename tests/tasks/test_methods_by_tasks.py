@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 def refused(name: str, setting: Setting) -> str:
     """Why a method cannot be bound to a task, without the step that a run tries; empty if it can."""
     method = METHODS[name]()
-    model = kinds.network(setting.task.shape(setting.features), name == "mocha").double()
+    model = kinds.network(setting.task.shape, name == "mocha").double()
     try:
         method.bind(Network(method.prepare(lambda: model, setting)), setting)
     except UnsuitableTaskError as error:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from plures.augment.key import Key
+from plures.brief import brief
 from plures.errors import PluresError
 
 AUGMENTATIONS: dict[str, type[Part]] = {}
 """The augmentations that come with plures, by name."""
 
 
+@brief
 @dataclass(frozen=True)
 class Mixture:
     """A batch each of whose examples counts for two targets.

@@ -22,7 +22,7 @@ def constant() -> Method:
         return {"constant": {"outputs": found.to(x.constant["outputs"])}}
 
     def start(start: Start) -> Leaves:
-        return {"outputs": torch.zeros(start.setting.task.shape(start.setting.features), dtype=start.network.dtype)}
+        return {"outputs": torch.zeros(start.setting.task.shape, dtype=start.network.dtype)}
 
     def outputs(x: State, batch: Batch) -> Tensor:
         return x.constant["outputs"].expand(len(batch.targets), *x.constant["outputs"].shape)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.federation.inputs import lead
 from plures.method import Block, BlockState, Bound, Method, Setting
 from plures.models import Leaves, Marked, ModelFactory, Network, nested
 from plures.run.participation import Full, Joint, Participation
@@ -133,11 +132,10 @@ def check_outputs(network: Network, federation: Federation) -> None:
             "class scores or numbers alone, such as its field logits"
         )
     task = federation.task
-    expected = task.shape(tuple(lead(federation.inputs).shape[1:]))
-    if tuple(outputs.shape) != (len(example), *expected):
+    if tuple(outputs.shape) != (len(example), *task.shape):
         raise PluresError(
             f"the model gives outputs of shape {tuple(outputs.shape[1:])}, but {task.kind} on {federation.name!r} "
-            f"needs {expected}: set its number of outputs to {task.outputs}"
+            f"needs {task.shape}: set its number of outputs to {task.outputs}"
         )
     check_loss(federation, outputs.detach())
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from plures.augment import Mixture
 from plures.errors import PluresError
@@ -427,9 +426,7 @@ class Stacked(Steps):
             clients, width = lead(inputs).shape[:2]
             places.append(torch.arange(first, first + clients * width, device=inputs.device).view(clients, width))
             first += clients * width
-        x: Tensor | Inputs = tree_map(
-            lambda *each: torch.cat([one.flatten(0, 1) for one in each]), *(inputs for inputs, *_ in made)
-        )
+        x = torch.cat([one_tensor(inputs, "augmentation").flatten(0, 1) for inputs, *_ in made])
         y = torch.cat([one[1].flatten(0, 1) for one in made])
         known = [weight.flatten() for *_, weight in made if weight is not None]
         return places, counts if padded and not mixed else [], (x, y, torch.cat(known) if known else None)

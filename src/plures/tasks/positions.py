@@ -162,7 +162,8 @@ class Segmentation(Positions):
     def of_count(self, count: int) -> Self:
         return self if self.labels else replace(self, labels=tuple(map(str, range(count))))
 
-    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
+    @property
+    def shape(self) -> tuple[int, ...]:
         return (self.outputs, *self.size)
 
     @property
@@ -215,5 +216,6 @@ class NextToken(Positions):
     def of_count(self, count: int) -> Self:
         return self if self.vocabulary else replace(self, vocabulary=count)
 
-    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
+    @property
+    def shape(self) -> tuple[int, ...]:
         return (*self.size, self.outputs)

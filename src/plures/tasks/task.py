@@ -175,12 +175,9 @@ class Task:
 
     # --- what a network gives -----------------------------------------------------------------------------------
 
-    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of a network's outputs for one example.
-
-        Args:
-            features: shape of the example.
-        """
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a network's outputs for one example."""
         return (self.outputs,)
 
     @property

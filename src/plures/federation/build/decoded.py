@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from plures.brief import brief
 from plures.errors import PluresError
 from plures.federation.mapped import FileRows, Known, Mapped, contents
 
@@ -29,6 +30,7 @@ ROWS, DIGESTS, MARKS, ABOUT = "rows", "digests", "marks.npz", "about.json"
 VERSION = 2
 
 
+@brief
 @dataclass(frozen=True)
 class Decoded:
     """Examples of one shape and type.
