@@ -61,11 +61,11 @@ def test_every_number_is_that_of_one_process_and_so_is_what_is_told(tmp_path):
     assert timeless(beside.model_dump(mode="json")) == timeless(alone.model_dump(mode="json"))
     runs = [sorted(part for part in heard.told if part[1].startswith("end")) for heard in (one, two)]
     assert runs[0] == runs[1]
-    assert len(runs[0]) == (3 + 3 + 5 + 7) + 4 * 2
+    assert len(runs[0]) == (3 + 3 + 5 + 7) + 6 * 2  # trials of all but constant and intercept, then final runs
     at = two.told.index(("local, seed 1", "start"))
     assert [what for _, what in two.told[at : at + 4]] == ["start", "round 1", "round 2", "round 3"]
     assert two.told[at + 4][0] == "local, seed 1"  # one run after the other, as in one process
-    assert stages[-1].done == stages[-1].total == (3 + 3 + 5 + 7) * 1 + 4 * 2 * 3
+    assert stages[-1].done == stages[-1].total == (3 + 3 + 5 + 7) * 1 + 5 * 2 * 3 + 2 * 1
     assert sum(stage.ended for stage in stages) == len(runs[0])
     assert multiprocessing.active_children() == []
     again = compare(people(), ["ditto"], execution=FAST, out=tmp_path, **ASKED)

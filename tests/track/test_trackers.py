@@ -293,8 +293,10 @@ def test_the_commands_track(tmp_path):
     done = CliRunner().invoke(app, ["compare", "heart", "--method", "local", *options])
     assert done.exit_code == 0, done.output
     assert {run.name for run in (out / "tensorboard" / "heart").iterdir()} == {
+        "constant__seed_0",
         "local__seed_0",
         "fedavg__seed_0",
+        "intercept__seed_0",
         "fedavg_ft__seed_0",
     }
 

@@ -184,8 +184,9 @@ def compare(
         >>> inputs, targets = np.concatenate([x, x]), np.concatenate([up, 1 - up])
         >>> hospitals = plures.from_arrays(inputs, targets, ["A"] * 60 + ["B"] * 60, copies="allow")
         >>> result = plures.compare(hospitals, ["ditto"], rounds=5, seeds=1, learning_rates=[0.5], tune_rounds=0)
-        >>> [(row.name, row.mean) for row in result.rows()]
-        [('constant', 0.5), ('local', 1.0), ('fedavg', 0.5), ('intercept', 0.5), ('fedavg_ft', 1.0), ('ditto', 1.0)]
+        >>> means = {row.name: row.mean for row in result.rows()}
+        >>> means["local"], means["fedavg"], means["ditto"]
+        (1.0, 0.5, 1.0)
     """
     _check(rounds, seeds, tune_rounds, every)
     check_patience(patience)

@@ -25,8 +25,8 @@ class Quantile(Regression):
         levels: between 0 and 1, in increasing order.
 
     Examples:
-        >>> Quantile(levels=(0.1, 0.9)).losses(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0]])).tolist()
-        [0.10000000149011612]
+        >>> Quantile(levels=(0.25, 0.75)).losses(torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0]])).tolist()
+        [0.25]
     """
 
     kind: ClassVar[str] = "quantile"
