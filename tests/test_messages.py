@@ -70,7 +70,7 @@ class Cohorts:
 PYTHON = {
     # keywords and types of public functions
     "metric": (lambda: compared(metric="accuracy"), r"no metric 'accuracy'; there are .*rmse, mae, loss, r2"),
-    "metrics": (lambda: compared(metrics=["mae"]), r"metrics=.*the one that methods are compared by is metric"),
+    "metrics": (lambda: compared(metrics=["mae"]), r"metrics=.*metric=\[\.\.\.\] names the one"),
     "keyword": (lambda: compared(round=3), "compare: no parameter 'round'; did you mean 'rounds'"),
     "lr": (lambda: compared(lr=0.1), "lr=0.1 is an option of a single run.*learning_rates"),
     "unseen": (lambda: compared(unseen=[3]), "no client '3' in federation 'Q3'; clients are a, b, c"),
@@ -86,7 +86,7 @@ PYTHON = {
     "out": (lambda: compared(out=3), "out=3; give a Path, text or None"),
     "callback": (lambda: compared(callbacks=[3]), r"callbacks=\[3\]; give a list \[a Callback"),
     "listener": (lambda: compared(listener="x"), "listener='x'; give a function or None"),
-    "optimizer": (lambda: compared(optimizer="adamax"), "optimizer: .*'sgd', 'adam' or 'adamw', not 'adamax'"),
+    "optimizer": (lambda: compared(optimizer="adamax"), "no optimizer 'adamax'; did you mean 'adam'?"),
     "epochs": (lambda: compared(epochs="two"), "epochs: .*valid number.*not 'two'"),
     "data": (lambda: compare(3), "compare: data=3; give the name of a data set, a folder"),
     "spec": (lambda: RunSpec(data="heart", metod="x"), "metod: is unknown here; did you mean 'method'"),
@@ -111,7 +111,7 @@ PYTHON = {
     "network": (lambda: plures.default_model("heart"), "default_model: federation='heart'; give a Federation"),
     # methods by name
     "misspelled": (lambda: compared(["ditta"]), r"^no method 'ditta'; did you mean 'ditto'\? [^,]*$"),
-    "unlike": (lambda: compared(["xyzzy"]), "no method 'xyzzy'; there are local, fedavg, .* and [0-9]+ more"),
+    "unlike": (lambda: compared(["xyzzy"]), "no method 'xyzzy'; there are constant, local, fedavg, .* and [0-9]+ more"),
     "a Method": (lambda: compared([ditto(lam=0.1)]), r"a Method object was given .*partial\(ditto, lam=0.1\)"),
     "no method": (lambda: compared([3]), r"methods=\[3\]; give a list \[text"),
     "returns": (lambda: compared([lambda: None]), "its function returns None; let it return a Method"),
@@ -146,7 +146,7 @@ PYTHON = {
     "cohort": (lambda: made(participation=Cohorts([7])), "7 is not a client; give positions from 0 to 2"),
     # models
     "outputs object": (
-        lambda: made(model=giving(lambda y: types.SimpleNamespace(logits=y))),
+        lambda: made(model=giving(lambda y: types.SimpleNamespace(scores=y))),
         "the model gives SimpleNamespace, not a tensor: wrap it in a module .*logits",
     ),
     "tuple": (lambda: made(model=giving(lambda y: (y, y))), "the model gives tuple, not a tensor"),
@@ -339,7 +339,7 @@ COMMANDS = {
     "run heart ditto --model-set hidden=3": "name it with --model",
     "run heart ditto --rounds 0": "--rounds 0: give at least 1",
     "run heart ditto --rounds ten": "'ten' is not a valid int",
-    "run heart ditto --lr nan": "SGD: lr=nan; give a number",
+    "run heart ditto --lr nan": "lr=nan; give a number",
     "run heart ditto --device gpu": "no device 'gpu': did you mean 'cuda'",
     "run heart ditto --out empty": "cannot write to empty: empty is not a folder",
     "run heart ditto --out empty/x": "cannot write to empty/x: empty is not a folder",

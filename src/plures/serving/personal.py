@@ -331,7 +331,8 @@ class PersonalModel:
         with understood(file, REPUBLISH), torch.no_grad():
             model = _assembled(card, tensors, card.task(code.reading(file)), code.reading(file))
             like = model.federation.one_input("a published model")
-            model.decided(model.outputs(like.new_zeros(1, *card.features)))
+            scaled = model.federation.scaled(like.new_zeros(1, *card.features))
+            model.decided(model.outputs(one_tensor(scaled, "a published model")))
         return model
 
 
