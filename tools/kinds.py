@@ -78,7 +78,7 @@ def network(shape: tuple[int, ...], linear: bool) -> nn.Module:
 def started(name: str, kind: str) -> Run:
     """A run of a method on a kind of task, before its first round."""
     data = federation(kind)
-    model = partial(network, data.task.shape(data.features), name == "mocha")
+    model = partial(network, data.task.shape, name == "mocha")
     return Run(data, model, METHODS[name](), Training(rounds=1, batch_size=8, steps=1), execution=WORK)
 
 

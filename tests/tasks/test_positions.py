@@ -194,7 +194,7 @@ def test_a_small_gpt_learns_by_lora() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("classification", "multilabel", "regression")])
 def test_compiled_steps_equal_eager_ones(kind: str) -> None:
     data = kinds.federation(kind)
-    shape = data.task.shape(data.features)
+    shape = data.task.shape
 
     def model() -> nn.Module:
         return kinds.network(shape, True)

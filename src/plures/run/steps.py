@@ -10,7 +10,7 @@ import copy
 import itertools
 import logging
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
@@ -426,7 +426,7 @@ class Stacked(Steps):
             clients, width = lead(inputs).shape[:2]
             places.append(torch.arange(first, first + clients * width, device=inputs.device).view(clients, width))
             first += clients * width
-        x = torch.cat([one_tensor(inputs, "augmentation").flatten(0, 1) for inputs, *_ in made])
+        x = concatenated([inputs for inputs, *_ in made])
         y = torch.cat([one[1].flatten(0, 1) for one in made])
         known = [weight.flatten() for *_, weight in made if weight is not None]
         return places, counts if padded and not mixed else [], (x, y, torch.cat(known) if known else None)
@@ -654,6 +654,14 @@ def read_by(bound: Bound, phase: Phase) -> list[Leaf]:
 def as_stack(leaves: list[Leaf], values: Tensors) -> Stack:
     """Slots with the given leaves."""
     return by_slot(dict(zip(leaves, values, strict=True)))
+
+
+def concatenated(batches: Sequence[Tensor | Inputs]) -> Tensor | Inputs:
+    """Batches ``(clients, width, ...)`` one after the other, as ``(examples, ...)``."""
+    each = [parts(batch) for batch in batches]
+    joined = [torch.cat([one.flatten(0, 1) for one in same]) for same in zip(*each, strict=True)]
+    first = batches[0]
+    return joined[0] if isinstance(first, Tensor) else Inputs(dict(zip(first.parts, joined, strict=True)))
 
 
 def write(stack: Stack, changed: Changed) -> None:
