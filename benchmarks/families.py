@@ -67,7 +67,7 @@ class Experiment:
 
 
 def compared(data: Callable[[], Federation], methods: Sequence[Any], **options: Any) -> Table:
-    """A comparison with the three baselines."""
+    """A comparison with the baselines."""
 
     def table(folder: Path) -> str:
         budget = {"rounds": 20, "seeds": 2, "tune_rounds": 5, "learning_rates": (0.03, 0.1, 0.3), **options}
