@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.tasks.classification import Classification, focused
+from plures.tasks.classification import Classification, focused, mixed_odds
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class Binary(Classification):
         return logs[..., 1:] - logs[..., :1]
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
-        """The mixture of probabilities, in logarithms, which tiny probabilities survive."""
+        """The mixture of probabilities, not of their odds."""
         if not self._written_for("mix", "expected"):
             return super().mix(outputs, weights)
-        every, logs = torch.stack(list(outputs), -1), weights.log()
-        there, absent = (torch.logsumexp(F.logsigmoid(one) + logs, -1) for one in (every, -every))
-        return there - absent
+        return mixed_odds(outputs, weights)

@@ -175,6 +175,18 @@ class Classification(Task):
         return self.classes[int(value)]
 
 
+def mixed_odds(odds: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Log odds ``(batch, outputs)`` of a mixture of probabilities, in logarithms, which tiny probabilities survive.
+
+    Args:
+        odds: log odds ``(batch, outputs)`` of each part.
+        weights: ``(parts,)`` summing to 1.
+    """
+    every, logs = torch.stack(list(odds), -1), weights.log()
+    there, absent = (torch.logsumexp(F.logsigmoid(one) + logs, -1) for one in (every, -every))
+    return there - absent
+
+
 def focused(losses: Tensor, chances: Tensor, focal: float) -> Tensor:
     """Focal losses, given the probability of what is true."""
     return losses * (1 - chances).pow(focal) if focal else losses

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.metrics import MULTILABEL, Metric
-from plures.tasks.classification import checked, focused
+from plures.tasks.classification import checked, focused, mixed_odds
 from plures.tasks.losses import Weights, weighed
 from plures.tasks.reading import distinct, refuse
 from plures.tasks.task import Array, Loss, Task, Where
@@ -133,12 +133,10 @@ class MultiLabel(Task):
         return targets
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
-        """The mixture of each label's probabilities, in logarithms, which tiny probabilities survive."""
+        """The mixture of each label's probabilities, not of their odds."""
         if not self._written_for("mix", "expected"):
             return super().mix(outputs, weights)
-        every, logs = torch.stack(list(outputs), -1), weights.log()
-        there, absent = (torch.logsumexp(F.logsigmoid(one) + logs, -1) for one in (every, -every))
-        return there - absent
+        return mixed_odds(outputs, weights)
 
     def counts_of(self, targets: Tensor, owners: Tensor, clients: int) -> Tensor:
         return targets.new_zeros((clients, self.outputs), dtype=torch.int64).index_add_(0, owners, targets.long())
