@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
+from dataclasses import fields as fields_of
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import typer
 import plures
 from plures import SGD, Adam, AdamW, RunSpec
 from plures.cli import app
+from plures.cli.options import DataOptions, MachineOptions
 from plures.cli.research import compare_command
 from plures.errors import PluresError
 from plures.evaluate.compare import INSTEAD
@@ -122,9 +124,8 @@ def test_every_setting_of_a_run_is_an_option_and_a_key_of_a_study():
     python = {*inspect.signature(plures.compare).parameters} | fields
     named = {"lr": "learning_rates", "method": "methods"}
     of_terminal = {p for p in inspect.signature(compare_command).parameters if named.get(p, p) not in python}
-    of_tables = {"client", "target", "group", "time", "test", "split_column", "fold", "schema"}
-    of_machine = {"backend", "chunk", "compile_step", "capture", "precision", "device", "processes", "track"}
-    assert of_terminal - of_tables - of_machine <= {"config", "quiet"}
+    of_tables, of_machine = ({field.name for field in fields_of(kind)} for kind in (DataOptions, MachineOptions))
+    assert of_terminal - of_tables - of_machine <= {"config", "quiet", "processes", "track"}
     of_data = {"data", "data_options", "method", "parameters", "lr", "seed"}  # tables of the study, or its seeds
     keys = {*BudgetPart.model_fields, *DataPart.model_fields}
     assert fields - keys - of_data == {"evaluate_clients"}  # a study scores all clients that it keeps

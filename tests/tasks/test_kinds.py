@@ -125,6 +125,15 @@ def test_focal_loss_and_smoothing_by_hand() -> None:
         (lambda: Classification(focal=-1), "classification: focal=-1; give a number from 0 to below 100"),
         (lambda: Binary(smoothing=1.0), "binary: smoothing=1.0; give a number from 0 to below 1"),
         (lambda: Classification(focal=1, loss=F.cross_entropy), "focal=1, but loss= replaces the loss"),
+        (
+            lambda: MultiLabel(("a", "b"), (1, 2), loss=F.mse_loss),
+            "positive_weights=.1, 2., but loss= replaces the loss",
+        ),
+        (
+            lambda: Segmentation(labels=("a", "b"), label_weights=(1, 2), loss=F.mse_loss),
+            "label_weights=.1, 2., but loss= replaces the loss",
+        ),
+        (lambda: Huber(delta=2.0, loss=F.mse_loss), "huber: delta=2.0, but loss= replaces the loss"),
         (lambda: Huber(delta=0), "huber: delta=0; give a number above 0"),
         (lambda: Quantile(levels=(0.9, 0.1)), "give numbers between 0 and 1 in increasing order"),
         (lambda: data(np.arange(60) - 5, "counts"), "client 'a', row 0: a count below 0"),

@@ -17,14 +17,12 @@ from rich.segment import Segment
 from plures.augment import AUGMENTATIONS
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import Code
-from plures.evaluate.own import find_loader, network_kinds
+from plures.evaluate.own import network_kinds
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import OPTIMIZER_NAMES, SCHEDULE_NAMES, find_method
 from plures.models import NETWORKS
-from plures.run import Execution
 from plures.run.execution import Precision
 from plures.signature import Kinds, read
-from plures.tables import is_table
 from plures.texts import visible_lines
 from plures.track import TRACKERS
 
@@ -220,40 +218,6 @@ def settings(pairs: list[str] | None, option: str, owner: str, kinds: Kinds) -> 
     return found
 
 
-def data_settings(
-    pairs: list[str] | None,
-    data: str,
-    *,
-    client: str | None = None,
-    target: list[str] | None = None,
-    group: str | None = None,
-    time: str | None = None,
-    test: str | None = None,
-    split_column: str | None = None,
-    fold: str | None = None,
-    schema: str | None = None,
-) -> dict[str, Any]:
-    """Options of ``--data`` for a data set, a folder or a table, with the options that name the columns of a table."""
-    of_table: dict[str, Any] = {
-        "client": client,
-        "target": target[0] if target and len(target) == 1 else target or None,
-        "group": group,
-        "time": time,
-        "test": test,
-        "split_column": split_column,
-        "fold": fold,
-        "schema": schema,
-    }
-    given = {name: value for name, value in of_table.items() if value is not None}
-    if given and not is_table(data):
-        option = f"--{next(iter(given)).replace('_', '-')}"
-        raise PluresError(f"{option} is for a table, a CSV or Parquet file or a folder of them; {data!r} is none")
-    found = settings(pairs, "--data", f"data {data!r}", {**find_loader(data, Code.typed(data))[1], "donate": float})
-    if both := [name for name in given if name in found]:
-        raise PluresError(f"--data {both[0]}: is given as an option, too; give it once")
-    return {**given, **found}
-
-
 def spaces(texts: list[str] | None, methods: Sequence[str], code: Code) -> dict[str, dict[str, list[Any]]] | None:
     """Values to try, by method and parameter, of ``METHOD.NAME=VALUES``.
 
@@ -292,11 +256,6 @@ def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]
     )
 
 
-def passes(epochs: float | None, steps: int | None) -> float | None:
-    """Epochs of a visit: one, unless something else was said."""
-    return 1.0 if epochs is None and steps is None else epochs
-
-
 def consent(allowed: list[str] | None) -> Code:
     """Consent to the code that ``--allow-code`` names."""
     code = Code.of(*(allowed or ()), by="option")
@@ -321,28 +280,3 @@ def current_folder(*names: str) -> None:
         return
     sys.path.append(folder)
     click.get_current_context().call_on_close(lambda: sys.path.remove(folder))
-
-
-def execution(
-    backend: Literal["auto", "loop", "vmap"],
-    chunk: int,
-    compile_step: bool | None,
-    capture: bool | None,
-    precision: Precision,
-    device: str,
-    processes: int,
-) -> Execution:
-    """How a command uses the machine; what was not said is measured."""
-
-    def said(wanted: bool | None) -> bool | Literal["auto"]:
-        return "auto" if wanted is None else wanted
-
-    return Execution(
-        backend,
-        chunk or "auto",
-        said(compile_step),
-        precision,
-        device=device,
-        processes=processes,
-        capture=said(capture),
-    )

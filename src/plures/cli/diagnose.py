@@ -9,25 +9,16 @@ from typing import Annotated
 import typer
 
 from plures.cli.common import (
-    ClientColumn,
     Data,
-    Fold,
-    Group,
     Model,
     ModelOptions,
-    Options,
     Quiet,
-    SchemaFile,
-    SplitColumn,
-    Target,
-    TestRows,
-    Time,
     app,
     console,
-    data_settings,
     model_settings,
     typed,
 )
+from plures.cli.options import DataOptions, spread
 from plures.cli.progress import progress
 from plures.diagnose import Diagnosis, diagnose, diagnosis_page
 from plures.errors import PluresError
@@ -41,17 +32,11 @@ WRITERS: dict[str, Callable[[Path, Diagnosis], None]] = {
 
 
 @app.command("diagnose")
+@spread
 def diagnose_command(
     data: Data,
-    client: ClientColumn = None,
-    target: Target = None,
-    group: Group = None,
-    time: Time = None,
-    test: TestRows = None,
-    split_column: SplitColumn = None,
-    fold: Fold = None,
-    schema: SchemaFile = None,
-    data_options: Options = None,
+    *,
+    loading: DataOptions,
     model: Model = None,
     model_options: ModelOptions = None,
     seed: Annotated[int, typer.Option(help="Seed of samples, permutations and initial values.")] = 0,
@@ -78,18 +63,7 @@ def diagnose_command(
     code = typed(data, model)
     spec = RunSpec(
         data=data,
-        data_options=data_settings(
-            data_options,
-            data,
-            client=client,
-            target=target,
-            group=group,
-            time=time,
-            test=test,
-            split_column=split_column,
-            fold=fold,
-            schema=schema,
-        ),
+        data_options=loading.settings(data),
         model=model,
         model_options=model_settings(model_options, model),
     )

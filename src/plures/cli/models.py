@@ -20,16 +20,15 @@ from plures.cli.common import (
     ModelOptions,
     Momentum,
     OptimizerName,
-    Options,
     app,
     consent,
     console,
-    data_settings,
     model_settings,
     say,
     settings,
     typed,
 )
+from plures.cli.options import DataOptions, spread
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, primary, score
 from plures.evaluate.code import Code
@@ -216,8 +215,11 @@ def export_command(
 
 
 @app.command("device")
+@spread
 def device_command(
     data: Data,
+    *,
+    loading: DataOptions,
     method: Annotated[list[str] | None, typer.Option(help="Method; repeatable. Default: a representative few.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the method, NAME=VALUE.")] = None,
     optimizer: OptimizerName = "sgd",
@@ -225,7 +227,6 @@ def device_command(
     model: Model = None,
     model_options: ModelOptions = None,
     batch_size: BatchSize = 32,
-    data_options: Options = None,
 ) -> None:
     """Estimate the memory that a device needs to train with each method; for a single method, phase by phase."""
     code = typed(data, model, *(method or SHOWN_METHODS))
@@ -234,7 +235,7 @@ def device_command(
     specs = [
         RunSpec(
             data=data,
-            data_options=data_settings(data_options, data),
+            data_options=loading.settings(data),
             model=model,
             model_options=model_settings(model_options, model),
             method=name,

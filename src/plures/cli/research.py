@@ -13,56 +13,22 @@ import typer
 from rich.table import Table
 
 from plures.cli.common import (
-    AugmentName,
-    Backend,
-    BatchSize,
-    Capture,
-    Chunk,
-    ClientColumn,
-    Clip,
-    Compile,
     Data,
-    Device,
-    Drawn,
-    Epochs,
-    EvaluateClients,
-    Fold,
-    Fraction,
-    Group,
-    MetricName,
-    Model,
-    ModelOptions,
-    Momentum,
-    Numbers,
-    OptimizerName,
-    Options,
     Out,
     Patience,
     Processes,
     Quiet,
     Rounds,
-    ScheduleName,
-    SchemaFile,
-    SplitColumn,
-    Steps,
-    Target,
     TaskName,
-    TestRows,
-    Time,
     Track,
-    Unseen,
-    WeightDecay,
     app,
     console,
-    data_settings,
-    execution,
-    model_settings,
-    passes,
     settings,
     spaces,
     typed,
 )
 from plures.cli.config import Config, write_config
+from plures.cli.options import DataOptions, MachineOptions, WorkOptions, spread
 from plures.cli.progress import progress
 from plures.errors import PluresError
 from plures.evaluate import ComparisonProgress, RunFolder, RunSpec, compare, finish, fit, primary
@@ -71,7 +37,7 @@ from plures.evaluate.compare import saved_execution as saved
 from plures.evaluate.fit import patience_fact
 from plures.evaluate.results import Point
 from plures.evaluate.sample import among, sampling_width
-from plures.evaluate.spec import find_method, one_or_all
+from plures.evaluate.spec import find_method
 from plures.evaluate.tuning import readings
 from plures.federation import DATASETS, locate
 from plures.files import check_file, check_folder, write_json, write_text
@@ -82,16 +48,11 @@ from plures.track import trackers
 
 
 @app.command("compare")
+@spread
 def compare_command(
     data: Data,
-    client: ClientColumn = None,
-    target: Target = None,
-    group: Group = None,
-    time: Time = None,
-    test: TestRows = None,
-    split_column: SplitColumn = None,
-    fold: Fold = None,
-    schema: SchemaFile = None,
+    *,
+    loading: DataOptions,
     method: Annotated[list[str] | None, typer.Option(help="Method besides the baselines; repeatable.")] = None,
     rounds: Rounds = 50,
     every: Annotated[
@@ -109,31 +70,9 @@ def compare_command(
             "Default: those of the catalogue.",
         ),
     ] = None,
-    optimizer: OptimizerName = "sgd",
-    momentum: Momentum = 0.0,
-    weight_decay: WeightDecay = 0.0,
-    schedule: ScheduleName = "constant",
-    clip: Clip = None,
-    model: Model = None,
-    model_options: ModelOptions = None,
-    batch_size: BatchSize = 32,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    fraction: Fraction = None,
-    participation: Drawn = None,
-    unseen: Unseen = None,
-    task: TaskName = None,
-    metric: MetricName = None,
-    augment: AugmentName = None,
-    evaluate_clients: EvaluateClients = None,
-    data_options: Options = None,
+    work: WorkOptions,
     out: Out = Path("runs/compare"),
-    backend: Backend = "auto",
-    chunk: Chunk = 0,
-    compile_step: Compile = None,
-    capture: Capture = None,
-    precision: Numbers = "auto",
-    device: Device = "auto",
+    machine: MachineOptions,
     processes: Annotated[
         int, typer.Option(help="Processes that share the runs, each with its share of the cores; needs plures[pool].")
     ] = 1,
@@ -143,7 +82,7 @@ def compare_command(
 ) -> None:
     """Compare methods: tuned on validation data, several seeds, test data read once; table and HTML report."""
     methods = method or DEFAULT
-    code = typed(data, model, task, *(metric or ()), *methods)
+    code = typed(data, *work.named, *methods)
     callbacks = trackers(track or (), out)
     with progress("comparing", 1, quiet=quiet) as update:
         first = True
@@ -159,7 +98,6 @@ def compare_command(
         result = compare(
             data,
             methods,
-            model=model,
             rounds=rounds,
             every=every,
             patience=patience,
@@ -167,38 +105,12 @@ def compare_command(
             learning_rates=lr or None,
             tune_rounds=tune_rounds,
             space=spaces(space, methods, code),
-            unseen=unseen or (),
-            task=task,
-            metric=one_or_all(metric),
             out=out,
-            execution=execution(backend, chunk, compile_step, capture, precision, device, processes),
+            execution=machine.execution(processes),
             listener=listen,
             callbacks=callbacks,
-            optimizer=optimizer,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            clip=clip,
-            batch_size=batch_size or None,
-            epochs=passes(epochs, steps),
-            steps=steps,
-            participation=participation,
-            fraction=fraction,
-            evaluate_clients=evaluate_clients,
-            augment=augment,
-            data_options=data_settings(
-                data_options,
-                data,
-                client=client,
-                target=target,
-                group=group,
-                time=time,
-                test=test,
-                split_column=split_column,
-                fold=fold,
-                schema=schema,
-            ),
-            model_options=model_settings(model_options, model),
+            data_options=loading.settings(data),
+            **work.settings(),
         )
     result = result.model_copy(
         update={"settings": result.settings | {"command": shlex.join(["plures", *sys.argv[1:]])}}
@@ -224,105 +136,51 @@ def reading(point: Point) -> str:
 
 
 @app.command("run")
+@spread
 def run_command(
     data: Data,
     method: Annotated[str, typer.Argument(help="Name of a method (see `plures methods`) or package.module:function.")],
-    client: ClientColumn = None,
-    target: Target = None,
-    group: Group = None,
-    time: Time = None,
-    test: TestRows = None,
-    split_column: SplitColumn = None,
-    fold: Fold = None,
-    schema: SchemaFile = None,
+    *,
+    loading: DataOptions,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Parameter of the method, NAME=VALUE.")] = None,
     rounds: Rounds = 50,
     patience: Patience = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.1,
-    optimizer: OptimizerName = "sgd",
-    momentum: Momentum = 0.0,
-    weight_decay: WeightDecay = 0.0,
-    schedule: ScheduleName = "constant",
-    clip: Clip = None,
     seed: Annotated[int, typer.Option(help="Root of all randomness of the run.")] = 0,
-    model: Model = None,
-    model_options: ModelOptions = None,
-    batch_size: BatchSize = 32,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    fraction: Fraction = None,
-    participation: Drawn = None,
-    unseen: Unseen = None,
-    task: TaskName = None,
-    metric: MetricName = None,
-    augment: AugmentName = None,
-    evaluate_clients: EvaluateClients = None,
-    data_options: Options = None,
+    work: WorkOptions,
     out: Out = Path("runs/run"),
-    backend: Backend = "auto",
-    chunk: Chunk = 0,
-    compile_step: Compile = None,
-    capture: Capture = None,
-    precision: Numbers = "auto",
-    device: Device = "auto",
+    machine: MachineOptions,
     processes: Processes = 1,
     track: Track = None,
     quiet: Quiet = False,
 ) -> None:
     """Run one method and store every client's model."""
-    code = typed(data, model, method, task, *(metric or ()))
+    code = typed(data, method, *work.named)
     if rounds < 1:
         raise PluresError(f"--rounds {rounds}: give at least 1")
     spec = RunSpec(
         data=data,
-        data_options=data_settings(
-            data_options,
-            data,
-            client=client,
-            target=target,
-            group=group,
-            time=time,
-            test=test,
-            split_column=split_column,
-            fold=fold,
-            schema=schema,
-        ),
-        model_options=model_settings(model_options, model),
-        model=model,
+        data_options=loading.settings(data),
         method=method,
         parameters=settings(setting, "--set", f"method {method!r}", find_method(method, code).kinds),
         lr=lr,
-        optimizer=optimizer,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,
         rounds=rounds,
-        batch_size=batch_size or None,
-        epochs=passes(epochs, steps),
-        steps=steps,
-        clip=clip,
-        participation=participation,
-        fraction=fraction,
         seed=seed,
-        unseen=unseen or [],
-        task=task,
-        metric=one_or_all(metric),
-        augment=augment,
-        evaluate_clients=evaluate_clients,
+        **work.settings(),
     )
     folder, checkpoint = RunFolder(out), out / "checkpoint.safetensors"
     if folder.finished:
         raise PluresError(f"{out} holds a finished run; choose another folder with --out, or delete it")
     check_folder(out)
     callbacks = trackers(track or (), out)
-    wanted = execution(backend, chunk, compile_step, capture, precision, device, processes)
+    wanted = machine.execution(processes)
     if checkpoint.exists():
         wanted = saved(checkpoint, wanted)
     federation = spec.federation(code)
     keep_schema(federation, out)
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
     run, every = spec.run(seen, wanted, code), readings(rounds, 20)
-    also = among(evaluate_clients) | patience_fact(patience)
+    also = among(work.evaluate_clients) | patience_fact(patience)
     asked = spec.question(run, held, code, every=every, **also)
     with progress(spec.title(), rounds, quiet=quiet) as update:
         first = True
@@ -344,7 +202,7 @@ def run_command(
             callbacks=callbacks,
             settings=spec.model_dump(),
             question=asked,
-            evaluate_clients=evaluate_clients,
+            evaluate_clients=work.evaluate_clients,
         )
         result = finish(fitted, seed, held)
     folder.write(run, spec, result, asked, fitted.asked)
@@ -379,18 +237,12 @@ def run_command(
 
 
 @app.command("describe")
+@spread
 def describe_command(
     data: Data,
-    client: ClientColumn = None,
-    target: Target = None,
-    group: Group = None,
-    time: Time = None,
-    test: TestRows = None,
-    split_column: SplitColumn = None,
-    fold: Fold = None,
-    schema: SchemaFile = None,
+    *,
+    loading: DataOptions,
     task: TaskName = None,
-    data_options: Options = None,
     out: Annotated[Path | None, typer.Option(help="File for the schema of a table, such as schema.toml.")] = None,
 ) -> None:
     """Show the clients of some data and their splits; of a table, also what its columns are."""
@@ -399,18 +251,7 @@ def describe_command(
         check_file(out)
     spec = RunSpec(
         data=data,
-        data_options=data_settings(
-            data_options,
-            data,
-            client=client,
-            target=target,
-            group=group,
-            time=time,
-            test=test,
-            split_column=split_column,
-            fold=fold,
-            schema=schema,
-        ),
+        data_options=loading.settings(data),
         task=task,
     )
     federation = spec.federation(code)

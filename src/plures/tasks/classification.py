@@ -16,8 +16,8 @@ from plures.cells import alike, listed, number
 from plures.errors import PluresError, PluresWarning, closest
 from plures.metrics import CLASSIFICATION, SEVERAL_CLASSES, TWO_CLASSES, Catalogue, Metric
 from plures.names import in_order
-from plures.tasks.losses import Weights, weighed
-from plures.tasks.reading import distinct, refuse
+from plures.tasks.losses import Weights, bounded, settle
+from plures.tasks.reading import refuse
 from plures.tasks.task import Array, Loss, Task, Where
 
 
@@ -59,11 +59,8 @@ class Classification(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checked(self.kind, self.loss, self.focal, self.smoothing)
-        names = distinct(self.classes, "classes", "class")
-        object.__setattr__(self, "classes", names)
-        if names:
-            object.__setattr__(self, "class_weights", weighed(self.class_weights, names, "class_weights"))
+        bounded(self, focal=100.0, smoothing=1.0)
+        settle(self, "classes", "class", "class_weights")
 
     @property
     def outputs(self) -> int:
@@ -190,17 +187,6 @@ def mixed_odds(odds: Sequence[Tensor], weights: Tensor) -> Tensor:
 def focused(losses: Tensor, chances: Tensor, focal: float) -> Tensor:
     """Focal losses, given the probability of what is true."""
     return losses * (1 - chances).pow(focal) if focal else losses
-
-
-def checked(kind: str, loss: Loss | None, focal: float, smoothing: float) -> None:
-    """Refuse options of a loss that cannot be."""
-    for name, value, most in (("focal", focal, 100.0), ("smoothing", smoothing, 1.0)):
-        if not 0 <= value < most:
-            raise PluresError(f"{kind}: {name}={value}; give a number from 0 to below {most:g}")
-        if value and loss is not None:
-            raise PluresError(
-                f"{kind}: {name}={value}, but loss= replaces the loss that it belongs to: give one of them"
-            )
 
 
 def _occurring(values: Array) -> tuple[tuple[str, ...], Tensor]:

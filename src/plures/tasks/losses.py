@@ -1,4 +1,4 @@
-"""Weights of losses: checked once, and kept as one number for each class or label."""
+"""Names of outputs and their weights in losses: checked once, and kept as one name and one number for each."""
 
 from __future__ import annotations
 
@@ -6,9 +6,50 @@ import math
 from collections.abc import Mapping, Sequence
 
 from plures.errors import PluresError, suggestion
+from plures.tasks.reading import distinct
+from plures.tasks.task import Task
 
 Weights = Mapping[str, float] | Sequence[float] | None
 """A weight for each class or label, in their order, or by name (those that are not named have weight 1)."""
+
+
+def settle(task: Task, names: str, word: str, weights: str) -> None:
+    """Check the names of a task's outputs and their weights, and keep both in the task.
+
+    Args:
+        task: the task that is being made.
+        names: its field of names; weights are settled when there are names, from the data at the latest.
+        word: what one of them is called in messages.
+        weights: its field of weights.
+    """
+    found = distinct(getattr(task, names), names, word)
+    object.__setattr__(task, names, found)
+    if found:
+        object.__setattr__(task, weights, weighed(getattr(task, weights), found, weights))
+
+
+def bounded(task: Task, **most: float) -> None:
+    """Refuse an exponent or a share of a loss that cannot be: not from 0 to below the largest, or beside ``loss=``.
+
+    Args:
+        task: the task that is being made.
+        most: field -> its largest value, which is excluded.
+    """
+    for name, bound in most.items():
+        value = getattr(task, name)
+        if not 0 <= value < bound:
+            raise PluresError(f"{task.kind}: {name}={value}; give a number from 0 to below {bound:g}")
+        if value:
+            replaced(task, name)
+
+
+def replaced(task: Task, option: str) -> None:
+    """Refuse an option of the task's own loss beside ``loss=``, which replaces it."""
+    value = getattr(task, option)
+    if value is not None and getattr(task, "loss", None) is not None:
+        raise PluresError(
+            f"{task.kind}: {option}={value}, but loss= replaces the loss that it belongs to: give one of them"
+        )
 
 
 def weighed(weights: Weights, names: tuple[str, ...], what: str) -> tuple[float, ...] | None:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.metrics import MULTILABEL, Metric
-from plures.tasks.classification import checked, focused, mixed_odds
-from plures.tasks.losses import Weights, weighed
-from plures.tasks.reading import distinct, refuse
+from plures.tasks.classification import focused, mixed_odds
+from plures.tasks.losses import Weights, bounded, replaced, settle
+from plures.tasks.reading import refuse
 from plures.tasks.task import Array, Loss, Task, Where
 
 
@@ -55,11 +55,9 @@ class MultiLabel(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checked(self.kind, self.loss, self.focal, 0.0)
-        names = distinct(self.labels, "labels", "label")
-        object.__setattr__(self, "labels", names)
-        if names:
-            object.__setattr__(self, "positive_weights", weighed(self.positive_weights, names, "positive_weights"))
+        bounded(self, focal=100.0)
+        replaced(self, "positive_weights")
+        settle(self, "labels", "label", "positive_weights")
 
     @property
     def outputs(self) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.metrics import SEGMENTATION, TOKENS, Metric
-from plures.tasks.losses import Weights, weighed
-from plures.tasks.reading import distinct, refuse
+from plures.tasks.losses import Weights, replaced, settle
+from plures.tasks.reading import refuse
 from plures.tasks.task import Array, Loss, Task, Where
 
 
@@ -146,10 +146,8 @@ class Segmentation(Positions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = distinct(self.labels, "labels", "label")
-        object.__setattr__(self, "labels", names)
-        if names:
-            object.__setattr__(self, "label_weights", weighed(self.label_weights, names, "label_weights"))
+        replaced(self, "label_weights")
+        settle(self, "labels", "label", "label_weights")
 
     @property
     def outputs(self) -> int:

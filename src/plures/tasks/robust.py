@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.tasks.losses import replaced
 from plures.tasks.regression import Regression
 
 
@@ -34,6 +35,8 @@ class Huber(Regression):
         super().__post_init__()
         if not self.delta > 0:
             raise PluresError(f"huber: delta={self.delta}; give a number above 0")
+        if self.delta != type(self).delta:
+            replaced(self, "delta")
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.loss is not None:
