@@ -104,7 +104,7 @@ class Stage:
     run: Mapping[str, Any]
     small: Sequence[Path] = ()
     cables: Mapping[str, Cable] = field(default_factory=dict)
-    patience: float = 60.0
+    patience: float = 300.0
     suffered: dict[str, Suffered] = field(default_factory=dict)
     number: int = 0
 
@@ -160,7 +160,7 @@ class Stage:
 
     def ended(self) -> str:
         """Wait until the run has ended, successfully or not, and return Flower's status."""
-        return self.fleet.wait(self.number, 5 * self.patience)
+        return self.fleet.wait(self.number, self.patience)
 
     def insist(self, times: int = 5) -> None:
         """Resume the run until it is completed."""

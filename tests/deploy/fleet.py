@@ -12,6 +12,8 @@ from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.fleet.process import Process, until
 
 ECHO = Path(__file__).parent / "echo"
+LATE = 300.0
+"""Seconds to wait for what must happen at any time: on a busy machine, a process takes minutes to start."""
 
 FENCE = """\
 import os, sys
@@ -60,7 +62,7 @@ def echo(fleet: Fleet, out: Path, *others: Process, **config: Any) -> list[dict[
     """
     run = fleet.submit(ECHO, {"out": str(out), "nodes": len(fleet.sites), **config})
     everyone = (fleet.superlink, *fleet.nodes.values(), *others)
-    assert fleet.wait(run, 300) == "finished:completed", tails(*everyone)
+    assert fleet.wait(run, LATE) == "finished:completed", tails(*everyone)
     rounds = written(out)
     for one in rounds:
         answered = [reply.get("site", reply["node"]) for reply in one["replies"]]
@@ -78,6 +80,6 @@ def written(out: Path) -> list[dict[str, Any]]:
     return list(json.loads(out.read_text())["rounds"]) if out.exists() else []
 
 
-def wait(fleet: Fleet, done: Callable[[], bool], what: str, seconds: float = 60) -> float:
+def wait(fleet: Fleet, done: Callable[[], bool], what: str, seconds: float = LATE) -> float:
     """Wait until a condition holds while the SuperLink is alive; returns the seconds that it took."""
     return until(done, seconds, lambda: f"{what}: not within {seconds} s\n{fleet.superlink.tail()}", poll=0.1)

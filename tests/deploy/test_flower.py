@@ -9,6 +9,7 @@ import pytest
 import torch
 from benchmarks.aftermath import kept
 from benchmarks.stage import Failure, Stage, soon
+from fleet import LATE
 from hospitals import simulated, written
 
 from plures.deploy.app import PUBLISHED
@@ -44,7 +45,7 @@ def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, meth
     file = written(home, method=method, rounds=2, send=METHODS[method], rules="min_clients = 4\ndeadline = 60")
     before = {client: (relay.traffic.down, relay.traffic.up) for client, relay in fleet.relays.items()}
     run = fleet.conduct(APP, file, tmp_path)
-    assert fleet.wait(run, 120) == "finished:completed", fleet.superlink.tail(40)
+    assert fleet.wait(run, LATE) == "finished:completed", fleet.superlink.tail(40)
     found = told(tmp_path)
     result = SeedResult.model_validate(found["result"])
     expected, here = simulated(file)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.aftermath import CLIENTS, lost, prepared
+from fleet import LATE
 
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.fleet.process import Process, until
@@ -44,15 +45,15 @@ def test_forged_weights_do_not_count_and_the_run_goes_on(fleet: Fleet, tmp_path:
     file = prepared(home, {"min_clients": 3, "deadline": 60}, rounds=30)
     run = fleet.conduct(APP, file, out)
     journal = Journal(out)
-    until(lambda: len(journal.events("round")) >= 2, 90, fleet.superlink.tail)
+    until(lambda: len(journal.events("round")) >= 2, LATE, fleet.superlink.tail)
     with forging(fleet.nodes["va"], tmp_path / "forger") as log:
-        until(lambda: {answer.get("signed") for answer in done(log)} >= {True, False}, 60, log.read_text)
+        until(lambda: {answer.get("signed") for answer in done(log)} >= {True, False}, LATE, log.read_text)
         reached = len(journal.events("round"))
-        until(lambda: len(journal.events("round")) > reached, 60, fleet.superlink.tail)
+        until(lambda: len(journal.events("round")) > reached, LATE, fleet.superlink.tail)
     last = len(journal.events("round"))
-    until(lambda: any("va" in e["clients"] for e in journal.events("round")[last:]), 60, fleet.superlink.tail)
+    until(lambda: any("va" in e["clients"] for e in journal.events("round")[last:]), LATE, fleet.superlink.tail)
     fleet.control.stop(run)
-    until(lambda: not fleet.superlink.members("flwr-serverapp"), 30, fleet.superlink.tail)
+    until(lambda: not fleet.superlink.members("flwr-serverapp"), LATE, fleet.superlink.tail)
     rounds = journal.events("round")
     assert {answer["client"] for answer in done(log)} == {"va"}
     reasons = {event["left_out"]["va"] for event in rounds if "va" in event["left_out"]}

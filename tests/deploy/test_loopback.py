@@ -15,7 +15,7 @@ from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
-from fleet import echo, fenced, tried
+from fleet import LATE, echo, fenced, tried
 
 from plures.deploy.fleet.loopback import JOIN, ONLINE, READY, Fleet
 from plures.deploy.fleet.process import QUIET, Process, lives, marked, quiet_environment, until
@@ -69,7 +69,7 @@ def test_a_node_whose_handshake_breaks_off_ends_and_comes_back(fleet: Fleet, tmp
         right, relay.target = relay.target, door.server_address[1]
         try:
             relay.drop()
-            until(lambda: child.poll() is not None, 30, node.tail)
+            until(lambda: child.poll() is not None, LATE, node.tail)
         finally:
             relay.target = right
             door.shutdown()
@@ -116,7 +116,7 @@ def test_a_node_without_a_registered_key_is_refused(fleet: Fleet, tmp_path: Path
     node.start()
     try:
         with pytest.raises(PluresError, match=r"stranger has ended \(exit code 1\)[\s\S]*Failed to activate SuperNode"):
-            node.wait_for("SuperNode ID:", 30)
+            node.wait_for("SuperNode ID:", LATE)
     finally:
         node.kill()
     assert "stranger" not in {known.name for known in fleet.control.nodes()}
@@ -127,9 +127,9 @@ def test_a_process_that_ends_tells_why(tmp_path: Path) -> None:
     process = Process("superlink", words, quiet_environment(tmp_path), tmp_path / "logs" / "superlink.log")
     process.start()
     with pytest.raises(PluresError, match=r"superlink has ended \(exit code 3\).*superlink\.log:\nno port"):
-        process.wait_for("ready", 30)
+        process.wait_for("ready", LATE)
     process.start()
-    process.wait_for("no port", 30)
+    process.wait_for("no port", LATE)
     process.kill()
     process.revive()
     assert not process.alive
@@ -139,7 +139,7 @@ def test_what_a_killed_owner_left_is_ended_before_a_new_start(tmp_path: Path) ->
     words = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
     first, second = (Process("one", words, quiet_environment(tmp_path), tmp_path / "log") for _ in range(2))
     first.start()
-    first.wait_for("here", 30)
+    first.wait_for("here", LATE)
     second.start()
     try:
         assert first.child is not None
@@ -173,7 +173,7 @@ def test_a_superlink_ends_in_time_whoever_is_connected(tmp_path: Path) -> None:
                     child.terminate()
                 assert child.wait(10) == -signal.SIGTERM
                 assert time.monotonic() - begin < (10 if signals == 1 else 3)
-            until(lambda: not any(lives(pid) for pid in family), 60, "what it started goes on")  # noqa: B023
+            until(lambda: not any(lives(pid) for pid in family), LATE, "what it started goes on")  # noqa: B023
     finally:
         alone.superlink.kill()
 
@@ -196,7 +196,7 @@ def test_what_starts_tasks_is_started_again(fleet: Fleet, tmp_path: Path) -> Non
     for process in (fleet.nodes["cleveland"], fleet.superlink):
         (starter,) = process.members(STARTER)
         os.kill(starter, signal.SIGKILL)
-        until(lambda: starter not in process.members(STARTER) and process.members(STARTER), 30, process.tail)  # noqa: B023
+        until(lambda: starter not in process.members(STARTER) and process.members(STARTER), LATE, process.tail)  # noqa: B023
     (round_,) = echo(fleet, tmp_path / "out.json")
     assert sites(round_["replies"]) == everyone(fleet)
 

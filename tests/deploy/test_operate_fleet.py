@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import call
-from fleet import fenced
+from fleet import LATE, fenced
 from hospitals import written
 
 from plures.deploy.conduct import RESULT
@@ -24,7 +24,7 @@ HOSPITALS = sorted(heart_tables())
 
 
 def test_an_operators_day(tmp_path: Path) -> None:
-    written(tmp_path, rules="deadline = 60.0\nmin_clients = 3", rounds=6, method="fedavg")
+    written(tmp_path, rules="deadline = 300.0\nmin_clients = 3", rounds=6, method="fedavg")
     (tmp_path / "pyproject.toml").write_text(filled("pyproject.toml", name="heart", app="heart"))
     (tmp_path / "carrier.py").write_text(filled("carrier.py"))
     out, sites = tmp_path / "results", {client: tmp_path / client / "site.toml" for client in HOSPITALS}
@@ -32,7 +32,7 @@ def test_an_operators_day(tmp_path: Path) -> None:
     def status() -> dict:
         return json.loads(call("status", tmp_path, "--json"))
 
-    def reached(done: Callable[[dict], bool], what: str, seconds: float = 60) -> dict:
+    def reached(done: Callable[[dict], bool], what: str, seconds: float = LATE) -> dict:
         seen: dict = {}
 
         def look() -> bool:
@@ -55,7 +55,7 @@ def test_an_operators_day(tmp_path: Path) -> None:
         hung = reached(lambda seen: seen["run"]["waiting"] == ["va"], "va is not waited for")
         assert (hung["run"]["state"], hung["flower"]) == ("running", "running")
         assert [site["client"] for site in hung["sites"] if site["waited"]] == ["va"]
-        assert hung["run"]["until"] - hung["run"]["since"] == 60
+        assert hung["run"]["until"] - hung["run"]["since"] == 300
         again = call("run", tmp_path, "--detach")
         assert len(fleet.control.runs()) == 1, again
 
@@ -78,7 +78,7 @@ def test_an_operators_day(tmp_path: Path) -> None:
         assert "does not answer" in down["superlink"]
         assert {site["node"] for site in down["sites"]} == {"unknown"}
         assert down["run"]["round"] >= stopped["run"]["round"]
-        until(lambda: not works(out), 60, "the run's process outlives its SuperLink")
+        until(lambda: not works(out), LATE, "the run's process outlives its SuperLink")
         assert status()["run"]["state"] == "stopped"
         fleet.start_superlink()
         assert f"finished: {out}" in call("run", tmp_path)

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fleet import LATE
 from flwr.common.config import parse_config_args
 from typer.testing import CliRunner, Result
 
@@ -222,7 +223,7 @@ def test_the_services_start_as_they_are_written(tmp_path: Path) -> None:
     site = joined(folder, "va", folder / "rows" / "va.csv").parent
     (folder / "run").mkdir()
     try:
-        start("superlink", folder / "systemd" / "superlink.service", folder).wait_for("Uvicorn running", 60)
+        start("superlink", folder / "systemd" / "superlink.service", folder).wait_for("Uvicorn running", LATE)
         if shutil.which("nginx", path="/usr/sbin:/usr/bin:/bin"):
             start("proxy", folder / "systemd" / "proxy.service", folder)
             reached = door
@@ -230,7 +231,7 @@ def test_the_services_start_as_they_are_written(tmp_path: Path) -> None:
             reached = superlink
         flwr("supernode", "register", str(site / "keys" / "nodes" / "va.pub"), "plures", "--name", "va")
         node = start("node", site / "node.service", site, "--port", str(runtime), "--superlink", f"localhost:{reached}")
-        node.wait_for("SuperNode ID:", 60)
+        node.wait_for("SuperNode ID:", LATE)
         assert "online" in flwr("supernode", "list", "plures", "--format", "json")
         variables = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in node.members()]
         assert all(f"{name}={value}".encode() in own for own in variables for name, value in QUIET.items())

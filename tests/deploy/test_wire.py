@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fleet import LATE
 from hospitals import written
 
 from plures.deploy.app import opened
@@ -22,7 +23,7 @@ LEAST = 8
 def trained(fleet: Fleet, home: Path, out: Path) -> tuple[list[bytes], list[bytes], list[bytes]]:
     """Two rounds of Ditto; bytes of shared leaves, of personal leaves, and of the rows as tensors and as text."""
     file = written(home, method="ditto", rounds=2)
-    assert fleet.wait(fleet.conduct(APP, file, out), 120) == "finished:completed"
+    assert fleet.wait(fleet.conduct(APP, file, out), LATE) == "finished:completed"
     state, about = read(out / STATE)
     shared = [
         t.numpy().tobytes() for name, t in state.items() if name.startswith("server:model") and t.numel() >= LEAST

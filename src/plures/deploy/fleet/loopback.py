@@ -33,8 +33,9 @@ from plures.files import filed, inside, write_text
 CONNECTION = "plures"
 PORTS = range(20000, 32000)
 """Range of ports. It lies below the ports of outgoing connections, so that a restarted process finds its port free."""
-START = 60.0
-JOIN = 90.0
+START = 180.0
+JOIN = 300.0
+"""Seconds that a SuperLink and a node may take to start: beside other work, loading their modules takes minutes."""
 RESTART = 1.0
 """Seconds between two checks for nodes that have ended."""
 ONLINE, READY = "SuperNode ID:", "Starting Flower SuperExec"
