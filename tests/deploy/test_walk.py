@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fleet import LATE
 
 from plures.deploy.fleet.loopback import free_port
 from plures.deploy.fleet.process import Process, quiet_environment, until
@@ -51,7 +52,7 @@ class Organisation:
         self.terminals[script.name] = shell
         shell.start()
         if not lasting:
-            until(lambda: not shell.alive, 300, lambda: f"{title}: {text}\n{shell.tail(40)}", poll=0.1)
+            until(lambda: not shell.alive, LATE, lambda: f"{title}: {text}\n{shell.tail(40)}", poll=0.1)
             assert Path(f"{script}.pwd").exists(), f"{title}: {text}\n{shell.tail(40)}"
             self.place = Path(Path(f"{script}.pwd").read_text().strip())
         return shell.output()
@@ -101,7 +102,7 @@ def test_the_guide_for_three_organisations_to_the_letter(tmp_path: Path) -> None
                 told = three["coordinator"].terminals
                 until(
                     lambda told=told: any("Uvicorn running" in one.output() for one in told.values()),
-                    90,
+                    LATE,
                     "no SuperLink",
                 )
     finally:
