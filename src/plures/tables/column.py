@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -275,6 +275,18 @@ class Levels(Declared):
         """The column as some rows determine it; ``None`` if none of them has a value."""
         return None if read.missing[rows].all() else self
 
+    def moved(self, read: Read, levels: Names) -> Read:
+        """Cells that were read by a column with other levels, as this one reads them."""
+        if levels == self.levels:
+            return read
+        other = float(len(self.levels)) if self.other else np.nan
+        places = {level: float(place) for place, level in enumerate(self.levels)}
+        now = np.array([*(places.get(level, other) for level in levels), other])
+        known = ~np.isnan(read.values)
+        values = read.values.copy()
+        values[known] = now[read.values[known].astype(np.int64)]
+        return replace(read, values=values)
+
 
 class Category(Levels):
     """A column of names or codes; one 0/1 input for each."""
@@ -282,7 +294,12 @@ class Category(Levels):
     kind: Literal["category"] = "category"
 
     def fitted(self, read: Read, rows: NDArray[np.int64]) -> Category | None:
-        """The column with those of its levels that occur in some rows; ``None`` if none does."""
+        """The column with those of its levels that occur in some rows; ``None`` if none does.
+
+        Without an input for other values, all levels stay.
+        """
+        if not self.other:
+            return super().fitted(read, rows)
         there = {int(place) for place in read.values[rows][~np.isnan(read.values[rows])]}
         levels = tuple(level for place, level in enumerate(self.levels) if place in there)
         return self.model_copy(update={"levels": levels}) if levels else None

@@ -16,7 +16,7 @@ from plures.brief import brief
 from plures.errors import PluresError, closest, suggestion
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule
-from plures.federation.build import assemble, keys_of_texts, of_arrays
+from plures.federation.build import Options, assemble, keys_of_texts, of_arrays, train_rows
 from plures.federation.preparation import Preparation
 from plures.names import by_name, in_order
 from plures.tables.column import AnyColumn, Boolean, Category, Date, Number, Ordered, Read
@@ -156,7 +156,7 @@ class Schema(Declared):
     input for each level, and a column that may have missing values gets one more, ``"<name> is missing"``; a missing
     number is filled by ``center``. So all sites have the same inputs in the same order, whatever their data, and
     no statistics of the data travel. A simulation makes its inputs with the same code: what is fitted to a table
-    (:meth:`fitted`) is a schema, too.
+    (:meth:`fit`) is a schema, too.
 
     Attributes:
         task: the kind of task: ``classification``, ``multilabel`` (any number of several labels at once),
@@ -375,7 +375,7 @@ class Schema(Declared):
         """
         reading = self.read(table, site=False)
         refuse(reading.findings)
-        return self._encoded(reading, scaled)
+        return torch.from_numpy(self._encoded(reading.columns, scaled))
 
     def empty(self, name: str, clients: Sequence[str], metadata: Metadata | None = None) -> Federation:
         """The federation as the coordinator knows it: clients and inputs, without rows.
@@ -424,89 +424,97 @@ class Schema(Declared):
         Raises:
             PluresError: names the client, the column and the rows at fault.
         """
-        if not tables:
-            raise PluresError(f"federation {name!r} has no tables: give one for each client")
-        tables = by_name(tables)
-        return self._of_readings(
-            name,
-            {client: self.accepted(client, tables[client]) for client in in_order(tables)},
-            metadata,
-            copies=copies,
-            source=source,
-        )
+        return self._assembled(name, self._accepted(name, tables), metadata, copies, source)
 
-    def _of_readings(
+    def fit(
         self,
         name: str,
-        readings: Mapping[str, Reading],
+        tables: Mapping[str, Table],
         metadata: Metadata | None = None,
         *,
         copies: Literal["allow", "warn"] = "allow",
         source: str = "",
+    ) -> Federation:
+        """A simulated federation by this schema with what its train rows determine; it carries the fitted schema.
+
+        Fitted are the center and the scale of numbers, dates and targets (mean and standard deviation), and the levels
+        of categories (those that occur, where others are allowed). A column without a value in any train row is left
+        out. No other row is looked at, and the splits are those of :meth:`federation`, whose arguments these are.
+
+        Raises:
+            PluresError: names the client, the column and the rows at fault.
+        """
+        return self._assembled(name, self._accepted(name, tables), metadata, copies, source, fit=True)
+
+    def _accepted(self, name: str, tables: Mapping[str, Table]) -> dict[str, Reading]:
+        """The clients' tables, read."""
+        if not tables:
+            raise PluresError(f"federation {name!r} has no tables: give one for each client")
+        tables = by_name(tables)
+        return {client: self.accepted(client, tables[client]) for client in in_order(tables)}
+
+    def _assembled(
+        self,
+        name: str,
+        readings: Mapping[str, Reading],
+        metadata: Metadata | None,
+        copies: Literal["allow", "warn"],
+        source: str,
+        fit: bool = False,
     ) -> Federation:
         clients, parts = tuple(readings), tuple(readings.values())
         targets = np.concatenate(
             [np.column_stack([read.values for read in reading.targets.values()]) for reading in parts]
         )
         rows = of_arrays(
-            torch.cat([self._encoded(reading) for reading in parts]),
+            np.empty((len(targets), 0), dtype=np.float32),
             np.array(self.classes)[targets[:, 0].astype(np.int64)] if self.classes else targets,
             np.repeat(np.array(clients), [reading.rows for reading in parts]),
             _joined([reading.groups for reading in parts]),
             _joined([reading.order for reading in parts]) if self.splits.by == "time" else None,
             _joined([reading.keys for reading in parts]),
             _joined([reading.weights for reading in parts]),
-            self.inputs,
+            (),
         )
         identified = None if self.key is not None else keys_of_texts(row for part in parts for row in _content(part))
+        rows = replace(rows, keys=identified, given=_joined([reading.splits for reading in parts]))
+        options: Options = {
+            "name": name,
+            "task": self.task_of,
+            "metadata": _metadata(metadata, clients),
+            "split": self.splits.rule,
+            "seed": 0 if self.splits.by == "time" else self.splits.seed,
+            "copies": copies,
+            "source": source,
+        }
+        columns = _columns(parts)
+        schema = self if not fit else self._fitted(columns, targets, train_rows(rows, options, "the schema"))
         federation = assemble(
-            replace(rows, keys=identified, given=_joined([reading.splits for reading in parts])),
-            {
-                "name": name,
-                "task": self.task_of,
-                "metadata": _metadata(metadata, clients),
-                "split": self.splits.rule,
-                "seed": 0 if self.splits.by == "time" else self.splits.seed,
-                "copies": copies,
-                "source": source,
-            },
+            replace(rows, inputs=schema._encoded(schema._from(self, columns)), columns=schema.inputs),
+            options,
             "the schema",
         )
-        made = self.preparation
+        made = schema.preparation
         return replace(
             federation,
             targets=made.scaled_targets(federation.targets),
-            scaling=self.scaling,
+            scaling=schema.scaling,
             preparation=made,
         )
 
-    def fitted(self, tables: Mapping[str, Table]) -> Schema:
-        """The schema with what the train rows of a simulated federation determine.
-
-        Fitted are the center and the scale of numbers, dates and targets (mean and standard deviation), and the levels
-        of categories (those that occur). A column without a value in any train row is left out. No other row is looked
-        at, and the splits stay as they are.
-
-        Args:
-            tables: client -> its table.
-
-        Raises:
-            PluresError: names the client, the column and the rows at fault.
-        """
-        tables = by_name(tables)
-        readings = {client: self.accepted(client, tables[client]) for client in in_order(tables)}
-        whole = joined(tuple(readings.values()))
-        train = self._of_readings("draft", readings).splits["train"].rows.numpy()
-        counted = np.arange(whole.rows) if whole.weights is None else np.flatnonzero(whole.weights > 0)
-        rows = np.sort(counted[train])
-        found = {column.name: column.fitted(whole.columns[column.name], rows) for column in self.columns}
+    def _fitted(self, columns: Mapping[str, Read], targets: NDArray[np.float64], train: NDArray[np.int64]) -> Schema:
+        """The schema with what the train rows determine."""
+        rows = np.sort(train)
+        found = {column.name: column.fitted(columns[column.name], rows) for column in self.columns}
         lost = {name: "no train row has a value" for name, column in found.items() if column is None}
         kept = tuple(column for column in found.values() if column is not None)
         if not kept:
             raise PluresError("no column has a value in the train rows: there is nothing to learn from")
         answers = dict[str, tuple[float, ...]]()
         if self._scalable:
-            moments = [Number(name=name).fitted(read, rows) for name, read in whole.targets.items()]
+            reads = [Read(values, np.isnan(values), ()) for values in targets.T]
+            pairs = zip(self.target, reads, strict=True)
+            moments = [Number(name=name).fitted(read, rows) for name, read in pairs]
             answers = {
                 "target_center": tuple(one.center for one in moments if one is not None),
                 "target_scale": tuple(one.scale for one in moments if one is not None),
@@ -562,33 +570,28 @@ class Schema(Declared):
         refuse([replace(finding, client=client) for finding in reading.findings])
         return reading
 
-    def _encoded(self, reading: Reading, scaled: bool = True) -> Tensor:
-        parts = [column.encode(reading.columns[column.name], scaled) for column in self.columns]
-        return torch.from_numpy(np.concatenate(parts, axis=1).astype(np.float32))
+    def _encoded(self, columns: Mapping[str, Read], scaled: bool = True) -> NDArray[np.float32]:
+        """Inputs of columns that were read, ``(n, inputs)``."""
+        parts = [column.encode(columns[column.name], scaled) for column in self.columns]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def _from(self, drafted: Schema, columns: Mapping[str, Read]) -> dict[str, Read]:
+        """Columns that were read by the schema that this one was fitted from."""
+        levels = {column.name: column.levels for column in drafted.columns if isinstance(column, Category)}
+        own = {column.name: column for column in self.columns if isinstance(column, Category)}
+        return {name: own[name].moved(read, levels[name]) if name in own else read for name, read in columns.items()}
 
 
-def joined(parts: Sequence[Reading]) -> Reading:
-    """The rows of several tables one after the other."""
-    first = parts[0]
-
-    def reads(of: Sequence[Mapping[str, Read]]) -> dict[str, Read]:
-        return {
-            name: Read(
-                np.concatenate([one[name].values for one in of]),
-                np.concatenate([one[name].missing for one in of]),
-                (),
-                tuple(text for one in of for text in one[name].texts),
-            )
-            for name in of[0]
-        }
-
-    return replace(
-        first,
-        rows=sum(part.rows for part in parts),
-        columns=reads([part.columns for part in parts]),
-        targets=reads([part.targets for part in parts]),
-        weights=_joined([part.weights for part in parts]),
-    )
+def _columns(parts: Sequence[Reading]) -> dict[str, Read]:
+    """The columns of several tables, the rows of one after those of the other; without their texts."""
+    return {
+        name: Read(
+            np.concatenate([part.columns[name].values for part in parts]),
+            np.concatenate([part.columns[name].missing for part in parts]),
+            (),
+        )
+        for name in parts[0].columns
+    }
 
 
 def _joined(parts: Sequence[NDArray[Any] | None]) -> Any:

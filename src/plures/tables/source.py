@@ -192,10 +192,9 @@ def from_table(
     owner = _owners(table, client, parts)
     refuse_in(parts, declared.read(table))
     tables = _by_client(_parsed(table, declared), owner)
-    if schema is None:
-        declared = declared.fitted(tables)
     named = name or (Path(data).stem if isinstance(data, str | Path) else "data")
-    built = declared.federation(named, tables, metadata, copies=copies, source=source)
+    made = declared.fit if schema is None else declared.federation
+    built = made(named, tables, metadata, copies=copies, source=source)
     return built.with_task(task) if isinstance(task, Task) else built
 
 

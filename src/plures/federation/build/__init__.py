@@ -1,7 +1,7 @@
 """Build a federation from arrays, a table, a PyTorch dataset or a folder: a file per source, then one way for all."""
 
 from plures.federation.build.arrays import from_arrays
-from plures.federation.build.assemble import assemble
+from plures.federation.build.assemble import assemble, train_rows
 from plures.federation.build.dataset import from_dataset
 from plures.federation.build.examples import Examples, of_arrays
 from plures.federation.build.folder import from_folder
@@ -23,4 +23,5 @@ __all__ = [
     "from_pictures",
     "keys_of_texts",
     "of_arrays",
+    "train_rows",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from plures.brief import brief
 from plures.cells import absent
 from plures.errors import PluresError, PluresWarning
 from plures.federation.build.examples import Examples
@@ -26,12 +27,51 @@ from plures.federation.mapped import Mapped
 from plures.federation.metadata import MISSING_VALUES, metadata_of
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
-from plures.federation.splits import SplitRule, as_given, divided
+from plures.federation.splits import Split, SplitName, SplitRule, as_given, divided
 from plures.names import Names, coded
-from plures.tasks import task_of
+from plures.tasks import Task, task_of
 from plures.tasks.reading import refuse
 
 Array = NDArray[Any]
+
+
+@brief
+@dataclass(frozen=True)
+class Placed:
+    """Rows that are checked and divided.
+
+    Attributes:
+        names: the clients.
+        client: ``(n,)`` the position of each row's client.
+        rows: ``(n,)`` which of the given rows they are: those with a client and a weight.
+        weights: ``(n,)``, or None if all rows count alike.
+        task: what is predicted.
+        targets: as a model learns them.
+        inputs: in their final type.
+        splits: the rows of each split.
+    """
+
+    names: Names
+    client: Array
+    rows: Array
+    weights: Tensor | None
+    task: Task
+    targets: Tensor
+    inputs: Tensor | Inputs
+    splits: dict[SplitName, Split]
+
+
+def train_rows(data: Examples, given: Options, where_from: str) -> Array:
+    """Which rows train, for builders that make the inputs only then; their rows are identified by ``keys`` or ``key``.
+
+    Args:
+        data: the rows, whose inputs are empty.
+        given: options of `from_arrays`.
+        where_from: name of the builder, for messages.
+    """
+    placed = _placed(data, cast(Options, checked({**given}, HINTS, where_from, ARRAYS)))
+    train: Array = placed.rows[placed.splits["train"].rows.numpy()]
+    return train
 
 
 def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str] = ARRAYS) -> Federation:
@@ -44,6 +84,11 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         also: names of its other arguments.
     """
     options = cast(Options, checked({**given}, HINTS, where_from, also))
+    return _finished(data, options, _placed(data, options))
+
+
+def _placed(data: Examples, options: Options) -> Placed:
+    """Check and split."""
     given_inputs = data.inputs if isinstance(data.inputs, dict) else {"inputs": data.inputs}
     n = len(next(iter(given_inputs.values())))
     for name, part in given_inputs.items():
@@ -111,6 +156,13 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         splits = divided(names, client, *content, rule, seed)
     else:
         splits = as_given(names, client, told, *content, rule, seed)
+    return Placed(names, client, rows, weights, task, targets, inputs, splits)
+
+
+def _finished(data: Examples, options: Options, placed: Placed) -> Federation:
+    """Impute and scale."""
+    names, client, rows = placed.names, placed.client, placed.rows
+    task, targets, inputs, splits = placed.task, placed.targets, placed.inputs, placed.splits
     train = splits["train"].rows
     listed = np.argsort(np.unique(client, return_index=True)[1])  # by first row
     metadata = metadata_of(options.get("metadata"), names, tuple(names[place] for place in listed.tolist()))
@@ -161,7 +213,7 @@ def assemble(data: Examples, given: Options, where_from: str, also: Sequence[str
         source=source,
         columns=columns,
         scaling=scaling,
-        weights=weights,
+        weights=placed.weights,
         preparation=made if made.table or made.fill is not None or made.target is not None else None,
     )
     found = [*data.doubts, *doubts(federation, options.get("copies", "warn") == "warn")]
