@@ -17,8 +17,12 @@ MARKS = ("?", "NA", "N/A", "n/a", "na", "NULL", "null", "None", "none", "-", "--
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 NEARLY = re.compile(r"[<>≤≥=~±≈*]{0,2}\s*[-+]?[$€£]?\s*\d[\d.,'\u2019\u00a0 ]*(e[-+]?\d+)?\s*[%*+]?", re.IGNORECASE)
+MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 DATE = re.compile(
-    r"(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2}))([T ].*)?|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"
+    r"(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})"
+    rf"|\d{{1,2}}[- ]{MONTH}[- ](\d{{4}}|\d{{2}})|{MONTH} \d{{1,2}}, \d{{4}})([T ].*)?"
+    r"|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?",
+    re.IGNORECASE,
 )
 
 

@@ -244,3 +244,16 @@ def test_thin_clients_are_legal_and_warned_about_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         from_arrays(X, X[:, 0], CLIENT)
+
+
+def test_texts_that_order_rows_are_numbers_or_dates():
+    x, y, client = np.arange(20.0), np.arange(20) % 2, ["a"] * 20
+    shares = SplitRule(by="time")
+    by_number = from_arrays(x, y, client=client, time=list(range(20)), split=shares)
+    by_text = from_arrays(x, y, client=client, time=[str(n) for n in range(20)], split=shares)
+    by_date = from_arrays(x, y, client=client, time=[f"2024-05-{n + 1:02}" for n in range(20)], split=shares)
+    for other in (by_text, by_date):
+        assert all(torch.equal(by_number.splits[s].rows, other.splits[s].rows) for s in SPLITS)
+    days = [f"{n + 1:02}.05.2024" for n in range(20)]
+    with pytest.raises(PluresError, match=r"client 'a', row 0: time '01.05.2024' is neither a number nor an ISO date"):
+        from_arrays(x, y, client=client, time=days, split=shares)

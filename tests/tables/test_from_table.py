@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from plures.federation import SPLITS, SplitRule
 from plures.serving import PersonalModel
 from plures.tables import Boolean, Category, Date, Number, Ordered, read_schema, schema_of
 from plures.tables.source import read_rows
+from saying import Says
 
 ROWS = 90
 CLIENTS = ["10", "2", "Süd/St. Anna"]
@@ -177,11 +179,11 @@ def test_files_folders_and_frames_give_the_same_federation(tmp_path: Path):
         (
             "age",
             "fourty",
-            r"p.csv: column 'age', row 8: 'fourty' is not a number, as most of the column is",
+            r"p.csv, column 'age', row 8: 'fourty' is not a number, as most of the column is",
         ),
         ("age", "41,5", r"column 'age', row 8: '41,5' is not a number.*write a decimal point"),
-        ("visit", "soon", r"p.csv: column 'visit', row 8: 'soon' is not a date like the others"),
-        ("hospital", "", r"p.csv: column 'hospital', row 8: no client"),
+        ("visit", "soon", r"p.csv, column 'visit', row 8: 'soon' is not a date like the others"),
+        ("hospital", "", r"p.csv, column 'hospital', row 8: no client"),
         ("outcome", "", r"p.csv, column 'outcome', row 8: missing in 1 of 90 rows"),
     ],
 )
@@ -339,6 +341,60 @@ def test_numbers_order_rows_as_dates_do(kind: type, tmp_path: Path):
         )
     dated = plures.from_table({**table, "cycle": ["20240531"] * 200}, client="engine", target="worn", time="cycle")
     assert schema_of(dated).date == "cycle"  # type: ignore[union-attr]
+
+
+WRITTEN = {
+    "%d.%m.%Y": "%d.%m.%Y",
+    "%m/%d/%Y": "%m/%d/%Y",
+    "%d-%b-%Y": "%d-%b-%Y",
+    "%B %d, %Y": "%B %d, %Y",
+    "%d.%m.%y %H:%M": "%d.%m.%y %H:%M",
+    "%Y%m%d": None,
+    "%Y-%m-%d %H:%M:%S": None,
+}
+"""How dates are written -> what the schema says of it; nothing of what is ISO."""
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_dates_of_any_clear_format_order_rows(written: str):
+    rng = np.random.default_rng(0)
+    days = rng.permutation(400)[:120]
+    table: dict[str, list[Any]] = {
+        "ward": ["A", "B"] * 60,
+        "visit": [datetime.fromordinal(738000 + day).strftime(written) for day in days.tolist()],
+        "x": rng.normal(size=120).tolist(),
+        "ill": rng.choice(["no", "yes"], 120).tolist(),
+    }
+    federation = plures.from_table(table, client="ward", target="ill", time="visit")
+    schema = schema_of(federation)
+    assert schema is not None
+    assert (schema.date, schema.date_format) == ("visit", WRITTEN[written])
+    for place in range(2):
+        own = days[place::2]
+        late = np.sort(own)[-len(federation.splits["test"][place]) :]
+        x = federation.unscaled(federation.inputs)[federation.splits["test"][place], 0]
+        expected = [np.float32(table["x"][row]) for row in range(120) if days[row] in late and row % 2 == place]
+        assert sorted(x.tolist()) == pytest.approx(sorted(expected), abs=1e-5)
+    site = schema.federation("a", {"A": {name: cells[::2] for name, cells in table.items()}})
+    assert torch.equal(site.inputs, federation.inputs[: len(site.inputs)])
+    table["visit"][2] = "soon"
+    with pytest.raises(PluresError, match=r"column 'visit', row 3: 1 without (an ISO|such a) date, the first holds"):
+        schema.federation("a", {"A": table})
+
+
+def test_dates_that_may_be_two_are_refused_until_the_user_says_which(tmp_path: Path, says: Says):
+    table = patients()
+    table["visit"] = [f"{1 + row % 9:02}/{1 + row % 8:02}/2024" for row in range(ROWS)]
+    file = tmp_path / "p.csv"
+    write(file, table)
+    said = ("describe", str(file), "--client", "hospital", "--target", "outcome", "--time", "visit")
+    code, text = says(*said)
+    assert code == 2
+    assert f"{file}, column 'visit', row 1: '01/01/2024' may be %d/%m/%Y or %m/%d/%Y; say which, with dates=" in text
+    code, text = says(*said, "--data", 'dates={"visit": "%m/%d/%Y"}', "--out", str(tmp_path / "s.toml"))
+    assert code == 0
+    schema = read_schema(tmp_path / "s.toml")
+    assert (schema.date, schema.date_format, schema.splits.by) == ("visit", "%m/%d/%Y", "time")
 
 
 def test_predictions_repeat_the_client_and_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -17,7 +16,7 @@ from plures.brief import brief
 from plures.errors import closest
 from plures.tables.declared import Declared, Finite, Name, Names, Share
 from plures.tables.finding import Finding
-from plures.tables.marks import read_days
+from plures.tables.marks import like, read_days
 from plures.tables.table import Cells, each, gaps_of, numbers, text, texts
 from plures.tables.units import guess
 
@@ -185,9 +184,10 @@ class Date(Scaled):
         found: list[Finding] = []
         if wrong.any():
             first = str(cells[int(wrong.argmax())])
-            like = datetime(2024, 5, 31).strftime(self.format or "%Y-%m-%d")
             what = f"{_plural(wrong, 'cell is not a date', 'cells are not dates')}, the first holds {first!r}"
-            found.append(_error(self.name, wrong, what, f"write dates like {like}, or leave the cell empty"))
+            found.append(
+                _error(self.name, wrong, what, f"write dates like {like(self.format)}, or leave the cell empty")
+            )
         return Read(values, gaps, (*found, *_gaps(self.name, gaps, self.missing if missing is None else missing)))
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.errors import PluresError, suggestion
-from plures.tables.kinds import Kind, Said, kind_of
+from plures.tables.finding import Finding, FoundError
+from plures.tables.kinds import Kind, Said, date_format, kind_of
 from plures.tables.marks import read_days
 from plures.tables.table import Cells, distinct, each, gaps_of, numbers, text
 
@@ -88,14 +89,19 @@ def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None,
     for name in [*roles, *(given or ()), *drop, *named]:
         if name not in table:
             raise PluresError(f"no column {name!r} in the table; {suggestion(name, table, 'its columns are')}")
-    if "time" in marks and not _ordered_by_number(table[marks["time"]]):
+    written = options.get("dates", {})
+    if "time" in marks and (marks["time"] in written or not _ordered_by_number(table[marks["time"]])):
         marks["date"] = marks.pop("time")
     apart = {*roles, *drop}
     features = [name for name in table if name not in apart] if given is None else [str(name) for name in given]
     for key, names in lists.items():
         for name in names:
-            if name not in features:
+            if name not in features and (key, name) != ("dates", marks.get("date")):
                 raise PluresError(f"{key}: column {name!r} is not an input; leave it out of {key}")
+    form = None
+    if "date" in marks:
+        cells = table[marks["date"]]
+        form = date_format(marks["date"], cells, distinct(cells), written)
     owner = [""] * len(table[target[0]]) if client is None else each(table[client], text)
     said = Said(
         options.get("categories", ()),
@@ -119,6 +125,7 @@ def draft(table: Mapping[str, Cells], target: Sequence[str], client: str | None,
     return {
         **_task({name: table[name] for name in target}, options),
         **marks,
+        **({"date_format": form} if form else {}),
         **({"client": client} if client is not None else {}),
         **({"splits": dict(splits)} if splits else {}),
         "ignored": {name: reasons[name] for name in table if name in reasons},
@@ -163,9 +170,10 @@ def _column(name: str, kind: Kind, cells: Cells, code: NDArray[np.int64], option
         values[values == 0] = np.nan
     known = values[~np.isnan(values)]
     if not len(known) or np.isinf(known).any():
-        what = "an infinite value; correct it" if len(known) else "no value at all; complete it"
-        row = f", row {int(np.isinf(values).argmax()) + 1}" if len(known) else ""
-        raise PluresError(f"column {name!r}{row}: {what}, or leave the column out")
+        infinite = np.isinf(values)
+        what, remedy = ("an infinite value", "correct it") if len(known) else ("no value at all", "complete it")
+        rows = (int(infinite.argmax()) + 1,) if len(known) else ()
+        raise FoundError(Finding("error", name, what, f"{remedy}, or leave the column out", rows))
     unit = options.get("units", {}).get(name)
     return {
         **found,

@@ -43,6 +43,16 @@ class Finding:
         return f"{self.what}; {self.remedy}" if self.remedy else self.what
 
 
+class FoundError(PluresError):
+    """Bad input at one place of a table; its argument is the :class:`Finding`."""
+
+    @property
+    def finding(self) -> Finding:
+        """What is wrong, and where."""
+        found: Finding = self.args[0]
+        return found
+
+
 def rows_text(rows: Sequence[int]) -> str:
     """The first few rows and the number of the others, as text."""
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from plures.brief import brief
 from plures.cells import MARKS, date, nearly_number
-from plures.errors import PluresError
 from plures.names import LONGEST
 from plures.tables.column import COMMA
+from plures.tables.finding import Finding, FoundError
 from plures.tables.marks import read_days
 from plures.tables.table import Cells, absent, distinct, gaps_of, numbers, text
 from plures.tables.table import texts as texts_of
@@ -41,7 +42,12 @@ SCALES = (
 """Words that have an order: a column of some of them, three or more, is ordered."""
 BAND = re.compile(r"[\[(]?\s*(-?\d+\.?\d*)\s*(?:-|\u2013|to|,)\s*(-?\d+\.?\d*)\s*[\])]?")
 OPEN = re.compile(r"(?:(<=?|under|below)\s*(-?\d+\.?\d*))|(?:(>=?|over|above)\s*(-?\d+\.?\d*))|(-?\d+\.?\d*)\s*(\+)")
-DATES = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d-%m-%Y", "%Y%m%d")
+DAYS = (
+    *("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d"),
+    *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%y-%m-%d"),
+    *("%d %b %Y", "%d-%b-%Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%y"),
+)
+DATES = tuple(day + clock for clock in ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", " %I:%M %p") for day in DAYS)
 """Formats of dates besides ISO; one is used if it alone fits all dates of a column."""
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 IDS = ("id", "uuid", "guid")
@@ -131,7 +137,7 @@ def _of_text(
     name: str, cells: list[Any], wrong: NDArray[np.bool_], texts: set[str], owner: Sequence[str], said: Said
 ) -> Kind:
     """The kind of a column in which not everything is a number."""
-    form = _dates(name, cells, texts, said)
+    form = date_format(name, cells, texts, said.dates)
     if form is not None:
         return Kind("date", {"format": form} if form else {})
     words, gaps = texts_of(cells), gaps_of(cells)
@@ -141,10 +147,11 @@ def _of_text(
         return Kind("number", {"marks": marks})
     if sum(map(nearly_number, texts)) >= len(texts) / 2 and len(odd) < len(texts) / 2:
         row = next(place for place, cell in enumerate(cells) if wrong[place] and text(cell) not in MARKS)
-        raise PluresError(
-            f"column {name!r}, row {row + 1}: {text(cells[row])!r} is not a number, as most of the column is"
-            f"{_comma(text(cells[row]))}; correct it, or name the column in numbers, which makes such cells missing, "
-            "in categories, or in drop"
+        raise _wrong(
+            name,
+            row,
+            f"{text(cells[row])!r} is not a number, as most of the column is{_comma(text(cells[row]))}",
+            "correct it, or name the column in numbers, which makes such cells missing, in categories, or in drop",
         )
     ordered = _scale(texts)
     if ordered is not None:
@@ -183,34 +190,53 @@ def _truth(texts: set[str]) -> tuple[str, str] | None:
     return next(((lower[no], lower[yes]) for no, yes in TRUTH if {no, yes} == lower.keys()), None)
 
 
-def _dates(name: str, cells: list[Any], texts: set[str], said: Said) -> str | None:
+def date_format(name: str, cells: Cells, texts: set[str], said: Mapping[str, str]) -> str | None:
     """How the dates of a column are written; empty for ISO dates, ``None`` for a column of something else.
 
+    Args:
+        name: its name.
+        cells: its cells.
+        texts: their different texts.
+        said: column -> what the user said of it.
+
     Raises:
-        PluresError: if most cells are dates, but not all of one format.
+        PluresError: names the column and a row, if most cells are dates, but not all of one format, or if several
+            formats fit all of them.
     """
-    if name in said.dates:
-        return said.dates[name]
-    if all(isinstance(cell, datetime) or hasattr(cell, "isoformat") for cell in cells if not absent(cell)):
+    if name in said:
+        return said[name]
+    plain: list[Any] = cells.tolist() if isinstance(cells, np.ndarray) else cells
+    if all(isinstance(cell, datetime) or hasattr(cell, "isoformat") for cell in plain if not absent(cell)):
         return ""
     if 2 * sum(map(date, texts)) < len(texts) or all(":" in word[:3] for word in texts):
         return None
-    if not read_days(cells, None)[2].any():
+    if not read_days(plain, None)[2].any():
         return ""
-    fits = [form for form in DATES if not read_days(cells, form)[2].any()]
+    some = [cell for cell in plain if not absent(cell)][:100]
+    likely = [form for form in DATES if not read_days(some, form)[2].any()]
+    fits = [form for form in likely if not read_days(plain, form)[2].any()]
     if len(fits) == 1:
         return fits[0]
     if fits:
-        likely = " or ".join(fits)
-        raise PluresError(
-            f"column {name!r}: its dates may be {likely}; say which with dates, or name the column in drop"
+        row = next(place for place, cell in enumerate(plain) if not absent(cell))
+        told = json.dumps({name: fits[0]}, ensure_ascii=False)
+        raise _wrong(
+            name, row, f"{text(plain[row])!r} may be {' or '.join(fits)}", f"say which, with dates={told} or the like"
         )
-    best = min((read_days(cells, form or None)[2] for form in ("", *DATES)), key=lambda wrong: int(wrong.sum()))
-    row = int(best.argmax())
-    raise PluresError(
-        f"column {name!r}, row {row + 1}: {text(cells[row])!r} is not a date like the others; correct it, or name the "
-        "column in categories or in drop"
+    most = ("", *DATES)
+    form = min(most, key=lambda form: int(read_days(some, form or None)[2].sum()))
+    row = int(read_days(plain, form or None)[2].argmax())
+    raise _wrong(
+        name,
+        row,
+        f"{text(plain[row])!r} is not a date like the others",
+        "correct it, or name the column in categories or in drop",
     )
+
+
+def _wrong(name: str, row: int, what: str, remedy: str) -> FoundError:
+    """An error at a row of a column, counted from 0."""
+    return FoundError(Finding("error", name, what, remedy, (row + 1,)))
 
 
 def _scale(texts: set[str]) -> tuple[str, ...] | None:

@@ -14,20 +14,23 @@ from plures.tables.table import Cells, absent, each, gaps_of, text
 Dates = NDArray[np.datetime64]
 
 
-def read_dates(name: str, cells: Cells, *, needed: bool) -> tuple[Dates, list[Finding]]:
+def read_dates(name: str, cells: Cells, form: str | None, *, needed: bool) -> tuple[Dates, list[Finding]]:
     """Dates of a column ``(n,)`` in microseconds of UTC, NaT if missing, and what is wrong with them.
 
     Args:
         name: name of the column.
-        cells: texts in ISO format, or dates.
+        cells: texts, or dates.
+        form: how texts are written, see :func:`read_days`.
         needed: whether every row needs one.
     """
-    found, gaps, wrong = _moments(cells, None)
+    found, gaps, wrong = _moments(cells, form)
     findings = []
     if wrong.any():
         first = str(cells[int(wrong.argmax())])
-        what = f"{int(wrong.sum())} without an ISO date, the first holds {first!r}"
-        findings.append(Finding("error", name, what, "write dates like 2024-05-31", _rows(wrong)))
+        what = (
+            f"{int(wrong.sum())} without {'an ISO date' if form is None else 'such a date'}, the first holds {first!r}"
+        )
+        findings.append(Finding("error", name, what, f"write dates like {like(form)}", _rows(wrong)))
     if gaps.any() and needed:
         what = f"{int(gaps.sum())} without a date, but the splits are by time"
         findings.append(Finding("error", name, what, "complete them or leave the rows out", _rows(gaps)))
@@ -44,6 +47,11 @@ def read_days(cells: Cells, form: str | None) -> tuple[NDArray[np.float64], NDAr
     found, gaps, wrong = _moments(cells, form)
     days = (found - np.datetime64(0, "us")) / np.timedelta64(1, "D")
     return days, gaps, wrong
+
+
+def like(form: str | None) -> str:
+    """A date as it is to be written."""
+    return datetime(2024, 5, 31).strftime(form or "%Y-%m-%d")
 
 
 def read_groups(

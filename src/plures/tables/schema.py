@@ -169,7 +169,8 @@ class Schema(Declared):
         target_scale: what each is then divided by.
         client: column with the client of each row, in a table of several clients; a site does not need it. It is no
             input.
-        date: column of dates in ISO format, for the time span of the data; not an input.
+        date: column of dates, for the time span of the data and for splits by time; not an input.
+        date_format: how they are written, such as ``%d.%m.%Y``; the ISO format if not given.
         time: column of numbers, such as cycles or years, that orders the rows for splits by time; not an input.
         group: column whose equal values stay in one split, such as a patient; not an input.
         weight: column of numbers of at least 0 that says how much each row counts in losses and metrics, relative to
@@ -188,6 +189,7 @@ class Schema(Declared):
     target_scale: Annotated[tuple[Annotated[Finite, Field(gt=0)], ...], Field(strict=False)] = ()
     client: Name | None = None
     date: Name | None = None
+    date_format: str | None = None
     time: Name | None = None
     group: Name | None = None
     weight: Name | None = None
@@ -217,6 +219,8 @@ class Schema(Declared):
             twice = [name for place, name in enumerate(given) if name in given[:place]]
             if twice:
                 raise ValueError(f"{what} {twice[0]!r} is declared twice; rename or remove one")
+        if self.date_format is not None and self.date is None:
+            raise ValueError("date_format: there is no column of dates; declare date")
         if self.splits.by == "time" and self.date is None and self.time is None:
             raise ValueError("splits: by = 'time' needs a column of dates or numbers; declare date or time")
         return self
@@ -336,7 +340,7 @@ class Schema(Declared):
         dates, groups, weights = None, None, None
         if site and self.date is not None and self.date in there:
             dates, wrong = read_dates(
-                self.date, there[self.date], needed=self.splits.by == "time" and self.time is None
+                self.date, there[self.date], self.date_format, needed=self.splits.by == "time" and self.time is None
             )
             found += wrong
         times = None

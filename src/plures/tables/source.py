@@ -17,7 +17,7 @@ from plures.federation import Federation, SplitRule
 from plures.files import write_text
 from plures.names import in_order, name_of
 from plures.tables.draft import Draft
-from plures.tables.finding import rows_text
+from plures.tables.finding import Finding, FoundError, rows_text
 from plures.tables.schema import Metadata, Number, Reading, Schema
 from plures.tables.table import READERS, Cells, absent, columns, read_table, text
 from plures.tables.table import numbers as numbers_of
@@ -245,15 +245,24 @@ def refuse_in(parts: Sequence[Part], reading: Reading) -> None:
     errors = [finding for finding in reading.findings if finding.level == "error"]
     if not errors:
         return
-    first, more = errors[0], f" ({len(errors) - 1} more like it)" if len(errors) > 1 else ""
-    file, rows = parts[0].file, first.rows
+    raise PluresError(_located(parts, errors[0], f" ({len(errors) - 1} more like it)" if len(errors) > 1 else ""))
+
+
+def _located(parts: Sequence[Part], finding: Finding, more: str = "") -> str:
+    """A finding with the file that the first of its rows is in, and the rows there."""
+    file, rows = _file(parts), finding.rows
     if rows:
         starts = np.cumsum([0, *map(len, parts)])
         place = int(np.searchsorted(starts, rows[0], side="left")) - 1
         file = parts[place].file
         rows = tuple(row - int(starts[place]) for row in rows if starts[place] < row <= starts[place + 1])
-    where = [file, *([f"column {first.column!r}"] if first.column else []), *([rows_text(rows)] if rows else [])]
-    raise PluresError(f"{', '.join(word for word in where if word)}: {first.sentence}{more}".removeprefix(": "))
+    where = [file, *([f"column {finding.column!r}"] if finding.column else []), *([rows_text(rows)] if rows else [])]
+    return f"{', '.join(word for word in where if word)}: {finding.sentence}{more}".removeprefix(": ")
+
+
+def _file(parts: Sequence[Part]) -> str:
+    """The file that a table came from, or the folder of its files; empty for rows in memory."""
+    return parts[0].file if len(parts) == 1 else str(Path(parts[0].file).parent)
 
 
 def _parts(data: Any, what: str) -> list[Part]:
@@ -300,12 +309,13 @@ def _list(cells: Cells) -> list[Any]:
 
 @contextmanager
 def _naming(parts: Sequence[Part]) -> Iterator[None]:
-    """Add the file's name to the message of an error."""
+    """Add the file's name to the message of an error, and say which row of the file it is."""
     try:
         yield
+    except FoundError as error:
+        raise PluresError(_located(parts, error.finding)) from error
     except PluresError as error:
-        file = parts[0].file if len(parts) == 1 else str(Path(parts[0].file).parent)
-        raise PluresError(f"{file}: {error}" if parts[0].file else str(error)) from error
+        raise PluresError(f"{_file(parts)}: {error}" if parts[0].file else str(error)) from error
 
 
 def _owners(table: Mapping[str, Cells], client: str, parts: Sequence[Part]) -> list[str]:
@@ -316,8 +326,9 @@ def _owners(table: Mapping[str, Cells], client: str, parts: Sequence[Part]) -> l
     cells = _list(table[client])
     for row, cell in enumerate(cells):
         if absent(cell):
-            with _naming(parts):
-                raise PluresError(f"column {client!r}, row {row + 1}: no client; give every row a client")
+            raise PluresError(
+                _located(parts, Finding("error", client, "no client", "give every row a client", (row + 1,)))
+            )
     return [name_of(text(cell)) for cell in cells]
 
 

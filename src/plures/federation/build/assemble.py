@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.brief import brief
-from plures.cells import absent
+from plures.cells import absent, number
 from plures.errors import PluresError, PluresWarning
 from plures.federation.build.examples import Examples
 from plures.federation.build.inputs import Where, checked_inputs, checked_rows, impute, moments, several_inputs
@@ -125,6 +126,8 @@ def _placed(data: Examples, options: Options) -> Placed:
         if column is not None:
             gaps = torch.from_numpy(_gaps(column[rows]))
             refuse(gaps, f"no {label}; complete it or leave the row out", where)
+    if time is not None:
+        time = _in_order(time, rows, where)
     rule = options.get("split") or SplitRule()
     if time is not None and rule.by != "time":
         raise PluresError(
@@ -272,6 +275,27 @@ def _some(values: Array | Mapped, rows: Array) -> Array | Mapped:
     if len(rows) == len(values):
         return values
     return values.some(rows) if isinstance(values, Mapped) else values[rows]
+
+
+def _in_order(time: Array, rows: Array, where: Where) -> Array:
+    """Texts that order rows, as numbers or dates: texts themselves have another order, ``10`` before ``2``."""
+    if time.dtype.kind not in "OU" or not any(isinstance(cell, str) for cell in time[rows].tolist()):
+        return time
+    known = [None if gap else str(cell).strip() for cell, gap in zip(time.tolist(), _gaps(time).tolist(), strict=True)]
+    found = [None if cell is None else number(cell) for cell in known]
+    if all(found[row] is not None for row in rows.tolist()):
+        return np.array([np.nan if value is None else value for value in found])
+    dates = np.full(len(time), np.datetime64("NaT", "us"))
+    for place, row in enumerate(rows.tolist()):
+        try:
+            moment = datetime.fromisoformat(known[row] or "")
+        except ValueError:
+            raise PluresError(
+                f"{where(place)}: time {known[row]!r} is neither a number nor an ISO date, as others are; convert all "
+                "times to numbers or dates"
+            ) from None
+        dates[row] = (moment.astimezone(UTC) if moment.tzinfo else moment).replace(tzinfo=None)
+    return dates
 
 
 def _gaps(values: Array) -> Array:
