@@ -14,18 +14,24 @@ from typer.testing import CliRunner
 
 import plures
 from plures.cases import CASES, Case, Part, answer, conduct
-from plures.cases.answer import personalization, preferred, published
+from plures.cases.answer import of, personalization, preferred, published
 from plures.cases.catalogue import find_case
+from plures.cases.flamby import alone, fedadagrad, fedadam, fedyogi
 from plures.cases.hospitals import log_odds
+from plures.cases.newcomers import by_labels, curve
 from plures.cli import app
-from plures.evaluate import Comparison
+from plures.evaluate import Code, Comparison
+from plures.evaluate.record import ClientValues
 from plures.evaluate.spec import find_method
 from plures.federation import DATASETS
 from plures.federation.datasets.heart import COMPLETE, FILE, HOSPITALS
 from plures.methods import threshold
+from plures.methods.fedopt import Adaptive
 from plures.methods.threshold import best_threshold, utilities
+from plures.run import Execution
 
 PAGES = Path(__file__).parents[1] / "docs" / "guides" / "cases"
+SETTLED = Execution("loop", 1, False)
 TINY = {"rounds": 2, "seeds": 2, "tune_rounds": 0, "learning_rates": (0.5,), "every": 1}
 
 
@@ -39,7 +45,7 @@ def test_the_catalogue_is_complete():
         for part in case.parts:
             assert part.data in DATASETS
             for method in (*part.personal, *part.shared):
-                find_method(method)
+                find_method(method, Code.typed(method))
         page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
         assert f"plures case {name}" in page
         assert "## What to do" in page
@@ -65,6 +71,69 @@ def test_the_answer_says_whether_personalization_helps(signs: tuple[int, int], e
     assert text.startswith("What now?\n\nA toy:\n- Personalization")
     assert text.endswith("What to do: nothing.")
     assert "- By AUROC, " in text
+
+
+def test_published_means_stand_beside_those_of_all_seeds():
+    """Means over clients of .5 and .7, so their mean is .6 and their population standard deviation .1."""
+    found = plures.compare(two((1, -1)), ["ditto"], model="logistic", **TINY)
+    fedavg, own = found.method("fedavg"), [(0.4, 0.6), (0.8, 0.6)]
+    seeds = [
+        seed.model_copy(update={"test": seed.test.model_copy(update={"metrics": {"accuracy": list(values)}})})
+        for seed, values in zip(fedavg.seeds, own, strict=True)
+    ]
+    changed = found.model_copy(update={"methods": [fedavg.model_copy(update={"seeds": seeds})]})
+    part = Part("toy", "A toy", "toy", (), published_means={"fedavg": (0.55, 0.02)})
+    assert published(part, changed) == [
+        "FedAvg, mean accuracy over clients: published 55.0 \N{PLUS-MINUS SIGN} 2.0; here 60.0 "
+        "\N{PLUS-MINUS SIGN} 10.0 (population standard deviation over 2 seeds)."
+    ]
+    case = Case("toy", "Somebody", "What now?", (), "nothing.", together=lambda all_: [f"{len(all_)} parts."])
+    assert answer(case, []) == "What now?\n\nAll together:\n- 0 parts.\n\nWhat to do: nothing."
+
+
+def test_methods_of_a_case_are_known_by_the_name_of_their_function():
+    assert of("fedadam server_lr=0.1", ["plures.cases.flamby:fedadam(server_lr=0.1)"])
+    assert not of("fedadam server_lr=0.1", ["fedavg", "plures.cases.flamby:fedyogi(server_lr=0.1)"])
+
+
+def test_flambys_strategies_have_its_settings():
+    for method, rule in ((fedadam, "adam"), (fedyogi, "yogi"), (fedadagrad, "adagrad")):
+        assert method(server_lr=0.3).combine.server == Adaptive(rule, 0.3, (0.9, 0.999), 1e-8)
+
+
+def test_a_centre_alone_trains_by_adam_for_its_epochs():
+    """Adam's first step moves every weight by the learning rate; one epoch of one batch is one step."""
+    x, y = torch.tensor([[-1.0], [2.0]]), torch.tensor([0, 1])
+    data = plures.from_arrays(x.numpy().repeat(40, 0), y.numpy().repeat(40), ["a"] * 80, copies="allow")
+    training = plures.Training(rounds=1, batch_size=None, optimizer=plures.SGD(5.0))
+    run = plures.Run(data, torch.nn.Linear(1, 2), alone(lr=0.01, epochs=1), training, execution=SETTLED)
+    before = {name: leaf.clone() for name, leaf in run.states([0])["model"].items()}
+    for _ in run.rounds():
+        pass
+    for name, leaf in run.states([0])["model"].items():
+        torch.testing.assert_close((leaf - before[name]).abs(), torch.full_like(leaf, 0.01), atol=1e-6, rtol=0)
+
+
+def test_new_clients_scores_by_labels_are_means_over_seeds_and_clients():
+    """Scores of two new clients: .5 and .7 with one seed, .7 and .9 with the other."""
+    found = plures.compare(two((1, 1)), ["ditto"], model="logistic", unseen=["b"], **TINY)
+    assert curve(found.method("fedavg"), "accuracy").keys() == {"0", "1", "5", "20", "all"}
+    told = by_labels(found)
+    assert len(told) == len(found.methods)
+    assert all(", new clients' accuracy by labelled examples, %: 0: " in line for line in told)
+    fedavg = found.method("fedavg")
+
+    def scores(values: list[float]) -> dict[str, ClientValues]:
+        return {"5": ClientValues(clients=["b", "c"], sizes=[9, 9], metrics={"accuracy": values})}
+
+    seeds = [
+        seed.model_copy(update={"details": seed.details and seed.details.model_copy(update={"cold": scores(values)})})
+        for seed, values in zip(fedavg.seeds, ([0.5, 0.7], [0.7, 0.9]), strict=True)
+    ]
+    changed = fedavg.model_copy(update={"seeds": seeds})
+    assert curve(changed, "accuracy")["5"] == pytest.approx([0.6, 0.8])
+    alone_ = found.model_copy(update={"methods": [changed]})
+    assert by_labels(alone_) == ["FedAvg, new clients' accuracy by labelled examples, %: 5: 70.0."]
 
 
 def test_methods_are_preferred_by_validation_not_by_test():

@@ -32,7 +32,7 @@ MAY = {
     "report": "metrics tasks federation models method methods run evaluate",
     "remote": "metrics tasks federation models method run evaluate",
     "deploy": "metrics tasks federation models method run evaluate tables track serving remote",
-    "cases": "federation run evaluate report",
+    "cases": "metrics tasks federation models method methods run evaluate report",
     "cli": "augment metrics tasks federation models run evaluate tables diagnose track study serving report remote "
     "deploy cases",
 }

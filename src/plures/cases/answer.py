@@ -25,6 +25,8 @@ def answer(case: Case, comparisons: Sequence[Comparison]) -> str:
         lines += [best_by(comparison, name) for name in part.told]
         lines += part.notes(comparison) if part.notes else []
         blocks.append("\n".join([f"{part.title}:", *(f"- {line}" for line in lines if line)]))
+    if case.together is not None:
+        blocks.append("\n".join(["All together:", *(f"- {line}" for line in case.together(comparisons))]))
     return "\n\n".join([*blocks, f"What to do: {case.advice}"])
 
 
@@ -58,7 +60,7 @@ def personalization(part: Part, comparison: Comparison) -> str:
 
 def of(name: str, methods: Sequence[str]) -> bool:
     """Whether a method of a comparison is one of those that were asked for, perhaps with options."""
-    return any(name.split()[0] == asked.partition("(")[0] for asked in methods)
+    return any(name.split()[0] == asked.partition("(")[0].rpartition(":")[2] for asked in methods)
 
 
 def preferred(methods: Sequence[MethodResult], metric: MetricCard) -> MethodResult | None:
@@ -98,13 +100,14 @@ COMPARED = ("constant", "local", "fedavg", "intercept")
 
 
 def published(part: Part, comparison: Comparison) -> list[str]:
-    """Published values of every client beside those of the comparison."""
+    """Published values, of every client or the mean over clients, beside those of the comparison."""
     metric = comparison.metric
     lines = []
+    told = [*part.published.values(), *((middle,) for middle, _ in part.published_means.values())]
+    number = Number.among(metric, [value for values in told for value in values])
     for name, values in part.published.items():
         method = comparison.method(name)
         runs = [seed.test.values(metric.name) for seed in method.seeds]
-        number = Number(metric.percent)
         here = ", ".join(
             f"{number(m)} \N{PLUS-MINUS SIGN} {number(s)}"
             for m, s in zip(np.mean(runs, axis=0), np.std(runs, axis=0), strict=True)
@@ -112,5 +115,13 @@ def published(part: Part, comparison: Comparison) -> list[str]:
         lines.append(
             f"{method.title}, {metric.title} of each client: published {', '.join(map(number, values))}; here {here} "
             f"(population standard deviation over {len(runs)} seeds)."
+        )
+    for name, (middle, spread) in part.published_means.items():
+        method = comparison.method(name)
+        means = [mean(method, seed, metric) for seed in range(len(method.seeds))]
+        here = f"{number(float(np.mean(means)))} \N{PLUS-MINUS SIGN} {number(float(np.std(means)))}"
+        lines.append(
+            f"{method.title}, mean {metric.title} over clients: published {number(middle)} \N{PLUS-MINUS SIGN} "
+            f"{number(spread)}; here {here} (population standard deviation over {len(means)} seeds)."
         )
     return lines

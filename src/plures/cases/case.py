@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ class Part:
         options: all other arguments of :func:`~plures.evaluate.compare`.
         told: names of the metrics that the answer tells besides the one by which methods are compared.
         published: per method, what a paper reports for each client in the metric by which methods are compared.
+        published_means: per method, the mean over clients in that metric that a paper reports, and the standard
+            deviation over runs.
         notes: further sentences from the results.
     """
 
@@ -33,6 +35,7 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
     told: tuple[str, ...] = ()
     published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    published_means: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notes: Callable[[Comparison], list[str]] | None = None
 
 
@@ -46,6 +49,7 @@ class Case:
         question: what they ask.
         parts: the comparisons that answer it, in order.
         advice: what a practitioner should do.
+        together: sentences from the results of all parts.
     """
 
     name: str
@@ -53,3 +57,4 @@ class Case:
     question: str
     parts: tuple[Part, ...]
     advice: str
+    together: Callable[[Sequence[Comparison]], list[str]] | None = None

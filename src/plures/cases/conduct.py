@@ -13,7 +13,7 @@ from plures.federation import locate
 from plures.run import Execution
 
 QUICK: Mapping[str, Any] = MappingProxyType(
-    {"rounds": 1, "seeds": 1, "every": 1, "tune_rounds": 0, "learning_rates": (0.01,)}
+    {"rounds": 1, "seeds": 1, "every": 1, "tune_rounds": 0, "learning_rates": (0.01,), "space": {}}
 )
 """The smallest budget, to see whether everything works."""
 Listener = Callable[[int, Part, ComparisonProgress], None]

@@ -10,8 +10,24 @@ from plures.federation import SplitRule
 
 SENSITIVITY = 0.9
 METHOD = f"threshold(utility=specificity,recall={SENSITIVITY})"
-STEPS = {"steps": 100, "batch_size": 4, "rounds": 15, "every": 15, "seeds": 5, "tune_rounds": 0}
+STEPS = {
+    "model": "plures.cases.hospitals:log_odds",
+    "steps": 100,
+    "batch_size": 4,
+    "rounds": 15,
+    "every": 15,
+    "seeds": 5,
+}
 """FLamby's protocol: fifteen rounds of a hundred batches of four, five seeds, nothing tuned here."""
+ADAM, ADAGRAD, YOGI, ALONE = (
+    f"plures.cases.flamby:{name}"
+    for name in (
+        "fedadam(server_lr=0.01)",
+        "fedadagrad(server_lr=0.316228)",
+        "fedyogi(server_lr=0.01)",
+        "alone(lr=0.001,epochs=50)",
+    )
+)
 
 
 class LogOdds(nn.Module):
@@ -59,16 +75,40 @@ hospitals = Case(
     parts=(
         Part(
             name="published",
-            title="FLamby's benchmark, learning rate .001",
+            title="FLamby's benchmark, with its learning rates",
             data="fed_heart_disease",
-            personal=(),
-            shared=("fedprox(mu=0.01)",),
-            options={"model": "plures.cases.hospitals:log_odds", "learning_rates": (0.001,), **STEPS},
+            personal=(ALONE,),
+            shared=("fedprox(mu=0.01)", "scaffold", ADAM, ADAGRAD, YOGI),
+            options={
+                **STEPS,
+                "learning_rates": (0.001,),
+                "tune_rounds": 1,
+                "space": {
+                    "fedavg_ft": {},
+                    "fedadam server_lr=0.01": {"lr": (0.01,)},
+                    "fedadagrad server_lr=0.316228": {"lr": (0.003162,)},
+                    "fedyogi server_lr=0.01": {"lr": (0.003162,)},
+                },
+            },
             told=("balanced_accuracy", "auroc"),
             published={
+                "alone lr=0.001 epochs=50": (0.746, 0.746, 0.725, 0.702),
                 "fedavg": (0.731, 0.719, 0.650, 0.640),
                 "fedprox mu=0.01": (0.731, 0.719, 0.650, 0.640),
+                "scaffold": (0.727, 0.719, 0.650, 0.640),
+                "fedadam server_lr=0.01": (0.752, 0.746, 0.738, 0.667),
+                "fedadagrad server_lr=0.316228": (0.760, 0.753, 0.738, 0.676),
+                "fedyogi server_lr=0.01": (0.760, 0.753, 0.738, 0.676),
             },
+        ),
+        Part(
+            name="personalized",
+            title="FLamby's example of personalization, learning rate .00316, and further personal models",
+            data="fed_heart_disease",
+            personal=("fedavg_ft(steps=100)", "ditto", "apfl", "mrmtl", "pfedme", "ifca"),
+            options={**STEPS, "learning_rates": (0.003162,), "tune_rounds": 0},
+            told=("balanced_accuracy", "auroc"),
+            published_means={"fedavg": (0.718, 0.014), "fedavg_ft steps=100": (0.735, 0.008)},
         ),
         Part(
             name="own",
