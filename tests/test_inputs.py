@@ -9,15 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import plures
 from plures import Execution, PluresError, RunFolder, Training
+from plures.augment import Noise, augment_of
+from plures.augment.augment import Within
+from plures.cli.models import read_examples
 from plures.diagnose import diagnose
+from plures.diagnose.sample import sample
+from plures.federation import Inputs
 from plures.methods import METHODS, ditto, fedper
 from plures.models import featured
+from plures.run.onboard import rescaled
+from plures.serving.export import export
+from plures.serving.personal import PersonalModel, opened
+from plures.serving.serve import app
+from plures.study.cells import dealt_anew
+from plures.study.document import PartitionPart
 
+LOOP = Execution("loop", 1, False, "float32")
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 7)).astype(np.float32)
 Y, CLIENT, KEY = (X[:, 0] + X[:, 5] > 0).astype(int), np.repeat(["a", "b", "c", "c"], 30), np.arange(120)
@@ -62,14 +75,16 @@ def test_two_inputs_train_as_their_columns_do(backend: str, made: Any) -> None:
 
 
 def test_what_reads_one_tensor_says_so() -> None:
-    """Methods, builders' options and diagnosis that read the input itself refuse several, before anything trains."""
+    """Methods and builders' options that need one table or one tensor refuse several, before anything trains."""
     several = federation({"left": X[:, :3], "right": X[:, 3:]})
     with pytest.raises(PluresError, match="the method reads one input tensor, but examples have several: left, right"):
         plures.Run(several, Parts, METHODS["fedot"](), Training(rounds=1))
-    with pytest.raises(PluresError, match="diagnose reads one input tensor"):
-        diagnose(several)
-    with pytest.raises(PluresError, match="standardize reads one input tensor"):
-        plures.from_arrays({"left": X}, Y, CLIENT, standardize=True)
+    with pytest.raises(PluresError, match="the inputs left are whole numbers; leave it out"):
+        plures.from_arrays({"left": X.astype(int)}, Y, CLIENT, standardize=True)
+    with pytest.raises(PluresError, match='missing="impute": it completes one table, but there are left, right'):
+        plures.from_arrays({"left": X, "right": X}, Y, CLIENT, missing="impute")
+    with pytest.raises(PluresError, match="donate reads one input tensor"):
+        several.donate()
     with pytest.raises(PluresError, match="no default model: give one whose forward takes left, right"):
         plures.default_model(several)
 
@@ -86,6 +101,209 @@ def test_a_run_folder_predicts_several_inputs(tmp_path: Path) -> None:
     assert kept.fitted().features == {"left": (3,), "right": (4,)}
     with pytest.raises(PluresError, match="has the inputs left, right: give a mapping with these names"):
         kept.predict("b", torch.zeros(1, 7), model=Parts, method=METHODS["knnper"]())
+
+
+WIDE = X * np.float32([1, 5, 9, 2, 1, 3, 1]) + 2
+BOTH = {"left": WIDE[:, :3], "right": WIDE[:, 3:]}
+
+
+def scaled(inputs: Any, **options: Any) -> plures.Federation:
+    return plures.from_arrays(inputs, Y, CLIENT, key=KEY, standardize=True, name="both", **options)
+
+
+def test_standardized_inputs_are_their_standardized_columns() -> None:
+    """With the same moments; whole numbers stay; new rows are scaled, and scaled back, as the data were."""
+    whole, both = scaled(WIDE), scaled({**BOTH, "word": X[:, :1].astype(int)})
+    assert isinstance(both.scaling, dict)
+    assert set(both.scaling) == {"left", "right"}
+    for place in (0, 1):
+        joined = torch.cat([both.scaling["left"][place], both.scaling["right"][place]])
+        assert torch.equal(joined, whole.scaling[place])  # type: ignore[index]
+    assert torch.equal(torch.cat([both.inputs["left"], both.inputs["right"]], 1), whole.inputs)
+    assert torch.equal(both.inputs["word"], torch.from_numpy(X[:, :1].astype(int)))
+    raw = {**BOTH, "word": X[:, :1].astype(int)}
+    torch.testing.assert_close(both.scaled(raw)["left"], both.inputs["left"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(both.unscaled(both.inputs)["right"], torch.from_numpy(BOTH["right"]), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for each client with the inputs ``left`` and ``right``, and its rows in the order of :data:`WIDE`."""
+    home = tmp_path_factory.mktemp("both")
+    for client in "abc":
+        own = client == CLIENT
+        np.savez(home / f"{client}.npz", **{f"x.{k}": v[own] for k, v in BOTH.items()}, y=Y[own], key=KEY[own])
+    return home
+
+
+def kept(folder: Path, home: Path, method: str, **options: Any) -> RunFolder:
+    """A finished run on the files of a folder, with the network above."""
+    spec = plures.RunSpec(data=str(folder), data_options={"standardize": True}, method=method, rounds=1, **options)
+    code = plures.evaluate.Code.typed(f"{__name__}:Parts")
+    spec = spec.model_copy(update={"model": f"{__name__}:Parts"})
+    federation = spec.federation(code)
+    run = spec.run(federation.hold_out(spec.unseen)[0] if spec.unseen else federation, LOOP, code)
+    made = RunFolder(home / "run", code)
+    made.write(run, spec, plures.evaluate.finish(plures.fit(run, method), 0))
+    return made
+
+
+@pytest.mark.parametrize("method", ["ditto+threshold", "knnper"])
+def test_a_published_model_reads_several_inputs(folder: Path, tmp_path: Path, method: str) -> None:
+    """From files of a folder, back from the disk and over HTTP: the numbers of the run's own model, for raw rows."""
+    run = kept(folder, tmp_path, method)
+    model = opened(run.path, "b", run.code)
+    model.save(tmp_path / "published")
+    again = PersonalModel.load(tmp_path / "published", run.code)
+    rows = {name: values[30:37] for name, values in BOTH.items()}
+    outputs, decided = again.predict(rows)
+    wanted, classes = run.predict("b", rows)
+    assert torch.equal(outputs, wanted)
+    assert decided is not None
+    assert classes is not None
+    assert torch.equal(decided, classes)
+    assert torch.equal(again.predict(Inputs({k: torch.from_numpy(v) for k, v in rows.items()}))[0], outputs)
+    assert again.card.features == {"left": (3,), "right": (4,)}
+    assert "- reads: left 3 float32; right 4 float32" in again.card.text()
+    assert bool(model.own) == (method == "knnper")
+    with TestClient(app(again, hosts=("*",))) as client:
+        said = client.post("/predict", json={"inputs": {k: v.tolist() for k, v in rows.items()}})
+        torch.testing.assert_close(torch.tensor(said.json()["outputs"]), outputs, rtol=0, atol=1e-6)
+        for asked, answer in (
+            ({"rows": [[1.0] * 7]}, "several inputs: give inputs, a list for each of left, right"),
+            ({"inputs": {"left": [[1, 2, 3]]}}, "input 'right' is missing"),
+            ({"inputs": {"left": [[1, 2, 3]], "right": [[1, 2, "x", 4]]}}, "input 'right', row 1, place 3: a text"),
+            (
+                {"inputs": {"left": [[1, 2, 3]] * 2, "right": [[1, 2, 3, 4]]}},
+                "input 'right' has 1 values, input 'left' 2",
+            ),
+        ):
+            refused = client.post("/predict", json=asked)
+            assert refused.status_code == 422
+            assert answer in refused.json()["detail"]
+    for odd, why in (
+        ({"left": rows["left"]}, "has the inputs left, right: give a mapping with these names"),
+        ({**rows, "left": rows["left"] * np.float32(np.inf)}, r"a NaN or an infinite value \(row 1\)"),
+        ({**rows, "left": rows["left"][:0], "right": rows["right"][:0]}, "give at least one row"),
+    ):
+        with pytest.raises(PluresError, match=why):
+            again.predict(odd)
+
+
+def test_a_graph_has_an_input_for_each(folder: Path, tmp_path: Path) -> None:
+    """ONNX names them; scaling, the client's own examples and its decisions are in the graph."""
+    runtime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    run = kept(folder, tmp_path, "knnper")
+    model = opened(run.path, "c", run.code)
+    rows = {name: values[60:80] for name, values in BOTH.items()}
+    found = export(model, tmp_path / "out", rows, int8=True)
+    assert [one.format for one in found] == ["PyTorch", "ONNX", "ONNX int8"]
+    session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
+    assert {one.name for one in session.get_inputs()} == {"left", "right"}
+    outputs, _, decided = session.run(None, {k: v[:5] for k, v in rows.items()})
+    wanted, classes = model.predict({k: v[:5] for k, v in rows.items()})
+    np.testing.assert_allclose(outputs, wanted.numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(decided, classes.numpy())  # type: ignore[union-attr]
+
+
+def test_a_mobile_graph_takes_inputs_in_order(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("executorch", reason="the extra 'mobile' is not installed")
+    run = kept(folder, tmp_path, "fedavg")
+    rows = {name: values[60:66] for name, values in BOTH.items()}
+    found = export(opened(run.path, "c", run.code), tmp_path / "out", rows, to=("executorch",))
+    assert found[1].largest < 1e-5
+
+
+def test_a_file_of_several_inputs_is_predicted(folder: Path, tmp_path: Path, says: Any) -> None:
+    """``plures predict`` reads ``x.NAME``, and names the file that lacks one."""
+    run = kept(folder, tmp_path, "fedper")
+    np.savez(tmp_path / "new.npz", **{f"x.{name}": values[:3] for name, values in BOTH.items()})
+    at = [str(run.path), "--client", "a", "--allow-code", f"{__name__}:Parts"]
+    assert says("predict", *at, "--inputs", tmp_path / "new.npz", "--out", tmp_path / "new.csv") == (0, "")
+    shown = (tmp_path / "new.csv").read_text().splitlines()
+    chances = run.predict("a", {k: v[:3] for k, v in BOTH.items()})[0].softmax(-1)
+    assert [float(line.split(",")[1]) for line in shown[1:]] == pytest.approx(chances[:, 0].tolist(), abs=1e-5)
+    np.savez(tmp_path / "odd.npz", x=WIDE, **{"x.left": WIDE})
+    with pytest.raises(PluresError, match=r"odd\.npz: it holds x and x\.left; give one input as x, or several"):
+        read_examples(tmp_path / "odd.npz")
+
+
+def test_newcomers_with_several_inputs(folder: Path, tmp_path: Path) -> None:
+    """A newcomer's raw rows get the run's scale, and then the same model as one whose data the run had scaled."""
+    data = plures.from_folder(folder, standardize=True)
+    seen, later = data.hold_out(["c"])
+    run = plures.Run(seen, Parts, fedper(), Training(rounds=1, batch_size=16), execution=LOOP)
+    for _ in run.rounds():
+        pass
+    raw = plures.from_folder(folder).subset(["c"])
+    with pytest.raises(PluresError, match="inputs are not on the scale of the run's"):
+        plures.onboard(run, raw)
+    guests = [plures.onboard(run, newcomers) for newcomers in (later, rescaled(run, raw))]
+    one, other = (guest.predict("c")[0] for guest in guests)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_a_diagnosis_weighs_inputs_alike() -> None:
+    """Of one input it is that of the tensor; an input that is the first one again, wider, changes no distance."""
+    wide = np.repeat(WIDE, 3, 1)
+    data = [plures.from_arrays(x, Y, CLIENT, key=KEY) for x in (WIDE, {"x": WIDE}, {"x": WIDE, "wide": wide}, BOTH)]
+    apart = [torch.cdist(*[torch.from_numpy(sample(one, rows=90).points)] * 2) for one in data]
+    for other in apart[1:3]:
+        torch.testing.assert_close(other, apart[0], rtol=0, atol=1e-4)
+    one, alone = (diagnose(federation, rows=90) for federation in data[:2])
+    assert (alone.features.p, alone.concept, alone.learning) == (one.features.p, one.concept, one.learning)
+    assert diagnose(data[3], rows=90, model=Parts).clusters.model == "Parts"
+
+
+def shifted(key: Any, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:
+    """Both inputs get the same number."""
+    number = key.uniform(1)
+    return inputs.map(lambda t: t + number), targets
+
+
+def test_augmentation_of_several_inputs() -> None:
+    """By name, it is that of the columns alone; the others stay; a function gets all; and backends agree."""
+    data = federation({"left": X[:, :3], "word": X[:, 3:].astype(int)})
+    (part,) = data.augmented("noise(0.5)").augment.parts  # type: ignore[union-attr]
+    assert part == Within("left", Noise(0.5))
+    keys, counts = torch.arange(8).view(2, 4), torch.tensor([4, 3])
+    batch = data.inputs.map(lambda t: t[:8].view(2, 4, *t.shape[1:]))
+    targets = data.targets[:8].view(2, 4)
+    alone, _ = augment_of("noise(0.5)")(keys, counts, batch["left"], targets)
+    for named in ("noise(0.5)", {"left": "noise(0.5)"}):
+        made, _ = data.augmented(named).augment(keys, counts, batch, targets)  # type: ignore[union-attr, misc]
+        assert torch.equal(made["left"], alone)
+        assert torch.equal(made["word"], batch["word"])
+    both = federation({"left": X[:, :3], "right": X[:, 3:]})
+    with pytest.raises(PluresError, match=r"noise: it could change left and right; say which input, as in augmented\("):
+        both.augmented("noise(0.5)")
+    with pytest.raises(PluresError, match="augmentation of input 'middle': federation 'data' has left, right"):
+        both.augmented({"middle": "noise(0.5)"})
+    mixed = both.augmented({"left": "mixup"}).augment
+    with pytest.raises(PluresError, match="mixup: it mixes examples, but input 'left' is one of several"):
+        mixed(keys, counts, both.inputs.map(lambda t: t[:8].view(2, 4, -1)), targets)  # type: ignore[misc]
+    runs, training = [], Training(rounds=1, batch_size=16)
+    for backend in ("loop", "vmap"):
+        for augment in (shifted, {"right": "noise(0.5)"}):
+            run = plures.Run(both.augmented(augment), Parts, ditto(), training, execution=Execution(backend))
+            for _ in run.rounds():
+                pass
+            runs.append(run)
+    for one, other in (runs[::2], runs[1::2]):
+        torch.testing.assert_close(one.predict("c")[0], other.predict("c")[0], rtol=0, atol=1e-5)
+    assert not torch.equal(runs[0].predict("c")[0], runs[1].predict("c")[0])
+
+
+def test_a_study_deals_several_inputs_anew() -> None:
+    """They are standardised again over the new train rows."""
+    dealt = dealt_anew(scaled(BOTH), PartitionPart(how="iid", clients=4, seed=1), None)
+    for name, raw in BOTH.items():
+        train = dealt.inputs[name][dealt.splits["train"].rows].double()
+        torch.testing.assert_close(train.mean(0), torch.zeros(len(train[0]), dtype=torch.float64), rtol=0, atol=1e-6)
+        torch.testing.assert_close(train.std(0, correction=0), torch.ones_like(train[0]), rtol=0, atol=1e-6)
+        back = dealt.unscaled(dealt.inputs)[name]
+        torch.testing.assert_close(back, torch.from_numpy(raw), rtol=0, atol=1e-4)
 
 
 # Networks as people bring them ----------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -25,21 +25,48 @@ class Mixture:
     The loss of an example is ``share * loss(targets) + (1 - share) * loss(others)``.
 
     Attributes:
-        inputs: ``(n, *features)``.
+        inputs: ``(n, *features)``; one tensor, or several by name.
         targets: ``(n, *target)``.
         others: ``(n, *target)``.
         share: ``(n,)`` in (0, 1).
     """
 
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
     others: Tensor
     share: Tensor
 
 
-Changed = tuple[Tensor, Tensor] | Mixture
-Change = Callable[[Key, Tensor, Tensor], Changed]
-"""``(key, inputs (n, *features), targets (n, *target)) -> (inputs, targets)``, of the same shapes and types."""
+class Several(Protocol):
+    """Several inputs by name, as :class:`plures.federation.Inputs`."""
+
+    @property
+    def parts(self) -> Mapping[str, Tensor]:
+        """The tensors, by name."""
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Several:
+        """The same inputs with a function applied to each tensor."""
+
+
+def each(fn: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """Inputs with a function applied to each of their tensors."""
+    return fn(inputs) if isinstance(inputs, Tensor) else inputs.map(fn)
+
+
+def tensors(inputs: Any) -> Mapping[str, Tensor]:
+    """The tensors of inputs, by what messages call them."""
+    if isinstance(inputs, Tensor):
+        return {"inputs": inputs}
+    several = inputs.parts.items() if isinstance(getattr(inputs, "parts", None), Mapping) else ()
+    return {f"input {name!r}": t for name, t in several}
+
+
+Changed = tuple[Any, Tensor] | Mixture
+Change = Callable[[Key, Any, Tensor], Changed]
+"""``(key, inputs (n, *features), targets (n, *target)) -> (inputs, targets)``, of the same shapes and types.
+
+Inputs are one tensor, or several by name (:class:`plures.federation.Inputs`).
+"""
 
 
 class Part:

@@ -35,7 +35,9 @@ from plures.evaluate.code import Code
 from plures.evaluate.own import find_loader
 from plures.evaluate.spec import find_method
 from plures.federation import Federation, from_folder
-from plures.federation.inputs import one_tensor
+from plures.federation.build.folder import check_inputs, input_arrays
+from plures.federation.inputs import Inputs as SeveralInputs
+from plures.federation.inputs import as_inputs, joined
 from plures.files import NO_ARCHIVE, check_file, check_folder, write_text
 from plures.run import Execution, Run, onboard
 from plures.run.onboard import rescaled
@@ -52,7 +54,7 @@ Folder = Annotated[Path, typer.Argument(help="Folder of a personal model, or of 
 Client = Annotated[str | None, typer.Option(help="Whose model; needed for a run.")]
 Inputs = Annotated[
     Path | None,
-    typer.Option(help=".npz with raw examples x; or .csv or .parquet with raw rows, columns in any order."),
+    typer.Option(help=".npz with raw examples x, or x.NAME for each of several inputs; or .csv or .parquet with rows."),
 ]
 
 SHOWN_METHODS = ("fedavg", "fedavg_ft", "ditto", "fedper", "fedrep", "fedbabu", "lora")
@@ -258,11 +260,11 @@ def device_command(
     console.print(f"kB (1000 bytes), batches of {size}. {COUNTED}", markup=False, highlight=False)
 
 
-def raw(folder: RunFolder, client: str, split: Literal["validation", "test"]) -> torch.Tensor:
+def raw(folder: RunFolder, client: str, split: Literal["validation", "test"]) -> torch.Tensor | SeveralInputs:
     """A client's examples in a run's data, before scaling."""
     federation = folder.data()
     found = federation.inputs[federation.splits[split][federation.index(client)]]
-    return one_tensor(federation.unscaled(found), "export")
+    return federation.unscaled(found)
 
 
 def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> Any:
@@ -276,24 +278,37 @@ def given(model: PersonalModel, file: Path | None, *, scaled: bool = True) -> An
     if file is None:
         raise PluresError("a personal model comes without examples: give some with --inputs")
     rows = rows_in(file)
-    return rows if scaled or isinstance(rows, torch.Tensor) else model.encode(rows, scaled=False)
+    return rows if scaled or isinstance(rows, torch.Tensor | SeveralInputs) else model.encode(rows, scaled=False)
 
 
-def rows_in(file: Path) -> torch.Tensor | dict[str, Cells]:
+def rows_in(file: Path) -> torch.Tensor | SeveralInputs | dict[str, Cells]:
     """Raw rows of a file: numbers of an .npz, a table of anything else."""
-    return torch.from_numpy(read_inputs(file)) if file.suffix == ".npz" else read_rows(file)
+    return read_examples(file) if file.suffix == ".npz" else read_rows(file)
 
 
-def read_inputs(file: Path) -> np.ndarray[Any, Any]:
+def read_examples(file: Path) -> torch.Tensor | SeveralInputs:
+    """Raw examples of an .npz file: ``x``, or ``x.NAME`` for each of several inputs."""
     try:
         with np.load(file, allow_pickle=False) as archive:
-            found = np.asarray(archive["x"])
-        if found.dtype.kind not in "biuf":
-            raise TypeError(f"{found.dtype} is not a numeric type")
-        return found.astype(np.float64 if found.dtype == np.longdouble else found.dtype.newbyteorder("="), copy=False)
+            arrays = {key: _native(values) for key, values in input_arrays(archive).items()}
+        if not arrays:
+            raise KeyError("x")
     except NO_ARCHIVE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not such a file"
-        raise PluresError(f"{file}: {reason}; give an .npz file with an array x of raw examples") from error
+        raise PluresError(
+            f"{file}: {reason}; give an .npz file with an array x of raw examples, or x.NAME for each of several inputs"
+        ) from error
+    check_inputs(file, arrays)
+    found = joined("x", arrays)
+    assert found is not None
+    return as_inputs(found)
+
+
+def _native(values: np.ndarray[Any, Any]) -> torch.Tensor:
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"{values.dtype} is not a numeric type")
+    known = np.float64 if values.dtype == np.longdouble else values.dtype.newbyteorder("=")
+    return torch.from_numpy(values.astype(known, copy=False))
 
 
 def naming(federation: Federation, rows: Any) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from plures.diagnose.chance import Floats, Ints, between
 from plures.diagnose.result import ColumnShift, FeatureShift
-from plures.diagnose.sample import Sample, components
+from plures.diagnose.sample import Sample, components, flat
 from plures.federation.seeding import generator
 
 FREQUENCIES = 64
@@ -24,13 +24,16 @@ def feature_shift(sample: Sample, seed: int = 0) -> FeatureShift:
     found = between(features(sample.points, seed), sample.owner, sample.clients, rng, sample.strata)
     weights = np.bincount(sample.owner, minlength=sample.clients) / len(sample.owner)
     by_column = [
-        (name, between(sample.raw[:, place], sample.owner, sample.clients, rng, sample.strata, 20).share)
+        (name, between(sample.raw[0][:, place], sample.owner, sample.clients, rng, sample.strata, 20).share)
         for place, name in column_names(sample)
     ]
     aligned = None
-    if not sample.tokens:
-        own = alike(sample.raw, sample.owner, sample.clients)
-        points = components(own.reshape(len(own), -1), seed)
+    if any(sample.real):
+        own = [
+            alike(raw, sample.owner, sample.clients) if real else raw
+            for raw, real in zip(sample.raw, sample.real, strict=True)
+        ]
+        points = components(flat(own), seed)
         aligned = between(features(points, seed), sample.owner, sample.clients, rng, sample.strata, 20).share
     return FeatureShift(
         share=found.share,
@@ -46,7 +49,7 @@ def feature_shift(sample: Sample, seed: int = 0) -> FeatureShift:
 
 def column_names(sample: Sample) -> list[tuple[int, str]]:
     """Named entries of the first feature dimension."""
-    return [] if sample.tokens else list(enumerate(sample.federation.columns))
+    return list(enumerate(sample.federation.columns)) if sample.real[0] else []
 
 
 def median_distance(points: Floats, most: int = 500) -> float:

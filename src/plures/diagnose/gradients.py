@@ -12,8 +12,9 @@ from torch.func import grad
 
 from plures.diagnose.chance import Floats, Ints
 from plures.diagnose.sample import Sample
+from plures.federation.inputs import Inputs
 from plures.federation.seeding import generator
-from plures.models import ModelFactory, Network, build, default_model
+from plures.models import ModelFactory, Network, build, default_model, nested
 
 ROWS = 128
 """Most rows over which a client's gradient is averaged."""
@@ -45,13 +46,14 @@ def gradients(sample: Sample, model: nn.Module | ModelFactory | None, seed: int 
     """The clients' gradients at the initial model, in evaluation mode, so rows do not interact.
 
     Long gradients are sketched: entries are added up in random places with random signs, which preserves inner products
-    up to ``1 / sqrt(32768)`` of the lengths (Charikar, Chen, Farach-Colton 2002). Federations of tokens have no default
-    network; then, without a model given, the gradients are those of a linear model of the sampled components at zero.
+    up to ``1 / sqrt(32768)`` of the lengths (Charikar, Chen, Farach-Colton 2002). Federations of tokens or of several
+    inputs have no default network; then, without a model given, the gradients are those of a linear model of the
+    sampled components at zero.
     """
     strata = np.unique(sample.strata, return_inverse=True)[1].reshape(-1)
     labels = int(strata.max()) + 1
     strata = strata if labels <= MOST_LABELS else np.zeros_like(strata)
-    slope, width, name = _linear(sample) if model is None and sample.tokens else _network(sample, model, seed)
+    slope, width, name = _linear(sample) if model is None and not _plain(sample) else _network(sample, model, seed)
     count = np.zeros((sample.clients, int(strata.max()) + 1))
     whole, by_label = np.zeros((sample.clients, width)), np.zeros((count.shape[1], width))
     for client in range(sample.clients):
@@ -65,6 +67,11 @@ def gradients(sample: Sample, model: nn.Module | ModelFactory | None, seed: int 
     own = count.sum(1, keepdims=True)
     expected = (count / own) @ (by_label / count.sum(0)[:, None])
     return Gradients(name, whole / own, whole / own - expected if labels <= MOST_LABELS else None)
+
+
+def _plain(sample: Sample) -> bool:
+    """Whether the inputs are one tensor of real numbers, for which there is a default network."""
+    return isinstance(sample.federation.inputs, Tensor) and sample.real == (True,)
 
 
 def _linear(sample: Sample) -> tuple[Slope, int, str]:
@@ -87,18 +94,21 @@ def _network(sample: Sample, model: nn.Module | ModelFactory | None, seed: int) 
     parameters = {k: t for k, t in leaves.items() if not network.info[k].buffer}
     buffers = {k: t for k, t in leaves.items() if network.info[k].buffer}
     place, sign, width = _sketch(sum(t.numel() for t in parameters.values()), seed)
-    every, targets = federation.one_input("diagnose").cpu(), federation.targets.cpu()
+    targets = federation.targets.cpu()
 
-    def loss(values: dict[str, Tensor], inputs: Tensor, target: Tensor) -> Tensor:
+    def loss(values: dict[str, Tensor], inputs: Tensor | Inputs, target: Tensor) -> Tensor:
         outputs, _ = network({**values, **buffers}, inputs, train=False)
         return federation.task.mean_loss(outputs, target if sample.classification else target.to(outputs))
 
     derivative = grad(loss)
 
+    def read(some: Tensor) -> Tensor:
+        return some.cpu().to(network.dtype) if some.is_floating_point() else some.cpu()
+
     def slope(places: Ints) -> Floats:
         rows = torch.from_numpy(sample.rows[places])
-        inputs = every[rows].to(network.dtype) if every.is_floating_point() else every[rows]
-        steep = derivative(parameters, inputs, targets[rows])
+        inputs = federation.inputs[rows.to(federation.inputs.device)]
+        steep = derivative(parameters, nested.mapped(read, inputs), targets[rows])
         flat = torch.cat([steep[k].flatten() for k in parameters]).double()
         return np.asarray(torch.zeros(width, dtype=torch.float64).index_add_(0, place, flat * sign).numpy())
 

@@ -8,7 +8,7 @@ from plures.diagnose.chance import Floats, Ints
 from plures.diagnose.concept import OWN, SHARED, beyond, designs
 from plures.diagnose.probe import Rows, fit
 from plures.diagnose.result import Learning, LearningPoint
-from plures.diagnose.sample import Sample, chosen_rows, columns, components, targets
+from plures.diagnose.sample import Sample, chosen_rows, columns, components, flat, targets
 from plures.evaluate.summary import paired_test
 
 PARTS = (0.25, 0.5, 1.0)
@@ -28,8 +28,7 @@ def learning(sample: Sample, seed: int = 0) -> tuple[Learning, int]:
     federation, clients = sample.federation, sample.clients
     rows, owner = chosen_rows(federation, "validation", seed, VALIDATION, VALIDATION_EACH)
     both = np.concatenate([sample.rows, rows])
-    raw = columns(federation, both, seed)
-    points = components(raw.reshape(len(raw), -1), seed)
+    points = components(flat(columns(federation, both, seed)), seed)
     common, own = designs(points, sample.target.shape[1], seed)
     owners = np.concatenate([sample.owner, owner])
     target = targets(federation, both)

@@ -9,6 +9,7 @@ from plures.diagnose.chance import Floats, Ints, between
 from plures.diagnose.result import Quality
 from plures.diagnose.sample import Sample
 from plures.federation import Federation
+from plures.federation.inputs import parts
 from plures.federation.quality import INDICATOR
 from plures.federation.seeding import generator
 
@@ -19,7 +20,8 @@ def quality(sample: Sample, seed: int = 0) -> Quality:
     """Missing shares and noise of the sampled train rows.
 
     Missing values are taken from indicator columns, else from a metadata column "completeness". Noise is estimated
-    if inputs are pictures or series, from second differences of neighbours, which are small in smooth signals.
+    of inputs that are pictures or series, from second differences of neighbours, which are small in smooth signals; of
+    several such inputs, the mean.
     """
     federation, owner, clients = sample.federation, sample.owner, sample.clients
     rng = generator(seed, "quality")
@@ -32,10 +34,11 @@ def quality(sample: Sample, seed: int = 0) -> Quality:
     elif COMPLETENESS in federation.metadata:
         missing, source = [1 - float(str(x)) for x in federation.metadata[COMPLETENESS]], "metadata"
     noise, noise_p, spread = None, None, 0.0
-    inputs = federation.one_input("diagnose")
-    rows = inputs[torch.from_numpy(sample.rows).to(inputs.device)].cpu()
-    if not sample.tokens and rows.dim() >= 3 and min(rows.shape[2:]) >= 3:
-        each = noise_shares(rows.double().numpy(), owner, clients)
+    smooth = [t for t in parts(federation.inputs) if t.is_floating_point() and t.dim() >= 3 and min(t.shape[2:]) >= 3]
+    if smooth:
+        places = torch.from_numpy(sample.rows).to(federation.inputs.device)
+        found = [noise_shares(t[places].cpu().double().numpy(), owner, clients) for t in smooth]
+        each = np.mean(found, axis=0)
         shares = np.bincount(owner, each, clients) / np.bincount(owner, minlength=clients)
         noise, spread = shares.tolist(), float(np.quantile(shares, 0.9) - np.quantile(shares, 0.1))
         noise_p = between(each[:, None], owner, clients, rng, sample.strata).p

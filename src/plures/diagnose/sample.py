@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from plures.brief import brief
 from plures.diagnose.chance import Floats, Ints
 from plures.errors import PluresError
 from plures.federation import Federation, SplitName
+from plures.federation.inputs import parts
 from plures.federation.seeding import generator
 
 MAX_ROWS = 6000
@@ -35,22 +38,22 @@ class Sample:
         federation: restricted to the examined clients.
         rows: ``(n,)`` rows of the federation's tensors, client after client.
         owner: ``(n,)`` client of each row.
-        raw: ``(n, columns, values)`` inputs by entry of the first feature dimension; for tokens, their frequencies
-            projected at random, ``(n, components, 1)``.
+        raw: for each input, ``(n, columns, values)`` by entry of the first feature dimension; for tokens, their
+            frequencies projected at random, ``(n, components, 1)``.
         points: ``(n, d)`` the leading principal components, scaled by one factor to mean variance 1.
         target: ``(n, outputs)`` one-hot labels, or targets scaled to mean 0 and standard deviation 1.
         strata: ``(n,)`` labels; for regression, which third of all targets the first target lies in.
-        tokens: whether inputs are integers.
+        real: for each input, whether it consists of real numbers and not of tokens.
     """
 
     federation: Federation
     rows: Ints
     owner: Ints
-    raw: Floats
+    raw: tuple[Floats, ...]
     points: Floats
     target: Floats
     strata: Ints
-    tokens: bool
+    real: tuple[bool, ...]
 
     @property
     def clients(self) -> int:
@@ -95,16 +98,26 @@ def sample(federation: Federation, seed: int = 0, rows: int = MAX_ROWS, each: in
         chosen,
         owner,
         raw,
-        components(raw.reshape(len(raw), -1), seed),
+        components(flat(raw), seed),
         targets(federation, chosen),
         strata(federation, chosen),
-        not federation.one_input("diagnose").is_floating_point(),
+        tuple(inputs.is_floating_point() for inputs in parts(federation.inputs)),
     )
 
 
-def columns(federation: Federation, rows: Ints, seed: int) -> Floats:
+def columns(federation: Federation, rows: Ints, seed: int) -> tuple[Floats, ...]:
     """Inputs ``(n, columns, values)``, each column scaled to mean 0 and standard deviation 1 over these rows."""
-    inputs = federation.one_input("diagnose")[torch.from_numpy(rows).to(federation.inputs.device)].cpu()
+    places = torch.from_numpy(rows).to(federation.inputs.device)
+    return tuple(_columns(inputs[places].cpu(), seed) for inputs in parts(federation.inputs))
+
+
+def flat(several: Sequence[Floats]) -> Floats:
+    """Inputs side by side, ``(n, d)``; each counts alike in distances, however many numbers it has."""
+    each = [values.reshape(len(values), -1) for values in several]
+    return each[0] if len(each) == 1 else np.hstack([values / np.sqrt(values.shape[1]) for values in each])
+
+
+def _columns(inputs: Tensor, seed: int) -> Floats:
     if not inputs.is_floating_point():
         return projected(inputs.reshape(len(inputs), -1).numpy().astype(np.int64), seed)[:, :, None]
     width = inputs.shape[1] if inputs.dim() > 1 else 1

@@ -82,8 +82,8 @@ def own_examples(run: Run, place: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for split in run.bound.method.predictor.reads:
         size = max(1, int(run.federation.splits[split].sizes[place]))
-        for part, values in zip(PARTS, run.engine.whole([place], split), strict=True):
-            found |= {name: t[:, :size] for name, t in told_apart(f"{OWN}:{split}:{part}", values).items()}
+        named = told_examples(f"{OWN}:{split}:", run.engine.whole([place], split))
+        found |= {name: t[:, :size] for name, t in named.items()}
     return found
 
 
@@ -127,6 +127,12 @@ def counts(federation: Federation, place: int) -> Counts:
     found = task.counts(federation.targets[train])
     rows: dict[str, int] = {split: int(federation.splits[split].sizes[place]) for split in SPLITS}
     return {"rows": rows, "labels": {} if found is None else dict(zip(task.names, found.tolist(), strict=True))}
+
+
+def told_examples(start: str, examples: tuple[Tensor | Inputs, Tensor, Tensor]) -> dict[str, Tensor]:
+    """Inputs, targets and weights under names with a common start; see :func:`stored_example`."""
+    named = [told_apart(f"{start}{part}", values) for part, values in zip(PARTS, examples, strict=True)]
+    return {name: t for one in named for name, t in one.items()}
 
 
 def stored_example(start: str, tensors: Mapping[str, Tensor]) -> tuple[Tensor | Inputs, Tensor, Tensor]:
@@ -402,7 +408,7 @@ class RunFolder:
     def predict(
         self,
         client: str | None,
-        inputs: Tensor | Mapping[str, Any] | Frame | None = None,
+        inputs: Tensor | Inputs | Mapping[str, Any] | Frame | None = None,
         *,
         model: nn.Module | ModelFactory | None = None,
         method: Method | None = None,

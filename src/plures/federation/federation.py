@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plures.augment import Augment, augment_of
-from plures.augment.augment import Wanted
+from plures.augment import Augment, Part, augment_of
+from plures.augment.augment import Wanted, Within, within
 from plures.devices import find
 from plures.errors import PluresError, suggestion
 from plures.federation.describe import Description, describe
 from plures.federation.inputs import Features, Inputs, like, one_tensor, parts, shape_of, shape_text
 from plures.federation.mapped import Mapped
-from plures.federation.preparation import Moments, Preparation
+from plures.federation.preparation import Preparation
+from plures.federation.scaling import Scaling, scaled, unscaled
 from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, Split, SplitName
 from plures.metrics import Metric
@@ -47,7 +48,7 @@ class Federation:
         source: origin and licence of the data, for reports.
         columns: names of the entries of the inputs' first feature dimension (columns, channels); may be empty.
         scaling: what was subtracted from the inputs and what they were then divided by, for each entry of the first
-            feature dimension; ``None`` for unscaled data.
+            feature dimension; of several inputs, by name, of those that are scaled; ``None`` for unscaled data.
         preparation: how raw rows become numbers without gaps, and the scale of the targets; ``None`` for data that
             came as numbers and have neither gaps nor standardised targets.
         public: ``(n,)`` int64 rows that the server holds and everybody may see; no client owns them (:meth:`donate`).
@@ -77,7 +78,7 @@ class Federation:
     metadata: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     source: str = ""
     columns: tuple[str, ...] = ()
-    scaling: tuple[Tensor, Tensor] | None = None
+    scaling: Scaling | None = None
     preparation: Preparation | None = None
     public: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     metric: Metric | None = None
@@ -125,8 +126,7 @@ class Federation:
             if len(values) != len(self.clients):
                 raise PluresError(f"metadata column {column!r}: {len(values)} values for {len(self.clients)} clients")
         if self.augment is not None:
-            augmented = self.one_input("augmentation")
-            self.augment.check(tuple(augmented.shape[1:]), augmented.dtype, self.task.target)
+            self._check_augment(self.augment)
         self._check_devices()
         self._check_values()
         if self.weights is not None and bool((self.weights == 1).all()):
@@ -184,6 +184,20 @@ class Federation:
             kind = f"{self.task.kind} in {many} classes" if (many := len(self.task.classes)) else self.task.kind
             raise PluresError(f"no metric {metric!r} for {kind}; {suggestion(metric, names, 'metrics are')}")
         return found
+
+    def _check_augment(self, augment: Augment) -> None:
+        """Refuse augmentations that cannot change the inputs."""
+        several = self.inputs.parts if isinstance(self.inputs, Inputs) else None
+        for change in augment.parts:
+            given, part = self.inputs, change
+            if isinstance(change, Within):
+                if several is None or change.name not in several:
+                    held = "one tensor" if several is None else ", ".join(several)
+                    raise PluresError(f"augmentation of input {change.name!r}: federation {self.name!r} has {held}")
+                given, part = several[change.name], change.change
+            if isinstance(part, Part):
+                one = one_tensor(given, f"augmentation {part.name}")
+                part.check(tuple(one.shape[1:]), one.dtype, self.task.target)
 
     def _check_devices(self) -> None:
         rows = {f"rows of the {split} split": index.rows for split, index in self.splits.items()}
@@ -271,7 +285,7 @@ class Federation:
             PluresError: among others for a missing or an unknown column, and a value that did not occur in the data.
         """
         if isinstance(self.inputs, Inputs):
-            return like(raw, self.inputs, self.name)
+            return like(scaled(like(raw, self.inputs, self.name), self.scaling), self.inputs, self.name)
         if self.preparation is not None and self.preparation.schema is not None and not isinstance(raw, Tensor):
             return self.preparation.schema.encode(raw).to(self.inputs.device, self.inputs.dtype)
         rows: Tensor = raw if isinstance(raw, Tensor) else self.encoded(raw)
@@ -279,11 +293,7 @@ class Federation:
             rows = self.preparation.completed(rows, self.columns)
         if tuple(rows.shape[1:]) != self.features:
             raise PluresError(f"inputs have shape {tuple(rows.shape[1:])}, but {self.name!r} has {self.features}")
-        rows = rows.to(self.inputs.device, self.inputs.dtype)
-        if self.scaling is None:
-            return rows
-        mean, scale = self._moments(self.scaling, rows)
-        return (rows - mean) / scale
+        return scaled(rows.to(self.inputs.device, self.inputs.dtype), self.scaling)
 
     def encoded(self, table: Any) -> Tensor:
         """Rows of a table as numbers ``(n, columns)``, neither imputed nor scaled; see :meth:`scaled`."""
@@ -293,20 +303,12 @@ class Federation:
 
     def unscaled(self, inputs: Tensor | Inputs) -> Tensor | Inputs:
         """Inverse of :meth:`scaled` up to rounding, as numbers: NaN where a value was missing."""
-        if isinstance(inputs, Inputs):
-            return inputs
-        if self.scaling is not None:
-            mean, scale = self._moments(self.scaling, inputs)
-            inputs = inputs * scale + mean
-        return inputs if self.preparation is None else self.preparation.emptied(inputs)
+        raw = unscaled(inputs, self.scaling)
+        return raw if self.preparation is None or isinstance(raw, Inputs) else self.preparation.emptied(raw)
 
     def in_units(self, outputs: Tensor) -> Tensor:
         """Predicted numbers ``(n, outputs)`` in the target's own units; all other outputs unchanged."""
         return outputs if self.preparation is None else self.preparation.in_units(outputs)
-
-    def _moments(self, moments: Moments, rows: Tensor) -> Iterator[Tensor]:
-        shape = (1, -1, *(1,) * (rows.dim() - 2))
-        return (t.to(rows.device, rows.dtype).view(shape) for t in moments)
 
     def subset(self, clients: Sequence[str | int]) -> Federation:
         """The same data restricted to some clients (in their natural order); tensors are shared, not copied."""
@@ -361,14 +363,19 @@ class Federation:
         Args:
             augment: names of :data:`plures.augment.AUGMENTATIONS` with options, joined by ``+``; an augmentation; your
                 own function ``(key, inputs (n, *features), targets) -> (inputs, targets)``
-                (:class:`plures.augment.Key`); a list of them; or ``None`` for no augmentation.
+                (:class:`plures.augment.Key`); a list of them; or ``None`` for no augmentation. Of several inputs, give
+                augmentations by the name of the input, ``{"picture": "crop(4)+flip"}``; without a name, an augmentation
+                changes the only input that it can change, and a function gets all of them as ``Inputs``.
 
         Examples:
             >>> import plures
             >>> plures.load("heart").augmented("noise(0.1)").augment.parts
             (Noise(std=0.1),)
         """
-        return replace(self, augment=None if augment is None else augment_of(augment))
+        found = None if augment is None else augment_of(augment)
+        if found is not None and isinstance(self.inputs, Inputs):
+            found = Augment(tuple(within(self.inputs.parts, self.task.target, part) for part in found.parts))
+        return replace(self, augment=found)
 
     def classified(self, task: Task) -> Federation:
         """The same examples with the classes of another task, if they include all of this one's; otherwise unchanged.

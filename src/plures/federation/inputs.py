@@ -126,8 +126,8 @@ def as_inputs(found: Tensor | Mapping[str, Tensor]) -> Tensor | Inputs:
     return found if isinstance(found, Tensor) else Inputs(found)
 
 
-def like(raw: Any, inputs: Inputs, name: str) -> Inputs:
-    """Rows as inputs of the same names, shapes and types as others.
+def as_named(raw: Any, inputs: Inputs, name: str) -> dict[str, Tensor]:
+    """Rows as tensors by the names of other inputs, in their own types.
 
     Args:
         raw: inputs, or a mapping of their names to tensors or arrays; or a tuple of them, for positional ones.
@@ -137,7 +137,19 @@ def like(raw: Any, inputs: Inputs, name: str) -> Inputs:
     given = named(raw)
     if given is None or set(given) != set(inputs.parts):
         raise PluresError(f"{name!r} has the inputs {', '.join(inputs.parts)}: give a mapping with these names")
-    found = {k: torch.as_tensor(given[k]).to(t.device, t.dtype) for k, t in inputs.parts.items()}
+    return {k: torch.as_tensor(given[k]) for k in inputs.parts}
+
+
+def like(raw: Any, inputs: Inputs, name: str) -> Inputs:
+    """Rows as inputs of the same names, shapes and types as others.
+
+    Args:
+        raw: see :func:`as_named`.
+        inputs: the others.
+        name: of their federation, for messages.
+    """
+    given = as_named(raw, inputs, name)
+    found = {k: given[k].to(t.device, t.dtype) for k, t in inputs.parts.items()}
     for key, t in found.items():
         if t.shape[1:] != inputs[key].shape[1:] or len(t) != len(next(iter(found.values()))):
             raise PluresError(

@@ -14,9 +14,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.federation.encode import Column, cells_of
-
-Moments = tuple[Tensor, Tensor]
-"""Offset that is subtracted, and scale that divides the result."""
+from plures.federation.scaling import Moments, Scaling, of_stored, stored
 
 
 class Rows(Protocol):
@@ -172,12 +170,11 @@ class Preparation:
         return plain
 
 
-def numbers(scaling: Moments | None, preparation: Preparation | None) -> dict[str, Tensor]:
+def numbers(scaling: Scaling | None, preparation: Preparation | None) -> dict[str, Tensor]:
     """Fitted tensors, by name."""
     target = None if preparation is None else preparation.target
     found: dict[str, Tensor | None] = {
-        "mean": scaling and scaling[0],
-        "scale": scaling and scaling[1],
+        **stored(scaling),
         "fill": None if preparation is None else preparation.fill,
         "target mean": target and target[0],
         "target scale": target and target[1],
@@ -186,21 +183,15 @@ def numbers(scaling: Moments | None, preparation: Preparation | None) -> dict[st
 
 
 def restored(
-    stored: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], schema: Rows | None = None
-) -> tuple[Moments | None, Preparation | None]:
+    made: Mapping[str, Any] | None, tensors: Mapping[str, Tensor], schema: Rows | None = None
+) -> tuple[Scaling | None, Preparation | None]:
     """Scaling and preparation from the results of :func:`numbers` and :meth:`Preparation.to_dict`, and the schema."""
-
-    def moments(mean: str, scale: str) -> Moments | None:
-        return (tensors[mean], tensors[scale]) if mean in tensors else None
-
-    scaling = moments("mean", "scale")
-    if stored is None:
+    scaling = of_stored(tensors)
+    if made is None:
         return scaling, None
-    table = tuple(Column(**{**column, "levels": _tuple(column["levels"])}) for column in stored["table"])
-    target = moments("target mean", "target scale")
-    return scaling, Preparation(
-        table, tuple(stored["ignored"]), tensors.get("fill"), tuple(stored["gaps"]), target, schema
-    )
+    table = tuple(Column(**{**column, "levels": _tuple(column["levels"])}) for column in made["table"])
+    target = (tensors["target mean"], tensors["target scale"]) if "target mean" in tensors else None
+    return scaling, Preparation(table, tuple(made["ignored"]), tensors.get("fill"), tuple(made["gaps"]), target, schema)
 
 
 def _tuple(levels: list[str] | None) -> tuple[str, ...] | None:

@@ -184,7 +184,8 @@ def permuted(federation: Federation, experiences: int, *, seed: int = 0) -> Stre
         if given.dim() < 3:
             order = torch.from_numpy(rng.permutation(given.shape[1]))
             inputs = given[:, order]
-            scaling = federation.scaling and (federation.scaling[0][order], federation.scaling[1][order])
+            moments = federation.scaling
+            scaling = (moments[0][order], moments[1][order]) if isinstance(moments, tuple) else None
             columns = tuple(federation.columns[i] for i in order.tolist()) if federation.columns else ()
             made = federation.preparation and Preparation(target=federation.preparation.target)
             parts.append(replace(federation, inputs=inputs, scaling=scaling, columns=columns, preparation=made))
@@ -212,7 +213,7 @@ def _values(federation: Federation, column: str | ArrayLike | Tensor) -> Tensor:
         )
     place = federation.columns.index(column)
     values = federation.one_input("the column of a stream")[:, place].double().cpu()
-    if federation.scaling is not None:
+    if isinstance(federation.scaling, tuple):
         values = values * float(federation.scaling[1][place]) + float(federation.scaling[0][place])
     return values
 

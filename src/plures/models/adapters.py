@@ -7,6 +7,7 @@ PyTorch's generator, so inside a factory (``lambda: with_lora(resnet((3, 32, 32)
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from plures.errors import PluresError
 from plures.models.network import with_roles
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
-"""Layers that can be adapted."""
+"""Layers that can be adapted; with linear ones, those that hold their weight transposed (:func:`transposed`)."""
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 Targets = Sequence[type[nn.Module] | str]
 Roles = Mapping[str, tuple[str, ...]]
@@ -68,13 +69,19 @@ class Bottleneck(nn.Module):
         return self.up(torch.relu(self.down(x)))  # type: ignore[no-any-return]
 
 
+def transposed(layer: nn.Module) -> bool:
+    """Whether a layer is ``Conv1D`` of transformers, as in GPT-2: a linear layer with a weight ``(inputs, outputs)``."""
+    known = sys.modules.get("transformers.pytorch_utils")  # imported, if the model has such a layer
+    return known is not None and isinstance(layer, known.Conv1D)
+
+
 class Adapted(nn.Module):
     """A layer followed by an adapter: ``h + adapter(h)``."""
 
     def __init__(self, base: Layer, width: int) -> None:
         super().__init__()
-        dims = base.weight.dim() - 2
-        self.base, self.adapter = base, Bottleneck(base.weight.shape[0], width, dims).to(base.weight)
+        dims, outputs = base.weight.dim() - 2, base.weight.shape[1 if transposed(base) else 0]
+        self.base, self.adapter = base, Bottleneck(outputs, width, dims).to(base.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.base(x)
@@ -96,9 +103,10 @@ class Lora(nn.Module):
         super().__init__()
         a: nn.Module
         b: nn.Module
-        if isinstance(base, nn.Linear):
-            a = nn.Linear(base.in_features, rank, bias=False)
-            b = ZeroLinear(rank, base.out_features, bias=False)
+        self.transposed = transposed(base)
+        if isinstance(base, nn.Linear) or self.transposed:
+            inputs, outputs = base.weight.shape if self.transposed else base.weight.shape[::-1]
+            a, b = nn.Linear(inputs, rank, bias=False), ZeroLinear(rank, outputs, bias=False)
         else:
             kind, zero = (nn.Conv1d, ZeroConv1d) if isinstance(base, nn.Conv1d) else (nn.Conv2d, ZeroConv2d)
             same = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -114,7 +122,10 @@ class Lora(nn.Module):
     @property
     def weight(self) -> Tensor:
         """``W + (alpha / rank) B A``, for modules that read a layer's weights directly (``nn.MultiheadAttention``)."""
-        w, a = self.base.weight, self.lora_a.weight.reshape(-1, self.rank, self.base.weight[0].numel())
+        w = self.base.weight
+        if self.transposed:
+            return w + self.scale * (self.lora_b.weight @ self.lora_a.weight).T
+        a = self.lora_a.weight.reshape(-1, self.rank, w[0].numel())
         b = self.lora_b.weight.reshape(len(a), -1, self.rank)
         return w + self.scale * (b @ a).reshape(w.shape)
 
@@ -130,7 +141,7 @@ def with_lora(
     """A copy of a module with low-rank adaptation (Hu et al. 2022) of its linear layers and convolutions.
 
     Roles are preserved; ``lora`` marks all factors, ``lora_a`` and ``lora_b`` those of one kind. To train the factors
-    alone, a layout freezes the rest. In ``nn.MultiheadAttention`` only the output projection is a separate layer.
+    alone, a layout freezes the rest. Linear layers include ``Conv1D`` of transformers (GPT-2). In ``nn.MultiheadAttention`` only the output projection is a separate layer.
 
     Args:
         module: any network.
@@ -195,6 +206,10 @@ def _within(name: str, parts: Sequence[str]) -> bool:
     return any(not part or name == part or name.startswith(f"{part}.") for part in parts)
 
 
+def _is(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    return isinstance(layer, kinds) or (nn.Linear in kinds and transposed(layer))
+
+
 def _chosen(module: nn.Module, targets: Targets, head: bool, skip: tuple[type[nn.Module], ...]) -> dict[str, Layer]:
     """The layers to adapt, each once, by name."""
     names = dict(module.named_modules())
@@ -210,9 +225,9 @@ def _chosen(module: nn.Module, targets: Targets, head: bool, skip: tuple[type[nn
     chosen = {
         name: layer
         for name, layer in names.items()
-        if isinstance(layer, LAYERS)
+        if (isinstance(layer, LAYERS) or transposed(layer))
         and not _within(name, left)
-        and (_within(name, parts) or (isinstance(layer, kinds) and not _within(name, outside)))
+        and (_within(name, parts) or (_is(layer, kinds) and not _within(name, outside)))
     }
     if not chosen:
         raise PluresError(

@@ -227,7 +227,7 @@ def features(federation: Federation, place: int, mistake: Mistake) -> str:
     own = inputs[mistake.row].double()
     unusual = ((own - rows.mean(0)).abs() / rows.std(0).clamp(min=1e-6)).nan_to_num(0.0)
     raw = own
-    if federation.scaling is not None:
+    if isinstance(federation.scaling, tuple):
         mean, scale = (t.double() for t in federation.scaling)
         raw = own * scale + mean
         raw = torch.where(raw.abs() < ROUNDED * (mean.abs() + scale), torch.zeros_like(raw), raw)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.federation.inputs import kind_of, one_tensor
+from plures.federation.inputs import Inputs, kind_of
 from plures.federation.preparation import Preparation, numbers
 from plures.method import (
     MEMBERSHIP,
@@ -156,12 +156,13 @@ def rescaled(run: Deployed, newcomers: Federation) -> Federation:
     made = seen.preparation or Preparation()
     if seen.scaling is None and seen.preparation is None and newcomers.columns in ((), seen.columns):
         return newcomers
-    given = newcomers.one_input("its scaling")
-    raw = own.emptied(given)
-    inputs = one_tensor(seen.scaled(own.decoded(raw) if own.table and made.table else raw), "scaling")
+    given = newcomers.inputs
+    raw = given if isinstance(given, Inputs) else own.emptied(given)
+    table = own.table and made.table and isinstance(raw, Tensor)
+    inputs = seen.scaled(own.decoded(raw) if table and isinstance(raw, Tensor) else raw)
     return replace(
         newcomers,
-        inputs=inputs.to(given),
+        inputs=inputs.to(given) if isinstance(inputs, Tensor) and isinstance(given, Tensor) else inputs,
         targets=made.scaled_targets(newcomers.targets),
         columns=seen.columns,
         scaling=seen.scaling,

@@ -23,7 +23,7 @@ from torch import Tensor
 from plures.augment import Mixture
 from plures.errors import PluresError
 from plures.federation import Federation, Mapped
-from plures.federation.inputs import Inputs, lead, one_tensor, parts
+from plures.federation.inputs import Inputs, lead, parts
 from plures.method import SGD, Adam, Batch, Bound, Leaf, Optimizer, Phase, Problem, State
 from plures.method.leaf import by_slot
 from plures.method.state import Pass
@@ -133,7 +133,7 @@ class Steps:
         weights = None if self.source[2] is None else gather(self.source[2], rows)
         if self.augment is None or counts is None or keys is None:
             return (inputs, targets, weights), None
-        made = self.augment(keys, counts, one_tensor(inputs, "augmentation"), targets)
+        made = self.augment(keys, counts, inputs, targets)
         if isinstance(made, Mixture):
             if self.problem.task.joint:
                 raise PluresError(
@@ -691,13 +691,13 @@ def doubled(example: Example, others: Tensor, share: Tensor) -> Example:
         others: the other targets, possibly followed by padding.
         share: weights for the own targets, in the same way.
     """
-    several, targets, weight = example
-    inputs = one_tensor(several, "augmentation")
-    axis, size = share.dim() - 1, inputs.shape[share.dim() - 1]
+    inputs, targets, weight = example
+    axis = share.dim() - 1
+    size = targets.shape[axis]
     own = share.narrow(axis, 0, size)
     pair = torch.cat([own, 1 - own], axis)
     return (
-        torch.cat([inputs, inputs], axis),
+        nested.mapped(lambda t: torch.cat([t, t], axis), inputs),
         torch.cat([targets, others.narrow(axis, 0, size)], axis),
         pair if weight is None else torch.cat([weight, weight], axis) * pair,
     )

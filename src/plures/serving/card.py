@@ -12,6 +12,7 @@ from plures.evaluate import RunSpec
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.results import Result
 from plures.federation import SPLITS
+from plures.federation.inputs import Features, Kind, shape_text
 from plures.tasks import Task, from_dict
 from plures.texts import markdown
 
@@ -66,8 +67,8 @@ class Card(Result):
         classes: names of the classes, in the order of the outputs.
         outputs: number of outputs.
         options: the task's other options (:func:`plures.tasks.to_dict`).
-        features: shape of one example's input.
-        dtype: type of the inputs.
+        features: shape of one example's input; of several inputs, by name.
+        dtype: type of the inputs; of several, by name.
         columns: names of the entries of the first feature dimension; may be empty.
         preparation: how raw rows become complete numbers: the columns of a table, those to ignore, and the positions
             of the columns that may lack a value; ``None`` if rows are complete numbers. Means and scales are with
@@ -102,8 +103,8 @@ class Card(Result):
     classes: tuple[str, ...]
     outputs: int
     options: dict[str, Any] = Field(default_factory=dict)
-    features: tuple[int, ...]
-    dtype: str
+    features: Features
+    dtype: Kind
     columns: tuple[str, ...] = ()
     preparation: PreparationDict | None = None
     spec: RunSpec
@@ -133,9 +134,14 @@ class Card(Result):
             raise ValueError(str(error)) from error
         if lacking := [split for split in SPLITS if split not in self.rows]:
             raise ValueError(f"rows of {', '.join(lacking)} are missing")
-        if any(size < 1 for size in self.features):
+        several = self.features if isinstance(self.features, dict) else {"": self.features}
+        if not several or any(size < 1 for features in several.values() for size in features):
             raise ValueError(f"examples of shape {self.features}")
-        if self.columns and self.features[:1] != (len(self.columns),):
+        if isinstance(self.features, dict) != isinstance(self.dtype, dict) or (
+            isinstance(self.dtype, dict) and self.dtype.keys() != several.keys()
+        ):
+            raise ValueError(f"examples of shape {self.features} and type {self.dtype}")
+        if self.columns and (isinstance(self.features, dict) or self.features[:1] != (len(self.columns),)):
             raise ValueError(f"{len(self.columns)} columns of examples of shape {self.features}")
         if self.preparation is not None and not set(self.preparation["gaps"]) <= set(range(len(self.columns))):
             raise ValueError(f"gaps {self.preparation['gaps']} in {len(self.columns)} columns")
@@ -215,7 +221,9 @@ class Card(Result):
     def _inputs(self) -> str:
         if self.table is not None:
             return "rows of a table"
-        shape = " x ".join(map(str, self.features))
+        if isinstance(self.features, dict) and isinstance(self.dtype, dict):
+            return "; ".join(f"{name} {shape_text(s)} {self.dtype[name]}" for name, s in self.features.items())
+        shape = shape_text(self.features)
         return f"{shape} {self.dtype} ({', '.join(self.columns)})" if self.columns else f"{shape} {self.dtype}"
 
     def _prepared(self) -> list[list[str]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from plures.evaluate import RunSpec
 from plures.evaluate.folder import Counts
 from plures.federation import Federation
+from plures.federation.inputs import kind_of
 from plures.files import digest as digest
 from plures.method import Bound, Phase, Predict, State
 from plures.models import Leaves
@@ -55,7 +56,6 @@ def described(
         sheet: the data sheet of the client's data.
     """
     schema = schema_of(federation) if schema is None else schema
-    inputs = federation.one_input("a published model")
     predict, said = bound.method.predictor, to_dict(federation.task, spec.task)
     return Card(
         client=client,
@@ -65,8 +65,8 @@ def described(
         classes=federation.task.classes,
         outputs=federation.task.outputs,
         options={name: value for name, value in said.items() if name != "kind"},
-        features=tuple(inputs.shape[1:]),
-        dtype=str(inputs.dtype).removeprefix("torch."),
+        features=federation.features,
+        dtype=kind_of(federation.inputs),
         columns=federation.columns,
         preparation=None if federation.preparation is None else cast(PreparationDict, federation.preparation.to_dict()),
         spec=spec.model_copy(update={"data": federation.name, "data_options": {}, "unseen": []}),

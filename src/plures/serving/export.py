@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from plures.errors import PluresError
 from plures.evaluate.code import NOTHING, Code
+from plures.federation.inputs import Inputs, like
 from plures.files import replacing
 from plures.serving.formats import (
+    Raw,
     Runner,
     convolves,
     executorch_runner,
@@ -58,11 +60,11 @@ class Exported:
 def export(
     model: PersonalModel,
     folder: Path,
-    inputs: Tensor,
+    inputs: Raw,
     *,
     to: tuple[str, ...] = ("onnx",),
     int8: bool = False,
-    calibration: Tensor | None = None,
+    calibration: Raw | None = None,
     code: Code = NOTHING,
 ) -> list[Exported]:
     """Write a model in other formats and compare each with the model itself.
@@ -71,7 +73,7 @@ def export(
         model: the model to export.
         folder: folder for the files: ``model.safetensors`` and the card, ``model.onnx``, ``model.int8.onnx``,
             ``model.int8-static.onnx``, ``model.pte``.
-        inputs: raw inputs ``(n, *features)`` to compare on.
+        inputs: raw inputs ``(n, *features)`` to compare on; several as ``Inputs``.
         to: ``folder`` (what ``PersonalModel.load`` reads), ``onnx``, ``executorch``.
         int8: also int8 versions of the ONNX model: with dynamic ranges, and, if it has convolutions, with
             ranges measured on ``calibration``.
@@ -85,8 +87,8 @@ def export(
         if name not in FORMATS:
             raise PluresError(f"no format {name!r}; choose among {', '.join(FORMATS)}")
     model.scaled(inputs)
-    inputs = inputs.to(model.federation.one_input("export"))
-    ranges = inputs if calibration is None else calibration.to(inputs)
+    inputs = _typed(inputs, model)
+    ranges = inputs if calibration is None else _typed(calibration, model)
     made: list[tuple[str, str, bytes, Callable[[Path], Runner]]] = []
     if "onnx" in to or int8:
         graph = to_onnx(model, inputs)
@@ -110,7 +112,13 @@ def export(
     return compared
 
 
-def _compared(name: str, file: Path | None, size: int, run: Runner, model: PersonalModel, inputs: Tensor) -> Exported:
+def _typed(raw: Any, model: PersonalModel) -> Raw:
+    """Raw inputs in the types of the model's."""
+    wanted = model.federation.inputs
+    return like(raw, wanted, model.federation.name) if isinstance(wanted, Inputs) else raw.to(wanted)
+
+
+def _compared(name: str, file: Path | None, size: int, run: Runner, model: PersonalModel, inputs: Raw) -> Exported:
     wanted, decided = model.predict(inputs)
     outputs, chosen = run(inputs)
     far = (outputs - wanted).abs()
@@ -119,7 +127,7 @@ def _compared(name: str, file: Path | None, size: int, run: Runner, model: Perso
     return Exported(name, file, size, spent, float(far.max()), float(far.mean()), changed, len(inputs))
 
 
-def _milliseconds(run: Runner, one: Tensor) -> float:
+def _milliseconds(run: Runner, one: Raw) -> float:
     """Median time of a prediction."""
     threads, times = torch.get_num_threads(), []
     torch.set_num_threads(1)

@@ -18,7 +18,9 @@ from torch.export import Dim, ExportedProgram
 
 from plures.errors import PluresError
 from plures.extras import needed
+from plures.federation.inputs import Inputs, parts
 from plures.federation.preparation import restored
+from plures.federation.scaling import scaled
 from plures.files import first_line
 from plures.serving.personal import SCALING, PersonalModel
 
@@ -28,12 +30,15 @@ QUANTIZED = ("Conv", "Gemm", "MatMul")
 CALIBRATION = 200
 """Most examples for measuring ranges."""
 
-Runner = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+Raw = Tensor | Inputs
+Runner = Callable[[Raw], tuple[Tensor, Tensor | None]]
 """Raw inputs to outputs and decided classes."""
 
 
 class Graph(nn.Module):
     """A personal model as one module: raw inputs to outputs, class probabilities and decided classes.
+
+    Several inputs are its arguments in their order.
 
     It includes imputation of missing values (NaN), scaling, composition of leaves, calibration and decision; regression
     has outputs alone, in the target's own units. Text is excluded: a graph reads the numbers that
@@ -48,24 +53,30 @@ class Graph(nn.Module):
             self.places[name] = f"value{number}"
             self.register_buffer(self.places[name], value.clone())
 
-    def forward(self, raw: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         values = {name: getattr(self, place) for name, place in self.places.items()}
         given = {name.removeprefix(SCALING): value for name, value in values.items() if name.startswith(SCALING)}
         scaling, preparation = restored(self.model.card.preparation, given)
         model = self.model.holding(values)
-        raw = raw if preparation is None else preparation.filled(raw)
-        if scaling is not None:
-            shape = (1, -1, *(1,) * (raw.dim() - 2))
-            mean, scale = (t.to(raw).view(shape) for t in scaling)
-            raw = (raw - mean) / scale
-        outputs = model.outputs(raw)
+        like = model.federation.inputs
+        raw: Raw = inputs[0] if isinstance(like, Tensor) else Inputs(dict(zip(like.parts, inputs, strict=True)))
+        if preparation is not None and isinstance(raw, Tensor):
+            raw = preparation.filled(raw)
+        outputs = model.outputs(scaled(raw, scaling))
         outputs = outputs if preparation is None else preparation.in_units(outputs)
         decided = model.decided(outputs)
         chances = model.probabilities(outputs)
         return (outputs,) if decided is None or chances is None else (outputs, chances, decided)
 
 
-def traced(model: PersonalModel, example: Tensor, dynamic: bool) -> ExportedProgram:
+def names_of(inputs: Raw) -> list[str]:
+    """Names of a graph's inputs: those of several, ``input0``, ``input1``, ... if they have positions alone."""
+    if isinstance(inputs, Tensor):
+        return ["inputs"]
+    return [f"input{name}" if name.isdecimal() else name for name in inputs.parts]
+
+
+def traced(model: PersonalModel, example: Raw, dynamic: bool) -> ExportedProgram:
     """The model's graph.
 
     Args:
@@ -76,18 +87,27 @@ def traced(model: PersonalModel, example: Tensor, dynamic: bool) -> ExportedProg
     Raises:
         PluresError: if the predictor cannot be expressed as a graph.
     """
-    inputs = model.federation.one_input("export")
-    shapes = ({0: Dim("batch")},) if dynamic else None
-    example = example[:1].to(inputs.dtype).repeat(3 if dynamic else 1, *(1,) * (example.dim() - 1))
+    each = tuple(
+        t[:1].to(like.dtype).repeat(3 if dynamic else 1, *(1,) * (t.dim() - 1))
+        for t, like in zip(parts(example), parts(model.federation.inputs), strict=True)
+    )
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(Graph(model).eval(), (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(
+                Graph(model).eval(), each, dynamic_shapes=_open(each) if dynamic else None, strict=False
+            )
             known = torch.export.default_decompositions()
             known[torch.ops.aten._cdist_forward.default] = _distances
             plain: ExportedProgram = program.run_decompositions(known)
             return plain
     except Exception as error:
         raise PluresError(f"{refusal(model)}: {first_line(error)}; use `plures serve`, or another method") from error
+
+
+def _open(inputs: tuple[Tensor, ...]) -> tuple[tuple[dict[int, Any], ...], ...]:
+    """That any number of examples may be given, the same of each input."""
+    count = Dim("batch")
+    return (tuple({0: count} for _ in inputs),)
 
 
 def _distances(one: Tensor, two: Tensor, p: float, mode: int | None) -> Tensor:
@@ -101,8 +121,11 @@ def refusal(model: PersonalModel) -> str:
     return f"the predictor of {model.card.spec.title()} cannot be exported"
 
 
-def to_onnx(model: PersonalModel, example: Tensor) -> bytes:
-    """An ONNX model with any number of examples: ``inputs`` (raw) to ``outputs``, ``probabilities``, ``decided``."""
+def to_onnx(model: PersonalModel, example: Raw) -> bytes:
+    """An ONNX model with any number of examples: ``inputs`` to ``outputs``, ``probabilities``, ``decided``.
+
+    Inputs are raw; several have their own names.
+    """
     needed("onnx", "the export to ONNX", "export")
     needed("onnxscript", "the export to ONNX", "export")
     program = traced(model, example, dynamic=True)
@@ -113,9 +136,9 @@ def to_onnx(model: PersonalModel, example: Tensor) -> bytes:
                 program,
                 dynamo=True,
                 verbose=False,
-                input_names=["inputs"],
+                input_names=names_of(example),
                 output_names=list(names),
-                dynamic_shapes=({0: Dim("batch")},),
+                dynamic_shapes=_open(tuple(parts(example))),
             )
     except torch.onnx.OnnxExporterError as error:
         cause = first_line(error.__cause__) if isinstance(error.__cause__, Exception) else first_line(error)
@@ -135,7 +158,7 @@ def to_int8(graph: bytes) -> bytes:
         return target.read_bytes()
 
 
-def to_static_int8(graph: bytes, calibration: Tensor) -> bytes:
+def to_static_int8(graph: bytes, calibration: Raw) -> bytes:
     """An ONNX model with int8 weights and activations, whose ranges were measured once.
 
     Args:
@@ -144,7 +167,7 @@ def to_static_int8(graph: bytes, calibration: Tensor) -> bytes:
     """
     tools = needed("onnxruntime.quantization", "int8", "export")
     shapes = needed("onnxruntime.quantization.shape_inference", "int8", "export")
-    rows = iter([{"inputs": row.numpy()} for row in torch.split(calibration[:CALIBRATION], 1)])
+    rows = iter([_fed(calibration[row : row + 1]) for row in range(min(len(calibration), CALIBRATION))])
 
     class Rows(tools.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def get_next(self) -> dict[str, Any] | None:
@@ -165,7 +188,12 @@ def to_static_int8(graph: bytes, calibration: Tensor) -> bytes:
         return target.read_bytes()
 
 
-def to_executorch(model: PersonalModel, example: Tensor) -> bytes:
+def _fed(raw: Raw) -> dict[str, Any]:
+    """Rows as ONNX Runtime takes them."""
+    return {name: t.numpy() for name, t in zip(names_of(raw), parts(raw), strict=True)}
+
+
+def to_executorch(model: PersonalModel, example: Raw) -> bytes:
     """A portable ExecuTorch program that predicts one example at a time."""
     exir = needed("executorch.exir", "the export to ExecuTorch", "mobile")
     program = traced(model, example, dynamic=False)
@@ -215,8 +243,8 @@ def onnx_runner(file: Path) -> Runner:
             'train with precision="float32", or use `plures serve`'
         ) from error
 
-    def run(raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        found = [torch.from_numpy(np.asarray(value)) for value in session.run(None, {"inputs": raw.numpy()})]
+    def run(raw: Raw) -> tuple[Tensor, Tensor | None]:
+        found = [torch.from_numpy(np.asarray(value)) for value in session.run(None, _fed(raw))]
         return found[0], found[2] if len(found) > 1 else None
 
     return run
@@ -227,8 +255,9 @@ def executorch_runner(file: Path) -> Runner:
     runtime = needed("executorch.runtime", "running ExecuTorch", "mobile")
     method = runtime.Runtime.get().load_program(file).load_method("forward")
 
-    def run(raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        found = [[value.clone() for value in method.execute([row])] for row in torch.split(raw, 1)]
+    def run(raw: Raw) -> tuple[Tensor, Tensor | None]:
+        rows = [parts(raw[place : place + 1]) for place in range(len(raw))]
+        found = [[value.clone() for value in method.execute(row)] for row in rows]
         outputs, *rest = (torch.cat(parts) for parts in zip(*found, strict=True))
         return outputs, rest[1] if rest else None
 

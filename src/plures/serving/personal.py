@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -18,16 +18,15 @@ from plures.brief import brief
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.folder import RERUN, counts
+from plures.evaluate.folder import RERUN, counts, stored_example, told_examples
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split
-from plures.federation.inputs import one_tensor
-from plures.federation.options import number_type
+from plures.federation.inputs import Inputs, as_named, lead, one_tensor, parts, shape_text, zeros
 from plures.federation.preparation import numbers, restored
 from plures.files import read, understood, write, write_text
 from plures.method import Batch, Leaf, Predict, Problem, Setting, State
 from plures.method.leaf import by_leaf, by_slot
-from plures.models import Leaves, Network
+from plures.models import Leaves, Network, nested
 from plures.run import Run
 from plures.run.engine import Stack
 from plures.run.kernels import kernels
@@ -43,8 +42,7 @@ from plures.version import __version__
 MODEL, CARD = "model.safetensors", "card.json"
 REPUBLISH = "publish the model again"
 OWN, SCALING = "own:", "scaling:"
-PARTS = ("inputs", "targets", "weight")
-Examples = tuple[Tensor, Tensor, Tensor]
+Examples = tuple[Tensor | Inputs, Tensor, Tensor]
 """Inputs, targets and weights of some of the client's own examples."""
 
 
@@ -114,10 +112,9 @@ class PersonalModel:
         federation = run.federation
         own: dict[str, Examples] = {}
         for split in predict.reads:
-            given, targets, weight = run.engine.whole([place], split)
-            inputs = one_tensor(given, "a published model")
+            inputs, targets, weight = run.engine.whole([place], split)
             size = max(1, int(federation.splits[split].sizes[place]))
-            own[split] = inputs[:, :size], targets[:, :size], weight[:, :size]
+            own[split] = nested.mapped(lambda t, size=size: t[:, :size], (inputs, targets, weight))
         card = describe.described(
             federation,
             run.bound,
@@ -139,12 +136,13 @@ class PersonalModel:
 
     # --- prediction ---------------------------------------------------------------------------------------------
 
-    def predict(self, examples: Tensor | Table) -> tuple[Tensor, Tensor | None]:
+    def predict(self, examples: Tensor | Inputs | Table) -> tuple[Tensor, Tensor | None]:
         """Outputs for raw examples, and the client's decisions.
 
         Args:
             examples: ``(n, *features)`` raw, before any scaling; or rows of a table with the columns that the
-                federation's schema declares, or that its data had.
+                federation's schema declares, or that its data had. Several inputs as ``Inputs``, or as a mapping of
+                their names to tensors or arrays.
 
         Returns:
             Outputs ``(n, outputs)``: log-probabilities of classes up to a constant, log-odds of labels, or the
@@ -154,7 +152,9 @@ class PersonalModel:
         Raises:
             PluresError: if examples have another shape or type or are not finite, or if the model diverged.
         """
-        inputs = self.scaled(examples) if isinstance(examples, Tensor) else self.encode(examples)
+        several = isinstance(self.federation.inputs, Inputs)
+        numbers = several or isinstance(examples, Tensor | Inputs)
+        inputs = self.scaled(examples) if numbers else self.encode(cast(Table, examples))
         with torch.no_grad():
             try:
                 outputs = self.outputs(inputs)
@@ -194,10 +194,10 @@ class PersonalModel:
         if not self.raw_columns:
             raise PluresError(
                 f"the model of client {self.card.client!r} has no schema of raw rows: give examples as numbers, "
-                f"{' x '.join(map(str, self.card.features))} each"
+                f"{shape_text(self.card.features)} each"
             )
         raw = self.federation.encoded(table)
-        return self.scaled(raw) if scaled else raw
+        return one_tensor(self.scaled(raw), "a table") if scaled else raw
 
     @property
     def tabular(self) -> bool:
@@ -210,22 +210,32 @@ class PersonalModel:
         """Names of the columns of raw rows; empty if examples have none."""
         if self.schema is not None:
             return tuple(column.name for column in self.schema.columns)
-        if len(self.card.features) != 1:
+        if isinstance(self.card.features, dict) or len(self.card.features) != 1:
             return ()
         made = self.federation.preparation
         return self.federation.columns if made is None else made.names(self.federation.columns)
 
-    def scaled(self, inputs: Tensor) -> Tensor:
+    def scaled(self, raw: Any) -> Tensor | Inputs:
         """Raw inputs ``(n, *features)`` on the scale that the network reads, refused if they cannot be right."""
-        like = self.federation.one_input("a published model")
-        client, wanted = self.card.client, like.dtype
-        inputs = inputs.to(like.device)
-        if inputs.dim() == 0 or not len(inputs):
+        client, like = self.card.client, self.federation.inputs
+        given: Mapping[str, Any] = {"": raw}
+        if isinstance(like, Inputs):
+            given = as_named(raw, like, self.federation.name)
+        if any(t.dim() == 0 or not len(t) for t in given.values()):
             raise PluresError(f"no example to predict for client {client!r}: give at least one row")
-        if inputs.is_floating_point() and not wanted.is_floating_point and bool((inputs != inputs.round()).any()):
-            raise PluresError(f"the model of client {client!r} reads integers ({self.card.dtype}): round the inputs")
-        scaled = one_tensor(self.federation.scaled(inputs), "a published model")
-        finite = ~inputs.isinf().reshape(len(inputs), -1).any(1) & scaled.isfinite().reshape(len(inputs), -1).all(1)
+        for name, t in given.items():
+            wanted = like if isinstance(like, Tensor) else like[name]
+            if t.is_floating_point() and not wanted.is_floating_point() and bool((t != t.round()).any()):
+                whole = str(wanted.dtype).removeprefix("torch.")
+                of = f" as {name}" if name else ""
+                raise PluresError(f"the model of client {client!r} reads integers ({whole}){of}: round the inputs")
+        scaled = self.federation.scaled(raw.to(like.device) if isinstance(raw, Tensor) else raw)
+        count = len(scaled)
+        finite = torch.ones(count, dtype=torch.bool, device=scaled.device)
+        for t in given.values():
+            finite &= ~t.to(scaled.device).isinf().reshape(count, -1).any(1)
+        for t in parts(scaled):
+            finite &= t.isfinite().reshape(count, -1).all(1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0]) + 1
             raise PluresError(
@@ -233,7 +243,7 @@ class PersonalModel:
             )
         return scaled
 
-    def outputs(self, inputs: Tensor) -> Tensor:
+    def outputs(self, inputs: Tensor | Inputs) -> Tensor:
         """Outputs ``(n, outputs)`` for inputs ``(n, *features)`` on the scale of the federation's."""
         with kernels(self.network.module, self.card.precision, "cpu"):
             if not self.predictor.composed:
@@ -242,7 +252,9 @@ class PersonalModel:
             problem = Problem(self.network, self.federation.task)
             own = {split: Batch(*examples, problem, train=False) for split, examples in self.own.items()}
             # An exported graph keeps the number of examples open; len() would fix it.
-            batch = Batch(inputs, self.federation.task.blank(inputs.shape[0]), None, problem, train=False, own=own)
+            batch = Batch(
+                inputs, self.federation.task.blank(lead(inputs).shape[0]), None, problem, train=False, own=own
+            )
             return self.predictor.predicted(State(self.leaves, self.network.fixed), batch)
 
     def decided(self, outputs: Tensor) -> Tensor | None:
@@ -257,7 +269,7 @@ class PersonalModel:
         rows = federation.splits["validation"][place]
         if not len(rows):
             return {}
-        inputs, targets = federation.one_input("a published model")[rows].cpu(), federation.targets[rows].cpu()
+        inputs, targets = nested.mapped(Tensor.cpu, federation.inputs[rows]), federation.targets[rows].cpu()
         with torch.no_grad():
             outputs = self.outputs(inputs)
         decided, task = self.decided(outputs), federation.task
@@ -266,13 +278,19 @@ class PersonalModel:
         values = {metric.name: metric.of(found) for metric in task.metrics}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
+    def zeros(self, rows: int) -> Tensor | Inputs:
+        """Inputs of zeros."""
+        made = zeros(rows, self.card.features, self.card.dtype)
+        assert made is not None
+        return made
+
     # --- on disk ------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the model, by name."""
         named = {str(leaf): t for leaf, t in by_leaf(self.leaves).items()}
         for split, examples in self.own.items():
-            named |= {f"{OWN}{split}:{part}": t for part, t in zip(PARTS, examples, strict=True)}
+            named |= told_examples(f"{OWN}{split}:", examples)
         return named | _fitted(self.federation)
 
     def holding(self, tensors: Mapping[str, Tensor]) -> PersonalModel:
@@ -280,8 +298,7 @@ class PersonalModel:
         leaves = {Leaf.parse(name): t for name, t in tensors.items() if not name.startswith((OWN, SCALING))}
         own: dict[str, Examples] = {}
         for split in self.predictor.reads:
-            inputs, targets, weight = (tensors[f"{OWN}{split}:{part}"] for part in PARTS)
-            own[split] = inputs, targets, weight
+            own[split] = stored_example(f"{OWN}{split}:", tensors)
         return replace(self, leaves=by_slot(leaves), own=own)
 
     def save(self, folder: Path) -> None:
@@ -330,9 +347,7 @@ class PersonalModel:
             raise PluresError(f"{file} is damaged: its values are not those that were saved; {REPUBLISH}")
         with understood(file, REPUBLISH), torch.no_grad():
             model = _assembled(card, tensors, card.task(code.reading(file)), code.reading(file))
-            like = model.federation.one_input("a published model")
-            scaled = model.federation.scaled(like.new_zeros(1, *card.features))
-            model.decided(model.outputs(one_tensor(scaled, "a published model")))
+            model.decided(model.outputs(model.federation.scaled(model.zeros(1))))
         return model
 
 
@@ -373,7 +388,7 @@ def _stored(kept: RunFolder, client: str) -> PersonalModel:
     )
     own: dict[str, Examples] = {}
     for split, (inputs, targets, weight) in kept.own(client, bound).items():
-        own[split] = one_tensor(inputs, "a published model"), targets, weight
+        own[split] = inputs, targets, weight
     return _of(card, kept.stack(client), own, federation, lambda model: kept.validation(client), kept.code)
 
 
@@ -388,7 +403,7 @@ def _of(
     """Build a model from its parts, each with a first dimension of 1, and complete its card."""
     tensors = {str(leaf): t[0].detach().cpu() for leaf, t in by_leaf(leaves).items()}
     for split, examples in own.items():
-        tensors |= {f"{OWN}{split}:{part}": t[0].cpu() for part, t in zip(PARTS, examples, strict=True)}
+        tensors |= {name: t[0].cpu() for name, t in told_examples(f"{OWN}{split}:", examples).items()}
     model = _narrowed(_assembled(card, tensors | _fitted(federation), federation.task, code))
     found = {
         "metrics": scores(model),
@@ -402,15 +417,15 @@ def _of(
 
 def _assembled(card: Card, tensors: Mapping[str, Tensor], task: Task, code: Code) -> PersonalModel:
     """Build a model from its card and tensors: rebuild network and method, and load the values."""
-    dtype = number_type(card.dtype)
-    if dtype is None:
+    inputs = zeros(0, card.features, card.dtype)
+    if inputs is None:
         raise PluresError(f"the card of client {card.client!r} is damaged: {card.dtype!r} is not a numeric type")
     found = {name.removeprefix(SCALING): value for name, value in tensors.items() if name.startswith(SCALING)}
     scaling, preparation = restored(card.preparation, found)
     federation = Federation(
         name=card.federation,
         task=task,
-        inputs=torch.zeros(0, *card.features, dtype=dtype),
+        inputs=inputs,
         targets=task.blank(),
         clients=(card.client,),
         splits=dict.fromkeys(SPLITS, Split.of([torch.empty(0)])),
@@ -455,6 +470,5 @@ def _narrowed(model: PersonalModel) -> PersonalModel:
     watched = Watched(model.leaves)
     seen = replace(model, leaves=watched)
     with torch.no_grad():
-        like = model.federation.one_input("a published model")
-        seen.decided(seen.outputs(like.new_zeros(2, *model.card.features)))
+        seen.decided(seen.outputs(model.zeros(2)))
     return replace(model, leaves={s: ls for s, ls in model.leaves.items() if s in watched.read})

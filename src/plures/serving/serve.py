@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.federation.inputs import Inputs
 from plures.serving.personal import PersonalModel
 from plures.version import __version__
 
@@ -48,17 +49,19 @@ class TooMany(PluresError):  # noqa: N818 - it says what is wrong
 
 
 class PredictionRequest(BaseModel):
-    """A request: rows, or columns.
+    """A request: rows, or columns; or several inputs.
 
     Attributes:
         rows: one list for each example, in the order of the model's columns (nested as its features are).
         columns: column -> one value for each example.
+        inputs: of a model with several inputs: name -> one list for each example, nested as its features are.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     rows: list[list[Any]] | None = None
     columns: dict[str, list[Any]] | None = None
+    inputs: dict[str, list[Any]] | None = None
 
 
 class PredictionResponse(BaseModel):
@@ -98,7 +101,8 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
     if limit < 1:
         raise PluresError(f"limit={limit}: an endpoint must take at least 1 example in a request")
     card, turn = model.card, threading.Lock()
-    numbers = len(model.raw_columns) or math.prod(card.features)
+    shapes = card.features.values() if isinstance(card.features, dict) else [card.features]
+    numbers = len(model.raw_columns) or sum(map(math.prod, shapes))
     most = 4096 + limit * CELL * numbers
     made = FastAPI(title=f"plures: {card.client}", version=card.version, docs_url=None, redoc_url=None)
     made.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -153,14 +157,18 @@ def app(model: PersonalModel, limit: int = 1000, hosts: Sequence[str] = LOOPBACK
     return made
 
 
-def read(model: PersonalModel, asked: PredictionRequest, limit: int) -> Tensor | dict[str, list[Any]]:
+def read(model: PersonalModel, asked: PredictionRequest, limit: int) -> Tensor | Inputs | dict[str, list[Any]]:
     """The examples of a request, as the model's ``predict`` takes them.
 
     Raises:
         TooMany: for more than ``limit`` examples.
         PluresError: names the row and the column at fault.
     """
-    card = model.card
+    features = model.card.features
+    if isinstance(features, dict):
+        return _several(asked, features, limit)
+    if asked.inputs is not None:
+        raise PluresError("this model has one input: give rows or columns")
     if (asked.rows is None) == (asked.columns is None):
         raise PluresError("give either rows or columns")
     names = list(model.raw_columns)
@@ -171,16 +179,13 @@ def read(model: PersonalModel, asked: PredictionRequest, limit: int) -> Tensor |
         count = len(next(iter(table.values())))
     else:
         table, count = {}, len(asked.rows or [])
-    if not count:
-        raise PluresError("no examples: give at least one row")
-    if count > limit:
-        raise TooMany(f"{count} examples: send at most {limit} at once")
+    _refuse_count(count, limit)
     rows = asked.rows if asked.rows is not None else [list(row) for row in zip(*table.values(), strict=True)]
     if not model.tabular:
         flat: list[float] = []
         for place, row in enumerate(rows, start=1):
-            _numbers(row, card.features, names, f"row {place}", flat)
-        return torch.tensor(flat, dtype=torch.float64).view(len(rows), *card.features)
+            _numbers(row, features, names, f"row {place}", flat)
+        return torch.tensor(flat, dtype=torch.float64).view(len(rows), *features)
     for place, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise PluresError(f"row {place} has {len(row)} values, not {len(names)}: {', '.join(names)}")
@@ -192,18 +197,40 @@ def read(model: PersonalModel, asked: PredictionRequest, limit: int) -> Tensor |
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
-def _even(columns: dict[str, list[Any]], names: list[str]) -> dict[str, list[Any]]:
+def _refuse_count(count: int, limit: int) -> None:
+    if not count:
+        raise PluresError("no examples: give at least one row")
+    if count > limit:
+        raise TooMany(f"{count} examples: send at most {limit} at once")
+
+
+def _several(asked: PredictionRequest, features: Mapping[str, tuple[int, ...]], limit: int) -> Inputs:
+    """Several inputs, as many rows of each."""
+    if asked.inputs is None or asked.rows is not None or asked.columns is not None:
+        raise PluresError(f"this model has several inputs: give inputs, a list for each of {', '.join(features)}")
+    given = _even(asked.inputs, list(features), "input")
+    _refuse_count(len(next(iter(given.values()))), limit)
+    found: dict[str, Tensor] = {}
+    for name, shape in features.items():
+        flat: list[float] = []
+        for place, row in enumerate(given[name], start=1):
+            _numbers(row, shape, (), f"input {name!r}, row {place}", flat)
+        found[name] = torch.tensor(flat, dtype=torch.float64).view(len(given[name]), *shape)
+    return Inputs(found)
+
+
+def _even(columns: dict[str, list[Any]], names: list[str], what: str = "column") -> dict[str, list[Any]]:
     """Columns in the order of the names, all present and of the same length."""
     for name in names:
         if name not in columns:
-            raise PluresError(f"column {name!r} is missing; the model reads {', '.join(names)}")
+            raise PluresError(f"{what} {name!r} is missing; the model reads {', '.join(names)}")
     for name in columns:
         if name not in names:
-            raise PluresError(f"column {name!r} is unknown; the model reads {', '.join(names)}")
+            raise PluresError(f"{what} {name!r} is unknown; the model reads {', '.join(names)}")
     count = len(columns[names[0]])
     for name in names:
         if len(columns[name]) != count:
-            raise PluresError(f"column {name!r} has {len(columns[name])} values, column {names[0]!r} {count}")
+            raise PluresError(f"{what} {name!r} has {len(columns[name])} values, {what} {names[0]!r} {count}")
     return {name: columns[name] for name in names}
 
 

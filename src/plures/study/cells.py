@@ -14,6 +14,8 @@ from plures.evaluate.spec import RunSpec
 from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule, brightness, degrade, noise, rotate
 from plures.federation import partition as deal
 from plures.federation.build import Examples, assemble
+from plures.federation.inputs import Inputs, parts
+from plures.federation.scaling import Moments, Scaling, scaled, unscaled
 from plures.federation.seeding import generator
 from plures.models import ModelFactory
 from plures.run.fingerprint import DATA, Fingerprint, of_data
@@ -127,18 +129,18 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         raise PluresError(
             f"how = {part.how!r} needs classes; {federation.name!r} is {federation.task.kind}: use iid or quantity"
         )
-    targets, inputs = federation.targets[rows], federation.one_input("a new partition")[rows]
+    targets = federation.targets[rows]
     labels = targets if classes else torch.zeros(len(rows), dtype=torch.int64)
     owner = deal(labels, part.how, seed=part.seed, **part.dealing)
-    shape = (1, -1, *(1,) * (inputs.dim() - 2))
-    if federation.scaling is not None:
-        mean, scale = (t.to(inputs).view(shape) for t in federation.scaling)
-        inputs = inputs * scale + mean
+    inputs = unscaled(federation.inputs[rows], federation.scaling)
+    whole = torch.float32 if isinstance(inputs, Inputs) else inputs.dtype
     used = owner >= 0
     names = np.char.add("client ", np.char.zfill(owner[used].astype(str), len(str(max(1, int(owner.max()))))))
     dealt = torch.from_numpy(used)
     rows_of_clients = Examples(
-        inputs[dealt].numpy(),
+        {name: t.numpy() for name, t in inputs[dealt].parts.items()}
+        if isinstance(inputs, Inputs)
+        else inputs[dealt].numpy(),
         targets[dealt].numpy(),
         names,
         weights=None if federation.weights is None else federation.weights[rows][dealt].numpy(),
@@ -151,7 +153,7 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
             "name": federation.name,
             "split": rule or SplitRule(),
             "seed": part.seed,
-            "dtype": inputs.dtype,
+            "dtype": next((t.dtype for t in parts(inputs) if t.is_floating_point()), whole),
             "copies": "allow",
             "source": federation.source,
         },
@@ -164,19 +166,27 @@ def dealt_anew(federation: Federation, part: PartitionPart, rule: SplitRule | No
         beside=federation.beside,
         augment=federation.augment,
     )
-    return fresh if federation.scaling is None else _scaled_again(fresh, *federation.scaling)
+    return fresh if federation.scaling is None else _scaled_again(fresh, federation.scaling)
 
 
-def _scaled_again(federation: Federation, mean: Tensor, scale: Tensor) -> Federation:
+def _scaled_again(federation: Federation, scaling: Scaling) -> Federation:
     """Entries that were scaled before, to mean 0 and standard deviation 1 over the train rows of these clients."""
-    given = federation.one_input("a new partition")
-    train = given[federation.splits["train"].rows].double().transpose(0, 1).flatten(1)
-    own = train.std(1, correction=0)
-    scaled = ((mean != 0) | (scale != 1)) & (own > 0)
-    centre, width = torch.where(scaled, train.mean(1), 0.0), torch.where(scaled, own, 1.0)
-    shape = (1, -1, *(1,) * (given.dim() - 2))
-    inputs = (given - centre.to(given).view(shape)) / width.to(given).view(shape)
-    return replace(federation, inputs=inputs, scaling=(centre, width))
+    rows = federation.splits["train"].rows
+
+    def again(given: Tensor, moments: Moments) -> Moments:
+        mean, scale = moments
+        train = given[rows].double().transpose(0, 1).flatten(1)
+        own = train.std(1, correction=0)
+        before = ((mean != 0) | (scale != 1)) & (own > 0)
+        return torch.where(before, train.mean(1), 0.0), torch.where(before, own, 1.0)
+
+    found: Scaling
+    if isinstance(scaling, tuple):
+        found = again(federation.one_input("a new partition"), scaling)
+    else:
+        assert isinstance(federation.inputs, Inputs)
+        found = {name: again(federation.inputs[name], moments) for name, moments in scaling.items()}
+    return replace(federation, inputs=scaled(federation.inputs, found), scaling=found)
 
 
 def changed(federation: Federation, part: PartitionPart) -> Federation:

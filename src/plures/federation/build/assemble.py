@@ -18,7 +18,7 @@ from plures.brief import brief
 from plures.cells import absent, number
 from plures.errors import PluresError, PluresWarning
 from plures.federation.build.examples import Examples
-from plures.federation.build.inputs import Where, checked_inputs, checked_rows, impute, moments, several_inputs
+from plures.federation.build.inputs import Where, checked_inputs, checked_rows, impute, several_inputs
 from plures.federation.build.keys import keys_of
 from plures.federation.build.options import ARRAYS, HINTS, Options
 from plures.federation.doubts import doubts
@@ -28,6 +28,7 @@ from plures.federation.mapped import Mapped
 from plures.federation.metadata import MISSING_VALUES, metadata_of
 from plures.federation.options import checked
 from plures.federation.preparation import Preparation
+from plures.federation.scaling import Scaling, moments_of, standardized
 from plures.federation.splits import Split, SplitName, SplitRule, as_given, divided
 from plures.names import Names, coded
 from plures.tasks import Task, task_of
@@ -183,23 +184,16 @@ def _finished(data: Examples, options: Options, placed: Placed) -> Federation:
         metadata[MISSING_VALUES] = tuple(int(c) for c in count)
         inputs, columns, scalable, fill, places = impute(incomplete, gaps, train, columns, scalable)
         made = replace(made, fill=fill, gaps=places)
-    scaling = None
+    scaling: Scaling | None = None
     if options.get("standardize", False):
-        unscaled = one_tensor(inputs, "standardize")
-        mean, scale = moments(unscaled, train)
-        mean, scale = scaling = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
-        if isinstance(unscaled, Mapped):
-            inputs = unscaled.scaled(*scaling)
-        else:
-            shape = (1, -1, *[1] * (unscaled.ndim - 2))
-            inputs = unscaled.sub_(mean.to(unscaled.dtype).view(shape)).div_(scale.to(unscaled.dtype).view(shape))
+        inputs, scaling = _standardized(inputs, train, scalable)
     elif data.unit is not None and isinstance(inputs, Tensor) and inputs.is_floating_point():
         wide = torch.zeros(inputs.shape[1], dtype=torch.float64)
         scaling = wide, wide + data.unit
         inputs = inputs.scaled(*scaling) if isinstance(inputs, Mapped) else inputs.div_(data.unit)
     source = options.get("source", "")
     if options.get("standardize_targets", False):
-        mean, scale = moments(targets, train)
+        mean, scale = moments_of(targets, train)
         made = replace(made, target=(mean, scale))
         targets = made.scaled_targets(targets)
         note = ", ".join(f"mean {m:.6g}, scale {s:.6g}" for m, s in zip(mean.tolist(), scale.tolist(), strict=True))
@@ -223,6 +217,19 @@ def _finished(data: Examples, options: Options, placed: Placed) -> Federation:
     if found:
         warnings.warn(f"{federation.name}: {'; '.join(found)}", PluresWarning, stacklevel=3)
     return federation
+
+
+def _standardized(inputs: Tensor | Inputs, train: Tensor, scalable: Tensor) -> tuple[Tensor | Inputs, Scaling]:
+    """Inputs with mean 0 and standard deviation 1 over the train rows; of several, those of real numbers."""
+    if isinstance(inputs, Tensor):
+        mean, scale = moments_of(inputs, train)
+        moments = torch.where(scalable, mean, 0), torch.where(scalable, scale, 1)
+        return standardized(inputs, moments), moments
+    several = {name: moments_of(t, train) for name, t in inputs.parts.items() if t.is_floating_point()}
+    if not several:
+        raise PluresError(f"standardize: the inputs {', '.join(inputs.parts)} are whole numbers; leave it out")
+    scaled = {name: standardized(t, several[name]) if name in several else t for name, t in inputs.parts.items()}
+    return Inputs(scaled), several
 
 
 def _client_names(client: Array) -> tuple[Names, NDArray[np.int64], Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,6 +16,7 @@ from plures.federation.build.assemble import assemble
 from plures.federation.build.examples import of_arrays
 from plures.federation.build.options import HINTS, Options
 from plures.federation.federation import Federation
+from plures.federation.inputs import joined
 from plures.federation.options import checked
 from plures.files import NO_ARCHIVE
 
@@ -28,7 +29,8 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
     """A federation from a folder with one ``.npz`` file per client; the file's stem is the client's name.
 
     Each file holds ``x`` ``(n_i, *features)`` and ``y`` ``(n_i,)`` or ``(n_i, outputs)``, and may hold ``group``,
-    ``time``, ``key`` and ``weight`` (either all files or none). Pickled objects are refused.
+    ``time``, ``key`` and ``weight`` (either all files or none). Several inputs are ``x.NAME``, one array for each, such
+    as ``x.tokens`` and ``x.mask``. Pickled objects are refused.
 
     Args:
         path: the folder.
@@ -50,12 +52,13 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
         raise PluresError(_no_folder(folder))
     parts = [_read_client(file) for file in files]
     first = parts[0]
+    inputs = [key for key in first if key == "x" or key.startswith("x.")]
     for file, part in zip(files, parts, strict=True):
         if part.keys() != first.keys():
             raise PluresError(
                 f"{file}: holds {', '.join(part)}, but {files[0].name} holds {', '.join(first)}; they must agree"
             )
-        for key in ("x", "y"):
+        for key in (*inputs, "y"):
             if part[key].shape[1:] != first[key].shape[1:]:
                 raise PluresError(
                     f"{file}: rows of {key} have shape {part[key].shape[1:]}, but {first[key].shape[1:]} in "
@@ -66,15 +69,17 @@ def from_folder(path: str | Path, *, columns: Sequence[str] = (), **options: Unp
                 f"{file}: y is of type {part['y'].dtype}, but of type {first['y'].dtype} in {files[0].name}: save all "
                 "in one type, or give task="
             )
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in first}
-    client = np.repeat([file.stem for file in files], [len(part["x"]) for part in parts])
+    whole = {key: np.concatenate([part[key] for part in parts]) for key in first}
+    client = np.repeat([file.stem for file in files], [len(part["y"]) for part in parts])
     options.setdefault("name", folder.name)
-    rows = of_arrays(*(joined["x"], joined["y"], client), joined.get("group"), None, joined.get("key"), None, columns)
-    rows = replace(rows, weights=joined.get("weight"))
+    given = joined("x", whole)
+    assert given is not None
+    rows = of_arrays(given, whole["y"], client, whole.get("group"), None, whole.get("key"), None, columns)
+    rows = replace(rows, weights=whole.get("weight"))
     rule = checked({**options}, HINTS, "from_folder", ("columns",)).get("split")
-    if "time" in joined and rule is not None and rule.by == "time":
-        rows = replace(rows, time=joined["time"])
-    elif "time" in joined:
+    if "time" in whole and rule is not None and rule.by == "time":
+        rows = replace(rows, time=whole["time"])
+    elif "time" in whole:
         warnings.warn(
             f'{folder}: the files hold time, but the split is random; give split=SplitRule(by="time") to train on the '
             "earliest rows and test on the latest",
@@ -95,24 +100,39 @@ def _no_folder(folder: Path) -> str:
     return f"no .npz file in {folder}{held}: expected one per client, with arrays x and y"
 
 
+def input_arrays(archive: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays of an .npz file that are inputs: ``x``, or ``x.NAME`` for each of several."""
+    return {key: archive[key] for key in archive if key == "x" or key.startswith("x.")}
+
+
+def check_inputs(file: Path, names: Collection[str]) -> None:
+    """Refuse one input beside several."""
+    if len(names) > 1 and "x" in names:
+        raise PluresError(f"{file}: it holds {' and '.join(names)}; give one input as x, or several as x.NAME each")
+
+
 def _read_client(file: Path) -> dict[str, Array]:
     try:
         with np.load(file, allow_pickle=False) as archive:
-            part = {key: archive[key] for key in ("x", "y", "group", "time", "key", "weight") if key in archive.files}
+            part = input_arrays(archive)
+            part |= {key: archive[key] for key in ("y", "group", "time", "key", "weight") if key in archive.files}
     except NO_ARCHIVE as error:
         raise PluresError(
             f"{file}: cannot be read as .npz without pickled objects ({error}); write it again"
         ) from error
-    for key in ("x", "y"):
-        if key not in part:
+    inputs = input_arrays(part)
+    check_inputs(file, inputs)
+    for key, found in (("x", inputs), ("y", "y" in part)):
+        if not found:
             raise PluresError(f"{file}: array {key!r} is missing; each client's file holds x and y")
-    if part["x"].dtype.kind not in "fiub":
-        raise PluresError(f"{file}: x of type {part['x'].dtype} is not a number; encode it, or use from_frame")
+    for key, values in inputs.items():
+        if values.dtype.kind not in "fiub":
+            raise PluresError(f"{file}: {key} of type {values.dtype} is not a number; encode it, or use from_frame")
     if part["y"].dtype.kind not in FAMILIES:
         raise PluresError(f"{file}: y of type {part['y'].dtype} is neither classes nor numbers")
     lengths = {key: len(values) if values.ndim else 0 for key, values in part.items()}
     if len(set(lengths.values())) > 1:
         raise PluresError(f"{file}: lengths differ: {', '.join(f'{key} {n}' for key, n in lengths.items())}")
-    if lengths["x"] == 0:
+    if lengths["y"] == 0:
         raise PluresError(f"{file}: client {file.stem!r} has no rows; give it data or remove the file")
     return part

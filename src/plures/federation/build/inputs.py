@@ -43,6 +43,8 @@ def several_inputs(given: Mapping[str, Array | Mapped], options: Options, where:
     real = options.get("dtype", torch.float32)
     if not real.is_floating_point:
         raise PluresError(f"dtype={real}: of several inputs, each keeps its kind; give a floating-point type")
+    if options.get("missing", "error") == "impute":
+        raise PluresError(f'missing="impute": it completes one table, but there are {", ".join(given)}; complete them')
     found: dict[str, Tensor] = {}
     for name, values in given.items():
         whole = not values.dtype.is_floating_point if isinstance(values, Mapped) else values.dtype.kind != "f"
@@ -122,16 +124,3 @@ def impute(
         mean,
         tuple(gaps.nonzero().flatten().tolist()),
     )
-
-
-def moments(values: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the train rows for each entry of dimension 1; 0 and 1 where constant."""
-    if isinstance(values, Mapped):
-        return values.summed(train.numpy())
-    means, scales = [], []
-    for channel in range(values.shape[1]):  # one at a time: double precision of everything would be large
-        own = values[train, channel].double().flatten()
-        constant = bool((own == own[0]).all())
-        means.append(0.0 if constant else float(own.mean()))
-        scales.append(1.0 if constant else float(own.std(correction=0)))
-    return torch.tensor(means, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)
