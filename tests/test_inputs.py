@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from plures.serving.personal import PersonalModel, opened
 from plures.serving.serve import app
 from plures.study.cells import dealt_anew
 from plures.study.document import PartitionPart
+from plures.tables.heart import heart_schema, heart_tables
+from plures.tables.schema import Schema
 
 LOOP = Execution("loop", 1, False, "float32")
 RNG = np.random.default_rng(0)
@@ -74,6 +77,18 @@ def test_two_inputs_train_as_their_columns_do(backend: str, made: Any) -> None:
         torch.testing.assert_close(run.predict("c")[0], alone.predict("c")[0], rtol=0, atol=1e-5)
 
 
+def test_the_default_network_reads_the_numbers_of_all_inputs() -> None:
+    """It is that of the concatenated columns, with its body and head."""
+    runs = []
+    for inputs in (X, {"left": X[:, :3], "right": X[:, 3:]}, (X[:, :3], X[:, 3:])):
+        data = federation(inputs)
+        runs.append(plures.Run(data, plures.default_model(data), fedper(), Training(rounds=1, batch_size=16)))
+        for _ in runs[-1].rounds():
+            pass
+    for run in runs[1:]:
+        torch.testing.assert_close(run.predict("b")[0], runs[0].predict("b")[0], rtol=0, atol=1e-5)
+
+
 def test_what_reads_one_tensor_says_so() -> None:
     """Methods and builders' options that need one table or one tensor refuse several, before anything trains."""
     several = federation({"left": X[:, :3], "right": X[:, 3:]})
@@ -85,8 +100,8 @@ def test_what_reads_one_tensor_says_so() -> None:
         plures.from_arrays({"left": X, "right": X}, Y, CLIENT, missing="impute")
     with pytest.raises(PluresError, match="donate reads one input tensor"):
         several.donate()
-    with pytest.raises(PluresError, match="no default model: give one whose forward takes left, right"):
-        plures.default_model(several)
+    with pytest.raises(PluresError, match="no default model: give one whose forward takes left, word"):
+        plures.default_model(federation({"left": X[:, :3], "word": X[:, 3:].astype(int)}))
 
 
 def test_a_run_folder_predicts_several_inputs(tmp_path: Path) -> None:
@@ -254,6 +269,37 @@ def test_a_diagnosis_weighs_inputs_alike() -> None:
     one, alone = (diagnose(federation, rows=90) for federation in data[:2])
     assert (alone.features.p, alone.concept, alone.learning) == (one.features.p, one.concept, one.learning)
     assert diagnose(data[3], rows=90, model=Parts).clusters.model == "Parts"
+
+
+def test_a_schema_says_which_columns_an_argument_reads(tmp_path: Path) -> None:
+    """The inputs are the columns of the whole table, scaled alike; raw rows are a table or its inputs."""
+    told, tables = {"person": ("sex", "age"), "rest": ()}, heart_tables()
+    told["rest"] = tuple(name for name in heart_schema().names if name not in told["person"])
+    whole, schema = heart_schema(), Schema.parse({**heart_schema().model_dump(), "arguments": told})
+    assert Schema.parse(tomllib.loads(schema.to_toml())["schema"]) == schema
+    one, both = (kind.federation("heart", tables) for kind in (whole, schema))
+    of = {column.name: column.inputs for column in whole.columns}
+    places = [whole.inputs.index(name) for name in (*of["sex"], *of["age"])]
+    assert torch.equal(both.inputs["person"], one.inputs[:, places])
+    assert schema.empty("heart", list(tables)).features == both.features
+    assert both.scaling["person"][0].tolist() == one.scaling[0][places].tolist()  # type: ignore[index, call-overload]
+    run = plures.Run(both, plures.default_model(both), fedper(), Training(rounds=1), execution=LOOP)
+    PersonalModel.of(run, "va", plures.RunSpec(data="heart", method="fedper", rounds=1)).save(tmp_path)
+    model = PersonalModel.load(tmp_path)
+    rows = {name: cells[:4] for name, cells in tables["va"].items() if name in schema.names}
+    outputs = model.predict(rows)[0]
+    assert torch.equal(model.predict(schema.encode(rows, scaled=False))[0], outputs)
+    with TestClient(app(model, hosts=("*",))) as client:
+        said = client.post("/predict", json={"columns": rows})
+        torch.testing.assert_close(torch.tensor(said.json()["outputs"]), outputs, rtol=0, atol=1e-6)
+    for wrong, why in (
+        ({"person": ["age"]}, "column 'sex' is read 0 times"),
+        ({**told, "again": ["age"]}, "column 'age' is read 2 times"),
+        ({**told, "again": ["agee"]}, "there is no column 'agee'; did you mean 'age'"),
+        ({"a b": list(schema.names)}, "'a b' cannot be an argument of a network"),
+    ):
+        with pytest.raises(PluresError, match=why):
+            Schema.parse({**whole.model_dump(), "arguments": wrong})
 
 
 def shifted(key: Any, inputs: Inputs, targets: Tensor) -> tuple[Inputs, Tensor]:

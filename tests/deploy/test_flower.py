@@ -10,7 +10,7 @@ import torch
 from benchmarks.aftermath import kept
 from benchmarks.stage import Failure, Stage, soon
 from fleet import LATE
-from hospitals import simulated, written
+from hospitals import files, simulated
 
 from plures.deploy.app import PUBLISHED
 from plures.deploy.conduct import RESULT, STATE
@@ -22,8 +22,11 @@ from plures.remote.state import Versions
 from plures.run.checkpoint import snapshot
 from plures.run.cost import traffic
 from plures.serving.personal import PersonalModel
+from plures.tables.heart import heart_schema, heart_tables
 
 APP = Path(__file__).parent / "app"
+TWO = {"person": ("age", "sex"), "tests": tuple(c.name for c in heart_schema().columns if c.name not in ("age", "sex"))}
+"""Arguments of a network with two inputs."""
 METHODS = {
     "fedavg": ("model",),
     "ditto+threshold": ("model",),
@@ -39,10 +42,14 @@ def told(out: Path) -> dict:
     return json.loads((out / RESULT).read_text())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, method: str) -> None:
-    home = fleet.folder / "sites"
-    file = written(home, method=method, rounds=2, send=METHODS[method], rules="min_clients = 4\ndeadline = 60")
+@pytest.mark.parametrize(("method", "arguments"), [*((method, {}) for method in METHODS), ("fedrep", TWO)])
+def test_every_leaf_is_that_of_the_simulation(
+    fleet: Fleet, tmp_path: Path, method: str, arguments: dict[str, tuple[str, ...]]
+) -> None:
+    """Also of a network with several inputs, each of which reads some columns of the sites' tables."""
+    home, schema = fleet.folder / "sites", heart_schema().model_copy(update={"arguments": arguments})
+    rules = "min_clients = 4\ndeadline = 60"
+    file = files(home, schema, heart_tables(), rules, METHODS[method], method=method, rounds=2)
     before = {client: (relay.traffic.down, relay.traffic.up) for client, relay in fleet.relays.items()}
     run = fleet.conduct(APP, file, tmp_path)
     assert fleet.wait(run, LATE) == "finished:completed", fleet.superlink.tail(40)
@@ -63,7 +70,7 @@ def test_every_leaf_is_that_of_the_simulation(fleet: Fleet, tmp_path: Path, meth
             own = here.store.get(leaf, [place])[0]
             torch.testing.assert_close(stored[f"own:{leaf}"], own, atol=2e-6, rtol=1e-4)
         rows = here.federation.inputs[here.federation.splits["test"][place]]
-        outputs = here.engine.forward(here.deployed([place]), rows.unsqueeze(0))[0]
+        outputs = here.engine.forward(here.deployed([place]), rows[None])[0]
         torch.testing.assert_close(PersonalModel.load(folder / PUBLISHED).outputs(rows), outputs, atol=1e-5, rtol=1e-3)
     for metric, values in expected.test.metrics.items():
         assert result.test.metrics[metric] == pytest.approx(values, rel=1e-3, abs=1e-5)

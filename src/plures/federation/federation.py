@@ -284,20 +284,25 @@ class Federation:
         Raises:
             PluresError: among others for a missing or an unknown column, and a value that did not occur in the data.
         """
+        declared = None if self.preparation is None else self.preparation.schema
+        if declared is not None and not isinstance(raw, Tensor | Inputs) and not given_by_name(raw, self.inputs):
+            found = declared.encode(raw)
+            if isinstance(self.inputs, Inputs):
+                return like(found, self.inputs, self.name)
+            return one_tensor(found, "the schema").to(self.inputs.device, self.inputs.dtype)
         if isinstance(self.inputs, Inputs):
             return like(scaled(like(raw, self.inputs, self.name), self.scaling), self.inputs, self.name)
-        if self.preparation is not None and self.preparation.schema is not None and not isinstance(raw, Tensor):
-            return self.preparation.schema.encode(raw).to(self.inputs.device, self.inputs.dtype)
-        rows: Tensor = raw if isinstance(raw, Tensor) else self.encoded(raw)
+        rows = raw if isinstance(raw, Tensor) else one_tensor(self.encoded(raw), "a table")
         if self.preparation is not None:
             rows = self.preparation.completed(rows, self.columns)
         if tuple(rows.shape[1:]) != self.features:
             raise PluresError(f"inputs have shape {tuple(rows.shape[1:])}, but {self.name!r} has {self.features}")
         return scaled(rows.to(self.inputs.device, self.inputs.dtype), self.scaling)
 
-    def encoded(self, table: Any) -> Tensor:
+    def encoded(self, table: Any) -> Tensor | Inputs:
         """Rows of a table as numbers ``(n, columns)``, neither imputed nor scaled; see :meth:`scaled`."""
-        if isinstance(self.features, dict) or len(self.features) != 1:
+        several = isinstance(self.features, dict) and (self.preparation is None or self.preparation.schema is None)
+        if several or (isinstance(self.features, tuple) and len(self.features) != 1):
             raise PluresError(f"inputs of {self.name!r} have shape {self.features}: give them as numbers, not a table")
         return (self.preparation or Preparation()).encoded(table, self.columns)
 
@@ -437,6 +442,11 @@ class Federation:
             splits={name: Split(s.rows.to(device), s.offsets) for name, s in self.splits.items()},
             public=self.public.to(device),
         )
+
+
+def given_by_name(raw: Any, inputs: Tensor | Inputs) -> bool:
+    """Whether several inputs are given by their names, not as a table whose columns they are made from."""
+    return isinstance(inputs, Inputs) and isinstance(raw, Mapping) and {*raw} == {*inputs.parts}
 
 
 def position(client: str | int, clients: Sequence[str], where: str = "") -> int:

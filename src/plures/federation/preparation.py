@@ -14,6 +14,7 @@ from torch import Tensor
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.federation.encode import Column, cells_of
+from plures.federation.inputs import Inputs
 from plures.federation.scaling import Moments, Scaling, of_stored, stored
 
 
@@ -28,7 +29,7 @@ class Rows(Protocol):
     def gaps(self) -> tuple[int, ...]:
         """Positions of the inputs that say that a value is missing."""
 
-    def encode(self, table: Any, *, scaled: bool = True) -> Tensor:
+    def encode(self, table: Any, *, scaled: bool = True) -> Tensor | Inputs:
         """Inputs ``(n, inputs)`` of raw rows; numbers are in their units unless they are scaled."""
 
 
@@ -63,8 +64,8 @@ class Preparation:
             return self.schema.names
         return tuple(column.name for column in self.table) or inputs[: len(inputs) - len(self.gaps)]
 
-    def encoded(self, table: Any, inputs: tuple[str, ...]) -> Tensor:
-        """Raw rows ``(n, columns)`` float64 of a table; NaN where a number is missing.
+    def encoded(self, table: Any, inputs: tuple[str, ...]) -> Tensor | Inputs:
+        """Raw rows ``(n, columns)`` float64 of a table; NaN where a number is missing. Several inputs by name.
 
         Args:
             table: column -> values, or a frame; its columns may be in any order.

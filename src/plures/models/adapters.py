@@ -70,7 +70,7 @@ class Bottleneck(nn.Module):
 
 
 def transposed(layer: nn.Module) -> bool:
-    """Whether a layer is ``Conv1D`` of transformers, as in GPT-2: a linear layer with a weight ``(inputs, outputs)``."""
+    """Whether a layer is ``Conv1D`` of transformers, as in GPT-2: linear, with a weight ``(inputs, outputs)``."""
     known = sys.modules.get("transformers.pytorch_utils")  # imported, if the model has such a layer
     return known is not None and isinstance(layer, known.Conv1D)
 
@@ -141,7 +141,8 @@ def with_lora(
     """A copy of a module with low-rank adaptation (Hu et al. 2022) of its linear layers and convolutions.
 
     Roles are preserved; ``lora`` marks all factors, ``lora_a`` and ``lora_b`` those of one kind. To train the factors
-    alone, a layout freezes the rest. Linear layers include ``Conv1D`` of transformers (GPT-2). In ``nn.MultiheadAttention`` only the output projection is a separate layer.
+    alone, a layout freezes the rest. Linear layers include ``Conv1D`` of transformers (GPT-2). In
+    ``nn.MultiheadAttention`` only the output projection is a separate layer.
 
     Args:
         module: any network.

@@ -25,6 +25,7 @@ from plures.models.parts import Features, Norm, as_picture, check, dense, is_pic
 from plures.models.ratings import matrix_factorization
 from plures.models.residual import resnet
 from plures.models.sequence import char_lstm, char_transformer
+from plures.models.several import side_by_side
 from plures.signature import shown
 from plures.tasks import NextToken
 
@@ -168,6 +169,7 @@ def default_model(federation: Federation) -> ModelFactory:
       :func:`fedavg_cnn`.
     * Other ``(channels, time)``: :func:`har_cnn`.
     * Tokens, ``(length,)`` integers, with the task ``next_token``: :func:`char_transformer`.
+    * Several inputs of real numbers: :func:`mlp` on all their numbers.
     * Inputs too small for these convolutions, or with more dimensions: :func:`mlp`.
 
     Examples:
@@ -179,11 +181,13 @@ def default_model(federation: Federation) -> ModelFactory:
         raise PluresError(f"default_model: federation={shown(federation)}; give a Federation")
     inputs, outputs = federation.inputs, federation.task.outputs
     if not isinstance(inputs, Tensor):
-        names = ", ".join(inputs.parts)
-        raise PluresError(
-            f"federation {federation.name!r} has several inputs, for which there is no default model: give one whose "
-            f"forward takes {names}"
-        )
+        names, numbers = tuple(inputs.parts), sum(prod(t.shape[1:]) for t in inputs.parts.values())
+        if not all(t.is_floating_point() for t in inputs.parts.values()):
+            raise PluresError(
+                f"federation {federation.name!r} has several inputs, not all of real numbers, for which there is no "
+                f"default model: give one whose forward takes {', '.join(names)}"
+            )
+        return partial(_mlp_of_several, names, numbers, outputs)
     features = tuple(inputs.shape[1:])
     if isinstance(federation.task, NextToken) and len(features) == 1 and not inputs.is_floating_point():
         if len(inputs) and int(inputs.max()) >= outputs:
@@ -203,6 +207,10 @@ def default_model(federation: Federation) -> ModelFactory:
     if len(features) == 2 and not seen and features[1] >= SHORTEST:
         return partial(har_cnn, features, outputs)
     return partial(mlp, features, outputs, (64,) if len(features) == 1 else (200,))
+
+
+def _mlp_of_several(names: Sequence[str], numbers: int, outputs: int) -> nn.Module:
+    return side_by_side(mlp((numbers,), outputs, (64,)), names)
 
 
 def _conv(channels: int, filters: int) -> list[nn.Module]:

@@ -21,7 +21,8 @@ from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.folder import RERUN, counts, stored_example, told_examples
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split
-from plures.federation.inputs import Inputs, as_named, lead, one_tensor, parts, shape_text, zeros
+from plures.federation.federation import given_by_name
+from plures.federation.inputs import Inputs, as_named, lead, parts, shape_text, zeros
 from plures.federation.preparation import numbers, restored
 from plures.files import read, understood, write, write_text
 from plures.method import Batch, Leaf, Predict, Problem, Setting, State
@@ -152,8 +153,9 @@ class PersonalModel:
         Raises:
             PluresError: if examples have another shape or type or are not finite, or if the model diverged.
         """
-        several = isinstance(self.federation.inputs, Inputs)
-        numbers = several or isinstance(examples, Tensor | Inputs)
+        several = self.federation.inputs
+        named = isinstance(several, Inputs) and (self.schema is None or given_by_name(examples, several))
+        numbers = named or isinstance(examples, Tensor | Inputs)
         inputs = self.scaled(examples) if numbers else self.encode(cast(Table, examples))
         with torch.no_grad():
             try:
@@ -181,7 +183,7 @@ class PersonalModel:
             return None
         return Schema.model_validate_json(json.dumps(self.card.table))
 
-    def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
+    def encode(self, table: Table, *, scaled: bool = True) -> Tensor | Inputs:
         """Inputs ``(n, *features)`` of raw rows of a table.
 
         Args:
@@ -197,7 +199,7 @@ class PersonalModel:
                 f"{shape_text(self.card.features)} each"
             )
         raw = self.federation.encoded(table)
-        return one_tensor(self.scaled(raw), "a table") if scaled else raw
+        return self.scaled(raw) if scaled else raw
 
     @property
     def tabular(self) -> bool:

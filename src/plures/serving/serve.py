@@ -165,7 +165,7 @@ def read(model: PersonalModel, asked: PredictionRequest, limit: int) -> Tensor |
         PluresError: names the row and the column at fault.
     """
     features = model.card.features
-    if isinstance(features, dict):
+    if isinstance(features, dict) and (model.schema is None or asked.inputs is not None):
         return _several(asked, features, limit)
     if asked.inputs is not None:
         raise PluresError("this model has one input: give rows or columns")
@@ -183,6 +183,7 @@ def read(model: PersonalModel, asked: PredictionRequest, limit: int) -> Tensor |
     rows = asked.rows if asked.rows is not None else [list(row) for row in zip(*table.values(), strict=True)]
     if not model.tabular:
         flat: list[float] = []
+        assert not isinstance(features, dict)
         for place, row in enumerate(rows, start=1):
             _numbers(row, features, names, f"row {place}", flat)
         return torch.tensor(flat, dtype=torch.float64).view(len(rows), *features)

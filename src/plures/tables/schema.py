@@ -17,7 +17,9 @@ from plures.errors import PluresError, closest, suggestion
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule
 from plures.federation.build import Options, assemble, keys_of_texts, of_arrays, train_rows
+from plures.federation.inputs import Inputs
 from plures.federation.preparation import Preparation
+from plures.federation.scaling import Scaling
 from plures.names import by_name, in_order
 from plures.tables.column import AnyColumn, Boolean, Category, Date, Number, Ordered, Read
 from plures.tables.declared import Declared, Finite, Name, Names, toml
@@ -180,6 +182,8 @@ class Schema(Declared):
         ignored: further columns of the table, and why they are no inputs.
         splits: how each client divides its rows.
         columns: the inputs.
+        arguments: for a network with several inputs: each of its arguments, and the columns that it reads; every column
+            belongs to one.
     """
 
     task: Annotated[str, AfterValidator(_known)] = "classification"
@@ -197,6 +201,7 @@ class Schema(Declared):
     ignored: dict[Name, str] = Field(default_factory=dict)
     splits: Splits = Splits()
     columns: Annotated[tuple[Annotated[AnyColumn, Field(discriminator="kind")], ...], Field(strict=False, min_length=1)]
+    arguments: dict[Name, Names] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Schema:
@@ -223,7 +228,25 @@ class Schema(Declared):
             raise ValueError("date_format: there is no column of dates; declare date")
         if self.splits.by == "time" and self.date is None and self.time is None:
             raise ValueError("splits: by = 'time' needs a column of dates or numbers; declare date or time")
+        self._read_once()
         return self
+
+    def _read_once(self) -> None:
+        """Refuse arguments that do not read every column once."""
+        if not self.arguments:
+            return
+        for argument in self.arguments:
+            if not argument.isidentifier():
+                raise ValueError(f"arguments: {argument!r} cannot be an argument of a network; give it such a name")
+        read = [name for names in self.arguments.values() for name in names]
+        for name in read:
+            if name not in self.names:
+                raise ValueError(
+                    f"arguments: there is no column {name!r}; {suggestion(name, self.names, 'columns are')}"
+                )
+        for name in self.names:
+            if read.count(name) != 1:
+                raise ValueError(f"arguments: column {name!r} is read {read.count(name)} times; name it in one of them")
 
     @classmethod
     def parse(cls, declared: Mapping[str, object], source: str = "[schema]") -> Schema:
@@ -290,11 +313,26 @@ class Schema(Declared):
         return Regression(len(self.target)) if self.task == "regression" else KINDS[self.task]()
 
     @property
-    def scaling(self) -> tuple[Tensor, Tensor]:
-        """Center and scale of every input, ``(inputs,)`` float64 each."""
+    def scaling(self) -> Scaling:
+        """Center and scale of every input, ``(inputs,)`` float64 each; by argument, if there are several."""
         pairs = [pair for column in self.columns for pair in column.scaling]
         center, scale = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-        return center.contiguous(), scale.contiguous()
+        if not self.arguments:
+            return center.contiguous(), scale.contiguous()
+        return {name: (center[places], scale[places]) for name, places in self._places.items()}
+
+    @property
+    def _places(self) -> dict[str, list[int]]:
+        """The positions of each argument's inputs."""
+        ends = np.cumsum([0, *(len(column.inputs) for column in self.columns)]).tolist()
+        of = {column.name: range(*ends[place : place + 2]) for place, column in enumerate(self.columns)}
+        return {argument: [at for name in names for at in of[name]] for argument, names in self.arguments.items()}
+
+    def _apart(self, inputs: Tensor) -> Tensor | Inputs:
+        """Inputs ``(n, inputs)``, by argument if there are several."""
+        if not self.arguments:
+            return inputs
+        return Inputs({name: inputs[:, places] for name, places in self._places.items()})
 
     @property
     def answers(self) -> tuple[Number | Category, ...]:
@@ -367,8 +405,10 @@ class Schema(Declared):
             found.append(Finding("error", "", what, f"give at least {self.splits.least}"))
         return Reading(rows, reads, targets, dates, groups, weights, extra, tuple(found), keys, splits, times)
 
-    def encode(self, table: Table, *, scaled: bool = True) -> Tensor:
+    def encode(self, table: Table, *, scaled: bool = True) -> Tensor | Inputs:
         """Inputs of raw rows ``(n, inputs)`` float32, for predictions; the target may be absent.
+
+        With several arguments, one such tensor for each, by name.
 
         Args:
             table: column -> values, or a frame; columns that are not declared are ignored.
@@ -379,7 +419,7 @@ class Schema(Declared):
         """
         reading = self.read(table, site=False)
         refuse(reading.findings)
-        return torch.from_numpy(self._encoded(reading.columns, scaled))
+        return self._apart(torch.from_numpy(self._encoded(reading.columns, scaled)))
 
     def empty(self, name: str, clients: Sequence[str], metadata: Metadata | None = None) -> Federation:
         """The federation as the coordinator knows it: clients and inputs, without rows.
@@ -393,12 +433,12 @@ class Schema(Declared):
         return Federation(
             name=name,
             task=self.task_of,
-            inputs=torch.empty(0, len(self.inputs)),
+            inputs=self._apart(torch.empty(0, len(self.inputs))),
             targets=self.task_of.blank(),
             clients=in_order(clients),
             splits={split: Split.of([nothing] * len(clients)) for split in SPLITS},
             metadata=_metadata(metadata, clients),
-            columns=self.inputs,
+            columns=() if self.arguments else self.inputs,
             scaling=self.scaling,
             preparation=self.preparation,
         )
@@ -493,11 +533,10 @@ class Schema(Declared):
         }
         columns = _columns(parts)
         schema = self if not fit else self._fitted(columns, targets, train_rows(rows, options, "the schema"))
-        federation = assemble(
-            replace(rows, inputs=schema._encoded(schema._from(self, columns)), columns=schema.inputs),
-            options,
-            "the schema",
-        )
+        encoded = schema._encoded(schema._from(self, columns))
+        several: dict[str, Any] = {name: encoded[:, places] for name, places in schema._places.items()}
+        named = () if several else schema.inputs
+        federation = assemble(replace(rows, inputs=several or encoded, columns=named), options, "the schema")
         made = schema.preparation
         return replace(
             federation,
@@ -523,7 +562,11 @@ class Schema(Declared):
                 "target_center": tuple(one.center for one in moments if one is not None),
                 "target_scale": tuple(one.scale for one in moments if one is not None),
             }
-        return self.model_copy(update={"columns": kept, "ignored": {**self.ignored, **lost}, **answers})
+        arguments = {name: tuple(one for one in read if one not in lost) for name, read in self.arguments.items()}
+        if empty := [name for name, read in arguments.items() if not read]:
+            raise PluresError(f"argument {empty[0]!r} of the network: no column of it has a value in the train rows")
+        told = {"columns": kept, "ignored": {**self.ignored, **lost}, "arguments": arguments}
+        return self.model_copy(update={**told, **answers})
 
     @property
     def preparation(self) -> Preparation:
@@ -548,7 +591,7 @@ class Schema(Declared):
         """The ``[schema]`` table of a TOML file; reading it back gives an equal schema."""
         one = self.target[0] if len(self.target) == 1 else self.target
         fields = {"task": self.task, **self.given(), "target": one}
-        apart = ("columns", "splits", "ignored")
+        apart = ("columns", "splits", "ignored", "arguments")
         lines = ["[schema]", *(f"{key} = {toml(fields[key])}" for key in fields if key not in apart)]
         lines += ["columns = ["]
         for column in self.columns:
@@ -557,6 +600,8 @@ class Schema(Declared):
             lines.append(f"    {{ {', '.join(f'{key} = {toml(value)}' for key, value in entries.items())} }},")
         said = [f"{key} = {toml(value)}" for key, value in self.splits if value is not None]
         lines += ["]", "", "[schema.splits]", *said]
+        if self.arguments:
+            lines += ["", "[schema.arguments]", *(f"{name} = {toml(read)}" for name, read in self.arguments.items())]
         if self.ignored:
             lines += ["", "[schema.ignored]", *(f"{toml(name)} = {toml(why)}" for name, why in self.ignored.items())]
         return "\n".join(lines) + "\n"
