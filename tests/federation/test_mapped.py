@@ -14,9 +14,12 @@ from torch import Tensor, nn
 
 import plures
 from plures import Execution, Federation, PluresError, Run, Training
+from plures.evaluate.spec import find_method
 from plures.federation import Mapped
 from plures.federation.mapped import FileRows
 from plures.methods import ditto
+from plures.run import engine
+from plures.run.engine import Engine
 from plures.run.fingerprint import of_data
 
 CLIENTS = np.repeat(["a", "b", "c"], [20, 30, 40])
@@ -179,3 +182,36 @@ def test_several_inputs_stay_on_disk_and_give_the_same_bits(tmp_path: Path):
         )
     found[0].pop("")
     assert all(torch.equal(leaf, found[1][name]) for name, leaf in found[0].items())
+
+
+@pytest.mark.parametrize(("name", "most"), [("constant", 0), ("intercept", 12), ("fedavg+threshold", 12)])
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_what_is_fitted_to_whole_splits_reads_inputs_in_blocks_or_not_at_all(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int, backend: str
+) -> None:
+    """A constant reads none; a calibration gets outputs, four examples of three clients at a time; numbers stay."""
+    held, mapped = both(stored)
+    if "threshold" in name:
+        held, mapped = (plures.from_arrays(x.inputs, TARGETS % 2, CLIENTS) for x in (held, mapped))
+    made = find_method(name)
+    training, execution = Training(rounds=1, batch_size=4), Execution(backend)
+    runs = []
+    for federation in (held, mapped):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(32, federation.task.outputs))
+        runs.append(Run(federation, network, made(), training, execution=execution))
+    monkeypatch.setattr(engine, "EVALUATION_BATCH", 4)
+    monkeypatch.setattr(Engine.walk, "__defaults__", (4,))
+    blocks = list[int]()
+    take = FileRows.take
+    monkeypatch.setattr(FileRows, "take", lambda rows, places: blocks.append(len(places)) or take(rows, places))
+    for run in runs:
+        run.step()
+    if most:
+        blocks.clear()  # of training
+    one, other = (run.deployed([0, 1, 2]) for run in runs)
+    assert max(blocks, default=0) <= most
+    assert bool(blocks) == bool(most)
+    for slot, leaves in one.items():
+        for path, values in leaves.items():
+            torch.testing.assert_close(other[slot][path], values, rtol=0, atol=1e-6)

@@ -25,8 +25,9 @@ class Calibration:
 
     Attributes:
         slot: the slot that holds the fitted values; its initial leaves have no effect.
-        fit: ``(x, outputs, batch) -> leaves`` of the slot, from the client's examples and the outputs
-            ``(examples, outputs)`` for them; padding has weight 0, and a client may have no examples.
+        fit: ``(x, outputs, batch) -> leaves`` of the slot, from the outputs ``(examples, outputs)`` for the client's
+            examples, their targets and weights (the batch has no inputs); padding has weight 0, and a client may have
+            no examples.
         revise: ``(x, outputs) -> outputs``; ``None`` where only the decision uses what was fitted.
         split: the examples.
     """
@@ -100,9 +101,14 @@ class Predict:
         """The assignment that fits one calibration to the predictor so far."""
         stage, before = self.calibrate[number], replace(self, calibrate=self.calibrate[:number])
 
+        def told(x: State, received: State, batch: Batch) -> Tensor:
+            return before.predicted(x, batch)
+
         @wraps(stage.fit)
         def fit(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
-            batch = replace(visit.examples[stage.split], own=visit.examples)
-            return {stage.slot: stage.fit(x, before.predicted(x, batch), batch)}
+            batch = visit.examples[stage.split]
+            outputs = before.predicted(x, replace(batch, own=visit.examples)) if self.reads else batch.input
+            return {stage.slot: stage.fit(x, outputs, replace(batch, inputs=outputs.flatten(1)[:, :0]))}
 
-        return Assign((stage.slot,), fit, reads=tuple(dict.fromkeys((stage.split, *self.reads))))
+        splits = tuple(dict.fromkeys((stage.split, *self.reads)))
+        return Assign((stage.slot,), fit, reads=splits, through=None if self.reads else told)

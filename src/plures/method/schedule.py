@@ -148,6 +148,11 @@ class Assign:
             ``visit.measured``; evaluated in evaluation mode (no dropout, running statistics fixed).
         split: the examples that are measured.
         reads: splits whose examples the update gets whole, for statistics that are not means (a threshold, a density).
+        through: ``(x, received, batch) -> (batch, ...)``: all that the update needs of their inputs, such as a model's
+            outputs. It is computed for some examples at a time and takes the place of the inputs, which then need not
+            fit into memory together.
+        blind: the update needs no inputs, but targets and weights alone: none is read, and a tensor without numbers
+            ``(examples, 0)`` takes their place.
         linear: for an update that treats the change of the preceding phase as a mean of gradients: the error message
             if the optimizer is not SGD, since other optimizers' steps are not sums of gradients.
     """
@@ -157,7 +162,13 @@ class Assign:
     measure: Callable[[State, State, Batch], Leaves] | None = None
     split: SplitName = "train"
     reads: tuple[SplitName, ...] = ()
+    through: Callable[[State, State, Batch], Tensor] | None = None
+    blind: bool = False
     linear: str = ""
+
+    def __post_init__(self) -> None:
+        if self.blind and self.through is not None:
+            raise PluresError("an assignment that is blind reads no inputs; leave out what it would read them through")
 
 
 Schedule = tuple[Phase | Assign, ...]

@@ -30,6 +30,6 @@ def constant() -> Method:
     return Method(
         layout={"model": Frozen(), "constant": Personal()},
         slots={"constant": start},
-        schedule=(Assign(("constant",), fit, reads=("train",)),),
+        schedule=(Assign(("constant",), fit, reads=("train",), blind=True),),
         predict=Predict(visits=1, outputs=outputs),
     )

@@ -243,7 +243,7 @@ class Engine:
             new = item.update(self.bound.state(x), self.bound.state(received), visit)
             return {slot: dict(leaves) for slot, leaves in new.items()}
 
-        examples: Examples = {split: self.whole(clients, split) for split in item.reads}
+        examples: Examples = {split: self._given(item, clients, split, x, received) for split in item.reads}
         rest = x, received, steps.to(self.dtype), measured, keys
         new = self.each(update, examples, *rest, test=PaddingTest(update, (item.update,), "update"))
         for slot in item.writes:
@@ -251,12 +251,41 @@ class Engine:
                 if path not in self.bound.network.frozen:
                     x[slot][path].copy_(value)
 
+    def _given(self, item: Assign, clients: list[int], split: SplitName, x: Stack, received: Stack) -> Example:
+        """The examples of a split as an assignment gets them: with inputs, what it needs of them, or without."""
+        through = item.through
+        if through is None:
+            return self.whole(clients, split, blind=item.blind)
+
+        def shown(examples: Examples, states: tuple[Stack, Stack]) -> Tensor:
+            batch = Batch(*examples[QUERY], self.problem, train=False)
+            now, then = states
+            return through(self.bound.state(now), self.bound.state(then), batch)
+
+        test, parts = PaddingTest(answers(shown), (through,), "predictor"), []
+        with torch.no_grad():
+            for inputs, targets, weight in self.walk(clients, split):
+                padded = torch.where(weight.sum(1, keepdim=True) > 0, weight, 1.0)
+                examples: Examples = {QUERY: (inputs, targets, padded)}
+                found = self.each(filled(shown, targets.shape[1]), examples, (x, received), test=test)
+                parts.append((found, targets, weight))
+        seen, targets, weight = (torch.cat(each, 1) for each in zip(*parts, strict=True))
+        return seen, targets, weight
+
     def _batches(self, examples: Examples) -> dict[str, Batch]:
         return {split: Batch(*data, self.problem, train=False) for split, data in examples.items()}
 
-    def whole(self, clients: list[int], split: SplitName) -> tuple[Tensor | Inputs, Tensor, Tensor]:
-        """All examples of some clients at once: inputs, targets ``(clients, most, ...)`` and weights, 0 for padding."""
-        (only,) = self.walk(clients, split, int(self.federation.splits[split].sizes.max()))
+    def whole(
+        self, clients: list[int], split: SplitName, *, blind: bool = False
+    ) -> tuple[Tensor | Inputs, Tensor, Tensor]:
+        """All examples of some clients at once: inputs, targets ``(clients, most, ...)`` and weights, 0 for padding.
+
+        Args:
+            clients: their positions.
+            split: the split.
+            blind: read no inputs; they are ``(clients, most, 0)``.
+        """
+        (only,) = self.walk(clients, split, int(self.federation.splits[split].sizes.max()), blind=blind)
         return only
 
     def measure(
@@ -295,9 +324,16 @@ class Engine:
         return total.index_add_(0, rows.owners.to(weights.device), weights[rows.rows].double()).to(self.dtype)
 
     def walk(
-        self, clients: list[int], split: SplitName, size: int = EVALUATION_BATCH
+        self, clients: list[int], split: SplitName, size: int = EVALUATION_BATCH, *, blind: bool = False
     ) -> Iterator[tuple[Tensor | Inputs, Tensor, Tensor]]:
-        """A client's examples in stored order: inputs, targets ``(clients, batch, ...)`` and weights, 0 for padding."""
+        """A client's examples in stored order: inputs, targets ``(clients, batch, ...)`` and weights, 0 for padding.
+
+        Args:
+            clients: their positions.
+            split: the split.
+            size: most examples of a client at once.
+            blind: read no inputs; they are ``(clients, batch, 0)``.
+        """
         if size == EVALUATION_BATCH:
             wide = max(1, len(clients) * self.federation.inputs[:1].nbytes)
             size = max(1, min(size, EVALUATION_BYTES // wide))
@@ -306,7 +342,8 @@ class Engine:
         for rows, count in zip(plan.rows[:, 0], plan.counts[:, 0], strict=True):
             weight = mask(torch.from_numpy(count).to(rows.device), rows.shape[1], self.dtype)
             weight = weight if given is None else weight * gather(given, rows)
-            yield gather(self.federation.inputs, rows), gather(self.federation.targets, rows), weight
+            inputs = weight.new_empty(*weight.shape, 0) if blind else gather(self.federation.inputs, rows)
+            yield inputs, gather(self.federation.targets, rows), weight
 
     def forward(
         self,
@@ -466,20 +503,20 @@ def apart(fn: Callable[..., Any], examples: Examples, *rest: Any) -> Any:
     return nested.mapped(lambda *each: torch.stack(each), *found)
 
 
-def answers(fn: Callable[[Examples, Stack], Tensor]) -> Callable[[Examples, Stack], Tensor]:
+def answers(fn: Callable[[Examples, Any], Tensor]) -> Callable[[Examples, Any], Tensor]:
     """A function of one client, restricted to its outputs for the examples to predict, without padding."""
 
-    def given(examples: Examples, x: Stack) -> Tensor:
+    def given(examples: Examples, x: Any) -> Tensor:
         found, weight = fn(examples, x), examples[QUERY][2]
         return found if weight is None else found[weight > 0]
 
     return given
 
 
-def filled(fn: Callable[[Examples, Stack], Tensor], places: int) -> Callable[[Examples, Stack], Tensor]:
+def filled(fn: Callable[[Examples, Any], Tensor], places: int) -> Callable[[Examples, Any], Tensor]:
     """The same function, with zeros appended to its result up to a number of places."""
 
-    def given(examples: Examples, x: Stack) -> Tensor:
+    def given(examples: Examples, x: Any) -> Tensor:
         found = fn(examples, x)
         missing = places - len(found)
         return torch.cat([found, found.new_zeros(missing, *found.shape[1:])]) if missing else found
