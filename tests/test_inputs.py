@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from plures.augment.augment import Within
 from plures.cli.models import read_examples
 from plures.diagnose import diagnose
 from plures.diagnose.sample import sample
+from plures.evaluate.spec import find_method
 from plures.federation import Inputs
 from plures.methods import METHODS, ditto, fedper
 from plures.models import featured
@@ -427,6 +429,87 @@ def test_features_of_a_frozen_backbone_are_computed_once() -> None:
         assert torch.equal(one[path][0], before)
     with pytest.raises(PluresError, match="the backbone's weight can be trained"):
         featured(whole, head)
+
+
+class Wrapped(nn.Module):
+    """A frozen first part, and a skip connection around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(7, 7).requires_grad_(False), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.first(x))
+
+
+def frozen(*middle: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    body = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5), nn.Tanh())
+    body(torch.randn(64, 7))
+    parts = (body.requires_grad_(False), *middle, nn.Linear(5, 2))
+    return plures.with_roles(nn.Sequential(*parts), body="0", head=str(len(parts) - 1))
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("name", ["fedper", "ditto+threshold", "fedproto"])
+def test_a_run_computes_frozen_features_once(backend: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """On its own, with the numbers of every step's own pass; the models keep all leaves, and predict raw rows."""
+    data, training = federation(X), Training(rounds=3, batch_size=16, optimizer=plures.SGD(lr=0.5))
+    runs = []
+    for features in ("auto", False):
+        caplog.clear()
+        with caplog.at_level("INFO", "plures"):
+            execution = Execution(backend, features=features)  # type: ignore[arg-type]
+            run = plures.Run(data, frozen(), find_method(name)(), training, execution=execution)
+        assert ("0 is frozen: its features of 120 examples were computed once" in caplog.text) == bool(features)
+        for _ in run.rounds():
+            pass
+        runs.append(run)
+    assert runs[0].engine.federation.features == {"frozen features": (5,)}
+    one, other = (run.deployed([0, 1, 2]) for run in runs)
+    for slot, leaves in other.items():
+        for path, values in leaves.items():
+            torch.testing.assert_close(one[slot][path], values, rtol=0, atol=1e-5)
+    rows = data.inputs[:9]
+    torch.testing.assert_close(runs[0].predict("b", rows)[0], runs[1].predict("b", rows)[0], rtol=0, atol=1e-5)
+    wanted, found = (plures.score(run, "test").values for run in runs)
+    np.testing.assert_allclose(found["loss"], wanted["loss"], atol=1e-5)
+
+
+def test_when_features_are_not_kept() -> None:
+    """Randomness, a part that trains, a skip connection, augmentation, own examples: as before, or one sentence."""
+    data, training = federation(X), Training(rounds=3, batch_size=16)
+    trained = frozen()
+    trained[0][0].requires_grad_(True)  # type: ignore[index]
+    cases = [
+        (data, nn.Sequential(nn.Dropout(0.1), *frozen()), "fedavg", "no frozen first part"),
+        (data, trained, "fedavg", "no frozen first part"),
+        (data, Wrapped(), "fedavg", "no frozen first part"),
+        (data.augmented("noise(0.1)"), frozen(), "fedavg", "examples are augmented"),
+        (federation({"input": X}), frozen(), "fedavg", "the network has several inputs"),
+        (data, frozen(), "knnper", "the method predicts with the clients' own examples"),
+        (data, frozen(), "debias", "the method needs the inputs themselves"),
+    ]
+    for given, network, name, why in cases:
+        settled = Execution("loop", 1, False, "float32")
+        run = plures.Run(given, network, find_method(name)(), training, execution=settled)
+        assert run.engine.federation is run.federation
+        with pytest.raises(PluresError, match=f"features=True: .*{why}"):
+            plures.Run(given, network, find_method(name)(), training, execution=replace(settled, features=True))
+    once = plures.Run(data, frozen(), METHODS["fedavg"](), Training(rounds=1, batch_size=16), execution=LOOP)
+    assert once.engine.federation is once.federation  # one pass over the data gains nothing
+
+
+def test_a_dropout_behind_the_frozen_part_stays() -> None:
+    """Its masks are those of a run that computes features in every step."""
+    training, found = Training(rounds=3, batch_size=16), []
+    for features in ("auto", False):
+        execution = Execution("loop", features=features)  # type: ignore[arg-type]
+        run = plures.Run(federation(X), frozen(nn.Dropout(0.5)), fedper(), training, execution=execution)
+        for _ in run.rounds():
+            pass
+        found.append(run.predict("a")[0])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
 
 def test_transformers_as_they_are() -> None:

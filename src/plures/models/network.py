@@ -64,6 +64,9 @@ NORMS: tuple[type[nn.Module], ...] = (
 )
 
 
+FEATURES = "frozen features"
+"""Name of an input that is what the first part of a network would give (:meth:`Network.beyond`); no argument has it."""
+
 CONVOLUTIONS: Mapping[Callable[..., Tensor], int] = MappingProxyType({F.conv1d: 1, F.conv2d: 2, F.conv3d: 3})
 """Functions that convolve, and the number of their kernel's axes."""
 
@@ -130,6 +133,37 @@ def with_roles(module: nn.Module, **roles: str | tuple[str, ...]) -> nn.Module:
     return module
 
 
+@dataclass
+class Cut:
+    """Whether the first part of a network is skipped at the moment."""
+
+    skips: bool = False
+
+    @contextmanager
+    def skipping(self) -> Iterator[None]:
+        self.skips = True
+        try:
+            yield
+        finally:
+            self.skips = False
+
+
+@dataclass
+class Skipped:
+    """The forward function of a module that can be skipped; then it gives what it gets.
+
+    Attributes:
+        forward: the module's own.
+        cut: says when.
+    """
+
+    forward: Callable[..., Any]
+    cut: Cut
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return args[0] if self.cut.skips else self.forward(*args, **options)
+
+
 class Network:
     """A pure function ``(leaves, inputs) -> outputs`` made from an ``nn.Module``.
 
@@ -173,6 +207,7 @@ class Network:
         self.convolves: frozenset[int] = frozenset()
         """Numbers of axes of the convolutions that a forward pass makes; known after :meth:`probe`."""
         self._draws: str | None = None
+        self._cut: Cut | None = None
         self._plain = not self._buffers and not self._dropouts
 
     def _stateful(self) -> list[nn.Module]:
@@ -249,6 +284,30 @@ class Network:
             generator.set_state(old)
 
     @property
+    def draws(self) -> bool:
+        """Whether training draws random numbers other than by dropout layers; known after :meth:`probe`."""
+        return self._draws is not None
+
+    def beyond(self, first: tuple[str, ...]) -> Network:
+        """A copy that also takes what its first part gives, as the only input :data:`FEATURES`, and then skips it.
+
+        Args:
+            first: names of the modules of the first part.
+        """
+        made = copy.deepcopy(self)
+        made._cut = Cut()
+        for name in first:
+            part = made.module.get_submodule(name)
+            part.forward = Skipped(part.forward, made._cut)
+        return made
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The module in evaluation mode, with its initial values."""
+        self._mode(train=False)
+        yield self.module
+
+    @property
     def random(self) -> bool:
         """Whether training draws random numbers (dropout)."""
         return bool(self._dropouts) or self._draws is not None
@@ -282,6 +341,10 @@ class Network:
             train: training mode (dropout on, batch statistics).
             key: int64 scalar that determines the dropout masks.
         """
+        if isinstance(inputs, Inputs) and FEATURES in inputs.parts:
+            assert self._cut is not None, "only a copy made by beyond() takes features"
+            with self._cut.skipping():
+                return self(leaves, inputs[FEATURES], train=train, key=key)
         self._mode(train)
         if leaves is self.live and self._plain:
             return told(call(self.module, inputs)), {}

@@ -42,6 +42,9 @@ class Execution:
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
         capture: record steps of stacked clients as CUDA graphs and replay them (:mod:`plures.run.capture`); ``auto``
             measures, on a CUDA device.
+        features: compute what the frozen first part of a network gives once for each example, keep it in memory, and
+            train on it (:mod:`plures.run.features`); ``auto`` does so where the numbers are the same, it saves work and
+            takes at most 1 GB. Sites compute them in every step.
 
     Examples:
         >>> heart, method = plures.load("heart"), plures.METHODS["fedavg"]()
@@ -60,6 +63,7 @@ class Execution:
     convolutions: Literal["auto", "grouped", "patches"] = "auto"
     clients_on_disk: Path | None = None
     capture: bool | Literal["auto"] = "auto"
+    features: bool | Literal["auto"] = "auto"
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], **own: Any) -> Execution:

@@ -18,6 +18,7 @@ from plures.run.choose import choose
 from plures.run.deployed import Deployed
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
+from plures.run.features import with_features
 from plures.run.local import Local
 from plures.run.machine import Machine
 from plures.run.onboard import onboard
@@ -79,8 +80,12 @@ class Run(Deployed):
             rehearse(origin.bound, data, training, wanted, seed, setting)
         size = -(-(len(data) if local else len(origin.cohort(0))) // wanted.processes)
         machine = Machine() if machine is None else machine
-        settled = choose(origin.bound, data, training, wanted, seed, size, machine)
-        engine = Engine(origin.bound, data, training, settled, seed, machine)
+        bound, seen = origin.bound, data
+        if not local:
+            cohort = len(origin.cohort(0))
+            bound, seen = with_features(bound, data, training, wanted, seed, setting, cohort)
+        settled = choose(bound, seen, training, wanted, seed, size, machine)
+        engine = Engine(bound, seen, training, settled, seed, machine)
         clients = (Pool if settled.processes > 1 else Local)(engine)
         super().__init__(origin, clients, data, setting, training, settled)
         self._served: _Served | None = None
