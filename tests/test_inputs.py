@@ -25,7 +25,7 @@ from plures.diagnose.sample import sample
 from plures.evaluate.spec import find_method
 from plures.federation import Inputs
 from plures.methods import METHODS, ditto, fedper
-from plures.models import featured
+from plures.models import featured, merged, with_lora
 from plures.run.onboard import rescaled
 from plures.serving.export import export
 from plures.serving.personal import PersonalModel, opened
@@ -488,7 +488,7 @@ def test_when_features_are_not_kept() -> None:
         (data.augmented("noise(0.1)"), frozen(), "fedavg", "examples are augmented"),
         (federation({"input": X}), frozen(), "fedavg", "the network has several inputs"),
         (data, frozen(), "knnper", "the method predicts with the clients' own examples"),
-        (data, frozen(), "debias", "the method needs the inputs themselves"),
+        (data, frozen(), "fedot", "the method needs the inputs themselves"),
     ]
     for given, network, name, why in cases:
         settled = Execution("loop", 1, False, "float32")
@@ -542,3 +542,42 @@ def test_transformers_as_they_are() -> None:
         for client in ("a", "b"):
             rows = other.splits["test"][other.index(client)]
             assert torch.equal(run.predict(client, other.inputs[rows])[0], run.predict(client)[0])
+
+
+def test_lora_adapts_the_transposed_layers_of_gpt2() -> None:
+    """In stacks as in the loop; the merged weights give the trained model's outputs; the base stays as it was."""
+    transformers = pytest.importorskip("transformers")
+    ids, length = RNG.integers(1, 20, size=(120, 6)), RNG.integers(2, 7, size=(120, 1))
+    data = federation({"input_ids": ids, "attention_mask": (np.arange(6) < length).astype(int)})
+
+    def gpt() -> nn.Module:
+        sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 20, "num_labels": 2}
+        known = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+        config = transformers.GPT2Config(**sizes, **known, attn_pdrop=0.0, attn_implementation="eager")
+        return plures.with_roles(transformers.GPT2ForSequenceClassification(config), head="score")
+
+    runs = []
+    for backend in ("loop", "vmap"):
+        training = Training(rounds=2, batch_size=16, optimizer=plures.SGD(lr=0.5))
+        run = plures.Run(data, gpt, METHODS["lora"](rank=2), training, execution=Execution(backend))  # type: ignore[arg-type]
+        assert run.execution.backend == backend
+        for _ in run.rounds():
+            pass
+        runs.append(run)
+    leaves, others = (run.predictors([0, 1, 2]) for run in runs)
+    for path, values in leaves.items():
+        torch.testing.assert_close(values, others[path], rtol=0, atol=1e-6)
+    adapted = {path.removesuffix(".lora_b.weight") for path in leaves if path.endswith(".lora_b.weight")}
+    assert adapted == {f"transformer.h.0.{layer}" for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+    trained = with_lora(gpt(), 2)
+    trained.load_state_dict({path: values[1] for path, values in leaves.items()}, strict=False)
+    plain = merged(trained).eval()
+    assert plain.state_dict().keys() == gpt().state_dict().keys()
+    wanted, _ = runs[0].predict("b", data.inputs[:20])
+    with torch.no_grad():
+        found = plain(**data.inputs[:20].parts).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert (
+        float((plain.transformer.h[0].mlp.c_fc.weight - trained.transformer.h[0].mlp.c_fc.base.weight).abs().max())
+        > 1e-4
+    )  # type: ignore[union-attr, index, operator]
