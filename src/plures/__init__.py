@@ -5,7 +5,16 @@ Personalized federated learning: every client gets its own model and still learn
 
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate import Code, Comparison, RunFolder, RunSpec, compare, fit, predictions, score
-from plures.federation import Federation, from_arrays, from_dataset, from_folder, from_frame, from_pictures, load
+from plures.federation import (
+    Federation,
+    from_arrays,
+    from_dataset,
+    from_folder,
+    from_frame,
+    from_pictures,
+    from_sounds,
+    load,
+)
 from plures.method import SGD, Adam, AdamW, Method
 from plures.methods import METHODS
 from plures.metrics import Metric, Predictions
@@ -50,6 +59,7 @@ __all__ = [
     "from_folder",
     "from_frame",
     "from_pictures",
+    "from_sounds",
     "from_table",
     "load",
     "onboard",

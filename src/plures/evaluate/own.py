@@ -13,8 +13,9 @@ from torch import nn
 from plures.codecs import CODECS
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
-from plures.federation import DATASETS, Federation, from_folder, from_pictures, load
+from plures.federation import DATASETS, Federation, from_folder, from_pictures, from_sounds, load
 from plures.federation.build.pictures import has_pictures
+from plures.federation.build.sounds import has_sounds
 from plures.federation.datasets.catalogue import loader_kinds
 from plures.methods import METHODS, Entry
 from plures.metrics import Metric
@@ -87,9 +88,10 @@ def find_loader(data: str, code: Code = NOTHING) -> tuple[Callable[..., Federati
     """
     if data not in DATASETS and is_table(data):
         return partial(from_table, data), {k: kind for k, kind in kinds(from_table).items() if k != "data"}
-    if data not in DATASETS and Path(data).is_dir() and has_pictures(Path(data)):
-        known = {k: kind for k, kind in kinds(from_pictures).items() if k not in ("path", *OF_LISTS)}
-        return partial(from_pictures, Path(data)), known
+    for has, build in ((has_pictures, from_pictures), (has_sounds, from_sounds)):
+        if data not in DATASETS and Path(data).is_dir() and has(Path(data)):
+            known = {k: kind for k, kind in kinds(build).items() if k not in ("path", *OF_LISTS)}
+            return partial(build, Path(data)), known
     if data not in DATASETS and Path(data).is_dir():
         return partial(from_folder, Path(data)), {k: kind for k, kind in kinds(from_folder).items() if k != "path"}
     if not is_own(data):

@@ -9,6 +9,7 @@ from plures.federation.build.frame import Frame, by_content, from_frame
 from plures.federation.build.keys import keys_of_texts
 from plures.federation.build.options import Options
 from plures.federation.build.pictures import from_pictures
+from plures.federation.build.sounds import from_sounds
 
 __all__ = [
     "Examples",
@@ -21,6 +22,7 @@ __all__ = [
     "from_folder",
     "from_frame",
     "from_pictures",
+    "from_sounds",
     "keys_of_texts",
     "of_arrays",
     "train_rows",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,11 +9,12 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.errors import PluresError, suggestion
+from plures.errors import PluresError
 from plures.extras import needed
 from plures.federation.build.assemble import assemble
 from plures.federation.build.decoded import Progress, decoded, source_of
 from plures.federation.build.examples import Examples
+from plures.federation.build.listing import has, listing
 from plures.federation.build.options import Options
 from plures.federation.federation import Federation
 
@@ -25,7 +25,6 @@ DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 GREY = ("1", "L", "LA")
 """Modes of Pillow without colours."""
 LEVELS = 255.0
-CACHE = ".plures"
 
 
 def from_pictures(
@@ -80,12 +79,8 @@ def from_pictures(
         raise PluresError(f"channels={channels}: give 1 for grey or 3 for colours")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise PluresError(f"size={size}: give (height, width) in pixels")
-    if where.is_dir():
-        files, clients, targets = _walked(where)
-        root = where
-    else:
-        files, clients, targets = _listed(where, file, client, target)
-        root = where.parent
+    found = listing(where, SUFFIXES, "pictures", (file, client, target))
+    files = found.files
     read, how = _reader(files[0], size, channels)
     shape = read(files[0]).shape
 
@@ -97,13 +92,10 @@ def from_pictures(
             )
         return {"pixels": pixels}, {}
 
-    store = Path(cache) if cache is not None else root / CACHE / (where.stem if where.is_file() else "pictures")
+    store = Path(cache) if cache is not None else found.cache(found.name if where.is_file() else "pictures")
     inputs = decoded(len(files), one, source_of(files, how), store, progress).inputs["pixels"]
-    names = np.array(
-        [Path(one).relative_to(root).as_posix() if one.is_relative_to(root) else str(one) for one in files]
-    )
-    rows = Examples(inputs, targets, np.array(clients), key=names, unit=LEVELS)
-    options.setdefault("name", where.stem if where.is_file() else where.resolve().name)
+    rows = Examples(inputs, found.targets, found.clients, key=found.keys, unit=LEVELS)
+    options.setdefault("name", found.name)
     also = ("size", "channels", "cache", "client", "target", "file", "progress")
     return assemble(rows, options, "from_pictures", also)
 
@@ -116,34 +108,7 @@ def pixels_of(picture: Any) -> Array:
 
 def has_pictures(folder: Path) -> bool:
     """Whether a folder has pictures as ``client/class/*.png``."""
-    return any(one.suffix.lower() in SUFFIXES for one in folder.glob("[!.]*/[!.]*/*.*"))
-
-
-def _walked(folder: Path) -> tuple[list[Path], list[str], Array]:
-    found = sorted(one for one in folder.glob("[!.]*/[!.]*/[!.]*") if one.suffix.lower() in SUFFIXES)
-    if not found:
-        raise PluresError(f"{folder}: no pictures client/class/*.png or *.jpg in it; give such a folder, or a CSV file")
-    clients, classes = [one.parts[-3] for one in found], [one.parts[-2] for one in found]
-    return found, clients, np.array(classes)
-
-
-def _listed(path: Path, file: str, client: str, target: str) -> tuple[list[Path], list[str], Array]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            rows = list(csv.DictReader(text))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PluresError(f"{path}: cannot be read as a CSV file ({error})") from error
-    if not rows:
-        raise PluresError(f"{path}: it lists no picture; give a row for each")
-    for option, column in (("file", file), ("client", client), ("target", target)):
-        if column not in rows[0]:
-            near = suggestion(column, [str(name) for name in rows[0]], "columns are")
-            raise PluresError(f"{path}: no column {column!r}, which {option}= names; {near}")
-        for number, row in enumerate(rows, start=1):
-            if not row[column]:
-                raise PluresError(f"{path}: row {number}, column {column!r}: empty; complete it or remove the row")
-    files = [path.parent / row[file] for row in rows]
-    return files, [row[client] for row in rows], np.array([row[target] for row in rows])
+    return has(folder, SUFFIXES)
 
 
 def _reader(first: Path, size: tuple[int, int] | None, channels: int | None) -> tuple[Callable[[Path], Array], str]:
