@@ -180,7 +180,7 @@ def test_a_stage_changes_what_leaves_on_another_channel_by_its_name():
 class Farthest(Reducer):
     """Leaves out the client whose whole upload moved farthest, and counts the rounds."""
 
-    def start(self, value):
+    def start(self, value, population):
         return {"rounds": torch.zeros(len(value))}
 
     def reduce(self, uploads, arrived: Arrived):

@@ -20,6 +20,7 @@ from plures.federation.datasets.catalogue import loader_kinds
 from plures.methods import METHODS, Entry
 from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
+from plures.robust import REDUCERS
 from plures.signature import Kinds, arguments, kinds, shown
 from plures.tables.source import from_table, is_table
 from plures.tasks import KINDS, NextToken, Task
@@ -67,7 +68,9 @@ class Named(Generic[T]):
 
 STAGES = {name: Entry(name, name, "wire", f"plures.codecs.{codec.__name__}", codec) for name, codec in CODECS.items()}
 """Stages of the wire as parts of methods: ``ditto+topk``."""
-METHOD = Named("method", {**METHODS, **STAGES}, "plures methods")
+ROBUST = {name: Entry(name, name, "robust", f"plures.robust.{made.__name__}", made) for name, made in REDUCERS.items()}
+"""Robust combinations as parts of methods: ``ditto+krum``."""
+METHOD = Named("method", {**METHODS, **STAGES, **ROBUST}, "plures methods")
 NETWORK = Named("network", NETWORKS)
 DATA = Named("data set", DATASETS, "plures datasets")
 TASK = Named("task", KINDS)

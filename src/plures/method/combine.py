@@ -135,9 +135,25 @@ class Reducer:
     It gets parameters only, as double-precision vectors; buffers are averaged.
     """
 
-    def start(self, value: Tensor) -> Leaves:
-        """Its initial memory, ``(rows, ...)``, given the initial value ``(rows, d)``; often empty."""
+    def start(self, value: Tensor, population: int) -> Leaves:
+        """Its initial memory, ``(rows, ...)``; often empty.
+
+        Args:
+            value: ``(rows, d)`` the initial value.
+            population: number of clients.
+        """
         return {}
+
+    def check(self, clients: int) -> None:
+        """Refuse, before anything is trained, a federation that it cannot work for.
+
+        Args:
+            clients: size of the federation.
+        """
+
+    def together(self, other: Reducer) -> Reducer | None:
+        """Both in one, where this one prepares the uploads for the other; ``None`` if it does not."""
+        return None
 
     def reduce(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
         """The combined value ``(d,)``, and the new memory.
@@ -183,9 +199,9 @@ class Combine:
         if self.reduce is not None:
             raise PluresError("a denominator belongs to a weighted mean: leave out reduce, or the denominator")
 
-    def start(self, value: Leaves) -> Leaves:
-        """Initial memory of server step and reducer, given the parameters ``(rows, ...)``."""
-        own = {} if self.reduce is None else self.reduce.start(flatten(value))
+    def start(self, value: Leaves, population: int) -> Leaves:
+        """Initial memory of server step and reducer, given the parameters ``(rows, ...)`` and the number of clients."""
+        own = {} if self.reduce is None else self.reduce.start(flatten(value), population)
         return self.server.start(value) | {f"{REDUCER}{k}": t for k, t in own.items()}
 
     @property

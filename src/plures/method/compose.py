@@ -81,14 +81,32 @@ def _term(schedule: Schedule) -> tuple[str | None, Objective | None]:
     return None, None
 
 
-def combines(one: Mapping[str, Combine], two: Mapping[str, Combine]) -> Combine | dict[str, Combine]:
-    """How the slots of both are combined; by default where a method lacks a slot."""
+def combines(
+    one: Mapping[str, Combine], two: Mapping[str, Combine], first: Combine, second: Combine
+) -> Combine | dict[str, Combine]:
+    """How the slots of both are combined.
+
+    Args:
+        one: rules of the first method's slots.
+        two: rules of the second method's slots.
+        first: rule of the first method for slots that it lacks.
+        second: rule of the second method for slots that it lacks.
+    """
     rules = {
-        slot: _fields(f"how {slot!r} is combined:", one.get(slot, Combine()), two.get(slot, Combine()))
+        slot: _rule(f"how {slot!r} is combined:", one.get(slot, first), two.get(slot, second))
         for slot in sorted({*one, *two})
     }
-    first, *others = rules.values()
-    return first if all(rule == first for rule in others) else rules
+    some, *others = rules.values()
+    return some if all(rule == some for rule in others) else rules
+
+
+def _rule(what: str, one: Combine, two: Combine) -> Combine:
+    """One rule of both; a reducer that prepares the uploads for the other's takes it in."""
+    if one.reduce is not None and two.reduce is not None:
+        both = one.reduce.together(two.reduce) or two.reduce.together(one.reduce)
+        if both is not None:
+            one, two = replace(one, reduce=both), replace(two, reduce=both)
+    return _fields(what, one, two)
 
 
 def _fields(what: str, one: Part, two: Part) -> Part:

@@ -119,6 +119,11 @@ class Method:
         combine = self.combine
         return {s: combine if isinstance(combine, Combine) else combine.get(s, Combine()) for s in sorted(slots)}
 
+    @property
+    def everywhere(self) -> Combine:
+        """How slots are combined that another method adds: by the reducer that is given for all."""
+        return Combine(reduce=self.combine.reduce) if isinstance(self.combine, Combine) else Combine()
+
     def prepare(self, model: nn.Module | ModelFactory, setting: Setting, seed: int = 0) -> nn.Module:
         """The module that the method works on: the model with the missing parts added.
 
@@ -155,7 +160,8 @@ class Method:
         * schedule: where one method says "train the model" by a plain ``Phase()``, the other's work takes its place. A
           single phase that only changes the objective of a slot gives its objective to the other's phases of that slot.
         * wire: the stages of ``self``, then those of ``other``.
-        * combine: weights, server and reducer, each changed by one of them.
+        * combine: weights, server and reducer, each changed by one of them. A reducer that is given for all blocks
+          combines those of the other method, too.
         * predict: what predicts, and how it decides, each changed by one of them; the adaptation of ``self``, then that
           of ``other``, of different slots, and after both the calibrations, in order; the larger number of visits.
         * between: the work between experiences of ``self``, then that of ``other``.
@@ -169,7 +175,7 @@ class Method:
             schedule=schedules(self.schedule, other.schedule),
             slots={**self.slots, **other.slots},
             wire=self.wire + other.wire,
-            combine=combines(self.rules, other.rules),
+            combine=combines(self.rules, other.rules, self.everywhere, other.everywhere),
             predict=predictions(self.predictor, other.predictor),
             adds=entries("the part added as", self.adds, other.adds),
             between=self.between if self.between == other.between else self.between + other.between,
@@ -289,6 +295,8 @@ class Bound:
             )
         for block in self.blocks:
             rule, leaves = self.combine(block), self.travelling(block)
+            if leaves and rule.reduce is not None:
+                rule.reduce.check(len(self.setting))
             if not leaves or not callable(rule.weights):
                 continue
             given = self.weighed(block, self.initial)

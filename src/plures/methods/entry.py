@@ -14,7 +14,7 @@ from operator import add
 from typing import Any, SupportsIndex
 
 from plures.errors import PluresError, PluresWarning
-from plures.method import Codec, Method, Selector, role
+from plures.method import Codec, Combine, Method, Reducer, Selector, role
 from plures.signature import arguments, kinds, shown
 
 FAMILIES = (
@@ -38,7 +38,7 @@ class Entry:
         title: name in tables.
         family: family of methods it belongs to.
         citation: authors, year, venue and the algorithm or equation number.
-        build: the function that makes the method, or a stage of the wire.
+        build: the function that makes the method, a stage of the wire, or a robust combination.
         space: values of its main hyper-parameter worth trying; empty if it has none.
         origin: ``package.module:function`` from which it can be loaded, if not by its name.
         fixed: parameters fixed beforehand (:meth:`fixing`).
@@ -52,7 +52,7 @@ class Entry:
     title: str
     family: str
     citation: str
-    build: Callable[..., Method | Codec]
+    build: Callable[..., Method | Codec | Reducer]
     space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     origin: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +67,8 @@ class Entry:
         made = self.build(*given.args, **given.kwargs)
         if isinstance(made, Codec):
             made = Method(wire=(made,))
+        if isinstance(made, Reducer):
+            made = Method(combine=Combine(reduce=made))
         if not isinstance(made, Method):
             raise PluresError(f"method {self.name!r}: its function returns {shown(made)}; let it return a Method")
         return made

@@ -109,7 +109,7 @@ class Origin:
     def memory(self, block: Block, kept: BlockState) -> Leaves:
         """Initial memory of the server's step of a block. The step moves parameters; buffers are only combined."""
         moved = {k: kept.values[k] for k in map(str, self.bound.parameters(block))}
-        return self.bound.combine(block).start(moved) if moved else {}
+        return self.bound.combine(block).start(moved, len(self.setting)) if moved else {}
 
 
 def check_outputs(network: Network, federation: Federation) -> None:
