@@ -63,8 +63,7 @@ def test_personal_models_follow_the_robust_model() -> None:
 def test_without_a_bound_a_run_is_the_plain_run(reducer) -> None:
     sizes = (20, 20, 20) if reducer == Bucketing(1) else (10, 20, 30)
     plain, bound = (
-        run(method, 3, federation=quadratic(sizes=sizes))
-        for method in (fedavg(), with_reducer(fedavg(), reducer))
+        run(method, 3, federation=quadratic(sizes=sizes)) for method in (fedavg(), with_reducer(fedavg(), reducer))
     )
     assert near(plain.states([0])["model"], bound.states([0])["model"])
 

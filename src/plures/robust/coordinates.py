@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from plures.method import Arrived, Leaves
@@ -57,7 +56,7 @@ def middle(uploads: Tensor) -> Tensor:
 
 
 def nearest_to_median(uploads: Tensor, count: int) -> Tensor:
-    """``(d,)`` for every coordinate, the mean of the values nearest the median; equally near ones share the last places.
+    """``(d,)`` for every coordinate, the mean of the values nearest its median; equally near ones share the places.
 
     Args:
         uploads: ``(n, d)``.

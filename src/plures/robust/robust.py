@@ -62,8 +62,8 @@ class Robust(Reducer):
             uploads, arrived = uploads[sound], among(arrived, sound)
         if 0 < len(uploads) < self.least:
             raise PluresError(
-                f"{self.title}: it needs at least {self.least} uploads to a model, and round {arrived.cohort.round + 1} "
-                f"brought {len(uploads)}: draw more clients in each round{self.remedy.replace(':', ', or', 1)}"
+                f"{self.title}: it needs at least {self.least} uploads to a model, and round "
+                f"{arrived.cohort.round + 1} brought {len(uploads)}: draw more clients in each round{self.remedy.replace(':', ', or', 1)}"
             )
         return self.combined(uploads, arrived) if len(uploads) else (arrived.old, arrived.memory)
 

@@ -40,8 +40,8 @@ class FLTrust(Robust):
         names = [arrived.cohort.setting.clients[i] for i in arrived.clients.tolist()]
         if self.root not in names:
             raise PluresError(
-                f"{self.title}: the trusted client {self.root!r} did not take part in round {arrived.cohort.round + 1}; "
-                "it must, in every round"
+                f"{self.title}: the trusted client {self.root!r} did not take part in round "
+                f"{arrived.cohort.round + 1}; it must, in every round"
             )
         if len(names) == 1:
             return uploads[0], {}
