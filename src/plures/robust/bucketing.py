@@ -54,7 +54,8 @@ class Bucketing(Robust):
         return {} if self.then is None else self.then.start(value, population)
 
     def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
-        buckets = arrived.cohort.draw("buckets", len(uploads)).argsort().to(uploads.device).split(self.size)
+        order = arrived.cohort.draw("buckets", len(uploads)).argsort().to(uploads.device)
+        buckets = torch.split(order, self.size)
         means = torch.stack([uploads[bucket].mean(0) for bucket in buckets])
         if self.then is None:
             return means.mean(0), {}

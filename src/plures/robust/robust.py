@@ -60,11 +60,11 @@ class Robust(Reducer):
                 stacklevel=2,
             )
             uploads, arrived = uploads[sound], among(arrived, sound)
-        if 0 < len(uploads) < self.least:
-            raise PluresError(
-                f"{self.title}: it needs at least {self.least} uploads to a model, and round "
-                f"{arrived.cohort.round + 1} brought {len(uploads)}: draw more clients in each round{self.remedy.replace(':', ', or', 1)}"
+        if 0 < (n := len(uploads)) < self.least:
+            fewer = (
+                f"{self.title}: it needs at least {self.least} uploads to a model, and round {arrived.cohort.round + 1}"
             )
+            raise PluresError(f"{fewer} brought {n}: draw more clients in each round{self.remedy.replace(':', ', or')}")
         return self.combined(uploads, arrived) if len(uploads) else (arrived.old, arrived.memory)
 
     def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
