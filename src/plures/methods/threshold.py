@@ -57,7 +57,7 @@ def best_threshold(
     return torch.where(enough[0] & enough[1], best, edges[0])
 
 
-def utilities(false_negative: float, false_positive: float, recall: float) -> dict[str, Utility]:
+def utilities(false_negative: float, false_positive: float, recall: float, alarms: float = 0.05) -> dict[str, Utility]:
     """The named utilities, of counts or of sums of weights."""
 
     def share(part: Tensor, whole: Tensor) -> Tensor:
@@ -73,15 +73,19 @@ def utilities(false_negative: float, false_positive: float, recall: float) -> di
         "specificity": lambda tp, fp, fn, tn: torch.where(
             tp >= (recall - 1e-6) * (tp + fn), share(tn, tn + fp), share(tp, tp + fn) - 1
         ),
+        "recall": lambda tp, fp, fn, tn: torch.where(
+            fp <= (alarms + 1e-6) * (fp + tn), share(tp, tp + fn), share(tn, tn + fp) - 1
+        ),
     }
 
 
 @entry("Personal threshold", "after training", "Elkan 2001, IJCAI; Lipton, Elkan, Narayanaswamy 2014, ECML, for F1")
 def threshold(
-    utility: Literal["accuracy", "f1", "cost", "precision", "specificity"] | Utility = "accuracy",
+    utility: Literal["accuracy", "f1", "cost", "precision", "specificity", "recall"] | Utility = "accuracy",
     false_negative: float = 1.0,
     false_positive: float = 1.0,
     recall: float = 0.8,
+    alarms: float = 0.05,
     least: int = 1,
 ) -> Method:
     """Each client decides between two classes at its own threshold, the best on its validation examples.
@@ -93,16 +97,18 @@ def threshold(
 
     Args:
         utility: ``accuracy``; ``f1`` of the positive class; ``cost``, the negative sum of the costs of errors;
-            ``precision`` or ``specificity`` with at least the given recall; or a function of (true positives, false
-            positives, false negatives, true negatives).
+            ``precision`` or ``specificity`` with at least the given recall; ``recall`` with at most the given false
+            alarms; or a function of (true positives, false positives, false negatives, true negatives).
         false_negative: cost of missing a positive.
         false_positive: cost of a false alarm.
         recall: minimum recall, also called sensitivity, for ``precision`` and ``specificity``.
+        alarms: largest share of the negatives that may be called positive, for ``recall``.
         least: minimum number of examples of each class.
     """
     require(false_negative > 0 and false_positive > 0, "threshold: costs must be positive")
     require(0 < recall <= 1, f"threshold: recall={recall} must lie in (0, 1]")
-    named = utilities(false_negative, false_positive, recall)
+    require(0 <= alarms < 1, f"threshold: alarms={alarms} must lie in [0, 1)")
+    named = utilities(false_negative, false_positive, recall, alarms)
     rule = utility if callable(utility) else named[utility]
     common = math.log(false_positive / false_negative) if utility == "cost" else 0.0
 
