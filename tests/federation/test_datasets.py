@@ -107,7 +107,7 @@ def test_cards_are_complete():
         *("har", "heart", "fashion_mnist", "mnist", "cifar10", "usps", "omniglot_small", "spoken_digits"),
         *("parkinsons", "school", "landmine"),
         *("digits", "rotated_mnist", "shakespeare", "movielens", "cora", "citeseer", "twitch", "beijing_air"),
-        *("adult", "tcga_brca", "nsl_kdd", "ai4i2020", "cmapss"),
+        *("adult", "tcga_brca", "nsl_kdd", "ai4i2020", "cmapss", "cmapss_fleets", "beijing_forecast"),
     }
     for name, card in DATASETS.items():
         assert card.name == name
@@ -151,6 +151,8 @@ EXPECTED = {
     "nsl_kdd": (125483, 55, (52,), 5),
     "ai4i2020": (10000, 3, (5,), 2),
     "cmapss": (37227, 200, (24,), 1),
+    "cmapss_fleets": (30446, 20, (37,), 1),
+    "beijing_forecast": (65721, 12, (39,), 3),
 }
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, SplitRule, blend, load, locate, movie_titles, seasons
+from plures.federation.datasets.fleets import seen
 from plures.federation.datasets.folder import read
 from plures.federation.datasets.text import CHARACTERS
 from plures.tasks import Classification, NextToken
@@ -359,6 +360,79 @@ def test_cmapss_remaining_life():
         for number, rows in enumerate(f.splits[split]):
             for block in ((cycle[rows] - 1) // 10).unique().tolist():
                 assert blocks.setdefault((number, block), split) == split
+
+
+def test_what_is_seen_of_an_engine_by_hand():
+    """Two engines with 3 and 2 cycles, means over 2: 1, 1.5, 2.5 and 10, 15; first cycles: 1, 1.5, 1.5 and 10, 15."""
+    values, cycle = np.array([[1.0], [2.0], [3.0], [10.0], [20.0]]), np.array([1, 2, 3, 1, 2])
+    expected = [[1.0, 0.0, 1.0], [1.5, 0.0, 2.0], [2.5, 1.0, 3.0], [10.0, 0.0, 1.0], [15.0, 0.0, 2.0]]
+    np.testing.assert_allclose(seen(values, cycle, 2, own=True), expected)
+    np.testing.assert_allclose(seen(values, cycle, 2, own=False), np.array(expected)[:, :1])
+
+
+@needs("cmapss_fleets")
+def test_fleets_test_whole_engines_at_their_last_cycle():
+    f = load("cmapss_fleets", standardize=False, window=1)
+    table = raw("cmapss_fleets", "cmapss.npz")
+    test = f.splits["test"]
+    for fleet in range(10):
+        number = f.index(f"FD001 fleet {fleet + 1:02}")
+        life = np.minimum(table["test_fd001_rul"][10 * fleet : 10 * fleet + 10], 125)
+        assert f.targets[test[number], 0].tolist() == life.tolist()
+        number = f.index(f"FD003 fleet {fleet + 1:02}")
+        life = np.minimum(table["test_fd003_rul"][10 * fleet + 6 : 10 * fleet + 10], 125)
+        assert f.targets[test[number], 0].tolist() == life.tolist()
+    cycles = f.inputs[:, f.columns.index("cycles")]
+    first = f.index("FD001 fleet 01")
+    last = [int(table["test_fd001_cycle"][table["test_fd001_unit"] == unit].max()) for unit in range(1, 11)]
+    assert cycles[test[first]].tolist() == last
+    assert f.metadata["population"] == ("FD001",) * 10 + ("FD003",) * 10
+    ages = {split: cycles[f.splits[split][first]] for split in SPLITS}
+    assert [int((ages[split] == 1).sum()) for split in ("train", "validation")] == [8, 2]
+    lives = [int(table["train_fd001_cycle"][table["train_fd001_unit"] == unit].max()) for unit in range(1, 11)]
+    assert sum(len(ages[split]) for split in ("train", "validation")) == sum(lives)
+    with pytest.raises(PluresError, match="fleets=3; give a divisor of 100"):
+        load("cmapss_fleets", fleets=3)
+
+
+@needs("nsl_kdd")
+def test_nsl_kdd_official_test_part():
+    f = load("nsl_kdd", clients="protocol_type", attacks="one", official=True, standardize=False)
+    rest = torch.cat([f.splits["train"].rows, f.splits["validation"].rows])
+    assert torch.bincount(f.targets[rest]).tolist() == [67343, 125973 - 67343]
+    assert torch.bincount(f.targets[f.splits["test"].rows]).tolist() == [9711, 22544 - 9711]
+    table = raw("nsl_kdd", "nsl_kdd.npz")
+    place = table["num_columns"].tolist().index("src_bytes")
+    tcp = table["names_protocol_type"][table["xcat_test"][:, 0]] == "tcp"
+    own = f.inputs[f.splits["test"][f.index("tcp")], place]
+    np.testing.assert_allclose(own.numpy(), np.log1p(table["xnum_test"][tcp, place]), rtol=1e-6)
+
+
+@needs("nsl_kdd")
+def test_nsl_kdd_services_with_normal_connections_and_attacks():
+    f = load("nsl_kdd", attacks="one", both=30)
+    assert len(f) == 14
+    for client in f.clients:
+        assert min(torch.bincount(f.targets[rows_of(f, client)]).tolist()) >= 30
+
+
+@needs("beijing_forecast")
+def test_forecasts_are_changes_and_stay_in_their_year():
+    f = load("beijing_forecast", standardize=False)
+    dust = raw("beijing_forecast", "beijing_air.npz")["x"][:, 0]
+    hours = np.arange(24, dust.shape[1] - 24, 6)
+    begins = np.array([365 + 365, 365 + 365 + 366]) * 24
+    part = np.searchsorted(begins, hours, side="right")
+    within = part == np.searchsorted(begins, hours + 24, side="right")
+    for number in range(len(f)):
+        changes = np.stack([dust[number, hours + step] - dust[number, hours] for step in (6, 12, 24)], 1)
+        known = within & ~np.isnan(changes).any(1)
+        for place, split in enumerate(SPLITS):
+            expected = changes[known & (part == place)]
+            np.testing.assert_array_equal(f.targets[f.splits[split][number]].numpy(), expected)
+        now = f.inputs[f.splits["test"][number], 0].numpy()
+        np.testing.assert_array_equal(now, dust[number, hours][known & (part == 2)])
+    assert sum(place == "city" for place in f.metadata["place"]) == 8
 
 
 @pytest.mark.parametrize(

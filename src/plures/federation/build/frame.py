@@ -98,14 +98,18 @@ def by_content(
     client: str,
     features: Sequence[str],
     categories: Sequence[str] = (),
+    given: Array | None = None,
     **options: Unpack[Options],
 ) -> Federation:
-    """`from_frame` for the named data sets, in which a row is identified by its features."""
+    """`from_frame` for the named data sets, in which a row is identified by its features.
+
+    Their official splits are ``given``, the position in ``SPLITS`` of each row.
+    """
     decided = {"features": features, "categories": categories}
     rows = _rows(frame, target, client, {}, decided, options)
     content = zip(*(frame[column].tolist() for column in features), strict=True)
     keys = np.array([digest(repr(row).encode()) for row in content])
-    return assemble(replace(rows, keys=keys), options, "from_frame", FRAME)
+    return assemble(replace(rows, keys=keys, given=given), options, "from_frame", FRAME)
 
 
 def _rows(

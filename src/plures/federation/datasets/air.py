@@ -6,6 +6,7 @@ import numpy as np
 
 from plures.errors import PluresError
 from plures.federation.build import from_arrays
+from plures.federation.build.examples import Array
 from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
@@ -51,22 +52,8 @@ def beijing_air(
     rule = split or YEARS
     raw = read(data_folder() / "beijing_air" / "beijing_air.npz")
     hours = np.arange(0, raw["x"].shape[2], every)
-    stamp = np.datetime64(BEGIN, "h") + hours
-    angle = np.deg2rad(22.5 * np.array([COMPASS.index(name) for name in raw["wind_names"].tolist()]))
-    code = raw["wind_dir"][:, hours]
-    known = code < len(angle)
-    at = np.where(known, code, 0)
-    station, shape = raw["client_names"], code.shape
-    inputs = np.stack(
-        [
-            *raw["x"][:, 1:, hours].transpose(1, 0, 2),
-            np.where(known, np.cos(angle)[at], np.nan),
-            np.where(known, np.sin(angle)[at], np.nan),
-            np.broadcast_to(stamp.astype("datetime64[M]").astype(np.int64) % 12 + 1, shape),
-            np.broadcast_to(hours % 24, shape),
-        ],
-        axis=-1,
-    )
+    inputs, columns = measured(raw, hours)
+    station, shape = raw["client_names"], inputs.shape[:2]
     target = raw["x"][:, 0, hours]
     used = ~np.isnan(target)
     return from_arrays(
@@ -76,7 +63,7 @@ def beijing_air(
         time=np.broadcast_to(hours, shape)[used] if rule.by == "time" else None,
         name="beijing_air",
         task="regression",
-        columns=(*raw["columns"][1:].tolist(), "wind from east", "wind from north", "month", "hour"),
+        columns=columns,
         metadata={"station": {name: name for name in station.tolist()}},
         split=rule,
         seed=0 if rule.by == "time" else seed,
@@ -85,3 +72,21 @@ def beijing_air(
         standardize_targets=standardize,
         source="Beijing Multi-Site Air Quality, doi:10.24432/C5RK5G, CC BY 4.0",
     )
+
+
+def measured(raw: dict[str, Array], hours: Array) -> tuple[Array, tuple[str, ...]]:
+    """Everything but PM2.5 at some hours, ``(stations, hours, columns)`` with NaN where missing, and the columns."""
+    stamp = np.datetime64(BEGIN, "h") + hours
+    angle = np.deg2rad(22.5 * np.array([COMPASS.index(name) for name in raw["wind_names"].tolist()]))
+    code = raw["wind_dir"][:, hours]
+    known = code < len(angle)
+    at = np.where(known, code, 0)
+    values = [
+        *raw["x"][:, 1:, hours].transpose(1, 0, 2),
+        np.where(known, np.cos(angle)[at], np.nan),
+        np.where(known, np.sin(angle)[at], np.nan),
+        np.broadcast_to(stamp.astype("datetime64[M]").astype(np.int64) % 12 + 1, code.shape),
+        np.broadcast_to(hours % 24, code.shape),
+    ]
+    columns = (*raw["columns"][1:].tolist(), "wind from east", "wind from north", "month", "hour")
+    return np.stack(values, axis=-1), columns

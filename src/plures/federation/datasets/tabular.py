@@ -169,8 +169,8 @@ def tcga_brca(
     source="https://www.unb.ca/cic/datasets/nsl.html",
     citation="Tavallaee, Bagheri, Lu, Ghorbani: A Detailed Analysis of the KDD CUP 99 Data Set, IEEE CISDA 2009",
     files=("nsl_kdd/nsl_kdd.npz",),
-    how_to_get="save xnum_train, xcat_train (codes), y_train, num_columns, cat_columns, class_names and the names "
-    "of the codes as one .npz",
+    how_to_get="save xnum_P, xcat_P (codes), y_P of train and test, num_columns, cat_columns, class_names and the "
+    "names of the codes as one .npz",
 )
 def nsl_kdd(
     *,
@@ -178,43 +178,62 @@ def nsl_kdd(
     split: SplitRule | None = None,
     clients: Literal["service", "protocol_type"] = "service",
     minimum: int = 100,
+    attacks: Literal["kinds", "one"] = "kinds",
+    both: int = 0,
+    official: bool = False,
     standardize: bool = True,
 ) -> Federation:
     """NSL-KDD (Tavallaee, Bagheri, Lu, Ghorbani 2009): 125973 connections, normal or one of 4 kinds of attack.
 
-    The train part; the official test part has other attacks and is not used. Seconds and bytes enter as log(1 + x).
+    The train part; the official test part has other attacks and is used if ``official``. Seconds and bytes enter as
+    log(1 + x).
 
     Args:
         seed: of the splits.
-        split: their shares.
+        split: their shares; with ``official``, only ``validation`` has an effect, the share of the train part.
         clients: ``service`` or ``protocol_type`` of the connection, which is then not an input.
-        minimum: leave out clients with fewer connections.
+        minimum: leave out clients with fewer connections in the train part.
+        attacks: classes: the four ``kinds`` beside normal; or ``one`` for all of them.
+        both: leave out clients with fewer normal connections or fewer attacks in the train part.
+        official: test on the official test part, whose connections and kinds of attack are other ones.
         standardize: numeric columns to mean 0 and standard deviation 1 over all train connections.
     """
     raw = read(data_folder() / "nsl_kdd" / "nsl_kdd.npz")
     if clients not in ("service", "protocol_type"):
         raise PluresError(f"nsl_kdd: clients={clients!r} is unknown; use 'service' or 'protocol_type'")
-    frame: dict[str, NDArray[Any]] = dict(zip(raw["num_columns"].tolist(), raw["xnum_train"].T, strict=True))
+    if attacks not in ("kinds", "one"):
+        raise PluresError(f"nsl_kdd: attacks={attacks!r} is unknown; use 'kinds' or 'one'")
+    parts = ("train", "test") if official else ("train",)
+    numbers, codes, kind = (np.concatenate([raw[f"{name}_{part}"] for part in parts]) for name in ("xnum", "xcat", "y"))
+    frame: dict[str, NDArray[Any]] = dict(zip(raw["num_columns"].tolist(), numbers.T, strict=True))
     for column in ("duration", "src_bytes", "dst_bytes"):
         frame[column] = np.log1p(frame[column])
     for number, column in enumerate(raw["cat_columns"].tolist()):
-        frame[column] = raw[f"names_{column}"][raw["xcat_train"][:, number]]
-    frame["kind"] = raw["y_train"]
+        frame[column] = raw[f"names_{column}"][codes[:, number]]
+    frame["kind"] = kind if attacks == "kinds" else np.minimum(kind, 1)
     frame["client"] = frame.pop(clients)
+    tested = np.arange(len(kind)) >= len(raw["y_train"])
+    known = _enough(frame["client"], ~tested, minimum)
+    if both > 0:
+        known &= _enough(frame["client"], ~tested & (kind == 0), both) & _enough(
+            frame["client"], ~tested & (kind > 0), both
+        )
+    frame = {column: values[known] for column, values in frame.items()}
     features = [column for column in frame if column not in ("kind", "client")]
     return by_content(
-        _with_enough(frame, minimum),
+        frame,
         target="kind",
         client="client",
         features=features,
         categories=[column for column in raw["cat_columns"].tolist() if column in features],
         name="nsl_kdd",
+        given=np.where(tested[known], SPLITS.index("test"), SPLITS.index("train")) if official else None,
         copies="allow",
-        classes=raw["class_names"].tolist(),
+        classes=raw["class_names"].tolist() if attacks == "kinds" else ("normal", "attack"),
         split=split,
         seed=seed,
         standardize=standardize,
-        source="NSL-KDD (train part), research use with citation",
+        source=f"NSL-KDD ({' and '.join(parts)} part), research use with citation",
     )
 
 
@@ -329,8 +348,15 @@ def cmapss(
 
 def _with_enough(frame: dict[str, NDArray[Any]], minimum: int) -> dict[str, NDArray[Any]]:
     """The rows of clients that have ``minimum`` rows."""
-    _, inverse, counts = np.unique(frame["client"], return_inverse=True, return_counts=True)
-    used = counts[inverse] >= minimum
-    if not used.any():
-        raise PluresError(f"minimum={minimum}: no client has that many rows; the largest has {counts.max()}")
+    used = _enough(frame["client"], np.ones(len(frame["client"]), dtype=bool), minimum)
     return {column: values[used] for column, values in frame.items()}
+
+
+def _enough(client: NDArray[Any], counted: NDArray[np.bool_], minimum: int) -> NDArray[np.bool_]:
+    """The rows of clients with at least ``minimum`` rows that are counted."""
+    _, inverse = np.unique(client, return_inverse=True)
+    counts = np.bincount(inverse, weights=counted)
+    used: NDArray[np.bool_] = counts[inverse] >= minimum
+    if not used.any():
+        raise PluresError(f"minimum={minimum}: no client has that many rows; the largest has {counts.max():.0f}")
+    return used
