@@ -396,24 +396,25 @@ def test_fleets_test_whole_engines_at_their_last_cycle():
 
 
 @needs("nsl_kdd")
-def test_nsl_kdd_official_test_part():
-    f = load("nsl_kdd", clients="protocol_type", attacks="one", official=True, standardize=False)
-    rest = torch.cat([f.splits["train"].rows, f.splits["validation"].rows])
-    assert torch.bincount(f.targets[rest]).tolist() == [67343, 125973 - 67343]
-    assert torch.bincount(f.targets[f.splits["test"].rows]).tolist() == [9711, 22544 - 9711]
+def test_nsl_kdd_official_test_part_by_service():
+    f = load("nsl_kdd", attacks="one", both=30, official=True, standardize=False)
     table = raw("nsl_kdd", "nsl_kdd.npz")
-    place = table["num_columns"].tolist().index("src_bytes")
-    tcp = table["names_protocol_type"][table["xcat_test"][:, 0]] == "tcp"
-    own = f.inputs[f.splits["test"][f.index("tcp")], place]
-    np.testing.assert_allclose(own.numpy(), np.log1p(table["xnum_test"][tcp, place]), rtol=1e-6)
-
-
-@needs("nsl_kdd")
-def test_nsl_kdd_services_with_normal_connections_and_attacks():
-    f = load("nsl_kdd", attacks="one", both=30)
+    bytes_sent, service = (
+        table["num_columns"].tolist().index("src_bytes"),
+        table["cat_columns"].tolist().index("service"),
+    )
+    for number, name in enumerate(table["names_service"].tolist()):
+        train, test = (table[f"xcat_{part}"][:, service] == number for part in ("train", "test"))
+        normal = int((table["y_train"][train] == 0).sum())
+        assert (name in f.clients) == (min(normal, int(train.sum()) - normal) >= 30)
+        if name in f.clients:
+            rest = torch.cat([f.splits[split][f.index(name)] for split in ("train", "validation")])
+            assert torch.bincount(f.targets[rest]).tolist() == [normal, int(train.sum()) - normal]
+            own = f.splits["test"][f.index(name)]
+            np.testing.assert_array_equal(f.targets[own].numpy(), table["y_test"][test] > 0)
+            sent = np.log1p(table["xnum_test"][test, bytes_sent])
+            np.testing.assert_allclose(f.inputs[own, bytes_sent].numpy(), sent, rtol=1e-6)
     assert len(f) == 14
-    for client in f.clients:
-        assert min(torch.bincount(f.targets[rows_of(f, client)]).tolist()) >= 30
 
 
 @needs("beijing_forecast")
