@@ -7,6 +7,8 @@ import pytest
 from comparisons import comparison
 
 from plures.evaluate.coincidence import adjusted_mutual_information, proxies
+from plures.evaluate.record import BySubgroup, Details
+from plures.evaluate.results import MethodResult, SeedResult, SubgroupCard
 from plures.report import html_report
 
 
@@ -44,3 +46,31 @@ def test_the_report_says_that_clusters_are_a_proxy() -> None:
     sentence = "IFCA: its clusters are a proxy for sex (adjusted mutual information 1.00)"
     assert ["clusters are a proxy" in page for page in pages] == [False, True]
     assert sentence in pages[1]
+
+
+def test_the_report_says_that_clusters_are_a_proxy_for_a_mix() -> None:
+    plain = comparison(details=True, clients=12, seeds=1, rounds=5, missing=False)
+    details = plain.method("ifca").seeds[0].details
+    assert details is not None
+    mix = [90 if cluster else 10 for cluster in details.clusters["model"]]
+    sizes = [mix, [100 - women for women in mix]]
+    nothing = [[50] * 12, [50] * 12]
+    pages = []
+    for train in (sizes, nothing):
+        card = SubgroupCard(names=["f", "m"], sizes={"train": train, "test": nothing})
+        methods = [
+            method.model_copy(update={"seeds": [s.model_copy(update={"details": d}) for s, d in told(method, details)]})
+            for method in plain.methods
+        ]
+        federation = plain.federation.model_copy(update={"subgroups": {"sex": card}})
+        pages.append(html_report(plain.model_copy(update={"federation": federation, "methods": methods})))
+    sentence = "a client&#x27;s mix of sex (explained 1.00). Who knows"
+    assert [sentence in page for page in pages] == [True, False]
+
+
+def told(method: MethodResult, clustered: Details) -> list[tuple[SeedResult, Details]]:
+    """The runs of a made-up method, with details by subgroups."""
+    one = {"accuracy": [0.8, 0.9], "ece": [0.1, 0.1]}
+    by = BySubgroup(metrics=one, pooled=one, clients=[[0.8] * 12, [0.9] * 12])
+    given = clustered if method.name == "ifca" else Details()
+    return [(seed, given.model_copy(update={"subgroups": {"sex": by}})) for seed in method.seeds]

@@ -125,6 +125,15 @@ MetricName = Annotated[
         "are reported beside the first.",
     ),
 ]
+SubgroupColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--subgroup",
+        metavar="COLUMN",
+        help="Column by which results are reported, too, such as sex, or age:40,60 with the edges of bands: of a "
+        "table, and then no input unless --data features=... names it; of other data, an input column; repeatable.",
+    ),
+]
 OptimizerName = Annotated[
     str,
     typer.Option(

@@ -35,6 +35,7 @@ from plures.cli.common import (
     SchemaFile,
     SplitColumn,
     Steps,
+    SubgroupColumn,
     Target,
     TaskName,
     TestRows,
@@ -147,6 +148,7 @@ class WorkOptions:
     unseen: Unseen = None
     task: TaskName = None
     metric: MetricName = None
+    subgroup: SubgroupColumn = None
     augment: AugmentName = None
     evaluate_clients: EvaluateClients = None
 
@@ -157,7 +159,9 @@ class WorkOptions:
 
     def settings(self) -> dict[str, Any]:
         """Settings of a :class:`~plures.RunSpec`, by name; a visit is one epoch unless something is said."""
-        return vars(self) | {
+        said = {name: value for name, value in vars(self).items() if name != "subgroup"}
+        return said | {
+            "subgroups": self.subgroup or [],
             "model_options": model_settings(self.model_options, self.model),
             "batch_size": self.batch_size or None,
             "epochs": 1.0 if self.epochs is None and self.steps is None else self.epochs,

@@ -1,4 +1,4 @@
-"""How far clusters of clients coincide with what is known about the clients."""
+"""How far clusters of clients coincide with what is known about the clients and their examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from plures.evaluate.scores import Floats
 
 PROXY = 0.5
-"""From this adjusted mutual information on, a cluster is called a proxy for a column."""
+"""From this adjusted mutual information, or share explained, on, a cluster is called a proxy for a column."""
 
 
 def adjusted_mutual_information(one: Sequence[object], other: Sequence[object]) -> float:
@@ -50,6 +50,41 @@ def proxies(clusters: Sequence[int], columns: Mapping[str, Sequence[str]]) -> di
     """
     found = {name: adjusted_mutual_information(clusters, values) for name, values in columns.items()}
     return dict(sorted(((k, v) for k, v in found.items() if v >= PROXY), key=lambda item: (-item[1], item[0])))
+
+
+def explained(clusters: Sequence[int], counts: Sequence[Sequence[int]]) -> float:
+    """How far clusters tell which mix of subgroups a client has: the share of the variance that they explain.
+
+    Each client is the vector of its subgroups' shares; the share explained is that of the squared distances from the
+    mean over clients, adjusted for what clusters of the same sizes explain by chance, ``(R2 - e) / (1 - e)`` with ``e =
+    (clusters - 1) / (clients - 1)``: 1 if clients of a cluster have equal mixes, about 0 by chance. NaN if there is
+    one cluster, or every client is one of its own; and if mixes differ no more than draws of as many examples from
+    one common mix do.
+
+    Args:
+        clusters: ``(clients,)`` cluster of each client.
+        counts: ``(clients, subgroups)`` examples; clients without any are left out.
+
+    Examples:
+        >>> explained([0, 0, 1, 1], [[90, 10], [90, 10], [10, 90], [10, 90]])
+        1.0
+    """
+    table = np.asarray(counts, dtype=np.float64)
+    some = table.sum(1) > 0
+    table, labels = table[some], np.unique(np.asarray(clusters)[some], return_inverse=True)[1]
+    n, many = len(table), len(np.unique(labels))
+    if many in (0, 1, n):
+        return math.nan
+    shares = table / table.sum(1, keepdims=True)
+    middle = shares.mean(0)
+    total = float(((shares - middle) ** 2).sum())
+    drawn = float((1 - (middle**2).sum()) * (1 / table.sum(1)).sum() * (n - 1) / n)
+    if total <= drawn:
+        return math.nan
+    means = np.stack([shares[labels == label].mean(0) for label in range(many)])
+    within = float(((shares - means[labels]) ** 2).sum())
+    chance = (many - 1) / (n - 1)
+    return (1 - within / total - chance) / (1 - chance)
 
 
 def _counts(one: Sequence[object], other: Sequence[object]) -> Floats:

@@ -32,6 +32,7 @@ from plures.evaluate.results import (
     MetricCard,
     Point,
     SeedResult,
+    SubgroupCard,
     Trial,
 )
 from plures.evaluate.sample import among, sampled
@@ -50,6 +51,7 @@ from plures.evaluate.tuning import (
 )
 from plures.evaluate.workers import SideBySide, Tell
 from plures.federation import SPLITS, Federation, SplitName
+from plures.federation.subgroups import Subgroups
 from plures.files import check_folder, describe, filed, read_json, salvaged, write_json, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
@@ -129,6 +131,7 @@ def compare(
     unseen: Sequence[str | int] = (),
     task: str | Task | None = None,
     metric: AnyMetric = None,
+    subgroups: Sequence[str] = (),
     out: Path | str | None = None,
     execution: Execution | None = None,
     listener: Listener | None = None,
@@ -167,6 +170,9 @@ def compare(
             the name of one of the task's metrics, ``package.module:name`` of your own, or a metric; default: the
             federation's metric, which is the task's first unless set. Of a list of several, the first is that metric;
             the others are reported beside it.
+        subgroups: columns by which results are reported, too, such as ``sex``, or ``age:40,60`` with the edges of
+            bands: of a table, and then no inputs unless ``features`` names them; of other data, input columns, or see
+            :meth:`~plures.federation.Federation.with_subgroups`.
         out: folder for results and finished runs; an interrupted comparison resumes there.
         execution: how to use the machine. With several ``processes``, each does whole runs with its share of the
             threads; the results equal those of one process with that number of threads.
@@ -209,6 +215,7 @@ def compare(
         unseen=[name_of(client) for client in unseen],
         task=task if isinstance(task, str) else None,
         metric=one_or_all(words) if worded else None,
+        subgroups=[subgroups] if isinstance(subgroups, str) else list(subgroups),
         **work,
     )
     own = task if isinstance(task, Task) else None
@@ -778,7 +785,18 @@ def card(federation: Federation, clients: Sequence[int] | None = None) -> Federa
         population=None if clients is None else population,
         metadata={key: [str(value) for value in column] for key, column in federation.metadata.items()},
         source=federation.source,
+        subgroups={column: _subgroups(federation, groups) for column, groups in federation.subgroups.items()},
     )
+
+
+def _subgroups(federation: Federation, groups: Subgroups) -> SubgroupCard:
+    """How many examples of each subgroup every client has."""
+    several, sizes = len(groups.names), dict[str, list[list[int]]]()
+    for split in SPLITS:
+        index = federation.splits[split]
+        places = groups.codes[index.rows.cpu()] * len(federation) + torch.as_tensor(index.owners).cpu()
+        sizes[split] = places.bincount(minlength=several * len(federation)).view(several, -1).tolist()
+    return SubgroupCard(names=list(groups.names), sizes=sizes)
 
 
 def environment(execution: Execution) -> dict[str, str]:

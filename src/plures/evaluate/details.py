@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plures.evaluate.cold import Budget, with_labels
+from plures.evaluate.inside import MOST_CLIENTS, Inside
 from plures.evaluate.personal import personal
 from plures.evaluate.record import Calibration, ClientValues, Details, Mistake, Move
 from plures.evaluate.scores import Scores, score
@@ -20,8 +21,6 @@ from plures.run.onboard import onboard
 LABELS: tuple[int, ...] = (0, 1, 5, 20)
 MOST_CLASSES = 20
 MISTAKES = 3
-MOST_CLIENTS = 5_000
-"""Most clients for which a result has details besides scores. With more, results would be too large to read."""
 
 
 def details(
@@ -30,6 +29,7 @@ def details(
     everything: Scores | None = None,
     errors: Errors | None = None,
     clients: Sequence[int] | None = None,
+    inside: Inside | None = None,
 ) -> Details:
     """The details that the report shows about a run in its current state.
 
@@ -41,14 +41,15 @@ def details(
         everything: test scores of the unseen clients with all their labelled examples, if they are known already.
         errors: errors collected while scoring the test examples; default: score them again.
         clients: positions of the clients that were scored; default: all.
+        inside: what is inside clients, if it was collected with the errors; default: score the test examples again.
     """
     told_of = list(range(len(run.federation)) if clients is None else sorted(clients))
     newcomers = {} if unseen is None else cold(run, unseen, everything)
     if len(told_of) > MOST_CLIENTS:
         return Details(cold=newcomers)
-    if errors is None:
-        errors = Errors(run)
-        score(run, "test", metrics=(), onlooker=errors, clients=told_of)
+    if errors is None or inside is None:
+        errors, inside = Errors(run), Inside(run)
+        score(run, "test", onlooker=errors, collector=inside, clients=told_of)
     names = {run.federation.clients[i] for i in told_of}
     return Details(
         calibration=errors.calibration(),
@@ -60,6 +61,7 @@ def details(
             Move(round=r, block=block, client=name, cluster=to) for r, block, name, to in run.history() if name in names
         ],
         cold=newcomers,
+        **inside.found(),
     )
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import About, Callback, Callbacks
-from plures.evaluate.details import MOST_CLIENTS, Errors, details, values
+from plures.evaluate.details import Errors, details, values
+from plures.evaluate.inside import MOST_CLIENTS, Inside
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import Scores, primary, score
@@ -307,13 +308,13 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
 def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult:
     """The result of :func:`finish`, without callbacks."""
     run, asked = fitted.run, fitted.asked
-    errors = Errors(run)
+    errors, inside = Errors(run), Inside(run)
     if fitted.best is not None and fitted.chosen.round != run.round:
         last = ClientScores.of(score(run, "test", clients=asked))
         restore(run, fitted.best)
-        test = ClientScores.of(score(run, "test", onlooker=errors, clients=asked))
+        test = ClientScores.of(score(run, "test", onlooker=errors, collector=inside, clients=asked))
     else:
-        last = test = ClientScores.of(score(run, "test", onlooker=errors, clients=asked))
+        last = test = ClientScores.of(score(run, "test", onlooker=errors, collector=inside, clients=asked))
     diverged = Diverged(run.federation.clients)
     validation = score(run, "validation", onlooker=diverged, clients=asked)
     diverged.warn()
@@ -332,6 +333,6 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult
         test=test,
         test_last=last,
         unseen=newcomers,
-        details=details(run, unseen, known, errors, asked),
+        details=details(run, unseen, known, errors, asked, inside),
         never=[run.federation.clients[i] for i in never],
     )

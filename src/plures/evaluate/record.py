@@ -146,6 +146,21 @@ class Move(Result):
     cluster: int
 
 
+class BySubgroup(Result):
+    """Test scores by the subgroups of one column; ``None`` for a subgroup that is too small, or without a value.
+
+    Attributes:
+        metrics: metric -> per subgroup, the mean over the clients that have enough of its examples
+            (:data:`~plures.evaluate.results.LEAST`).
+        pooled: metric -> per subgroup, the value on its examples of all clients together.
+        clients: per subgroup, the value of every client in the metric by which methods are compared.
+    """
+
+    metrics: dict[str, list[Score]]
+    pooled: dict[str, list[Score]]
+    clients: list[list[Score]]
+
+
 class Details(Result):
     """Details of a finished run's clients besides their scores, at the round that validation chose.
 
@@ -157,6 +172,11 @@ class Details(Result):
         clusters: block to every client's cluster.
         moves: all changes of cluster, in order.
         cold: unseen clients' test scores by the number of labelled examples that each may use.
+        low: per client, lower bound of the 95 % confidence interval of its value in the metric by which methods are
+            compared, over its test examples; ``None`` if unknown. Empty without intervals.
+        high: per client, the upper bound.
+        pooled: metric -> its value on the test examples of all clients together; empty with too many clients.
+        subgroups: column -> test scores by its subgroups.
     """
 
     calibration: Calibration | None = None
@@ -166,3 +186,7 @@ class Details(Result):
     clusters: dict[str, list[int]] = Field(default_factory=dict)
     moves: list[Move] = Field(default_factory=list)
     cold: dict[str, ClientValues] = Field(default_factory=dict)
+    low: list[Score] = Field(default_factory=list)
+    high: list[Score] = Field(default_factory=list)
+    pooled: dict[str, Score] = Field(default_factory=dict)
+    subgroups: dict[str, BySubgroup] = Field(default_factory=dict)

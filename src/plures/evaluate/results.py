@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,6 +26,9 @@ from plures.notebook import notebook
 from plures.signature import checked
 from plures.texts import csv_text
 
+LEAST = 10
+"""Fewest test examples of a client, or of all clients together, by which a subgroup is judged."""
+
 
 class ClientScores(ClientValues):
     """Metrics of every client on one split.
@@ -41,7 +44,7 @@ class ClientScores(ClientValues):
 
     def values(self, metric: str) -> Floats:
         """A metric's values, ``(clients,)``, with NaN for missing ones."""
-        return np.array([np.nan if x is None else x for x in self.metrics[metric]], dtype=np.float64)
+        return numbers(self.metrics[metric])
 
     def undefined(self, metric: str) -> int:
         """Number of clients that have examples but no value."""
@@ -153,6 +156,51 @@ class MethodResult(Result):
         runs = [seed.test.values(metric) for seed in self.seeds]
         return np.asarray(np.mean(runs, axis=0), dtype=np.float64)
 
+    def by_subgroup(self, column: str, metric: str, *, pooled: bool = False) -> Floats:
+        """A metric by the subgroups of a column, averaged over seeds, ``(subgroups,)``; NaN where it is not judged.
+
+        Args:
+            column: the column.
+            metric: name of the metric.
+            pooled: on all clients' examples together, instead of the mean over clients.
+        """
+        runs = [seed.details.subgroups[column] for seed in self.seeds if seed.details is not None]
+        found = [numbers((run.pooled if pooled else run.metrics)[metric]) for run in runs]
+        return np.asarray(np.mean(found, axis=0), dtype=np.float64)
+
+    def pooled(self, metric: str) -> float:
+        """A metric on the test examples of all clients together, averaged over seeds; NaN if it is not known."""
+        runs = [seed.details for seed in self.seeds if seed.details is not None and metric in seed.details.pooled]
+        return float(np.mean(numbers([run.pooled[metric] for run in runs]))) if runs else math.nan
+
+    def inside(self) -> tuple[Floats, Floats]:
+        """Bounds of the 95 % confidence interval over each client's test examples, ``(clients,)``, averaged over seeds.
+
+        They are of the metric by which methods are compared; NaN where there is no interval.
+        """
+        runs = [seed.details for seed in self.seeds if seed.details is not None and seed.details.low]
+        unknown = np.full(len(self.seeds[0].test.clients), np.nan)
+        if len(runs) < len(self.seeds):
+            return unknown, unknown
+        low, high = ([numbers(getattr(run, side)) for run in runs] for side in ("low", "high"))
+        return np.asarray(np.mean(low, axis=0)), np.asarray(np.mean(high, axis=0))
+
+
+class SubgroupCard(Result):
+    """The subgroups of one column.
+
+    Attributes:
+        names: of the subgroups.
+        sizes: split name -> per subgroup, the number of examples of every client.
+    """
+
+    names: list[str]
+    sizes: dict[str, list[list[int]]]
+
+    def judged(self, least: int) -> list[int]:
+        """Per subgroup, the number of clients with at least this many of its test examples."""
+        return [sum(size >= least for size in sizes) for sizes in self.sizes["test"]]
+
 
 class FederationCard(Result):
     """Facts about the data that a reader of results needs.
@@ -168,6 +216,7 @@ class FederationCard(Result):
         source: origin and licence.
         population: number of all clients if those listed here are the random sample that was scored; otherwise
             ``None``.
+        subgroups: column -> its subgroups.
     """
 
     name: str
@@ -179,6 +228,7 @@ class FederationCard(Result):
     metadata: dict[str, list[str]]
     source: str
     population: int | None = None
+    subgroups: dict[str, SubgroupCard] = Field(default_factory=dict)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -217,6 +267,20 @@ class MetricCard(Result):
         )
 
 
+class Gap(Result):
+    """How differently a method serves the subgroups of one column, among those that are judged.
+
+    Attributes:
+        worst: name of the subgroup that is served worst; empty if none is judged.
+        value: its value: the mean over the clients with enough of its test examples.
+        gap: how much better the best-served subgroup's value is; NaN with fewer than two.
+    """
+
+    worst: str
+    value: Measured
+    gap: Measured
+
+
 class Row(Result):
     """A line of the table: one method over all clients and seeds.
 
@@ -246,6 +310,9 @@ class Row(Result):
         unseen_ci: half width of its 95 % confidence interval over seeds.
         never: number of clients not drawn in any round up to the chosen one, mean over seeds.
         diverged: number of clients whose model gave values that are not finite with one of the seeds.
+        pooled: every reported metric on the test examples of all clients together, by its name; what is not known is
+            left out.
+        subgroups: column -> the worst-served subgroup and the gap.
     """
 
     name: str
@@ -272,6 +339,8 @@ class Row(Result):
     sampled_ci: float | None = None
     clients_low: float = math.nan
     clients_high: float = math.nan
+    pooled: dict[str, float] = Field(default_factory=dict)
+    subgroups: dict[str, Gap] = Field(default_factory=dict)
 
 
 class Comparison(Result):
@@ -358,7 +427,25 @@ class Comparison(Result):
             sampled_ci=None if width is None or np.isnan(width) else width,
             clients_low=low,
             clients_high=high,
+            pooled={
+                one: value
+                for one in (metric.name, *(other.name for other in self.others))
+                if not math.isnan(value := method.pooled(one))
+            },
+            subgroups={column: self._gap(method, column) for column in self.federation.subgroups},
         )
+
+    def _gap(self, method: MethodResult, column: str) -> Gap:
+        """The worst-served subgroup of a column, and how far it is from the best-served."""
+        values = method.by_subgroup(column, self.metric.name)
+        known = np.flatnonzero(~np.isnan(values))
+        if not len(known):
+            return Gap(worst="", value=math.nan, gap=math.nan)
+        order = known[np.argsort(values[known] * (1 if self.metric.higher else -1), kind="stable")]
+        with np.errstate(invalid="ignore"):
+            gap = float(abs(values[order[-1]] - values[order[0]])) if len(known) > 1 else math.nan
+        names = self.federation.subgroups[column].names
+        return Gap(worst=names[int(order[0])], value=float(values[order[0]]), gap=gap)
 
     def _travelled(self, method: MethodResult) -> tuple[float, float]:
         """Visits per client, and bytes per client in both directions, up to the chosen round.
@@ -388,7 +475,8 @@ class Comparison(Result):
     def among(self, clients: Sequence[str]) -> Comparison:
         """The same comparison restricted to some of its clients; unseen clients stay.
 
-        Values of whole runs do not change: learning curves' means, loss, bytes, the map's axes.
+        Values of whole runs do not change: learning curves' means, loss, bytes, the map's axes. Results by subgroups
+        and of all examples together are left out.
 
         Raises:
             PluresError: if there is no client of a given name.
@@ -412,11 +500,13 @@ class Comparison(Result):
             seeds = [
                 seed.model_copy(
                     update={split: part(getattr(seed, split)) for split in ("validation", "test", "test_last")}
+                    | {"details": _only(seed.details, places)}
                 )
                 for seed in method.seeds
             ]
             methods.append(method.model_copy(update={"seeds": seeds}))
-        return self.model_copy(update={"methods": methods})
+        card = self.federation.model_copy(update={"subgroups": {}})
+        return self.model_copy(update={"methods": methods, "federation": card})
 
     def _repr_html_(self) -> str:
         """The methods with their mean and worst client, for notebooks."""
@@ -425,17 +515,64 @@ class Comparison(Result):
         lines = ["Test data, at the round chosen on validation data; harmed: worse off than with local training."]
         return notebook(f"Comparison on {self.federation.name}", lines, head, rows)
 
-    def frame(self) -> Any:
-        """The table as a pandas frame: a line for each method, in the order of :meth:`rows`, indexed by its name.
+    def frame(self, of: Literal["methods", "clients", "subgroups"] = "methods") -> Any:
+        """The results as a pandas frame.
 
-        Columns are the fields of :class:`Row`; each other reported metric is a column of its name.
+        Args:
+            of: ``methods``: a line for each method, in the order of :meth:`rows`, indexed by its name. Columns are the
+                fields of :class:`Row`; each other reported metric is a column of its name, a metric of all clients'
+                examples together one named ``pooled_`` and its name, and of each column of subgroups there are
+                ``COLUMN_worst``, ``COLUMN_value`` and ``COLUMN_gap``. ``clients``: a line for each method and client,
+                with its value averaged over seeds and the bounds of its interval over test examples. ``subgroups``: a
+                line for each method, column and subgroup, with the number of its test examples, the number of clients
+                that have enough of them, and every metric: the mean over these clients, and, named ``pooled_`` and its
+                name, that of all clients' examples together.
 
         Raises:
             PluresError: if pandas is missing.
         """
         frame = needed("pandas", "a frame", "frames").DataFrame
-        lines = [row.model_dump(exclude={"others"}) | row.others for row in self.rows()]
-        return frame.from_records(lines).set_index("name")
+        if of == "methods":
+            apart = {"others", "pooled", "subgroups"}
+            lines = [row.model_dump(exclude=apart) | row.others | _flat(row) for row in self.rows()]
+            return frame.from_records(lines).set_index("name")
+        keys = ["method", "client"] if of == "clients" else ["method", "column", "subgroup"]
+        found = self._client_lines() if of == "clients" else self._subgroup_lines()
+        columns = [*keys, *(name for name in (found[0] if found else {}) if name not in keys)]
+        return frame.from_records(found, columns=columns).set_index(keys)
+
+    def _client_lines(self) -> list[dict[str, Any]]:
+        """Every client under every method."""
+        found = []
+        for method in map(self.method, (row.name for row in self.rows())):
+            test, (low, high) = method.seeds[0].test, method.inside()
+            values = {name: method.per_client(name) for name in test.metrics}
+            for place, client in enumerate(test.clients):
+                own = {name: float(of[place]) for name, of in values.items()}
+                bounds = {"low": float(low[place]), "high": float(high[place])}
+                found.append({"method": method.name, "client": client, "examples": test.sizes[place], **bounds, **own})
+        return found
+
+    def _subgroup_lines(self) -> list[dict[str, Any]]:
+        """Every subgroup under every method."""
+        found = []
+        names = [self.metric.name, *(other.name for other in self.others)]
+        for method in map(self.method, (row.name for row in self.rows())):
+            for column, card in self.federation.subgroups.items():
+                own = {name: method.by_subgroup(column, name) for name in names}
+                own |= {f"pooled_{name}": method.by_subgroup(column, name, pooled=True) for name in names}
+                for place, group in enumerate(card.names):
+                    found.append(
+                        {
+                            "method": method.name,
+                            "column": column,
+                            "subgroup": group,
+                            "examples": sum(card.sizes["test"][place]),
+                            "judged_clients": card.judged(LEAST)[place],
+                            **{name: float(values[place]) for name, values in own.items()},
+                        }
+                    )
+        return found
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)
@@ -463,3 +600,22 @@ class Comparison(Result):
                         cells = [scores.metrics[name][i] for name in names]
                         lines.append([method.name, run.seed, client, unseen, scores.sizes[i], run.chosen_round, *cells])
         return csv_text(lines)
+
+
+def numbers(values: Sequence[Score]) -> Floats:
+    """Values with NaN for missing ones."""
+    return np.array([np.nan if x is None else x for x in values], dtype=np.float64)
+
+
+def _only(details: Details | None, places: Sequence[int]) -> Details | None:
+    """Details without what is of all clients together, and with the intervals of some."""
+    if details is None:
+        return None
+    low, high = ([side[i] for i in places] if side else [] for side in (details.low, details.high))
+    return details.model_copy(update={"low": low, "high": high, "pooled": {}, "subgroups": {}})
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """What a row has by metric and by column of subgroups, as columns."""
+    pooled = {f"pooled_{name}": value for name, value in row.pooled.items()}
+    return pooled | {f"{c}_{of}": value for c, gap in row.subgroups.items() for of, value in gap.model_dump().items()}

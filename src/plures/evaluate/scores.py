@@ -57,6 +57,13 @@ class Onlooker(Protocol):
         """
 
 
+class Collector(Protocol):
+    """Uses what the metrics need of every example once more, such as for subgroups."""
+
+    def take(self, clients: list[int], weight: Tensor, kept: Sequence[tuple[Tensor, ...]]) -> None:
+        """Receive, for all examples of some clients, what each of the metrics needs, ``(clients, examples, ...)``."""
+
+
 @checked
 def score(
     run: Run,
@@ -65,6 +72,7 @@ def score(
     *,
     metrics: Sequence[Metric] | None = None,
     onlooker: Onlooker | None = None,
+    collector: Collector | None = None,
     clients: Sequence[int] | None = None,
 ) -> Scores:
     """Score every client's own predictor on its own examples.
@@ -75,6 +83,7 @@ def score(
         deployed: leaves of the clients' predictors, ``(clients, ...)``; default: those that they would deploy now.
         metrics: the metrics; default: all metrics of the federation.
         onlooker: observer of the same predictions.
+        collector: gets what the metrics need of every example, too.
         clients: positions of the clients to score; default: all.
 
     Examples:
@@ -99,6 +108,8 @@ def score(
             found[metric.name].append(metric.computed(weight, *taken))
         if onlooker is not None:
             onlooker.take(chunk, weight, *kept[-1])
+        if collector is not None:
+            collector.take(chunk, weight, kept[: len(metrics)])
     place = np.argsort(order)
     values = {name: torch.cat(parts).cpu().numpy()[place] for name, parts in found.items()}
     names, sizes = run.federation.clients, run.federation.splits[split].sizes.numpy()

@@ -18,6 +18,7 @@ from plures.evaluate.own import METHOD, find_loader, find_metric, find_network, 
 from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split
+from plures.federation.subgroups import parsed
 from plures.method import LOCAL_OPTIMIZERS, Method, Optimizer
 from plures.methods import METHODS, Entry
 from plures.methods.entry import titled
@@ -84,6 +85,8 @@ class RunSpec(Result):
             default: the task's first. A list of several: the others are reported beside the first.
         augment: augmentations of training batches, such as ``crop(4)+flip`` (:meth:`Federation.augmented`).
         evaluate_clients: number of clients to score, drawn once at random; default: all.
+        subgroups: columns by which results are reported, too, such as ``sex`` or ``age:40,60``
+            (:meth:`~plures.federation.Federation.with_subgroups`).
 
     Raises:
         PluresError: if a field is unknown, has a wrong type, or would not be used.
@@ -119,6 +122,7 @@ class RunSpec(Result):
     metric: str | list[str] | None = None
     augment: str | None = None
     evaluate_clients: int | None = None
+    subgroups: list[str] = Field(default_factory=list)
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -174,6 +178,7 @@ class RunSpec(Result):
         if task is not None and "task" in options:
             raise PluresError(f"task={options['task']!r}: the run names a task, too; leave one of them out")
         options |= {"task": task} if task is not None and "task" in known else {}
+        options |= {"subgroups": tuple(self.subgroups)} if self.subgroups and "subgroups" in known else {}
         loaded = load(**options)
         federation = self.judged(loaded if task is None else loaded.with_task(task), code)
         if "donate" not in self.data_options:
@@ -188,7 +193,7 @@ class RunSpec(Result):
         return replace(federation, splits={**federation.splits, "train": Split.of(train)}, public=given.public)
 
     def judged(self, federation: Federation, code: Code = NOTHING) -> Federation:
-        """A federation with the run's task, augmentation and metric.
+        """A federation with the run's task, augmentation, subgroups and metric.
 
         Args:
             federation: the clients.
@@ -196,6 +201,8 @@ class RunSpec(Result):
         """
         federation = federation if self.task is None else federation.with_task(find_task(self.task, code))
         federation = federation if self.augment is None else federation.augmented(self.augment)
+        lacking = [text for text in self.subgroups if parsed(text)[0] not in federation.subgroups]
+        federation = federation.with_subgroups(lacking) if lacking else federation
         return judged(federation, self.metric, code)
 
     def network(self, federation: Federation, code: Code = NOTHING) -> nn.Module | ModelFactory:

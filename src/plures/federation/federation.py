@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from plures.federation.preparation import Preparation
 from plures.federation.scaling import Scaling, scaled, unscaled
 from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, Split, SplitName
+from plures.federation.subgroups import Subgroups, parsed, subgroups_of
 from plures.metrics import Metric
 from plures.names import Names, check_words, name_of
 from plures.notebook import LISTED as SHOWN
@@ -59,6 +61,8 @@ class Federation:
             Only ratios within a client matter. The loss of a batch is ``sum_i w_i l_i / sum_i w_i``, and metrics are
             weighted in the same way; numbers of examples, and so the weights of clients, stay counts.
         augment: how batches are changed at random when a client trains; ``None`` for not at all (:meth:`augmented`).
+        subgroups: column -> the subgroup of every example. Results are reported for each, and no model reads them
+            (:meth:`with_subgroups`).
 
     Examples:
         >>> heart = plures.load("heart")
@@ -85,6 +89,7 @@ class Federation:
     beside: tuple[Metric, ...] = ()
     weights: Tensor | None = None
     augment: Augment | None = None
+    subgroups: Mapping[str, Subgroups] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_words([self.name], "federation")
@@ -117,6 +122,12 @@ class Federation:
                 f"federation {self.name!r}: weights of shape {tuple(self.weights.shape)} and type {self.weights.dtype} "
                 f"for {len(self.inputs)} examples; give a floating-point number for each"
             )
+        for column, groups in self.subgroups.items():
+            if len(groups.codes) != len(self.targets):
+                raise PluresError(
+                    f"federation {self.name!r}: subgroups {column!r} of {len(groups.codes)} examples, but there are "
+                    f"{len(self.targets)}; they must match"
+                )
         for split in SPLITS:
             if split not in self.splits or len(self.splits[split]) != len(self.clients):
                 raise PluresError(f"federation {self.name!r}: split {split!r} must list the rows of every client")
@@ -357,6 +368,67 @@ class Federation:
             return replace(self, task=task.completed(self.task))
         except PluresError as error:
             raise PluresError(f"federation {self.name!r}: {error}") from error
+
+    def with_subgroups(self, given: str | Sequence[str] | Mapping[str, Any]) -> Federation:
+        """The same examples, whose results are also reported by subgroups, such as sex and age bands.
+
+        A column of numbers with more than six different values is cut into bands: at the edges behind its name, as in
+        ``age:40,60``, or else into three of about as many train rows each. Examples without a value are a subgroup
+        named ``missing``.
+
+        Args:
+            given: names of input columns; or columns that are no inputs, column -> the value of every example
+                ``(examples,)``, in the order of :attr:`inputs`.
+
+        Raises:
+            PluresError: if there is no such column, or a column has more than 20 different texts.
+
+        Examples:
+            >>> heart = plures.load("heart").with_subgroups(["sex", "age:50,60"])
+            >>> {column: groups.names for column, groups in heart.subgroups.items()}
+            {'sex': ('0', '1'), 'age': ('below 50', '50 to below 60', '60 or more')}
+        """
+        names = [given] if isinstance(given, str) else list(given)
+        train = self.splits["train"].rows.cpu().numpy()
+        found = dict(self.subgroups)
+        for text in names:
+            column, edges = parsed(text)
+            values = given[text] if isinstance(given, Mapping) else self._column(column)
+            values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+            if len(values) != len(self.targets):
+                raise PluresError(
+                    f"subgroups {column!r}: {len(values)} values for {len(self.targets)} examples; they must match"
+                )
+            found[column] = subgroups_of(column, values, edges, train)
+        return replace(self, subgroups=found)
+
+    def _column(self, column: str) -> np.ndarray[Any, Any]:
+        """The values of an input column in its own units: numbers, or the levels of a category."""
+        names = self.columns
+        prefix, missing = f"{column}=", f"{column} is missing"
+        levels = [place for place, name in enumerate(names) if name.startswith(prefix)]
+        if column not in names and not levels:
+            texts = dict.fromkeys(name.partition("=")[0] for name in names if not name.endswith(" is missing"))
+            known = suggestion(column, list(texts), "its columns are") if texts else "its inputs have no columns"
+            raise PluresError(
+                f"subgroups: federation {self.name!r} has no input column {column!r}; {known}. For another column, "
+                "give with_subgroups the value of every example"
+            )
+        inputs = self.one_input("subgroups")
+        places = [*([names.index(missing)] if missing in names else []), *(levels or [names.index(column)])]
+        moments = self.scaling if isinstance(self.scaling, tuple) else None
+        mean, scale = moments or (torch.zeros(len(names)), torch.ones(len(names)))
+        own = (inputs[:, places].double().cpu() * scale[places].double() + mean[places].double()).numpy()
+        gaps = own[:, 0] > 0.5 if missing in names else np.zeros(len(own), dtype=bool)
+        own = own[:, len(places) - max(1, len(levels)) :]
+        if levels:
+            said = np.array([names[place].removeprefix(prefix) for place in levels], dtype=object)
+            found: np.ndarray[Any, Any] = said[own.argmax(1)]
+            gaps = gaps | (own.max(1) <= 0.5)
+        else:
+            found = (own[:, 0].round(6) + 0.0).astype(object)
+        found[gaps] = None
+        return found
 
     def augmented(self, augment: Wanted | None) -> Federation:
         """The same examples, changed at random whenever a client trains on them, and never when they are predicted.

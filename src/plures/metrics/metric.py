@@ -203,8 +203,33 @@ class Metric:
         return None if math.isnan(value) else min(max(value, least), most)
 
 
+@brief
+@dataclass(frozen=True)
+class Alone:
+    """A metric's ``value`` from a function of one client; see :func:`alone`."""
+
+    function: Callable[..., float]
+    weighted: bool = False
+
+    def __call__(self, weight: Tensor, *kept: Tensor) -> Tensor:
+        if not self.weighted and not bool(((weight == 0) | (weight == 1)).all()):
+            raise PluresError(
+                "the examples have weights, which the function of this metric does not get: let it take sample_weight= "
+                "and say alone(function, weighted=True)"
+            )
+        found = []
+        for client, row in enumerate(weight):
+            counted = row > 0
+            given = {"sample_weight": row[counted]} if self.weighted else {}
+            some = bool(counted.any())
+            found.append(float(self.function(*(k[client][counted] for k in kept), **given)) if some else math.nan)
+        return torch.tensor(found, dtype=torch.float64, device=weight.device)
+
+
 def alone(function: Callable[..., float], *, weighted: bool = False) -> Callable[..., Tensor]:
     """A metric's ``value`` from a function of one client, such as those of scikit-learn.
+
+    Such a metric has no confidence intervals inside clients, for which it would be computed hundreds of times for each.
 
     Args:
         function: ``(*kept) -> float``, of a client with at least one example; it gets no padding.
@@ -219,18 +244,4 @@ def alone(function: Callable[..., float], *, weighted: bool = False) -> Callable
         >>> median = Metric("median_loss", "median loss", of_half, alone(lambda losses: losses.median()))
     """
 
-    def value(weight: Tensor, *kept: Tensor) -> Tensor:
-        if not weighted and not bool(((weight == 0) | (weight == 1)).all()):
-            raise PluresError(
-                "the examples have weights, which the function of this metric does not get: let it take sample_weight= "
-                "and say alone(function, weighted=True)"
-            )
-        found = []
-        for client, row in enumerate(weight):
-            counted = row > 0
-            given = {"sample_weight": row[counted]} if weighted else {}
-            some = bool(counted.any())
-            found.append(float(function(*(k[client][counted] for k in kept), **given)) if some else math.nan)
-        return torch.tensor(found, dtype=torch.float64, device=weight.device)
-
-    return value
+    return Alone(function, weighted)

@@ -52,7 +52,7 @@ from plures.remote.message import (
 from plures.remote.sites import Sites, population
 from plures.run.coordinator import BrokenError, Coordinator, Moved, Values, Work
 from plures.run.execution import Execution
-from plures.run.facts import facts
+from plures.run.facts import facts, raw
 from plures.run.fingerprint import of_method, of_task
 from plures.run.origin import Origin
 from plures.run.participation import Participation
@@ -111,7 +111,7 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
     for leaf, value in by_leaf(bound.initial).items():
         digest.update(f"{leaf} {value.dtype} {tuple(value.shape)}".encode())
         if leaf.slot == "model":
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(raw(value))
     return digest.hexdigest()[:16]
 
 

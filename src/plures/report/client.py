@@ -150,7 +150,13 @@ def scores(comparison: Comparison, place: int) -> RenderableType:
     number = Number.of(comparison, comparison.rows() if whole else [])
     values = {m.name: m.per_client(metric.name) for m in order}
     table = _table(
-        "method", f"{metric.title}{number.unit()}", "vs local", "vs FedAvg", "rank", "validation, over rounds"
+        "method",
+        f"{metric.title}{number.unit()}",
+        "95 % CI",
+        "vs local",
+        "vs FedAvg",
+        "rank",
+        "validation, over rounds",
     )
     for method in order:
         own = float(values[method.name][place])
@@ -165,8 +171,17 @@ def scores(comparison: Comparison, place: int) -> RenderableType:
             )
         finite = np.sort(sign * values[method.name][~np.isnan(values[method.name])])[::-1]
         rank = MISSING if math.isnan(own) else f"{1 + int((finite > sign * own).sum())} of {len(finite)}"
-        table.add_row(Text(method.title), number(own), *gains, rank, Text(_spark(method, place, sign), style="blue"))
-    return Group(_title("With each method, on test data"), table)
+        low, high = (float(side[place]) for side in method.inside())
+        table.add_row(
+            Text(method.title),
+            number(own),
+            number.span(low, high),
+            *gains,
+            rank,
+            Text(_spark(method, place, sign), style="blue"),
+        )
+    note = "95 % CI: over the client's test examples, drawn with replacement"
+    return Group(_title("With each method, on test data"), table, Text(note, style="dim"))
 
 
 def personal(method: MethodResult, details: Details, place: int, clients: int) -> RenderableType:

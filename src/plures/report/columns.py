@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from plures.evaluate.results import Comparison, MetricCard, Row
+from plures.evaluate.results import LEAST, Comparison, MetricCard, Row
 from plures.evaluate.summary import RESAMPLES
 
-OTHER = "metric:"
+OTHER, WORST, GAP = "metric:", "worst:", "gap:"
 MISSING, INFINITE = "\N{EN DASH}", "\N{INFINITY}"
 DIGITS = 3
 MOST_DECIMALS = 8
@@ -113,13 +113,15 @@ class Column:
     """A column of the table of methods.
 
     Attributes:
-        key: the attribute of a row that it shows; of another metric than the compared one, its name after ``OTHER``.
+        key: the attribute of a row that it shows; of another metric than the compared one, its name after ``OTHER``; of
+            subgroups, their column after ``WORST`` or ``GAP``.
         heading: its heading.
         detail: a second line of the heading.
         meaning: one line for the glossary.
         write: formats its value.
         rising: whether the best value is the smallest one.
         named: whether it shows a metric that somebody asked for; such a column is the last to be dropped.
+        read: its value, if that is not an attribute of a row.
     """
 
     key: str
@@ -129,10 +131,10 @@ class Column:
     write: Callable[[Row], str]
     rising: bool = True
     named: bool = False
+    read: Callable[[Row], float | None] | None = None
 
     def value(self, row: Row) -> float | None:
-        metric = self.key.removeprefix(OTHER)
-        value: float | None = row.others[metric] if metric != self.key else getattr(row, self.key)
+        value: float | None = getattr(row, self.key) if self.read is None else self.read(row)
         return known(value)
 
 
@@ -208,7 +210,18 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             "share of clients that are worse off than with the one global model of FedAvg.",
             lambda row: MISSING if row.name == "fedavg" else share(row.harmed_fedavg),
         ),
+        *(column for name in comparison.federation.subgroups for column in _subgroups(comparison, name, number)),
         *(_other(comparison, card, rows) for card in comparison.others),
+        Column(
+            "pooled",
+            "pooled",
+            "all rows",
+            f"{metric} of the test examples of all clients together, each predicted by its own client's model. Scores "
+            "of different personal models cannot be ranked together, so the mean over clients comes first.",
+            lambda row: number(row.pooled.get(comparison.metric.name)),
+            down,
+            read=lambda row: row.pooled.get(comparison.metric.name),
+        ),
         Column(
             "megabytes",
             "MB per",
@@ -242,11 +255,40 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
         ),
     ]
     there = {
+        "pooled": any(row.pooled for row in rows),
         "clients_low": any(known(row.clients_low) is not None for row in rows),
         "unseen": any(known(row.unseen) is not None for row in rows),
         "never": any(row.never for row in rows),
     }
     return [c for c in found if there.get(c.key, True)]
+
+
+def _subgroups(comparison: Comparison, name: str, number: Number) -> list[Column]:
+    """The columns of the worst-served subgroup and of the gap, of one column of subgroups."""
+    metric, of = comparison.metric.title, f"by {name}"
+    rule = f"the mean over clients with at least {LEAST} of its test examples"
+    return [
+        Column(
+            WORST + name,
+            "worst",
+            of,
+            f"{metric} of the subgroup {of} that is served worst: {rule}.",
+            lambda row: number(row.subgroups[name].value),
+            not comparison.metric.higher,
+            True,
+            lambda row: row.subgroups[name].value,
+        ),
+        Column(
+            GAP + name,
+            "gap",
+            of,
+            f"{metric} of the best-served subgroup {of} minus that of the worst-served, without sign.",
+            lambda row: number(row.subgroups[name].gap),
+            True,
+            True,
+            lambda row: row.subgroups[name].gap,
+        ),
+    ]
 
 
 def _other(comparison: Comparison, card: MetricCard, rows: list[Row]) -> Column:
@@ -263,6 +305,7 @@ def _other(comparison: Comparison, card: MetricCard, rows: list[Row]) -> Column:
         lambda row: number(row.others[card.name]),
         not card.higher,
         card.named,
+        lambda row: row.others[card.name],
     )
 
 

@@ -123,6 +123,7 @@ def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> di
         "baseline": row.name in BASELINES,
         "best": best,
         "values": _plain(method.per_client(metric)),
+        "inside": [_plain(side) for side in method.inside()],
         "lost": np.isinf(method.per_client(metric)).tolist(),
         "runs": [_plain(seed.test.values(metric)) for seed in method.seeds],
         "others": {card.name: _plain(method.per_client(card.name)) for card in comparison.others},

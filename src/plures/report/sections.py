@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from plures.evaluate.coincidence import proxies
-from plures.evaluate.results import REFERENCES, Comparison, Row
+import numpy as np
+
+from plures.evaluate.coincidence import PROXY, explained, proxies
+from plures.evaluate.results import LEAST, REFERENCES, Comparison, Row
 from plures.report.columns import Number, columns
 from plures.report.markup import capital, count
 from plures.report.sheets import costs, glossary, how, sheet, tuning
 from plures.report.table import describe_metric
-from plures.report.tables import MOST_LINES, clients_table, fairness_table, methods_table
+from plures.report.tables import MOST_LINES, clients_table, fairness_table, methods_table, pooled_table, subgroups_table
 
 WALK = "Left and right arrow keys go from {point} to {point}, up and down from {row} to {row}."
 
@@ -86,7 +88,7 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             "Methods",
             f"{capital(escape(describe_metric(comparison)))}, read once, at the round that validation chose. "
             "Baselines first, then the best first; a heading sorts.",
-            body=methods_table(comparison, rows, shown),
+            body=methods_table(comparison, rows, shown) + pooled_table(comparison, rows),
             table=True,
         ),
         Section(
@@ -139,6 +141,19 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             body=fairness_table(comparison, rows),
         ),
     ]
+    if comparison.federation.subgroups:
+        found.append(
+            Section(
+                "subgroups",
+                "Subgroups inside clients",
+                f"{capital(title)}{unit} by columns of the data, on test data, averaged over seeds. A subgroup's value "
+                f"is the mean over the clients with at least {LEAST} of its test examples; one with fewer is counted "
+                "but does not judge it. Clients differ from subgroup to subgroup, so a gap between small ones says "
+                "little. The gap is between the best-served and the worst-served.",
+                "Subgroups",
+                body="".join(subgroups_table(comparison, rows, column) for column in comparison.federation.subgroups),
+            )
+        )
     if has["calibration"]:
         found.append(
             Section(
@@ -268,17 +283,26 @@ def facts(comparison: Comparison) -> str:
 
 
 def _proxies(comparison: Comparison, clustered: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence for each method whose clusters are a proxy for columns of metadata; HTML."""
+    """A sentence for each method whose clusters are a proxy for metadata or for mixes of subgroups; HTML."""
     card, people = comparison.federation, comparison.methods[0].seeds[0].test.clients
     columns = {key: [values[card.places[name]] for name in people] for key, values in card.metadata.items()}
+    mixes = {
+        name: np.array(groups.sizes["train"])[:, [card.places[one] for one in people]].T.tolist()
+        for name, groups in card.subgroups.items()
+    }
     said = ""
     for method in clustered:
-        found = proxies(method["clusters"]["now"], columns)
-        if found:
-            names = " and ".join(f"{name} (adjusted mutual information {value:.2f})" for name, value in found.items())
+        now = method["clusters"]["now"]
+        found = [f"{name} (adjusted mutual information {value:.2f})" for name, value in proxies(now, columns).items()]
+        told = {name: explained(now, counts) for name, counts in mixes.items()}
+        names = [
+            *found,
+            *(f"a client's mix of {name} (explained {value:.2f})" for name, value in told.items() if value >= PROXY),
+        ]
+        if names:
             said += (
-                f" {method['title']}: its clusters are a proxy for {names}. Who knows a client's cluster knows much of "
-                "this, too; if it marks a protected group, the clusters treat the groups differently."
+                f" {method['title']}: its clusters are a proxy for {' and '.join(names)}. Who knows a client's cluster "
+                "knows much of this, too; if it marks a protected group, the clusters treat the groups differently."
             )
     return escape(said)
 

@@ -20,6 +20,7 @@ LEFT_OUT = ("chosen_round",)
 SPARED = (
     "chosen_round",
     "never",
+    "pooled",
     "weighted",
     OTHER,
     "bottom",

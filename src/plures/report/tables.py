@@ -7,11 +7,11 @@ from html import escape
 
 import numpy as np
 
-from plures.evaluate.results import BASELINES, Comparison, MethodResult, Row
+from plures.evaluate.results import BASELINES, LEAST, Comparison, MethodResult, MetricCard, Row
 from plures.evaluate.summary import summarize
 from plures.report.columns import MISSING, OTHER, Column, Number, best, known, probability
 from plures.report.document import about, train_size
-from plures.report.markup import cell, heading, table, whole
+from plures.report.markup import capital, cell, count, heading, table, whole
 
 MOST_LINES = 500
 """Most clients that a page lists; the charts draw all of them."""
@@ -45,6 +45,30 @@ def methods_table(comparison: Comparison, rows: list[Row], shown: Sequence[Colum
     return table("sortable methods", "Methods over all clients and seeds", head, lines)
 
 
+def pooled_table(comparison: Comparison, rows: list[Row]) -> str:
+    """Every metric on all clients' test examples together; empty if it is not known."""
+    if not any(row.pooled for row in rows):
+        return ""
+    cards = [comparison.metric, *comparison.others]
+    numbers = [Number.among(card, [row.pooled.get(card.name, np.nan) for row in rows]) for card in cards]
+    head = heading("method", "", kind="name")
+    for card in cards:
+        first = "descending" if card.higher else "ascending"
+        head += heading(card.title, "%" if card.percent else "", first=first)
+    lines = []
+    for row in rows:
+        values = [row.pooled.get(card.name) for card in cards]
+        cells = [cell(_value(number(value)), known(value)) for number, value in zip(numbers, values, strict=True)]
+        lines.append(_line(row, best(comparison, rows), cells))
+    shown = table("sortable", "Metrics of all clients' test examples together", head, lines)
+    about = (
+        "All clients' test examples together, each predicted by its own client's model: large clients count for more, "
+        "and metrics that rank or count across clients are other numbers than means over clients. Scores of different "
+        "personal models cannot be ranked together, so compare methods by the means above."
+    )
+    return f"<details><summary><b>Pooled metrics</b> <span>all rows</span></summary><p>{about}</p>{shown}</details>"
+
+
 def fairness_table(comparison: Comparison, rows: list[Row]) -> str:
     """Spread of every method's scores over clients."""
     number, metric = Number.of(comparison, rows), comparison.metric
@@ -69,6 +93,45 @@ def fairness_table(comparison: Comparison, rows: list[Row]) -> str:
         cells.append(cell(_value(MISSING if jain is None else f"{jain:.3f}"), jain, key="jain"))
         lines.append(_line(row, best(comparison, rows), cells))
     return table("sortable methods", "Fairness over clients", head, lines)
+
+
+def subgroups_table(comparison: Comparison, rows: list[Row], column: str) -> str:
+    """A column's subgroups by methods, in every metric: means over clients, and all clients' examples together."""
+    main, others = comparison.metric, comparison.others
+    first = _by_subgroup(comparison, rows, column, main, pooled=False)
+    rest = [_by_subgroup(comparison, rows, column, main, pooled=True)]
+    rest += [
+        _by_subgroup(comparison, rows, column, card, pooled=together) for card in others for together in (False, True)
+    ]
+    summary = "<summary><b>Pooled, and other metrics</b></summary>"
+    return f"<h3>By {escape(column)}</h3>{first}<details>{summary}{''.join(rest)}</details>"
+
+
+def _by_subgroup(comparison: Comparison, rows: list[Row], column: str, metric: MetricCard, *, pooled: bool) -> str:
+    """One metric by the subgroups of a column."""
+    card = comparison.federation.subgroups[column]
+    found = np.stack([comparison.method(row.name).by_subgroup(column, metric.name, pooled=pooled) for row in rows])
+    number = Number.among(metric, found[np.isfinite(found)].tolist())
+    sizes, judged = [sum(sizes) for sizes in card.sizes["test"]], card.judged(LEAST)
+    falling = "descending" if metric.higher else "ascending"
+    head = heading("method", "", kind="name")
+    for name, size, clients in zip(card.names, sizes, judged, strict=True):
+        detail = count(size, "row") if pooled else f"{count(size, 'row')}, judged by {count(clients, 'client')}"
+        head += heading(name, detail, first=falling)
+    head += heading("worst", "subgroup", kind="text") + heading("gap", "", first="ascending")
+    lines = []
+    for row, values in zip(rows, found, strict=True):
+        known_ones = np.flatnonzero(~np.isnan(values))
+        order = known_ones[np.argsort(values[known_ones] * (1 if metric.higher else -1), kind="stable")]
+        cells = [cell(_value(number(value)), known(value)) for value in values.tolist()]
+        several = len(order) > 1
+        gap = abs(float(values[order[-1]] - values[order[0]])) if several and np.isfinite(values[order]).all() else None
+        cells.append(f'<td class="text">{escape(card.names[int(order[0])]) if several else MISSING}</td>')
+        cells.append(cell(_value(MISSING if gap is None else number(gap)), gap))
+        lines.append(_line(row, best(comparison, rows), cells))
+    kind = "pooled: all clients' rows together" if pooled else "mean over clients"
+    title = f"{metric.title}{' %' if metric.percent else ''} by {column}, {kind}"
+    return f'<p class="soft">{escape(capital(title))}</p>' + table("sortable", title, head, lines)
 
 
 def _line(row: Row, winner: Row, cells: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def digest(*parts: bytes | memoryview, size: int = 8) -> str:
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor's values in row-major order."""
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    view: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    view: Any = flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy() if flat.numel() else b""
     return memoryview(view)
 
 

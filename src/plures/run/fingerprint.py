@@ -73,6 +73,8 @@ def of_data(federation: Federation) -> Facts:
     found |= facts(federation.scaling, "scaling") | facts(federation.preparation, "preparation")
     for column in sorted(federation.metadata):
         found[f"metadata column {column!r}"] = short(repr(federation.metadata[column]))
+    for column, groups in federation.subgroups.items():
+        found[f"subgroups by {column!r}"] = f"{', '.join(groups.names)} {tensor_text(groups.codes)}"
     given = (*parts(federation.inputs), federation.targets, federation.weights)
     rows = [t.identity() if isinstance(t, Mapped) else t.detach().cpu() for t in given if t is not None]
     for split in SPLITS:

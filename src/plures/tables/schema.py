@@ -20,6 +20,7 @@ from plures.federation.build import Options, assemble, keys_of_texts, of_arrays,
 from plures.federation.inputs import Inputs
 from plures.federation.preparation import Preparation
 from plures.federation.scaling import Scaling
+from plures.federation.subgroups import parsed
 from plures.names import by_name, in_order
 from plures.tables.column import AnyColumn, Boolean, Category, Date, Number, Ordered, Read
 from plures.tables.declared import Declared, Finite, Name, Names, toml
@@ -451,6 +452,7 @@ class Schema(Declared):
         *,
         copies: Literal["allow", "warn"] = "allow",
         source: str = "",
+        subgroups: Sequence[str] = (),
     ) -> Federation:
         """The federation of one site, or of several for a simulation: a client's rows are bit-identical in both.
 
@@ -464,11 +466,14 @@ class Schema(Declared):
             copies: ``warn`` about validation and test rows that are copies of train rows, or ``allow`` them, for a
                 site's check names them.
             source: origin and licence, for reports.
+            subgroups: columns by which results are reported, too; see
+                :meth:`~plures.federation.Federation.with_subgroups`.
 
         Raises:
             PluresError: names the client, the column and the rows at fault.
         """
-        return self._assembled(name, self._accepted(name, tables), metadata, copies, source)
+        groups = _subgroups(tables, subgroups)
+        return self._assembled(name, self._accepted(name, tables), metadata, copies, source, groups)
 
     def fit(
         self,
@@ -478,6 +483,7 @@ class Schema(Declared):
         *,
         copies: Literal["allow", "warn"] = "allow",
         source: str = "",
+        subgroups: Sequence[str] = (),
     ) -> Federation:
         """A simulated federation by this schema with what its train rows determine; it carries the fitted schema.
 
@@ -488,7 +494,8 @@ class Schema(Declared):
         Raises:
             PluresError: names the client, the column and the rows at fault.
         """
-        return self._assembled(name, self._accepted(name, tables), metadata, copies, source, fit=True)
+        groups = _subgroups(tables, subgroups)
+        return self._assembled(name, self._accepted(name, tables), metadata, copies, source, groups, fit=True)
 
     def _accepted(self, name: str, tables: Mapping[str, Table]) -> dict[str, Reading]:
         """The clients' tables, read."""
@@ -504,6 +511,7 @@ class Schema(Declared):
         metadata: Metadata | None,
         copies: Literal["allow", "warn"],
         source: str,
+        subgroups: Mapping[str, NDArray[Any]],
         fit: bool = False,
     ) -> Federation:
         clients, parts = tuple(readings), tuple(readings.values())
@@ -521,7 +529,8 @@ class Schema(Declared):
             (),
         )
         identified = None if self.key is not None else keys_of_texts(row for part in parts for row in _content(part))
-        rows = replace(rows, keys=identified, given=_joined([reading.splits for reading in parts]))
+        given = _joined([reading.splits for reading in parts])
+        rows = replace(rows, keys=identified, given=given, subgroups=subgroups)
         options: Options = {
             "name": name,
             "task": self.task_of,
@@ -647,6 +656,23 @@ def _joined(parts: Sequence[NDArray[Any] | None]) -> Any:
     """The values of all clients; None if they have none."""
     there = [part for part in parts if part is not None]
     return np.concatenate(there) if there else None
+
+
+def _subgroups(tables: Mapping[str, Table], texts: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Columns of subgroups (with the edges of stated bands) -> their cells, of one client after the other."""
+    named = by_name(tables) if texts else {}
+    there = {client: columns(named[client]) for client in in_order(named)}
+    found = {}
+    for asked, column in ((one, parsed(one)[0]) for one in texts):
+        cells: list[object] = []
+        for client, table in there.items():
+            if column not in table:
+                near = suggestion(column, [*table], "its columns are")
+                raise PluresError(f"client {client!r}: subgroups: no column {column!r} in the table; {near}")
+            own = table[column]
+            cells += own.tolist() if isinstance(own, np.ndarray) else own
+        found[asked] = np.array(cells, dtype=object)
+    return found
 
 
 def _content(reading: Reading) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.federation import Federation, SplitRule
+from plures.federation.subgroups import parsed
 from plures.files import write_text
 from plures.names import in_order, name_of
 from plures.tables.draft import Draft
@@ -30,6 +31,8 @@ SAYS = """# What the columns of the table are. Its numbers were fitted to the tr
 # inputs there.
 """
 """The beginning of a file of a schema."""
+SUBGROUP = "it tells subgroups, and features do not name it"
+"""Why a column of subgroups is no input."""
 CLIENT = "client"
 """Name of the column that says from which client's file a row came."""
 
@@ -85,6 +88,7 @@ def from_table(
     fold: str | int | None = None,
     split: SplitRule | None = None,
     seed: int = 0,
+    subgroups: Sequence[str] = (),
     metadata: Metadata | None = None,
     copies: Literal["warn", "allow"] = "warn",
     name: str | None = None,
@@ -126,6 +130,8 @@ def from_table(
         fold: the fold for test.
         split: shares of the splits.
         seed: of random splits.
+        subgroups: columns by which results are reported, too, such as ``sex``, or ``age:40,60`` with the edges of
+            bands. No inputs, unless ``features`` names them or a schema declares them.
         metadata: client -> its metadata.
         copies: ``warn`` about validation and test rows that are copies of train rows, or ``allow`` them.
         name: of the federation; that of the file if not given.
@@ -155,6 +161,13 @@ def from_table(
         if client is not None:
             raise PluresError(f"client={client!r}: the files of a folder name the clients; leave it out")
         table[CLIENT], client = _files_clients(table, parts), CLIENT
+    apart = {text: parsed(text)[0] for text in _several(subgroups)}
+    for column in apart.values():
+        if column not in table:
+            with _naming(parts):
+                raise PluresError(
+                    f"subgroups: no column {column!r} in the table; {suggestion(column, table, 'its columns are')}"
+                )
     if schema is not None:
         given = {
             "target": target, "classes": classes, "features": features, "drop": drop, "categories": categories,
@@ -176,15 +189,18 @@ def from_table(
         options["splits"] = _splits(split or SplitRule(), seed, time, split_column, fold)
         if task is not None:
             options["task"] = _kind(task)
+        hidden = [*_several(drop), *(apart.values() if features is None else ())]
         told: dict[str, Any] = {
             "classes": None if classes is None else tuple(map(text, classes)), "features": _several(features),
-            "time": time, "drop": _several(drop), "group": group, "weight": weight, "key": key,
+            "time": time, "drop": hidden, "group": group, "weight": weight, "key": key,
             "numbers": _several(numbers), "dates": dates, "ordered": {**_orders(parts), **(ordered or {})},
             "categories": [*_several(categories), *_codes(parts)], "zero_is_missing": _several(zero_is_missing),
         }  # fmt: skip
         options.update({key: value for key, value in told.items() if value})  # type: ignore[typeddict-item]
         with _naming(parts):
             declared = Schema.of(table, target, client, **options)
+        why = {name: SUBGROUP for name in apart.values() if name in declared.ignored}
+        declared = declared.model_copy(update={"ignored": {**declared.ignored, **why}})
     if client is None:
         raise PluresError(
             f"client: name the column with the client of each row; columns are {', '.join([*table][:12])}"
@@ -194,7 +210,7 @@ def from_table(
     tables = _by_client(_parsed(table, declared), owner)
     named = name or (Path(data).stem if isinstance(data, str | Path) else "data")
     made = declared.fit if schema is None else declared.federation
-    built = made(named, tables, metadata, copies=copies, source=source)
+    built = made(named, tables, metadata, copies=copies, source=source, subgroups=[*apart])
     return built.with_task(task) if isinstance(task, Task) else built
 
 

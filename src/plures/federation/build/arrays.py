@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Unpack
 
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from plures.federation.build.assemble import assemble
-from plures.federation.build.examples import Several, of_arrays
+from plures.federation.build.examples import Several, as_array, of_arrays
 from plures.federation.build.options import Options
 from plures.federation.federation import Federation
 
@@ -24,6 +25,7 @@ def from_arrays(
     key: ArrayLike | Tensor | None = None,
     weights: ArrayLike | Tensor | None = None,
     columns: Sequence[str] = (),
+    subgroups: Mapping[str, ArrayLike | Tensor] | None = None,
     **options: Unpack[Options],
 ) -> Federation:
     """A federation from arrays and the client of each row.
@@ -49,6 +51,9 @@ def from_arrays(
             are numbers above 0. Splits, standardisation and the numbers of examples, by which most methods
             weight clients, do not depend on positive weights.
         columns: names of the entries of the inputs' first feature dimension, for messages and reports.
+        subgroups: column -> ``(n,)`` a value of each row, such as sex or age, that is no input: results are reported by
+            it. Numbers are cut into bands, at edges behind the name if it has any: ``age:40,60``
+            (:meth:`Federation.with_subgroups`).
 
     Options:
         name: of the federation (default ``data``).
@@ -88,4 +93,6 @@ def from_arrays(
         >>> federation.clients
         ('Basel', 'Graz', 'Pisa')
     """
-    return assemble(of_arrays(inputs, targets, client, groups, time, key, weights, columns), options, "from_arrays")
+    given = of_arrays(inputs, targets, client, groups, time, key, weights, columns)
+    apart = {str(name): as_array(values, f"subgroups {name!r}") for name, values in (subgroups or {}).items()}
+    return assemble(replace(given, subgroups=apart), options, "from_arrays")

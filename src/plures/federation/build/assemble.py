@@ -98,7 +98,8 @@ def _placed(data: Examples, options: Options) -> Placed:
             raise PluresError(f"input {name!r}: {part.shape} instead of {n} rows; all inputs must have as many rows")
     groups, time = data.groups, data.time
     marks = (("groups", groups), ("time", time), ("key", data.key), ("weights", data.weights))
-    for label, column in (("targets", data.targets), ("client", data.client), *marks):
+    apart = ((f"subgroups {name!r}", values) for name, values in data.subgroups.items())
+    for label, column in (("targets", data.targets), ("client", data.client), *marks, *apart):
         if column is not None and (column.ndim == 0 or len(column) != n):
             raise PluresError(
                 f"{label}: {column.shape[0] if column.ndim else 'no'} values for {n} inputs; they must match"
@@ -213,6 +214,8 @@ def _finished(data: Examples, options: Options, placed: Placed) -> Federation:
         weights=placed.weights,
         preparation=made if made.table or made.fill is not None or made.target is not None else None,
     )
+    if data.subgroups:
+        federation = federation.with_subgroups({name: values[rows] for name, values in data.subgroups.items()})
     found = [*data.doubts, *doubts(federation, options.get("copies", "warn") == "warn")]
     if found:
         warnings.warn(f"{federation.name}: {'; '.join(found)}", PluresWarning, stacklevel=3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Examples:
         answers: names of the columns of several targets.
         unit: what raw inputs are divided by if they are not standardised, or None.
         learned: the task, if the targets are already as a model learns them; otherwise they are still to be read.
+        subgroups: column, with the edges of bands if they are stated -> ``(n,)`` its values.
     """
 
     inputs: Array | Mapped | dict[str, Array | Mapped]
@@ -71,6 +72,7 @@ class Examples:
     unit: float | None = None
     learned: Task | None = None
     given: Array | None = None
+    subgroups: Mapping[str, Array] = field(default_factory=dict)
 
 
 def of_arrays(

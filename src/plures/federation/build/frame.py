@@ -17,6 +17,7 @@ from plures.federation.build.keys import digest
 from plures.federation.build.options import Options
 from plures.federation.encode import Decided, Encoded, encode
 from plures.federation.federation import Federation
+from plures.federation.subgroups import parsed
 
 Array = NDArray[Any]
 
@@ -30,7 +31,7 @@ class Frame(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
 
 
-FRAME = ("features", "drop", "categories", "numbers", "group", "time", "key", "weight")
+FRAME = ("features", "drop", "categories", "numbers", "group", "time", "key", "weight", "subgroups")
 
 
 def from_frame(
@@ -46,6 +47,7 @@ def from_frame(
     time: str | None = None,
     key: str | None = None,
     weight: str | None = None,
+    subgroups: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> Federation:
     """A federation from a pandas or polars frame, or a mapping from column names to arrays.
@@ -71,6 +73,8 @@ def from_frame(
         time: column that orders the rows, with ``split=SplitRule(by="time")``; dates are fine.
         key: column that is different for all rows of a client, such as a case number.
         weight: column that says how much each example counts; see ``weights`` of `from_arrays`.
+        subgroups: columns by which results are reported, too, such as ``sex`` or ``age:40,60``; no inputs unless they
+            are named in ``features``. See `from_arrays`.
         options: see `from_arrays`.
 
     Raises:
@@ -88,7 +92,7 @@ def from_frame(
     """
     marks = {"group": group, "time": time, "key": key, "weight": weight}
     decided = {"features": features, "drop": drop, "categories": categories, "numbers": numbers}
-    return assemble(_rows(frame, target, client, marks, decided, options), options, "from_frame", FRAME)
+    return assemble(_rows(frame, target, client, marks, decided, options, subgroups), options, "from_frame", FRAME)
 
 
 def by_content(
@@ -119,6 +123,7 @@ def _rows(
     marks: Mapping[str, str | None],
     decided: Mapping[str, Sequence[str] | None],
     options: Options,
+    subgroups: Sequence[str] = (),
 ) -> Examples:
     """Examples of a table."""
     if hasattr(type(frame), "columns") and not hasattr(frame, "__len__"):
@@ -130,7 +135,10 @@ def _rows(
     several = isinstance(target, Collection) and not isinstance(target, str)
     targets = [str(column) for column in (target if several else (target,))]
     client, marks = str(client), {role: column if column is None else str(column) for role, column in marks.items()}
-    features, said = _features(there, targets, client, marks, decided)
+    if isinstance(subgroups, str):
+        raise PluresError(f"subgroups={subgroups!r}: give a list of columns, [{subgroups!r}]")
+    apart = {text: parsed(text)[0] for text in map(str, subgroups)}
+    features, said = _features(there, targets, client, marks, decided, list(apart.values()))
 
     def column_of(column: str) -> Array:
         values = frame[by_name[column]]
@@ -166,6 +174,7 @@ def _rows(
         table=tuple(part.column for part in encoded),
         ignored=tuple(column for column in there if column not in features),
         answers=tuple(targets) if several else (),
+        subgroups={text: column_of(column) for text, column in apart.items()},
     )
 
 
@@ -175,8 +184,18 @@ def _features(
     client: str,
     marks: Mapping[str, str | None],
     decided: Mapping[str, Sequence[str] | None],
+    apart: Sequence[str] = (),
 ) -> tuple[list[str], Decided]:
-    """The input columns, and the user's decisions about them."""
+    """The input columns, and the user's decisions about them.
+
+    Args:
+        there: columns of the table.
+        targets: columns to predict.
+        client: column of the client.
+        marks: role -> its column.
+        decided: option -> columns that it names.
+        apart: columns of subgroups, which are inputs only if they are named among the features.
+    """
     twice = [column for place, column in enumerate(there) if column in there[:place]]
     if twice:
         raise PluresError(f"column {twice[0]!r} occurs twice in the table; rename or remove one")
@@ -185,7 +204,7 @@ def _features(
             raise PluresError(f"{name}={columns!r}: give a list of columns, [{columns!r}]")
     lists = {name: [str(column) for column in columns] for name, columns in decided.items() if columns is not None}
     roles = [*targets, client, *(column for column in marks.values() if column is not None)]
-    for column in [*roles, *(column for columns in lists.values() for column in columns)]:
+    for column in [*roles, *apart, *(column for columns in lists.values() for column in columns)]:
         if column not in there:
             near = suggestion(column, there, "its columns are")
             raise PluresError(f"no column {column!r} in the table; {near}")
@@ -194,7 +213,7 @@ def _features(
     if features is not None and drop:
         raise PluresError("drop: with features= it has no effect; leave the columns out of features instead")
     if features is None:
-        features = [column for column in there if column not in roles and column not in drop]
+        features = [column for column in there if column not in (*roles, *drop, *apart)]
     if not features:
         raise PluresError("the table has no feature column: every column has another role")
     for name in ("categories", "numbers"):

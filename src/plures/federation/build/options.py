@@ -30,4 +30,4 @@ class Options(TypedDict, total=False):
 
 
 HINTS = get_type_hints(Options)
-ARRAYS = ("groups", "time", "key", "weights", "columns")
+ARRAYS = ("groups", "time", "key", "weights", "columns", "subgroups")

@@ -48,9 +48,12 @@ function clientScores(view, i) {
       return (value > 0 ? "+" : "") + plain(value, data.metric.decimals);
     };
     const known = m.values.filter(present).sort((a, b) => view.sign * (b - a));
-    return [m.title, view.number(m.values[i]), gain("local"), gain("fedavg"), present(m.values[i]) ? `${known.indexOf(m.values[i]) + 1} of ${known.length}` : MISSING];
+    const [low, high] = m.inside.map((side) => side[i]);
+    const within = present(low) && present(high) ? `${plain(low * view.factor, data.metric.decimals)} to ${plain(high * view.factor, data.metric.decimals)}` : MISSING;
+    return [m.title, view.number(m.values[i]), within, gain("local"), gain("fedavg"), present(m.values[i]) ? `${known.indexOf(m.values[i]) + 1} of ${known.length}` : MISSING];
   });
-  return part("With each method", small("Scores of this client", ["method", data.metric.title, "vs local", "vs FedAvg", "rank of client"], lines));
+  const note = "95 % CI: over this client's test examples, drawn with replacement. It says how far chance in the choice of these examples may move the value.";
+  return part("With each method", html("p", { class: "lead" }, note), small("Scores of this client", ["method", data.metric.title, "95 % CI", "vs local", "vs FedAvg", "rank of client"], lines));
 }
 
 function clientCurves(view, i, width) {
