@@ -318,6 +318,7 @@ class Coordinator(Generic[C]):
         chosen = self.choose(wanted)
         memory = {name: followed(kept, self.memory[name]) for name, kept in chosen.items()}
         work = self.clients.work(self, wanted, {name: replace(kept, copied=()) for name, kept in chosen.items()})
+        work = self.arriving(work)
         try:
             made = self._combined(work, memory)
         except (RuntimeError, ArithmeticError) as error:
@@ -347,6 +348,10 @@ class Coordinator(Generic[C]):
             work.left_out,
             made.objective,
         )
+
+    def arriving(self, work: Work) -> Work:
+        """The work of a round as it arrives: that of all clients, or in a simulation with attackers what they forge."""
+        return work
 
     def _combined(self, work: Work, memory: dict[str, Leaves]) -> Made:
         """Combine the work of a round; the coordinator is not changed yet."""

@@ -231,6 +231,9 @@ def of_run(
     """
     precision = "float32" if run.execution.precision == "auto" else run.execution.precision
     method = of_method(run.method, name, parameters)
+    threat = getattr(run, "threat", None)
+    if threat is not None:
+        settings["threat"] = threat
     return question(
         of_data(run.federation),
         run.bound.network,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from plures.federation import Federation
 from plures.method import BlockState, Known, Method, Setting
 from plures.models import ModelFactory
 from plures.run.choose import choose
+from plures.run.coordinator import Coordinator, Work
 from plures.run.deployed import Deployed
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
@@ -28,6 +29,16 @@ from plures.run.pool import Pool
 from plures.run.rehearse import rehearse
 from plures.run.training import Training
 from plures.signature import checked
+
+
+class Threatening(Protocol):
+    """Hostile clients (:class:`plures.threat.Threat`)."""
+
+    def poisoned(self, federation: Federation) -> Federation:
+        """The federation that trains."""
+
+    def forged(self, run: Coordinator[Any], work: Work) -> Work:
+        """The work of a round as it arrives."""
 
 
 @checked
@@ -44,6 +55,7 @@ class Run(Deployed):
         execution: how to use the machine; what is ``auto`` is measured here, before the first round.
         population: facts about all clients, if the federation holds only some of them, as at a site.
         machine: measurements and compiled steps to share with other runs of this process.
+        threat: hostile clients (:class:`plures.threat.Threat`); ``None`` for none.
 
     Attributes:
         execution: the settled execution.
@@ -70,9 +82,11 @@ class Run(Deployed):
         execution: Execution | None = None,
         population: Setting | None = None,
         machine: Machine | None = None,
+        threat: Threatening | None = None,
     ) -> None:
         wanted, training = execution or Execution(), training or Training()
-        data = federation.to(wanted.torch_device, wanted.dtype)
+        self.threat = threat
+        data = (federation if threat is None else threat.poisoned(federation)).to(wanted.torch_device, wanted.dtype)
         check_examples(data)
         setting, local = Setting.of(data, population), population is not None
         origin = Origin.of(method, model, population or setting, data, wanted.dtype, participation, seed, local=local)
@@ -94,6 +108,9 @@ class Run(Deployed):
         other = super().on(federation, setting)
         other._served = None
         return other
+
+    def arriving(self, work: Work) -> Work:
+        return work if self.threat is None else self.threat.forged(self, work)
 
     def deployed(self, clients: list[int]) -> Stack:
         """What some clients predict with: one slot with the personal model, or their whole state if it is composed.

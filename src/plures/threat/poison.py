@@ -1,0 +1,53 @@
+"""Poisoned data: what attackers train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.federation import Federation
+from plures.tasks import Classification
+
+
+class Poison:
+    """A change of the training examples of attackers."""
+
+    def refusal(self, federation: Federation) -> str | None:
+        """Why a federation cannot be poisoned in this way; ``None`` if it can."""
+        return None if isinstance(federation.task, Classification) else "it needs classes"
+
+    def examples(self, inputs: Tensor, targets: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The poisoned examples of one attacker.
+
+        Args:
+            inputs: ``(n, *features)``.
+            targets: ``(n,)`` classes.
+            classes: number of classes.
+            random: random numbers.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LabelFlip(Poison):
+    """Class ``y`` becomes ``C - 1 - y`` (Fang et al. 2020)."""
+
+    def examples(self, inputs: Tensor, targets: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        return inputs, classes - 1 - targets
+
+
+@dataclass(frozen=True)
+class RandomLabels(Poison):
+    """Every class is drawn at random (Li et al. 2021, Ditto, A1)."""
+
+    def examples(self, inputs: Tensor, targets: Tensor, classes: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        return inputs, torch.randint(classes, targets.shape, generator=random).to(targets)
+
+
+def insist(poison: Poison, federation: Federation) -> None:
+    """Refuse a federation that cannot be poisoned."""
+    if reason := poison.refusal(federation):
+        raise PluresError(f"{type(poison).__name__} does not fit {federation.name}: {reason}")

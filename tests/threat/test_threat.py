@@ -1,0 +1,260 @@
+"""Hostile clients: attacks worked out by hand, rounds of Q3 under attack, and what honest clients keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from plures.errors import PluresError
+from plures.evaluate.scores import score
+from plures.evaluate.spec import find_method
+from plures.federation import from_arrays
+from plures.method import Combine, Method
+from plures.methods import ditto, fedavg
+from plures.robust import Median
+from plures.run import Execution, Run, Training
+from plures.run.checkpoint import snapshot
+from plures.threat import (
+    ALIE,
+    Attack,
+    Backdoor,
+    FreeRider,
+    Gaussian,
+    InnerProduct,
+    LabelFlip,
+    Mimic,
+    MinMax,
+    MinSum,
+    Patch,
+    RandomLabels,
+    Replacement,
+    Round,
+    SignFlip,
+    Threat,
+    success,
+)
+from plures.threat.uploads import inconspicuous
+from problems import EXACT, begun, close, quadratic, scalar, weight
+
+UNIFORM = Method(combine=Combine(weights="uniform"))
+HONEST = torch.tensor([[0.0], [1.0], [5.0]], dtype=torch.float64)
+
+
+def known(own: Any = ((3.0,),), seen: torch.Tensor = HONEST, clients: int = 4, key: int = 1) -> Round:
+    own = torch.tensor(own, dtype=torch.float64)
+    return Round(own, seen, clients, torch.ones(len(own), dtype=torch.float64), float(clients), key)
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"),
+    [
+        (SignFlip(), -3.0),
+        (SignFlip(2.0), -6.0),
+        (InnerProduct(0.5), -1.0),
+        (InnerProduct(2.0), -4.0),
+        (ALIE(1.0), -0.6457513111),
+        (MinMax(), 0.0),
+        (MinMax("unit"), 0.0),
+        (MinMax("sign"), 0.0),
+        (MinSum(), -1.0),
+        (Mimic(), 5.0),
+        (FreeRider(), 0.0),
+        (Replacement(), 12.0),
+        (Replacement(10.0), 30.0),
+    ],
+)
+def test_attacks_on_three_honest_numbers(attack: Attack, expected: float) -> None:
+    """Honest changes 0, 1 and 5; the attacker's own is 3, one of four equal clients."""
+    assert attack.forge(known()).tolist() == [[close(expected)]]
+
+
+def test_noise_is_as_strong_as_the_own_change() -> None:
+    own = torch.randn(2, 40_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    found = Gaussian(0.5).forge(known(own.tolist(), own, key=9))
+    assert found.square().mean(1).sqrt().tolist() == pytest.approx([1.5, 1.5], rel=0.02)
+    assert abs(float((found[0] * own[0]).mean())) < 0.1
+    assert FreeRider(0.1).forge(known(own.tolist(), own, key=9)).std().item() == pytest.approx(0.1, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("clients", "attackers", "z"),
+    [
+        *((50, 12, 0.336038), (50, 24, 1.426077), (20, 4, 0.157311), (100, 20, 0.285841)),
+        *((25, 5, 0.253347), (10, 2, 0.0), (60, 6, 0.092972)),
+    ],
+)
+def test_how_far_a_little_is(clients: int, attackers: int, z: float) -> None:
+    assert inconspicuous(clients, attackers) == pytest.approx(z, abs=5e-7)
+
+
+def attacked(method: Method, threat: Threat | None, rounds: int, **options: Any) -> Run:
+    done = Run(
+        options.pop("federation", None) or quadratic(),
+        scalar(),
+        method,
+        Training(rounds=rounds, steps=2, batch_size=None, optimizer=begun(fedavg(), 1).training.optimizer),
+        execution=options.pop("execution", EXACT),
+        threat=threat,
+        **options,
+    )
+    for _ in done.rounds():
+        pass
+    return done
+
+
+def test_a_flipped_sign_and_a_scaled_change_by_hand() -> None:
+    """With equal weights, client a sends -x, or 3 x."""
+    flipped, scaled = Threat(("a",), SignFlip()), Threat(("a",), Replacement(3.0))
+    for rounds, one, three in ((1, 0.7633333333, 0.51), (2, 1.3205666667, 0.7531), (3, 1.727347, 0.8689776667)):
+        assert weight(attacked(UNIFORM, flipped, rounds)) == pytest.approx(one, abs=1e-6)
+        assert weight(attacked(UNIFORM, scaled, rounds)) == pytest.approx(three, abs=1e-6)
+
+
+def test_a_replaced_model_is_exactly_the_attackers() -> None:
+    """Clients b and c are at their optimum, 0, and stand still; a's change of -0.19 counts six sixths."""
+    still = quadratic(optima=(-1.0, 0.0, 0.0))
+    assert weight(attacked(fedavg(), Threat(("a",), Replacement()), 1, federation=still)) == close(-0.19)
+    assert weight(attacked(fedavg(), None, 1, federation=still)) == close(-0.19 / 6)
+
+
+def test_an_attack_has_a_first_and_a_last_round() -> None:
+    early, late = Threat(("a",), SignFlip(), stop=1), Threat(("a",), SignFlip(), start=2)
+    plain = [weight(attacked(UNIFORM, None, rounds)) for rounds in (1, 2)]
+    assert weight(attacked(UNIFORM, late, 1)) == plain[0]
+    assert weight(attacked(UNIFORM, late, 2)) != pytest.approx(plain[1])
+    first = 0.7633333333
+    again = sum(b + (1 - 0.1 * a) ** 2 * (first - b) for a, b in ((1, -1), (2, 0.5), (4, 3))) / 3
+    assert weight(attacked(UNIFORM, early, 2)) == pytest.approx(again, abs=1e-6)
+
+
+def test_attackers_know_what_they_may() -> None:
+    """The mean of all honest changes (0.18 and 1.92), of the colluders' own, and of one's own alone."""
+    three = ("a", "b")
+    for knows, sent in (("all", [-1.92] * 2), ("colluders", [0.005] * 2), ("own", [0.19, -0.18])):
+        threat = Threat(three, InnerProduct(1.0), knows=knows)
+        expected = (sum(sent) + 1.92) / 3
+        assert weight(attacked(UNIFORM, threat, 1)) == close(expected), knows
+
+
+@pytest.mark.parametrize("attack", [SignFlip(), ALIE(), Mimic()], ids=repr)
+def test_without_attackers_the_run_is_the_honest_one_bit_for_bit(attack: Attack) -> None:
+    plain, none = attacked(ditto(), None, 3), attacked(ditto(), Threat(0.0, attack, LabelFlip()), 3)
+    assert all(torch.equal(t, snapshot(none)[k]) for k, t in snapshot(plain).items())
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_and_backends_agree(chunk: int) -> None:
+    threat = Threat(("a",), InnerProduct(0.5))
+    whole = weight(attacked(fedavg(), threat, 3))
+    for backend in ("loop", "vmap"):
+        found = attacked(fedavg(), threat, 3, execution=Execution(backend, chunk, False, "float64"))
+        assert weight(found) == close(whole)
+
+
+def test_a_median_does_not_follow_one_attacker() -> None:
+    threat = Threat(("a",), SignFlip(1000.0))
+    assert weight(attacked(UNIFORM, threat, 1)) > 60
+    assert weight(attacked(UNIFORM + Method(combine=Combine(reduce=Median())), threat, 1)) == close(1.92)
+
+
+def test_the_wire_bounds_attackers_too() -> None:
+    """Clipped to 0.1, the uploads of b and c move by 0.1 each, and the attacker's by -0.1 at most."""
+    method = find_method("fedavg+clip(norm=0.1)")() + UNIFORM
+    found = weight(attacked(method, Threat(("a",), SignFlip(-1000.0)), 1))
+    assert found == pytest.approx(0.1 / 3, abs=1e-6)
+
+
+def test_attackers_judge_nothing() -> None:
+    done = attacked(fedavg(), Threat(("a",), SignFlip()), 1)
+    assert done.federation.splits["test"].sizes.tolist() == [0, 20, 30]
+    assert done.federation.splits["validation"].sizes.tolist() == [0, 20, 30]
+    assert done.federation.splits["train"].sizes.tolist() == [10, 20, 30]
+    values = score(done, "test").values["rmse"]
+    assert [value == value for value in values] == [False, True, True]
+
+
+def people(classes: int = 3) -> Any:
+    """Four clients whose class is where the input points."""
+    random = torch.Generator().manual_seed(5)
+    y = torch.arange(240) % classes
+    x = 3 * torch.nn.functional.one_hot(y, classes).float() + 0.5 * torch.randn(240, classes, generator=random)
+    x = torch.cat([x, torch.zeros(240, 1)], 1)
+    return from_arrays(x.numpy(), y.numpy(), [f"c{i // 60}" for i in range(240)], standardize=False)
+
+
+def test_labels_are_flipped_in_training_alone() -> None:
+    clean, threat = people(), Threat(("c1",), poison=LabelFlip())
+    bad = threat.poisoned(clean)
+    for place, name in enumerate(clean.clients):
+        before, after = (f.targets[f.splits["train"][place]] for f in (clean, bad))
+        assert torch.equal(after, 2 - before if name == "c1" else before)
+        inputs, again = (f.inputs[f.splits["train"][place]] for f in (clean, bad))
+        assert torch.equal(inputs, again)
+    assert torch.equal(bad.targets[: len(clean.targets)], clean.targets)
+    random = Threat(("c1",), poison=RandomLabels(), seed=3).poisoned(clean)
+    drawn = random.targets[random.splits["train"][1]]
+    assert not torch.equal(drawn, clean.targets[clean.splits["train"][1]])
+    assert drawn.min() >= 0
+    assert drawn.max() <= 2
+
+
+def test_a_share_of_attackers_is_drawn_by_seed() -> None:
+    names = tuple(f"c{i}" for i in range(10))
+    assert len(Threat(0.3, SignFlip()).hostile(names)) == 3
+    assert Threat(0.3, SignFlip(), seed=1).hostile(names) != Threat(0.3, SignFlip(), seed=2).hostile(names)
+
+
+def test_a_backdoor_opens_for_its_trigger_alone() -> None:
+    """Half of the attacker's examples have 4 in the last entry and class 0; the honest leave that weight at 0."""
+    door = Backdoor(Patch(((3,),), 4.0), target=0)
+    clean, threat = people(), Threat(("c1",), poison=door)
+    bad = threat.poisoned(clean)
+    own, before = bad.splits["train"][1], clean.targets[clean.splits["train"][1]]
+    marked = bad.inputs[own][:, 3] == 4
+    assert int(marked.sum()) == round(len(own) / 2)
+    assert torch.equal(bad.targets[own], torch.where(marked, 0, before))
+
+    def trained(threat: Threat | None) -> Run:
+        model = lambda: torch.nn.Linear(4, 3)  # noqa: E731
+        done = Run(clean, model, fedavg(), Training(rounds=20, steps=5), execution=EXACT, threat=threat)
+        for _ in done.rounds():
+            pass
+        return done
+
+    honest, open_ = trained(None), trained(Threat(("c1",), Replacement(3.0), door))
+    assert all(rate < 0.5 for rate in success(honest, door).values())
+    rates = success(open_, door)
+    assert rates.keys() == {"c0", "c2", "c3"}
+    assert all(rate > 0.9 for rate in rates.values())
+    assert all(value > 0.9 for value in score(open_, "test").values["accuracy"] if value == value)
+    assert success(open_, door, ["c2"]) == {"c2": rates["c2"]}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Threat(1.0, SignFlip()), "attackers=1.0: give names of clients, or a share from 0 to below 1"),
+        (lambda: Threat(0.5), "this threat does nothing"),
+        (lambda: Threat(0.5, poison=LabelFlip(), start=3), "leave out start and stop"),
+        (lambda: Threat(0.5, SignFlip(), start=3, stop=2), "start=3, stop=2: give rounds from 1"),
+        (lambda: Threat(("z",), SignFlip()).hostile(("a", "b")), "attackers: no client 'z'; there are a, b"),
+        (lambda: Threat(("a", "b"), SignFlip()).hostile(("a", "b")), "all 2 clients are attackers"),
+        (
+            lambda: Threat(("a",), poison=LabelFlip()).poisoned(quadratic()),
+            "LabelFlip does not fit Q3: it needs classes",
+        ),
+        (lambda: inconspicuous(3, 2), "there is no z to compute: give z="),
+        (lambda: Patch(((0,),), 1.0).put(torch.zeros(2, 3, 3)), "covers 1 dimensions and inputs have 2"),
+        (lambda: Patch(((7,),), 1.0).put(torch.zeros(2, 3)), "give some from 0 to 2"),
+        (lambda: Backdoor(Patch(((0,),), 1.0), share=0), "share=0: give the poisoned part"),
+        (
+            lambda: Threat(("c1",), poison=Backdoor(Patch(((0,),), 1.0), target=9)).poisoned(people()),
+            "target=9; classes have the numbers 0 to 2",
+        ),
+    ],
+)
+def test_impossible_threats_are_one_sentence(make: Any, said: str) -> None:
+    with pytest.raises(PluresError, match=said):
+        make()
