@@ -581,3 +581,96 @@ def test_lora_adapts_the_transposed_layers_of_gpt2() -> None:
         float((plain.transformer.h[0].mlp.c_fc.weight - trained.transformer.h[0].mlp.c_fc.base.weight).abs().max())
         > 1e-4
     )  # type: ignore[union-attr, index, operator]
+
+
+class Basic(nn.Module):
+    """The basic block of torchvision's ResNets: batch normalisation, ReLU in place, a shortcut of half the size."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.relu, self.downsample = nn.ReLU(inplace=True), None
+        if stride > 1:
+            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            self.downsample = nn.Sequential(*shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        same = x if self.downsample is None else self.downsample(x)
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += same
+        return self.relu(out)  # type: ignore[no-any-return]
+
+
+class ResNet(nn.Module):
+    """The names, layers and in-place operations of torchvision's ``ResNet``, with two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, 1, 1, bias=False), nn.BatchNorm2d(4)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        self.layer1, self.layer2 = nn.Sequential(Basic(4, 4, 1)), nn.Sequential(Basic(4, 8, 2))
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.fc(torch.flatten(self.avgpool(self.layer2(self.layer1(x))), 1))  # type: ignore[no-any-return]
+
+
+def test_torchvisions_resnets_train_alike_and_are_cut_before_their_head() -> None:
+    """With batch normalisation of the clients' own; frozen but for the head, its features are kept."""
+    pictures = federation(RNG.normal(size=(120, 1, 8, 8)).astype(np.float32) + Y[:, None, None, None])
+    training = Training(rounds=2, batch_size=16, optimizer=plures.SGD(lr=0.1))
+
+    def made() -> nn.Module:
+        return plures.with_roles(ResNet(), head="fc")
+
+    found = []
+    for backend in ("loop", "vmap"):
+        run = plures.Run(pictures, made, METHODS["fedbn"](), training, execution=Execution(backend))  # type: ignore[arg-type]
+        assert run.execution.backend == backend
+        for _ in run.rounds():
+            pass
+        found.append(run.predictors([0, 1, 2]))
+    for path, values in found[0].items():
+        if values.is_floating_point():
+            torch.testing.assert_close(found[1][path], values, rtol=1e-3, atol=1e-4, msg=path)
+    assert torch.equal(found[0]["bn1.num_batches_tracked"], found[1]["bn1.num_batches_tracked"])
+    net = made()
+    net.requires_grad_(False).fc.requires_grad_(True)  # type: ignore[union-attr]
+    keeping = replace(LOOP, features=True)
+    run = plures.Run(pictures, net, METHODS["fedavg"](), training, execution=keeping)
+    assert run.engine.federation.features == {"frozen features": (8, 1, 1)}
+
+
+class Masked(nn.Module):
+    """A recurrent network on padded sequences, which reads the state at each sequence's own end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step, self.head = nn.Linear(2 + 4, 4), nn.Linear(4, 2)
+
+    def forward(self, series: Tensor, length: Tensor) -> Tensor:
+        state, steps = series.new_zeros(len(series), 4), series.shape[1]
+        for place in range(steps):
+            after = torch.tanh(self.step(torch.cat([series[:, place], state], 1)))
+            state = torch.where(length > place, after, state)
+        return self.head(state)
+
+
+def test_masked_sequences_are_stacked() -> None:
+    """Unlike packed ones; what lies behind the ends changes nothing, in either backend."""
+    length = RNG.integers(1, 6, size=(120, 1))
+    series = RNG.normal(size=(120, 5, 2)).astype(np.float32)
+    beyond = np.arange(5)[None, :, None] >= length[..., None]
+    found = []
+    for backend, padding in (("vmap", 0.0), ("vmap", 7.5), ("loop", 0.0)):
+        data = federation({"series": np.where(beyond, np.float32(padding), series), "length": length})
+        training, execution = Training(rounds=2, batch_size=16), Execution(backend)  # type: ignore[arg-type]
+        run = plures.Run(data, Masked, ditto(), training, execution=execution)
+        assert run.execution.backend == backend
+        for _ in run.rounds():
+            pass
+        found.append(run.predict("a")[0])
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2], rtol=0, atol=1e-6)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +19,11 @@ from plures import METHODS, Execution, PluresError, Run, RunSpec, Training
 from plures.cli.models import predictions
 from plures.evaluate.own import find_network, network_kinds
 from plures.federation import Federation
+from plures.method import Adam
 from plures.methods import lora
-from plures.models import char_lstm, char_transformer
+from plures.models import char_lstm, char_transformer, unet
 from plures.run.choose import uncompilable
-from plures.tasks import KINDS, NextToken, Segmentation
+from plures.tasks import KINDS, NextToken, Segmentation, from_dict, to_dict
 
 LENGTH, TOKENS = 5, 7
 LOOP = Execution("loop", 1, False, "float32")
@@ -71,6 +74,60 @@ def test_networks_by_name_follow_the_task() -> None:
     more = plures.from_arrays([[7, 0]] * 30, [[0, 6]] * 30, ["a"] * 30, **options)
     with pytest.raises(PluresError, match=r"an input has token 7, but .* 7 tokens: give .*vocabulary=8"):
         plures.default_model(more)
+
+
+def test_tokens_have_names() -> None:
+    """Predictions show them; the number of tokens follows; the names of the data stay with a task of one's own."""
+    names = [f"<{token}>" for token in range(TOKENS)]
+    task = NextToken(tokens=names)  # type: ignore[arg-type]
+    assert (task.vocabulary, task.names) == (TOKENS, tuple(names))
+    assert from_dict(json.loads(json.dumps(to_dict(task)))) == task
+    data = texts().with_task(task)
+    assert data.with_task(NextToken(ignored=0)).task.names == tuple(names)
+    outputs = torch.eye(TOKENS)[None, :LENGTH]
+    told = list(csv.DictReader(io.StringIO(predictions(outputs, data.task.decide(outputs), data.task))))
+    assert [line["token"] for line in told] == names[:LENGTH]
+    with pytest.raises(PluresError, match="2 names of tokens, but vocabulary=3; name all or none"):
+        NextToken(vocabulary=3, tokens=("a", "b"))
+    with pytest.raises(PluresError, match="tokens: 'a' is given twice"):
+        NextToken(tokens=("a", "a"))
+
+
+def test_the_default_network_labels_pixels() -> None:
+    """Of any size, in stacks as in the loop; it learns that bright pixels have label 1."""
+    assert tuple(unet((5, 3), 4)(torch.zeros(2, 5, 3)).shape) == (2, 4, 5, 3)
+    pictures = np.random.default_rng(0).normal(size=(60, 1, 6, 6)).astype(np.float32)
+    labels, owner = (pictures[:, 0] > 0).astype(int), np.repeat(["a", "b"], 30)
+    data = plures.from_arrays(pictures, labels, owner, task="segmentation")
+    training = Training(rounds=8, batch_size=8, optimizer=Adam(0.02))
+    runs = [
+        Run(data, plures.default_model(data), METHODS["fedper"](), training, execution=Execution(backend, 2, False))
+        for backend in ("loop", "vmap")
+    ]
+    for run in runs:
+        run.step()
+    torch.testing.assert_close(*(run.predict("a")[0] for run in runs), rtol=0, atol=1e-3)
+    for _ in runs[0].rounds():
+        pass
+    assert plures.score(runs[0], "test").values["accuracy"].min() > 0.8
+    small = plures.from_arrays(pictures, labels[:, :2, :2], owner, task="segmentation")
+    with pytest.raises(PluresError, match="give pictures of the size of their labels, or a model"):
+        plures.default_model(small)
+
+
+def test_the_default_network_of_ratings_learns_users_and_items() -> None:
+    users, items = np.repeat(np.arange(3), 40), np.tile(np.arange(40), 3)
+    stars = (2 + users + (items % 2)).astype(np.float32)
+    options: dict[str, Any] = {"task": "ratings", "dtype": torch.int64, "copies": "allow"}
+    data = plures.from_arrays(items[:, None], stars, users, **options)
+    training = Training(rounds=40, batch_size=8, optimizer=plures.SGD(0.1))
+    run = Run(data, plures.default_model(data), METHODS["fedper"](), training, execution=LOOP)
+    for _ in run.rounds():
+        pass
+    assert plures.score(run, "test").values["rmse"].max() < 0.7, "all ratings together have a deviation of 0.95"
+    many = plures.from_arrays(items[:, None] + 9710, stars, users, **options)
+    with pytest.raises(PluresError, match=r"has item 9749, .* give matrix_factorization with items=9750"):
+        plures.default_model(many)
 
 
 def test_the_default_network_learns_to_count() -> None:

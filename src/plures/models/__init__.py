@@ -18,6 +18,7 @@ from plures.models.reference import (
     mlp,
 )
 from plures.models.residual import resnet
+from plures.models.segmentation import unet
 from plures.models.sequence import char_lstm, char_transformer
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "moe",
     "resnet",
     "sage",
+    "unet",
     "with_adapters",
     "with_lora",
     "with_roles",

@@ -10,6 +10,9 @@ from plures.errors import PluresError
 from plures.models.network import with_roles
 from plures.models.parts import Features, Tokens, tokens
 
+ITEMS = 9742
+"""Items of MovieLens ml-latest-small."""
+
 
 class Items(Tokens):
     """An item's factors ``q_i`` and, as last column, its bias ``b_i``; they start small."""
@@ -30,7 +33,7 @@ class User(nn.Module):
 
 
 def matrix_factorization(
-    features: Features, outputs: int, items: int = 9742, factors: int = 16, mean: float = 0.0
+    features: Features, outputs: int, items: int = ITEMS, factors: int = 16, mean: float = 0.0
 ) -> nn.Module:
     """Matrix factorisation with biases (Koren, Bell, Volinsky 2009, equation 4): ``mean + b_i + b_u + q_i . p_u``.
 

@@ -22,12 +22,13 @@ from plures.models.graph import gcn, sage
 from plures.models.mixture import moe
 from plures.models.network import ModelFactory
 from plures.models.parts import Features, Norm, as_picture, check, dense, is_picture, norm_layers, picture, split
-from plures.models.ratings import matrix_factorization
+from plures.models.ratings import ITEMS, matrix_factorization
 from plures.models.residual import resnet
+from plures.models.segmentation import unet
 from plures.models.sequence import char_lstm, char_transformer
 from plures.models.several import side_by_side
 from plures.signature import shown
-from plures.tasks import NextToken
+from plures.tasks import NextToken, Ratings, Segmentation
 
 if TYPE_CHECKING:
     from plures.federation import Federation
@@ -169,6 +170,8 @@ def default_model(federation: Federation) -> ModelFactory:
       :func:`fedavg_cnn`.
     * Other ``(channels, time)``: :func:`har_cnn`.
     * Tokens, ``(length,)`` integers, with the task ``next_token``: :func:`char_transformer`.
+    * Pictures with a label for every pixel: :func:`unet`.
+    * One item, ``(1,)`` an integer, with the task ``ratings``: :func:`matrix_factorization` of up to 9742 items.
     * Several inputs of real numbers: :func:`mlp` on all their numbers.
     * Inputs too small for these convolutions, or with more dimensions: :func:`mlp`.
 
@@ -196,6 +199,20 @@ def default_model(federation: Federation) -> ModelFactory:
                 f"tokens: give task=NextToken(vocabulary={int(inputs.max()) + 1})"
             )
         return partial(char_transformer, features, outputs, every_position=True)
+    if isinstance(federation.task, Segmentation):
+        if not inputs.is_floating_point() or not is_picture(features) or features[-2:] != federation.task.size:
+            raise PluresError(
+                f"federation {federation.name!r} has inputs {features} and a label for each of {federation.task.size}, "
+                "for which there is no default model: give pictures of the size of their labels, or a model"
+            )
+        return partial(unet, features, outputs)
+    if isinstance(federation.task, Ratings) and features == (1,) and not inputs.is_floating_point():
+        if len(inputs) and int(inputs.max()) >= ITEMS:
+            raise PluresError(
+                f"federation {federation.name!r} has item {int(inputs.max())}, but the default network {ITEMS} items: "
+                f"give matrix_factorization with items={int(inputs.max()) + 1}"
+            )
+        return partial(matrix_factorization, features, outputs)
     if not inputs.is_floating_point():
         raise PluresError(
             f"federation {federation.name!r} has integer inputs, for which there is no default model: give one, such "

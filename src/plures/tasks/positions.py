@@ -11,7 +11,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.metrics import SEGMENTATION, TOKENS, Metric
 from plures.tasks.losses import Weights, replaced, settle
-from plures.tasks.reading import refuse
+from plures.tasks.reading import distinct, refuse
 from plures.tasks.task import Array, Loss, Task, Where
 
 
@@ -187,7 +187,8 @@ class NextToken(Positions):
     Targets are the inputs, shifted by one; padding is negative, or the token that ``ignored`` names.
 
     Attributes:
-        vocabulary: number of tokens; default: those that occur.
+        vocabulary: number of tokens; default: those that occur, or as many as have names.
+        tokens: their names in order, for predictions; default: their numbers.
 
     Examples:
         >>> task = NextToken(vocabulary=4, size=(2,))
@@ -202,6 +203,18 @@ class NextToken(Positions):
     by_data: ClassVar[tuple[str, ...]] = ("vocabulary", "size")
 
     vocabulary: int = 0
+    tokens: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "tokens", distinct(self.tokens, "tokens", "token"))
+        if self.tokens:
+            object.__setattr__(self, "vocabulary", self.vocabulary or len(self.tokens))
+            if self.vocabulary != len(self.tokens):
+                raise PluresError(
+                    f"next_token: {len(self.tokens)} names of tokens, but vocabulary={self.vocabulary}; name all or "
+                    "none"
+                )
 
     @property
     def outputs(self) -> int:
@@ -209,7 +222,12 @@ class NextToken(Positions):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(map(str, range(self.vocabulary)))
+        return self.tokens or tuple(map(str, range(self.vocabulary)))
+
+    def completed(self, found: Task) -> Self:
+        made = super().completed(found)
+        names = getattr(found, "tokens", ())
+        return replace(made, tokens=names) if names and not made.tokens else made
 
     def of_count(self, count: int) -> Self:
         return self if self.vocabulary else replace(self, vocabulary=count)

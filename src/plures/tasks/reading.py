@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -44,9 +45,10 @@ def distinct(names: Iterable[object], option: str, word: str) -> tuple[str, ...]
     if isinstance(names, str):
         raise PluresError(f"{option}={names!r}: give a list of names, [{names!r}]")
     found = tuple(str(name) for name in names)
-    twice = [name for place, name in enumerate(found) if name in found[:place]]
-    if twice:
-        raise PluresError(f"{option}: {twice[0]!r} is given twice")
+    times = Counter(found)
+    if len(times) < len(found):
+        twice = next(name for name, count in times.items() if count > 1)
+        raise PluresError(f"{option}: {twice!r} is given twice")
     check_words(found, word)
     return found
 

@@ -118,10 +118,11 @@ def shakespeare(
         "dtype": torch.int64,
         "source": "The plays of Shakespeare (Moby text), public domain",
     }
+    named = tuple({"\n": "newline", " ": "space"}.get(letter, letter) for letter in CHARACTERS)
     if every is None:
-        options["classes"] = tuple({"\n": "newline", " ": "space"}.get(letter, letter) for letter in CHARACTERS)
+        options["classes"] = named
     else:
-        options["task"] = replace(every, vocabulary=every.vocabulary or len(CHARACTERS))
+        options["task"] = every if every.vocabulary else replace(every, vocabulary=len(named), tokens=named)
     federation = from_arrays(
         joined[:, :-1],
         joined[:, -1] if every is None else joined[:, 1:],
