@@ -465,6 +465,7 @@ def test_a_run_computes_frozen_features_once(backend: str, name: str, caplog: py
         for _ in run.rounds():
             pass
         runs.append(run)
+    assert [run.execution.features for run in runs] == [True, False], "so that a checkpoint is resumed alike"
     assert runs[0].engine.federation.features == {"frozen features": (5,)}
     one, other = (run.deployed([0, 1, 2]) for run in runs)
     for slot, leaves in other.items():

@@ -173,6 +173,13 @@ Compile = Annotated[bool | None, typer.Option(help="Compile the training step; d
 Capture = Annotated[
     bool | None, typer.Option(help="Record steps as CUDA graphs and replay them; default: measure, on a CUDA device.")
 ]
+FeaturesOnce = Annotated[
+    bool | None,
+    typer.Option(
+        "--features/--no-features",
+        help="Compute what a network's frozen first part gives once for each example; default: where it saves work.",
+    ),
+]
 Numbers = Annotated[
     Precision,
     typer.Option(

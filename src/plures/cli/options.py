@@ -21,6 +21,7 @@ from plures.cli.common import (
     Drawn,
     Epochs,
     EvaluateClients,
+    FeaturesOnce,
     Fold,
     Fraction,
     Group,
@@ -178,6 +179,7 @@ class MachineOptions:
     chunk: Chunk = 0
     compile_step: Compile = None
     capture: Capture = None
+    features: FeaturesOnce = None
     precision: Numbers = "auto"
     device: Device = "auto"
 
@@ -195,4 +197,5 @@ class MachineOptions:
             device=self.device,
             processes=processes,
             capture=said(self.capture),
+            features=said(self.features),
         )

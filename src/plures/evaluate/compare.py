@@ -537,7 +537,14 @@ class _Study:
         """Set up a run of a method, and build the method with every value of the tuning, to find errors early."""
         precision: Precision = "float64" if self.execution.precision == "float64" else "float32"
         alone = replace(
-            self.execution, backend="loop", chunk=1, compile=False, capture=False, precision=precision, processes=1
+            self.execution,
+            backend="loop",
+            chunk=1,
+            compile=False,
+            capture=False,
+            precision=precision,
+            processes=1,
+            features=False,
         )
         search = self.searched[entry.name]
         for lr in search.rates:
@@ -759,7 +766,8 @@ def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
     same = ["precision"] if execution.precision == "auto" else []
     if torch.device(saved["device"]).type == execution.torch_device.type:
         same += ["backend", "chunk", "compile", "capture", "convolutions"]
-    return replace(execution, **{k: saved[k] for k in same})
+        same += ["features"] if execution.processes == 1 else []
+    return replace(execution, **{k: saved[k] for k in same if k in saved})
 
 
 def card(federation: Federation, clients: Sequence[int] | None = None) -> FederationCard:

@@ -38,7 +38,7 @@ def with_features(
     seed: int,
     setting: Setting,
     cohort: int,
-) -> tuple[Bound, Federation]:
+) -> tuple[Bound, Federation, Execution]:
     """What a run trains with: features and a network that takes them, where that gives the same numbers in less time.
 
     Args:
@@ -52,16 +52,17 @@ def with_features(
 
     Returns:
         The same method with a network that takes features as well as inputs, and the federation with features as
-        inputs; or what was given.
+        inputs; or what was given. And the execution, which says what was decided where a resumed run could decide
+        otherwise.
 
     Raises:
         PluresError: if features are wanted and cannot be used; says why.
     """
     if execution.features is False:
-        return bound, federation
+        return bound, federation, execution
     found = _cut(bound, federation, execution)
-    if execution.features == "auto" and (isinstance(found, str) or not _pays(federation, training, cohort)):
-        return bound, federation
+    if execution.features == "auto" and not isinstance(found, str) and not _pays(federation, training, cohort):
+        return bound, federation, replace(execution, features=False)
     if not isinstance(found, str):
         inputs, begun = federation.inputs, time.perf_counter()
         assert isinstance(inputs, Tensor)
@@ -81,10 +82,10 @@ def with_features(
                 len(inputs),
                 time.perf_counter() - begun,
             )
-            return made, featured
+            return made, featured, replace(execution, features=True)
     if execution.features is True:
         raise PluresError(f"features=True: {found}; leave it out")
-    return bound, federation
+    return bound, federation, execution
 
 
 def _cut(bound: Bound, federation: Federation, execution: Execution) -> tuple[str, ...] | str:

@@ -97,7 +97,7 @@ class Run(Deployed):
         bound, seen = origin.bound, data
         if not local:
             cohort = len(origin.cohort(0))
-            bound, seen = with_features(bound, data, training, wanted, seed, setting, cohort)
+            bound, seen, wanted = with_features(bound, data, training, wanted, seed, setting, cohort)
         settled = choose(bound, seen, training, wanted, seed, size, machine)
         engine = Engine(bound, seen, training, settled, seed, machine)
         clients = (Pool if settled.processes > 1 else Local)(engine)
