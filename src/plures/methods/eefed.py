@@ -1,10 +1,12 @@
 """EEFed: an execution and an evaluation network."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from plures.method import Assign, Leaves, Method, Personal, Phase, Predict, Shared, State, Visit, interpolate
+from plures.method import Assign, Batch, Leaves, Method, Personal, Phase, Predict, Shared, State, Visit, interpolate
 from plures.methods.entry import entry, require
 
 
@@ -31,34 +33,48 @@ def eefed(accept: Literal["better", "always", "never"] = "better", grid: int = 4
     """
     require(grid >= 1, f"eefed: grid={grid} must be at least 1")
 
-    def cost(leaves: Leaves, visit: Visit, merit: float) -> torch.Tensor:
+    steps = [1 - k / grid for k in range(grid + 1)]
+
+    def tried(x: State, received: State, batch: Batch) -> Tensor:
+        models = (*(interpolate(received.execution, received.model, s) for s in steps), x.execution)
+        return torch.stack([batch.outputs(leaves) for leaves in models], 1)
+
+    def costs(visit: Visit) -> Tensor:
+        """Validation losses of the interpolations, and of the execution model; without examples, in that order."""
         batch = visit.examples["validation"]
-        loss = batch.loss(leaves).nan_to_num(nan=torch.inf)
-        return torch.where(batch.mask.sum() > 0, loss, -merit)
+        losses = [batch.problem.loss(o, batch.targets, batch.weight) for o in batch.input.unbind(1)]
+        order = batch.mask.new_tensor([-(1 - s) for s in steps] + [-2.0])
+        return torch.where(batch.mask.sum() > 0, torch.stack(losses).nan_to_num(nan=torch.inf).to(order), order)
 
     def best(old: State, visit: Visit) -> Leaves:
         if accept != "better":
             return old.model if accept == "always" else old.execution
-        steps = [1 - k / grid for k in range(grid + 1)]
-        costs = torch.stack([cost(interpolate(old.execution, old.model, s), visit, 1 - s) for s in steps])
-        return interpolate(old.execution, old.model, costs.new_tensor(steps)[costs.argmin()])
+        found = costs(visit)[:-1]
+        return interpolate(old.execution, old.model, found.new_tensor(steps)[found.argmin()])
 
     def take(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         return {"execution": best(received, visit)}
 
     def settle(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         trained, start = x.execution, best(received, visit)
-        better = cost(trained, visit, 2.0) < cost(start, visit, 1.0)
-        kept = {k: torch.where(better | (accept != "better"), t, start[k]) for k, t in trained.items()}
-        return {"model": trained, "execution": kept}
+        if accept != "better":
+            return {"model": trained, "execution": trained}
+        found = costs(visit)
+        better = found[-1] < found[:-1].min()
+        return {"model": trained, "execution": {k: torch.where(better, t, start[k]) for k, t in trained.items()}}
 
-    choose = Assign(("execution",), take, reads=("validation",))
+    def assign(writes: tuple[str, ...], update: Callable[[State, State, Visit], dict[str, Leaves]]) -> Assign:
+        if accept != "better":
+            return Assign(writes, update)
+        return Assign(writes, update, reads=("validation",), through=tried)
+
+    choose = assign(("execution",), take)
     return Method(
         layout={"model": Shared(), "execution": Personal(unseen="model")},
         schedule=(
             choose,
             Phase(train="execution"),
-            Assign(("model", "execution"), settle, reads=("validation",)),
+            assign(("model", "execution"), settle),
         ),
         predict=Predict("execution", adapt=(choose,), visits=visits),
     )

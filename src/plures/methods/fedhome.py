@@ -62,10 +62,15 @@ def linear_decoder(module: nn.Module, setting: Setting) -> nn.Module:
     return beside(module, "decoder", nn.Linear(width(Network(module), setting), prod(setting.features)))
 
 
+def coded(x: State, received: State, batch: Batch) -> Tensor:
+    """The codes of some examples, ``(batch, d)``."""
+    return batch.features(x.model).flatten(1)
+
+
 def balance(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
     """The slot ``codes``: a class-balanced set made of the client's training examples."""
     own = visit.examples["train"]
-    codes, (count, most) = own.features(x.model).flatten(1), x.codes["weight"].shape
+    codes, (count, most) = own.input, x.codes["weight"].shape
     member = members(own.targets, count, codes) * own.real.unsqueeze(1)
     made, weight = between(codes, member, most, visit.key)
     return {"codes": {"code": made, "weight": weight}}
@@ -117,7 +122,7 @@ def fedhome(lam: float = 1.0, refine_steps: int = 20, refine_lr: float | None = 
         return batch.problem.loss(outputs, batch.targets, batch.weight) + lam * error
 
     refinement = (
-        Assign(("codes",), balance, reads=("train",)),
+        Assign(("codes",), balance, reads=("train",), through=coded),
         Phase(head, refine, steps=refine_steps, lr=refine_lr, stream="adapt"),
     )
     return Method(

@@ -62,10 +62,12 @@ def wise_ft(
         tuned, common = batch.outputs(x.tuned), batch.outputs(x.model)
         return batch.problem.task.mix([tuned, common], torch.stack([weight, 1 - weight]))
 
+    def tried(x: State, received: State, batch: Batch) -> Tensor:
+        return torch.stack([between(x, batch, weight) for weight in x.alpha["alpha"].new_tensor(GRID)], 1)
+
     def choose(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
         batch, grid = visit.examples["validation"], x.alpha["alpha"].new_tensor(GRID)
-        outputs = [between(x, batch, weight) for weight in grid]
-        losses = torch.stack([batch.problem.loss(o, batch.targets, batch.weight) for o in outputs])
+        losses = torch.stack([batch.problem.loss(o, batch.targets, batch.weight) for o in batch.input.unbind(1)])
         return {"alpha": {"alpha": grid[losses.nan_to_num(nan=torch.inf).argmin()]}}
 
     def weight(start: Start) -> Leaves:
@@ -75,7 +77,7 @@ def wise_ft(
 
     copy = Assign(("tuned",), lambda x, received, visit: {"tuned": x.model})
     tune = Phase("tuned", epochs=epochs if steps is None else None, steps=steps, lr=lr, stream="adapt")
-    chosen = (Assign(("alpha",), choose, reads=("validation",)),) if alpha is None else ()
+    chosen = (Assign(("alpha",), choose, reads=("validation",), through=tried),) if alpha is None else ()
     return Method(
         layout={"model": Shared(), "tuned": Personal(), "alpha": Personal()},
         slots={"alpha": weight},
