@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import plures
 from plures.cli import app
 from plures.cli.common import Terminal, say
-from plures.cli.models import predictions, read_inputs
+from plures.cli.models import predictions, read_examples
 from plures.deploy.journal import Journal
 from plures.errors import PluresError
 from plures.evaluate import finish, fit
@@ -123,7 +123,7 @@ def test_an_array_that_claims_more_than_its_file_holds_is_one_sentence(tmp_path:
         with pytest.raises(PluresError, match=r"a\.npz: cannot be read as \.npz without pickled objects"):
             plures.from_folder(file.parent)
         with pytest.raises(PluresError, match=r"a\.npz: .*; give an \.npz file with an array x"):
-            read_inputs(file)
+            read_examples(file)
 
 
 STUDY = """

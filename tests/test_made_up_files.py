@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from harm import harmed
-from plures.cli.models import read_inputs
+from plures.cli.models import read_examples
 from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec, finish, fit
 from plures.federation import from_folder
@@ -166,13 +166,13 @@ def test_a_published_model_that_cannot_predict_is_refused_when_it_is_read(home: 
 def test_raw_examples_that_are_no_numbers_are_refused(tmp_path: Path, x: np.ndarray[Any, Any]) -> None:
     np.savez(tmp_path / "in.npz", x=x)
     with pytest.raises(PluresError, match=r"in\.npz: not such a file; give an \.npz file with an array x"):
-        read_inputs(tmp_path / "in.npz")
+        read_examples(tmp_path / "in.npz")
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">i8", np.longdouble])
 def test_raw_examples_of_another_machine_are_read(tmp_path: Path, dtype: Any) -> None:
     np.savez(tmp_path / "in.npz", x=np.array([[1, 2]], dtype))
-    assert torch.from_numpy(read_inputs(tmp_path / "in.npz")).tolist() == [[1, 2]]
+    assert read_examples(tmp_path / "in.npz").tolist() == [[1, 2]]
 
 
 def test_a_study_s_database_holds_nothing_that_acts(tmp_path: Path) -> None:
@@ -223,5 +223,5 @@ def test_a_damaged_file_of_arrays_is_right_or_named(tmp_path: Path, save: Callab
     for _, harm in [*harmed(content, flips=300), ("another kind", (tmp_path / "bare.npy").read_bytes())]:
         file.write_bytes(harm)
         found += refused(lambda: from_folder(tmp_path), tmp_path)
-        refused(lambda: read_inputs(file), file)
+        refused(lambda: read_examples(file), file)
     assert found > 100
