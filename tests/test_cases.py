@@ -13,12 +13,14 @@ from sklearn.model_selection import train_test_split
 from typer.testing import CliRunner
 
 import plures
+from located import needs
 from plures.cases import CASES, Case, Part, answer, conduct
 from plures.cases.answer import of, personalization, preferred, published
 from plures.cases.catalogue import find_case
 from plures.cases.flamby import alone, fedadagrad, fedadam, fedyogi
 from plures.cases.hospitals import log_odds
 from plures.cases.newcomers import by_labels, curve
+from plures.cases.repeated import repeated
 from plures.cli import app
 from plures.evaluate import Code, Comparison
 from plures.evaluate.record import ClientValues
@@ -32,7 +34,7 @@ from plures.run import Execution
 
 PAGES = Path(__file__).parents[1] / "docs" / "guides" / "cases"
 SETTLED = Execution("loop", 1, False)
-TINY = {"rounds": 2, "seeds": 2, "tune_rounds": 0, "learning_rates": (0.5,), "every": 1}
+TINY = {"rounds": 2, "seeds": 2, "tune_rounds": 0, "learning_rates": (0.5,), "every": 1, "execution": SETTLED}
 
 
 def test_the_catalogue_is_complete():
@@ -114,6 +116,24 @@ def test_a_centre_alone_trains_by_adam_for_its_epochs():
         torch.testing.assert_close((leaf - before[name]).abs(), torch.full_like(leaf, 0.01), atol=1e-6, rtol=0)
 
 
+def test_divisions_are_told_together_with_an_interval_over_them():
+    """Ditto gains .25 and .05: a mean of .15, and t(.975, 1) = 12.7062 times a standard error of .1."""
+    one = plures.compare(two((1, -1)), ["ditto"], model="logistic", **{**TINY, "seeds": 1})
+
+    def having(fedavg: float, ditto: float) -> Comparison:
+        methods = []
+        for name, value in (("fedavg", fedavg), ("ditto", ditto)):
+            seed = one.method(name).seeds[0]
+            test = seed.test.model_copy(update={"metrics": {"accuracy": [value, value]}})
+            methods.append(one.method(name).model_copy(update={"seeds": [seed.model_copy(update={"test": test})]}))
+        return one.model_copy(update={"methods": methods})
+
+    assert repeated([having(0.5, 0.75), having(0.7, 0.75)]) == [
+        "Ditto, mean accuracy of 2 divisions, %: 75.0 (75.0, 75.0; gain over FedAvg 15.0 \N{PLUS-MINUS SIGN} 127.1).",
+        "FedAvg, mean accuracy of 2 divisions, %: 60.0 (50.0, 70.0).",
+    ]
+
+
 def test_new_clients_scores_by_labels_are_means_over_seeds_and_clients():
     """Scores of two new clients: .5 and .7 with one seed, .7 and .9 with the other."""
     found = plures.compare(two((1, 1)), ["ditto"], model="logistic", unseen=["b"], **TINY)
@@ -146,7 +166,11 @@ def test_methods_are_preferred_by_validation_not_by_test():
 
 
 def test_a_case_runs_from_the_command_line_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    part = replace(CASES["hospitals"].parts[0], options={**CASES["hospitals"].parts[0].options, "steps": 2})
+    whole = CASES["hospitals"].parts[0]
+    told = {name: whole.published[name] for name in ("fedavg", "fedprox mu=0.01")}
+    part = replace(
+        whole, personal=(), shared=("fedprox(mu=0.01)",), published=told, options={**whole.options, "steps": 2}
+    )
     monkeypatch.setattr("plures.cli.case.find_case", lambda name: replace(CASES["hospitals"], parts=(part,)))
     for _ in range(2):
         words = ["case", "hospitals", "--quick", "--out", str(tmp_path)]
@@ -159,6 +183,19 @@ def test_a_case_runs_from_the_command_line_and_resumes(tmp_path: Path, monkeypat
     assert "Four hospitals predict heart disease" in CliRunner().invoke(app, ["case"]).output
     with pytest.raises(plures.PluresError, match="no case 'hospital': did you mean 'hospitals'"):
         find_case("hospital")
+
+
+@needs("tcga_brca")
+@pytest.mark.filterwarnings("ignore:C-index is undefined")
+def test_survival_runs_and_tells_its_divisions_together():
+    """A single method besides the baselines, and one step of each client."""
+    case, least = CASES["survival"], {"epochs": None, "steps": 1}
+    last = replace(case.parts[-1], personal=("ditto",), shared=(), options={**case.parts[-1].options, **least})
+    (found,) = conduct(replace(case, parts=(last,)), quick=True, execution=SETTLED)
+    assert case.together is not None
+    told = case.together([found, found, found])
+    assert {line.partition(",")[0] for line in told} == {method.title for method in found.methods}
+    assert all("mean C-index of 2 divisions: " in line for line in told)
 
 
 def test_data_that_are_not_there_are_named_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

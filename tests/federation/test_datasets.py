@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from located import available, needs
 from numpy.typing import NDArray
 
+from located import available, needs
 from plures.errors import PluresError
 from plures.federation import DATASETS, SPLITS, load, locate
 from plures.federation.datasets import folder

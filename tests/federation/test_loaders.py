@@ -9,9 +9,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from located import needs
 from numpy.typing import NDArray
 
+from located import needs
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, SplitRule, blend, load, locate, movie_titles, seasons
 from plures.federation.datasets.fleets import seen
