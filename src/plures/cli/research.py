@@ -58,6 +58,12 @@ def compare_command(
     every: Annotated[
         int | None, typer.Option(help="Rounds between readings of validation data; default: about ten readings.")
     ] = None,
+    pooled: Annotated[
+        bool,
+        typer.Option(
+            "--pooled", help="Also train one model on all clients' examples in one place, which breaks privacy."
+        ),
+    ] = False,
     patience: Patience = None,
     seeds: Annotated[int, typer.Option(help="Final runs per method.")] = 3,
     lr: Annotated[list[float] | None, typer.Option(help="Learning rate to try; repeatable.")] = None,
@@ -102,6 +108,7 @@ def compare_command(
             every=every,
             patience=patience,
             seeds=seeds,
+            pooled=pooled,
             learning_rates=lr or None,
             tune_rounds=tune_rounds,
             space=spaces(space, methods, code),

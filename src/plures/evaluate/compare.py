@@ -21,6 +21,7 @@ from torch import nn
 
 from plures.errors import PluresError, PluresWarning, suggestion
 from plures.evaluate.callback import Callback
+from plures.evaluate.centralised import pooled as centralised
 from plures.evaluate.code import Code
 from plures.evaluate.fit import Fit, check_patience, finish, fit, patience_fact
 from plures.evaluate.folder import RunFolder
@@ -132,6 +133,7 @@ def compare(
     task: str | Task | None = None,
     metric: AnyMetric = None,
     subgroups: Sequence[str] = (),
+    pooled: bool = False,
     out: Path | str | None = None,
     execution: Execution | None = None,
     listener: Listener | None = None,
@@ -173,6 +175,8 @@ def compare(
         subgroups: columns by which results are reported, too, such as ``sex``, or ``age:40,60`` with the edges of
             bands: of a table, and then no inputs unless ``features`` names them; of other data, input columns, or see
             :meth:`~plures.federation.Federation.with_subgroups`.
+        pooled: also train one model on all clients' examples together, tuned like the methods: what could be had if all
+            data were in one place. It breaks privacy, so it is never called the best.
         out: folder for results and finished runs; an interrupted comparison resumes there.
         execution: how to use the machine. With several ``processes``, each does whole runs with its share of the
             threads; the results equal those of one process with that number of threads.
@@ -200,7 +204,8 @@ def compare(
     rates = tried_rates(learning_rates, tune_rounds)
     data = str(data) if isinstance(data, Path) else data
     code = Code.typed(*methods, data, model, task, *several(metric))
-    entries = distinct(find_method(method, code) for method in (*BASELINES, *methods))
+    methods = (*BASELINES, *([centralised] if pooled else []), *methods)
+    entries = distinct(find_method(method, code) for method in methods)
     if space and not tune_rounds:
         raise PluresError("space is not tried with tune_rounds=0: leave it out, or give 1 round or more")
     searched = searches(entries, rates, space or {})
@@ -239,7 +244,7 @@ def compare(
         callbacks,
         named,
         code,
-        (*BASELINES, *methods),
+        methods,
     )
     study.plan(entries, searched, tune_rounds, seeds)
     refuse_unmeasured(seen, study.trials)
@@ -730,7 +735,7 @@ def described(
         trials: its tuning trials.
         seeds: the results of its runs.
     """
-    up, down = traffic(bound)
+    up, down = (0, 0) if entry.together else traffic(bound)
     return MethodResult(
         name=entry.name,
         title=entry.title,

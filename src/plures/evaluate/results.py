@@ -20,6 +20,7 @@ from plures.evaluate.summary import Summary, bootstrap, harmed, interval, mean_k
 from plures.extras import needed
 from plures.faults import read_json
 from plures.methods.entry import BASELINES as BASELINES
+from plures.methods.entry import POOLED as POOLED
 from plures.methods.entry import REFERENCES as REFERENCES
 from plures.metrics import CLASSIFICATION, REGRESSION, Metric
 from plures.notebook import notebook
@@ -461,10 +462,10 @@ class Comparison(Result):
         return float(np.mean(visits)) / clients, float(np.mean(sent)) / clients
 
     def rows(self) -> list[Row]:
-        """All lines, the baselines first, then the best first."""
+        """All lines, the baselines first, with the pooled one last of them, then the best first."""
         rows = [self.row(m.name) for m in self.methods]
         sign = -1 if self.metric.higher else 1
-        first = {name: place for place, name in enumerate(BASELINES)}
+        first = {name: place for place, name in enumerate((*BASELINES, POOLED))}
 
         def order(row: Row) -> tuple[int, float]:
             value = math.inf if math.isnan(row.mean) else sign * row.mean

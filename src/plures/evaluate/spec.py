@@ -21,7 +21,7 @@ from plures.federation import Federation, Split
 from plures.federation.subgroups import parsed
 from plures.method import LOCAL_OPTIMIZERS, Method, Optimizer
 from plures.methods import METHODS, Entry
-from plures.methods.entry import titled
+from plures.methods.entry import POOLED, titled
 from plures.metrics import Metric
 from plures.models import ModelFactory
 from plures.run import (
@@ -36,6 +36,7 @@ from plures.run import (
 )
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.machine import Machine
+from plures.run.together import PooledRun
 from plures.run.training import RATE_SCHEDULES
 from plures.signature import shown
 from plures.tasks import Task
@@ -270,12 +271,13 @@ class RunSpec(Result):
         federation = (
             self.judged(federation, code) if federation.metric is None or self.task or self.augment else federation
         )
-        return Run(
+        method = entry or self.entry(code)
+        return (PooledRun if method.together else Run)(
             federation,
             self.network(federation, code) if model is None else model,
-            (entry or self.entry(code))(**self.parameters),
+            method(**self.parameters),
             self.training(),
-            participation=self.who(),
+            participation=Full() if method.together else self.who(),
             seed=self.seed,
             execution=execution,
             machine=machine,
@@ -349,6 +351,11 @@ def find_method(name: str | Entry | Method | Callable[..., Method], code: Code =
     if len(several := pieces(name)) > 1:
         return replace(reduce(operator.add, (find_method(one, code) for one in several)), origin=name)
     alone, options = called(name)
+    if alone == POOLED:
+        raise PluresError(
+            f"{POOLED!r} is no method of a federation, because it needs all data in one place: to compare with it, say "
+            "pooled=True, on the command line --pooled"
+        )
     if options is not None:
         return _fixed(find_method(alone, code), options)
     found = METHOD.find(name, code)

@@ -341,6 +341,15 @@ class Federation:
             metadata={key: tuple(column[i] for i in chosen) for key, column in self.metadata.items()},
         )
 
+    def together(self, name: str) -> Federation:
+        """The federation of one client that has all examples of all clients; their metadata are left out.
+
+        Args:
+            name: of that client.
+        """
+        splits = {split: Split.of([index.rows]) for split, index in self.splits.items()}
+        return replace(self, clients=(name,), splits=splits, metadata={})
+
     def hold_out(self, clients: Sequence[str | int]) -> tuple[Federation, Federation]:
         """``(seen, unseen)``: the federation without the given clients, and those clients alone."""
         unseen = self.subset(clients)

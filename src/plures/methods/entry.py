@@ -28,6 +28,9 @@ REFERENCES = ("local", "fedavg", "fedavg_ft")
 BASELINES = ("constant", "local", "fedavg", "intercept", "fedavg_ft")
 """The methods of every comparison, in listing order."""
 
+POOLED = "pooled"
+"""The centralised baseline, which needs all data in one place and is no method of a federation."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -46,6 +49,7 @@ class Entry:
         instead: parameters that replace another one: ``{"steps": "epochs"}``; at most one of the two may be given.
         rounds: rounds that it needs where more change nothing; it has no learning rate then. ``None`` for all others.
         after: the method whose training it leaves as it is; a comparison gives it that method's learning rate.
+        together: whether it trains on all clients' examples in one place, which no federation can.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Entry:
     instead: Mapping[str, str] = field(default_factory=dict)
     rounds: int | None = None
     after: str = ""
+    together: bool = False
 
     def __call__(self, *args: Any, **parameters: Any) -> Method:
         given = arguments(f"method {self.name!r}", self.build, *args, **parameters)
@@ -209,6 +214,7 @@ def entry(
     instead: Mapping[str, str] | None = None,
     rounds: int | None = None,
     after: str = "",
+    together: bool = False,
 ) -> Callable[[Callable[..., Method]], Entry]:
     """Describe a method where it is defined."""
 
@@ -223,6 +229,7 @@ def entry(
             instead=instead or {},
             rounds=rounds,
             after=after,
+            together=together,
         )
 
     return describe

@@ -19,7 +19,7 @@ from plures.evaluate import RunFolder, primary
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.compare import RESULTS, card
 from plures.evaluate.record import Details, Mistake
-from plures.evaluate.results import REFERENCES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
+from plures.evaluate.results import POOLED, REFERENCES, Comparison, FederationCard, MethodResult, MetricCard, SeedResult
 from plures.federation import Federation
 from plures.federation.inputs import shape_text
 from plures.files import understood
@@ -289,7 +289,7 @@ def _best(comparison: Comparison, place: int) -> MethodResult:
         value = known(float(method.per_client(comparison.metric.name)[place]))
         return -math.inf if value is None else sign * value
 
-    return max(comparison.methods, key=worth)
+    return max([m for m in comparison.methods if m.name != POOLED] or comparison.methods, key=worth)
 
 
 def _spark(method: MethodResult, place: int, sign: int) -> str:

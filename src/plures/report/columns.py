@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from plures.evaluate.results import LEAST, Comparison, MetricCard, Row
+from plures.evaluate.results import LEAST, POOLED, Comparison, MetricCard, Row
 from plures.evaluate.summary import RESAMPLES
 
 OTHER, WORST, GAP = "metric:", "worst:", "gap:"
@@ -321,6 +321,7 @@ def undefined(comparison: Comparison, card: MetricCard, clients: int) -> str:
 
 
 def best(comparison: Comparison, rows: list[Row]) -> Row:
-    """The row with the best mean; the first one if no mean is known."""
+    """The row with the best mean among methods of a federation; the first one if no mean is known."""
+    rows = [row for row in rows if row.name != POOLED] or rows
     sign = 1 if comparison.metric.higher else -1
     return max(rows, key=lambda row: -math.inf if known(row.mean) is None else sign * row.mean)

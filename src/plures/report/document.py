@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plures.evaluate.record import Details
-from plures.evaluate.results import BASELINES, Comparison, MethodResult, Point, Row
+from plures.evaluate.results import BASELINES, POOLED, Comparison, MethodResult, Point, Row
 from plures.evaluate.scores import Floats
 from plures.evaluate.summary import STUDENT_975
 from plures.report.columns import Number, best, known
@@ -120,7 +120,8 @@ def _method(comparison: Comparison, row: Row, *, best: bool, traced: bool) -> di
     return {
         "name": row.name,
         "title": row.title,
-        "baseline": row.name in BASELINES,
+        "baseline": row.name in (*BASELINES, POOLED),
+        "federated": row.name != POOLED,
         "best": best,
         "values": _plain(method.per_client(metric)),
         "inside": [_plain(side) for side in method.inside()],

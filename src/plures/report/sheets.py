@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from plures.evaluate.results import Comparison, FederationCard, MethodResult, Row
+from plures.evaluate.results import POOLED, Comparison, FederationCard, MethodResult, Row
 from plures.report.columns import MISSING, Column, Number, known, significant
 from plures.report.markup import capital, cell, count, heading, in_bytes, listing, scaled, table, whole
 from plures.report.tables import MOST_LINES
@@ -91,6 +91,7 @@ def costs(comparison: Comparison, rows: list[Row]) -> str:
             ("traffic", "till chosen"),
         )
     )
+    together = any(row.name == POOLED for row in rows)
     lines = []
     for row in rows:
         method = comparison.method(row.name)
@@ -99,7 +100,8 @@ def costs(comparison: Comparison, rows: list[Row]) -> str:
         sent = known(row.megabytes * 1e6)
         cells.append(cell(MISSING if sent is None else in_bytes(sent), sent))
         lines.append(f'<tr><th scope="row">{escape(row.title)}</th>{"".join(cells)}</tr>')
-    return table("sortable", "Cost of every method for one client, on average over all clients", head, lines)
+    about = "<p>Pooled sends the training examples themselves, once.</p>" if together else ""
+    return table("sortable", "Cost of every method for one client, on average over all clients", head, lines) + about
 
 
 def drawn(comparison: Comparison, method: MethodResult) -> float:

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from plures.evaluate.results import BASELINES, Comparison, Row
+from plures.evaluate.results import BASELINES, POOLED, Comparison, Row
 from plures.evaluate.summary import paired_test, worse
 from plures.report.columns import OTHER, Number, best, columns, known, probability, undefined
 from plures.texts import markdown
@@ -32,6 +32,7 @@ SPARED = (
     "harmed_fedavg",
 )
 NAME_WIDTH = 12
+PLACE = "Pooled needs all data in one place, which breaks privacy, so it is not to choose from"
 HARMED = "Harmed: share of clients worse off than alone (local) and than with one global model (FedAvg)."
 
 
@@ -76,7 +77,7 @@ def console_table(comparison: Comparison) -> Table:
     table = Fitted(
         title=Text(f"{comparison.federation.name}: {describe_metric(comparison)}", style="bold"),
         title_justify="left",
-        caption=" ".join(filter(None, [HARMED, undefined(comparison, comparison.metric, lacking)])),
+        caption=" ".join(filter(None, [HARMED, _apart(rows), undefined(comparison, comparison.metric, lacking)])),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -95,7 +96,8 @@ def console_table(comparison: Comparison) -> Table:
     for place, row in enumerate(rows):
         style = "bold green" if row is winner and known(row.mean) is not None else ""
         cells = [Text(column.write(row), style if column.key == "mean" else "") for column in shown]
-        last = place + 1 < len(rows) and row.name in BASELINES and rows[place + 1].name not in BASELINES
+        first = (*BASELINES, POOLED)
+        last = place + 1 < len(rows) and row.name in first and rows[place + 1].name not in first
         table.add_row(Text(row.title, style), *cells, end_section=last)
     return table
 
@@ -150,12 +152,32 @@ def verdict(comparison: Comparison, rows: list[Row]) -> str:
     lacking = undefined(comparison, comparison.metric, max(row.undefined for row in rows))
     parts = (
         _verdict(comparison, rows),
+        _together(comparison, rows),
         _sampled(comparison, rows),
         lacking,
         _never(comparison, rows),
         _diverged(comparison, rows),
     )
     return " ".join(filter(None, parts))
+
+
+def _apart(rows: list[Row]) -> str:
+    """What the pooled baseline is; empty without it."""
+    return f"{PLACE}." if any(row.name == POOLED for row in rows) else ""
+
+
+def _together(comparison: Comparison, rows: list[Row]) -> str:
+    """What one model would reach with all data in one place; empty if that was not tried."""
+    there = next((row for row in rows if row.name == POOLED), None)
+    if there is None:
+        return ""
+    number, lead = Number.of(comparison, rows), best(comparison, rows)
+    score = _score(comparison, there, number)
+    if known(there.mean) is None or known(lead.mean) is None:
+        return f"With all data in one place, which breaks privacy, one model has {score}."
+    gain = (there.mean - lead.mean) * (1 if comparison.metric.higher else -1)
+    way = f"{number.distance(gain)} {'better' if gain > 0 else 'worse'} than" if gain else "as"
+    return f"With all data in one place, which breaks privacy, one model has {score}, {way} {lead.title}."
 
 
 def _sampled(comparison: Comparison, rows: list[Row]) -> str:
@@ -198,7 +220,7 @@ def _verdict(comparison: Comparison, rows: list[Row]) -> str:
     """The headline, without divergence."""
     number = Number.of(comparison, rows)
     baselines = [row for row in rows if row.name in BASELINES]
-    others = [row for row in rows if row.name not in BASELINES and known(row.mean) is not None]
+    others = [row for row in rows if row.name not in (*BASELINES, POOLED) and known(row.mean) is not None]
     base = best(comparison, baselines)
     if known(base.mean) is None:
         diverged = any(row.diverged for row in baselines)

@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from plures.evaluate.results import BASELINES, LEAST, Comparison, MethodResult, MetricCard, Row
+from plures.evaluate.results import BASELINES, LEAST, POOLED, Comparison, MethodResult, MetricCard, Row
 from plures.evaluate.summary import summarize
 from plures.report.columns import MISSING, OTHER, Column, Number, best, known, probability
 from plures.report.document import about, train_size
@@ -137,8 +137,8 @@ def _by_subgroup(comparison: Comparison, rows: list[Row], column: str, metric: M
 def _line(row: Row, winner: Row, cells: Sequence[str]) -> str:
     """A method's row, beginning with its title and role."""
     leads = row is winner and known(row.mean) is not None
-    kind = " ".join(filter(None, ["baseline" if row.name in BASELINES else "", "best" if leads else ""]))
-    role = "baseline" if row.name in BASELINES else ""
+    role = "needs all data in one place" if row.name == POOLED else "baseline" if row.name in BASELINES else ""
+    kind = " ".join(filter(None, ["baseline" if role else "", "best" if leads else ""]))
     words = ", ".join(filter(None, ["best mean" if leads else "", role]))
     title = f'<span data-title>{escape(row.title)}</span><small data-note="{role}">{words}</small>'
     return f'<tr class="{kind}" data-method="{escape(row.name)}"><th scope="row">{title}</th>{"".join(cells)}</tr>'
@@ -182,7 +182,8 @@ def clients_table(comparison: Comparison, rows: list[Row], number: Number) -> st
         facts = about(comparison, name)
         note = f"<small>{escape(' · '.join(facts))}</small>" if facts else ""
         tag = '<span class="tag quiet">unseen</span>' if unseen else ""
-        good = [v if metric.higher else -v for v in values if np.isfinite(v)]
+        chosen = [v for v, row in zip(values, rows, strict=True) if row.name != POOLED and np.isfinite(v)]
+        good = [v if metric.higher else -v for v in chosen]
         cells = [cell(whole(train), train), cell(whole(tests.get(name)), tests.get(name))]
         for value in values:
             tint = _tint(value, low, high, higher=metric.higher)

@@ -169,7 +169,7 @@ function drawTradeoff(view, width) {
   const { metric } = view.data;
   const { label, unit } = COSTS[view.cost];
   const points = costPoints(view);
-  const front = paretoOf(points, view.sign);
+  const front = paretoOf(points.filter((p) => p.m.federated), view.sign);
   const { factor, name } = scaled(d3.max(points, (p) => p.cost) || 0, unit);
   const height = width < NARROW ? 340 : 400;
   const costly = d3.max(points, (p) => p.cost) / factor || 1;

@@ -38,7 +38,7 @@ function start(data) {
   }
   const count = () => {
     view.rows = rowsOf(data, view.keep);
-    const known = view.rows.filter((row) => present(row.mean));
+    const known = view.rows.filter((row, k) => present(row.mean) && methods[k].federated);
     view.best = view.whole ? methods.find((m) => m.best)?.name : known.reduce((a, b) => (a && view.sign * a.mean >= view.sign * b.mean ? a : b), null)?.name;
   };
   count();
