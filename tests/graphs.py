@@ -51,6 +51,7 @@ def tensors(made: Any) -> Iterator[Tensor]:
 class Pretended:
     """A recorder on the CPU that counts recordings and replays."""
 
+    share = 0.5
     recorded = replayed = 0
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:

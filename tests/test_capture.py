@@ -1,4 +1,4 @@
-"""Captured steps give the same results as uncaptured ones: a fake graph replays them on the CPU."""
+"""Captured steps give the same results as uncaptured ones: tapes, and a fake graph that replays them on the CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,9 +23,12 @@ from plures.method import SGD, Adam, Method, Phase
 from plures.methods import METHODS, fedavg
 from plures.report.catalogue import model
 from plures.run import Cosine, Execution, Run, Training
+from plures.run.capture import RECORDERS
 from plures.run.checkpoint import snapshot
 from plures.run.kernels import factors
 from plures.run.memory import equal
+from plures.run.steps import Stacked
+from plures.run.tape import Tapes
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
@@ -69,18 +73,22 @@ def both(*given: Any, chunk: int = 4) -> type[Pretended]:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "constant"])  # it takes no step
-def test_every_method(name):
-    """Its second visit, whose steps are recorded."""
+def test_every_method(name, monkeypatch):
+    """Its second visit, whose steps are recorded as tapes."""
     seen, _ = clients()
     here = begun(name, seen, "cpu")
-    with pretended() as counted:
-        execution = Execution("vmap", 3, False, "float64", capture=True)
-        module, method = linear if name == "mocha" else model, METHODS[name](**QUICK.get(name, {}))
-        there = Run(seen, module, method, here.training, participation=here.participation, execution=execution, seed=1)
-        for run in (here, there):
-            run.step()
-            run.step()
-    assert counted.recorded > 0, "no step was captured"
+    recorded = Mock(side_effect=Tapes())
+    recorded.share = Tapes.share
+    monkeypatch.setitem(RECORDERS, "cpu", lambda: recorded)
+    execution = Execution("vmap", 3, False, "float64", capture=True)
+    module, method = linear if name == "mocha" else model, METHODS[name](**QUICK.get(name, {}))
+    there = Run(seen, module, method, here.training, participation=here.participation, execution=execution, seed=1)
+    for run in (here, there):
+        run.step()
+        run.step()
+    assert recorded.called, "no step was captured"
+    steps = [step for step in there.engine._steps.values() if isinstance(step, Stacked) and step.trained]
+    assert all(step.captured is not None for step in steps), "a step cannot be captured"
     for key, value in snapshot(here).items():
         torch.testing.assert_close(snapshot(there)[key], value, atol=1e-12, rtol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
 
@@ -139,18 +147,18 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_why(caplog):
     assert [record.message for record in caplog.records if "captured" in record.message] == [said]
 
 
-def test_capture_and_tf32_are_refused_where_there_is_no_gpu():
+def test_tf32_and_capture_of_compiled_steps_are_refused_where_there_is_no_gpu():
     for given, message in (
-        ({"capture": True}, "capture=True records steps on a CUDA device, not on 'cpu': leave it out"),
+        ({"capture": True, "compile": True}, "capture=True and compile=True exclude each other on a CPU"),
         ({"precision": "tf32"}, "precision='tf32' is arithmetic of CUDA devices, not of 'cpu': take 'float32'"),
         ({"capture": True, "backend": "loop"}, "capture=True is not used by backend='loop'"),
     ):
         with pytest.raises(PluresError, match=message):
             Execution(**given)
-    told = {"backend": "vmap", "chunk": 3, "compile": False, "precision": "tf32", "capture": True}
-    assert Execution.from_dict(told) == Execution("vmap", 3, False, "float32", capture=False), (
-        "a GPU's run, read elsewhere"
-    )
+    for compiled in (False, True):
+        told = {"backend": "vmap", "chunk": 3, "compile": compiled, "precision": "tf32", "capture": True}
+        here = Execution("vmap", 3, compiled, "float32", capture=not compiled)
+        assert Execution.from_dict(told) == here, "a GPU's run, read elsewhere"
 
 
 @pytest.mark.parametrize("before", [(False, True), (True, True), (True, False)])

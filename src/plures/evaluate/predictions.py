@@ -11,6 +11,7 @@ from torch import Tensor
 from plures.errors import PluresError, suggestion
 from plures.federation import SplitName
 from plures.metrics.metric import PerExample, Predictions, columns
+from plures.models import nested
 from plures.run import Run
 from plures.run.engine import Stack
 from plures.run.predict import said
@@ -53,7 +54,7 @@ def predictions(run: Run, client: str, split: SplitName) -> Predictions:
     if client not in names:
         raise PluresError(f"no client {client!r} in this run; {suggestion(client, names, 'clients are')}")
     chunk = [names.index(client)]
-    parts = [part.map(lambda t: t[0]) for part in _batches(run, split, chunk, run.deployed(chunk))]
+    parts = [part.map(lambda t: t[0]) for _, part in _batches(run, split, chunk, run.deployed(chunk))]
     kept = [part.map(lambda t, real=part.weight > 0: t[real]) for part in parts]  # type: ignore[misc]
     return kept[0].joined(*kept[1:])
 
@@ -85,10 +86,10 @@ def read(
         stack = run.deployed(chunk) if deployed is None else rows_of(deployed, chunk)
         weights: list[Tensor] = []
         kept: list[list[tuple[Tensor, ...]]] = [[] for _ in readers]
-        for batch in _batches(run, split, chunk, stack):
-            weights.append(batch.weight)
-            for place, reader in zip(kept, readers, strict=True):
-                place.append(columns(reader(batch)))
+        for places, batch in _batches(run, split, chunk, stack):
+            weights.append(spread(batch.weight, places, len(chunk)))
+            for held, reader in zip(kept, readers, strict=True):
+                held.append(tuple(spread(one, places, len(chunk)) for one in columns(reader(batch))))
         yield chunk, torch.cat(weights, 1), [tuple(map(_joined, zip(*parts, strict=True))) for parts in kept]
 
 
@@ -96,15 +97,33 @@ def _joined(batches: Sequence[Tensor]) -> Tensor:
     return batches[0] if len(batches) == 1 else torch.cat(list(batches), 1)
 
 
-def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iterator[Predictions]:
+def spread(values: Tensor, places: list[int], clients: int) -> Tensor:
+    """Values of some clients, ``(places, ...)``, as ``(clients, ...)``, with zeros for the others."""
+    if len(places) == clients:
+        return values
+    return values.new_zeros(clients, *values.shape[1:]).index_copy_(
+        0, torch.tensor(places, device=values.device), values
+    )
+
+
+def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iterator[tuple[list[int], Predictions]]:
+    """Predictions of the clients at some places of the chunk, for some of their examples at a time."""
     task, engine = run.federation.task, run.engine
     own: dict[str, Any] = {name: engine.whole(chunk, name) for name in run.bound.method.predictor.reads}
-    for inputs, targets, weight in engine.walk(chunk, split):
+    for places, inputs, targets, weight in engine.tiles(chunk, split):
         real = (weight > 0).to(weight.dtype)
-        outputs = engine.forward(stack, inputs, own, real)
-        yield said(task, outputs, targets, weight, engine.decisions(stack, outputs, real))
+        deployed, known = rows_of(stack, places), nested.mapped(lambda t, places=places: some(t, places), own)
+        outputs = engine.forward(deployed, inputs, known, real)
+        yield places, said(task, outputs, targets, weight, engine.decisions(deployed, outputs, real))
 
 
 def rows_of(stack: Stack, clients: list[int]) -> Stack:
     """The rows of some clients in a stack."""
-    return {slot: {path: t[clients] for path, t in leaves.items()} for slot, leaves in stack.items()}
+    return {slot: {path: some(t, clients) for path, t in leaves.items()} for slot, leaves in stack.items()}
+
+
+def some(values: Tensor, clients: list[int]) -> Tensor:
+    """Some rows of ``(clients, ...)``: a view, if they are the first ones or all are the same."""
+    if values.stride(0) == 0 and len(values):
+        return values[:1].expand(len(clients), *values.shape[1:])
+    return values[: len(clients)] if clients == list(range(len(clients))) else values[clients]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -108,6 +109,31 @@ def plan(
     counts = counts.reshape(len(clients), longest, per_step).transpose(1, 2, 0)
     index = torch.from_numpy(np.ascontiguousarray(shaped)).to(split.rows.device)
     return Batches(split.rows[index], np.ascontiguousarray(counts), count, keys)
+
+
+def tiles(
+    sizes: NDArray[np.int64], most: Callable[[int], int], least: int
+) -> Iterator[tuple[NDArray[np.int64], int, int]]:
+    """Divide clients' examples into batches of several clients with little padding.
+
+    A batch is as wide as what is left of the client with the least left, within limits. Clients without examples, next
+    to others, are in none.
+
+    Args:
+        sizes: ``(clients,)`` number of examples.
+        most: largest width of a batch by its number of clients.
+        least: smallest width.
+
+    Yields:
+        For each batch: positions of its clients, the first of their examples in it, and its width.
+    """
+    start, longest = 0, int(sizes.max(initial=0))
+    while start < max(1, longest):
+        places = np.flatnonzero(sizes > start) if longest else np.arange(len(sizes))
+        left = int(sizes[places].min()) - start
+        width = max(1, min(max(left, least), most(len(places)), longest - start))
+        yield places, start, width
+        start += width
 
 
 def passes(split: Split, clients: list[int], batch_size: int) -> Batches:

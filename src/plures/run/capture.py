@@ -1,12 +1,14 @@
 """Captured steps: one step of a stack of clients, recorded once on the device and replayed without Python.
 
-A step of a small model is a hundred small kernels, and starting them from Python takes longer than their work. A CUDA
-graph holds them all and is started as one. A recorded step always reads and writes the same memory, so everything it
-needs is kept in buffers: leaves, the optimizer's memory, the batches of all steps, the next step's number and the rate.
+A step of a small model is a hundred small operations, and starting them from Python takes longer than their work. On a
+GPU, a CUDA graph holds them all and is started as one; on a CPU, a tape (:mod:`plures.run.tape`) repeats them. A
+recorded step always reads and writes the same memory, so everything it needs is kept in buffers: leaves, the
+optimizer's memory, the batches of all steps, the next step's number and the rate.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.run.batches import Batches
+from plures.run.tape import Tapes
 
 Tensors = list[Tensor]
 
@@ -46,7 +49,13 @@ Step = Callable[[Part, Tensors, Tensors, Tensors, Tensor | float, Tensor], Tenso
 
 
 class Recorder(Protocol):
-    """Records work on a device."""
+    """Records work on a device.
+
+    Attributes:
+        share: once this share of a stack's clients are left, a recorded step of that size takes over.
+    """
+
+    share: float
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
         """A function that repeats the work on the same memory.
@@ -61,6 +70,8 @@ class Recorder(Protocol):
 class CudaGraphs:
     """Records CUDA graphs; the memory of their intermediate values is shared, so only one may run at a time."""
 
+    share = 0.5
+
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -72,7 +83,7 @@ class CudaGraphs:
         return graph.replay
 
 
-RECORDERS: Mapping[str, Callable[[], Recorder]] = {"cuda": CudaGraphs}
+RECORDERS: Mapping[str, Callable[[], Recorder]] = {"cpu": Tapes, "cuda": CudaGraphs}
 """The recorder for each type of device."""
 
 
@@ -97,22 +108,22 @@ class Captured:
     """The steps of one phase for stacks of up to ``clients`` clients, each recorded when it is first needed.
 
     Clients are sorted by decreasing number of steps. A client's values are read after its last step; what the stack
-    computes for it later, while others still train, is never read, so nothing is masked. When half of the clients are
-    done, a step of half the size takes over.
+    computes for it later, while others still train, is never read, so nothing is masked. When enough of them are
+    done, a step of a smaller stack takes over.
 
     Args:
         recorder: records steps.
         clients: the largest stack.
         written: positions, in a part's ``rest``, of the leaves that steps change.
         dtype: type of the losses.
-        halved: whether to record steps of smaller stacks too.
+        smaller: whether to record steps of smaller stacks too.
     """
 
     def __init__(
-        self, recorder: Recorder, clients: int, written: list[int], dtype: torch.dtype, *, halved: bool
+        self, recorder: Recorder, clients: int, written: list[int], dtype: torch.dtype, *, smaller: bool
     ) -> None:
         self._recorder, self._written, self._dtype = recorder, written, dtype
-        self._sizes = [-(-clients // 2**n) for n in range(clients.bit_length() if halved else 1)]
+        self._sizes = sizes(clients, recorder.share) if smaller else [clients]
         self._replays: dict[Kind, Callable[[], None]] = {}
         self._buffers: Buffers | None = None
         self._rates = set[float]()
@@ -299,6 +310,14 @@ class Buffers:
         theirs = [*part.trained, *(part.rest[n] for n in written)]
         copied([leaf[clients] for leaf in theirs], [leaf[clients] for leaf in mine])
         losses[:, clients] = self.losses[:, clients]
+
+
+def sizes(clients: int, share: float) -> list[int]:
+    """Sizes of stacks, each the given share of the one before, down to a single client."""
+    found = [clients]
+    while found[-1] > 1:
+        found.append(min(found[-1] - 1, math.ceil(share * found[-1])))
+    return found
 
 
 def copied(into: Tensors, values: Tensors) -> None:

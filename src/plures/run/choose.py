@@ -67,6 +67,8 @@ Compilation speeds up everything but convolutions, and these may take most of th
 2-D network took 0.8 of the time, those of a 1-D network all of it. Where the budget for measuring covers a compilation,
 the first figure is used for convolutions, too, so that one step is compiled and measured.
 """
+COMPILED_TAPE = 0.9
+"""The same fraction of a step that is captured on a CPU, and so has little Python to spare."""
 COMPILED_ON_GPU, COMPILATION_ON_GPU = 0.75, 20.0
 """The same fraction for a captured step on a GPU, and the expected seconds of a compilation there, until measured."""
 SPARED, HOPED = 0.8, 0.8
@@ -212,6 +214,11 @@ class Choice:
         return self.wanted.torch_device.type == "cuda"
 
     @property
+    def recording(self) -> bool:
+        """Whether stacks on a CPU are captured where they are not compiled."""
+        return self.wanted.capture is not False and self.wanted.compile is not True
+
+    @property
     def compiled(self) -> float:
         """Expected time of a compiled step as a fraction of an uncompiled one, until one has been measured."""
         if self.on_cuda:
@@ -232,7 +239,8 @@ class Choice:
 
     def compare(self) -> None:
         """Measure the loop backend and stacks of several sizes, as far as the budget allows."""
-        base = replace(self.wanted, compile=False, capture=self.wanted.capture is True)
+        wanted = self.wanted.capture
+        base = replace(self.wanted, compile=False, capture=wanted is True if self.on_cuda else self.recording)
         if self.on_cuda and base.backend != "loop":
             for candidate in self.on_gpu(base):
                 self.attempt(candidate)
@@ -333,7 +341,7 @@ class Choice:
             if not candidate.compile:
                 self.paces.setdefault(candidate.capture is True, found)
             self.timed[candidate] = self.round(found, candidate.chunk, candidate.compile is True)
-            if candidate.compile and (known := self.paces.get(candidate.capture)):
+            if candidate.compile and (known := self.paces.get(candidate.capture if self.on_cuda else self.recording)):
                 plain = self.round(known, candidate.chunk, compiled=True)
                 self.machine.gains[self._network] = self.timed[candidate] / plain
 
@@ -398,21 +406,23 @@ class Choice:
 
     def hoped(self) -> dict[Execution, float]:
         """Compiled executions that could be measured, with the expected seconds of a round."""
-        if self.wanted.compile is False or self.bound.network.batch_coupled:
+        kept = self.wanted.capture is True and not self.on_cuda
+        if self.wanted.compile is False or self.bound.network.batch_coupled or kept:
             return {}
         found: dict[Execution, float] = {}
         for execution in [e for e in self.timed if e.backend == "vmap" and not e.compile]:
             if execution.capture not in self.paces:
                 continue
             paces = self.paces[execution.capture]
-            base = replace(execution, compile=True)
+            base = replace(execution, compile=True, capture=execution.capture and self.on_cuda)
             done = {e.chunk: t for e, t in self.timed.items() if e.compile and e.capture == base.capture}
             if len(done) >= COMPILATIONS or math.inf in done.values():
                 continue
             free = self.wanted.chunk == "auto" and self.wanted.torch_device.type == "cpu"
             chunks = even(self.cohort) if free else [execution.chunk]
             masked = {chunk: self.round(paces, chunk, compiled=True) for chunk in chunks if isinstance(chunk, int)}
-            gain = self.machine.gains.get(self._network, self.compiled)
+            expected = self.compiled if base.capture == execution.capture else max(COMPILED_TAPE, self.compiled)
+            gain = self.machine.gains.get(self._network, expected)
             if done.keys() & masked.keys():
                 masked = {chunk: self.round(bare(paces), chunk, compiled=True) for chunk in masked}
                 gain = HOPED * min(seconds / masked[chunk] for chunk, seconds in done.items() if chunk in masked)
@@ -634,12 +644,15 @@ def pace(
     assert isinstance(chunk, int)
     clients = largest(federation, chunk if execution.backend == "vmap" else min(chunk, 4))
     engine = Engine(bound, federation, training, execution, seed, machine)
-    begun = time.perf_counter()
+    begun, length = time.perf_counter(), 1
+    measured = (replace(phase, steps=lambda _: length, epochs=None),)  # one phase, so its steps are recorded once
 
     def visit(steps: int) -> float:
+        nonlocal length
+        length = steps
         x, received = copies(bound, len(clients))
         started = time.perf_counter()
-        engine.visit(x, received, clients, 0, (replace(phase, steps=steps, epochs=None),))
+        engine.visit(x, received, clients, 0, measured)
         if federation.inputs.device.type == "cuda":
             torch.cuda.synchronize(federation.inputs.device)
         return time.perf_counter() - started
@@ -655,6 +668,8 @@ def pace(
         machine.compilations.append(max(0.0, compiling - one))
         begun += compiling
     more = 1 + max(2, min(MEASURED_STEPS, int(allowed / (4 * one))))
+    if execution.capture is True:  # steps of other widths may have to be recorded
+        visit(more)
     few, many = one, visit(more)
     for repeat in range(1, REPEATS[1]):
         elapsed = time.perf_counter() - begun

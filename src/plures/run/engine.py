@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.capture import RECORDERS, Recorder
 from plures.run.execution import Execution
-from plures.run.kernels import kernels
+from plures.run.kernels import kernels, thin
 from plures.run.machine import Machine
 from plures.run.padding import Example, Examples, PaddingTest, counts, counts_alike, full, mask, trimmed, unpadded
 from plures.run.randomness import branch, fold, name_key, unit
@@ -31,7 +31,12 @@ __all__ = ["Engine", "Stack"]
 
 EVALUATION_BATCH = 512
 EVALUATION_BYTES = 1 << 28
-"""Largest size of the inputs that all clients of a chunk predict for at once."""
+"""Largest size of the inputs that all clients of a chunk are measured on at once."""
+FULL = 0.75
+"""Share of examples in a batch above which leaving the padding out costs more than it spares."""
+LEAST = 64
+"""Smallest number of a client's examples that are evaluated at once, unless it has less; more padding costs less than
+more batches."""
 QUERY = "query"
 """Name of the examples to predict, next to a client's own examples by split."""
 
@@ -345,6 +350,33 @@ class Engine:
             inputs = weight.new_empty(*weight.shape, 0) if blind else gather(self.federation.inputs, rows)
             yield inputs, gather(self.federation.targets, rows), weight
 
+    def tiles(
+        self, clients: list[int], split: SplitName
+    ) -> Iterator[tuple[list[int], Tensor | Inputs, Tensor, Tensor]]:
+        """Clients' examples in stored order, in batches of the clients that have some left, with little padding.
+
+        Yields:
+            Positions, in ``clients``, of a batch's clients; inputs, targets ``(places, batch, ...)`` and weights, 0 for
+            padding. If nobody has an example, one batch of padding.
+        """
+        rows, given = self.federation.splits[split], self.federation.weights
+        begins, sizes = rows.offsets.numpy()[clients], rows.sizes.numpy()[clients]
+        owned = rows.rows if len(rows.rows) else rows.rows.new_zeros(1)
+        each = self.federation.inputs[:1].nbytes
+
+        def most(count: int) -> int:
+            return max(LEAST, min(EVALUATION_BATCH, EVALUATION_BYTES // max(1, count * each)))
+
+        for places, start, width in batches.tiles(sizes, most, LEAST):
+            count = (sizes[places] - start).clip(0, width)
+            within = np.minimum(np.arange(width), np.maximum(count - 1, 0)[:, None])
+            index = np.minimum((begins[places] + start)[:, None] + within, len(owned) - 1)
+            chosen = owned[torch.from_numpy(index).to(owned.device)]
+            weight = mask(torch.from_numpy(count).to(owned.device), width, self.dtype)
+            weight = weight if given is None else weight * gather(given, chosen)
+            inputs, targets = gather(self.federation.inputs, chosen), gather(self.federation.targets, chosen)
+            yield places.tolist(), inputs, targets, weight
+
     def forward(
         self,
         deployed: Stack,
@@ -379,7 +411,8 @@ class Engine:
 
         about = (predict.outputs or network, *(stage.revise for stage in predict.calibrate))
         test = PaddingTest(answers(outputs), about, "predictor")
-        with self._kernels(), torch.no_grad():
+        thinner = nullcontext() if as_stored else thin(network.module, inputs.device.type)
+        with self._kernels(), thinner, torch.no_grad():
             alone = len(lead(inputs)) == 1 and full(examples)
             alike = alone or all(t.stride(0) == 0 for leaves in deployed.values() for t in leaves.values())
             verdicts = self.bound.verdicts
@@ -392,7 +425,9 @@ class Engine:
             return self.each(filled(outputs, places), examples, deployed, test=test)  # type: ignore[no-any-return]
 
     def _together(self, model: Leaves, inputs: Tensor | Inputs, weight: Tensor | None, most: int | None) -> Tensor:
-        """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients; zeros for padding.
+        """Outputs ``(clients, batch, outputs)`` of one model for the examples of several clients.
+
+        Where much is padding, it is left out, and its outputs are zeros.
 
         Args:
             model: the model's leaves.
@@ -402,7 +437,8 @@ class Engine:
         """
         shape = lead(inputs).shape[:2]
         flat: Tensor | Inputs = nested.mapped(lambda t: t.flatten(0, 1), inputs)
-        real = None if weight is None or bool((weight > 0).all()) else weight.flatten().nonzero().squeeze(1)
+        kept = weight is None or float((weight > 0).float().mean()) > FULL
+        real = None if weight is None or kept else weight.flatten().nonzero().squeeze(1)
         chosen = flat if real is None else flat[real]
         starts = range(0, len(chosen), most) if most is not None else ()
         parts = [chosen[start : start + (most or 0)] for start in starts] or [chosen]

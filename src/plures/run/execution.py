@@ -40,8 +40,8 @@ class Execution:
             (:mod:`plures.run.convolution`). ``auto`` uses patches on CUDA, where cuDNN runs groups one after the
             other, and groups on a CPU, where they are faster.
         clients_on_disk: folder for the personal leaves of large populations; ``None`` keeps them in memory.
-        capture: record steps of stacked clients as CUDA graphs and replay them (:mod:`plures.run.capture`); ``auto``
-            measures, on a CUDA device.
+        capture: record steps of stacked clients and replay them (:mod:`plures.run.capture`). On a CUDA device, ``auto``
+            measures. On a CPU it captures where it chooses stacks by itself, and compiled steps are not captured.
         features: compute what the frozen first part of a network gives once for each example, keep it in memory, and
             train on it (:mod:`plures.run.features`); ``auto`` does so where the numbers are the same, it saves work and
             takes at most 1 GB. Sites compute them in every step.
@@ -69,7 +69,7 @@ class Execution:
     def from_dict(cls, stored: Mapping[str, Any], **own: Any) -> Execution:
         """An execution stored in a file, with options of the reader's own.
 
-        On a device that is not a GPU, steps are not captured, and ``tf32`` becomes ``float32``.
+        On a device that is not a GPU, ``tf32`` becomes ``float32``, and a compiled step is not captured.
 
         Raises:
             PluresError: if the file names a folder to write to, or an option that does not exist.
@@ -78,7 +78,7 @@ class Execution:
             raise PluresError(f"an execution's {name!r} is not read from a file")
         asked = dict(**stored, **own)
         if find(asked.get("device", "cpu")).type != "cuda":
-            asked |= {"capture": False} if asked.get("capture") is True else {}
+            asked |= {"capture": False} if asked.get("capture") is True and asked.get("compile") is True else {}
             asked |= {"precision": "float32"} if asked.get("precision") == "tf32" else {}
         return cls(**asked)
 
@@ -96,7 +96,11 @@ class Execution:
         if self.backend == "loop" and self.capture is True:
             raise PluresError("capture=True is not used by backend='loop': take backend='vmap', or leave it out")
         if self.capture is True and kind not in RECORDERS:
-            raise PluresError(f"capture=True records steps on a CUDA device, not on {self.device!r}: leave it out")
+            raise PluresError(
+                f"capture=True records steps on a CPU or a CUDA device, not on {self.device!r}: leave it out"
+            )
+        if self.capture is True and self.compile is True and kind == "cpu":
+            raise PluresError("capture=True and compile=True exclude each other on a CPU: leave one of them out")
         if self.precision == "tf32" and kind != "cuda":
             raise PluresError(f"precision='tf32' is arithmetic of CUDA devices, not of {self.device!r}: take 'float32'")
         if kind != "cpu" and self.processes > 1:
@@ -121,6 +125,6 @@ class Execution:
     @property
     def settled(self) -> bool:
         """Whether all choices are made, so that nothing needs measuring."""
-        capturing = self.backend != "loop" and self.torch_device.type in RECORDERS
+        capturing = self.backend != "loop" and self.torch_device.type == "cuda"
         chosen = self.backend, self.chunk, self.compile, self.precision, *[self.capture] * capturing
         return "auto" not in chosen
