@@ -37,17 +37,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed import MODELS, RATE, tight_round
+from benchmarks.speed import RATE, tight_round
 from plures import Execution, Federation, Run, Training
 from plures.evaluate import score
 from plures.federation import SPLITS, Split, from_arrays
 from plures.method import SGD
 from plures.methods import METHODS, fedavg
+from plures.models import fedavg_cnn, logistic, mlp
 from plures.report.catalogue import model as small_network
 from plures.run.checkpoint import snapshot
 from plures.run.kernels import factors
 from plures.tasks import Classification
 
+MODELS = {"logistic": logistic, "mlp": mlp, "cnn": fedavg_cnn}
 BATCH, TESTED = 10, 10
 """Number of examples in a batch, and of test examples of a client."""
 AIMS = {("logistic", 200): 100, ("mlp", 200): 60, ("mlp", 2000): 120, ("cnn", 200): 50, ("cnn", 20): 20}

@@ -9,7 +9,9 @@ All are timed in turn in the same process. Each setting has its own process, who
 round of the tight loop and after a first round of plures. ``auto`` chooses for a run of 500 rounds.
 
     python -m benchmarks.speed --out benchmarks/results/speed
-    python -m benchmarks.speed --out /tmp/some --models logistic mlp --clients 20
+    python -m benchmarks.speed --out benchmarks/results/speed --models logistic --clients 20 --batches 10
+
+The second command measures some lines; those that the files have of other settings stay as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +51,7 @@ ROUNDS = 500
 """Number of rounds of the run that ``auto`` chooses for."""
 EXAMPLES = {"logistic": 18_742, "mlp": 18_742, "cnn": 4_000}
 """Training examples of all clients together; fewer for the slow network."""
-MODELS = {"logistic": logistic, "mlp": mlp, "cnn": fedavg_cnn}
+MODELS = {"logistic": logistic, "mlp": partial(mlp, hidden=(100,)), "cnn": fedavg_cnn}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Measured:
     Attributes:
         reference: a round of the tight loop.
         one: a round of plures with one client at a time.
-        stacked: a round with stacked clients, with the best chunk size that was tried.
+        stacked: a round with stacked clients and recorded steps, with the best chunk size that was tried.
         compiled: the same compiled.
         chunk: clients stacked at once.
         compiled_chunk: clients stacked at once when compiled.
@@ -278,7 +281,7 @@ def measure(setting: Setting, repeats: int) -> Measured:
     tight_round(model, data, setting.batch)
     memory_reference = peak()
     chunks = sorted({min(size, setting.clients) for size in ((5, 10) if setting.model == "cnn" else (5, 10, 20, 50))})
-    stacks = {size: prepared(setting, data, Execution("vmap", size, False, "float32")) for size in chunks}
+    stacks = {size: prepared(setting, data, Execution("vmap", size, False, "float32", capture=True)) for size in chunks}
     tried = {size: min(seconds(run.step) for _ in range(2)) for size, run in stacks.items()}
     chunk = min(tried, key=tried.__getitem__)
     memory = peak()
@@ -337,15 +340,24 @@ def measure(setting: Setting, repeats: int) -> Measured:
 
 
 def said(execution: Execution) -> str:
-    return f"{execution.backend} {execution.chunk}{' compiled' if execution.compile else ''}"
+    how = " compiled" if execution.compile else " recorded" if execution.capture is True else ""
+    return f"{execution.backend} {execution.chunk}{how}"
 
 
-def settings(models: list[str], clients: list[int]) -> Iterator[Setting]:
+def settings(models: list[str], clients: list[int], batches: list[int], sizes: list[str]) -> Iterator[Setting]:
     for model in models:
         for count in clients:
-            for batch in (10, 32):
-                for sizes in ("equal", "ragged"):
-                    yield Setting(model, count, batch, sizes)
+            for batch in batches:
+                for kind in sizes:
+                    yield Setting(model, count, batch, kind)
+
+
+def kept(path: Path) -> dict[Setting, Measured]:
+    """The lines of an earlier file, without those that measured other things."""
+    rows = json.loads(path.read_text()) if path.is_file() else []
+    known = {field.name for field in fields(Measured)}
+    whole = [row for row in rows if row.keys() == known]
+    return {Setting(**row["setting"]): Measured(**row | {"setting": Setting(**row["setting"])}) for row in whole}
 
 
 def table(rows: list[Measured]) -> str:
@@ -355,7 +367,7 @@ def table(rows: list[Measured]) -> str:
         return f"{reference / ours:.2f}x" + ("" if chunk is None else f" ({chunk})")
 
     lines = [
-        "| model | clients | batch | sizes | tight loop s | one at a time | stacked (chunk) | compiled (chunk) "
+        "| model | clients | batch | sizes | tight loop s | one at a time | recorded (chunk) | compiled (chunk) "
         "| auto | what it took | chosen in s | auto, of the best | conventional, with evaluation s "
         "| auto, with evaluation "
         "| compilation s | evaluation: reference ms | evaluation | peak MB: reference | peak MB: plures |",
@@ -381,31 +393,40 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--clients", nargs="+", type=int, default=[20, 200])
+    parser.add_argument("--batches", nargs="+", type=int, default=[10, 32])
+    parser.add_argument("--sizes", nargs="+", default=["equal", "ragged"])
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(asdict(measure(Setting(**json.loads(options.one)), options.repeats))))
         return
-    rows = []
-    for setting in settings(options.models, options.clients):
+    rows = kept(options.out.with_suffix(".json"))
+    for setting in settings(options.models, options.clients, options.batches, options.sizes):
         repeats = 3 if setting.model == "cnn" else options.repeats
         command = [sys.executable, "-m", "benchmarks.speed", "--out", str(options.out), "--repeats", str(repeats)]
         done = subprocess.run(
             [*command, "--one", json.dumps(asdict(setting))], check=True, capture_output=True, text=True
         )
         found = json.loads(done.stdout.splitlines()[-1])
-        rows.append(Measured(**found | {"setting": Setting(**found["setting"])}))
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        rows[setting] = Measured(**found | {"setting": setting})
+        print(table([rows[setting]]).splitlines()[-1], flush=True)
+        write(options.out, list(rows.values()))
+
+
+def write(out: Path, rows: list[Measured]) -> None:
+    """The lines as data and as a table, in the order of the settings."""
+    places = {name: place for place, name in enumerate(MODELS)}
+    rows = sorted(rows, key=lambda m: (places[m.setting.model], m.setting.clients, m.setting.batch, m.setting.sizes))
     machine = (
         f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
     )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     head = (
         f"Made by `python -m benchmarks.speed` on {machine}; one epoch of plain SGD, training examples: {EXAMPLES}. "
         f"What `auto` takes is for {ROUNDS} rounds.\n"
     )
-    options.out.with_suffix(".md").write_text(head + "\n" + table(rows))
+    out.with_suffix(".md").write_text(head + "\n" + table(rows))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def test_clients_of_equal_size_replay_one_step_for_each_width():
 def test_clients_of_different_sizes_are_padded_and_smaller_stacks_take_over():
     sizes = [200, 100, 60, 50, 30, 20, 10]
     counted = both(ragged(sizes), network(), fedavg(), Training(3, batch_size=8, schedule=Cosine()), chunk=7)
-    assert counted.recorded == 6, "stacks of seven, of four and of two, with one rate and with several"
+    assert counted.recorded == 8, "stacks of seven, four, two and one, with one rate and with several"
 
 
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, nesterov=True), Adam(0.01), SGD(0.1, weight_decay=0.1)])

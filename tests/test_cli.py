@@ -107,7 +107,7 @@ def test_a_run_has_the_arithmetic_that_is_asked_for(call, tmp_path):
     ("options", "said"),
     [
         (("--precision", "tf32"), "precision='tf32' is arithmetic of CUDA devices, not of 'cpu': take 'float32'"),
-        (("--capture", "--compile"), "capture=True and compile=True exclude each other on a CPU"),
+        (("--capture", "--compile-step"), "capture=True and compile=True exclude each other on a CPU"),
         (("--capture", "--backend", "loop"), "capture=True is not used by backend='loop': take backend='vmap'"),
     ],
 )

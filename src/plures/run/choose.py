@@ -216,7 +216,8 @@ class Choice:
     @property
     def recording(self) -> bool:
         """Whether stacks on a CPU are captured where they are not compiled."""
-        return self.wanted.capture is not False and self.wanted.compile is not True
+        wanted = self.wanted
+        return wanted.backend != "loop" and wanted.capture is not False and wanted.compile is not True
 
     @property
     def compiled(self) -> float:

@@ -29,13 +29,15 @@ REFUSED = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch
 UNDECLARED = {"aten::native_batch_norm": frozenset({"running_mean", "running_var"})}
 """Arguments that operations change although their signatures do not say so."""
 FUNCTIONS = (
-    *("_foreach_add_", "_foreach_copy_", "_log_softmax", "_log_softmax_backward_data", "_softmax", "add", "addmm"),
-    *("baddbmm", "bmm", "div", "gt", "index_select", "lt", "mm", "mul", "neg", "permute", "relu", "select", "squeeze"),
-    *("stack", "sub", "sum", "transpose", "unsqueeze", "where"),
+    *("_foreach_add_", "_foreach_copy_", "_foreach_mul_", "_log_softmax", "_log_softmax_backward_data", "_softmax"),
+    *("abs", "add", "addmm", "amax", "baddbmm", "bmm", "cat", "clamp", "clone", "div", "eq", "exp", "gather", "ge"),
+    *("gt", "index_select", "le", "log", "logical_and", "lt", "maximum", "mean", "minimum", "mm", "mul", "ne", "neg"),
+    *("permute", "pow", "relu", "reciprocal", "rsub", "scatter", "select", "sigmoid", "sqrt", "squeeze", "stack"),
+    *("sub", "sum", "tanh", "transpose", "unbind", "unsqueeze", "where"),
 )
 DIRECT: Mapping[str, Callable[..., Any]] = {
     **{name: getattr(torch, name) for name in FUNCTIONS if hasattr(torch, name)},
-    **{name: getattr(Tensor, name) for name in ("add_", "copy_", "expand", "mul_", "view")},
+    **{name: getattr(Tensor, name) for name in ("add_", "copy_", "div_", "expand", "mul_", "sub_", "view")},
 }
 """Functions that do the same as operations of these names, with the same arguments, and take less time to call."""
 
