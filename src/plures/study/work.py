@@ -34,6 +34,9 @@ from plures.study.store import Store, Tried
 Tell = Callable[[int, int, float], None]
 """Called with rounds done, total rounds and the last validation value."""
 
+UNTIMED = ("clients_on_disk", "features")
+"""Choices of an execution that each run makes."""
+
 
 class Timing(Result):
     """A short measurement of a method on a cell.
@@ -167,7 +170,7 @@ class Workspace:
         score(run, "validation")
         device = settled.torch_device
         return Timing(
-            execution={key: value for key, value in asdict(settled).items() if key != "clients_on_disk"},
+            execution={key: value for key, value in asdict(settled).items() if key not in UNTIMED},
             setup=setup,
             round=min(rounds),
             score=time.perf_counter() - begun,
