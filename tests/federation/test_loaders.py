@@ -16,6 +16,7 @@ from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, SplitRule, blend, load, locate, movie_titles, seasons
 from plures.federation.datasets.fleets import seen
 from plures.federation.datasets.folder import read
+from plures.federation.datasets.ratings import by_popularity
 from plures.federation.datasets.text import CHARACTERS
 from plures.tasks import Classification, NextToken
 
@@ -123,6 +124,36 @@ def test_movielens_is_numbered_by_popularity_and_split_by_time():
     scaled = whole.targets[whole.splits["train"].rows].double()
     assert whole.task.kind == "regression"
     assert float(scaled.mean()) == pytest.approx(0, abs=1e-5)
+
+
+@needs("movielens_ranking")
+def test_a_users_latest_movies_are_held_out_among_movies_never_rated():
+    f, rated = load("movielens_ranking", movies=500, clients=15, latest=30), load("movielens", movies=500, minimum=1)
+    stamps = torch.from_numpy(raw("movielens", "movielens_small.npz")["timestamp"].astype(np.int64))
+    used = raw("movielens", "movielens_small.npz")["item"]
+    popular = np.argsort(by_popularity(used))[used] < 500
+    own_stamps = stamps[torch.from_numpy(popular)]
+    for place, name in enumerate(f.clients):
+        rows = torch.cat([split[rated.clients.index(name)] for split in rated.splits.values()])
+        known, latest = set(rated.inputs[rows, 0].tolist()), {}
+        for split in SPLITS:
+            own = f.splits[split][place]
+            movie, target = f.inputs[own, 0], f.targets[own, 0]
+            assert len(movie.unique()) == len(movie)
+            assert {int(m) for m in movie[target == 1]} <= known
+            if split == "train":
+                assert (target == 0).sum() == 2 * (target == 1).sum() <= 60
+                continue
+            assert (len(movie), float(target.sum())) == (100, 1.0)
+            assert known.isdisjoint(movie[target == 0].tolist())
+            latest[split] = own_stamps[rows[rated.inputs[rows, 0] == movie[target == 1]]]
+        last = own_stamps[rows].sort().values
+        assert (int(latest["validation"]), int(latest["test"])) == (int(last[-2]), int(last[-1]))
+    again, other = (load("movielens_ranking", movies=500, clients=15, latest=30, seed=seed) for seed in (0, 1))
+    assert torch.equal(f.inputs, again.inputs)
+    assert f.clients != other.clients
+    with pytest.raises(PluresError, match="latest=0; give at least 1"):
+        load("movielens_ranking", latest=0)
 
 
 @pytest.mark.parametrize(

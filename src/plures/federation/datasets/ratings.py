@@ -57,7 +57,7 @@ def movielens(
         raise PluresError(f"movielens: movies={movies}; give 1 to {MOVIES}")
     rule = split or SplitRule(by="time")
     raw = read(data_folder() / "movielens_small" / "movielens_small.npz")
-    movie = np.argsort(_by_popularity(raw["item"]))[raw["item"]]
+    movie = np.argsort(by_popularity(raw["item"]))[raw["item"]]
     used = movie < movies
     ratings = np.bincount(raw["user"][used], minlength=int(raw["user"].max()) + 1)
     users = np.flatnonzero(ratings >= max(minimum, 1))
@@ -72,12 +72,12 @@ def movielens(
     return from_arrays(
         movie[used][:, None],
         raw["rating"][used].astype(np.float32),
-        _name(raw["user"][used]),
+        named_users(raw["user"][used]),
         time=raw["timestamp"][used] if rule.by == "time" else None,
         name="movielens",
         task="regression" if standardize else "ratings",
         columns=("movie",),
-        metadata={"ratings": dict(zip(_name(users).tolist(), ratings[users].tolist(), strict=True))},
+        metadata={"ratings": dict(zip(named_users(users).tolist(), ratings[users].tolist(), strict=True))},
         split=rule,
         seed=0 if rule.by == "time" else seed,
         dtype=torch.int64,
@@ -89,13 +89,14 @@ def movielens(
 def movie_titles() -> tuple[str, ...]:
     """Title of each movie number of `movielens`."""
     raw = read(data_folder() / "movielens_small" / "movielens_small.npz")
-    return tuple(raw["item_titles"][_by_popularity(raw["item"])[:MOVIES]].tolist())
+    return tuple(raw["item_titles"][by_popularity(raw["item"])[:MOVIES]].tolist())
 
 
-def _name(user: NDArray[np.int64]) -> NDArray[np.str_]:
+def named_users(user: NDArray[np.int64]) -> NDArray[np.str_]:
+    """Names of users, numbered from 0."""
     return np.char.add("user ", np.char.zfill((user + 1).astype(str), 3))
 
 
-def _by_popularity(item: NDArray[np.uint16]) -> NDArray[np.int64]:
+def by_popularity(item: NDArray[np.uint16]) -> NDArray[np.int64]:
     """Movies of the file, the most rated first, ties in the file's order."""
     return np.argsort(-np.bincount(item, minlength=int(item.max()) + 1), kind="stable")
