@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from plures.cases.case import Case, Part
-from plures.evaluate import Comparison, MethodResult
+from plures.evaluate import Code, Comparison, MethodResult
 from plures.evaluate.results import MetricCard
+from plures.evaluate.spec import find_method
 from plures.evaluate.summary import differences, interval, mean_known, paired_test
 from plures.report import headline
 from plures.report.columns import Number, probability
@@ -59,8 +60,8 @@ def personalization(part: Part, comparison: Comparison) -> str:
 
 
 def of(name: str, methods: Sequence[str]) -> bool:
-    """Whether a method of a comparison is one of those that were asked for, perhaps with options."""
-    return any(name.split()[0] == asked.partition("(")[0].rpartition(":")[2] for asked in methods)
+    """Whether a method of a comparison is one of those that were asked for."""
+    return any(find_method(asked, Code.typed(asked)).name == name for asked in methods)
 
 
 def preferred(methods: Sequence[MethodResult], metric: MetricCard) -> MethodResult | None:

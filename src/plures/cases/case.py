@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from plures.evaluate import Comparison
 
 
@@ -25,6 +27,7 @@ class Part:
         published_means: per method, the mean over clients in that metric that a paper reports, and the standard
             deviation over runs.
         notes: further sentences from the results.
+        start: makes the network whose values all methods and seeds start from; if True, a rough one for a quick try.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Part:
     published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     published_means: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notes: Callable[[Comparison], list[str]] | None = None
+    start: Callable[[bool], nn.Module] | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def conduct(
         return compare(
             part.data,
             [*part.shared, *part.personal],
-            **{**part.options, **(QUICK if quick else {})},
+            **{**part.options, **(QUICK if quick else {}), **({"model": part.start(quick)} if part.start else {})},
             out=None if out is None else out / part.name,
             execution=execution,
             listener=None if listener is None else lambda stage: listener(place, part, stage),
