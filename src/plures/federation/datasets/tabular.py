@@ -17,6 +17,7 @@ from plures.federation.build.options import Options
 from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
+from plures.federation.seeding import generator
 from plures.federation.splits import SPLITS, SplitRule
 
 PEOPLE = ("occupation", "education", "workclass", "marital-status", "relationship", "race", "sex", "native-country")
@@ -180,6 +181,7 @@ def nsl_kdd(
     minimum: int = 100,
     attacks: Literal["kinds", "one"] = "kinds",
     both: int = 0,
+    most: int | None = None,
     official: bool = False,
     standardize: bool = True,
 ) -> Federation:
@@ -195,6 +197,7 @@ def nsl_kdd(
         minimum: leave out clients with fewer connections in the train part.
         attacks: classes: the four ``kinds`` beside normal; or ``one`` for all of them.
         both: leave out clients with fewer normal connections or fewer attacks in the train part.
+        most: keep at most this many connections of a client's train part, drawn at random.
         official: test on the official test part, whose connections and kinds of attack are other ones.
         standardize: numeric columns to mean 0 and standard deviation 1 over all train connections.
     """
@@ -218,6 +221,12 @@ def nsl_kdd(
         known &= _enough(frame["client"], ~tested & (kind == 0), both) & _enough(
             frame["client"], ~tested & (kind > 0), both
         )
+    if most is not None:
+        order = generator(seed, "nsl_kdd").permutation(len(known))
+        order = order[known[order] & ~tested[order]]
+        _, first, sizes = np.unique(np.sort(frame["client"][order]), return_index=True, return_counts=True)
+        place = np.arange(len(order)) - first.repeat(sizes)
+        known[order[np.argsort(frame["client"][order], kind="stable")][place >= most]] = False
     frame = {column: values[known] for column, values in frame.items()}
     features = [column for column in frame if column not in ("kind", "client")]
     return by_content(
