@@ -4,5 +4,6 @@ from plures.cases.answer import answer
 from plures.cases.case import Case, Part
 from plures.cases.catalogue import CASES
 from plures.cases.conduct import conduct
+from plures.cases.course import Course, Learned, attend
 
-__all__ = ["CASES", "Case", "Part", "answer", "conduct"]
+__all__ = ["CASES", "Case", "Course", "Learned", "Part", "answer", "attend", "conduct"]

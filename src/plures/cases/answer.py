@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from plures.cases.case import Case, Part
+from plures.cases.course import Learned, kept
 from plures.evaluate import Code, Comparison, MethodResult
 from plures.evaluate.results import MetricCard
 from plures.evaluate.spec import find_method
@@ -18,8 +19,8 @@ PERSONAL = ("intercept", "fedavg_ft")
 """Baselines that give every client a model of its own."""
 
 
-def answer(case: Case, comparisons: Sequence[Comparison]) -> str:
-    """The question, what each comparison says, and what to do."""
+def answer(case: Case, comparisons: Sequence[Comparison], courses: Sequence[Sequence[Learned]] = ()) -> str:
+    """The question, what each comparison and each course says, and what to do."""
     blocks = [case.question]
     for part, comparison in zip(case.parts, comparisons, strict=True):
         lines = [*published(part, comparison), personalization(part, comparison), headline(comparison)]
@@ -28,6 +29,8 @@ def answer(case: Case, comparisons: Sequence[Comparison]) -> str:
         blocks.append("\n".join([f"{part.title}:", *(f"- {line}" for line in lines if line)]))
     if case.together is not None:
         blocks.append("\n".join(["All together:", *(f"- {line}" for line in case.together(comparisons))]))
+    for course, learned in zip(case.courses, courses, strict=bool(courses)):
+        blocks.append("\n".join([f"{course.title}:", *(f"- {line}" for line in kept(learned))]))
     return "\n\n".join([*blocks, f"What to do: {case.advice}"])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from plures.cases.course import Course
 from plures.evaluate import Comparison
 
 
@@ -54,6 +55,7 @@ class Case:
         parts: the comparisons that answer it, in order.
         advice: what a practitioner should do.
         together: sentences from the results of all parts.
+        courses: what is learned from a stream of experiences, after the comparisons.
     """
 
     name: str
@@ -62,3 +64,4 @@ class Case:
     parts: tuple[Part, ...]
     advice: str
     together: Callable[[Sequence[Comparison]], list[str]] | None = None
+    courses: tuple[Course, ...] = ()

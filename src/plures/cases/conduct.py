@@ -39,8 +39,8 @@ def conduct(
     Raises:
         PluresError: before anything is trained if the data are not there, saying how to get them.
     """
-    for part in case.parts:
-        locate(part.data)
+    for name in (*(part.data for part in case.parts), *(course.data for course in case.courses)):
+        locate(name)
 
     def made(place: int, part: Part) -> Comparison:
         return compare(

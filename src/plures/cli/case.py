@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plures.cases import CASES, Part, answer, conduct
+from plures.cases import CASES, Part, answer, attend, conduct
 from plures.cases.catalogue import find_case
 from plures.cli.common import app, console, say
 from plures.cli.progress import progress
@@ -37,7 +37,7 @@ def case_command(
         return
     case = find_case(name)
     folder = out or Path("runs") / f"case-{name}"
-    with progress(f"case {name}", len(case.parts)) as update:
+    with progress(f"case {name}", len(case.parts) + len(case.courses)) as update:
 
         def listen(place: int, part: Part, stage: ComparisonProgress) -> None:
             done = place + stage.done / max(stage.total, 1)
@@ -45,7 +45,11 @@ def case_command(
             update(done, text, line=stage.ended, skipped=stage.point is None)
 
         found = conduct(case, folder, quick=quick, execution=Execution(processes=processes), listener=listen)
-    text = answer(case, found)
+        learned = []
+        for place, course in enumerate(case.courses, len(found)):
+            update(place, f"{course.name}: {len(course.methods)} methods")
+            learned.append(attend(course, folder, quick=quick))
+    text = answer(case, found, learned)
     write_text(folder / "report.html", html_report(found, case.title))
     write_text(folder / "answer.txt", text + "\n")
     for comparison in found:
