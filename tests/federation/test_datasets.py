@@ -107,6 +107,7 @@ def test_cards_are_complete():
         *("har", "heart", "fashion_mnist", "mnist", "cifar10", "usps", "omniglot_small", "spoken_digits"),
         *("parkinsons", "school", "landmine"),
         *("digits", "rotated_mnist", "shakespeare", "movielens", "cora", "citeseer", "twitch", "beijing_air"),
+        "movielens_ranking",
         *("adult", "tcga_brca", "nsl_kdd", "ai4i2020", "cmapss", "cmapss_fleets", "beijing_forecast"),
     }
     for name, card in DATASETS.items():

@@ -128,7 +128,7 @@ def test_movielens_is_numbered_by_popularity_and_split_by_time():
 
 @needs("movielens_ranking")
 def test_a_users_latest_movies_are_held_out_among_movies_never_rated():
-    f, rated = load("movielens_ranking", movies=500, clients=15, latest=30), load("movielens", movies=500, minimum=1)
+    f, rated = load("movielens_ranking", movies=500, clients=15, latest=30), quiet("movielens", movies=500, minimum=1)
     stamps = torch.from_numpy(raw("movielens", "movielens_small.npz")["timestamp"].astype(np.int64))
     used = raw("movielens", "movielens_small.npz")["item"]
     popular = np.argsort(by_popularity(used))[used] < 500
