@@ -18,7 +18,7 @@ import plures
 from plures import PluresError
 from plures.evaluate.own import find_metric
 from plures.evaluate.predictions import said
-from plures.metrics import AMOUNTS, SEVERAL_CLASSES, STEPS, TWO_CLASSES, Metric, Predictions, liked_items
+from plures.metrics import AMOUNTS, SEVERAL_CLASSES, STEPS, TIMES, TWO_CLASSES, Metric, Predictions, liked_items
 from plures.tasks import Classification, Regression
 from scored import binary
 
@@ -273,7 +273,7 @@ def test_names_with_numbers_out_of_range_are_refused() -> None:
 def test_the_guide_lists_all_of_them() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "guides" / "report.md").read_text(encoding="utf-8")
     table = guide.partition("| for | metrics |")[2].partition("\n\n")[0]
-    catalogues = (SEVERAL_CLASSES, TWO_CLASSES, AMOUNTS, STEPS, liked_items(4.0))
+    catalogues = (SEVERAL_CLASSES, TWO_CLASSES, AMOUNTS, STEPS, TIMES, liked_items(4.0))
     assert set(re.findall(r"`(\w+)`", table)) == {name for catalogue in catalogues for name in catalogue.names}
 
 

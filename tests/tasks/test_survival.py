@@ -14,7 +14,7 @@ from plures import PluresError
 from plures.federation import Federation, from_arrays
 from plures.methods import METHODS
 from plures.metrics import SURVIVAL
-from plures.metrics.survival import cox
+from plures.metrics.survival import baseline, cox, curve_errors
 from plures.run import Execution, Run, Training
 from plures.run.predict import said
 from plures.tasks import Survival
@@ -177,3 +177,113 @@ def test_splits_are_stratified_by_events() -> None:
     share = float(data.targets[:, 1].mean())
     for split in data.splits.values():
         assert float(data.targets[split.rows, 1].mean()) == pytest.approx(share, abs=0.1)
+
+
+# --- the integrated Brier score -----------------------------------------------------------------------------------
+
+
+def brute(train: np.ndarray, hazards: np.ndarray, test: np.ndarray, risk: np.ndarray) -> np.ndarray:
+    """Graf's score of every example by its definition: a mean over times, with estimates by products over rows."""
+    (times, events), end = train.T, train[:, 0].max()
+
+    def survives(t: float, h: float) -> float:
+        found = 1.0
+        for s in np.unique(times[(events == 1) & (times <= t)]):
+            here, risky = (times == s) & (events == 1), times >= s
+            share, mean = np.exp(hazards[here]).sum() / np.exp(hazards[risky]).sum(), np.exp(hazards[here]).mean()
+            found *= (1 - share) ** (1 / mean)
+        return float(found ** np.exp(h))
+
+    def uncensored(t: float, before: bool) -> float:
+        found = 1.0
+        for s in np.unique(times[(events == 0) & ((times < t) | ((times == t) & (not before)))]):
+            found *= 1 - ((times == s) & (events == 0)).sum() / ((times > s) | ((times == s) & (events == 0))).sum()
+        return found
+
+    steps = 2 * int(end)  # all times are whole numbers
+    grid = (np.arange(steps) + 0.5) * end / steps
+    errors = np.zeros(len(test))
+    for t in grid:
+        for i, (own, event) in enumerate(test):
+            curve = survives(t, risk[i])
+            if own > t:
+                errors[i] += (1 - curve) ** 2 / uncensored(t, False)
+            elif event:
+                errors[i] += curve**2 / uncensored(own, True)
+    return errors / steps
+
+
+@pytest.mark.oracle("EV10")
+def test_v12_a_constant_predicts_the_curve_of_kaplan_and_meier() -> None:
+    """Times 2, 4, 4, 6, 8, with 4 and 6 censored: .8, .6, .6, 0; without a loss of mass for any common hazard."""
+    rows = torch.tensor([[2.0, 1], [4, 1], [4, 0], [6, 0], [8, 1]], dtype=torch.float64)
+    for hazard in (0.0, 1.3):
+        found = baseline(torch.full((5,), hazard, dtype=torch.float64), rows, torch.ones(5, dtype=torch.float64))
+        assert found.times.tolist() == [0, 2, 4, 6, 8]
+        assert (found.survival * math.exp(hazard)).exp().tolist() == pytest.approx([1, 0.8, 0.6, 0.6, 0])
+        assert found.uncensored.tolist() == pytest.approx([1, 1, 2 / 3, 1 / 3, 1 / 3])
+    curve = (found.survival * math.exp(1.3)).exp()[:-1]
+    assert float((curve * found.times.diff()).sum()) == pytest.approx(6)  # the restricted mean to 8
+
+
+@pytest.mark.oracle("EV10")
+def test_the_integrated_score_of_three_examples_by_hand() -> None:
+    """Trained on events at 1 and 3 (of two), so S is 1, 1/2, 0 from 0, 1, 3, and nobody is censored.
+
+    An event at 2 costs 0 until 1, 1/4 until 2, 1/4 until 3: 1/2 of 3. One at 1 costs 1/4 from 1 to 3. Who is censored
+    at 2 costs 1/4 until then, and nothing after.
+    """
+    train = torch.tensor([[1.0, 1], [3, 1]], dtype=torch.float64)
+    zero, one = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    test = torch.tensor([[2.0, 1], [1, 1], [2, 0], [5, 0]], dtype=torch.float64)
+    found = curve_errors(baseline(zero, train, one), torch.zeros(4, dtype=torch.float64), test)
+    assert found.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 12, 1 / 6])
+
+
+@pytest.mark.oracle("EV10")
+def test_the_integrated_score_is_that_of_the_definition() -> None:
+    """Ties of events, of censored times, and of both; weights for censoring; times beyond the follow-up."""
+    draw = np.random.default_rng(5)
+    train = np.stack([draw.integers(1, 9, 14), draw.random(14) < 0.6], 1).astype(float)
+    test = np.stack([draw.integers(1, 12, 8), draw.random(8) < 0.6], 1).astype(float)
+    hazards, risk = draw.normal(size=14), draw.normal(size=8)
+    fitted = baseline(torch.tensor(hazards), torch.tensor(train), torch.ones(14, dtype=torch.float64))
+    found = curve_errors(fitted, torch.tensor(risk), torch.tensor(test))
+    assert found.tolist() == pytest.approx(brute(train, hazards, test, risk).tolist(), abs=1e-10)
+
+
+def test_a_row_of_weight_two_is_two_rows_in_the_baseline() -> None:
+    draw = np.random.default_rng(1)
+    rows = torch.tensor(np.stack([draw.integers(1, 9, 10), draw.random(10) < 0.6], 1).astype(float))
+    hazards, weight = torch.tensor(draw.normal(size=10)), torch.ones(10, dtype=torch.float64)
+    weight[3] = 2
+    twice = [*range(10), 3]
+    one, other = baseline(hazards, rows, weight), baseline(hazards[twice], rows[twice], torch.ones(11).double())
+    assert torch.allclose(one.survival.exp(), other.survival.exp())
+    assert torch.allclose(one.uncensored, other.uncensored)
+
+
+def test_a_federation_is_scored_by_curves_that_its_train_rows_give() -> None:
+    """For every client; the constant's curve is that of Kaplan and Meier, and its C-index one half."""
+    data = patients().judged_by("integrated_brier", "c_index")
+    execution = Execution("vmap", 2, False, "float64")
+    run = Run(data, lambda: nn.Linear(2, 1), METHODS["constant"](), Training(rounds=1), execution=execution)
+    run.step()
+    found = plures.score(run, "test").values
+    for place in range(3):
+        train, test = (data.targets[data.splits[split][place]].double() for split in ("train", "test"))
+        flat = baseline(torch.zeros(len(train)).double(), train, torch.ones(len(train)).double())
+        own = curve_errors(flat, torch.zeros(len(test)).double(), test)
+        assert found["integrated_brier"][place] == pytest.approx(float(own.mean()), abs=1e-6)
+    assert found["c_index"].tolist() == [0.5] * 3
+    other = Run(data, lambda: nn.Linear(2, 1), METHODS["fedavg"](), Training(rounds=3), execution=execution)
+    fitted = plures.fit(other, "fedavg")
+    assert fitted.chosen.validation == min(point.validation for point in fitted.curve)
+
+
+def test_no_other_task_has_it() -> None:
+    with pytest.raises(PluresError, match="no metric 'integrated_brier' for classification"):
+        plures.load("heart").judged_by("integrated_brier")
+    none = torch.zeros(0, dtype=torch.float64)
+    empty = baseline(none, none.view(0, 2), none)
+    assert math.isnan(float(curve_errors(empty, torch.zeros(1).double(), torch.tensor([[2.0, 1]]).double())[0]))

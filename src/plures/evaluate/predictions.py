@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,11 +111,29 @@ def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iter
     """Predictions of the clients at some places of the chunk, for some of their examples at a time."""
     task, engine = run.federation.task, run.engine
     own: dict[str, Any] = {name: engine.whole(chunk, name) for name in run.bound.method.predictor.reads}
-    for places, inputs, targets, weight in engine.tiles(chunk, split):
-        real = (weight > 0).to(weight.dtype)
-        deployed, known = rows_of(stack, places), nested.mapped(lambda t, places=places: some(t, places), own)
-        outputs = engine.forward(deployed, inputs, known, real)
-        yield places, said(task, outputs, targets, weight, engine.decisions(deployed, outputs, real))
+
+    def told(split: SplitName) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor, Tensor]]:
+        """Outputs, targets, weights and decisions of the clients at some places."""
+        for places, inputs, targets, weight in engine.tiles(chunk, split):
+            real = (weight > 0).to(weight.dtype)
+            deployed, known = rows_of(stack, places), nested.mapped(lambda t, places=places: some(t, places), own)
+            outputs = engine.forward(deployed, inputs, known, real)
+            yield places, outputs, targets, weight, engine.decisions(deployed, outputs, real)
+
+    train: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {place: [] for place in range(len(chunk))}
+    fitted = any(metric.from_train for metric in run.federation.metrics)
+    for places, outputs, targets, weight, _ in told("train") if fitted else ():
+        for place, o, t, w in zip(places, outputs, targets, weight, strict=True):
+            train[place].append((o[w > 0], t[w > 0], w[w > 0]))
+    for places, outputs, targets, weight, decisions in told(split):
+        found = said(task, outputs, targets, weight, decisions)
+        if fitted:
+            nothing = outputs[0, :0], targets[0, :0], weight[0, :0]
+            parts = [zip(*(train[place] or [nothing]), strict=True) for place in places]
+            whole = [[torch.cat(same) for same in part] for part in parts]
+            each = zip(whole, outputs, targets, strict=True)
+            found = replace(found, curves=torch.stack([task.curve_errors((o, t, w), *one) for (o, t, w), *one in each]))
+        yield places, found
 
 
 def rows_of(stack: Stack, clients: list[int]) -> Stack:

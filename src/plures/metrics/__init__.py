@@ -5,7 +5,7 @@ from plures.metrics.auroc import auroc
 from plures.metrics.average_precision import average_precision
 from plures.metrics.balance import balanced_accuracy, macro_f1
 from plures.metrics.calibration import brier, ece
-from plures.metrics.catalogue import AMOUNTS, SEVERAL_CLASSES, STEPS, TWO_CLASSES, Catalogue, liked_items
+from plures.metrics.catalogue import AMOUNTS, SEVERAL_CLASSES, STEPS, TIMES, TWO_CLASSES, Catalogue, liked_items
 from plures.metrics.counts import poisson_deviance
 from plures.metrics.errors import mae, r2, rmse
 from plures.metrics.losses import cross_entropy, mean_loss, mean_squared_error
@@ -45,6 +45,7 @@ __all__ = [
     "SEVERAL_CLASSES",
     "STEPS",
     "SURVIVAL",
+    "TIMES",
     "TOKENS",
     "TWO_CLASSES",
     "Catalogue",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from plures.metrics import amounts, confusion, curves, items, ranges, ranks
+from plures.metrics import amounts, confusion, curves, items, ranges, ranks, survival
 from plures.metrics.metric import Metric
 
 
@@ -75,6 +75,9 @@ TWO_CLASSES = SEVERAL_CLASSES | Catalogue(
 
 AMOUNTS = Catalogue((amounts.mape, amounts.nasa_score, amounts.mean_nasa_score), {"pinball": amounts.pinball})
 """For predicted numbers."""
+
+TIMES = Catalogue((survival.integrated_brier,))
+"""For times until an event."""
 
 STEPS = Catalogue(numbered={"rmse_step": ranges.rmse_step, "mae_step": ranges.mae_step})
 """For forecasts of several steps."""

@@ -33,6 +33,8 @@ class Predictions:
         losses: ``(clients, examples)`` the task's loss.
         decisions: the client's decisions, shaped as ``targets``; for numbers, the predicted ones.
         probabilities: ``(clients, examples, classes)``, or of each label; ``None`` where numbers are predicted.
+        curves: ``(clients, examples)`` integrated squared error of the predicted survival curve, whose baseline is
+            that of the client's train rows; ``None`` unless a metric asks for it (:attr:`Metric.from_train`).
 
     Examples:
         >>> from plures.metrics import CLASSIFICATION
@@ -49,6 +51,7 @@ class Predictions:
     losses: Tensor
     decisions: Tensor
     probabilities: Tensor | None = None
+    curves: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Predictions:
         """The same with every tensor changed."""
@@ -120,6 +123,7 @@ class Metric:
         unit: what it is measured in. With ``"%"``, it is a share, and tables show it times 100.
         range: least and largest value. A site of a deployment clips a value to this range before it reports it.
         undefined: when a client with examples has no value, in words that follow "undefined".
+        from_train: whether it also needs what the predictor says of the client's train rows.
 
     Examples:
         The share of examples whose class is among the two most probable:
@@ -143,6 +147,7 @@ class Metric:
     unit: str = ""
     range: tuple[float, float] = (0.0, FAR)
     undefined: str = ""
+    from_train: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

@@ -5,9 +5,13 @@ A target is a time and whether the event was observed then (1) or the example wa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from plures.brief import brief
+from plures.errors import PluresError
 from plures.metrics.metric import Metric, Predictions, mean
 
 HELD = 2**22
@@ -81,3 +85,101 @@ c_index = Metric(
 
 cox_loss = Metric("loss", "partial likelihood loss", pairs, partial_likelihood)
 """Unlike the loss in training, which compares the examples of a batch, it compares all of a client's examples."""
+
+
+@brief
+@dataclass(frozen=True)
+class Baseline:
+    """What one client's train rows say of time: step functions that are constant from each time until the next one.
+
+    Attributes:
+        times: ``(m,)`` 0 and the different times, the last of which ends the follow-up.
+        survival: ``(m,)`` log of the survival function of an example of log hazard 0.
+        uncensored: ``(m,)`` probability of not being censored until after each time.
+    """
+
+    times: Tensor
+    survival: Tensor
+    uncensored: Tensor
+
+
+def baseline(hazards: Tensor, targets: Tensor, weight: Tensor) -> Baseline:
+    """The survival function at log hazard 0, and that of censoring.
+
+    Kalbfleisch and Prentice (1973): ``S(t) = prod a_k`` over event times, ``a_k = (1 - d_k / r_k) ** (1 / e_k)`` with
+    the relative hazards ``d_k`` of the events, ``r_k`` of those at risk, and the mean ``e_k`` of the events', which
+    tied ones share. An example of log hazard h has ``S(t) ** exp(h)``; with equal hazards that is the estimate of
+    Kaplan and Meier (1958), by which censoring is estimated, too. An event comes before a censoring at the same time.
+
+    Args:
+        hazards: ``(n,)`` log hazards.
+        targets: ``(n, 2)`` times and events.
+        weight: ``(n,)`` how much each example counts.
+    """
+    times, events = targets.T.contiguous()
+    relative = hazards.exp() * weight
+    seen: Tensor = torch.cat([times.new_zeros(1), times]).unique()  # type: ignore[no-untyped-call]
+    at = torch.searchsorted(seen, times)
+
+    def summed(values: Tensor) -> Tensor:
+        return seen.new_zeros(len(seen)).index_add(0, at, values)
+
+    def later(values: Tensor) -> Tensor:
+        return summed(values).flip(0).cumsum(0).flip(0)
+
+    died, counts = summed(relative * events), summed(weight * events)
+    share = torch.where(counts > 0, died / later(relative), 0.0).clamp(0, 1)
+    mean_hazard = torch.where(counts > 0, died / torch.where(counts > 0, counts, 1.0), 1.0)
+    survival = (torch.log1p(-share) / mean_hazard).cumsum(0)
+    censored = summed(weight * (1 - events))
+    exposed = later(weight) - summed(weight * events)
+    stays = 1 - torch.where(censored > 0, censored / torch.where(censored > 0, exposed, 1.0), 0.0)
+    return Baseline(seen, survival, stays.cumprod(0))
+
+
+def curve_errors(found: Baseline, hazards: Tensor, targets: Tensor) -> Tensor:
+    """Integrated squared error of the survival curves of some examples, ``(n,)``, with weights for censoring.
+
+    Graf et al. (1999): at time t, ``S(t)**2 / G(T-)`` if the event was at ``T <= t``, ``(1 - S(t))**2 / G(t)`` if ``T >
+    t``, and 0 after a censoring; integrated exactly over the follow-up of the baseline, and divided by its length. NaN
+    without a follow-up.
+
+    Args:
+        found: of the client's train rows.
+        hazards: ``(n,)`` log hazards.
+        targets: ``(n, 2)`` times and events.
+    """
+    times, events = targets.T.contiguous()
+    if len(found.times) < 2:
+        return torch.full_like(hazards, torch.nan)
+    begin, end = found.times[:-1], found.times[1:]
+    before = torch.searchsorted(found.times, times) - 1  # the last step that begins before the time
+    reached = torch.where(before >= 0, found.uncensored[before.clamp(min=0)], 1.0)
+    errors = []
+    for rows in torch.split(torch.arange(len(times)), max(1, HELD // len(begin))):
+        curve = (found.survival[:-1] * hazards[rows].exp().unsqueeze(1)).exp()
+        alive = (times[rows].unsqueeze(1) - begin).clamp(min=0).minimum(end - begin)
+        after = (events[rows] / reached[rows]).unsqueeze(1)
+        gone = torch.where(end - begin > alive, (end - begin - alive) * after, 0.0)
+        errors.append(((1 - curve).square() * alive / found.uncensored[:-1] + curve.square() * gone).sum(1))
+    return torch.cat(errors) / (end[-1] - begin[0])
+
+
+def integrated(predictions: Predictions) -> Tensor:
+    """Every example's integrated error; infinite where the model diverged."""
+    if predictions.curves is None:
+        raise PluresError(
+            "the integrated Brier score needs the client's train rows, which are not known here: choose another metric"
+        )
+    return torch.where(predictions.finite, predictions.curves, torch.inf)
+
+
+integrated_brier = Metric(
+    "integrated_brier",
+    "integrated Brier score",
+    integrated,
+    undefined="where the train rows have no time above 0",
+    from_train=True,
+)
+"""Mean squared error of predicted survival curves over time, weighted for censoring (Graf et al. 1999, Statistics in
+Medicine). A curve's baseline and the probabilities of being censored are those of the client's own train rows."""

@@ -81,6 +81,9 @@ def predicted(engine: Engine, x: Any, client: int) -> None:
     weight = torch.ones(targets.shape[:2], dtype=outputs.dtype, device=outputs.device)
     weight = weight if federation.weights is None else federation.weights[rows][None]
     found = said(federation.task, outputs, targets, weight, decisions)
+    if any(metric.from_train for metric in federation.metrics):
+        train = outputs[0], targets[0], weight[0]
+        found = replace(found, curves=federation.task.curve_errors(train, outputs[0], targets[0])[None])
     for metric in federation.metrics:
         attempted(f"metric {metric.name!r}", lambda metric=metric: measured(metric, found))  # type: ignore[misc]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.metrics import SURVIVAL, Metric
-from plures.metrics.survival import cox
+from plures.metrics import SURVIVAL, TIMES, Catalogue, Metric
+from plures.metrics.survival import baseline, cox, curve_errors
 from plures.tasks.reading import refuse
 from plures.tasks.task import Array, Task, Where
 
@@ -38,6 +38,10 @@ class Survival(Task):
     scalable: ClassVar[bool] = False
     joint: ClassVar[bool] = True
     measures: ClassVar[tuple[Metric, ...]] = SURVIVAL
+
+    @property
+    def further(self) -> Catalogue:
+        return TIMES
 
     @property
     def outputs(self) -> int:
@@ -84,6 +88,11 @@ class Survival(Task):
     def terms(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         times, events = targets.unbind(-1)
         return cox(outputs.squeeze(-1), times, events, weight)
+
+    def curve_errors(self, train: tuple[Tensor, Tensor, Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+        hazards, times, weight = (t.double() for t in train)
+        found = baseline(hazards.squeeze(-1), times, weight)
+        return curve_errors(found, outputs.squeeze(-1).double(), targets.double())
 
     def strata(self, targets: Tensor) -> Array:
         """Whether the event was observed."""

@@ -271,6 +271,16 @@ class Task:
         """
         raise PluresError(f"{self.kind}: this loss does not define its curvature (Task.curvature), needed here")
 
+    def curve_errors(self, train: tuple[Tensor, Tensor, Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+        """Integrated squared errors of the survival curves of one client's examples, ``(n,)``.
+
+        Args:
+            train: outputs, targets and weights of the client's train rows.
+            outputs: ``(n, *shape)``.
+            targets: ``(n, *target)``.
+        """
+        raise PluresError(f"a {self.kind} predicts no survival curve: choose another metric")
+
     # --- how predictions mix ------------------------------------------------------------------------------------
 
     def scores(self, expected: Tensor) -> Tensor:
