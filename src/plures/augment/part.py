@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plures.augment.key import Key
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 
 AUGMENTATIONS: dict[str, type[Part]] = {}
@@ -18,6 +19,7 @@ AUGMENTATIONS: dict[str, type[Part]] = {}
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Mixture:
     """A batch each of whose examples counts for two targets.

@@ -43,7 +43,7 @@ An exception it raises ends the run. Use a callback for observers whose errors m
 R = TypeVar("R", bound=Coordinator[Any])
 
 
-@dataclass
+@dataclass(eq=False)
 class Fit(Generic[R]):
     """A run in training, with its learning curve and best state so far.
 

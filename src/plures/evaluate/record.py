@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator
 
+from plures.content import alike
 from plures.texts import visible_lines
 
 
@@ -35,6 +36,10 @@ class Result(BaseModel):
     @classmethod
     def _shown(cls, value: Any) -> Any:
         return shown(value)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal fields, NaN like NaN."""
+        return type(other) is type(self) and alike(vars(self), vars(other))
 
 
 def shown(value: Any) -> Any:

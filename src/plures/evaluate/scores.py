@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.evaluate.predictions import Reader, read
 from plures.federation import Federation, SplitName
 from plures.metrics import Metric
@@ -29,6 +30,7 @@ def primary(federation: Federation) -> Metric:
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Scores:
     """Metrics of all scored clients on one split.

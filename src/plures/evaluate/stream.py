@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.evaluate.scores import Floats, primary, score
 from plures.federation import SplitName, Stream
@@ -18,6 +19,7 @@ from plures.run import Joint, Run, Training
 from plures.run.stream import learn, on_experience
 
 
+@by_content
 @dataclass(frozen=True)
 class StreamScores:
     """Scores of every client on every experience after every experience.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plures.augment import Augment, Part, augment_of
 from plures.augment.augment import Wanted, Within, within
+from plures.content import by_content
 from plures.devices import find
 from plures.errors import PluresError, suggestion
 from plures.federation.describe import Description, describe
@@ -29,6 +30,7 @@ from plures.notebook import notebook
 from plures.tasks import Task
 
 
+@by_content
 @dataclass(frozen=True)
 class Federation:
     """The clients, their examples and their metadata.

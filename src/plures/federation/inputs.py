@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import MappingKey, register_pytree_node
 
+from plures.content import alike
 from plures.errors import PluresError
 from plures.federation.options import number_type
 
@@ -45,6 +46,11 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.lead)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Inputs) and alike(self.parts, other.parts)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         """One line without data."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import alike
 from plures.errors import PluresError
 
 Array = NDArray[Any]
@@ -252,6 +253,13 @@ class Mapped(Tensor):
         """``(n, 16)`` the digests as bytes, which stand for the rows where only their identity matters."""
         return torch.from_numpy(np.ascontiguousarray(self.digests()).view(np.uint8).reshape(-1, 16))
 
+    def same(self, other: Mapped) -> bool:
+        """Whether the other rows are the same numbers, of the same type and scaled alike, by their digests."""
+        kind = (self.dtype, self.exact, self.shape, self.device)
+        if kind != (other.dtype, other.exact, other.shape, other.device) or not alike(self.moments, other.moments):
+            return False
+        return bool(np.array_equal(self.digests(), other.digests()))
+
     def bad(self) -> Tensor:
         """``(n,)`` which rows have a NaN or an infinite value."""
         if self.known.bad is None:
@@ -279,8 +287,8 @@ class Mapped(Tensor):
         count = len(rows) * math.prod(self.shape[2:])
         mean = torch.stack([part.sum(1) for part in each()]).sum(0) / count
         spread = torch.stack([(part - mean[:, None]).square().sum(1) for part in each()]).sum(0) / count
-        alike = least == most
-        return torch.where(alike, 0.0, mean), torch.where(alike, 1.0, spread.sqrt())
+        constant = least == most
+        return torch.where(constant, 0.0, mean), torch.where(constant, 1.0, spread.sqrt())
 
 
 def contents(raw: Array, floating: bool) -> Array:

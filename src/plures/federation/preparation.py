@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError, suggestion
 from plures.federation.encode import Column, cells_of
 from plures.federation.inputs import Inputs
@@ -34,6 +35,7 @@ class Rows(Protocol):
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Preparation:
     """How raw rows become unscaled inputs, and how predicted numbers are converted back to the data's units.

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.federation.federation import Federation
 from plures.federation.metadata import MISSING_VALUES
@@ -116,6 +117,7 @@ def degrade(
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Completeness:
     """The share of its values that each client has.

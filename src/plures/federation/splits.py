@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.federation.seeding import TOGETHER, Generators
 from plures.names import coded
@@ -22,6 +23,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Split:
     """Rows of every client in one split, as one flat index (compressed rows).

@@ -105,7 +105,7 @@ Weigh = Callable[[State], Tensor | Leaves]
 
 
 @brief
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arrived:
     """What a reducer knows besides the uploads to a row.
 

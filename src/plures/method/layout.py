@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 
 from plures.errors import PluresError, PluresWarning, suggestion
+from plures.given import Given
 from plures.method.leaf import Leaf, by_leaf
 from plures.method.shares.share import Frozen, Share
 from plures.models import LeafInfo
 from plures.models.network import NORMS
+
+Choose = Callable[[LeafInfo], bool]
+"""Whether a leaf is chosen, by its structure."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Selector:
     """
 
     name: str
-    chooses: Callable[[LeafInfo], bool]
+    chooses: Choose
     slot: str = "model"
     empty: str = "error"
     hint: str = "check the selector against the model's leaves"
@@ -40,13 +44,49 @@ class Selector:
     def __or__(self, other: Selector) -> Selector:
         if self.slot != other.slot:
             raise PluresError(f"selectors {self.name!r} and {other.name!r} choose in different slots: use two entries")
-        return Selector(f"{self.name}|{other.name}", lambda leaf: self.chooses(leaf) or other.chooses(leaf), self.slot)
+        return Selector(f"{self.name}|{other.name}", Given(_either, self.chooses, other.chooses), self.slot)
 
     def __and__(self, other: Selector) -> Selector:
-        return Selector(f"{self.name}&{other.name}", lambda leaf: self.chooses(leaf) and other.chooses(leaf), self.slot)
+        return Selector(f"{self.name}&{other.name}", Given(_both, self.chooses, other.chooses), self.slot)
 
     def __invert__(self) -> Selector:
-        return Selector(f"not {self.name}", lambda leaf: not self.chooses(leaf), self.slot, self.empty)
+        return Selector(f"not {self.name}", Given(_not, self.chooses), self.slot, self.empty)
+
+
+def _either(one: Choose, other: Choose, leaf: LeafInfo) -> bool:
+    return one(leaf) or other(leaf)
+
+
+def _both(one: Choose, other: Choose, leaf: LeafInfo) -> bool:
+    return one(leaf) and other(leaf)
+
+
+def _not(one: Choose, leaf: LeafInfo) -> bool:
+    return not one(leaf)
+
+
+def _of_role(name: str, leaf: LeafInfo) -> bool:
+    return name in leaf.roles
+
+
+def _at(exact: tuple[str, ...], leaf: LeafInfo) -> bool:
+    return leaf.path in exact
+
+
+def _normalises(leaf: LeafInfo) -> bool:
+    return issubclass(leaf.module, NORMS)
+
+
+def _counts(leaf: LeafInfo) -> bool:
+    return leaf.buffer and _normalises(leaf)
+
+
+def _followed(leaf: LeafInfo) -> bool:
+    return leaf.buffer
+
+
+def _always(chosen: bool, leaf: LeafInfo) -> bool:
+    return chosen
 
 
 @cache
@@ -54,34 +94,34 @@ def role(name: str) -> Selector:
     """Leaves inside the parts marked with this role (:func:`plures.models.with_roles`)."""
     return Selector(
         name,
-        lambda leaf: name in leaf.roles,
+        Given(_of_role, name),
         hint=f"mark the part: plures.with_roles(model, {name}='name of the submodule')",
     )
 
 
 def paths(*exact: str) -> Selector:
     """Leaves with exactly these paths."""
-    return Selector(f"paths{exact}", lambda leaf: leaf.path in exact)
+    return Selector(f"paths{exact}", Given(_at, exact))
 
 
 head = role("head")
 body = role("body")
 norm_layers = Selector(
     "norm_layers",
-    lambda leaf: issubclass(leaf.module, NORMS),
+    _normalises,
     empty="warn",
     hint="the model has no normalisation layer, so only the rest of the layout applies (FedBN becomes FedAvg)",
 )
 norm_statistics = Selector(
     "norm_statistics",
-    lambda leaf: leaf.buffer and issubclass(leaf.module, NORMS),
+    _counts,
     empty="warn",
     hint="the model keeps no running statistics, so this entry does nothing",
 )
-buffers = Selector("buffers", lambda leaf: leaf.buffer, empty="fine")
+buffers = Selector("buffers", _followed, empty="fine")
 """Leaves that forward passes update: running statistics, and any other buffers of a module."""
-everything = Selector("everything", lambda leaf: True, empty="fine")
-nothing = Selector("nothing", lambda leaf: False, empty="fine")
+everything = Selector("everything", Given(_always, True), empty="fine")
+nothing = Selector("nothing", Given(_always, False), empty="fine")
 
 
 LayoutKey = str | Selector

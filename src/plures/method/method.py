@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, SupportsIndex
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from plures.brief import brief
+from plures.content import alike
 from plures.errors import PluresError, suggestion
+from plures.given import Given
 from plures.method.channel import (
     BUFFERS,
     CHOICES,
@@ -43,7 +46,7 @@ from plures.signature import checked
 
 
 @brief
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Start:
     """What the initial leaves of a slot may depend on.
 
@@ -92,6 +95,7 @@ class Method:
         adds: parts to add to a model, by role, if it has none with that role: adapters, gates.
         between: what a client does after an experience of a stream (:func:`plures.run.learn`), for leaves that
             stay with it.
+        made: the entry of the catalogue that made it and the parameters, by which it is pickled; not an argument.
 
     Examples:
         >>> ifca, fedrep = plures.METHODS["ifca"](clusters=2), plures.METHODS["fedrep"]()
@@ -107,6 +111,7 @@ class Method:
     predict: Predict | str = field(default_factory=Predict)
     adds: Mapping[str, Add] = field(default_factory=dict)
     between: Schedule = ()
+    made: Given[Method] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def predictor(self) -> Predict:
@@ -148,6 +153,25 @@ class Method:
             fresh: other random initial leaves of the model, by number; default: always the same.
         """
         return Bound(self, network, setting, fresh)
+
+    def __eq__(self, other: object) -> bool:
+        """Methods are equal that were made alike, or whose parts are equal."""
+        if not isinstance(other, Method):
+            return NotImplemented
+        if self.made is not None and self.made == other.made:
+            return True
+        names = [field.name for field in fields(self) if field.compare]
+        return all(alike(getattr(self, name), getattr(other, name)) for name in names)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Pickle how the method was made, if a catalogue's entry made it, for its functions are often local ones."""
+        return super().__reduce_ex__(protocol) if self.made is None else (self.made, ())
+
+    def __copy__(self) -> Method:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Method:
+        return self
 
     def __add__(self, other: Method) -> Method:
         """The method that applies the changes of both to plain FedAvg.

@@ -111,7 +111,7 @@ def named(function: Callable[..., Any]) -> str:
 
 
 @brief
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Visit:
     """What an assignment may know about the visit.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.federation.federation import position
@@ -26,6 +27,7 @@ KEPT = ("examples", "labels", AGE, LATER)
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Setting:
     """Facts about a federation.

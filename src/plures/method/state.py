@@ -51,7 +51,7 @@ class State:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """The network and the task: everything a batch needs to become a loss.
 
@@ -108,7 +108,7 @@ class Pass:
 
 
 @brief
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
     """Examples of one client.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.method.channel import Channel
 from plures.method.shares.share import Cohort
@@ -20,6 +21,7 @@ BETWEEN = 0x51ED270B
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Summed:
     """What clients know of the sum that their payloads become part of.
@@ -39,6 +41,7 @@ class Summed:
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Sending:
     """What a stage knows about the messages that it works on.
@@ -169,6 +172,7 @@ Wire = tuple[Codec, ...]
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Line:
     """The stages of a wire, prepared for uploads of certain shapes and types.

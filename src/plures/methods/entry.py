@@ -14,6 +14,7 @@ from operator import add
 from typing import Any, SupportsIndex
 
 from plures.errors import PluresError, PluresWarning
+from plures.given import Given
 from plures.method import Codec, Combine, Method, Reducer, Selector, role
 from plures.signature import arguments, kinds, shown
 
@@ -76,6 +77,7 @@ class Entry:
             made = Method(combine=Combine(reduce=made))
         if not isinstance(made, Method):
             raise PluresError(f"method {self.name!r}: its function returns {shown(made)}; let it return a Method")
+        object.__setattr__(made, "made", Given(self, *given.args, **given.kwargs))
         return made
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.given import Given
 from plures.metrics.errors import misses
 from plures.metrics.metric import Metric, Predictions, mean
 
@@ -67,4 +66,4 @@ def pinball(number: int) -> Metric:
     """Pinball loss of a quantile in per cent (Koenker, Bassett 1978): 50 is half the mean absolute error."""
     if not 0 < number < 100:
         raise PluresError(f"metric pinball_{number}: give a quantile of 1 to 99 per cent, such as pinball_90")
-    return Metric(f"pinball_{number}", f"pinball loss of the {number} % quantile", partial(pinned, number / 100))
+    return Metric(f"pinball_{number}", f"pinball loss of the {number} % quantile", Given(pinned, number / 100))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from plures.brief import brief
+from plures.given import Given
 from plures.metrics.metric import Metric, Predictions
 
 HELD = 2**21
@@ -111,7 +111,7 @@ def area(ordered: Ordered) -> Tensor:
 ONE_CLASS = "where all examples are of one class"
 
 auroc = Metric(
-    "auroc", "AUROC", ranked, partial(mean_over_rankings, area), higher=True, range=(0, 1), undefined=ONE_CLASS
+    "auroc", "AUROC", ranked, Given(mean_over_rankings, area), higher=True, range=(0, 1), undefined=ONE_CLASS
 )
 """Area under the ROC curve: for two classes, that of the second; otherwise the mean over classes, each against the
 rest (scikit-learn's ``roc_auc_score(multi_class="ovr")``). Classes that none or all of a client's examples belong to

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
+from plures.given import Given
 from plures.metrics.auroc import ONE_CLASS, Ordered, mean_over_rankings, ranked
 from plures.metrics.metric import Metric
 
@@ -25,7 +24,7 @@ average_precision = Metric(
     "auprc",
     "average precision",
     ranked,
-    partial(mean_over_rankings, precision),
+    Given(mean_over_rankings, precision),
     higher=True,
     range=(0, 1),
     undefined=ONE_CLASS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
+from plures.given import Given
 from plures.metrics import amounts, confusion, curves, items, ranges, ranks, survival
 from plures.metrics.metric import Metric
 
@@ -85,4 +85,4 @@ STEPS = Catalogue(numbered={"rmse_step": ranges.rmse_step, "mae_step": ranges.ma
 
 def liked_items(liked: float) -> Catalogue:
     """For ratings of items, which are liked from a rating on."""
-    return Catalogue(numbered={"ndcg": items.ndcg, "hit": partial(items.hit, liked)})
+    return Catalogue(numbered={"ndcg": items.ndcg, "hit": Given(items.hit, liked)})

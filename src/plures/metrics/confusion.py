@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from plures.given import Given
 from plures.metrics.balance import counts, decided
-from plures.metrics.metric import Metric, mean
+from plures.metrics.metric import Metric, Predictions, mean
 
 # --- two classes: the second one is the positive -----------------------------------------------------------------
 
@@ -18,38 +18,65 @@ Choose = Callable[[Tensor, Tensor], Tensor]
 """``(positive, claimed) -> (clients, examples)``: examples, by whether they are positive and are decided for."""
 
 
+def hit(positive: Tensor, claimed: Tensor) -> Tensor:
+    """Those of the second class that are decided for it."""
+    return positive & claimed
+
+
+def passed(positive: Tensor, claimed: Tensor) -> Tensor:
+    """Those of the first class that are decided for it."""
+    return ~positive & ~claimed
+
+
+def true(positive: Tensor, claimed: Tensor) -> Tensor:
+    """Those of the second class."""
+    return positive
+
+
+def false(positive: Tensor, claimed: Tensor) -> Tensor:
+    """Those of the first class."""
+    return ~positive
+
+
+def said(positive: Tensor, claimed: Tensor) -> Tensor:
+    """Those decided for the second class."""
+    return claimed
+
+
+def shared(part: Choose, among: Choose, weight: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
+    """The weight of the examples in ``part`` over that of the examples in ``among``."""
+    positive, claimed = targets == 1, decisions == 1
+    claimed = torch.where(decisions < 0, ~positive, claimed)  # outputs that are not finite are wrong
+    chosen, all_ = (of(positive, claimed) for of in (part, among))
+    return torch.where(chosen, weight.double(), 0.0).sum(1) / torch.where(all_, weight.double(), 0.0).sum(1)
+
+
 def share(name: str, part: Choose, among: Choose, undefined: str) -> Metric:
     """A metric that is the weight of the examples in ``part`` over that of the examples in ``among``."""
-
-    def value(weight: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
-        positive, claimed = targets == 1, decisions == 1
-        claimed = torch.where(decisions < 0, ~positive, claimed)  # outputs that are not finite are wrong
-        chosen, all_ = (of(positive, claimed) for of in (part, among))
-        return torch.where(chosen, weight.double(), 0.0).sum(1) / torch.where(all_, weight.double(), 0.0).sum(1)
-
+    value = Given(shared, part, among)
     return Metric(name, name, decided, value, higher=True, unit="%", range=(0, 1), undefined=undefined)
 
 
 sensitivity = share(
     "sensitivity",
-    lambda positive, claimed: positive & claimed,
-    lambda positive, claimed: positive,
+    hit,
+    true,
     "where no example is of the second class",
 )
 """Share of the examples of the second class that are found; also called recall and true positive rate."""
 
 specificity = share(
     "specificity",
-    lambda positive, claimed: ~positive & ~claimed,
-    lambda positive, claimed: ~positive,
+    passed,
+    false,
     "where all examples are of the second class",
 )
 """Share of the examples of the first class that are decided for it; also called true negative rate."""
 
 precision = share(
     "precision",
-    lambda positive, claimed: positive & claimed,
-    lambda positive, claimed: claimed,
+    hit,
+    said,
     "where nothing is decided for the second class",
 )
 """Share of the decisions for the second class that are right; also called positive predictive value."""
@@ -134,12 +161,17 @@ def agreement(weight: Tensor, targets: Tensor, decisions: Tensor, power: int = 0
     return 1 - (cost * table).sum((1, 2)) / (cost * chance).sum((1, 2))
 
 
+def right(predictions: Predictions) -> Tensor:
+    """Whether the decision is right."""
+    return torch.eq(*decided(predictions))
+
+
 ALL_ALIKE = "where all examples are of one class, or all decisions are for one class"
 
 micro_f1 = Metric(
     "micro_f1",
     "micro F1",
-    lambda predictions: torch.eq(*decided(predictions)),
+    right,
     mean,
     higher=True,
     range=(0, 1),
@@ -167,7 +199,7 @@ quadratic_kappa = Metric(
     "quadratic_kappa",
     "quadratic kappa",
     decided,
-    partial(agreement, power=2),
+    Given(agreement, power=2),
     higher=True,
     range=(-1, 1),
     undefined="where all examples and all decisions are of one class",

@@ -8,12 +8,12 @@ and measure sensitivity, specificity or precision.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.given import Given
 from plures.metrics.auroc import ONE_CLASS, Ordered, mean_over_rankings, ranked
 from plures.metrics.metric import Metric
 
@@ -93,7 +93,7 @@ def metric(
         name,
         title,
         ranked,
-        partial(mean_over_rankings, value),
+        Given(mean_over_rankings, value),
         higher=True,
         unit=unit,
         range=(0, most),
@@ -115,36 +115,36 @@ ks = metric("ks", "KS", separation)
 def sensitivity_at_specificity(number: int) -> Metric:
     """Sensitivity on the ROC curve where specificity is at least a number of per cent."""
     share = percent("sensitivity_at_specificity", number)
-    value = partial(found_within, 1 - share)
+    value = Given(found_within, 1 - share)
     return metric(f"sensitivity_at_specificity_{number}", f"sensitivity at {number} % specificity", value)
 
 
 def specificity_at_sensitivity(number: int) -> Metric:
     """Specificity on the ROC curve where sensitivity is at least a number of per cent."""
     share = percent("specificity_at_sensitivity", number)
-    value = partial(kept_within, share)
+    value = Given(kept_within, share)
     return metric(f"specificity_at_sensitivity_{number}", f"specificity at {number} % sensitivity", value)
 
 
 def recall_at_fpr(number: int) -> Metric:
     """Recall on the ROC curve where at most a number of per cent of the first class is taken for the second."""
     share = percent("recall_at_fpr", number)
-    return metric(f"recall_at_fpr_{number}", f"recall at {number} % false positives", partial(found_within, share))
+    return metric(f"recall_at_fpr_{number}", f"recall at {number} % false positives", Given(found_within, share))
 
 
 def recall_at_precision(number: int) -> Metric:
     """Recall on the curve of precision and recall where precision is at least a number of per cent."""
     share = percent("recall_at_precision", number)
-    return metric(f"recall_at_precision_{number}", f"recall at {number} % precision", partial(found_precisely, share))
+    return metric(f"recall_at_precision_{number}", f"recall at {number} % precision", Given(found_precisely, share))
 
 
 def gain(number: int) -> Metric:
     """Share of the second class among the given per cent of examples with the highest scores."""
     share, without = percent("gain", number), "where no example is of the second class"
-    return metric(f"gain_{number}", f"gain of the top {number} %", partial(top, share), undefined=without)
+    return metric(f"gain_{number}", f"gain of the top {number} %", Given(top, share), undefined=without)
 
 
 def lift(number: int) -> Metric:
     """How many times as frequent the second class is among the top per cent of scores as among all examples."""
     share, without = percent("lift", number), "where no example is of the second class"
-    return metric(f"lift_{number}", f"lift of the top {number} %", partial(lifted, share), "", 1 / share, without)
+    return metric(f"lift_{number}", f"lift of the top {number} %", Given(lifted, share), "", 1 / share, without)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.given import Given
 from plures.metrics.metric import Metric, Predictions, alone
 
 
@@ -61,7 +60,7 @@ def ndcg(number: int) -> Metric:
     Gains are the ratings; the items ranked are those that the client rated in the split.
     """
     most = _first("ndcg", number)
-    value = alone(partial(cumulative, most))
+    value = alone(Given(cumulative, most))
     without = "where all ratings are 0"
     return Metric(f"ndcg_{most}", f"NDCG@{most}", rated, value, higher=True, range=(0, 1), undefined=without)
 
@@ -69,6 +68,6 @@ def ndcg(number: int) -> Metric:
 def hit(liked: float, number: int) -> Metric:
     """Whether an item that the client likes is among the first ones."""
     most = _first("hit", number)
-    value = alone(partial(liked_first, most, liked))
+    value = alone(Given(liked_first, most, liked))
     without = f"where no rating is {liked:g} or more"
     return Metric(f"hit_{most}", f"hit rate@{most}", rated, value, higher=True, range=(0, 1), undefined=without)

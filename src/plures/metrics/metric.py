@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.signature import shown
 
@@ -19,6 +20,7 @@ FAR = 1e12
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Predictions:
     """Predictions and targets of one client, or of several clients, stacked.

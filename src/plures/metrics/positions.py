@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from plures.given import Given
 from plures.metrics.metric import Metric, Predictions, mean
 
 
@@ -42,6 +42,16 @@ def perplexed(weight: Tensor, nats: Tensor, counted: Tensor) -> Tensor:
     return share(weight, nats, counted).exp()
 
 
+def twice_of_sum(both: Tensor, said: Tensor, there: Tensor) -> Tensor:
+    """Dice, of the sizes of what is both, predicted, and there."""
+    return 2 * both / (said + there)
+
+
+def of_union(both: Tensor, said: Tensor, there: Tensor) -> Tensor:
+    """The Jaccard index, of the sizes of what is both, predicted, and there."""
+    return both / (said + there - both)
+
+
 def overlap(part: Callable[[Tensor, Tensor, Tensor], Tensor], predictions: Predictions) -> Tensor:
     """Of every example, the mean overlap of the labels after the first one, which is the background.
 
@@ -69,7 +79,7 @@ perplexity = Metric("perplexity", "perplexity", surprise, perplexed, range=(1, 1
 dice = Metric(
     "dice",
     "Dice",
-    partial(overlap, lambda both, said, there: 2 * both / (said + there)),
+    Given(overlap, twice_of_sum),
     mean,
     higher=True,
     range=(0, 1),
@@ -79,7 +89,7 @@ dice = Metric(
 iou = Metric(
     "iou",
     "IoU",
-    partial(overlap, lambda both, said, there: both / (said + there - both)),
+    Given(overlap, of_union),
     mean,
     higher=True,
     range=(0, 1),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.given import Given
 from plures.metrics.errors import misses, root_mean
 from plures.metrics.metric import Metric, Predictions
 
@@ -41,9 +40,9 @@ def _absolute(number: int, predictions: Predictions) -> Tensor:
 
 def rmse_step(number: int) -> Metric:
     """Root mean squared error at one step of a forecast."""
-    return Metric(f"rmse_step_{number}", f"RMSE at step {number}", partial(_square, number), root_mean)
+    return Metric(f"rmse_step_{number}", f"RMSE at step {number}", Given(_square, number), root_mean)
 
 
 def mae_step(number: int) -> Metric:
     """Mean absolute error at one step of a forecast."""
-    return Metric(f"mae_step_{number}", f"MAE at step {number}", partial(_absolute, number))
+    return Metric(f"mae_step_{number}", f"MAE at step {number}", Given(_absolute, number))

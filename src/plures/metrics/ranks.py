@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.given import Given
 from plures.metrics.metric import Metric, Predictions
 
 
@@ -28,4 +27,4 @@ def top(most: int) -> Metric:
     """Share of the examples whose class is among the ``most`` most probable."""
     if most < 1:
         raise PluresError(f"metric top_{most}: give a number of classes of at least 1, such as top_3")
-    return Metric(f"top_{most}", f"top-{most} accuracy", partial(among, most), higher=True, unit="%", range=(0, 1))
+    return Metric(f"top_{most}", f"top-{most} accuracy", Given(among, most), higher=True, unit="%", range=(0, 1))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, Block, BlockState, Bound, Cohort, Leaf, Look, Probe, Setting, Share, View
@@ -31,6 +32,7 @@ Values = Mapping[Leaf, Tensor]
 """Leaves of some clients, ``(clients, ...)`` each."""
 
 
+@by_content
 @dataclass(frozen=True)
 class RoundRecord:
     """What one round did.

@@ -356,10 +356,11 @@ def unwrapped(value: Any) -> Any:
 
 
 def state_of(value: Any) -> dict[str, Any]:
-    """Attributes of an object, without what it only remembers (:func:`functools.cached_property`)."""
+    """Attributes of an object, without what it only remembers: a :func:`functools.cached_property`, how it was made."""
     kind = type(value)
     if is_dataclass(kind):
-        return {field.name: getattr(value, field.name) for field in fields(kind) if hasattr(value, field.name)}
+        known = [field.name for field in fields(kind) if field.init or field.compare]
+        return {name: getattr(value, name) for name in known if hasattr(value, name)}
     slots: list[str] = []
     for base in kind.__mro__:
         own = vars(base).get("__slots__", ())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,17 @@ class Run(Deployed):
         clients = (Pool if settled.processes > 1 else Local)(engine)
         super().__init__(origin, clients, data, setting, training, settled)
         self._served: _Served | None = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        raise PluresError(
+            "a Run trains in this process and cannot be pickled; keep it in a file with plures.fit(run, title, "
+            "checkpoint=...), or its results with plures.RunFolder"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Run:
+        made = memo[id(self)] = object.__new__(type(self))
+        vars(made).update(copy.deepcopy(vars(self), memo))
+        return made
 
     def on(self, federation: Federation, setting: Setting) -> Self:
         other = super().on(federation, setting)

@@ -48,7 +48,7 @@ Examples = tuple[Tensor | Inputs, Tensor, Tensor]
 
 
 @brief
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PersonalModel:
     """One client's predictor, with everything that it needs.
 

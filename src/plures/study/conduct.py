@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
+from plures.content import by_content
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import Callback
 from plures.files import full
@@ -26,6 +27,7 @@ POLL_SECONDS = 0.2
 """Seconds between polls for work while others finish the rest."""
 
 
+@by_content
 @dataclass(frozen=True)
 class Event:
     """An event of a process.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import closest
 from plures.tables.declared import Declared, Finite, Name, Names, Share
 from plures.tables.finding import Finding
@@ -28,6 +29,7 @@ COMMA = re.compile(r"(-?\d+),(\d+)")
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Read:
     """A parsed column.

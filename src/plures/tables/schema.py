@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError, closest, suggestion
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split, SplitName, SplitRule
@@ -116,6 +117,7 @@ class Splits(Declared):
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Reading:
     """A parsed table.

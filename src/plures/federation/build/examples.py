@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.federation.encode import Column
 from plures.federation.inputs import Inputs, named
@@ -24,6 +25,7 @@ Several = ArrayLike | Tensor | Inputs | Mapping[str, ArrayLike | Tensor] | tuple
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Examples:
     """What every builder produces.

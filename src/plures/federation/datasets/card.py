@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from plures.federation.federation import Federation
 
@@ -45,6 +47,13 @@ class DatasetCard:
 
     def __call__(self, **options: Any) -> Federation:
         return self.loader(**options)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Pickle a card by its name in a module, in the place of the loader, whose name there it has taken."""
+        module, name = self.loader.__module__, self.loader.__name__
+        if getattr(sys.modules.get(module), name, None) is self:
+            return pkgutil.resolve_name, (f"{module}:{name}",)
+        return super().__reduce_ex__(protocol)
 
 
 def dataset(

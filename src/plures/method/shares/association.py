@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.method.setting import Setting
 from plures.method.shares.clusters import Grouping, moved
@@ -20,6 +21,7 @@ EXHAUSTIVE = 100_000
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Association:
     """Which client goes to which edge.
@@ -114,6 +116,7 @@ def _descend(energy: Tensor, gram: Tensor, gamma: float, edges: Tensor) -> Tenso
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class EnergyAware(Grouping):
     """Clients are assigned to edges with cheap links and similar models (:func:`associate`).

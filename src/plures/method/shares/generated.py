@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.method.optimizer import SGD, Optimizer
 from plures.method.setting import Setting
@@ -22,6 +23,7 @@ EMBEDDING, OUTPUT, STEPS, VISITED = "embedding", "output", "steps", "visited"
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class Generated(Share):
     """``theta_i = theta_0 + h(phi, e_i)``: the server trains the generator ``phi`` and the embeddings ``e_i``.

@@ -114,7 +114,7 @@ class Mine(Shared):
 
 
 @brief
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """What a view may depend on.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.content import by_content
 from plures.errors import PluresError
 from plures.method.setting import Setting
 from plures.method.tree import fixed, parameters
@@ -17,6 +18,7 @@ from plures.models import Leaves, Marked
 
 
 @brief
+@by_content
 @dataclass(frozen=True)
 class BlockState:
     """The server's state of a block.
@@ -46,7 +48,7 @@ class BlockState:
 
 
 @brief
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cohort:
     """What the server knows of a round.
 
