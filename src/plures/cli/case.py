@@ -9,7 +9,7 @@ import typer
 
 from plures.cases import CASES, Part, answer, attend, conduct
 from plures.cases.catalogue import find_case
-from plures.cli.common import app, console, say
+from plures.cli.common import Quiet, app, console, say
 from plures.cli.progress import progress
 from plures.evaluate import ComparisonProgress
 from plures.files import write_text
@@ -29,6 +29,7 @@ def case_command(
     processes: Annotated[
         int, typer.Option(help="Processes that share the runs, each with its share of the cores; needs plures[pool].")
     ] = 1,
+    quiet: Quiet = False,
 ) -> None:
     """Answer the question of a use case: comparisons on real data, tables, an HTML report and an answer in words."""
     if name is None:
@@ -37,7 +38,7 @@ def case_command(
         return
     case = find_case(name)
     folder = out or Path("runs") / f"case-{name}"
-    with progress(f"case {name}", len(case.parts) + len(case.courses)) as update:
+    with progress(f"case {name}", len(case.parts) + len(case.courses), quiet=quiet) as update:
 
         def listen(place: int, part: Part, stage: ComparisonProgress) -> None:
             done = place + stage.done / max(stage.total, 1)

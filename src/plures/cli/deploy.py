@@ -10,7 +10,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from plures.cli.common import app, console, say
+from plures.cli.common import Quiet, app, console, say
 from plures.cli.progress import progress
 from plures.deploy.fleet.process import quiet_environment
 from plures.deploy.fleet.programs import GUARD, SUPERLINK, WARM, command
@@ -304,6 +304,7 @@ def demo_command(
     ),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each method.")] = 10,
     method: Annotated[list[str] | None, typer.Option(help="Method instead of the two; repeatable.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Four hospitals on this machine over Flower, with TLS and registered keys: what each gains from two methods."""
     for name in method or ():
@@ -314,7 +315,7 @@ def demo_command(
     needed("flwr", "the demo", "flower")
     from plures.deploy.demo import METHODS, demo
 
-    with progress("four hospitals", 1) as update:
+    with progress("four hospitals", 1, quiet=quiet) as update:
         outcomes = demo(
             out,
             method or METHODS,

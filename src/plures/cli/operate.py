@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from plures.cli.common import AllowCode, Track, console, say
+from plures.cli.common import AllowCode, Quiet, Track, console, say
 from plures.cli.deploy import deploy
 from plures.cli.progress import progress
 from plures.deploy.plan import CONNECTION, SITE
@@ -162,6 +162,7 @@ def run_command(
     track: Track = None,
     allow_code: AllowCode = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Start or resume the agreed run. Ctrl-C stops watching, not the run."""
     place = placed(folder)
@@ -183,7 +184,7 @@ def run_command(
         update(status.round, line(status, time.time()), line=news not in seen)
         seen.add(news)
 
-    with progress(place.plan.name, place.plan.spec.rounds) as update:
+    with progress(place.plan.name, place.plan.spec.rounds, quiet=quiet) as update:
         try:
             done = follow(place, run, out, listen)
         except KeyboardInterrupt:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from plures.cli.common import AllowCode, Track, app, consent, console
+from plures.cli.common import AllowCode, Quiet, Track, app, consent, console
 from plures.devices import find
 from plures.errors import PluresError
 from plures.files import check_folder, inside, write_text
 from plures.report import html_report
-from plures.study import Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, recover, resolved
+from plures.study import Event, Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, recover, resolved
 from plures.study.view import lines, plan_table, watching
 from plures.track import trackers
 
@@ -38,6 +38,7 @@ def study_command(
     ] = False,
     track: Track = None,
     allow_code: AllowCode = None,
+    quiet: Quiet = False,
 ) -> None:
     """Plan a study and run it; starting it again resumes it, and several processes share the work."""
     code = consent(allow_code)
@@ -58,14 +59,16 @@ def study_command(
     store = Store(folder)
     try:
         begin(studied, store)
-        measure(studied, store)
+        measure(studied, store, quiet)
         known = ahead(studied, store)
-        console.print(plan_table(f"study {source.document.name}", known))
+        if plan or not quiet:
+            console.print(plan_table(f"study {source.document.name}", known))
         if plan:
             return
         words = [str(file), "--out", str(folder), *(word for name in track or () for word in ("--track", name))]
         words += [word for text in allow_code or () for word in ("--allow-code", text)]
-        with helpers(words, processes - 1), watching(studied, store, console) as watch:
+        watched = nullcontext(unwatched) if quiet else watching(studied, store, console)
+        with helpers(words, processes - 1), watched as watch:
             conduct(studied, store, studied.units, watch, callbacks)
         failed = store.failures(studied.units)
     except KeyboardInterrupt:
@@ -83,14 +86,18 @@ def study_command(
     console.print(f"in Python: plures.study.Study({str(folder)!r}).frame()", markup=False, highlight=False)
 
 
-def measure(plan: Plan, store: Store) -> None:
+def unwatched(event: Event) -> None:
+    """Show nothing."""
+
+
+def measure(plan: Plan, store: Store, quiet: bool = False) -> None:
     """Time one round of every method on every untimed cell; refuse combinations that do not work."""
     open_units = store.unfinished(plan.measures)
     if open_units:
         what = f"measuring {len(open_units)} methods on cells"
-        if console.is_terminal:
-            with console.status(what, spinner="line"):
-                conduct(plan, store, plan.measures, lambda event: None)
+        if quiet or console.is_terminal:
+            with nullcontext() if quiet else console.status(what, spinner="line"):
+                conduct(plan, store, plan.measures, unwatched)
         else:
             console.print(what, highlight=False)
             conduct(plan, store, plan.measures, lines(store, plan.measures, console))

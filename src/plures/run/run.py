@@ -111,6 +111,11 @@ class Run(Deployed):
             "checkpoint=...), or its results with plures.RunFolder"
         )
 
+    def __copy__(self) -> Run:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Run:
         made = memo[id(self)] = object.__new__(type(self))
         vars(made).update(copy.deepcopy(vars(self), memo))
