@@ -152,7 +152,11 @@ def _task(targets: Mapping[str, Cells], options: Draft) -> dict[str, object]:
         return {**found, "classes": tuple(options["classes"])}
     if kind != "classification" or len(names) > 1:
         return found
-    return {**found, "classes": tuple(_levels(targets[names[0]], numeric=not wrong))}
+    classes = _levels(targets[names[0]], numeric=not wrong)
+    if len(classes) < 2:
+        what = f"is {classes[0]!r} in every row" if classes else "has no value at all"
+        raise FoundError(Finding("error", names[0], what, "a classification needs two or more classes"))
+    return {**found, "classes": classes}
 
 
 def _column(name: str, kind: Kind, cells: Cells, code: NDArray[np.int64], options: Draft) -> dict[str, object]:
@@ -169,10 +173,11 @@ def _column(name: str, kind: Kind, cells: Cells, code: NDArray[np.int64], option
     if zero:
         values[values == 0] = np.nan
     known = values[~np.isnan(values)]
-    if not len(known) or np.isinf(known).any():
-        infinite = np.isinf(values)
-        what, remedy = ("an infinite value", "correct it") if len(known) else ("no value at all", "complete it")
-        rows = (int(infinite.argmax()) + 1,) if len(known) else ()
+    far = np.abs(values) > np.finfo(np.float32).max
+    if not len(known) or far.any():
+        endless = "an infinite value, or one too large for a 32-bit number"
+        what, remedy = (endless, "correct it") if len(known) else ("no value at all", "complete it")
+        rows = (int(far.argmax()) + 1,) if len(known) else ()
         raise FoundError(Finding("error", name, what, f"{remedy}, or leave the column out", rows))
     unit = options.get("units", {}).get(name)
     return {
@@ -204,6 +209,7 @@ def _moments(values: NDArray[np.float64], margin: float | None, options: Draft) 
 
 def _levels(cells: Cells, *, numeric: bool) -> tuple[str, ...]:
     found = distinct(cells)
+    numeric = numeric and not found & {"False", "True"}  # booleans count as numbers, but are written as words
     return tuple(sorted(found, key=float) if numeric else sorted(found))
 
 

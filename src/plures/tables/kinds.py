@@ -145,17 +145,18 @@ def _of_text(
     marks = tuple(sorted(word for word in odd if word in MARKS or name in said.numbers))
     if marks and odd <= {*marks} and (texts - odd or name in said.numbers):
         return Kind("number", {"marks": marks})
-    if sum(map(nearly_number, texts)) >= len(texts) / 2 and len(odd) < len(texts) / 2:
-        row = next(place for place, cell in enumerate(cells) if wrong[place] and text(cell) not in MARKS)
-        raise _wrong(
-            name,
-            row,
-            f"{text(cells[row])!r} is not a number, as most of the column is{_comma(text(cells[row]))}",
-            "correct it, or name the column in numbers, which makes such cells missing, in categories, or in drop",
-        )
     ordered = _scale(texts)
     if ordered is not None:
         return Kind("ordered", {"levels": ordered})
+    if sum(map(nearly_number, texts)) >= len(texts) / 2:
+        row = next(place for place, cell in enumerate(cells) if wrong[place] and text(cell) not in MARKS)
+        is_ = "is" if len(odd) < len(texts) / 2 else "almost is"
+        raise _wrong(
+            name,
+            row,
+            f"{text(cells[row])!r} is not a number, as most of the column {is_}{_comma(text(cells[row]))}",
+            "correct it, or name the column in numbers, which makes such cells missing, in categories, or in drop",
+        )
     if name not in said.wanted:
         own = len(texts) == int((~gaps).sum())
         many = len(texts) > LEVELS or (len(texts) > LEVELS / 3 and len(texts) > len(cells) / 2)

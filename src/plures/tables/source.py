@@ -20,7 +20,7 @@ from plures.names import in_order, name_of
 from plures.tables.draft import Draft
 from plures.tables.finding import Finding, FoundError, rows_text
 from plures.tables.schema import Metadata, Number, Reading, Schema
-from plures.tables.table import READERS, Cells, absent, columns, read_table, text
+from plures.tables.table import READERS, Cells, absent, columns, distinct, read_table, text
 from plures.tables.table import numbers as numbers_of
 from plures.tasks import KINDS, Task
 
@@ -157,6 +157,9 @@ def from_table(
             raise PluresError(f"test: the tables have a column {SPLIT!r} of their own; rename it")
         sizes = [sum(map(len, some)) for some in (parts[:own], parts[own:])]
         table[SPLIT], split_column = ["train"] * sizes[0] + ["test"] * sizes[1], SPLIT
+    for part in parts:
+        if part.table and not len(part):
+            raise PluresError(f"{part.file}: the table has no rows; give at least one".removeprefix(": "))
     if parts[0].client is not None:
         if client is not None:
             raise PluresError(f"client={client!r}: the files of a folder name the clients; leave it out")
@@ -190,11 +193,20 @@ def from_table(
         if task is not None:
             options["task"] = _kind(task)
         hidden = [*_several(drop), *(apart.values() if features is None else ())]
+        targets = (target,) if isinstance(target, str) else tuple(target)
+        roles = {*targets, *hidden, client, group, time, weight, key, split_column}
+        inputs = [name for name in (table if features is None else _several(features)) if name not in roles]
+        orders, codes = _orders(parts), _codes(parts)
+        if classes is None and len(targets) == 1 and targets[0] in orders:
+            there = distinct(table[targets[0]])
+            classes = [level for level in orders[targets[0]] if level in there]
+        ranked = {name: orders[name] for name in inputs if name in orders} | {**(ordered or {})}
+        coded = [*_several(categories), *(name for name in inputs if name in codes)]
         told: dict[str, Any] = {
             "classes": None if classes is None else tuple(map(text, classes)), "features": _several(features),
             "time": time, "drop": hidden, "group": group, "weight": weight, "key": key,
-            "numbers": _several(numbers), "dates": dates, "ordered": {**_orders(parts), **(ordered or {})},
-            "categories": [*_several(categories), *_codes(parts)], "zero_is_missing": _several(zero_is_missing),
+            "numbers": _several(numbers), "dates": dates, "ordered": ranked, "categories": coded,
+            "zero_is_missing": _several(zero_is_missing),
         }  # fmt: skip
         options.update({key: value for key, value in told.items() if value})  # type: ignore[typeddict-item]
         with _naming(parts):

@@ -51,6 +51,8 @@ def columns(table: Table) -> dict[str, Cells]:
     Raises:
         PluresError: if it is not a table, or columns differ in length.
     """
+    if hasattr(table, "collect") and not hasattr(table, "__len__"):
+        raise PluresError(f"a {type(table).__name__} has no rows yet: read it first, with collect()")
     if not isinstance(table, Mapping) and not hasattr(table, "columns"):
         raise PluresError(
             f"a value of type {type(table).__name__} is not a table; give a mapping from column names to values, or a "
@@ -154,8 +156,8 @@ def _all_numbers(cells: Sequence[str | None]) -> NDArray[np.float64] | None:
 def read_table(path: Path) -> dict[str, list[Any]]:
     """A table from a file: CSV (a header, UTF-8; ``""``, ``?`` and ``NA`` are missing) or Parquet (by pandas).
 
-    The separator is the one of comma, semicolon, tab and ``|`` that the header holds most of. In a file with
-    semicolons, a column whose cells are all whole numbers or numbers with a decimal comma is read as numbers.
+    The separator is the one of comma, semicolon, tab and ``|`` that the header holds most of. Unless it is the comma,
+    a column whose cells are all whole numbers or numbers with a decimal comma is read as numbers.
 
     Returns:
         Column -> cells: texts from CSV, typed values from Parquet; None for a missing value.
@@ -171,10 +173,9 @@ def read_table(path: Path) -> dict[str, list[Any]]:
         >>> read_table(file)
         {'age': ['51', None], 'ill': ['yes', 'no']}
     """
-    if path.suffix.lower() not in READERS:
-        raise PluresError(
-            f"{path}: cannot read a file {path.suffix or 'without suffix'!r}; give {', '.join(TEXT)} or .parquet"
-        )
+    if path.suffix.lower() not in READERS and (path.suffix or path.exists()):
+        kind = repr(path.suffix) if path.suffix else "without a suffix"
+        raise PluresError(f"{path}: cannot read a file {kind}; give {', '.join(TEXT)} or .parquet")
     if not path.is_file():
         there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         near = closest(path.name, there)
@@ -216,6 +217,7 @@ def _cells(name: str, values: Any) -> Cells:
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
+    begun = 1
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
@@ -224,20 +226,37 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
             reader = csv.reader(file, strict=True, skipinitialspace=True, delimiter=separator)
             header = [uncelled(name.strip()) for name in next(reader, [])]
             _check_header(path, header)
-            rows = []
+            rows, begun = [], reader.line_num + 1
             for row in filter(None, reader):
+                begun = reader.line_num + 1
                 if len(row) != len(header):
                     raise PluresError(
                         f"{path}, line {reader.line_num}: {len(row)} cells for {len(header)} columns; correct the line"
                     )
                 rows.append(row)
     except UnicodeDecodeError as error:
-        raise PluresError(f"{path}: is not UTF-8 text ({error.reason}); save it as CSV in UTF-8") from error
-    except (OSError, csv.Error) as error:
+        line = _undecoded(path)
+        raise PluresError(
+            f"{path}, line {line}: is not UTF-8 text ({error.reason}); save it as CSV in UTF-8"
+        ) from error
+    except csv.Error as error:
+        what = "a quote is opened that is not closed" if "end of data" in str(error) else str(error)
+        raise PluresError(f"{path}, line {begun}: cannot be read as CSV: {what}; correct the line") from error
+    except OSError as error:
         raise PluresError(f"{path}: cannot be read as CSV ({error}); save it again") from error
     whole = zip(*rows, strict=True) if rows else [()] * len(header)
     found = {name: _known(cells) for name, cells in zip(header, whole, strict=True)}
-    return {name: _with_points(cells) for name, cells in found.items()} if separator == ";" else dict(found)
+    return dict(found) if separator == "," else {name: _with_points(cells) for name, cells in found.items()}
+
+
+def _undecoded(path: Path) -> int:
+    """The first line of a file that is not UTF-8."""
+    whole = path.read_bytes()
+    try:
+        whole.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return whole[: error.start].count(b"\n") + 1
+    return 1
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
