@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 
 import pytest
+import typer
 from rich.console import Console
 
 import plures.cli.progress as module
+from plures.cli import app
 from plures.cli.progress import Lines, progress
 
 
@@ -68,3 +71,11 @@ def test_a_terminal_has_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> N
         assert not isinstance(update, Lines)
         update(1, "halfway", line=True)
     assert "about" not in told.getvalue()
+
+
+def test_every_command_that_tells_its_progress_can_be_quiet() -> None:
+    commands = {**typer.main.get_command(app).commands}  # type: ignore[attr-defined]
+    commands |= {f"deploy {name}": one for name, one in commands.pop("deploy").commands.items()}
+    quiet = {name for name, one in commands.items() if any(p.name == "quiet" for p in one.params)}
+    telling = {name for name, one in commands.items() if "progress(" in inspect.getsource(inspect.unwrap(one.callback))}
+    assert quiet == telling | {"study"}

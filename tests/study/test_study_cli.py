@@ -71,6 +71,10 @@ def test_a_study_runs_and_a_second_start_has_nothing_to_do(file: Path, tmp_path:
     assert "(8 done)" in again
     assert ": done (" not in again
     assert Study(out).ahead().seconds == 0
+    wide.seek(0)
+    wide.truncate()
+    assert RUNNER.invoke(app, ["study", str(file), "--out", str(out), "--quiet"]).exit_code == 0
+    assert [line.split()[0] for line in wide.getvalue().splitlines()] == ["8", "report:", "in"]  # results alone
 
 
 def test_a_method_that_does_not_fit_is_refused_before_anything_is_trained(file: Path, tmp_path: Path) -> None:

@@ -212,3 +212,32 @@ def test_a_bad_cell_is_refused_with_its_file_column_and_row(
     with pytest.raises(PluresError, match=message) as refused:
         numbers(write(tmp_path / "a.csv", table))
     assert str(refused.value).startswith(str(tmp_path / "a.csv")) or column == "ward"
+
+
+def test_a_common_test_set_is_that_of_every_client(tmp_path: Path):
+    table = rows()
+    test = {name: cells[:7] for name, cells in rows(age=[99] * ROWS).items() if name != "ward"}
+    write(tmp_path / "train.csv", table)
+    write(tmp_path / "test.csv", test)
+    federation = plures.from_table(
+        tmp_path / "train.csv", client="ward", target="ill", test=tmp_path / "test.csv", copies="allow"
+    )
+    raw = federation.unscaled(federation.inputs)
+    for place in range(3):
+        own = raw[federation.splits["test"][place]]
+        assert own[:, 0].tolist() == [99.0] * 7
+        assert sorted(own[:, 1].tolist()) == pytest.approx(sorted(test["crp"]), abs=1e-5)
+    assert sum(len(federation.splits[split].rows) for split in ("train", "validation")) == ROWS
+    assert float(raw[federation.splits["train"].rows][:, 0].max()) < 99
+
+
+def test_a_fold_that_does_not_exist_is_refused(tmp_path: Path):
+    write(tmp_path / "a.csv", rows(fold=[row // 3 % 5 for row in range(ROWS)]))
+    said = {"client": "ward", "target": "ill", "copies": "allow", "split_column": "fold"}
+    federation = plures.from_table(tmp_path / "a.csv", fold=3, **said)
+    assert federation.splits["test"].sizes.tolist() == [4, 4, 4]
+    with pytest.raises(PluresError, match=r"a.csv: fold '9': column 'fold' has no such value; it has 0, 1, 2, 3, 4"):
+        plures.from_table(tmp_path / "a.csv", fold=9, **said)
+    write(tmp_path / "b.csv", rows(fold=["train", "val"] * 30))
+    with pytest.raises(PluresError, match=r"b.csv: column 'fold': no row is for test"):
+        plures.from_table(tmp_path / "b.csv", **said)

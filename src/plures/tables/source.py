@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
-from plures.federation import Federation, SplitRule
+from plures.federation import SPLITS, Federation, SplitRule
 from plures.federation.subgroups import parsed
 from plures.files import write_text
 from plures.names import in_order, name_of
@@ -110,7 +110,8 @@ def from_table(
         schema: what the table looks like, or a TOML file with it: nothing is drafted or fitted then, and ``client`` and
             ``test`` are the only other options.
         test: the rows for test, if they come apart: a file, a frame or a mapping. All rows of ``data`` are then for
-            training and validation.
+            training and validation. Without the column of clients, they are a common test set: every client is
+            tested on all of them.
         task: what is predicted, or its kind; inferred from the target if not given.
         classes: their names in order; the last of two is the positive one. Sorted if not given.
         features: input columns; all without another role if not given. None that is named here is left out.
@@ -148,7 +149,7 @@ def from_table(
     """
     parts = _parts(data, "data")
     own = len(parts)
-    parts += [] if test is None else _parts(test, "test")
+    parts += [] if test is None else _tested(parts, _parts(test, "test"), client)
     table = _whole(parts)
     if test is not None:
         if split_column is not None or time is not None:
@@ -218,7 +219,10 @@ def from_table(
             f"client: name the column with the client of each row; columns are {', '.join([*table][:12])}"
         )
     owner = _owners(table, client, parts)
-    refuse_in(parts, declared.read(table))
+    reading = declared.read(table)
+    refuse_in(parts, reading)
+    with _naming(parts):
+        _some_test(table, declared, reading)
     tables = _by_client(_parsed(table, declared), owner)
     named = name or (Path(data).stem if isinstance(data, str | Path) else "data")
     made = declared.fit if schema is None else declared.federation
@@ -309,6 +313,24 @@ def _parts(data: Any, what: str) -> list[Part]:
     return [Part(str(file), dict(read_table(file)), file.stem) for file in files]
 
 
+def _tested(parts: Sequence[Part], test: list[Part], client: str | None) -> list[Part]:
+    """The rows for test; if they name no client, those of all clients."""
+    if len(test) > 1 or any(part.client is not None for part in test) or client in test[0].table:
+        return test
+    if client is None and parts[0].client is None:
+        return test
+    rows = test[0]
+    if client is None:
+        return [replace(rows, client=part.client) for part in parts]
+    with _naming(parts):
+        if client not in parts[0].table:
+            raise PluresError(
+                f"no column {client!r} in the table; {suggestion(client, parts[0].table, 'its columns are')}"
+            )
+    names = dict.fromkeys(cell for cell in _list(parts[0].table[client]) if not absent(cell))
+    return [replace(rows, table={**rows.table, client: [name] * len(rows)}) for name in names]
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in READERS and file.is_file())
 
@@ -358,6 +380,17 @@ def _owners(table: Mapping[str, Cells], client: str, parts: Sequence[Part]) -> l
                 _located(parts, Finding("error", client, "no client", "give every row a client", (row + 1,)))
             )
     return [name_of(text(cell)) for cell in cells]
+
+
+def _some_test(table: Mapping[str, Cells], schema: Schema, reading: Reading) -> None:
+    """Refuse a column of splits that leaves no row for test."""
+    column, fold = schema.splits.column, schema.splits.fold
+    if column is None or reading.splits is None or bool((reading.splits == SPLITS.index("test")).any()):
+        return
+    if fold is not None:
+        known = in_order(distinct(table[column]))
+        raise PluresError(f"fold {fold!r}: column {column!r} has no such value; {suggestion(fold, known, 'it has')}")
+    raise PluresError(f"column {column!r}: no row is for test; write test in some, or leave the column of splits out")
 
 
 def _parsed(table: Mapping[str, Cells], schema: Schema) -> dict[str, Cells]:
