@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from plures import RunSpec
 from plures.errors import PluresError
 from plures.method import Setting
 from plures.methods import ditto, fedavg, local, scaffold
-from plures.run import BySize, Fixed, Full, Run, Training, Uniform
+from plures.run import BySize, DropOut, Fixed, Full, Run, Training, Uniform
 from trajectories import LOOP, SIZES, mlp, ragged
 
 DATA = Setting.of(ragged())
-RULES = [Full(), Uniform(0.4), BySize(0.4), Fixed([["c1", "c0"], ["c6"]])]
+RULES = [Full(), Uniform(0.4), BySize(0.4), Fixed([["c1", "c0"], ["c6"]]), DropOut(Uniform(0.7), 0.4)]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -89,3 +91,34 @@ def test_fixed_cohorts_need_clients(cohorts):
 def test_fixed_cohorts_name_an_unknown_client():
     with pytest.raises(PluresError, match="no client 'zoe'"):
         Fixed([["zoe"]]).cohort(DATA, 0, 0)
+
+
+def test_clients_drop_out_with_their_probability_each_on_its_own():
+    rounds, share = 3000, 0.3
+    came = np.zeros((rounds, 7))
+    for number in range(rounds):
+        came[number, DropOut(Full(), share).cohort(DATA, 0, number)] = 1
+    assert np.abs(came.mean(0) - (1 - share)).max() < 4.5 * (share * (1 - share) / rounds) ** 0.5
+    apart = np.corrcoef(came.T)[~np.eye(7, dtype=bool)]
+    assert np.abs(apart).max() < 4.5 / rounds**0.5
+    assert DropOut(Full(), 0.0).cohort(DATA, 0, 1) == list(range(7))
+    assert min(len(DropOut(Full(), 0.99).cohort(DATA, 0, number)) for number in range(50)) == 1
+    drawn = [Uniform(0.5).cohort(DATA, 0, number) for number in range(50)]
+    left = [DropOut(Uniform(0.5), 0.5).cohort(DATA, 0, number) for number in range(50)]
+    assert all({*some} <= {*asked} for some, asked in zip(left, drawn, strict=True))
+    with pytest.raises(PluresError, match=r"drop-outs: 1.0; give a share from 0 to below 1"):
+        DropOut(Full(), 1.0)
+
+
+def test_a_client_that_dropped_out_keeps_its_state_and_local_training_does_not_wait():
+    spec = RunSpec(data="heart", drop_out=0.5, rounds=2)
+    assert spec.who().of(travels=False) == Full()
+    run = Run(ragged(), mlp, ditto(), Training(rounds=1), participation=spec.who(), execution=LOOP)
+    before = run.states([*range(7)])["personal"]
+    before = {path: t.clone() for path, t in before.items()}
+    record = run.step()
+    after = run.states([*range(7)])["personal"]
+    assert 0 < len(record.cohort) < 7
+    for place, name in enumerate(run.federation.clients):
+        kept = all(torch.equal(before[path][place], after[path][place]) for path in after)
+        assert kept == (name not in record.cohort)

@@ -104,6 +104,12 @@ BatchSize = Annotated[int, typer.Option(help="Examples in a batch; 0 for all.")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over a client's data per visit; default: 1.")]
 Unseen = Annotated[list[str] | None, typer.Option(help="Client held out of training; repeatable.")]
 Fraction = Annotated[float | None, typer.Option(help="Share of the clients, redrawn each round; default: all.")]
+DropOuts = Annotated[
+    float,
+    typer.Option(
+        "--drop-out", help="Simulated drop-outs: the probability that a client that is drawn stays away in a round."
+    ),
+]
 EvaluateClients = Annotated[
     int | None,
     typer.Option(help="How many clients are scored, drawn once at random; default: all. For large populations."),

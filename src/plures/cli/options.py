@@ -19,6 +19,7 @@ from plures.cli.common import (
     Compile,
     Device,
     Drawn,
+    DropOuts,
     Epochs,
     EvaluateClients,
     FeaturesOnce,
@@ -146,6 +147,7 @@ class WorkOptions:
     steps: Steps = None
     fraction: Fraction = None
     participation: Drawn = None
+    drop_out: DropOuts = 0.0
     unseen: Unseen = None
     task: TaskName = None
     metric: MetricName = None

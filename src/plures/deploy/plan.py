@@ -50,6 +50,7 @@ ELSEWHERE = {
     "data_options": "the members' data are described in [schema]",
     "unseen": "leave such clients out of clients",
     "evaluate_clients": "every site scores its own model",
+    "drop_out": "sites that do not answer drop out by themselves",
 }
 """Fields of a run that have no meaning when the data are at sites, and what to do instead."""
 

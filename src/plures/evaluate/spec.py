@@ -26,6 +26,7 @@ from plures.metrics import Metric
 from plures.models import ModelFactory
 from plures.run import (
     BySize,
+    DropOut,
     Execution,
     Full,
     Joint,
@@ -78,6 +79,7 @@ class RunSpec(Result):
             ``full``.
         fraction: share of the clients in a cohort, in (0, 1]; default for a sample: 0.1. Not allowed below 1 with
             ``full``.
+        drop_out: probability, below 1, that a client of a cohort stays away in a round, simulated.
         seed: root of the run's randomness; splits have their own seed in ``data_options``.
         unseen: clients held out of training.
         task: the learning task: ``package.module:name`` of a task of your own, such as one with class weights, or the
@@ -117,6 +119,7 @@ class RunSpec(Result):
     clip: float | None = None
     participation: Literal["full", "uniform", "size"] = "full"
     fraction: float | None = None
+    drop_out: float = 0.0
     seed: int = 0
     unseen: list[str] = Field(default_factory=list)
     task: str | None = None
@@ -239,10 +242,12 @@ class RunSpec(Result):
 
     def who(self) -> Participation:
         """Which clients take part in each round; if nothing travels, all of them."""
-        if self.participation == "full":
-            return Full()
-        kind = Uniform if self.participation == "uniform" else BySize
-        return Joint(kind(SAMPLED if self.fraction is None else self.fraction))
+        rules = {"full": Full, "uniform": Uniform, "size": BySize}
+        share = () if self.participation == "full" else (SAMPLED if self.fraction is None else self.fraction,)
+        rule: Participation = rules[self.participation](*share)
+        if self.drop_out:
+            rule = DropOut(rule, self.drop_out)
+        return rule if isinstance(rule, Full) else Joint(rule)
 
     def title(self) -> str:
         """The method with its parameters."""

@@ -99,6 +99,43 @@ class BySize(Sample):
 
 @checked
 @dataclass(frozen=True)
+class DropOut:
+    """Simulated drop-outs: each client of a round's cohort stays away with the same probability, at least one comes.
+
+    A client that stays away does nothing in the round: it keeps its state, and sends and counts for nothing. Who drops
+    out depends on the seed, the round and the client's name alone, so it is the same for every method.
+
+    Attributes:
+        rule: who is asked.
+        share: the probability that a client stays away, from 0 to below 1.
+
+    Examples:
+        >>> rule = DropOut(Full(), 0.5)
+        >>> [rule.cohort(plures.load("heart"), seed=0, round=number) for number in range(3)]
+        [[0, 2, 3], [2], [1, 2]]
+    """
+
+    rule: Participation
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise PluresError(f"drop-outs: {self.share}; give a share from 0 to below 1")
+
+    def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
+        asked = self.rule.cohort(setting, seed, round)
+        luck = {
+            client: np.random.default_rng(
+                int(fold(seed, name_key("drop-out"), round, name_key(setting.clients[client])))
+            ).random()
+            for client in asked
+        }
+        came = [client for client in asked if luck[client] >= self.share]
+        return came or [max(asked, key=lambda client: luck[client])]
+
+
+@checked
+@dataclass(frozen=True)
 class Joint:
     """A rule for methods in which clients learn jointly; if nothing travels, every client takes part in every round.
 

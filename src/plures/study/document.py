@@ -198,6 +198,7 @@ class BudgetPart(Part):
         batch_size: examples in a batch; 0 for all.
         fraction: share of the clients in a round.
         participation: how they are drawn: ``uniform`` or by ``size``; default: ``uniform`` if the fraction is below 1.
+        drop_out: probability that a client of a cohort stays away in a round, simulated.
         optimizer: local optimizer, with options or without: ``"sgd(nesterov=true)"``.
         schedule: schedule of the learning rate, with options or without: ``"cosine(final=0.1)"``.
         every: rounds between validations; default: about ten validations.
@@ -212,6 +213,7 @@ class BudgetPart(Part):
     batch_size: Annotated[int, Field(ge=0)] = 32
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     participation: Literal["full", "uniform", "size"] | None = None
+    drop_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: str = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

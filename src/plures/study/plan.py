@@ -183,9 +183,16 @@ def _cells(source: Source) -> Iterator[Cell]:
                 parts += [titles[j]] if titles[j] != "natural" or len(wanted) > 1 else []
                 parts += [budget.label or f"{budget.rounds} rounds"] if len(document.budgets) > 1 else []
                 said = [part.model_dump(mode="json", exclude=left_out) for part in (data, partition, budget)]
-                added = ((0, "task"), (0, "metric"), (0, "augment"), (2, "patience"), (2, "participation"))
+                added = (
+                    (0, "task"),
+                    (0, "metric"),
+                    (0, "augment"),
+                    (2, "patience"),
+                    (2, "participation"),
+                    (2, "drop_out"),
+                )
                 for part, later in added:  # keeps keys where they are not given
-                    if said[part][later] is None:
+                    if said[part][later] in (None, 0.0):
                         del said[part][later]
                 yield Cell(digest(said), ", ".join(parts), data, partition, budget, (i, j, k))
 
