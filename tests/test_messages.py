@@ -364,7 +364,7 @@ COMMANDS = {
     "study nowhere.toml": "nowhere.toml cannot be read (No such file or directory)",
     "study folder": "folder cannot be read (Is a directory)",
     "study bytes.toml": "bytes.toml cannot be read (it is not UTF-8 text)",
-    "study study.toml": "data[0].name: 'hart' is neither a data set nor a folder; did you mean 'heart'?",
+    "study study.toml": "data[0].name: 'hart' is neither a data set, nor a table, nor a folder; did you mean 'heart'?",
     "deploy check folder": "folder cannot be read: Is a directory",
     "deploy check empty": "empty: client: is missing",
     f"deploy init new --client {'x' * 101}": "a name has at most 100 characters, not 101",

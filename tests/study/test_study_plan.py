@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+import plures
 from plures.errors import PluresError
 from plures.evaluate import Code
 from plures.federation import SPLITS, Federation, from_arrays, load
 from plures.federation import partition as deal
 from plures.run.fingerprint import of_data
-from plures.study import Plan, Store, ahead, begin, parse_study, plan_of
+from plures.study import Plan, Store, ahead, begin, parse_study, plan_of, read_study
 from plures.study.cells import dealt_anew, load_cell
 from plures.study.document import PartitionPart
 from plures.study.search import planned
@@ -291,3 +292,38 @@ class Logarithm(Regression):
 
     def read(self, values, where):
         return super().read(np.log(values), where)
+
+
+def test_a_table_is_data_like_any_other_once_for_each_split(tmp_path: Path):
+    rows = [f"{'ab'[row % 2]},{row % 17},{row // 2 % 2}" for row in range(80)]
+    (tmp_path / "rows.csv").write_text("\n".join(["ward,age,ill", *rows[:60]]))
+    (tmp_path / "test.csv").write_text("\n".join(["ward,age,ill", *rows[60:]]))
+    said = {"client": "ward", "target": "ill", "copies": "allow"}
+    options = 'options = { client = "ward", target = "ill", copies = "allow"'
+    (tmp_path / "study.toml").write_text(
+        f"""
+name = "splits"
+methods = ["ditto"]
+[[data]]
+name = "rows.csv"
+label = "first"
+{options}, seed = 1 }}
+[[data]]
+name = "rows.csv"
+label = "second"
+{options}, seed = 2 }}
+[[data]]
+name = "rows.csv"
+label = "official"
+{options}, test = "test.csv" }}
+[[budgets]]
+rounds = 1
+"""
+    )
+    source = read_study(tmp_path / "study.toml")
+    plan = plan_of(source, "grid")
+    first, second, official = (load_cell(source, cell).federation for cell in plan.cells)
+    assert first == plures.from_table(tmp_path / "rows.csv", **said, seed=1)
+    assert second == plures.from_table(tmp_path / "rows.csv", **said, seed=2)
+    assert official == plures.from_table(tmp_path / "rows.csv", **said, test=tmp_path / "test.csv")
+    assert first != second

@@ -22,6 +22,7 @@ from plures.run.fingerprint import DATA, Fingerprint, of_data
 from plures.study.document import PartitionPart
 from plures.study.plan import Cell
 from plures.study.reading import Source
+from plures.tables import is_table
 
 
 @brief
@@ -56,6 +57,8 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
     spec = cell.spec(cell.data.name if folder is None else str(folder))
     own, dealt = ("data", cell.path[0]), ("partitions", cell.path[1])
     options = {key: value for key, value in spec.data_options.items() if key != "donate"}
+    if folder is not None and is_table(spec.data):  # its files are relative to the study, too
+        options |= {key: str(source.folder / options[key]) for key in ("test", "schema") if key in options}
     try:
         whole = RunSpec(data=spec.data, data_options=options, task=spec.task).federation(source.code)
         whole = spec.judged(limited(whole, cell.data.max_clients, cell.data.max_examples), source.code)

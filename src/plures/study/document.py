@@ -74,9 +74,11 @@ class DataPart(Part):
     """A data set.
 
     Attributes:
-        name: catalogue name, or a folder of ``.npz`` files, relative to the file of the study.
+        name: catalogue name; or a table, or a folder of tables, pictures or ``.npz`` files, relative to the file of the
+            study.
         label: name in results; default: its name.
-        options: of the loader; ``donate`` is the share of training rows that every client makes public.
+        options: of the loader, such as the columns ``client`` and ``target`` of a table; ``donate`` is the share of
+            training rows that every client makes public.
         split: how the loader, or the partition, splits.
         model: name of a network; default: one that fits the data.
         model_options: options of the network.

@@ -17,10 +17,10 @@ from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.own import METRIC, TASK, Named, find_loader, is_own, network_kinds
 from plures.evaluate.results import REFERENCES
 from plures.evaluate.spec import RunSpec, find_method
-from plures.federation import DATASETS, from_folder
-from plures.signature import kinds
+from plures.federation import DATASETS
 from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
 from plures.study.lines import KeyPath, key_lines, line_of
+from plures.tables import is_table
 
 Fault = tuple[Sequence[str | int], str]
 """A key and what is wrong with it."""
@@ -191,11 +191,13 @@ def _twice(key: str, names: list[str], under: tuple[str, ...]) -> Iterator[Fault
 
 def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str]) -> Iterator[Fault]:
     folder = source.data_path(data)
-    if folder is not None and not folder.is_dir():
+    where = data.name if folder is None else str(folder)
+    if folder is not None and not (folder.is_dir() or (folder.is_file() and is_table(where))):
         near = suggestion(data.name, DATASETS)
-        yield (*path, "name"), f"{data.name!r} is neither a data set nor a folder; {near}"
+        yield (*path, "name"), f"{data.name!r} is neither a data set, nor a table, nor a folder; {near}"
+        return
     try:
-        known = {*(find_loader(data.name, source.code)[1] if folder is None else kinds(from_folder))}
+        known = {*find_loader(where, source.code)[1]}
     except PluresError as error:
         yield (*path, "name"), str(error)
         return

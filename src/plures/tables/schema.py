@@ -319,9 +319,9 @@ class Schema(Declared):
     def scaling(self) -> Scaling:
         """Center and scale of every input, ``(inputs,)`` float64 each; by argument, if there are several."""
         pairs = [pair for column in self.columns for pair in column.scaling]
-        center, scale = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+        center, scale = (torch.tensor(part, dtype=torch.float64) for part in zip(*pairs, strict=True))
         if not self.arguments:
-            return center.contiguous(), scale.contiguous()
+            return center, scale
         return {name: (center[places], scale[places]) for name, places in self._places.items()}
 
     @property
