@@ -21,7 +21,7 @@ from torch import Tensor
 import plures
 from plures import METHODS
 from plures.augment import Augment, Crop, Each, Key, Mask, Mixture
-from plures.cases import CASES
+from plures.cases import CASES, Course, Learned
 from plures.codecs import Feedback, TopK
 from plures.content import alike
 from plures.deploy import Plan, SiteFile
@@ -159,6 +159,8 @@ def made(folder: Path) -> list[Any]:
         Fixed([["a"], ["b"]]),
         Joint(Full()),
         DropOut(Full(), 0.5),
+        Course("c", "title", "heart", of_half, {"ditto": ({"lam": 0.5},)}, {}),
+        Learned("title", (StreamScores(metric, ("one",), ("a",), np.ones((1, 1))),)),
         FLTrust("a"),
         Threat(0.5, SignFlip(), Backdoor(Patch(((0,),), 1.0))),
         Milestones((1, 2)),

@@ -117,12 +117,12 @@ def test_a_comparison_has_the_same_numbers_on_the_command_line_in_python_and_in_
 def test_every_setting_of_a_run_is_an_option_and_a_key_of_a_study():
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     fields = {*RunSpec.model_fields}
-    run = {p.name for p in commands["run"].params} | {"parameters"}  # --set
+    run = {p.name for p in commands["run"].params} | {"parameters", "subgroups"}  # --set, --subgroup
     assert fields - run == set()
-    compared = {p.name for p in commands["compare"].params}
+    compared = {p.name for p in commands["compare"].params} | {"subgroups"}
     assert fields - compared == {*INSTEAD} & fields - {"lr", "method"}
     python = {*inspect.signature(plures.compare).parameters} | fields
-    named = {"lr": "learning_rates", "method": "methods"}
+    named = {"lr": "learning_rates", "method": "methods", "subgroup": "subgroups"}
     of_terminal = {p for p in inspect.signature(compare_command).parameters if named.get(p, p) not in python}
     of_tables, of_machine = ({field.name for field in fields_of(kind)} for kind in (DataOptions, MachineOptions))
     assert of_terminal - of_tables - of_machine <= {"config", "quiet", "processes", "track"}
