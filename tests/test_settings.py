@@ -128,7 +128,7 @@ def test_every_setting_of_a_run_is_an_option_and_a_key_of_a_study():
     assert of_terminal - of_tables - of_machine <= {"config", "quiet", "processes", "track"}
     of_data = {"data", "data_options", "method", "parameters", "lr", "seed"}  # tables of the study, or its seeds
     keys = {*BudgetPart.model_fields, *DataPart.model_fields}
-    assert fields - keys - of_data == {"evaluate_clients"}  # a study scores all clients that it keeps
+    assert fields - keys - of_data == {"evaluate_clients", "subgroups"}  # a study scores all clients that it keeps
 
 
 @pytest.mark.parametrize(
