@@ -199,9 +199,9 @@ def work_of(step: Step, buffers: Buffers, kind: Kind) -> Callable[[], None]:
     part, first = buffers.first(kind.clients), slice(0, kind.clients)
 
     def work() -> None:
-        rows, counts = (whole.index_select(0, buffers.next)[0] for whole in (buffers.rows, buffers.counts))
-        index = [rows[n, first, :width] for n, width in enumerate(kind.widths)]
-        padded = list(counts[:, first]) if kind.padded else []
+        each = list(enumerate(kind.widths))
+        index = [buffers.rows[:, n, first, :width].index_select(0, buffers.next)[0] for n, width in each]
+        padded = [buffers.counts[:, n, first].index_select(0, buffers.next)[0] for n, _ in each * kind.padded]
         keys = [] if buffers.keys is None else [buffers.keys.index_select(0, buffers.next)[0, first]]
         rate = buffers.rate if kind.rate is None else kind.rate
         buffers.losses[:, first].add_(step(part, index, padded, keys, rate, buffers.number))
