@@ -283,3 +283,16 @@ def test_text_has_enough_contrast_in_light_and_dark() -> None:
     for text, ground in written:
         for mode in (0, 1):
             assert contrast(colours[text][mode], colours[ground][mode]) >= 4.5, (text, ground, mode)
+
+
+def test_a_constant_far_below_all_others_does_not_squeeze_the_scale_of_means() -> None:
+    """Means of .8 to .85 have a scale of .05; with the constant at .5 it would be .35. At .78, it belongs to it."""
+    means = {"local": 0.8, "fedavg": 0.82, "fedavg_ft": 0.84, "ditto": 0.85}
+    titles = {name: name for name in ("constant", *means)}
+    far, near = ["0.0", "0.0", "40.0", "80.0", "100.0"], ["0.0", "28.6", "57.1", "85.7", "100.0"]
+    for constant, marks in ((0.5, far), (0.78, near)):
+        values = {name: [[value] * 4] for name, value in {"constant": constant, **means}.items()}
+        page = html_report(scored(values, titles=titles))
+        spans = re.findall(r'class="interval( off)?" aria-hidden="true" style="--l:[^;]*;--w:[^;]*;--m:([^%]*)%', page)
+        assert [middle for _, middle in spans] == marks
+        assert [bool(off) for off, _ in spans] == [constant < 0.6, False, False, False, False]

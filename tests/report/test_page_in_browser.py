@@ -460,3 +460,17 @@ def test_no_cell_of_a_saved_table_runs_in_a_spreadsheet(visit: Callable[..., Any
     assert sum(line[0].startswith("'") for line in found) == sum(cell(name) != name for name in clients) > 2
     gains = list(csv.reader(io.StringIO(downloaded(browser, folder, "gain.csv", "#gain [data-save=csv]"))))
     assert any(words.startswith("-") and float(words) < 0 for line in gains[1:] for words in line)
+
+
+def test_a_constant_far_below_all_others_is_an_arrow_beside_the_scale_of_gains(visit: Callable[..., Any]) -> None:
+    """The others' gains lie between 0 and 3 points; the constant, 40 below, has no dot and stretches nothing."""
+    values = {"local": [0.8] * 4, "fedavg": [0.81] * 4, "fedavg_ft": [0.82, 0.83, 0.82, 0.83], "constant": [0.4] * 4}
+    titles = {name: name for name in values}
+    browser = visit(scored({name: [own] for name, own in values.items()}, titles=titles))
+    words, dots = browser.execute_script("""
+        const plot = document.querySelector("#gain .plot svg");
+        return [[...plot.querySelectorAll("text")].map((t) => t.textContent), plot.querySelectorAll("circle").length];
+    """)
+    assert "\u25c2 4 of 4 beyond the scale, mean \u221240.0" in words
+    assert dots == 8
+    assert not any("\u221210" in text for text in words)

@@ -97,7 +97,8 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             "Which clients gain and which are harmed",
             f"One dot per client: its {title} with the method against the same client with the reference. Right of "
             "the line the client gains, left of it the client is harmed. The upright mark is the mean over clients. "
-            "A double click, or Enter, opens the client.",
+            "A double click, or Enter, opens the client. An arrow at the edge stands for a constant predictor that is "
+            "far below all others.",
             "Gain or harm",
             switch("reference", "Reference", [(name, comparison.method(name).title) for name in REFERENCES]),
             "Gain or harm of every client. " + WALK.format(point="client", row="method"),

@@ -23,9 +23,7 @@ The page has no bootstrap: that interval becomes a dash."""
 
 def methods_table(comparison: Comparison, rows: list[Row], shown: Sequence[Column]) -> str:
     """The table of methods, with each mean and its interval drawn on one scale."""
-    means = [row for row in rows if known(row.mean) is not None]
-    low = min((r.mean - (r.mean_ci or 0) for r in means), default=0.0)
-    high = max((r.mean + (r.mean_ci or 0) for r in means), default=1.0)
+    low, high = _scale(rows)
     head = heading("method", "", kind="name") + "".join(
         heading(c.heading, c.detail, first="ascending" if c.rising else "descending") for c in shown
     )
@@ -148,15 +146,33 @@ def _value(words: str) -> str:
     return f'<span class="v">{words}</span>'
 
 
+STRETCH = 1.5
+"""The constant predictor is left out of the scale of means if it would stretch it by more than this factor."""
+
+
+def _scale(rows: Sequence[Row]) -> tuple[float, float]:
+    """The range of the means with their intervals."""
+    means = [row for row in rows if known(row.mean) is not None]
+    ends = {row.name: (row.mean - (row.mean_ci or 0.0), row.mean + (row.mean_ci or 0.0)) for row in means}
+    ranges = []
+    for some in (ends.values(), [of for name, of in ends.items() if name != "constant"]):
+        ranges.append((min((low for low, _ in some), default=0.0), max((high for _, high in some), default=1.0)))
+    (low, high), (least, most) = ranges
+    return (least, most) if most > least and high - low > STRETCH * (most - least) else (low, high)
+
+
 def _interval(row: Row, low: float, high: float) -> str:
-    """A mean and its interval, drawn on the range of the table."""
+    """A mean and its interval, drawn on the range of the table; an arrow at the edge if it is beyond."""
     if known(row.mean) is None or high <= low:
         return ""
     width = row.mean_ci or 0.0
     left, middle, right = (100 * (x - low) / (high - low) for x in (row.mean - width, row.mean, row.mean + width))
+    off = right < 0 or left > 100
+    if off:
+        left = right = middle = 0.0 if right < 0 else 100.0
     return (
-        f'<span class="interval" aria-hidden="true" style="--l:{left:.1f}%;--w:{right - left:.1f}%;--m:{middle:.1f}%">'
-        "<i></i><b></b></span>"
+        f'<span class="interval{" off" if off else ""}" aria-hidden="true" '
+        f'style="--l:{left:.1f}%;--w:{right - left:.1f}%;--m:{middle:.1f}%"><i></i><b></b></span>'
     )
 
 

@@ -61,14 +61,23 @@ function drawGain(view, width) {
     return { ...m, gains: gains.map((g) => (present(g) ? g * view.factor : null)), known, told: harm.known ? `harmed ${harm.worse} of ${harm.known}` : "undefined" };
   });
   const top = 26;
-  const domain = extent([0, ...rows.flatMap((row) => row.gains)]);
+  const domain = extent([0, ...scaleWithout(rows, (row) => [0, ...row.gains])]);
+  const inside = (value) => present(value) && value >= domain[0] && value <= domain[1];
+  const beyond = rows.flatMap((row, r) => {
+    const lost = row.gains.filter((g) => present(g) && !inside(g));
+    if (!lost.length) return [];
+    const mean = average(row.known) * view.factor;
+    const left = lost[0] < domain[0];
+    const words = `${lost.length} of ${row.known.length} beyond the scale, mean ${mean > 0 ? "+" : ""}${plain(mean, metric.decimals)}`;
+    return [{ r, left, alone: lost.length === row.known.length, value: domain[left ? 0 : 1], words: left ? `\u25c2 ${words}` : `${words} \u25b8` }];
+  });
   const what = metric.percent ? "percentage points" : "units of the metric";
   const words = width < NARROW
     ? `gain in ${metric.title}, ${metric.percent ? "points" : "units"}`
     : `${metric.higher ? "gain in" : "reduction of"} ${metric.title} on test data against ${reference.title}, ${what}`;
   let series = [];
   const drawing = rowsOfDots(view, width, top, rows, domain, { words, signed: true }, ({ x, middle, room, size, foot }) => {
-    const dots = rows.map((row, r) => placed(row.gains, x, room, size, view.dot).map((p) => ({ ...p, row: r, y: middle(r) + p.offset })));
+    const dots = rows.map((row, r) => placed(row.gains.map((g) => (inside(g) ? g : null)), x, room, size, view.dot).map((p) => ({ ...p, row: r, y: middle(r) + p.offset })));
     series = dots.map((points, r) => points.map((p) => {
       const client = view.keep[p.i];
       return {
@@ -83,7 +92,7 @@ function drawGain(view, width) {
         ],
       };
     }));
-    const means = rows.map((row, r) => ({ r, mean: average(row.known) })).filter((d) => present(d.mean));
+    const means = rows.map((row, r) => ({ r, mean: average(row.known) })).filter((d) => present(d.mean) && inside(d.mean * view.factor));
     const zero = x(0);
     return [
       Plot.ruleX([0], { stroke: "var(--soft)", strokeWidth: 1.5 }),
@@ -93,6 +102,10 @@ function drawGain(view, width) {
         x: "value", y: "y", r: view.dot, fillOpacity: 0.72,
         fill: (d) => (d.value > 0 ? "var(--gain)" : d.value < 0 ? "var(--harm)" : "var(--even)"),
       }),
+      ...[true, false].map((left) => Plot.text(beyond.filter((d) => d.left === left), {
+        x: "value", y: (d) => middle(d.r) + (d.alone ? 0 : (room + 1) / size), text: "words", textAnchor: left ? "start" : "end", dx: left ? 2 : -2, fontSize: 12,
+        fill: left ? "var(--harm)" : "var(--gain)", stroke: "var(--paper)", strokeWidth: 4,
+      })),
       Plot.ruleX(means, { x: (d) => d.mean * view.factor, y1: (d) => middle(d.r) - room / size, y2: (d) => middle(d.r) + room / size, stroke: "currentColor", strokeWidth: 2.5 }),
     ];
   });

@@ -109,3 +109,12 @@ function rowsOf(data, keep) {
     };
   });
 }
+
+// The constant predictor is often far below all others. If it would stretch a scale by half, it is left out of it.
+const STRETCH = 1.5;
+function scaleWithout(rows, valuesOf) {
+  const known = (some) => some.flatMap(valuesOf).filter(present);
+  const rest = d3.extent(known(rows.filter((row) => row.name !== "constant")));
+  const all = d3.extent(known(rows));
+  return present(rest[0]) && rest[1] > rest[0] && all[1] - all[0] > STRETCH * (rest[1] - rest[0]) ? rest : all;
+}

@@ -65,13 +65,12 @@ function writers(view) {
 // Numbers over the kept clients, in the tables that have a line per method; without a choice, as they were written.
 function numbers(view) {
   const tables = [...document.querySelectorAll("main table.methods")];
-  const before = new Map(tables.flatMap((table) => [...table.querySelectorAll("td[data-key]")]).map((td) => [td, { value: td.dataset.value, text: td.querySelector(".v").textContent, span: td.querySelector(".interval")?.getAttribute("style") }]));
+  const before = new Map(tables.flatMap((table) => [...table.querySelectorAll("td[data-key]")]).map((td) => [td, { value: td.dataset.value, text: td.querySelector(".v").textContent, span: td.querySelector(".interval")?.getAttribute("style"), off: td.querySelector(".interval.off") !== null }]));
   const write = writers(view);
   return () => {
     const rows = new Map(view.rows.map((row) => [row.name, row]));
     const widths = view.rows.filter((row) => present(row.mean));
-    const low = d3.min(widths, (row) => row.mean - (row.mean_ci ?? 0));
-    const high = d3.max(widths, (row) => row.mean + (row.mean_ci ?? 0));
+    const [low, high] = scaleWithout(widths, (row) => [row.mean - (row.mean_ci ?? 0), row.mean + (row.mean_ci ?? 0)]);
     const best = view.best;
     for (const [td, old] of before) {
       const line = td.closest("tr");
@@ -84,7 +83,10 @@ function numbers(view) {
         words.textContent = old.text;
         if (old.value === undefined) delete td.dataset.value;
         else td.dataset.value = old.value;
-        if (span) span.setAttribute("style", old.span);
+        if (span) {
+          span.setAttribute("style", old.span);
+          span.classList.toggle("off", old.off);
+        }
         continue;
       }
       words.textContent = (write[key] ?? write.other)(row, key);
@@ -93,7 +95,10 @@ function numbers(view) {
       if (span && present(row.mean) && high > low) {
         const place = (value) => `${((100 * (value - low)) / (high - low)).toFixed(1)}%`;
         const width = row.mean_ci ?? 0;
-        span.setAttribute("style", `--l:${place(row.mean - width)};--w:${((200 * width) / (high - low)).toFixed(1)}%;--m:${place(row.mean)}`);
+        const [under, over] = [row.mean + width < low, row.mean - width > high];
+        span.classList.toggle("off", under || over);
+        if (under || over) span.setAttribute("style", `--l:0%;--w:0%;--m:${under ? 0 : 100}%`);
+        else span.setAttribute("style", `--l:${place(row.mean - width)};--w:${((200 * width) / (high - low)).toFixed(1)}%;--m:${place(row.mean)}`);
       }
     }
     document.querySelectorAll("main table.methods [data-note]").forEach((note) => {
