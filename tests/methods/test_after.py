@@ -524,7 +524,7 @@ def test_an_unseen_client_of_eefed_keeps_what_is_better_for_it():
         (lambda: wise_ft("weights"), "mix='weights'"),
         (lambda: wise_ft(alpha=1.5), "alpha=1.5"),
         (lambda: temperature(prior=-1.0), "prior=-1.0"),
-        (lambda: threshold("recall"), "utility='recall'"),
+        (lambda: threshold("kappa"), "utility='kappa'"),
         (lambda: threshold(recall=0.0), "recall=0.0"),
         (lambda: threshold("cost", false_negative=0.0), "costs must be positive"),
         (lambda: prior_shift("guess"), "estimate='guess'"),
