@@ -24,7 +24,7 @@ from plures.methods import METHODS, fedavg
 from plures.report.catalogue import model
 from plures.run import Cosine, Execution, Run, Training
 from plures.run.capture import RECORDERS
-from plures.run.checkpoint import snapshot
+from plures.run.checkpoint import restore, snapshot
 from plures.run.kernels import factors
 from plures.run.memory import equal
 from plures.run.steps import Stacked
@@ -116,6 +116,26 @@ def test_clients_of_different_sizes_are_padded_and_smaller_stacks_take_over():
 @pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9, nesterov=True), Adam(0.01), SGD(0.1, weight_decay=0.1)])
 def test_optimizers_and_rates_are_not_frozen_into_a_step(optimizer):
     both(ragged([90, 40, 40]), network(), fedavg(), Training(3, batch_size=8, optimizer=optimizer, schedule=Cosine()))
+
+
+@pytest.mark.parametrize("sizes", [[200, 60, 30, 10], [40] * 4])
+def test_a_resumed_run_has_the_bits_of_one_that_went_on(sizes):
+    """Resumed, a step is recorded with one rate; in the run that goes on it reads the rate, which changes."""
+
+    def begin() -> Run:
+        training = Training(6, batch_size=8, optimizer=SGD(0.1, momentum=0.9), schedule=Cosine())
+        execution = Execution("vmap", 4, False, "float64", capture=True)
+        return Run(ragged(sizes), network(), METHODS["ditto"](), training, execution=execution, seed=1)
+
+    whole, resumed = begin(), begin()
+    for _ in range(3):
+        whole.step()
+    restore(resumed, {key: value.clone() for key, value in snapshot(whole).items()})
+    for run in (whole, resumed):
+        run.step()
+        run.step()
+    expected, found = snapshot(whole), snapshot(resumed)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 def test_dropout_draws_anew_in_every_replay():
