@@ -18,7 +18,10 @@ import plures
 from plures import PluresError
 from plures.evaluate.own import find_metric
 from plures.evaluate.predictions import said
+from plures.methods.threshold import best_threshold, utilities
 from plures.metrics import AMOUNTS, SEVERAL_CLASSES, STEPS, TIMES, TWO_CLASSES, Metric, Predictions, liked_items
+from plures.metrics.auroc import auroc
+from plures.metrics.average_precision import average_precision
 from plures.tasks import Classification, Regression
 from scored import binary
 
@@ -99,6 +102,27 @@ def test_v11_lift_and_gain_of_the_top_fifth() -> None:
     assert two("gain_20").of(made) == pytest.approx(0.5)
     assert two("lift_20").of(made) == pytest.approx(2.5)
     assert two("ks").of(made) == pytest.approx(0.5833333)
+
+
+@pytest.mark.oracle("EV11")
+def test_v9_points_of_curves_and_the_threshold_that_reaches_them() -> None:
+    """Four positive of 14, by falling scores P N P P N N N N P N N N N N; the third positive has .6."""
+    true = [1, 0, 1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05]
+    found = binary(true, scores)
+    assert two("sensitivity_at_specificity_90").of(found) == 0.75
+    assert two("recall_at_fpr_5").of(found) == 0.25
+    assert auroc.of(found) == pytest.approx(0.825)
+    assert average_precision.of(found) == pytest.approx(0.7152778, abs=1e-7)
+    labels, weight = torch.tensor(true).double(), torch.ones(14).double()
+    rule = utilities(1.0, 1.0, 0.75, alarms=0.1)
+    for utility in (
+        "recall",
+        "specificity",
+    ):  # with a tenth of false alarms; with 3 of 4 found
+        chosen = float(best_threshold(torch.tensor(scores).double(), labels, weight, rule[utility], 0.5))
+        claimed = torch.tensor(scores) > chosen
+        assert claimed.tolist() == [True] * 4 + [False] * 10
 
 
 def test_a_border_within_ties_counts_in_part() -> None:
