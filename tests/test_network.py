@@ -47,6 +47,24 @@ def test_the_live_copy_gives_what_substitution_gives():
             assert all(torch.equal(kept[path], expected[path]) for path in kept)
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["layer", "parameter"])
+def test_what_two_parts_share_is_substituted_in_both_and_left_in_place(whole):
+    first, last = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    last.weight = first.weight
+    module = nn.Sequential(first, nn.Tanh(), first if whole else last)
+    network = Network(module if whole else with_roles(module, head="2"))
+    x, other = torch.randn(5, 4), torch.randn(4, 4)
+    before = network(network.live, x, train=False)[0]
+    assert list(network.live) == ["0.weight"]
+    outputs, _ = network({"0.weight": other}, x, train=False)
+    assert torch.equal(outputs, (x @ other.T).tanh() @ other.T)
+    many = torch.func.vmap(lambda w: network({"0.weight": w}, x, train=False)[0])(torch.stack([other, -other]))
+    torch.testing.assert_close(many, torch.stack([outputs, outputs]))
+    assert torch.equal(network(network.live, x, train=False)[0], before)
+    if not whole:
+        assert torch.equal(network.part("head", {"0.weight": other}, x), x @ other.T)
+
+
 def test_dropout_is_a_function_of_its_key():
     network = Network(nn.Sequential(nn.Linear(6, 50), nn.Dropout(0.5), nn.Linear(50, 3)))
     x, leaves = torch.randn(4, 6), network.leaves()

@@ -196,6 +196,7 @@ class Network:
         self.fixed = frozenset(buffers) | self.frozen
         self.live: Leaves = Marked({**dict(self.module.named_parameters()), **buffers}, self.fixed)
         """Leaves that a call uses in place, without substitution: the module's own parameters, and copied buffers."""
+        self._ties = ties(self.module)
         if len(self.live) == len(buffers):
             raise PluresError(f"{type(module).__name__} has no parameter, so there is nothing to train")
         self._initial = {name: t.detach().clone() for name, t in self.live.items()}
@@ -389,12 +390,12 @@ class Network:
         self._mode(train)
         name = self.one(role)
         inside = f"{name}." if name else ""
-        values = {path: t for path, t in leaves.items() if path.startswith(inside)}
-        fresh = {path: values[path].detach().clone() for path in self._buffers if path in values}
-        keys = {} if key is None else {path: key for path in self._keys if path.startswith(inside)}
-        given = {path.removeprefix(inside): t for path, t in {**values, **fresh, **keys}.items()}
+        own = {path for path in leaves if path.startswith(inside)}
+        fresh = {path: leaves[path].detach().clone() for path in self._buffers if path in own}
+        values = self._tied({**leaves, **fresh, **({} if key is None else dict.fromkeys(self._keys, key))})
+        given = {path.removeprefix(inside): t for path, t in values.items() if path.startswith(inside)}
         with self._noted(self.module.get_submodule(name), fresh):
-            outputs = functional_call(self.module.get_submodule(name), given, (inputs,))
+            outputs = functional_call(self.module.get_submodule(name), given, (inputs,), tie_weights=False)
         return outputs, fresh if train else {}
 
     def one(self, role: str) -> str:
@@ -420,7 +421,8 @@ class Network:
             if key is not None:
                 values.update(dict.fromkeys(self._keys, key))
             with self._noted(self.module, fresh):
-                return told(functional_call(self.module, values, *arguments(inputs)))  # type: ignore[no-any-return]
+                outputs = functional_call(self.module, self._tied(values), *arguments(inputs), tie_weights=False)
+                return told(outputs)  # type: ignore[no-any-return]
         for name, (owner, local) in self._buffers.items():
             setattr(owner, local, fresh[name])
         if key is not None:
@@ -428,6 +430,10 @@ class Network:
                 dropout.dropout_key = key
         with self._noted(self.module, fresh):
             return told(call(self.module, inputs))  # type: ignore[no-any-return]
+
+    def _tied(self, values: Leaves) -> Leaves:
+        """Values by all names under which the module has a tensor; PyTorch would look for them in each call."""
+        return values | {other: values[path] for other, path in self._ties.items() if path in values}
 
     @contextmanager
     def _noted(self, part: nn.Module, fresh: Leaves) -> Iterator[None]:
@@ -444,6 +450,16 @@ class Network:
         finally:
             if hook is not None:
                 hook.remove()
+
+
+def ties(module: nn.Module) -> dict[str, str]:
+    """Tensors that several submodules share: further paths, each with the first one, which is that of the leaf."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for prefix, part in module.named_modules():
+        own = [*part.named_parameters(prefix, False, False), *part.named_buffers(prefix, False, False)]
+        found |= {path: first[id(t)] for path, t in own if first.setdefault(id(t), path) != path}
+    return found
 
 
 def arguments(inputs: Tensor | Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
