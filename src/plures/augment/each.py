@@ -53,7 +53,7 @@ class Each:
         return torch.stack(made).to(inputs.device), targets
 
     def _one(self, seed: int, one: Tensor) -> Tensor:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
         if not isinstance(self.transform, SeededTransform):

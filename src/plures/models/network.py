@@ -488,8 +488,16 @@ def seeded(seed: int) -> Iterator[None]:
     used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if used else ()
     with torch.random.fork_rng(list(devices), device_type="cuda"):
-        torch.manual_seed(seed)
+        reseeded(seed)
         yield
+
+
+def reseeded(seed: int) -> None:
+    """``torch.manual_seed``, which would note the whole stack for each kind of device that the machine lacks."""
+    if torch.cuda.is_initialized() or torch.accelerator.is_available():  # type: ignore[no-untyped-call]
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 ModelFactory = Callable[[], nn.Module]
