@@ -500,7 +500,7 @@ class Stacked(Steps):
         def one(examples: Examples, trained: Tensors, rest: Tensors, received: Tensors, key: Tensor) -> Any:
             inputs, targets, weights = (list(each) for each in zip(*examples.values(), strict=True))
             known = [weight for weight in weights if weight is not None]
-            return self._gradient(trained, rest, received, inputs, targets, known, [key] if self.random else [])
+            return self._alone(trained, rest, received, inputs, targets, known, [key] if self.random else [])
 
         about = (self.network.module,) if self.plain else (self.phase.objective, self.phase.before)
         rest = part.trained, part.rest, part.received, plan.keys[0]
@@ -568,9 +568,9 @@ class Stacked(Steps):
 
         No client's loss depends on another's leaves, so one backward pass through the sum of all losses, outside
         ``vmap``, gives every client's gradient with less work in Python than a mapped one. It is taken where that
-        work counts, in steps of small models that are neither compiled nor captured, if it gives the same on the
-        objective's first step. It does not for everything that ``vmap`` maps: not for some recurrent layers, nor for
-        functions whose own rule for ``vmap`` is not differentiable.
+        work counts, in steps of small models that are neither compiled nor captured, if on the objective's first step
+        it gives what the first and the last client get alone. It does not for everything that ``vmap`` maps: not for
+        some recurrent layers, nor for functions whose own rule for ``vmap`` is not differentiable.
         """
         replayed = self.captured is not None or torch.compiler.is_compiling()
         if replayed or self.patches or not 0 < sum(value.numel() for value in trained) <= SMALL:
@@ -579,15 +579,28 @@ class Stacked(Steps):
         key = tuple(map(id, about))
         if key in self.verdicts:
             return self._summed(trained, *given) if self.verdicts[key][1] else self._mapped(trained, *given)
-        found = self._mapped(trained, *given)
         try:
             summed = self._summed(trained, *given)
         except RuntimeError as error:
             log.debug("gradients for %r are mapped: %s", self.phase.slot, str(error).strip().partition("\n")[0])
-            self.verdicts[key] = about, False
-            return found
-        self.verdicts[key] = about, close(found, summed, 0.5)
-        return summed if self.verdicts[key][1] else found
+            right = False
+        else:
+            right = all(self._as_alone(summed, client, trained, *given) for client in {0, len(trained[0]) - 1})
+        self.verdicts[key] = about, right
+        return summed if right else self._mapped(trained, *given)
+
+    def _as_alone(self, found: Gradients, client: int, *given: Any) -> bool:
+        """Whether gradients of all clients of a part have, for one of them, what it gets alone."""
+        one = nested.mapped(lambda t: t[client], given)
+        return close(nested.mapped(lambda t: t[client], found), self._alone(*one), 0.5)
+
+    def _alone(self, trained: Tensors, *given: Any) -> Gradients:
+        """Gradients of one client that is not mapped, without ``torch.func.grad``, which imports PyTorch's compiler."""
+        with torch.enable_grad():
+            leaves = [value.detach().requires_grad_() for value in trained]
+            value, (pair, changed) = self._objective(leaves, trained, *given)
+            grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True) if leaves else ()
+        return list(grads), pair, changed
 
     def _summed(self, trained: Tensors, *given: Any) -> Gradients:
         """Gradients of all clients, by one backward pass through the sum of their objectives."""
