@@ -110,6 +110,7 @@ def _shared_folders() -> tuple[Path, ...]:
     return (*(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib")), HERE)
 
 
+@functools.cache
 def library(file: str | None) -> bool:
     """Whether a file belongs to the standard library, an installed package or plures; ``None`` means a built-in."""
     if file is None or file.startswith("<frozen"):

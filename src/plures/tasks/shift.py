@@ -28,12 +28,17 @@ def best_shift(cost: Callable[[Tensor], Tensor], start: Tensor, curved: bool) ->
         start: ``(numbers,)`` float64.
         curved: whether the cost is curved everywhere.
     """
+
+    def twice(at: Tensor) -> tuple[Tensor, Tensor]:
+        slope = grad(cost)(at)
+        return slope, slope
+
     numbers = len(start)
     damping = LEAST * torch.eye(numbers, dtype=start.dtype, device=start.device)
     fractions, scales = start.new_tensor(FRACTIONS)[:, None], start.new_tensor(SCALES)[:, None]
     at = start
     for turn in range(STEPS if curved else min(STEPS * numbers, SEARCHES)):
-        slope, curvature = grad(cost)(at), jacrev(grad(cost))(at)
+        curvature, slope = jacrev(twice, has_aux=True)(at)
         curvature = curvature.nan_to_num(0.0, 0.0, 0.0)
         step = torch.linalg.solve_ex(curvature + damping, slope.nan_to_num(0.0, 0.0, 0.0))[0]
         tried = at - fractions * step.nan_to_num(0.0, 0.0, 0.0)
