@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -45,6 +46,8 @@ KEPT = "PLURES_DATA"
 for name in [name for name in os.environ if name.startswith((*SPOKEN.split(), *MEASURED.split())) and name != KEPT]:
     del os.environ[name]
 os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+"""Processes that tests start read plures compiled; to compile it takes each as long as to import it."""
 typer.main.get_command = functools.cache(typer.main.get_command)
 """All commands of a process share one command line, because building it takes as long as a small command."""
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -64,10 +67,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """One thread, the usual umask and the same random numbers, whatever the machine and whatever ran before."""
+    """One thread, the usual umask, log and random numbers, whatever the machine and whatever ran before."""
     torch.set_num_threads(1)
     os.umask(0o022)
-    torch.manual_seed(0)
+    log = logging.getLogger("plures")  # a site in this process turns it on
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
+    torch.default_generator.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
 
