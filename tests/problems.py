@@ -73,7 +73,12 @@ def run(method: Method, rounds: int, **options: Any) -> Run:
 
 def at_rest(method: Method, rounds: int, **options: Any) -> Run:
     """A run that has converged, so that rounds no longer move anything, or has finished its rounds."""
-    done, before = begun(method, rounds, **options), None
+    return settled(begun(method, rounds, **options))
+
+
+def settled(done: Run) -> Run:
+    """The run, after all its rounds or the first that moves nothing."""
+    before = None
     clients = list(range(len(done.federation)))
     for _ in done.rounds():
         now = torch.cat([t.flatten() for leaves in done.states(clients).values() for t in leaves.values()])

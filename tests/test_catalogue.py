@@ -42,25 +42,28 @@ def test_execution_resume_and_newcomers(name):
     middle = {key: t.clone() for key, t in snapshot(run).items()}
     run.step()
     run.step()
-    assert any(not torch.equal(start[k], t) for k, t in deployed(run).items()), "nothing was learned"
+    one = deployed(run)
+    assert any(not torch.equal(start[k], t) for k, t in one.items()), "nothing was learned"
 
     resumed = begun(name, seen, STACKED)
     restore(resumed, middle)
     resumed.step()
     resumed.step()
-    for key, value in snapshot(run).items():
-        assert torch.equal(value, snapshot(resumed)[key]), f"resumed run differs in {key}"
+    kept, again = snapshot(run), snapshot(resumed)
+    for key, value in kept.items():
+        assert torch.equal(value, again[key]), f"resumed run differs in {key}"
 
     alone = begun(name, seen, ALONE)
     for _ in alone.rounds():
         pass
-    for key, value in deployed(run).items():
-        torch.testing.assert_close(deployed(alone)[key], value, atol=1e-7, rtol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
+    other = deployed(alone)
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, atol=1e-7, rtol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
 
     guest = onboard(run, later, visits=1)
     for who in (run, guest):
         values = score(who, "test").values
         assert np.isfinite([values["accuracy"], values["loss"]]).all()
-    kept = snapshot(run)
     onboard(run, replace(later), visits=1)
-    assert all(torch.equal(value, snapshot(run)[key]) for key, value in kept.items()), "onboarding changed the run"
+    after = snapshot(run)
+    assert all(torch.equal(value, after[key]) for key, value in kept.items()), "onboarding changed the run"

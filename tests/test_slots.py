@@ -14,13 +14,17 @@ from plures.methods import apfl, apple, ditto, fedavg, fedem, local, scaffold
 from plures.run import Execution, Run, Training
 from plures.run.cost import traffic
 from plures.tasks import from_dict
-from problems import EXACT, quadratic, scalar
+from problems import EXACT, quadratic, scalar, settled
 from trajectories import LOOP, WIDE, mlp, ragged
 
 
-def done(method, federation=None, model=None, *, rounds=1, execution=EXACT, **training):
+def begun(method, federation=None, model=None, *, rounds=1, execution=EXACT, **training):
     options = {"batch_size": None, "steps": 2, "optimizer": SGD(0.1)} | training
-    run = Run(federation or quadratic(), model or scalar(), method, Training(rounds, **options), execution=execution)
+    return Run(federation or quadratic(), model or scalar(), method, Training(rounds, **options), execution=execution)
+
+
+def done(method, federation=None, model=None, **options):
+    run = begun(method, federation, model, **options)
     for _ in run.rounds():
         pass
     return run
@@ -110,7 +114,7 @@ def test_weight_decay_that_cannot_be_taken_out_is_refused_where_it_matters():
 @pytest.mark.parametrize("option", ["I", "II"])
 def test_scaffold_with_momentum_finds_the_optimum(option, optimizer):
     """The uniform mean of a_i/2 (w - b_i)^2 has its optimum at sum a b / sum a = 12/7, whatever the local steps."""
-    found = done(scaffold(option), rounds=300, steps=5, optimizer=optimizer)
+    found = settled(begun(scaffold(option), rounds=300, steps=5, optimizer=optimizer))
     assert found.predictors([0])["weight"].item() == pytest.approx(12 / 7, abs=1e-8)
 
 
