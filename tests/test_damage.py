@@ -90,44 +90,60 @@ def alike(one: Comparison, two: Comparison) -> bool:
     return told(one) == told(two)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
+    """The folder of a finished comparison, which no test changes, and the comparison."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    return folder, compared(folder)[0]
+
+
+@pytest.fixture
+def out(tmp_path: Path, finished: tuple[Path, Comparison]) -> Path:
+    """A copy of the finished comparison's folder."""
+    return Path(shutil.copytree(finished[0], tmp_path / "out"))
+
+
+@pytest.fixture
+def one(finished: tuple[Path, Comparison]) -> Comparison:
+    """The finished comparison."""
+    return finished[1]
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_comparison_repeats_the_damaged_run_alone(tmp_path: Path, damage: str) -> None:
-    one = compared(tmp_path)[0]
+def test_a_comparison_repeats_the_damaged_run_alone(out: Path, one: Comparison, damage: str) -> None:
     for name in ("run.json", "models.safetensors", "state.safetensors"):
-        file = tmp_path / "runs" / "fedavg-seed0" / name
+        file = out / "runs" / "fedavg-seed0" / name
         file.write_bytes(DAMAGES[damage](file.read_bytes()))
-        again, trained, warned = compared(tmp_path)
+        again, trained, warned = compared(out)
         assert alike(again, one)
         assert trained == [("fedavg", "seed 0")]
         (said,) = warned
         assert str(file) in said
         assert said.endswith("the run starts over")
-        assert compared(tmp_path) == (again, [], []), "mended"
+        assert compared(out) == (again, [], []), "mended"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_comparison_repeats_the_damaged_trial_alone(tmp_path: Path, damage: str) -> None:
-    one = compared(tmp_path)[0]
-    file = sorted((tmp_path / "trials").iterdir())[0]
-    for name in (file, tmp_path / "comparison.json", tmp_path / "results.json"):
+def test_a_comparison_repeats_the_damaged_trial_alone(out: Path, one: Comparison, damage: str) -> None:
+    file = sorted((out / "trials").iterdir())[0]
+    for name in (file, out / "comparison.json", out / "results.json"):
         name.write_bytes(DAMAGES[damage](name.read_bytes()))
     with pytest.raises(PluresError, match=r"results\.json .*run `plures compare` again"):
-        Comparison.from_json(tmp_path / "results.json")
-    again, trained, warned = compared(tmp_path)
+        Comparison.from_json(out / "results.json")
+    again, trained, warned = compared(out)
     assert again == one
     assert [what for _, what in trained] == ["tuning"]
-    assert [str(name) in said for name, said in zip((tmp_path / "comparison.json", file), warned, strict=True)]
-    assert Comparison.from_json(tmp_path / "results.json") == one
+    assert [str(name) in said for name, said in zip((out / "comparison.json", file), warned, strict=True)]
+    assert Comparison.from_json(out / "results.json") == one
 
 
-def test_a_comparison_starts_the_run_of_a_damaged_checkpoint_again(tmp_path: Path) -> None:
-    one = compared(tmp_path)[0]
-    run = tmp_path / "runs" / "fedavg-seed0"
+def test_a_comparison_starts_the_run_of_a_damaged_checkpoint_again(out: Path, one: Comparison) -> None:
+    run = out / "runs" / "fedavg-seed0"
     shutil.rmtree(run)
-    file = tmp_path / "checkpoints" / "fedavg-seed0.safetensors"
+    file = out / "checkpoints" / "fedavg-seed0.safetensors"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"half a checkpoint")
-    again, trained, (said,) = compared(tmp_path)
+    again, trained, (said,) = compared(out)
     assert alike(again, one)
     assert trained == [("fedavg", "seed 0")]
     assert str(file) in said
@@ -203,9 +219,8 @@ def test_a_published_model_is_right_or_named(tmp_path: Path) -> None:
 
 
 def test_a_comparison_goes_on_from_a_full_disk_at_any_of_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, one: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, _, _ = compared(tmp_path / "whole")
     disk = Disk(tmp_path / "out", monkeypatch)
     stops = 0
     disk.room = 0
@@ -224,7 +239,7 @@ def test_a_comparison_goes_on_from_a_full_disk_at_any_of_its_files(
         assert stray(tmp_path / "out") == []
         disk.room = disk.taken + 4  # some room is made each time
     assert stops > 4
-    assert alike(found, whole)
+    assert alike(found, one)
 
 
 @pytest.fixture
@@ -239,11 +254,10 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_comparison_on_a_small_disk_goes_on_when_there_is_room(tmp_path: Path, small: Path) -> None:
-    whole, _, _ = compared(tmp_path / "whole")
+def test_a_comparison_on_a_small_disk_goes_on_when_there_is_room(small: Path, one: Comparison) -> None:
     with pytest.raises(PluresError, match=r"free some space.*No space left on device") as caught:
         compared(small)
     assert len(str(caught.value).splitlines()) == 1
     assert stray(small) == []
     subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
-    assert alike(compared(small)[0], whole)
+    assert alike(compared(small)[0], one)

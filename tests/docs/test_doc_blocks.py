@@ -59,9 +59,10 @@ SMALLER = [
     (r"(plures compare \S+)(?!.*--seeds)", r"\1 --seeds 1"),
     (r"(plures compare \S+)(?!.*--tune-rounds)", r"\1 --tune-rounds 0"),
     (r"plures case \S+", "plures case hospitals --quick"),
+    (r'"se": True', '"se": True, "width": 4'),
     (r'"har"|(?<= )har(?= )', lambda har: har[0].replace("har", "heart")),
 ]
-"""The smaller budget: a round, a seed, no tuning, small data."""
+"""The smaller budget: a round, a seed, no tuning, small data, a narrow network."""
 
 
 def commands(text: str) -> list[list[str]]:
