@@ -248,7 +248,7 @@ def test_a_process_in_the_folder_that_was_sent_runs_nothing_of_it(honest: Path, 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, "--allow-code evil:own" in " ".join(done.stderr.split())) == (2, True), done.stderr
     assert not mark.exists()

@@ -248,8 +248,8 @@ def test_ctrl_c_ends_all_processes_after_the_round_and_one_process_goes_on_to_th
     assert job.stdout is not None
     workers = [int(number) for number in job.stdout.readline().strip("[]\n").split(", ")]
     os.killpg(job.pid, signal.SIGINT)  # as from a terminal: all processes receive it
-    assert job.wait(60) != 0
-    end = time.monotonic() + 20
+    assert job.wait(300) != 0
+    end = time.monotonic() + 120
     while any(Path(f"/proc/{number}").exists() for number in workers) and time.monotonic() < end:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{number}").exists() for number in workers)
@@ -276,7 +276,7 @@ if __name__ == "__main__":
 def test_a_script_ends_though_its_run_still_has_a_pool(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(EXIT.format(paths=[str(Path(__file__).parent), *sys.path[1:]]))
-    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, timeout=300)
     assert (done.returncode, done.stdout.split()) == (0, ["1", "bye"])
 
 
@@ -300,7 +300,7 @@ if __name__ == "__main__":
 def test_ctrl_c_while_the_processes_start_ends_the_run_after_its_first_round(tmp_path):
     script, file = tmp_path / "script.py", tmp_path / "checkpoint.safetensors"
     script.write_text(EARLY.format(paths=[str(Path(__file__).parent), *sys.path[1:]], file=str(file)))
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 300}
     done = subprocess.run([sys.executable, str(script)], **options, start_new_session=True)
     assert (done.stdout, done.stderr) == ("1\n", "")
     assert file.exists()
@@ -318,6 +318,6 @@ def test_a_script_that_starts_its_work_without_a_guard_is_told_so(tmp_path):
     script = tmp_path / "script.py"
     method = "__import__('plures').methods.fedavg()"
     script.write_text(UNGUARDED.format(paths=[str(Path(__file__).parent), *sys.path[1:]], method=method))
-    done = subprocess.run([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, timeout=90)
+    done = subprocess.run([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("let a script start its work under: if __name__ == '__main__'")

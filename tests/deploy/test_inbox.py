@@ -224,7 +224,7 @@ def test_a_question_for_a_task_waits_for_one(monkeypatch: pytest.MonkeyPatch) ->
     message = threading.Timer(0.3, node.fetched, (b"1", 1))
     message.start()
     assert ask(None, node.state) is not None
-    assert 0.3 <= time.monotonic() - begun < 10
+    assert 0.3 <= time.monotonic() - begun < 30
     message.join()
     monkeypatch.setattr("plures.deploy.fleet.inbox.LONGEST", 0.1)
     assert ask(None, node.state) is None

@@ -183,7 +183,7 @@ def test_a_terminal_is_drawn_by_a_thread_of_its_own(
     monkeypatch.setattr(View, "_draw", noted)
     with watching(plan, store, Console(file=page, width=100, force_terminal=True)) as watch:
         watch(Event("started", plan.units[0]))
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while len(set(drawn)) < 2 and time.monotonic() < until:
             time.sleep(0.05)
         watch(Event("waiting"))
