@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from plures import METHODS, Code, cli
 from plures.deploy import app
@@ -644,6 +643,8 @@ def test_compiled_steps_come_from_a_folder_of_one_s_own(monkeypatch: pytest.Monk
     """Another user of the machine may create the folder first, because its name is predictable."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # imports PyTorch's compiler
+
     folder = Path(default_cache_dir())
     assert folder.parent == tmp_path
     assert choose.own_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from plures.tables.heart import heart_schema, heart_tables
 from plures.tables.table import write_table
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
-pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+if find_spec("onnxscript") is None:  # not imported, which takes a second in each process that collects tests
+    pytest.skip("the extra 'export' is not installed", allow_module_level=True)
 
 LOOP = Execution("loop", 1, False, "float32")
 
