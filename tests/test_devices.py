@@ -67,18 +67,21 @@ def test_first_round_one_client_at_a_time(name):
 def test_second_round_of_a_stack_newcomers_and_states_that_change_device(name):
     """The first round on the CPU, the second on the device, then back on the CPU."""
     seen, later = clients()
-    here, back = begun(name, seen, "cpu"), begun(name, seen, "cpu")
+    here = begun(name, seen, "cpu")
     here.step()
+    first = {key: t.clone() for key, t in snapshot(here).items()}
     with pretended() as away:
         there = begun(name, seen, away)
-        restore(there, snapshot(here))
+        restore(there, first)
         there.step()
         reached, found = snapshot(there), score(onboard(there, later, visits=1), "test")
-        restore(back, reached)
+        restore(here, reached)
+    back = {key: t.clone() for key, t in snapshot(here).items()}
+    assert not any(isinstance(t, Away) for t in back.values())
+    restore(here, first)
     here.step()
     same(reached, snapshot(here))
-    same(snapshot(back), snapshot(here))
-    assert not any(isinstance(t, Away) for t in snapshot(back).values())
+    same(back, snapshot(here))
     for metric, values in score(onboard(here, later, visits=1), "test").values.items():
         np.testing.assert_allclose(found.values[metric], values, atol=1e-9, err_msg=metric)
 
