@@ -598,7 +598,7 @@ class Stacked(Steps):
         """Gradients of one client that is not mapped, without ``torch.func.grad``, which imports PyTorch's compiler."""
         with torch.enable_grad():
             leaves = [value.detach().requires_grad_() for value in trained]
-            value, (pair, changed) = self._objective(leaves, trained, *given)
+            value, (pair, changed) = self._objective(leaves, self._former(trained), *given)
             grads = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True) if leaves else ()
         return list(grads), pair, changed
 
@@ -606,7 +606,7 @@ class Stacked(Steps):
         """Gradients of all clients, by one backward pass through the sum of their objectives."""
         with torch.enable_grad():
             leaves = [value.detach().requires_grad_() for value in trained]
-            values, (pair, changed) = torch.func.vmap(self._objective)(leaves, trained, *given)
+            values, (pair, changed) = torch.func.vmap(self._objective)(leaves, self._former(trained), *given)
             grads = torch.autograd.grad(values.sum(), leaves, allow_unused=True, materialize_grads=True)
         return list(grads), pair, changed
 
@@ -622,7 +622,8 @@ class Stacked(Steps):
             given: further arguments of :meth:`_objective`.
         """
         if trained:
-            grads, (pair, changed) = torch.func.grad(self._objective, has_aux=True)(trained, trained, *given)
+            former = self._former(trained)
+            grads, (pair, changed) = torch.func.grad(self._objective, has_aux=True)(trained, former, *given)
         else:
             grads, (_, (pair, changed)) = [], self._objective(trained, trained, *given)
         return grads, pair, changed
@@ -635,17 +636,24 @@ class Stacked(Steps):
 
         Args:
             leaves: the trained leaves, through which the gradient is taken.
-            trained: the same, for what is computed before the step.
+            trained: the same, for what is computed before the step; empty if nothing is.
             rest, received, inputs, targets, weights, keys: see :meth:`_step`.
         """
         data = list(zip(inputs, targets, weights or itertools.repeat(None)))  # noqa: B905
         key = keys[0] if keys else None
         anchor = self.state(as_stack(self.anchored, received))
-        extra, kept, passes = self._before(self.state(self._joined(trained, rest)), anchor, data, key)
+        earlier: tuple[Stack, Changed, Passes] = {}, {}, {}
+        if self.phase.before is not None:
+            earlier = self._before(self.state(self._joined(trained, rest)), anchor, data, key)
+        extra, kept, passes = earlier
         x, batch = self.state(self._joined(leaves, rest) | extra), self._batch(data, key)
         value = self.phase.minimised(x, anchor, batch)
         changed = kept | self._statistics(x, batch)
         return value, ((self._task_loss(x, batch, value, passes), value.detach()), changed)
+
+    def _former(self, trained: Tensors) -> Tensors:
+        """The trained leaves for what is computed before the step; none if nothing is, because mapping each costs."""
+        return [] if self.phase.before is None else trained
 
     def _joined(self, trained: Tensors, rest: Tensors) -> Stack:
         """A state of trained and other leaves, in the order of the slots."""
