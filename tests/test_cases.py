@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,3 +248,20 @@ def test_the_threshold_of_the_highest_specificity_at_a_stated_sensitivity():
         rule = utilities(1.0, 1.0, recall)["specificity"]
         assert float(best_threshold(scores, ill, torch.ones(6), rule, -1.0)) == pytest.approx(expected)
     assert threshold("specificity", recall=0.9)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_part_may_start_from_a_network_that_is_made_when_the_case_runs(quick: bool, monkeypatch: pytest.MonkeyPatch):
+    network, asked, compared = torch.nn.Linear(2, 2), list[bool](), list[object]()
+    monkeypatch.setattr(
+        sys.modules[conduct.__module__], "compare", lambda *given, model, **options: compared.append(model)
+    )
+    part = Part("toy", "A toy", "heart", ("ditto",), start=lambda quick: asked.append(quick) or network)
+    conduct(Case("toy", "Somebody", "What now?", (part,), "nothing."), quick=quick)
+    assert (asked, compared) == ([quick], [network])
+
+
+def test_variants_of_a_method_are_told_apart_by_their_options():
+    personal, shared = "lora(share=personal,heads=frozen)", "lora(share=shared,heads=frozen)"
+    assert of(find_method(personal).name, ["ditto", personal])
+    assert not of(find_method(personal).name, ["ditto", shared])
