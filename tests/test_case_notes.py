@@ -12,6 +12,7 @@ import torch
 import plures
 from plures.cases import Course, attend
 from plures.cases.course import Learned, kept
+from plures.cases.intrusion import alarms, known
 from plures.cases.maintenance import official
 from plures.cases.units import in_units, penalties, rates
 from plures.evaluate import StreamScores, follow
@@ -49,6 +50,29 @@ def test_official_scores_are_over_all_engines_of_a_population():
     late = 2 * np.expm1(3 / 13)
     assert line.startswith("RMSE / NASA score over all 4 test engines of P: Constant ")
     assert f"Constant {np.sqrt(18 / 4):.1f} / {late:.0f}," in line
+
+
+def test_alarms_tell_what_thresholds_that_were_set_beforehand_do():
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 2, 200)
+    x = (y + generator.normal(size=200) / 2).astype(np.float32)[:, None]
+    data = plures.from_arrays(x, y, ["a"] * 100 + ["b"] * 100, classes=("normal", "attack"))
+    found = plures.compare(
+        data,
+        ["threshold(utility=recall,alarms=0.01)"],
+        model="logistic",
+        metric=["recall_at_fpr_1", "sensitivity", "specificity"],
+        **{**TINY, "rounds": 3},
+    )
+    lines = alarms(found)
+    for line, method in zip(lines, (found.method("fedavg"), found.methods[-1]), strict=True):
+        hits = np.mean(method.per_client("sensitivity"))
+        false = 1 - np.asarray(method.per_client("specificity"))
+        assert f"finds {100 * hits:.1f} % of a service's attacks with {100 * false.mean():.1f} % false alarms" in line
+        assert f"most, {100 * false.max():.1f} %, at {found.federation.clients[int(false.argmax())]})" in line
+        share = 0.001 * hits / (0.001 * hits + 0.999 * false.mean())
+        assert f"one connection in 1000 were an attack, {100 * share:.1f} % of its alarms would be true" in line
+    assert known(np.array([1.0, np.nan, 2.0])).tolist() == [1.0, 2.0]
 
 
 def test_a_network_in_units_takes_the_steps_of_one_with_scaled_targets():
