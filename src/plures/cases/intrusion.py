@@ -18,7 +18,7 @@ WORK = {
     "metric": ["recall_at_fpr_1", "sensitivity", "specificity"],
     "rounds": 15,
     "every": 5,
-    "seeds": 2,
+    "seeds": 3,
     "tune_rounds": 5,
     "steps": 40,
     "batch_size": 64,
