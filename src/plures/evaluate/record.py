@@ -39,7 +39,7 @@ class Result(BaseModel):
 
     def __eq__(self, other: object) -> bool:
         """Equal fields, NaN like NaN."""
-        return type(other) is type(self) and alike(vars(self), vars(other))
+        return type(other) is type(self) and alike(dict(self), dict(other))
 
 
 def shown(value: Any) -> Any:
