@@ -39,7 +39,8 @@ class Result(BaseModel):
 
     def __eq__(self, other: object) -> bool:
         """Equal fields, NaN like NaN."""
-        return type(other) is type(self) and alike(dict(self), dict(other))
+        fields = type(self).model_fields
+        return type(other) is type(self) and all(alike(getattr(self, one), getattr(other, one)) for one in fields)
 
 
 def shown(value: Any) -> Any:
