@@ -265,3 +265,11 @@ def test_variants_of_a_method_are_told_apart_by_their_options():
     personal, shared = "lora(share=personal,heads=frozen)", "lora(share=shared,heads=frozen)"
     assert of(find_method(personal).name, ["ditto", personal])
     assert not of(find_method(personal).name, ["ditto", shared])
+
+
+@needs("movielens")
+def test_newcomers_of_a_case_are_among_the_users_of_its_data():
+    (part,) = (part for part in CASES["recommendation"].parts if "unseen" in part.options)
+    federation = plures.load(part.data, **part.options["data_options"])
+    seen, held = federation.hold_out(part.options["unseen"])
+    assert (len(seen), len(held)) == (180, 20)
