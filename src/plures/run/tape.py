@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from plures.brief import brief
 from plures.models import nested
 from plures.run.padding import close
 
@@ -42,6 +43,7 @@ DIRECT: Mapping[str, Callable[..., Any]] = {
 """Functions that do the same as operations of these names, with the same arguments, and take less time to call."""
 
 
+@brief
 @dataclass(eq=False)
 class Value:
     """A tensor of a tape.
