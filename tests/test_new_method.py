@@ -47,8 +47,8 @@ def test_tt1_the_model_is_shared():
     assert tether().layout["model"]
 """
 ORACLES = '[[entry]]\nnumber = 1\ntitle = "Tether"\n[entry.oracles]\nTT1 = "the model is shared"\n'
-OTHERS = ("constant", "local", "fedavg", "intercept", "fedavg_ft")
-"""The methods that the catalogue keeps: more would take long and show nothing else."""
+OTHERS = ("constant", "local", "fedavg", "intercept", "fedavg_ft", "fedopt")
+"""The methods that the catalogue keeps, the last for use cases: more would take long and show nothing else."""
 SHOWN = """
 from typer.testing import CliRunner
 from plures.cli import app

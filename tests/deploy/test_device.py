@@ -172,7 +172,7 @@ def test_what_is_computed_before_a_step():
 
 
 def test_work_before_predicting_counts():
-    """Fine-tuning and calibration happen on the device too; calibration reads the validation examples."""
+    """Fine-tuning and calibration happen on the device too; calibration keeps outputs and targets of these rows."""
     found = needed(by_name("fedavg_ft") + by_name("temperature"), client="b")
     assert [need.what for need in found.needs] == [
         "train model",
@@ -182,7 +182,7 @@ def test_work_before_predicting_counts():
     size = int(federation().splits["validation"].sizes[1])
     most = int(federation().splits["validation"].sizes.max())
     assert size == most
-    assert found.needs[2].examples == size * (D * F + 8)  # one client has no padding, so no weights
+    assert found.needs[2].examples == size * (K * F + 8)  # one client has no padding, so no weights
     assert found.needs[2].gradients == found.needs[2].activations == 0
     assert found.needs[2].work >= size * K * F
 

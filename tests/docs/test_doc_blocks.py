@@ -22,6 +22,7 @@ from plures import METHODS, RunSpec
 from plures.cli import app
 from plures.evaluate import BASELINES, Code, Comparison, RunFolder
 from plures.evaluate.compare import DEFAULT
+from plures.evaluate.results import POOLED
 from plures.evaluate.spec import find_method
 from plures.serving import PersonalModel
 from plures.study import read_study
@@ -109,7 +110,8 @@ def did(words: list[str], printed: str) -> None:
         result = Comparison.from_json(Path(out) / "results.json")
         names = [method.name for method in result.methods]
         asked = [find_method(name, Code.typed(name)).name for name in given(words, "--method")]
-        assert names == list(dict.fromkeys([*BASELINES, *(asked or DEFAULT)]))
+        beside = [POOLED] if "--pooled" in words else []
+        assert names == list(dict.fromkeys([*BASELINES, *beside, *(asked or DEFAULT)]))
         title, shown = ("accuracy, %", 100.0) if not given(words, "--metric") else ("AUROC", 1.0)
         assert f"{Path(words[1]).stem}: {title} on test data" in printed
         for name in names:

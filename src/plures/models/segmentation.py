@@ -40,6 +40,11 @@ def unet(features: Features, outputs: int, width: int = 16, norm: Norm = "group"
         outputs: number of labels.
         width: channels at full size.
         norm: after each convolution: ``group`` (4 groups), ``batch`` or ``none``.
+
+    Examples:
+        >>> network = plures.models.unet((3, 32, 32), outputs=2)
+        >>> network(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 2, 32, 32])
     """
     channels, _, _ = picture("unet", features, outputs, 2)
     return with_roles(UNet(channels, outputs, width, norm), head="head")
