@@ -25,7 +25,7 @@ MAY = {
     "robust": "models method",
     "methods": "metrics tasks models method codecs",
     "run": "augment metrics tasks federation models method",
-    "threat": "tasks federation models method run",
+    "threat": "tasks federation models method robust run",
     "evaluate": "augment metrics tasks federation tables models method codecs robust methods run",
     "diagnose": "metrics tasks federation models method methods evaluate",
     "track": "metrics tasks run evaluate",

@@ -75,25 +75,15 @@ class MultiKrum(Robust):
 
 
 @dataclass(frozen=True)
-class Bulyan(Robust):
+class Bulyan(Krum):
     """Krum again and again, then of every coordinate the values nearest the median (El Mhamdi et al. 2018, section 4).
 
     Krum chooses ``n - 2 f`` uploads one by one, each among those left. Of these, every coordinate is the mean of the
     ``n - 4 f`` values nearest its median. Of two uploads that are equally good, as the last ones always are, the client
-    listed first is chosen.
-
-    Attributes:
-        f: number of uploads that may be hostile; it needs ``n >= 4 f + 3``.
-        joint: choose once, by the whole upload; otherwise for each block apart.
+    listed first is chosen. It needs ``n >= 4 f + 3``.
     """
 
     title: ClassVar[str] = "bulyan"
-
-    f: int = 1
-    joint: bool = True
-
-    def __post_init__(self) -> None:
-        hostile(self.title, self.f)
 
     @property
     def least(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
+from plures.robust.krum import distances
 from plures.threat.attack import Attack, Round
 
 Direction = Literal["std", "unit", "sign"]
@@ -106,7 +107,7 @@ class MinMax(Attack):
 
     def forge(self, known: Round) -> Tensor:
         seen = known.seen
-        apart = pairwise(seen)
+        apart = distances(seen)
         moved = farthest(seen, self.direction, lambda point: float((seen - point).square().sum(1).max() - apart.max()))
         return moved.expand_as(known.own).clone()
 
@@ -123,7 +124,7 @@ class MinSum(Attack):
 
     def forge(self, known: Round) -> Tensor:
         seen = known.seen
-        apart = pairwise(seen).sum(1)
+        apart = distances(seen).sum(1)
         moved = farthest(seen, self.direction, lambda point: float((seen - point).square().sum() - apart.max()))
         return moved.expand_as(known.own).clone()
 
@@ -173,11 +174,6 @@ def inconspicuous(clients: int, attackers: int) -> float:
 def deviation(seen: Tensor) -> Tensor:
     """``(d,)`` standard deviations, unbiased; 0 of a single row."""
     return seen.std(0) if len(seen) > 1 else torch.zeros_like(seen[0])
-
-
-def pairwise(seen: Tensor) -> Tensor:
-    """``(k, k)`` squared distances."""
-    return torch.stack([(seen - row).square().sum(1) for row in seen])
 
 
 def farthest(seen: Tensor, direction: Direction, beyond: Callable[[Tensor], float]) -> Tensor:
