@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from plures.errors import PluresError
@@ -16,19 +18,24 @@ BEGIN = "2013-03-01T00"
 COMPASS = ("E", "ENE", "NE", "NNE", "N", "NNW", "NW", "WNW", "W", "WSW", "SW", "SSW", "S", "SSE", "SE", "ESE")
 YEARS = SplitRule(validation=0.25, test=0.25, by="time")
 
+STATIONS: dict[str, Any] = {
+    "licence": "CC BY 4.0",
+    "source": "https://doi.org/10.24432/C5RK5G",
+    "citation": "Zhang et al.: Cautionary Tales on Air-Quality Improvement in Beijing, Proceedings of the Royal "
+    "Society A 2017",
+    "files": ("beijing_air/beijing_air.npz",),
+    "how_to_get": "save x float32 (stations, columns, hours) with NaN, wind_dir, columns, wind_names and client_names "
+    "as one .npz",
+}
+"""The file of the stations, of which there are two data sets."""
+
 
 @dataset(
     task="regression: PM2.5 from other pollutants, weather, month and hour, with missing values",
     clients="12 stations",
     examples=68614,
     megabytes=5.3,
-    licence="CC BY 4.0",
-    source="https://doi.org/10.24432/C5RK5G",
-    citation="Zhang et al.: Cautionary Tales on Air-Quality Improvement in Beijing, Proceedings of the Royal "
-    "Society A 2017",
-    files=("beijing_air/beijing_air.npz",),
-    how_to_get="save x float32 (stations, columns, hours) with NaN, wind_dir, columns, wind_names and client_names "
-    "as one .npz",
+    **STATIONS,
 )
 def beijing_air(
     *, seed: int = 0, split: SplitRule | None = None, every: int = 6, standardize: bool = True

@@ -10,6 +10,7 @@ from plures.federation.build.examples import Array, Examples
 from plures.federation.build.options import Options
 from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
+from plures.federation.datasets.tabular import TURBOFANS
 from plures.federation.federation import Federation
 from plures.federation.splits import SPLITS, SplitRule
 
@@ -27,13 +28,7 @@ TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
     clients="20 fleets of 2 populations",
     examples=30446,
     megabytes=1.9,
-    licence="public domain (NASA)",
-    source="https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data",
-    citation="Saxena, Goebel, Simon, Eklund: Damage Propagation Modeling for Aircraft Engine Run-to-Failure "
-    "Simulation, PHM 2008",
-    files=("cmapss/cmapss.npz",),
-    how_to_get="save P_x float32 (rows, 24), P_unit, P_cycle of train_fd001, test_fd001 and test_fd003, P_rul of "
-    "the test parts, and columns as one .npz",
+    **TURBOFANS,
 )
 def cmapss_fleets(
     *,

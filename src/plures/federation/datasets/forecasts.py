@@ -10,7 +10,7 @@ from plures.errors import PluresError
 from plures.federation.build.assemble import assemble
 from plures.federation.build.examples import Examples
 from plures.federation.build.options import Options
-from plures.federation.datasets.air import BEGIN, measured
+from plures.federation.datasets.air import BEGIN, STATIONS, measured
 from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
@@ -27,13 +27,7 @@ URBAN = ("Aotizhongxin", "Dongsi", "Guanyuan", "Gucheng", "Nongzhanguan", "Tiant
     clients="12 stations",
     examples=65721,
     megabytes=5.3,
-    licence="CC BY 4.0",
-    source="https://doi.org/10.24432/C5RK5G",
-    citation="Zhang et al.: Cautionary Tales on Air-Quality Improvement in Beijing, Proceedings of the Royal "
-    "Society A 2017",
-    files=("beijing_air/beijing_air.npz",),
-    how_to_get="save x float32 (stations, columns, hours) with NaN, wind_dir, columns, wind_names and client_names "
-    "as one .npz",
+    **STATIONS,
 )
 def beijing_forecast(
     *, seed: int = 0, ahead: Sequence[int] = (6, 12, 24), every: int = 6, standardize: bool = True

@@ -288,18 +288,24 @@ def ai4i2020(*, seed: int = 0, split: SplitRule | None = None, standardize: bool
     )
 
 
+TURBOFANS: dict[str, Any] = {
+    "licence": "public domain (NASA)",
+    "source": "https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data",
+    "citation": "Saxena, Goebel, Simon, Eklund: Damage Propagation Modeling for Aircraft Engine Run-to-Failure "
+    "Simulation, PHM 2008",
+    "files": ("cmapss/cmapss.npz",),
+    "how_to_get": "save P_x float32 (rows, 24), P_unit, P_cycle of train_fd001, test_fd001 and test_fd003, P_rul of "
+    "the test parts, and columns as one .npz",
+}
+"""The file of the engines, of which there are two data sets."""
+
+
 @dataset(
     task="regression: cycles until a turbofan fails from 24 channels",
     clients="200 engines of 2 populations",
     examples=37227,
     megabytes=1.9,
-    licence="public domain (NASA)",
-    source="https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data",
-    citation="Saxena, Goebel, Simon, Eklund: Damage Propagation Modeling for Aircraft Engine Run-to-Failure "
-    "Simulation, PHM 2008",
-    files=("cmapss/cmapss.npz",),
-    how_to_get="save P_x float32 (rows, 24), P_unit, P_cycle of train_fd001, test_fd001 and test_fd003, P_rul of "
-    "the test parts, and columns as one .npz",
+    **TURBOFANS,
 )
 def cmapss(
     *,
