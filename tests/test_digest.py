@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from harm import survived
 from plures.errors import PluresError
-from plures.files import DamagedError, describe, digest, read, read_json, replacing, write, write_json
+from plures.files import DamagedError, describe, digest, discard, read, read_json, replacing, write, write_json
 
 TENSORS = {
     "model/weight": torch.arange(12.0).reshape(3, 4),
@@ -138,3 +138,12 @@ def test_a_full_disk_is_one_sentence_that_says_what_to_do(tmp_path: Path) -> Non
         fill()
     assert read_json(file) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_is_discarded_with_what_killed_processes_left_of_it(tmp_path: Path) -> None:
+    names = ("a[1].json", ".a[1].json.77.tmp", ".a[1].json.78.tmp", ".a1.json.77.tmp", "b.json")
+    for name in names:
+        (tmp_path / name).touch()
+    discard(tmp_path / "a[1].json")
+    assert {file.name for file in tmp_path.iterdir()} == {".a1.json.77.tmp", "b.json"}
+    discard(tmp_path / "a[1].json")

@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -81,6 +82,12 @@ def replacing(file: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def discard(file: Path) -> None:
+    """Delete a file that is no longer needed, and what processes killed while they wrote it have left."""
+    for path in (file, *file.parent.glob(f".{escape(file.name)}.*.tmp")):
+        path.unlink(missing_ok=True)
 
 
 def _settle(path: Path) -> None:

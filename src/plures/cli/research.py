@@ -40,7 +40,7 @@ from plures.evaluate.sample import among, sampling_width
 from plures.evaluate.spec import find_method
 from plures.evaluate.tuning import readings
 from plures.federation import DATASETS, locate
-from plures.files import check_file, check_folder, write_json, write_text
+from plures.files import check_file, check_folder, discard, write_json, write_text
 from plures.report import catalogue, console_table, headline, html_report
 from plures.report.catalogue import leaving
 from plures.tables import keep_schema, schema_of, write_schema
@@ -213,7 +213,7 @@ def run_command(
         )
         result = finish(fitted, seed, held)
     folder.write(run, spec, result, asked, fitted.asked)
-    checkpoint.unlink(missing_ok=True)
+    discard(checkpoint)
     measure = primary(seen)
     own, lacking = result.test.summary(measure), result.test.undefined(measure.name)
     people = len(result.test.clients)

@@ -21,7 +21,7 @@ from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.fit import Fit, mean_of_measured
 from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import Scores, primary
-from plures.files import DamagedError, describe, duplicate, read, write, write_json
+from plures.files import DamagedError, describe, discard, duplicate, read, write, write_json
 from plures.metrics import Metric
 from plures.remote.clients import Remote, TooFewError, over_sites
 from plures.remote.message import ClientFacts, Held, Request, Scored
@@ -434,10 +434,10 @@ class Conductor:
             "result": result.model_dump(mode="json"),
             "unpublished": left,
         }
-        self.copy.unlink(missing_ok=True)
-        self.before.unlink(missing_ok=True)
+        discard(self.copy)
+        discard(self.before)
         write_json(self.out / RESULT, outcome | {"progress": vars(self.progress)})
-        self.checkpoint.unlink(missing_ok=True)
+        discard(self.checkpoint)
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
         return result
 

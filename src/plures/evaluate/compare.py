@@ -53,7 +53,7 @@ from plures.evaluate.tuning import (
 from plures.evaluate.workers import SideBySide, Tell
 from plures.federation import SPLITS, Federation, SplitName
 from plures.federation.subgroups import Subgroups
-from plures.files import check_folder, describe, filed, read_json, salvaged, write_json, write_text
+from plures.files import check_folder, describe, discard, filed, read_json, salvaged, write_json, write_text
 from plures.method import Bound, Method, Setting
 from plures.methods import Entry
 from plures.methods.entry import plain, titled
@@ -650,7 +650,7 @@ class _Study:
             again = self.named and as_json(spec.parameters) == spec.parameters
             folder.write(fitted.run, spec if again else None, result, asked, fitted.asked)
         if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+            discard(checkpoint)
         return result
 
     def _run(

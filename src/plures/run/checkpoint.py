@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError, PluresWarning
-from plures.files import describe, read, salvaged, write
+from plures.files import describe, discard, read, salvaged, write
 from plures.method import BlockState, Leaf
 from plures.run.coordinator import Coordinator
 from plures.run.fingerprint import KEY, VERSIONS, Fingerprint, insist, of_run
@@ -101,7 +101,7 @@ def save(
 def discard_damaged(file: Path) -> None:
     """Delete a damaged checkpoint, with a warning that names it, so that its run starts over."""
     if file.exists() and salvaged(lambda: read(file), RUN_AGAIN) is None:
-        file.unlink()
+        discard(file)
 
 
 def resume(

@@ -14,7 +14,7 @@ from typing import Literal
 from plures.content import by_content
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import Callback
-from plures.files import full
+from plures.files import discard, full
 from plures.study.cells import load_cell
 from plures.study.plan import Plan, Unit
 from plures.study.store import LostError, Store
@@ -168,5 +168,5 @@ def _one(workspace: Workspace, heart: Heart, unit: Unit, watch: Watch) -> Event:
         message = str(error) if isinstance(error, PluresError) else f"{type(error).__name__}: {error}"
         workspace.store.fail(unit, workspace.owner, message)
         return Event("failed", unit, message=message)
-    workspace.checkpoint(unit).unlink(missing_ok=True)
+    discard(workspace.checkpoint(unit))
     return Event("done", unit)
