@@ -15,6 +15,8 @@ from plures.robust import (
     Bucketing,
     Bulyan,
     CentredClip,
+    Clipped,
+    DivideAndConquer,
     Flame,
     FLTrust,
     FoolsGold,
@@ -22,11 +24,15 @@ from plures.robust import (
     Krum,
     Median,
     MultiKrum,
+    Neighbours,
     NormBound,
+    SmallestDiameter,
     TrimmedMean,
 )
 from plures.robust.foolsgold import learning
 from plures.robust.krum import distances, scores
+from plures.robust.robust import JUDGED
+from plures.robust.subsets import outlying
 
 P5 = [(0, 0), (1, 0), (0, 2), (1, 1), (10, 10)]
 U = [(1, 0), (1.1, 0), (0.9, 0.1), (1, 0.1), (1.05, -0.1), (0.95, 0.05), (10, -10)]
@@ -99,7 +105,15 @@ def combined(reducer: Reducer, rows: Any, **more: Any) -> torch.Tensor:
         (CentredClip(1.0, 3), P5, (0.7179054612, 0.8079032270)),
         (CentredClip(1.0, 300), P5, (0.7524885431, 0.8846367065)),
         (Bucketing(2), P5, ((0.5 + 0.5 + 10) / 3, (0 + 1.5 + 10) / 3)),
-        (Bucketing(2, Median()), P5, (0.5, 1.5)),
+        (Bucketing(2, then=Median()), P5, (0.5, 1.5)),
+        (SmallestDiameter(1), P5, (0.5, 0.75)),
+        (SmallestDiameter(2), P5, (2 / 3, 1 / 3)),
+        (DivideAndConquer(1), P5, (0.5, 0.75)),
+        (Neighbours(1), P5, (1, 1.25)),
+        (Neighbours(1, then=TrimmedMean(1)), P5, (0.5, 0.75)),
+        (Neighbours(1, then=Krum(1)), P5, (0.5, 0.75)),
+        (Clipped(1), P5, ((2 + 2**0.5) / 5, (3 + 2**0.5) / 5)),
+        (Clipped(1, then=Median()), P5, (1, 1)),
         (FLTrust("c0"), [(1, 0), *U], (0.96651964, -0.04979414)),
         (Flame(0.0), [(1, 0), (1, 0.2), (2, 0.1), (0.9, -0.1), (-3, 3)], (0.9796328833, 0.0377316442)),
     ],
@@ -114,6 +128,69 @@ def test_scores_of_krum_by_hand() -> None:
     assert scores(distances(table([0, 1, 2, 4, 5])), 1).tolist() == [5, 2, 5, 5, 10]
     found = scores(distances(table(U)), 1)
     assert found.tolist() == pytest.approx([0.0375, 0.0675, 0.085, 0.045, 0.1, 0.04, 721.2275])
+
+
+def test_scores_of_divide_and_conquer_by_hand() -> None:
+    assert outlying(table(P5)).tolist() == pytest.approx([12.4922, 7.9652, 4.5385, 4.4955, 112.5157], abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("reducer", "left_out"),
+    [
+        (Krum(1), [0, 2, 3, 4]),
+        (MultiKrum(1), [4]),
+        (MultiKrum(1, 3), [2, 4]),
+        (SmallestDiameter(1), [4]),
+        (DivideAndConquer(1), [4]),
+        (Clipped(1, then=MultiKrum(1)), [2]),
+        (Bucketing(1, then=MultiKrum(1)), [4]),
+        (FLTrust("c1"), [0, 2]),
+        (FoolsGold(), [3, 4]),
+    ],
+    ids=repr,
+)
+def test_who_is_left_out_is_counted(reducer: Reducer, left_out: list[int]) -> None:
+    """Twice the same uploads: everybody is judged twice; who is left out is left out twice.
+
+    (0, 2) is left out after (10, 10) was shortened to (1.41, 1.41), and is at right angles to the trusted (1, 0), as
+    (0, 0) is to everything. (1, 1) and (10, 10) have one direction.
+    """
+    rows = table(P5)
+    memory = reducer.reduce(rows, arrived(rows, reducer))[1]
+    memory = reducer.reduce(rows, arrived(rows, reducer, memory=memory))[1]
+    assert memory[JUDGED].tolist() == [[2] * 5, [2 * (i in left_out) for i in range(5)]]
+
+
+def test_all_of_a_bucket_are_left_out_with_it() -> None:
+    reducer, rows = Bucketing(2, then=SmallestDiameter(1)), table([*P5[:4], (10, 10), (9, 9)])
+    memory = reducer.reduce(rows, arrived(rows, reducer))[1]
+    assert memory[JUDGED][1].tolist() == [0, 0, 0, 0, 1, 1]
+
+
+def test_combinations_that_choose_nobody_count_nothing() -> None:
+    for reducer in (Median(), Bucketing(2, then=Median()), Neighbours(1, then=Krum(1)), NormBound(1.0)):
+        assert JUDGED not in reducer.start(torch.zeros(1, 2), 5)
+
+
+@pytest.mark.parametrize(
+    ("reducer", "uploads", "stands"),
+    [
+        (Median(), 10, 4),
+        (TrimmedMean(2), 10, 2),
+        (Krum(2), 7, 2),
+        (Krum(2), 6, 0),
+        (GeometricMedian(), 5, 2),
+        (FLTrust("c0"), 5, 4),
+        (NormBound(), 5, None),
+        (Bucketing(2, then=Median()), 10, 2),
+        (Neighbours(3, then=Median()), 10, 3),
+        (Neighbours(1), 10, 0),
+        (Clipped(2, then=NormBound()), 10, None),
+    ],
+    ids=repr,
+)
+def test_how_many_hostile_uploads_are_stood(reducer: Any, uploads: int, stands: int | None) -> None:
+    assert reducer.stands(uploads) == stands
 
 
 @pytest.mark.parametrize(
@@ -161,11 +238,13 @@ def test_noise_of_flame_is_of_the_median_length() -> None:
 
 ALL = (
     *(Median(), TrimmedMean(2), Krum(2), MultiKrum(2), MultiKrum(2, 3), Bulyan(2), GeometricMedian(), NormBound(2.0)),
-    *(CentredClip(2.0), FLTrust("c0"), Flame(0.0), Bucketing(2), Bucketing(2, GeometricMedian()), FoolsGold()),
+    *(CentredClip(2.0), FLTrust("c0"), Flame(0.0), Bucketing(2), Bucketing(2, then=GeometricMedian()), FoolsGold()),
+    *(SmallestDiameter(2), DivideAndConquer(2), DivideAndConquer(1, 1.5, 3), Neighbours(2), Clipped(2)),
+    *(Neighbours(2, then=Krum(2)), Clipped(2, then=TrimmedMean(2)), Clipped(2, then=Neighbours(2, then=Median()))),
 )
 ORDERED = (FLTrust, Bucketing, Bulyan)
 """Their result depends on who the clients are, or on the order in which they are drawn."""
-WITH_ORIGIN = (NormBound, CentredClip, FLTrust, Flame, FoolsGold)
+WITH_ORIGIN = (NormBound, CentredClip, FLTrust, Flame, FoolsGold, Clipped)
 """They measure changes from the value that was sent out, so that moving the uploads alone changes more."""
 
 
@@ -210,7 +289,9 @@ def test_the_result_scales_with_the_uploads(reducer: Reducer, rows: torch.Tensor
 
 
 @pytest.mark.parametrize(
-    "reducer", [r for r in ALL if not isinstance(r, FLTrust | Flame | FoolsGold | Bucketing)], ids=name
+    "reducer",
+    [r for r in ALL if not isinstance(r, FLTrust | Flame | FoolsGold | Bucketing) and r != Neighbours(2)],
+    ids=name,
 )
 def test_two_of_eleven_cannot_carry_the_result_away(reducer: Reducer, rows: torch.Tensor) -> None:
     """The honest uploads lie within 5 of zero; two go to 1e6, where the mean would be at 1.8e5."""
@@ -244,7 +325,11 @@ def test_what_is_no_number_is_left_out_by_name(reducer: Reducer, rows: torch.Ten
         (Krum(2), 7),
         (MultiKrum(1), 5),
         (Bulyan(1), 7),
-        (Bucketing(2, Krum(1)), 9),
+        (Bucketing(2, then=Krum(1)), 9),
+        (SmallestDiameter(2), 5),
+        (DivideAndConquer(1, 1.5, 2), 5),
+        (Neighbours(2), 5),
+        (Clipped(1, then=Krum(1)), 5),
     ],
     ids=name,
 )
@@ -254,6 +339,11 @@ def test_too_few_uploads_are_refused_with_the_number(reducer: Any, least: int, r
         combined(reducer, rows[: least - 1])
     with pytest.raises(PluresError, match=rf"of at least {least} clients, and the federation has {least - 1}: lower f"):
         reducer.check(least - 1)
+
+
+def test_too_many_subsets_are_refused(rows: torch.Tensor) -> None:
+    with pytest.raises(PluresError, match="mda: 44 uploads without f=5 have 1086008 subsets, too many to try"):
+        combined(SmallestDiameter(5), rows.repeat(4, 1), old=rows[0])
 
 
 @pytest.mark.parametrize(
@@ -270,7 +360,13 @@ def test_too_few_uploads_are_refused_with_the_number(reducer: Any, least: int, r
         (lambda: Flame(-1), "flame: noise=-1"),
         (lambda: Flame(cosine=2), "flame: cosine=2; give a number from -1 to 1"),
         (lambda: Bucketing(0), "bucketing: size=0"),
-        (lambda: Bucketing(2, FoolsGold()), "foolsgold must see the upload of each client: leave bucketing out"),
+        (lambda: SmallestDiameter(-1), "mda: f=-1"),
+        (lambda: DivideAndConquer(c=0), "dnc: c=0"),
+        (lambda: DivideAndConquer(repeat=0), "dnc: repeat=0"),
+        (lambda: Neighbours(True), "nnm: f=True"),
+        (lambda: Clipped(-1), "arc: f=-1"),
+        (lambda: Neighbours(1, then=FLTrust("a")), "fltrust must see the upload of each client: leave nnm out"),
+        (lambda: Bucketing(2, then=FoolsGold()), "foolsgold must see the upload of each client: leave bucketing out"),
     ],
 )
 def test_impossible_parameters_are_one_sentence(make: Any, said: str) -> None:

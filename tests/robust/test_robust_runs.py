@@ -11,7 +11,18 @@ from plures.errors import PluresError
 from plures.evaluate.spec import find_method
 from plures.method import Combine, Method
 from plures.methods import ditto, fedavg, fedrep, metadata_clusters, qffl, scaffold
-from plures.robust import REDUCERS, Bucketing, CentredClip, FoolsGold, GeometricMedian, Krum, Median, NormBound
+from plures.robust import (
+    REDUCERS,
+    Bucketing,
+    CentredClip,
+    Clipped,
+    FoolsGold,
+    GeometricMedian,
+    Krum,
+    Median,
+    Neighbours,
+    NormBound,
+)
 from plures.run import Uniform
 from plures.run.checkpoint import restore, snapshot
 from problems import begun, close, near, personal, quadratic, run, weight
@@ -110,8 +121,10 @@ def test_what_does_not_fit_is_refused_before_training() -> None:
 
 def test_parts_by_name_are_the_objects() -> None:
     built = find_method("fedrep+bucketing(size=2)+krum(f=1)")()
-    assert built.combine == Combine(reduce=Bucketing(2, Krum(1)))
+    assert built.combine == Combine(reduce=Bucketing(2, then=Krum(1)))
     assert built == fedrep() + Method(combine=Combine(reduce=Bucketing(2))) + Method(combine=Combine(reduce=Krum(1)))
+    four = find_method("fedavg+arc(f=2)+nnm(f=2)+bucketing+median")().rules["model"].reduce
+    assert four == Clipped(2, then=Neighbours(2, then=Bucketing(2, then=Median())))
     for name in REDUCERS.keys() - {"fltrust"}:
         find_method(f"qffl+{name}")
     assert isinstance(qffl(), Method)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from plures.method import Reducer
-from plures.robust.bucketing import Bucketing
 from plures.robust.centred import CentredClip
 from plures.robust.coordinates import Median, TrimmedMean
 from plures.robust.flame import Flame
@@ -11,20 +10,26 @@ from plures.robust.foolsgold import FoolsGold
 from plures.robust.geometric import GeometricMedian
 from plures.robust.krum import Bulyan, Krum, MultiKrum
 from plures.robust.norms import NormBound
+from plures.robust.prepared import Bucketing, Clipped, Neighbours
 from plures.robust.robust import Robust
+from plures.robust.subsets import DivideAndConquer, SmallestDiameter
 from plures.robust.trust import FLTrust
 
 REDUCERS: Mapping[str, type[Reducer]] = {
+    "arc": Clipped,
     "bucketing": Bucketing,
     "bulyan": Bulyan,
     "centred_clip": CentredClip,
+    "dnc": DivideAndConquer,
     "flame": Flame,
     "fltrust": FLTrust,
     "foolsgold": FoolsGold,
     "geometric_median": GeometricMedian,
     "krum": Krum,
+    "mda": SmallestDiameter,
     "median": Median,
     "multi_krum": MultiKrum,
+    "nnm": Neighbours,
     "norm_bound": NormBound,
     "trimmed_mean": TrimmedMean,
 }
@@ -35,6 +40,8 @@ __all__ = [
     "Bucketing",
     "Bulyan",
     "CentredClip",
+    "Clipped",
+    "DivideAndConquer",
     "FLTrust",
     "Flame",
     "FoolsGold",
@@ -42,7 +49,9 @@ __all__ = [
     "Krum",
     "Median",
     "MultiKrum",
+    "Neighbours",
     "NormBound",
     "Robust",
+    "SmallestDiameter",
     "TrimmedMean",
 ]

@@ -40,10 +40,13 @@ class CentredClip(Robust):
         if self.steps < 1:
             raise PluresError(f"{self.title}: steps={self.steps}; give 1 or more")
 
-    def start(self, value: Tensor, population: int) -> Leaves:
+    def stands(self, uploads: int) -> None:
+        return None
+
+    def remembers(self, value: Tensor, population: int) -> Leaves:
         return {"centre": torch.zeros_like(value)}
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         changes, centre = uploads - arrived.old, arrived.memory["centre"]
         for _ in range(self.steps):
             apart = changes - centre

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from plures.method import Arrived, Leaves
+from plures.method import Arrived
 from plures.robust.robust import Robust, hostile
 
 
@@ -20,7 +20,10 @@ class Median(Robust):
 
     title: ClassVar[str] = "median"
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def stands(self, uploads: int) -> int:
+        return (uploads - 1) // 2
+
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         return middle(uploads), {}
 
 
@@ -45,7 +48,7 @@ class TrimmedMean(Robust):
     def least(self) -> int:
         return 2 * self.f + 1
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         return uploads.sort(0).values[self.f : len(uploads) - self.f].mean(0), {}
 
 

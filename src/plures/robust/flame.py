@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Arrived, Leaves
+from plures.method import Arrived
 from plures.method.shares.splitting import bipartition
 from plures.robust.norms import shortening
-from plures.robust.robust import Robust, whole
+from plures.robust.robust import COUNTS, Robust, whole
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Flame(Robust):
     """
 
     title: ClassVar[str] = "flame"
+    chooses: ClassVar[bool] = True
 
     noise: float = 0.001
     cosine: float = 0.0
@@ -44,15 +45,19 @@ class Flame(Robust):
         if not -1 <= self.cosine <= 1:
             raise PluresError(f"{self.title}: cosine={self.cosine}; give a number from -1 to 1")
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def stands(self, uploads: int) -> int:
+        return (uploads - 1) // 2
+
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         changes = whole(uploads, arrived, self.joint)
         bound = changes.norm(dim=1).quantile(0.5)
         scale = shortening(changes, bound).unsqueeze(1)
-        value = arrived.old + (scale * (uploads - arrived.old))[admitted(changes, self.cosine)].mean(0)
+        counts = admitted(changes, self.cosine)
+        value = arrived.old + (scale * (uploads - arrived.old))[counts].mean(0)
         if self.noise:
             random = torch.Generator().manual_seed(arrived.cohort.key("noise"))
             value = value + self.noise * bound * torch.randn(len(value), generator=random, dtype=value.dtype).to(value)
-        return value, {}
+        return value, {COUNTS: counts}
 
 
 def admitted(changes: Tensor, cosine: float) -> Tensor:

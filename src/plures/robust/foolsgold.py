@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plures.method import Arrived, Leaves
-from plures.robust.robust import Robust
+from plures.robust.robust import COUNTS, Robust
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,21 @@ class FoolsGold(Robust):
 
     title: ClassVar[str] = "foolsgold"
     single: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
 
     confidence: float = 1.0
 
-    def start(self, value: Tensor, population: int) -> Leaves:
+    def stands(self, uploads: int) -> None:
+        return None
+
+    def remembers(self, value: Tensor, population: int) -> Leaves:
         return {"sum": torch.zeros(len(value), population, value.shape[1], dtype=torch.float64)}
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         changes, clients = uploads - arrived.old, arrived.clients.to(uploads.device)
         summed = arrived.memory["sum"].index_add(0, clients, changes)
         weights = arrived.weights * learning(summed[clients], self.confidence)
-        memory = {"sum": summed}
+        memory = {"sum": summed, COUNTS: weights > 0}
         if not weights.sum() > 0:
             return arrived.old, memory
         return arrived.old + (weights / weights.sum()) @ changes, memory

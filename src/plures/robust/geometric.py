@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Arrived, Leaves
+from plures.method import Arrived
 from plures.robust.robust import Robust, weighed_mean, whole
 
 
@@ -37,7 +37,10 @@ class GeometricMedian(Robust):
         if not self.nu > 0:
             raise PluresError(f"{self.title}: nu={self.nu}; give a positive number")
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def stands(self, uploads: int) -> int:
+        return (uploads - 1) // 2
+
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         rows, weights = whole(uploads, arrived, self.joint), arrived.weights
         for _ in range(self.steps):
             apart = (rows - weighed_mean(rows, weights)).norm(dim=1)

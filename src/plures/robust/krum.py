@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Arrived, Leaves
+from plures.method import Arrived
 from plures.robust.coordinates import nearest_to_median
-from plures.robust.robust import Robust, hostile, whole
+from plures.robust.robust import COUNTS, Robust, hostile, whole
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Krum(Robust):
     """
 
     title: ClassVar[str] = "krum"
+    chooses: ClassVar[bool] = True
 
     f: int = 1
     joint: bool = True
@@ -38,9 +39,10 @@ class Krum(Robust):
     def least(self) -> int:
         return 2 * self.f + 3
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         apart = distances(whole(uploads, arrived, self.joint))
-        return uploads[int(scores(apart, self.f).argmin())], {}
+        chosen = int(scores(apart, self.f).argmin())
+        return uploads[chosen], {COUNTS: picked([chosen], uploads)}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class MultiKrum(Robust):
     """
 
     title: ClassVar[str] = "multi_krum"
+    chooses: ClassVar[bool] = True
 
     f: int = 1
     keep: int | None = None
@@ -68,10 +71,11 @@ class MultiKrum(Robust):
     def least(self) -> int:
         return max(2 * self.f + 3, self.keep or 0)
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         found = scores(distances(whole(uploads, arrived, self.joint)), self.f)
         keep = len(uploads) - self.f if self.keep is None else self.keep
-        return uploads[found.argsort(stable=True)[:keep].sort().values].mean(0), {}
+        chosen = found.argsort(stable=True)[:keep].sort().values
+        return uploads[chosen].mean(0), {COUNTS: picked(chosen.tolist(), uploads)}
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,19 @@ class Bulyan(Krum):
     def least(self) -> int:
         return 4 * self.f + 3
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         apart = distances(whole(uploads, arrived, self.joint))
         left, chosen = list(range(len(uploads))), []
         for _ in range(len(uploads) - 2 * self.f):
             among = torch.tensor(left, device=apart.device)
             chosen.append(left.pop(int(scores(apart[among][:, among], self.f).argmin())))
-        return nearest_to_median(uploads[sorted(chosen)], len(uploads) - 4 * self.f), {}
+        value = nearest_to_median(uploads[sorted(chosen)], len(uploads) - 4 * self.f)
+        return value, {COUNTS: picked(chosen, uploads)}
+
+
+def picked(chosen: list[int], uploads: Tensor) -> Tensor:
+    """``(n,)`` a mask of some uploads."""
+    return torch.zeros(len(uploads), dtype=torch.bool).index_fill(0, torch.tensor(chosen), True)
 
 
 def distances(rows: Tensor) -> Tensor:

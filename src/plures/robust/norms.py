@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Arrived, Leaves
+from plures.method import Arrived
 from plures.robust.robust import Robust, weighed_mean, whole
 
 
@@ -35,7 +35,10 @@ class NormBound(Robust):
         if not self.norm > 0:
             raise PluresError(f"{self.title}: norm={self.norm}; give a positive number")
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def stands(self, uploads: int) -> None:
+        return None
+
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         scale = shortening(whole(uploads, arrived, self.joint), self.norm).unsqueeze(1)
         bounded = torch.where(scale < 1, arrived.old + scale * (uploads - arrived.old), uploads)
         return weighed_mean(bounded, arrived.weights), {}

@@ -12,6 +12,10 @@ from torch import Tensor
 from plures.errors import PluresError, PluresWarning
 from plures.method import Arrived, Leaves, Reducer
 
+COUNTS, JUDGED = "counts", "judged"
+"""In what :meth:`Robust.combined` returns as memory, the mask ``(n,)`` of the uploads that count; in the memory of a
+combination that chooses, how often every client was judged and how often left out, ``(rows, 2, clients)``."""
+
 
 class Robust(Reducer):
     """A combination that bounds what a few uploads can do, whatever they contain.
@@ -22,10 +26,12 @@ class Robust(Reducer):
     Attributes:
         title: name in messages.
         single: whether it must see the upload of each client, and not means of several (:class:`Bucketing`).
+        chooses: whether it leaves whole uploads out, and counts how often each client's.
     """
 
     title: ClassVar[str]
     single: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
 
     @property
     def least(self) -> int:
@@ -49,8 +55,24 @@ class Robust(Reducer):
         """What to do where uploads are too few."""
         return ": lower f" if getattr(self, "f", 0) else ""
 
+    def stands(self, uploads: int) -> int | None:
+        """How many hostile uploads of some it is made to stand; ``None`` if no number is promised.
+
+        Args:
+            uploads: number of uploads to a row.
+        """
+        return int(getattr(self, "f", 0)) if uploads >= self.least else 0
+
+    def start(self, value: Tensor, population: int) -> Leaves:
+        judged = value.new_zeros(len(value), 2, population, dtype=torch.int64)
+        return self.remembers(value, population) | ({JUDGED: judged} if self.chooses else {})
+
+    def remembers(self, value: Tensor, population: int) -> Leaves:
+        """Its initial memory, as in :meth:`start`, without what is counted for all."""
+        return {}
+
     def reduce(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
-        sound = uploads.isfinite().all(1) & arrived.joint.isfinite().all(1)
+        everybody, sound = arrived.clients.tolist(), uploads.isfinite().all(1) & arrived.joint.isfinite().all(1)
         if not sound.all():
             names = [arrived.cohort.setting.clients[i] for i in arrived.clients[~sound.cpu()].tolist()]
             warnings.warn(
@@ -65,10 +87,18 @@ class Robust(Reducer):
                 f"{self.title}: it needs at least {self.least} uploads to a model, and round {arrived.cohort.round + 1}"
             )
             raise PluresError(f"{fewer} brought {n}: draw more clients in each round{self.remedy.replace(':', ', or')}")
-        return self.combined(uploads, arrived) if len(uploads) else (arrived.old, arrived.memory)
+        value, memory = self.combined(uploads, arrived) if len(uploads) else (arrived.old, dict(arrived.memory))
+        counting = memory.pop(COUNTS, None)
+        if JUDGED in arrived.memory:
+            judged, counting = arrived.memory[JUDGED].clone(), torch.zeros(0) if counting is None else counting
+            counted = set(arrived.clients[counting.cpu().nonzero().flatten()].tolist())
+            judged[0, everybody] += 1
+            judged[1, [client for client in everybody if client not in counted]] += 1
+            memory[JUDGED] = judged
+        return value, memory
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
-        """As :meth:`reduce`, of enough uploads, all finite."""
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
+        """As :meth:`reduce`, of enough uploads, all finite; one that chooses says which count under :data:`COUNTS`."""
         raise NotImplementedError
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Arrived, Leaves
-from plures.robust.robust import Robust, whole
+from plures.method import Arrived
+from plures.robust.robust import COUNTS, Robust, whole
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class FLTrust(Robust):
 
     title: ClassVar[str] = "fltrust"
     single: ClassVar[bool] = True
+    chooses: ClassVar[bool] = True
 
     root: str = ""
     joint: bool = True
@@ -36,7 +37,10 @@ class FLTrust(Robust):
         if not self.root:
             raise PluresError(f"{self.title}: name the client that is trusted: root=...")
 
-    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, Leaves]:
+    def stands(self, uploads: int) -> int:
+        return uploads - 1
+
+    def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         names = [arrived.cohort.setting.clients[i] for i in arrived.clients.tolist()]
         if self.root not in names:
             raise PluresError(
@@ -44,13 +48,14 @@ class FLTrust(Robust):
                 f"{arrived.cohort.round + 1}; it must, in every round"
             )
         if len(names) == 1:
-            return uploads[0], {}
+            return uploads[0], {COUNTS: torch.ones(1)}
         changes = whole(uploads, arrived, self.joint)
         length, root = changes.norm(dim=1), names.index(self.root)
         cosine = changes @ changes[root] / (length * length[root])
         trust = cosine.nan_to_num(0.0).clamp(min=0.0)
+        counts = (trust > 0).index_fill(0, torch.tensor(root, device=trust.device), True)
         trust[root] = 0.0
         if not trust.sum() > 0:
-            return arrived.old, {}
+            return arrived.old, {COUNTS: counts}
         scale = torch.where(trust > 0, trust / trust.sum() * length[root] / length, 0.0)
-        return arrived.old + scale @ (uploads - arrived.old), {}
+        return arrived.old + scale @ (uploads - arrived.old), {COUNTS: counts}
