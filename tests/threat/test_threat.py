@@ -34,6 +34,7 @@ from plures.threat import (
     SignFlip,
     Threat,
     success,
+    threat_of,
 )
 from plures.threat.uploads import inconspicuous
 from problems import EXACT, begun, close, quadratic, scalar, weight
@@ -235,7 +236,7 @@ def test_a_backdoor_opens_for_its_trigger_alone() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Threat(1.0, SignFlip()), "attackers=1.0: give names of clients, or a share from 0 to below 1"),
+        (lambda: Threat(1.0, SignFlip()), "attackers=1.0: give names of clients, a number, or a share below 1"),
         (lambda: Threat(0.5), "this threat does nothing"),
         (lambda: Threat(0.5, poison=LabelFlip(), start=3), "leave out start and stop"),
         (lambda: Threat(0.5, SignFlip(), start=3, stop=2), "start=3, stop=2: give rounds from 1"),
@@ -258,3 +259,26 @@ def test_a_backdoor_opens_for_its_trigger_alone() -> None:
 def test_impossible_threats_are_one_sentence(make: Any, said: str) -> None:
     with pytest.raises(PluresError, match=said):
         make()
+
+
+def test_threats_by_name_are_the_objects() -> None:
+    assert threat_of("sign_flip") == Threat(0.2, SignFlip())
+    assert threat_of("alie(z=1)", 3, 2, "own") == Threat(3, ALIE(1.0), knows="own", start=2)
+    assert threat_of("label_flip", ["b"]) == Threat(("b",), poison=LabelFlip())
+    assert threat_of("label_flip+min_max(sign)") == Threat(0.2, MinMax("sign"), LabelFlip())
+    for text, said in (
+        ("sign_flop", "no attack 'sign_flop'; did you mean 'sign_flip'"),
+        ("sign_flip(z=1)", "attack 'sign_flip'"),
+        ("sign_flip+mimic", "two of these change what is sent; leave one of them out"),
+        ("label_flip+random_labels", "two of these change the data"),
+    ):
+        with pytest.raises(PluresError, match=said):
+            threat_of(text)
+
+
+def test_attackers_are_a_number_too() -> None:
+    names = tuple(f"c{i}" for i in range(10))
+    assert Threat(3, SignFlip()).hostile(names) == Threat(0.3, SignFlip()).hostile(names)
+    assert Threat(0, SignFlip()).hostile(names) == []
+    with pytest.raises(PluresError, match="all 10 clients are attackers"):
+        Threat(11, SignFlip()).hostile(names)

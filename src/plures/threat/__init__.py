@@ -5,6 +5,7 @@ A deployed site has no such code: only :class:`~plures.run.Run` takes a threat.
 
 from plures.threat.attack import Attack, Round
 from plures.threat.backdoor import Backdoor, Patch, success
+from plures.threat.named import ATTACKS, threat_of
 from plures.threat.poison import LabelFlip, Poison, RandomLabels
 from plures.threat.threat import Threat
 from plures.threat.uploads import (
@@ -21,6 +22,7 @@ from plures.threat.uploads import (
 
 __all__ = [
     "ALIE",
+    "ATTACKS",
     "Attack",
     "Backdoor",
     "FreeRider",
@@ -38,4 +40,5 @@ __all__ = [
     "SignFlip",
     "Threat",
     "success",
+    "threat_of",
 ]

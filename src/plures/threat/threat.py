@@ -33,7 +33,7 @@ class Threat:
     honest clients. Without any attacker the run is the honest one, bit for bit.
 
     Attributes:
-        attackers: names of the hostile clients, or their share, drawn at random by ``seed``.
+        attackers: names of the hostile clients; or their number, or below 1 their share, drawn at random by ``seed``.
         attack: what they send; ``None`` for what they have trained.
         poison: what they train on; ``None`` for their own data.
         knows: what an attack on uploads is computed from: the attacker's own change (``own``), those of all attackers
@@ -43,7 +43,7 @@ class Threat:
         seed: of random attackers and random labels.
     """
 
-    attackers: float | tuple[str, ...] = 0.2
+    attackers: float | int | tuple[str, ...] = 0.2
     attack: Attack | None = None
     poison: Poison | None = None
     knows: Knows = "all"
@@ -52,14 +52,19 @@ class Threat:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.attackers, float | int) and not 0 <= self.attackers < 1:
-            raise PluresError(f"attackers={self.attackers}: give names of clients, or a share from 0 to below 1")
+        if isinstance(self.attackers, float | int) and not (0 <= self.attackers < 1 or self._counted):
+            raise PluresError(f"attackers={self.attackers}: give names of clients, a number, or a share below 1")
         if self.attack is None and self.poison is None:
             raise PluresError("this threat does nothing: give an attack on uploads, poisoned data, or both")
         if self.attack is None and (self.start, self.stop) != (1, None):
             raise PluresError("poisoned data are there from the first round to the last: leave out start and stop")
         if self.start < 1 or (self.stop is not None and self.stop < self.start):
             raise PluresError(f"start={self.start}, stop={self.stop}: give rounds from 1, the first before the last")
+
+    @property
+    def _counted(self) -> bool:
+        """Whether the number of attackers is given."""
+        return isinstance(self.attackers, int) and not isinstance(self.attackers, bool) and self.attackers >= 1
 
     def hostile(self, clients: tuple[str, ...]) -> list[int]:
         """Positions of the hostile clients, in increasing order.
@@ -77,7 +82,8 @@ class Threat:
             chosen = [place for place, name in enumerate(clients) if name in self.attackers]
         else:
             order = torch.randperm(len(clients), generator=torch.Generator().manual_seed(self.seed))
-            chosen = sorted(order[: round(self.attackers * len(clients))].tolist())
+            count = self.attackers if self._counted else round(self.attackers * len(clients))
+            chosen = sorted(order[: int(count)].tolist())
         if len(chosen) == len(clients):
             raise PluresError(f"all {len(clients)} clients are attackers: leave some honest ones to judge")
         return chosen
