@@ -35,7 +35,7 @@ from plures.method import Assign, Association, By, Calibration, EnergyAware, Kno
 from plures.metrics import Metric, mean
 from plures.models import Marked
 from plures.robust import FLTrust
-from plures.run import DropOut, Fixed, Full, Joint, Milestones, RoundRecord
+from plures.run import DropOut, Fixed, Full, Joint, Milestones, Poisson, RoundRecord
 from plures.serving import Exported, Memory, Need
 from plures.serving.personal import opened
 from plures.study import Ahead, Event, plan_of, read_study
@@ -158,7 +158,7 @@ def made(folder: Path) -> list[Any]:
         Marked({"w": torch.ones(2)}, frozenset({"w"})),
         Fixed([["a"], ["b"]]),
         Joint(Full()),
-        DropOut(Full(), 0.5),
+        DropOut(Poisson(0.5), 0.5),
         Course("c", "title", "heart", of_half, {"ditto": ({"lam": 0.5},)}, {}),
         Learned("title", (StreamScores(metric, ("one",), ("a",), np.ones((1, 1))),)),
         FLTrust("a"),

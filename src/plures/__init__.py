@@ -19,7 +19,7 @@ from plures.method import SGD, Adam, AdamW, Method
 from plures.methods import METHODS
 from plures.metrics import Metric, Predictions
 from plures.models import default_model, with_roles
-from plures.run import BySize, Execution, Fixed, Full, Run, Training, Uniform, onboard
+from plures.run import BySize, Execution, Fixed, Full, Poisson, Run, Training, Uniform, onboard
 from plures.tables import from_table
 from plures.tasks import Classification, MultiLabel, Regression, Task
 from plures.version import __version__
@@ -42,6 +42,7 @@ __all__ = [
     "MultiLabel",
     "PluresError",
     "PluresWarning",
+    "Poisson",
     "Predictions",
     "Regression",
     "Run",

@@ -159,13 +159,14 @@ ScheduleName = Annotated[
 Clip = Annotated[float | None, typer.Option(help="Largest norm of a client's gradient; default: no clipping.")]
 Steps = Annotated[int | None, typer.Option(help="Gradient steps per visit, instead of --epochs.")]
 Drawn = Annotated[
-    Literal["full", "uniform", "size"] | None,
+    Literal["full", "uniform", "size", "poisson"] | None,
     typer.Option(
         "--participation",
-        help="Who takes part in a round: all clients, or a --fraction drawn uniformly or by size; default: uniform if "
-        "--fraction is given.",
+        help="Who takes part in a round: all clients, or a --fraction drawn uniformly or by size, or each client with "
+        "the probability --fraction (poisson); default: uniform if --fraction is given.",
     ),
 ]
+AtMost = Annotated[int | None, typer.Option(help="Largest cohort of --participation poisson; default: no limit.")]
 AugmentName = Annotated[
     str | None,
     typer.Option(

@@ -9,6 +9,7 @@ from inspect import Parameter, Signature, signature
 from typing import Any, Literal, get_type_hints
 
 from plures.cli.common import (
+    AtMost,
     AugmentName,
     Backend,
     BatchSize,
@@ -147,6 +148,7 @@ class WorkOptions:
     steps: Steps = None
     fraction: Fraction = None
     participation: Drawn = None
+    at_most: AtMost = None
     drop_out: DropOuts = 0.0
     unseen: Unseen = None
     task: TaskName = None

@@ -31,6 +31,7 @@ from plures.run import (
     Full,
     Joint,
     Participation,
+    Poisson,
     Run,
     Training,
     Uniform,
@@ -75,10 +76,11 @@ class RunSpec(Result):
         epochs: passes over the data in a visit; default: 1, unless ``steps`` are given.
         steps: gradient steps in a visit instead of epochs.
         clip: largest norm of a client's gradient.
-        participation: ``full``, ``uniform`` or ``size``; default: ``uniform`` if a fraction below 1 is given, otherwise
-            ``full``.
-        fraction: share of the clients in a cohort, in (0, 1]; default for a sample: 0.1. Not allowed below 1 with
-            ``full``.
+        participation: ``full``, ``uniform``, ``size`` or ``poisson``; default: ``uniform`` if a fraction below 1 is
+            given, otherwise ``full``.
+        fraction: share of the clients in a cohort, with ``poisson`` the probability that a client takes part, in
+            (0, 1]; default for a sample: 0.1. Not allowed below 1 with ``full``.
+        at_most: largest cohort of ``poisson``; default: no limit.
         drop_out: probability, below 1, that a client of a cohort stays away in a round, simulated.
         seed: root of the run's randomness; splits have their own seed in ``data_options``.
         unseen: clients held out of training.
@@ -117,8 +119,9 @@ class RunSpec(Result):
     epochs: float | None = None
     steps: int | None = None
     clip: float | None = None
-    participation: Literal["full", "uniform", "size"] = "full"
+    participation: Literal["full", "uniform", "size", "poisson"] = "full"
     fraction: float | None = None
+    at_most: int | None = None
     drop_out: float = 0.0
     seed: int = 0
     unseen: list[str] = Field(default_factory=list)
@@ -143,7 +146,7 @@ class RunSpec(Result):
         who, fraction = given.get("participation"), given.get("fraction")
         if who is None:
             return {**given, "participation": "full" if fraction in (None, 1) else "uniform"}
-        return {**given, "fraction": SAMPLED} if fraction is None and who in ("uniform", "size") else given
+        return {**given, "fraction": SAMPLED} if fraction is None and who in ("uniform", "size", "poisson") else given
 
     @model_validator(mode="after")
     def _used(self) -> RunSpec:
@@ -151,7 +154,12 @@ class RunSpec(Result):
         if self.participation == "full" and self.fraction not in (None, 1):
             raise PluresError(
                 f"fraction={self.fraction} is not used with participation='full': use participation='uniform' (or "
-                "'size'), or leave the fraction out"
+                "'size', 'poisson'), or leave the fraction out"
+            )
+        if self.at_most is not None and self.participation != "poisson":
+            raise PluresError(
+                f"at_most={self.at_most} is not used with participation={self.participation!r}, whose cohorts have one "
+                "size: use participation='poisson', or leave at_most out"
             )
         self.who()
         if self.epochs is not None and self.steps is not None:
@@ -242,9 +250,14 @@ class RunSpec(Result):
 
     def who(self) -> Participation:
         """Which clients take part in each round; if nothing travels, all of them."""
-        rules = {"full": Full, "uniform": Uniform, "size": BySize}
-        share = () if self.participation == "full" else (SAMPLED if self.fraction is None else self.fraction,)
-        rule: Participation = rules[self.participation](*share)
+        share = SAMPLED if self.fraction is None else self.fraction
+        rules: dict[str, Callable[[], Participation]] = {
+            "full": Full,
+            "uniform": lambda: Uniform(share),
+            "size": lambda: BySize(share),
+            "poisson": lambda: Poisson(share, self.at_most),
+        }
+        rule = rules[self.participation]()
         if self.drop_out:
             rule = DropOut(rule, self.drop_out)
         return rule if isinstance(rule, Full) else Joint(rule)

@@ -5,7 +5,7 @@ from plures.run.execution import Execution
 from plures.run.experts import experts_of
 from plures.run.machine import Machine
 from plures.run.onboard import onboard
-from plures.run.participation import BySize, DropOut, Fixed, Full, Joint, Participation, Uniform
+from plures.run.participation import BySize, DropOut, Fixed, Full, Joint, Participation, Poisson, Uniform
 from plures.run.run import Run
 from plures.run.stream import learn
 from plures.run.training import Constant, Cosine, Exponential, Milestones, Training
@@ -23,6 +23,7 @@ __all__ = [
     "Machine",
     "Milestones",
     "Participation",
+    "Poisson",
     "RoundRecord",
     "Run",
     "Training",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ class RoundRecord:
 
     Attributes:
         round: number of rounds finished, from 1.
-        cohort: names of the clients that took part.
+        cohort: names of the clients that took part; none in some rounds of :class:`~plures.run.Poisson`.
         loss: mean training loss over the cohort, before the combination: the task's loss (cross-entropy, or the squared
             error summed over outputs) without penalties and other terms of a method, averaged over the steps of the
             schedule's last phase that trains something. It is the loss of the phase's slot (the first one that it
@@ -47,7 +48,7 @@ class RoundRecord:
             global model, for Per-FedAvg that of the model before its adaptation. A phase without such a pass reports
             the loss of another slot that it trains or keeps (theta for pFedMe); one without any makes an extra pass.
         objective: mean of what the phase minimises, over the same steps. It equals ``loss`` if that is the task loss,
-            and need not be a loss at all: for Per-FedAvg only its gradient is meaningful.
+            and need not be a loss at all: for Per-FedAvg only its gradient is meaningful. Both are NaN without clients.
         bytes_up: bytes that clients sent to the server, including gradients that it asked for.
         bytes_down: bytes that clients received.
         seconds: wall time of the round.
@@ -294,14 +295,16 @@ class Coordinator(Generic[C]):
 
     def choose(self, wanted: list[int]) -> dict[str, BlockState]:
         """Decide before a round which rows of every block the clients receive."""
-        cohort = Cohort(self.round, torch.tensor(wanted), self.setting, self.participated, self.draw, self.key)
+        who = torch.tensor(wanted, dtype=torch.int64)
+        cohort = Cohort(self.round, who, self.setting, self.participated, self.draw, self.key)
         chosen = {}
         for block in self.served():
             share, kept = block.share, self.server[block.name]
             gradients = self.gradients if share.probes else unannounced
             probe = Probe(partial(self.losses, share=share), gradients)
+            nobody = not wanted and not share.probes
             theirs = share.alone and self.clients.alone
-            chosen[block.name] = kept if theirs else share.choose(kept, cohort, probe)
+            chosen[block.name] = kept if theirs or nobody else share.choose(kept, cohort, probe)
         return chosen
 
     # --- the round --------------------------------------------------------------------------------------------
@@ -358,7 +361,8 @@ class Coordinator(Generic[C]):
     def _combined(self, work: Work, memory: dict[str, Leaves]) -> Made:
         """Combine the work of a round; the coordinator is not changed yet."""
         server, clients = dict(work.server), work.clients
-        cohort = Cohort(self.round, torch.tensor(clients), self.setting, self.participated, self.draw, self.key)
+        who = torch.tensor(clients, dtype=torch.int64)
+        cohort = Cohort(self.round, who, self.setting, self.participated, self.draw, self.key)
         uploads = Uploads(self.bound, server, clients, self.examples(clients))
         losses, objectives, kept = [], [], []
         for answer, stays in work.answers:
@@ -368,7 +372,7 @@ class Coordinator(Generic[C]):
             uploads.add(answer)
         asked = self.cohort(self.round) if self.bound.line.summed else clients
         combined, remembered = uploads.combined(cohort, memory, asked)
-        loss, objective = (float(torch.cat(each).mean()) for each in (losses, objectives))
+        loss, objective = (float(torch.cat(each).mean()) if each else math.nan for each in (losses, objectives))
         return Made(server | combined, memory | remembered, kept, loss, objective, uploads.nbytes)
 
     def cohort(self, round: int) -> list[int]:

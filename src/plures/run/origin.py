@@ -13,12 +13,16 @@ from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import Block, BlockState, Bound, Method, Setting
 from plures.models import Leaves, Marked, ModelFactory, Network, nested
-from plures.run.participation import Full, Joint, Participation
+from plures.run.participation import Full, Joint, Participation, may_be_empty
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import check_loss, failure
 
 Build = Callable[[int], Network]
 """``build(seed)``: the network that the method works on, with the initial values of that seed."""
+
+
+TYPICAL = 16
+"""Rounds by which the typical size of a cohort is found that differs from round to round."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,19 @@ class Origin:
         """Positions of the clients of a round, in increasing order."""
         chosen = self.participation.cohort(self.setting, self.seed, round)
         what = f"participation {type(self.participation).__name__}, round {round + 1}"
-        if not chosen:
+        if not chosen and not may_be_empty(self.participation):
             raise PluresError(f"{what}: nobody takes part; choose at least one client for each round")
         last = len(self.setting) - 1
         for client in chosen:
             if not isinstance(client, int | Integral) or not 0 <= client <= last:
                 raise PluresError(f"{what}: {client!r} is not a client; give positions from 0 to {last}")
         return sorted({int(client) for client in chosen})
+
+    @property
+    def size(self) -> int:
+        """Number of clients of a typical round."""
+        sizes = [len(self.cohort(round)) for round in range(TYPICAL if may_be_empty(self.participation) else 1)]
+        return max(1, round(sum(sizes) / len(sizes)))
 
     def block_state(self, block: Block) -> BlockState:
         """What the server keeps of a block at the start."""

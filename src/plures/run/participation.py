@@ -10,7 +10,7 @@ import numpy as np
 
 from plures.errors import PluresError
 from plures.method import Setting
-from plures.run.randomness import fold, name_key
+from plures.run.randomness import fold, name_key, unit
 from plures.signature import checked
 
 PARTICIPATIONS = "a rule such as Full() or Uniform(0.1)"
@@ -78,6 +78,45 @@ class Uniform(Sample):
         return chosen
 
 
+@checked
+@dataclass(frozen=True)
+class Poisson:
+    """Every client takes part by a coin of its own, so a cohort's size differs from round to round and may be 0.
+
+    Whether a client takes part tells nothing about the others, which is what privacy accounting needs to count on
+    sampling (:mod:`plures.privacy`). A round in which nobody takes part is a round: it changes nothing by itself, and
+    what the server adds to every sum, such as noise, it adds to an empty one.
+
+    Attributes:
+        rate: the probability that a client takes part in a round, in (0, 1].
+        at_most: largest cohort: if more come, so many of them are drawn uniformly (truncated Poisson sampling);
+            ``None`` for no limit.
+
+    Examples:
+        >>> heart = plures.load("heart")
+        >>> [plures.Poisson(0.4).cohort(heart, seed=0, round=r) for r in range(4)]
+        [[0, 2], [0], [2], []]
+    """
+
+    rate: float
+    at_most: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise PluresError(f"participation rate {self.rate}: give a number in (0, 1]")
+        if self.at_most is not None and self.at_most < 1:
+            raise PluresError(f"participation at_most={self.at_most}: give at least 1 client, or None")
+
+    def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
+        keys = np.array([name_key(client) for client in setting.clients], dtype=np.uint64)
+        came = np.flatnonzero(unit(seed, name_key("coin"), round, keys) < self.rate)
+        if self.at_most is not None and len(came) > self.at_most:
+            places = unit(seed, name_key("place"), round, keys[came])
+            came = came[np.argsort(places, kind="stable")[: self.at_most]]
+        chosen: list[int] = sorted(came.tolist())
+        return chosen
+
+
 class BySize(Sample):
     """A sample in which a client's chance grows with its number of training examples.
 
@@ -100,7 +139,9 @@ class BySize(Sample):
 @checked
 @dataclass(frozen=True)
 class DropOut:
-    """Simulated drop-outs: each client of a round's cohort stays away with the same probability, at least one comes.
+    """Simulated drop-outs: each client of a round's cohort stays away with the same probability.
+
+    At least one comes, unless the rule itself allows a round without clients (:class:`Poisson`).
 
     A client that stays away does nothing in the round: it keeps its state, and sends and counts for nothing. Who drops
     out depends on the seed, the round and the client's name alone, so it is the same for every method.
@@ -124,6 +165,8 @@ class DropOut:
 
     def cohort(self, setting: Setting, seed: int, round: int) -> list[int]:
         asked = self.rule.cohort(setting, seed, round)
+        if not asked:
+            return []
         luck = {
             client: np.random.default_rng(
                 int(fold(seed, name_key("drop-out"), round, name_key(setting.clients[client])))
@@ -131,7 +174,7 @@ class DropOut:
             for client in asked
         }
         came = [client for client in asked if luck[client] >= self.share]
-        return came or [max(asked, key=lambda client: luck[client])]
+        return came if came or may_be_empty(self.rule) else [max(asked, key=lambda client: luck[client])]
 
 
 @checked
@@ -158,6 +201,11 @@ class Joint:
             travels: whether the method sends anything to the server.
         """
         return self.rule if travels else Full()
+
+
+def may_be_empty(rule: Participation) -> bool:
+    """Whether nobody at all may take part in a round."""
+    return may_be_empty(rule.rule) if isinstance(rule, DropOut | Joint) else isinstance(rule, Poisson)
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,11 @@ class Run(Deployed):
         origin = Origin.of(method, model, population or setting, data, wanted.dtype, participation, seed, local=local)
         if not local:
             rehearse(origin.bound, data, training, wanted, seed, setting)
-        size = -(-(len(data) if local else len(origin.cohort(0))) // wanted.processes)
+        size = -(-(len(data) if local else origin.size) // wanted.processes)
         machine = Machine() if machine is None else machine
         bound, seen = origin.bound, data
         if not local:
-            cohort = len(origin.cohort(0))
-            bound, seen, wanted = with_features(bound, data, training, wanted, seed, setting, cohort)
+            bound, seen, wanted = with_features(bound, data, training, wanted, seed, setting, origin.size)
         settled = choose(bound, seen, training, wanted, seed, size, machine)
         engine = Engine(bound, seen, training, settled, seed, machine)
         clients = (Pool if settled.processes > 1 else Local)(engine)

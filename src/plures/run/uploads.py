@@ -164,11 +164,13 @@ class Uploads:
             for block in self.blocks:
                 block.add_sum(changes)
         joint = torch.zeros(0)
-        if self.judged:
+        if self.changes:
             joint = torch.cat([change for _, change in self.changes])
             joint = joint[_back([some for some, _ in self.changes], joint.device)]
         server, remembered = {}, {}
         for block in self.blocks:
+            if not len(block.touched):
+                continue
             name = block.block.name
             server[name], remembered[name] = block.combined(cohort, memory[name], joint)
         return server, remembered
@@ -187,8 +189,10 @@ class Gathered:
 
     def __init__(self, bound: Bound, block: Block, kept: BlockState, clients: list[int], examples: Tensor) -> None:
         self.block, self.kept, self.rule, self.line = block, kept, bound.combine(block), bound.line
-        rows = block.share.row(kept, torch.tensor(clients))
+        rows = block.share.row(kept, torch.tensor(clients, dtype=torch.int64))
         self.touched, index = torch.unique(rows, return_inverse=True)
+        if not clients and block.share.common and self.rule.denominator is not None:
+            self.touched = torch.zeros(1, dtype=torch.int64)
         self.place = dict(zip(clients, index.tolist(), strict=True))
         self.sizes = dict(zip(clients, examples.tolist(), strict=True))
         self.device = examples.device
@@ -208,7 +212,7 @@ class Gathered:
         return Mean(self.old, self.rule.denominator, self.parameters)
 
     def _index(self, clients: list[int]) -> Tensor:
-        return torch.tensor([self.place[i] for i in clients], device=self.device)
+        return torch.tensor([self.place[i] for i in clients], dtype=torch.int64, device=self.device)
 
     def _weights(self, clients: list[int]) -> Tensor:
         uniform = self.rule.weights == "uniform"

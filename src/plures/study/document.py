@@ -199,7 +199,9 @@ class BudgetPart(Part):
         label: name in results; default: its rounds.
         batch_size: examples in a batch; 0 for all.
         fraction: share of the clients in a round.
-        participation: how they are drawn: ``uniform`` or by ``size``; default: ``uniform`` if the fraction is below 1.
+        participation: how they are drawn: ``uniform``, by ``size`` or ``poisson``; default: ``uniform`` if the fraction
+            is below 1.
+        at_most: largest cohort of ``poisson``; default: no limit.
         drop_out: probability that a client of a cohort stays away in a round, simulated.
         optimizer: local optimizer, with options or without: ``"sgd(nesterov=true)"``.
         schedule: schedule of the learning rate, with options or without: ``"cosine(final=0.1)"``.
@@ -214,7 +216,8 @@ class BudgetPart(Part):
     steps: Annotated[int | None, Field(ge=1)] = None
     batch_size: Annotated[int, Field(ge=0)] = 32
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    participation: Literal["full", "uniform", "size"] | None = None
+    participation: Literal["full", "uniform", "size", "poisson"] | None = None
+    at_most: Annotated[int | None, Field(ge=1)] = None
     drop_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     optimizer: str = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0

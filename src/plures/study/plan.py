@@ -189,6 +189,7 @@ def _cells(source: Source) -> Iterator[Cell]:
                     (0, "augment"),
                     (2, "patience"),
                     (2, "participation"),
+                    (2, "at_most"),
                     (2, "drop_out"),
                 )
                 for part, later in added:  # keeps keys where they are not given

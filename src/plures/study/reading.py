@@ -158,6 +158,8 @@ def _faults(source: Source) -> Iterator[Fault]:
             yield (*here, "momentum"), f"is not used by {name}, which has its own; take it out"
         elif budget.participation == "full" and budget.fraction < 1:
             yield (*here, "fraction"), "is not used with participation = 'full'; take one of the two out"
+        elif budget.participation != "poisson" and budget.at_most is not None:
+            yield (*here, "at_most"), "is used with participation = 'poisson' alone; take it out"
         else:
             of_steps = {"momentum": budget.momentum, "weight_decay": budget.weight_decay}
             yield from _refused(
