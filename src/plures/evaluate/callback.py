@@ -84,18 +84,23 @@ class Callback(Protocol):
 
     def on_start(self, about: About) -> None:
         """Before the first round, or before the next one of a resumed run."""
+        return
 
     def on_round(self, record: RoundRecord) -> None:
         """After each round, when its result is applied."""
+        return
 
     def on_point(self, point: Point) -> None:
         """After validation data are read: after ``on_round`` of the same round, or a round later with real sites."""
+        return
 
     def on_end(self, result: SeedResult | None) -> None:
         """When the run is finished: test scores at the round that validation chose; ``None`` for a trial of tuning."""
+        return
 
     def on_stop(self, reason: BaseException) -> None:
         """When the run ends early: Ctrl-C, or an error."""
+        return
 
 
 class Callbacks(Callback):

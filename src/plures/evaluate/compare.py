@@ -25,6 +25,7 @@ from plures.evaluate.centralised import pooled as centralised
 from plures.evaluate.code import Code
 from plures.evaluate.fit import Fit, check_patience, finish, fit, patience_fact
 from plures.evaluate.folder import RunFolder
+from plures.evaluate.recording import Recording
 from plures.evaluate.results import (
     BASELINES,
     Comparison,
@@ -363,7 +364,7 @@ class Job:
     """The tuning of a method, or one of its final runs.
 
     Attributes:
-        method: name of the method.
+        method: name of the method. Methods that train as it does (``Entry.after``) are run along with each final run.
         seed: seed of the final run; ``None`` to tune.
         tuned: settings of the final run.
         machine: measurements of the machine from an earlier run of the method.
@@ -379,9 +380,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """A job's result, all measurements of the machine so far, and the job's duration in seconds."""
+    """A job's result, all measurements of the machine so far, and the job's duration in seconds.
 
-    found: Tuned | SeedResult
+    Final runs are listed by method.
+    """
+
+    found: Tuned | dict[str, SeedResult]
     machine: Machine
     seconds: float
 
@@ -478,12 +482,9 @@ class _Study:
         """
         settled = {name: Tuned(one.rates[len(one.rates) // 2], {}, []) for name, one in self.searched.items()}
         runs: dict[str, dict[int, SeedResult]] = {name: {} for name in self.entries}
-        followers: dict[str, list[str]] = {}
         jobs = deque[Job]()
         for name, entry in self.entries.items():
-            if self.tune_rounds and entry.after in self.entries:
-                followers.setdefault(entry.after, []).append(name)
-            else:
+            if entry.after not in self.entries:
                 jobs.append(Job(name, None if self.tune_rounds and tuned(entry) else 0, settled[name]))
 
         def finished(job: Job, done: Done) -> None:
@@ -491,11 +492,10 @@ class _Study:
             if isinstance(done.found, Tuned):
                 settled[job.method] = done.found
                 effort /= max(1, len(done.found.trials))
-                for name in followers.get(job.method, ()):
-                    settled[name] = Tuned(done.found.lr, {}, [])
-                    jobs.append(Job(name, 0, settled[name], done.machine, effort))
+                settled.update({name: Tuned(done.found.lr, {}, []) for name in self.followers(job.method)})
             elif job.seed is not None:
-                runs[job.method][job.seed] = done.found
+                for name, result in done.found.items():
+                    runs[name][job.seed] = result
             if begun and job.seed in (None, 0):
                 rest = range(0 if job.seed is None else 1, self.seeds)
                 jobs.extend(Job(job.method, seed, settled[job.method], done.machine, effort) for seed in rest)
@@ -519,11 +519,14 @@ class _Study:
         if job.machine is not None:
             self.machine.learn(job.machine)
         if job.seed is None:
-            found: Tuned | SeedResult = self._tune(entry)
+            found: Tuned | dict[str, SeedResult] = self._tune(entry)
         else:
-            spec = self._spec(entry, job.tuned.lr, job.tuned.parameters).model_copy(update={"seed": job.seed})
-            found = self._final(entry, spec, -(-(self.seeds - job.seed) // self.beside))
+            found = self._finals(entry, job.seed, job.tuned)
         return Done(found, self.machine.portable(), time.perf_counter() - begun)
+
+    def followers(self, name: str) -> list[str]:
+        """The methods that train as another one does, with its learning rate."""
+        return [other for other, entry in self.entries.items() if entry.after == name]
 
     def travelling(self) -> _Study:
         other = copy.copy(self)
@@ -615,8 +618,30 @@ class _Study:
             write_json(file, {KEY: asked, "trial": trial.model_dump(mode="json")})
         return trial
 
-    def _final(self, entry: Entry, spec: RunSpec, left: int) -> SeedResult:
-        """Run a method to the end with one seed. ``left`` is the number of seeds still to run, including this one."""
+    def _finals(self, entry: Entry, seed: int, chosen: Tuned) -> dict[str, SeedResult]:
+        """Run a method to the end with one seed, and the methods that train as it does, which repeat its rounds."""
+        left = -(-(self.seeds - seed) // self.beside)
+        spec = self._spec(entry, chosen.lr, chosen.parameters).model_copy(update={"seed": seed})
+        result, recording = self._final(entry, spec, left)
+        found = {entry.name: result}
+        for name in self.followers(entry.name):
+            follower = self.entries[name]
+            spec = self._spec(follower, chosen.lr, {}).model_copy(update={"seed": seed})
+            found[name], _ = self._final(follower, spec, left, recording)
+        return found
+
+    def _final(
+        self, entry: Entry, spec: RunSpec, left: int, repeated: Recording | None = None
+    ) -> tuple[SeedResult, Recording | None]:
+        """Run a method to the end with one seed; also returns its rounds, if other methods can repeat them.
+
+        Args:
+            entry: the method.
+            spec: settings of the run.
+            left: the number of seeds still to run, including this one.
+            repeated: the rounds of a run that trained in the same way. What repeats them takes little, so it is not
+                kept in a checkpoint.
+        """
         stage = f"seed {spec.seed}"
         progress = _Told(self.tell, entry.name, stage, spec.rounds)
         name = f"{filed(entry.name)}-seed{spec.seed}"
@@ -627,22 +652,28 @@ class _Study:
             if kept is not None:
                 insist(f"{folder.path} holds another run", folder.question(), asked)
                 self.tell(entry.name, stage, None, spec.rounds, spec.rounds, True)
-                return kept
+                return kept, None
         checkpoint = None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
         if checkpoint is not None:
             discard_damaged(checkpoint)
+        if repeated is not None and (checkpoint is None or not checkpoint.exists()):
+            run, checkpoint = self._run(entry, spec, execution=repeated.run.execution), None
+        else:
+            run, repeated = self._run(entry, spec, checkpoint, rounds=left * spec.rounds), None
+        recording = Recording(run) if self.followers(entry.name) else None
         fitted = fit(
-            self._run(entry, spec, checkpoint, rounds=left * spec.rounds),
+            run,
             titled(entry.name, {k: v for k, v in spec.parameters.items() if k not in entry.fixed}),
             every=self.every,
             patience=self.patience,
             checkpoint=checkpoint,
             progress=progress,
-            callbacks=self.callbacks,
+            callbacks=[*self.callbacks, *([] if recording is None else [recording])],
             stage=stage,
             settings=spec.model_dump(),
             question=asked,
             evaluate_clients=spec.evaluate_clients,
+            step=Run.step if repeated is None else repeated.step,
         )
         result = finish(fitted, spec.seed, self.unseen)
         progress.ended(fitted)
@@ -651,7 +682,7 @@ class _Study:
             folder.write(fitted.run, spec if again else None, result, asked, fitted.asked)
         if checkpoint is not None:
             discard(checkpoint)
-        return result
+        return result, recording if recording is not None and recording.whole else None
 
     def _run(
         self,

@@ -27,7 +27,7 @@ from plures.metrics import Metric
 from plures.metrics.metric import Predictions
 from plures.run import Run
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
-from plures.run.coordinator import Coordinator
+from plures.run.coordinator import Coordinator, RoundRecord
 from plures.run.fingerprint import Fingerprint, of_run
 from plures.run.interrupt import Interrupt
 from plures.run.onboard import onboard
@@ -125,6 +125,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     question: Fingerprint | None = None,
     evaluate_clients: int | None = None,
+    step: Callable[[Run], RoundRecord] = Run.step,
 ) -> Fit[Run]:
     """Train a run to its end, or resume from a checkpoint.
 
@@ -144,6 +145,7 @@ def fit(
         question: fingerprint of everything that the result depends on; a checkpoint with another one is refused.
             Default: :func:`~plures.run.fingerprint.of_run`, with ``every``, ``patience`` and ``evaluate_clients``.
         evaluate_clients: number of clients scored on validation and test data, drawn once at random; default: all.
+        step: does a round, such as one that another run did already (:class:`~plures.evaluate.recording.Recording`).
 
     Raises:
         PluresError: if the checkpoint belongs to another run; the message names the difference.
@@ -183,7 +185,7 @@ def fit(
     with closing(run.clients), fitted.callbacks.stopping(), Interrupt() as interrupt:
         fitted.callbacks.on_start(About.of(run, name, stage, settings))
         for _ in fitted.rounds():
-            record = run.step()
+            record = step(run)
             kept["seconds"] += record.seconds
             kept["bytes"] += record.bytes_up + record.bytes_down
             kept["visits"] += len(record.cohort)
