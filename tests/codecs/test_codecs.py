@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from plures.codecs import Clip, Feedback, Quantize, TopK, qsparse
+from plures.codecs import Clip, Feedback, Quantize, Sign, TopK, qsparse
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, Split
 from plures.method import SGD, Method, Sending, Shared, lay
@@ -105,7 +105,7 @@ def test_qs3_the_stochastic_quantizer_is_unbiased():
         change = torch.tensor([[3.0, 4.0]], dtype=torch.float64).expand(clients, 2)
         payload, _ = line.encode({"x": change}, {}, sending(clients))
         found = line.decode(payload)["x"]
-        assert payload["levels"].dtype == torch.int8
+        assert payload["levels"].dtype == torch.uint8
         assert found.mean(0).tolist() == pytest.approx([3, 4], abs=4 * (variance / clients) ** 0.5 + 1e-9)
         assert float((found - change).square().sum(1).mean()) == pytest.approx(variance, rel=0.03, abs=1e-9)
 
@@ -134,7 +134,9 @@ def test_places_or_bits_are_sent_whichever_is_shorter():
         (TopK(1), {"places": torch.tensor([[-1]], dtype=torch.int32)}),
         (TopK(2), {"places": torch.tensor([[3, 3]], dtype=torch.int32)}),
         (TopK(60), {"bits": torch.full((1, 13), 255, dtype=torch.uint8)}),
-        (Quantize(4), {"levels": torch.full((1, 100), 5, dtype=torch.int8)}),
+        (Quantize(4), {"levels": torch.full((1, 50), 9, dtype=torch.uint8)}),
+        (Quantize(100), {"levels": torch.full((1, 100), 101, dtype=torch.int8)}),
+        (Sign(), {"sizes": torch.tensor([[-1.0]])}),
         (Quantize(4), {"norm": torch.tensor([-1.0])}),
     ],
 )

@@ -1,12 +1,27 @@
-"""Stages of the wire, one file for each idea: clipping, and sparse quantized changes with error feedback."""
+"""Stages of the wire, one file for each idea: clipping, sparse, quantized and thin changes, and error feedback."""
 
 from collections.abc import Mapping
 
+from plures.codecs.cast import Cast
 from plures.codecs.clip import Clip
-from plures.codecs.qsparse import Feedback, Quantize, TopK, qsparse
+from plures.codecs.feedback import Feedback
+from plures.codecs.lowrank import LowRank
+from plures.codecs.qsparse import qsparse
+from plures.codecs.quantize import Quantize
+from plures.codecs.sign import Sign
+from plures.codecs.sparse import RandomK, TopK
 from plures.method import Codec
 
-CODECS: Mapping[str, type[Codec]] = {"clip": Clip, "quantize": Quantize, "topk": TopK}
+CODECS: Mapping[str, type[Codec]] = {
+    "cast": Cast,
+    "clip": Clip,
+    "feedback": Feedback,
+    "lowrank": LowRank,
+    "quantize": Quantize,
+    "randomk": RandomK,
+    "sign": Sign,
+    "topk": TopK,
+}
 """Stages that are added to a method by name: ``ditto+clip``."""
 
-__all__ = ["CODECS", "Clip", "Feedback", "Quantize", "TopK", "qsparse"]
+__all__ = ["CODECS", "Cast", "Clip", "Feedback", "LowRank", "Quantize", "RandomK", "Sign", "TopK", "qsparse"]

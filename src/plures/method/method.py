@@ -39,7 +39,7 @@ from plures.method.shares.mixing import View
 from plures.method.shares.share import Frozen, Known, Personal, Shared
 from plures.method.state import State
 from plures.method.tree import zeros_like
-from plures.method.wire import Wire, lay
+from plures.method.wire import Wire, lay, wired
 from plures.models import LeafInfo, Leaves, Marked, ModelFactory, Network, build
 from plures.models.network import seeded
 from plures.signature import checked
@@ -198,7 +198,7 @@ class Method:
             layout=layouts(self.layout, other.layout, self.rules.keys() & other.rules.keys()),
             schedule=schedules(self.schedule, other.schedule),
             slots={**self.slots, **other.slots},
-            wire=self.wire + other.wire,
+            wire=wired(self.wire, other.wire),
             combine=combines(self.rules, other.rules, self.everywhere, other.everywhere),
             predict=predictions(self.predictor, other.predictor),
             adds=entries("the part added as", self.adds, other.adds),

@@ -86,6 +86,15 @@ class Codec:
     bounds: ClassVar[bool] = False
     sums: ClassVar[bool] = False
 
+    @property
+    def lengthens(self) -> bool:
+        """Whether it sends more than there is, so that its error may be longer than the change itself."""
+        return False
+
+    def behind(self, before: Wire) -> Wire:
+        """The wire if this stage is joined to those before it."""
+        return (*before, self)
+
     def start(self, change: Leaves) -> Leaves:
         """One client's initial memory, which stays with the client and is kept between rounds.
 
@@ -169,6 +178,13 @@ class Codec:
 
 
 Wire = tuple[Codec, ...]
+
+
+def wired(first: Wire, second: Wire) -> Wire:
+    """The stages of one method, then those of another."""
+    for stage in second:
+        first = stage.behind(first)
+    return first
 
 
 @brief
