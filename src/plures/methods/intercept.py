@@ -30,15 +30,13 @@ def intercept(prior: float = 1.0) -> Method:
     def fit(x: State, outputs: Tensor, batch: Batch) -> Leaves:
         task, given, weight = batch.problem.task, outputs.to(torch.float64), batch.mask.to(torch.float64)
         targets = batch.targets.to(torch.float64) if batch.targets.is_floating_point() else batch.targets
-        total, shape = weight.sum(), task.shift
+        total, mean = weight.sum(), task.shifted(given, targets, weight)
 
         def cost(shift: Tensor) -> Tensor:
-            return (
-                total * batch.problem.loss(given + shift.view(shape), targets, weight)
-                + prior / 2 * shift.square().sum()
-            )
+            return total * mean(shift) + prior / 2 * shift.square().sum()
 
-        return {"shift": best_shift(cost, given.new_zeros(task.outputs), task.curved).view(shape).to(outputs)}
+        found = best_shift(cost, given.new_zeros(task.outputs), task.smooth)
+        return {"shift": found.view(task.shift).to(outputs)}
 
     def start(start: Start) -> Leaves:
         return {"shift": torch.zeros(start.setting.task.shift, dtype=start.network.dtype)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -18,6 +18,7 @@ from plures.metrics import CLASSIFICATION, SEVERAL_CLASSES, TWO_CLASSES, Catalog
 from plures.names import in_order
 from plures.tasks.losses import Weights, bounded, settle
 from plures.tasks.reading import refuse
+from plures.tasks.shift import shifted_softmax
 from plures.tasks.task import Array, Loss, Task, Where
 
 
@@ -130,6 +131,13 @@ class Classification(Task):
             return super().constant(targets, weight)
         counts = weight.to(torch.float64) @ self.certain(targets).to(torch.float64)
         return ((counts + 1) / (counts.sum() + self.outputs)).log()
+
+    def shifted(self, outputs: Tensor, targets: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        own = self._written_for("shifted", "losses", "terms", "mean_loss", "cross_entropy")
+        if not own or self.loss is not None or self.focal or self.smoothing:
+            return super().shifted(outputs, targets, weight)
+        counted = weight if self.class_weights is None else weight * outputs.new_tensor(self.class_weights)[targets]
+        return shifted_softmax(outputs, targets, counted / weight.sum())
 
     @property
     def curved(self) -> bool:

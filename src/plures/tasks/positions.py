@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -12,6 +13,7 @@ from plures.errors import PluresError
 from plures.metrics import SEGMENTATION, TOKENS, Metric
 from plures.tasks.losses import Weights, replaced, settle
 from plures.tasks.reading import distinct, refuse
+from plures.tasks.shift import shifted_softmax
 from plures.tasks.task import Array, Loss, Task, Where
 
 
@@ -96,6 +98,20 @@ class Positions(Task):
         counts = given.new_zeros(self.outputs).index_add_(0, targets.clamp(min=0).flatten(), given.flatten())
         logs = ((counts + 1) / (counts.sum() + self.outputs)).log()
         return self.returned(logs.expand(*self.size, self.outputs))
+
+    @property
+    def smooth(self) -> bool:
+        return self.loss is None and self._written_for("smooth", "losses", "terms", "mean_loss")
+
+    def shifted(self, outputs: Tensor, targets: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        if not self.smooth or not self._written_for("shifted", "losses", "terms", "mean_loss"):
+            return super().shifted(outputs, targets, weight)
+        counts = (targets >= 0).flatten(1)
+        each = counts * self.weight_of(targets, outputs).expand(targets.shape).flatten(1)
+        each = each * (weight / weight.sum() / counts.sum(1).clamp(min=1)).unsqueeze(-1)
+        return shifted_softmax(
+            self.arranged(outputs).flatten(0, -2), targets.clamp(min=0).flatten(), each.to(outputs).flatten()
+        )
 
     def weight_of(self, targets: Tensor, outputs: Tensor) -> Tensor:
         """How much every position counts in the loss."""

@@ -48,3 +48,26 @@ def best_shift(cost: Callable[[Tensor], Tensor], start: Tensor, curved: bool) ->
         costs = vmap(cost)(tried)
         at = tried[costs.nan_to_num(nan=torch.inf).argmin()]
     return at
+
+
+def shifted_softmax(outputs: Tensor, labels: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """What a shift adds to ``sum_i w_i (-log softmax(z_i)[y_i])``, as a function ``(labels,) -> ()`` of the shift.
+
+    The loss depends on the shift through the outputs' probabilities and the labels' frequencies alone, which are
+    computed once: ``sum_i w_i log(sum_k p_ik exp(b_k)) - sum_k f_k b_k``. So all second derivatives cost a few matrix
+    products, whatever the number of labels.
+
+    Args:
+        outputs: ``(n, labels)``.
+        labels: ``(n,)``, 0 to ``labels - 1``.
+        weight: ``(n,)`` how much each counts.
+    """
+    chances, total = outputs.softmax(-1), weight.sum()
+    frequencies = weight @ F.one_hot(labels, outputs.shape[-1]).to(weight)
+    least = torch.finfo(outputs.dtype).tiny
+
+    def cost(shift: Tensor) -> Tensor:
+        top = shift.detach().amax()
+        return weight @ (chances @ (shift - top).exp()).clamp(min=least).log() + total * top - frequencies @ shift
+
+    return cost

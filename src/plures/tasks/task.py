@@ -250,6 +250,21 @@ class Task:
         exact = targets.to(torch.float64) if targets.is_floating_point() else targets
         return best_shift(cost, torch.zeros(self.outputs, dtype=torch.float64, device=targets.device), self.curved)
 
+    def shifted(self, outputs: Tensor, targets: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """The mean loss as a function ``(outputs,) -> ()`` of what is added to the outputs; a constant may be left out.
+
+        Args:
+            outputs: ``(n, *shape)``.
+            targets: ``(n, *target)``.
+            weight: ``(n,)`` how much each example counts, 0 for padding.
+        """
+        return lambda shift: self.mean_loss(outputs + shift.view(self.shift), targets, weight)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether :meth:`shifted` is convex and twice differentiable everywhere, so that Newton's method suffices."""
+        return self.curved
+
     @property
     def squared(self) -> bool:
         """Whether the loss is the plain squared error, so that some methods have closed forms."""
