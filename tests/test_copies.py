@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import plures
-from plures import METHODS
+from plures import METHODS, privacy
 from plures.augment import Augment, Crop, Each, Key, Mask, Mixture
 from plures.cases import CASES, Course, Learned
 from plures.codecs import Feedback, TopK
@@ -34,6 +34,7 @@ from plures.federation.build import of_arrays
 from plures.method import Assign, Association, By, Calibration, EnergyAware, Known, Seen, Timed, View
 from plures.metrics import Metric, mean
 from plures.models import Marked
+from plures.privacy import Geometric, Response, Spent
 from plures.robust import FLTrust
 from plures.run import DropOut, Fixed, Full, Joint, Milestones, Poisson, RoundRecord
 from plures.serving import Exported, Memory, Need
@@ -162,6 +163,10 @@ def made(folder: Path) -> list[Any]:
         Course("c", "title", "heart", of_half, {"ditto": ({"lam": 0.5},)}, {}),
         Learned("title", (StreamScores(metric, ("one",), ("a",), np.ones((1, 1))),)),
         FLTrust("a"),
+        privacy.Plan(privacy.Private(noise=0.0), privacy.Draws("schedule", 2, 2.0, of_half)),
+        Spent(1.0, 1e-5, 1, "client", "add_or_remove", "pld", 1.0, 1.0, "all", "server"),
+        Geometric(0.5),
+        Response(1.0, 2),
         Threat(0.5, SignFlip(), Backdoor(Patch(((0,),), 1.0))),
         Milestones((1, 2)),
         RoundRecord(1, ("a",), 0.5, 1, 1, 0.1),

@@ -20,6 +20,7 @@ from plures.federation.datasets.catalogue import loader_kinds
 from plures.methods import METHODS, Entry
 from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
+from plures.privacy import Private
 from plures.robust import REDUCERS
 from plures.signature import Kinds, arguments, kinds, shown
 from plures.tables.source import from_table, is_table
@@ -70,7 +71,9 @@ STAGES = {name: Entry(name, name, "wire", f"plures.codecs.{codec.__name__}", cod
 """Stages of the wire as parts of methods: ``ditto+topk``."""
 ROBUST = {name: Entry(name, name, "robust", f"plures.robust.{made.__name__}", made) for name, made in REDUCERS.items()}
 """Robust combinations as parts of methods: ``ditto+krum``."""
-METHOD = Named("method", {**METHODS, **STAGES, **ROBUST}, "plures methods")
+DP = Entry("dp", "dp", "privacy", "McMahan, Ramage, Talwar, Zhang 2018, ICLR; plures.privacy.Private", Private)
+"""Differential privacy as a part of methods: ``ditto+dp(clip=0.5,noise=1)``."""
+METHOD = Named("method", {**METHODS, **STAGES, **ROBUST, DP.name: DP}, "plures methods")
 NETWORK = Named("network", NETWORKS)
 DATA = Named("data set", DATASETS, "plures datasets")
 TASK = Named("task", KINDS)

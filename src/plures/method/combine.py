@@ -259,7 +259,7 @@ class Mean:
             total = self._sum[k] if old.is_floating_point() else self._sum[k].round()
             if k in self._summed and self._denominator is not None:
                 part = (self._weight / self._denominator).view(-1, *(1,) * (old.dim() - 1))
-                total = old + part * (total - old)
+                total = torch.where(part == 1, total, old + part * (total - old))
             mask = received.view(-1, *(1,) * (old.dim() - 1))
             combined[k] = torch.where(mask, total.to(old.dtype), old)
         return combined

@@ -424,6 +424,11 @@ def over_sites(
     setting = population(data, reported)
     origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
     insist_on_single(origin.bound)
+    if origin.plan is not None:
+        raise PluresError(
+            "dp: every random number of a federation follows from the seed in its agreed file, so any member could "
+            "subtract the noise: differential privacy works in simulations; leave dp out"
+        )
     run_id = fingerprint(origin.bound, training, federation, seed, agreed)
     clients = Remote(sites, reported, run_id, rules or Rules())
     return Coordinator(origin, clients, data, setting, training, ONE_CLIENT)

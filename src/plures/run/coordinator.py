@@ -20,6 +20,7 @@ from plures.federation import Federation
 from plures.method import MEMBERSHIP, Block, BlockState, Bound, Cohort, Leaf, Look, Probe, Setting, Share, View
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.models import Leaves, Marked
+from plures.privacy import Spent
 from plures.run.cost import traffic
 from plures.run.engine import Stack
 from plures.run.execution import Execution
@@ -388,9 +389,14 @@ class Coordinator(Generic[C]):
         places = np.arange(count, dtype=np.uint64)
         return torch.from_numpy(unit(self.seed, self.round, name_key(f"server {name}"), places))
 
-    def key(self, name: str) -> int:
-        """A random key of this round."""
-        return int(fold(self.seed, self.round, name_key(f"server key {name}"))) >> 1
+    def key(self, name: str, round: int | None = None) -> int:
+        """A random key of this round, or of another one."""
+        number = self.round if round is None else round
+        return int(fold(self.seed, number, name_key(f"server key {name}"))) >> 1
+
+    def spent(self) -> Spent | None:
+        """What this run's rounds so far have spent of differential privacy; ``None`` if its method has none."""
+        return None if self.origin.plan is None else self.origin.plan.spent(self.round)
 
     def _note(self, server: Mapping[str, BlockState]) -> None:
         """Record which clients changed cluster."""

@@ -13,7 +13,8 @@ from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import Block, BlockState, Bound, Method, Setting
 from plures.models import Leaves, Marked, ModelFactory, Network, nested
-from plures.run.participation import Full, Joint, Participation, may_be_empty
+from plures.privacy import Plan, settled
+from plures.run.participation import Full, Joint, Participation, drawn, may_be_empty
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import check_loss, failure
 
@@ -35,6 +36,7 @@ class Origin:
         participation: who takes part in each round.
         seed: root of all randomness.
         other: initial leaves of the further models that some methods start, by number from 1.
+        plan: differential privacy of the run; ``None`` without.
     """
 
     bound: Bound
@@ -42,6 +44,7 @@ class Origin:
     participation: Participation
     seed: int
     other: Callable[[int], dict[str, Leaves]]
+    plan: Plan | None = None
 
     @classmethod
     def of(
@@ -84,9 +87,13 @@ class Origin:
         network = build(seed)
         check_outputs(network, federation)
         bound = method.bind(network, setting, lambda number: another(number).leaves())
-        bound, rule = bound.local() if local else bound, participation or Full()
+        rule = participation or Full()
         rule = rule.of(travels=bound.travels) if isinstance(rule, Joint) else rule
-        return cls(bound, setting, rule, seed, other)
+        method, plan = settled(method, lambda: drawn(rule, setting, seed), travels=bound.travels)
+        if plan is not None:
+            bound = method.bind(network, setting, lambda number: another(number).leaves())
+            plan.check(bound)
+        return cls(bound.local() if local else bound, setting, rule, seed, other, plan)
 
     def cohort(self, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from plures.errors import PluresError
 from plures.method import Setting
+from plures.privacy.draws import Draws
 from plures.run.randomness import fold, name_key, unit
 from plures.signature import checked
 
@@ -201,6 +202,39 @@ class Joint:
             travels: whether the method sends anything to the server.
         """
         return self.rule if travels else Full()
+
+
+def drawn(rule: Participation, setting: Setting, seed: int) -> Draws:
+    """How a rule draws cohorts, for privacy accounting.
+
+    Raises:
+        PluresError: if nothing is known of the rule, or data decide who is drawn.
+    """
+    clients = len(setting)
+
+    def cohorts(rounds: int) -> list[list[int]]:
+        return [rule.cohort(setting, seed, round) for round in range(rounds)]
+
+    if isinstance(rule, Joint):
+        return drawn(rule.rule, setting, seed)
+    if isinstance(rule, DropOut):
+        inner, come = drawn(rule.rule, setting, seed), 1 - rule.share
+        rate = inner.rate * come if inner.kind == "poisson" and inner.at_most is None else inner.rate
+        return replace(inner, expected=inner.expected * come, rate=rate, cohorts=cohorts)
+    if isinstance(rule, Full):
+        return Draws("schedule", clients, float(clients), cohorts)
+    if isinstance(rule, Poisson):
+        expected = rule.rate * clients
+        expected = expected if rule.at_most is None else min(expected, float(rule.at_most))
+        return Draws("poisson", clients, expected, cohorts, rule.rate, rule.at_most)
+    if isinstance(rule, Uniform):
+        size = len(rule.cohort(setting, seed, 0))
+        return Draws("sample", clients, float(size), cohorts, size=size)
+    if isinstance(rule, Fixed):
+        sizes = [len(set(cohort)) for cohort in rule.cohorts]
+        return Draws("schedule", clients, sum(sizes) / len(sizes), cohorts)
+    why = "draws by the clients' sizes" if isinstance(rule, BySize) else "does not say how it draws"
+    raise PluresError(f"dp: participation {type(rule).__name__} {why}, so nobody can account for it: take Poisson")
 
 
 def may_be_empty(rule: Participation) -> bool:

@@ -167,6 +167,8 @@ class Uploads:
         if self.changes:
             joint = torch.cat([change for _, change in self.changes])
             joint = joint[_back([some for some, _ in self.changes], joint.device)]
+        common = [block for block in self.blocks if block.block.share.common and len(block.touched)]
+        cohort = replace(cohort, sent={k: t for block in common for k, t in block.old.items()})
         server, remembered = {}, {}
         for block in self.blocks:
             if not len(block.touched):
@@ -245,7 +247,7 @@ class Gathered:
         """What the server keeps after the round, and what its step remembers."""
         clients, share = cohort.clients.tolist(), self.block.share
         key = cohort.key
-        cohort = replace(cohort, key=lambda name: key(f"{self.block.name}: {name}"))
+        cohort = replace(cohort, key=lambda name, *round: key(f"{self.block.name}: {name}", *round))
         weights: Tensor | Leaves = self._weights(clients)
         remembered = {k: t[self.touched.to(t.device)] for k, t in memory.items()}
         if self.mean is not None:

@@ -58,12 +58,14 @@ class Cohort:
         setting: the federation's facts.
         visited: ``(population,)`` who took part in an earlier round.
         draw: uniform numbers in [0, 1) of this round: ``draw(name, count)``.
-        key: a random key of this round, an integer from 0 to 2**63 - 1 by name: ``key(name)``. In a server's step, a
-            reducer, and the wire's server side, each block has different keys.
+        key: a random key of this round, an integer from 0 to 2**63 - 1 by name: ``key(name)``, or of another round:
+            ``key(name, round)``. In a server's step, a reducer, and the wire's server side, each block has different
+            keys.
         rows: ``(cohort,)`` the row that each upload goes to.
         weights: ``(cohort,)`` their weights.
         changes: ``(cohort, d)`` each upload minus what the client received, as one vector, without buffers such as
             running statistics; only for shares that must see individual uploads.
+        sent: what everybody received in this round of leaves that are common to all, by ``slot/path``, ``(1, ...)``.
         received: ``(models, d)`` what was sent out of each row in use, in increasing order of rows, as such vectors.
     """
 
@@ -72,11 +74,12 @@ class Cohort:
     setting: Setting
     visited: Tensor
     draw: Callable[[str, int], Tensor]
-    key: Callable[[str], int] = lambda name: 0
+    key: Callable[..., int] = lambda name, round=0: 0
     rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     weights: Tensor = field(default_factory=lambda: torch.zeros(0))
     changes: Tensor | None = None
     received: Tensor | None = None
+    sent: Leaves = field(default_factory=dict)
 
     @property
     def uploads(self) -> Tensor:

@@ -1,0 +1,233 @@
+"""A private run as one object: who is drawn, what is bounded, where noise comes in, neighbours and accountant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from plures.errors import PluresError
+from plures.method import Assign, Bound, Combine, Leaves, Method, Shared, Start, State, Visit
+from plures.privacy.accountant import calibrated, epsilon, gaussian
+from plures.privacy.adaptive import LEAF, SLOT, Geometric
+from plures.privacy.correlated import roots, sensitivity
+from plures.privacy.draws import Draws
+from plures.privacy.stage import Private
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has spent so far.
+
+    Attributes:
+        epsilon: of (epsilon, delta); infinite without noise, 0 if nothing has left the clients.
+        delta: of (epsilon, delta).
+        rounds: rounds that were run, whichever of them was chosen in the end.
+        unit: whose presence is hidden: ``client``, with all its examples.
+        neighbours: what may differ.
+        accountant: what computed it.
+        clip: bound on the norm of an upload; the first one, if it follows a quantile.
+        noise: standard deviation of the noise on the sum, in units of the bound.
+        draws: who is drawn, in words.
+        trust: who is trusted with single uploads: ``server`` or ``nobody``.
+    """
+
+    epsilon: float
+    delta: float
+    rounds: int
+    unit: str
+    neighbours: str
+    accountant: str
+    clip: float
+    noise: float
+    draws: str
+    trust: str
+
+    def __str__(self) -> str:
+        return (
+            f"({self.epsilon:.3g}, {self.delta:g})-differential privacy of a {self.unit} after {self.rounds} rounds: "
+            f"clip {self.clip:g}, noise {self.noise:g}, {self.draws}, neighbours {self.neighbours}, {self.accountant}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The privacy of a run. It is made by the run, from the method's stage and from who is drawn.
+
+    Attributes:
+        stage: clipping and noise, as they were asked for.
+        draws: who is drawn.
+    """
+
+    stage: Private
+    draws: Draws
+
+    def __post_init__(self) -> None:
+        stage, draws = self.stage, self.draws
+        if stage.trust == "nobody" or stage.correlated:
+            if stage.correlated and draws.kind == "poisson":
+                raise PluresError(
+                    "dp: correlated noise needs cohorts whose clients take part a known number of times: take "
+                    "participation 'full', 'uniform' or Fixed cohorts, or leave out correlated"
+                )
+            return
+        if draws.kind == "sample" and (stage.neighbours, stage.accountant) != ("replace_one", "rdp"):
+            raise PluresError(
+                f"dp: cohorts of a fixed size, {draws}, are not what accounting with neighbours="
+                f"{stage.neighbours!r}, accountant={stage.accountant!r} stands for, which needs a coin for each: "
+                "take participation='poisson'; or say neighbours='replace_one', accountant='rdp', which costs several "
+                "times the epsilon"
+            )
+        if stage.noise:
+            self.epsilon(1)
+
+    def epsilon(self, rounds: int, noise: float | None = None) -> float:
+        """Epsilon of so many rounds.
+
+        Args:
+            rounds: that were run.
+            noise: instead of the stage's.
+        """
+        stage, draws = self.stage, self.draws
+        noise = stage.noise if noise is None else noise
+        if not rounds:
+            return 0.0
+        if noise == 0:
+            return math.inf
+        if stage.trust == "nobody" or stage.correlated or draws.kind == "schedule":
+            first = roots(rounds) if stage.correlated else None
+            most = sensitivity(draws.patterns(rounds), rounds, first)
+            if not most:
+                return 0.0
+            twice = 2 if stage.trust == "nobody" or stage.neighbours == "replace_one" else 1
+            return gaussian(noise / (twice * most), stage.delta, stage.accountant)
+        sized = draws.kind == "sample" or draws.at_most is not None
+        fixed = (draws.clients, draws.size) if sized else None
+        return epsilon(
+            noise,
+            rounds,
+            stage.delta,
+            rate=draws.rate,
+            at_most=draws.at_most,
+            fixed=fixed,
+            neighbours=stage.neighbours,
+            accountant=stage.accountant,
+        )
+
+    def noise_for(self, wanted: float, rounds: int) -> float:
+        """The noise with which so many rounds spend a given epsilon."""
+        return calibrated(wanted, lambda noise: self.epsilon(rounds, noise))
+
+    def spent(self, rounds: int) -> Spent:
+        """What so many rounds have spent."""
+        stage = self.stage
+        return Spent(
+            self.epsilon(rounds),
+            stage.delta,
+            rounds,
+            "client",
+            stage.neighbours if stage.trust == "server" else "any two uploads",
+            stage.accountant,
+            stage.clip,
+            stage.noise,
+            str(self.draws),
+            stage.trust,
+        )
+
+    def check(self, bound: Bound) -> None:
+        """Refuse a method whose release is not the noisy sum that is accounted for.
+
+        Raises:
+            PluresError: the message names the block and what does not fit.
+        """
+        for block in bound.blocks:
+            if not bound.travelling(block):
+                continue
+            rule = bound.combine(block)
+            reasons = {
+                "its reducer has no known sensitivity": rule.reduce is not None,
+                "its clients compute their weights, which have no bound": callable(rule.weights),
+                "its clients count by their examples, which have no bound": rule.weights == "examples",
+                "its sum is divided by who came, which has no bound": rule.denominator is None,
+                "its clients do not all receive the same, so who gets what tells of their data": not block.share.common,
+            }
+            for reason, true in reasons.items():
+                if true:
+                    raise PluresError(f"dp: block {block.name!r}: {reason}; take another method, or leave out dp")
+
+
+def settled(method: Method, draws: Callable[[], Draws], *, travels: bool = True) -> tuple[Method, Plan | None]:
+    """A method whose stage of privacy knows who is drawn: clients count alike, and sums have a fixed denominator.
+
+    Args:
+        method: the method.
+        draws: how cohorts are drawn; asked only if the method has such a stage.
+        travels: whether the method sends anything; otherwise there is nothing to protect.
+
+    Returns:
+        The method, and its plan; ``None`` without such a stage.
+
+    Raises:
+        PluresError: if stage, method and cohorts do not fit.
+    """
+    stages = [stage for stage in method.wire if isinstance(stage, Private)]
+    inner = [one for stage in method.wire for one in getattr(stage, "stages", ()) if isinstance(one, Private)]
+    if inner:
+        raise PluresError(
+            "dp: error feedback would add to a later upload what was clipped from this one: put dp after it"
+        )
+    if not stages or not travels:
+        return method, None
+    if len(stages) > 1:
+        raise PluresError("dp: a method has one stage of privacy; leave one of them out")
+    who = draws()
+    plan = Plan(stages[0], who)
+    for slot, rule in method.rules.items():
+        if rule.denominator not in (None, who.expected):
+            raise PluresError(
+                f"dp: combine of {slot!r} divides by {rule.denominator:g}, and the plan by the expected cohort, "
+                f"{who.expected:g}: leave the denominator out"
+            )
+    rules = {slot: _counting_alike(rule, who.expected) for slot, rule in method.rules.items()}
+    stage = stages[0].settled(who.expected)
+    wire = tuple(stage if isinstance(one, Private) else one for one in method.wire)
+    if stage.clip == math.inf:
+        wire = tuple(one for one in wire if not isinstance(one, Private))
+    method = replace(method, wire=wire, combine=rules)
+    return (_following(method, stage, who.expected) if stage.quantile is not None else method), plan
+
+
+def _counting_alike(rule: Combine, expected: float) -> Combine:
+    """A rule by which clients count alike, if it is one that may be changed; the plan refuses the others."""
+    if callable(rule.weights) or rule.reduce is not None:
+        return rule
+    return replace(rule, weights="uniform", denominator=expected)
+
+
+def _following(method: Method, stage: Private, expected: float) -> Method:
+    """The method with a bound that everybody receives, votes on, and that the server moves."""
+    if SLOT in method.slots or SLOT in method.layout:
+        raise PluresError(f"dp: the slot {SLOT!r} holds the bound: give the method's own another name")
+    assert stage.quantile is not None
+    first = stage.clip
+
+    def start(start: Start) -> Leaves:
+        like = next(t for t in start.model.values() if t.is_floating_point())
+        return {LEAF: torch.tensor(first, dtype=like.dtype, device=like.device)}
+
+    rule = Combine("uniform", Geometric(stage.quantile, stage.quantile_lr), denominator=expected)
+    assert not isinstance(method.combine, Combine)
+    return replace(
+        method,
+        layout={**method.layout, SLOT: Shared()},
+        slots={**method.slots, SLOT: start},
+        schedule=(*method.schedule, Assign((SLOT,), _as_received)),
+        combine={**method.combine, SLOT: rule},
+    )
+
+
+def _as_received(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
+    """The bound as it is: what is sent of it is the client's vote."""
+    return {SLOT: dict(getattr(x, SLOT))}
