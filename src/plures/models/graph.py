@@ -12,35 +12,12 @@ from math import isqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from plures.errors import PluresError
 from plures.models.adapters import Bottleneck
+from plures.models.bag import Bag
 from plures.models.network import with_roles
-from plures.models.parts import Features, check, integers
-
-
-class Bag(nn.Module):
-    """A linear layer on binary features, ``(..., F)`` numbers of the active ones -> ``(..., units)``.
-
-    Weights are initialised as in Kipf, Welling 2017 (Glorot, Bengio 2010), the bias to zero.
-    """
-
-    def __init__(self, vocabulary: int, units: int, bias: bool = True) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocabulary, units))
-        self.bias = nn.Parameter(torch.empty(units)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        rows = functional.embedding((integers(numbers) - 1).clamp(min=0), self.weight)
-        total = (rows * (numbers > 0).unsqueeze(-1)).sum(-2)
-        return total if self.bias is None else total + self.bias
+from plures.models.parts import Features, check
 
 
 class GcnLayer(nn.Module):
@@ -58,11 +35,11 @@ class GcnLayer(nn.Module):
         super().__init__()
         self.linear, self.activation, self.adapter = linear, activation, adapter
 
-    def forward(self, node: Tensor, near: Tensor, present: Tensor) -> Tensor:
-        """New vectors ``(..., units)`` of nodes ``(..., d)`` with neighbours ``(..., K, d)``, present or not."""
-        own = self.linear(node)
-        total, count = _sum(self.linear(near), present)
-        h = self.activation((own + total) / (1 + count))
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        """New vectors of nodes; see :func:`_near`."""
+        rows = self.linear(x)
+        own, near = rows[:, : present.shape[1]], _near(rows[:, 1:], present)
+        h = self.activation((own + near) / (1 + _count(present)))
         return h if self.adapter is None else h + self.adapter(own)  # type: ignore[no-any-return]
 
 
@@ -82,11 +59,10 @@ class SageLayer(nn.Module):
         super().__init__()
         self.own, self.near, self.adapter = own, near, adapter
 
-    def forward(self, node: Tensor, near: Tensor, present: Tensor) -> Tensor:
-        """New vectors ``(..., units)`` of nodes ``(..., d)`` with neighbours ``(..., K, d)``, present or not."""
-        own = self.own(node)
-        total, count = _sum(self.near(near), present)
-        h = torch.relu(own + total / count.clamp(min=1))
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        """New vectors of nodes; see :func:`_near`."""
+        own, near = self.own(x[:, : present.shape[1]]), _near(self.near(x[:, 1:]), present)
+        h = torch.relu(own + near / _count(present).clamp(min=1))
         return h if self.adapter is None else h + self.adapter(own)
 
 
@@ -99,10 +75,8 @@ class TwoHops(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = 1 + self.neighbours
-        present = (x >= 0).any(-1)
-        below = (x.shape[0], inner, self.neighbours)
-        h = self.first(x[:, :inner], x[:, 1:].reshape(*below, -1), present[:, 1:].reshape(below))
-        return self.second(h[:, 0], h[:, 1:], present[:, 1:inner])  # type: ignore[no-any-return]
+        present = (x >= 0).any(-1)[:, 1:].reshape(len(x), inner, self.neighbours)
+        return self.second(self.first(x, present), present[:, :1])[:, 0]  # type: ignore[no-any-return]
 
 
 def gcn(features: Features, outputs: int, vocabulary: int = 4096, hidden: int = 64, adapter: int = 0) -> nn.Module:
@@ -140,9 +114,20 @@ def sage(features: Features, outputs: int, vocabulary: int = 4096, hidden: int =
     return _network(TwoHops(neighbours, first, second), hidden, outputs, adapter)
 
 
-def _sum(near: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over the neighbours that are present, and their number."""
-    return (near * present.unsqueeze(-1)).sum(-2), present.sum(-1, keepdim=True)
+def _near(rows: Tensor, present: Tensor) -> Tensor:
+    """Sums ``(batch, n, units)`` over the neighbours of n nodes that are present.
+
+    A layer reads ``1 + n * K`` rows: first the n nodes, and from the second row on K neighbours of each of them.
+
+    Args:
+        rows: ``(batch, n * K, units)``.
+        present: ``(batch, n, K)``.
+    """
+    return (rows.reshape(*present.shape, -1) * present.unsqueeze(-1)).sum(-2)
+
+
+def _count(present: Tensor) -> Tensor:
+    return present.sum(-1, keepdim=True)
 
 
 def _adapter(hidden: int, width: int) -> nn.Module | None:
