@@ -1,4 +1,4 @@
-"""Stages of the wire, one file for each idea: clipping, sparse, quantized and thin changes, and error feedback."""
+"""Stages of the wire, one file for each idea: clipping, lossy changes, error feedback, secure sums."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,7 @@ from plures.codecs.feedback import Feedback
 from plures.codecs.lowrank import LowRank
 from plures.codecs.qsparse import qsparse
 from plures.codecs.quantize import Quantize
+from plures.codecs.secure import SecureSum
 from plures.codecs.sign import Sign
 from plures.codecs.sparse import RandomK, TopK
 from plures.method import Codec
@@ -19,9 +20,22 @@ CODECS: Mapping[str, type[Codec]] = {
     "lowrank": LowRank,
     "quantize": Quantize,
     "randomk": RandomK,
+    "secure_sum": SecureSum,
     "sign": Sign,
     "topk": TopK,
 }
 """Stages that are added to a method by name: ``ditto+clip``."""
 
-__all__ = ["CODECS", "Cast", "Clip", "Feedback", "LowRank", "Quantize", "RandomK", "Sign", "TopK", "qsparse"]
+__all__ = [
+    "CODECS",
+    "Cast",
+    "Clip",
+    "Feedback",
+    "LowRank",
+    "Quantize",
+    "RandomK",
+    "SecureSum",
+    "Sign",
+    "TopK",
+    "qsparse",
+]

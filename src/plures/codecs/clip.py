@@ -7,7 +7,6 @@ from math import inf
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from plures.errors import PluresError
 from plures.method import Channel, Codec, Leaves, Sending, joined
@@ -44,7 +43,7 @@ class Clip(Codec):
     def decode(self, payload: Leaves, like: Leaves) -> Leaves:
         return self.clipped(payload)
 
-    def total(self, payload: Leaves, like: Leaves, asked: Tensor, came: Tensor) -> Leaves:
+    def total(self, payload: Leaves, like: Leaves, mass: float) -> Leaves:
         """The sum as it is: the bound is the clients' alone, for the server sees no single upload."""
         return payload
 

@@ -27,17 +27,12 @@ class Summed:
     """What clients know of the sum that their payloads become part of.
 
     Attributes:
-        clients: ``(clients,)`` int64 positions of those that send.
-        cohort: ``(cohort,)`` int64 positions of all that are asked in this round, in increasing order.
-        pairs: ``(clients, cohort)`` int64: a random key that each has in common with each of the cohort and with nobody
-            else, another one in every round.
         weights: ``(clients,)`` double: what each upload counts in the sum: its training examples, or 1.
+        mass: the joint weight of all clients that are asked in this round.
     """
 
-    clients: Tensor
-    cohort: Tensor
-    pairs: Tensor
     weights: Tensor
+    mass: float
 
 
 @brief
@@ -79,12 +74,14 @@ class Codec:
         bounds: whether the stage bounds the norm of an upload. Then no later stage may have a memory, because it would
             be added to what was bounded.
         sums: whether the server reads only the sum of the payloads, as in secure aggregation. Such a stage comes last,
-            and every stage before it must have :meth:`total`. Payloads are added in their own type, and integers wrap
-            around: int32 is arithmetic modulo ``2**32``.
+            and every stage before it must have :meth:`total`. It sends int32 alone; clients add their masks to it, and
+            sums wrap around, modulo ``2 ** 32``.
+        share: of a stage that sums: more than this share of the clients that are asked must stay to the end.
     """
 
     bounds: ClassVar[bool] = False
     sums: ClassVar[bool] = False
+    share: float = 0.5
 
     @property
     def lengthens(self) -> bool:
@@ -135,19 +132,15 @@ class Codec:
         """
         return payload
 
-    def total(self, payload: Leaves, like: Leaves, asked: Tensor, came: Tensor) -> Leaves:
+    def total(self, payload: Leaves, like: Leaves, mass: float) -> Leaves:
         """What the server makes of a sum of payloads: the sum of each client's change times its weight.
 
         It replaces :meth:`decode` where the last stage :attr:`sums`. "Change" is what the stage got.
 
         Args:
-            payload: the sum, ``(1, ...)``.
+            payload: the sum without masks, ``(1, ...)``.
             like: zeros of the shapes and types that the stage got of one client, ``(1, ...)``.
-            asked: ``(cohort,)`` positions of the clients that were asked, in increasing order.
-            came: ``(n,)`` positions of those whose payloads are in the sum, in increasing order.
-
-        Raises:
-            PluresError: if nothing can be made of it, for example because the masks of missing clients remain.
+            mass: the joint weight of all clients that were asked, as in :attr:`Summed.mass`.
         """
         raise NotImplementedError
 
@@ -213,10 +206,10 @@ class Line:
         """Whether the server reads only the sum of the payloads."""
         return bool(self.stages) and self.stages[-1].sums
 
-    def total(self, payload: Leaves, asked: Tensor, came: Tensor) -> Leaves:
+    def total(self, payload: Leaves, mass: float) -> Leaves:
         """The weighted sum of changes that a sum of payloads ``(1, ...)`` stands for; see :meth:`Codec.total`."""
         for stage, form in zip(reversed(self.stages), reversed(self.forms[:-1]), strict=True):
-            payload = stage.total(payload, form, asked, came)
+            payload = stage.total(payload, form, mass)
             _expect(stage, "makes of a sum", payload, form)
         return payload
 
@@ -284,17 +277,19 @@ def lay(stages: Wire, change: Leaves) -> Line:
                 f"wire stage {name}: its payloads cannot be added up, which {last} does: leave one of them out"
             )
         keys = torch.zeros(1, dtype=torch.int64, device=next(iter(change.values())).device)
-        alone = Summed(keys, keys, keys[None], keys.double() + 1)
+        alone = Summed(keys.double() + 1, 1.0)
         made = stage.encode(change, own, Sending(keys, {}, alone))
         if not (isinstance(made, tuple) and len(made) == 2 and all(map(_leaves, made))):
             raise PluresError(f"wire stage {name}: let encode return a payload and a memory, two mappings of tensors")
         payload, kept = made
+        if stage.sums and any(t.dtype != torch.int32 for t in payload.values()):
+            raise PluresError(f"wire stage {name}: masks are added to int32; send nothing else")
         if not sum(t.nbytes for t in payload.values()):
             raise PluresError(f"wire stage {name} sends nothing of {sum(t.nbytes for t in change.values())} bytes")
         _expect(stage, "sends", payload, payload, rows=1)
         _expect(stage, "remembers", kept, own)
         if stages[-1].sums:
-            _expect(stage, "makes of a sum", stage.total(payload, change, keys, keys), change)
+            _expect(stage, "makes of a sum", stage.total(payload, change, 1.0), change)
         else:
             _expect(stage, "decodes", stage.decode(payload, change), change)
         memory |= {f"{number}:{k}": t for k, t in own.items()}

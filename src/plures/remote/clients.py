@@ -116,11 +116,11 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
 
 
 def insist_on_single(bound: Bound) -> None:
-    """Refuse stages that add uploads up: sites have no keys in common, and each upload is checked by itself."""
+    """Refuse stages that add uploads up: sites do not exchange keys, and each upload is checked by itself."""
     if bound.line.summed:
         raise PluresError(
-            f"wire stage {type(bound.line.stages[-1]).__name__} adds uploads up under keys that clients have in common"
-            ", and sites have none: run it in one process, or leave it out"
+            f"wire stage {type(bound.line.stages[-1]).__name__} adds uploads up under masks, and sites do not exchange "
+            "the keys of these: run it in one process, or leave it out"
         )
 
 
@@ -342,6 +342,9 @@ class Remote:
                 chosen[block.name] = block.share.chose(chosen[block.name], torch.tensor(who), rows)
         answers = [answer(run, client, *said) for client, said in valid.items()]
         return Work(who, answers, chosen, left, Moved(moved, max(lengths)))
+
+    def unmask(self, run: Coordinator[Any], came: list[int], like: Leaves) -> Leaves:
+        raise PluresError("sites do not exchange the keys of a secure sum")
 
     def gradients(self, run: Coordinator[Any], clients: list[int]) -> tuple[Tensor, int]:
         replies, left = self.exchange(run, clients, "gradients", run.server)

@@ -28,7 +28,7 @@ from plures.run.origin import Origin
 from plures.run.randomness import fold, name_key, unit
 from plures.run.store import ClientStore
 from plures.run.training import Training
-from plures.run.uploads import Answer, Uploads, followed
+from plures.run.uploads import Answer, Uploads, followed, mass
 
 Values = Mapping[Leaf, Tensor]
 """Leaves of some clients, ``(clients, ...)`` each."""
@@ -144,6 +144,18 @@ class Clients(Protocol):
             run: the coordinator, before the round.
             clients: the cohort, in increasing order.
             server: the state that the server sends from.
+        """
+
+    def unmask(self, run: Coordinator[Any], came: list[int], like: Leaves) -> Leaves:
+        """The masks in a secure sum of the uploads that came, from what those clients reveal.
+
+        Args:
+            run: the coordinator.
+            came: the clients whose uploads are in the sum, in increasing order.
+            like: zeros of the sum, int32 ``(1, ...)``.
+
+        Raises:
+            PluresError: if too few came.
         """
 
     def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
@@ -371,14 +383,24 @@ class Coordinator(Generic[C]):
             objectives.append(answer.sent[OBJECTIVE][""])
             kept.append((answer.clients, stays))
             uploads.add(answer)
-        asked = self.cohort(self.round) if self.bound.line.summed else clients
-        combined, remembered = uploads.combined(cohort, memory, asked)
+        combined, remembered = uploads.combined(cohort, memory, self._unmasked(clients, uploads.total))
         loss, objective = (float(torch.cat(each).mean()) if each else math.nan for each in (losses, objectives))
         return Made(server | combined, memory | remembered, kept, loss, objective, uploads.nbytes)
+
+    def _unmasked(self, came: list[int], total: Leaves) -> tuple[Leaves, float] | None:
+        """The masks in a secure sum, and the joint weight of all clients that were asked; ``None`` without a sum."""
+        if not self.bound.line.summed:
+            return None
+        masks = self.clients.unmask(self, came, {k: torch.zeros_like(t) for k, t in total.items()})
+        return masks, float(mass(self.bound, self.examples(self.asked(self.round))).sum())
 
     def cohort(self, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""
         return self.origin.cohort(round)
+
+    def asked(self, round: int) -> list[int]:
+        """Those of a round before simulated drop-outs, in increasing order."""
+        return self.origin.asked(round)
 
     def examples(self, clients: list[int]) -> Tensor:
         """Training examples of some clients, ``(clients,)`` in double precision."""

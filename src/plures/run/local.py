@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Batch, BlockState, Bound, Leaf, Sending, Share, State, Summed, flatten, gradient
+from plures.method import (
+    Batch,
+    BlockState,
+    Bound,
+    Leaf,
+    Sending,
+    Share,
+    State,
+    Summed,
+    flatten,
+    gradient,
+    joined,
+    parted,
+)
 from plures.method.channel import BUFFERS, GRADIENTS, LOSS, OBJECTIVE, UPDATE, VIEWS, WEIGHTS
 from plures.method.method import WIRE
 from plures.models import Leaves
@@ -19,7 +32,10 @@ from plures.run.cost import stored_leaves
 from plures.run.engine import Engine, Stack
 from plures.run.randomness import fold, name_key
 from plures.run.states import states, working
-from plures.run.uploads import Answer, weighing
+from plures.run.uploads import Answer, mass, weighing
+
+if TYPE_CHECKING:
+    from plures.secure import Members  # it needs a library that only secure sums need
 
 
 class Local:
@@ -33,6 +49,7 @@ class Local:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.federation, self.execution = engine, engine.federation, engine.execution
+        self._members: Members | None = None
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
         return stored_leaves(bound)
@@ -51,6 +68,7 @@ class Local:
     # --- the local work of a round ------------------------------------------------------------------------------
 
     def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
+        self._members = None
         return Work(clients, (self.visit(run, chunk, server) for chunk in self.chunks(clients)), server)
 
     def visit(self, run: Coordinator[Any], chunk: list[int], server: Mapping[str, BlockState]) -> tuple[Answer, Values]:
@@ -80,20 +98,38 @@ class Local:
             change = {k: t - old[k] for k, t in new.items()}
             new, remembered = bound.line.encode(change, x.get(WIRE, {}), sending)
             x[WIRE] = remembered
+            if bound.line.summed:
+                new = self._masked(run, clients, new)
             sent = beside(bound, sent, sending)
         return Answer(clients, {UPDATE: new, **sent})
 
+    # --- secure sums --------------------------------------------------------------------------------------------
+
     def _summed(self, run: Coordinator[Any], clients: list[int]) -> Summed:
         """What some clients know about the sum that their uploads are part of."""
-        cohort, names, device = run.cohort(run.round), self.federation.names.keys, run.device
-        one, two = names[clients][:, None], names[cohort][None]
-        pairs = fold(self.engine.seed, np.minimum(one, two), np.maximum(one, two), run.round, name_key("pairs"))
-        counted = [block for block in run.bound.blocks if run.bound.travelling(block)]
-        uniform = run.bound.combine(counted[0]).weights == "uniform"
-        weights = torch.ones(len(clients), dtype=torch.float64) if uniform else run.examples(clients)
-        own, everyone = torch.tensor(clients, device=device), torch.tensor(cohort, device=device)
-        keys = torch.from_numpy((pairs >> np.uint64(1)).astype(np.int64)).to(device)
-        return Summed(own, everyone, keys, weights.to(device))
+        everybody = mass(run.bound, run.examples(run.asked(run.round))).sum()
+        return Summed(mass(run.bound, run.examples(clients)), float(everybody))
+
+    def _masked(self, run: Coordinator[Any], clients: list[int], payload: Leaves) -> Leaves:
+        """Payloads of int32 with the clients' masks."""
+        members, names = self._members_of(run), run.setting.clients
+        words = joined(payload).cpu().numpy().view(np.uint32)
+        masked = np.stack([members.masked(names[i], row) for i, row in zip(clients, words, strict=True)])
+        return parted(torch.from_numpy(masked.view(np.int32)).to(run.device), payload)
+
+    def unmask(self, run: Coordinator[Any], came: list[int], like: Leaves) -> Leaves:
+        words = self._members_of(run).remaining([run.setting.clients[i] for i in came], joined(like).shape[1])
+        return parted(torch.from_numpy(words.view(np.int32)).unsqueeze(0).to(run.device), like)
+
+    def _members_of(self, run: Coordinator[Any]) -> Members:
+        """The members of this round's secure sum, with keys that follow from the run's seed."""
+        if self._members is None:
+            from plures.secure import Members, enough
+
+            names = [run.setting.clients[i] for i in run.asked(run.round)]
+            least = enough(len(names), run.bound.line.stages[-1].share)
+            self._members = Members(names, least, f"{self.engine.seed}/{run.round}")
+        return self._members
 
     def _keys(self, clients: list[int], round: int, purpose: str) -> Tensor:
         keys = fold(self.engine.seed, self.federation.names.keys[clients], round, name_key(purpose)) >> np.uint64(1)

@@ -14,7 +14,7 @@ from plures.federation import Federation
 from plures.method import Block, BlockState, Bound, Method, Setting
 from plures.models import Leaves, Marked, ModelFactory, Network, nested
 from plures.privacy import Plan, settled
-from plures.run.participation import Full, Joint, Participation, drawn, may_be_empty
+from plures.run.participation import Full, Joint, Participation, asked, drawn, may_be_empty
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import check_loss, failure
 
@@ -106,6 +106,10 @@ class Origin:
             if not isinstance(client, int | Integral) or not 0 <= client <= last:
                 raise PluresError(f"{what}: {client!r} is not a client; give positions from 0 to {last}")
         return sorted({int(client) for client in chosen})
+
+    def asked(self, round: int) -> list[int]:
+        """The cohort of a round and those that simulated drop-outs keep away, in increasing order."""
+        return asked(self.participation, self.setting, self.seed, round)
 
     @property
     def size(self) -> int:

@@ -237,6 +237,13 @@ def drawn(rule: Participation, setting: Setting, seed: int) -> Draws:
     raise PluresError(f"dp: participation {type(rule).__name__} {why}, so nobody can account for it: take Poisson")
 
 
+def asked(rule: Participation, setting: Setting, seed: int, round: int) -> list[int]:
+    """The cohort of a round, and those of it that only :class:`DropOut` keeps away."""
+    if isinstance(rule, DropOut | Joint):
+        return asked(rule.rule, setting, seed, round)
+    return sorted(rule.cohort(setting, seed, round))
+
+
 def may_be_empty(rule: Participation) -> bool:
     """Whether nobody at all may take part in a round."""
     return may_be_empty(rule.rule) if isinstance(rule, DropOut | Joint) else isinstance(rule, Poisson)

@@ -101,6 +101,17 @@ def decoded(bound: Bound, sent: Mapping[str, Leaves], received: Leaves) -> Leave
     return {**update, **sent.get(BUFFERS, {})}
 
 
+def mass(bound: Bound, examples: Tensor) -> Tensor:
+    """What each upload counts in a secure sum: its training examples, or 1. All blocks count alike there.
+
+    Args:
+        bound: the method.
+        examples: ``(clients,)`` in double precision.
+    """
+    counted = next(block for block in bound.blocks if bound.travelling(block))
+    return torch.ones_like(examples) if bound.combine(counted).weights == "uniform" else examples
+
+
 class Uploads:
     """The uploads of one round: decoded, counted, and combined block by block.
 
@@ -150,17 +161,20 @@ class Uploads:
             block.add(answer.clients, {k: t for k, t in buffers.items() if k in block.old}, None)
 
     def combined(
-        self, cohort: Cohort, memory: Mapping[str, Leaves], asked: list[int]
+        self, cohort: Cohort, memory: Mapping[str, Leaves], unmask: tuple[Leaves, float] | None = None
     ) -> tuple[dict[str, BlockState], dict[str, Leaves]]:
         """For every block, what the server keeps after the round, and what its step remembers.
 
         Args:
             cohort: the clients whose uploads were added.
             memory: what the steps remember.
-            asked: the clients that were asked.
+            unmask: of a secure sum: the masks that are in it, by name ``(1, ...)``, and the joint weight of all clients
+                that were asked.
         """
         if self.bound.line.summed:
-            changes = self.bound.line.total(self.total, torch.tensor(asked), cohort.clients)
+            assert unmask is not None, "a secure sum has masks"
+            masks, mass = unmask
+            changes = self.bound.line.total({k: t - masks[k] for k, t in self.total.items()}, mass)
             for block in self.blocks:
                 block.add_sum(changes)
         joint = torch.zeros(0)
