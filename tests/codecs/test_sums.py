@@ -13,8 +13,6 @@ from plures.method import SGD, Combine, Method, Reducer, Sending, Summed, lay
 from plures.methods import METHODS, fedavg, ifca, qffl, scaffold
 from plures.remote.clients import insist_on_single
 from plures.run import DropOut, Execution, Fixed, Full, Run, Training, Uniform
-from plures.run.coordinator import Work
-from plures.run.local import Local
 from problems import EXACT, quadratic, run, scalar, weight
 
 STEP = 8 / 2**30
@@ -109,21 +107,27 @@ def test_masks_that_missing_clients_left_are_taken_out_of_the_sum_of_the_others(
     assert weight(secure) == pytest.approx(weight(plain), abs=3 * 3 * 2 * STEP)
 
 
-class Flaky(Local):
-    """The first two clients never answer."""
-
-    def work(self, run, clients, server):
-        there = [client for client in clients if client > 1]
-        return Work(there, super().work(run, there, server).answers, server, {run.setting.clients[0]: "is away"})
+class Alone(DropOut):
+    def cohort(self, setting, seed, round):
+        return [0] if round == 1 else [0, 1, 2]
 
 
-def test_too_few_survivors_are_no_sum_and_the_round_does_not_count():
-    done = run(replace(fedavg(), wire=(SecureSum(),)), 0)
-    done.clients = Flaky(done.engine)
-    done.training = replace(done.training, rounds=1)
-    with pytest.raises(PluresError, match="uploads of 1 clients came, and 2 must: nothing is revealed"):
-        done.step()
-    assert (done.round, weight(done)) == (0, 0.0)
+def test_too_few_survivors_are_no_sum_and_change_nothing():
+    training, method = Training(3, None, steps=2, optimizer=SGD(0.1)), replace(scaffold(), wire=(SecureSum(16.0),))
+    done = Run(quadratic(), scalar(), method, training, participation=Alone(Full(), 0.5), execution=EXACT)
+    done.step()
+    before = weight(done)
+    record = done.step()
+    assert record.cohort == ()
+    assert record.left_out == {NAMES[0]: "1 clients stayed to the end, and 2 must for a secure sum"}
+    assert (weight(done), done.round, done.last.tolist()) == (before, 2, [1, 1, 1])
+    assert len(done.step().cohort) == 3
+    assert weight(done) != before
+
+
+def test_the_sum_of_a_single_client_is_refused_before_the_first_round():
+    with pytest.raises(PluresError, match="a secure sum of one client hides nothing: let two or more take part"):
+        Run(quadratic(), scalar(), replace(fedavg(), wire=(SecureSum(),)), participation=Uniform(0.3), execution=EXACT)
 
 
 class First(Reducer):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from plures.errors import PluresError
-from plures.secure import Member, Members, enough, recover, remaining, split
+from plures.method.wire import enough
+from plures.secure import Member, Members, recover, remaining, split
 from plures.secure.member import pair, stream
 from plures.secure.simulated import entropy
 

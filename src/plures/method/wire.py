@@ -173,6 +173,16 @@ class Codec:
 Wire = tuple[Codec, ...]
 
 
+def enough(clients: int, share: float) -> int:
+    """How many of the clients that are asked must come for a secure sum: more than a share of them, at least two.
+
+    Examples:
+        >>> [enough(n, 1 / 2) for n in (3, 5, 10, 100)], [enough(n, 2 / 3) for n in (3, 5, 10, 100)]
+        ([2, 3, 6, 51], [3, 4, 7, 67])
+    """
+    return max(2, int(share * clients + 1e-9) + 1)
+
+
 def wired(first: Wire, second: Wire) -> Wire:
     """The stages of one method, then those of another."""
     for stage in second:
@@ -205,6 +215,10 @@ class Line:
     def summed(self) -> bool:
         """Whether the server reads only the sum of the payloads."""
         return bool(self.stages) and self.stages[-1].sums
+
+    def enough(self, asked: int) -> int:
+        """How many of the clients that are asked must come for a round to count; see :func:`enough`."""
+        return enough(asked, self.stages[-1].share) if self.summed else 0
 
     def total(self, payload: Leaves, mass: float) -> Leaves:
         """The weighted sum of changes that a sum of payloads ``(1, ...)`` stands for; see :meth:`Codec.total`."""

@@ -25,6 +25,7 @@ from plures.run.cost import traffic
 from plures.run.engine import Stack
 from plures.run.execution import Execution
 from plures.run.origin import Origin
+from plures.run.participation import may_be_empty
 from plures.run.randomness import fold, name_key, unit
 from plures.run.store import ClientStore
 from plures.run.training import Training
@@ -230,6 +231,8 @@ class Coordinator(Generic[C]):
         self.training, self.execution = training, execution
         self.bound, self.seed, self.participation = origin.bound, origin.seed, origin.participation
         self.method = self.bound.method
+        if self.bound.line.summed and not may_be_empty(origin.participation) and len(origin.asked(0)) < 2:
+            raise PluresError("a secure sum of one client hides nothing: let two or more take part in each round")
         self.trained_with: Coordinator[Any] | None = None
         self._probed = 0
         self.begin()
@@ -331,7 +334,10 @@ class Coordinator(Generic[C]):
         """One round."""
         begun = time.perf_counter()
         self.insist_whole()
-        wanted = self.cohort(self.round)
+        wanted, left = self.cohort(self.round), {}
+        if len(wanted) < (least := self.bound.line.enough(len(self.asked(self.round)))):
+            reason = f"{len(wanted)} clients stayed to the end, and {least} must for a secure sum"
+            wanted, left = [], {self.setting.clients[i]: reason for i in wanted}
         self._probed = 0
         chosen = self.choose(wanted)
         memory = {name: followed(kept, self.memory[name]) for name, kept in chosen.items()}
@@ -363,7 +369,7 @@ class Coordinator(Generic[C]):
             made.nbytes + self._probed,
             down * len(work.clients),
             time.perf_counter() - begun,
-            work.left_out,
+            {**work.left_out, **left},
             made.objective,
         )
 
@@ -388,8 +394,11 @@ class Coordinator(Generic[C]):
         return Made(server | combined, memory | remembered, kept, loss, objective, uploads.nbytes)
 
     def _unmasked(self, came: list[int], total: Leaves) -> tuple[Leaves, float] | None:
-        """The masks in a secure sum, and the joint weight of all clients that were asked; ``None`` without a sum."""
-        if not self.bound.line.summed:
+        """The masks in a secure sum, and the joint weight of all clients that were asked; ``None`` without a sum.
+
+        Nobody comes to a sum if too few are left.
+        """
+        if not self.bound.line.summed or not came:
             return None
         masks = self.clients.unmask(self, came, {k: torch.zeros_like(t) for k, t in total.items()})
         return masks, float(mass(self.bound, self.examples(self.asked(self.round))).sum())

@@ -49,7 +49,7 @@ class Local:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.federation, self.execution = engine, engine.federation, engine.execution
-        self._members: Members | None = None
+        self._members: tuple[int, Members] | None = None
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
         return stored_leaves(bound)
@@ -68,7 +68,6 @@ class Local:
     # --- the local work of a round ------------------------------------------------------------------------------
 
     def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
-        self._members = None
         return Work(clients, (self.visit(run, chunk, server) for chunk in self.chunks(clients)), server)
 
     def visit(self, run: Coordinator[Any], chunk: list[int], server: Mapping[str, BlockState]) -> tuple[Answer, Values]:
@@ -123,13 +122,13 @@ class Local:
 
     def _members_of(self, run: Coordinator[Any]) -> Members:
         """The members of this round's secure sum, with keys that follow from the run's seed."""
-        if self._members is None:
-            from plures.secure import Members, enough
+        if self._members is None or self._members[0] != run.round:
+            from plures.secure import Members
 
             names = [run.setting.clients[i] for i in run.asked(run.round)]
-            least = enough(len(names), run.bound.line.stages[-1].share)
-            self._members = Members(names, least, f"{self.engine.seed}/{run.round}")
-        return self._members
+            members = Members(names, run.bound.line.enough(len(names)), f"{run.seed}/{run.round}")
+            self._members = run.round, members
+        return self._members[1]
 
     def _keys(self, clients: list[int], round: int, purpose: str) -> Tensor:
         keys = fold(self.engine.seed, self.federation.names.keys[clients], round, name_key(purpose)) >> np.uint64(1)

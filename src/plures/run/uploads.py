@@ -171,10 +171,9 @@ class Uploads:
             unmask: of a secure sum: the masks that are in it, by name ``(1, ...)``, and the joint weight of all clients
                 that were asked.
         """
-        if self.bound.line.summed:
-            assert unmask is not None, "a secure sum has masks"
-            masks, mass = unmask
-            changes = self.bound.line.total({k: t - masks[k] for k, t in self.total.items()}, mass)
+        if unmask is not None:
+            masks, everybody = unmask
+            changes = self.bound.line.total({k: t - masks[k] for k, t in self.total.items()}, everybody)
             for block in self.blocks:
                 block.add_sum(changes)
         joint = torch.zeros(0)

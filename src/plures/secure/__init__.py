@@ -8,9 +8,9 @@
 The stage that makes whole numbers of an upload is :class:`plures.codecs.SecureSum`.
 """
 
-from plures.secure.gather import enough, remaining
+from plures.secure.gather import remaining
 from plures.secure.member import Member, Public, Revealed
 from plures.secure.shamir import recover, split
 from plures.secure.simulated import Members
 
-__all__ = ["Member", "Members", "Public", "Revealed", "enough", "recover", "remaining", "split"]
+__all__ = ["Member", "Members", "Public", "Revealed", "recover", "remaining", "split"]

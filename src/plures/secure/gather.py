@@ -11,16 +11,6 @@ from plures.secure.member import SECRET, Public, Revealed, Words, pair, stream
 from plures.secure.shamir import recover
 
 
-def enough(clients: int, share: float) -> int:
-    """How many of the clients that are asked must come for a sum: more than a share of them, and at least two.
-
-    Examples:
-        >>> [enough(n, 1 / 2) for n in (3, 5, 10, 100)], [enough(n, 2 / 3) for n in (3, 5, 10, 100)]
-        ([2, 3, 6, 51], [3, 4, 7, 67])
-    """
-    return max(2, int(share * clients + 1e-9) + 1)
-
-
 def remaining(
     publics: Mapping[int, Public],
     dealt: Collection[int],

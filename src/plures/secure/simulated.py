@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from plures.secure.gather import remaining
 from plures.secure.member import Entropy, Member, Words
 
@@ -22,22 +24,32 @@ class Members:
     """
 
     def __init__(self, names: Sequence[str], threshold: int, seed: str) -> None:
-        self.threshold, self.numbers = threshold, {name: number for number, name in enumerate(names, 1)}
-        self._members = {number: Member(number, entropy(f"{seed}/{name}")) for name, number in self.numbers.items()}
-        self._publics = {number: member.public for number, member in self._members.items()}
-        dealt = {number: member.deal(self._publics, threshold) for number, member in self._members.items()}
-        self._sealed = {to: {by: boxes[to] for by, boxes in dealt.items() if to != by} for to in self._members}
+        self.threshold, self.seed = threshold, seed
+        self.numbers = {name: number for number, name in enumerate(names, 1)}
+        self._publics = {number: self._member(name).public for name, number in self.numbers.items()}
+        dealt = {number: self._member(name).deal(self._publics, threshold) for name, number in self.numbers.items()}
+        self._sealed = {to: {by: boxes[to] for by, boxes in dealt.items() if to != by} for to in dealt}
 
     def masked(self, name: str, words: Words) -> Words:
         """What one of them sends."""
-        number = self.numbers[name]
-        return self._members[number].masked(words, self._sealed[number])
+        return self._asked(name, words)[1]
 
     def remaining(self, came: Collection[str], count: int) -> Words:
         """The masks in the sum of the uploads that came, from what those who sent them reveal."""
         numbers = [self.numbers[name] for name in came]
-        revealed = {number: self._members[number].reveal(numbers) for number in numbers}
-        return remaining(self._publics, self._members, numbers, revealed, self.threshold, count)
+        nothing = np.zeros(0, dtype=np.uint32)
+        revealed = {self.numbers[name]: self._asked(name, nothing)[0].reveal(numbers) for name in came}
+        return remaining(self._publics, self.numbers.values(), numbers, revealed, self.threshold, count)
+
+    def _member(self, name: str) -> Member:
+        """One of them before its first step: its secrets are always the same."""
+        return Member(self.numbers[name], entropy(f"{self.seed}/{name}"))
+
+    def _asked(self, name: str, words: Words) -> tuple[Member, Words]:
+        """One of them after its upload, which may have been made in another process."""
+        member = self._member(name)
+        member.deal(self._publics, self.threshold)
+        return member, member.masked(words, self._sealed[member.me])
 
 
 def entropy(seed: str) -> Entropy:
