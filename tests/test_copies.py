@@ -37,6 +37,7 @@ from plures.models import Marked
 from plures.privacy import Geometric, Response, Spent
 from plures.robust import FLTrust
 from plures.run import DropOut, Fixed, Full, Joint, Milestones, Poisson, RoundRecord
+from plures.secure import Public, Revealed
 from plures.serving import Exported, Memory, Need
 from plures.serving.personal import opened
 from plures.study import Ahead, Event, plan_of, read_study
@@ -62,6 +63,8 @@ LIVE = {
         "method.State",
         "method.Summed",
         "method.Visit",
+        "secure.Member",  # secrets
+        "secure.Members",
         "threat.Round",
     ),
 }
@@ -150,6 +153,8 @@ def made(folder: Path) -> list[Any]:
         Calibration("bias", of_half, of_half),
         run,
         Feedback((TopK(0.5),)),
+        Public(b"seal", b"mask"),
+        Revealed({1: 2}, {3: 4}),
         By("country"),
         Known("examples"),
         EnergyAware("energy"),

@@ -168,6 +168,8 @@ def test_every_stage_gives_each_client_what_it_gives_it_alone():
     change = {"m": torch.randn(3, 12, 9), "b": torch.randn(3, 12)}
     like = {k: torch.zeros_like(t[:1]) for k, t in change.items()}
     for name, codec in CODECS.items():
+        if codec.sums:  # no server reads one by one
+            continue
         line = lay((codec() if name != "feedback" else Feedback((Sign(),)),), like)
         memory = {k: t.expand(3, *t.shape[1:]) for k, t in line.memory.items()}
         together = line.decode(line.encode(change, memory, sending(3))[0])

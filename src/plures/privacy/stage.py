@@ -119,7 +119,7 @@ class Private(Codec):
         rest = self.bound.clipped({k: t for k, t in payload.items() if k != BOUND})
         return {k: rest.get(k, vote) for k in payload}
 
-    def total(self, payload: Leaves, like: Leaves, asked: Tensor, came: Tensor) -> Leaves:
+    def total(self, payload: Leaves, like: Leaves, mass: float) -> Leaves:
         """The sum as it is: the bound is the clients' alone, for the server sees no single upload."""
         return payload
 

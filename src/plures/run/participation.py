@@ -96,7 +96,7 @@ class Poisson:
     Examples:
         >>> heart = plures.load("heart")
         >>> [plures.Poisson(0.4).cohort(heart, seed=0, round=r) for r in range(4)]
-        [[0, 2], [0], [2], []]
+        [[0, 3], [], [3], [0, 2]]
     """
 
     rate: float
