@@ -28,7 +28,7 @@ MAY = {
     "secure": "",
     "run": "augment metrics tasks federation models method privacy secure",
     "threat": "tasks federation models method robust run",
-    "evaluate": "augment metrics tasks federation tables models method codecs privacy robust methods run",
+    "evaluate": "augment metrics tasks federation tables models method codecs privacy robust methods run threat",
     "diagnose": "metrics tasks federation models method methods evaluate",
     "track": "metrics tasks run evaluate",
     "study": "metrics tasks federation models methods run evaluate tables",

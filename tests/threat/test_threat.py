@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
+import plures
 from plures.errors import PluresError
 from plures.evaluate.scores import score
 from plures.evaluate.spec import find_method
-from plures.federation import from_arrays
+from plures.federation import SPLITS, Federation, Split, from_arrays
 from plures.method import Combine, Method
 from plures.methods import ditto, fedavg
 from plures.robust import Median
 from plures.run import Execution, Run, Training
 from plures.run.checkpoint import snapshot
+from plures.tasks import Classification
 from plures.threat import (
     ALIE,
     Attack,
     Backdoor,
+    Column,
+    Corner,
+    EdgeCase,
     FreeRider,
     Gaussian,
     InnerProduct,
@@ -261,10 +267,90 @@ def test_impossible_threats_are_one_sentence(make: Any, said: str) -> None:
         make()
 
 
+def test_triggers_are_fitted_to_the_data() -> None:
+    """Four inputs, the last always 0: a trigger there has no room above it, one in the corner takes the largest."""
+    data = dataclasses.replace(people(), columns=("a", "b", "c", "d"))
+    rows = data.inputs[data.splits["train"].rows]
+    assert Corner(2).fitted(data) == Corner(2, float(rows[:, 2:].max()))
+    assert Corner(2, 1.0).fitted(data) == Corner(2, 1.0)
+    assert Column("b", 3.0).fitted(data) == Patch(((1,),), 3.0)
+    assert Column("b").fitted(data) == Patch(((1,),), float(rows[:, 1].max()))
+    with pytest.raises(PluresError, match="no input column 'height' in"):
+        Column("height").fitted(data)
+    picture = Corner(2, 1.0).put(torch.zeros(1, 3, 4, 5))
+    assert picture[0, :, 2:, 3:].eq(1).all()
+    assert picture.sum() == 3 * 4
+    assert Corner(9, 1.0).put(torch.zeros(2, 3)).eq(1).all()
+
+
+def test_a_distributed_trigger_is_put_piece_by_piece_and_tried_whole() -> None:
+    """Xie et al. 2020: together the pieces are the trigger, no entry is in two, and attackers take them in turn."""
+    door = Backdoor(Corner(2, 1.0), parts=3)
+    blank = torch.zeros(1, 3, 3)
+    pieces = [door.of(place).trigger.put(blank) for place in range(4)]
+    assert [int(piece.sum()) for piece in pieces] == [2, 1, 1, 2]
+    assert torch.equal(pieces[0], pieces[3])
+    assert torch.equal(sum(pieces[:3]), door.trigger.put(blank))
+    assert torch.equal(door.tried(blank, torch.tensor([1]))[0], door.trigger.put(blank))
+    data = people()
+    bad = Threat(("c0", "c1"), poison=Backdoor(Patch(((2, 3),), 7.0), parts=2)).poisoned(data)
+    for place, entry in ((0, 2), (1, 3)):
+        own = bad.inputs[bad.splits["train"][place]]
+        assert own[:, entry].eq(7).any()
+        assert not own[:, 5 - entry].eq(7).any()
+
+
+def test_edge_cases_are_the_rare_examples_of_other_classes() -> None:
+    """One entry, with 0 of class 0 and 1 to 10 of class 1: its mean is 5.5, and 1 and 10 are farthest from it."""
+    x = torch.cat([torch.zeros(10), torch.arange(1.0, 11.0)])[:, None]
+    y = torch.tensor([0] * 10 + [1] * 10)
+    random = torch.Generator()
+    fitted = EdgeCase(rare=0.2).fitted(single(x, y))
+    inputs, labels = fitted.examples(x, y, 2, random)
+    assert torch.equal(inputs, x)
+    assert (labels != y).nonzero().flatten().tolist() == [10, 19]
+    assert fitted.tried(x[10:], y[10:])[1].nonzero().flatten().tolist() == [0, 9]
+    with pytest.raises(PluresError, match="rare=1: give the part of the examples"):
+        EdgeCase(rare=1)
+
+
+def single(x: torch.Tensor, y: torch.Tensor) -> Any:
+    """A federation whose only client has these examples for everything."""
+    split = Split.of([torch.arange(len(y))])
+    return Federation(
+        name="one",
+        task=Classification(("0", "1")),
+        inputs=x,
+        targets=y,
+        clients=("a",),
+        splits=dict.fromkeys(SPLITS, split),
+    )
+
+
+def test_a_backdoor_is_tried_on_own_and_received_models() -> None:
+    """With a personal head there is no whole model to receive; with FedAvg both are the same."""
+    door = Backdoor(Patch(((3,),), 4.0))
+    threat = Threat(("c1",), Replacement(3.0), door)
+    net = lambda: plures.with_roles(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 3)), head="1")  # noqa: E731
+    for method, whole in (("fedavg", True), ("fedrep", False), ("ditto", True)):
+        made = find_method(method)()
+        done = Run(people(), net, made, Training(rounds=2, steps=2), execution=EXACT, threat=threat)
+        for _ in done.rounds():
+            pass
+        own, received = threat.success(done), threat.success(done, shared=True)
+        assert own.keys() == {"c0", "c2", "c3"}
+        assert received.keys() == (own.keys() if whole else set())
+        assert method != "fedavg" or own == received
+    assert Threat(("c1",), SignFlip()).success(done) == {}
+
+
 def test_threats_by_name_are_the_objects() -> None:
     assert threat_of("sign_flip") == Threat(0.2, SignFlip())
     assert threat_of("alie(z=1)", 3, 2, "own") == Threat(3, ALIE(1.0), knows="own", start=2)
     assert threat_of("label_flip", ["b"]) == Threat(("b",), poison=LabelFlip())
+    assert threat_of("backdoor(size=2,target=1)") == Threat(0.2, poison=Backdoor(Corner(2), target=1))
+    assert threat_of("column_backdoor(age,share=1)+replacement").poison == Backdoor(Column("age"), share=1.0)
+    assert threat_of("edge_case(rare=0.2)") == Threat(0.2, poison=EdgeCase(0.2))
     assert threat_of("label_flip+min_max(sign)") == Threat(0.2, MinMax("sign"), LabelFlip())
     for text, said in (
         ("sign_flop", "no attack 'sign_flop'; did you mean 'sign_flip'"),

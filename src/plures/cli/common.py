@@ -17,7 +17,7 @@ from rich.segment import Segment
 from plures.augment import AUGMENTATIONS
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import Code
-from plures.evaluate.own import network_kinds
+from plures.evaluate.own import ROBUST, network_kinds
 from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import OPTIMIZER_NAMES, SCHEDULE_NAMES, find_method
 from plures.models import NETWORKS
@@ -174,6 +174,34 @@ AugmentName = Annotated[
         help=f"Random changes of training batches, such as 'crop(4)+flip': {', '.join(sorted(AUGMENTATIONS))}.",
     ),
 ]
+AttackName = Annotated[
+    str | None,
+    typer.Option(
+        "--attack",
+        help="Simulated attack: sign_flip, gaussian, replacement, alie, inner_product, min_max, min_sum, mimic, "
+        "free_rider on uploads, label_flip, random_labels, backdoor, column_backdoor, edge_case on data; with "
+        "options as in 'alie(z=1)', one of each as in 'label_flip+replacement'. Only honest clients are scored.",
+    ),
+]
+Attackers = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Who attacks: a share of the clients below 1, a number of them, or a name, then repeatable; default: 0.2."
+    ),
+]
+AttackFrom = Annotated[int, typer.Option(help="First round with forged uploads.")]
+AttackKnows = Annotated[
+    Literal["own", "colluders", "all"],
+    typer.Option(help="What forged uploads are computed from: the own change, the attackers', or all honest ones."),
+]
+CombineName = Annotated[
+    str | None,
+    typer.Option(
+        "--combine",
+        help=f"Robust combination, added to every method that takes it: {', '.join(ROBUST)}; with options as in "
+        "'bucketing(size=2)+krum(f=1)'.",
+    ),
+]
 Backend = Annotated[Literal["auto", "loop", "vmap"], typer.Option(help="How clients are trained; auto measures.")]
 Chunk = Annotated[int, typer.Option(help="Clients trained at once; 0 measures.")]
 Compile = Annotated[bool | None, typer.Option(help="Compile the training step; default: measure.")]
@@ -277,6 +305,18 @@ def model_settings(pairs: list[str] | None, model: str | None) -> dict[str, Any]
     return settings(
         pairs, "--model-set", f"network {model!r}", network_kinds(model, Code.typed(model)) if pairs and model else {}
     )
+
+
+def who(attackers: list[str] | None) -> float | int | list[str] | None:
+    """Attackers as a run states them: a single number as a share or a count, everything else as names."""
+    if not attackers or len(attackers) > 1:
+        return attackers or None
+    for kind in (int, float):
+        try:
+            return kind(attackers[0])
+        except ValueError:
+            continue
+    return attackers
 
 
 def consent(allowed: list[str] | None) -> Code:

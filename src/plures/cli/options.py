@@ -10,6 +10,10 @@ from typing import Any, Literal, get_type_hints
 
 from plures.cli.common import (
     AtMost,
+    Attackers,
+    AttackFrom,
+    AttackKnows,
+    AttackName,
     AugmentName,
     Backend,
     BatchSize,
@@ -17,6 +21,7 @@ from plures.cli.common import (
     Chunk,
     ClientColumn,
     Clip,
+    CombineName,
     Compile,
     Device,
     Drawn,
@@ -47,6 +52,7 @@ from plures.cli.common import (
     WeightDecay,
     model_settings,
     settings,
+    who,
 )
 from plures.errors import PluresError
 from plures.evaluate.code import Code
@@ -156,6 +162,11 @@ class WorkOptions:
     subgroup: SubgroupColumn = None
     augment: AugmentName = None
     evaluate_clients: EvaluateClients = None
+    attack: AttackName = None
+    attackers: Attackers = None
+    attack_from: AttackFrom = 1
+    attack_knows: AttackKnows = "all"
+    combine: CombineName = None
 
     @property
     def named(self) -> tuple[str | None, ...]:
@@ -172,6 +183,7 @@ class WorkOptions:
             "epochs": 1.0 if self.epochs is None and self.steps is None else self.epochs,
             "unseen": self.unseen or [],
             "metric": one_or_all(self.metric),
+            "attackers": who(self.attackers),
         }
 
 

@@ -224,10 +224,15 @@ def run_command(
     else:
         score = f"test {measure.title} {own.mean:.4f} on average over {people} clients, worst {own.worst:.4f}, {where}"
     console.print(f"{spec.title()} on {seen.name}: {score}")
-    if fitted.asked is not None:
-        width = sampling_width(result.test.values(measure.name), len(seen))
+    hostile = [] if run.threat is None else run.threat.hostile(seen.clients)
+    if hostile:
         console.print(
-            f"{people} of {len(seen)} clients were scored, a random sample: the mean over all lies within {width:.4f} "
+            f"under attack ({spec.attack}) of {', '.join(seen.clients[i] for i in hostile)}, who do not count"
+        )
+    if 0 < people < (honest := len(seen) - len(hostile)):
+        width = sampling_width(result.test.values(measure.name), honest)
+        console.print(
+            f"{people} of {honest} clients were scored, a random sample: the mean over all lies within {width:.4f} "
             "of that (95 % confidence)"
         )
     if 0 < lacking < people:

@@ -50,6 +50,10 @@ ELSEWHERE = {
     "data_options": "the members' data are described in [schema]",
     "unseen": "leave such clients out of clients",
     "evaluate_clients": "every site scores its own model",
+    **dict.fromkeys(
+        ("attack", "attackers", "attack_from", "attack_knows"), "attacks are simulated, with all data in one process"
+    ),
+    "combine": "write it behind the method, such as method = 'fedavg+median'",
     "drop_out": "sites that do not answer drop out by themselves",
 }
 """Fields of a run that have no meaning when the data are at sites, and what to do instead."""

@@ -28,6 +28,7 @@ from plures.evaluate.folder import RunFolder
 from plures.evaluate.recording import Recording
 from plures.evaluate.results import (
     BASELINES,
+    Against,
     Comparison,
     FederationCard,
     MethodResult,
@@ -39,7 +40,7 @@ from plures.evaluate.results import (
 )
 from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import primary
-from plures.evaluate.spec import AnyMetric, RunSpec, distinct, find_method, judged, one_or_all, several
+from plures.evaluate.spec import AnyMetric, RunSpec, distinct, find_method, judged, one_or_all, reducer_of, several
 from plures.evaluate.tuning import (
     Search,
     Spaces,
@@ -60,7 +61,7 @@ from plures.methods import Entry
 from plures.methods.entry import plain, titled
 from plures.models import ModelFactory, Network
 from plures.names import name_of
-from plures.run import Execution, Run
+from plures.run import Execution, Joint, Run
 from plures.run.checkpoint import RUN_AGAIN, discard_damaged
 from plures.run.cost import flops, stored_bytes, traffic
 from plures.run.execution import Precision
@@ -184,6 +185,8 @@ def compare(
         listener: called after every round with the progress of the whole comparison.
         callbacks: notified of every run, including tuning; with several processes, once the run has ended.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
+            With ``attack`` or ``combine``, every method is also run without, with the same settings
+            (:class:`~plures.evaluate.results.Against`); with ``attack``, only honest clients are scored.
 
     Raises:
         PluresError: before anything is trained, if an argument is wrong, a method does not fit the model or the
@@ -257,8 +260,8 @@ def compare(
         "read_validation_every": study.every,
         "patience": patience,
     }
-    asked = sampled(seen, base.evaluate_clients)
-    if asked is None and len(seen) > LARGE:
+    asked = sampled(seen, base.evaluate_clients, study.honest)
+    if (len(seen) if asked is None else len(asked)) > LARGE:
         warnings.warn(
             f"all {len(seen)} clients are scored in every run and listed in the results: with evaluate_clients="
             f"{LARGE // 2}, only a random sample of them is",
@@ -270,15 +273,17 @@ def compare(
         keep_schema(federation, study.out)
     for entry in entries.values():  # refuse methods that do not fit the model or the clients before training anything
         study.rehearse(entry)
+    study.insist_combined()
     study.claim({**settings, "methods": list(entries)}, entries.values())
     results = study.results()
     comparison = Comparison(
-        federation=card(seen, asked),
+        federation=card(seen, asked, study.hostile),
         metric=MetricCard.of(primary(seen)),
         methods=results,
         settings=settings,
         environment=environment(study.execution),
         metrics=[MetricCard.of(one, named=one in seen.beside) for one in seen.metrics],
+        against=study.against(),
     )
     if study.out is not None:
         write_json(study.out / RESULTS, comparison.model_dump(mode="json"))
@@ -350,6 +355,12 @@ def _check(rounds: int, seeds: int, tune_rounds: int, every: int | None) -> None
         raise PluresError(f"every={every}: give at least 1, or None for about ten readings")
 
 
+PLAIN, UNDEFENDED = "plain", "undefended"
+HONEST: Mapping[str, Any] = {"attack": None, "attackers": None, "attack_from": 1, "attack_knows": "all"}
+VARIANTS: Mapping[str, Mapping[str, Any]] = {PLAIN: {**HONEST, "combine": None}, UNDEFENDED: {"combine": None}}
+"""Runs beside a method's own, and what is different there: the mean without attackers, and the mean under attack."""
+
+
 @dataclass(frozen=True)
 class Tuned:
     """The settings that tuning chose for a method, and its trials."""
@@ -367,6 +378,7 @@ class Job:
         method: name of the method. Methods that train as it does (``Entry.after``) are run along with each final run.
         seed: seed of the final run; ``None`` to tune.
         tuned: settings of the final run.
+        variant: which of the runs beside the method's own it is (:data:`VARIANTS`); empty for its own.
         machine: measurements of the machine from an earlier run of the method.
         effort: expected duration, relative to the other final runs.
     """
@@ -376,6 +388,7 @@ class Job:
     tuned: Tuned
     machine: Machine | None = None
     effort: float = math.inf
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -416,6 +429,12 @@ class _Study:
         self.tell: Tell = self._count
         self.beside = 1
         self.machine = Machine()
+        threat = base.threat()
+        self.hostile = [] if threat is None else threat.hostile(federation.clients)
+        self.honest = [i for i in range(len(federation)) if i not in set(self.hostile)] if self.hostile else None
+        self.uncombined: dict[str, str] = {}
+        self.variants: dict[str, list[str]] = {}
+        self.found: dict[tuple[str, str], MethodResult] = {}
 
     def plan(self, entries: Mapping[str, Entry], searched: Mapping[str, Search], tune_rounds: int, seeds: int) -> None:
         """Set the runs to be made, and count their rounds."""
@@ -435,9 +454,10 @@ class _Study:
         if self.out is None:
             return
         file, results = self.out / "comparison.json", self.out / RESULTS
-        asked = self.question(next(iter(entries)), self.base)
+        asked = self.question(next(iter(entries)), self.base.model_copy(update={"combine": None}))
         asked = {part: fact for part, fact in asked.items() if part != METHOD}
         own = {key: value for key, value in settings.items() if key not in RunSpec.model_fields}
+        own |= {} if self.base.combine is None else {"combine": self.base.combine}
         asked[SETTINGS] = {key: json.dumps(value, default=str) for key, value in own.items()} | asked[SETTINGS]
         asked |= {f"{METHOD} {entry.name}": of_method(entry(), entry.name, entry.given({})) for entry in entries}
         if results.exists() and not file.exists():
@@ -451,7 +471,7 @@ class _Study:
 
     def question(self, entry: Entry, spec: RunSpec) -> Fingerprint:
         """Fingerprint of everything that a method's run depends on."""
-        method, dtype = entry(**spec.parameters), self.execution.dtype
+        method, dtype = spec.built(entry=entry), self.execution.dtype
         setting = Setting.of(self.federation)
         network = builder(method, self.factory, setting, self.federation.to("cpu"), dtype)(spec.seed)
         asked = question(
@@ -466,8 +486,15 @@ class _Study:
             **patience_fact(self.patience),
             **of_metric(self.federation),
             **among(self.base.evaluate_clients),
+            **self._attacked(spec),
         )
         return asked | self._data
+
+    def _attacked(self, spec: RunSpec) -> dict[str, Any]:
+        """The attack as an entry of a fingerprint, and who is left out of all scores; empty without attackers."""
+        threat = spec.threat()
+        found = {} if threat is None else {"threat": threat}
+        return found | ({"attackers": [self.federation.clients[i] for i in self.hostile]} if self.hostile else {})
 
     @cached_property
     def _data(self) -> Fingerprint:
@@ -481,7 +508,9 @@ class _Study:
         Several processes do the longest final runs first, so that they finish at about the same time.
         """
         settled = {name: Tuned(one.rates[len(one.rates) // 2], {}, []) for name, one in self.searched.items()}
-        runs: dict[str, dict[int, SeedResult]] = {name: {} for name in self.entries}
+        own = {(name, ""): dict[int, SeedResult]() for name in self.entries}
+        runs = own | {(name, one): dict[int, SeedResult]() for name, some in self.variants.items() for one in some}
+        self.total += sum(self.entries[name].rounds or self.base.rounds for name, one in runs if one) * self.seeds
         jobs = deque[Job]()
         for name, entry in self.entries.items():
             if entry.after not in self.entries:
@@ -495,10 +524,12 @@ class _Study:
                 settled.update({name: Tuned(done.found.lr, {}, []) for name in self.followers(job.method)})
             elif job.seed is not None:
                 for name, result in done.found.items():
-                    runs[name][job.seed] = result
-            if begun and job.seed in (None, 0):
+                    runs[name, job.variant][job.seed] = result
+            if begun and job.seed in (None, 0) and not job.variant:
                 rest = range(0 if job.seed is None else 1, self.seeds)
-                jobs.extend(Job(job.method, seed, settled[job.method], done.machine, effort) for seed in rest)
+                wanted = [(seed, "") for seed in rest]
+                wanted += [(seed, one) for one in self.variants.get(job.method, ()) for seed in range(self.seeds)]
+                jobs.extend(Job(job.method, seed, settled[job.method], done.machine, effort, b) for seed, b in wanted)
                 if self.execution.processes > 1:
                     ordered = sorted(jobs, key=lambda waiting: waiting.effort, reverse=True)
                     jobs.clear()
@@ -509,7 +540,32 @@ class _Study:
         while jobs:
             job = jobs.popleft()
             finished(job, self.do(job))
-        return [self._described(name, settled[name], runs[name]) for name in self.entries]
+        self.found = {key: self._described(*key, settled[key[0]], found) for key, found in runs.items()}
+        return [self.found[name, ""] for name in self.entries]
+
+    def against(self) -> Against | None:
+        """What was attacked and how it was combined, with the runs beside; ``None`` without either."""
+        if self.base.attack is None and self.base.combine is None:
+            return None
+        return Against(
+            attack=self.base.attack,
+            attackers=[self.federation.clients[i] for i in self.hostile],
+            first=self.base.attack_from,
+            knows=self.base.attack_knows,
+            combine=self.base.combine,
+            uncombined=self.uncombined,
+            population=len(self.federation),
+            cohort=(cohort := self._cohort()),
+            stands=None if self.base.combine is None else reducer_of(self.base.combine).stands(cohort),
+            plain=[found for (_, one), found in self.found.items() if one == PLAIN],
+            undefended=[found for (_, one), found in self.found.items() if one == UNDEFENDED],
+        )
+
+    def _cohort(self) -> int:
+        """Number of clients in the first round of a method that sends something."""
+        rule = self.base.who()
+        rule = rule.of(travels=True) if isinstance(rule, Joint) else rule
+        return len(rule.cohort(Setting.of(self.federation.to("cpu")), 0, 0))
 
     def do(self, job: Job) -> Done:
         """Tune a method, or do one of its final runs."""
@@ -521,7 +577,7 @@ class _Study:
         if job.seed is None:
             found: Tuned | dict[str, SeedResult] = self._tune(entry)
         else:
-            found = self._finals(entry, job.seed, job.tuned)
+            found = self._finals(entry, job.seed, job.tuned, job.variant)
         return Done(found, self.machine.portable(), time.perf_counter() - begun)
 
     def followers(self, name: str) -> list[str]:
@@ -535,9 +591,10 @@ class _Study:
         other.machine = self.machine.portable()
         return other
 
-    def _described(self, name: str, tuned: Tuned, runs: Mapping[int, SeedResult]) -> MethodResult:
+    def _described(self, name: str, variant: str, tuned: Tuned, runs: Mapping[int, SeedResult]) -> MethodResult:
         entry = self.entries[name]
-        bound, spec = self.bound(entry, tuned.parameters), self._spec(entry, tuned.lr, tuned.parameters)
+        spec = self._spec(entry, tuned.lr, tuned.parameters, variant)
+        bound = self.bound(entry, spec)
         seeds = [runs[seed] for seed in range(self.seeds)]
         return described(entry, bound, self.federation, spec, tuned.trials, seeds)
 
@@ -560,21 +617,33 @@ class _Study:
         for name, values in search.space.items():
             for value in values:
                 entry(**{name: value})
-        self._run(entry, self._spec(entry, search.rates[0], {}), execution=alone)
+        spec = self._spec(entry, search.rates[0], {})
+        if reason := spec.uncombined(entry, self.federation, self.factory):
+            self.uncombined[entry.name] = reason
+        run = self._run(entry, self._spec(entry, search.rates[0], {}), execution=alone)
+        if run.bound.travels and not entry.together:
+            attacked, combined = bool(self.hostile), self.base.combine is not None and not reason
+            self.variants[entry.name] = [PLAIN] * (attacked or combined) + [UNDEFENDED] * (attacked and combined)
 
-    def _spec(self, entry: Entry, lr: float, parameters: Mapping[str, Any]) -> RunSpec:
-        """Settings of a method's run."""
+    def insist_combined(self) -> None:
+        """Refuse a robust combination that no method takes."""
+        if self.base.combine is not None and self.uncombined.keys() >= self.entries.keys():
+            raise PluresError(f"combine={self.base.combine!r}: no method of the comparison takes it; leave it out")
+
+    def _spec(self, entry: Entry, lr: float, parameters: Mapping[str, Any], variant: str = "") -> RunSpec:
+        """Settings of a method's run, or of one beside it."""
         own = {
             "method": entry.origin or entry.name,
             "lr": lr,
             "parameters": {**entry.fixed, **parameters},
             "rounds": entry.rounds or self.base.rounds,
+            **({"combine": None} if entry.name in self.uncombined else {}),
         }
-        return self.base.model_copy(update=own)
+        return self.base.model_copy(update=own | dict(VARIANTS.get(variant, {})))
 
-    def bound(self, entry: Entry, parameters: Mapping[str, Any]) -> Bound:
+    def bound(self, entry: Entry, spec: RunSpec) -> Bound:
         """A method bound to the comparison's model and clients."""
-        method, setting = entry(**parameters), Setting.of(self.federation.to("cpu"))
+        method, setting = spec.built(entry=entry), Setting.of(self.federation.to("cpu"))
         return method.bind(Network(method.prepare(self.factory, setting).to(dtype=self.execution.dtype)), setting)
 
     def _tune(self, entry: Entry) -> Tuned:
@@ -611,27 +680,27 @@ class _Study:
                 self.tell(entry.name, "tuning", None, rounds, rounds, True)
                 return Trial.model_validate(kept["trial"])
         run = self._run(entry, spec, rounds=alike * rounds)
-        fitted = try_out(run, spec, name, progress=progress, callbacks=self.callbacks)
+        fitted = try_out(run, spec, name, progress=progress, callbacks=self.callbacks, honest=self.honest)
         progress.ended(fitted)
         trial = Trial(lr=lr, parameters=parameters, validation=fitted.chosen.validation)
         if file is not None:
             write_json(file, {KEY: asked, "trial": trial.model_dump(mode="json")})
         return trial
 
-    def _finals(self, entry: Entry, seed: int, chosen: Tuned) -> dict[str, SeedResult]:
+    def _finals(self, entry: Entry, seed: int, chosen: Tuned, variant: str) -> dict[str, SeedResult]:
         """Run a method to the end with one seed, and the methods that train as it does, which repeat its rounds."""
         left = -(-(self.seeds - seed) // self.beside)
-        spec = self._spec(entry, chosen.lr, chosen.parameters).model_copy(update={"seed": seed})
-        result, recording = self._final(entry, spec, left)
+        spec = self._spec(entry, chosen.lr, chosen.parameters, variant).model_copy(update={"seed": seed})
+        result, recording = self._final(entry, spec, left, variant)
         found = {entry.name: result}
         for name in self.followers(entry.name):
             follower = self.entries[name]
-            spec = self._spec(follower, chosen.lr, {}).model_copy(update={"seed": seed})
-            found[name], _ = self._final(follower, spec, left, recording)
+            spec = self._spec(follower, chosen.lr, {}, variant).model_copy(update={"seed": seed})
+            found[name], _ = self._final(follower, spec, left, variant, recording)
         return found
 
     def _final(
-        self, entry: Entry, spec: RunSpec, left: int, repeated: Recording | None = None
+        self, entry: Entry, spec: RunSpec, left: int, variant: str, repeated: Recording | None = None
     ) -> tuple[SeedResult, Recording | None]:
         """Run a method to the end with one seed; also returns its rounds, if other methods can repeat them.
 
@@ -639,12 +708,13 @@ class _Study:
             entry: the method.
             spec: settings of the run.
             left: the number of seeds still to run, including this one.
+            variant: which of the runs beside the method's own it is; empty for its own.
             repeated: the rounds of a run that trained in the same way. What repeats them takes little, so it is not
                 kept in a checkpoint.
         """
-        stage = f"seed {spec.seed}"
+        stage = f"seed {spec.seed}{f', {variant}' if variant else ''}"
         progress = _Told(self.tell, entry.name, stage, spec.rounds)
-        name = f"{filed(entry.name)}-seed{spec.seed}"
+        name = f"{filed(entry.name)}-seed{spec.seed}{f'-{variant}' if variant else ''}"
         folder = None if self.out is None else RunFolder(self.out / "runs" / name)
         asked = None if folder is None else self.question(entry, spec)
         if folder is not None and asked is not None and folder.finished:
@@ -674,8 +744,9 @@ class _Study:
             question=asked,
             evaluate_clients=spec.evaluate_clients,
             step=Run.step if repeated is None else repeated.step,
+            honest=self.honest,
         )
-        result = finish(fitted, spec.seed, self.unseen)
+        result = finish(fitted, spec.seed, self.unseen, self.base.threat())
         progress.ended(fitted)
         if folder is not None:
             again = self.named and as_json(spec.parameters) == spec.parameters
@@ -769,7 +840,7 @@ def described(
     up, down = (0, 0) if entry.together else traffic(bound)
     return MethodResult(
         name=entry.name,
-        title=entry.title,
+        title=entry.title if spec.combine is None else f"{entry.title} + {spec.combine}",
         family=entry.family,
         citation=entry.citation,
         lr=spec.lr,
@@ -806,14 +877,16 @@ def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
     return replace(execution, **{k: saved[k] for k in same if k in saved})
 
 
-def card(federation: Federation, clients: Sequence[int] | None = None) -> FederationCard:
+def card(federation: Federation, clients: Sequence[int] | None = None, hostile: Sequence[int] = ()) -> FederationCard:
     """A federation's data sheet.
 
     Args:
         federation: the clients.
         clients: positions of the clients that were scored; default: all.
+        hostile: positions of the clients that attack.
     """
-    population = len(federation)
+    attackers = [federation.clients[i] for i in hostile]
+    population = len(federation) - len(hostile)
     federation = federation if clients is None else federation.take(clients)
     train = federation.splits["train"]
     labels = None
@@ -826,7 +899,8 @@ def card(federation: Federation, clients: Sequence[int] | None = None) -> Federa
         clients=list(federation.clients),
         sizes={split: federation.splits[split].sizes.tolist() for split in SPLITS},
         labels=[] if labels is None else labels.tolist(),
-        population=None if clients is None else population,
+        population=None if len(federation) == population else population,
+        hostile=attackers,
         metadata={key: [str(value) for value in column] for key, column in federation.metadata.items()},
         source=federation.source,
         subgroups={column: _subgroups(federation, groups) for column, groups in federation.subgroups.items()},

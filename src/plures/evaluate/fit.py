@@ -21,11 +21,12 @@ from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import Scores, primary, score
 from plures.evaluate.summary import mean_known
+from plures.evaluate.watched import watched
 from plures.federation import Federation
 from plures.files import check_file
 from plures.metrics import Metric
 from plures.metrics.metric import Predictions
-from plures.run import Run
+from plures.run import Run, Threatening
 from plures.run.checkpoint import Snapshot, restore, resume, save, snapshot
 from plures.run.coordinator import Coordinator, RoundRecord
 from plures.run.fingerprint import Fingerprint, of_run
@@ -126,6 +127,7 @@ def fit(
     question: Fingerprint | None = None,
     evaluate_clients: int | None = None,
     step: Callable[[Run], RoundRecord] = Run.step,
+    honest: Sequence[int] | None = None,
 ) -> Fit[Run]:
     """Train a run to its end, or resume from a checkpoint.
 
@@ -146,6 +148,7 @@ def fit(
             Default: :func:`~plures.run.fingerprint.of_run`, with ``every``, ``patience`` and ``evaluate_clients``.
         evaluate_clients: number of clients scored on validation and test data, drawn once at random; default: all.
         step: does a round, such as one that another run did already (:class:`~plures.evaluate.recording.Recording`).
+        honest: positions of the clients that may be scored; default: those that do not attack.
 
     Raises:
         PluresError: if the checkpoint belongs to another run; the message names the difference.
@@ -171,7 +174,7 @@ def fit(
     check_patience(patience)
     if checkpoint is not None:
         check_file(checkpoint)
-    wanted = sampled(run.federation, evaluate_clients)
+    wanted = sampled(run.federation, evaluate_clients, judged(run) if honest is None else honest)
     fitted = Fit(run, [], asked=wanted, callbacks=Callbacks(callbacks), patience=patience)
     kept: dict[str, Any] = {"seconds": 0.0, "bytes": 0, "visits": 0}
     last = float("nan")
@@ -218,6 +221,12 @@ def fit(
             if checkpoint is not None and due:
                 fitted.save(name, checkpoint, question, **kept)
     return fitted
+
+
+def judged(run: Run) -> list[int] | None:
+    """Positions of the clients that do not attack; ``None`` for all."""
+    hostile = [] if run.threat is None else run.threat.hostile(run.federation.clients)
+    return [i for i in range(len(run.federation)) if i not in set(hostile)] if hostile else None
 
 
 def check_patience(patience: int | None) -> None:
@@ -283,7 +292,9 @@ def warn_of_undefined(scores: Scores, metric: Metric) -> None:
     warnings.warn(f"{message}: {remedy}", PluresWarning, stacklevel=4)
 
 
-def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> SeedResult:
+def finish(
+    fitted: Fit[Run], seed: int, unseen: Federation | None = None, threat: Threatening | None = None
+) -> SeedResult:
     """Read the test data: once for the round that validation chose, and once for the last round, for comparison.
 
     The run is left in the state of the chosen round.
@@ -292,6 +303,7 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
         fitted: a finished fit.
         seed: the run's seed, for the record.
         unseen: clients held out of training, which are given a model now.
+        threat: hostile clients whose backdoor is tried on the models; default: those of the run.
 
     Examples:
         >>> from plures.evaluate import finish
@@ -302,12 +314,12 @@ def finish(fitted: Fit[Run], seed: int, unseen: Federation | None = None) -> See
         (['cleveland', 'hungarian', 'switzerland', 'va'], [76, 74, 31, 50])
     """
     with fitted.callbacks.stopping():
-        result = tested(fitted, seed, unseen)
+        result = tested(fitted, seed, unseen, threat)
     fitted.callbacks.on_end(result)
     return result
 
 
-def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult:
+def tested(fitted: Fit[Run], seed: int, unseen: Federation | None, threat: Threatening | None) -> SeedResult:
     """The result of :func:`finish`, without callbacks."""
     run, asked = fitted.run, fitted.asked
     errors, inside = Errors(run), Inside(run)
@@ -337,4 +349,5 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None) -> SeedResult
         unseen=newcomers,
         details=details(run, unseen, known, errors, asked, inside),
         never=[run.federation.clients[i] for i in never],
+        watched=watched(run, threat or run.threat),
     )

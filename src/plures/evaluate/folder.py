@@ -479,7 +479,7 @@ class RunFolder:
         if model is None or method is None:
             spec = self.spec()
             model = spec.network(federation, self.reading) if model is None else model
-            method = spec.entry(self.reading)(**spec.parameters) if method is None else method
+            method = spec.built(self.reading) if method is None else method
         setting = Setting.of(federation)
         network = builder(method, model, setting, federation, execution.dtype)(seed)
         code = {key: text for key, text in of_method(method, "").items() if key != "name"}

@@ -167,6 +167,24 @@ class BySubgroup(Result):
     clients: list[list[Score]]
 
 
+class Watched(Result):
+    """What was seen of every client, honest or not, in a run with attackers or with a combination that leaves some out.
+
+    Attributes:
+        left_out: client -> share of the rounds that judged it in which its upload did not count; empty if the
+            combination leaves nobody out.
+        clusters: block -> client -> its cluster at the end.
+        personal: honest client -> how often the attackers' backdoor opens its own predictor: the share of its triggered
+            test examples of other classes that go to the attackers' class. Empty without a backdoor.
+        shared: the same of the model that it receives, if that is a whole model.
+    """
+
+    left_out: dict[str, float] = Field(default_factory=dict)
+    clusters: dict[str, dict[str, int]] = Field(default_factory=dict)
+    personal: dict[str, float] = Field(default_factory=dict)
+    shared: dict[str, float] = Field(default_factory=dict)
+
+
 class Details(Result):
     """Details of a finished run's clients besides their scores, at the round that validation chose.
 

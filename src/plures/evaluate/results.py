@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from plures.errors import PluresError, suggestion
-from plures.evaluate.record import ClientValues, Details, Measured, Score
+from plures.evaluate.record import ClientValues, Details, Measured, Score, Watched
 from plures.evaluate.record import Result as Result
 from plures.evaluate.sample import sampling_width
 from plures.evaluate.scores import Floats, Scores
@@ -95,6 +95,7 @@ class SeedResult(Result):
         details: calibration, errors, clusters, personal parts; ``None`` for real sites.
         never: names of the clients that were not drawn in any round up to the chosen one. They are treated like clients
             that join later, and count in every score.
+        watched: what was seen of every client, honest or not; ``None`` without attackers or uploads that are left out.
     """
 
     seed: int
@@ -106,6 +107,7 @@ class SeedResult(Result):
     unseen: ClientScores | None = None
     details: Details | None = None
     never: list[str] = Field(default_factory=list)
+    watched: Watched | None = None
 
     @property
     def reached(self) -> Point | None:
@@ -218,6 +220,7 @@ class FederationCard(Result):
         population: number of all clients if those listed here are the random sample that was scored; otherwise
             ``None``.
         subgroups: column -> its subgroups.
+        hostile: names of the clients that attack in this simulation; they are not listed among the clients.
     """
 
     name: str
@@ -230,6 +233,7 @@ class FederationCard(Result):
     source: str
     population: int | None = None
     subgroups: dict[str, SubgroupCard] = Field(default_factory=dict)
+    hostile: list[str] = Field(default_factory=list)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -239,7 +243,7 @@ class FederationCard(Result):
     @property
     def trained(self) -> int:
         """Number of clients in the runs, scored or not."""
-        return self.population or len(self.clients)
+        return (self.population or len(self.clients)) + len(self.hostile)
 
 
 class MetricCard(Result):
@@ -344,6 +348,40 @@ class Row(Result):
     subgroups: dict[str, Gap] = Field(default_factory=dict)
 
 
+class Against(Result):
+    """What a comparison defends against, and the same methods without attackers and without the combination.
+
+    The runs beside a method have its settings and seeds, and are scored on the same honest clients, so each differs in
+    one thing alone.
+
+    Attributes:
+        attack: what attackers do; ``None`` without attackers.
+        attackers: their names.
+        first: the first round with forged uploads.
+        knows: what forged uploads are computed from.
+        combine: the robust combination of the methods; ``None`` for each method's own.
+        uncombined: method -> why it does not take the combination.
+        population: number of all clients, attackers included.
+        cohort: number of clients in a round.
+        stands: how many hostile uploads of a round the combination is made to stand; ``None`` without one, or if it
+            promises no number.
+        plain: the methods without attackers and combination, as far as they send anything.
+        undefended: the methods under attack without the combination, as far as they take it.
+    """
+
+    attack: str | None
+    attackers: list[str]
+    first: int
+    knows: str
+    combine: str | None
+    uncombined: dict[str, str]
+    population: int
+    cohort: int
+    stands: int | None
+    plain: list[MethodResult]
+    undefended: list[MethodResult]
+
+
 class Comparison(Result):
     """Several methods on one federation, compared under the same rules.
 
@@ -354,6 +392,7 @@ class Comparison(Result):
         methods: the methods; ``local``, ``fedavg`` and ``fedavg_ft`` are always among them.
         settings: rounds, seeds, tuning and all other settings.
         environment: versions and machine.
+        against: the attack and the robust combination, with the methods without them; ``None`` without either.
 
     Examples:
         >>> x = np.array([[-1.0], [1.0]] * 30)
@@ -373,6 +412,7 @@ class Comparison(Result):
     settings: dict[str, Any]
     environment: dict[str, str]
     metrics: list[MetricCard] = Field(default_factory=list)
+    against: Against | None = None
 
     @property
     def others(self) -> list[MetricCard]:
@@ -496,8 +536,7 @@ class Comparison(Result):
                 metrics={name: [values[i] for i in places] for name, values in scores.metrics.items()},
             )
 
-        methods = []
-        for method in self.methods:
+        def restricted(method: MethodResult) -> MethodResult:
             seeds = [
                 seed.model_copy(
                     update={split: part(getattr(seed, split)) for split in ("validation", "test", "test_last")}
@@ -505,9 +544,14 @@ class Comparison(Result):
                 )
                 for seed in method.seeds
             ]
-            methods.append(method.model_copy(update={"seeds": seeds}))
+            return method.model_copy(update={"seeds": seeds})
+
+        methods, against = [restricted(method) for method in self.methods], self.against
+        if against is not None:
+            beside = {one: [restricted(method) for method in getattr(against, one)] for one in ("plain", "undefended")}
+            against = against.model_copy(update=beside)
         card = self.federation.model_copy(update={"subgroups": {}})
-        return self.model_copy(update={"methods": methods, "federation": card})
+        return self.model_copy(update={"methods": methods, "federation": card, "against": against})
 
     def _repr_html_(self) -> str:
         """The methods with their mean and worst client, for notebooks."""

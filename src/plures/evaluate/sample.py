@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ QUANTILE = 1.96
 """97.5 % quantile of the normal distribution."""
 
 
-def sampled(federation: Federation, count: int | None) -> list[int] | None:
+def sampled(federation: Federation, count: int | None, of: Sequence[int] | None = None) -> list[int] | None:
     """Positions of the clients that are scored, in increasing order; ``None`` for all.
 
     A simple random sample without replacement. It depends only on the clients' names, so every method, seed and trial
@@ -25,19 +26,21 @@ def sampled(federation: Federation, count: int | None) -> list[int] | None:
     Args:
         federation: the clients.
         count: number of clients to score; ``None`` for all.
+        of: positions of the clients that may be scored; default: all.
 
     Raises:
         PluresError: if there are fewer clients, or ``count`` is too small for a confidence interval.
     """
-    if count is None:
-        return None
-    if not 2 <= count <= len(federation):
+    people = len(federation) if of is None else len(of)
+    if count is None or count == people > 1:
+        return None if of is None else sorted(of)
+    if not 2 <= count <= people:
         raise PluresError(
-            f"evaluate_clients={count}: give a number from 2 to {len(federation)}, the clients of "
-            f"{federation.name!r}, or leave it out to score all of them"
+            f"evaluate_clients={count}: give a number from 2 to {people}, the {'' if of is None else 'honest '}clients "
+            f"of {federation.name!r}, or leave it out to score all of them"
         )
-    order = np.argsort(fold(name_key("evaluated clients"), federation.names.keys), kind="stable")
-    return None if count == len(federation) else sorted(order[:count].tolist())
+    order = np.argsort(fold(name_key("evaluated clients"), federation.names.keys), kind="stable").tolist()
+    return sorted((order if of is None else [i for i in order if i in set(of)])[:count])
 
 
 def among(count: int | None) -> dict[str, Any]:

@@ -8,22 +8,24 @@ from dataclasses import replace
 from functools import partial, reduce
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from plures.composed import called, made, options_of, pieces
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.own import METHOD, find_loader, find_metric, find_network, find_task
+from plures.evaluate.own import METHOD, ROBUST, find_loader, find_metric, find_network, find_task
 from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split
 from plures.federation.subgroups import parsed
-from plures.method import LOCAL_OPTIMIZERS, Method, Optimizer
+from plures.method import LOCAL_OPTIMIZERS, Method, Optimizer, Setting
 from plures.methods import METHODS, Entry
 from plures.methods.entry import POOLED, titled
 from plures.metrics import Metric
 from plures.models import ModelFactory
+from plures.robust import Robust
 from plures.run import (
     BySize,
     DropOut,
@@ -33,11 +35,13 @@ from plures.run import (
     Participation,
     Poisson,
     Run,
+    Threatening,
     Training,
     Uniform,
 )
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.machine import Machine
+from plures.run.origin import Origin
 from plures.run.together import PooledRun
 from plures.run.training import RATE_SCHEDULES
 from plures.signature import shown
@@ -92,6 +96,15 @@ class RunSpec(Result):
         evaluate_clients: number of clients to score, drawn once at random; default: all.
         subgroups: columns by which results are reported, too, such as ``sex`` or ``age:40,60``
             (:meth:`~plures.federation.Federation.with_subgroups`).
+        attack: what hostile clients do in this simulation, with options or without: ``sign_flip``, ``alie(z=1)``, or an
+            attack on data and one on uploads, ``label_flip+replacement`` (:data:`plures.threat.ATTACKS`). Only honest
+            clients are scored.
+        attackers: who they are: a share of the clients below 1, a number of them, or names; default: 0.2.
+        attack_from: first round with forged uploads.
+        attack_knows: what forged uploads are computed from: the ``own`` change, those of all ``colluders``, or ``all``
+            honest ones.
+        combine: a robust combination that is added to the method, such as ``trimmed_mean(f=2)`` or
+            ``bucketing+median``.
 
     Raises:
         PluresError: if a field is unknown, has a wrong type, or would not be used.
@@ -130,6 +143,11 @@ class RunSpec(Result):
     augment: str | None = None
     evaluate_clients: int | None = None
     subgroups: list[str] = Field(default_factory=list)
+    attack: str | None = None
+    attackers: float | int | list[str] | None = None
+    attack_from: int = 1
+    attack_knows: Literal["own", "colluders", "all"] = "all"
+    combine: str | None = None
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -172,6 +190,15 @@ class RunSpec(Result):
         self.training()
         if self.model is None and self.model_options:
             raise PluresError(f"options {self.model_options} of a network that is not named: name the model")
+        given = {"attackers": None, "attack_from": 1, "attack_knows": "all"}
+        for name, default in given.items() if self.attack is None else ():
+            if (value := getattr(self, name)) != default:
+                raise PluresError(
+                    f"{name}={value!r} is not used without an attack: name one, such as attack='sign_flip'"
+                )
+        self.threat()
+        if self.combine is not None:
+            combination(self.combine)
         return self
 
     def federation(self, code: Code = NOTHING, task: Task | None = None) -> Federation:
@@ -262,9 +289,30 @@ class RunSpec(Result):
             rule = DropOut(rule, self.drop_out)
         return rule if isinstance(rule, Full) else Joint(rule)
 
+    def threat(self) -> Threatening | None:
+        """The hostile clients; ``None`` for none."""
+        if self.attack is None:
+            return None
+        from plures.threat import threat_of  # a site describes its run with this class, and never loads attacks
+
+        who = 0.2 if self.attackers is None else self.attackers
+        return threat_of(self.attack, who, self.attack_from, self.attack_knows)
+
     def title(self) -> str:
-        """The method with its parameters."""
-        return titled(self.method, self.parameters)
+        """The method with its combination and parameters."""
+        return titled(self.method if self.combine is None else f"{self.method}+{self.combine}", self.parameters)
+
+    def built(self, code: Code = NOTHING, entry: Entry | None = None) -> Method:
+        """The method, with its combination.
+
+        Args:
+            code: user code that the method may name.
+            entry: the method's entry, if it is known already.
+        """
+        entry = entry or self.entry(code)
+        if self.combine is None:
+            return entry(**self.parameters)
+        return (entry.fixing(**self.parameters) + combination(self.combine))()
 
     def run(
         self,
@@ -289,17 +337,65 @@ class RunSpec(Result):
         federation = (
             self.judged(federation, code) if federation.metric is None or self.task or self.augment else federation
         )
-        method = entry or self.entry(code)
-        return (PooledRun if method.together else Run)(
+        entry, model = entry or self.entry(code), self.network(federation, code) if model is None else model
+        if reason := self.uncombined(entry, federation, model):
+            raise PluresError(f"combine={self.combine!r}: {entry.name} does not take it: {reason}")
+        return (PooledRun if entry.together else Run)(
             federation,
-            self.network(federation, code) if model is None else model,
-            method(**self.parameters),
+            model,
+            self.built(code, entry),
             self.training(),
-            participation=Full() if method.together else self.who(),
+            participation=Full() if entry.together else self.who(),
             seed=self.seed,
             execution=execution,
             machine=machine,
+            threat=None if entry.together else self.threat(),
         )
+
+    def uncombined(self, entry: Entry, federation: Federation, model: nn.Module | ModelFactory) -> str | None:
+        """Why a method does not take the robust combination; ``None`` if it does, or there is none.
+
+        Args:
+            entry: the method.
+            federation: the clients.
+            model: the network.
+
+        Raises:
+            PluresError: if the federation is too small for the combination, whatever the method.
+        """
+        if self.combine is None:
+            return None
+        reducer, who = reducer_of(self.combine), self.model_copy(update={"drop_out": 0.0}).who()
+        reducer.check(len(federation))
+        rule = who.of(travels=True) if isinstance(who, Joint) else who
+        cohort = len(rule.cohort(Setting.of(federation), self.seed, 0))
+        if cohort < reducer.least:
+            raise PluresError(
+                f"combine={self.combine!r}: it needs the uploads of at least {reducer.least} clients, and a round has "
+                f"{cohort}: draw more clients in each round{reducer.remedy.replace(':', ', or')}"
+            )
+        if entry.together:
+            return "all data are in one place, and nothing is combined"
+        plain = entry(**self.parameters)
+        setting = Setting.of(federation)
+
+        def origin(method: Method) -> Origin:
+            return Origin.of(method, model, setting, federation.to("cpu"), torch.get_default_dtype())
+
+        if not origin(plain).bound.travels:
+            return "it sends nothing that could be combined"
+        try:
+            found = origin(self.built(entry=entry))
+        except PluresError as error:
+            return str(error)
+        everybody = torch.arange(len(federation))
+        blocks = [block for block in found.bound.blocks if found.bound.travelling(block)]
+        rows = [block.share.row(found.block_state(block), everybody) for block in blocks]
+        if len(federation) > 1 and all(len(set(row.tolist())) == len(federation) for row in rows):
+            return "the server keeps a model for each client, so that no two uploads meet in one"
+        if reducer.least > 1 and not all(block.share.common for block in blocks):
+            return f"it needs at least {reducer.least} uploads to a model, and a cluster may have fewer members"
+        return None
 
     def question(self, run: Run, held: Federation | None = None, code: Code = NOTHING, **settings: Any) -> Fingerprint:
         """Fingerprint of everything that a run with these settings depends on, apart from the machine.
@@ -313,6 +409,27 @@ class RunSpec(Result):
         entry = self.entry(code)
         asked = of_run(run, entry.name, entry.given(self.parameters), **settings)
         return asked if held is None else asked | {UNSEEN: of_data(held.to("cpu", run.execution.dtype))}
+
+
+def combination(text: str) -> Entry:
+    """The robust combination that a text names, such as ``median`` or ``bucketing(size=2)+krum(f=1)``.
+
+    Raises:
+        PluresError: if a name or an option is unknown, or the parts do not fit together.
+    """
+    for name in (called(one, "combination")[0] for one in pieces(text)):
+        if name not in ROBUST:
+            raise PluresError(f"no robust combination {name!r}; {suggestion(name, ROBUST)}")
+    found = find_method(text)
+    found()
+    return found
+
+
+def reducer_of(text: str) -> Robust:
+    """The robust combination that a text names, as an object."""
+    reducer = combination(text)().rules["model"].reduce
+    assert isinstance(reducer, Robust)
+    return reducer
 
 
 def judged(federation: Federation, metric: AnyMetric, code: Code = NOTHING) -> Federation:

@@ -96,6 +96,7 @@ def try_out(
     behind: Callable[[Point], bool] | None = None,
     progress: Callable[[Point], None] | None = None,
     callbacks: Sequence[Callback] = (),
+    honest: Sequence[int] | None = None,
 ) -> Fit[Run]:
     """Try a setting in a short run, which reads only validation data: a trial of a comparison or of a study.
 
@@ -107,6 +108,7 @@ def try_out(
         behind: called at every reading before the last round; the trial ends if it returns ``True``.
         progress: called after each round.
         callbacks: notified of the run and of its end.
+        honest: positions of the clients that may be scored; default: those that do not attack.
     """
     fitted = fit(
         run,
@@ -118,6 +120,7 @@ def try_out(
         stage="tuning",
         settings=spec.model_dump(),
         evaluate_clients=spec.evaluate_clients,
+        honest=honest,
     )
     fitted.callbacks.on_end(None)
     return fitted

@@ -11,6 +11,7 @@ import numpy as np
 
 from plures.evaluate.coincidence import PROXY, explained, proxies
 from plures.evaluate.results import LEAST, POOLED, REFERENCES, Comparison, Row
+from plures.report import against
 from plures.report.columns import Number, columns
 from plures.report.markup import capital, count
 from plures.report.sheets import costs, glossary, how, sheet, tuning
@@ -91,6 +92,19 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             + (f" {PLACE}." if any(row.name == POOLED for row in rows) else ""),
             body=methods_table(comparison, rows, shown) + pooled_table(comparison, rows),
             table=True,
+        ),
+        *(
+            [
+                Section(
+                    "against",
+                    "Under attack, and robust combination" if comparison.against.attackers else "Robust combination",
+                    escape(against.lead(comparison)),
+                    "Attack" if comparison.against.attackers else "Combination",
+                    body=against.body(comparison, rows),
+                )
+            ]
+            if comparison.against is not None
+            else []
         ),
         Section(
             "gain",

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from plures.evaluate.results import BASELINES, POOLED, Comparison, Row
 from plures.evaluate.summary import paired_test, worse
+from plures.report.against import sentence
 from plures.report.columns import OTHER, Number, best, columns, known, probability, undefined
 from plures.texts import markdown
 
@@ -152,6 +153,7 @@ def verdict(comparison: Comparison, rows: list[Row]) -> str:
     lacking = undefined(comparison, comparison.metric, max(row.undefined for row in rows))
     parts = (
         _verdict(comparison, rows),
+        sentence(comparison, rows),
         _together(comparison, rows),
         _sampled(comparison, rows),
         lacking,

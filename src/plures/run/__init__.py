@@ -1,6 +1,6 @@
 """The round loop, the cohort engine and what a run keeps."""
 
-from plures.run.coordinator import RoundRecord
+from plures.run.coordinator import RoundRecord, Threatening
 from plures.run.execution import Execution
 from plures.run.experts import experts_of
 from plures.run.machine import Machine
@@ -26,6 +26,7 @@ __all__ = [
     "Poisson",
     "RoundRecord",
     "Run",
+    "Threatening",
     "Training",
     "Uniform",
     "experts_of",

@@ -123,6 +123,22 @@ class Work:
     moved: Moved | None = None
 
 
+class Threatening(Protocol):
+    """Hostile clients of a simulation (:class:`plures.threat.Threat`)."""
+
+    def hostile(self, clients: tuple[str, ...]) -> list[int]:
+        """Positions of the hostile clients among all of these names."""
+
+    def poisoned(self, federation: Federation) -> Federation:
+        """The federation that trains."""
+
+    def forged(self, run: Coordinator[Any], work: Work) -> Work:
+        """The work of a round as it arrives."""
+
+    def success(self, run: Any, *, shared: bool = False) -> dict[str, float]:
+        """How often their backdoor opens, by honest client; empty without one, or without a whole shared model."""
+
+
 class Clients(Protocol):
     """The clients of a run, which do its local work, wherever they are.
 
@@ -206,6 +222,8 @@ class Coordinator(Generic[C]):
         execution: how the clients use their machine.
 
     Attributes:
+        threat: hostile clients of a simulation; ``None`` for none.
+        given: the federation as it was given, before hostile clients poisoned their data.
         bound: the method, resolved against its network.
         round: number of rounds finished.
         server: what the server keeps of every block.
@@ -228,6 +246,8 @@ class Coordinator(Generic[C]):
         execution: Execution,
     ) -> None:
         self.origin, self.clients, self.federation, self.setting = origin, clients, federation, setting
+        self.threat: Threatening | None = None
+        self.given = federation
         self.training, self.execution = training, execution
         self.bound, self.seed, self.participation = origin.bound, origin.seed, origin.participation
         self.method = self.bound.method

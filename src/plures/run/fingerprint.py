@@ -231,11 +231,10 @@ def of_run(
     """
     precision = "float32" if run.execution.precision == "auto" else run.execution.precision
     method = of_method(run.method, name, parameters)
-    threat = getattr(run, "threat", None)
-    if threat is not None:
-        settings["threat"] = threat
+    if run.threat is not None:
+        settings["threat"] = run.threat
     return question(
-        of_data(run.federation),
+        of_data(run.given),
         run.bound.network,
         method,
         run.training,

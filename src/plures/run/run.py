@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, Self, SupportsIndex
+from typing import Annotated, Any, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from plures.federation import Federation
 from plures.method import BlockState, Known, Method, Setting
 from plures.models import ModelFactory
 from plures.run.choose import choose
-from plures.run.coordinator import Coordinator, Work
+from plures.run.coordinator import Threatening, Work
 from plures.run.deployed import Deployed
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
@@ -30,16 +30,6 @@ from plures.run.pool import Pool
 from plures.run.rehearse import rehearse
 from plures.run.training import Training
 from plures.signature import checked
-
-
-class Threatening(Protocol):
-    """Hostile clients (:class:`plures.threat.Threat`)."""
-
-    def poisoned(self, federation: Federation) -> Federation:
-        """The federation that trains."""
-
-    def forged(self, run: Coordinator[Any], work: Work) -> Work:
-        """The work of a round as it arrives."""
 
 
 @checked
@@ -86,7 +76,6 @@ class Run(Deployed):
         threat: Threatening | None = None,
     ) -> None:
         wanted, training = execution or Execution(), training or Training()
-        self.threat = threat
         data = (federation if threat is None else threat.poisoned(federation)).to(wanted.torch_device, wanted.dtype)
         check_examples(data)
         setting, local = Setting.of(data, population), population is not None
@@ -102,6 +91,8 @@ class Run(Deployed):
         engine = Engine(bound, seen, training, settled, seed, machine)
         clients = (Pool if settled.processes > 1 else Local)(engine)
         super().__init__(origin, clients, data, setting, training, settled)
+        if threat is not None:
+            self.threat, self.given = threat, federation.to(wanted.torch_device, wanted.dtype)
         self._served: _Served | None = None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:

@@ -435,7 +435,7 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor], task: Task, code: Code
         scaling=scaling,
         preparation=preparation,
     )
-    method = card.spec.entry(code)(**card.spec.parameters)
+    method = card.spec.built(code)
     module = method.prepare(card.spec.network(federation, code), Setting.of(federation), card.spec.seed)
     network = Network(module.to(torch.float64 if card.precision == "float64" else torch.float32))
     model = PersonalModel(card, federation, network, method.predictor, {}, {}).holding(tensors)

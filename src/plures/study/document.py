@@ -208,6 +208,11 @@ class BudgetPart(Part):
         every: rounds between validations; default: about ten validations.
         patience: end a run when this many rounds have brought no better validation than its best one; default: run all
             rounds. Trials run all of theirs.
+        attack: simulated attack of hostile clients, such as ``"alie(z=1)"``; only honest clients are scored.
+        attackers: who attacks: a share of the clients below 1, a number of them, or names; default: 0.2.
+        attack_from: first round with forged uploads.
+        attack_knows: what they are computed from: ``own``, ``colluders`` or ``all``.
+        combine: robust combination, added to every method that takes it, such as ``"trimmed_mean(f=2)"``.
     """
 
     label: Label = ""
@@ -226,6 +231,11 @@ class BudgetPart(Part):
     clip: Annotated[float | None, Field(gt=0)] = None
     every: Annotated[int | None, Field(ge=1)] = None
     patience: Annotated[int | None, Field(ge=1)] = None
+    attack: str | None = None
+    attackers: float | int | list[str] | None = None
+    attack_from: Annotated[int, Field(ge=1)] = 1
+    attack_knows: Literal["own", "colluders", "all"] = "all"
+    combine: str | None = None
 
 
 class TuningPart(Part):

@@ -191,9 +191,14 @@ def _cells(source: Source) -> Iterator[Cell]:
                     (2, "participation"),
                     (2, "at_most"),
                     (2, "drop_out"),
+                    (2, "attack"),
+                    (2, "attackers"),
+                    (2, "attack_from"),
+                    (2, "attack_knows"),
+                    (2, "combine"),
                 )
                 for part, later in added:  # keeps keys where they are not given
-                    if said[part][later] in (None, 0.0):
+                    if said[part][later] == type((data, partition, budget)[part]).model_fields[later].default:
                         del said[part][later]
                 yield Cell(digest(said), ", ".join(parts), data, partition, budget, (i, j, k))
 

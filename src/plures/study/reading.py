@@ -167,6 +167,13 @@ def _faults(source: Source) -> Iterator[Fault]:
                 (*here, "optimizer"),
             )
             yield from _refused(lambda name=budget.schedule: RunSpec(data="", schedule=name), (*here, "schedule"))  # type: ignore[misc]
+        hostile = {"attack", "attackers", "attack_from", "attack_knows"}
+        threat = budget.model_dump(include=hostile)
+        yield from _refused(
+            lambda given=threat: RunSpec(data="", **given),  # type: ignore[misc]
+            (*here, "attack" if budget.attack else min(hostile & budget.model_fields_set, default="attack")),
+        )
+        yield from _refused(lambda name=budget.combine: RunSpec(data="", combine=name), (*here, "combine"))  # type: ignore[misc]
     yield from _unused_tuning(document.tuning)
     yield from _space_faults(document.tuning.lr, ("tuning", "lr"), positive=True)
 

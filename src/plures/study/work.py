@@ -92,6 +92,7 @@ class Workspace:
         owner: the name of this process in it.
         callbacks: called for every final run.
         machine: what runs have measured on the machine.
+        uncombined: for a cell and a method, why it does not take the cell's robust combination.
     """
 
     plan: Plan
@@ -100,6 +101,7 @@ class Workspace:
     callbacks: Sequence[Callback] = ()
     loaded: Loaded | None = None
     machine: Machine = field(default_factory=Machine)
+    uncombined: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def at(self, cell: Cell) -> Loaded:
         """A cell in memory."""
@@ -113,7 +115,10 @@ class Workspace:
                 raise self.plan.source.error(("data", cell.path[0]), str(error)) from error
             self.loaded = loaded
             execution = self.plan.source.document.execution
-            described_as = card(loaded.federation).model_copy(update={"name": cell.title})
+            threat, clients = loaded.spec.threat(), loaded.federation.clients
+            hostile = [] if threat is None else threat.hostile(clients)
+            honest = [place for place in range(len(clients)) if place not in hostile]
+            described_as = card(loaded.federation, honest, hostile).model_copy(update={"name": cell.title})
             self.store.note_cell(
                 cell,
                 loaded.fingerprint,
@@ -143,7 +148,11 @@ class Workspace:
         part = unit.candidate.part
         parameters = {**part.parameters, **{k: v for k, v in setting.items() if k != "lr"}}
         own = {"method": part.name, "lr": setting.get("lr", unit.candidate.lr), "parameters": parameters}
-        return loaded.spec.model_copy(update=own | more)
+        spec = loaded.spec.model_copy(update=own | more)
+        key = unit.cell.key, unit.candidate.label
+        if key not in self.uncombined:
+            self.uncombined[key] = spec.uncombined(unit.candidate.entry, loaded.federation, loaded.factory)
+        return spec if self.uncombined[key] is None else spec.model_copy(update={"combine": None})
 
     def _settled(self, unit: Unit) -> Execution:
         """The execution that was measured for a method on a cell."""

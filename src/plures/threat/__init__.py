@@ -4,9 +4,9 @@ A deployed site has no such code: only :class:`~plures.run.Run` takes a threat.
 """
 
 from plures.threat.attack import Attack, Round
-from plures.threat.backdoor import Backdoor, Patch, success
+from plures.threat.backdoor import Backdoor, Column, Corner, EdgeCase, Patch, Trigger, success
 from plures.threat.named import ATTACKS, threat_of
-from plures.threat.poison import LabelFlip, Poison, RandomLabels
+from plures.threat.poison import LabelFlip, Poison, RandomLabels, Targeted
 from plures.threat.threat import Threat
 from plures.threat.uploads import (
     ALIE,
@@ -25,6 +25,9 @@ __all__ = [
     "ATTACKS",
     "Attack",
     "Backdoor",
+    "Column",
+    "Corner",
+    "EdgeCase",
     "FreeRider",
     "Gaussian",
     "InnerProduct",
@@ -38,7 +41,9 @@ __all__ = [
     "Replacement",
     "Round",
     "SignFlip",
+    "Targeted",
     "Threat",
+    "Trigger",
     "success",
     "threat_of",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from plures.composed import made, pieces
 from plures.errors import PluresError
 from plures.threat.attack import Attack
+from plures.threat.backdoor import EdgeCase, column, corner
 from plures.threat.poison import LabelFlip, Poison, RandomLabels
 from plures.threat.threat import Knows, Threat
 from plures.threat.uploads import (
@@ -23,6 +24,9 @@ from plures.threat.uploads import (
 
 ATTACKS: Mapping[str, Callable[..., Attack | Poison]] = {
     "alie": ALIE,
+    "backdoor": corner,
+    "column_backdoor": column,
+    "edge_case": EdgeCase,
     "free_rider": FreeRider,
     "gaussian": Gaussian,
     "inner_product": InnerProduct,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,11 @@ from plures.run.coordinator import Coordinator, Work
 from plures.run.states import states
 from plures.run.uploads import Answer, decoded
 from plures.threat.attack import Attack, Round
-from plures.threat.poison import Poison, insist
+from plures.threat.backdoor import success
+from plures.threat.poison import Poison, Targeted, insist
+
+if TYPE_CHECKING:
+    from plures.run import Run
 
 Knows = Literal["own", "colluders", "all"]
 KEY = "threat"
@@ -110,9 +114,10 @@ class Threat:
         train, random = list(federation.splits["train"]), torch.Generator().manual_seed(self.seed)
         inputs, targets, size = [federation.inputs], [federation.targets], len(federation.targets)
         classes = federation.task.outputs
-        for client in hostile:
+        poison = self.poison.fitted(federation)
+        for place, client in enumerate(hostile):
             own = train[client]
-            x, y = self.poison.examples(federation.inputs[own], federation.targets[own], classes, random)
+            x, y = poison.of(place).examples(federation.inputs[own], federation.targets[own], classes, random)
             train[client] = torch.arange(size, size + len(own))
             inputs, targets, size = [*inputs, x], [*targets, y], size + len(own)
         copied = torch.cat([torch.arange(len(federation.targets)), *(federation.splits["train"][c] for c in hostile)])
@@ -135,6 +140,8 @@ class Threat:
         hostile = [i for i in self.hostile(run.setting.clients) if i in work.clients]
         if self.attack is None or not hostile or number < self.start or (self.stop or number) < number:
             return work
+        if {leaf for block in run.bound.blocks for leaf in run.bound.travelling(block)} <= set(run.bound.buffers):
+            return work
         if run.bound.line.summed:
             raise PluresError("attacks on uploads are not simulated where the server reads only their sum")
         answers = list(work.answers)
@@ -147,6 +154,21 @@ class Threat:
         made = dict(zip(hostile, forged, strict=True))
         arriving = [(sent_instead(run, answer, work.server, made), stays) for answer, stays in answers]
         return replace(work, answers=arriving)
+
+    def success(self, run: Run, *, shared: bool = False) -> dict[str, float]:
+        """How often the backdoor opens the models of honest clients (:func:`~plures.threat.success`).
+
+        Empty without a backdoor. The run may be one without attackers, to compare with.
+
+        Args:
+            run: the run.
+            shared: of the models that clients receive, and not of those that they predict with.
+        """
+        if not isinstance(self.poison, Targeted):
+            return {}
+        hostile = self.hostile(run.federation.clients)
+        honest = [name for place, name in enumerate(run.federation.clients) if place not in hostile]
+        return success(run, self.poison.fitted(run.given), honest, shared=shared)
 
     def _sent(
         self, run: Coordinator[Any], clients: list[int], hostile: list[int], own: Tensor, honest: Tensor
