@@ -6,7 +6,7 @@ were, new tensors take the memory of the recorded ones, and work that waits for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,13 +54,19 @@ class Pretended:
     share = 0.5
     recorded = replayed = 0
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+    def __init__(self, still: Sequence[Tensor] = ()) -> None: ...
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[int], None]:
         operations = Operations()
         with operations:
             work()
         type(self).recorded += 1
 
-        def replay() -> None:
+        def replay(times: int) -> None:
+            for _ in range(times):
+                once()
+
+        def once() -> None:
             type(self).replayed += 1
             for func, args, kwargs, fresh in operations.done:
                 given = {id(t) for t in tensors([*args, *kwargs.values()])}

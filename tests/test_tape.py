@@ -76,7 +76,7 @@ def test_a_repetition_does_what_the_work_does(name):
     work()
     for _ in range(3):
         torch.testing.assert_close(recorded, plain, rtol=1e-6, atol=1e-6)
-        repeat()
+        repeat(1)
         work()
 
 

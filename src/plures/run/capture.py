@@ -9,7 +9,7 @@ optimizer's memory, the batches of all steps, the next step's number and the rat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ Tensors = list[Tensor]
 WIDTHS = 3
 """Number of batch widths for which unpadded steps are recorded; with more widths, batches are padded."""
 WORTH = 4
-"""Number of steps from which recording pays off in the first visit."""
+"""Number of steps from which recording pays off in a run of one visit."""
 
 
 class Part(NamedTuple):
@@ -57,8 +57,8 @@ class Recorder(Protocol):
 
     share: float
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        """A function that repeats the work on the same memory.
+    def __call__(self, work: Callable[[], None]) -> Callable[[int], None]:
+        """A function that repeats the work on the same memory, as often as it is told.
 
         While it is being recorded, the work may run any number of times.
 
@@ -72,19 +72,24 @@ class CudaGraphs:
 
     share = 0.5
 
-    def __init__(self) -> None:
+    def __init__(self, still: Sequence[Tensor] = ()) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+    def __call__(self, work: Callable[[], None]) -> Callable[[int], None]:
         work()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             work()
-        return graph.replay
+
+        def replay(times: int) -> None:
+            for _ in range(times):
+                graph.replay()
+
+        return replay
 
 
-RECORDERS: Mapping[str, Callable[[], Recorder]] = {"cpu": Tapes, "cuda": CudaGraphs}
-"""The recorder for each type of device."""
+RECORDERS: Mapping[str, Callable[[Sequence[Tensor]], Recorder]] = {"cpu": Tapes, "cuda": CudaGraphs}
+"""The recorder for each type of device; it is told which tensors never change."""
 
 
 class Kind(NamedTuple):
@@ -116,18 +121,19 @@ class Captured:
         clients: the largest stack.
         written: positions, in a part's ``rest``, of the leaves that steps change.
         dtype: type of the losses.
+        visits: number of visits of a client to expect.
         smaller: whether to record steps of smaller stacks too.
     """
 
     def __init__(
-        self, recorder: Recorder, clients: int, written: list[int], dtype: torch.dtype, *, smaller: bool
+        self, recorder: Recorder, clients: int, written: list[int], dtype: torch.dtype, *, visits: int, smaller: bool
     ) -> None:
         self._recorder, self._written, self._dtype = recorder, written, dtype
         self._sizes = sizes(clients, recorder.share) if smaller else [clients]
-        self._replays: dict[Kind, Callable[[], None]] = {}
+        self._replays: dict[Kind, Callable[[int], None]] = {}
         self._buffers: Buffers | None = None
         self._rates = set[float]()
-        self._visits = 0
+        self._visits = visits
 
     def kinds(self, plan: Batches, rate: float) -> list[Kind]:
         """What to replay for each step of a plan; unpadded if all clients have batches of the same size."""
@@ -146,8 +152,11 @@ class Captured:
         ]
 
     def worth(self, plan: Batches) -> bool:
-        """Whether recording a plan's steps pays off; it does not for a few steps in what may be the only visit."""
-        self._visits += 1
+        """Whether recording a plan's steps pays off.
+
+        This does not depend on what was done before: recorded steps round differently, and a run that is resumed must
+        take the same steps as one that goes on.
+        """
         return len(plan.rows) >= WORTH or self._visits > 1
 
     def __call__(
@@ -168,11 +177,11 @@ class Captured:
         """
         buffers = self._prepared(step, part, plan, kinds, keys, rate)
         losses = plan.rows.new_zeros(2, len(plan.steps), dtype=self._dtype)
-        ends = [*plan.active[1:], 0]
-        for place, (kind, active, rest) in enumerate(zip(kinds, plan.active, ends, strict=True)):
-            if place and place % buffers.steps == 0:
-                buffers.load_steps(plan, keys, place)
-            self._replays[kind]()
+        for first, last in alike(kinds, plan.active, buffers.steps):
+            if first and first % buffers.steps == 0:
+                buffers.load_steps(plan, keys, first)
+            self._replays[kinds[first]](last - first)
+            active, rest = plan.active[first], plan.active[last] if last < len(plan.active) else 0
             if rest < active:
                 buffers.unload(part, losses, slice(rest, active), self._written)
         return losses
@@ -310,6 +319,21 @@ class Buffers:
         theirs = [*part.trained, *(part.rest[n] for n in written)]
         copied([leaf[clients] for leaf in theirs], [leaf[clients] for leaf in mine])
         losses[:, clients] = self.losses[:, clients]
+
+
+def alike(kinds: list[Kind], active: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """First steps, and those after the last ones, of sequences of the same recorded step with the same clients.
+
+    Args:
+        kinds: the recorded step of each step.
+        active: number of clients of each step.
+        most: a multiple of this many steps is always the first of a sequence.
+    """
+    first = 0
+    for step in range(1, len(kinds) + 1):
+        if step == len(kinds) or step % most == 0 or (kinds[step], active[step]) != (kinds[first], active[first]):
+            yield first, step
+            first = step
 
 
 def sizes(clients: int, share: float) -> list[int]:

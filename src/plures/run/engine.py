@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -77,6 +78,12 @@ class Engine:
         self.channels_last = channels_last(bound.network, federation.inputs.device)
         if self.channels_last:
             bound.network.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def twin(self) -> Engine:
+        """An engine for another thread: it does the same with a copy of the network, and records steps of its own."""
+        bound = copy.copy(self.bound)
+        bound.network, bound.verdicts = copy.deepcopy(bound.network), {}
+        return Engine(bound, self.federation, self.training, self.execution, self.seed, self.machine)
 
     def visit(
         self,
@@ -194,7 +201,7 @@ class Engine:
         chunk, kind = self.execution.chunk, self.federation.inputs.device.type
         assert isinstance(chunk, int)
         if self.execution.capture is True and self._recorder is None:
-            self._recorder = RECORDERS[kind]()
+            self._recorder = RECORDERS[kind]([self.federation.targets])
         return Stacked(
             phase,
             self.bound,

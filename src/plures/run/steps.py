@@ -329,7 +329,9 @@ class Stacked(Steps):
         self.rest = [leaf for leaf in self.read if leaf not in set(self.trained)]
         written = [place for place, leaf in enumerate(self.rest) if leaf in set(self.followed)]
         self.captured = (
-            None if recorder is None else Captured(recorder, clients, written, self.dtype, smaller=compiler is None)
+            None
+            if recorder is None
+            else Captured(recorder, clients, written, self.dtype, visits=training.rounds, smaller=compiler is None)
         )
         self.together: bool | None = None
         """Whether clients with different batches may step together; ``None`` until it is tested."""

@@ -2,107 +2,37 @@
 
 Most of the time of a small model's step is spent in ``vmap``, gradients, methods and modules, which in the end call a
 few dozen tensor operations, the same in every step. A :class:`Tape` writes them down below all of that. What a
-repetition does not need is left out, and the rest becomes one function.
+repetition does not need is left out, the rest is simplified (:mod:`plures.run.simplify`) and becomes one function
+(:mod:`plures.run.script`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plures.brief import brief
 from plures.models import nested
+from plures.run.calls import Call, Value, values_in
 from plures.run.padding import close
+from plures.run.script import script
+from plures.run.simplify import distinct, needed, simplified
 
-PASSED = frozenset({"alias", "detach", "lift_fresh"})
-"""Operations that give their argument, as far as a repetition is concerned."""
-SHAPED = frozenset({"_unsafe_view", "expand", "slice", "view"})
-"""Operations that give their argument if its shape stays the same."""
-ALWAYS = frozenset({"arange", "full", "ones", "scalar_tensor", "zeros"})
-"""Operations that make the same tensor each time."""
+log = logging.getLogger("plures")
+
+ROUNDED = 0.75
+"""How far a simplified step may be from the step: this power of the smallest relative difference of two numbers."""
 REFUSED = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded
 """Marks of operations that read values into Python, or differ from time to time."""
+EACH = "aten::_foreach_"
+"""What the names of operations on lists of tensors begin with."""
 UNDECLARED = {"aten::native_batch_norm": frozenset({"running_mean", "running_var"})}
 """Arguments that operations change although their signatures do not say so."""
-FUNCTIONS = (
-    *("_foreach_add_", "_foreach_copy_", "_foreach_mul_", "_log_softmax", "_log_softmax_backward_data", "_softmax"),
-    *("abs", "add", "addmm", "amax", "baddbmm", "bmm", "cat", "clamp", "clone", "div", "eq", "exp", "gather", "ge"),
-    *("gt", "index_select", "le", "log", "logical_and", "lt", "maximum", "mean", "minimum", "mm", "mul", "ne", "neg"),
-    *("permute", "pow", "relu", "reciprocal", "rsub", "scatter", "select", "sigmoid", "sqrt", "squeeze", "stack"),
-    *("sub", "sum", "tanh", "transpose", "unbind", "unsqueeze", "where"),
-)
-DIRECT: Mapping[str, Callable[..., Any]] = {
-    **{name: getattr(torch, name) for name in FUNCTIONS if hasattr(torch, name)},
-    **{name: getattr(Tensor, name) for name in ("add_", "copy_", "div_", "expand", "mul_", "sub_", "view")},
-}
-"""Functions that do the same as operations of these names, with the same arguments, and take less time to call."""
-
-
-@brief
-@dataclass(eq=False)
-class Value:
-    """A tensor of a tape.
-
-    Attributes:
-        tensor: the tensor that was seen.
-        base: the value whose memory a view uses; ``None`` if it has memory of its own.
-        fixed: whether a repetition uses this very tensor.
-    """
-
-    tensor: Tensor
-    base: Value | None
-    fixed: bool
-
-    @property
-    def memory(self) -> Value:
-        return self.base or self
-
-
-@dataclass(eq=False)
-class Call:
-    """One operation, with values in place of tensors.
-
-    Attributes:
-        func: the operation.
-        args, kwargs: its arguments.
-        results: its results; ``None`` for what is no tensor, or one of the arguments.
-        changed: values among the arguments that it changes.
-    """
-
-    func: Any
-    args: list[Any]
-    kwargs: dict[str, Any]
-    results: list[Value | None]
-    changed: list[Value]
-
-    @property
-    def made(self) -> list[Value]:
-        """The tensors that it makes."""
-        return values_in(self.results)
-
-    @property
-    def name(self) -> str:
-        """Its name, such as ``add_``."""
-        return str(self.func._schema.name).removeprefix("aten::")
-
-    @property
-    def read(self) -> list[Value]:
-        """The values among its arguments."""
-        return values_in([self.args, self.kwargs])
-
-    @property
-    def passes(self) -> bool:
-        """Whether its result is its argument."""
-        if len(self.read) != 1 or len(self.made) != 1:
-            return False
-        one, two = self.read[0].tensor, self.made[0].tensor
-        alike = one.shape == two.shape and one.stride() == two.stride() and one.dtype == two.dtype
-        return self.name in PASSED or (self.name in SHAPED and alike)
 
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -125,6 +55,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if any(tag in func.tags for tag in REFUSED) and not by_numbers(func, args):
             raise RuntimeError(f"{func} gives another result each time, or one that Python reads")
+        if func._schema.name.startswith(EACH):
+            return self._each(func, args, kwargs or {})
         given, named = [self._given(one) for one in args], {k: self._given(v) for k, v in (kwargs or {}).items()}
         arguments = func._schema.arguments
         written = {one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write}
@@ -140,6 +72,16 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = [None if one is None else self._made(one) for one in made]
         self.calls.append(Call(func, given, named, results, changed))
         return found
+
+    def _each(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:
+        """An operation on each tensor of a list, as one call for each."""
+        single = getattr(torch.ops.aten, func._schema.name.removeprefix(EACH))
+        made = []
+        with self:
+            for place in range(len(args[0])):
+                own = [one[place] if isinstance(one, list | tuple) else one for one in args]
+                made.append(single(*own, **kwargs))
+        return made if func._schema.returns else None
 
     def _given(self, argument: Any) -> Any:
         """An argument with values in place of tensors; a tensor that no operation made exists before the work."""
@@ -172,17 +114,30 @@ class Tapes:
 
     The repetition is compared with the work itself once, so that what a tape cannot see, such as a value that Python
     counts up, is an error here and not a wrong result later.
+
+    Args:
+        still: tensors that never change, such as the targets of all examples.
     """
 
     share = 0.75
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+    def __init__(self, still: Sequence[Tensor] = ()) -> None:
+        self.still = still
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[int], None]:
         with Tape() as tape:
             work()
-        replay = program(needed(tape.calls))
-        if not close(self._from_start(tape, work), self._from_start(tape, replay), 1.0):
-            raise RuntimeError("the repetition of a step differs from the step")
-        return replay
+        wanted, calls = self._from_start(tape, work), needed(tape.calls)
+        for simpler in (True, False):
+            try:
+                replay = script(simplified(calls, self.still) if simpler else distinct(calls))
+                found = self._from_start(tape, partial(replay, 1))
+            except RuntimeError as error:
+                log.debug("a recorded step is not simplified: %s", str(error).strip().partition("\n")[0])
+                continue
+            if close(wanted, found, ROUNDED if simpler else 1.0):
+                return replay
+        raise RuntimeError("the repetition of a step differs from the step")
 
     @staticmethod
     def _from_start(tape: Tape, work: Callable[[], None]) -> list[Tensor]:
@@ -198,109 +153,3 @@ def by_numbers(func: Any, args: tuple[Any, ...]) -> bool:
     if func not in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
         return False
     return all(one is None or one.dtype not in (torch.bool, torch.uint8) for one in args[1])
-
-
-def values_in(arguments: Any) -> list[Value]:
-    return [one for one in nested.ends(arguments) if isinstance(one, Value)]
-
-
-def needed(calls: list[Call]) -> list[Call]:
-    """The calls that a repetition has to make.
-
-    Results that are the same each time are fixed, as are views of fixed tensors. Calls are left out if nothing reads
-    their results, and they change nothing that is read later or that exists before the work.
-    """
-    changed = {one.memory for call in calls for one in call.changed}
-    same: set[Value] = set()
-    found: list[Call] = []
-    for call in calls:
-        known = call.read if call.read else [None] * (call.name not in ALWAYS)
-        if call.made and all(one in same for one in known) and not changed & {one.memory for one in call.made}:
-            same.update(call.made)
-            for one in call.made:
-                one.fixed = True
-        if call.changed or not call.made or not all(one.fixed for one in call.made):
-            found.append(call)
-    live: list[Call] = []
-    read: set[Value] = set()
-    for call in reversed(found):
-        if read.intersection(call.made) or any(one.memory.fixed or one.memory in read for one in call.changed):
-            live.append(call)
-            read.update(call.read, (one.memory for one in call.read))
-    return live[::-1]
-
-
-class Program:
-    """The text of a function that makes calls, and the objects that it names."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, Any] = {}
-        self.lines: list[tuple[str, list[str]]] = []
-        self._names: dict[int, str] = {}
-
-    def text(self, one: Any) -> str:
-        """An argument or a result."""
-        if isinstance(one, list):
-            return f"[{', '.join(map(self.text, one))}]"
-        if isinstance(one, Value):
-            return self.named(one.tensor.detach() if one.fixed else None, one, "v")
-        return repr(one) if one is None or isinstance(one, bool | int) else self.named(one, one, "c")
-
-    def named(self, held: Any, one: Any, letter: str) -> str:
-        """The name of an object, which is kept."""
-        name = self._names.setdefault(id(one), f"{letter}{len(self._names)}")
-        if held is not None:
-            self.objects.setdefault(name, held)
-        return name
-
-    def add(self, call: Call, arguments: str) -> None:
-        """Add a call whose results have names from now on."""
-        function = DIRECT.get(call.name, call.func._op)
-        text = f"{self.named(function, function, 'f')}({arguments})"
-        several = any("List" in str(one.type) for one in call.func._schema.returns)
-        made = ["_" if one is None else self.text(one) for one in call.results]
-        left = f"{', '.join(made)}{',' * several} = " if call.made else ""
-        self.lines.append((left + text, [self.text(one) for one in [*call.read, *call.made] if not one.fixed]))
-
-    def function(self) -> Callable[[], None]:
-        """The function, which lets go of each result after its last use."""
-        last = {name: number for number, (_, names) in enumerate(self.lines) for name in names}
-        body = ["def repeat():"]
-        for number, (line, names) in enumerate(self.lines):
-            body.append(f"    {line}")
-            if over := [name for name in dict.fromkeys(names) if last[name] == number]:
-                body.append(f"    del {', '.join(over)}")
-        exec("\n".join([*body, "    return None"]), self.objects)
-        repeat: Callable[[], None] = torch.no_grad()(self.objects["repeat"])
-        return repeat
-
-
-def program(calls: list[Call]) -> Callable[[], None]:
-    """One function that makes the calls, each only once if it has the same arguments again."""
-    made = Program()
-    changed = {one.memory for call in calls for one in call.changed}
-    same: dict[Value, Value] = {}
-    once: dict[tuple[str, str], Call] = {}
-
-    def first(one: Any) -> Any:
-        if isinstance(one, list):
-            return [first(part) for part in one]
-        return same.get(one, one) if isinstance(one, Value) else one
-
-    for call in calls:
-        call = replace(call, args=first(call.args), kwargs={k: first(v) for k, v in call.kwargs.items()})
-        if call.passes:
-            same[call.made[0]] = call.read[0]
-            continue
-        arguments = ", ".join([*map(made.text, call.args), *(f"{k}={made.text(v)}" for k, v in call.kwargs.items())])
-        if call.made and not changed & memories([*call.read, *call.made]):
-            before = once.setdefault((str(call.func), arguments), call)
-            if before is not call:
-                same |= zip(call.made, before.made, strict=True)
-                continue
-        made.add(call, arguments)
-    return made.function()
-
-
-def memories(values: Iterable[Value]) -> set[Value]:
-    return {one.memory for one in values}
