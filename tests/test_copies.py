@@ -20,6 +20,7 @@ from torch import Tensor
 
 import plures
 from plures import METHODS, privacy
+from plures.audit import Audit, Canaries, Inverted, Membership
 from plures.augment import Augment, Crop, Each, Key, Mask, Mixture
 from plures.cases import CASES, Course, Learned
 from plures.codecs import Feedback, TopK
@@ -92,6 +93,7 @@ def of_half(*given: Any) -> Any:
 def made(folder: Path) -> list[Any]:
     """Objects that hold, somewhere in them, one of each public class with arguments."""
     rows = np.arange(24.0, dtype=np.float32).reshape(12, 2)
+    seen = Membership(members=1, others=1, auc=0.5, advantage=0, found=0)
     np.save(folder / "rows.npy", rows)
     stored = np.load(folder / "rows.npy", mmap_mode="r")
     table = {
@@ -154,6 +156,10 @@ def made(folder: Path) -> list[Any]:
         run,
         Feedback((TopK(0.5),)),
         Public(b"seal", b"mask"),
+        seen,
+        Audit(title="ditto", membership={"a": {"shared": seen}}),
+        Canaries(planted=2, others=2, found=0.5, false=0, bound=0.1, claimed=1, delta=0),
+        Inverted(attack="ratio", seen="server", error=0, control=1),
         Revealed({1: 2}, {3: 4}),
         By("country"),
         Known("examples"),

@@ -29,6 +29,7 @@ MAY = {
     "run": "augment metrics tasks federation models method privacy secure",
     "threat": "tasks federation models method robust run",
     "evaluate": "augment metrics tasks federation tables models method codecs privacy robust methods run threat",
+    "audit": "federation models method run evaluate tasks privacy",
     "diagnose": "metrics tasks federation models method methods evaluate",
     "track": "metrics tasks run evaluate",
     "study": "metrics tasks federation models methods run evaluate tables",
@@ -38,7 +39,7 @@ MAY = {
     "deploy": "metrics tasks federation models method run evaluate tables track serving remote",
     "cases": "metrics tasks federation models method methods run evaluate report",
     "cli": "augment metrics tasks federation models run evaluate tables diagnose track study serving report remote "
-    "deploy cases",
+    "deploy cases audit",
 }
 """Room -> the rooms that it builds on, all of which stand above it here. Files beside the rooms are ground for all."""
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
+from plures.cli import audit as audit
 from plures.cli import case as case
 from plures.cli import client as client
 from plures.cli import deploy as deploy

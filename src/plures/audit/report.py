@@ -1,0 +1,130 @@
+"""All audits of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from pydantic import BaseModel
+
+from plures.audit.canary import Canaries, canaries
+from plures.audit.inversion import Inverted, inversion
+from plures.audit.membership import Membership, membership
+from plures.audit.shadow import shadowed
+from plures.errors import PluresError
+from plures.federation import Federation
+from plures.run import Run
+
+PASSED = 0.05
+"""A reconstruction this near to an example of a client, and nearer than to any of others, is the example."""
+
+
+class Audit(BaseModel):
+    """What was found out about the clients of a run.
+
+    Attributes:
+        title: the method.
+        membership: by client and model, ``personal`` or ``shared``.
+        shadows: number of shadow models; 0 for none.
+        shadowed: by client, with shadow models.
+        inversion: by client, what is computed from the first round's messages.
+        untried: why there is no inversion.
+        canaries: of a run with differential privacy.
+    """
+
+    title: str
+    membership: dict[str, dict[str, Membership]]
+    shadows: int = 0
+    shadowed: dict[str, Membership] = {}
+    inversion: dict[str, list[Inverted]] = {}
+    untried: str = ""
+    canaries: Canaries | None = None
+
+    def summary(self) -> list[str]:
+        """What it says, in sentences."""
+        lines = []
+        for kind in ("personal", "shared"):
+            found = {client: own[kind] for client, own in self.membership.items() if not np.isnan(own[kind].auc)}
+            if found:
+                worst = max(found, key=lambda client: found[client].auc)
+                mean = np.mean([one.auc for one in found.values()])
+                lines.append(
+                    f"Membership, {kind} models: an attacker who knows the losses tells a training example from "
+                    f"another one in {mean:.0%} of pairs on average (50 % is guessing), {found[worst].auc:.0%} for "
+                    f"{worst}."
+                )
+        if self.shadowed:
+            told = {client: one for client, one in self.shadowed.items() if not np.isnan(one.auc)}
+            mean = np.mean([one.auc for one in told.values()] or [np.nan])
+            lines.append(
+                f"Membership with {self.shadows} shadow models, personal models of runs with half of the examples: "
+                f"{mean:.0%} of pairs."
+            )
+        for seen, who in (("server", "The server"), ("everybody", "Everybody")):
+            tried = {c: [one for one in own if one.seen == seen] for c, own in self.inversion.items()}
+            tried = {client: own for client, own in tried.items() if own}
+            bare = [c for c, own in tried.items() if any(o.error < min(PASSED, o.control) for o in own)]
+            if tried:
+                least = min(one.error for own in tried.values() for one in own)
+                lines.append(
+                    f"Inversion of the first round: {who.lower()} computes an example of {len(bare)} of {len(tried)} "
+                    f"clients; the nearest reconstruction is {least:.1%} of an example's length away."
+                )
+        if self.inversion and not any(one.seen == "server" for own in self.inversion.values() for one in own):
+            lines.append("The server reads the sum of all uploads and no single one.")
+        if self.untried:
+            lines.append(f"Inversion was not tried: {self.untried}.")
+        if self.canaries is not None:
+            one = self.canaries
+            lines.append(
+                f"Canaries: epsilon is at least {one.bound:.2f}, and {one.claimed:.2f} by the accountant (delta "
+                f"{one.delta:g}); {one.found:.0%} of the planted clients were found, and {one.false:.0%} of the others "
+                "taken for planted."
+            )
+        return lines
+
+
+def audited(
+    finished: Run,
+    fresh: Run,
+    title: str,
+    *,
+    clients: Sequence[str] = (),
+    make: Callable[[Federation], Run] | None = None,
+    shadows: int = 0,
+    planted: int = 1000,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Audit:
+    """Audit a run.
+
+    Args:
+        finished: the run in the state that was chosen.
+        fresh: the same run before its first round.
+        title: the method.
+        clients: whom to look at; default: all.
+        make: trains a run on other data, for shadow models.
+        shadows: number of shadow models; 0 for none.
+        planted: canaries and others, if the method has differential privacy.
+        progress: called with what comes next.
+
+    Raises:
+        PluresError: if shadow models are wanted and cannot be trained.
+    """
+    names = tuple(clients) or finished.federation.clients
+    progress("membership")
+    found = Audit(title=title, membership={name: membership(finished, name) for name in names})
+    progress("inversion")
+    cohort = {fresh.federation.clients[i] for i in fresh.cohort(0)}
+    try:
+        found.inversion = {name: inversion(fresh, name) for name in names if name in cohort}
+    except PluresError as error:
+        found.untried = str(error)
+    if shadows:
+        assert make is not None, "shadow models need a function that trains them"
+        progress(f"{shadows + 1} runs with half of the examples")
+        all_clients = shadowed(finished.federation, make, shadows)
+        found.shadows, found.shadowed = shadows, {name: all_clients[name] for name in names}
+    if fresh.spent() is not None:
+        progress("canaries")
+        found.canaries = canaries(finished.method, finished.participation, max(finished.round, 1), planted)
+    return found

@@ -1,0 +1,181 @@
+"""Audits: numbers by hand; attacks that succeed where nothing protects and fail where something does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from plures import Poisson
+from plures.audit import Audit, audited, canaries, guessing, inversion, likelihood_ratio, lower_bound, membership, ratio
+from plures.audit.shadow import shadowed
+from plures.codecs import SecureSum
+from plures.errors import PluresError
+from plures.evaluate.spec import find_method
+from plures.federation import Federation, Split
+from plures.method import SGD, Method
+from plures.methods import fedavg, local
+from plures.run import Execution, Full, Run, Training
+from plures.tasks import Classification
+
+EXACT = Execution("loop", 1, False, "float64")
+
+
+def test_a_threshold_by_hand():
+    """Losses (.1, .2, .3, .9) of members and (.25, .8, 1, 2) of others (Yeom et al.): advantage .5, AUC 13 / 16."""
+    found = guessing(-np.array([0.1, 0.2, 0.3, 0.9]), -np.array([0.25, 0.8, 1.0, 2.0]))
+    assert (found.advantage, found.auc, found.found) == (0.5, 0.8125, 0.5)
+    same = np.array([1.0, 2.0, 3.0])
+    assert (guessing(same, same).auc, guessing(same, same).advantage) == (0.5, 0.0)
+    assert math.isnan(guessing(same, np.zeros(0)).auc)
+
+
+def test_the_likelihood_ratio_by_hand():
+    """Scores 4, 6 inside and 1, 3 outside, all deviations 1: both variances are 2 with one degree of freedom each."""
+    scores = np.array([[4.0], [6.0], [1.0], [3.0]])
+    inside = np.array([[True], [True], [False], [False]])
+    assert likelihood_ratio(np.array([5.0]), scores, inside) == pytest.approx([9 / 4])
+    assert likelihood_ratio(np.array([3.5]), scores, inside) == pytest.approx([0.0])
+    assert np.isnan(likelihood_ratio(np.array([5.0]), scores, np.ones_like(inside))).all()
+
+
+@pytest.mark.parametrize(
+    ("counts", "bound"), [((450, 500, 50, 500), 1.9471), ((20, 500, 0, 500), 1.49597), ((500, 500, 0, 500), 5.1144)]
+)
+def test_clopper_and_pearsons_bounds(counts, bound):
+    assert lower_bound(*counts) == pytest.approx(bound, abs=1e-4)
+    assert lower_bound(50, 500, 50, 500) == 0
+
+
+def test_a_linear_layer_bares_a_single_example():
+    """x = (.5, -1, 2), W = ((.1, .2, -.1), (0, -.3, .2)), b = (.05, -.05), y = 1: db is +-.278884822."""
+    layer = nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.1, 0.2, -0.1], [0.0, -0.3, 0.2]]))
+        layer.bias.copy_(torch.tensor([0.05, -0.05]))
+    x = torch.tensor([[0.5, -1.0, 2.0]])
+    nn.functional.cross_entropy(layer(x), torch.tensor([1])).backward()
+    assert layer.bias.grad.tolist() == pytest.approx([0.278884822, -0.278884822])
+    torch.testing.assert_close(ratio(layer.weight.grad, layer.bias.grad), x.expand(2, 3))
+    both = torch.tensor([[0.5, -1.0, 2.0], [3.0, 1.0, -1.0]])
+    layer.zero_grad()
+    nn.functional.cross_entropy(layer(both), torch.tensor([1, 0])).backward()
+    mixed = ratio(layer.weight.grad, layer.bias.grad)
+    assert torch.cdist(mixed, both).min() > 1  # two classes: no example
+
+
+def rows(per_client: int, clients: int = 4) -> Federation:
+    """Two classes in eight dimensions, with labels of noise, so that only memory fits them."""
+    random = torch.Generator().manual_seed(3)
+    size = per_client * clients
+    inputs = torch.randn(size, 8, generator=random, dtype=torch.float64)
+    targets = torch.randint(2, (size,), generator=random)
+    own = list(torch.arange(size).view(clients, per_client))
+    half = per_client // 2
+    train, rest = Split.of([r[: max(half, 1)] for r in own]), Split.of([r[max(half, 1) :] for r in own])
+    names = tuple("abcdefgh"[:clients])
+    splits = {"train": train, "validation": rest, "test": rest}
+    return Federation("rows", Classification(("no", "yes")), inputs, targets, names, splits)
+
+
+def begun(method: Method, federation: Federation, steps: int = 1, rounds: int = 1, **given) -> Run:
+    training = Training(rounds, None, steps=steps, optimizer=SGD(0.5))
+    return Run(federation, lambda: nn.Linear(8, 2).double(), method, training, execution=EXACT, **given)
+
+
+def test_the_server_computes_an_example_and_everybody_else_does_not():
+    run = begun(fedavg(), rows(2))
+    found = {(one.seen, one.attack): one for one in inversion(run, "b", steps=100)}
+    assert found["server", "ratio"].error < 1e-9
+    assert found["server", "ratio"].control > 0.1
+    assert found["everybody", "ratio"].error > 0.1
+    assert found["server", "matching"].error < found["server", "matching"].control
+    assert run.round == 0
+
+
+def test_matching_finds_the_example_without_a_layer_that_reads_inputs():
+    run = begun(fedavg(), rows(2))
+    own = run.federation.inputs[run.federation.splits["train"][1]]
+    found = next(one for one in inversion(run, "b", steps=400) if (one.seen, one.attack) == ("server", "matching"))
+    assert found.error < 0.5
+    assert len(own) == 1
+
+
+@pytest.mark.parametrize("name", ["fedavg+dp(clip=0.1,noise=0.5)", "fedavg+sign"])
+def test_noise_and_signs_spoil_what_everybody_and_the_server_compute(name):
+    run = begun(find_method(name)(), rows(2), participation=Poisson(1.0))
+    seen = {one.seen: one for one in inversion(run, "b", steps=1) if one.attack == "ratio"}
+    plain = next(one for one in inversion(begun(fedavg(), rows(2)), "b", steps=1) if one.attack == "ratio")
+    spoiled = seen["everybody" if "dp" in name else "server"]
+    assert plain.error < 1e-9
+    assert spoiled.error > 0.1
+
+
+def test_a_secure_sum_shows_the_server_no_upload():
+    run = begun(replace(fedavg(), wire=(SecureSum(),)), rows(2))
+    assert {one.seen for one in inversion(run, "b", steps=1)} == {"everybody"}
+
+
+def test_models_that_memorise_are_noticed_and_the_shared_one_tells_less():
+    run = begun(local(), rows(12), steps=300)
+    for _ in run.rounds():
+        pass
+    found = membership(run, "a")
+    assert (found["personal"].members, found["personal"].others) == (6, 12)
+    assert found["personal"].auc > 0.9
+    assert found["shared"].auc < 0.75
+
+
+def test_shadow_models_find_members_of_models_that_memorise():
+    def made(federation: Federation) -> Run:
+        run = begun(local(), federation, steps=100)
+        for _ in run.rounds():
+            pass
+        return run
+
+    found = shadowed(rows(24), made, shadows=4)
+    assert np.mean([one.auc for one in found.values()]) > 0.7
+    with pytest.raises(PluresError, match="shadows=1: give at least 2"):
+        shadowed(rows(24), made, shadows=1)
+
+
+@pytest.mark.parametrize(("noise", "rounds", "rate"), [(1.0, 1, 1.0), (2.0, 8, 0.5)])
+def test_canaries_find_less_than_the_accountant_allows_and_not_nothing(noise, rounds, rate):
+    found = canaries(find_method(f"fedavg+dp(clip=1,noise={noise},delta=0.00001)")(), Poisson(rate), rounds, 400)
+    assert 0 < found.bound <= found.claimed
+    assert found.found > found.false
+
+
+def test_canaries_find_a_mechanism_without_noise():
+    """A thousand canaries show at most 5.1 (500 of 500 found, none false); here 100 are judged."""
+    found = canaries(find_method("fedavg+dp(clip=1,noise=0)")(), Full(), 1, 400)
+    assert (found.found, found.false, found.claimed) == (1.0, 0.0, math.inf)
+    assert found.bound == pytest.approx(lower_bound(100, 100, 0, 100, found.delta))
+    with pytest.raises(PluresError, match="needs a method with a stage of differential privacy"):
+        canaries(fedavg(), Full(), 1, 40)
+
+
+def test_an_audit_says_what_it_found():
+    run, fresh = (begun(fedavg(), rows(4)) for _ in range(2))
+    run.step()
+    found = audited(run, fresh, "FedAvg", clients=["a", "b"])
+    text = "\n".join(found.summary())
+    assert "Membership, personal models" in text
+    assert "the server computes an example of" in text
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_command_writes_what_it_found(says, tmp_path):
+    out = tmp_path / "run"
+    assert says("run", "heart", "ditto", "--rounds", 1, "--device", "cpu", "--out", out, "--quiet")[0] == 0
+    status, told = says("audit", out, "--client", "va", "--quiet")
+    assert status == 0
+    assert "Inversion of the first round: the server computes an example of 1 of 1 clients" in told
+    found = Audit.model_validate_json((out / "audit.json").read_text())
+    assert (found.title, list(found.membership)) == ("ditto", ["va"])
+    status, told = says("audit", out, "--client", "v")
+    assert (status, "error: --client: no client 'v'" in told) == (2, True)
