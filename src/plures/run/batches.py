@@ -53,6 +53,14 @@ class Batches:
         drawn = fold(self.seeds[:, None], 0xA6, step[..., None, :], batch[..., None, :], place[..., None, :])
         return torch.from_numpy(drawn.view(np.int64)).to(self.rows.device)
 
+    def kinds(self) -> Iterator[tuple[Batches, int]]:
+        """One step of every size that occurs, and how many steps of this size there are."""
+        _, places, numbers = np.unique(self.counts, axis=0, return_index=True, return_counts=True)
+        for place, number in zip(places, numbers, strict=True):
+            own = slice(place, place + 1)
+            ended = (self.steps - place).clip(0, 1)
+            yield Batches(self.rows[own], self.counts[own], ended, self.seeds), int(number)
+
 
 def plan(
     split: Split,

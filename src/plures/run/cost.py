@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from plures.federation import Federation
-from plures.method import Bound, Leaf, View
-from plures.run.engine import Engine
+from plures.method import Bound, Leaf, Phase, View
+from plures.run.batches import Batches
+from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.training import Training
 
@@ -43,18 +46,41 @@ def traffic(bound: Bound) -> tuple[int, int]:
 def flops(bound: Bound, federation: Federation, training: Training) -> int:
     """Floating-point operations of one visit of the client of median size, forward and backward.
 
-    Matrix products and convolutions are counted by running the visit on a copy; elementwise work is not.
+    Matrix products and convolutions are counted by running the visit on a copy, with one step for all steps that have
+    as many examples; elementwise work is not.
     """
     device, dtype = next(iter(bound.initial["model"].values())).device, bound.network.dtype
     federation = federation.to(device, dtype)
     sizes = federation.splits["train"].sizes
     median = int(sizes.argsort(stable=True)[len(sizes) // 2])
     alone = Execution("loop", 1, False, "float64" if dtype == torch.float64 else "float32", str(device))
-    engine = Engine(bound, federation, replace(training, rounds=1), alone, seed=0)
+    engine = Counting(bound, federation, replace(training, rounds=1), alone, seed=0)
     received = {slot: {p: t.unsqueeze(0) for p, t in leaves.items()} for slot, leaves in bound.initial.items()}
     x = {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}
-    with FlopCounterMode(display=False) as counter:
+    with engine.counting:
         engine.visit(x, received, [median], 0, bound.method.schedule)
+        total = engine.counting.get_total_flops() + engine.repeated
     if federation.inputs.device.type == "cuda":
         torch.cuda.synchronize(device)
-    return int(counter.get_total_flops())
+    return int(total)
+
+
+class Counting(Engine):
+    """Visits in which one step stands for all that have as many examples.
+
+    Attributes:
+        counting: counts the operations that are done.
+        repeated: operations that were not done, because a step stood for them.
+    """
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.counting, self.repeated = FlopCounterMode(display=False), 0
+
+    def train(self, phase: Phase, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
+        losses = torch.zeros(2, len(plan.steps), device=plan.rows.device)
+        for step, number in plan.kinds():
+            before = self.counting.get_total_flops()
+            losses = number * super().train(phase, x, received, step, rate)
+            self.repeated += (number - 1) * (self.counting.get_total_flops() - before)
+        return losses

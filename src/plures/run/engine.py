@@ -172,7 +172,7 @@ class Engine:
     ) -> tuple[Tensor, float, Tensor]:
         plan = self.draw(phase, clients, round)
         try:
-            losses = self._resolved(phase)(x, received, plan, rate)
+            losses = self.train(phase, x, received, plan, rate)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -184,6 +184,14 @@ class Engine:
             ) from error
         steps = torch.from_numpy(plan.steps).to(losses.device)
         return steps, rate, losses / steps.clamp(min=1)
+
+    def train(self, phase: Phase, x: Stack, received: Stack, plan: batches.Batches, rate: float) -> Tensor:
+        """Do a phase's steps on given batches.
+
+        Returns:
+            ``(2, clients)`` each client's task loss and the phase's objective, summed over its steps.
+        """
+        return self._resolved(phase)(x, received, plan, rate)
 
     def _idle(self, phase: Phase) -> bool:
         """Whether a phase changes nothing, because everything it would train is frozen."""
