@@ -1,7 +1,8 @@
 """Every block of code in the documents runs, at a smaller budget.
 
 Python blocks of a document share a namespace, and a folder with its commands, in the order of the document. Commands
-run in this process; the command line only reads those in ELSEWHERE (words, options and the types of their values).
+run in this process; the command line only reads those in ELSEWHERE (words, options and the types of their values), and
+of all cases only that of the hospitals runs, once: they are data for the same code.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tools.usage import COMMANDS, PYTHON, use, word
 from typer.testing import CliRunner
 
 from plures import METHODS, RunSpec
+from plures.cases import CASES
 from plures.cli import app
 from plures.evaluate import BASELINES, Code, Comparison, RunFolder
 from plures.evaluate.compare import DEFAULT
@@ -59,7 +61,7 @@ SMALLER = [
     (r"(plures (?:run|compare) \S+)(?!.*--rounds)", r"\1 --rounds 1"),
     (r"(plures compare \S+)(?!.*--seeds)", r"\1 --seeds 1"),
     (r"(plures compare \S+)(?!.*--tune-rounds)", r"\1 --tune-rounds 0"),
-    (r"plures case \S+", "plures case hospitals --quick"),
+    (r"(?m)^plures case hospitals$", "plures case hospitals --quick"),
     (r'"se": True', '"se": True, "width": 4'),
     (r'"har"|(?<= )har(?= )', lambda har: har[0].replace("har", "heart")),
 ]
@@ -92,7 +94,9 @@ def understood(words: list[str]) -> None:
 
 def run(words: list[str]) -> None:
     understood(words)
-    if not any(tuple(words[: len(known)]) == known for known in ELSEWHERE):
+    if words[0] == "case" and words[1:] and "--quick" not in words:
+        assert words[1] in CASES
+    elif not any(tuple(words[: len(known)]) == known for known in ELSEWHERE):
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, f"plures {shlex.join(words)}\n{done.output}"
         if words[0] in ("run", "compare"):
