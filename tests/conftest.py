@@ -19,6 +19,7 @@ import torch
 import typer
 from hypothesis import settings
 
+from plures.run import choose
 from saying import Says
 
 IN_TURN = {
@@ -50,6 +51,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 """Processes that tests start read plures compiled; to compile it takes each as long as to import it."""
 typer.main.get_command = functools.cache(typer.main.get_command)
 """All commands of a process share one command line, because building it takes as long as a small command."""
+choose.SHORT = 2.0
+"""Seconds. A run that takes less is not measured: on a busy machine, small ones were, which takes longer than they."""
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 

@@ -19,7 +19,7 @@ from plures.method import SGD
 from plures.methods import ditto, fedavg
 from plures.run import Execution, Machine, Run, Training
 from plures.run import choose as choosing
-from plures.run.choose import SHORT, Choice, Pace, even, steps_of
+from plures.run.choose import Choice, Pace, even, steps_of
 from problems import quadratic, scalar
 from trajectories import LOOP, assert_same, everything_of, mlp, ragged
 
@@ -294,7 +294,7 @@ def glanced(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
 def test_a_run_of_less_than_half_a_second_is_not_measured(rounds, measured, timed, monkeypatch):
     """Ten steps of twenty clients at a millisecond each: two rounds take 0.4 s, three 0.6 s."""
     watch, machine = timed(Stopwatch(1e-3, lambda n: 1e-5)), Machine()
-    monkeypatch.setattr(choosing, "SHORT", SHORT)
+    monkeypatch.setattr(choosing, "SHORT", 0.5)
     glanced(monkeypatch, 1e-3)
     found = chosen(alike(), rounds, machine)
     assert (found.backend, found.settled) == ("vmap" if measured else "loop", True)
@@ -303,7 +303,7 @@ def test_a_run_of_less_than_half_a_second_is_not_measured(rounds, measured, time
 
 def test_rounds_of_runs_to_come_count_for_whether_one_is_measured(timed, monkeypatch):
     watch = timed(Stopwatch(1e-3, lambda n: 1e-5))
-    monkeypatch.setattr(choosing, "SHORT", SHORT)
+    monkeypatch.setattr(choosing, "SHORT", 0.5)
     glanced(monkeypatch, 1e-3)
     assert chosen(alike(), 2, Machine().expecting(3)).backend == "vmap"
     assert watch.asked
@@ -312,7 +312,7 @@ def test_rounds_of_runs_to_come_count_for_whether_one_is_measured(timed, monkeyp
 def test_a_step_that_takes_long_is_looked_at_once(timed, monkeypatch):
     """It takes 0.2 s; four more would take longer than the run may."""
     timed(Stopwatch(0.2, lambda n: 1e-5))
-    monkeypatch.setattr(choosing, "SHORT", SHORT)
+    monkeypatch.setattr(choosing, "SHORT", 0.5)
     moments = iter([0.0, 0.2])
     monkeypatch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
     assert chosen(alike(), 1).backend == "vmap"
