@@ -166,6 +166,15 @@ Drawn = Annotated[
         "the probability --fraction (poisson); default: uniform if --fraction is given.",
     ),
 ]
+Privacy = Annotated[
+    str | None,
+    typer.Option(
+        "--dp",
+        metavar="OPTIONS",
+        help="Differential privacy of clients: 'clip=0.5,noise=1,delta=1e-5', or 'epsilon=8' in place of noise; "
+        "clip bounds a client's whole change, noise is on the sum in units of it. Best with --participation poisson.",
+    ),
+]
 AtMost = Annotated[int | None, typer.Option(help="Largest cohort of --participation poisson; default: no limit.")]
 AugmentName = Annotated[
     str | None,

@@ -39,6 +39,7 @@ from plures.cli.common import (
     Numbers,
     OptimizerName,
     Options,
+    Privacy,
     ScheduleName,
     SchemaFile,
     SplitColumn,
@@ -156,6 +157,7 @@ class WorkOptions:
     participation: Drawn = None
     at_most: AtMost = None
     drop_out: DropOuts = 0.0
+    dp: Privacy = None
     unseen: Unseen = None
     task: TaskName = None
     metric: MetricName = None

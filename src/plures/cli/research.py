@@ -139,7 +139,8 @@ def reached(stage: ComparisonProgress) -> str:
 
 def reading(point: Point) -> str:
     """A point of a run as text."""
-    return f"round {point.round}, loss {point.train_loss:.3f}, validation {point.validation:.3f}"
+    loss = "" if math.isnan(point.train_loss) else f"loss {point.train_loss:.3f}, "
+    return f"round {point.round}, {loss}validation {point.validation:.3f}"
 
 
 @app.command("run")
@@ -186,6 +187,7 @@ def run_command(
     federation = spec.federation(code)
     keep_schema(federation, out)
     seen, held = federation.hold_out(spec.unseen) if spec.unseen else (federation, None)
+    spec = spec.calibrated(seen)
     run, every = spec.run(seen, wanted, code), readings(rounds, 20)
     also = among(work.evaluate_clients) | patience_fact(patience)
     asked = spec.question(run, held, code, every=every, **also)
@@ -235,6 +237,8 @@ def run_command(
             f"{people} of {honest} clients were scored, a random sample: the mean over all lies within {width:.4f} "
             "of that (95 % confidence)"
         )
+    if result.privacy is not None:
+        console.print(str(result.privacy.spent), markup=False, highlight=False)
     if 0 < lacking < people:
         console.print(f"for {lacking} of {people} clients it is undefined{why}; the mean leaves them out")
     if result.never:

@@ -54,6 +54,7 @@ ELSEWHERE = {
         ("attack", "attackers", "attack_from", "attack_knows"), "attacks are simulated, with all data in one process"
     ),
     "combine": "write it behind the method, such as method = 'fedavg+median'",
+    "dp": "its noise would follow from the seed in this file, which every member knows",
     "drop_out": "sites that do not answer drop out by themselves",
 }
 """Fields of a run that have no meaning when the data are at sites, and what to do instead."""

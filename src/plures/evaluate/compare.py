@@ -234,6 +234,7 @@ def compare(
         federation = base.judged(data if own is None else data.with_task(own), code)
     federation = federation if worded else judged(federation, metric, code)
     seen, held = federation.hold_out(unseen) if unseen else (federation, None)
+    base = base.calibrated(seen)
     factory = model if isinstance(model, nn.Module) or callable(model) else base.network(seen, code)
     study = _Study(
         base,
@@ -459,7 +460,9 @@ class _Study:
         own = {key: value for key, value in settings.items() if key not in RunSpec.model_fields}
         own |= {} if self.base.combine is None else {"combine": self.base.combine}
         asked[SETTINGS] = {key: json.dumps(value, default=str) for key, value in own.items()} | asked[SETTINGS]
-        asked |= {f"{METHOD} {entry.name}": of_method(entry(), entry.name, entry.given({})) for entry in entries}
+        alone = self.base.model_copy(update={"combine": None})
+        for entry in entries:
+            asked[f"{METHOD} {entry.name}"] = of_method(alone.built(entry=entry), entry.name, entry.given({}))
         if results.exists() and not file.exists():
             raise PluresError(f"{self.out} holds results of another comparison ({RESULTS}): choose another folder")
         once = "each of its runs and trials is checked against this comparison instead"

@@ -17,7 +17,7 @@ from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.details import Errors, details, values
 from plures.evaluate.inside import MOST_CLIENTS, Inside
-from plures.evaluate.results import ClientScores, Point, SeedResult
+from plures.evaluate.results import ClientScores, Point, PrivacyCard, SeedResult
 from plures.evaluate.sample import among, sampled
 from plures.evaluate.scores import Scores, primary, score
 from plures.evaluate.summary import mean_known
@@ -202,7 +202,7 @@ def fit(
             point = Point(
                 round=run.round,
                 train_loss=record.loss,
-                objective=record.objective,
+                objective=None if math.isnan(record.objective) else record.objective,
                 validation=last,
                 clients=clients,
                 **kept,
@@ -337,6 +337,7 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None, threat: Threa
     if unseen is not None:
         known = score(onboard(run, unseen), "test")
         newcomers = ClientScores.of(known)
+    plan, last_round = run.origin.plan, fitted.curve[-1].round
     never = run.never.tolist()
     never = never if asked is None else sorted(set(never) & set(asked))
     return SeedResult(
@@ -350,4 +351,5 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None, threat: Threa
         details=details(run, unseen, known, errors, asked, inside),
         never=[run.federation.clients[i] for i in never],
         watched=watched(run, threat or run.threat),
+        privacy=None if plan is None else PrivacyCard.of(plan.spent(last_round)),
     )

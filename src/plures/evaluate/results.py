@@ -24,6 +24,7 @@ from plures.methods.entry import POOLED as POOLED
 from plures.methods.entry import REFERENCES as REFERENCES
 from plures.metrics import CLASSIFICATION, REGRESSION, Metric
 from plures.notebook import notebook
+from plures.privacy import Spent
 from plures.signature import checked
 from plures.texts import csv_text
 
@@ -80,6 +81,29 @@ class Point(Result):
     clients: list[Score] = Field(default_factory=list)
 
 
+class PrivacyCard(Result):
+    """What a run spent of differential privacy; see :class:`plures.privacy.Spent`, whose fields it has."""
+
+    epsilon: Measured
+    delta: float
+    rounds: int
+    unit: str
+    neighbours: str
+    accountant: str
+    clip: Measured
+    noise: float
+    draws: str
+    trust: str
+
+    @classmethod
+    def of(cls, spent: Spent) -> PrivacyCard:
+        return cls(**vars(spent))
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
 class SeedResult(Result):
     """One finished run.
 
@@ -96,6 +120,7 @@ class SeedResult(Result):
         never: names of the clients that were not drawn in any round up to the chosen one. They are treated like clients
             that join later, and count in every score.
         watched: what was seen of every client, honest or not; ``None`` without attackers or uploads that are left out.
+        privacy: what all its rounds spent, also those after the chosen one; ``None`` without differential privacy.
     """
 
     seed: int
@@ -108,6 +133,7 @@ class SeedResult(Result):
     details: Details | None = None
     never: list[str] = Field(default_factory=list)
     watched: Watched | None = None
+    privacy: PrivacyCard | None = None
 
     @property
     def reached(self) -> Point | None:
@@ -318,6 +344,7 @@ class Row(Result):
         pooled: every reported metric on the test examples of all clients together, by its name; what is not known is
             left out.
         subgroups: column -> the worst-served subgroup and the gap.
+        epsilon: the largest over seeds of what all rounds spent; ``None`` without differential privacy.
     """
 
     name: str
@@ -346,6 +373,7 @@ class Row(Result):
     clients_high: float = math.nan
     pooled: dict[str, float] = Field(default_factory=dict)
     subgroups: dict[str, Gap] = Field(default_factory=dict)
+    epsilon: float | None = None
 
 
 class Against(Result):
@@ -474,6 +502,7 @@ class Comparison(Result):
                 if not math.isnan(value := method.pooled(one))
             },
             subgroups={column: self._gap(method, column) for column in self.federation.subgroups},
+            epsilon=max((seed.privacy.epsilon for seed in method.seeds if seed.privacy is not None), default=None),
         )
 
     def _gap(self, method: MethodResult, column: str) -> Gap:

@@ -15,7 +15,7 @@ from torch import nn
 from plures.composed import called, made, options_of, pieces
 from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.own import METHOD, ROBUST, find_loader, find_metric, find_network, find_task
+from plures.evaluate.own import DP, METHOD, ROBUST, find_loader, find_metric, find_network, find_task
 from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split
@@ -25,6 +25,7 @@ from plures.methods import METHODS, Entry
 from plures.methods.entry import POOLED, titled
 from plures.metrics import Metric
 from plures.models import ModelFactory
+from plures.privacy import Plan, Private
 from plures.robust import Robust
 from plures.run import (
     BySize,
@@ -42,9 +43,10 @@ from plures.run import (
 from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.machine import Machine
 from plures.run.origin import Origin
+from plures.run.participation import drawn
 from plures.run.together import PooledRun
 from plures.run.training import RATE_SCHEDULES
-from plures.signature import shown
+from plures.signature import arguments, shown
 from plures.tasks import Task
 
 AnyMetric = str | Metric | Sequence[str | Metric] | None
@@ -86,6 +88,9 @@ class RunSpec(Result):
             (0, 1]; default for a sample: 0.1. Not allowed below 1 with ``full``.
         at_most: largest cohort of ``poisson``; default: no limit.
         drop_out: probability, below 1, that a client of a cohort stays away in a round, simulated.
+        dp: differential privacy of whatever the method sends: options of :class:`plures.privacy.Private`, such as
+            ``clip=0.5,noise=1,delta=1e-5``, or ``epsilon=8`` in place of ``noise``, for the noise with which this run's
+            rounds spend so much; default: none. Tuning counts neither in noise nor in epsilon.
         seed: root of the run's randomness; splits have their own seed in ``data_options``.
         unseen: clients held out of training.
         task: the learning task: ``package.module:name`` of a task of your own, such as one with class weights, or the
@@ -136,6 +141,7 @@ class RunSpec(Result):
     fraction: float | None = None
     at_most: int | None = None
     drop_out: float = 0.0
+    dp: str | None = None
     seed: int = 0
     unseen: list[str] = Field(default_factory=list)
     task: str | None = None
@@ -180,6 +186,7 @@ class RunSpec(Result):
                 "size: use participation='poisson', or leave at_most out"
             )
         self.who()
+        self._private()
         if self.epochs is not None and self.steps is not None:
             raise PluresError(f"epochs={self.epochs:g}, steps={self.steps}: give one of the two")
         if called(self.optimizer)[0] != "sgd" and self.momentum:
@@ -298,12 +305,37 @@ class RunSpec(Result):
         who = 0.2 if self.attackers is None else self.attackers
         return threat_of(self.attack, who, self.attack_from, self.attack_knows)
 
+    def _private(self) -> tuple[Private | None, float | None]:
+        """The stage of privacy, and the epsilon that it shall spend, if that is given in place of noise."""
+        if self.dp is None:
+            return None, None
+        options = options_of("dp", [one.strip() for one in self.dp.split(",")], {**DP.kinds, "epsilon": float})
+        wanted = options.pop("epsilon", None)
+        if wanted is not None and "noise" in options:
+            raise PluresError(f"dp={self.dp!r}: give epsilon or noise, not both")
+        given = arguments("dp", Private, **options)
+        return Private(**given.arguments), wanted
+
+    def calibrated(self, federation: Federation) -> RunSpec:
+        """The same run with a number for the noise, if an epsilon is given.
+
+        Args:
+            federation: the clients that train.
+        """
+        stage, wanted = self._private()
+        if stage is None or wanted is None:
+            return self
+        plan = Plan(stage, drawn(self.who(), Setting.of(federation), self.seed))
+        noise = plan.noise_for(wanted, self.rounds)
+        others = [one for one in (self.dp or "").split(",") if one.partition("=")[0].strip() != "epsilon"]
+        return self.model_copy(update={"dp": ",".join([*others, f"noise={noise:.6g}"])})
+
     def title(self) -> str:
         """The method with its combination and parameters."""
         return titled(self.method if self.combine is None else f"{self.method}+{self.combine}", self.parameters)
 
     def built(self, code: Code = NOTHING, entry: Entry | None = None) -> Method:
-        """The method, with its combination.
+        """The method, with its combination and its privacy.
 
         Args:
             code: user code that the method may name.
@@ -311,8 +343,15 @@ class RunSpec(Result):
         """
         entry = entry or self.entry(code)
         if self.combine is None:
-            return entry(**self.parameters)
-        return (entry.fixing(**self.parameters) + combination(self.combine))()
+            method = entry(**self.parameters)
+        else:
+            method = (entry.fixing(**self.parameters) + combination(self.combine))()
+        stage, wanted = self._private()
+        if wanted is not None:
+            raise PluresError(
+                f"dp={self.dp!r}: the noise depends on the clients: take calibrated(federation) of this run"
+            )
+        return method if stage is None or entry.together else method + Method(wire=(stage,))
 
     def run(
         self,
@@ -338,12 +377,13 @@ class RunSpec(Result):
             self.judged(federation, code) if federation.metric is None or self.task or self.augment else federation
         )
         entry, model = entry or self.entry(code), self.network(federation, code) if model is None else model
-        if reason := self.uncombined(entry, federation, model):
+        spec = self.calibrated(federation)
+        if reason := spec.uncombined(entry, federation, model):
             raise PluresError(f"combine={self.combine!r}: {entry.name} does not take it: {reason}")
         return (PooledRun if entry.together else Run)(
             federation,
             model,
-            self.built(code, entry),
+            spec.built(code, entry),
             self.training(),
             participation=Full() if entry.together else self.who(),
             seed=self.seed,

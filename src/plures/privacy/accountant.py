@@ -20,6 +20,8 @@ NEIGHBOURS: tuple[str, ...] = get_args(Neighbours)
 """``add_or_remove``: one client more or less; ``replace_one``: another client in the place of one."""
 PRECISION = 1e-3
 """Relative precision of calibrated noise, which is always on the safe side."""
+LEAST = 1e-3
+"""Smallest noise that calibration tells from none."""
 MOST = 1e6
 """Largest noise that calibration tries."""
 
@@ -60,7 +62,22 @@ def epsilon(
         return 0.0
     if noise <= 0:
         return math.inf
+    insist(rate, at_most, neighbours, accountant)
     return _epsilon(noise, rounds, delta, rate, at_most, fixed, neighbours, accountant)
+
+
+def insist(rate: float, at_most: int | None, neighbours: Neighbours, accountant: Accountant) -> None:
+    """Refuse Poisson cohorts that an accountant has no bound for."""
+    if at_most is not None and (accountant != "pld" or neighbours != "add_or_remove"):
+        raise PluresError(
+            "truncated Poisson cohorts (at_most) are known to the accountant 'pld' for neighbours 'add_or_remove' "
+            "alone: choose these, or leave at_most out"
+        )
+    if rate < 1 and neighbours == "replace_one" and accountant == "rdp":
+        raise PluresError(
+            "Poisson cohorts are known to the accountant 'rdp' for neighbours 'add_or_remove' alone: choose these, or "
+            "the accountant 'pld'"
+        )
 
 
 @cache
@@ -86,11 +103,6 @@ def _epsilon(
             dp.SampledWithoutReplacementDpEvent(*fixed, dp.GaussianDpEvent(noise / 2)), rounds, delta, "rdp", neighbours
         )
     if at_most is not None:
-        if accountant != "pld" or neighbours != "add_or_remove":
-            raise PluresError(
-                "truncated Poisson cohorts (at_most) are known to the accountant 'pld' for neighbours 'add_or_remove' "
-                "alone: choose these, or leave at_most out"
-            )
         assert fixed is not None
         return composed(
             dp.TruncatedSubsampledGaussianDpEvent(fixed[0], rate, at_most, noise), rounds, delta, "pld", neighbours
@@ -98,11 +110,6 @@ def _epsilon(
     if rate == 1.0:
         alone = noise / math.sqrt(rounds) / (2 if neighbours == "replace_one" else 1)
         return gaussian(alone, delta, accountant)
-    if neighbours == "replace_one" and accountant == "rdp":
-        raise PluresError(
-            "Poisson cohorts are known to the accountant 'rdp' for neighbours 'add_or_remove' alone: choose these, or "
-            "the accountant 'pld'"
-        )
     return composed(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)), rounds, delta, accountant, neighbours)
 
 
@@ -168,14 +175,25 @@ def calibrated(wanted: float, spends: Callable[[float], float]) -> float:
     """
     if not 0 < wanted < math.inf:
         raise PluresError(f"epsilon={wanted}: give a positive number")
-    low, high = 0.0, 1.0
-    while spends(high) > wanted:
-        low, high = high, 2 * high
+    high, spent = 1.0, spends(1.0)
+    while spent > wanted:
+        high, more = 2 * high, spent
+        spent = spends(high)
         if high > MOST:
             raise PluresError(f"epsilon={wanted:g}: no noise up to {MOST:g} is enough; ask for more")
-    while high - low > PRECISION * high:
-        middle = math.sqrt(low * high) if low else high / 2
-        low, high = (middle, high) if spends(middle) > wanted else (low, middle)
-        if high < 1e-3:
-            break
+    low = high / 2
+    while high > LEAST and (more := spends(low)) <= wanted:
+        low, high, spent = low / 2, low, more
+    while high - low > PRECISION * high and high > LEAST:
+        steep = math.log(more / spent) / math.log(high / low) if more < math.inf and spent else 0.0
+        guess = high * (spent / wanted) ** (1 / steep) if steep else (low + high) / 2
+        near = PRECISION * high / 3
+        middle = min(max(guess + near, low + near), high - near)
+        found = spends(middle)
+        if found > wanted:
+            low, more = middle, found
+            continue
+        high, spent = middle, found
+        if (under := high * (1 - PRECISION)) > low and (found := spends(under)) > wanted:
+            low, more = under, found
     return high

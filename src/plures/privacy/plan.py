@@ -10,7 +10,7 @@ import torch
 
 from plures.errors import PluresError
 from plures.method import Assign, Bound, Combine, Leaves, Method, Shared, Start, State, Visit
-from plures.privacy.accountant import calibrated, epsilon, gaussian
+from plures.privacy.accountant import calibrated, epsilon, gaussian, insist
 from plures.privacy.adaptive import LEAF, SLOT, Geometric
 from plures.privacy.correlated import roots, sensitivity
 from plures.privacy.draws import Draws
@@ -45,11 +45,17 @@ class Spent:
     draws: str
     trust: str
 
-    def __str__(self) -> str:
+    @property
+    def plan(self) -> str:
+        """What epsilon stands for, in words."""
+        trust = "the server is trusted" if self.trust == "server" else "nobody is trusted"
         return (
-            f"({self.epsilon:.3g}, {self.delta:g})-differential privacy of a {self.unit} after {self.rounds} rounds: "
-            f"clip {self.clip:g}, noise {self.noise:g}, {self.draws}, neighbours {self.neighbours}, {self.accountant}"
+            f"Differential privacy of a {self.unit} at delta {self.delta:g}: clip {self.clip:g}, noise {self.noise:g}, "
+            f"{self.draws}, {self.rounds} rounds, {trust}, neighbours {self.neighbours}, accountant {self.accountant}"
         )
+
+    def __str__(self) -> str:
+        return f"epsilon {self.epsilon:.3g}. {self.plan}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ class Plan:
                 "take participation='poisson'; or say neighbours='replace_one', accountant='rdp', which costs several "
                 "times the epsilon"
             )
-        if stage.noise:
-            self.epsilon(1)
+        if draws.kind == "poisson":
+            insist(draws.rate, draws.at_most, stage.neighbours, stage.accountant)
 
     def epsilon(self, rounds: int, noise: float | None = None) -> float:
         """Epsilon of so many rounds.

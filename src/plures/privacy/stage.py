@@ -129,7 +129,7 @@ class Private(Codec):
         for k, t in change.items():
             if k == BOUND:
                 assert self.votes is not None
-                made[k] = t + self._drawn(k, t, cohort, 0) * self.votes / total[k].to(t.dtype)
+                made[k] = (t.double() + self._drawn(k, t, cohort, 0) * self.votes / total[k]).to(t.dtype)
                 continue
             size = self.clip if unit is None else unit.double().view(-1, *(1,) * (t.dim() - 1))
             value = t.double() if unit is None else t.double() * size

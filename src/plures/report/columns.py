@@ -223,6 +223,16 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
             read=lambda row: row.pooled.get(comparison.metric.name),
         ),
         Column(
+            "epsilon",
+            "epsilon",
+            "spent",
+            "what all rounds of a run spent of differential privacy, also those after the chosen one, at the stated "
+            "delta; less is more private. It covers what the server sends out. It does not cover sizes and label "
+            "counts, scores and the choice of the round by them, tuning, and each client's personal model. A dash: no "
+            "differential privacy, or nothing sent.",
+            lambda row: significant(row.epsilon),
+        ),
+        Column(
             "megabytes",
             "MB per",
             "client",
@@ -255,6 +265,7 @@ def columns(comparison: Comparison, rows: list[Row]) -> list[Column]:
         ),
     ]
     there = {
+        "epsilon": any(row.epsilon is not None for row in rows),
         "pooled": any(row.pooled for row in rows),
         "clients_low": any(known(row.clients_low) is not None for row in rows),
         "unseen": any(known(row.unseen) is not None for row in rows),

@@ -15,7 +15,7 @@ from plures.report import against
 from plures.report.columns import Number, columns
 from plures.report.markup import capital, count
 from plures.report.sheets import costs, glossary, how, sheet, tuning
-from plures.report.table import PLACE, describe_metric
+from plures.report.table import PLACE, describe_metric, privacy
 from plures.report.tables import MOST_LINES, clients_table, fairness_table, methods_table, pooled_table, subgroups_table
 
 WALK = "Left and right arrow keys go from {point} to {point}, up and down from {row} to {row}."
@@ -89,7 +89,8 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             "Methods",
             f"{capital(escape(describe_metric(comparison)))}, read once, at the round that validation chose. "
             "Baselines first, then the best first; a heading sorts."
-            + (f" {PLACE}." if any(row.name == POOLED for row in rows) else ""),
+            + (f" {PLACE}." if any(row.name == POOLED for row in rows) else "")
+            + escape(f" {privacy(comparison)}".rstrip()),
             body=methods_table(comparison, rows, shown) + pooled_table(comparison, rows),
             table=True,
         ),

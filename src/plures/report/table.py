@@ -75,10 +75,11 @@ def console_table(comparison: Comparison) -> Table:
     shown = columns(comparison, rows)
     winner = best(comparison, rows)
     lacking = max(row.undefined for row in rows)
+    said = HARMED, _apart(rows), privacy(comparison), undefined(comparison, comparison.metric, lacking)
     table = Fitted(
         title=Text(f"{comparison.federation.name}: {describe_metric(comparison)}", style="bold"),
         title_justify="left",
-        caption=" ".join(filter(None, [HARMED, _apart(rows), undefined(comparison, comparison.metric, lacking)])),
+        caption=" ".join(filter(None, said)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -101,6 +102,13 @@ def console_table(comparison: Comparison) -> Table:
         last = place + 1 < len(rows) and row.name in first and rows[place + 1].name not in first
         table.add_row(Text(row.title, style), *cells, end_section=last)
     return table
+
+
+def privacy(comparison: Comparison) -> str:
+    """What the epsilons of a comparison stand for, one sentence for each plan; empty without differential privacy."""
+    found = [seed.privacy.spent for m in comparison.methods for seed in m.seeds if seed.privacy is not None]
+    plans = dict.fromkeys(f"{one.plan}." for one in found)
+    return " ".join(plans)
 
 
 def markdown_table(comparison: Comparison) -> str:

@@ -230,7 +230,7 @@ def of_run(
         settings: what else the result depends on.
     """
     precision = "float32" if run.execution.precision == "auto" else run.execution.precision
-    method = of_method(run.method, name, parameters)
+    method = of_method(run.origin.method, name, parameters)
     if run.threat is not None:
         settings["threat"] = run.threat
     return question(

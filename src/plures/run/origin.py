@@ -37,6 +37,7 @@ class Origin:
         seed: root of all randomness.
         other: initial leaves of the further models that some methods start, by number from 1.
         plan: differential privacy of the run; ``None`` without.
+        method: the method as it was given, before the plan settled what it says of weights and noise.
     """
 
     bound: Bound
@@ -44,7 +45,8 @@ class Origin:
     participation: Participation
     seed: int
     other: Callable[[int], dict[str, Leaves]]
-    plan: Plan | None = None
+    plan: Plan | None
+    method: Method
 
     @classmethod
     def of(
@@ -89,11 +91,12 @@ class Origin:
         bound = method.bind(network, setting, lambda number: another(number).leaves())
         rule = participation or Full()
         rule = rule.of(travels=bound.travels) if isinstance(rule, Joint) else rule
-        method, plan = settled(method, lambda: drawn(rule, setting, seed), travels=bound.travels)
+        given = method
+        method, plan = settled(given, lambda: drawn(rule, setting, seed), travels=bound.travels)
         if plan is not None:
             bound = method.bind(network, setting, lambda number: another(number).leaves())
             plan.check(bound)
-        return cls(bound.local() if local else bound, setting, rule, seed, other, plan)
+        return cls(bound.local() if local else bound, setting, rule, seed, other, plan, given)
 
     def cohort(self, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 from plures.errors import PluresError
 from plures.evaluate import RunSpec
 from plures.evaluate.code import NOTHING, Code
-from plures.evaluate.results import Result
+from plures.evaluate.results import PrivacyCard, Result
 from plures.federation import SPLITS
 from plures.federation.inputs import Features, Kind, shape_text
 from plures.tasks import Task, from_dict
@@ -18,6 +18,13 @@ from plures.texts import markdown
 
 FORMAT = 2
 """Current format of model folders. Format 1 can still be read; it stored only the scaling of the preparation."""
+
+
+UNCOVERED = (
+    "That protects a client from whoever sees what is shared. It does not protect this client from whoever gets this "
+    "model, of which parts were trained on its data alone. Not covered either: numbers of examples and labels, scores, "
+    "the choice of the round by them, and tuning."
+)
 
 
 class ColumnDict(TypedDict):
@@ -88,6 +95,7 @@ class Card(Result):
             tasks, and if the rule is not a threshold.
         calibration: values fitted to the finished outputs: slot, name, value.
         parts: the blocks of the method's layout.
+        privacy: what the rounds of its run spent of differential privacy; ``None`` without.
         sheet: the data sheet written by the check of the site's data; may be empty.
         table: the declared schema of raw rows; ``None`` if rows are given as numbers.
         versions: of the libraries that made it.
@@ -121,6 +129,7 @@ class Card(Result):
     threshold: float | None = None
     calibration: dict[str, dict[str, float | list[float]]] = Field(default_factory=dict)
     parts: tuple[Part, ...] = ()
+    privacy: PrivacyCard | None = None
     sheet: dict[str, Any] = Field(default_factory=dict)
     table: dict[str, Any] | None = None
     versions: dict[str, str]
@@ -196,6 +205,9 @@ class Card(Result):
             lines = [f"- {name if name == slot else f'{slot} {name}'}: {value}" for slot, name, value in found]
             blocks.append(["## Fitted to the finished outputs", *lines])
         blocks.append(["## What is personal", *map(_share, self.parts)])
+        if self.privacy is not None:
+            spent = f"epsilon {self.privacy.epsilon:.3g}. {self.privacy.spent.plan}."
+            blocks.append(["## Privacy", f"What the server sent out in the run is private: {spent}", "", UNCOVERED])
         if any(self.carries.values()):
             held = ", ".join(f"{count} {split}" for split, count in self.carries.items())
             blocks.append(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from plures.evaluate import RunSpec
 from plures.evaluate.folder import Counts
+from plures.evaluate.results import PrivacyCard
 from plures.federation import Federation
 from plures.federation.inputs import kind_of
 from plures.files import digest as digest
@@ -41,6 +42,7 @@ def described(
     execution: Execution,
     schema: Schema | None = None,
     sheet: Mapping[str, Any] | None = None,
+    privacy: PrivacyCard | None = None,
 ) -> Card:
     """The card of a client's model, except for what needs the finished model.
 
@@ -54,6 +56,7 @@ def described(
         execution: of the run.
         schema: format of raw table rows; default: that of the federation's data.
         sheet: the data sheet of the client's data.
+        privacy: what the run spent of differential privacy.
     """
     schema = schema_of(federation) if schema is None else schema
     predict, said = bound.method.predictor, to_dict(federation.task, spec.task)
@@ -79,6 +82,7 @@ def described(
         fitted_to=reads(predict),
         parts=parts(bound),
         sheet=dict(sheet or {}),
+        privacy=privacy,
         table=None if schema is None else schema.model_dump(mode="json"),
         versions={
             "plures": __version__,

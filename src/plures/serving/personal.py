@@ -19,6 +19,7 @@ from plures.errors import PluresError
 from plures.evaluate import RunFolder, RunSpec
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.folder import RERUN, counts, stored_example, told_examples
+from plures.evaluate.results import PrivacyCard
 from plures.faults import explain
 from plures.federation import SPLITS, Federation, Split
 from plures.federation.federation import given_by_name
@@ -126,6 +127,7 @@ class PersonalModel:
             execution=run.execution,
             schema=schema,
             sheet=sheet,
+            privacy=None if (spent := run.spent()) is None else PrivacyCard.of(spent),
         )
         return _of(card, run.deployed([place]), own, federation, lambda model: model._scores(federation, place), code)
 
@@ -387,6 +389,7 @@ def _stored(kept: RunFolder, client: str) -> PersonalModel:
         kept.counted(client),
         round=kept.result().chosen_round,
         execution=kept.execution(),
+        privacy=kept.result().privacy,
     )
     own: dict[str, Examples] = {}
     for split, (inputs, targets, weight) in kept.own(client, bound).items():

@@ -73,6 +73,7 @@ def load_cell(source: Source, cell: Cell) -> Loaded:
         seen, unseen = whole.hold_out(cell.data.unseen) if cell.data.unseen else (whole, None)
         if "donate" in spec.data_options:
             seen = seen.donate(spec.data_options["donate"])
+        spec = spec.calibrated(seen)
         factory = spec.network(seen, source.code)
     except PluresError as error:
         raise source.error(own, str(error)) from error

@@ -203,6 +203,7 @@ class BudgetPart(Part):
             is below 1.
         at_most: largest cohort of ``poisson``; default: no limit.
         drop_out: probability that a client of a cohort stays away in a round, simulated.
+        dp: differential privacy: ``"clip=0.5,noise=1"``, or ``"clip=0.5,epsilon=8"`` for these rounds; default: none.
         optimizer: local optimizer, with options or without: ``"sgd(nesterov=true)"``.
         schedule: schedule of the learning rate, with options or without: ``"cosine(final=0.1)"``.
         every: rounds between validations; default: about ten validations.
@@ -224,6 +225,7 @@ class BudgetPart(Part):
     participation: Literal["full", "uniform", "size", "poisson"] | None = None
     at_most: Annotated[int | None, Field(ge=1)] = None
     drop_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dp: str | None = None
     optimizer: str = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

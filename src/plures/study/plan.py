@@ -190,6 +190,7 @@ def _cells(source: Source) -> Iterator[Cell]:
                     (2, "patience"),
                     (2, "participation"),
                     (2, "at_most"),
+                    (2, "dp"),
                     (2, "drop_out"),
                     (2, "attack"),
                     (2, "attackers"),

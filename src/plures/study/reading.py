@@ -161,6 +161,8 @@ def _faults(source: Source) -> Iterator[Fault]:
         elif budget.participation != "poisson" and budget.at_most is not None:
             yield (*here, "at_most"), "is used with participation = 'poisson' alone; take it out"
         else:
+            if budget.dp is not None:
+                yield from _refused(lambda dp=budget.dp: RunSpec(data="", dp=dp), (*here, "dp"))  # type: ignore[misc]
             of_steps = {"momentum": budget.momentum, "weight_decay": budget.weight_decay}
             yield from _refused(
                 lambda given=of_steps, name=budget.optimizer: RunSpec(data="", optimizer=name, **given),  # type: ignore[misc]
