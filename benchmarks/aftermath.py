@@ -145,12 +145,14 @@ def simulated(file: Path, cohorts: list[list[str]]) -> Run:
 
 
 def differing(values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[str]:
-    """Names of the tensors in which two states differ."""
+    """Names of the tensors in which two states differ, and by how much."""
     yield from sorted(values.keys() ^ expected.keys())
-    for name in values.keys() & expected.keys():
-        here, there = values[name], expected[name]
-        if here.shape != there.shape or not torch.allclose(here.double(), there.double(), atol=2e-6, rtol=1e-4):
-            yield name
+    for name in sorted(values.keys() & expected.keys()):
+        here, there = values[name].double(), expected[name].double()
+        if here.shape != there.shape:
+            yield f"{name} (shapes {tuple(here.shape)} and {tuple(there.shape)})"
+        elif not torch.allclose(here, there, atol=2e-6, rtol=1e-4):
+            yield f"{name} (by {(here - there).abs().max():.2g})"
 
 
 def misplaced(folder: Path, run: Run, place: int) -> list[str]:
