@@ -244,6 +244,8 @@ def test_channels_and_cohorts_that_do_not_fit_are_refused():
     with pytest.raises(PluresError, match="divides by 3, and the plan by the expected cohort, 7"):
         finished(replace(private(), combine=Combine(denominator=3.0)), LOOP)
     assert PLAIN.refusal(Channel("choices", "train", "which", 8)) is not None
+    with pytest.raises(PluresError, match="block 'control': its server moves by the share of clients that came"):
+        finished(private("scaffold"), LOOP, participation=Poisson(0.5))
     half = DropOut(Poisson(0.5), 0.5)
     assert (
         finished(private(noise=2.0), LOOP, participation=half).spent().draws

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from plures.errors import PluresError
-from plures.method import Assign, Bound, Combine, Leaves, Method, Shared, Start, State, Visit
+from plures.method import Assign, Bound, Combine, Leaves, Method, Relax, Shared, Start, State, Visit
 from plures.privacy.accountant import calibrated, epsilon, gaussian, insist
 from plures.privacy.adaptive import LEAF, SLOT, Geometric
 from plures.privacy.correlated import roots, sensitivity
@@ -157,6 +157,9 @@ class Plan:
                 "its clients compute their weights, which have no bound": callable(rule.weights),
                 "its clients count by their examples, which have no bound": rule.weights == "examples",
                 "its sum is divided by who came, which has no bound": rule.denominator is None,
+                "its server moves by the share of clients that came, which tells who did": self.draws.kind == "poisson"
+                and isinstance(rule.server, Relax)
+                and rule.server.rate == "participation",
                 "its clients do not all receive the same, so who gets what tells of their data": not block.share.common,
             }
             for reason, true in reasons.items():
