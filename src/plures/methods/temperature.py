@@ -2,15 +2,18 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from plures.method import Batch, Calibration, Leaves, Method, Personal, Predict, Shared, Start, State
 from plures.method.needs import classes
 from plures.methods.entry import entry, require
+from plures.tasks.shift import stays
 
 HOTTEST = 1000.0
 NEWTON_STEPS = 20
 FRACTIONS = (0.0, *(2.0**-k for k in range(12)))
+TOGETHER = 1 << 17
+"""Largest number of a client's logits for all steps that are tried at once."""
 
 
 def optimum(z: Tensor, y: Tensor, weight: Tensor, bias: bool, prior: float) -> Tensor:
@@ -30,9 +33,12 @@ def optimum(z: Tensor, y: Tensor, weight: Tensor, bias: bool, prior: float) -> T
     start = torch.cat([z.new_ones(1), z.new_zeros(z.shape[1])])
     truth = (y[:, None] == torch.arange(z.shape[1], device=z.device)).to(z)
 
-    def cost(at: Tensor) -> Tensor:
-        nll = weight @ cross_entropy(z * at[0] + at[1:], y, reduction="none")
-        return torch.where(at[0] >= 1 / HOTTEST, nll + prior / 2 * (at - start).square().sum(), torch.inf)
+    def costs(tried: Tensor) -> Tensor:
+        """The objective at some candidates, ``(candidates,)``."""
+        logits = z * tried[:, :1, None] + tried[:, None, 1:]
+        likelihoods = logits.log_softmax(-1).gather(-1, y[None, :, None].expand(len(tried), -1, 1)).squeeze(-1)
+        found = prior / 2 * (tried - start).square().sum(1) - likelihoods @ weight
+        return torch.where(tried[:, 0] >= 1 / HOTTEST, found, torch.inf)
 
     at = start
     for _ in range(NEWTON_STEPS):
@@ -45,7 +51,11 @@ def optimum(z: Tensor, y: Tensor, weight: Tensor, bias: bool, prior: float) -> T
         curvature = torch.cat([top[None], rest])[:free, :free] + (prior + 1e-9) * torch.eye(free).to(z)
         step = pad(torch.linalg.solve(curvature, slope[:free]), (0, len(at) - free))
         tried = at - z.new_tensor(FRACTIONS)[:, None] * step
-        at = tried[torch.stack([cost(candidate) for candidate in tried]).nan_to_num(nan=torch.inf).argmin()]
+        found = torch.cat([costs(some) for some in torch.split(tried, max(1, TOGETHER // max(1, z.numel())))])
+        best = found.nan_to_num(nan=torch.inf).argmin()
+        at = tried[best]
+        if stays(best):
+            break
     return at
 
 
