@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from plures.cases import CASES, Part, answer, attend, conduct
+from plures.cases import CASES, Case, Part, answer, attend, conduct
 from plures.cases.catalogue import find_case
 from plures.cli.common import Quiet, app, console, say
 from plures.cli.progress import progress
-from plures.evaluate import ComparisonProgress
+from plures.evaluate import Comparison, ComparisonProgress
 from plures.files import write_text
 from plures.report import console_table, html_report
 from plures.run import Execution
@@ -51,9 +52,22 @@ def case_command(
             update(place, f"{course.name}: {len(course.methods)} methods")
             learned.append(attend(course, folder, quick=quick))
     text = answer(case, found, learned)
-    write_text(folder / "report.html", html_report(found, case.title))
+    shown = told_apart(case, found)
+    write_text(folder / "report.html", html_report(shown, case.title))
     write_text(folder / "answer.txt", text + "\n")
-    for comparison in found:
+    for comparison in shown:
         console.print(console_table(comparison))
     say(f"\n{text}\n")
     say(f"report: {folder / 'report.html'}   answer: {folder / 'answer.txt'}   results: {folder}/*/results.json")
+
+
+def told_apart(case: Case, comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons; in a case of several parts they are called by data and part, for parts may share data."""
+    if len(case.parts) == 1:
+        return list(comparisons)
+    return [
+        found.model_copy(
+            update={"federation": found.federation.model_copy(update={"name": f"{found.federation.name}, {part.name}"})}
+        )
+        for part, found in zip(case.parts, comparisons, strict=True)
+    ]
