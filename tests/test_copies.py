@@ -177,6 +177,7 @@ def made(folder: Path) -> list[Any]:
         privacy.Plan(privacy.Private(noise=0.0), privacy.Draws("schedule", 2, 2.0, of_half)),
         Spent(1.0, 1e-5, 1, "client", "add_or_remove", "pld", 1.0, 1.0, "all", "server"),
         Geometric(0.5),
+        privacy.ExamplesPlan(privacy.PerExample(1.0, 1.0, 0.5), 1, of_half),
         Response(1.0, 2),
         Threat(0.5, SignFlip(), Backdoor(Patch(((0,),), 1.0))),
         Milestones((1, 2)),

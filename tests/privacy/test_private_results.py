@@ -35,7 +35,8 @@ def test_the_table_says_what_each_method_spent(compared):
     assert spent["fedavg_ft"] == spent["intercept"] == spent["fedavg"]
     assert "epsilon spent" in markdown_table(result)
     assert f"{TWO:.2f}" in markdown_table(result)
-    assert "Differential privacy of a client at delta 1e-05: clip 0.5, noise 3," in str(console_table(result).caption)
+    said = "Differential privacy of each client at delta 1e-05: clip 0.5, noise 3,"
+    assert said in str(console_table(result).caption)
     assert "2 rounds, the server is trusted" in html_report(result)
     assert plures.Comparison.model_validate_json(result.to_json()) == result
 
@@ -61,7 +62,7 @@ def test_the_folder_of_a_private_run_is_read_again(tmp_path, says):
     options = ["--rounds", "2", "--model", "logistic", "--quiet", "--out", str(tmp_path / "run")]
     status, text = says("run", "heart", "fedavg", "--dp", "clip=0.5,noise=3,quantile=0.5,votes=9", *options)
     assert status == 0
-    assert f"epsilon {TWO:.3g}. Differential privacy of a client at delta 1e-05" in text
+    assert f"epsilon {TWO:.3g}. Differential privacy of each client at delta 1e-05" in text
     model = PersonalModel.stored(RunFolder(tmp_path / "run"), "va")
     assert model.card.privacy.clip == 0.5
     assert model.card.spec.dp.startswith("clip=0.5")

@@ -20,7 +20,7 @@ from plures.federation.datasets.catalogue import loader_kinds
 from plures.methods import METHODS, Entry
 from plures.metrics import Metric
 from plures.models import NETWORKS, ModelFactory, default_model
-from plures.privacy import Private
+from plures.privacy import Private, dp_sgd
 from plures.robust import REDUCERS
 from plures.signature import Kinds, arguments, kinds, shown
 from plures.tables.source import from_table, is_table
@@ -73,7 +73,9 @@ ROBUST = {name: Entry(name, name, "robust", f"plures.robust.{made.__name__}", ma
 """Robust combinations as parts of methods: ``ditto+krum``."""
 DP = Entry("dp", "dp", "privacy", "McMahan, Ramage, Talwar, Zhang 2018, ICLR; plures.privacy.Private", Private)
 """Differential privacy as a part of methods: ``ditto+dp(clip=0.5,noise=1)``."""
-METHOD = Named("method", {**METHODS, **STAGES, **ROBUST, DP.name: DP}, "plures methods")
+DP_SGD = Entry("dp_sgd", "dp_sgd", "privacy", "Abadi et al. 2016, CCS, Algorithm 1; plures.privacy.dp_sgd", dp_sgd)
+"""Differential privacy of examples inside each client: ``fedper+dp_sgd(noise=2)``."""
+METHOD = Named("method", {**METHODS, **STAGES, **ROBUST, DP.name: DP, DP_SGD.name: DP_SGD}, "plures methods")
 NETWORK = Named("network", NETWORKS)
 DATA = Named("data set", DATASETS, "plures datasets")
 TASK = Named("task", KINDS)

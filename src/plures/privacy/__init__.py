@@ -4,6 +4,7 @@ from plures.privacy.accountant import ACCOUNTANTS, NEIGHBOURS, Accountant, Neigh
 from plures.privacy.adaptive import Geometric, shared_out
 from plures.privacy.correlated import roots, sensitivity
 from plures.privacy.draws import Draws
+from plures.privacy.examples import ExamplesPlan, PerExample, dp_sgd, examples_plan
 from plures.privacy.local import Response, duchi, response
 from plures.privacy.plan import Plan, Spent, settled
 from plures.privacy.stage import Private
@@ -13,15 +14,19 @@ __all__ = [
     "NEIGHBOURS",
     "Accountant",
     "Draws",
+    "ExamplesPlan",
     "Geometric",
     "Neighbours",
+    "PerExample",
     "Plan",
     "Private",
     "Response",
     "Spent",
     "calibrated",
+    "dp_sgd",
     "duchi",
     "epsilon",
+    "examples_plan",
     "gaussian",
     "response",
     "roots",

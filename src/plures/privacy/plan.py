@@ -25,7 +25,7 @@ class Spent:
         epsilon: of (epsilon, delta); infinite without noise, 0 if nothing has left the clients.
         delta: of (epsilon, delta).
         rounds: rounds that were run, whichever of them was chosen in the end.
-        unit: whose presence is hidden: ``client``, with all its examples.
+        unit: whose presence is hidden: ``client``, with all its examples, or ``example``.
         neighbours: what may differ.
         accountant: what computed it.
         clip: bound on the norm of an upload; the first one, if it follows a quantile.
@@ -50,8 +50,9 @@ class Spent:
         """What epsilon stands for, in words."""
         trust = "the server is trusted" if self.trust == "server" else "nobody is trusted"
         return (
-            f"Differential privacy of a {self.unit} at delta {self.delta:g}: clip {self.clip:g}, noise {self.noise:g}, "
-            f"{self.draws}, {self.rounds} rounds, {trust}, neighbours {self.neighbours}, accountant {self.accountant}"
+            f"Differential privacy of each {self.unit} at delta {self.delta:g}: clip {self.clip:g}, "
+            f"noise {self.noise:g}, {self.draws}, {self.rounds} rounds, {trust}, neighbours {self.neighbours}, "
+            f"accountant {self.accountant}"
         )
 
     def __str__(self) -> str:

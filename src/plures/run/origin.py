@@ -13,7 +13,7 @@ from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import Block, BlockState, Bound, Method, Setting
 from plures.models import Leaves, Marked, ModelFactory, Network, nested
-from plures.privacy import Plan, settled
+from plures.privacy import ExamplesPlan, Plan, settled
 from plures.run.participation import Full, Joint, Participation, asked, drawn, may_be_empty
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import check_loss, failure
@@ -45,7 +45,7 @@ class Origin:
     participation: Participation
     seed: int
     other: Callable[[int], dict[str, Leaves]]
-    plan: Plan | None
+    plan: Plan | ExamplesPlan | None
     method: Method
 
     @classmethod

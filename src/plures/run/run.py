@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self, SupportsIndex
 
 import torch
@@ -15,6 +16,7 @@ from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import BlockState, Known, Method, Setting
 from plures.models import ModelFactory
+from plures.privacy import ExamplesPlan, examples_plan
 from plures.run.choose import choose
 from plures.run.coordinator import Threatening, Work
 from plures.run.deployed import Deployed
@@ -80,6 +82,7 @@ class Run(Deployed):
         check_examples(data)
         setting, local = Setting.of(data, population), population is not None
         origin = Origin.of(method, model, population or setting, data, wanted.dtype, participation, seed, local=local)
+        origin = replace(origin, plan=of_examples(origin, training) or origin.plan)
         if not local:
             rehearse(origin.bound, data, training, wanted, seed, setting)
         size = -(-(len(data) if local else origin.size) // wanted.processes)
@@ -192,6 +195,18 @@ class _Served:
     round: int
     guests: list[Run]
     places: Tensor
+
+
+def of_examples(origin: Origin, training: Training) -> ExamplesPlan | None:
+    """The plan of a run whose steps are private for single examples; ``None`` for others."""
+
+    def visits(rounds: int) -> int:
+        return max(Counter(client for round in range(rounds) for client in origin.cohort(round)).values(), default=0)
+
+    found = examples_plan(origin.bound.method, training.batch_size, training.steps, visits)
+    if found is not None and origin.plan is not None:
+        raise PluresError("dp_sgd beside dp: two kinds of privacy are not accounted for together; leave one out")
+    return found
 
 
 def check_examples(federation: Federation) -> None:

@@ -1,0 +1,156 @@
+"""Differential privacy of single examples: DP-SGD inside a client, for silos such as hospitals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plures.errors import PluresError
+from plures.method import Batch, Leaves, Method, Phase, State, detach, dot, parameters
+from plures.privacy.accountant import Accountant, epsilon
+from plures.privacy.plan import Spent
+
+SLOT = "private"
+"""The slot that holds the noisy gradient of a step."""
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """The gradient of a step of DP-SGD (Abadi et al. 2016, Algorithm 1), as what a phase computes before its step.
+
+    Every example takes part by a coin of its own; the gradient of each is shortened to ``clip``, over all leaves
+    together; their sum gets Gaussian noise of ``noise * clip`` in every entry, and is divided by the expected number.
+
+    Attributes:
+        clip: bound on the norm of one example's gradient.
+        noise: standard deviation of the noise on the sum, in units of the bound.
+        rate: probability that an example takes part in a step.
+        delta: of (epsilon, delta); well below 1 / examples of a client.
+        accountant: ``pld`` or ``rdp``.
+    """
+
+    clip: float
+    noise: float
+    rate: float
+    delta: float = 1e-5
+    accountant: Accountant = "pld"
+
+    def __post_init__(self) -> None:
+        if not self.clip > 0 or (self.clip == math.inf and self.noise):
+            raise PluresError(f"dp_sgd: clip={self.clip}; give a positive number, infinite only without noise")
+        if not 0 <= self.noise < math.inf:
+            raise PluresError(f"dp_sgd: noise={self.noise}; give 0 or more")
+        if not 0 < self.rate <= 1:
+            raise PluresError(f"dp_sgd: rate={self.rate}; give a number in (0, 1]")
+        if not 0 < self.delta < 1:
+            raise PluresError(f"dp_sgd: delta={self.delta}; give a number between 0 and 1, well below 1 / examples")
+
+    def __call__(self, x: State, received: State, batch: Batch) -> dict[str, Leaves]:
+        network, model = batch.problem.network, detach(x.model)
+        if any(leaf.buffer for leaf in network.info.values()):
+            raise PluresError("dp_sgd: running statistics mix examples: take a network without BatchNorm")
+        free = parameters(model)
+
+        def loss(leaves: Leaves, one: Tensor, target: Tensor) -> Tensor:
+            outputs, _ = network({**model, **leaves}, one[None], train=batch.train, key=batch.key)
+            return batch.problem.loss(outputs, target[None], None)
+
+        each: Leaves = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(free, batch.input, batch.targets)
+        size = len(batch.targets)
+        norm = torch.stack([g.reshape(size, -1).square().sum(1) for g in each.values()]).sum(0).sqrt()
+        within = torch.ones_like(norm) if self.clip == math.inf else (self.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        takes = within * batch.real * (batch.uniform(size) < self.rate)
+        expected = self.rate * batch.real.sum()
+        made = {}
+        for number, (name, g) in enumerate(each.items()):
+            total = (takes @ g.reshape(size, -1)).reshape(g.shape[1:])
+            if self.noise:
+                one, two = (batch.uniform(*g.shape[1:], salt=2 * number + side) for side in (1, 2))
+                total = total + self.noise * self.clip * (-2 * (1 - one).log()).sqrt() * (2 * math.pi * two).cos()
+            made[name] = total / expected
+        return {SLOT: made}
+
+
+def follow(x: State, received: State, batch: Batch) -> Tensor:
+    """A function whose gradient is the noisy one."""
+    return dot({k: x.model[k] for k in getattr(x, SLOT)}, getattr(x, SLOT))
+
+
+@dataclass(frozen=True)
+class ExamplesPlan:
+    """The privacy of examples in a run. It is made by the run.
+
+    Attributes:
+        stage: the steps.
+        steps: in a visit.
+        visits: ``visits(rounds)``: visits of the client that was drawn most often.
+    """
+
+    stage: PerExample
+    steps: int
+    visits: Callable[[int], int]
+
+    def spent(self, rounds: int) -> Spent:
+        """What so many rounds have spent of the privacy of an example of the client that was drawn most often."""
+        stage, count = self.stage, self.steps * self.visits(rounds)
+        return Spent(
+            epsilon(stage.noise, count, stage.delta, rate=stage.rate, accountant=stage.accountant),
+            stage.delta,
+            rounds,
+            "example",
+            "add_or_remove",
+            stage.accountant,
+            stage.clip,
+            stage.noise,
+            f"each with probability {stage.rate:g} in each of {count} steps of its client",
+            "nobody",
+        )
+
+
+def examples_plan(
+    method: Method, batch_size: int | None, steps: int | None, visits: Callable[[int], int]
+) -> ExamplesPlan | None:
+    """The plan of a method whose steps are private for single examples; ``None`` for others.
+
+    Raises:
+        PluresError: if something else in the method reads examples, or batches are not drawn by coins.
+    """
+    phases = [item for item in method.schedule if isinstance(item, Phase)]
+    found = [phase.before for phase in phases if isinstance(phase.before, PerExample)]
+    if not found:
+        return None
+    if len(found) != len(method.schedule) or len(found) > 1 or method.between or method.predictor.preparation:
+        raise PluresError(
+            "dp_sgd: the method reads examples without noise, in another phase, before predicting, or to measure: take "
+            "a method whose only work is one phase, such as fedavg, fedper or local"
+        )
+    if batch_size is not None or steps is None:
+        raise PluresError(
+            "dp_sgd: a step draws its examples by coins among all of the client's: give batch_size=None "
+            "(--batch-size 0) and steps"
+        )
+    return ExamplesPlan(found[0], steps, visits)
+
+
+def dp_sgd(
+    clip: float = 1.0, noise: float = 1.0, rate: float = 0.1, delta: float = 1e-5, accountant: Accountant = "pld"
+) -> Method:
+    """DP-SGD inside every client: what leaves it, and its own model, hide each of its examples from everybody.
+
+    It takes the place of plain training, so it composes with methods that only say who shares what: ``fedper+dp_sgd``.
+    Nobody is trusted, and the number of a client's examples is taken to be known. Each step needs the gradients of all
+    of a client's examples, of which it draws some. In a simulation the noise follows from the seed.
+
+    Args:
+        clip: bound on the norm of one example's gradient.
+        noise: standard deviation of the noise on the sum of a step, in units of the bound.
+        rate: probability that an example takes part in a step.
+        delta: of (epsilon, delta).
+        accountant: ``pld`` or ``rdp``.
+    """
+    step = PerExample(clip, noise, rate, delta, accountant)
+    return Method(schedule=(Phase(objective=follow, before=step, random=True),))
