@@ -10,9 +10,10 @@ import torch
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
 from plures.method import SGD
+from plures.methods import mrmtl
 from plures.privacy import epsilon, gaussian
 from plures.run import Execution, Fixed, Run, Training
-from problems import begun, close, quadratic, run, weight
+from problems import begun, close, personal, quadratic, run, weight
 from trajectories import LOOP, assert_same, everything_of, normed, ragged
 from trajectories import run as finished
 
@@ -38,6 +39,16 @@ def test_the_gradient_of_each_example_is_clipped():
     mixed = begun(find_method("fedavg+dp_sgd(clip=1,noise=0,rate=1)")(), 1, steps=1)
     mixed.step()
     assert weight(mixed) == close(0.1 * (-1 * 10 + 1 * 20 + 1 * 30) / 60)
+
+
+def test_personal_models_are_pulled_without_clip_or_noise():
+    """MR-MTL with lam = 0.5: without clip and noise its steps; clipped to 0.1, two steps of 0.01 and the pull."""
+    plain = run(mrmtl(lam=0.5), 3)
+    open_ = run(find_method("dp_sgd(clip=1e9,noise=0,rate=1,lam=0.5)")(), 3)
+    assert weight(open_) == close(weight(plain))
+    assert personal(open_, "personal") == close(personal(plain, "personal"))
+    made = run(find_method("dp_sgd(clip=0.1,noise=0,rate=1,lam=0.5)")(), 1)
+    assert personal(made, "personal") == close([s * 0.01 * (1 + 1 - 0.1 * 0.5) for s in (-1, 1, 1)])
 
 
 def test_examples_take_part_by_coins_and_the_denominator_is_fixed():

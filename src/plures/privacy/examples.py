@@ -10,7 +10,23 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Batch, Leaves, Method, Phase, State, detach, dot, parameters
+from plures.method import (
+    Assign,
+    Batch,
+    Combine,
+    Leaves,
+    Method,
+    Personal,
+    Phase,
+    Predict,
+    Shared,
+    State,
+    Visit,
+    detach,
+    dot,
+    parameters,
+    squared_distance,
+)
 from plures.privacy.accountant import Accountant, epsilon
 from plures.privacy.plan import Spent
 
@@ -31,6 +47,7 @@ class PerExample:
         rate: probability that an example takes part in a step.
         delta: of (epsilon, delta); well below 1 / examples of a client.
         accountant: ``pld`` or ``rdp``.
+        slot: what is trained.
     """
 
     clip: float
@@ -38,6 +55,7 @@ class PerExample:
     rate: float
     delta: float = 1e-5
     accountant: Accountant = "pld"
+    slot: str = "model"
 
     def __post_init__(self) -> None:
         if not self.clip > 0 or (self.clip == math.inf and self.noise):
@@ -50,7 +68,7 @@ class PerExample:
             raise PluresError(f"dp_sgd: delta={self.delta}; give a number between 0 and 1, well below 1 / examples")
 
     def __call__(self, x: State, received: State, batch: Batch) -> dict[str, Leaves]:
-        network, model = batch.problem.network, detach(x.model)
+        network, model = batch.problem.network, detach(getattr(x, self.slot))
         if any(leaf.buffer for leaf in network.info.values()):
             raise PluresError("dp_sgd: running statistics mix examples: take a network without BatchNorm")
         free = parameters(model)
@@ -78,6 +96,25 @@ class PerExample:
 def follow(x: State, received: State, batch: Batch) -> Tensor:
     """A function whose gradient is the noisy one."""
     return dot({k: x.model[k] for k in getattr(x, SLOT)}, getattr(x, SLOT))
+
+
+@dataclass(frozen=True)
+class Tethered:
+    """The same for a personal model that is pulled towards what was received. The pull reads no example.
+
+    Attributes:
+        lam: the pull, with the factor 1/2.
+    """
+
+    lam: float
+
+    def __call__(self, x: State, received: State, batch: Batch) -> Tensor:
+        own = dot({k: x.personal[k] for k in getattr(x, SLOT)}, getattr(x, SLOT))
+        return own + self.lam / 2 * squared_distance(x.personal, received.model)
+
+
+def _send(x: State, received: State, visit: Visit) -> dict[str, Leaves]:
+    return {"model": x.personal}
 
 
 @dataclass(frozen=True)
@@ -123,7 +160,8 @@ def examples_plan(
     found = [phase.before for phase in phases if isinstance(phase.before, PerExample)]
     if not found:
         return None
-    if len(found) != len(method.schedule) or len(found) > 1 or method.between or method.predictor.preparation:
+    others = [item for item in method.schedule if isinstance(item, Assign) and (item.measure or item.reads)]
+    if len(found) != len(phases) or len(found) > 1 or others or method.between or method.predictor.preparation:
         raise PluresError(
             "dp_sgd: the method reads examples without noise, in another phase, before predicting, or to measure: take "
             "a method whose only work is one phase, such as fedavg, fedper or local"
@@ -137,7 +175,12 @@ def examples_plan(
 
 
 def dp_sgd(
-    clip: float = 1.0, noise: float = 1.0, rate: float = 0.1, delta: float = 1e-5, accountant: Accountant = "pld"
+    clip: float = 1.0,
+    noise: float = 1.0,
+    rate: float = 0.1,
+    delta: float = 1e-5,
+    accountant: Accountant = "pld",
+    lam: float | None = None,
 ) -> Method:
     """DP-SGD inside every client: what leaves it, and its own model, hide each of its examples from everybody.
 
@@ -151,6 +194,19 @@ def dp_sgd(
         rate: probability that an example takes part in a step.
         delta: of (epsilon, delta).
         accountant: ``pld`` or ``rdp``.
+        lam: MR-MTL: train personal models, with this pull towards their mean (Liu, Hu, Wu, Smith 2022); ``None`` trains
+            one model.
     """
+    if lam is not None:
+        if not lam >= 0:
+            raise PluresError(f"dp_sgd: lam={lam}; give 0 or more")
+        own = PerExample(clip, noise, rate, delta, accountant, "personal")
+        work = Phase(train="personal", objective=Tethered(lam), before=own, random=True)
+        return Method(
+            layout={"model": Shared(), "personal": Personal(unseen="model")},
+            schedule=(work, Assign(("model",), _send)),
+            combine=Combine("uniform"),
+            predict=Predict("personal", visits=1),
+        )
     step = PerExample(clip, noise, rate, delta, accountant)
     return Method(schedule=(Phase(objective=follow, before=step, random=True),))
