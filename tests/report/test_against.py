@@ -107,7 +107,9 @@ def test_the_number_is_said() -> None:
 
 
 def test_the_page_shows_every_honest_client_beside_the_mean(made: Comparison) -> None:
-    page = html_report(made)
+    card = made.federation.model_copy(update={"hostile": ["ward 8", "ward 9"]})
+    page = html_report(made.model_copy(update={"federation": card}))
+    assert "<dt>attackers, not scored</dt><dd>ward 8, ward 9</dd>" in page
     section = re.search(r'<section id="against".*?</section>', page, re.DOTALL)
     assert section is not None
     text = section[0]

@@ -366,5 +366,7 @@ def test_attackers_are_a_number_too() -> None:
     names = tuple(f"c{i}" for i in range(10))
     assert Threat(3, SignFlip()).hostile(names) == Threat(0.3, SignFlip()).hostile(names)
     assert Threat(0, SignFlip()).hostile(names) == []
+    with pytest.raises(PluresError, match=r"attackers=0\.04 of 10 clients is nobody: give a larger share"):
+        Threat(0.04, SignFlip()).hostile(names)
     with pytest.raises(PluresError, match="all 10 clients are attackers"):
         Threat(11, SignFlip()).hostile(names)

@@ -37,6 +37,6 @@ FAMILIES: Mapping[str, Family] = {
     "coldstart": Family(
         "a model for newcomers from their metadata", ("metadata_clusters", "pfedhn", "cold_start"), competes=False
     ),
-    "robust": Family("look at these clients, then a robust combination", (), competes=False),
+    "robust": Family("look at these clients, then a robust combination (--combine median)", (), competes=False),
     "fair": Family("weights that lift the clients served worst", ("qffl",), competes=False),
 }

@@ -38,7 +38,7 @@ from plures.evaluate.results import (
     SubgroupCard,
     Trial,
 )
-from plures.evaluate.sample import among, sampled
+from plures.evaluate.sample import among, honest_clients, sampled
 from plures.evaluate.scores import primary
 from plures.evaluate.spec import AnyMetric, RunSpec, distinct, find_method, judged, one_or_all, reducer_of, several
 from plures.evaluate.tuning import (
@@ -432,7 +432,7 @@ class _Study:
         self.machine = Machine()
         threat = base.threat()
         self.hostile = [] if threat is None else threat.hostile(federation.clients)
-        self.honest = [i for i in range(len(federation)) if i not in set(self.hostile)] if self.hostile else None
+        self.honest = honest_clients(len(federation), self.hostile)
         self.uncombined: dict[str, str] = {}
         self.variants: dict[str, list[str]] = {}
         self.found: dict[tuple[str, str], MethodResult] = {}

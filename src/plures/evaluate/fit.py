@@ -18,7 +18,7 @@ from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.details import Errors, details, values
 from plures.evaluate.inside import MOST_CLIENTS, Inside
 from plures.evaluate.results import ClientScores, Point, PrivacyCard, SeedResult
-from plures.evaluate.sample import among, sampled
+from plures.evaluate.sample import among, honest_clients, sampled
 from plures.evaluate.scores import Scores, primary, score
 from plures.evaluate.summary import mean_known
 from plures.evaluate.watched import watched
@@ -226,7 +226,7 @@ def fit(
 def judged(run: Run) -> list[int] | None:
     """Positions of the clients that do not attack; ``None`` for all."""
     hostile = [] if run.threat is None else run.threat.hostile(run.federation.clients)
-    return [i for i in range(len(run.federation)) if i not in set(hostile)] if hostile else None
+    return honest_clients(len(run.federation), hostile)
 
 
 def check_patience(patience: int | None) -> None:

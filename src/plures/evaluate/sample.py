@@ -40,7 +40,19 @@ def sampled(federation: Federation, count: int | None, of: Sequence[int] | None 
             f"of {federation.name!r}, or leave it out to score all of them"
         )
     order = np.argsort(fold(name_key("evaluated clients"), federation.names.keys), kind="stable").tolist()
-    return sorted((order if of is None else [i for i in order if i in set(of)])[:count])
+    allowed = set(order if of is None else of)
+    return sorted([client for client in order if client in allowed][:count])
+
+
+def honest_clients(clients: int, hostile: Sequence[int]) -> list[int] | None:
+    """Positions of the clients that do not attack; ``None`` for all.
+
+    Args:
+        clients: number of all clients.
+        hostile: positions of those that attack.
+    """
+    attacking = set(hostile)
+    return [place for place in range(clients) if place not in attacking] if attacking else None
 
 
 def among(count: int | None) -> dict[str, Any]:

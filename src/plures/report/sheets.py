@@ -146,6 +146,8 @@ def sheet(comparison: Comparison) -> str:
         if sizes
     ]
     facts = {"source and licence": card.source or MISSING, "clients": _people(card), "examples": "; ".join(totals)}
+    if card.hostile:
+        facts["attackers, not scored"] = ", ".join(card.hostile)
     if card.classes:
         facts["classes"] = ", ".join(card.classes)
     head = heading("client", "", kind="name")

@@ -19,6 +19,7 @@ from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.record import Result
 from plures.evaluate.results import MetricCard, Trial
+from plures.evaluate.sample import honest_clients
 from plures.evaluate.scores import primary, score
 from plures.evaluate.spec import RunSpec
 from plures.evaluate.tuning import try_out
@@ -117,8 +118,8 @@ class Workspace:
             execution = self.plan.source.document.execution
             threat, clients = loaded.spec.threat(), loaded.federation.clients
             hostile = [] if threat is None else threat.hostile(clients)
-            honest = [place for place in range(len(clients)) if place not in hostile]
-            described_as = card(loaded.federation, honest, hostile).model_copy(update={"name": cell.title})
+            judged = honest_clients(len(clients), hostile)
+            described_as = card(loaded.federation, judged, hostile).model_copy(update={"name": cell.title})
             self.store.note_cell(
                 cell,
                 loaded.fingerprint,

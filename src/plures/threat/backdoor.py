@@ -297,11 +297,11 @@ def success(
     if shared and not whole(run):
         return {}
     insist(backdoor, federation)
-    found = {}
+    found, wanted = {}, None if clients is None else set(clients)
     for place, name in enumerate(federation.clients):
         rows = federation.splits["test"][place]
         rows = rows[federation.targets[rows] != backdoor.target]
-        if not len(rows) or (clients is not None and name not in clients):
+        if not len(rows) or (wanted is not None and name not in wanted):
             continue
         inputs, counts = backdoor.tried(federation.inputs[rows], federation.targets[rows])
         if not counts.any():

@@ -87,6 +87,11 @@ class Threat:
         else:
             order = torch.randperm(len(clients), generator=torch.Generator().manual_seed(self.seed))
             count = self.attackers if self._counted else round(self.attackers * len(clients))
+            if self.attackers and not count:
+                raise PluresError(
+                    f"attackers={self.attackers} of {len(clients)} clients is nobody: give a larger share, a number, "
+                    "or names"
+                )
             chosen = sorted(order[: int(count)].tolist())
         if len(chosen) == len(clients):
             raise PluresError(f"all {len(clients)} clients are attackers: leave some honest ones to judge")
@@ -101,9 +106,9 @@ class Threat:
         hostile = self.hostile(federation.clients)
         if not hostile:
             return federation
-        none = torch.zeros(0, dtype=torch.int64)
+        attacking, none = set(hostile), torch.zeros(0, dtype=torch.int64)
         splits = {
-            name: split if name == "train" else Split.of([none if i in hostile else r for i, r in enumerate(split)])
+            name: split if name == "train" else Split.of([none if i in attacking else r for i, r in enumerate(split)])
             for name, split in federation.splits.items()
         }
         if self.poison is None:
@@ -137,7 +142,8 @@ class Threat:
             work: what the clients did.
         """
         number = run.round + 1
-        hostile = [i for i in self.hostile(run.setting.clients) if i in work.clients]
+        cohort = set(work.clients)
+        hostile = [i for i in self.hostile(run.setting.clients) if i in cohort]
         if self.attack is None or not hostile or number < self.start or (self.stop or number) < number:
             return work
         if {leaf for block in run.bound.blocks for leaf in run.bound.travelling(block)} <= set(run.bound.buffers):
@@ -148,7 +154,8 @@ class Threat:
         changed: dict[int, Tensor] = {}
         for answer, _ in answers:
             changed |= dict(zip(answer.clients, changes(run, answer, work.server), strict=True))
-        honest = [row for client, row in changed.items() if client not in hostile]
+        attacking = set(hostile)
+        honest = [row for client, row in changed.items() if client not in attacking]
         own = torch.stack([changed[client] for client in hostile])
         forged = self._sent(run, work.clients, hostile, own, torch.stack(honest) if honest else own)
         made = dict(zip(hostile, forged, strict=True))
@@ -166,7 +173,7 @@ class Threat:
         """
         if not isinstance(self.poison, Targeted):
             return {}
-        hostile = self.hostile(run.federation.clients)
+        hostile = set(self.hostile(run.federation.clients))
         honest = [name for place, name in enumerate(run.federation.clients) if place not in hostile]
         return success(run, self.poison.fitted(run.given), honest, shared=shared)
 
