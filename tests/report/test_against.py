@@ -96,7 +96,7 @@ def test_how_often_a_round_has_more_attackers_than_are_stood(clients, attackers,
 def test_the_number_is_said() -> None:
     assert attacked(against()) == "Simulated attack: sign_flip by 2 clients (ward 8, ward 9) from round 3."
     assert combined(against()) == (
-        "Combined by krum(f=1), made to stand 1 hostile upload among the 6 of a round; 2 attack, which is more."
+        "Combined by krum(f=1), made to stand 1 hostile upload among the 6 of a round; 2 clients attack, which is more."
     )
     drawn = against(population=100, attackers=[f"w{i}" for i in range(20)], cohort=10, stands=2)
     assert combined(drawn).endswith("; with 20 attackers among 100 clients, more come in 32 % of rounds.")

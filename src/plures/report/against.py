@@ -63,7 +63,7 @@ def combined(against: Against) -> str:
     if against.stands is not None and (attackers := len(against.attackers)):
         over = beyond(against.population, attackers, against.cohort, against.stands)
         if over == 1:
-            text += f"; {attackers} attack, which is more"
+            text += f"; {count(attackers, 'client')} attack{'s' if attackers == 1 else ''}, which is more"
         elif over:
             text += (
                 f"; with {attackers} attackers among {against.population} clients, more come in {share(over)} of rounds"
@@ -284,10 +284,11 @@ def _flags(comparison: Comparison, rows: list[Row]) -> str:
         detected, alarms = rates(method, against)
         if detected is None and alarms is None:
             continue
-        people.append(row.title)
         lines.append(_line(row.title, [cell(share(detected), detected), cell(share(alarms), alarms)]))
-        for name, some in _left_out(method):
-            parts.setdefault(name, [math.nan] * len(rows))[len(people) - 1] = some
+        if some := dict(_left_out(method)):
+            people.append(row.title)
+            for name, part in some.items():
+                parts.setdefault(name, [math.nan] * len(rows))[len(people) - 1] = part
     if not lines:
         return ""
     head = heading("method", "", kind="name") + heading("flagged", "of the attackers", first="descending")
@@ -296,7 +297,7 @@ def _flags(comparison: Comparison, rows: list[Row]) -> str:
     if parts:
         head = heading("client", "", kind="name") + "".join(heading(t, "left out", first="descending") for t in people)
         hostile = set(against.attackers)
-        ordered = sorted(parts, key=lambda name: (name not in hostile, name))[:MOST_LINES]
+        ordered = sorted(parts, key=lambda name: name not in hostile)[:MOST_LINES]
         inner = [
             _line(name, [cell(share(v), known(v)) for v in parts[name][: len(people)]], "attacks" * (name in hostile))
             for name in ordered
