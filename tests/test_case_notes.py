@@ -11,7 +11,7 @@ import torch
 
 import plures
 from plures.cases import Course, attend
-from plures.cases.course import Learned, kept
+from plures.cases.course import Learned, drawn, kept
 from plures.cases.intrusion import alarms, known
 from plures.cases.maintenance import official
 from plures.cases.units import in_units, penalties, rates
@@ -128,6 +128,12 @@ def test_what_was_kept_by_hand():
     assert "at the end 2.55 ± 0.64, mean over dry, wet (3.10, 2.00); 1.50 on each just after" in first
     assert "forgetting 2.10" in first
     assert "forgetting 0.00" in second
+    chart = drawn("seasons", [forgets, keeps]).document()
+    assert chart["experiences"] == ("dry", "wet")
+    assert [(m["title"], m["runs"]) for m in chart["methods"]] == [
+        ("Forgetful", [[[1.0, 4.0], [3.0, 2.0]], [[1.0, 4.0], [3.2, 2.0]]]),
+        ("Careful", [[[1.0, 4.0], [1.0, 2.0]]] * 2),
+    ]
     assert verdict.startswith("At the end, Careful is better than Forgetful: gain 1.05 ±")
     assert kept([keeps, forgets])[2].startswith("At the end, Forgetful is no better than Careful")
 

@@ -16,11 +16,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from comparisons import comparison, scored
+from comparisons import RMSE, comparison, scored
 
 from plures.evaluate.results import Comparison
 from plures.evaluate.summary import summarize
-from plures.report import html_report
+from plures.report import Story, html_report
+from plures.report.story import Block, Course
 from plures.texts import cell, uncelled
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="browser tests need selenium (PyPI)")
@@ -62,9 +63,11 @@ def browser(folder: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, folder: Path) -> Callable[..., Any]:
-    def visit(*shown: Comparison, width: int = 1200, theme: str = "light", hash: str = "") -> Any:
+    def visit(
+        *shown: Comparison, width: int = 1200, theme: str = "light", hash: str = "", story: Story | None = None
+    ) -> Any:
         file = folder / "page.html"
-        file.write_text(html_report(shown if len(shown) > 1 else shown[0]), encoding="utf-8")
+        file.write_text(html_report(shown if len(shown) > 1 else shown[0], story=story), encoding="utf-8")
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         features = [{"name": "prefers-color-scheme", "value": theme}]
@@ -474,3 +477,132 @@ def test_a_constant_far_below_all_others_is_an_arrow_beside_the_scale_of_gains(v
     assert "\u25c2 4 of 4 beyond the scale, mean \u221240.0" in words
     assert dots == 8
     assert not any("\u221210" in text for text in words)
+    drawn = """
+        const plot = document.querySelector(`#${arguments[0]} .plot svg`);
+        return [...plot.querySelectorAll("text")].map((t) => t.textContent);
+    """
+    expected = {
+        "tradeoff": "\u25be constant 40.0 %",
+        "fairness": "\u25c2\u25be constant 40.0 %, 40.0 %",
+        "spread": "\u25c2 4 of 4 beyond the scale, median 40.0 %",
+    }
+    for section, note in expected.items():
+        words = browser.execute_script(drawn, section)
+        assert note in words
+        assert "60" not in words
+        assert "83" in words or "82.5" in words, words
+
+
+def test_a_constant_is_on_the_scale_of_curves_only_if_it_is_chosen(visit: Callable[..., Any]) -> None:
+    """The others go from .1 to .4 with the first seed; the constant stays at -5."""
+    titles = {name: name.capitalize() for name in ("local", "fedavg", "fedavg_ft", "constant")}
+    found = scored({name: [[0.5] * 4] for name in titles}, titles=titles)
+    far = found.method("constant")
+    (seed,) = far.seeds
+    low = seed.model_copy(update={"curve": [p.model_copy(update={"validation": -5.0}) for p in seed.curve]})
+    methods = [far.model_copy(update={"seeds": [low]}) if m is far else m for m in found.methods]
+    browser = visit(found.model_copy(update={"methods": methods}))
+    words = """return [...document.querySelectorAll("#curves .plot svg text")].map((t) => t.textContent)"""
+    note = "\u25be Constant \u2212500.0 %"
+    assert note in browser.execute_script(words)
+    assert "\u2212500" not in browser.execute_script(words)
+    browser.execute_script("""
+        [...document.querySelectorAll("#curves .legend button")].find((b) => b.textContent === "Constant").click();
+    """)
+    assert note not in browser.execute_script(words)
+    assert "\u2212500" in browser.execute_script(words)
+
+
+def test_no_learning_curves_without_validation_data(visit: Callable[..., Any]) -> None:
+    found = scored({name: [[0.5] * 4] for name in ("local", "fedavg", "fedavg_ft")})
+    for method in found.methods:
+        for seed in method.seeds:
+            seed.curve[:] = [p.model_copy(update={"validation": math.nan}) for p in seed.curve]
+    browser = visit(found)
+    ids = browser.execute_script("return [...document.querySelectorAll('main > section')].map((one) => one.id)")
+    assert "curves" not in ids
+    assert {"gain", "tradeoff", "spread"} <= set(ids)
+
+
+def test_names_beside_dots_do_not_cover_each_other(visit: Callable[..., Any]) -> None:
+    """Five methods at the same place, and one beside them at the edge: each has its name, none over another."""
+    names = {
+        "local": "Local only", "fedavg": "FedAvg", "fedavg_ft": "FedAvg + fine-tuning", "ditto": "SCAFFOLD MMMMM",
+        "apfl": "Metadata clusters column=place", "fedper": "FedPer",
+    }  # fmt: skip
+    values = {name: [[0.8] * 4] for name in names} | {"fedper": [[0.801] * 4]}
+    for width in (1200, 500):
+        browser = visit(scored(values, titles=names), width=width)
+        for section in ("tradeoff", "fairness"):
+            found = browser.execute_script(
+                """
+                const texts = [...document.querySelectorAll(`#${arguments[0]} .plot text.halo`)];
+                const boxes = texts.map((t) => [t.textContent, t.getBBox()]);
+                return boxes.map(([words, b]) => [words, b.x, b.x + b.width, b.y, b.y + b.height]);
+                """,
+                section,
+            )
+            assert len(found) == len(names)
+            for i, (_, left, right, top, bottom) in enumerate(found):
+                for _, left2, right2, top2, bottom2 in found[:i]:
+                    apart = (right <= left2 + 1, right2 <= left + 1, bottom <= top2 + 4, bottom2 <= top + 4)
+                    assert any(apart), (section, width, found)
+
+
+def test_a_course_has_a_panel_for_each_experience_and_a_point_for_each_moment(visit: Callable[..., Any]) -> None:
+    """RMSE on dry data 1 then 3 (2.5 and 3.5 with the seeds), on wet data 4 then 2: a step of 2 is as high in both."""
+    runs = np.array([[[1.0, 4.0], [2.5, 2.0]], [[1.0, 4.0], [3.5, 2.0]]])
+    course = Course("years", RMSE, ("dry <b>", "wet"), {"Forgetful": runs, "Careful": runs[:1]})
+    found = "Nothing is \u201cclear\u201d <i>here</i>."
+    story = Story("Why?", "wait.", [Block("a course", (found,), course)], ["a part"])
+    for width, columns in ((1200, 2), (390, 1)):
+        browser = visit(SMALL, width=width, story=story)
+        assert browser.execute_script("return document.querySelector('.overview li').textContent") == found
+        assert browser.execute_script("return document.querySelector('#comparison h2.name').textContent") == "a part"
+        words, circles, lefts, wide = browser.execute_script("""
+            const plot = document.querySelector("#course-years .plot > svg");
+            const panels = [...plot.querySelectorAll(":scope > svg")];
+            return [
+              panels.map((panel) => [...panel.querySelectorAll("text")].map((t) => t.textContent)),
+              panels.map((panel) => [...panel.querySelectorAll("circle")].map((c) => c.getBoundingClientRect().y)),
+              new Set(panels.map((panel) => panel.getBoundingClientRect().x)).size,
+              document.documentElement.scrollWidth,
+            ];
+        """)
+        assert [[text for text in texts if text.startswith("tested on")] for texts in words] == [
+            ["tested on dry <b>"],
+            ["tested on wet"],
+        ]
+        assert [len(set(ys)) for ys in circles] == [1, 1]
+        assert lefts == columns
+        assert wide <= width
+        browser.execute_script("document.querySelector('#course-years .plot').focus()")
+        press(browser, "ArrowRight", "ArrowRight")
+        tip = browser.execute_script("return document.querySelector('#course-years .tip').innerText")
+        assert tip.split("\n") == ["Forgetful", "3.00 on dry <b>, after wet", "2.50 to 3.50 over seeds"]
+    save = "#course-years [data-save=csv]"
+    assert browser.find_element("css selector", save).get_attribute("aria-label") == "Download A course as CSV"
+
+
+def test_the_page_of_a_client_without_a_score_says_why_and_has_its_other_scores(visit: Callable[..., Any]) -> None:
+    """Of four clients, the last one has no C-index with any method, and the second one diverged with FedAvg."""
+    metric = RMSE.model_copy(update={"title": "C-index", "undefined": "where no two can be compared"})
+    scores = {"local": [0.5, 0.6, 0.7, None], "fedavg": [0.6, math.inf, 0.7, None], "fedavg_ft": [0.6, 0.7, 0.8, None]}
+    found = scored({name: [own] for name, own in scores.items()}, metric=metric)
+    for method in found.methods:
+        method.seeds[0].test.metrics["mae"][3] = 0.25
+    browser = visit(found, hash="#client=client%203")
+    body = browser.execute_script("return document.getElementById('client').innerText")
+    assert "The C-index of this client is undefined (where no two can be compared)." in body
+    table = """
+        const rows = [...document.querySelector("#client table").rows];
+        return rows.map((row) => [...row.cells].map((cell) => cell.textContent));
+    """
+    head, *lines = browser.execute_script(table)
+    beside = head.index("mean absolute error")
+    assert head[:6] == ["method", "C-index", "95 % CI", "vs local", "vs FedAvg", "rank of client"]
+    assert len(lines) == 3
+    assert all(set(line[1:6]) == {"\N{EN DASH}"} and float(line[beside]) == 0.25 for line in lines)
+    browser = visit(found, hash="#client=client%201")
+    assert "is undefined" not in browser.execute_script("return document.getElementById('client').innerText")
+    assert [line[1] for line in browser.execute_script(table) if line[0] == "FedAvg"] == ["diverged"]

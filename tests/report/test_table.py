@@ -10,6 +10,7 @@ from rich.console import Console
 
 from plures.evaluate.results import Comparison
 from plures.report import console_table, headline, markdown_table
+from plures.report.columns import Number
 
 LOCAL = [[0.50, 0.60, 0.70, 0.80], [0.52, 0.62, 0.72, 0.82]]
 FEDAVG = [[0.60, 0.60, 0.60, 0.60]] * 2
@@ -85,6 +86,12 @@ def test_narrow_terminals_leave_columns_out_and_cut_no_number(width: int) -> Non
 def test_baselines_come_first_then_the_best() -> None:
     titles = list(cells(comparison()))
     assert titles[:4] == ["Local only", "FedAvg", "FedAvg + fine-tuning", "Ditto"]
+
+
+def test_huge_numbers_have_an_exponent() -> None:
+    """A NASA score after a prediction that is 500 cycles late has twenty digits."""
+    number = Number.among(RMSE, [158.0, 1.73e19])
+    assert (number(158.0), number(9_999_999.0), number(1.728235e19)) == ("158", "9999999", "1.73e+19")
 
 
 def test_regression_shows_three_significant_digits_and_no_calibration() -> None:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from plures.cases.case import Case, Part
-from plures.cases.course import Learned, kept
+from plures.cases.course import Learned, drawn, kept
 from plures.evaluate import Code, Comparison, MethodResult
 from plures.evaluate.results import MetricCard
 from plures.evaluate.spec import find_method
 from plures.evaluate.summary import differences, interval, mean_known, paired_test
-from plures.report import headline
+from plures.report import Story, headline
 from plures.report.columns import Number, probability
+from plures.report.story import Block
 
 PERSONAL = ("intercept", "fedavg_ft")
 """Baselines that give every client a model of its own."""
@@ -21,17 +22,32 @@ PERSONAL = ("intercept", "fedavg_ft")
 
 def answer(case: Case, comparisons: Sequence[Comparison], courses: Sequence[Sequence[Learned]] = ()) -> str:
     """The question, what each comparison and each course says, and what to do."""
-    blocks = [case.question]
+    found = [
+        "\n".join([f"{block.title}:", *(f"- {line}" for line in block.lines)])
+        for block in blocks(case, comparisons, courses)
+    ]
+    return "\n\n".join([case.question, *found, f"What to do: {case.advice}"])
+
+
+def story(case: Case, comparisons: Sequence[Comparison], courses: Sequence[Sequence[Learned]] = ()) -> Story:
+    """The same for the head of a report."""
+    found = blocks(case, comparisons, courses)
+    return Story(case.question, case.advice, found, [part.title for part in case.parts])
+
+
+def blocks(case: Case, comparisons: Sequence[Comparison], courses: Sequence[Sequence[Learned]] = ()) -> list[Block]:
+    """What each comparison, all together and each course say."""
+    found = []
     for part, comparison in zip(case.parts, comparisons, strict=True):
         lines = [*published(part, comparison), personalization(part, comparison), headline(comparison)]
         lines += [best_by(comparison, name) for name in part.told]
         lines += part.notes(comparison) if part.notes else []
-        blocks.append("\n".join([f"{part.title}:", *(f"- {line}" for line in lines if line)]))
+        found.append(Block(part.title, tuple(line for line in lines if line)))
     if case.together is not None:
-        blocks.append("\n".join(["All together:", *(f"- {line}" for line in case.together(comparisons))]))
+        found.append(Block("All together", tuple(case.together(comparisons))))
     for course, learned in zip(case.courses, courses, strict=bool(courses)):
-        blocks.append("\n".join([f"{course.title}:", *(f"- {line}" for line in kept(learned))]))
-    return "\n\n".join([*blocks, f"What to do: {case.advice}"])
+        found.append(Block(course.title, tuple(kept(learned)), drawn(course.name, learned)))
+    return found
 
 
 def personalization(part: Part, comparison: Comparison) -> str:

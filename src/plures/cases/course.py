@@ -17,6 +17,7 @@ from plures.files import write_json
 from plures.method import Method
 from plures.methods.entry import titled
 from plures.report.columns import Number
+from plures.report.story import Course as Chart
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,13 @@ def attend(course: Course, out: Path | None = None, *, quick: bool = False) -> l
             },
         )
     return found
+
+
+def drawn(name: str, learned: Sequence[Learned]) -> Chart:
+    """The chart of a course: means over clients."""
+    first = learned[0].scores[0]
+    runs = {one.title: np.array([seed.matrix for seed in one.scores]) for one in learned}
+    return Chart(name, MetricCard.of(first.metric), first.experiences, runs)
 
 
 def kept(learned: Sequence[Learned]) -> list[str]:

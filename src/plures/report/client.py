@@ -180,8 +180,11 @@ def scores(comparison: Comparison, place: int) -> RenderableType:
             rank,
             Text(_spark(method, place, sign), style="blue"),
         )
-    note = "95 % CI: over the client's test examples, drawn with replacement"
-    return Group(_title("With each method, on test data"), table, Text(note, style="dim"))
+    notes = ["95 % CI: over the client's test examples, drawn with replacement"]
+    if all(math.isnan(own[place]) for own in values.values()):
+        when = f" ({metric.undefined})" if metric.undefined else ""
+        notes.append(f"The {metric.title} of this client is undefined{when}; means leave it out.")
+    return Group(_title("With each method, on test data"), table, *(Text(note, style="dim") for note in notes))
 
 
 def personal(method: MethodResult, details: Details, place: int, clients: int) -> RenderableType:

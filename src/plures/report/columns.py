@@ -13,6 +13,8 @@ OTHER, WORST, GAP = "metric:", "worst:", "gap:"
 MISSING, INFINITE = "\N{EN DASH}", "\N{INFINITY}"
 DIGITS = 3
 MOST_DECIMALS = 8
+HUGE = 1e7
+"""From this size on, a number is shown with three digits and an exponent."""
 
 
 def known(value: float | None) -> float | None:
@@ -83,7 +85,10 @@ class Number:
         if odd := infinite(value):
             return odd
         value = known(value)
-        return MISSING if value is None else f"{value * (100 if self.percent else 1):.{self.decimals}f}"
+        if value is None:
+            return MISSING
+        shown = value * (100 if self.percent else 1)
+        return f"{shown:.2e}" if abs(shown) >= HUGE else f"{shown:.{self.decimals}f}"
 
     def between(self, value: float | None, width: float | None) -> str:
         """A mean with the half width of its interval, if any; a width is never rounded to zero."""

@@ -33,10 +33,12 @@ def document(comparison: Comparison, rows: list[Row]) -> dict[str, Any]:
             "title": metric.title,
             "higher": metric.higher,
             "percent": metric.percent,
+            "undefined": metric.undefined,
             "decimals": Number.of(comparison, rows).decimals,
         },
         "others": {
             card.name: {
+                "title": card.title,
                 "percent": card.percent,
                 "decimals": Number.among(card, [row.others[card.name] for row in rows]).decimals,
             }

@@ -16,22 +16,37 @@ from plures.evaluate.results import Comparison, Row
 from plures.report.document import document
 from plures.report.overview import overview
 from plures.report.sections import choice, facts, sections
+from plures.report.story import Story, told
 from plures.report.table import verdict
 from plures.report.vendor import scripts
 from plures.version import __version__
 
-SCRIPTS = ("stats.js", "tools.js", "rows.js", "curves.js", "people.js", "client.js", "tables.js", "main.js")
+SCRIPTS = (
+    "stats.js",
+    "tools.js",
+    "rows.js",
+    "curves.js",
+    "people.js",
+    "course.js",
+    "client.js",
+    "tables.js",
+    "main.js",
+)
 """The page's own script, in order; they share one scope."""
+COMPARISONS = '<h2 class="after">The comparisons</h2>'
 MOST_SHOWN = 5_000
 """Most clients whose values are in a page."""
 
 
-def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "Study") -> str:
+def html_report(
+    comparisons: Comparison | Sequence[Comparison], title: str = "Study", story: Story | None = None
+) -> str:
     """The whole report as the text of one HTML file.
 
     Args:
         comparisons: one comparison; or those of a study, which get an overview with ranks to choose them from.
-        title: what a study is called.
+        title: what a study or a use case is called.
+        story: of a use case, the question and the answer; they come first, and the comparisons have their names there.
 
     Examples:
         >>> x = np.array([[-1.0], [1.0]] * 30)
@@ -50,16 +65,24 @@ def html_report(comparisons: Comparison | Sequence[Comparison], title: str = "St
     rows = [comparison.rows() for comparison in found]
     shown = [few(comparison) for comparison in found]
     drawn = [document(comparison, lines) for comparison, lines in zip(shown, rows, strict=True)]
-    bodies = [body(*parts, single=len(found) == 1) for parts in zip(found, shown, rows, drawn, strict=True)]
     several = len(found) > 1
+    names = story.names if story else [comparison.federation.name for comparison in found]
+    level = "h2" if several or story else "h1"
+    bodies = [body(*parts, level=level) for parts in zip(found, names, shown, rows, drawn, strict=True)]
+    head = told(story, title) if story else ""
+    if several:
+        top = overview(found, rows, title, names, head and head + COMPARISONS)
+    else:
+        top = f'<div class="overview">{head}</div>' if story else ""
+    courses = [block.course.document() for block in story.blocks if block.course] if story else []
     code = [*scripts(), '\n"use strict";\n(() => {\n' + "\n".join(map(_file, SCRIPTS)) + "})();\n"]
     page = {
-        "name": escape(title if several else found[0].federation.name),
-        "overview": overview(found, rows, title) if several else "",
+        "name": escape(title if several or story else found[0].federation.name),
+        "overview": top,
         "first": bodies[0],
         "others": "".join(f'<template data-comparison="{i}">{text}</template>' for i, text in enumerate(bodies) if i),
         "version": __version__,
-        "data": embed({"comparisons": drawn}),
+        "data": embed({"comparisons": drawn, "courses": courses}),
         "css": _file("page.css"),
         "allowed": " ".join(map(_hashed, code)),
         "scripts": "".join(f"<script>{text}</script>\n" for text in code),
@@ -75,15 +98,18 @@ def few(comparison: Comparison) -> Comparison:
     return comparison.among(sorted(people, key=lambda name: sha256(name.encode()).digest())[:MOST_SHOWN])
 
 
-def body(comparison: Comparison, shown: Comparison, rows: list[Row], drawn: dict[str, Any], *, single: bool) -> str:
+def body(
+    comparison: Comparison, name: str, shown: Comparison, rows: list[Row], drawn: dict[str, Any], *, level: str
+) -> str:
     """Everything about one comparison: the answer, the choice of clients, the sections.
 
     Args:
         comparison: the source of the answer and of the table of methods.
+        name: what it is called.
         shown: the same, restricted to the clients that charts and lists show.
         rows: the table's rows.
         drawn: the charts' data.
-        single: whether it is the only comparison of the page.
+        level: the element of its heading.
     """
     found = sections(shown, rows, drawn)
     people, most = (len(one.methods[0].seeds[0].test.clients) for one in (comparison, shown))
@@ -92,11 +118,10 @@ def body(comparison: Comparison, shown: Comparison, rows: list[Row], drawn: dict
         answer += (
             f" Charts and lists of clients show {most:,} of the {people:,}, drawn at random; tables of methods all."
         )
-    level = "h1" if single else "h2"
     links = "".join(f'<a href="#{s.id}">{escape(s.link or s.title)}</a>' for s in found)
     head = (
         f'<header><p class="kicker">Personalized federated learning, compared</p>'
-        f'<{level} class="name" tabindex="-1">{escape(comparison.federation.name)}</{level}>'
+        f'<{level} class="name" tabindex="-1">{escape(name)}</{level}>'
         f'<p class="facts">{facts(comparison)}</p><p class="headline">{escape(answer)}</p></header>'
     )
     nav = f'<nav aria-label="Sections">{links}</nav>'

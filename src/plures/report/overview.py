@@ -23,8 +23,13 @@ def ranks(comparison: Comparison, rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def overview(comparisons: Sequence[Comparison], rows: Sequence[list[Row]], title: str) -> str:
+def overview(
+    comparisons: Sequence[Comparison], rows: Sequence[list[Row]], title: str, names: Sequence[str], begin: str = ""
+) -> str:
     """A line per comparison and a column per method; a line's button opens it.
+
+    What it may ``begin`` with comes instead of the title and of the answer over all comparisons. Then there are no mean
+    ranks, either: the comparisons of a use case differ in what they ask.
 
     Mean ranks include only methods that take part in every comparison: a method that was tried only where it does well
     would otherwise seem better than it is.
@@ -38,7 +43,9 @@ def overview(comparisons: Sequence[Comparison], rows: Sequence[list[Row]], title
     ]
     mean = {name: float(np.mean([ranked[name] for ranked in among])) for name in common}
     order = sorted(titles, key=lambda name: mean.get(name, np.inf))
-    head = heading("data", "", kind="name") + "".join(heading(titles[name], "", first="ascending") for name in order)
+    head = heading("comparison" if begin else "data", "", kind="name") + "".join(
+        heading(titles[name], "", first="ascending") for name in order
+    )
     lines = []
     for place, (comparison, own, ranked) in enumerate(zip(comparisons, rows, found, strict=True)):
         number, by_name = Number.of(comparison, own), {row.name: row for row in own}
@@ -46,15 +53,17 @@ def overview(comparisons: Sequence[Comparison], rows: Sequence[list[Row]], title
         lines.append(
             f'<tr><th scope="row"><button type="button" class="link" data-open="{place}" '
             f'aria-pressed="{"false" if place else "true"}"{"" if place else " data-now"}>'
-            f"{escape(comparison.federation.name)}</button><small>{escape(comparison.metric.title)}"
+            f"{escape(names[place])}</button><small>{escape(comparison.metric.title)}"
             f"{', %' if comparison.metric.percent else ''}</small></th>{''.join(cells)}</tr>"
         )
-    means = "".join(cell(f"{mean[name]:.2f}" if name in mean else MISSING, mean.get(name)) for name in order)
-    lines.append(f'<tr class="total"><th scope="row">mean rank</th>{means}</tr>')
-    text = _answer(comparisons, rows, titles, mean)
+    if not begin:
+        means = "".join(cell(f"{mean[name]:.2f}" if name in mean else MISSING, mean.get(name)) for name in order)
+        lines.append(f'<tr class="total"><th scope="row">mean rank</th>{means}</tr>')
+    text = escape(_answer(comparisons, rows, titles, mean))
+    kicker = '<p class="kicker">Personalized federated learning, studied</p>'
+    studied = f'<header>{kicker}<h1>{escape(title)}</h1><p class="headline">{text}</p></header>'
     return (
-        '<div class="overview"><header><p class="kicker">Personalized federated learning, studied</p>'
-        f'<h1>{escape(title)}</h1><p class="headline">{escape(text)}</p></header>'
+        f'<div class="overview">{begin or studied}'
         '<p class="lead">Mean test score, and its rank among the methods below it; the darker, the better the rank. '
         "A name, or a cell, opens that comparison below.</p>"
         f"{table('sortable study', 'Data by methods, with ranks', head, lines)}</div>"

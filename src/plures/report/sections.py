@@ -118,16 +118,10 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             switch("reference", "Reference", [(name, comparison.method(name).title) for name in REFERENCES]),
             "Gain or harm of every client. " + WALK.format(point="client", row="method"),
         ),
-        Section(
-            "curves",
-            "Learning curves",
-            _about_curves(comparison),
-            "",
-            switch(
-                "axis", "Horizontal axis", [("round", "rounds"), ("bytes", "bytes per client"), ("seconds", "seconds")]
-            ),
-            "Learning curves. " + WALK.format(point="point", row="method"),
-            legend,
+        *(
+            [_curves(comparison, legend)]
+            if any(p["mean"] is not None for m in drawn["methods"] for p in m["curve"])
+            else []
         ),
         Section(
             "tradeoff",
@@ -150,8 +144,8 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
         Section(
             "fairness",
             "Fairness",
-            "The mean over clients against the mean of the worst tenth. Jain's index is 1 where all clients are "
-            "served alike.",
+            "The mean over clients against the mean of the worst tenth; hollow dots are baselines. Jain's index is 1 "
+            "where all clients are served alike.",
             "",
             "",
             "Mean against the worst tenth. " + WALK.format(point="method", row="row"),
@@ -328,6 +322,19 @@ def _titles(methods: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return [(m["name"], m["title"]) for m in methods]
 
 
+def _curves(comparison: Comparison, legend: str) -> Section:
+    axes = [("round", "rounds"), ("bytes", "bytes per client"), ("seconds", "seconds")]
+    return Section(
+        "curves",
+        "Learning curves",
+        _about_curves(comparison),
+        "",
+        switch("axis", "Horizontal axis", axes),
+        "Learning curves. " + WALK.format(point="point", row="method"),
+        legend,
+    )
+
+
 def _about_curves(comparison: Comparison) -> str:
     several = any(len(m.seeds) > 1 for m in comparison.methods)
     band = "the band spans the lowest to the highest seed" if several else "one seed, so there is no band"
@@ -340,7 +347,8 @@ def _about_curves(comparison: Comparison) -> str:
     return (
         f"Mean {escape(comparison.metric.title)} over clients on validation data; {band}. "
         "A ring marks the round that validation chose in each seed. Choose which methods stand out in "
-        "colour. Over bytes, a method that sends nothing is a horizontal line." + ended
+        "colour. Over bytes, a method that sends nothing is a horizontal line. A constant predictor that is far below "
+        "all others is a note at the edge." + ended
     )
 
 

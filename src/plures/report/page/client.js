@@ -40,6 +40,7 @@ function clientData(view, i, width) {
 
 function clientScores(view, i) {
   const { data } = view;
+  const others = Object.entries(data.others).map(([name, card]) => ({ name, ...card }));
   const lines = data.methods.map((m) => {
     const gain = (name) => {
       const reference = data.methods.find((other) => other.name === name);
@@ -50,10 +51,16 @@ function clientScores(view, i) {
     const known = m.values.filter(present).sort((a, b) => view.sign * (b - a));
     const [low, high] = m.inside.map((side) => side[i]);
     const within = present(low) && present(high) ? `${plain(low * view.factor, data.metric.decimals)} to ${plain(high * view.factor, data.metric.decimals)}` : MISSING;
-    return [m.title, view.number(m.values[i]), within, gain("local"), gain("fedavg"), present(m.values[i]) ? `${known.indexOf(m.values[i]) + 1} of ${known.length}` : MISSING];
+    const score = m.lost[i] ? "diverged" : view.number(m.values[i]);
+    const beside = others.map((other) => plain(present(m.others[other.name][i]) ? m.others[other.name][i] * (other.percent ? 100 : 1) : null, other.decimals));
+    return [m.title, score, within, gain("local"), gain("fedavg"), present(m.values[i]) ? `${known.indexOf(m.values[i]) + 1} of ${known.length}` : MISSING, ...beside];
   });
+  const { title, undefined: when } = data.metric;
+  const none = data.methods.every((m) => !present(m.values[i]) && !m.lost[i]);
+  const lost = none ? [html("p", { class: "note" }, `The ${title} of this client is undefined${when && ` (${when})`}. Means leave the client out, and it counts as neither harmed nor gaining.`)] : [];
   const note = "95 % CI: over this client's test examples, drawn with replacement. It says how far chance in the choice of these examples may move the value.";
-  return part("With each method", html("p", { class: "lead" }, note), small("Scores of this client", ["method", data.metric.title, "95 % CI", "vs local", "vs FedAvg", "rank of client"], lines));
+  const headings = ["method", title, "95 % CI", "vs local", "vs FedAvg", "rank of client", ...others.map((other) => other.title + (other.percent ? ", %" : ""))];
+  return part("With each method", ...lost, html("p", { class: "lead" }, note), small("Scores of this client", headings, lines));
 }
 
 function clientCurves(view, i, width) {
@@ -68,7 +75,7 @@ function clientCurves(view, i, width) {
   if (!lines.length) return null;
   const drawing = plotted({
     width, height: 300, marginLeft: 72, marginRight: 16, marginTop: 10, marginBottom: 46,
-    y: { domain: extent(lines.flatMap((f) => f.points.map((p) => p.mean * view.factor))) },
+    y: { domain: bounds(lines.flatMap((f) => f.points.map((p) => p.mean * view.factor)), view) },
     marks: [
       ...upright(`validation ${view.data.metric.title}${view.unit && ","}${view.unit}`),
       across("rounds finished", width - 80, (v) => (Number.isInteger(v) ? String(v) : "")),
@@ -156,6 +163,7 @@ function clientDialog(view) {
     const paint = () => {
       chosen = view.data.methods.find((m) => m.name === select.value);
       body.replaceChildren(...[clientPersonal(view, i, chosen), clientErrors(view, i, chosen, width), clientPeers(view, i, chosen, show)].filter(Boolean));
+      body.querySelectorAll(".scroll").forEach(fading);
     };
     select.addEventListener("change", paint);
     dialog.replaceChildren(
@@ -165,6 +173,7 @@ function clientDialog(view) {
       body,
     );
     paint();
+    dialog.querySelectorAll(":scope > section .scroll").forEach(fading);
     dialog.scrollTop = 0;
     title.focus();
     history.replaceState(null, "", `#client=${encodeURIComponent(view.data.clients[i].name)}`);

@@ -30,8 +30,7 @@ function start(data) {
       ...(clients[i].about.length ? [clients[i].about.join(" \u00b7 ")] : []),
       ...(present(clients[i].train) ? [`${clients[i].train} training examples`] : []),
     ],
-    legend: (where, entries) => where?.replaceChildren(...entries.map((entry) => html("span", {},
-      svg("svg", { viewBox: "0 0 24 10", "aria-hidden": "true" }, svg("path", { d: "M0 5H24", stroke: entry.shade ?? colour(entry.place), "stroke-width": 3, "stroke-dasharray": entry.dash || "none" })), entry.label))),
+    legend: keyOf,
   };
   for (const m of methods.filter((m) => m.personal)) {
     m.personal.rank = (layer, i) => 1 + layer.distance.filter((other) => present(other) && other > layer.distance[i]).length;
@@ -167,6 +166,10 @@ opener.forEach((button) => button.addEventListener("click", () => {
 }));
 document.querySelectorAll(".overview table.sortable").forEach(sortable);
 start(page.comparisons[0]);
+for (const course of page.courses) {
+  const section = document.getElementById(`course-${course.name}`);
+  chart(section, course.name, (width) => drawCourse(course, width), () => courseTable(course));
+}
 
 // On paper everything is open
 let closed = [];

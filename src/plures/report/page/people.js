@@ -4,23 +4,31 @@ function drawFairness(view, width) {
   const { metric } = view.data;
   const points = view.data.methods.map((m, k) => ({ m, ...view.rows[k] })).filter((p) => present(p.mean) && present(p.bottom));
   const height = width < NARROW ? 340 : 400;
+  const [means, worst] = ["mean", "bottom"].map((part, axis) =>
+    bounds(scaleWithout(points.map((p) => ({ ...p, name: p.m.name })), (p) => [p[part]]).map((v) => (present(v) ? v * view.factor : v)), view, axis ? 0.14 : 0.2));
   const drawing = plotted({
     width, height, marginLeft: 72, marginRight: 24, marginTop: 20, marginBottom: 48,
-    x: { domain: extent(points.map((p) => p.mean * view.factor), 0.2) },
-    y: { domain: extent(points.map((p) => p.bottom * view.factor), 0.14) },
+    x: { domain: means },
+    y: { domain: worst },
     marks: [
       ...upright(`worst tenth${view.unit && ","}${view.unit}`),
       across(`mean ${metric.title}${view.unit && ","}${view.unit}`, width - 100),
-      Plot.dot(points, { x: (p) => p.mean * view.factor, y: (p) => p.bottom * view.factor, r: 5.5, fill: (p) => (p.m.baseline ? "var(--paper)" : "var(--accent)"), stroke: (p) => (p.m.baseline ? "var(--soft)" : "var(--accent)"), strokeWidth: 1.75 }),
+      Plot.dot(points, { x: (p) => clamped(means, p.mean * view.factor), y: (p) => clamped(worst, p.bottom * view.factor), r: 5.5, fill: (p) => (p.m.baseline ? "var(--paper)" : "var(--accent)"), stroke: (p) => (p.m.baseline ? "var(--soft)" : "var(--accent)"), strokeWidth: 1.75 }),
     ],
   });
   const [x, y] = [drawing.scale("x").apply, drawing.scale("y").apply];
-  const placed = points.map((p) => ({ ...p, x: x(p.mean * view.factor), y: y(p.bottom * view.factor), title: p.m.title, strong: p.m.best }));
-  drawing.append(...labelled(placed, width));
+  const placed = points.map((p) => ({
+    ...p,
+    x: x(clamped(means, p.mean * view.factor)),
+    y: y(clamped(worst, p.bottom * view.factor)),
+    title: told(view, p.m.title, [[means, p.mean, ["\u25c2", "\u25b8"]], [worst, p.bottom, ["\u25be", "\u25b4"]]]),
+    strong: p.m.best,
+  }));
+  drawing.append(...labelled(placed, width, height - 46));
   const series = [[...placed].sort((a, b) => a.x - b.x).map((p) => ({
-    x: p.x, y: p.y, rows: [p.title, `mean ${view.number(p.mean)}`, `worst tenth ${view.number(p.bottom)}`, `Jain's index ${plain(p.jain, 3)}`],
+    x: p.x, y: p.y, rows: [p.m.title, `mean ${view.number(p.mean)}`, `worst tenth ${view.number(p.bottom)}`, `Jain's index ${plain(p.jain, 3)}`],
   }))];
-  const aria = `Mean against the worst tenth of the clients. ${placed.map((p) => `${p.title}: mean ${view.number(p.mean)}, worst tenth ${view.number(p.bottom)}`).join("; ")}.`;
+  const aria = `Mean against the worst tenth of the clients. ${placed.map((p) => `${p.m.title}: mean ${view.number(p.mean)}, worst tenth ${view.number(p.bottom)}`).join("; ")}.`;
   return { svg: drawing, series, aria };
 }
 
@@ -172,7 +180,7 @@ function drawMap(view, width) {
   const [x, y] = [drawing.scale("x").apply, drawing.scale("y").apply];
   const placed = points.map((p) => ({ ...p, x: x(p.at[0]), y: y(p.at[1]), title: view.data.clients[p.i].name, strong: false }));
   if (points.length <= 40) {
-    const names = labelled(placed, wide, 76, 4);
+    const names = labelled(placed, wide, Infinity, 76, 4);
     names.forEach((name) => { name.setAttribute("font-size", 11); name.setAttribute("fill", "var(--soft)"); });
     drawing.append(...names);
   }

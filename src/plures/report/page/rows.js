@@ -1,5 +1,11 @@
 // One row of dots per method: gain or harm, and distribution over clients.
 
+// A long title has its parameters on a second line.
+function folded(title, most) {
+  const at = title.length > most ? title.slice(0, Math.max(0, title.indexOf("="))).lastIndexOf(" ") : -1;
+  return (at < 0 ? [title] : [title.slice(0, at), title.slice(at + 1)]).map((line) => short(line, most)).join("\n");
+}
+
 // The frame that both share. Values come already times 100 where they are percent.
 function rowsOfDots(view, width, top, rows, domain, label, marks) {
   const narrow = width < NARROW;
@@ -15,7 +21,7 @@ function rowsOfDots(view, width, top, rows, domain, label, marks) {
   const base = (d) => d.i + (narrow ? 12 / 62 : 0.5);
   const words = (strong) => Plot.text(titles.filter((d) => Boolean(d.best) === strong), {
     y: base, frameAnchor: "left", dx: -left, textAnchor: "start", fontSize: 13, fontWeight: strong ? 650 : 400,
-    text: (d) => short(d.title, narrow ? 24 : 28),
+    text: (d) => (narrow ? short(d.title, 34) : folded(d.title, 28)), lineHeight: 1.15,
   });
   const drawing = plotted({
     width,
@@ -49,6 +55,23 @@ function placed(values, x, room, size, dot) {
   return order.map((i, k) => ({ i, value: values[i], x: x(values[i]), offset: offsets[k] / size }));
 }
 
+// What a row says of dots that are not on the scale.
+function beyondScale(rows, domain, valuesOf, said) {
+  return rows.flatMap((row, r) => {
+    const known = valuesOf(row).filter(present);
+    const lost = known.filter((value) => !inside(domain, value));
+    if (!lost.length) return [];
+    const left = lost[0] < domain[0];
+    const words = `${lost.length} of ${known.length} beyond the scale, ${said(row)}`;
+    return [{ r, left, alone: lost.length === known.length, value: domain[left ? 0 : 1], words: left ? `\u25c2 ${words}` : `${words} \u25b8` }];
+  });
+}
+
+const beyondMarks = (beyond, { middle, room, size }, shade) => [true, false].map((left) => Plot.text(beyond.filter((d) => d.left === left), {
+  x: "value", y: (d) => middle(d.r) + (d.alone ? 0 : (room + 1) / size), text: "words", textAnchor: left ? "start" : "end", dx: left ? 2 : -2, fontSize: 12,
+  fill: shade(left), stroke: "var(--paper)", strokeWidth: 4,
+}));
+
 function drawGain(view, width) {
   const { data } = view;
   const { metric } = data;
@@ -62,22 +85,17 @@ function drawGain(view, width) {
   });
   const top = 26;
   const domain = extent([0, ...scaleWithout(rows, (row) => [0, ...row.gains])]);
-  const inside = (value) => present(value) && value >= domain[0] && value <= domain[1];
-  const beyond = rows.flatMap((row, r) => {
-    const lost = row.gains.filter((g) => present(g) && !inside(g));
-    if (!lost.length) return [];
+  const beyond = beyondScale(rows, domain, (row) => row.gains, (row) => {
     const mean = average(row.known) * view.factor;
-    const left = lost[0] < domain[0];
-    const words = `${lost.length} of ${row.known.length} beyond the scale, mean ${mean > 0 ? "+" : ""}${plain(mean, metric.decimals)}`;
-    return [{ r, left, alone: lost.length === row.known.length, value: domain[left ? 0 : 1], words: left ? `\u25c2 ${words}` : `${words} \u25b8` }];
+    return `mean ${mean > 0 ? "+" : ""}${plain(mean, metric.decimals)}`;
   });
   const what = metric.percent ? "percentage points" : "units of the metric";
   const words = width < NARROW
     ? `gain in ${metric.title}, ${metric.percent ? "points" : "units"}`
     : `${metric.higher ? "gain in" : "reduction of"} ${metric.title} on test data against ${reference.title}, ${what}`;
   let series = [];
-  const drawing = rowsOfDots(view, width, top, rows, domain, { words, signed: true }, ({ x, middle, room, size, foot }) => {
-    const dots = rows.map((row, r) => placed(row.gains.map((g) => (inside(g) ? g : null)), x, room, size, view.dot).map((p) => ({ ...p, row: r, y: middle(r) + p.offset })));
+  const drawing = rowsOfDots(view, width, top, rows, domain, { words, signed: true }, ({ x, middle, room, size }) => {
+    const dots = rows.map((row, r) => placed(row.gains.map((g) => (inside(domain, g) ? g : null)), x, room, size, view.dot).map((p) => ({ ...p, row: r, y: middle(r) + p.offset })));
     series = dots.map((points, r) => points.map((p) => {
       const client = view.keep[p.i];
       return {
@@ -92,7 +110,7 @@ function drawGain(view, width) {
         ],
       };
     }));
-    const means = rows.map((row, r) => ({ r, mean: average(row.known) })).filter((d) => present(d.mean) && inside(d.mean * view.factor));
+    const means = rows.map((row, r) => ({ r, mean: average(row.known) })).filter((d) => present(d.mean) && inside(domain, d.mean * view.factor));
     const zero = x(0);
     return [
       Plot.ruleX([0], { stroke: "var(--soft)", strokeWidth: 1.5 }),
@@ -102,10 +120,7 @@ function drawGain(view, width) {
         x: "value", y: "y", r: view.dot, fillOpacity: 0.72,
         fill: (d) => (d.value > 0 ? "var(--gain)" : d.value < 0 ? "var(--harm)" : "var(--even)"),
       }),
-      ...[true, false].map((left) => Plot.text(beyond.filter((d) => d.left === left), {
-        x: "value", y: (d) => middle(d.r) + (d.alone ? 0 : (room + 1) / size), text: "words", textAnchor: left ? "start" : "end", dx: left ? 2 : -2, fontSize: 12,
-        fill: left ? "var(--harm)" : "var(--gain)", stroke: "var(--paper)", strokeWidth: 4,
-      })),
+      ...beyondMarks(beyond, { middle, room, size }, (left) => (left ? "var(--harm)" : "var(--gain)")),
       Plot.ruleX(means, { x: (d) => d.mean * view.factor, y1: (d) => middle(d.r) - room / size, y2: (d) => middle(d.r) + room / size, stroke: "currentColor", strokeWidth: 2.5 }),
     ];
   });
@@ -139,15 +154,17 @@ function drawSpread(view, width) {
     ? `${metric.title}${unit}${view.unit} (${better})`
     : `${metric.title} on test data${unit}${view.unit} (${better})`;
   const top = width < NARROW ? 56 : 34;
+  const domain = extent(scaleWithout(rows, (row) => row.shown));
+  const beyond = beyondScale(rows, domain, (row) => row.shown, (row) => `median ${view.number(row.box[1])}`);
   let series = [];
-  const drawing = rowsOfDots(view, width, top, rows, extent(rows.flatMap((row) => row.shown)), { words, signed: false }, ({ x, middle, room, size }) => {
-    const dots = rows.map((row, r) => placed(row.shown, x, room, size, view.dot).map((p) => ({ ...p, row: r, y: middle(r) + p.offset })));
+  const drawing = rowsOfDots(view, width, top, rows, domain, { words, signed: false }, ({ x, middle, room, size }) => {
+    const dots = rows.map((row, r) => placed(row.shown.map((v) => (inside(domain, v) ? v : null)), x, room, size, view.dot).map((p) => ({ ...p, row: r, y: middle(r) + p.offset })));
     series = dots.map((points, r) => points.map((p) => {
       const client = view.keep[p.i];
       return { x: p.x, y: top + p.y * size, client, rows: [`${data.clients[client].name}: ${view.number(rows[r].values[client])}`, rows[r].title, ...view.about(client)] };
     }));
-    const boxed = rows.map((row, r) => ({ ...row, r })).filter((row) => row.box.length);
-    const worst = dots.filter((points) => points.length).map((points) => (metric.higher ? points[0] : points[points.length - 1]));
+    const boxed = rows.map((row, r) => ({ ...row, r })).filter((row) => row.box.length && !beyond.some((d) => d.r === row.r));
+    const worst = dots.filter((points, r) => points.length && !beyond.some((d) => d.r === r)).map((points) => (metric.higher ? points[0] : points[points.length - 1]));
     const box = (fill, stroke) => Plot.rect(boxed, {
       x1: (d) => d.box[0] * view.factor, x2: (d) => d.box[2] * view.factor, y1: (d) => middle(d.r) - room / size, y2: (d) => middle(d.r) + room / size, rx: 3, fill, stroke, strokeWidth: 1.25,
     });
@@ -158,6 +175,7 @@ function drawSpread(view, width) {
       Plot.ruleX(boxed, { x: (d) => d.box[1] * view.factor, y1: (d) => middle(d.r) - room / size, y2: (d) => middle(d.r) + room / size, stroke: "currentColor", strokeWidth: 2.5 }),
       Plot.dot(worst, { x: "value", y: "y", r: 5.5, fill: "var(--paper)", stroke: "var(--harm)", strokeWidth: 2 }),
       Plot.dot(boxed, { x: (d) => d.over.bottom * view.factor, y: (d) => middle(d.r), symbol: "diamond", r: 5, fill: "var(--paper)", stroke: "var(--harm)", strokeWidth: 2 }),
+      ...beyondMarks(beyond, { middle, room, size }, () => "var(--soft)"),
     ];
   });
   const key = [

@@ -19,7 +19,10 @@ const html = (name, attributes, ...children) => fill(document.createElement(name
 const short = (words, most) => (words.length > most ? `${words.slice(0, most - 1)}\u2026` : words);
 const colour = (place) => (place < SLOTS ? `var(--s${place})` : "var(--even)");
 const dash = (place) => DASHES[(place + Math.floor(place / SLOTS)) % DASHES.length];
-const plain = (value, digits) => (present(value) ? value.toFixed(digits).replace("-", MINUS) : MISSING);
+// Numbers of HUGE and more have three digits and an exponent of two, like those of plures.report.columns.Number.
+const HUGE = 1e7;
+const exponent = (value) => value.toExponential(2).replace(/e\+(\d)$/, "e+0$1");
+const plain = (value, digits) => (present(value) ? (Math.abs(value) < HUGE ? value.toFixed(digits) : exponent(value)).replace("-", MINUS) : MISSING);
 const three = (value) => (present(value) ? String(Number(value.toPrecision(3))).replace("-", MINUS) : MISSING);
 
 // A count with a prefix.
@@ -36,6 +39,20 @@ const extent = (values, pad = 0.04) => {
   const room = (high - low || Math.abs(high) || 1) * pad;
   return [low - room, high + room];
 };
+
+// The ends of a scale; where it shows shares, none below 0 % or above 100 % unless there is such a value.
+function bounds(values, view, pad) {
+  const [low, high] = extent(values, pad);
+  const known = values.filter(present);
+  if (!view.unit || !known.length) return [low, high];
+  const room = 0.03 * (high - low);
+  return [d3.min(known) >= 0 ? Math.max(low, -room) : low, d3.max(known) <= 100 ? Math.min(high, 100 + room) : high];
+}
+
+const inside = ([low, high], value) => present(value) && value >= low && value <= high;
+const clamped = ([low, high], value) => Math.min(high, Math.max(low, value));
+// Which way to look for a value that is not on the scale.
+const away = ([low, high], value, [less, more]) => (value < low ? less : value > high ? more : "");
 
 // Offsets that keep dots with these positions from covering each other, as far as there is room.
 function swarm(positions, size, most) {
@@ -176,7 +193,7 @@ function chart(section, name, draw, table, open) {
   plot.addEventListener("blur", () => point(null));
   section.querySelectorAll("[data-save]").forEach((button) => button.addEventListener("click", () => {
     point(null);
-    const title = `${section.querySelector("h2").textContent}: ${name}`;
+    const title = `${section.querySelector("h2, h3").textContent}: ${name}`;
     if (button.dataset.save === "svg") save(`${id}.svg`, "image/svg+xml", standalone(drawn.svg, title));
     else save(`${id}.csv`, "text/csv", csv(table()));
   }));
@@ -188,6 +205,10 @@ function chart(section, name, draw, table, open) {
 const circles = (series) => (point) =>
   series.flat().filter((p) => p === point || (present(p.client) && p.client === point.client)).map((p) =>
     svg("circle", { cx: p.x, cy: p.y, r: p === point ? 7 : 4.5, class: "cursor" }));
+
+// What the lines of a chart stand for.
+const keyOf = (where, entries) => where?.replaceChildren(...entries.map((entry) => html("span", {},
+  svg("svg", { viewBox: "0 0 24 10", "aria-hidden": "true" }, svg("path", { d: "M0 5H24", stroke: entry.shade ?? colour(entry.place), "stroke-width": 3, "stroke-dasharray": entry.dash || "none" })), entry.label)));
 
 // A chart of the library, in the page's own type and colours.
 const plotted = (options) => Plot.plot({
