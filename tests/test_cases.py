@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,11 @@ from plures.cases.answer import of, personalization, preferred, published
 from plures.cases.catalogue import find_case
 from plures.cases.flamby import alone, fedadagrad, fedadam, fedyogi
 from plures.cases.hospitals import log_odds
-from plures.cases.newcomers import by_labels, curve
+from plures.cases.newcomers import by_labels, curve, everybody
 from plures.cases.repeated import repeated
+from plures.cases.speech import across_time
 from plures.cli import app
-from plures.evaluate import Code, Comparison
+from plures.evaluate import Code, Comparison, MethodResult
 from plures.evaluate.record import ClientValues
 from plures.evaluate.spec import find_method
 from plures.federation import DATASETS
@@ -142,19 +145,37 @@ def test_new_clients_scores_by_labels_are_means_over_seeds_and_clients():
     told = by_labels(found)
     assert len(told) == len(found.methods)
     assert all(", new clients' accuracy by labelled examples, %: 0: " in line for line in told)
-    fedavg = found.method("fedavg")
-
-    def scores(values: list[float]) -> dict[str, ClientValues]:
-        return {"5": ClientValues(clients=["b", "c"], sizes=[9, 9], metrics={"accuracy": values})}
-
-    seeds = [
-        seed.model_copy(update={"details": seed.details and seed.details.model_copy(update={"cold": scores(values)})})
-        for seed, values in zip(fedavg.seeds, ([0.5, 0.7], [0.7, 0.9]), strict=True)
+    fedavg = having(found, ([0.5, 0.7], [0.7, 0.9]))
+    assert curve(fedavg, "accuracy")["5"] == pytest.approx([0.6, 0.8])
+    told = by_labels(found.model_copy(update={"methods": [fedavg]}))
+    assert told == ["FedAvg, new clients' accuracy by labelled examples, %: 5: 70.0."]
+    with_two = [found.model_copy(update={"methods": [having(found, one)]}) for one in ([[0.5], [0.7]], [[0.3], [0.5]])]
+    assert everybody(with_two) == [
+        "FedAvg, accuracy of 2 clients when they were new, mean (lowest to highest), by labelled examples, %: "
+        "5: 50.0 (40.0 to 60.0)."
     ]
-    changed = fedavg.model_copy(update={"seeds": seeds})
-    assert curve(changed, "accuracy")["5"] == pytest.approx([0.6, 0.8])
-    alone_ = found.model_copy(update={"methods": [changed]})
-    assert by_labels(alone_) == ["FedAvg, new clients' accuracy by labelled examples, %: 5: 70.0."]
+
+
+def having(found: Comparison, runs: Sequence[Sequence[float]]) -> MethodResult:
+    """FedAvg with these scores of new clients with five labels, for each seed."""
+    seeds = []
+    for seed, values in zip(found.method("fedavg").seeds, runs, strict=True):
+        clients = [f"new {place}" for place in range(len(values))]
+        five = ClientValues(clients=clients, sizes=[9] * len(values), metrics={"accuracy": list(values)})
+        assert seed.details is not None
+        seeds.append(seed.model_copy(update={"details": seed.details.model_copy(update={"cold": {"5": five}})}))
+    return found.method("fedavg").model_copy(update={"seeds": seeds})
+
+
+def test_speech_has_every_speaker_new_once_and_hears_a_word_wherever_it_begins():
+    speech = CASES["speech"]
+    new = [name for part in speech.parts for name in part.options["unseen"]]
+    assert len(new) == len(set(new)) == 6
+    net, word = across_time((1, 32, 32), 10), torch.randn(2, 1, 32, 6)
+    assert sum(p.numel() for p in net.parameters()) == 10_762
+    early, late = (torch.cat([torch.zeros(2, 1, 32, n), word, torch.zeros(2, 1, 32, 26 - n)], dim=3) for n in (12, 16))
+    torch.testing.assert_close(net(early), net(late))
+    assert not torch.allclose(net(early), net(early.roll(3, dims=2)))
 
 
 def test_methods_are_preferred_by_validation_not_by_test():
@@ -180,6 +201,10 @@ def test_a_case_runs_from_the_command_line_and_resumes(tmp_path: Path, monkeypat
     result = Comparison.from_json(tmp_path / "published" / "results.json")
     assert all(f"- {line}\n" in done.output for line in published(part, result))
     assert "accuracy of each client: published 73.1, 71.9, 65.0, 64.0; here " in done.output
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'<h1 class="name">{CASES["hospitals"].title}</h1>' in page
+    assert escape(part.title) in page
+    assert all(f"<li>{escape(line)}</li>" in page for line in published(part, result))
     assert (tmp_path / "answer.txt").read_text(encoding="utf-8").startswith(CASES["hospitals"].question)
     assert "Four hospitals predict heart disease" in CliRunner().invoke(app, ["case"]).output
     with pytest.raises(plures.PluresError, match="no case 'hospital': did you mean 'hospitals'"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,3 +36,24 @@ def curve(method: MethodResult, metric: str) -> dict[str, NDArray[np.float64]]:
         runs = [[np.nan if value is None else value for value in one[budget].metrics[metric]] for one in curves]
         found[budget] = np.mean(np.array(runs, dtype=np.float64), axis=0)
     return found
+
+
+def everybody(comparisons: Sequence[Comparison]) -> list[str]:
+    """Each method's score for all clients that were new in one of several comparisons, by the labelled examples."""
+    metric = comparisons[0].metric
+    unit = ", %" if metric.percent else ""
+    lines = []
+    for method in comparisons[0].methods:
+        curves = [curve(one.method(method.name), metric.name) for one in comparisons]
+        found = {budget: np.concatenate([one[budget] for one in curves]) for budget in curves[0]}
+        number = Number.among(metric, [float(value) for values in found.values() for value in values])
+        cells = [
+            f"{budget}: {number(mean_known(values))} ({number(float(values.min()))} to {number(float(values.max()))})"
+            for budget, values in found.items()
+        ]
+        people = max(map(len, found.values()))
+        lines.append(
+            f"{method.title}, {metric.title} of {people} clients when they were new, mean (lowest to highest), "
+            f"by labelled examples{unit}: {', '.join(cells)}."
+        )
+    return lines
