@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparisons import comparison
+from comparisons import comparison, scored
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -65,6 +65,14 @@ def test_a_comparison_tells_a_client(tmp_path: Path) -> None:
     assert layer is None or f"{layer.distance[4]:.3g}" in text
     assert "walking" in text
     assert "by mix of labels" in text
+
+
+def test_a_client_without_a_score_is_told_why(tmp_path: Path) -> None:
+    c = scored({name: [[0.5, 0.6, 0.7, None]] for name in ("local", "fedavg", "fedavg_ft")})
+    c = c.model_copy(update={"metric": c.metric.model_copy(update={"undefined": "where no two can be compared"})})
+    sentence = "The accuracy is not defined for this client (where no two can be compared); means leave it out."
+    assert sentence in told(client_page(written(c, tmp_path), "client 3"))
+    assert "not defined" not in told(client_page(written(c, tmp_path), "client 2"))
 
 
 def test_another_method_can_be_looked_into(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from plures.evaluate.results import Comparison
 from plures.report import headline, html_report
 from plures.report.document import curve, document, groups
 from plures.report.overview import ranks
+from plures.report.sheets import brief
 from plures.report.vendor import manifest, scripts
 
 VOID = {"meta", "link", "input", "br", "path", "img"}
@@ -296,3 +297,13 @@ def test_a_constant_far_below_all_others_does_not_squeeze_the_scale_of_means() -
         spans = re.findall(r'class="interval( off)?" aria-hidden="true" style="--l:[^;]*;--w:[^;]*;--m:([^%]*)%', page)
         assert [middle for _, middle in spans] == marks
         assert [bool(off) for off, _ in spans] == [constant < 0.6, False, False, False, False]
+
+
+def test_settings_are_shown_without_the_digits_of_their_rounding() -> None:
+    assert list(map(brief, (0.1, 0.1 / 125**2, 15625.0, 1 / 3, "sgd"))) == [
+        "0.1",
+        "6.4e-06",
+        "15625.0",
+        "0.333333",
+        "sgd",
+    ]

@@ -549,6 +549,29 @@ def test_names_beside_dots_do_not_cover_each_other(visit: Callable[..., Any]) ->
                     assert any(apart), (section, width, found)
 
 
+def test_a_long_name_on_a_phone_does_not_run_into_what_its_row_says(visit: Callable[..., Any]) -> None:
+    names = {
+        "local": "Local only",
+        "fedavg": "FedAvg",
+        "fedavg_ft": "Tuned",
+        "ditto": "Metadata clusters column=population",
+    }
+    values = {name: [[0.5 + 0.1 * place] * 4] for place, name in enumerate(names)}
+    browser = visit(scored(values, titles=names), width=390)
+    for section, begins in (("gain", "harmed"), ("spread", "worst")):
+        right, left = browser.execute_script(
+            """
+            const texts = [...document.querySelectorAll(`#${arguments[0]} .plot text`)];
+            const rows = texts.filter((t) => t.textContent.startsWith(arguments[1]) && / [0-9]/.test(t.textContent));
+            const [name, said] = [texts.find((t) => t.textContent.startsWith("Metadata")), rows[rows.length - 1]];
+            return [name.getBoundingClientRect().right, said.getBoundingClientRect().left];
+            """,
+            section,
+            begins,
+        )
+        assert right < left
+
+
 def test_a_course_has_a_panel_for_each_experience_and_a_point_for_each_moment(visit: Callable[..., Any]) -> None:
     """RMSE on dry data 1 then 3 (2.5 and 3.5 with the seeds), on wet data 4 then 2: a step of 2 is as high in both."""
     runs = np.array([[[1.0, 4.0], [2.5, 2.0]], [[1.0, 4.0], [3.5, 2.0]]])
@@ -593,7 +616,7 @@ def test_the_page_of_a_client_without_a_score_says_why_and_has_its_other_scores(
         method.seeds[0].test.metrics["mae"][3] = 0.25
     browser = visit(found, hash="#client=client%203")
     body = browser.execute_script("return document.getElementById('client').innerText")
-    assert "The C-index of this client is undefined (where no two can be compared)." in body
+    assert "The C-index is not defined for this client (where no two can be compared)." in body
     table = """
         const rows = [...document.querySelector("#client table").rows];
         return rows.map((row) => [...row.cells].map((cell) => cell.textContent));
@@ -604,5 +627,5 @@ def test_the_page_of_a_client_without_a_score_says_why_and_has_its_other_scores(
     assert len(lines) == 3
     assert all(set(line[1:6]) == {"\N{EN DASH}"} and float(line[beside]) == 0.25 for line in lines)
     browser = visit(found, hash="#client=client%201")
-    assert "is undefined" not in browser.execute_script("return document.getElementById('client').innerText")
+    assert "is not defined" not in browser.execute_script("return document.getElementById('client').innerText")
     assert [line[1] for line in browser.execute_script(table) if line[0] == "FedAvg"] == ["diverged"]

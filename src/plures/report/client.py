@@ -183,7 +183,7 @@ def scores(comparison: Comparison, place: int) -> RenderableType:
     notes = ["95 % CI: over the client's test examples, drawn with replacement"]
     if all(math.isnan(own[place]) for own in values.values()):
         when = f" ({metric.undefined})" if metric.undefined else ""
-        notes.append(f"The {metric.title} of this client is undefined{when}; means leave it out.")
+        notes.append(f"The {metric.title} is not defined for this client{when}; means leave it out.")
     return Group(_title("With each method, on test data"), table, *(Text(note, style="dim") for note in notes))
 
 

@@ -75,7 +75,7 @@ def tried(method: MethodResult) -> str:
         for name, value in {"learning rate": trial.lr, **trial.parameters}.items():
             if value not in values.setdefault(name, []):
                 values[name].append(value)
-    return "; ".join(f"{name}: {', '.join(map(str, some))}" for name, some in values.items())
+    return "; ".join(f"{name}: {', '.join(map(brief, some))}" for name, some in values.items())
 
 
 def costs(comparison: Comparison, rows: list[Row]) -> str:
@@ -203,4 +203,9 @@ def glossary(shown: Sequence[Column]) -> str:
 
 
 def _setting(lr: float, parameters: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in {"learning rate": lr, **parameters}.items())
+    return ", ".join(f"{name} {brief(value)}" for name, value in {"learning rate": lr, **parameters}.items())
+
+
+def brief(value: Any) -> str:
+    """A setting as text; a number without the digits that only its rounding has."""
+    return f"{value:.6g}" if isinstance(value, float) and value != round(value, 6) else str(value)

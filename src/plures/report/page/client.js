@@ -57,7 +57,7 @@ function clientScores(view, i) {
   });
   const { title, undefined: when } = data.metric;
   const none = data.methods.every((m) => !present(m.values[i]) && !m.lost[i]);
-  const lost = none ? [html("p", { class: "note" }, `The ${title} of this client is undefined${when && ` (${when})`}. Means leave the client out, and it counts as neither harmed nor gaining.`)] : [];
+  const lost = none ? [html("p", { class: "note" }, `The ${title} is not defined for this client${when && ` (${when})`}. Means leave the client out, and it counts as neither harmed nor gaining.`)] : [];
   const note = "95 % CI: over this client's test examples, drawn with replacement. It says how far chance in the choice of these examples may move the value.";
   const headings = ["method", title, "95 % CI", "vs local", "vs FedAvg", "rank of client", ...others.map((other) => other.title + (other.percent ? ", %" : ""))];
   return part("With each method", ...lost, html("p", { class: "lead" }, note), small("Scores of this client", headings, lines));

@@ -6,7 +6,7 @@ function start(data) {
   const slots = new Map();
   const first = [methods.find((m) => m.best && !m.baseline) ?? methods.find((m) => !m.baseline), ...["fedavg_ft", "fedavg", "local"].map((name) => methods.find((m) => m.name === name))];
   [...new Set(first.filter(Boolean))].forEach((m, slot) => slots.set(m.name, slot));
-  const named = (part) => (methods.find((m) => m.best && m[part]) ?? methods.find((m) => m[part]))?.name;
+  const named = (part) => (methods.find((m) => m.best && m[part]) ?? methods.find((m) => !m.baseline && m[part]) ?? methods.find((m) => m[part]))?.name;
   const view = {
     data,
     slots,

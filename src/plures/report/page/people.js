@@ -114,7 +114,7 @@ function drawClusters(view, width) {
   const narrow = width < NARROW;
   const dense = lines.length > 60;
   const size = dense ? 6 : 20;
-  const left = dense ? 12 : narrow ? 96 : Math.min(200, 20 + 7 * d3.max(lines, (l) => view.data.clients[l.i].name.length));
+  const left = dense ? 12 : Math.min(narrow ? 130 : 200, 20 + 7 * d3.max(lines, (l) => view.data.clients[l.i].name.length));
   const right = narrow ? 8 : 20;
   const rounds = view.data.methods.find((m) => m.name === view.clustered).clusters.rounds;
   const parts = lines.flatMap((l, row) => l.parts.map((p) => ({ ...p, row })));
@@ -128,7 +128,7 @@ function drawClusters(view, width) {
       Plot.rect(parts, { x1: "from", x2: "to", y1: "row", y2: (p) => p.row + 1, inset: 1, fill: shade, rx: 2 }),
       across("rounds finished", width - left - right, (v) => (Number.isInteger(v) ? String(v) : "")),
       ...(dense ? [] : [
-        Plot.text(lines, { y: (_, k) => k + 0.5, frameAnchor: "left", dx: -left, textAnchor: "start", fontSize: 12, text: (l) => short(view.data.clients[l.i].name, narrow ? 13 : 26) }),
+        Plot.text(lines, { y: (_, k) => k + 0.5, frameAnchor: "left", dx: -left, textAnchor: "start", fontSize: 12, text: (l) => short(view.data.clients[l.i].name, narrow ? 17 : 26) }),
         Plot.text(parts.filter((p) => p.cluster !== null && ((p.to - p.from) / rounds) * (width - left) > 16), { x: (p) => (p.from + p.to) / 2, y: (p) => p.row + 0.5, text: (p) => String(p.cluster), fill: "var(--paper)", fontSize: 11, fontWeight: 650 }),
       ]),
     ],
@@ -149,15 +149,18 @@ const clustersTable = (view) => [
   ...clustersOf(view).flatMap((l) => l.parts.map((p) => [view.clustered, view.data.clients[l.i].name, p.from, p.to, p.cluster])),
 ];
 
-// Two principal components of what is personal.
+// Two principal components of what is personal. What is smaller than this share of the first one is rounding.
+const NOTHING = 1e-6;
 function mapOf(view) {
   const method = view.data.methods.find((m) => m.name === view.mapped);
   const groups = view.tinted ? view.data.groups[view.tinted] : [["clients", d3.range(view.data.clients.length)]];
   const group = new Map(groups.flatMap(([label, clients], place) => clients.map((i) => [i, { label, place }])));
+  const reach = d3.max(method.personal.places, (at) => Math.abs(at[0])) || 1;
+  const rounded = (value) => (present(value) && Math.abs(value) < NOTHING * reach ? 0 : value);
   return {
     method,
     groups,
-    points: view.keep.map((i) => ({ i, at: method.personal.places[i], group: group.get(i) })).filter((p) => p.at.every(present) && p.group),
+    points: view.keep.map((i) => ({ i, at: method.personal.places[i].map(rounded), group: group.get(i) })).filter((p) => p.at.every(present) && p.group),
   };
 }
 

@@ -21,7 +21,7 @@ function rowsOfDots(view, width, top, rows, domain, label, marks) {
   const base = (d) => d.i + (narrow ? 12 / 62 : 0.5);
   const words = (strong) => Plot.text(titles.filter((d) => Boolean(d.best) === strong), {
     y: base, frameAnchor: "left", dx: -left, textAnchor: "start", fontSize: 13, fontWeight: strong ? 650 : 400,
-    text: (d) => (narrow ? short(d.title, 34) : folded(d.title, 28)), lineHeight: 1.15,
+    text: (d) => (narrow ? short(d.title, Math.floor((width - 6.8 * d.told.length - 12) / 8.4)) : folded(d.title, 28)), lineHeight: 1.15,
   });
   const drawing = plotted({
     width,
