@@ -20,8 +20,8 @@ from comparisons import RMSE, comparison, scored
 
 from plures.evaluate.results import Comparison
 from plures.evaluate.summary import summarize
-from plures.report import Story, html_report
-from plures.report.story import Block, Course
+from plures.report import html_report
+from plures.report.story import Block, Course, Story
 from plures.texts import cell, uncelled
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="browser tests need selenium (PyPI)")

@@ -12,9 +12,9 @@ from plures.evaluate import Code, Comparison, MethodResult
 from plures.evaluate.results import MetricCard
 from plures.evaluate.spec import find_method
 from plures.evaluate.summary import differences, interval, mean_known, paired_test
-from plures.report import Story, headline
+from plures.report import headline
 from plures.report.columns import Number, probability
-from plures.report.story import Block
+from plures.report.story import Block, Story
 
 PERSONAL = ("intercept", "fedavg_ft")
 """Baselines that give every client a model of its own."""

@@ -2,7 +2,6 @@
 
 from plures.report.catalogue import catalogue
 from plures.report.html import html_report
-from plures.report.story import Story
 from plures.report.table import console_table, headline, markdown_table
 
-__all__ = ["Story", "catalogue", "console_table", "headline", "html_report", "markdown_table"]
+__all__ = ["catalogue", "console_table", "headline", "html_report", "markdown_table"]
