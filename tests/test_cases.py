@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import plures
 from located import needs
 from plures.cases import CASES, Case, Part, answer, conduct
-from plures.cases.answer import of, personalization, preferred, published
+from plures.cases.answer import best_by, of, personalization, preferred, published
 from plures.cases.catalogue import find_case
 from plures.cases.flamby import alone, fedadagrad, fedadam, fedyogi
 from plures.cases.hospitals import log_odds
@@ -95,6 +95,19 @@ def test_published_means_stand_beside_those_of_all_seeds():
     ]
     case = Case("toy", "Somebody", "What now?", (), "nothing.", together=lambda all_: [f"{len(all_)} parts."])
     assert answer(case, []) == "What now?\n\nAll together:\n- 0 parts.\n\nWhat to do: nothing."
+
+
+def test_the_best_by_another_metric_is_told_with_intervals_over_seeds():
+    """FedAvg's losses .1 and .3 have a mean of .2, and t(.975, 1) = 12.7062 times a standard error of .1."""
+    found = plures.compare(two((1, 1)), [], model="logistic", **TINY)
+    for method in found.methods:
+        for seed, value in zip(method.seeds, (0.1, 0.3) if method.name == "fedavg" else (0.9, 0.9), strict=True):
+            seed.test.metrics["loss"][:] = [value, value]
+    told = best_by(found, "loss")
+    assert told.startswith(
+        "By cross-entropy, FedAvg has the best mean, 0.200 \N{PLUS-MINUS SIGN} 1.271 (Constant 0.900 "
+    )
+    assert "FedAvg 0.200 \N{PLUS-MINUS SIGN} 1.271, FedAvg + intercept 0.900" in told
 
 
 def test_methods_of_a_case_are_known_by_the_name_of_their_function():

@@ -102,18 +102,25 @@ def whole(method: MethodResult, metric: MetricCard) -> float:
 
 
 def best_by(comparison: Comparison, name: str) -> str:
-    """The best method by another metric, with the constant and FedAvg beside."""
+    """The best method by another metric, with the baselines beside, each with its 95 % interval over seeds."""
     metric = next(card for card in comparison.others if card.name == name)
     sign = 1 if metric.higher else -1
-    values = {method.title: whole(method, metric) for method in comparison.methods}
+    values = {method.name: whole(method, metric) for method in comparison.methods}
     number = Number.among(metric, list(values.values()))
-    known = {title: value for title, value in values.items() if not np.isnan(value)}
+    known = {place: value for place, value in values.items() if not np.isnan(value)}
     if not known:
         return f"{metric.title}: undefined for every method."
-    best = max(known, key=lambda title: sign * known[title])
-    beside = [f"{comparison.method(n).title} {number(whole(comparison.method(n), metric))}" for n in COMPARED]
+
+    def told(place: str) -> str:
+        method = comparison.method(place)
+        _, width = interval([mean(method, seed, metric) for seed in range(len(method.seeds))])
+        return number.between(values[place], width)
+
+    best = max(known, key=lambda place: sign * known[place])
+    beside = [f"{comparison.method(n).title} {told(n)}" for n in COMPARED]
     unit = ", %" if metric.percent else ""
-    return f"By {metric.title}{unit}, {best} has the best mean, {number(known[best])} ({', '.join(beside)})."
+    title = comparison.method(best).title
+    return f"By {metric.title}{unit}, {title} has the best mean, {told(best)} ({', '.join(beside)})."
 
 
 COMPARED = ("constant", "local", "fedavg", "intercept")
