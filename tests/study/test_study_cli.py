@@ -44,11 +44,11 @@ def test_the_plan_is_told_and_nothing_is_trained(file: Path, tmp_path: Path, wid
     out = tmp_path / "out"
     assert RUNNER.invoke(app, ["study", str(file), "--plan", "--out", str(out)]).exit_code == 0
     told = wide.getvalue()
-    assert "1 cells x 4 methods: 8 trials of tuning at most (0 done) and 8 final runs (0 done)" in told
+    assert "1 cells x 6 methods: 8 trials of tuning at most (0 done) and 12 final runs (0 done)" in told
     assert "rough estimate" in told
     assert re.search(r"time left for one process: about \d+ s; memory of a process: about \d\.\d GiB", told)
     known = Study(out).ahead()
-    assert (known.runs, known.done_runs, known.done_trials) == (8, 0, 0)
+    assert (known.runs, known.done_runs, known.done_trials) == (12, 0, 0)
     assert known.seconds > 0
     assert Study(out).comparisons() == []
 
@@ -57,24 +57,27 @@ def test_a_study_runs_and_a_second_start_has_nothing_to_do(file: Path, tmp_path:
     out = tmp_path / "out"
     assert RUNNER.invoke(app, ["study", str(file), "--out", str(out)]).exit_code == 0
     told = wide.getvalue()
-    done = re.findall(r"^heart, (\w+), (tuning|seed \d): done \((\d+)/12(?:, about \d+ s left)?\)$", told, re.MULTILINE)
-    assert told.count(" left)\n") == 11
-    assert re.findall(r"^heart, (\w+), measure: done \((\d)/4\)$", told, re.MULTILINE)[-1] == ("ditto", "4")
+    done = re.findall(r"^heart, (\w+), (tuning|seed \d): done \((\d+)/16(?:, about \d+ s left)?\)$", told, re.MULTILINE)
+    assert told.count(" left)\n") == 15
+    assert re.findall(r"^heart, (\w+), measure: done \((\d)/5\)$", told, re.MULTILINE)[-1] == ("ditto", "5")
     assert "\r" not in told
-    assert [int(number) for _, _, number in done] == list(range(1, 13))
-    assert done[:3] == [("local", "tuning", "1"), ("local", "seed 0", "2"), ("local", "seed 1", "3")]
-    assert "8 runs of 1 cells are in" in told
+    assert [int(number) for _, _, number in done] == list(range(1, 17))
+    assert done[:3] == [("constant", "seed 0", "1"), ("constant", "seed 1", "2"), ("local", "tuning", "3")]
+    assert [what[:2] for what in done[6:10]] == [
+        *(("fedavg", "seed 0"), ("intercept", "seed 0"), ("fedavg", "seed 1"), ("intercept", "seed 1"))
+    ]
+    assert "12 runs of 1 cells are in" in told
     wide.seek(0)
     wide.truncate()
     assert RUNNER.invoke(app, ["study", str(file), "--out", str(out)]).exit_code == 0
     again = wide.getvalue()
-    assert "(8 done)" in again
+    assert "(12 done)" in again
     assert ": done (" not in again
     assert Study(out).ahead().seconds == 0
     wide.seek(0)
     wide.truncate()
     assert RUNNER.invoke(app, ["study", str(file), "--out", str(out), "--quiet"]).exit_code == 0
-    assert [line.split()[0] for line in wide.getvalue().splitlines()] == ["8", "report:", "in"]  # results alone
+    assert [line.split()[0] for line in wide.getvalue().splitlines()] == ["12", "report:", "in"]  # results alone
 
 
 def test_a_method_that_does_not_fit_is_refused_before_anything_is_trained(file: Path, tmp_path: Path) -> None:
@@ -95,10 +98,10 @@ def test_processes_divide_the_work(
     arguments = ["study", str(file), "--out", str(out), "--processes", "2"]
     assert RUNNER.invoke(app, arguments).exit_code == 0
     store, told = Store(out), wide.getvalue()
-    assert [count for (count,) in store.db.execute("SELECT claims FROM units")] == [1] * 16
-    assert Study(out).ahead().done_runs == 8
-    mine = len(re.findall(r": done \(\d+/12", told))
-    assert 1 <= mine <= 12
+    assert [count for (count,) in store.db.execute("SELECT claims FROM units")] == [1] * 21
+    assert Study(out).ahead().done_runs == 12
+    mine = len(re.findall(r": done \(\d+/16", told))
+    assert 1 <= mine <= 16
     assert store.living(3600) == []
 
 
@@ -122,7 +125,7 @@ def test_failures_are_told_at_the_end(file: Path, tmp_path: Path) -> None:
         watch(Event("started", plan.units[0]))
         watch(Event("going", plan.units[0], 1, 2, 0.5))
         watch(Event("failed", plan.units[0], message="x" * 100))
-    assert page.getvalue() == f"heart, local, tuning: failed: {'x' * 100} (0/12)\n"
+    assert page.getvalue() == f"heart, constant, seed 0: failed: {'x' * 100} (0/16)\n"
 
 
 def test_the_live_view_tells_what_runs_and_what_is_best(file: Path, tmp_path: Path) -> None:
@@ -130,17 +133,17 @@ def test_the_live_view_tells_what_runs_and_what_is_best(file: Path, tmp_path: Pa
     RUNNER.invoke(app, ["study", str(file), "--out", str(out)])
     plan, store = plan_of(read_study(file), "optuna"), Store(out)
     view = View(plan, store)
-    unit = plan.units[1]
+    unit = next(unit for unit in plan.units if unit.candidate.label == "local" and unit.kind == "seed")
     view.note(Event("started", unit))
     view.note(Event("going", unit, 1, 2, 0.75))
     page = io.StringIO()
     Console(file=page, width=140).print(view)
     told = page.getvalue()
     assert re.search(r"heart, local, seed 0: round 1/2, [\d.]+ rounds/s, validation 0.75", told)
-    assert "small: 12/12 units done" in told
+    assert "small: 16/16 units done" in told
     runs = Study(out).runs()
     means = runs.groupby("method")["validation"].mean()
-    shown = re.search(r"heart\s+12/12\s+(\w+)\s+accuracy ([\d.]+)", told)
+    shown = re.search(r"heart\s+16/16\s+(\w+)\s+accuracy ([\d.]+)", told)
     assert shown is not None
     assert means[shown[1]] == means.max()
     assert float(shown[2]) == pytest.approx(means.max(), abs=1e-4)
@@ -188,4 +191,4 @@ def test_a_terminal_is_drawn_by_a_thread_of_its_own(
             time.sleep(0.05)
         watch(Event("waiting"))
     assert len(set(drawn)) == 2
-    assert "heart, local, tuning" in page.getvalue()
+    assert "heart, constant, seed 0" in page.getvalue()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from study_worker import SMALL, rows, work
 
+from plures.evaluate.results import BASELINES
 from plures.study import Event, Store, Study, begin, conduct, plan_of, read_study
 from plures.study.cells import Loaded
 from plures.study.plan import Unit
@@ -124,7 +125,8 @@ def test_a_process_that_lost_its_unit_writes_nothing(file: Path, whole: Path, tm
     plan, store, other = plan_of(read_study(file), "optuna"), Store(tmp_path), Store(tmp_path)
     begin(plan, store)
     conduct(plan, store, plan.measures, lambda event: None)
-    stolen, ends = plan.units[1], list[tuple[str, str]]()
+    stolen = next(unit for unit in plan.units if unit.candidate.label == "local" and unit.kind == "seed")
+    ends = list[tuple[str, str]]()
 
     def steal(event: Event) -> None:
         if event.unit is stolen and event.round == 2 and not ends:
@@ -154,7 +156,7 @@ def test_one_fault_does_not_end_the_study(file: Path, tmp_path: Path, monkeypatc
     assert [(unit.candidate.label, unit.seed, message) for unit, message in failed] == [
         ("ditto", 1, "ArithmeticError: overflow")
     ]
-    assert [method.name for method in Study(tmp_path).comparisons()[0].methods] == ["local", "fedavg", "fedavg_ft"]
+    assert [method.name for method in Study(tmp_path).comparisons()[0].methods] == list(BASELINES)
     monkeypatch.setattr(Workspace, "_final", fine)
     begin(plan, store)
     conduct(plan, store, plan.units, lambda event: None)

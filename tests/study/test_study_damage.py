@@ -21,6 +21,7 @@ import plures.files
 from harm import harmed
 from plures.cli import app
 from plures.errors import PluresError, PluresWarning
+from plures.evaluate.results import BASELINES
 from plures.study import Plan, Store, Study, begin, conduct, plan_of, read_study, recover
 
 FILE = "study.db"
@@ -137,10 +138,16 @@ def test_what_a_damaged_database_gives_is_right_or_named(whole: Path, folder: Pa
 @pytest.mark.parametrize(
     ("statement", "names"),
     [
-        ("UPDATE units SET result = replace(result, '0', '1') WHERE kind = 'seed' AND seed = 1", "ditto, seed 1"),
+        (
+            "UPDATE units SET result = replace(result, '0', '1') WHERE kind = 'seed' AND seed = 1",
+            "intercept, seed 1; ",
+        ),
         ("UPDATE units SET result = NULL WHERE kind = 'tuning'", "ditto, tuning"),
         ("UPDATE trials SET validation = validation + 0.01 WHERE number = 1", "trials of heart, ditto, tuning"),
-        ("UPDATE cells SET card = replace(card, '0', '1')", "heart, local, measure; heart, fedavg, measure; "),
+        (
+            "UPDATE cells SET card = replace(card, '0', '1')",
+            "heart, constant, measure; heart, local, measure; ",
+        ),
         ("UPDATE study SET text = 'nothing'", ""),
     ],
 )
@@ -173,7 +180,7 @@ def test_a_study_whose_results_are_damaged_reports_the_others(whole: Path, folde
     ):
         study = Study(folder)
     assert len(study.runs()) == len(Study(whole).runs()) - 1
-    assert [method.name for method in study.comparisons()[0].methods] == ["local", "fedavg", "fedavg_ft"]
+    assert [method.name for method in study.comparisons()[0].methods] == list(BASELINES)
     study.close()
     db = sqlite3.connect(folder / FILE)
     with db:

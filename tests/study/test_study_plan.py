@@ -14,6 +14,7 @@ import torch
 import plures
 from plures.errors import PluresError
 from plures.evaluate import Code
+from plures.evaluate.results import BASELINES
 from plures.federation import SPLITS, Federation, from_arrays, load
 from plures.federation import partition as deal
 from plures.run.fingerprint import of_data
@@ -59,18 +60,29 @@ def test_units_are_counted_by_hand() -> None:
         *("har, few, 4 rounds", "har, few, 8 rounds"),
     ]
     labels = [candidate.label for candidate in found.candidates]
-    assert labels == ["local", "fedavg", "fedavg_ft", "ditto", "fedprox", "apfl"]
-    pairs = 4 * 6 + 2 * 5  # apfl stays away from har
-    assert len(found.measures) == pairs
-    tuned = pairs - 6  # fedprox has nothing to tune
+    assert labels == [*BASELINES, "ditto", "fedprox", "apfl"]
+    pairs = 4 * 8 + 2 * 7  # apfl stays away from har
+    assert len(found.measures) == pairs - 6  # FedAvg with an intercept trains as FedAvg does
+    tuned = pairs - 6 * 3  # and fedprox and the constant have nothing to tune
     assert [sum(unit.kind == kind for unit in found.units) for kind in ("tuning", "seed")] == [tuned, 3 * pairs]
     assert {unit.seed for unit in found.units if unit.kind == "seed"} == {3, 5, 8}
     assert len(found.by_id) == len(found.measures) + len(found.units)
     by_id = found.by_id
     for unit in found.units:
         needs = None if unit.needs is None else by_id[unit.needs]
-        assert (needs is None) == (unit.kind == "tuning" or unit.candidate.label == "fedprox")
-        assert needs is None or (needs.cell, needs.candidate, needs.kind) == (unit.cell, unit.candidate, "tuning")
+        label = unit.candidate.label
+        assert (needs is None) == (unit.kind == "tuning" or label in ("fedprox", "constant"))
+        if needs is not None and label == "intercept":
+            assert (needs.cell, needs.candidate.label, needs.kind, needs.seed) == (
+                unit.cell,
+                "fedavg",
+                "seed",
+                unit.seed,
+            )
+            assert found.units.index(unit) == found.units.index(needs) + 1
+            assert found.measured_by(unit) == found.measured_by(needs)
+        elif needs is not None:
+            assert (needs.cell, needs.candidate, needs.kind) == (unit.cell, unit.candidate, "tuning")
 
 
 def test_trials_are_counted_by_hand() -> None:
@@ -79,7 +91,8 @@ def test_trials_are_counted_by_hand() -> None:
     counts = {label: planned(candidate, tuning, "optuna") for label, candidate in by_label.items()}
     strengths = len(by_label["ditto"].space["lam"])  # type: ignore[arg-type]
     assert strengths * 2 > 6  # more settings than trials
-    assert counts == {"local": 2, "fedavg": 2, "fedavg_ft": 6, "ditto": 6, "fedprox": 0, "apfl": 6}
+    none = {"constant": 0, "intercept": 0, "fedprox": 0}
+    assert counts == none | {"local": 2, "fedavg": 2, "fedavg_ft": 6, "ditto": 6, "apfl": 6}
     grid = {label: planned(candidate, tuning, "grid") for label, candidate in by_label.items()}
     assert grid["local"] == 2
     assert grid["ditto"] == 2 + strengths - 1  # the default strength was tried with each learning rate
@@ -89,7 +102,7 @@ def test_a_plan_ahead_of_a_study_and_what_it_takes(tmp_path: Path) -> None:
     found, store = plan(), Store(tmp_path)
     begin(found, store)
     known = ahead(found, store)
-    assert (known.cells, known.methods, known.runs, known.done_runs, known.done_trials) == (6, 6, 102, 0, 0)
+    assert (known.cells, known.methods, known.runs, known.done_runs, known.done_trials) == (6, 8, 138, 0, 0)
     assert known.trials == 4 * (2 + 2 + 6 + 6 + 6) + 2 * (2 + 2 + 6 + 6)
     assert np.isnan(known.seconds)
     timing = Timing(execution={}, setup=1.0, round=0.5, score=0.25, memory=100, device_memory=0)
@@ -101,7 +114,9 @@ def test_a_plan_ahead_of_a_study_and_what_it_takes(tmp_path: Path) -> None:
     trial = 1 + 2 * 0.5 + 2 * 0.25  # a reading after each of two rounds
     short, long = 1 + 4 * 0.5 + 7 * 0.25, 1 + 8 * 0.5 + 11 * 0.25  # ... after each round, and three at the end
     runs = 3 * (2 * 6 + 5)
-    assert known.seconds == pytest.approx(known.trials * trial + runs * (short + long))
+    once, repeated = 1 + 0.5 + 4 * 0.25, (1 + 7 * 0.25) + (1 + 11 * 0.25)  # the constant, and FedAvg's rounds
+    rest = 3 * 3 * (2 * once + repeated)
+    assert known.seconds == pytest.approx(known.trials * trial + runs * (short + long) + rest)
     assert known.memory == 100
     done = [unit for unit in found.units if unit.candidate.label == "fedprox"][:2]
     for unit in done:
@@ -109,7 +124,7 @@ def test_a_plan_ahead_of_a_study_and_what_it_takes(tmp_path: Path) -> None:
         store.finish(unit, owner, "{}", 1.0)
     after = ahead(found, store)
     assert after.done_runs == 2
-    assert after.by_cell["h, natural, 4 rounds"][:2] == (18, 2)
+    assert after.by_cell["h, natural, 4 rounds"][:2] == (24, 2)
     assert after.seconds == pytest.approx(known.seconds - 2 * short)
 
 

@@ -95,6 +95,13 @@ FAULTS = [
     (HEAD + DATA + "[[methods]]\nname = 'ditto'\nlr = 0.0", 6, "methods[0].lr", "greater than 0, not 0.0"),
     (HEAD + DATA + "[[methods]]\nname = 'ditto'\nlabel = 'local'", 6, "methods[0].label", "baseline of every study"),
     (HEAD + DATA + "[[methods]]\nname = 'ditto'\ndata = ['har']", 6, "methods[0].data[0]", "no data set 'har' here"),
+    (HEAD + DATA + "[[methods]]\nname = 'intercept'\nlr = 0.1", 6, "methods[0].lr", "has the learning rate of fedavg"),
+    (
+        HEAD + DATA + "[[methods]]\nname = 'constant'\nspace = { lr = [0.1] }",
+        6,
+        "methods[0].space",
+        "nothing to choose",
+    ),
     (HEAD + DATA + "[[methods]]\nname = 'local'\ndata = ['heart']", 6, "methods[0].data[0]", "takes part everywhere"),
     (HEAD + DATA + "[[budgets]]\nrounds = 0", 5, "budgets[0].rounds", "greater than or equal to 1"),
     (HEAD + DATA + "[[budgets]]\nrounds = 2.5", 5, "budgets[0].rounds", "valid integer, not 2.5"),

@@ -14,7 +14,7 @@ import pytest
 import plures
 from plures.errors import PluresError
 from plures.evaluate import Code
-from plures.evaluate.results import REFERENCES
+from plures.evaluate.results import BASELINES
 from plures.run import Execution
 from plures.study import Store, Study, begin, conduct, parse_study, plan_of
 
@@ -79,9 +79,11 @@ def test_a_study_gives_what_compare_gives(study: Study) -> None:
         execution=Execution("loop", 3, False),
     )
     (mine,) = study.comparisons()
-    assert [method.name for method in mine.methods] == [*REFERENCES, "ditto", "prox"]
-    for name in (*REFERENCES, "ditto"):
+    assert [method.name for method in mine.methods] == [*BASELINES, "ditto", "prox"]
+    for name in (*BASELINES[1:], "ditto"):
         assert plain(mine.method(name).model_dump()) == plain(same.method(name).model_dump())
+    ours, theirs = (found.method("constant").model_dump(exclude={"lr"}) for found in (mine, same))
+    assert plain(ours) == plain(theirs)
     assert (mine.metric, mine.federation) == (same.metric, same.federation)
     rows = {row.name: row.model_dump() for row in same.rows()}
     assert all(row.model_dump() == rows[row.name] for row in mine.rows() if row.name != "prox")
@@ -114,19 +116,21 @@ def test_patience_ends_the_runs_of_a_study_where_it_ends_those_of_compare(tmp_pa
     )
     (mine,) = done(PATIENT, tmp_path).comparisons()
     assert (mine.settings["patience"], mine.settings["read_validation_every"]) == (4, 2)
-    for name in REFERENCES:
+    for name in BASELINES[1:]:
         assert plain(mine.method(name).model_dump()) == plain(same.method(name).model_dump())
     ends = [(run.curve[-1].round, run.chosen_round) for method in mine.methods for run in method.seeds]
     assert min(end for end, _ in ends) < 30
-    assert all(end == 30 or end - best == 4 for end, best in ends)
+    assert all(end in (1, 30) or end - best == 4 for end, best in ends)
 
 
 def test_settings_tell_the_trials(study: Study) -> None:
     (mine,) = study.comparisons()
     tuning = mine.settings["tuning"]
     assert {name: (t["search"], t["finished"], t["pruned"]) for name, t in tuning.items()} == {
+        "constant": ("none", 0, 0),
         "local": ("grid", 2, 0),
         "fedavg": ("grid", 2, 0),
+        "intercept": ("none", 0, 0),
         "fedavg_ft": ("grid", len(mine.method("fedavg_ft").trials), 0),
         "ditto": ("grid", len(mine.method("ditto").trials), 0),
         "prox": ("none", 0, 0),
@@ -136,7 +140,7 @@ def test_settings_tell_the_trials(study: Study) -> None:
 
 def test_the_frame_has_a_row_for_each_client_method_and_seed(study: Study) -> None:
     frame, (mine,) = study.frame(), study.comparisons()
-    assert len(frame) == 5 * 2 * 4
+    assert len(frame) == 7 * 2 * 4
     seen = frame[~frame["unseen"]]
     assert sorted(seen["client"].unique()) == ["cleveland", "hungarian", "switzerland"]
     assert set(frame[frame["unseen"]]["client"]) == {"va"}
@@ -163,7 +167,7 @@ def test_polars_has_the_same_rows(study: Study) -> None:
 
 def test_runs_and_trials(study: Study) -> None:
     runs, trials, (mine,) = study.runs(), study.trials(), study.comparisons()
-    assert len(runs) == 10
+    assert len(runs) == 14
     for method in mine.methods:
         part = runs[runs["method"] == method.name]
         assert set(part["lr"]) == {method.lr}

@@ -31,15 +31,16 @@ def store(tmp_path: Path, plan: Plan) -> Store:
 
 def test_a_unit_has_one_owner_and_waits_for_what_it_needs(plan: Plan, store: Store) -> None:
     one, two = store.enter(), store.enter()
-    tuning, seed, _, other, *_ = plan.units
+    units = [unit for unit in plan.units if unit.candidate.label != "constant"]
+    tuning, seed, _, other, *_ = units
     assert (tuning.kind, seed.needs, other.kind) == ("tuning", tuning.id, "tuning")
-    assert store.claim(plan.units, one, 60) is tuning
-    assert store.claim(plan.units, two, 60) is other
+    assert store.claim(units, one, 60) is tuning
+    assert store.claim(units, two, 60) is other
     with pytest.raises(LostError):
         store.finish(tuning, two, "{}", 1.0)
     store.finish(tuning, one, '{"a": 1}', 1.0)
     assert store.result(tuning.id) == {"a": 1}
-    assert store.claim(plan.units, two, 60) is seed
+    assert store.claim(units, two, 60) is seed
     with pytest.raises(LostError):
         store.finish(tuning, one, '{"a": 2}', 1.0)
     assert store.result(tuning.id) == {"a": 1}
@@ -87,15 +88,17 @@ def test_a_dead_process_is_known_at_once(plan: Plan, store: Store) -> None:
 
 
 def test_failures_are_told_and_opened_again(plan: Plan, store: Store) -> None:
-    owner, unit = store.enter(), plan.units[0]
-    stuck = {unit.id, *(other.id for other in plan.units if other.needs == unit.id)}
-    assert store.claim(plan.units, owner, 60) is unit
+    owner = store.enter()
+    unit = next(unit for unit in plan.units if unit.candidate.label == "fedavg" and unit.kind == "tuning")
+    stuck = {other.id for other in plan.units if other.candidate.label in ("fedavg", "intercept")}
+    assert store.claim([unit], owner, 60) is unit
     store.fail(unit, owner, "no room")
     assert store.failures(plan.units) == [(unit, "no room")]
-    assert len(stuck) == 3
+    assert len(stuck) == 5
     assert not stuck & {other.id for other in store.unfinished(plan.units)}
+    assert {other.candidate.label for other in store.unfinished(plan.units)} == {"constant", "local", "fedavg_ft"}
     begin(plan, store)
-    assert store.claim(plan.units, owner, 60) is unit
+    assert store.claim([unit], owner, 60) is unit
 
 
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:

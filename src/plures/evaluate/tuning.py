@@ -52,8 +52,7 @@ def searches(entries: Mapping[str, Entry], rates: Sequence[float], spaces: Space
             raise PluresError(f"space: no method {name!r} is compared; {suggestion(name, entries)}")
         entry = entries[name]
         if not tuned(entry):
-            why = f"it has the learning rate of {entry.after}" if entry.after else "there is nothing to choose"
-            raise PluresError(f"space: {name} is not tuned, {why}; leave it out")
+            raise PluresError(f"space: {untuned(entry, name)}; leave it out")
         for key, values in space.items():
             if key in entry.fixed:
                 raise PluresError(f"space: {key} of {name} is fixed; leave it out")
@@ -85,6 +84,12 @@ def checked_rates(rates: Sequence[float]) -> tuple[float, ...]:
 def tuned(entry: Entry) -> bool:
     """Whether a method has settings of its own to choose."""
     return entry.rounds is None and not entry.after
+
+
+def untuned(entry: Entry, name: str) -> str:
+    """Why a method has no settings of its own to choose, in words."""
+    why = f"it has the learning rate of {entry.after}" if entry.after else "there is nothing to choose"
+    return f"{name} is not tuned, {why}"
 
 
 def try_out(

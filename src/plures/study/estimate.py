@@ -47,8 +47,8 @@ def expected(plan: Plan, timings: dict[str, Timing], unit: Unit) -> float:
     if timing is None:
         return math.nan
     if unit.kind == "seed":
-        rounds = unit.cell.budget.rounds
-        return timing.seconds(rounds, math.ceil(rounds / unit.cell.every) + 3)
+        trained = unit.rounds if unit.candidate.leader is None else 0
+        return timing.seconds(trained, math.ceil(unit.rounds / unit.cell.every) + 3)
     tuning = plan.source.document.tuning
     every = tuning.every or readings(tuning.rounds)
     trials = planned(unit.candidate, tuning, plan.search)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from plures.evaluate.own import METRIC, NETWORK, TASK, Named
-from plures.evaluate.results import REFERENCES
+from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import RunSpec, find_method
-from plures.evaluate.tuning import readings
+from plures.evaluate.tuning import readings, tuned
 from plures.federation import SplitRule
 from plures.methods import Entry
 from plures.run.facts import facts
@@ -21,6 +21,8 @@ from plures.study.document import BudgetPart, DataPart, MethodPart, PartitionPar
 from plures.study.reading import Source, title
 
 Kind = Literal["measure", "tuning", "seed"]
+UNUSED = 0.01
+"""The learning rate where none is chosen: of a run that is measured, and of the constant, which does not train."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Candidate:
         entry: its place in the catalogue.
         lr: fixed learning rate, ``None`` to search it.
         space: the search space besides fixed parameters; includes ``lr`` unless it is fixed.
+        leader: the method that it trains as, with that one's learning rate (``Entry.after``); ``None`` for most.
     """
 
     label: str
@@ -87,6 +90,7 @@ class Candidate:
     entry: Entry
     lr: float | None
     space: Space
+    leader: Candidate | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Unit:
         candidate: the method.
         kind: ``measure`` (a round is timed), ``tuning`` of a method on a cell, or ``seed``, one final run.
         seed: seed of a final run; 0 for the others.
-        needs: the unit that must be done first, if any.
+        needs: the unit that must be done first, if any: the tuning, or the run of the leader with the same seed.
     """
 
     id: str
@@ -108,6 +112,16 @@ class Unit:
     kind: Kind
     seed: int
     needs: str | None
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of a final run."""
+        return self.candidate.entry.rounds or self.cell.budget.rounds
+
+    @property
+    def tuning(self) -> str | None:
+        """The method's own tuning, if it has one."""
+        return None if self.candidate.leader is not None else self.needs
 
     @property
     def name(self) -> str:
@@ -145,27 +159,37 @@ class Plan:
 
     def measured_by(self, unit: Unit) -> str:
         """The unit that times a unit's rounds and settles its execution."""
-        return digest(_identity(self.source, unit.cell, unit.candidate, self.search), "measure")
+        trains = unit.candidate.leader or unit.candidate
+        return digest(_identity(self.source, unit.cell, trains, self.search), "measure")
 
 
 def plan_of(source: Source, search: str) -> Plan:
-    """The plan of a document. Local training, FedAvg and its fine-tuning take part whether they are listed or not."""
+    """The plan of a document. The baselines of every comparison take part whether they are listed or not.
+
+    A method that trains as another one does (FedAvg with an intercept) is not tuned. Each of its runs comes after the
+    other's run with the same seed, so that the same process repeats the rounds.
+    """
     document, cells = source.document, tuple(_cells(source))
     listed = {part.title for part in document.methods}
-    baselines = [MethodPart(name=name) for name in REFERENCES if name not in listed]
-    candidates = tuple(_candidate(source, part) for part in (*baselines, *document.methods))
+    baselines = [MethodPart(name=name) for name in BASELINES if name not in listed]
+    candidates = _candidates(source, (*baselines, *document.methods))
     measures, units = [], []
     for cell in cells:
-        for candidate in candidates:
-            if candidate.part.data is not None and (cell.data.label or cell.data.name) not in candidate.part.data:
+        here = [c for c in candidates if c.part.data is None or (cell.data.label or cell.data.name) in c.part.data]
+        for candidate in here:
+            if candidate.leader is not None:
                 continue
             about = _identity(source, cell, candidate, search)
             measures.append(Unit(digest(about, "measure"), cell, candidate, "measure", 0, None))
-            tuned = bool(candidate.space) and document.tuning.trials > 0
-            first = digest(about, "tuning") if tuned else None
+            own = bool(candidate.space) and document.tuning.trials > 0
+            first = digest(about, "tuning") if own else None
             if first is not None:
                 units.append(Unit(first, cell, candidate, "tuning", 0, None))
-            units += [Unit(digest(about, seed), cell, candidate, "seed", seed, first) for seed in document.seeds]
+            followers = [(c, _identity(source, cell, c, search)) for c in here if c.leader is candidate]
+            for seed in document.seeds:
+                done = Unit(digest(about, seed), cell, candidate, "seed", seed, first)
+                after = [Unit(digest(said, seed), cell, c, "seed", seed, done.id) for c, said in followers]
+                units += [done, *after]
     return Plan(source, search, cells, candidates, tuple(measures), tuple(units))
 
 
@@ -204,12 +228,20 @@ def _cells(source: Source) -> Iterator[Cell]:
                 yield Cell(digest(said), ", ".join(parts), data, partition, budget, (i, j, k))
 
 
+def _candidates(source: Source, parts: Sequence[MethodPart]) -> tuple[Candidate, ...]:
+    found = [_candidate(source, part) for part in parts]
+    by_label = {candidate.label: candidate for candidate in found}
+    return tuple(replace(c, leader=by_label[c.entry.after]) if c.entry.after else c for c in found)
+
+
 def _candidate(source: Source, part: MethodPart) -> Candidate:
     entry = find_method(part.name, source.code)
     own: Mapping[str, Any] = entry.space if part.space is None else part.space
     space = {key: values if isinstance(values, Range) else list(values) for key, values in own.items()}
     space = {key: values for key, values in space.items() if key not in part.parameters}
     rates = space.pop("lr", source.document.tuning.lr)
+    if not tuned(entry):
+        return Candidate(part.title, part, entry, None if entry.after else UNUSED, {})
     if part.lr is not None:
         return Candidate(part.title, part, entry, part.lr, space)
     if isinstance(rates, list) and len(rates) == 1:
@@ -221,6 +253,7 @@ def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> 
     """Everything that determines a method's results on a cell."""
     document = source.document
     space = {k: values.model_dump() if isinstance(values, Range) else values for k, values in candidate.space.items()}
+    leader = candidate.leader
     return {
         "cell": cell.key,
         "method": [candidate.part.name, candidate.lr, candidate.part.parameters, space],
@@ -228,6 +261,7 @@ def _identity(source: Source, cell: Cell, candidate: Candidate, search: str) -> 
         "tuning": document.tuning.model_dump(mode="json", exclude={"lr", "search"}) | {"search": search},
         **_own_code(source, cell),
         "execution": document.execution.model_dump(mode="json", include={"backend", "chunk", "compile", "device"}),
+        **({} if leader is None else {"after": _identity(source, cell, leader, search)}),
     }
 
 

@@ -15,8 +15,9 @@ from plures.composed import called
 from plures.errors import PluresError, closest, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.own import METRIC, TASK, Named, find_loader, is_own, network_kinds
-from plures.evaluate.results import REFERENCES
+from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import RunSpec, find_method
+from plures.evaluate.tuning import tuned, untuned
 from plures.federation import DATASETS
 from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
 from plures.study.lines import KeyPath, key_lines, line_of
@@ -143,12 +144,12 @@ def _faults(source: Source) -> Iterator[Fault]:
     names = [part.label or part.name for part in document.data]
     for number, method in enumerate(document.methods):
         yield from _method_faults(source, method, ("methods", number))
-        if method.title in REFERENCES and method.name != method.title:
+        if method.title in BASELINES and method.name != method.title:
             yield ("methods", number, "label"), f"{method.title!r} is the baseline of every study; choose another label"
         for place, name in enumerate(method.data or []):
             if name not in names:
                 yield ("methods", number, "data", place), f"no data set {name!r} here; {suggestion(name, names)}"
-            elif method.title in REFERENCES:
+            elif method.title in BASELINES:
                 yield ("methods", number, "data", place), f"{method.title} is a baseline: it takes part everywhere"
     for number, budget in enumerate(document.budgets):
         if budget.steps is not None and "epochs" in budget.model_fields_set:
@@ -230,8 +231,8 @@ def _data_faults(source: Source, data: DataPart, path: KeyPath, labels: list[str
             yield (*path, "model"), str(error)
             return
         for option in data.model_options.keys() - set(parameters):
-            known_ones = ", ".join(parameters) or "none"
-            yield (*path, "model_options", option), f"is not an option of {data.model}; they are {known_ones}"
+            near = suggestion(option, parameters, "they are")
+            yield (*path, "model_options", option), f"is not an option of {data.model}; {near}"
     named: list[tuple[str, Named[Any], str | None]] = [("task", TASK, data.task)]
     for key, kind, name in (*named, *(("metric", METRIC, name) for name in data.measured)):
         if name is not None and (kind is TASK or ":" in name):  # the metrics of plures depend on the task
@@ -277,6 +278,10 @@ def _method_faults(source: Source, part: MethodPart, path: KeyPath) -> Iterator[
         return
     for key, value in part.parameters.items():
         yield from _refused(lambda key=key, value=value: entry(**{key: value}), (*path, "parameters", key))  # type: ignore[misc]
+    if not tuned(entry):
+        for key in {"lr", "space"} & part.model_fields_set:
+            yield (*path, key), f"is not used: {untuned(entry, part.name)}; take it out"
+        return
     if part.lr is not None and "lr" in (part.space or {}):
         yield (*path, "space", "lr"), "is fixed as lr; take one of the two out"
     for key, choices in (part.space or {}).items():
@@ -284,7 +289,8 @@ def _method_faults(source: Source, part: MethodPart, path: KeyPath) -> Iterator[
         if key in part.parameters:
             yield here, "is fixed in parameters; take one of the two out"
         elif key != "lr" and key not in entry.defaults:
-            yield here, f"is neither lr nor a parameter of {part.name}; they are {_names(entry.defaults)}"
+            near = suggestion(key, ["lr", *entry.defaults], "they are")
+            yield here, f"is neither lr nor a parameter of {part.name}; {near}"
         elif faults := list(_space_faults(choices, here, positive=key == "lr")):
             yield from faults
         elif key != "lr":
@@ -292,10 +298,6 @@ def _method_faults(source: Source, part: MethodPart, path: KeyPath) -> Iterator[
             for value in listed:
                 fixed = {**part.parameters, key: value}
                 yield from _refused(lambda fixed=fixed: entry(**fixed), here)  # type: ignore[misc]
-
-
-def _names(defaults: dict[str, Any]) -> str:
-    return ", ".join(defaults) or "none"
 
 
 def _refused(build: Callable[[], object], path: KeyPath) -> Iterator[Fault]:

@@ -476,11 +476,14 @@ class Store:
     def unfinished(self, units: Sequence[Unit]) -> list[Unit]:
         """Units that are running or can run: neither done nor failed, nor dependent on a failed one."""
         states = self.states()
-        return [
-            unit
-            for unit in units
-            if states[unit.id] in ("open", "claimed") and (unit.needs is None or states[unit.needs] != "failed")
-        ]
+        stuck = {id for id, state in states.items() if state == "failed"}
+        found = []
+        for unit in units:  # what a unit needs comes before it
+            if unit.needs in stuck:
+                stuck.add(unit.id)
+            elif states[unit.id] in ("open", "claimed"):
+                found.append(unit)
+        return found
 
     def holds(self, unit: Unit, owner: str) -> bool:
         """Whether a process still has a unit."""

@@ -90,8 +90,8 @@ class Study:
     def comparisons(self) -> list[Comparison]:
         """One comparison for each cell, of the methods whose runs are all done.
 
-        A cell whose baselines are not done is left out. The title of the cell is the federation's name;
-        ``settings["tuning"]`` gives the number of trials of each method.
+        A cell without local training, FedAvg and its fine-tuning is left out. The title of the cell is the federation's
+        name; ``settings["tuning"]`` gives the number of trials of each method.
         """
         done = self._finals()
         found = []
@@ -134,7 +134,7 @@ class Study:
         ids = [
             unit.id
             for unit in self.plan.units
-            if unit.id in results and unit.cell.key in known and (unit.needs is None or unit.needs in tuned)
+            if unit.id in results and unit.cell.key in known and (unit.tuning is None or unit.tuning in tuned)
         ]
         return {id: (MethodResult.model_validate(results[id][0]), results[id][1]) for id in ids}
 
@@ -196,7 +196,7 @@ class Study:
             }
 
     def _counts(self, unit: Unit) -> dict[str, int]:
-        return counts([] if unit.needs is None else self._store.trials(unit.needs))
+        return counts([] if unit.tuning is None else self._store.trials(unit.tuning))
 
     def _trial_rows(self) -> Iterator[Row]:
         for unit in self.plan.units:
@@ -238,11 +238,11 @@ class Study:
         units = {u.candidate.label: u for u in self.plan.units if u.cell is cell and u.kind == "seed"}
         results = self._store.results("tuning")
 
-        def tuning(label: str) -> dict[str, Any]:
-            needs = units[label].needs
-            if needs is None:
+        def told(label: str) -> dict[str, Any]:
+            tuning = units[label].tuning
+            if tuning is None:
                 return {"search": "none", "finished": 0, "pruned": 0, "repeated": 0, "seconds": 0.0}
-            return Chosen.model_validate(results[needs][0]).model_dump(exclude={"setting"})
+            return Chosen.model_validate(results[tuning][0]).model_dump(exclude={"setting"})
 
         budget = cell.budget.model_dump(exclude={"label", "every"})
         settings = budget | {
@@ -257,7 +257,7 @@ class Study:
             "read_validation_every": cell.every,
             "seeds": len(document.seeds),
             "tune_rounds": document.tuning.rounds,
-            "tuning": {method.name: tuning(method.name) for method in methods},
+            "tuning": {method.name: told(method.name) for method in methods},
         }
         return Comparison(
             federation=self._card(cell),

@@ -18,6 +18,7 @@ from plures.evaluate.compare import card, described, environment, refuse_unmeasu
 from plures.evaluate.fit import finish, fit
 from plures.evaluate.folder import RunFolder
 from plures.evaluate.record import Result
+from plures.evaluate.recording import Recording
 from plures.evaluate.results import MetricCard, Trial
 from plures.evaluate.sample import honest_clients
 from plures.evaluate.scores import primary, score
@@ -28,7 +29,7 @@ from plures.run import Execution, Run
 from plures.run.checkpoint import discard_damaged
 from plures.run.machine import Machine
 from plures.study.cells import Loaded, load_cell
-from plures.study.plan import Cell, Plan, Unit
+from plures.study.plan import UNUSED, Cell, Plan, Unit
 from plures.study.search import Behind, points, run_search
 from plures.study.store import Store, Tried
 
@@ -94,6 +95,7 @@ class Workspace:
         callbacks: called for every final run.
         machine: what runs have measured on the machine.
         uncombined: for a cell and a method, why it does not take the cell's robust combination.
+        recorded: the last run whose rounds others repeat, with its unit.
     """
 
     plan: Plan
@@ -103,6 +105,7 @@ class Workspace:
     loaded: Loaded | None = None
     machine: Machine = field(default_factory=Machine)
     uncombined: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    recorded: tuple[str, Recording] | None = None
 
     def at(self, cell: Cell) -> Loaded:
         """A cell in memory."""
@@ -148,7 +151,8 @@ class Workspace:
         """The run of a method with a setting, which may leave the learning rate to the document."""
         part = unit.candidate.part
         parameters = {**part.parameters, **{k: v for k, v in setting.items() if k != "lr"}}
-        own = {"method": part.name, "lr": setting.get("lr", unit.candidate.lr), "parameters": parameters}
+        rate = setting.get("lr", unit.candidate.lr)
+        own = {"method": part.name, "lr": rate, "parameters": parameters, "rounds": unit.rounds}
         spec = loaded.spec.model_copy(update=own | more)
         key = unit.cell.key, unit.candidate.label
         if key not in self.uncombined:
@@ -165,7 +169,7 @@ class Workspace:
     def _measure(self, unit: Unit, loaded: Loaded) -> Timing:
         wanted = self.plan.source.document.execution
         candidate = unit.candidate
-        rate = 0.01 if candidate.lr is None else candidate.lr
+        rate = UNUSED if candidate.lr is None else candidate.lr
         spec = self._spec(unit, loaded, {"lr": rate})
         asked = Execution(wanted.backend, wanted.chunk, wanted.compile, device=wanted.device)
         tuning = self.plan.source.document.tuning
@@ -229,18 +233,25 @@ class Workspace:
         execution = self._settled(unit)
         if checkpoint.exists():
             execution = saved_execution(checkpoint, execution)
+        known = None if self.recorded is None or self.recorded[0] != unit.needs else self.recorded[1]
+        repeated = None if checkpoint.exists() else known
+        run = self._run(unit, loaded, spec, execution if repeated is None else repeated.run.execution)
+        recording = Recording(run) if any(other.needs == unit.id for other in self.plan.units) else None
         fitted = fit(
-            self._run(unit, loaded, spec, execution),
+            run,
             f"{unit.cell.title} {candidate.label}",
             every=unit.cell.every,
             patience=unit.cell.budget.patience,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint if repeated is None else None,
             checkpoint_every=wanted.execution.checkpoint_every,
             progress=lambda point: tell(point.round, spec.rounds, point.validation),
-            callbacks=self.callbacks,
+            callbacks=[*self.callbacks, *([] if recording is None else [recording])],
             stage=f"seed {unit.seed}",
             settings=spec.model_dump(),
+            step=Run.step if repeated is None else repeated.step,
         )
+        if recording is not None:
+            self.recorded = (unit.id, recording) if recording.whole else None
         result = finish(fitted, unit.seed, loaded.unseen)
         if wanted.keep_models:
             plain = unit.cell.partition.how == "natural" and unit.cell.partition.shift is None
@@ -255,6 +266,8 @@ class Workspace:
         candidate = unit.candidate
         if unit.needs is None:
             return starting(unit), []
+        if candidate.leader is not None:
+            return {"lr": self._chosen(self.plan.by_id[unit.needs])[0]["lr"]}, []
         found = self.store.result(unit.needs)
         assert found is not None, "a unit is claimed after what it needs"
         setting = {"lr": candidate.lr, **Chosen.model_validate(found).setting}
