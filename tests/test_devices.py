@@ -177,6 +177,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "resnet": (3, 8, 8),
     "char_lstm": (5,),
     "char_transformer": (5,),
+    "unet": (2, 4, 4),
     "matrix_factorization": (1,),
     "gcn": (7, 3),
     "sage": (7, 3),

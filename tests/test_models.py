@@ -73,6 +73,7 @@ CASES = {
     "har_cnn": ("har_cnn", Case((2, 36))),
     "resnet": ("resnet", Case((3, 8, 9), options={"width": 4})),
     "resnet se batch": ("resnet", Case((8, 8), options={"width": 8, "se": True, "reduction": 2, "norm": "batch"})),
+    "unet": ("unet", Case((2, 5, 6), options={"width": 4})),
     "char_lstm": ("char_lstm", Case((6,), 5, 5, {"hidden": 4})),
     "char_transformer": ("char_transformer", Case((6,), 5, 9, {"vocabulary": 9, "width": 8, "heads": 2})),
     "matrix_factorization": ("matrix_factorization", Case((1,), 1, 8, {"items": 8, "factors": 3})),
@@ -84,6 +85,7 @@ CASES = {
     "moe": ("moe", Case((2, 3), options={"experts": 2, "hidden": 4})),
 }
 WITHOUT_HEAD = ("logistic", "moe")
+OF_PIXELS = ("unet",)
 
 
 def federation(*features: int, outputs: int = 3) -> Federation:
@@ -224,13 +226,15 @@ def test_the_head_is_one_part_that_runs_last_on_vectors_and_body_is_the_rest(key
     assert parts["body"] == set(network.info) - parts["head"] - decoder
     leaves = network.leaves()
     outputs, vectors, _ = network.tapped(leaves, case.inputs(4), train=False)
-    assert outputs.shape == (4, case.outputs)
-    assert vectors.dim() == 2
+    pixels = case.features[1:] if name in OF_PIXELS else ()
+    assert outputs.shape == (4, case.outputs, *pixels)
+    assert vectors.dim() == 2 + len(pixels)
     assert torch.equal(network.part("head", leaves, vectors), outputs)
 
 
 def client_loss(network: Network, leaves, x, y):
     outputs = network(leaves, x, train=True)[0]
+    outputs = outputs.flatten(2).mean(2) if outputs.dim() > 2 else outputs
     return (outputs - y).square().mean() if outputs.shape[-1] == 1 else functional.cross_entropy(outputs, y)
 
 

@@ -110,6 +110,8 @@ def test_the_default_network_labels_pixels() -> None:
     for _ in runs[0].rounds():
         pass
     assert plures.score(runs[0], "test").values["accuracy"].min() > 0.8
+    narrow = find_network("unet", data, {"width": 4})
+    assert tuple(narrow()(data.inputs[:3]).shape) == (3, 2, 6, 6)  # type: ignore[operator]
     small = plures.from_arrays(pictures, labels[:, :2, :2], owner, task="segmentation")
     with pytest.raises(PluresError, match="give pictures of the size of their labels, or a model"):
         plures.default_model(small)

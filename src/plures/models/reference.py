@@ -154,7 +154,7 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         network.__name__: network
         for network in (
-            *(logistic, mlp, fedavg_cnn, fedrep_cnn, fedbn_cnn, har_cnn, resnet),
+            *(logistic, mlp, fedavg_cnn, fedrep_cnn, fedbn_cnn, har_cnn, resnet, unet),
             *(char_lstm, char_transformer, matrix_factorization, gcn, sage, autoencoder_classifier, moe),
         )
     }
