@@ -26,6 +26,7 @@ class Listing:
         files: one for each example.
         clients: ``(n,)`` names.
         targets: ``(n,)`` texts.
+        whole: whether they are all files in the folder, and not those of a list.
     """
 
     root: Path
@@ -33,6 +34,7 @@ class Listing:
     files: list[Path]
     clients: NDArray[Any]
     targets: NDArray[Any]
+    whole: bool
 
     @property
     def keys(self) -> NDArray[np.str_]:
@@ -43,8 +45,8 @@ class Listing:
         )
 
     def cache(self, called: str) -> Path:
-        """The folder for what is decoded, if no other is given."""
-        return self.root / ".plures" / called
+        """The folder for what is decoded, if no other is given; ``called`` is what the files of a folder are."""
+        return self.root / ".plures" / (called if self.whole else self.name)
 
 
 def listing(path: Path, suffixes: Sequence[str], called: str, columns: Sequence[str]) -> Listing:
@@ -72,7 +74,7 @@ def _walked(folder: Path, suffixes: Sequence[str], called: str) -> Listing:
         )
         raise PluresError(f"{folder}: no {called} {patterns} in it; give such a folder, or a CSV file")
     clients, classes = [one.parts[-3] for one in found], [one.parts[-2] for one in found]
-    return Listing(folder, folder.resolve().name, found, np.array(clients), np.array(classes))
+    return Listing(folder, folder.resolve().name, found, np.array(clients), np.array(classes), whole=True)
 
 
 def _listed(path: Path, called: str, columns: Sequence[str]) -> Listing:
@@ -93,4 +95,4 @@ def _listed(path: Path, called: str, columns: Sequence[str]) -> Listing:
     file, client, target = columns
     files = [path.parent / row[file] for row in rows]
     of = np.array([row[client] for row in rows])
-    return Listing(path.parent, path.stem, files, of, np.array([row[target] for row in rows]))
+    return Listing(path.parent, path.stem, files, of, np.array([row[target] for row in rows]), whole=False)

@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 
 from plures.errors import PluresError
 from plures.extras import needed
-from plures.federation.build.assemble import assemble
-from plures.federation.build.decoded import Progress, decoded, source_of
-from plures.federation.build.examples import Examples
-from plures.federation.build.listing import has, listing
-from plures.federation.build.options import Options
+from plures.federation.build.files import FileOptions, from_files, listed
+from plures.federation.build.listing import has
 from plures.federation.federation import Federation
 
 Array = NDArray[Any]
@@ -32,12 +29,7 @@ def from_pictures(
     *,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
-    cache: str | Path | None = None,
-    client: str = "client",
-    target: str = "class",
-    file: str = "file",
-    progress: Progress | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[FileOptions],
 ) -> Federation:
     """A federation from pictures, which need not fit into memory: ``client/class/*.png``, or a list in a CSV file.
 
@@ -47,15 +39,13 @@ def from_pictures(
 
     Args:
         path: a folder with a folder for each client, which has one for each class; or a CSV file with a row for each
-            picture, whose columns are named by `file` (relative to the CSV file), `client` and `target`.
+            picture.
         size: ``(height, width)`` that all are resized to; needed if they differ.
         channels: 1 for grey, 3 for colours; default: as the first picture.
-        cache: folder for the decoded pictures; default: ``.plures`` in the folder of the pictures or the CSV file.
-        client: column of the CSV file.
-        target: column of the CSV file.
-        file: column of the CSV file.
-        progress: called with the number of decoded pictures and of all.
-        options: see `from_arrays`; the name is that of the folder or file if not given.
+        options: ``client``, ``target`` and ``file``, the columns of the CSV file (default ``client``, ``class`` and
+            ``file``, relative to it); ``cache``, the folder for the decoded pictures (default ``.plures`` beside them);
+            ``progress``, called with the number of decoded pictures and of all. The others are those of `from_arrays`;
+            the name is that of the folder or file if not given.
 
     Raises:
         PluresError: among others for a file that is no picture, or of another size; names it.
@@ -74,30 +64,24 @@ def from_pictures(
         >>> pets.clients, pets.task.classes, pets.features
         (('ada', 'bo'), ('cat', 'dog'), (1, 4, 4))
     """
-    where = Path(path)
     if channels not in (None, 1, 3):
         raise PluresError(f"channels={channels}: give 1 for grey or 3 for colours")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise PluresError(f"size={size}: give (height, width) in pixels")
-    found = listing(where, SUFFIXES, "pictures", (file, client, target))
+    found, given = listed(path, options, SUFFIXES, "pictures", "from_pictures", ("size", "channels"))
     files = found.files
     read, how = _reader(files[0], size, channels)
     shape = read(files[0]).shape
 
-    def one(place: int) -> tuple[dict[str, Array], dict[str, Array]]:
-        pixels = read(files[place])
+    def alike(file: Path) -> Array:
+        pixels = read(file)
         if pixels.shape != shape:
             raise PluresError(
-                f"{files[place]}: of shape {pixels.shape}, but {files[0]} has {shape}; give size= to bring all to one"
+                f"{file}: of shape {pixels.shape}, but {files[0]} has {shape}; give size= to bring all to one"
             )
-        return {"pixels": pixels}, {}
+        return pixels
 
-    store = Path(cache) if cache is not None else found.cache(found.name if where.is_file() else "pictures")
-    inputs = decoded(len(files), one, source_of(files, how), store, progress).inputs["pixels"]
-    rows = Examples(inputs, found.targets, found.clients, key=found.keys, unit=LEVELS)
-    options.setdefault("name", found.name)
-    also = ("size", "channels", "cache", "client", "target", "file", "progress")
-    return assemble(rows, options, "from_pictures", also)
+    return from_files(found, given, alike, how, "pictures", "from_pictures", LEVELS)
 
 
 def pixels_of(picture: Any) -> Array:

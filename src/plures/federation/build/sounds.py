@@ -10,11 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plures.errors import PluresError
-from plures.federation.build.assemble import assemble
-from plures.federation.build.decoded import Progress, decoded, source_of
-from plures.federation.build.examples import Examples
-from plures.federation.build.listing import has, listing
-from plures.federation.build.options import Options
+from plures.federation.build.files import FileOptions, from_files, listed
+from plures.federation.build.listing import has
 from plures.federation.federation import Federation
 
 Array = NDArray[Any]
@@ -28,12 +25,7 @@ def from_sounds(
     *,
     samples: int | None = None,
     rate: int | None = None,
-    cache: str | Path | None = None,
-    client: str = "client",
-    target: str = "class",
-    file: str = "file",
-    progress: Progress | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[FileOptions],
 ) -> Federation:
     """A federation from WAV files, which need not fit into memory: ``client/class/*.wav``, or a list in a CSV file.
 
@@ -43,15 +35,10 @@ def from_sounds(
 
     Args:
         path: a folder with a folder for each client, which has one for each class; or a CSV file with a row for each
-            sound, whose columns are named by `file` (relative to the CSV file), `client` and `target`.
+            sound.
         samples: numbers that all are brought to, by cutting off their ends or appending silence; needed if they differ.
         rate: samples per second that all must have; default: as the first. Other rates are refused: resample before.
-        cache: folder for the decoded sounds; default: ``.plures`` in the folder of the sounds or the CSV file.
-        client: column of the CSV file.
-        target: column of the CSV file.
-        file: column of the CSV file.
-        progress: called with the number of decoded sounds and of all.
-        options: see `from_arrays`; the name is that of the folder or file if not given.
+        options: see :func:`~plures.from_pictures`.
 
     Raises:
         PluresError: among others for a file that is no such sound, or of another rate or length; names it.
@@ -74,32 +61,26 @@ def from_sounds(
     for name, value in (("samples", samples), ("rate", rate)):
         if value is not None and value < 1:
             raise PluresError(f"{name}={value}: give 1 or more")
-    found = listing(Path(path), SUFFIXES, "sounds", (file, client, target))
+    found, given = listed(path, options, SUFFIXES, "sounds", "from_sounds", ("samples", "rate"))
     first, known = read(found.files[0])
     wanted, length = rate or known, samples or first.shape[1]
 
-    def one(place: int) -> tuple[dict[str, Array], dict[str, Array]]:
-        sound, per_second = read(found.files[place])
+    def alike(file: Path) -> Array:
+        sound, per_second = read(file)
         if per_second != wanted:
             raise PluresError(
-                f"{found.files[place]}: {per_second} samples per second, but "
+                f"{file}: {per_second} samples per second, but "
                 + (f"rate={rate}" if rate else f"{found.files[0]} has {known}")
                 + "; resample it, or leave it out"
             )
         if samples is None and sound.shape[1] != length:
             raise PluresError(
-                f"{found.files[place]}: {sound.shape[1]} samples, but {found.files[0]} has {length}; give samples= to "
-                "bring all to one length"
+                f"{file}: {sound.shape[1]} samples, but {found.files[0]} has {length}; give samples= to bring all to "
+                "one length"
             )
-        return {"sound": np.pad(sound[:, :length], ((0, 0), (0, max(0, length - sound.shape[1]))))}, {}
+        return np.pad(sound[:, :length], ((0, 0), (0, max(0, length - sound.shape[1]))))
 
-    store = Path(cache) if cache is not None else found.cache(found.name if Path(path).is_file() else "sounds")
-    source = source_of(found.files, f"sounds {length} {wanted} {samples is None}")
-    inputs = decoded(len(found.files), one, source, store, progress).inputs["sound"]
-    rows = Examples(inputs, found.targets, found.clients, key=found.keys)
-    options.setdefault("name", found.name)
-    also = ("samples", "rate", "cache", "client", "target", "file", "progress")
-    return assemble(rows, options, "from_sounds", also)
+    return from_files(found, given, alike, f"sounds {length} {wanted} {samples is None}", "sounds", "from_sounds")
 
 
 def has_sounds(folder: Path) -> bool:
