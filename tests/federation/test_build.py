@@ -112,11 +112,12 @@ def test_imputing_uses_train_rows_only():
     assert torch.equal(scaled.inputs[:, 4:], f.inputs[:, 4:])
 
 
-def test_a_constant_column_is_left_alone_and_channels_share_a_scale():
+def test_a_constant_becomes_0_and_channels_share_a_scale():
     pictures = RNG.normal(5, 3, (90, 2, 6))
     pictures[:, 1] = 7
     f = from_arrays(pictures, Y, CLIENT, standardize=True)
-    assert (f.inputs[:, 1] == 7).all()
+    assert (f.inputs[:, 1] == 0).all()
+    assert torch.equal(f.scaled(np.full((1, 2, 6), 8.0))[:, 1], torch.ones(1, 6))  # another value is as far as it is
     train = f.inputs[f.splits["train"].rows, 0]
     assert abs(float(train.mean())) < 1e-5
     assert float(train.std(correction=0)) == pytest.approx(1, abs=1e-5)

@@ -273,7 +273,7 @@ class Mapped(Tensor):
     def summed(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of some rows, not scaled, for each entry of the first feature dimension.
 
-        They are sums over blocks in double precision; 0 and 1 where all numbers are the same.
+        They are sums over blocks in double precision; the number and 1 where all are the same.
         """
         bare = self._as(moments=None)
         step = max(1, BLOCK // max(1, bare[:1].nbytes))
@@ -288,7 +288,7 @@ class Mapped(Tensor):
         mean = torch.stack([part.sum(1) for part in each()]).sum(0) / count
         spread = torch.stack([(part - mean[:, None]).square().sum(1) for part in each()]).sum(0) / count
         constant = least == most
-        return torch.where(constant, 0.0, mean), torch.where(constant, 1.0, spread.sqrt())
+        return torch.where(constant, least, mean), torch.where(constant, 1.0, spread.sqrt())
 
 
 def contents(raw: Array, floating: bool) -> Array:

@@ -40,14 +40,14 @@ def standardized(inputs: Tensor, moments: Moments) -> Tensor:
 
 
 def moments_of(values: Tensor, train: Tensor) -> Moments:
-    """Mean and standard deviation over the train rows for each entry of dimension 1; 0 and 1 where constant."""
+    """Mean and standard deviation over the train rows for each entry of dimension 1; the value and 1 where constant."""
     if isinstance(values, Mapped):
         return values.summed(train.numpy())
     means, scales = [], []
     for channel in range(values.shape[1]):  # one at a time: double precision of everything would be large
         own = values[train, channel].double().flatten()
         constant = bool((own == own[0]).all())
-        means.append(0.0 if constant else float(own.mean()))
+        means.append(float(own[0] if constant else own.mean()))
         scales.append(1.0 if constant else float(own.std(correction=0)))
     return torch.tensor(means, dtype=torch.float64), torch.tensor(scales, dtype=torch.float64)
 

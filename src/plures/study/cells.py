@@ -181,8 +181,8 @@ def _scaled_again(federation: Federation, scaling: Scaling) -> Federation:
         mean, scale = moments
         train = given[rows].double().transpose(0, 1).flatten(1)
         own = train.std(1, correction=0)
-        before = ((mean != 0) | (scale != 1)) & (own > 0)
-        return torch.where(before, train.mean(1), 0.0), torch.where(before, own, 1.0)
+        before = (mean != 0) | (scale != 1)
+        return torch.where(before, train.mean(1), 0.0), torch.where(before & (own > 0), own, 1.0)
 
     found: Scaling
     if isinstance(scaling, tuple):

@@ -89,7 +89,8 @@ class Scaled(Declared):
         if not len(known):
             return None
         constant = bool((known == known[0]).all())
-        moments = {"center": float(known.mean()), "scale": 1.0 if constant else float(known.std())}
+        center = known[0] if constant else known.mean()
+        moments = {"center": float(center), "scale": 1.0 if constant else float(known.std())}
         return self.model_copy(update=moments)
 
 

@@ -70,7 +70,7 @@ def from_arrays(
             mean over the train rows of all clients, and a 0/1 column "<column> is missing" is added for each column
             that has any; metadata column "missing values" counts them per client.
         standardize: inputs to mean 0 and standard deviation 1 over the train rows of all clients, per entry of the
-            first feature dimension (column or channel); constant and indicator columns are unchanged. Like
+            first feature dimension (column or channel). A constant becomes 0, indicator columns are unchanged. Like
             the means of ``impute``, these are sums that clients can compute together without revealing a row.
         standardize_targets: the same for regression targets. Losses and errors are then on the standardised scale,
             but predictions for new rows in the target's own units; ``source`` gives mean and scale.
