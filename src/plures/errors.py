@@ -66,3 +66,19 @@ def suggestion(name: object, known: Iterable[object], listed: str = "there are")
         return f"did you mean {near!r}?"
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"{listed} {', '.join(names[:LISTED])}{more}" if names else "there is none"
+
+
+def check_choice(what: str, value: object, known: Iterable[object]) -> None:
+    """Refuse an option that has none of its few values.
+
+    Args:
+        what: whose option it is, and its name: ``split rule: by``.
+        value: what was given.
+        known: the valid values.
+
+    Raises:
+        PluresError: names the option, with the value that was probably meant.
+    """
+    known = list(known)
+    if value not in known:
+        raise PluresError(f"{what}={value!r} is unknown; {suggestion(value, known, 'use')}")

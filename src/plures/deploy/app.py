@@ -11,7 +11,7 @@ from plures.deploy.conduct import Conductor
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.signing import Key, Signed, SignedTransport
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.evaluate import Code
 from plures.files import inside
 from plures.remote.flower import Answerer, Config, GridTransport, client_app, server_app
@@ -49,7 +49,8 @@ def opened(file: Path) -> Site:
     own = SiteFile.load(file)
     plan = Plan.load(file.parent / own.federation)
     if own.client not in plan.clients:
-        raise PluresError(f"{file}: client {own.client!r} is not one of the federation's: {', '.join(plan.clients)}")
+        near = suggestion(own.client, plan.clients, "they are")
+        raise PluresError(f"{file}: client {own.client!r} is not one of the federation's; {near}")
     table = own.table(file.parent)
     report = check(plan.table, table, own.client)
     if not report.ok:

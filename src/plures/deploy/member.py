@@ -17,7 +17,7 @@ from plures.deploy.quoting import unit_value
 from plures.deploy.services import owner, service
 from plures.deploy.signing import Key
 from plures.deploy.templates import filled
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.files import inside, replacing, write_text
 from plures.remote.state import PUBLISHED, back
 from plures.tables.declared import toml
@@ -80,7 +80,8 @@ class Joining:
         """
         plan = Plan.load(federation)
         if client not in plan.clients:
-            raise PluresError(f"{federation}: client {client!r} is not one of its clients: {', '.join(plan.clients)}")
+            near = suggestion(client, plan.clients, "they are")
+            raise PluresError(f"{federation}: client {client!r} is not one of its clients; {near}")
         _ = plan.orders
         digest = authority_digest(authority)
         if digest != plan.authority:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plures.deploy.plan import Plan, SiteFile
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.method import Leaf
 from plures.remote.clients import ONE_CLIENT
 from plures.remote.site import TRAINING, sent, work_beyond
@@ -62,7 +62,8 @@ def held(site: Path, federation: Path | None = None) -> Iterator[Report | Promis
     own = own if federation is None else own.model_copy(update={"federation": str(federation.resolve())})
     plan = Plan.load(site.parent / own.federation)
     if own.client not in plan.clients:
-        raise PluresError(f"{site}: client {own.client!r} is not one of the federation's: {', '.join(plan.clients)}")
+        near = suggestion(own.client, plan.clients, "they are")
+        raise PluresError(f"{site}: client {own.client!r} is not one of the federation's; {near}")
     table = own.table(site.parent)
     report = check(plan.table, table, own.client)
     yield report

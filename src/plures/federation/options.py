@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from plures.brief import described
-from plures.errors import PluresError, suggestion
+from plures.errors import PluresError, closest, suggestion
 from plures.federation.splits import SplitRule
 
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
@@ -48,7 +48,9 @@ def _read(name: str, value: object, hint: Any, where: str) -> Any:
         return _as(value, hint)
     except _OtherTypeError:
         if get_origin(hint) is Literal or any(get_origin(part) is Literal for part in get_args(hint)):
-            raise PluresError(f"{where}: {name}={described(value)} is unknown; use {_words(hint)}") from None
+            near = closest(value, _literals(hint)) if isinstance(value, str) else None
+            meant = f"did you mean {near!r}?" if near else f"use {_words(hint)}"
+            raise PluresError(f"{where}: {name}={described(value)} is unknown; {meant}") from None
         raise PluresError(f"{where}: {name}={described(value)}; give {_words(hint)}") from None
 
 
@@ -152,6 +154,12 @@ WORDS: Mapping[Any, str] = {
     tuple: "a list",
     Sequence: "a list",
 }
+
+
+def _literals(hint: Any) -> list[str]:
+    """The texts that a type allows."""
+    parts = [hint, *get_args(hint)]
+    return [text for part in parts if get_origin(part) is Literal for text in get_args(part)]
 
 
 def _words(hint: Any) -> str:

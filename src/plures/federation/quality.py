@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.content import by_content
-from plures.errors import PluresError
+from plures.errors import PluresError, check_choice, suggestion
 from plures.federation.federation import Federation
 from plures.federation.metadata import MISSING_VALUES
 from plures.federation.seeding import generator
@@ -71,8 +71,7 @@ def degrade(
     inputs = federation.one_input("degrade")
     if not inputs.is_floating_point():
         raise PluresError(f"degrade: inputs of type {inputs.dtype} cannot be noisy; give floating point")
-    if how not in IMPUTED:
-        raise PluresError(f"degrade: how={how!r} is unknown; use 'zero' or 'mean'")
+    check_choice("degrade: how", how, IMPUTED)
     for column in ("completeness", "reliability"):
         if column in federation.metadata:
             raise PluresError(
@@ -213,7 +212,7 @@ def attenuation(
             return 1 - missing
         case "noise":
             return variance / (variance + noise)
-    raise PluresError(f"attenuation: cause {cause!r} is unknown; use zero, mean, target, noise or correlation")
+    raise PluresError(f"attenuation: cause {cause!r} is unknown; {suggestion(cause, get_args(Cause), 'use')}")
 
 
 def imputed_slopes(slopes: Tensor, covariance: Tensor, completeness: Tensor | float) -> Tensor:
@@ -269,7 +268,5 @@ def _chosen(federation: Federation, columns: Sequence[str] | None) -> Tensor:
         return torch.arange(features[0])
     for column in columns:
         if column not in federation.columns:
-            raise PluresError(
-                f"degrade: no column {column!r}; columns are {', '.join(federation.columns) or 'unnamed'}"
-            )
+            raise PluresError(f"degrade: no column {column!r}; {suggestion(column, federation.columns, 'columns are')}")
     return torch.tensor([federation.columns.index(column) for column in columns], dtype=torch.int64)

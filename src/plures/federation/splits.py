@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.content import by_content
-from plures.errors import PluresError
+from plures.errors import PluresError, check_choice
 from plures.federation.seeding import TOGETHER, Generators
 from plures.names import coded
 
 SplitName = Literal["train", "validation", "test"]
+By = Literal["random", "time"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
@@ -89,7 +90,7 @@ class SplitRule:
 
     validation: float = 0.15
     test: float = 0.25
-    by: Literal["random", "time"] = "random"
+    by: By = "random"
 
     def __post_init__(self) -> None:
         if not (self.validation >= 0 and self.test >= 0 and self.validation + self.test < 1):
@@ -97,8 +98,7 @@ class SplitRule:
                 f"split rule: validation={self.validation} and test={self.test} must be shares of at least 0 "
                 "whose sum is below 1"
             )
-        if self.by not in ("random", "time"):
-            raise PluresError(f"split rule: by={self.by!r} is unknown; use 'random' or 'time'")
+        check_choice("split rule: by", self.by, get_args(By))
 
 
 def split_rows(

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from plures.brief import brief
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.federation.federation import Federation
 from plures.federation.inputs import kind_of
 from plures.federation.preparation import Preparation
@@ -208,8 +208,8 @@ def _values(federation: Federation, column: str | ArrayLike | Tensor) -> Tensor:
         return values
     if column not in federation.columns or len(federation.features) != 1:
         raise PluresError(
-            f"stream of {federation.name!r}: no input column {column!r}; columns are "
-            f"{', '.join(federation.columns) or 'unnamed'}; or give one value for each row"
+            f"stream of {federation.name!r}: no input column {column!r}; "
+            f"{suggestion(column, federation.columns, 'columns are')} (or give one value for each row)"
         )
     place = federation.columns.index(column)
     values = federation.one_input("the column of a stream")[:, place].double().cpu()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from plures.errors import PluresError
+from plures.errors import PluresError, check_choice
 from plures.models.network import with_roles
 
 Features = tuple[int, ...]
@@ -51,8 +51,7 @@ def norm_layers(network: str, norm: Norm, channels: int, dims: int) -> list[nn.M
         "batch": [batch(channels)],
         "group": [nn.GroupNorm(gcd(4, channels), channels)],
     }
-    if norm not in kinds:
-        raise PluresError(f"{network}: norm={norm!r} is unknown; use {', '.join(kinds)}")
+    check_choice(f"{network}: norm", norm, kinds)
     return kinds[norm]
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.evaluate import RunFolder, primary
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.compare import RESULTS, card
@@ -60,8 +60,7 @@ def _page(
 ) -> Group:
     people = comparison.methods[0].seeds[0].test.clients
     if client not in people:
-        near = ", ".join(people[:10]) + (", ..." if len(people) > 10 else "")
-        raise PluresError(f"no client {client!r} in {folder}; clients are {near}")
+        raise PluresError(f"no client {client!r} in {folder}; {suggestion(client, people, 'clients are')}")
     place = people.index(client)
     chosen = comparison.method(method) if method is not None else _best(comparison, place)
     parts: list[RenderableType] = [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.federation.inputs import Inputs, like
 from plures.files import replacing
@@ -85,7 +85,7 @@ def export(
     """
     for name in to:
         if name not in FORMATS:
-            raise PluresError(f"no format {name!r}; choose among {', '.join(FORMATS)}")
+            raise PluresError(f"no format {name!r}; {suggestion(name, FORMATS, 'choose among')}")
     model.scaled(inputs)
     inputs = _typed(inputs, model)
     ranges = inputs if calibration is None else _typed(calibration, model)

@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.federation.inputs import Inputs
 from plures.serving.personal import PersonalModel
 from plures.version import __version__
@@ -227,7 +227,7 @@ def _even(columns: dict[str, list[Any]], names: list[str], what: str = "column")
             raise PluresError(f"{what} {name!r} is missing; the model reads {', '.join(names)}")
     for name in columns:
         if name not in names:
-            raise PluresError(f"{what} {name!r} is unknown; the model reads {', '.join(names)}")
+            raise PluresError(f"{what} {name!r} is unknown; {suggestion(name, names, 'the model reads')}")
     count = len(columns[names[0]])
     for name in names:
         if len(columns[name]) != count:

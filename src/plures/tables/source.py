@@ -442,9 +442,8 @@ def _kind(task: Task | str) -> str:
     """The kind of a task, as a schema declares it."""
     kind = task if isinstance(task, str) else task.kind
     if kind not in KINDS:
-        raise PluresError(
-            f"task={kind!r}: a schema can name {', '.join(KINDS)}; build the federation of another task with from_frame"
-        )
+        near = suggestion(kind, KINDS, "a schema can name")
+        raise PluresError(f"task={kind!r}: {near} (from_frame builds the federation of another task)")
     return kind
 
 

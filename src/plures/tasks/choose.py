@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from plures.cells import listed
-from plures.errors import PluresError, PluresWarning
+from plures.errors import PluresError, PluresWarning, suggestion
 from plures.tasks.binary import Binary
 from plures.tasks.classification import Classification
 from plures.tasks.counts import Counts
@@ -65,7 +65,7 @@ def task_of(
         return _read(task.of_columns(columns) if columns else task, values, where)
     kind = task or ("regression" if values.dtype.kind == "f" else "classification")
     if kind not in KINDS:
-        raise PluresError(f"task={kind!r} is unknown; use {', '.join(map(repr, KINDS))} or a plures.Task")
+        raise PluresError(f"task={kind!r} is unknown; {suggestion(kind, KINDS, 'use a plures.Task or one of')}")
     chosen = KINDS[kind]
     if classes is not None and not issubclass(chosen, Classification):
         raise PluresError(f'classes: a {kind} has none; leave them out, or give task="classification"')

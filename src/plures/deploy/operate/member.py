@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from plures.deploy.operate.renew import ending
 from plures.deploy.plan import Plan, SiteFile
-from plures.errors import PluresError
+from plures.errors import PluresError, suggestion
 from plures.evaluate import Code
 from plures.files import inside, read_json
 from plures.remote.ledger import LEDGER, Book
@@ -70,7 +70,8 @@ def look(file: Path) -> MemberStatus:
     remedy = "ask the coordinator for the next one, and `plures deploy join` with it"
     notes = ending(file.parent / own.authority, remedy)
     if own.client not in plan.clients:
-        notes.append(f"{own.client!r} is not one of the federation's members: {', '.join(plan.clients)}")
+        near = suggestion(own.client, plan.clients, "they are")
+        notes.append(f"{own.client!r} is not one of the federation's members; {near}")
     answered, asked = book(folder / LEDGER, notes)
     return MemberStatus(
         client=own.client,

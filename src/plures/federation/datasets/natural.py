@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.errors import PluresError
+from plures.errors import PluresError, check_choice, suggestion
 from plures.federation.build import from_arrays
 from plures.federation.datasets.card import dataset
 from plures.federation.datasets.folder import data_folder, read
 from plures.federation.federation import Federation
 from plures.federation.splits import SplitRule
 
+Writers = Literal["drawer", "alphabet"]
 TERRAIN = {"foliated": range(15), "bare earth": range(15, 29)}
 
 
@@ -34,7 +35,7 @@ def omniglot_small(
     *,
     seed: int = 0,
     split: SplitRule | None = None,
-    clients: Literal["drawer", "alphabet"] = "drawer",
+    clients: Writers = "drawer",
     alphabets: Sequence[str] | None = None,
     standardize: bool = True,
 ) -> Federation:
@@ -52,9 +53,9 @@ def omniglot_small(
     names = raw["alphabet_names"]
     for alphabet in alphabets or ():
         if alphabet not in names.tolist():
-            raise PluresError(f"omniglot_small: no alphabet {alphabet!r}; alphabets are {', '.join(names.tolist())}")
-    if clients not in ("drawer", "alphabet"):
-        raise PluresError(f"omniglot_small: clients={clients!r} is unknown; use 'drawer' or 'alphabet'")
+            near = suggestion(alphabet, names, "alphabets are")
+            raise PluresError(f"omniglot_small: no alphabet {alphabet!r}; {near}")
+    check_choice("omniglot_small: clients", clients, get_args(Writers))
     used = np.ones(len(raw["y"]), dtype=bool) if alphabets is None else np.isin(names[raw["alphabet"]], list(alphabets))
     alphabet_of_row = names[raw["alphabet"][used]]
     labels, targets = np.unique(raw["y"][used], return_inverse=True)
@@ -138,8 +139,8 @@ def parkinsons(
         standardize: inputs and targets to mean 0 and standard deviation 1 over all train recordings.
     """
     raw = read(data_folder() / "parkinsons" / "parkinsons.npz")
-    if target not in (outputs := {"motor": [0], "total": [1], "both": [0, 1]}):
-        raise PluresError(f"parkinsons: target={target!r} is unknown; use {', '.join(outputs)}")
+    outputs = {"motor": [0], "total": [1], "both": [0, 1]}
+    check_choice("parkinsons: target", target, outputs)
     rule = split or SplitRule(by="time")
     columns = raw["feature_names"].tolist()
     client = np.char.add("patient ", _padded(raw["client"]))

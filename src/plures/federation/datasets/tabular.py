@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plures.errors import PluresError
+from plures.errors import PluresError, check_choice
 from plures.federation.build import by_content, from_arrays
 from plures.federation.build.assemble import assemble
 from plures.federation.build.examples import Examples
@@ -24,6 +24,9 @@ PEOPLE = ("occupation", "education", "workclass", "marital-status", "relationshi
 ENGINES = ("train_fd001", "test_fd001", "test_fd003")
 BLOCK = 10
 YEAR = 365.25
+Endpoint = Literal["survival", "death"]
+Connections = Literal["service", "protocol_type"]
+Attacks = Literal["kinds", "one"]
 
 
 @dataset(
@@ -59,8 +62,7 @@ def adult(
         minimum: leave out clients with fewer people.
         standardize: numeric columns to mean 0 and standard deviation 1 over all train people.
     """
-    if clients not in PEOPLE:
-        raise PluresError(f"adult: clients={clients!r} is unknown; use one of {', '.join(PEOPLE)}")
+    check_choice("adult: clients", clients, PEOPLE)
     raw = read(data_folder() / "adult" / "adult.npz")
     numbers = np.concatenate([raw["xnum_train"], raw["xnum_test"]])
     codes = np.concatenate([raw["xcat_train"], raw["xcat_test"]])
@@ -105,7 +107,7 @@ def tcga_brca(
     *,
     seed: int = 0,
     split: SplitRule | None = None,
-    endpoint: Literal["survival", "death"] = "survival",
+    endpoint: Endpoint = "survival",
     official: bool = True,
     years: float | None = None,
     standardize: bool = True,
@@ -129,8 +131,7 @@ def tcga_brca(
         standardize: each column to mean 0 and standard deviation 1 over all train patients; otherwise years of age
             and 0 or 1, as in FLamby.
     """
-    if endpoint not in ("survival", "death"):
-        raise PluresError(f"tcga_brca: endpoint={endpoint!r} is unknown; use 'survival' or 'death'")
+    check_choice("tcga_brca: endpoint", endpoint, get_args(Endpoint))
     if years is not None and endpoint == "survival":
         raise PluresError(f"tcga_brca: years={years:g} is for endpoint='death'; survival has no horizon")
     if years is not None and not years > 0:
@@ -177,9 +178,9 @@ def nsl_kdd(
     *,
     seed: int = 0,
     split: SplitRule | None = None,
-    clients: Literal["service", "protocol_type"] = "service",
+    clients: Connections = "service",
     minimum: int = 100,
-    attacks: Literal["kinds", "one"] = "kinds",
+    attacks: Attacks = "kinds",
     both: int = 0,
     most: int | None = None,
     official: bool = False,
@@ -202,10 +203,8 @@ def nsl_kdd(
         standardize: numeric columns to mean 0 and standard deviation 1 over all train connections.
     """
     raw = read(data_folder() / "nsl_kdd" / "nsl_kdd.npz")
-    if clients not in ("service", "protocol_type"):
-        raise PluresError(f"nsl_kdd: clients={clients!r} is unknown; use 'service' or 'protocol_type'")
-    if attacks not in ("kinds", "one"):
-        raise PluresError(f"nsl_kdd: attacks={attacks!r} is unknown; use 'kinds' or 'one'")
+    check_choice("nsl_kdd: clients", clients, get_args(Connections))
+    check_choice("nsl_kdd: attacks", attacks, get_args(Attacks))
     parts = ("train", "test") if official else ("train",)
     numbers, codes, kind = (np.concatenate([raw[f"{name}_{part}"] for part in parts]) for name in ("xnum", "xcat", "y"))
     frame: dict[str, NDArray[Any]] = dict(zip(raw["num_columns"].tolist(), numbers.T, strict=True))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from plures.errors import PluresError
+from plures.errors import PluresError, check_choice
 from plures.federation.build import from_arrays
 from plures.federation.build.options import Options
 from plures.federation.datasets.card import dataset
@@ -68,8 +68,8 @@ def shakespeare(
         clients: take this many of these roles at random; all if None.
         examples: take at most this many windows of a role at random; all if None.
     """
-    if isinstance(task, str) and task not in (Classification.kind, NextToken.kind):
-        raise PluresError(f"shakespeare: task={task!r}; use 'classification' or 'next_token'")
+    if isinstance(task, str):
+        check_choice("shakespeare: task", task, (Classification.kind, NextToken.kind))
     every = NextToken() if task == NextToken.kind else task if isinstance(task, NextToken) else None
     stride = (10 if every is None else length) if stride is None else stride
     counts = (("length", length), ("stride", stride), ("minimum", minimum), ("clients", clients))
