@@ -58,7 +58,11 @@ def found(comparison: Comparison) -> SeedResult:
     return untimed(comparison.method("intercept").seeds[0])
 
 
-@pytest.mark.parametrize("work", [{}, {"participation": "uniform", "fraction": 0.4}], ids=["all", "some"])
+@pytest.mark.parametrize(
+    "work",
+    [{}, {"participation": "uniform", "fraction": 0.4}, {"attack": "sign_flip+label_flip", "attackers": ["p1"]}],
+    ids=["all", "some", "attacked"],
+)
 def test_it_repeats_the_rounds_and_has_the_result_of_a_run_of_its_own(trained: list[str], work: dict[str, Any]) -> None:
     comparison = compare(people(3), [], **GIVEN, **work)
     assert "intercept" not in trained

@@ -117,7 +117,7 @@ def test_a_constant_becomes_0_and_channels_share_a_scale():
     pictures[:, 1] = 7
     f = from_arrays(pictures, Y, CLIENT, standardize=True)
     assert (f.inputs[:, 1] == 0).all()
-    assert torch.equal(f.scaled(np.full((1, 2, 6), 8.0))[:, 1], torch.ones(1, 6))  # another value is as far as it is
+    assert torch.equal(f.scaled(torch.full((1, 2, 6), 8.0))[:, 1], torch.ones(1, 6))  # another value is as far as it is
     train = f.inputs[f.splits["train"].rows, 0]
     assert abs(float(train.mean())) < 1e-5
     assert float(train.std(correction=0)) == pytest.approx(1, abs=1e-5)
@@ -182,7 +182,7 @@ def poisoned(value: float) -> np.ndarray:
         (
             (X, Y, CLIENT),
             {"task": "ranking"},
-            "task='ranking' is unknown; use 'classification', 'binary', .* 'next_token' or a plures.Task",
+            "task='ranking' is unknown; did you mean 'ratings'",
         ),
         ((X, Y, CLIENT), {"missing": "drop"}, "missing='drop' is unknown"),
         ((X[:, :, None], Y, CLIENT), {"missing": "impute"}, r"needs inputs \(n, columns\)"),

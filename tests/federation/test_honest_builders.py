@@ -74,7 +74,7 @@ def test_truth_given_as_text_is_read(text: object):
         (
             "task",
             "ranking",
-            "task='ranking' is unknown; use 'classification', 'binary', .* 'next_token' or a plures.Task",
+            "task='ranking' is unknown; did you mean 'ratings'",
         ),
         ("dtype", "float99", "dtype='float99'; give a torch.dtype"),
         ("metadata", [1, 2], "metadata=.*; give a mapping"),

@@ -80,7 +80,7 @@ def test_shakespeare_has_a_label_per_position_for_next_token():
     assert bool((again.targets[f.targets == 0] == -1).all())
     focused = load("shakespeare", clients=3, length=20, task=Classification(focal=2.0))
     assert (focused.task.focal, focused.task.classes) == (2.0, alone.task.classes)
-    with pytest.raises(PluresError, match="task='counts'; use 'classification' or 'next_token'"):
+    with pytest.raises(PluresError, match="task='counts' is unknown; use classification, next_token"):
         load("shakespeare", task="counts")
 
 

@@ -729,11 +729,11 @@ class _Study:
         checkpoint = None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
         if checkpoint is not None:
             discard_damaged(checkpoint)
-        if repeated is not None and (checkpoint is None or not checkpoint.exists()):
+        if repeated is not None and repeated.serves(spec) and (checkpoint is None or not checkpoint.exists()):
             run, checkpoint = self._run(entry, spec, execution=repeated.run.execution), None
         else:
             run, repeated = self._run(entry, spec, checkpoint, rounds=left * spec.rounds), None
-        recording = Recording(run) if self.followers(entry.name) else None
+        recording = Recording(run, spec) if self.followers(entry.name) else None
         fitted = fit(
             run,
             titled(entry.name, {k: v for k, v in spec.parameters.items() if k not in entry.fixed}),
@@ -756,7 +756,7 @@ class _Study:
             folder.write(fitted.run, spec if again else None, result, asked, fitted.asked)
         if checkpoint is not None:
             discard(checkpoint)
-        return result, recording if recording is not None and recording.whole else None
+        return result, recording
 
     def _run(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from plures.evaluate.callback import Callback
 from plures.evaluate.results import Point
+from plures.evaluate.spec import RunSpec
 from plures.run import Run
 from plures.run.checkpoint import Snapshot, restore, snapshot
 from plures.run.coordinator import RoundRecord
@@ -17,10 +18,11 @@ class Recording(Callback):
 
     Args:
         run: the run, before its first round. The recording must be among the callbacks of its fit.
+        spec: its settings.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, spec: RunSpec) -> None:
+        self.run, self.spec = run, spec
         self._records: list[RoundRecord] = []
         self._states: dict[int, Snapshot] = {}
         self._bytes = 0
@@ -35,6 +37,11 @@ class Recording(Callback):
             self._states.clear()
         else:
             self._states[point.round] = state
+
+    def serves(self, spec: RunSpec) -> bool:
+        """Whether a run with these settings trains in the same way, given that its method does."""
+        own = ("method", "parameters")
+        return self.whole and spec.model_dump(exclude={*own}) == self.spec.model_dump(exclude={*own})
 
     @property
     def whole(self) -> bool:

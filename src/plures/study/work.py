@@ -234,9 +234,9 @@ class Workspace:
         if checkpoint.exists():
             execution = saved_execution(checkpoint, execution)
         known = None if self.recorded is None or self.recorded[0] != unit.needs else self.recorded[1]
-        repeated = None if checkpoint.exists() else known
+        repeated = known if known is not None and known.serves(spec) and not checkpoint.exists() else None
         run = self._run(unit, loaded, spec, execution if repeated is None else repeated.run.execution)
-        recording = Recording(run) if any(other.needs == unit.id for other in self.plan.units) else None
+        recording = Recording(run, spec) if any(other.needs == unit.id for other in self.plan.units) else None
         fitted = fit(
             run,
             f"{unit.cell.title} {candidate.label}",
@@ -251,7 +251,7 @@ class Workspace:
             step=Run.step if repeated is None else repeated.step,
         )
         if recording is not None:
-            self.recorded = (unit.id, recording) if recording.whole else None
+            self.recorded = unit.id, recording
         result = finish(fitted, unit.seed, loaded.unseen)
         if wanted.keep_models:
             plain = unit.cell.partition.how == "natural" and unit.cell.partition.shift is None
