@@ -84,11 +84,11 @@ def checked_inputs(inputs: Array, options: Options, where: Where) -> Tensor:
     if bool(bad.any()):
         at = int(bad.flatten(1).any(1).int().argmax())
         column = int(bad[at].nonzero()[0, 0])
-        what = (
-            "an infinite value; correct it" if bool(torch.isinf(values[at][bad[at]]).any()) else "a missing value (NaN)"
-        )
-        remedy = "" if missing == "impute" else ' or leave the row out, or fill NaN with missing="impute"'
-        raise PluresError(f"{where(at, column)}: {what}{remedy}")
+        if bool(torch.isinf(values[at][bad[at]]).any()):
+            what = "an infinite value; correct it, or leave the row out"
+        else:
+            what = 'a missing value (NaN); complete it, leave the row out, or fill all of them with missing="impute"'
+        raise PluresError(f"{where(at, column)}: {what}")
     return values
 
 
