@@ -68,6 +68,17 @@ def test_the_folder_of_a_private_run_is_read_again(tmp_path, says):
     assert model.card.spec.dp.startswith("clip=0.5")
 
 
+def test_the_card_of_private_steps_covers_the_model_itself(tmp_path):
+    options = {"rounds": 1, "model": "logistic", "batch_size": None, "steps": 2}
+    spec = plures.RunSpec(data="heart", method="local+dp_sgd(noise=4,rate=1)", **options)
+    run = spec.run(plures.load("heart"), ALONE)
+    run.step()
+    text = PersonalModel.of(run, "va", spec).card.text()
+    assert "What left the client, and this model, are private: epsilon" in text
+    assert "whoever gets this model included" in text
+    assert "in each of 2 steps of its client, 1 round, nobody is trusted" in text
+
+
 def test_rounds_after_the_chosen_one_count():
     heart = plures.load("heart")
     spec = plures.RunSpec(data="heart", rounds=3, model="logistic", lr=1e-9, dp="clip=0.5,noise=3")

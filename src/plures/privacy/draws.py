@@ -46,4 +46,6 @@ class Draws:
             return f"each of {self.clients} clients with probability {self.rate:g}{limit}"
         if self.kind == "sample":
             return f"{self.size} of {self.clients} clients, without replacement"
+        if self.expected == self.clients:
+            return f"all {self.clients} clients in every round"
         return f"a schedule of {self.clients} clients that is known to all"

@@ -49,9 +49,10 @@ class Spent:
     def plan(self) -> str:
         """What epsilon stands for, in words."""
         trust = "the server is trusted" if self.trust == "server" else "nobody is trusted"
+        count = "1 round" if self.rounds == 1 else f"{self.rounds} rounds"
         return (
             f"Differential privacy of each {self.unit} at delta {self.delta:g}: clip {self.clip:g}, "
-            f"noise {self.noise:g}, {self.draws}, {self.rounds} rounds, {trust}, neighbours {self.neighbours}, "
+            f"noise {self.noise:g}, {self.draws}, {count}, {trust}, neighbours {self.neighbours}, "
             f"accountant {self.accountant}"
         )
 

@@ -22,9 +22,10 @@ FORMAT = 2
 
 UNCOVERED = (
     "That protects a client from whoever sees what is shared. It does not protect this client from whoever gets this "
-    "model, of which parts were trained on its data alone. Not covered either: numbers of examples and labels, scores, "
-    "the choice of the round by them, and tuning."
+    "model, of which parts were trained on its data alone."
 )
+COVERED = "That protects each example of this client from everybody, whoever gets this model included."
+OUTSIDE = "Not covered: numbers of examples and labels, scores, the choice of the round by them, and tuning."
 
 
 class ColumnDict(TypedDict):
@@ -206,8 +207,13 @@ class Card(Result):
             blocks.append(["## Fitted to the finished outputs", *lines])
         blocks.append(["## What is personal", *map(_share, self.parts)])
         if self.privacy is not None:
-            spent = f"epsilon {self.privacy.epsilon:.3g}. {self.privacy.spent.plan}."
-            blocks.append(["## Privacy", f"What the server sent out in the run is private: {spent}", "", UNCOVERED])
+            spent, silo = (
+                f"epsilon {self.privacy.epsilon:.3g}. {self.privacy.spent.plan}.",
+                self.privacy.unit == "example",
+            )
+            what = "What left the client, and this model, are" if silo else "What the server sent out in the run is"
+            who = COVERED if silo else UNCOVERED
+            blocks.append(["## Privacy", f"{what} private: {spent}", "", f"{who} {OUTSIDE}"])
         if any(self.carries.values()):
             held = ", ".join(f"{count} {split}" for split, count in self.carries.items())
             blocks.append(
