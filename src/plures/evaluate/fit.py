@@ -337,7 +337,7 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None, threat: Threa
     if unseen is not None:
         known = score(onboard(run, unseen), "test")
         newcomers = ClientScores.of(known)
-    plan, last_round = run.origin.plan, fitted.curve[-1].round
+    plan = run.origin.plan
     never = run.never.tolist()
     never = never if asked is None else sorted(set(never) & set(asked))
     return SeedResult(
@@ -351,5 +351,5 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None, threat: Threa
         details=details(run, unseen, known, errors, asked, inside),
         never=[run.federation.clients[i] for i in never],
         watched=watched(run, threat or run.threat),
-        privacy=None if plan is None else PrivacyCard.of(plan.spent(last_round)),
+        privacy=None if plan is None else PrivacyCard.of(plan.spent(fitted.curve[-1].round)),
     )
