@@ -6,32 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from encoded import sending, through
 from torch import nn
 
 from plures.codecs import Clip, Feedback, Quantize, Sign, TopK, qsparse
 from plures.errors import PluresError
 from plures.federation import SPLITS, Federation, Split
-from plures.method import SGD, Method, Sending, Shared, lay
+from plures.method import SGD, Method, Shared, lay
 from plures.methods import METHODS, fedavg, scaffold
 from plures.run import Run, Training, Uniform
 from plures.run.checkpoint import resume, save
 from plures.run.cost import stored_bytes, traffic
 from plures.tasks import Regression
 from problems import EXACT, close, personal, quadratic, run, scalar, weight
-
-
-def sending(clients: int, seed: int = 0) -> Sending:
-    return Sending(torch.arange(clients) * 7919 + seed, {})
-
-
-def through(stage, changes):
-    """What a stage lets through of one client's changes in turn, and its last memory."""
-    line = lay((stage,), {"x": torch.zeros(1, len(changes[0]), dtype=torch.float64)})
-    memory, sent = line.memory, []
-    for change in changes:
-        payload, memory = line.encode({"x": torch.tensor([change], dtype=torch.float64)}, memory, sending(1))
-        sent.append(line.decode(payload)["x"][0].tolist())
-    return sent, {name: t[0].tolist() for name, t in memory.items()}
 
 
 @pytest.mark.oracle("QS0")

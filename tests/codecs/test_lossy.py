@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_codecs import sending, through
+from encoded import sending, through
 
 from plures.codecs import CODECS, Cast, Clip, Feedback, LowRank, Quantize, RandomK, Sign, TopK
 from plures.codecs.packing import packed, unpacked
