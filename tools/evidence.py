@@ -34,7 +34,7 @@ NAMED: dict[str, tuple[str, ...]] = {
 }
 """Methods of the entries of tests/oracles.toml whose titles differ from the catalogue's."""
 
-GENERAL = ("Evaluation", "Shares")
+GENERAL = ("Evaluation", "Shares", "Central DP-FedAvg", "Local differential privacy")
 """Entries of tests/oracles.toml that do not belong to one method of the catalogue."""
 
 
