@@ -56,6 +56,10 @@ MISSPELLED: dict[str, tuple[Callable[[], object], str]] = {
     "client": (lambda: plures.load("heart").hold_out(["clevland"]), "no client 'clevland'.*did you mean 'cleveland'"),
     "metric": (lambda: plures.load("heart").judged_by("aurroc"), "no metric 'aurroc'.*did you mean 'auroc'"),
     "method": (lambda: plures.compare("heart", ["dito"], rounds=1), "no method 'dito'; did you mean 'ditto'"),
+    "methods": (
+        lambda: plures.compare("heart", ["ditto,fedrep"], rounds=1),
+        "method 'ditto,fedrep': give each on its own, by repeating the option or in a list",
+    ),
     "subgroup": (lambda: plures.load("heart").with_subgroups(["sexx"]), "no input column 'sexx'; did you mean 'sex'"),
 }
 

@@ -61,6 +61,9 @@ class Named(Generic[T]):
             return self.catalogue[name]
         if ":" in name:
             return code.load(name, self.kind)
+        several = [one.strip() for one in name.split(",")]
+        if len(several) > 1 and all(one in self.catalogue for one in several):
+            raise PluresError(f"{self.kind} {name!r}: give each on its own, by repeating the option or in a list")
         listed = f"`{self.listed}` lists all; " if self.listed else ""
         raise PluresError(
             f"no {self.kind} {name!r}; {suggestion(name, self.catalogue)} ({listed}your own is named module:function)"

@@ -422,8 +422,8 @@ class Federation:
             texts = dict.fromkeys(name.partition("=")[0] for name in names if not name.endswith(" is missing"))
             known = suggestion(column, list(texts), "its columns are") if texts else "its inputs have no columns"
             raise PluresError(
-                f"subgroups: federation {self.name!r} has no input column {column!r}; {known}. For another column, "
-                "give with_subgroups the value of every example"
+                f"subgroups: federation {self.name!r} has no input column {column!r}; {known} (for another "
+                "column, give with_subgroups the value of every example)"
             )
         inputs = self.one_input("subgroups")
         places = [*([names.index(missing)] if missing in names else []), *(levels or [names.index(column)])]
