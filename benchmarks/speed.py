@@ -341,7 +341,8 @@ def measure(setting: Setting, repeats: int) -> Measured:
 
 def said(execution: Execution) -> str:
     how = " compiled" if execution.compile else " recorded" if execution.capture is True else ""
-    return f"{execution.backend} {execution.chunk}{how}"
+    beside = f" {execution.threads} threads" if execution.threads != 1 else ""
+    return f"{execution.backend} {execution.chunk}{how}{beside}"
 
 
 def settings(models: list[str], clients: list[int], batches: list[int], sizes: list[str]) -> Iterator[Setting]:

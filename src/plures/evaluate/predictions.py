@@ -14,7 +14,7 @@ from plures.federation import SplitName
 from plures.metrics.metric import PerExample, Predictions, columns
 from plures.models import nested
 from plures.run import Run
-from plures.run.engine import Stack
+from plures.run.engine import Engine, Stack
 from plures.run.predict import said
 from plures.signature import checked
 
@@ -55,7 +55,7 @@ def predictions(run: Run, client: str, split: SplitName) -> Predictions:
     if client not in names:
         raise PluresError(f"no client {client!r} in this run; {suggestion(client, names, 'clients are')}")
     chunk = [names.index(client)]
-    parts = [part.map(lambda t: t[0]) for _, part in _batches(run, split, chunk, run.deployed(chunk))]
+    parts = [part.map(lambda t: t[0]) for _, part in _batches(run, run.engine, split, chunk, run.deployed(chunk))]
     kept = [part.map(lambda t, real=part.weight > 0: t[real]) for part in parts]  # type: ignore[misc]
     return kept[0].joined(*kept[1:])
 
@@ -83,15 +83,19 @@ def read(
     chosen = list(range(len(run.federation)) if clients is None else clients)
     if deployed is None:
         run.serve(chosen)
-    for chunk in run.chunks(chosen):
-        stack = run.deployed(chunk) if deployed is None else rows_of(deployed, chunk)
+
+    def work(engine: Engine, given: tuple[list[int], Stack]) -> tuple[list[int], Tensor, list[tuple[Tensor, ...]]]:
+        chunk, stack = given
         weights: list[Tensor] = []
         kept: list[list[tuple[Tensor, ...]]] = [[] for _ in readers]
-        for places, batch in _batches(run, split, chunk, stack):
+        for places, batch in _batches(run, engine, split, chunk, stack):
             weights.append(spread(batch.weight, places, len(chunk)))
             for held, reader in zip(kept, readers, strict=True):
                 held.append(tuple(spread(one, places, len(chunk)) for one in columns(reader(batch))))
-        yield chunk, torch.cat(weights, 1), [tuple(map(_joined, zip(*parts, strict=True))) for parts in kept]
+        return chunk, torch.cat(weights, 1), [tuple(map(_joined, zip(*parts, strict=True))) for parts in kept]
+
+    stacks = ((c, run.deployed(c) if deployed is None else rows_of(deployed, c)) for c in run.chunks(chosen))
+    yield from run.clients.crew.each(work, stacks)
 
 
 def _joined(batches: Sequence[Tensor]) -> Tensor:
@@ -107,9 +111,11 @@ def spread(values: Tensor, places: list[int], clients: int) -> Tensor:
     )
 
 
-def _batches(run: Run, split: SplitName, chunk: list[int], stack: Stack) -> Iterator[tuple[list[int], Predictions]]:
+def _batches(
+    run: Run, engine: Engine, split: SplitName, chunk: list[int], stack: Stack
+) -> Iterator[tuple[list[int], Predictions]]:
     """Predictions of the clients at some places of the chunk, for some of their examples at a time."""
-    task, engine = run.federation.task, run.engine
+    task = run.federation.task
     own: dict[str, Any] = {name: engine.whole(chunk, name) for name in run.bound.method.predictor.reads}
 
     def told(split: SplitName) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor, Tensor]]:

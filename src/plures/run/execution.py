@@ -45,6 +45,10 @@ class Execution:
         features: compute what the frozen first part of a network gives once for each example, keep it in memory, and
             train on it (:mod:`plures.run.features`); ``auto`` does so where the numbers are the same, it saves work and
             takes at most 1 GB. Sites compute them in every step.
+        threads: number of threads of this process that train and evaluate clients, each a chunk at a time
+            (:mod:`plures.run.crew`), on a CPU; PyTorch's own threads are divided among them. ``auto`` measures one for
+            each of PyTorch's threads where it chooses the chunk size, and is 1 otherwise. Which clients share a chunk
+            depends on it.
 
     Examples:
         >>> heart, method = plures.load("heart"), plures.METHODS["fedavg"]()
@@ -64,6 +68,7 @@ class Execution:
     clients_on_disk: Path | None = None
     capture: bool | Literal["auto"] = "auto"
     features: bool | Literal["auto"] = "auto"
+    threads: int | Literal["auto"] = "auto"
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], **own: Any) -> Execution:
@@ -87,6 +92,7 @@ class Execution:
             raise PluresError(f"chunk={self.chunk}: give at least 1, or 'auto'")
         if self.processes < 1:
             raise PluresError(f"processes={self.processes}: give at least 1")
+        self._check_threads()
         if self.backend == "loop" and self.compile is True:
             raise PluresError("compile=True is not used by backend='loop': take backend='vmap', or leave it out")
         if self.backend == "loop" and self.convolutions != "auto":
@@ -105,6 +111,18 @@ class Execution:
             raise PluresError(f"precision='tf32' is arithmetic of CUDA devices, not of {self.device!r}: take 'float32'")
         if kind != "cpu" and self.processes > 1:
             raise PluresError(f"processes={self.processes} share a CPU, not {self.device!r}: take device='cpu'")
+
+    def _check_threads(self) -> None:
+        """Refuse numbers of threads that cannot be, and threads where something else divides the work."""
+        if self.threads == "auto" or self.threads == 1:
+            return
+        if self.threads < 1:
+            raise PluresError(f"threads={self.threads}: give at least 1, or 'auto'")
+        others = {"processes": self.processes > 1, "compile=True": self.compile is True}
+        for name in [name for name, taken in others.items() if taken]:
+            raise PluresError(f"threads={self.threads} and {name} exclude each other: leave one of them out")
+        if find(self.device).type != "cpu":
+            raise PluresError(f"threads={self.threads} share a CPU, not {self.device!r}: take device='cpu'")
 
     @property
     def torch_device(self) -> torch.device:

@@ -41,6 +41,11 @@ def thin(module: nn.Module, device: str) -> contextlib.AbstractContextManager[An
     return Thin() if few and device == "cpu" else contextlib.nullcontext()
 
 
+def for_the_process(module: nn.Module) -> bool:
+    """Whether kernels of a module are selected by settings of the whole process, which threads share."""
+    return any(isinstance(part, nn.MultiheadAttention | nn.RNNBase) for part in module.modules())
+
+
 @contextlib.contextmanager
 def kernels(module: nn.Module, precision: Precision, device: str, *, patches: bool = False) -> Iterator[None]:
     """A context in which a module runs with such kernels.

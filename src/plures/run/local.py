@@ -29,6 +29,7 @@ from plures.method.method import WIRE
 from plures.models import Leaves
 from plures.run.coordinator import Coordinator, Values, Work
 from plures.run.cost import stored_leaves
+from plures.run.crew import Crew, dealt
 from plures.run.engine import Engine, Stack
 from plures.run.randomness import fold, name_key
 from plures.run.states import states, working
@@ -49,6 +50,7 @@ class Local:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.federation, self.execution = engine, engine.federation, engine.execution
+        self.crew = Crew(engine)
         self._members: tuple[int, Members] | None = None
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
@@ -61,20 +63,36 @@ class Local:
         """Clients in chunks of similar size, by decreasing number of training examples."""
         chosen = np.array(clients, dtype=np.int64)
         ordered = chosen[np.lexsort((chosen, -self.federation.splits["train"].sizes.numpy()[chosen]))].tolist()
-        size = self.execution.chunk
+        size, threads = self.execution.chunk, self.execution.threads
         assert isinstance(size, int)
-        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        side = threads if isinstance(threads, int) else 1
+        if side == 1:
+            return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        amounts = dict(
+            zip(chosen.tolist(), self.federation.splits["train"].sizes.numpy()[chosen].tolist(), strict=True)
+        )
+        groups = [ordered[i : i + side * size] for i in range(0, len(ordered), side * size)]
+        return [part for group in groups for part in dealt(group, amounts, side) if part]
 
     # --- the local work of a round ------------------------------------------------------------------------------
 
     def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
-        return Work(clients, (self.visit(run, chunk, server) for chunk in self.chunks(clients)), server)
+        def visit(engine: Engine, given: tuple[list[int], Stack]) -> tuple[list[int], Stack, Stack, Tensor]:
+            chunk, received = given
+            return chunk, received, *visited(run, engine, chunk, received)
+
+        chunks = ((chunk, states(run, chunk, server)) for chunk in self.chunks(clients))
+        return Work(clients, (self._answered(run, *done) for done in self.crew.each(visit, chunks)), server)
 
     def visit(self, run: Coordinator[Any], chunk: list[int], server: Mapping[str, BlockState]) -> tuple[Answer, Values]:
         """The visits of a chunk of clients: what they send, and what stays with them."""
         received = states(run, chunk, server)
-        x = working(received, run.bound.written)
-        losses = self.engine.visit(x, received, chunk, run.round, run.method.schedule, scheduled=True)
+        return self._answered(run, chunk, received, *visited(run, self.engine, chunk, received))
+
+    def _answered(
+        self, run: Coordinator[Any], chunk: list[int], received: Stack, x: Stack, losses: Tensor
+    ) -> tuple[Answer, Values]:
+        """What a chunk of clients sends after its visits, and what stays with it."""
         answer = self._sent(run, x, received, chunk, losses)
         return answer, {leaf: x[leaf.slot][leaf.path] for leaf in stored_leaves(run.bound)}
 
@@ -192,3 +210,9 @@ def beside(bound: Bound, sent: dict[str, Leaves], sending: Sending) -> dict[str,
     if found.get(VIEWS) is not sent.get(VIEWS):
         raise PluresError(f"a wire stage changes what is sent on channel {VIEWS!r}: it may only refuse it")
     return found
+
+
+def visited(run: Coordinator[Any], engine: Engine, chunk: list[int], received: Stack) -> tuple[Stack, Tensor]:
+    """The states of a chunk of clients after their visits of a round, and their losses."""
+    x = working(received, run.bound.written)
+    return x, engine.visit(x, received, chunk, run.round, run.method.schedule, scheduled=True)
