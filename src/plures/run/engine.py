@@ -21,7 +21,7 @@ from plures.run import batches
 from plures.run.allocator import keep_freed_memory
 from plures.run.capture import RECORDERS, Recorder
 from plures.run.execution import Execution
-from plures.run.kernels import kernels, thin
+from plures.run.kernels import few, kernels, thin
 from plures.run.machine import Machine
 from plures.run.padding import Example, Examples, PaddingTest, counts, counts_alike, full, mask, trimmed, unpadded
 from plures.run.randomness import branch, fold, name_key, unit
@@ -466,7 +466,8 @@ class Engine:
         """Every client's decisions, ``(clients, batch, *target)``; see :meth:`forward`."""
         decide = self.bound.method.predictor.decide
         if decide is None:
-            return self.federation.task.decide(outputs)
+            with few(outputs.device.type, outputs.shape[-1]):
+                return self.federation.task.decide(outputs)
         examples: Examples = {QUERY: self._query(outputs, weight)}
 
         def decided(examples: Examples, x: Stack) -> Tensor:

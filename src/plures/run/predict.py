@@ -10,6 +10,7 @@ from plures.federation.inputs import Inputs, parts
 from plures.metrics import Predictions
 from plures.models import nested
 from plures.run.engine import Engine, Stack
+from plures.run.kernels import few
 from plures.run.padding import Examples
 from plures.tasks import Task
 
@@ -55,11 +56,12 @@ def said(task: Task, outputs: Tensor, targets: Tensor, weight: Tensor, decisions
     """
     places = weight.dim() - 1
     exact = targets.double() if targets.is_floating_point() else targets
-    if task.joint and places:
-        alone = zip(outputs.double(), exact, weight.double(), strict=True)
-        losses = torch.stack([task.terms(*one) for one in alone])
-    else:
-        counted = weight.double().flatten()
-        losses = task.terms(outputs.double().flatten(0, places), exact.flatten(0, places), counted).view_as(weight)
-    decided = task.decide(outputs) if decisions is None else decisions
-    return Predictions(outputs, targets, weight, losses, decided, task.probabilities(outputs.double()))
+    with few(outputs.device.type, outputs.shape[-1]):
+        if task.joint and places:
+            alone = zip(outputs.double(), exact, weight.double(), strict=True)
+            losses = torch.stack([task.terms(*one) for one in alone])
+        else:
+            counted = weight.double().flatten()
+            losses = task.terms(outputs.double().flatten(0, places), exact.flatten(0, places), counted).view_as(weight)
+        decided = task.decide(outputs) if decisions is None else decisions
+        return Predictions(outputs, targets, weight, losses, decided, task.probabilities(outputs.double()))
