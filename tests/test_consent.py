@@ -296,7 +296,6 @@ KNOWN = {
     ("deploy/plan.py", "spec_from_file_location"): "the loader of the site's own file",
     ("deploy/plan.py", "exec_module"): "the loader of the site's own file",
     ("run/allocator.py", "CDLL"): "the C library",
-    ("run/tape.py", "exec"): "numbers and names that plures gives to recorded operations and tensors",
 }
 
 

@@ -169,14 +169,15 @@ def recurrent() -> nn.Module:
 
 def test_auto_takes_one_thread_where_there_is_no_choice(caplog):
     run, free = begun(ALONE["loop"]), Execution()
-    assert run.execution.threads == 1
+    assert run.execution == ALONE["loop"]
     given = run.bound, run.engine.federation, run.training
     where = run.bound, run.engine.federation
     assert threads(*where, free, 7) == torch.get_num_threads()
     assert threads(*where, free, 1) == 1
     assert threads(*where, replace(free, chunk=3), 7) == 1
     assert threads(*where, replace(free, threads=2), 7) == 1
-    assert choose(*given, replace(free, backend="vmap", chunk=2, compile=False, precision="float64"), 0, 7).threads == 1
+    wanted = Execution("vmap", 2, precision="float64", capture=True)
+    assert choose(*given, wanted, 0, 7).threads == 1
     gru = Run(federation(), recurrent, METHODS["fedavg"](), Training(2, batch_size=8), execution=ALONE["loop"])
     assert threads(gru.bound, run.engine.federation, free, 7) == 1
     wanted = replace(ALONE["loop"], threads=2)

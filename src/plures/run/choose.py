@@ -108,7 +108,7 @@ def choose(
         machine: measurements of earlier runs, which are not repeated; this run's are added.
     """
     side = threads(bound, federation, wanted, cohort)
-    wanted = replace(wanted, threads=1) if wanted.threads == "auto" else wanted
+    wanted = replace(wanted, threads=1) if wanted.threads == "auto" and not wanted.settled else wanted
     choice = Choice(bound, federation, training, wanted, seed, cohort, machine or Machine(), side)
     if (simple := choice.unmeasured()) is not None:
         return simple
@@ -492,7 +492,7 @@ class Choice:
         if self.wanted.compile is False or self.bound.network.batch_coupled or kept:
             return {}
         found: dict[Execution, float] = {}
-        for execution in [e for e in self.timed if e.backend == "vmap" and not e.compile and e.threads == 1]:
+        for execution in [e for e in self.timed if e.backend == "vmap" and not e.compile and e.threads in (1, "auto")]:
             if execution.capture not in self.paces:
                 continue
             paces = self.paces[execution.capture]
@@ -562,7 +562,7 @@ def possible(bound: Bound, federation: Federation, training: Training, wanted: E
     """The wanted options as far as this device and model allow them; logs which ones were dropped, and why."""
     if wanted.precision == "auto":
         wanted = replace(wanted, precision="float32")
-    if wanted.threads != 1 and (alone := unthreaded(bound, federation)) is not None:
+    if wanted.threads not in (1, "auto") and (alone := unthreaded(bound, federation)) is not None:
         log.warning("clients are trained in one thread: %s", alone)
         wanted = replace(wanted, threads=1)
     if wanted.backend != "loop":
