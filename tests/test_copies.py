@@ -43,13 +43,14 @@ from plures.serving import Exported, Memory, Need
 from plures.serving.personal import opened
 from plures.study import Ahead, Event, plan_of, read_study
 from plures.tables import Number, check, schema_of
-from plures.threat import Backdoor, Patch, SignFlip, Threat
+from plures.threat import Backdoor, Column, Patch, SignFlip, Threat
 
 ALONE = plures.Execution("loop", 1, False, "float32")
 ABSTRACT = {
     *("Task", "augment.Part", "federation.build.Frame", "federation.build.Options", "method.Codec", "method.Grouping"),
     *("method.Optimizer", "method.Reducer", "method.Server", "method.Share", "run.Participation", "tables.Draft"),
-    *("track.Tracker", "robust.Robust", "threat.Attack", "threat.Poison"),
+    *("track.Tracker", "robust.Robust", "run.Threatening", "threat.Attack", "threat.Poison"),
+    "threat.Trigger",
 }
 """Classes without instances: what one derives from, protocols, and types of options."""
 LIVE = {
@@ -155,6 +156,7 @@ def made(folder: Path) -> list[Any]:
         Calibration("bias", of_half, of_half),
         run,
         Feedback((TopK(0.5),)),
+        Column("age"),
         Public(b"seal", b"mask"),
         seen,
         Audit(title="ditto", membership={"a": {"shared": seen}}),

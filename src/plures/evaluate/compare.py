@@ -746,7 +746,7 @@ class _Study:
             settings=spec.model_dump(),
             question=asked,
             evaluate_clients=spec.evaluate_clients,
-            step=Run.step if repeated is None else repeated.step,
+            step=None if repeated is None else repeated.step,
             honest=self.honest,
         )
         result = finish(fitted, spec.seed, self.unseen, self.base.threat())

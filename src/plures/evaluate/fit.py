@@ -126,7 +126,7 @@ def fit(
     settings: Mapping[str, Any] | None = None,
     question: Fingerprint | None = None,
     evaluate_clients: int | None = None,
-    step: Callable[[Run], RoundRecord] = Run.step,
+    step: Callable[[Run], RoundRecord] | None = None,
     honest: Sequence[int] | None = None,
 ) -> Fit[Run]:
     """Train a run to its end, or resume from a checkpoint.
@@ -147,7 +147,8 @@ def fit(
         question: fingerprint of everything that the result depends on; a checkpoint with another one is refused.
             Default: :func:`~plures.run.fingerprint.of_run`, with ``every``, ``patience`` and ``evaluate_clients``.
         evaluate_clients: number of clients scored on validation and test data, drawn once at random; default: all.
-        step: does a round, such as one that another run did already (:class:`~plures.evaluate.recording.Recording`).
+        step: does a round instead of the run, such as one that another run did already
+            (:class:`~plures.evaluate.recording.Recording`).
         honest: positions of the clients that may be scored; default: those that do not attack.
 
     Raises:
@@ -188,7 +189,7 @@ def fit(
     with closing(run.clients), fitted.callbacks.stopping(), Interrupt() as interrupt:
         fitted.callbacks.on_start(About.of(run, name, stage, settings))
         for _ in fitted.rounds():
-            record = step(run)
+            record = run.step() if step is None else step(run)
             kept["seconds"] += record.seconds
             kept["bytes"] += record.bytes_up + record.bytes_down
             kept["visits"] += len(record.cohort)

@@ -248,7 +248,7 @@ class Workspace:
             callbacks=[*self.callbacks, *([] if recording is None else [recording])],
             stage=f"seed {unit.seed}",
             settings=spec.model_dump(),
-            step=Run.step if repeated is None else repeated.step,
+            step=None if repeated is None else repeated.step,
         )
         if recording is not None:
             self.recorded = unit.id, recording
