@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.federation import Federation, Inputs
 from plures.threat.poison import Targeted, insist
@@ -221,6 +222,7 @@ class EdgeCase(Targeted):
         raise PluresError("edge cases are found in a federation's data: fit the attack to it")
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class _Edge(EdgeCase):
     """Edge cases of a federation.
