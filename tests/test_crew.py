@@ -18,7 +18,7 @@ from plures.federation import Federation, from_arrays
 from plures.method import SGD
 from plures.methods import METHODS
 from plures.run.checkpoint import restore, snapshot
-from plures.run.choose import choose, threads
+from plures.run.choose import choose
 from plures.run.crew import Crew, dealt
 from plures.run.engine import Engine
 
@@ -167,19 +167,12 @@ def recurrent() -> nn.Module:
     return Last()
 
 
-def test_auto_takes_one_thread_where_there_is_no_choice(caplog):
-    run, free = begun(ALONE["loop"]), Execution()
+def test_auto_takes_one_thread_and_some_layers_take_no_more(caplog):
+    run = begun(ALONE["loop"])
     assert run.execution == ALONE["loop"]
     given = run.bound, run.engine.federation, run.training
-    where = run.bound, run.engine.federation
-    assert threads(*where, free, 7) == torch.get_num_threads()
-    assert threads(*where, free, 1) == 1
-    assert threads(*where, replace(free, chunk=3), 7) == 1
-    assert threads(*where, replace(free, threads=2), 7) == 1
-    wanted = Execution("vmap", 2, precision="float64", capture=True)
-    assert choose(*given, wanted, 0, 7).threads == 1
+    assert choose(*given, Execution(precision="float64"), 0, 7).threads == 1
     gru = Run(federation(), recurrent, METHODS["fedavg"](), Training(2, batch_size=8), execution=ALONE["loop"])
-    assert threads(gru.bound, run.engine.federation, free, 7) == 1
     wanted = replace(ALONE["loop"], threads=2)
     assert choose(gru.bound, gru.engine.federation, gru.training, wanted, 0, 7).threads == 1
     assert "one thread" in caplog.text

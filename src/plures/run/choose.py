@@ -29,7 +29,6 @@ from plures.federation import Federation, Mapped
 from plures.federation.inputs import parts
 from plures.method import Bound, Phase
 from plures.run.cost import stored_bytes
-from plures.run.crew import Crew, dealt
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.facts import code_digest, digest, facts
@@ -79,8 +78,6 @@ SPARED, HOPED = 0.8, 0.8
 """Share of a step's fixed cost (the same for any number of clients) that compilation is expected to save; and the
 expected time of a compiled step of another size, as a fraction of what the measured compiled steps predict.
 """
-SIDE_STEPS, SIDE_VISITS = 48, 32
-"""Largest number of steps of a visit by which threads are measured, and how many such visits the budget must cover."""
 COMPILATIONS = 2
 """Largest number of chunk sizes whose steps are compiled in order to measure them."""
 
@@ -107,9 +104,8 @@ def choose(
         cohort: number of clients in a round.
         machine: measurements of earlier runs, which are not repeated; this run's are added.
     """
-    side = threads(bound, federation, wanted, cohort)
     wanted = replace(wanted, threads=1) if wanted.threads == "auto" and not wanted.settled else wanted
-    choice = Choice(bound, federation, training, wanted, seed, cohort, machine or Machine(), side)
+    choice = Choice(bound, federation, training, wanted, seed, cohort, machine or Machine())
     if (simple := choice.unmeasured()) is not None:
         return simple
     choice.wanted = possible(bound, federation, training, wanted, seed)
@@ -154,7 +150,6 @@ class Choice:
 
     Attributes:
         wanted: the user's options; those that are possible, once that is known.
-        side: number of threads to measure beside one; 1 for none.
         spent: seconds spent on measuring, without compilations.
     """
 
@@ -165,7 +160,6 @@ class Choice:
     seed: int
     cohort: int
     machine: Machine
-    side: int = 1
     spent: float = 0.0
 
     def __post_init__(self) -> None:
@@ -189,7 +183,7 @@ class Choice:
 
     @cached_property
     def _kind(self) -> str:
-        return f"{kind_of_work(self.bound, self.federation, self.training, self.wanted, self.steps)} {self.side}"
+        return kind_of_work(self.bound, self.federation, self.training, self.wanted, self.steps)
 
     @cached_property
     def _network(self) -> str:
@@ -263,8 +257,6 @@ class Choice:
                 self.stacks(replace(base, backend="vmap"))
         if not any(math.isfinite(seconds) for seconds in self.timed.values()):
             self.attempt(one_by_one(base, 1))
-        for candidate in sorted(self.timed, key=self.timed.__getitem__) if self.side > 1 else ():
-            self.divide(candidate)
 
     def on_gpu(self, base: Execution) -> list[Execution]:
         """Candidates on a CUDA device: stacks as large as memory allows, with and without captured steps."""
@@ -358,14 +350,13 @@ class Choice:
                 plain = self.round(known, candidate.chunk, compiled=True)
                 self.machine.gains[self._network] = self.timed[candidate] / plain
 
-    def round(self, found: dict[int, list[Pace]], chunk: int, compiled: bool = False, side: int = 1) -> float:
+    def round(self, found: dict[int, list[Pace]], chunk: int, compiled: bool = False) -> float:
         """Seconds of a round with stacks of a given size.
 
         Args:
             found: paces of all phases by number of clients.
             chunk: number of clients in a stack.
             compiled: whether clients that have finished continue, masked, until the last one has finished.
-            side: number of stacks that are worked on side by side; each counts as the one of them that takes longest.
         """
         total, known = 0.0, sorted(found)
         for number, steps in enumerate(self.steps):
@@ -373,82 +364,14 @@ class Choice:
             clients = np.arange(1, chunk + 1)
             step = np.interp(clients, known, [pace.step for pace in paces])
             fixed = np.interp(clients, known, [pace.fixed for pace in paces])
-            amounts = dict(enumerate(steps.tolist()))
-            for first in range(0, len(steps), side * chunk):
-                group = list(range(first, min(len(steps), first + side * chunk)))
-                each = []
-                for part in dealt(group, amounts, side):
-                    own = steps[part]
-                    each.append(float(fixed[len(own) - 1]) if part else 0.0)
-                    if compiled:
-                        each[-1] += float(own[0] * step[len(own) - 1])
-                    else:
-                        each[-1] += float(((own - np.append(own[1:], 0)) * step[: len(own)]).sum())
-                total += side * max(each)
+            for first in range(0, len(steps), chunk):
+                own = steps[first : first + chunk]
+                total += float(fixed[len(own) - 1])
+                if compiled:
+                    total += float(own[0] * step[len(own) - 1])
+                else:
+                    total += float(((own - np.append(own[1:], 0)) * step[: len(own)]).sum())
         return total
-
-    # --- threads ------------------------------------------------------------------------------------------------
-
-    def divide(self, execution: Execution) -> None:
-        """Measure an execution with its chunks side by side in threads, in the most promising size."""
-        seconds, chunk = self.timed[execution], execution.chunk
-        assert isinstance(chunk, int)
-        if not math.isfinite(seconds):
-            return
-        most = min(chunk, -(-self.cohort // self.side))
-        if execution.backend == "loop":
-            longest = sum(self.longest(steps, most) for steps in self.steps)
-            whole = sum(float(steps.sum()) for steps in self.steps)
-            found = {most: seconds * self.side * longest / whole}
-        else:
-            paces = self.paces[execution.capture is True]
-            sizes = {-(-self.cohort // (self.side * parts)) for parts in range(1, 5)}
-            found = {size: self.round(paces, size, side=self.side) for size in sizes if size <= most}
-        best = min(found, key=found.__getitem__)
-        candidate = replace(execution, threads=self.side, chunk=best)
-        gain = self.gained(candidate)
-        if gain is not None:
-            self.timed[candidate] = found[best] / gain
-
-    def longest(self, steps: NDArray[np.int64], chunk: int) -> float:
-        """Number of steps of the busiest thread, summed over the groups of chunks that are worked on side by side."""
-        total, amounts = 0, dict(enumerate(steps.tolist()))
-        for first in range(0, len(steps), self.side * chunk):
-            group = list(amounts)[first : first + self.side * chunk]
-            total += max(sum(amounts[one] for one in part) for part in dealt(group, amounts, self.side))
-        return float(total)
-
-    def gained(self, candidate: Execution) -> float | None:
-        """How many times faster chunks are done side by side; ``None`` if that takes too long to measure."""
-        chunk, begun, allowed = candidate.chunk, time.perf_counter(), self.allowed
-        assert isinstance(chunk, int)
-        clients = largest(self.federation, self.side * (min(chunk, 2) if candidate.backend == "loop" else chunk))
-        parts, length = [clients[place :: self.side] for place in range(self.side)], 1
-        schedule = tuple(replace(phase, steps=lambda _: length, epochs=None) for phase in self.phases)
-
-        def visit(engine: Engine, part: list[int]) -> None:
-            engine.visit(*copies(self.bound, len(part)), part, 0, schedule)
-
-        crews = [
-            Crew(Engine(self.bound, self.federation, self.training, one, self.seed, self.machine))
-            for one in (replace(candidate, threads=1), candidate)
-        ]
-
-        def seconds(crew: Crew) -> float:
-            started = time.perf_counter()
-            list(crew.each(visit, parts))
-            return time.perf_counter() - started
-
-        once = min(seconds(crews[0]), seconds(crews[0]))
-        length = max(1, min(SIDE_STEPS, int(allowed / (SIDE_VISITS * once))))
-        if once > allowed / SIDE_VISITS:
-            return None
-        for crew in crews:
-            seconds(crew)
-        times = [[seconds(crew) for crew in crews] for _ in range(REPEATS[0])]
-        self.spent += time.perf_counter() - begun
-        gain: float = min(one for one, _ in times) / min(two for _, two in times)
-        return gain
 
     # --- compilation --------------------------------------------------------------------------------------------
 
@@ -492,7 +415,7 @@ class Choice:
         if self.wanted.compile is False or self.bound.network.batch_coupled or kept:
             return {}
         found: dict[Execution, float] = {}
-        for execution in [e for e in self.timed if e.backend == "vmap" and not e.compile and e.threads in (1, "auto")]:
+        for execution in [e for e in self.timed if e.backend == "vmap" and not e.compile]:
             if execution.capture not in self.paces:
                 continue
             paces = self.paces[execution.capture]
@@ -534,14 +457,6 @@ def bare(found: dict[int, list[Pace]]) -> dict[int, list[Pace]]:
         ]
         for clients, paces in found.items()
     }
-
-
-def threads(bound: Bound, federation: Federation, wanted: Execution, cohort: int) -> int:
-    """Number of threads to measure beside one; 1 if there is no choice."""
-    free = wanted.threads == "auto" and wanted.chunk == "auto" and wanted.compile is not True and wanted.processes == 1
-    if not free or wanted.torch_device.type != "cpu" or unthreaded(bound, federation) is not None:
-        return 1
-    return max(1, min(torch.get_num_threads(), cohort))
 
 
 def unthreaded(bound: Bound, federation: Federation) -> str | None:

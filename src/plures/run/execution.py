@@ -46,9 +46,8 @@ class Execution:
             train on it (:mod:`plures.run.features`); ``auto`` does so where the numbers are the same, it saves work and
             takes at most 1 GB. Sites compute them in every step.
         threads: number of threads of this process that train and evaluate clients, each a chunk at a time
-            (:mod:`plures.run.crew`), on a CPU; PyTorch's own threads are divided among them. ``auto`` measures one for
-            each of PyTorch's threads where it chooses the chunk size, and is 1 otherwise. Which clients share a chunk
-            depends on it.
+            (:mod:`plures.run.crew`), on a CPU; PyTorch's own threads are divided among them. ``auto`` is 1: small
+            networks are slower in two threads, and the CNN of FedAvg a tenth faster (``benchmarks/README.md``).
 
     Examples:
         >>> heart, method = plures.load("heart"), plures.METHODS["fedavg"]()
