@@ -103,19 +103,13 @@ class Bucketing(Prepared):
 
 
 @dataclass(frozen=True)
-class Neighbours(Prepared):
-    """Replace every upload by the mean of the ``n - f`` uploads nearest to it, its own included, then combine.
-
-    Nearest-neighbour mixing (Allouah et al. 2023, Algorithm 2). All clients count the same. By name:
-    ``fedavg+nnm(f=1)+krum(f=1)``.
+class Against(Prepared):
+    """A preparation that is made against a number of hostile uploads.
 
     Attributes:
         f: number of uploads that may be hostile; it needs more than ``2 f``.
-        joint: near are whole uploads; otherwise each block has its own neighbours.
-        then: the combination of the means; without one, their mean.
+        joint: it judges whole uploads; otherwise each block apart.
     """
-
-    title: ClassVar[str] = "nnm"
 
     f: int = 1
     joint: bool = True
@@ -131,6 +125,22 @@ class Neighbours(Prepared):
     def stands(self, uploads: int) -> int | None:
         inner = 0 if self.then is None else self.then.stands(uploads)
         return inner if inner is None else min(inner, self.f)
+
+
+@dataclass(frozen=True)
+class Neighbours(Against):
+    """Replace every upload by the mean of the ``n - f`` uploads nearest to it, its own included, then combine.
+
+    Nearest-neighbour mixing (Allouah et al. 2023, Algorithm 2). All clients count the same. By name:
+    ``fedavg+nnm(f=1)+krum(f=1)``.
+
+    Attributes:
+        f: number of uploads that may be hostile; it needs more than ``2 f``.
+        joint: near are whole uploads; otherwise each block has its own neighbours.
+        then: the combination of the means; without one, their mean.
+    """
+
+    title: ClassVar[str] = "nnm"
 
     def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         apart = distances(whole(uploads, arrived, self.joint))
@@ -145,7 +155,7 @@ class Neighbours(Prepared):
 
 
 @dataclass(frozen=True)
-class Clipped(Prepared):
+class Clipped(Against):
     """Shorten the longest changes to the length of the next, then combine (Allouah et al. 2025, ARC, Algorithm 2).
 
     ``floor(2 f (n - f) / n)`` changes are shortened. Without another combination, weights are those of the method. By
@@ -160,24 +170,9 @@ class Clipped(Prepared):
     title: ClassVar[str] = "arc"
     mixes: ClassVar[bool] = False
 
-    f: int = 1
-    joint: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        hostile(self.title, self.f)
-
     @property
     def chooses(self) -> bool:  # type: ignore[override]
         return self.then is not None and self.then.chooses
-
-    @property
-    def least(self) -> int:
-        return max(2 * self.f + 1, 1 if self.then is None else self.then.least)
-
-    def stands(self, uploads: int) -> int | None:
-        inner = 0 if self.then is None else self.then.stands(uploads)
-        return inner if inner is None else min(inner, self.f)
 
     def combined(self, uploads: Tensor, arrived: Arrived) -> tuple[Tensor, dict[str, Tensor]]:
         changes, n = whole(uploads, arrived, self.joint), len(uploads)
