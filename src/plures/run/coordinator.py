@@ -42,7 +42,8 @@ class RoundRecord:
 
     Attributes:
         round: number of rounds finished, from 1.
-        cohort: names of the clients that took part; none in some rounds of :class:`~plures.run.Poisson`.
+        cohort: names of the clients that took part; none in some rounds of :class:`~plures.run.Poisson`,
+            and where too few are left for a secure sum.
         loss: mean training loss over the cohort, before the combination: the task's loss (cross-entropy, or the squared
             error summed over outputs) without penalties and other terms of a method, averaged over the steps of the
             schedule's last phase that trains something. It is the loss of the phase's slot (the first one that it
