@@ -50,6 +50,7 @@ def test_the_catalogue_is_complete():
         assert max(len(part.personal) for part in case.parts) >= 5
         for part in case.parts:
             assert part.data in DATASETS
+            assert part.worth > 0
             for method in (*part.personal, *part.shared):
                 find_method(method, Code.typed(method))
         page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
@@ -77,6 +78,28 @@ def test_the_answer_says_whether_personalization_helps(signs: tuple[int, int], e
     assert text.startswith("What now?\n\nA toy:\n- Personalization")
     assert text.endswith("What to do: nothing.")
     assert "- By AUROC, " in text
+
+
+@pytest.mark.parametrize(
+    ("worth", "expected", "least"),
+    [
+        (0.0, "helps here", "seeds;"),
+        (0.3, "helps here", "30.0 points"),
+        (0.6, "does next to nothing here", "60.0 points"),
+    ],
+)
+def test_a_gain_must_be_worth_something(worth: float, expected: str, least: str):
+    """Ditto is right in 90 % and FedAvg in 50 % with every seed, so the gain is 0.4 without spread."""
+    found = plures.compare(two((1, -1)), ["ditto"], model="logistic", **TINY)
+    for method in found.methods:
+        value = 0.9 if method.name == "ditto" else 0.5
+        for seed in method.seeds:
+            for scores in (seed.test, seed.validation):
+                scores.metrics["accuracy"][:] = [value, value]
+    said = personalization(Part("toy", "A toy", "toy", ("ditto",), worth=worth), found)
+    assert said.startswith(f"Personalization {expected} by accuracy")
+    assert least in said
+    assert ("would matter" in said) is (worth > 0)
 
 
 def test_published_means_stand_beside_those_of_all_seeds():

@@ -212,6 +212,8 @@ def test_compare_writes_table_results_and_report(call, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        (["comparee"], "no command 'comparee'; did you mean 'compare'?"),
+        (["deploy", "sttaus"], "deploy: no command 'sttaus'; did you mean 'status'?"),
         (["run", "heart", "dito"], "no method 'dito'; did you mean 'ditto'?"),
         (["run", "hart", "ditto"], "did you mean 'heart'"),
         (["run", "heart", "ditto", "--set", "lam=-1"], "lam=-1 must not be negative"),

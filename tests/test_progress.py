@@ -57,6 +57,17 @@ def test_what_an_earlier_command_did_says_nothing_of_the_pace(page: io.StringIO,
     ]
 
 
+def test_what_prepares_says_nothing_of_the_pace(page: io.StringIO, clock: list[float]) -> None:
+    with progress("comparing", 10) as update:
+        clock[0] += 500
+        update(0, "the network", skipped=True)
+        clock[0] += 20
+        update(0, "the network", skipped=True)  # asked again, it says the same
+        clock[0] += 10
+        update(1, "new")
+    assert page.getvalue().splitlines()[1] == "comparing: new (10 % done, about 4 min left)"  # 9 times 30 s
+
+
 def test_no_line_comes_twice(page: io.StringIO) -> None:
     lines = Lines(Console(file=page), "polled", 3)
     for _ in range(3):

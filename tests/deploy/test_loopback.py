@@ -149,6 +149,17 @@ def test_what_a_killed_owner_left_is_ended_before_a_new_start(tmp_path: Path) ->
         second.kill()
 
 
+def test_a_child_without_its_environment_ends_with_its_parent(tmp_path: Path) -> None:
+    """nginx overwrites its environment, so once the shell that started it has ended nothing else tells whose it is."""
+    words = ["/bin/sh", "-c", "env -i sleep 60 & echo $!; echo here; wait"]
+    shell = Process("shell", words, quiet_environment(tmp_path), tmp_path / "log")
+    shell.start()
+    shell.wait_for("here", LATE)
+    child = int(shell.output().split()[0])
+    shell.stop()
+    assert not lives(child)
+
+
 def test_a_superlink_ends_in_time_whoever_is_connected(tmp_path: Path) -> None:
     """A request with an incomplete body used to keep it alive forever; a run has its own process, which ends too."""
     alone = Fleet(tmp_path, {})

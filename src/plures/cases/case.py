@@ -28,6 +28,7 @@ class Part:
         published_means: per method, the mean over clients in that metric that a paper reports, and the standard
             deviation over runs.
         notes: further sentences from the results.
+        worth: the least gain in the metric by which methods are compared that matters to those who ask.
         start: makes the network whose values all methods and seeds start from; if True, a rough one for a quick try.
     """
 
@@ -41,6 +42,7 @@ class Part:
     published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     published_means: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notes: Callable[[Comparison], list[str]] | None = None
+    worth: float = 0.0
     start: Callable[[bool], nn.Module] | None = None
 
 

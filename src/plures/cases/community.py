@@ -107,6 +107,7 @@ community = Case(
             personal=(*GROUPED, "ditto", "apfl", "fedper"),
             options={"model": "plures.cases.community:with_neighbours", **BUDGET},
             told=("accuracy", "balanced_accuracy"),
+            worth=0.01,
             notes=shared_by_some,
         ),
         Part(
@@ -115,6 +116,7 @@ community = Case(
             data="twitch",
             personal=("metadata_clusters(column=language)", "ditto"),
             options={"model": "plures.cases.community:without_neighbours", **BUDGET},
+            worth=0.01,
         ),
     ),
     together=value_of_the_graph,

@@ -43,10 +43,13 @@ def conduct(
         locate(name)
 
     def made(place: int, part: Part) -> Comparison:
+        model = {} if part.start is None else {"model": part.start(quick)}
+        if model and listener is not None:
+            listener(place, part, ComparisonProgress("the network", "made before", None, 0, 0, 1, ended=True))
         return compare(
             part.data,
             [*part.shared, *part.personal],
-            **{**part.options, **(QUICK if quick else {}), **({"model": part.start(quick)} if part.start else {})},
+            **{**part.options, **(QUICK if quick else {}), **model},
             out=None if out is None else out / part.name,
             execution=execution,
             listener=None if listener is None else lambda stage: listener(place, part, stage),

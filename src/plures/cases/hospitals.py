@@ -91,6 +91,7 @@ hospitals = Case(
                 },
             },
             told=("balanced_accuracy", "auroc"),
+            worth=0.01,
             published={
                 "alone lr=0.001 epochs=50": (0.746, 0.746, 0.725, 0.702),
                 "fedavg": (0.731, 0.719, 0.650, 0.640),
@@ -108,6 +109,7 @@ hospitals = Case(
             personal=("fedavg_ft(steps=100)", "ditto", "apfl", "mrmtl", "pfedme", "ifca"),
             options={**STEPS, "learning_rates": (0.003162,), "tune_rounds": 0},
             told=("balanced_accuracy", "auroc"),
+            worth=0.01,
             published_means={"fedavg": (0.718, 0.014), "fedavg_ft steps=100": (0.735, 0.008)},
         ),
         Part(
@@ -124,6 +126,7 @@ hospitals = Case(
                 "data_options": {"split": SplitRule(validation=0.25, test=0.25)},
             },
             told=("accuracy", "balanced_accuracy"),
+            worth=0.01,
             notes=thresholds,
         ),
     ),

@@ -69,6 +69,7 @@ intrusion = Case(
             personal=("ditto", "apfl", "fedper", "eefed", METHOD),
             options={**WORK, "data_options": DATA},
             told=("accuracy", "auroc", "auprc"),
+            worth=0.01,
             notes=alarms,
         ),
         Part(
@@ -78,6 +79,7 @@ intrusion = Case(
             personal=("eefed", METHOD),
             options={**WORK, "data_options": {**DATA, "official": True}},
             told=("accuracy", "auroc", "auprc"),
+            worth=0.01,
             notes=alarms,
         ),
     ),

@@ -122,6 +122,7 @@ keyboard = Case(
                 "batch_size": 16,
             },
             told=("accuracy",),
+            worth=0.06,
             notes=adapters_against_heads,
         ),
     ),

@@ -23,6 +23,7 @@ landmine = Case(
                 "learning_rates": (0.03, 0.1, 0.3),
             },
             told=("accuracy", "auprc", "balanced_accuracy", "recall_at_fpr_5"),
+            worth=0.01,
         ),
     ),
     advice=(

@@ -59,6 +59,7 @@ maintenance = Case(
             personal=("ditto", "apfl", "fedper", "ifca", "metadata_clusters(column=population)"),
             options=LIFE,
             told=("nasa_score",),
+            worth=0.5,
             notes=official,
         ),
         Part(
@@ -68,6 +69,7 @@ maintenance = Case(
             personal=("ditto", "metadata_clusters(column=population)"),
             options={**LIFE, "data_options": {"own": False}},
             told=("nasa_score",),
+            worth=0.5,
             notes=official,
         ),
         Part(
@@ -88,6 +90,7 @@ maintenance = Case(
                 "momentum": 0.9,
             },
             told=("accuracy", "auroc", "recall_at_precision_50"),
+            worth=0.01,
         ),
     ),
     advice=(

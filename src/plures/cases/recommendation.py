@@ -44,6 +44,7 @@ recommendation = Case(
                 **BUDGET,
             },
             told=("hit_10",),
+            worth=0.01,
         ),
         Part(
             name="stars",
@@ -58,6 +59,7 @@ recommendation = Case(
                 **BUDGET,
             },
             told=("ndcg_10",),
+            worth=0.01,
             notes=by_labels,
         ),
     ),

@@ -43,6 +43,7 @@ sensors = Case(
                 "space": {"ditto": {"lam": penalties(UNIT, 0.1, 1.0)}},
             },
             told=("mae", "rmse_step_1", "rmse_step_3"),
+            worth=1.0,
         ),
     ),
     courses=(

@@ -48,6 +48,7 @@ def without(new: tuple[str, str]) -> Part:
             "tune_rounds": 15,
             "learning_rates": (0.005, 0.015),
         },
+        worth=0.01,
     )
 
 

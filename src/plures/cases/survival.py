@@ -30,6 +30,7 @@ def own(seed: int) -> Part:
             "steps": 5,
             "data_options": {"official": False, "seed": seed, "split": SplitRule(validation=0.2, test=0.3)},
         },
+        worth=0.01,
     )
 
 
@@ -76,6 +77,7 @@ survival = Case(
                     "fedadagrad server_lr=1.0": {"lr": (0.01,)},
                 },
             },
+            worth=0.01,
             published_means={
                 "fedavg": (0.732, 0.162),
                 "fedadam server_lr=0.1": (0.815, 0.023),

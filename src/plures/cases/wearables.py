@@ -27,6 +27,7 @@ wearables = Case(
                 "learning_rates": (0.03, 0.1),
             },
             told=("balanced_accuracy",),
+            worth=0.01,
             notes=by_labels,
         ),
     ),

@@ -13,6 +13,7 @@ import click
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from typer.core import TyperGroup
 
 from plures.augment import AUGMENTATIONS
 from plures.errors import PluresError, suggestion
@@ -26,7 +27,20 @@ from plures.signature import Kinds, read
 from plures.texts import visible_lines
 from plures.track import TRACKERS
 
+
+class Commands(TyperGroup):
+    """Commands, of which one that does not exist is refused with the name that was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise PluresError(f"{ctx.command_path}: no command {args[0]!r}; {suggestion(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

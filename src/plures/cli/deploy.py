@@ -10,7 +10,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from plures.cli.common import Quiet, app, console, say
+from plures.cli.common import Commands, Quiet, app, console, say
 from plures.cli.progress import progress
 from plures.deploy.fleet.process import quiet_environment
 from plures.deploy.fleet.programs import GUARD, SUPERLINK, WARM, command
@@ -24,7 +24,9 @@ from plures.files import check_folder, inside
 from plures.names import checked_name
 from plures.remote.state import leave, strangers
 
-deploy = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Federations of real sites, over Flower.")
+deploy = typer.Typer(
+    cls=Commands, no_args_is_help=True, rich_markup_mode=None, help="Federations of real sites, over Flower."
+)
 app.add_typer(deploy, name="deploy")
 
 SiteOf = Annotated[Path, typer.Argument(help="The site's own file, site.toml.")]
@@ -320,7 +322,7 @@ def demo_command(
             out,
             method or METHODS,
             rounds,
-            lambda what, done, total, text: update(done / max(total, 1), f"{what} {text}"),
+            lambda what, done, total, text: update(done / max(total, 1), f"{what} {text}".strip(), skipped=done <= 1),
         )
     alone = {hospital.client: hospital for hospital in outcomes[0].hospitals}
     for outcome in outcomes[1:]:

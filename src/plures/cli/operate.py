@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,7 +181,8 @@ def run_command(
 
     def listen(status: RunStatus) -> None:
         news = (status.state, status.round, tuple(status.waiting))
-        update(status.round, line(status, time.time()), line=news not in seen)
+        said = line(replace(status, eta=None), time.time())
+        update(status.round, said, line=news not in seen, skipped=status.state != "running")
         seen.add(news)
 
     with progress(place.plan.name, place.plan.spec.rounds, quiet=quiet) as update:

@@ -24,7 +24,7 @@ class Update(Protocol):
         done: amount of work done so far, of the total.
         text: description of the last step.
         line: whether the step gets a line of its own when the output is not a terminal.
-        skipped: whether an earlier, interrupted command did the step, so that it took no time now.
+        skipped: whether the step says nothing of the pace: an earlier, interrupted command did it, or it only prepares.
     """
 
     def __call__(self, done: float, text: str, *, line: bool = True, skipped: bool = False) -> None: ...
@@ -38,7 +38,8 @@ class Lines:
         console: console that the lines are printed to.
         description: beginning of each line.
         total: total amount of work.
-        begun: start time of the command.
+        heard: time of the last step.
+        spent: time of all steps that say something of the pace.
         done: amount of work done so far.
         worked: the part of it done by this command.
         last: the last line's text.
@@ -47,21 +48,26 @@ class Lines:
     console: Console
     description: str
     total: float
-    begun: float = field(default_factory=lambda: time.monotonic())
+    heard: float = field(default_factory=lambda: time.monotonic())
+    spent: float = 0.0
     done: float = 0.0
     worked: float = 0.0
     last: str = ""
 
     def __call__(self, done: float, text: str, *, line: bool = True, skipped: bool = False) -> None:
-        self.worked += 0.0 if skipped else done - self.done
-        self.done = done
+        if done == self.done and text == self.last:
+            return
+        now = time.monotonic()
+        if not skipped:
+            self.worked += done - self.done
+            self.spent += now - self.heard
+        self.done, self.heard = done, now
         if not line or text == self.last:
             return
         self.last = text
         share = f"{100 * done / self.total:.0f} % done" if self.total else "done"
         if self.worked > 0 and done < self.total:
-            pace = (time.monotonic() - self.begun) / self.worked
-            share += f", about {duration(pace * (self.total - done))} left"
+            share += f", about {duration(self.spent / self.worked * (self.total - done))} left"
         self.console.print(f"{self.description}: {text} ({share})", highlight=False, soft_wrap=True)
 
 

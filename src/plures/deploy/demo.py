@@ -92,7 +92,7 @@ def demo(out: Path, methods: Sequence[str], rounds: int, listen: Listen) -> list
             waiting = [method for method in methods if waits(out / method, plans[method])]
             if waiting:
                 over(out, home, {method: plans[method] for method in waiting}, rounds, listen)
-            listen("every hospital alone", 1, 1, "simulated")
+            listen("every hospital", 1, 1, "alone, simulated")
             lone = alone(home, heart(method=ALONE, rounds=rounds).plan)
             return [lone, *(outcome(out, method) for method in methods)]
     except Timeout as error:

@@ -56,7 +56,7 @@ from plures.evaluate.workers import SideBySide, Tell
 from plures.federation import SPLITS, Federation, SplitName
 from plures.federation.subgroups import Subgroups
 from plures.files import check_folder, describe, discard, filed, read_json, salvaged, write_json, write_text
-from plures.method import Bound, Method, Setting
+from plures.method import Bound, Method, Phase, Setting
 from plures.methods import Entry
 from plures.methods.entry import plain, titled
 from plures.models import ModelFactory, Network
@@ -846,7 +846,7 @@ def described(
         title=entry.title if spec.combine is None else f"{entry.title} + {spec.combine}",
         family=entry.family,
         citation=entry.citation,
-        lr=spec.lr,
+        lr=spec.lr if any(isinstance(item, Phase) for item in bound.method.schedule) else None,
         parameters=as_json(spec.parameters),
         trials=list(trials),
         bytes_up=up,

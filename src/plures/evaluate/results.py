@@ -157,7 +157,7 @@ class MethodResult(Result):
         title: name in tables.
         family: family in the catalogue.
         citation: where the method comes from.
-        lr: learning rate, chosen on validation data.
+        lr: learning rate, chosen on validation data; None if the method takes no gradient steps.
         parameters: parameters; the main hyper-parameter is chosen on validation data.
         trials: the tuning trials.
         bytes_up: bytes that a client sends in a round.
@@ -171,7 +171,7 @@ class MethodResult(Result):
     title: str
     family: str
     citation: str
-    lr: float
+    lr: float | None
     parameters: dict[str, Any]
     trials: list[Trial]
     bytes_up: int

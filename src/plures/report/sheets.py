@@ -58,7 +58,7 @@ def tuning(comparison: Comparison, rows: list[Row], number: Number) -> str:
         sent = None if spent is None else spent * (method.bytes_up + method.bytes_down) * drawn(comparison, method)
         cells = [
             f'<td class="text wide">{escape(tried(method)) or MISSING}</td>',
-            f'<td class="text wide">{escape(_setting(method.lr, method.parameters))}</td>',
+            f'<td class="text wide">{escape(_setting(method.lr, method.parameters)) or MISSING}</td>',
             cell(whole(len(method.trials)), len(method.trials)),
             cell(whole(spent), spent),
             cell(MISSING if sent is None else in_bytes(sent), sent),
@@ -202,8 +202,9 @@ def glossary(shown: Sequence[Column]) -> str:
     )
 
 
-def _setting(lr: float, parameters: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {brief(value)}" for name, value in {"learning rate": lr, **parameters}.items())
+def _setting(lr: float | None, parameters: dict[str, Any]) -> str:
+    rate = {} if lr is None else {"learning rate": lr}
+    return ", ".join(f"{name} {brief(value)}" for name, value in {**rate, **parameters}.items())
 
 
 def brief(value: Any) -> str:

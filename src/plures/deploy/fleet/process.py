@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -106,20 +106,26 @@ class Process:
         """Ask it to end, and kill it after some seconds. None of its children is left."""
         with self.changing:
             self.wanted = False
+            known = set(self.members())
             if self.child is not None and self.alive:
                 self.resume()
                 self.child.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     self.child.wait(seconds)
-            self.kill()
+            self.kill(known)
 
-    def kill(self) -> None:
-        """Kill it and all its children at once (SIGKILL)."""
+    def kill(self, family: Iterable[int] = ()) -> None:
+        """Kill it and all its children at once (SIGKILL).
+
+        Args:
+            family: ids of children that may no longer be found, because their parents have ended and their environment
+                says nothing (nginx overwrites its own).
+        """
         with self.changing:
             self.wanted = False
             if self.child is None:
                 return
-            known = set(self.members())
+            known = {*family, *self.members()}
             self.signal(signal.SIGKILL)
             self.child.wait()
 
