@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from plures.deploy.conduct import Conductor
 from plures.deploy.plan import Plan
+from plures.entropy import Entropy, Secret
 from plures.federation import SPLITS, Federation, Split
 from plures.method import Method
 from plures.remote.clients import Remote, Rules, over_sites
@@ -74,11 +76,13 @@ def far(
     rules: Rules | None = None,
     allowed: Allowed | None = None,
     tells: tuple[str, ...] | None = None,
+    secret: Secret | None = None,
+    entropy: Callable[[str], Entropy] = lambda client: os.urandom,
 ) -> tuple[Coordinator[Remote], Loopback]:
     """A remote run over sites that hold the clients of a federation."""
     declared = elsewhere(federation)
     tells = ("examples", "labels", *federation.metadata) if tells is None else tells
-    sent = {key.slot if hasattr(key, "slot") else str(key) for key in method.layout} | {"model"}
+    sent = {key.slot if hasattr(key, "slot") else str(key) for key in method.layout} | {"model", "clipping"}
     allowed = allowed or Allowed(send=tuple(sent), tell=(*tells, "sizes"), digits=17, least=1)
     sites = [
         Site(
@@ -92,13 +96,17 @@ def far(
             seed=seed,
             allowed=allowed,
             tells=tells,
+            participation=participation,
+            entropy=entropy(client),
         )
         for client in federation.clients
     ]
     carrier = Loopback(sites)
     known = Sites(carrier, federation.clients)
     known.meet()
-    remote = over_sites(declared, model, method, known, training, participation=participation, seed=seed, rules=rules)
+    remote = over_sites(
+        declared, model, method, known, training, participation=participation, seed=seed, rules=rules, secret=secret
+    )
     return remote, carrier
 
 

@@ -108,6 +108,8 @@ def test_what_would_read_examples_without_noise_is_refused():
         moved("fedavg_ft+dp_sgd")
     with pytest.raises(PluresError, match="both change the schedule"):
         find_method("fedrep+dp_sgd")()
+    with pytest.raises(PluresError, match=r"channel 'choices' .* tells of examples without noise"):
+        moved("ifca+dp_sgd", rounds=1)
     with pytest.raises(PluresError, match="running statistics mix examples"):
         moved(OPEN, model=normed)
     with pytest.raises(PluresError, match="dp_sgd beside dp"):

@@ -70,7 +70,7 @@ def opened(file: Path) -> Site:
         data,
         empty,
         spec.network(empty, own.code),
-        spec.entry(own.code)(**spec.parameters),
+        spec.built(own.code),
         spec.training(),
         folder=folder,
         agreed=plan.agreed,
@@ -79,6 +79,7 @@ def opened(file: Path) -> Site:
         tells=plan.tells,
         publish=publish,
         max_norm=plan.rules.max_norm,
+        participation=spec.who(),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from plures.deploy.journal import BROKEN, Journal
 from plures.deploy.plan import Plan
 from plures.deploy.watch import Watched
+from plures.entropy import Secret, kept
 from plures.errors import PluresError
 from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.code import NOTHING, Code
@@ -23,6 +24,7 @@ from plures.evaluate.results import ClientScores, Point, SeedResult
 from plures.evaluate.scores import Scores, primary
 from plures.files import DamagedError, describe, discard, duplicate, read, write, write_json
 from plures.metrics import Metric
+from plures.privacy import Plan as Privacy
 from plures.remote.clients import Remote, TooFewError, over_sites
 from plures.remote.message import ClientFacts, Held, Request, Scored
 from plures.remote.sites import Sites, Transport
@@ -30,6 +32,7 @@ from plures.remote.state import alone
 from plures.run.checkpoint import Snapshot, restore, snapshot
 from plures.run.coordinator import BrokenError, Coordinator, Moved, RoundRecord
 from plures.run.interrupt import ending, rest
+from plures.run.participation import may_be_empty
 from plures.version import __version__
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ CHECKPOINT, COPY = "checkpoint.safetensors", "checkpoint.copy.safetensors"
 NEW = "the run cannot continue; start a new one, under another name in the federation's file"
 BEFORE = "checkpoint.before.safetensors"
 """The state before the last round, in case that round broke the model."""
+SECRET = "secret"
+"""Key of the server's noise and cohorts. It is deleted when the run ends: nobody can repeat the noise any more."""
 STATE, RESULT = "state.safetensors", "result.json"
 POLL_SECONDS = 0.5
 """Seconds between checks for sites that have not joined."""
@@ -224,21 +229,27 @@ class Conductor:
         remote = over_sites(
             empty,
             spec.network(empty, self.code),
-            spec.entry(self.code)(**spec.parameters),
+            spec.built(self.code),
             self.sites,
             spec.training(),
             participation=spec.who(),
             seed=spec.seed,
             agreed=self.plan.agreed,
             rules=self.plan.rules.rules,
+            secret=self.secret(),
         )
-        for round in range(remote.training.rounds):
+        for round in range(remote.training.rounds if not may_be_empty(remote.participation) else 0):
             if (asked := len(remote.cohort(round))) < self.plan.rules.min_clients:
                 raise PluresError(
                     f"[rules] min_clients = {self.plan.rules.min_clients}, and participation asks {asked} clients in "
                     f"round {round + 1}: lower it, or let more take part"
                 )
         return remote
+
+    def secret(self) -> Secret:
+        """The key of the server's random numbers, made before the first round."""
+        why = f"without it, noise and cohorts of earlier rounds are unknown: {NEW}"
+        return kept(self.out / SECRET, why, new=not self.checkpoint.exists())
 
     def resumed(self, remote: Over) -> Fit[Over]:
         """The fit so far: new, or restored from the checkpoint."""
@@ -322,6 +333,11 @@ class Conductor:
 
     def undo(self, fitted: Fit[Over], remote: Over, error: BrokenError) -> None:
         """Exclude the client that broke the model, and go back to the state before that round."""
+        plan = remote.origin.plan
+        if error.round == remote.round and isinstance(plan, Privacy) and plan.stage.trust == "server":
+            raise PluresError(
+                f"{error}; sites have its result, which differential privacy counts and cannot take back: {NEW}"
+            ) from error
         log.warning("%s, which is left out from now on", error)
         self.count(remote)
         self.progress.failed += 1
@@ -438,6 +454,7 @@ class Conductor:
         discard(self.before)
         write_json(self.out / RESULT, outcome | {"progress": vars(self.progress)})
         discard(self.checkpoint)
+        discard(self.out / SECRET)
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
         return result
 

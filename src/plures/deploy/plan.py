@@ -54,7 +54,6 @@ ELSEWHERE = {
         ("attack", "attackers", "attack_from", "attack_knows"), "attacks are simulated, with all data in one process"
     ),
     "combine": "write it behind the method, such as method = 'fedavg+median'",
-    "dp": "its noise would follow from the seed in this file, which every member knows",
     "drop_out": "sites that do not answer drop out by themselves",
 }
 """Fields of a run that have no meaning when the data are at sites, and what to do instead."""
@@ -179,9 +178,12 @@ class Plan(Declared):
         for name in self.run.keys() & ELSEWHERE.keys():
             raise PluresError(f"[run] {name} is not used in a federation of sites: {ELSEWHERE[name]}")
         try:
-            return RunSpec.model_validate({"data": self.name, **self.run})
+            spec = RunSpec.model_validate({"data": self.name, **self.run})
         except ValidationError as error:
             raise PluresError(f"[run] {explain(error, self.run, RunSpec.model_fields)}") from error
+        if (found := spec.calibrated(self.table.empty(self.name, self.clients))) is not spec:
+            raise PluresError(f"[run] dp: all members need the same noise, as a number: write dp = {found.dp!r}")
+        return spec
 
     def rehearse(self, code: Code) -> None:
         """Build everything that a run starts with and that needs no rows.
@@ -193,7 +195,7 @@ class Plan(Declared):
             PluresError: for any fault that would stop a run before it contacts a site.
         """
         spec = self.spec
-        spec.entry(code)(**spec.parameters)
+        spec.built(code)
         spec.training()
         spec.network(spec.judged(self.table.empty(self.name, self.clients), code), code)
 

@@ -89,7 +89,8 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
     for slot, path in leaves:
         numbers[slot] = numbers.get(slot, 0) + run.bound.initial[slot][path].numel()
     refused = *unwilling(leaves, own), *silent(plan.tells, own), *work_beyond(run, own.allow.allowed)
-    allowed, validation, train = own.allow.allowed, *(int(data.splits[s].sizes[0]) for s in ("validation", "train"))
+    allowed = own.allow.allowed.towards(run.method)
+    validation, train = (int(data.splits[s].sizes[0]) for s in ("validation", "train"))
     measured = [name for name in allowed.measures(data.metrics, validation) if name not in TRAINING]
     measured += [name for name in allowed.measures(data.metrics, train) if name in TRAINING]
     return Promise(numbers, plan.tells, tuple(measured), allowed.digits, refused)

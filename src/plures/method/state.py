@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.entropy import Entropy
 from plures.errors import PluresError, suggestion
 from plures.federation.inputs import Inputs, one_tensor
 from plures.method.tree import detach
@@ -59,11 +60,14 @@ class Problem:
         network: the model.
         task: what is predicted.
         decay: weight decay that the optimizer of a phase adds to the gradients, for objectives that scale theirs.
+        entropy: random bytes that only the client knows, at a site; ``None`` in a simulation, where everything follows
+            from the keys.
     """
 
     network: Network
     task: Task
     decay: float = 0.0
+    entropy: Entropy | None = None
 
     def losses(self, outputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         """What every example adds to the task's loss, ``(batch,)``; ``weight`` is how much each counts."""

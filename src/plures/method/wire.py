@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.content import by_content
+from plures.entropy import Entropy, normal, normal_of
 from plures.errors import PluresError
 from plures.method.channel import Channel
 from plures.method.shares.share import Cohort
@@ -45,15 +46,27 @@ class Sending:
         keys: ``(clients,)`` int64 random keys, a function of seed, client, round and stage.
         received: what the clients received of the leaves that they send, by ``slot/path``, ``(clients, ...)``.
         summed: what a stage whose payloads are added up (:attr:`Codec.sums`) knows beside; ``None`` for other wires.
+        entropy: random bytes that only the client knows, at a site; ``None`` in a simulation, where everything follows
+            from the keys.
     """
 
     keys: Tensor
     received: Leaves
     summed: Summed | None = None
+    entropy: Entropy | None = None
 
     def uniform(self, count: int) -> Tensor:
         """Random numbers in [0, 1), ``(clients, count)`` float32."""
         return uniform(self.keys.unsqueeze(1), count)
+
+    def normal(self, count: int) -> Tensor:
+        """Standard normal numbers that nobody but the client knows, ``(clients, count)`` double.
+
+        In a simulation they follow from the keys.
+        """
+        if self.entropy is not None:
+            return normal(self.entropy, len(self.keys), count).to(self.keys.device)
+        return torch.stack([normal_of(key, count) for key in self.keys.tolist()]).to(self.keys.device)
 
 
 class Codec:

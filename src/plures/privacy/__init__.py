@@ -4,7 +4,7 @@ from plures.privacy.accountant import ACCOUNTANTS, NEIGHBOURS, Accountant, Neigh
 from plures.privacy.adaptive import Geometric, shared_out
 from plures.privacy.correlated import roots, sensitivity
 from plures.privacy.draws import Draws
-from plures.privacy.examples import ExamplesPlan, PerExample, dp_sgd, examples_plan
+from plures.privacy.examples import ExamplesPlan, PerExample, dp_sgd, examples_plan, trusts_nobody
 from plures.privacy.local import Response, duchi, response
 from plures.privacy.plan import Plan, Spent, settled
 from plures.privacy.stage import Private
@@ -33,4 +33,5 @@ __all__ = [
     "sensitivity",
     "settled",
     "shared_out",
+    "trusts_nobody",
 ]

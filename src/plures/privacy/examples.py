@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plures.entropy import normal, uniform
 from plures.errors import PluresError
 from plures.method import (
     Assign,
     Batch,
+    Bound,
     Combine,
     Leaves,
     Method,
@@ -27,8 +29,10 @@ from plures.method import (
     parameters,
     squared_distance,
 )
+from plures.method.channel import CHOICES, GRADIENTS, WEIGHTS
 from plures.privacy.accountant import Accountant, epsilon
 from plures.privacy.plan import Spent
+from plures.privacy.stage import Private
 
 SLOT = "private"
 """The slot that holds the noisy gradient of a step."""
@@ -81,16 +85,30 @@ class PerExample:
         size = len(batch.targets)
         norm = torch.stack([g.reshape(size, -1).square().sum(1) for g in each.values()]).sum(0).sqrt()
         within = torch.ones_like(norm) if self.clip == math.inf else (self.clip / norm.clamp(min=1e-12)).clamp(max=1.0)
-        takes = within * batch.real * (batch.uniform(size) < self.rate)
+        takes = within * batch.real * self._comes(batch, size)
         expected = self.rate * batch.real.sum()
         made = {}
         for number, (name, g) in enumerate(each.items()):
             total = (takes @ g.reshape(size, -1)).reshape(g.shape[1:])
             if self.noise:
-                one, two = (batch.uniform(*g.shape[1:], salt=2 * number + side) for side in (1, 2))
-                total = total + self.noise * self.clip * (-2 * (1 - one).log()).sqrt() * (2 * math.pi * two).cos()
+                total = total + self.noise * self.clip * self._normal(batch, number, total)
             made[name] = total / expected
         return {SLOT: made}
+
+    def _comes(self, batch: Batch, size: int) -> Tensor:
+        """Which examples take part, ``(batch,)``, by secret coins, in a simulation by those of its keys."""
+        entropy = batch.problem.entropy
+        if entropy is not None:
+            return (uniform(entropy, size) < self.rate).to(batch.targets.device)
+        return batch.uniform(size) < self.rate
+
+    def _normal(self, batch: Batch, number: int, like: Tensor) -> Tensor:
+        """Standard normal numbers of a leaf, drawn in the same way."""
+        entropy = batch.problem.entropy
+        if entropy is not None:
+            return normal(entropy, *like.shape).to(like)
+        one, two = (batch.uniform(*like.shape, salt=2 * number + side) for side in (1, 2))
+        return (-2 * (1 - one).log()).sqrt() * (2 * math.pi * two).cos()
 
 
 def follow(x: State, received: State, batch: Batch) -> Tensor:
@@ -149,13 +167,14 @@ class ExamplesPlan:
 
 
 def examples_plan(
-    method: Method, batch_size: int | None, steps: int | None, visits: Callable[[int], int]
+    bound: Bound, batch_size: int | None, steps: int | None, visits: Callable[[int], int]
 ) -> ExamplesPlan | None:
     """The plan of a method whose steps are private for single examples; ``None`` for others.
 
     Raises:
         PluresError: if something else in the method reads examples, or batches are not drawn by coins.
     """
+    method = bound.method
     phases = [item for item in method.schedule if isinstance(item, Phase)]
     found = [phase.before for phase in phases if isinstance(phase.before, PerExample)]
     if not found:
@@ -166,12 +185,26 @@ def examples_plan(
             "dp_sgd: the method reads examples without noise, in another phase, before predicting, or to measure: take "
             "a method whose only work is one phase, such as fedavg, fedper or local"
         )
+    for channel in bound.channels:
+        if channel.name in (CHOICES, GRADIENTS, WEIGHTS):
+            raise PluresError(
+                f"dp_sgd: channel {channel.name!r} ({channel.what}) tells of examples without noise: take a method "
+                "without it"
+            )
     if batch_size is not None or steps is None:
         raise PluresError(
             "dp_sgd: a step draws its examples by coins among all of the client's: give batch_size=None "
             "(--batch-size 0) and steps"
         )
     return ExamplesPlan(found[0], steps, visits)
+
+
+def trusts_nobody(method: Method) -> bool:
+    """Whether what leaves the clients is meant to be private against the server, too."""
+    stages = [*method.wire, *(one for stage in method.wire for one in getattr(stage, "stages", ()))]
+    return any(isinstance(one, Private) and one.trust == "nobody" for one in stages) or any(
+        isinstance(item, Phase) and isinstance(item.before, PerExample) for item in method.schedule
+    )
 
 
 def dp_sgd(

@@ -91,6 +91,11 @@ class Plan:
         if draws.kind == "poisson":
             insist(draws.rate, draws.at_most, stage.neighbours, stage.accountant)
 
+    @property
+    def amplified(self) -> bool:
+        """Whether it counts on nobody but the server knowing who is drawn."""
+        return self.stage.trust == "server" and not self.stage.correlated and self.draws.kind != "schedule"
+
     def epsilon(self, rounds: int, noise: float | None = None) -> float:
         """Epsilon of so many rounds.
 
@@ -104,7 +109,7 @@ class Plan:
             return 0.0
         if noise == 0:
             return math.inf
-        if stage.trust == "nobody" or stage.correlated or draws.kind == "schedule":
+        if not self.amplified:
             first = roots(rounds) if stage.correlated else None
             most = sensitivity(draws.patterns(rounds), rounds, first)
             if not most:

@@ -31,7 +31,8 @@ class Private(Codec):
     (:class:`~plures.privacy.Plan`): weights, denominator and accounting follow from who is drawn.
 
     In a simulation the noise follows from the run's seed, as everything else does: whoever knows the seed can subtract
-    it. Noise is floating point, which is not hardened against attacks on its lowest bits.
+    it. In a federation of sites it comes from secret entropy of whoever adds it. Noise is floating point, which is not
+    hardened against attacks on its lowest bits.
 
     Attributes:
         clip: the bound on the norm of a client's change; infinite only without noise. With ``quantile``, the first one.
@@ -98,8 +99,8 @@ class Private(Codec):
         if self.trust == "server" or not self.noise:
             return clipped, memory
         flat, size = joined(clipped), self.noise * self.clip
-        noisy = [row + size * _standard(key, row) for row, key in zip(flat, sending.keys.tolist(), strict=True)]
-        return parted(torch.stack(noisy), {k: t[:1] for k, t in clipped.items()}), memory
+        noisy = flat + size * sending.normal(flat.shape[1])
+        return parted(noisy, {k: t[:1] for k, t in clipped.items()}), memory
 
     def _voted(self, change: Leaves, sending: Sending) -> Leaves:
         """Changes in units of the bound that was received, with a vote of +-1/2 on whether they are within it."""
@@ -150,7 +151,7 @@ class Private(Codec):
 
     def _drawn(self, name: str, like: Tensor, cohort: Cohort, back: int) -> Tensor:
         """Independent standard normal numbers of a leaf in the round so many rounds ago, double."""
-        return _standard(cohort.key(f"privacy {name}", cohort.round - back), like)
+        return cohort.normal(f"privacy {name}", *like.shape, round=cohort.round - back).to(like.device)
 
     def refusal(self, channel: Channel) -> str | None:
         if channel.name == CHOICES:
@@ -173,9 +174,3 @@ class Private(Codec):
             return self
         votes = expected / 20 if self.votes is None else self.votes
         return replace(self, votes=votes, noise=adaptive.shared_out(self.noise, votes))
-
-
-def _standard(key: int, like: Tensor) -> Tensor:
-    """Independent standard normal numbers that follow from a key, double."""
-    random = torch.Generator().manual_seed(key)
-    return torch.randn(like.shape, generator=random, dtype=torch.float64).to(like.device)

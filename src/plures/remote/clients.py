@@ -7,18 +7,20 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from plures.entropy import Secret
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import BlockState, Bound, Leaf, Method, Share, View, flatten
 from plures.method.channel import LOSS, OBJECTIVE, VIEWS
 from plures.method.leaf import by_leaf
 from plures.models import Leaves, ModelFactory
+from plures.privacy import Plan
 from plures.remote.bounds import (
     UnableError,
     away,
@@ -55,7 +57,7 @@ from plures.run.execution import Execution
 from plures.run.facts import facts, raw
 from plures.run.fingerprint import of_method, of_task
 from plures.run.origin import Origin
-from plures.run.participation import Participation
+from plures.run.participation import Participation, may_be_empty
 from plures.run.states import states
 from plures.run.training import Training
 from plures.run.uploads import Answer
@@ -74,7 +76,7 @@ class Rules:
     """The server's rules for rounds and uploads.
 
     Attributes:
-        min_clients: fewest valid uploads for a round to count.
+        min_clients: fewest valid uploads for a round to count; of Poisson cohorts that are smaller, all.
         deadline: seconds that a round waits for answers.
         max_norm: largest L2 norm of the difference between an upload and what was sent, over all floating-point
             leaves.
@@ -328,7 +330,8 @@ class Remote:
         if broke is not None:
             reasons = "; ".join(f"{name}: {left[name]}" for name in left if name in self._unable)
             raise BrokenError(run.round, broke, f"most sites cannot work on what it left ({reasons})")
-        if len(valid) < self.rules.min_clients:
+        least = min(self.rules.min_clients, len(clients)) if may_be_empty(run.participation) else self.rules.min_clients
+        if len(valid) < least:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
             raise TooFewError(
                 f"round {run.round + 1}: {len(valid)} of {len(clients)} clients did their work, at least "
@@ -403,6 +406,7 @@ def over_sites(
     seed: int = 0,
     agreed: str = "",
     rules: Rules | None = None,
+    secret: Secret | None = None,
 ) -> Coordinator[Remote]:
     """A coordinator that trains a method over sites.
 
@@ -416,6 +420,8 @@ def over_sites(
         seed: root of all randomness.
         agreed: what else must be the same here and at every site, as text: parameters, versions.
         rules: when a round counts.
+        secret: key of the server's noise and cohorts, and of other random numbers that nobody else may know; needed
+            where the server adds noise.
 
     Raises:
         PluresError: if a client never joined, or reported facts that do not fit the federation.
@@ -427,10 +433,10 @@ def over_sites(
     setting = population(data, reported)
     origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
     insist_on_single(origin.bound)
-    if origin.plan is not None:
+    origin = replace(origin.counting(training), secret=secret)
+    if secret is None and isinstance(origin.plan, Plan) and origin.plan.stage.trust == "server":
         raise PluresError(
-            "dp: every random number of a federation follows from the seed in its agreed file, so any member could "
-            "subtract the noise: differential privacy works in simulations; leave dp out"
+            "dp: the server's noise must not follow from the seed, which every member knows: give a secret"
         )
     run_id = fingerprint(origin.bound, training, federation, seed, agreed)
     clients = Remote(sites, reported, run_id, rules or Rules())

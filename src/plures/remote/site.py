@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from plures.entropy import Entropy
 from plures.errors import PluresError, suggestion
 from plures.evaluate import score
 from plures.federation import Federation
@@ -18,6 +20,7 @@ from plures.method import MEMBERSHIP, BlockState, Leaf, Method, Mine, Phase, See
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.metrics import Metric
 from plures.models import ModelFactory
+from plures.privacy import trusts_nobody
 from plures.remote.bounds import distance, key, labelled, received, size
 from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_single
 from plures.remote.ledger import Ledger
@@ -38,7 +41,7 @@ from plures.remote.message import (
 )
 from plures.remote.sites import population
 from plures.remote.state import LostError, RefusedError, ToldError, Versions, forget, has_left
-from plures.run import Run, Training
+from plures.run import Participation, Run, Training
 from plures.run.uploads import decoded
 
 log = logging.getLogger(__name__)
@@ -65,7 +68,8 @@ class Allowed:
         threads: processor threads that it may use.
         max_epochs: most passes over its data in one phase of a visit; ``None`` for any.
         max_steps: most gradient steps in a visit; ``None`` for any.
-        metrics: numbers that it reports about its examples: metrics of the task, :data:`TRAINING`; ``None`` for all.
+        metrics: numbers that it reports about its examples: metrics of the task, :data:`TRAINING`; ``None`` for all, or
+            for none if the method trusts nobody (local differential privacy, DP-SGD), because they get no noise.
         digits: significant digits of these numbers.
         least: fewest examples for which such a number is reported.
         versions: how many of the newest versions of its personal state it keeps, whatever an order says.
@@ -95,6 +99,10 @@ class Allowed:
         if odd := [name for name in self.metrics or () if name not in known]:
             raise PluresError(f"[allow] metrics: no metric {odd[0]!r}; {suggestion(odd[0], known, 'metrics are')}")
         return tuple(name for name in known if self.metrics is None or name in self.metrics) if enough else ()
+
+    def towards(self, method: Method) -> Allowed:
+        """The same; if a method trusts nobody, only numbers that ``metrics`` names are reported."""
+        return replace(self, metrics=()) if self.metrics is None and trusts_nobody(method) else self
 
     def rounded(self, value: float) -> float:
         """A number rounded for reporting."""
@@ -138,6 +146,9 @@ class Site:
         tells: facts that the federation's members report.
         publish: stores a finished model.
         max_norm: largest L2 norm of its update; the server refuses a longer one.
+        participation: who takes part in each round, as agreed; default: everybody.
+        entropy: random bytes for the noise that the site adds and for what DP-SGD draws, which nobody else knows. They
+            are never stored: a repeated order gets the stored answer.
 
     Raises:
         PluresError: if ``data`` does not hold exactly this client, or does not fit the federation.
@@ -159,6 +170,8 @@ class Site:
         tells: Sequence[str] = ("examples",),
         publish: Publish | None = None,
         max_norm: float = Rules.max_norm,
+        participation: Participation | None = None,
+        entropy: Entropy = os.urandom,
     ) -> None:
         if data.clients != (client,):
             raise PluresError(f"the site of client {client!r} holds data of {', '.join(data.clients)}: give it its own")
@@ -171,7 +184,8 @@ class Site:
         self.model, self.method, self.training, self.seed = model, method, training, seed
         self.agreed = agreed
         self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
-        self.max_norm = max_norm
+        self.max_norm, self.participation, self.entropy = max_norm, participation, entropy
+        self.allowed = self.allowed.towards(method)
         self.allowed.measures(data.metrics, 0)
         self._built: tuple[list[ClientFacts], Run, str] | None = None
 
@@ -303,8 +317,10 @@ class Site:
             self.model,
             self.method,
             self.training,
+            participation=self.participation,
             seed=self.seed,
             execution=ONE_CLIENT,
+            entropy=self.entropy,
             population=population(self.federation, reported),
         )
         insist_on_single(run.bound)

@@ -22,7 +22,7 @@ FORMAT = 1
 LEFT, PUBLISHED = "left", "published"
 OURS = re.compile(
     r"(?:state-\d+|answer-[^/]+|state|checkpoint(?:\.copy|\.before)?)\.safetensors|(?:ledger|result)\.json|lock"
-    r"|log\.jsonl(?:\.\d+)?|metrics\.prom|published/(?:model\.safetensors|card\.(?:json|md))"
+    r"|secret|log\.jsonl(?:\.\d+)?|metrics\.prom|published/(?:model\.safetensors|card\.(?:json|md))"
 )
 """Files that plures writes to the folder of a site or of a coordinator. No other file there is ever deleted."""
 HALF = re.compile(r"\.(.+)\.\d+\.tmp")

@@ -55,8 +55,7 @@ class Flame(Robust):
         counts = admitted(changes, self.cosine)
         value = arrived.old + (scale * (uploads - arrived.old))[counts].mean(0)
         if self.noise:
-            random = torch.Generator().manual_seed(arrived.cohort.key("noise"))
-            value = value + self.noise * bound * torch.randn(len(value), generator=random, dtype=value.dtype).to(value)
+            value = value + self.noise * bound * arrived.cohort.normal("noise", len(value)).to(value)
         return value, {COUNTS: counts}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.content import by_content
+from plures.entropy import Entropy
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, Block, BlockState, Bound, Cohort, Leaf, Look, Probe, Setting, Share, View
@@ -402,7 +403,8 @@ class Coordinator(Generic[C]):
         """Combine the work of a round; the coordinator is not changed yet."""
         server, clients = dict(work.server), work.clients
         who = torch.tensor(clients, dtype=torch.int64)
-        cohort = Cohort(self.round, who, self.setting, self.participated, self.draw, self.key)
+        hidden = None if self.origin.secret is None else self.hidden
+        cohort = Cohort(self.round, who, self.setting, self.participated, self.draw, self.key, hidden=hidden)
         uploads = Uploads(self.bound, server, clients, self.examples(clients))
         losses, objectives, kept = [], [], []
         for answer, stays in work.answers:
@@ -442,9 +444,16 @@ class Coordinator(Generic[C]):
         return torch.from_numpy(unit(self.seed, self.round, name_key(f"server {name}"), places))
 
     def key(self, name: str, round: int | None = None) -> int:
-        """A random key of this round, or of another one."""
+        """A random key of this round, or of another one; in a federation of sites a secret of the server."""
         number = self.round if round is None else round
+        if self.origin.secret is not None:
+            return self.origin.secret.number("key", name, number)
         return int(fold(self.seed, number, name_key(f"server key {name}"))) >> 1
+
+    def hidden(self, name: str, round: int) -> Entropy:
+        """Random bytes of a round that only the server knows."""
+        assert self.origin.secret is not None
+        return self.origin.secret.of("hidden", name, round)
 
     def spent(self) -> Spent | None:
         """What this run's rounds so far have spent of differential privacy; ``None`` if its method has none."""

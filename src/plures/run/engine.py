@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plures.entropy import Entropy
 from plures.errors import PluresError
 from plures.federation import Federation, SplitName
 from plures.federation.inputs import Inputs, lead
@@ -52,6 +53,7 @@ class Engine:
         execution: backend and compilation, already chosen (no ``auto``).
         seed: root of all randomness.
         machine: measurements of the machine, and compiled steps.
+        entropy: secret random bytes of the only client, at a site, which trains by itself in a plain loop.
     """
 
     def __init__(
@@ -62,8 +64,11 @@ class Engine:
         execution: Execution,
         seed: int,
         machine: Machine | None = None,
+        entropy: Entropy | None = None,
     ) -> None:
-        self.machine = machine or Machine()
+        if entropy is not None and (execution.backend != "loop" or len(federation) > 1):
+            raise PluresError("secret entropy belongs to one client, which trains by itself: backend='loop'")
+        self.machine, self.entropy = machine or Machine(), entropy
         self.bound, self.federation, self.training, self.execution = bound, federation, training, execution
         self.seed = seed
         self.problem = Problem(bound.network, federation.task)
@@ -83,7 +88,7 @@ class Engine:
         """An engine for another thread: it does the same with a copy of the network, and records steps of its own."""
         bound = copy.copy(self.bound)
         bound.network, bound.verdicts = copy.deepcopy(bound.network), {}
-        return Engine(bound, self.federation, self.training, self.execution, self.seed, self.machine)
+        return Engine(bound, self.federation, self.training, self.execution, self.seed, self.machine, self.entropy)
 
     def visit(
         self,
@@ -205,7 +210,7 @@ class Engine:
 
     def _resolve(self, phase: Phase) -> Steps:
         if self.execution.backend == "loop":
-            return OneByOne(phase, self.bound, self.federation, self.training)
+            return OneByOne(phase, self.bound, self.federation, self.training, self.entropy)
         chunk, kind = self.execution.chunk, self.federation.inputs.device.type
         assert isinstance(chunk, int)
         if self.execution.capture is True and self._recorder is None:

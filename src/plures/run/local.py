@@ -111,7 +111,7 @@ class Local:
         sent = {BUFFERS: buffers, WEIGHTS: weights, VIEWS: views, LOSS: {"": loss}, OBJECTIVE: {"": objective}}
         if bound.line.stages:
             summed = self._summed(run, clients) if bound.line.summed else None
-            sending = Sending(self._keys(clients, run.round, WIRE), old, summed)
+            sending = Sending(self._keys(clients, run.round, WIRE), old, summed, self.engine.entropy)
             change = {k: t - old[k] for k, t in new.items()}
             new, remembered = bound.line.encode(change, x.get(WIRE, {}), sending)
             x[WIRE] = remembered

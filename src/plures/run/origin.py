@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -9,14 +10,16 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
+from plures.entropy import Secret
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import Block, BlockState, Bound, Method, Setting
 from plures.models import Leaves, Marked, ModelFactory, Network, nested
-from plures.privacy import ExamplesPlan, Plan, settled
+from plures.privacy import ExamplesPlan, Plan, examples_plan, settled
 from plures.run.participation import Full, Joint, Participation, asked, drawn, may_be_empty
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import check_loss, failure
+from plures.run.training import Training
 
 Build = Callable[[int], Network]
 """``build(seed)``: the network that the method works on, with the initial values of that seed."""
@@ -38,6 +41,8 @@ class Origin:
         other: initial leaves of the further models that some methods start, by number from 1.
         plan: differential privacy of the run; ``None`` without.
         method: the method as it was given, before the plan settled what it says of weights and noise.
+        secret: key of the server's random numbers in a federation of sites; ``None`` in a simulation, where they
+            follow from the seed.
     """
 
     bound: Bound
@@ -47,6 +52,7 @@ class Origin:
     other: Callable[[int], dict[str, Leaves]]
     plan: Plan | ExamplesPlan | None
     method: Method
+    secret: Secret | None = None
 
     @classmethod
     def of(
@@ -98,9 +104,23 @@ class Origin:
             plan.check(bound)
         return cls(bound.local() if local else bound, setting, rule, seed, other, plan, given)
 
+    def counting(self, training: Training) -> Origin:
+        """The same, with the plan of steps that are private for single examples, if the method has such steps."""
+
+        def visits(rounds: int) -> int:
+            return max(Counter(client for round in range(rounds) for client in self.cohort(round)).values(), default=0)
+
+        found = examples_plan(self.bound, training.batch_size, training.steps, visits)
+        if found is not None and self.plan is not None:
+            raise PluresError("dp_sgd beside dp: two kinds of privacy are not accounted for together; leave one out")
+        return self if found is None else replace(self, plan=found)
+
     def cohort(self, round: int) -> list[int]:
-        """Positions of the clients of a round, in increasing order."""
-        chosen = self.participation.cohort(self.setting, self.seed, round)
+        """Positions of the clients of a round, in increasing order.
+
+        They are a secret of the server if a plan of privacy counts on that, and follow from the seed otherwise.
+        """
+        chosen = self.participation.cohort(self.setting, self._seed(round), round)
         what = f"participation {type(self.participation).__name__}, round {round + 1}"
         if not chosen and not may_be_empty(self.participation):
             raise PluresError(f"{what}: nobody takes part; choose at least one client for each round")
@@ -112,7 +132,13 @@ class Origin:
 
     def asked(self, round: int) -> list[int]:
         """The cohort of a round and those that simulated drop-outs keep away, in increasing order."""
-        return asked(self.participation, self.setting, self.seed, round)
+        return asked(self.participation, self.setting, self._seed(round), round)
+
+    def _seed(self, round: int) -> int:
+        """What the cohort of a round follows from."""
+        if self.secret is not None and isinstance(self.plan, Plan) and self.plan.amplified:
+            return self.secret.number("cohort", round)
+        return self.seed
 
     @property
     def size(self) -> int:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
 from plures.brief import brief
+from plures.entropy import Entropy
 from plures.errors import PluresError
 from plures.federation import Federation
 from plures.method import BlockState, Known, Method, Setting
 from plures.models import ModelFactory
-from plures.privacy import ExamplesPlan, examples_plan
 from plures.run.choose import choose
 from plures.run.coordinator import Threatening, Work
 from plures.run.deployed import Deployed
@@ -49,6 +48,8 @@ class Run(Deployed):
         population: facts about all clients, if the federation holds only some of them, as at a site.
         machine: measurements and compiled steps to share with other runs of this process.
         threat: hostile clients (:class:`plures.threat.Threat`); ``None`` for none.
+        entropy: random bytes that nobody else knows, for the noise of a site's only client; default: noise follows from
+            the seed, as it does in a simulation.
 
     Attributes:
         execution: the settled execution.
@@ -76,13 +77,14 @@ class Run(Deployed):
         population: Setting | None = None,
         machine: Machine | None = None,
         threat: Threatening | None = None,
+        entropy: Entropy | None = None,
     ) -> None:
         wanted, training = execution or Execution(), training or Training()
         data = (federation if threat is None else threat.poisoned(federation)).to(wanted.torch_device, wanted.dtype)
         check_examples(data)
         setting, local = Setting.of(data, population), population is not None
         origin = Origin.of(method, model, population or setting, data, wanted.dtype, participation, seed, local=local)
-        origin = replace(origin, plan=of_examples(origin, training) or origin.plan)
+        origin = origin.counting(training)
         if not local:
             rehearse(origin.bound, data, training, wanted, seed, setting)
         size = -(-(len(data) if local else origin.size) // wanted.processes)
@@ -91,7 +93,7 @@ class Run(Deployed):
         if not local:
             bound, seen, wanted = with_features(bound, data, training, wanted, seed, setting, origin.size)
         settled = choose(bound, seen, training, wanted, seed, size, machine)
-        engine = Engine(bound, seen, training, settled, seed, machine)
+        engine = Engine(bound, seen, training, settled, seed, machine, entropy)
         clients = (Pool if settled.processes > 1 else Local)(engine)
         super().__init__(origin, clients, data, setting, training, settled)
         if threat is not None:
@@ -195,18 +197,6 @@ class _Served:
     round: int
     guests: list[Run]
     places: Tensor
-
-
-def of_examples(origin: Origin, training: Training) -> ExamplesPlan | None:
-    """The plan of a run whose steps are private for single examples; ``None`` for others."""
-
-    def visits(rounds: int) -> int:
-        return max(Counter(client for round in range(rounds) for client in origin.cohort(round)).values(), default=0)
-
-    found = examples_plan(origin.bound.method, training.batch_size, training.steps, visits)
-    if found is not None and origin.plan is not None:
-        raise PluresError("dp_sgd beside dp: two kinds of privacy are not accounted for together; leave one out")
-    return found
 
 
 def check_examples(federation: Federation) -> None:

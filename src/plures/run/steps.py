@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.augment import Mixture
+from plures.entropy import Entropy
 from plures.errors import PluresError
 from plures.federation import Federation, Mapped
 from plures.federation.inputs import Inputs, lead, parts
@@ -66,11 +67,14 @@ class Steps:
         bound: the method, resolved against its network.
         federation: the data, on the device.
         training: local work.
+        entropy: secret random bytes of the client, at a site.
     """
 
-    def __init__(self, phase: Phase, bound: Bound, federation: Federation, training: Training) -> None:
+    def __init__(
+        self, phase: Phase, bound: Bound, federation: Federation, training: Training, entropy: Entropy | None = None
+    ) -> None:
         self.phase, self.network, self.federation = phase, bound.network, federation
-        self.problem, self.dtype = Problem(bound.network, federation.task), bound.network.dtype
+        self.problem, self.dtype = Problem(bound.network, federation.task, entropy=entropy), bound.network.dtype
         self.verdicts = bound.verdicts
         self.optimizer, self.clip = phase.optimizer or training.optimizer, training.clip
         if not getattr(self.optimizer, "decoupled", False):

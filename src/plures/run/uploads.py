@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plures.brief import brief
+from plures.entropy import uniform
 from plures.method import (
     Arrived,
     Block,
@@ -259,8 +260,10 @@ class Gathered:
     def combined(self, cohort: Cohort, memory: Leaves, joint: Tensor) -> tuple[BlockState, Leaves]:
         """What the server keeps after the round, and what its step remembers."""
         clients, share = cohort.clients.tolist(), self.block.share
-        key = cohort.key
-        cohort = replace(cohort, key=lambda name, *round: key(f"{self.block.name}: {name}", *round))
+        key, hidden, prefix = cohort.key, cohort.hidden, f"{self.block.name}: "
+        cohort = replace(cohort, key=lambda name, *round: key(prefix + name, *round))
+        if hidden is not None:
+            cohort = replace(cohort, hidden=lambda name, round: hidden(prefix + name, round))
         weights: Tensor | Leaves = self._weights(clients)
         remembered = {k: t[self.touched.to(t.device)] for k, t in memory.items()}
         if self.mean is not None:
@@ -327,6 +330,8 @@ class Gathered:
         old = {k: self.old[k] for k in self.parameters}
         flat = flatten(old)
         own = {k.removeprefix(REDUCER): t for k, t in memory.items() if k.startswith(REDUCER)}
+        if (hidden := cohort.hidden) is not None:
+            cohort = replace(cohort, draw=lambda name, count: uniform(hidden(f"draw {name}", cohort.round), count))
 
         def arrived(row: int) -> Arrived:
             here = index == row

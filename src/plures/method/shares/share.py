@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.content import by_content
+from plures.entropy import Entropy, normal, normal_of
 from plures.errors import PluresError
 from plures.method.setting import Setting
 from plures.method.tree import fixed, parameters
@@ -67,6 +68,8 @@ class Cohort:
             running statistics; only for shares that must see individual uploads.
         sent: what everybody received in this round of leaves that are common to all, by ``slot/path``, ``(1, ...)``.
         received: ``(models, d)`` what was sent out of each row in use, in increasing order of rows, as such vectors.
+        hidden: random bytes that only the server knows, by name and round: ``hidden(name, round)``; ``None`` in a
+            simulation, where everything follows from the keys.
     """
 
     round: int
@@ -80,6 +83,22 @@ class Cohort:
     changes: Tensor | None = None
     received: Tensor | None = None
     sent: Leaves = field(default_factory=dict)
+    hidden: Callable[[str, int], Entropy] | None = None
+
+    def normal(self, name: str, *shape: int, round: int | None = None) -> Tensor:
+        """Standard normal numbers that nobody but the server knows, double, the same ones whenever they are asked for.
+
+        In a simulation they follow from :attr:`key`.
+
+        Args:
+            name: what they are for.
+            shape: of the result.
+            round: in whose place they are; default: this one.
+        """
+        number = self.round if round is None else round
+        if self.hidden is not None:
+            return normal(self.hidden(name, number), *shape)
+        return normal_of(self.key(name, number), *shape)
 
     @property
     def uploads(self) -> Tensor:
