@@ -34,7 +34,7 @@ MAY = {
     "track": "metrics tasks run evaluate",
     "study": "metrics tasks federation models methods run evaluate tables",
     "serving": "metrics tasks federation models method run evaluate tables",
-    "report": "metrics tasks federation models method methods run evaluate",
+    "report": "metrics tasks federation models method methods run evaluate audit",
     "remote": "metrics tasks federation models method privacy run evaluate",
     "deploy": "metrics tasks federation models method privacy run evaluate tables track serving remote",
     "cases": "metrics tasks federation models method methods run evaluate report",

@@ -17,7 +17,7 @@ from plures.codecs import SecureSum
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
 from plures.federation import Federation, Split
-from plures.method import SGD, Method
+from plures.method import SGD, Method, Personal, Shared, paths
 from plures.methods import fedavg, local
 from plures.run import Execution, Full, Run, Training
 from plures.tasks import Classification
@@ -95,6 +95,20 @@ def test_the_server_computes_an_example_and_everybody_else_does_not():
     assert found["everybody", "ratio"].error > 0.1
     assert found["server", "matching"].error < found["server", "matching"].control
     assert run.round == 0
+
+
+def test_personal_leaves_are_seen_by_nobody():
+    """Nobody divides the changes of a layer that stays at home."""
+    assert inversion(begun(local(), rows(2)), "b", steps=1) == []
+
+    def network() -> nn.Module:
+        layers = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+        return nn.Sequential(layers)
+
+    training = Training(1, None, steps=1, optimizer=SGD(0.5))
+    kept = Method(layout={paths("0.0.weight", "0.0.bias"): Personal(), "model": Shared()})
+    run = Run(rows(2), network, kept, training, execution=EXACT)
+    assert {one.attack for one in inversion(run, "b", steps=1)} == {"matching", "dlg"}
 
 
 def test_matching_finds_the_example_without_a_layer_that_reads_inputs():
@@ -177,5 +191,64 @@ def test_the_command_writes_what_it_found(says, tmp_path):
     assert "Inversion of the first round: the server computes an example of 1 of 1 clients" in told
     found = Audit.model_validate_json((out / "audit.json").read_text())
     assert (found.title, list(found.membership)) == ("ditto", ["va"])
+    assert (out / "audit.html").read_text().count("<tr>") == 4
     status, told = says("audit", out, "--client", "v")
     assert (status, "error: --client: no client 'v'" in told) == (2, True)
+    for given, why in (
+        (("--canaries", 7), "--canaries 7: give a multiple of 4, and at least 20"),
+        (("--canaries", 40), "no run here has differential privacy"),
+        (("--method", "ditto"), "--method chooses among the methods of a comparison"),
+    ):
+        status, told = says("audit", out, *given)
+        assert (status, why in told) == (2, True)
+
+
+def test_the_report_of_a_comparison_shows_audits_that_were_made_later_and_keeps_them(says, tmp_path):
+    out, dp = tmp_path / "compared", "fedavg+dp(clip=0.3,noise=2,delta=0.01)"
+    work = ("--rounds", 2, "--seeds", 1, "--tune-rounds", 0, "--lr", 0.1, "--participation", "poisson")
+    compared = ("compare", "heart", "--method", dp, *work, "--fraction", 0.9, "--device", "cpu", "--out", out)
+    assert says(*compared, "--quiet")[0] == 0
+    assert 'id="audit"' not in (out / "report.html").read_text()
+    status, told = says("audit", out, "--method", dp, "--method", "local", "--canaries", 40, "--client", "va")
+    assert (status, "the report shows it, too" in told) == (0, True)
+    page = (out / "report.html").read_text()
+    section = page[page.index('<section id="audit"') :]
+    section = section[: section.index("</section>")]
+    kept = Audit.model_validate_json((out / "runs" / "local-seed0" / "audit.json").read_text())
+    assert f"{100 * kept.membership['va']['personal'].auc:.0f} %" in section
+    assert section.count("<details") == 2
+    for words in ("unprotected", "by the accountant", "Local only"):
+        assert words in section
+    assert says(*compared, "--quiet")[0] == 0  # rendered again by the comparison that finds all its runs done
+    assert 'id="audit"' in (out / "report.html").read_text()
+    (out / "runs" / "local-seed0" / "audit.json").write_text("{}")
+    status, told = says(*compared, "--quiet")
+    assert (status, "audit.json is not an audit" in " ".join(told.split())) == (2, True)
+
+
+def test_a_picture_is_found_by_its_gradient_and_not_behind_a_stage():
+    """DLG and the cosine with total variation on one picture; with one bit of every entry neither finds it."""
+    y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    spots = [(3.0, 4.0), (8.0, 8.0), (5.0, 2.0), (9.0, 3.0)]
+    pictures = torch.stack([torch.exp(-((y - a) ** 2 + (x - b) ** 2) / 8) for a, b in spots])[:, None].double()
+    train, rest = (Split.of([torch.tensor([i]) for i in side]) for side in ((0, 1), (2, 3)))
+    splits = {"train": train, "validation": rest, "test": rest}
+    federation = Federation(
+        "spots", Classification(("no", "yes")), pictures, torch.tensor([0, 1, 0, 1]), ("a", "b"), splits
+    )
+
+    def network() -> nn.Module:
+        body = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten()]
+        return nn.Sequential(*body, nn.Linear(8 * 144, 2)).double()
+
+    def best(name: str, attack: str) -> float:
+        training = Training(1, None, steps=1, optimizer=SGD(0.1))
+        run = Run(federation, network, find_method(name)(), training, execution=EXACT)
+        found = {one.attack: one for one in inversion(run, "b", steps=200) if one.seen == "server"}
+        psnr = found[attack].psnr
+        assert psnr is not None
+        return psnr
+
+    assert best("fedavg", "dlg") > 40
+    assert best("fedavg", "matching") > 20
+    assert max(best("fedavg+sign", attack) for attack in ("dlg", "matching")) < 20

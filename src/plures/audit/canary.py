@@ -17,6 +17,8 @@ from plures.tasks import Regression
 
 SURE = 0.95
 """Confidence in each of the two rates from which a bound follows."""
+FEWEST = 20
+"""Fewest clients among whom canaries are planted."""
 FAR = 1e6
 """What canaries learn, far beyond any clip."""
 
@@ -85,8 +87,8 @@ def canaries(method: Method, participation: Participation, rounds: int, number: 
         number: clients, canaries or not; a multiple of 4, and at least 20. A thousand show at most epsilon 5.1.
         seed: root of all randomness.
     """
-    if number < 20 or number % 4:
-        raise PluresError(f"number={number}: give a multiple of 4, and at least 20")
+    if number < FEWEST or number % 4:
+        raise PluresError(f"number={number}: give a multiple of 4, and at least {FEWEST}")
     run = Run(
         planted_in(number),
         lambda: planted_network(number),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.federation.inputs import Inputs
 from plures.federation.mapped import Mapped
+from plures.method import Phase
 from plures.method.channel import UPDATE
 from plures.models import Leaves
 from plures.run import Run
 from plures.run.states import states
 from plures.run.uploads import decoded
+from plures.tasks import Classification
 
 Seen = Literal["server", "everybody"]
 TINY = 1e-12
@@ -28,7 +30,8 @@ class Inverted(BaseModel):
     """The best that an attacker computed of one client.
 
     Attributes:
-        attack: ``ratio``: one division (:func:`ratio`); ``matching``: optimised inputs (:func:`matched`).
+        attack: ``ratio``: one division (:func:`ratio`); ``matching``: inputs whose gradient has the same direction
+            (:func:`matched`); ``dlg``: inputs and labels whose gradient is the same (:func:`leaked`).
         seen: by whom: the ``server``, which reads the upload; or ``everybody``, who reads the model after the round.
         error: distance of the nearest reconstruction to the nearest of the client's training examples, as a share of
             that example's length: 0 is the example itself.
@@ -40,6 +43,7 @@ class Inverted(BaseModel):
     seen: Seen
     error: float
     control: float
+    psnr: float | None = None
 
 
 def ratio(weight: Tensor, bias: Tensor) -> Tensor:
@@ -82,27 +86,94 @@ def matched(run: Run, client: int, change: Leaves, examples: int, steps: int = 2
     Returns:
         ``(examples, *features)``.
     """
-    network, federation = run.bound.network, run.federation
-    held = {path: t[0].detach() for path, t in states(run, [client])["model"].items()}
-    rows = federation.splits["train"][client][:examples]
-    targets = federation.targets[rows]
-    wanted = {path: -t for path, t in change.items() if path in held and held[path].is_floating_point()}
-    values = {path: held[path].clone().requires_grad_() for path in wanted}
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn((len(rows), *federation.features), generator=random).to(run.execution.dtype).requires_grad_()
+    aim, losses = _Aim(run, client, change, examples, seed), run.federation.task.losses
+    x, norm = aim.x, aim.norm
     optimiser = torch.optim.Adam([x], lr=0.1)
-    norm = math.sqrt(sum(float(t.square().sum()) for t in wanted.values())) + TINY
     for _ in range(steps):
-        outputs = network({**held, **values}, x, train=False)[0]
-        loss = federation.task.losses(outputs, targets).mean()
-        found = torch.autograd.grad(loss, list(values.values()), create_graph=True)
-        inner = sum((g * wanted[path]).sum() for path, g in zip(values, found, strict=True))
-        length = sum(g.square().sum() for g in found) + TINY
+        found = aim.gradients(lambda outputs: losses(outputs, aim.targets).mean())
+        inner = sum((g * aim.wanted[path]).sum() for path, g in found.items())
+        length = sum(g.square().sum() for g in found.values()) + TINY
         objective = 1 - inner / (torch.as_tensor(length).sqrt() * norm) + 1e-4 * variation(x)
         (slope,) = torch.autograd.grad(torch.as_tensor(objective), x)
         x.grad = slope.sign()
         optimiser.step()
     return x.detach()
+
+
+def leaked(run: Run, client: int, change: Leaves, examples: int, steps: int = 100, seed: int = 0) -> Tensor:
+    """Inputs and labels whose gradient is the change's: squared distance, by L-BFGS (DLG, Zhu et al. 2019).
+
+    The change is divided by the learning rate times the number of steps, which the server knows. Labels of classes are
+    found with the inputs; other targets are those of the client.
+
+    Args:
+        run: the run before the round.
+        client: position of the client.
+        change: of the model's parameters, by path.
+        examples: how many inputs to look for.
+        steps: of the optimiser.
+        seed: of the first inputs and labels.
+
+    Returns:
+        ``(examples, *features)``.
+    """
+    aim, task, path = _Aim(run, client, change, examples, seed), run.federation.task, travelled(run, client)
+    found, loss = [aim.x], lambda outputs: task.losses(outputs, aim.targets).mean()
+    if isinstance(task, Classification):
+        labels = torch.randn((len(aim.x), task.outputs), generator=aim.random).to(aim.x.dtype).requires_grad_()
+        found.append(labels)
+
+        def loss(outputs: Tensor) -> Tensor:
+            return -(labels.softmax(1) * outputs.log_softmax(1)).sum(1).mean()
+
+    optimiser = torch.optim.LBFGS(found, max_iter=steps, history_size=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        made = aim.gradients(loss)
+        objective = torch.stack([(g - aim.wanted[k] / path).square().sum() for k, g in made.items()]).sum()
+        for one, slope in zip(found, torch.autograd.grad(objective, found), strict=True):
+            one.grad = slope
+        return objective
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return aim.x.detach()
+
+
+class _Aim:
+    """What both attacks start from: the model before the round, and the gradient that inputs should have."""
+
+    def __init__(self, run: Run, client: int, change: Leaves, examples: int, seed: int) -> None:
+        federation, dtype = run.federation, torch.float64
+        held = {path: t[0].detach() for path, t in states(run, [client])["model"].items()}
+        self.network = run.bound.network
+        self.held = {path: t.to(dtype) if t.is_floating_point() else t for path, t in held.items()}
+        self.wanted = {k: -t.to(dtype) for k, t in change.items() if k in held and held[k].is_floating_point()}
+        self.values = {path: self.held[path].clone().requires_grad_() for path in self.wanted}
+        rows = federation.splits["train"][client][:examples]
+        targets = federation.targets[rows]
+        self.targets = targets.to(dtype) if targets.is_floating_point() else targets
+        self.random = torch.Generator().manual_seed(seed)
+        x = torch.randn((len(rows), *federation.features), generator=self.random)
+        self.x = x.to(dtype).requires_grad_()
+        self.norm = math.sqrt(sum(float(t.square().sum()) for t in self.wanted.values())) + TINY
+
+    def gradients(self, loss: Callable[[Tensor], Tensor]) -> Leaves:
+        """The gradient of the model's loss of the inputs, by path, to be differentiated again."""
+        outputs = self.network({**self.held, **self.values}, self.x, train=False)[0]
+        found = torch.autograd.grad(loss(outputs), list(self.values.values()), create_graph=True)
+        return dict(zip(self.values, found, strict=True))
+
+
+def travelled(run: Run, client: int) -> float:
+    """How far a client goes in a visit: the learning rate times the steps of the first phase that trains."""
+    work = run.training
+    phase = next((item for item in run.method.schedule if isinstance(item, Phase) and item.targets), Phase())
+    lr = work.optimizer.lr if phase.lr is None else phase.lr
+    if isinstance(phase.steps, int) or (phase.epochs is None and work.steps is not None):
+        return lr * max(1, phase.steps if isinstance(phase.steps, int) else work.steps or 1)
+    size = int(run.federation.splits["train"].sizes[client])
+    epochs = (work.epochs or 1) if phase.epochs is None else phase.epochs
+    return lr * max(1, math.ceil(epochs * math.ceil(size / (work.batch_size or max(1, size)))))
 
 
 def variation(x: Tensor) -> Tensor:
@@ -121,13 +192,13 @@ def inversion(run: Run, client: str, *, examples: int = 1, steps: int = 200, see
     Args:
         run: the run, before a round in which the client takes part.
         client: the client's name.
-        examples: how many inputs :func:`matched` looks for.
-        steps: of its optimiser.
-        seed: of its first inputs.
+        examples: how many inputs :func:`matched` and :func:`leaked` look for.
+        steps: of the optimiser of the first; the second makes half as many.
+        seed: of their first inputs.
 
     Returns:
-        For the server and for everybody, both attacks where they apply: ``ratio`` needs a linear layer with a bias that
-        reads the inputs.
+        For the server and for everybody, all attacks that apply: ``ratio`` needs a linear layer with a bias that reads
+        the inputs.
 
     Raises:
         PluresError: if the client does not take part in the round, or inputs are not one tensor in memory.
@@ -144,28 +215,35 @@ def inversion(run: Run, client: str, *, examples: int = 1, steps: int = 200, see
         if layer is not None:
             tries["ratio"] = ratio(*layer)
         tries["matching"] = matched(run, place, change, examples, steps, seed)
+        tries["dlg"] = leaked(run, place, change, examples, max(1, steps // 2), seed)
         for attack, made in tries.items():
             own, others = nearest(run, place, made.flatten(1))
-            found.append(Inverted(attack=attack, seen=seen, error=own, control=others))
+            found.append(Inverted(attack=attack, seen=seen, error=own, control=others, psnr=peak(run, place, made)))
     return found
 
 
 def views(run: Run, place: int, cohort: list[int]) -> dict[Seen, Leaves]:
-    """The change of the model that a client's upload stands for, and that which the round makes of all of them."""
+    """The change of the model that a client's upload stands for, and that which the round makes of all of them.
+
+    Only leaves that travel are seen; empty where none of the model does.
+    """
     server = run.choose(cohort)
+    going = [leaf for block in run.bound.blocks for leaf in run.bound.travelling(block)]
+    seen = {leaf.path for leaf in going if leaf.slot == "model"}
+    if not seen:
+        return {}
     before = {path: t[0] for path, t in states(run, [place], server)["model"].items()}
     there: dict[Seen, Leaves] = {}
     if not run.bound.line.summed:
         for answer, _ in run.clients.work(run, [place], server).answers:
             held = states(run, [place], server)
-            going = [leaf for block in run.bound.blocks for leaf in run.bound.travelling(block)]
             old = {str(leaf): held[leaf.slot][leaf.path] for leaf in going}
             new = decoded(run.bound, {UPDATE: answer.sent[UPDATE]}, old)
             there["server"] = model_part({k: (new[k] - old[k])[0] for k in new})
     ahead = copy.deepcopy(run)
     ahead.step()
     after = {path: t[0] for path, t in states(ahead, [place])["model"].items()}
-    there["everybody"] = {path: after[path] - t for path, t in before.items()}
+    there["everybody"] = {path: after[path] - t for path, t in before.items() if path in seen}
     return there
 
 
@@ -199,3 +277,14 @@ def nearest(run: Run, place: int, made: Tensor) -> tuple[float, float]:
         relative = torch.cdist(made.double(), x) / x.norm(dim=1).clamp(min=TINY)
         distances.append(float(relative.min()) if len(rows) else math.inf)
     return distances[0], distances[1]
+
+
+def peak(run: Run, place: int, made: Tensor) -> float | None:
+    """Peak signal-to-noise ratio of the best of reconstructed pictures, in dB; ``None`` for other inputs."""
+    if len(run.federation.features) != 3 or not len(made):
+        return None
+    assert isinstance(run.federation.inputs, Tensor), "looked at before"
+    own = run.federation.inputs[run.federation.splits["train"][place]].flatten(1).double()
+    error = float(torch.cdist(made.flatten(1).double(), own).square().min() / own.shape[1])
+    span = float(run.federation.inputs.max() - run.federation.inputs.min())
+    return 10 * math.log10(max(span, TINY) ** 2 / max(error, TINY))

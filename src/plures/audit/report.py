@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from plures.audit.canary import Canaries, canaries
-from plures.audit.inversion import Inverted, inversion
+from plures.audit.inversion import Inverted, Seen, inversion
 from plures.audit.membership import Membership, membership
 from plures.audit.shadow import shadowed
 from plures.errors import PluresError
@@ -28,6 +28,7 @@ class Audit(BaseModel):
         shadows: number of shadow models; 0 for none.
         shadowed: by client, with shadow models.
         inversion: by client, what is computed from the first round's messages.
+        unprotected: the same if uploads did not pass the method's stages; empty for a method without any.
         untried: why there is no inversion.
         canaries: of a run with differential privacy.
     """
@@ -37,8 +38,21 @@ class Audit(BaseModel):
     shadows: int = 0
     shadowed: dict[str, Membership] = {}
     inversion: dict[str, list[Inverted]] = {}
+    unprotected: dict[str, list[Inverted]] = {}
     untried: str = ""
     canaries: Canaries | None = None
+
+    def bared(self, seen: Seen, *, protected: bool = True) -> tuple[int, int]:
+        """Of how many clients an example was computed, and how many were tried.
+
+        Args:
+            seen: by whom.
+            protected: with the method's stages on the wire; otherwise without.
+        """
+        attacked = self.inversion if protected else self.unprotected
+        tried = [[one for one in own if one.seen == seen] for own in attacked.values()]
+        found = [any(one.error < min(PASSED, one.control) for one in own) for own in tried if own]
+        return sum(found), len(found)
 
     def summary(self) -> list[str]:
         """What it says, in sentences."""
@@ -60,17 +74,21 @@ class Audit(BaseModel):
                 f"Membership with {self.shadows} shadow models, personal models of runs with half of the examples: "
                 f"{mean:.0%} of pairs."
             )
-        for seen, who in (("server", "The server"), ("everybody", "Everybody")):
-            tried = {c: [one for one in own if one.seen == seen] for c, own in self.inversion.items()}
-            tried = {client: own for client, own in tried.items() if own}
-            bare = [c for c, own in tried.items() if any(o.error < min(PASSED, o.control) for o in own)]
+        views: tuple[tuple[Seen, str], ...] = (("server", "the server"), ("everybody", "everybody"))
+        for seen, who in views:
+            bare, tried = self.bared(seen)
             if tried:
-                least = min(one.error for own in tried.values() for one in own)
+                least = min(one.error for own in self.inversion.values() for one in own if one.seen == seen)
+                without, of = self.bared(seen, protected=False)
                 lines.append(
-                    f"Inversion of the first round: {who.lower()} computes an example of {len(bare)} of {len(tried)} "
-                    f"clients; the nearest reconstruction is {least:.1%} of an example's length away."
+                    f"Inversion of the first round: {who} computes an example of {bare} of {tried} clients; "
+                    f"the nearest reconstruction is {least:.1%} of an example's length away."
+                    + (f" Without the method's stages on the wire it is {without} of {of}." if of else "")
                 )
-        if self.inversion and not any(one.seen == "server" for own in self.inversion.values() for one in own):
+        seers = {one.seen for own in self.inversion.values() for one in own}
+        if self.inversion and not seers:
+            lines.append("No part of the model is sent, so there is nothing to invert.")
+        elif self.inversion and "server" not in seers:
             lines.append("The server reads the sum of all uploads and no single one.")
         if self.untried:
             lines.append(f"Inversion was not tried: {self.untried}.")
@@ -89,6 +107,7 @@ def audited(
     fresh: Run,
     title: str,
     *,
+    bare: Run | None = None,
     clients: Sequence[str] = (),
     make: Callable[[Federation], Run] | None = None,
     shadows: int = 0,
@@ -101,6 +120,7 @@ def audited(
         finished: the run in the state that was chosen.
         fresh: the same run before its first round.
         title: the method.
+        bare: the same run before its first round, without stages on the wire; ``None`` if it has none.
         clients: whom to look at; default: all.
         make: trains a run on other data, for shadow models.
         shadows: number of shadow models; 0 for none.
@@ -117,6 +137,10 @@ def audited(
     cohort = {fresh.federation.clients[i] for i in fresh.cohort(0)}
     try:
         found.inversion = {name: inversion(fresh, name) for name in names if name in cohort}
+        if bare is not None:
+            progress("inversion without stages on the wire")
+            drawn = {bare.federation.clients[i] for i in bare.cohort(0)}
+            found.unprotected = {name: inversion(bare, name) for name in names if name in drawn}
     except PluresError as error:
         found.untried = str(error)
     if shadows:

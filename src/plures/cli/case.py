@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from plures.audit import audits
 from plures.cases import CASES, Case, Part, answer, attend, conduct, story
 from plures.cases.catalogue import find_case
 from plures.cli.common import Quiet, app, console, say
@@ -53,7 +54,8 @@ def case_command(
             learned.append(attend(course, folder, quick=quick))
     text = answer(case, found, learned)
     shown = told_apart(case, found)
-    write_text(folder / "report.html", html_report(shown, case.title, story(case, found, learned)))
+    kept = [audits(folder / part.name, one) for part, one in zip(case.parts, found, strict=True)]
+    write_text(folder / "report.html", html_report(shown, case.title, story(case, found, learned), kept))
     write_text(folder / "answer.txt", text + "\n")
     for comparison in shown:
         console.print(console_table(comparison))

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from plures.audit import audits
 from plures.cli.common import (
     Data,
     Out,
@@ -123,7 +124,7 @@ def compare_command(
         update={"settings": result.settings | {"command": shlex.join(["plures", *sys.argv[1:]])}}
     )
     write_json(out / "results.json", result.model_dump(mode="json"))
-    write_text(out / "report.html", html_report(result))
+    write_text(out / "report.html", html_report(result, audits=[audits(out, result)]))
     console.print(console_table(result))
     console.print(headline(result))
     console.print(f"report: {out / 'report.html'}   results: {out / 'results.json'}, {out / 'clients.csv'}")

@@ -158,7 +158,7 @@ def _means(comparison: Comparison, rows: list[Row], number: Number) -> str:
             values = None if bare is None else bare.per_client(metric.name)
             cells += [_number(number, None if values is None else mean_known(values))]
             cells += [_number(number, None if values is None else _worst(comparison, values))]
-        lines.append(_line(row.title, cells))
+        lines.append(_row(row, against, cells))
     return table(
         "sortable", f"{capital(metric.title)} of honest clients, with and without attack and combination", head, lines
     )
@@ -177,6 +177,13 @@ def _number(number: Number, value: float | None) -> str:
 def _signed(number: Number, value: float) -> str:
     sign = "+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else ""
     return cell(MISSING if known(value) is None else f"{sign}{number(abs(value))}", known(value))
+
+
+def _row(row: Row, against: Against, cells: Sequence[str]) -> str:
+    """The line of a method; the combination, which all of them share, is a note under its name."""
+    name, ending = row.title, f" + {against.combine}"
+    short = name.endswith(ending) and against.combine is not None
+    return _line(name.removesuffix(ending) if short else name, cells, f"+ {against.combine}" if short else "")
 
 
 def _line(name: str, cells: Sequence[str], note: str = "") -> str:
@@ -225,7 +232,7 @@ def _doors(comparison: Comparison, rows: list[Row]) -> str:
         means = [_mean(_opened(run, part)) for part in ("personal", "shared") for run in runs]
         worst = max(_opened(runs[0], "personal").values(), default=None)
         found |= any(value is not None for value in means)
-        lines.append(_line(row.title, [cell(share(value), value) for value in (*means, worst)]))
+        lines.append(_row(row, against, [cell(share(value), value) for value in (*means, worst)]))
     if not found:
         return ""
     about = (
@@ -284,7 +291,7 @@ def _flags(comparison: Comparison, rows: list[Row]) -> str:
         detected, alarms = rates(method, against)
         if detected is None and alarms is None:
             continue
-        lines.append(_line(row.title, [cell(share(detected), detected), cell(share(alarms), alarms)]))
+        lines.append(_row(row, against, [cell(share(detected), detected), cell(share(alarms), alarms)]))
         if some := dict(_left_out(method)):
             people.append(row.title)
             for name, part in some.items():
@@ -327,7 +334,7 @@ def _clusters(comparison: Comparison, rows: list[Row]) -> str:
                     cells = [f'<td class="text">{cluster}</td>']
                     for some in ([n for n in inside if n not in hostile], [n for n in inside if n in hostile]):
                         cells.append(f'<td class="text wide">{escape(", ".join(some[:MOST_LINES])) or MISSING}</td>')
-                    lines.append(_line(row.title, cells))
+                    lines.append(_row(row, against, cells))
     if not lines:
         return ""
     head = heading("method", "", kind="name")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
 
+from plures.audit import Audit
 from plures.errors import PluresError
 from plures.evaluate.results import Comparison, Row
 from plures.report.document import document
@@ -39,7 +40,10 @@ MOST_SHOWN = 5_000
 
 
 def html_report(
-    comparisons: Comparison | Sequence[Comparison], title: str = "Study", story: Story | None = None
+    comparisons: Comparison | Sequence[Comparison],
+    title: str = "Study",
+    story: Story | None = None,
+    audits: Sequence[Mapping[str, Audit]] = (),
 ) -> str:
     """The whole report as the text of one HTML file.
 
@@ -47,6 +51,8 @@ def html_report(
         comparisons: one comparison; or those of a study, which get an overview with ranks to choose them from.
         title: what a study or a use case is called.
         story: of a use case, the question and the answer; they come first, and the comparisons have their names there.
+        audits: for each comparison, those of its methods that were audited, by name
+            (:func:`plures.audit.audits`); none for none.
 
     Examples:
         >>> x = np.array([[-1.0], [1.0]] * 30)
@@ -68,7 +74,8 @@ def html_report(
     several = len(found) > 1
     names = story.names if story else [comparison.federation.name for comparison in found]
     level = "h2" if several or story else "h1"
-    bodies = [body(*parts, level=level) for parts in zip(found, names, shown, rows, drawn, strict=True)]
+    audited = list(audits) or [{}] * len(found)
+    bodies = [body(*parts, level=level) for parts in zip(found, names, shown, rows, drawn, audited, strict=True)]
     head = told(story, title) if story else ""
     if several:
         top = overview(found, rows, title, names, head and head + COMPARISONS)
@@ -99,7 +106,14 @@ def few(comparison: Comparison) -> Comparison:
 
 
 def body(
-    comparison: Comparison, name: str, shown: Comparison, rows: list[Row], drawn: dict[str, Any], *, level: str
+    comparison: Comparison,
+    name: str,
+    shown: Comparison,
+    rows: list[Row],
+    drawn: dict[str, Any],
+    audits: Mapping[str, Audit],
+    *,
+    level: str,
 ) -> str:
     """Everything about one comparison: the answer, the choice of clients, the sections.
 
@@ -109,9 +123,10 @@ def body(
         shown: the same, restricted to the clients that charts and lists show.
         rows: the table's rows.
         drawn: the charts' data.
+        audits: of its methods that were audited, by name.
         level: the element of its heading.
     """
-    found = sections(shown, rows, drawn)
+    found = sections(shown, rows, drawn, audits)
     people, most = (len(one.methods[0].seeds[0].test.clients) for one in (comparison, shown))
     answer = verdict(comparison, rows)
     if most < people:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from plures.audit import Audit
 from plures.evaluate.coincidence import PROXY, explained, proxies
 from plures.evaluate.results import LEAST, POOLED, REFERENCES, Comparison, Row
 from plures.report import against
+from plures.report.audits import LEAD, TITLE, audits_body
 from plures.report.columns import Number, columns
 from plures.report.markup import capital, count
 from plures.report.sheets import costs, glossary, how, sheet, tuning
@@ -74,7 +76,9 @@ class Section:
         )
 
 
-def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> list[Section]:
+def sections(
+    comparison: Comparison, rows: list[Row], drawn: dict[str, Any], audits: Mapping[str, Audit]
+) -> list[Section]:
     """All sections for which there are data, in order."""
     number, shown, metric = Number.of(comparison, rows), columns(comparison, rows), comparison.metric
     unit = ", %," if metric.percent else ""
@@ -107,6 +111,7 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
             if comparison.against is not None
             else []
         ),
+        *([_audited(rows, audits)] if audits else []),
         Section(
             "gain",
             "Which clients gain and which are harmed",
@@ -241,6 +246,12 @@ def sections(comparison: Comparison, rows: list[Row], drawn: dict[str, Any]) -> 
         Section("words", "Glossary", "", body=f'<dl class="glossary">{glossary(shown)}</dl>'),
     ]
     return found
+
+
+def _audited(rows: list[Row], audits: Mapping[str, Audit]) -> Section:
+    titles = {row.name: row.title for row in rows if row.name in audits}
+    ordered = {name: audits[name] for name in titles}
+    return Section("audit", TITLE, escape(LEAD), "Audit", body=audits_body(ordered, titles))
 
 
 def choice(drawn: dict[str, Any]) -> str:
