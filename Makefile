@@ -16,7 +16,7 @@ demo-deploy: $(VENV)/flower
 
 test: $(VENV)/developing
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint oracles
-	$(BIN)/python -m pytest -n 4 --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 lint: $(VENV)/developing
 	$(BIN)/ruff check src tests benchmarks tools

@@ -25,16 +25,16 @@ from saying import Says
 IN_TURN = {
     "one fleet": ("test_flower", "test_wire", "test_proxy", "test_loopback"),
     "failures": ("test_failures", "test_forgery"),
-    "federations": ("test_operate_fleet", "test_walk", "test_demo", "test_project"),
     "documents": ("test_doc_blocks",),
+    "federations": ("test_operate_fleet", "test_walk", "test_demo", "test_project"),
     "points": ("test_crashes",),
     "browser": ("test_page_in_browser", "test_doc_site"),
     "studies": ("test_study_conduct", "test_study_cli", "test_study_results"),
 }
 """Groups of test files that one process runs in turn, those that take longest first: they begin before all others.
 
-The first three start processes of their own and mostly wait for them, while other groups compute. Those of "one fleet"
-share its processes (``deploy/conftest.py``); those that end some of them come last.
+The first two, and "federations", start processes of their own and mostly wait for them, while other groups compute. Those
+of "one fleet" share its processes (``deploy/conftest.py``); those that end some of them come last.
 """
 GROUPS = {file: group for group, files in IN_TURN.items() for file in files}
 
