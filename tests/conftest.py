@@ -33,8 +33,8 @@ IN_TURN = {
 }
 """Groups of test files that one process runs in turn, those that take longest first: they begin before all others.
 
-The first two, and "federations", start processes of their own and mostly wait for them, while other groups compute. Those
-of "one fleet" share its processes (``deploy/conftest.py``); those that end some of them come last.
+The first two, and "federations", start processes of their own and mostly wait for them, while other groups compute.
+Those of "one fleet" share its processes (``deploy/conftest.py``); those that end some of them come last.
 """
 GROUPS = {file: group for group, files in IN_TURN.items() for file in files}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -15,6 +16,8 @@ from plures.tasks import Regression
 
 CURVATURES, OPTIMA, SIZES = (1.0, 2.0, 4.0), (-1.0, 0.5, 3.0), (10, 20, 30)
 EXACT = Execution("vmap", 16, False, "float64")
+LONG = 60
+"""Steps from which a run repeats a recorded step: to record one takes as long as thirty steps."""
 STILL = 1e-13
 """A round that moves every leaf of every client by less has nothing left to do: what follows is rounding."""
 
@@ -97,11 +100,16 @@ def begun(
     lr: float = 0.1,
     steps: int = 2,
     participation: Participation | None = None,
-    execution: Execution = EXACT,
+    execution: Execution | None = None,
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Run:
-    """A run of full-batch gradient steps in double precision, before its first round."""
+    """A run of full-batch gradient steps in double precision, before its first round.
+
+    By default it is ``EXACT``, and a long one records its steps, which are rounded otherwise.
+    """
+    if execution is None:
+        execution = replace(EXACT, capture=True) if rounds * steps >= LONG else EXACT
     return Run(
         federation or quadratic(),
         model or scalar(),
