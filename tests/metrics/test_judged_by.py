@@ -22,6 +22,7 @@ from plures.federation import Federation, from_arrays
 from plures.methods import fedavg
 from plures.metrics import Metric, alone
 from plures.metrics.auroc import auroc
+from plures.metrics.losses import mean_loss
 from plures.report import console_table
 from plures.run import Execution, Run, Training
 
@@ -272,6 +273,10 @@ def failing(predictions):
         (
             Metric("counts", "counts", counting, ignoring),
             "is 8 for 8 examples and 9 with a row of padding",
+        ),
+        (
+            Metric("mixed", "mixed", mean_loss.each, ignoring),
+            "metric 'mixed' is .* with a row of padding",
         ),
         (Metric("flat", "flat", lambda p: p.losses.sum()), r"metric 'flat': each\(predictions\) returned"),
         (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import traceback
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from plures.errors import PluresError
 from plures.method import AGE, LATER, Assign, Bound, Known, Phase, Setting
 from plures.method.schedule import named
 from plures.metrics import Metric, Predictions
+from plures.metrics.metric import Alone
 from plures.models import nested
 from plures.run.execution import Execution
 
@@ -89,7 +92,7 @@ def predicted(engine: Engine, x: Any, client: int) -> None:
 
 
 def measured(metric: Metric, found: Predictions) -> None:
-    """Compute a metric with and without padding.
+    """Compute a metric with and without padding; only once if it is one of plures, whose own tests do the rest.
 
     Args:
         metric: the metric.
@@ -98,6 +101,9 @@ def measured(metric: Metric, found: Predictions) -> None:
     Raises:
         PluresError: if padding changes its value, or if it modifies the predictions, which other metrics read too.
     """
+    if all(map(of_plures, (metric.each, metric.value))):
+        metric.stacked(found)
+        return
     padded = found.map(lambda t: torch.cat([t, t[:, :1]], 1))
     padded.weight[:, -1] = 0
     before = padded.map(torch.clone)
@@ -111,6 +117,17 @@ def measured(metric: Metric, found: Predictions) -> None:
             f"metric {metric.name!r} is {float(alone):.6g} for {found.weight.shape[1]} examples and {float(value):.6g} "
             "with a row of padding, whose weight is 0: it must use the weights"
         )
+
+
+def of_plures(function: object) -> bool:
+    """Whether a function, and every one that it is given, is a part of plures."""
+    if isinstance(function, functools.partial):
+        given = (*function.args, *function.keywords.values())
+        return all(map(of_plures, [function.func, *filter(callable, given)]))
+    if isinstance(function, Alone):
+        return of_plures(function.function)
+    own = str(getattr(function, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
+    return own and isinstance(function, FunctionType) and function.__closure__ is None
 
 
 def check_loss(federation: Federation, outputs: Tensor) -> None:
