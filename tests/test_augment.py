@@ -304,3 +304,15 @@ def test_examples_of_a_loss_that_compares_them_are_not_mixed():
     federation = plures.from_arrays(rows, times, ["a", "b"] * 30, task="survival").augmented("mixup")
     with pytest.raises(PluresError, match="compares the examples of a batch, which cannot be mixed"):
         Run(federation, lambda: nn.Linear(3, 1), fedavg())
+
+
+def test_a_transform_of_albumentations_draws_by_the_key() -> None:
+    """Each picture as albumentations changes it after `set_random_seed` with the number of its key."""
+    library = pytest.importorskip("albumentations")
+    change = library.Compose([library.HorizontalFlip(p=0.5), library.RandomBrightnessContrast(p=1.0)])
+    x = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    found, _ = Each(change)(key(4), x, torch.zeros(4))  # type: ignore[misc]
+    for one, made, seed in zip(x, found, (key(4).bits() & 0x7FFFFFFF).tolist(), strict=True):
+        change.set_random_seed(seed)
+        wanted = change(image=one.permute(1, 2, 0).contiguous().numpy())["image"]
+        assert made.permute(1, 2, 0).tolist() == wanted.tolist()

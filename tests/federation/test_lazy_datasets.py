@@ -59,6 +59,29 @@ def test_pictures_have_their_pixels_from_0_to_1_on_disk_and_in_memory(tmp_path: 
     assert torch.equal(stored.scaled(torch.from_numpy(PIXELS.transpose(0, 3, 1, 2))), stored.inputs[:])
 
 
+class Labels:
+    """Stands for a ``ClassLabel``."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = list(names)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_numbers_that_a_dataset_has_names_for_get_them(tmp_path: Path, cached: bool):
+    """Classes in the order of their numbers, also those that do not occur."""
+    kinds, sites = ("7", "dog", "cat", "eel", "fly"), ("south", "north", "west")
+    records = Records(lambda place: {"x": [place, 0.5], "label": place % 4, "site": place % 3})
+    records.features = {"x": None, "label": Labels(*kinds), "site": Labels(*sites)}  # type: ignore[attr-defined]
+    found = plures.from_dataset(records, "site", cache=tmp_path if cached else None)
+    assert found.task.classes == kinds  # type: ignore[attr-defined]
+    assert found.clients == ("north", "south", "west")
+    assert found.targets.tolist() == [place % 4 for place in range(60)]
+    assert plures.from_dataset(records, "site", classes=["0", "1", "2", "3"]).task.classes == ("0", "1", "2", "3")  # type: ignore[attr-defined]
+    records.item = lambda place: {"x": [place, 0.5], "label": place % 4 if place < 50 else -1, "site": place % 3}
+    with pytest.raises(PluresError, match="item 50: label -1 is none of its 5 names; leave such"):
+        plures.from_dataset(records, "site")
+
+
 def test_several_inputs_and_a_tensor_dataset(tmp_path: Path):
     stored, held = (plures.from_dataset(Records(tokens), "site", cache=folder) for folder in (tmp_path / "a", None))
     assert all(isinstance(part, Mapped) for part in stored.inputs.parts.values())  # type: ignore[union-attr]

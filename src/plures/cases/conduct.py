@@ -13,7 +13,7 @@ from plures.federation import locate
 from plures.run import Execution
 
 QUICK: Mapping[str, Any] = MappingProxyType(
-    {"rounds": 1, "seeds": 1, "every": 1, "tune_rounds": 0, "learning_rates": (0.01,), "space": {}}
+    {"rounds": 1, "steps": 2, "seeds": 1, "every": 1, "tune_rounds": 0, "learning_rates": (0.01,), "space": {}}
 )
 """The smallest budget, to see whether everything works."""
 Listener = Callable[[int, Part, ComparisonProgress], None]
@@ -32,7 +32,7 @@ def conduct(
     Args:
         case: the case.
         out: folder for the results; each part has a folder in it, from which an interrupted case resumes.
-        quick: train for one round with one seed and without tuning, only to see whether it works.
+        quick: train for one round of two steps, with one seed and without tuning, only to see whether it works.
         execution: how to use the machine.
         listener: called with a part's position, the part, and its progress.
 

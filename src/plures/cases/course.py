@@ -62,9 +62,9 @@ def attend(course: Course, out: Path | None = None, *, quick: bool = False) -> l
     Args:
         course: the course.
         out: folder of the case; the scores are written to a folder of the course's name in it.
-        quick: one round for each experience, one seed, and the first setting of each method.
+        quick: one round of two steps for each experience, one seed, and the first setting of each method.
     """
-    spec = RunSpec(data=course.data, **{**course.options, **({"rounds": 1} if quick else {})})
+    spec = RunSpec(data=course.data, **{**course.options, **({"rounds": 1, "steps": 2} if quick else {})})
     code = Code.typed(spec.data, spec.model, spec.task)
     federation = spec.federation(code)
     stream, model, training = course.stream(federation), spec.network(federation, code), spec.training()

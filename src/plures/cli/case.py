@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def case_command(
         Path | None, typer.Option(help="Folder for results, from which it resumes; default: runs/case-NAME.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One round and one seed, only to see whether it works.")
+        bool, typer.Option("--quick", help="One round of two steps and one seed, only to see whether it works.")
     ] = False,
     processes: Annotated[
         int, typer.Option(help="Processes that share the runs, each with its share of the cores; needs plures[pool].")
@@ -39,6 +40,8 @@ def case_command(
             say(f"{case.name}: {case.title}. {case.question}")
         return
     case = find_case(name)
+    if quick:
+        case = replace(case, question=f"This was only a quick try: its numbers mean nothing. {case.question}")
     folder = out or Path("runs") / f"case-{name}"
     with progress(f"case {name}", len(case.parts) + len(case.courses), quiet=quiet) as update:
 

@@ -66,7 +66,8 @@ def from_dataset(
             `from_arrays`); or a mapping, whose fields are target, client and inputs. A picture of Pillow becomes
             ``(channels, height, width)``, from 0 to 1 unless it is standardised.
         client: ``(len(dataset),)`` client of each item; or the field that names it.
-        target: field of the target, if items are mappings.
+        target: field of the target, if items are mappings. Classes and clients have the names that a
+            ``datasets.Dataset`` knows for them (``ClassLabel``).
         cache: folder for the decoded items. They are used again while the fingerprint is the same.
         fingerprint: text that is another one whenever the items are; default: what a ``datasets.Dataset`` says itself.
         progress: called with the number of items read and of all.
@@ -128,6 +129,10 @@ def from_dataset(
         stored = decoded(count, example, f"dataset {state} {count} {target} {read.client}", Path(cache), progress)
         inputs, marks = {**stored.inputs}, {**stored.marks}
         pictures = bool(marks[PICTURE].all())
+    if options.get("task") is None and options.get("classes") is None and (classes := _labels(dataset, target)):
+        marks[TARGET], options["classes"] = _named(marks[TARGET], classes, target), classes
+    if isinstance(client, str) and (clients := _labels(dataset, client)):
+        marks[CLIENT] = _named(marks[CLIENT], clients, client)
     rows = of_arrays(
         inputs.get(ONE, inputs),
         marks[TARGET],
@@ -221,6 +226,22 @@ def _numbers(value: Any, what: str, scalar: bool) -> Array:
     if array.dtype.kind not in "fiub":
         raise PluresError(f"{what}: {described(value)} is no number; encode it, or leave the field out of the dataset")
     return array
+
+
+def _labels(dataset: MapDataset, field: str) -> tuple[str, ...]:
+    """What a ``datasets.Dataset`` calls the numbers of a field (``ClassLabel``); empty if it does not say."""
+    features = getattr(dataset, "features", None)
+    return tuple(getattr(features.get(field), "names", None) or ()) if isinstance(features, Mapping) else ()
+
+
+def _named(numbers: Array, names: tuple[str, ...], field: str) -> Array:
+    """The names in the place of their numbers."""
+    for position, number in enumerate(numbers):
+        if not 0 <= number < len(names):
+            raise PluresError(
+                f"dataset item {position}: {field} {number} is none of its {len(names)} names; leave such items out"
+            )
+    return np.asarray(names)[numbers]
 
 
 def _is_picture(value: Any) -> bool:
