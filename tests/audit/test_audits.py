@@ -19,6 +19,7 @@ from plures.evaluate.spec import find_method
 from plures.federation import Federation, Split
 from plures.method import SGD, Method, Personal, Shared, paths
 from plures.methods import fedavg, local
+from plures.privacy import gaussian
 from plures.run import Execution, Full, Run, Training
 from plures.tasks import Classification
 
@@ -162,6 +163,16 @@ def test_canaries_find_less_than_the_accountant_allows_and_not_nothing(noise, ro
     found = canaries(find_method(f"fedavg+dp(clip=1,noise={noise},delta=0.00001)")(), Poisson(rate), rounds, 400)
     assert 0 < found.bound <= found.claimed
     assert found.found > found.false
+
+
+def test_canaries_of_a_run_have_its_own_noise():
+    """The plan of a run whose bound follows a quantile gives votes their share of the noise, once."""
+    method = find_method("fedavg+dp(clip=1,noise=1,quantile=0.5,votes=3)")()
+    run, fresh = (begun(method, rows(4)) for _ in range(2))
+    run.step()
+    found = audited(run, fresh, "FedAvg", clients=["a"], planted=20).canaries
+    assert found is not None
+    assert found.claimed == pytest.approx(gaussian(1.0, 1e-5))
 
 
 def test_canaries_find_a_mechanism_without_noise():

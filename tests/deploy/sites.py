@@ -15,8 +15,9 @@ from plures.deploy.plan import Plan
 from plures.entropy import Entropy, Secret
 from plures.federation import SPLITS, Federation, Split
 from plures.method import Method
+from plures.remote.allowed import Allowed
 from plures.remote.clients import Remote, Rules, over_sites
-from plures.remote.site import Allowed, Site
+from plures.remote.site import Site
 from plures.remote.sites import Sites
 from plures.run import Participation, Training
 from plures.run.coordinator import Coordinator

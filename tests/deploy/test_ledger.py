@@ -28,10 +28,11 @@ from plures.method import SGD, Method
 from plures.methods import fedavg, fedper, fedrep, gradient_clusters, ifca
 from plures.models import with_roles
 from plures.remote import ledger as ledgers
+from plures.remote.allowed import TRAINING, Allowed
 from plures.remote.clients import Remote
 from plures.remote.ledger import LEDGER, TRIES
 from plures.remote.message import HEADER, ClientFacts, Order, Reply, pack, unpack
-from plures.remote.site import TRAINING, Allowed, Site
+from plures.remote.site import Site
 from plures.remote.state import leave
 from plures.run import Training
 from plures.run.coordinator import Coordinator

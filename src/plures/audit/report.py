@@ -150,5 +150,5 @@ def audited(
         found.shadows, found.shadowed = shadows, {name: all_clients[name] for name in names}
     if fresh.spent() is not None:
         progress("canaries")
-        found.canaries = canaries(finished.method, finished.participation, max(finished.round, 1), planted)
+        found.canaries = canaries(finished.origin.method, finished.participation, max(finished.round, 1), planted)
     return found

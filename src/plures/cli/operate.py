@@ -109,6 +109,8 @@ def show(status: Status) -> None:
         sizes = f"{status.run.bytes_down / 1e6:.3g} MB to sites, {status.run.bytes_up / 1e6:.3g} MB from them"
         validation = "" if status.run.validation is None else f", validation {status.run.validation:.4g}"
         say(f"{sizes}{validation}, {status.run.failed} failed rounds")
+    if privacy := spent(status.run):
+        say(privacy)
     table = Table("member", "node", "last seen", "counted in", "last left out", box=SIMPLE_HEAD, collapse_padding=True)
     for site in status.sites:
         left = site.left_out
@@ -122,6 +124,16 @@ def show(status: Status) -> None:
     console.print(table)
     for note in status.notes:
         say(visible(f"note: {note}"))
+
+
+def spent(run: RunStatus) -> str:
+    """What a run has spent of differential privacy, and what all its rounds spend; empty without."""
+    if run.delta is None:
+        return ""
+    if run.epsilon_plan is None:
+        return "differential privacy: none, because the plan adds no noise"
+    now = "" if run.epsilon is None else f"epsilon {run.epsilon:.3g} after round {run.epsilon_round}, "
+    return f"differential privacy: {now}{run.epsilon_plan:.3g} for all {run.rounds} rounds, at delta {run.delta:g}"
 
 
 def line(run: RunStatus, now: float) -> str:

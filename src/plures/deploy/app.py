@@ -13,12 +13,15 @@ from plures.deploy.plan import Plan, SiteFile
 from plures.deploy.signing import Key, Signed, SignedTransport
 from plures.errors import PluresError, suggestion
 from plures.evaluate import Code
+from plures.evaluate.results import PrivacyCard
 from plures.files import inside
+from plures.remote.allowed import FILE, beyond, spends
 from plures.remote.flower import Answerer, Config, GridTransport, client_app, server_app
-from plures.remote.message import Held, Order, Reply, Scored, digest, pack
+from plures.remote.message import LONGEST_REASON, Held, Order, Reply, Scored, digest, pack
 from plures.remote.site import Site
-from plures.remote.state import PUBLISHED
+from plures.remote.state import PUBLISHED, RefusedError
 from plures.run import Run
+from plures.run.origin import Origin
 from plures.serving.personal import PersonalModel
 from plures.tables.check import check
 from plures.texts import visible_lines
@@ -34,14 +37,18 @@ class Closed:
 
     Args:
         client: the client's name, as far as known.
+        refuses: what the site does not agree to, if that is why.
     """
 
-    def __init__(self, client: str) -> None:
-        self.client = client
+    def __init__(self, client: str, refuses: str = "") -> None:
+        self.client, self.refuses = client, refuses
 
     def answer(self, message: bytes) -> bytes:
         reason = "its files or its data did not pass their check; the site's own log says what is wrong"
-        return pack(Reply(client=self.client, order=digest(message), status="failed", reason=reason))
+        status, reason = ("refused", self.refuses[:LONGEST_REASON]) if self.refuses else ("failed", reason)
+        return pack(
+            Reply.model_validate({"client": self.client, "order": digest(message), "status": status, "reason": reason})
+        )
 
 
 def opened(file: Path) -> Site:
@@ -51,17 +58,24 @@ def opened(file: Path) -> Site:
     if own.client not in plan.clients:
         near = suggestion(own.client, plan.clients, "they are")
         raise PluresError(f"{file}: client {own.client!r} is not one of the federation's; {near}")
+    spec, folder, allowed = plan.spec, inside(file.parent / own.state, plan.name, plan.label), own.allow.allowed
+    agreed = foreseen(plan, own) if allowed.ceilings else None
+    for sentence in beyond(agreed, spec.rounds, plan.tells, allowed, folder / FILE) if agreed else ():
+        raise RefusedError(sentence)
     table = own.table(file.parent)
     report = check(plan.table, table, own.client)
     if not report.ok:
         raise PluresError(report.text())
-    spec, folder = plan.spec, inside(file.parent / own.state, plan.name, plan.label)
     empty = spec.judged(plan.table.empty(plan.name, plan.clients), own.code)
     data = plan.table.federation(plan.name, {own.client: table}, {own.client: own.metadata})
     data = spec.judged(data, own.code)
 
     def publish(run: Run, order: Order, scores: Mapping[Held, Scored]) -> None:
-        model = PersonalModel.of(run, own.client, spec, sheet=report.sheet, code=own.code)
+        privacy, rounds = run.origin.plan, spec.rounds
+        card = None
+        if privacy is not None:
+            card = PrivacyCard.of(privacy.spent(rounds, spends(privacy, rounds, cache=folder / FILE)))
+        model = PersonalModel.of(run, own.client, spec, sheet=report.sheet, code=own.code, privacy=card)
         model.save(folder / PUBLISHED)
         Journal(folder).event("published", round=order.round, version=model.card.version)
 
@@ -75,12 +89,20 @@ def opened(file: Path) -> Site:
         folder=folder,
         agreed=plan.agreed,
         seed=spec.seed,
-        allowed=own.allow.allowed,
+        allowed=allowed,
         tells=plan.tells,
         publish=publish,
         max_norm=plan.rules.max_norm,
         participation=spec.who(),
     )
+
+
+def foreseen(plan: Plan, own: SiteFile) -> Origin | None:
+    """The agreed run before a row is read; ``None`` if the method needs facts: then the first order is checked."""
+    try:
+        return plan.origin(own.code)
+    except PluresError:
+        return None
 
 
 class Plain(logging.Formatter):
@@ -126,6 +148,9 @@ def answerer(file: Path, client: str) -> Answerer:
     """The site itself, or :class:`Closed` if it cannot take part."""
     try:
         return opened(file)
+    except RefusedError as error:
+        log.error("%s: %s", file, error)
+        return Closed(client, str(error))
     except PluresError as error:
         log.error("%s", error)
     except Exception:  # whatever a site's own loader raises: its text may hold data and stays here

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from plures.deploy.account import Account
 from plures.deploy.journal import BROKEN, Journal
 from plures.deploy.plan import Plan
 from plures.deploy.watch import Watched
@@ -20,7 +21,7 @@ from plures.errors import PluresError
 from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.code import NOTHING, Code
 from plures.evaluate.fit import Fit, mean_of_measured
-from plures.evaluate.results import ClientScores, Point, SeedResult
+from plures.evaluate.results import ClientScores, Point, PrivacyCard, SeedResult
 from plures.evaluate.scores import Scores, primary
 from plures.files import DamagedError, describe, discard, duplicate, read, write, write_json
 from plures.metrics import Metric
@@ -133,6 +134,7 @@ class Conductor:
         task = plan.spec.judged(plan.table.empty(plan.name, plan.clients), code).task
         self.sites = Sites(self.watched, plan.clients, patience, tells=plan.tells, task=task)
         self.progress = Progress()
+        self.account: Account | None = None
 
     def run(self) -> SeedResult:
         """Run all remaining rounds; then choose every client's model, score it on test data, and publish it.
@@ -244,6 +246,11 @@ class Conductor:
                     f"[rules] min_clients = {self.plan.rules.min_clients}, and participation asks {asked} clients in "
                     f"round {round + 1}: lower it, or let more take part"
                 )
+        if remote.origin.plan is not None:
+            self.account = Account(remote.origin.plan, remote.training.rounds)
+            whole = self.account.whole
+            self.journal.event("private", epsilon=whole.epsilon, delta=whole.delta, plan=whole.plan)
+            log.info("all rounds: %s", whole)
         return remote
 
     def secret(self) -> Secret:
@@ -401,6 +408,7 @@ class Conductor:
             for client, scored in remote.clients.scores.get("validation", {}).items()
             if (value := scored.metrics.get(metric)) is not None
         }
+        spent = {} if self.account is None else self.account.after(remote.round, self.progress.seconds)
         self.journal.metrics(
             {
                 "round": remote.round,
@@ -416,6 +424,7 @@ class Conductor:
                 "bytes_down_total": self.progress.bytes["down"],
                 "bytes_up_total": self.progress.bytes["up"],
                 "bytes_wired_total": self.progress.bytes["wired"],
+                **spent,
             }
         )
 
@@ -443,6 +452,7 @@ class Conductor:
             validation=ClientScores.of(gathered(remote, "validation")),
             test=ClientScores.of(gathered(remote, "test")),
             never=[remote.setting.clients[i] for i in remote.never.tolist()],
+            privacy=None if self.account is None else PrivacyCard.of(self.account.whole),
         )
         outcome = {
             "plan": self.plan.name,

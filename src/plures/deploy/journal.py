@@ -31,6 +31,10 @@ HELP = {
     "bytes_down_total": "Bytes of tensors sent to sites.",
     "bytes_up_total": "Bytes of tensors received from sites.",
     "bytes_wired_total": "Bytes of messages both ways, headers included.",
+    "epsilon": "Differential privacy: epsilon of the rounds up to epsilon_round.",
+    "epsilon_round": "The round for which epsilon was last computed.",
+    "epsilon_plan": "Epsilon of all planned rounds.",
+    "delta": "The delta of both.",
     "failed_rounds_total": "Rounds that did not count because too few clients did their work.",
 }
 

@@ -10,16 +10,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from plures.errors import PluresError
 from plures.evaluate import Code, RunSpec
 from plures.faults import explain
+from plures.method import Setting
 from plures.names import in_order
+from plures.remote.allowed import Allowed
 from plures.remote.clients import Rules
-from plures.remote.site import Allowed
+from plures.run.origin import Origin
 from plures.tables.declared import Declared, Finite, Name, Names
 from plures.tables.schema import Schema
 from plures.tables.table import Table, read_table
@@ -199,6 +202,28 @@ class Plan(Declared):
         spec.training()
         spec.network(spec.judged(self.table.empty(self.name, self.clients), code), code)
 
+    def origin(self, code: Code) -> Origin:
+        """The run as far as it is known before any member has told a fact, for what needs no rows.
+
+        Args:
+            code: user-defined functions that the reader allows.
+
+        Raises:
+            PluresError: if the method needs such facts, or cannot be built.
+        """
+        spec = self.spec
+        empty = spec.judged(self.table.empty(self.name, self.clients), code)
+        made = Origin.of(
+            spec.built(code),
+            spec.network(empty, code),
+            Setting.of(empty),
+            empty,
+            torch.float32,
+            spec.who(),
+            spec.seed,
+        )
+        return made.counting(spec.training())
+
     @property
     def agreed(self) -> str:
         """Everything but the model itself that must be the same at every member, as JSON."""
@@ -223,7 +248,7 @@ class Plan(Declared):
 
 
 class Allow(Declared):
-    """What a site agrees to; see :class:`~plures.remote.site.Allowed`."""
+    """What a site agrees to; see :class:`~plures.remote.allowed.Allowed`."""
 
     send: Names = Allowed.send
     tell: Names = Allowed.tell
@@ -235,6 +260,12 @@ class Allow(Declared):
     digits: Annotated[int, Field(ge=1, le=17)] = Allowed.digits
     least: Annotated[int, Field(ge=1)] = Allowed.least
     versions: Annotated[int, Field(ge=1)] = Allowed.versions
+    epsilon: float | None = None
+    delta: float | None = None
+    unit: Literal["example", "client"] = "example"
+    trust: Literal["server", "nobody"] = "server"
+    clip: float | None = None
+    channels: Names | None = Allowed.channels
 
     @property
     def allowed(self) -> Allowed:
@@ -278,6 +309,8 @@ class SiteFile(Declared):
         """Read and check ``site.toml``."""
         own = parsed(cls, read_toml(file), file)
         _ = own.code
+        with naming(file):
+            _ = own.allow.allowed
         return own
 
     def table(self, home: Path) -> Table:

@@ -9,8 +9,9 @@ from pathlib import Path
 from plures.deploy.plan import Plan, SiteFile
 from plures.errors import PluresError, suggestion
 from plures.method import Leaf
+from plures.remote.allowed import TRAINING, beyond, spends
 from plures.remote.clients import ONE_CLIENT
-from plures.remote.site import TRAINING, sent, work_beyond
+from plures.remote.site import sent, work_beyond
 from plures.tables.check import Report, check
 from plures.tables.table import Table
 
@@ -24,6 +25,7 @@ class Promise:
         facts: facts that it would report.
         measured: measurements of its rows that it would report, once a round.
         digits: significant digits of the measurements.
+        spent: what all rounds of the plan spend of differential privacy, in words.
         refused: one sentence for each thing that the site does not allow.
     """
 
@@ -31,6 +33,7 @@ class Promise:
     facts: tuple[str, ...]
     measured: tuple[str, ...]
     digits: int
+    spent: str
     refused: tuple[str, ...]
 
     @property
@@ -44,6 +47,7 @@ class Promise:
             f"it would send in a round: {sent}",
             f"it would tell: {', '.join(self.facts)}",
             f"it would measure, once in a round, to {self.digits} digits: {', '.join(self.measured) or 'nothing'}",
+            f"the whole plan: {self.spent}",
         ]
         return "\n".join([*lines, *(f"error  {sentence}" for sentence in self.refused)])
 
@@ -88,12 +92,17 @@ def promise(plan: Plan, own: SiteFile, table: Table) -> Promise:
     numbers: dict[str, int] = {}
     for slot, path in leaves:
         numbers[slot] = numbers.get(slot, 0) + run.bound.initial[slot][path].numel()
-    refused = *unwilling(leaves, own), *silent(plan.tells, own), *work_beyond(run, own.allow.allowed)
-    allowed = own.allow.allowed.towards(run.method)
+    allowed, spent, ceilings = own.allow.allowed.towards(run.method), "no differential privacy", list[str]()
+    if allowed.ceilings or run.origin.plan is not None:
+        agreed = plan.origin(own.code)
+        ceilings = beyond(agreed, spec.rounds, plan.tells, allowed)
+        if agreed.plan is not None:
+            spent = str(agreed.plan.spent(spec.rounds, spends(agreed.plan, spec.rounds)))
+    refused = *unwilling(leaves, own), *silent(plan.tells, own), *work_beyond(run, allowed), *ceilings
     validation, train = (int(data.splits[s].sizes[0]) for s in ("validation", "train"))
     measured = [name for name in allowed.measures(data.metrics, validation) if name not in TRAINING]
     measured += [name for name in allowed.measures(data.metrics, train) if name in TRAINING]
-    return Promise(numbers, plan.tells, tuple(measured), allowed.digits, refused)
+    return Promise(numbers, plan.tells, tuple(measured), allowed.digits, spent, refused)
 
 
 def unwilling(leaves: Iterable[Leaf], own: SiteFile) -> list[str]:

@@ -9,7 +9,7 @@ from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from plures.composed import called, made, options_of, pieces
@@ -78,7 +78,7 @@ class RunSpec(Result):
         schedule: schedule of the learning rate over rounds, with options or without: ``constant``,
             ``cosine(final=0.1)``, ``exponential(gamma=0.98)``, ``milestones(at=[20,40],gamma=0.1)``.
         rounds: number of rounds.
-        batch_size: examples in a batch; ``None`` for all.
+        batch_size: examples in a batch; ``None``, in files 0, for all.
         epochs: passes over the data in a visit; default: 1, unless ``steps`` are given.
         steps: gradient steps in a visit instead of epochs.
         clip: largest norm of a client's gradient.
@@ -160,6 +160,12 @@ class RunSpec(Result):
             super().__init__(**fields)
         except ValidationError as error:
             raise PluresError(explain(error, fields, type(self).model_fields)) from error
+
+    @field_validator("batch_size")
+    @classmethod
+    def _whole(cls, batch_size: int | None) -> int | None:
+        """TOML has no value for none."""
+        return batch_size or None
 
     @model_validator(mode="before")
     @classmethod

@@ -30,7 +30,8 @@ from plures.method import (
     squared_distance,
 )
 from plures.method.channel import CHOICES, GRADIENTS, WEIGHTS
-from plures.privacy.accountant import Accountant, epsilon
+from plures.privacy.accountant import Accountant
+from plures.privacy.accountant import epsilon as steps_spend
 from plures.privacy.plan import Spent
 from plures.privacy.stage import Private
 
@@ -149,11 +150,18 @@ class ExamplesPlan:
     steps: int
     visits: Callable[[int], int]
 
-    def spent(self, rounds: int) -> Spent:
-        """What so many rounds have spent of the privacy of an example of the client that was drawn most often."""
+    def spent(self, rounds: int, epsilon: float | None = None) -> Spent:
+        """What so many rounds have spent of the privacy of an example of the client that was drawn most often.
+
+        Args:
+            rounds: that were run.
+            epsilon: what they spend, if that is known already.
+        """
         stage, count = self.stage, self.steps * self.visits(rounds)
+        if epsilon is None:
+            epsilon = steps_spend(stage.noise, count, stage.delta, rate=stage.rate, accountant=stage.accountant)
         return Spent(
-            epsilon(stage.noise, count, stage.delta, rate=stage.rate, accountant=stage.accountant),
+            epsilon,
             stage.delta,
             rounds,
             "example",
@@ -194,7 +202,7 @@ def examples_plan(
     if batch_size is not None or steps is None:
         raise PluresError(
             "dp_sgd: a step draws its examples by coins among all of the client's: give batch_size=None "
-            "(--batch-size 0) and steps"
+            "(--batch-size 0, in files batch_size = 0) and steps"
         )
     return ExamplesPlan(found[0], steps, visits)
 

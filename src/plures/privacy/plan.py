@@ -133,11 +133,16 @@ class Plan:
         """The noise with which so many rounds spend a given epsilon."""
         return calibrated(wanted, lambda noise: self.epsilon(rounds, noise))
 
-    def spent(self, rounds: int) -> Spent:
-        """What so many rounds have spent."""
+    def spent(self, rounds: int, epsilon: float | None = None) -> Spent:
+        """What so many rounds have spent.
+
+        Args:
+            rounds: that were run.
+            epsilon: what they spend, if that is known already.
+        """
         stage = self.stage
         return Spent(
-            self.epsilon(rounds),
+            self.epsilon(rounds) if epsilon is None else epsilon,
             stage.delta,
             rounds,
             "client",

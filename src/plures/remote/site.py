@@ -6,21 +6,20 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from plures.entropy import Entropy
-from plures.errors import PluresError, suggestion
+from plures.errors import PluresError
 from plures.evaluate import score
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, BlockState, Leaf, Method, Mine, Phase, Seen
 from plures.method.channel import LOSS, OBJECTIVE
-from plures.metrics import Metric
 from plures.models import ModelFactory
-from plures.privacy import trusts_nobody
+from plures.remote.allowed import FILE, SECONDS, TRAINING, Allowed, beyond
 from plures.remote.bounds import distance, key, labelled, received, size
 from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_single
 from plures.remote.ledger import Ledger
@@ -49,64 +48,8 @@ log = logging.getLogger(__name__)
 OWN, ROW = "own", "row"
 """Prefixes in a version's file: personal leaves, and rows of the server's state that only this client changes."""
 
-TRAINING = ("train_loss", "train_objective")
-"""Numbers that a visit reports about training: mean task loss, and mean of the minimised objective."""
-
 Publish = Callable[[Run, Order, Mapping[Held, Scored]], None]
 """``(run, order, scores)``: stores the client's finished model for predictions."""
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What a site allows; anything else is refused.
-
-    Attributes:
-        send: slots, or single leaves ``slot/path``, that may leave the site.
-        tell: facts that it reports about itself: ``examples`` (number of training examples), ``labels`` (number per
-            class), columns of its metadata, ``sizes`` (number of examples behind a metric) and ``seconds`` (time that
-            it worked).
-        threads: processor threads that it may use.
-        max_epochs: most passes over its data in one phase of a visit; ``None`` for any.
-        max_steps: most gradient steps in a visit; ``None`` for any.
-        metrics: numbers that it reports about its examples: metrics of the task, :data:`TRAINING`; ``None`` for all, or
-            for none if the method trusts nobody (local differential privacy, DP-SGD), because they get no noise.
-        digits: significant digits of these numbers.
-        least: fewest examples for which such a number is reported.
-        versions: how many of the newest versions of its personal state it keeps, whatever an order says.
-    """
-
-    send: tuple[str, ...] = ("model",)
-    tell: tuple[str, ...] = ("examples",)
-    threads: int = 1
-    max_epochs: float | None = None
-    max_steps: int | None = None
-    metrics: tuple[str, ...] | None = None
-    digits: int = 3
-    least: int = 10
-    versions: int = 10
-
-    def sends(self, leaf: Leaf) -> bool:
-        """Whether a leaf may leave the site."""
-        return leaf.slot in self.send or str(leaf) in self.send
-
-    def measures(self, metrics: Sequence[Metric], examples: int) -> tuple[str, ...]:
-        """Names of the metrics and training numbers that may be reported for so many examples.
-
-        Raises:
-            PluresError: if ``metrics`` names one that does not exist.
-        """
-        known, enough = (*(metric.name for metric in metrics), *TRAINING), examples >= self.least
-        if odd := [name for name in self.metrics or () if name not in known]:
-            raise PluresError(f"[allow] metrics: no metric {odd[0]!r}; {suggestion(odd[0], known, 'metrics are')}")
-        return tuple(name for name in known if self.metrics is None or name in self.metrics) if enough else ()
-
-    def towards(self, method: Method) -> Allowed:
-        """The same; if a method trusts nobody, only numbers that ``metrics`` names are reported."""
-        return replace(self, metrics=()) if self.metrics is None and trusts_nobody(method) else self
-
-    def rounded(self, value: float) -> float:
-        """A number rounded for reporting."""
-        return float(f"{value:.{self.digits - 1}e}")
 
 
 def sent(run: Run) -> list[Leaf]:
@@ -188,6 +131,7 @@ class Site:
         self.allowed = self.allowed.towards(method)
         self.allowed.measures(data.metrics, 0)
         self._built: tuple[list[ClientFacts], Run, str] | None = None
+        self._checked = False
 
     def answer(self, message: bytes) -> bytes:
         """Answer a message of the server. Never raises: an error becomes an answer, too."""
@@ -206,7 +150,8 @@ class Site:
         except Exception:  # its text may contain data, so it stays here
             reply = Reply(client=self.client, status="failed", reason="its local work failed; its own log says more")
             log.exception("round %d failed", order.round + 1)
-        seconds = time.perf_counter() - begun if "seconds" in self.allowed.tell else 0.0
+        tells = "seconds" in self.allowed.tell and self.allowed.agrees(SECONDS)
+        seconds = time.perf_counter() - begun if tells else 0.0
         fixed = {"order": digest(message), "round": order.round, "seconds": seconds}
         return pack(reply.model_copy(update=fixed), tensors)
 
@@ -333,6 +278,10 @@ class Site:
                 raise RefusedError(f"the method sends {str(leaf)!r}, and this site allows {self._listed()}")
         for excess in work_beyond(run, self.allowed, round):
             raise RefusedError(excess)
+        if self.allowed.ceilings and not self._checked:
+            for sentence in beyond(run.origin, self.training.rounds, self.tells, self.allowed, self.folder / FILE):
+                raise RefusedError(sentence)
+            self._checked = True
 
     def _listed(self) -> str:
         return ", ".join(map(repr, self.allowed.send)) or "nothing"

@@ -100,7 +100,7 @@ class Sites:
             raise PluresError(clean(answer))
         reply = opened(answer, question, room(1, len(self.task.names), len(self.tells or ())) if self.task else None)
         if reply.status != "done":
-            raise PluresError(reply.reason)
+            raise PluresError(f"client {reply.client!r}: {reply.reason}")
         if reply.client not in self.clients or reply.facts is None:
             raise PluresError(f"client {reply.client!r} does not belong to this federation")
         facts = agreed(reply.client, reply.facts, self.task, self.tells)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 LEFT, PUBLISHED = "left", "published"
 OURS = re.compile(
-    r"(?:state-\d+|answer-[^/]+|state|checkpoint(?:\.copy|\.before)?)\.safetensors|(?:ledger|result)\.json|lock"
+    r"(?:state-\d+|answer-[^/]+|state|checkpoint(?:\.copy|\.before)?)\.safetensors|(?:ledger|result|ceiling)\.json|lock"
     r"|secret|log\.jsonl(?:\.\d+)?|metrics\.prom|published/(?:model\.safetensors|card\.(?:json|md))"
 )
 """Files that plures writes to the folder of a site or of a coordinator. No other file there is ever deleted."""

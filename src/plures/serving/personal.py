@@ -96,6 +96,7 @@ class PersonalModel:
         schema: Schema | None = None,
         sheet: Mapping[str, Any] | None = None,
         code: Code = NOTHING,
+        privacy: PrivacyCard | None = None,
     ) -> PersonalModel:
         """The model that a client would deploy in the run's current state, with its card.
 
@@ -106,6 +107,7 @@ class PersonalModel:
             schema: format of raw table rows, so the model can read them; default: that of the federation's data.
             sheet: the data sheet of the client's data.
             code: user functions that the method may name.
+            privacy: what the whole run spent of differential privacy; default: what its rounds so far did.
 
         Raises:
             PluresError: if the spec gives another network than the run's, or no file can name the run's task.
@@ -127,7 +129,7 @@ class PersonalModel:
             execution=run.execution,
             schema=schema,
             sheet=sheet,
-            privacy=None if (spent := run.spent()) is None else PrivacyCard.of(spent),
+            privacy=privacy or (None if (spent := run.spent()) is None else PrivacyCard.of(spent)),
         )
         return _of(card, run.deployed([place]), own, federation, lambda model: model._scores(federation, place), code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -71,6 +72,11 @@ class RunStatus:
         bytes_down: bytes of tensors that went to sites.
         bytes_up: bytes of tensors that came from sites.
         validation: mean over clients of the primary metric, last measured.
+        epsilon: what the rounds up to ``epsilon_round`` have spent of differential privacy; ``None`` without, and
+            without noise.
+        epsilon_round: see ``epsilon``.
+        epsilon_plan: what all planned rounds spend.
+        delta: of both.
     """
 
     out: str
@@ -88,6 +94,10 @@ class RunStatus:
     bytes_down: int = 0
     bytes_up: int = 0
     validation: float | None = None
+    epsilon: float | None = None
+    epsilon_round: int = 0
+    epsilon_plan: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,10 @@ def run_status(events: list[dict[str, Any]], out: Path, plan: Plan, addresses: M
         bytes_down=int(numbers.get("bytes_down_total", 0)),
         bytes_up=int(numbers.get("bytes_up_total", 0)),
         validation=numbers.get("validation"),
+        epsilon=numbers.get("epsilon"),
+        epsilon_round=int(numbers.get("epsilon_round", 0)),
+        epsilon_plan=numbers.get("epsilon_plan", last.get("private", {}).get("epsilon")),
+        delta=numbers.get("delta", last.get("private", {}).get("delta")),
     )
 
 
@@ -264,4 +278,4 @@ def metrics(out: Path) -> dict[str, float]:
         name, _, value = line.rpartition(" ")
         if name.startswith(f"{PREFIX}_") and "{" not in name:
             found[name.removeprefix(f"{PREFIX}_")] = float(value)
-    return {name: value for name, value in found.items() if value == value}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
