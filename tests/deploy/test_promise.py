@@ -37,6 +37,7 @@ def test_numbers_are_those_of_the_shared_model(hearts: Path) -> None:
         "it would tell: examples",
         "it would measure, once in a round, to 3 digits: accuracy, loss, ece, brier, auroc, auprc, "
         "balanced_accuracy, f1, train_loss, train_objective",
+        "the whole plan: no differential privacy",
     ]
 
 
