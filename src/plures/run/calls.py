@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from plures.brief import brief
-from plures.models import nested
 
 PASSED = frozenset({"alias", "detach", "lift_fresh"})
 """Operations that give their argument, as far as a repetition is concerned."""
@@ -39,7 +39,7 @@ class Value:
 
 @dataclass(eq=False)
 class Call:
-    """One operation, with values in place of tensors.
+    """One operation, with values in place of tensors. It stays as it is: what changes a tape makes other calls.
 
     Attributes:
         func: the operation.
@@ -54,17 +54,17 @@ class Call:
     results: list[Value | None]
     changed: list[Value]
 
-    @property
+    @cached_property
     def made(self) -> list[Value]:
         """The tensors that it makes."""
         return values_in(self.results)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its name, such as ``add_``."""
         return str(self.func._schema.name).removeprefix("aten::")
 
-    @property
+    @cached_property
     def read(self) -> list[Value]:
         """The values among its arguments."""
         return values_in([self.args, self.kwargs])
@@ -80,7 +80,20 @@ class Call:
 
 
 def values_in(arguments: Any) -> list[Value]:
-    return [one for one in nested.ends(arguments) if isinstance(one, Value)]
+    """The values among arguments, in order."""
+    if isinstance(arguments, Value):
+        return [arguments]
+    if isinstance(arguments, dict):
+        arguments = arguments.values()
+    elif not isinstance(arguments, list | tuple):
+        return []
+    found = list[Value]()
+    for one in arguments:
+        if isinstance(one, Value):
+            found.append(one)
+        elif isinstance(one, list | tuple | dict):
+            found += values_in(one)
+    return found
 
 
 def memories(values: Iterable[Value]) -> set[Value]:
