@@ -69,7 +69,7 @@ class Call:
         """The values among its arguments."""
         return values_in([self.args, self.kwargs])
 
-    @property
+    @cached_property
     def passes(self) -> bool:
         """Whether its result is its argument."""
         if len(self.read) != 1 or len(self.made) != 1:

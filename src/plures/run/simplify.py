@@ -253,7 +253,8 @@ def distinct(calls: list[Call]) -> list[Call]:
         return same.get(one, one) if isinstance(one, Value) else one
 
     for call in calls:
-        call = replace(call, args=first(call.args), kwargs={k: first(v) for k, v in call.kwargs.items()})
+        if not same.keys().isdisjoint(call.read):
+            call = replace(call, args=first(call.args), kwargs={k: first(v) for k, v in call.kwargs.items()})
         if call.passes:
             same[call.made[0]] = call.read[0]
             continue
