@@ -84,8 +84,8 @@ def test_the_answer_says_whether_personalization_helps(signs: tuple[int, int], e
     ("worth", "expected", "least"),
     [
         (0.0, "helps here", "seeds;"),
-        (0.3, "helps here", "30.0 points"),
-        (0.6, "does next to nothing here", "60.0 points"),
+        (0.3, "helps here", "at least 30 points would"),
+        (0.6, "does next to nothing here", "at least 60 points would"),
     ],
 )
 def test_a_gain_must_be_worth_something(worth: float, expected: str, least: str):
@@ -100,6 +100,11 @@ def test_a_gain_must_be_worth_something(worth: float, expected: str, least: str)
     assert said.startswith(f"Personalization {expected} by accuracy")
     assert least in said
     assert ("would matter" in said) is (worth > 0)
+    one = [method.model_copy(update={"seeds": method.seeds[:1]}) for method in found.methods]
+    said = personalization(
+        Part("toy", "A toy", "toy", ("ditto",), worth=worth), found.model_copy(update={"methods": one})
+    )
+    assert said.startswith("One seed cannot tell whether personalization helps by accuracy: of the models")
 
 
 def test_published_means_stand_beside_those_of_all_seeds():

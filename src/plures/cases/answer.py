@@ -54,7 +54,7 @@ def personalization(part: Part, comparison: Comparison) -> str:
     """Whether models of one's own helped, by the personal and the single model that validation data prefer.
 
     It helped if the mean gain is larger than its 95 % confidence interval over seeds and at least what the part says
-    is worth something. Empty without validation data.
+    is worth something; one seed cannot tell. Empty without validation data.
     """
     known = {method.name: method for method in comparison.methods}
     shared = [known[name] for name in known if name == "fedavg" or of(name, part.shared)]
@@ -70,15 +70,22 @@ def personalization(part: Part, comparison: Comparison) -> str:
     number = Number.among(metric, [mean(m, seed, metric) for m in (one, own) for seed in range(len(m.seeds))])
     real = gain > 0 and not gain <= width
     helped = "does not help" if not real else "helps" if gain >= part.worth else "does next to nothing"
-    least = f"; at least {number.distance(part.worth)} would matter" if part.worth else ""
+    begin = f"Personalization {helped} here" if len(gains) > 1 else "One seed cannot tell whether personalization helps"
+    least = f"; at least {enough(part.worth, metric)} would matter" if part.worth else ""
     test = probability(paired_test(own.per_client(metric.name), one.per_client(metric.name)))
     spread = "with one seed" if np.isnan(width) else f"\N{PLUS-MINUS SIGN} {number(width)} over seeds"
     return (
-        f"Personalization {helped} here by {metric.title}: of the models that validation data prefer, {own.title} has "
+        f"{begin} by {metric.title}: of the models that validation data prefer, {own.title} has "
         f"{number(whole(own, metric))} and {one.title}, one model for all, {number(whole(one, metric))} (gain "
         f"{number(gain)} {spread}{least}; {int((of_clients > 0).sum())} of {len(of_clients)} clients gain, "
         f"{int((of_clients < 0).sum())} lose, {test} over clients)."
     )
+
+
+def enough(worth: float, metric: MetricCard) -> str:
+    """The least gain that matters, as text."""
+    size = 100 * worth if metric.percent else worth
+    return f"{size:g}" if not metric.percent else f"{size:g} point" if size == 1 else f"{size:g} points"
 
 
 def of(name: str, methods: Sequence[str]) -> bool:
