@@ -321,3 +321,11 @@ def test_clusters_of_clients_with_mixes_that_chance_explains_say_nothing() -> No
     assert np.isnan(explained([0, 0, 0, 0], [[9, 1], [9, 1], [1, 9], [1, 9]]))
     assert np.isnan(explained([0, 1, 2, 3], [[9, 1], [9, 1], [1, 9], [1, 9]]))
     assert explained([0, 0, 1, 1, 2], [[90, 10], [90, 10], [10, 90], [10, 90], [0, 0]]) == 1
+
+
+def test_a_misspelled_subgroup_that_is_no_input_is_found() -> None:
+    data = plures.from_arrays(
+        np.zeros((60, 1), np.float32), np.arange(60) % 2, ["a", "b", "c"] * 20, columns=["dose"], name="data"
+    ).with_subgroups({"sex": ["f", "m"] * 30})
+    with pytest.raises(PluresError, match=r"no input column 'sxe'; did you mean 'sex'\?"):
+        data.with_subgroups("sxe")

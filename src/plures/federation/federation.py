@@ -419,7 +419,9 @@ class Federation:
         prefix, missing = f"{column}=", f"{column} is missing"
         levels = [place for place, name in enumerate(names) if name.startswith(prefix)]
         if column not in names and not levels:
-            texts = dict.fromkeys(name.partition("=")[0] for name in names if not name.endswith(" is missing"))
+            derived = (" is missing", " is another value")
+            texts = dict.fromkeys(name.partition("=")[0] for name in names if not name.endswith(derived))
+            texts |= dict.fromkeys(self.subgroups)
             known = suggestion(column, list(texts), "its columns are") if texts else "its inputs have no columns"
             raise PluresError(
                 f"subgroups: federation {self.name!r} has no input column {column!r}; {known} (for another "
