@@ -35,7 +35,7 @@ MAY = {
     "study": "metrics tasks federation models methods run evaluate tables",
     "serving": "metrics tasks federation models method run evaluate tables",
     "report": "metrics tasks federation models method methods run evaluate audit",
-    "remote": "metrics tasks federation models method codecs privacy run evaluate",
+    "remote": "metrics tasks federation models method codecs privacy secure run evaluate",
     "deploy": "metrics tasks federation models method privacy run evaluate tables track serving remote",
     "cases": "metrics tasks federation models method methods run evaluate report",
     "cli": "augment metrics tasks federation models run evaluate tables diagnose track study serving report remote "

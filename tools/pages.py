@@ -125,7 +125,7 @@ def weights(bound: Bound) -> str:
 
 def costs(line: Line) -> str:
     """Costs relative to the model and to FedAvg."""
-    secure = {"yes": "yes: the server needs only weighted sums", "no": "no: the server must see individual uploads"}
+    secure = {"yes": "yes: the server needs one sum of all uploads", "no": "no: one sum of all uploads is not enough"}
     return table(
         ("cost", "of a client in a round"),
         [

@@ -333,21 +333,24 @@ def duplicate(file: Path, copy: Path) -> None:
         shutil.copyfile(file, temporary)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
+def write_text(file: Path, text: str, *, private: bool = False) -> None:
+    """Write a text file completely or not at all; if it is ``private``, only its user may read it."""
     with replacing(file) as temporary:
+        if private:
+            temporary.touch(0o600)
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(file: Path, data: Mapping[str, Any]) -> None:
+def write_json(file: Path, data: Mapping[str, Any], *, private: bool = False) -> None:
     """Write an object to a JSON file, completely or not at all, with its digest as one more entry, ``sha256``.
 
     Args:
         file: where to write.
         data: anything JSON can hold; NaN becomes ``null``, infinity ``"inf"``.
+        private: whether only its user may read it.
     """
     plain = strict(data)
-    write_text(file, json.dumps({**plain, DIGEST: _seal(plain)}, indent=1))
+    write_text(file, json.dumps({**plain, DIGEST: _seal(plain)}, indent=1), private=private)
 
 
 def strict(value: Any) -> Any:

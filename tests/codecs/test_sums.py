@@ -11,9 +11,8 @@ from plures.codecs import Clip, Feedback, SecureSum, TopK
 from plures.errors import PluresError
 from plures.method import SGD, Combine, Method, Reducer, Sending, Summed, lay
 from plures.methods import METHODS, fedavg, ifca, qffl, scaffold
-from plures.remote.clients import insist_on_single
 from plures.run import DropOut, Execution, Fixed, Full, Run, Training, Uniform
-from problems import EXACT, quadratic, run, scalar, weight
+from problems import EXACT, quadratic, scalar, weight
 
 STEP = 8 / 2**30
 """A step of a mean's number; each client rounds its part to a whole one."""
@@ -166,12 +165,6 @@ def test_channels_beside_the_sum_are_the_stages_to_refuse():
         PluresError, match=r"wire stage SecureSum refuses channel 'buffers' .*: it would leave without a mask"
     ):
         Run(quadratic(), normed, replace(fedavg(), wire=(SecureSum(),)), execution=EXACT)
-
-
-def test_sites_refuse_it_for_they_exchange_no_keys():
-    bound = run(replace(fedavg(), wire=(SecureSum(),)), 0).bound
-    with pytest.raises(PluresError, match="wire stage SecureSum adds uploads up under masks, and sites do not"):
-        insist_on_single(bound)
 
 
 def test_the_catalogue_says_which_wires_a_secure_sum_can_carry():

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from cryptography.hazmat.primitives.asymmetric import ec
 from torch import nn
 
 from plures.deploy.conduct import Conductor
 from plures.deploy.plan import Plan
+from plures.deploy.signing import Key, Notary
 from plures.entropy import Entropy, Secret
 from plures.federation import SPLITS, Federation, Split
 from plures.method import Method
@@ -23,6 +25,8 @@ from plures.run import Participation, Training
 from plures.run.coordinator import Coordinator
 
 EVERYTHING = ("model", "personal", "control")
+KEYS = [Key(ec.generate_private_key(ec.SECP384R1())) for _ in range(8)]
+"""Of the members that have keys, which secure sums need."""
 
 
 def elsewhere(federation: Federation) -> Federation:
@@ -84,6 +88,7 @@ def far(
     declared = elsewhere(federation)
     tells = ("examples", "labels", *federation.metadata) if tells is None else tells
     sent = {key.slot if hasattr(key, "slot") else str(key) for key in method.layout} | {"model", "clipping"}
+    members = {client: key.fingerprint for client, key in zip(federation.clients, KEYS, strict=False)}
     allowed = allowed or Allowed(send=tuple(sent), tell=(*tells, "sizes"), digits=17, least=1)
     sites = [
         Site(
@@ -99,18 +104,21 @@ def far(
             tells=tells,
             participation=participation,
             entropy=entropy(client),
+            notary=Notary(members, KEYS[place]) if place < len(KEYS) else None,
         )
-        for client in federation.clients
+        for place, client in enumerate(federation.clients)
     ]
     carrier = Loopback(sites)
     known = Sites(carrier, federation.clients)
     known.meet()
     remote = over_sites(
-        declared, model, method, known, training, participation=participation, seed=seed, rules=rules, secret=secret
-    )
+        declared, model, method, known, training, participation=participation, seed=seed, rules=rules, secret=secret,
+        notary=Notary(members), folder=folder,
+    )  # fmt: skip
     return remote, carrier
 
 
 def conductor(file: Path, carrier: Loopback, out: str = "out") -> Conductor:
     """The coordinator of an agreed file, which never waits."""
-    return Conductor(Plan.load(file), carrier, file.parent / out, wait=lambda seconds: None)
+    plan = Plan.load(file)
+    return Conductor(plan, carrier, file.parent / out, wait=lambda seconds: None, notary=Notary(plan.keys))

@@ -52,6 +52,9 @@ FIELDS = {
     "metadata": "metadata",
     "metrics": "scores",
     "seconds": "seconds",
+    "keys": "keys",
+    "shares": "shares",
+    "revealed": "revealed",
 }
 """Field of a message -> the channel that it belongs to; the others are about the message itself."""
 ENVELOPE = {"protocol", "client", "order", "run", "round", "status", "reason", "facts"}

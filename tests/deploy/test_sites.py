@@ -11,7 +11,7 @@ from plures.errors import PluresError
 from plures.method import SGD
 from plures.methods import ditto, fedavg, fedfomo, scaffold
 from plures.remote.allowed import Allowed
-from plures.remote.clients import TooFewError
+from plures.remote.bounds import TooFewError
 from plures.remote.message import ClientFacts, Order, Reply, digest, pack, unpack
 from plures.remote.sites import Sites, population
 from plures.remote.state import has_left, leave

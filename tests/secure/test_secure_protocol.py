@@ -10,8 +10,7 @@ import pytest
 from plures.errors import PluresError
 from plures.method.wire import enough
 from plures.secure import Member, Members, recover, remaining, split
-from plures.secure.member import pair, stream
-from plures.secure.simulated import entropy
+from plures.secure.member import entropy, pair, stream
 
 D = 5
 WORDS = {n: np.arange(D, dtype=np.uint32) + np.uint32(2**32 - 6 + n) for n in range(1, 6)}

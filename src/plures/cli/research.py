@@ -327,7 +327,7 @@ def methods_command(
         )
     console.print(
         "\nup, down: what a client sends and receives in a round, in sizes of a small model; work: operations of a "
-        "visit, relative to FedAvg's; secure sum: whether the server needs only weighted sums of the uploads"
+        "visit, relative to FedAvg's; secure sum: whether one weighted sum of all uploads is enough for the server"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from plures.errors import PluresError
 from plures.extras import needed
 from plures.method import Channel, Codec, Leaves, Sending, joined, parted
+from plures.method.wire import BeyondError
 
 STEPS = 2**30
 """Steps from 0 to the bound of a mean."""
@@ -60,7 +61,7 @@ class SecureSum(Codec):
         assert known is not None, "this stage sums"
         flat = joined(change).double()
         if not bool((flat.abs() <= self.bound).all()):
-            raise PluresError(
+            raise BeyondError(
                 f"SecureSum: a change of {float(flat.abs().max()):.3g} is beyond {self.bound:g}; give a larger bound, "
                 "or clip first: clip+secure_sum"
             )

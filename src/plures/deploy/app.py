@@ -10,7 +10,7 @@ from pathlib import Path
 from plures.deploy.conduct import Conductor
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan, SiteFile
-from plures.deploy.signing import Key, Signed, SignedTransport
+from plures.deploy.signing import Key, Notary, Signed, SignedTransport
 from plures.errors import PluresError, suggestion
 from plures.evaluate import Code
 from plures.evaluate.results import PrivacyCard
@@ -51,8 +51,13 @@ class Closed:
         )
 
 
-def opened(file: Path) -> Site:
-    """The site that a ``site.toml`` describes, with its data read and checked."""
+def opened(file: Path, key: Key | None = None) -> Site:
+    """The site that a ``site.toml`` describes, with its data read and checked.
+
+    Args:
+        file: the site's file.
+        key: the member's private key, with which it signs the keys of secure sums; ``None`` without them.
+    """
     own = SiteFile.load(file)
     plan = Plan.load(file.parent / own.federation)
     if own.client not in plan.clients:
@@ -94,6 +99,7 @@ def opened(file: Path) -> Site:
         publish=publish,
         max_norm=plan.rules.max_norm,
         participation=spec.who(),
+        notary=None if key is None else Notary(plan.keys, key),
     )
 
 
@@ -134,7 +140,7 @@ def site(config: Config) -> Answerer:
     except PluresError as error:
         log.error("%s", error)
         return Closed(file.parent.name)
-    return Signed(answerer(file, own.client), key, coordinator, own.client)
+    return Signed(answerer(file, own.client, key), key, coordinator, own.client)
 
 
 def key_file(file: Path, own: SiteFile, given: object = None) -> Path:
@@ -144,10 +150,10 @@ def key_file(file: Path, own: SiteFile, given: object = None) -> Path:
     return Path(str(given)) if given else file.parent / str(own.key)
 
 
-def answerer(file: Path, client: str) -> Answerer:
+def answerer(file: Path, client: str, key: Key | None = None) -> Answerer:
     """The site itself, or :class:`Closed` if it cannot take part."""
     try:
-        return opened(file)
+        return opened(file, key)
     except RefusedError as error:
         log.error("%s: %s", file, error)
         return Closed(client, str(error))
@@ -173,7 +179,7 @@ def conducted(transport: GridTransport, config: Config) -> None:
     private = Path(str(config.get("key") or file.parent / KEYS / "coordinator"))
     signed = SignedTransport(transport, Key.of(private, "the coordinator", plan.orders), plan.members)
     callbacks = trackers(str(config.get("track", "")).split(), out)
-    job = Conductor(plan, signed, out, callbacks=callbacks, code=code)
+    job = Conductor(plan, signed, out, callbacks=callbacks, code=code, notary=Notary(plan.members))
     transport.arrived = job.watched.arrived
     job.run()
 

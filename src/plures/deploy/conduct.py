@@ -26,7 +26,9 @@ from plures.evaluate.scores import Scores, primary
 from plures.files import DamagedError, describe, discard, duplicate, read, write, write_json
 from plures.metrics import Metric
 from plures.privacy import Plan as Privacy
-from plures.remote.clients import Remote, TooFewError, over_sites
+from plures.remote.bounds import TooFewError
+from plures.remote.clients import Remote, over_sites
+from plures.remote.masks import Notary
 from plures.remote.message import ClientFacts, Held, Request, Scored
 from plures.remote.sites import Sites, Transport
 from plures.remote.state import alone
@@ -115,6 +117,7 @@ class Conductor:
         wait: called with the number of seconds to wait.
         callbacks: notified about the run; they get a round's validation scores one round later.
         code: user-defined functions that the plan may name as its method.
+        notary: knows the members' keys, which sign the keys of secure sums; needed for these alone.
     """
 
     def __init__(
@@ -125,8 +128,10 @@ class Conductor:
         wait: Wait = rest,
         callbacks: Sequence[Callback] = (),
         code: Code = NOTHING,
+        notary: Notary | None = None,
     ) -> None:
         self.plan, self.out, self.wait, self.callbacks, self.code = plan, out, wait, callbacks, code
+        self.notary = notary
         self.journal = Journal(out)
         self.checkpoint, self.copy, self.before = out / CHECKPOINT, out / COPY, out / BEFORE
         patience = min(plan.rules.deadline, plan.rules.join_deadline)
@@ -239,6 +244,8 @@ class Conductor:
             agreed=self.plan.agreed,
             rules=self.plan.rules.rules,
             secret=self.secret(),
+            notary=self.notary,
+            folder=self.out,
         )
         for round in range(remote.training.rounds if not may_be_empty(remote.participation) else 0):
             if (asked := len(remote.cohort(round))) < self.plan.rules.min_clients:
@@ -465,6 +472,7 @@ class Conductor:
         write_json(self.out / RESULT, outcome | {"progress": vars(self.progress)})
         discard(self.checkpoint)
         discard(self.out / SECRET)
+        remote.clients.sums.forget()
         self.journal.event("finished", chosen_round=result.chosen_round, unpublished=left)
         return result
 

@@ -50,8 +50,9 @@ BEGIN = len(MAGIC) + POINT + SIGNATURE
 SSH = b"\0\0\0\x13ecdsa-sha2-nistp384\0\0\0\x08nistp384" + POINT.to_bytes(4, "big")
 """OpenSSH's prefix of the point in a public key."""
 
-Role = Literal["order", "answer"]
-"""Role of the signer: the coordinator signs orders, a member signs answers."""
+Role = Literal["order", "answer", "keys"]
+"""Role of the signer: the coordinator signs orders; a member signs answers, and for the other members the keys of its
+masks in a secure sum."""
 
 
 def fingerprint(point: bytes) -> str:
@@ -196,6 +197,38 @@ def verified(role: Role, envelope: bytes, expected: Container[str], order: bytes
     except (InvalidSignature, ValueError) as error:
         raise PluresError(f"the {role} is not signed by {signer}, or was changed on the way") from error
     return signer, envelope[BEGIN:]
+
+
+class Notary:
+    """Signs a member's keys for a secure sum, and checks those of others against the agreed federation.
+
+    Members exchange these keys through the coordinator, who can neither make nor change any: each lies in an envelope
+    that its member signed.
+
+    Args:
+        members: client -> fingerprint of its key.
+        key: the member's own key; ``None`` at the coordinator, who only checks.
+    """
+
+    def __init__(self, members: Mapping[str, str], key: Key | None = None) -> None:
+        self.members, self.key = dict(members), key
+
+    def sign(self, text: bytes) -> bytes:
+        assert self.key is not None, "a member signs"
+        return self.key.sign("keys", text)
+
+    def opened(self, client: str, envelope: bytes) -> bytes:
+        """The text in an envelope.
+
+        Raises:
+            PluresError: if it was not signed with the agreed key of this client.
+        """
+        try:
+            return verified("keys", envelope, {self.members.get(client, "")})[1]
+        except PluresError as error:
+            raise PluresError(
+                f"the keys of client {client!r} are not signed with the key that federation.toml names for it"
+            ) from error
 
 
 class Signed:

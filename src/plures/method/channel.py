@@ -49,3 +49,14 @@ TRAINING = (
     Channel(LOSS, "train", "mean task loss of the visit", NUMBER),
     Channel(OBJECTIVE, "train", "mean of what the visit minimised", NUMBER),
 )
+
+
+def masked(members: int) -> tuple[Channel, ...]:
+    """What leaves a member for the masks of a secure sum, where it is at a site of its own."""
+    return (
+        Channel("keys", "train", "public keys of a round's masks, with the client's signature", 64 + 193),
+        Channel("shares", "train", "shares of its masks' secrets, sealed for the other members", 160 * (members - 1)),
+        Channel(
+            "revealed", "train", "shares of masks' secrets of all members, for none of them both kinds", 66 * members
+        ),
+    )

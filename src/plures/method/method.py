@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, SupportsIndex
 from zlib import crc32
@@ -27,6 +27,7 @@ from plures.method.channel import (
     VIEWS,
     WEIGHTS,
     Channel,
+    masked,
 )
 from plures.method.combine import Combine
 from plures.method.compose import combines, entries, layouts, predictions, schedules
@@ -342,6 +343,11 @@ class Bound:
         if not self.line.summed:
             return
         name = type(self.line.stages[-1]).__name__
+        for block, reason in self._beyond_sums():
+            raise PluresError(f"wire stage {name} gives the server a sum alone, but block {block.name!r}: {reason}")
+
+    def _beyond_sums(self) -> Iterator[tuple[Block, str]]:
+        """Blocks that need more than one sum of all uploads, and why."""
         blocks = [b for b in self.blocks if any(leaf not in self.buffers for leaf in self.travelling(b))]
         for block in blocks:
             rule = self.combine(block)
@@ -352,11 +358,7 @@ class Bound:
                 "its uploads count otherwise than those of other blocks": rule.weights
                 != self.combine(blocks[0]).weights,
             }
-            for reason, true in reasons.items():
-                if true:
-                    raise PluresError(
-                        f"wire stage {name} gives the server a sum alone, but block {block.name!r}: {reason}"
-                    )
+            yield from ((block, reason) for reason, true in reasons.items() if true)
 
     def _remember(self) -> None:
         """Add a slot for the wire's memory, which stays with the client."""
@@ -412,6 +414,8 @@ class Bound:
         found += [Channel(name, "train", what, size, True) for name, size, what in carried if size]
         if alone := sum(block.share.alone for block in self.blocks):
             found.append(Channel(CHOICES, "train", "which of the models the client chose", NUMBER * alone))
+        if self.line.summed:
+            found += masked(len(self.setting))
         return (*found, *TRAINING, *MEASURED)
 
     def _named(self, leaves: Iterable[Leaf]) -> str:
@@ -546,7 +550,5 @@ class Bound:
 
     @property
     def secure_aggregation(self) -> bool:
-        """Whether the server needs only weighted sums of the uploads."""
-        travelling = [block for block in self.blocks if self.travelling(block)]
-        sums = all(not block.share.individual and self.combine(block).linear for block in travelling)
-        return sums and all(stage.adds for stage in self.line.stages)
+        """Whether the server needs no more than one weighted sum of all uploads: ``secure_sum`` carries it then."""
+        return not any(self._beyond_sums()) and all(stage.adds for stage in self.line.stages)

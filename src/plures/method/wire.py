@@ -21,6 +21,10 @@ BETWEEN = 0x51ED270B
 """Offset between the random keys of consecutive stages."""
 
 
+class BeyondError(PluresError):
+    """A change with a number that a stage of the wire cannot carry."""
+
+
 @brief
 @by_content
 @dataclass(frozen=True)

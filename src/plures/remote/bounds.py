@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plures.errors import PluresError
-from plures.method import Block, BlockState, Bound, Leaf, View
+from plures.method import Block, BlockState, Bound, Leaf, Summed, View
 from plures.method.channel import VIEWS, WEIGHTS
 from plures.models import Leaves
 from plures.remote.message import (
@@ -35,6 +35,10 @@ STANDS_OUT = 3.0
 """A client is suspected of breaking a round only if its update was more than this many times longer than the median of
 the others'. If just one client complains, it must also be this many times longer than what was sent."""
 log = logging.getLogger(__name__)
+
+
+class TooFewError(PluresError):
+    """A round that does not count because too few clients did their work."""
 
 
 class UnableError(PluresError):
@@ -100,7 +104,9 @@ def known(run: Coordinator[Any], client: int) -> Leaves:
     return {str(leaf): run.store.get(leaf, [client]) for leaf in run.bound.view_inputs()}
 
 
-def distance(run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], before: Leaves) -> float:
+def distance(
+    run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], before: Leaves, summed: Summed | None = None
+) -> float:
     """How far an upload is from what was sent: the L2 norm over all floating-point leaves.
 
     Args:
@@ -108,9 +114,10 @@ def distance(run: Coordinator[Any], client: int, sent: Mapping[str, Leaves], bef
         client: position of the client.
         sent: the upload, by channel.
         before: what the client received.
+        summed: for a part of a secure sum that has no masks yet: what the client knows of the sum.
     """
     old, new = known(run, client), sent.get(VIEWS, {})
-    after = decoded(run.bound, sent, before)
+    after = decoded(run.bound, sent, before, summed)
     pairs = [(after[k], t) for k, t in before.items()] + [(new[k], t) for k, t in old.items()]
     return norm(a.double() - b.double() for a, b in pairs if b.is_floating_point())
 

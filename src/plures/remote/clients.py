@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from plures.method.leaf import by_leaf
 from plures.models import Leaves, ModelFactory
 from plures.privacy import Plan
 from plures.remote.bounds import (
+    TooFewError,
     UnableError,
     away,
     balance,
@@ -37,7 +39,9 @@ from plures.remote.bounds import (
     received,
     suspect,
 )
+from plures.remote.masks import Notary
 from plures.remote.message import (
+    MASKING,
     ClientFacts,
     Held,
     Order,
@@ -52,6 +56,7 @@ from plures.remote.message import (
     room,
 )
 from plures.remote.sites import Sites, population
+from plures.remote.sums import Sums
 from plures.run.coordinator import BrokenError, Coordinator, Moved, Values, Work
 from plures.run.execution import Execution
 from plures.run.facts import facts, raw
@@ -65,10 +70,6 @@ from plures.run.uploads import Answer
 ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
 """How a site trains: one client in a plain loop, since there is nothing to stack."""
 log = logging.getLogger(__name__)
-
-
-class TooFewError(PluresError):
-    """A round that does not count because too few clients did their work."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,6 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
     return digest.hexdigest()[:16]
 
 
-def insist_on_single(bound: Bound) -> None:
-    """Refuse stages that add uploads up: sites do not exchange keys, and each upload is checked by itself."""
-    if bound.line.summed:
-        raise PluresError(
-            f"wire stage {type(bound.line.stages[-1]).__name__} adds uploads up under masks, and sites do not exchange "
-            "the keys of these: run it in one process, or leave it out"
-        )
-
-
 def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:
     """Split a valid upload into the values to combine and the values that are stored for this client."""
     losses = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
@@ -142,6 +134,8 @@ class Remote:
         facts: the facts that each client reported, in the order of the federation's clients.
         run_id: the run's fingerprint.
         rules: when a round counts.
+        notary: knows the members' keys that sign, which secure sums need.
+        folder: where uploads of a secure sum are kept while their masks are asked for; ``None`` for memory alone.
 
     Attributes:
         sent, received: bytes of tensors sent to sites and received from them.
@@ -151,11 +145,20 @@ class Remote:
         excluded: clients that are no longer asked, and why.
         best: ``last`` in the best state so far, whose personal versions the sites keep; ``None`` for none.
         final: clients that refused in the last exchange, or lost their state: retrying is pointless.
+        sums: secure sums, for methods that need no more.
     """
 
     alone = True
 
-    def __init__(self, sites: Sites, facts: Sequence[ClientFacts], run_id: str, rules: Rules) -> None:
+    def __init__(
+        self,
+        sites: Sites,
+        facts: Sequence[ClientFacts],
+        run_id: str,
+        rules: Rules,
+        notary: Notary | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.sites, self.facts, self.run_id, self.rules = sites, list(facts), run_id, rules
         self.sent = self.received = self.wired = 0
         self.evaluate: tuple[Held, ...] = ()
@@ -164,6 +167,7 @@ class Remote:
         self.final: set[str] = set()
         self.excluded: dict[str, str] = {}
         self._unable: set[str] = set()
+        self.sums = Sums(run_id, notary, folder)
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
         return bound.view_inputs()
@@ -171,13 +175,19 @@ class Remote:
     # --- downloads ----------------------------------------------------------------------------------------------
 
     def order(
-        self, run: Coordinator[Any], client: int, request: Request, server: Mapping[str, BlockState]
+        self,
+        run: Coordinator[Any],
+        client: int,
+        request: Request,
+        server: Mapping[str, BlockState],
+        fields: Mapping[str, Any] | None = None,
     ) -> tuple[Order, Tensors]:
-        """The order for one client, and the tensors sent with it."""
+        """The order for one client, with some more fields, and the tensors sent with it."""
         members: dict[str, int] = {}
         tensors: Tensors = {}
         accepted = int(run.last[client])
-        for block in run.served() if request != "gradients" else ():
+        bare = request in ("gradients", *MASKING)
+        for block in () if bare else run.served():
             share, kept = block.share, server[block.name]
             leaves = [*map(str, run.bound.travelling(block))]
             rows = share.row(kept, torch.tensor([client]))
@@ -187,7 +197,7 @@ class Remote:
             values = {name: t for name, t in share.read(kept, rows).items() if name in leaves}
             if share.downloads(run.setting) or not (accepted or self._initial(run, values)):
                 tensors |= {key(run.bound, block, name): t for name, t in values.items()}
-        if request != "gradients":
+        if not bare:
             tensors |= self._views(run, client)
         order = Order(
             run=self.run_id,
@@ -196,9 +206,10 @@ class Remote:
             round=run.round,
             accepted=accepted,
             keep=0 if self.best is None else int(self.best[client]),
-            evaluate=self.evaluate,
+            evaluate=() if request in MASKING else self.evaluate,
             members=members,
             population=self.facts,
+            **(fields or {}),
         )
         return order, tensors
 
@@ -224,11 +235,30 @@ class Remote:
         self, run: Coordinator[Any], clients: list[int], request: Request, server: Mapping[str, BlockState]
     ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
         """Ask some clients and wait for them. Returns their answers, and the clients left out with the reason."""
-        self.sites.meet()
         self.final, self._unable = set(self.excluded), set()
+        found, left = self._asked(run, request, server, {client: {} for client in clients})
+        self._keep_scores(found)
+        return found, left
+
+    def _keep_scores(self, found: Mapping[int, tuple[Reply, Tensors]]) -> None:
+        self.scores = {split: {} for split in self.evaluate}
+        for client, (reply, _) in found.items():
+            for split in self.evaluate:
+                if split in reply.scores:
+                    self.scores[split][client] = reply.scores[split]
+
+    def _asked(
+        self,
+        run: Coordinator[Any],
+        request: Request,
+        server: Mapping[str, BlockState],
+        fields: Mapping[int, Mapping[str, Any]],
+    ) -> tuple[dict[int, tuple[Reply, Tensors]], dict[str, str]]:
+        """Ask clients, with some fields in their orders. Returns their answers, and who is left out with the reason."""
+        self.sites.meet()
         left: dict[str, str] = {}
         messages, asked = {}, {}
-        for client in clients:
+        for client, some in fields.items():
             name = run.setting.clients[client]
             if name in self.excluded:
                 left[name] = self.excluded[name]
@@ -236,7 +266,7 @@ class Remote:
             if name not in self.sites.where:
                 left[name] = "not connected"
                 continue
-            order, tensors = self.order(run, client, request, server)
+            order, tensors = self.order(run, client, request, server, some)
             address = self.sites.where[name]
             messages[address], asked[address] = pack(order, tensors), client
             self.sent += payload(tensors)
@@ -249,11 +279,6 @@ class Remote:
                 found[client] = self._read(run, client, request, messages[address], answer)
             except PluresError as error:
                 self._leave(left, run.setting.clients[client], error)
-        self.scores = {split: {} for split in self.evaluate}
-        for client, (reply, _) in found.items():
-            for split in self.evaluate:
-                if split in reply.scores:
-                    self.scores[split][client] = reply.scores[split]
         for name, reason in left.items():
             log.warning("round %d: client %r is left out: %s", run.round, name, reason)
         return dict(sorted(found.items())), left
@@ -272,7 +297,9 @@ class Remote:
         self.wired += len(answer)
         leaves = expected(run) if request == "train" else probed(run) if request == "gradients" else {}
         columns = {column for one in self.facts for column in one.metadata}
-        reply = opened(answer, order, room(1, len(run.setting.task.names), len(columns), len(run.bound.blocks)), leaves)
+        members = len(run.setting) if run.bound.line.summed else 0
+        longest = room(1, len(run.setting.task.names), len(columns), len(run.bound.blocks), members)
+        reply = opened(answer, order, longest, leaves)
         name = run.setting.clients[client]
         if reply.client != name:
             raise PluresError(f"the answer comes from client {reply.client!r}")
@@ -305,6 +332,8 @@ class Remote:
     # --- the round ----------------------------------------------------------------------------------------------
 
     def work(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
+        if run.bound.line.summed:
+            return self._summed(run, clients, server)
         replies, left = self.exchange(run, clients, "train", server)
         like = expected(run)
         valid: dict[int, tuple[Reply, Tensors]] = {}
@@ -346,8 +375,21 @@ class Remote:
         answers = [answer(run, client, *said) for client, said in valid.items()]
         return Work(who, answers, chosen, left, Moved(moved, max(lengths)))
 
+    def _summed(self, run: Coordinator[Any], clients: list[int], server: Mapping[str, BlockState]) -> Work:
+        """The work of a round of which only the sum is read. How far single uploads moved is not known then."""
+        if not clients:
+            return Work([], [], server)
+        self.final, self._unable = set(self.excluded), set()
+        pending = self.sums.pending(run)
+        if pending is None:
+            least = self.rules.min_clients
+            pending = self.sums.gathered(run, clients, lambda r, f: self._asked(run, r, server, f), least)
+        self._keep_scores(pending.replies)
+        answers = [answer(run, client, *said) for client, said in pending.replies.items()]
+        return Work(list(pending.replies), answers, dict(server), dict(pending.left), Moved())
+
     def unmask(self, run: Coordinator[Any], came: list[int], like: Leaves) -> Leaves:
-        raise PluresError("sites do not exchange the keys of a secure sum")
+        return self.sums.unmask(run, came, like, lambda r, f: self._asked(run, r, run.server, f))
 
     def gradients(self, run: Coordinator[Any], clients: list[int]) -> tuple[Tensor, int]:
         replies, left = self.exchange(run, clients, "gradients", run.server)
@@ -407,6 +449,8 @@ def over_sites(
     agreed: str = "",
     rules: Rules | None = None,
     secret: Secret | None = None,
+    notary: Notary | None = None,
+    folder: Path | None = None,
 ) -> Coordinator[Remote]:
     """A coordinator that trains a method over sites.
 
@@ -422,6 +466,8 @@ def over_sites(
         rules: when a round counts.
         secret: key of the server's noise and cohorts, and of other random numbers that nobody else may know; needed
             where the server adds noise.
+        notary: knows the members' keys that sign; needed for secure sums alone.
+        folder: where uploads of a secure sum are kept while their masks are asked for; ``None`` for memory alone.
 
     Raises:
         PluresError: if a client never joined, or reported facts that do not fit the federation.
@@ -432,12 +478,16 @@ def over_sites(
     reported = [sites.facts[client] for client in data.clients]
     setting = population(data, reported)
     origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
-    insist_on_single(origin.bound)
     origin = replace(origin.counting(training), secret=secret)
     if secret is None and isinstance(origin.plan, Plan) and origin.plan.stage.trust == "server":
         raise PluresError(
             "dp: the server's noise must not follow from the seed, which every member knows: give a secret"
         )
+    if origin.bound.line.summed and isinstance(origin.plan, Plan) and origin.plan.amplified:
+        raise PluresError(
+            "dp beside secure_sum: this privacy counts on nobody knowing who is drawn, and the members of a secure sum "
+            "must know it: let everybody take part, or leave secure_sum out"
+        )
     run_id = fingerprint(origin.bound, training, federation, seed, agreed)
-    clients = Remote(sites, reported, run_id, rules or Rules())
+    clients = Remote(sites, reported, run_id, rules or Rules(), notary, folder)
     return Coordinator(origin, clients, data, setting, training, ONE_CLIENT)

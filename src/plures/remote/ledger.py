@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from plures.errors import PluresError
 from plures.files import read, read_json, write, write_json
-from plures.remote.message import Held, Order, Reply, Request, Scored, Tensors
+from plures.remote.message import MASKING, Held, Order, Reply, Request, Scored, Tensors
 from plures.remote.state import PUBLISHED, RefusedError, writing
 from plures.version import __version__
 
@@ -44,6 +44,18 @@ class Question(BaseModel):
     answered: bool = False
 
 
+class Opened(BaseModel):
+    """Shares that a site revealed, so that masks could be taken out of a secure sum.
+
+    Attributes:
+        round: the round of the sum.
+        content: digest of its attempt, and of the members whose uploads were in it.
+    """
+
+    round: int
+    content: str
+
+
 class Book(BaseModel):
     """Contents of the ledger's file.
 
@@ -54,6 +66,7 @@ class Book(BaseModel):
         asked: the last questions.
         validation: scores reported on the validation examples, by round.
         named: versions of the personal state that the last orders named.
+        opened: the last secure sum for which the site revealed shares.
     """
 
     run: str
@@ -62,6 +75,7 @@ class Book(BaseModel):
     asked: list[Question] = []
     validation: dict[int, Scored] = {}
     named: list[tuple[int, int]] = []
+    opened: Opened | None = None
 
 
 class Ledger:
@@ -168,6 +182,40 @@ class Ledger:
         """The validation scores already reported for a round, which are not measured again; else ``None``."""
         return self.book.validation.get(round) if self.book else None
 
+    # --- secure sums --------------------------------------------------------------------------------------------
+
+    def summing(self, order: Order) -> None:
+        """Refuse an order for a round's secure sum that comes too late.
+
+        Once a site has revealed shares in a round, it gives no further keys and no further upload of that round: so
+        members reveal for at most one attempt, and because more than half of them must, only one can be opened.
+        """
+        self._agreed(order)
+        if self.book is None:
+            return
+        if self.book.asked and self._place(order) < self._place(self.book.asked[-1]):
+            raise RefusedError("it has answered later orders: rounds never go back")
+        if self.book.opened and order.round <= self.book.opened.round and order.request != "reveal":
+            raise RefusedError(
+                f"it has revealed shares in round {self.book.opened.round + 1}, and gives no further keys and no "
+                "further upload of it"
+            )
+
+    def reveals(self, order: Order) -> None:
+        """Record whose masks the site is about to reveal shares of. Call this before sending them.
+
+        Raises:
+            RefusedError: if it has revealed shares of this round for other uploads, or of a later round.
+        """
+        content = hashlib.sha256(json.dumps([order.attempt, sorted(set(order.came))]).encode()).hexdigest()
+        assert self.book is not None, "it has sent its upload"
+        made = self.book.opened
+        if made and order.round <= made.round and (order.round, content) != (made.round, made.content):
+            raise RefusedError(f"it has revealed shares in round {made.round + 1}, for other uploads")
+        if made is None or order.round > made.round:
+            self.book.opened = Opened(round=order.round, content=content)
+            self._write()
+
     @property
     def named(self) -> set[int]:
         """Versions of the personal state that the last orders named."""
@@ -183,7 +231,7 @@ class Ledger:
                 f"the order is for round {round + 1}, with versions {order.accepted} and {order.keep}: "
                 f"{self.rounds} rounds were agreed"
             )
-        if request == "train" and round == self.rounds:
+        if request in ("train", *MASKING) and round == self.rounds:
             raise RefusedError(f"{self.rounds} rounds were agreed, and the order is for round {round + 1}")
         if request == "score" and round < self.rounds:
             raise RefusedError(f"scores without training are given only at the end of the {self.rounds} agreed rounds")

@@ -19,7 +19,7 @@ from torch import Tensor
 from plures.errors import PluresError
 from plures.texts import visible
 
-PROTOCOL = 5
+PROTOCOL = 6
 HEADER = "plures"
 MAX_HEADER_BYTES = 16 * 2**20
 """Largest header that is read, in bytes."""
@@ -36,8 +36,11 @@ MAX_ENTRIES = 10**5
 """Most entries of a list or a table."""
 
 Tensors = dict[str, Tensor]
-Request = Literal["join", "train", "score", "gradients", "publish"]
+Request = Literal["join", "train", "score", "gradients", "publish", "keys", "deal", "reveal"]
 """What an order asks for."""
+
+MASKING = ("keys", "deal", "reveal")
+"""The exchanges of a secure sum beside the training."""
 
 Held = Literal["validation", "test"]
 """Splits that a server may ask about. Scores on training examples would reveal too much about them."""
@@ -51,6 +54,10 @@ def clean(text: str, most: int = LONGEST_REASON) -> str:
 
 Text = Annotated[str, Field(max_length=LONGEST_REASON), AfterValidator(clean)]
 Named = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(clean)]
+Hexed = Annotated[str, Field(max_length=4096, pattern="^([0-9a-f]{2})*$")]
+"""Bytes, in hexadecimal digits."""
+Hexes = Annotated[dict[Named, Hexed], Field(max_length=MAX_ENTRIES)]
+"""Bytes by client."""
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 
@@ -89,7 +96,9 @@ class Order(Header):
         run: the run's fingerprint, which must equal the site's; empty when a site is asked to join.
         client: the client addressed; empty when a site is asked who it is.
         request: ``join`` (say who you are), ``train`` (score the splits in ``evaluate``, then train and upload),
-            ``score``, ``gradients`` (of the initial model), ``publish`` (score, and keep the model for predictions).
+            ``score``, ``gradients`` (of the initial model), ``publish`` (score, and keep the model for predictions);
+            for a secure sum ``keys`` (make new ones), ``deal`` (shares of their secrets) and ``reveal`` (shares, by
+            which the masks are taken out of the sum).
         round: number of rounds finished.
         accepted: the version of the client's personal state that counts: the number of rounds finished when its last
             upload was applied, 0 for never.
@@ -97,6 +106,10 @@ class Order(Header):
         evaluate: splits to score on the received state, before any training.
         members: the row that the client used last, for each block in which clients choose for themselves.
         population: the facts that every client reported, in the order of the federation's clients.
+        attempt: number of the attempt at this round's secure sum; each has keys of its own. 0 without one.
+        keys: for ``deal``: each member's signed keys, as it sent them.
+        shares: for ``train``: what each other member dealt to this one.
+        came: for ``reveal``: the members whose uploads are in the sum.
     """
 
     nonce: str = Field(default_factory=lambda: secrets.token_hex(16), pattern="^[0-9a-f]{32}$", max_length=32)
@@ -109,6 +122,10 @@ class Order(Header):
     evaluate: Annotated[tuple[Held, ...], Field(max_length=2)] = ()
     members: Annotated[dict[Named, Count], Field(max_length=1000)] = {}
     population: Annotated[list[ClientFacts], Field(max_length=MAX_ENTRIES)] = []
+    attempt: Annotated[int, Field(ge=0, le=2**53)] = 0
+    keys: Hexes = {}
+    shares: Hexes = {}
+    came: Annotated[tuple[Named, ...], Field(max_length=MAX_ENTRIES)] = ()
 
     @model_validator(mode="after")
     def _in_time(self) -> Order:
@@ -129,6 +146,35 @@ class Scored(Checked):
     metrics: Annotated[dict[Named, Number | None], Field(max_length=100)] = {}
 
 
+class Pledge(Checked):
+    """A member's keys for one attempt at a secure sum: the text that it signs.
+
+    Attributes:
+        run, round, attempt: what they are for.
+        client: the member.
+        seal, mask: its public keys, 32 bytes each, in hexadecimal digits.
+    """
+
+    run: Named
+    round: Count
+    attempt: Annotated[int, Field(ge=0, le=2**53)]
+    client: Named
+    seal: str = Field(pattern="^[0-9a-f]{64}$", max_length=64)
+    mask: str = Field(pattern="^[0-9a-f]{64}$", max_length=64)
+
+
+class Opening(Checked):
+    """The shares that a member reveals: for no member both kinds.
+
+    Attributes:
+        own: by member whose upload is in the sum: a share of the seed of its own mask.
+        keys: by member that dealt shares and sent no upload: a share of its secret key for masks.
+    """
+
+    own: Hexes
+    keys: Hexes
+
+
 class Reply(Header):
     """A site's answer.
 
@@ -147,6 +193,9 @@ class Reply(Header):
         facts: facts about the client, when it joins.
         metrics: the metrics that it will report on its validation examples, when it joins.
         seconds: time that the site worked; 0 if it does not report it.
+        keys: its :class:`Pledge` in an envelope that it signed.
+        shares: what it deals to each other member, sealed for that member alone.
+        revealed: the shares that it reveals.
     """
 
     client: Named
@@ -162,6 +211,9 @@ class Reply(Header):
     facts: ClientFacts | None = None
     metrics: Annotated[tuple[Named, ...], Field(max_length=100)] = ()
     seconds: Annotated[float, Field(ge=0, le=MAX_COUNT)] = 0.0
+    keys: Hexed = ""
+    shares: Hexes = {}
+    revealed: Opening | None = None
 
 
 class Place(Checked):
@@ -268,7 +320,7 @@ def payload(tensors: Mapping[str, Tensor]) -> int:
     return sum(t.nbytes for t in tensors.values())
 
 
-def room(clients: int = 0, classes: int = 0, facts: int = 0, blocks: int = 0) -> int:
+def room(clients: int = 0, classes: int = 0, facts: int = 0, blocks: int = 0, members: int = 0) -> int:
     """A generous limit on the bytes of a message's JSON part.
 
     Args:
@@ -276,5 +328,11 @@ def room(clients: int = 0, classes: int = 0, facts: int = 0, blocks: int = 0) ->
         classes: number of label counts per client.
         facts: number of further facts per client.
         blocks: number of the method's blocks.
+        members: number of clients in a secure sum.
     """
-    return 2**16 + clients * (256 + 16 * classes + 8 * LONGEST_NAME * facts) + 8 * LONGEST_NAME * blocks
+    return (
+        2**16
+        + members * (8 * LONGEST_NAME + 4096)
+        + clients * (256 + 16 * classes + 8 * LONGEST_NAME * facts)
+        + 8 * LONGEST_NAME * blocks
+    )

@@ -18,13 +18,16 @@ from plures.evaluate import score
 from plures.federation import Federation
 from plures.method import MEMBERSHIP, BlockState, Leaf, Method, Mine, Phase, Seen
 from plures.method.channel import LOSS, OBJECTIVE
+from plures.method.wire import BeyondError
 from plures.models import ModelFactory
 from plures.remote.allowed import FILE, SECONDS, TRAINING, Allowed, beyond
 from plures.remote.bounds import distance, key, labelled, received, size
-from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_single
+from plures.remote.clients import ONE_CLIENT, Rules, fingerprint
 from plures.remote.ledger import Ledger
+from plures.remote.masks import Masks, Notary
 from plures.remote.message import (
     LONGEST_REASON,
+    MASKING,
     MAX_NUMBER,
     ClientFacts,
     Held,
@@ -39,7 +42,7 @@ from plures.remote.message import (
     room,
 )
 from plures.remote.sites import population
-from plures.remote.state import LostError, RefusedError, ToldError, Versions, forget, has_left
+from plures.remote.state import SUM, LostError, RefusedError, ToldError, Versions, forget, has_left
 from plures.run import Participation, Run, Training
 from plures.run.uploads import decoded
 
@@ -88,10 +91,11 @@ class Site:
         allowed: what the site allows.
         tells: facts that the federation's members report.
         publish: stores a finished model.
-        max_norm: largest L2 norm of its update; the server refuses a longer one.
-        participation: who takes part in each round, as agreed; default: everybody.
+        max_norm: largest L2 norm of its update; the server refuses a longer one, and cannot see it in a secure sum.
+        participation: who takes part in each round, as agreed; default: everybody. Secure sums depend on it.
         entropy: random bytes for the noise that the site adds and for what DP-SGD draws, which nobody else knows. They
             are never stored: a repeated order gets the stored answer.
+        notary: signs with the member's key, and knows those of the others; needed for secure sums alone.
 
     Raises:
         PluresError: if ``data`` does not hold exactly this client, or does not fit the federation.
@@ -115,6 +119,7 @@ class Site:
         max_norm: float = Rules.max_norm,
         participation: Participation | None = None,
         entropy: Entropy = os.urandom,
+        notary: Notary | None = None,
     ) -> None:
         if data.clients != (client,):
             raise PluresError(f"the site of client {client!r} holds data of {', '.join(data.clients)}: give it its own")
@@ -127,7 +132,7 @@ class Site:
         self.model, self.method, self.training, self.seed = model, method, training, seed
         self.agreed = agreed
         self.folder, self.allowed, self.tells, self.publish = folder, allowed or Allowed(), tuple(tells), publish
-        self.max_norm, self.participation, self.entropy = max_norm, participation, entropy
+        self.max_norm, self.participation, self.entropy, self.notary = max_norm, participation, entropy, notary
         self.allowed = self.allowed.towards(method)
         self.allowed.measures(data.metrics, 0)
         self._built: tuple[list[ClientFacts], Run, str] | None = None
@@ -199,7 +204,8 @@ class Site:
         """Read the leaves of an order, after checking that it is no longer than an order of this run can be."""
         known = {key(run.bound, b, name): t for b in run.served() for name, t in run.server[b.name].values.items()}
         facts, blocks = len(self.tells), len(run.bound.blocks)
-        most = room(len(self.federation), len(self.federation.task.names), facts, blocks) + size(known)
+        members = len(self.federation) if run.bound.line.summed else 0
+        most = room(len(self.federation), len(self.federation.task.names), facts, blocks, members) + size(known)
         if len(message) > most:
             raise RefusedError(f"the order has {len(message)} bytes, and {most} at most are needed")
         try:
@@ -212,19 +218,38 @@ class Site:
             raise RefusedError(f"the order is for client {order.client!r}")
         run = self.run(order)
         received = self._leaves(run, message)
-        content = digest(pack(order.model_copy(update={"nonce": ""}), received))
+        content = digest(pack(order.model_copy(update={"nonce": "", "attempt": 0, "shares": {}}), received))
         versions = Versions(self.folder, order.run)
         with versions.alone():
             ledger = Ledger(self.folder, order.run, self.training.rounds, probes=run.bound.probes)
-            stored = ledger.answer(order, content)
-            if stored is not None:
-                return stored
-            self._restore(run, versions, order)
-            self._receive(run, order, received)
-            ledger.claim(order, content, self.allowed.versions)
-            reply, sent = self._done(run, versions, ledger, order)
-            ledger.close(order, reply, sent)
-            return reply, sent
+            masks = self._masks(run, ledger, order)
+            if masks and order.request in MASKING:
+                return masks.answer(), {}
+            if masks:
+                masks.ready()
+            reply, sent = ledger.answer(order, content) or self._worked(run, versions, ledger, order, content, received)
+            return reply, masks.over(sent) if masks else sent
+
+    def _masks(self, run: Run, ledger: Ledger, order: Order) -> Masks | None:
+        """The site's part in a secure sum, if the order belongs to one."""
+        if not run.bound.line.summed or order.request not in ("train", *MASKING):
+            if order.request in MASKING or order.attempt:
+                raise RefusedError("this order belongs to no secure sum")
+            if order.request in ("score", "publish"):
+                (self.folder / SUM).unlink(missing_ok=True)
+            return None
+        return Masks(self.folder, run, order, ledger, self.notary)
+
+    def _worked(
+        self, run: Run, versions: Versions, ledger: Ledger, order: Order, content: str, received: Tensors
+    ) -> tuple[Reply, Tensors]:
+        """Do the work that an order asks for, with a record before and after it."""
+        self._restore(run, versions, order)
+        self._receive(run, order, received)
+        ledger.claim(order, content, self.allowed.versions)
+        reply, sent = self._done(run, versions, ledger, order)
+        ledger.close(order, reply, sent)
+        return reply, sent
 
     def _done(self, run: Run, versions: Versions, ledger: Ledger, order: Order) -> tuple[Reply, Tensors]:
         """Do the work that an order asks for."""
@@ -268,7 +293,7 @@ class Site:
             entropy=self.entropy,
             population=population(self.federation, reported),
         )
-        insist_on_single(run.bound)
+        run.clients.bare = True
         return run, fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed)
 
     def _permit(self, run: Run, round: int) -> None:
@@ -363,15 +388,23 @@ class Site:
         self, run: Run, versions: Versions, ledger: Ledger, order: Order, scores: Mapping[Held, Scored]
     ) -> tuple[Reply, Tensors]:
         chosen = run.choose([0])
-        answer, kept = run.clients.visit(run, [0], chosen)
+        summed = run.clients.summed(run, [0]) if run.bound.line.summed else None
+        try:
+            answer, kept = run.clients.visit(run, [0], chosen)
+        except BeyondError as error:
+            raise ToldError(
+                "a number of its update is beyond what a secure sum carries: give a larger bound"
+            ) from error
         alone = [block for block in run.served() if block.share.alone]
         rows = {block.name: int(block.share.row(chosen[block.name], torch.tensor([0]))) for block in alone}
         sent, before = labelled(answer.sent), received(run, 0, rows, chosen)
         if not all(bool(value.isfinite().all()) for value in sent.values()):
             raise ToldError("its local work gave a NaN or an infinite value")
-        if not (norm := distance(run, 0, answer.sent, before)) <= self.max_norm:
-            raise ToldError(f"its update has L2 norm {norm:.3g}, and [rules] max_norm allows {self.max_norm:g}")
-        values, mine = decoded(run.bound, answer.sent, before), [b for b in run.served() if isinstance(b.share, Mine)]
+        if not (norm := distance(run, 0, answer.sent, before, summed)) <= self.max_norm:
+            length = f"its update has L2 norm {norm:.3g}" if summed is None else "its update is too long"
+            raise ToldError(f"{length}, and [rules] max_norm allows {self.max_norm:g}")
+        values = decoded(run.bound, answer.sent, before, summed)
+        mine = [b for b in run.served() if isinstance(b.share, Mine)]
         run.commit([0], kept)
         stays: Tensors = {f"{OWN}:{leaf}": rows[0] for leaf, rows in kept.items()}
         stays |= {f"{ROW}:{leaf}": values[str(leaf)][0] for b in mine for leaf in run.bound.travelling(b)}

@@ -94,8 +94,10 @@ class Moved:
     by: Mapping[str, float] = field(default_factory=dict)
     sent: float = 0.0
 
-    def broken(self, round: int, what: str) -> BrokenError:
-        """The error for a round that is rejected; it names the client whose upload moved farthest."""
+    def broken(self, round: int, what: str) -> PluresError:
+        """The error for a round that is rejected; it names the client whose upload moved farthest, if that is known."""
+        if not self.by:
+            return PluresError(f"round {round} broke the model: {what}; a secure sum does not say by whose upload")
         return BrokenError(round, max(self.by, key=lambda name: self.by[name]), what)
 
     def insist(self, round: int, server: Mapping[str, BlockState], memory: Mapping[str, Leaves]) -> None:
@@ -424,7 +426,12 @@ class Coordinator(Generic[C]):
         if not self.bound.line.summed or not came:
             return None
         masks = self.clients.unmask(self, came, {k: torch.zeros_like(t) for k, t in total.items()})
-        return masks, float(mass(self.bound, self.examples(self.asked(self.round))).sum())
+        return masks, self.everybody()
+
+    def everybody(self) -> float:
+        """The joint weight in a secure sum of all clients that are asked in this round."""
+        examples = self.origin.setting.facts["examples"][self.asked(self.round)]
+        return float(mass(self.bound, examples.to(self.device, torch.float64)).sum())
 
     def cohort(self, round: int) -> list[int]:
         """Positions of the clients of a round, in increasing order."""

@@ -44,6 +44,9 @@ class Local:
 
     Args:
         engine: does the local work, on these clients' data.
+
+    Attributes:
+        bare: whether the payloads of a secure sum have no masks yet, as at a site, which adds its own.
     """
 
     alone = False
@@ -51,6 +54,7 @@ class Local:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.federation, self.execution = engine, engine.federation, engine.execution
         self.crew = Crew(engine)
+        self.bare = False
         self._members: tuple[int, Members] | None = None
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
@@ -110,22 +114,21 @@ class Local:
         loss, objective = losses
         sent = {BUFFERS: buffers, WEIGHTS: weights, VIEWS: views, LOSS: {"": loss}, OBJECTIVE: {"": objective}}
         if bound.line.stages:
-            summed = self._summed(run, clients) if bound.line.summed else None
+            summed = self.summed(run, clients) if bound.line.summed else None
             sending = Sending(self._keys(clients, run.round, WIRE), old, summed, self.engine.entropy)
             change = {k: t - old[k] for k, t in new.items()}
             new, remembered = bound.line.encode(change, x.get(WIRE, {}), sending)
             x[WIRE] = remembered
-            if bound.line.summed:
+            if bound.line.summed and not self.bare:
                 new = self._masked(run, clients, new)
             sent = beside(bound, sent, sending)
         return Answer(clients, {UPDATE: new, **sent})
 
     # --- secure sums --------------------------------------------------------------------------------------------
 
-    def _summed(self, run: Coordinator[Any], clients: list[int]) -> Summed:
+    def summed(self, run: Coordinator[Any], clients: list[int]) -> Summed:
         """What some clients know about the sum that their uploads are part of."""
-        everybody = mass(run.bound, run.examples(run.asked(run.round))).sum()
-        return Summed(mass(run.bound, run.examples(clients)), float(everybody))
+        return Summed(mass(run.bound, run.examples(clients)), run.everybody())
 
     def _masked(self, run: Coordinator[Any], clients: list[int], payload: Leaves) -> Leaves:
         """Payloads of int32 with the clients' masks."""

@@ -19,6 +19,7 @@ from plures.method import (
     Cohort,
     Leaf,
     Mean,
+    Summed,
     averaged,
     entrywise,
     flatten,
@@ -88,16 +89,20 @@ def form(bound: Bound) -> dict[str, Leaves]:
     return dict(zip(sent, held, strict=True))
 
 
-def decoded(bound: Bound, sent: Mapping[str, Leaves], received: Leaves) -> Leaves:
+def decoded(bound: Bound, sent: Mapping[str, Leaves], received: Leaves, summed: Summed | None = None) -> Leaves:
     """The new leaves that an answer stands for, by ``slot/path``, ``(clients, ...)``.
 
     Args:
         bound: the method.
         sent: by channel.
         received: what the clients received of these leaves.
+        summed: for one client's part of a secure sum, before its masks: what it knows of the sum.
     """
     update = sent.get(UPDATE, {})
-    if bound.line.stages:
+    if summed is not None:
+        whole = bound.line.total(update, summed.mass)
+        update = {k: received[k] + d / float(summed.weights[0]) for k, d in whole.items()}
+    elif bound.line.stages:
         update = {k: received[k] + d for k, d in bound.line.decode(update).items()}
     return {**update, **sent.get(BUFFERS, {})}
 

@@ -5,12 +5,14 @@
 - ``gather.py``: what the server does: it passes messages on, and takes the masks out of a sum.
 - ``simulated.py``: all clients of a round in one process.
 
+Over sites, its messages are those of :mod:`plures.remote`: ``masks.py`` is a site's part and ``sums.py`` the server's.
+
 The stage that makes whole numbers of an upload is :class:`plures.codecs.SecureSum`.
 """
 
 from plures.secure.gather import remaining
-from plures.secure.member import Member, Public, Revealed
+from plures.secure.member import SHARE, Member, Public, Revealed, entropy
 from plures.secure.shamir import recover, split
 from plures.secure.simulated import Members
 
-__all__ = ["Member", "Members", "Public", "Revealed", "recover", "remaining", "split"]
+__all__ = ["SHARE", "Member", "Members", "Public", "Revealed", "entropy", "recover", "remaining", "split"]

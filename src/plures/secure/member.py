@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class Member:
 
     Args:
         me: the member's number from 1, its place in the shares of all others.
-        entropy: random bytes; those of a simulation may be a function of a seed.
+        entropy: random bytes. With :func:`entropy` of a seed, a member can be made again from its seed and the messages
+            that it got: a site keeps no more than that between two messages.
     """
 
     def __init__(self, me: int, entropy: Entropy = os.urandom) -> None:
@@ -174,6 +176,16 @@ class Member:
 
     def _route(self, sender: int, receiver: int) -> bytes:
         return f"{sender}>{receiver}".encode()
+
+
+def entropy(seed: str) -> Entropy:
+    """Bytes that follow from a seed, new ones in every call."""
+    calls = iter(range(2**62))
+
+    def drawn(count: int) -> bytes:
+        return hashlib.shake_256(f"{seed}/{next(calls)}".encode()).digest(count)
+
+    return drawn
 
 
 def agreed(secret: bytes, public: bytes, purpose: bytes) -> bytes:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from plures.secure.gather import remaining
-from plures.secure.member import Entropy, Member, Words
+from plures.secure.member import Member, Words, entropy
 
 
 class Members:
@@ -50,13 +49,3 @@ class Members:
         member = self._member(name)
         member.deal(self._publics, self.threshold)
         return member, member.masked(words, self._sealed[member.me])
-
-
-def entropy(seed: str) -> Entropy:
-    """Bytes that follow from a seed, new ones in every call."""
-    calls = iter(range(2**62))
-
-    def drawn(count: int) -> bytes:
-        return hashlib.shake_256(f"{seed}/{next(calls)}".encode()).digest(count)
-
-    return drawn
