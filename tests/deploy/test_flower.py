@@ -8,18 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.aftermath import kept
+from benchmarks.aftermath import kept, lost, prepared
 from benchmarks.stage import Failure, Stage, soon
+from benchmarks.sums import DROPPED, IN_ROUND, dropping, kill
 from fleet import LATE
 from hospitals import files, simulated
 
 from plures.deploy.app import PUBLISHED
 from plures.deploy.conduct import RESULT, STATE
 from plures.deploy.fleet.loopback import Fleet
+from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan
 from plures.evaluate.results import SeedResult
 from plures.files import read
-from plures.remote.state import Versions
+from plures.remote.state import SUM, Versions
 from plures.run.checkpoint import snapshot
 from plures.run.cost import traffic
 from plures.serving.personal import PersonalModel
@@ -112,3 +114,25 @@ def test_what_a_client_remembers_outlives_its_sites_processes(fleet: Fleet, tmp_
     assert sum(int(t.count_nonzero()) for t in left_out.values()) > 0
     assert outcome.missed
     assert outcome.lost == []
+
+
+def test_a_secure_sum_is_that_of_the_others_if_a_site_is_killed_before_its_upload(fleet: Fleet, tmp_path: Path) -> None:
+    """It has dealt shares, so its masks are in the sum, and the others reveal them. It takes part in the next round.
+
+    Every leaf of the server, of the sites' states and of the published models is that of a simulation with the three.
+    """
+    home = fleet.folder / "sites"
+    file = prepared(home, {"deadline": 60.0}, method="ditto+secure_sum", rounds=3)
+    dropping(home)
+    run = fleet.conduct(APP, file, tmp_path)
+    assert fleet.wait(run, LATE, lambda: kill(fleet, home)) == "finished:completed", fleet.superlink.tail(40)
+    rounds = Journal(tmp_path).rounds()
+    everybody = sorted(heart_tables())
+    others = [client for client in everybody if client != DROPPED]
+    assert [event["clients"] for event in rounds] == [everybody, others, everybody], rounds
+    assert IN_ROUND == 1
+    assert list(rounds[1]["left_out"]) == [DROPPED]
+    assert lost(file, tmp_path) == []
+    for client in everybody:
+        assert not (kept(file, client) / SUM).exists()
+    print(told(tmp_path)["progress"]["bytes"], [event["seconds"] for event in rounds])
