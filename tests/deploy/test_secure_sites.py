@@ -19,7 +19,9 @@ from newcomers import clients, linear
 from plures import files, from_arrays
 from plures.codecs import Clip, SecureSum
 from plures.deploy.signing import BEGIN, Notary
+from plures.entropy import Secret
 from plures.errors import PluresError
+from plures.evaluate.spec import find_method
 from plures.federation import Federation
 from plures.files import read
 from plures.method import SGD, Method
@@ -33,7 +35,7 @@ from plures.remote.site import Site
 from plures.remote.state import SUM
 from plures.remote.sums import UPLOADS
 from plures.report.catalogue import model
-from plures.run import DropOut, Fixed, Full, Run, Training
+from plures.run import DropOut, Fixed, Full, Poisson, Run, Training
 from plures.run.coordinator import Coordinator
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
@@ -646,3 +648,18 @@ def test_what_is_sent_are_neither_uploads_nor_personal_leaves(tmp_path):
         assert {t.dtype for t in leaves} == {torch.float32, torch.int32}
         for t in leaves:
             assert t.numpy().tobytes() not in sent
+
+
+# --- with differential privacy --------------------------------------------------------------------------------------
+
+
+def test_noise_of_the_sites_is_in_the_sum_and_secret_cohorts_are_not_for_sums(tmp_path):
+    """Members must know who is asked, and privacy by sampling counts on nobody knowing it."""
+    private = "fedavg+dp(clip=1,noise=0.1,delta=1e-3{})+secure_sum"
+    local = federated(tmp_path / "local", find_method(private.format(",trust=nobody"))())[0]
+    plain = here(find_method("fedavg+dp(clip=1,noise=0,delta=1e-3)")(), 1)
+    assert len(local.step().cohort) == 4
+    moved = max(float((numbers(local)[leaf] - value).abs().max()) for leaf, value in numbers(plain).items())
+    assert 0.01 < moved < 1  # noise of a twentieth for each number of the mean
+    with pytest.raises(PluresError, match="dp beside secure_sum: this privacy counts on nobody knowing who is drawn"):
+        federated(tmp_path, find_method(private.format(""))(), participation=Poisson(0.9), secret=Secret(bytes(32)))
