@@ -35,8 +35,10 @@ from plures.remote.message import (
     MAX_COUNT,
     MAX_NUMBER,
     ClientFacts,
+    Opening,
     Order,
     Place,
+    Pledge,
     Reply,
     Scored,
     clean,
@@ -86,7 +88,7 @@ def unbounded(schema: dict[str, Any], where: str = "") -> Iterator[str]:
         yield from unbounded(inner, name)
 
 
-@pytest.mark.parametrize("kind", [Order, Reply, ClientFacts, Scored, Place])
+@pytest.mark.parametrize("kind", [Order, Reply, ClientFacts, Scored, Pledge, Opening, Place])
 def test_every_field_of_every_message_is_bounded(kind: Any) -> None:
     assert list(unbounded(kind.model_json_schema())) == []
     assert kind.model_config["strict"]

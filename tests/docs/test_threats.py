@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "deployment.md"
 NAMED = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 FIELD = re.compile(r"^\| `(\w+)\.(\w+)`")
-MESSAGES = (message.Order, message.Reply, message.ClientFacts, message.Scored)
+MESSAGES = (message.Order, message.Reply, message.ClientFacts, message.Scored, message.Pledge, message.Opening)
 
 
 def lines(heading: str) -> Iterator[str]:
