@@ -235,8 +235,6 @@ class Site:
         if not run.bound.line.summed or order.request not in ("train", *MASKING):
             if order.request in MASKING or order.attempt:
                 raise RefusedError("this order belongs to no secure sum")
-            if order.request in ("score", "publish"):
-                (self.folder / SUM).unlink(missing_ok=True)
             return None
         return Masks(self.folder, run, order, ledger, self.notary)
 
@@ -255,6 +253,8 @@ class Site:
         """Do the work that an order asks for."""
         if order.request == "gradients":
             return self._reply(order), {path: slope[0] for path, slope in run.clients.slopes([0]).items()}
+        if order.request != "train":
+            (self.folder / SUM).unlink(missing_ok=True)  # there is no round any more whose sum needs its secrets
         scores = {split: self._scored(run, ledger, order, split) for split in order.evaluate}
         if order.request == "train":
             return self._train(run, versions, ledger, order, scores)

@@ -23,8 +23,9 @@ LEFT, PUBLISHED = "left", "published"
 SUM = "sum.json"
 """A site's secrets of a secure sum that is under way."""
 OURS = re.compile(
-    r"(?:state-\d+|answer-[^/]+|state|sum|checkpoint(?:\.copy|\.before)?)\.safetensors|(?:ledger|result|ceiling|sum)\.json|lock"
-    r"|secret|log\.jsonl(?:\.\d+)?|metrics\.prom|published/(?:model\.safetensors|card\.(?:json|md))"
+    r"(?:state-\d+|answer-[^/]+|state|sum|checkpoint(?:\.copy|\.before)?)\.safetensors"
+    r"|(?:ledger|result|ceiling|sum)\.json|lock|secret|log\.jsonl(?:\.\d+)?|metrics\.prom"
+    r"|published/(?:model\.safetensors|card\.(?:json|md))"
 )
 """Files that plures writes to the folder of a site or of a coordinator. No other file there is ever deleted."""
 HALF = re.compile(r"\.(.+)\.\d+\.tmp")
