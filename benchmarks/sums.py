@@ -198,7 +198,9 @@ def markdown(rows: list[Row], command: str) -> str:
     ]
     return "\n".join(
         [
-            f"Made by `{command}`. The machine did other work, too: compare seconds within this table alone.",
+            f"Made by `{command}`. The machine did much other work, so single seconds are",
+            "unreliable. In one process, where a message costs little, they differ by less than that; over Flower, by",
+            "about the number of exchanges.",
             "",
             head,
             *lines,

@@ -109,7 +109,8 @@ def table(tests: Mapping[str, list[str]]) -> str:
         f"{len(counts)} methods. Lines: code of a method with the checks of its parameters and without its docstring "
         f"(median {counts[len(counts) // 2]}, largest {counts[-1]}), and of its whole file. Up and down: what a client "
         "sends and receives in a round, in sizes of a small model; work: operations of a visit, relative to FedAvg's; "
-        "secure sum: whether the server needs no more than one weighted sum of all uploads, which `secure_sum` hides them in.",
+        "secure sum: whether the server needs no more than one weighted sum of all uploads, which `secure_sum` hides "
+        "them in.",
         "",
         "| method | family | citation | up | down | work | travels | stays | secure sum | unseen client | lines |",
         "| --- | --- | --- | ---: | ---: | ---: | --- | --- | --- | --- | ---: |",
