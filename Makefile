@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-deploy test lint oracles bench docs clean
+.PHONY: demo demo-deploy test test-extras lint oracles bench docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/plures compare har --rounds 10 --every 5 --tune-rounds 3 --processes 2 --out runs/demo
@@ -17,6 +17,9 @@ demo-deploy: $(VENV)/flower
 test: $(VENV)/developing
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint oracles
 	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+
+test-extras: $(VENV)/extras
+	$(BIN)/python -m pytest tests/rays
 
 lint: $(VENV)/developing
 	$(BIN)/ruff check src tests benchmarks tools
@@ -60,6 +63,10 @@ $(VENV)/flower: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/developing: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) --editable ".[dev]"
 	touch $(VENV)/installed $@
+
+$(VENV)/extras: $(VENV)/developing
+	$(INSTALL) --editable ".[dev,ray]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache

@@ -277,7 +277,8 @@ RUNS = {
 """Calls that run code or a program."""
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "code", "codeop", "yaml", "pty"}
 UNPICKLES = {
-    "run/pool.py": "messages between a process and those that it has started, through a pipe",
+    "run/packed.py": "messages between a process and those that do its tasks",
+    "run/processes.py": "messages between a process and those that it has started, through a pipe",
     "evaluate/workers.py": "messages between a comparison and the processes that it has started, through a pipe",
 }
 KNOWN = {

@@ -18,7 +18,7 @@ from torch import nn
 
 import plures
 import plures.run.coordinator as coordinator
-import plures.run.pool as pool
+import plures.run.processes as pool
 from beside import refuses
 from newcomers import clients
 from plures import Run, Training, compare, fit
@@ -80,8 +80,8 @@ def test_augmented_inputs_on_disk_are_the_same_in_every_process(tmp_path):
 def test_the_order_of_sums_is_that_of_the_chunks_whoever_is_done_first(monkeypatch):
     run = begun("fedavg", TWO)
     run.step()
-    assert run.clients.workers is not None
-    first = next(iter(run.clients.workers.values()))
+    assert run.clients.executor.workers
+    first = next(iter(run.clients.executor.workers.values()))
     os.kill(first.pid, signal.SIGSTOP)  # the other process trains all it may, and then waits for this one
     asleep = time.monotonic()
     true = pool.wait
@@ -103,8 +103,8 @@ def test_a_process_that_dies_is_told_in_one_sentence_and_the_round_can_be_repeat
     run, one = begun("ditto", TWO), begun("ditto", ONE)
     run.step()
     before = snapshot(run)
-    assert run.clients.workers is not None
-    first, second = run.clients.workers.values()
+    assert run.clients.executor.workers
+    first, second = run.clients.executor.workers.values()
     os.kill(first.pid, signal.SIGKILL)
     first.join()
     with pytest.raises(PluresError, match=r"round 2: a process of the pool ended \(exit codes \[-9\]\); use fewer"):
@@ -122,7 +122,7 @@ def test_what_a_visit_refuses_is_said_as_in_one_process():
     run = Run(data, nn.Linear(8, 2), Method(schedule=(Phase("model", refuses),)), WORK, execution=TWO)
     with pytest.raises(PluresError, match=r"^data of another kind$"):
         run.step()
-    assert run.clients.workers is None
+    assert not run.clients.executor.workers
 
 
 def test_a_round_that_fails_leaves_no_answers_to_the_next(monkeypatch):

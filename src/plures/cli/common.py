@@ -246,7 +246,22 @@ Numbers = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a CUDA device if available.")]
-Processes = Annotated[int, typer.Option(help="Processes that train clients, side by side; needs plures[pool].")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes that train clients, side by side; needs plures[pool]. Default: 1, or with --ray all "
+        "that it has room for."
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="local|auto|HOST:PORT",
+        help="Train clients on a Ray cluster: one started on this machine, the one it belongs to, or the one with this "
+        "head node; needs plures[ray].",
+    ),
+]
 Patience = Annotated[
     int | None,
     typer.Option(help="End a run after this many rounds without a better validation score; default: run all rounds."),

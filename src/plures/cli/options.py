@@ -40,6 +40,7 @@ from plures.cli.common import (
     OptimizerName,
     Options,
     Privacy,
+    RayAddress,
     ScheduleName,
     SchemaFile,
     SplitColumn,
@@ -200,9 +201,10 @@ class MachineOptions:
     features: FeaturesOnce = None
     precision: Numbers = "auto"
     device: Device = "auto"
+    ray: RayAddress = None
 
-    def execution(self, processes: int) -> Execution:
-        """The execution on a number of processes."""
+    def execution(self, processes: int | None) -> Execution:
+        """The execution on a number of processes; ``None`` for one, or all that a Ray cluster has room for."""
 
         def said(wanted: bool | None) -> bool | Literal["auto"]:
             return "auto" if wanted is None else wanted
@@ -213,7 +215,8 @@ class MachineOptions:
             said(self.compile_step),
             self.precision,
             device=self.device,
-            processes=processes,
+            processes="auto" if processes is None else processes,
             capture=said(self.capture),
             features=said(self.features),
+            ray=self.ray,
         )

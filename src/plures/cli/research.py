@@ -159,7 +159,7 @@ def run_command(
     work: WorkOptions,
     out: Out = Path("runs/run"),
     machine: MachineOptions,
-    processes: Processes = 1,
+    processes: Processes = None,
     track: Track = None,
     quiet: Quiet = False,
 ) -> None:

@@ -12,11 +12,12 @@ from typing import Annotated
 import torch
 import typer
 
-from plures.cli.common import AllowCode, Quiet, Track, app, consent, console
+from plures.cli.common import AllowCode, Quiet, RayAddress, Track, app, consent, console
 from plures.devices import find
 from plures.errors import PluresError
 from plures.files import check_folder, inside, write_text
 from plures.report import html_report
+from plures.run.rays import address_of
 from plures.study import Event, Plan, Store, Study, ahead, begin, conduct, plan_of, read_study, recover, resolved
 from plures.study.view import lines, plan_table, watching
 from plures.track import trackers
@@ -33,6 +34,7 @@ def study_command(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for results; default: runs/NAME.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that share the work.", min=1)] = 1,
+    ray: RayAddress = None,
     mend: Annotated[
         bool, typer.Option("--recover", help="Keep what can be read of a damaged study.db, and rerun the rest.")
     ] = False,
@@ -58,18 +60,20 @@ def study_command(
         console.print(f"{found} results could be read; the damaged file is {folder / 'study.db.damaged'}")
     store = Store(folder)
     try:
+        ray = address_of(ray or source.document.execution.ray)
         begin(studied, store)
-        measure(studied, store, quiet)
+        measure(studied, store, quiet, ray)
         known = ahead(studied, store)
         if plan or not quiet:
             console.print(plan_table(f"study {source.document.name}", known))
         if plan:
             return
         words = [str(file), "--out", str(folder), *(word for name in track or () for word in ("--track", name))]
+        words += [] if ray is None else ["--ray", ray]
         words += [word for text in allow_code or () for word in ("--allow-code", text)]
         watched = nullcontext(unwatched) if quiet else watching(studied, store, console)
         with helpers(words, processes - 1), watched as watch:
-            conduct(studied, store, studied.units, watch, callbacks)
+            conduct(studied, store, studied.units, watch, callbacks, ray)
         failed = store.failures(studied.units)
     except KeyboardInterrupt:
         console.print("stopped; the same command resumes from the last finished round", style="yellow")
@@ -90,17 +94,17 @@ def unwatched(event: Event) -> None:
     """Show nothing."""
 
 
-def measure(plan: Plan, store: Store, quiet: bool = False) -> None:
+def measure(plan: Plan, store: Store, quiet: bool = False, ray: str | None = None) -> None:
     """Time one round of every method on every untimed cell; refuse combinations that do not work."""
     open_units = store.unfinished(plan.measures)
     if open_units:
         what = f"measuring {len(open_units)} methods on cells"
         if quiet or console.is_terminal:
             with nullcontext() if quiet else console.status(what, spinner="line"):
-                conduct(plan, store, plan.measures, unwatched)
+                conduct(plan, store, plan.measures, unwatched, ray=ray)
         else:
             console.print(what, highlight=False)
-            conduct(plan, store, plan.measures, lines(store, plan.measures, console))
+            conduct(plan, store, plan.measures, lines(store, plan.measures, console), ray=ray)
     failed = store.failures(plan.measures)
     if failed:
         unit, message = failed[0]

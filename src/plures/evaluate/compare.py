@@ -80,6 +80,7 @@ from plures.run.fingerprint import (
 )
 from plures.run.machine import Machine
 from plures.run.origin import builder
+from plures.run.rays import address_of
 from plures.signature import checked, shown
 from plures.tables.source import keep_schema
 from plures.tasks import Task
@@ -181,7 +182,8 @@ def compare(
             data were in one place. It breaks privacy, so it is never called the best.
         out: folder for results and finished runs; an interrupted comparison resumes there.
         execution: how to use the machine. With several ``processes``, each does whole runs with its share of the
-            threads; the results equal those of one process with that number of threads.
+            threads; the results equal those of one process with that number of threads. With ``ray``, every run spreads
+            its rounds over the cluster.
         listener: called after every round with the progress of the whole comparison.
         callbacks: notified of every run, including tuning; with several processes, once the run has ended.
         work: further fields of :class:`~plures.evaluate.spec.RunSpec`: ``batch_size``, ``epochs``, ``participation``...
@@ -424,11 +426,12 @@ class _Study:
         methods: Sequence[str | Entry | Method | Callable[..., Method]],
     ) -> None:
         self.base, self.federation, self.unseen, self.factory = base, federation, unseen, factory
-        self.execution, self.out, self.every, self.listener, self.named = execution, out, every, listener, named
+        self.execution = execution if execution.ray is None else execution.alone(execution.ray)
+        self.out, self.every, self.listener, self.named = out, every, listener, named
         self.callbacks, self.code, self.patience, self.methods = callbacks, code, patience, methods
         self.done = self.total = 0
         self.tell: Tell = self._count
-        self.beside = 1
+        self.beside = execution.side
         self.machine = Machine()
         threat = base.threat()
         self.hostile = [] if threat is None else threat.hostile(federation.clients)
@@ -533,13 +536,13 @@ class _Study:
                 wanted = [(seed, "") for seed in rest]
                 wanted += [(seed, one) for one in self.variants.get(job.method, ()) for seed in range(self.seeds)]
                 jobs.extend(Job(job.method, seed, settled[job.method], done.machine, effort, b) for seed, b in wanted)
-                if self.execution.processes > 1:
+                if self.beside > 1:
                     ordered = sorted(jobs, key=lambda waiting: waiting.effort, reverse=True)
                     jobs.clear()
                     jobs.extend(ordered)
 
-        if self.execution.processes > 1:
-            SideBySide(self, self.execution.processes)(jobs, finished)
+        if self.beside > 1:
+            SideBySide(self, self.beside)(jobs, finished)
         while jobs:
             job = jobs.popleft()
             finished(job, self.do(job))
@@ -590,7 +593,7 @@ class _Study:
     def travelling(self) -> _Study:
         other = copy.copy(self)
         other.listener, other.callbacks, other.tell, other.entries = None, (), _silent, {}
-        other.execution, other.beside = replace(self.execution, processes=1), self.execution.processes
+        other.execution = self.execution.alone(address_of(self.execution.ray))
         other.machine = self.machine.portable()
         return other
 
@@ -612,6 +615,7 @@ class _Study:
             capture=False,
             precision=precision,
             processes=1,
+            ray=None,
             features=False,
         )
         search = self.searched[entry.name]
@@ -876,7 +880,7 @@ def saved_execution(checkpoint: Path, execution: Execution) -> Execution:
     same = ["precision"] if execution.precision == "auto" else []
     if torch.device(saved["device"]).type == execution.torch_device.type:
         same += ["backend", "chunk", "compile", "capture", "convolutions"]
-        same += ["features"] if execution.processes == 1 else []
+        same += ["features"] if execution.side == 1 and execution.ray is None else []
     return replace(execution, **{k: saved[k] for k in same if k in saved})
 
 

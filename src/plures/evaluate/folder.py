@@ -210,7 +210,9 @@ class RunFolder:
         described = {
             "spec": None if spec is None else spec.model_dump(),
             KEY: of_run(run, "run" if spec is None else spec.title()) if question is None else question,
-            "execution": {k: v for k, v in vars(run.execution).items() if k not in ("clients_on_disk", "device")},
+            "execution": {
+                k: v for k, v in vars(run.execution.alone()).items() if k not in ("clients_on_disk", "device", "ray")
+            },
             "result": result.model_dump(mode="json"),
             "moves": [
                 {"round": round, "block": block, "client": client, "cluster": cluster}

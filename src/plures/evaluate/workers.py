@@ -21,7 +21,8 @@ from plures.evaluate.results import Point, SeedResult
 from plures.extras import needed
 from plures.run.coordinator import RoundRecord
 from plures.run.interrupt import NUMBERS
-from plures.run.pool import Workers, end, launch, packed
+from plures.run.packed import pack
+from plures.run.processes import Workers, end, launch
 
 J = TypeVar("J")
 A = TypeVar("A")
@@ -114,8 +115,8 @@ class SideBySide(Generic[J, A]):
 
     def _start(self, workers: Workers, jobs: int) -> None:
         threads, heard = max(1, torch.get_num_threads() // self.count), bool(self.runner.callbacks)
-        what = packed((self.runner.travelling(), threads, heard), self.count, "the comparison")
-        launch(workers, min(self.count, jobs), serve, what)
+        runner = pack((self.runner.travelling(), threads, heard), f"processes={self.count}", "pool", "the comparison")
+        launch(workers, min(self.count, jobs), serve, pickle.dumps(runner))
 
     def _work(self, workers: Workers, jobs: deque[J], finished: Callable[[J, A], None]) -> None:
         free, busy = deque(workers), dict[Connection, J]()
@@ -226,7 +227,7 @@ def serve(connection: Connection) -> None:
             shown(message, category, *rest, **more)
 
     warnings.showwarning = note
-    runner, threads, heard = pickle.loads(connection.recv_bytes())
+    runner, threads, heard = pickle.loads(connection.recv_bytes()).unpacked()
     torch.set_num_threads(threads)
     runner.callbacks = [ForwardingCallback(connection, send, heard)]
     runner.tell = lambda *content: send("progress", content)

@@ -93,7 +93,7 @@ def save(
     """
     asked = of_run(run, name) if question is None else question
     device = str(run.execution.torch_device)
-    about = {KEY: asked, "execution": asdict(run.execution) | {"clients_on_disk": None, "device": device}}
+    about = {KEY: asked, "execution": asdict(run.execution) | {"clients_on_disk": None, "ray": None, "device": device}}
     kept = {f"{BEST}{key}": tensor for key, tensor in (best or {}).items()}
     write(file, snapshot(run) | kept, about | extra)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,11 @@ class Execution:
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a CUDA device if there is one.
         processes: number of CPU processes that train clients, each a chunk at a time
             (:class:`~plures.run.pool.Pool`); needs ``plures[pool]``. The chunk size that ``auto`` chooses depends on
-            it: for bit-identical results with any number of processes, fix ``chunk`` and ``backend``.
+            it: for bit-identical results with any number of processes, fix ``chunk`` and ``backend``. ``auto`` is 1, or
+            with ``ray`` one for each core or GPU of the cluster.
+        ray: the Ray cluster whose processes train clients (:mod:`plures.run.rays`): ``local`` starts one on this
+            machine, ``auto`` is the one that this machine belongs to, or ``HOST:PORT`` of its head node; needs
+            ``plures[ray]``. On GPUs, more ``processes`` than there are GPUs share them.
         convolutions: how stacked clients convolve. ``grouped`` is what ``torch.func.vmap`` produces, one convolution
             with groups; ``patches`` copies patches and multiplies them in one batched product
             (:mod:`plures.run.convolution`). ``auto`` uses patches on CUDA, where cuDNN runs groups one after the
@@ -62,12 +66,13 @@ class Execution:
     compile: bool | Literal["auto"] = "auto"
     precision: Precision = "auto"
     device: str = "cpu"
-    processes: int = 1
+    processes: int | Literal["auto"] = "auto"
     convolutions: Literal["auto", "grouped", "patches"] = "auto"
     clients_on_disk: Path | None = None
     capture: bool | Literal["auto"] = "auto"
     features: bool | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = "auto"
+    ray: str | None = None
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any], **own: Any) -> Execution:
@@ -76,9 +81,9 @@ class Execution:
         On a device that is not a GPU, ``tf32`` becomes ``float32``, and a compiled step is not captured.
 
         Raises:
-            PluresError: if the file names a folder to write to, or an option that does not exist.
+            PluresError: if the file names a folder to write to, a cluster, or an option that does not exist.
         """
-        for name in stored.keys() - {field.name for field in fields(cls) if field.name != "clients_on_disk"}:
+        for name in stored.keys() - {field.name for field in fields(cls)} | stored.keys() & {"clients_on_disk", "ray"}:
             raise PluresError(f"an execution's {name!r} is not read from a file")
         asked = dict(**stored, **own)
         if find(asked.get("device", "cpu")).type != "cuda":
@@ -89,7 +94,7 @@ class Execution:
     def __post_init__(self) -> None:
         if isinstance(self.chunk, int) and self.chunk < 1:
             raise PluresError(f"chunk={self.chunk}: give at least 1, or 'auto'")
-        if self.processes < 1:
+        if self.processes != "auto" and self.processes < 1:
             raise PluresError(f"processes={self.processes}: give at least 1")
         self._check_threads()
         if self.backend == "loop" and self.compile is True:
@@ -108,7 +113,7 @@ class Execution:
             raise PluresError("capture=True and compile=True exclude each other on a CPU: leave one of them out")
         if self.precision == "tf32" and kind != "cuda":
             raise PluresError(f"precision='tf32' is arithmetic of CUDA devices, not of {self.device!r}: take 'float32'")
-        if kind != "cpu" and self.processes > 1:
+        if kind != "cpu" and self.side > 1 and self.ray is None:
             raise PluresError(f"processes={self.processes} share a CPU, not {self.device!r}: take device='cpu'")
 
     def _check_threads(self) -> None:
@@ -117,11 +122,20 @@ class Execution:
             return
         if self.threads < 1:
             raise PluresError(f"threads={self.threads}: give at least 1, or 'auto'")
-        others = {"processes": self.processes > 1, "compile=True": self.compile is True}
+        others = {"processes": self.side > 1, "ray": self.ray is not None, "compile=True": self.compile is True}
         for name in [name for name, taken in others.items() if taken]:
             raise PluresError(f"threads={self.threads} and {name} exclude each other: leave one of them out")
         if find(self.device).type != "cpu":
             raise PluresError(f"threads={self.threads} share a CPU, not {self.device!r}: take device='cpu'")
+
+    @property
+    def side(self) -> int:
+        """Number of processes side by side, as far as it is known: 1 for ``auto``."""
+        return 1 if self.processes == "auto" else self.processes
+
+    def alone(self, ray: str | None = None) -> Execution:
+        """The same execution for one of several processes, which has the Ray cluster at an address if there is one."""
+        return replace(self, processes=1 if ray is None else "auto", ray=ray)
 
     @property
     def torch_device(self) -> torch.device:

@@ -91,7 +91,7 @@ def with_features(
 def _cut(bound: Bound, federation: Federation, execution: Execution) -> tuple[str, ...] | str:
     """The modules of the first part; or why its features cannot be used."""
     inputs, network = federation.inputs, bound.network
-    if execution.processes > 1:
+    if execution.side > 1 or execution.ray is not None:
         return "several processes train the clients"
     if federation.augment is not None:
         return "examples are augmented, so their features are never the same"

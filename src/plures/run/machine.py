@@ -42,13 +42,14 @@ class Machine:
     compilations: list[float] = field(default_factory=list)
     gains: dict[str, float] = field(default_factory=dict)
     rounds: int | None = None
+    sent: dict[str, Any] = field(default_factory=dict)
 
     def expecting(self, rounds: int) -> Machine:
         """The same machine, for runs whose steps are used for this many rounds in total."""
         return replace(self, rounds=rounds)
 
     def portable(self) -> Machine:
-        """A copy for another process on the same machine: everything but the compiled steps."""
+        """A copy for another process on the same machine: everything but the compiled steps and what was sent."""
         timings = {kind: dict(found) for kind, found in self.timings.items()}
         return Machine(timings, copy.deepcopy(self.paces), compilations=list(self.compilations), gains=dict(self.gains))
 

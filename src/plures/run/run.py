@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self, SupportsIndex
 
 import torch
@@ -28,7 +28,10 @@ from plures.run.onboard import onboard
 from plures.run.origin import Origin
 from plures.run.participation import PARTICIPATIONS, Participation
 from plures.run.pool import Pool
+from plures.run.processes import Processes
+from plures.run.rays import Rays
 from plures.run.rehearse import rehearse
+from plures.run.tasks import Executor
 from plures.run.training import Training
 from plures.signature import checked
 
@@ -87,14 +90,16 @@ class Run(Deployed):
         origin = origin.counting(training)
         if not local:
             rehearse(origin.bound, data, training, wanted, seed, setting)
-        size = -(-(len(data) if local else origin.size) // wanted.processes)
         machine = Machine() if machine is None else machine
+        executor = executor_of(wanted, machine)
+        wanted = wanted if executor is None else replace(wanted, processes=executor.count)
+        size = -(-(len(data) if local else origin.size) // wanted.side)
         bound, seen = origin.bound, data
         if not local:
             bound, seen, wanted = with_features(bound, data, training, wanted, seed, setting, origin.size)
         settled = choose(bound, seen, training, wanted, seed, size, machine)
         engine = Engine(bound, seen, training, settled, seed, machine, entropy)
-        clients = (Pool if settled.processes > 1 else Local)(engine)
+        clients = Local(engine) if executor is None else Pool(engine, executor)
         super().__init__(origin, clients, data, setting, training, settled)
         if threat is not None:
             self.threat, self.given = threat, federation.to(wanted.torch_device, wanted.dtype)
@@ -197,6 +202,13 @@ class _Served:
     round: int
     guests: list[Run]
     places: Tensor
+
+
+def executor_of(execution: Execution, machine: Machine) -> Executor | None:
+    """The processes that do the visits of a run; ``None`` if this process does."""
+    if execution.ray is not None:
+        return Rays(execution, machine.sent)
+    return Processes(execution.side) if execution.side > 1 else None
 
 
 def check_examples(federation: Federation) -> None:

@@ -66,7 +66,7 @@ class PooledRun(Run):
     def __init__(self, federation: Federation, model: nn.Module | ModelFactory, *given: Any, **options: Any) -> None:
         super().__init__(federation, model, *given, **options)
         whole = self.federation.together(EVERYONE)
-        wanted = replace(options.get("execution") or self.execution, processes=1)
+        wanted = replace(options.get("execution") or self.execution, processes=1, ray=None)
         machine = self.engine.machine
         settled = choose(self.bound, whole, self.training, wanted, self.seed, 1, machine)
         self.clients = Together(self.engine, Engine(self.bound, whole, self.training, settled, self.seed, machine))

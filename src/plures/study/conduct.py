@@ -117,10 +117,19 @@ def begin(plan: Plan, store: Store) -> None:
             store.check_cell(cell, load_cell(source, cell).fingerprint)
 
 
-def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callbacks: Sequence[Callback] = ()) -> None:
+def conduct(
+    plan: Plan,
+    store: Store,
+    units: Sequence[Unit],
+    watch: Watch,
+    callbacks: Sequence[Callback] = (),
+    ray: str | None = None,
+) -> None:
     """Run all unclaimed units, and wait for those that others run.
 
     Failures are recorded with their reasons, and the rest continues. Callbacks are called for every final run.
+    Rounds are spread over a Ray cluster if there is one (``Execution(ray=...)``); default: the one that the study
+    names.
 
     Raises:
         PluresError: if the disk is full, which ends the study until there is room.
@@ -128,7 +137,7 @@ def conduct(plan: Plan, store: Store, units: Sequence[Unit], watch: Watch, callb
     """
     lease = plan.source.document.execution.lease
     owner = store.enter()
-    workspace = Workspace(plan, store, owner, callbacks)
+    workspace = Workspace(plan, store, owner, callbacks, ray or plan.source.document.execution.ray)
     try:
         with Heart(store, owner, lease) as heart:
             while store.unfinished(units):

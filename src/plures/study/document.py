@@ -270,6 +270,7 @@ class ExecutionPart(Part):
 
     Attributes:
         threads: threads of a process; default: all cores.
+        ray: the Ray cluster that trains clients; ``--ray`` names another one.
         lease: seconds without a heartbeat after which another process takes over a process's work.
     """
 
@@ -278,6 +279,7 @@ class ExecutionPart(Part):
     compile: bool | Literal["auto"] = False
     device: str = "cpu"
     threads: Annotated[int | None, Field(ge=1)] = None
+    ray: str | None = None
     lease: Annotated[float, Field(gt=0)] = 60.0
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
 

@@ -36,7 +36,7 @@ from plures.study.store import Store, Tried
 Tell = Callable[[int, int, float], None]
 """Called with rounds done, total rounds and the last validation value."""
 
-UNTIMED = ("clients_on_disk", "features")
+UNTIMED = ("clients_on_disk", "features", "processes", "ray")
 """Choices of an execution that each run makes."""
 
 
@@ -93,6 +93,7 @@ class Workspace:
         store: its database.
         owner: the name of this process in it.
         callbacks: called for every final run.
+        ray: address of the Ray cluster that trains clients, if there is one.
         machine: what runs have measured on the machine.
         uncombined: for a cell and a method, why it does not take the cell's robust combination.
         recorded: the last run whose rounds others repeat, with its unit.
@@ -102,6 +103,7 @@ class Workspace:
     store: Store
     owner: str
     callbacks: Sequence[Callback] = ()
+    ray: str | None = None
     loaded: Loaded | None = None
     machine: Machine = field(default_factory=Machine)
     uncombined: dict[tuple[str, str], str | None] = field(default_factory=dict)
@@ -164,17 +166,17 @@ class Workspace:
         measured = self.store.result(self.plan.measured_by(unit))
         if measured is None:
             raise PluresError(f"{unit.name}: its rounds were not measured; start the study again")
-        return Execution.from_dict(Timing.model_validate(measured).execution)
+        return Execution.from_dict(Timing.model_validate(measured).execution).alone(self.ray)
 
     def _measure(self, unit: Unit, loaded: Loaded) -> Timing:
         wanted = self.plan.source.document.execution
         candidate = unit.candidate
         rate = UNUSED if candidate.lr is None else candidate.lr
         spec = self._spec(unit, loaded, {"lr": rate})
-        asked = Execution(wanted.backend, wanted.chunk, wanted.compile, device=wanted.device)
+        asked = Execution(wanted.backend, wanted.chunk, wanted.compile, device=wanted.device).alone(self.ray)
         tuning = self.plan.source.document.tuning
         shortest = min(spec.rounds, tuning.rounds) if tuning.trials else spec.rounds
-        settled = self._run(unit, loaded, spec, asked, shortest).execution
+        settled = self._run(unit, loaded, spec, asked, shortest).execution.alone(self.ray)
         begun = time.perf_counter()
         run = self._run(unit, loaded, spec, settled)
         setup, rounds = time.perf_counter() - begun, [run.step().seconds]
