@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def marked(mark: str) -> list[int]:
 
 
 @contextmanager
-def cluster(folder: Path, cores: int = 1, port: int = 6417) -> Iterator[tuple[str, list[Node]]]:
+def cluster(folder: Path, cores: int = 1) -> Iterator[tuple[str, list[Node]]]:
     """Two nodes with some cores each, at 127.0.0.2 and 127.0.0.3; gives the address and the nodes.
 
     This process has the cluster's token while they run; it must not have imported Ray before.
@@ -70,6 +71,8 @@ def cluster(folder: Path, cores: int = 1, port: int = 6417) -> Iterator[tuple[st
     before = {name: os.environ.get(name) for name in own}
     os.environ |= own
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("127.0.0.2", 0)) as free:
+        port = free.getsockname()[1]
     address, size = f"127.0.0.2:{port}", [f"--num-cpus={cores}", "--object-store-memory=100000000"]
     head = ["--head", "--node-ip-address=127.0.0.2", f"--port={port}", "--include-dashboard=false"]
     run, nodes = secrets.token_hex(4), list[Node]()

@@ -20,6 +20,7 @@ import plures
 import plures.run.coordinator as coordinator
 import plures.run.processes as pool
 from beside import refuses
+from bits import assert_equal
 from newcomers import clients
 from plures import Run, Training, compare, fit
 from plures.errors import PluresError
@@ -42,14 +43,6 @@ def begun(name: str, execution: Execution) -> Run:
     data, _ = clients()
     method = METHODS[name]()
     return Run(data, lambda: model(), method, WORK, participation=Uniform(0.8), seed=3, execution=execution)
-
-
-def assert_equal(one: Run, two: Run) -> None:
-    """All state that changes in a run, bit for bit."""
-    left, right = snapshot(one), snapshot(two)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
 
 
 @pytest.mark.parametrize("name", ["scaffold", "ifca", "apple", "qffl"])

@@ -17,6 +17,7 @@ import torch
 
 import plures.run.rays as rays
 from beside import refuses
+from bits import assert_equal
 from newcomers import clients
 from plures import PluresError, Run, Training
 from plures.errors import PluresWarning
@@ -119,9 +120,7 @@ def test_every_bit_is_that_of_one_process_whichever_task_is_done_first(ray, name
     assert two.execution.processes == 2
     for _ in range(2):
         assert two.step().loss == one.step().loss
-    left, right = snapshot(one), snapshot(two)
-    assert left.keys() == right.keys()
-    assert all(torch.equal(value, right[key]) for key, value in left.items())
+    assert_equal(one, two)
 
 
 def test_data_are_put_once_for_all_runs_of_a_machine_and_the_state_of_a_round_once(ray):
@@ -151,7 +150,7 @@ def test_tasks_are_tried_again_elsewhere_and_one_that_is_lost_for_good_is_told_i
     one = begun("fedavg", ONE)
     one.step()
     one.step()
-    assert all(torch.equal(value, snapshot(run)[name]) for name, value in snapshot(one).items())
+    assert_equal(one, run)
 
 
 def test_what_a_visit_refuses_is_said_as_in_one_process(ray, monkeypatch):
@@ -169,7 +168,7 @@ def test_signals_are_handled_as_before_and_copies_use_the_same_connection(ray):
     other = copy.deepcopy(run)
     run.step()
     other.step()
-    assert all(torch.equal(value, snapshot(other)[name]) for name, value in snapshot(run).items())
+    assert_equal(run, other)
     assert [options["include_dashboard"] for _, options in ray.inits] == [False]
 
 

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 from benchmarks.nodes import SEEN, Node, cluster, marked, marking
 from torch import nn
 
+from bits import assert_equal
 from newcomers import clients
 from people import FAST, net, people
 from plures import PluresError, Run, RunFolder, Training, compare
@@ -24,7 +24,6 @@ from plures.method import SGD, Method, Phase
 from plures.methods import METHODS
 from plures.report.catalogue import model
 from plures.run import Execution, Uniform
-from plures.run.checkpoint import snapshot
 
 MISSING = "a Ray cluster needs Ray: pip install 'plures[ray]'"
 pytestmark = [
@@ -49,14 +48,6 @@ def begun(name: str, ray: str | None = None) -> Run:
     method = Method(schedule=(Phase("model", marking),)) if name == "marking" else METHODS[name]()
     made = (lambda: nn.Linear(8, 2)) if name == "marking" else (lambda: model())
     return Run(data, made, method, WORK, participation=Uniform(0.8), seed=3, execution=execution)
-
-
-def assert_equal(one: Run, two: Run) -> None:
-    """All state that changes in a run, bit for bit."""
-    left, right = snapshot(one), snapshot(two)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
 
 
 @pytest.mark.parametrize("name", ["scaffold", "ifca", "apple", "qffl"])
@@ -120,7 +111,7 @@ def test_the_command_line_has_one_flag(nodes, says, tmp_path):
 
 def test_another_cluster_than_the_one_of_this_process_is_refused(nodes, monkeypatch):
     monkeypatch.setattr("plures.run.rays.found", lambda address: address)
-    with pytest.raises(PluresError, match=r"this process is connected to 127\.0\.0\.2:6417; call ray\.shutdown"):
+    with pytest.raises(PluresError, match=rf"this process is connected to {nodes[0]}; call ray\.shutdown"):
         begun("fedavg", "127.0.0.2:6000")
 
 

@@ -92,7 +92,7 @@ def found(address: str) -> str:
     at = address
     if address == "auto":
         note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
-        at = os.environ.get("RAY_ADDRESS") or (note.read_text().strip() if note.exists() else "")
+        at = os.environ.get("RAY_ADDRESS") or (note.read_text(encoding="utf-8").strip() if note.exists() else "")
         if not at:
             raise PluresError("ray='auto': no Ray cluster runs on this machine: start one with ray start, or say local")
     host, _, port = at.rpartition(":")
