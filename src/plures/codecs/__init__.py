@@ -1,9 +1,10 @@
-"""Stages of the wire, one file for each idea: clipping, lossy changes, error feedback, secure sums."""
+"""Stages of the wire, one file for each idea: clipping, lossy changes, error feedback, downloads, secure sums."""
 
 from collections.abc import Mapping
 
 from plures.codecs.cast import Cast
 from plures.codecs.clip import Clip
+from plures.codecs.downlink import Downlink
 from plures.codecs.feedback import Feedback
 from plures.codecs.lowrank import LowRank
 from plures.codecs.qsparse import qsparse
@@ -16,6 +17,7 @@ from plures.method import Codec
 CODECS: Mapping[str, type[Codec]] = {
     "cast": Cast,
     "clip": Clip,
+    "downlink": Downlink,
     "feedback": Feedback,
     "lowrank": LowRank,
     "quantize": Quantize,
@@ -30,6 +32,7 @@ __all__ = [
     "CODECS",
     "Cast",
     "Clip",
+    "Downlink",
     "Feedback",
     "LowRank",
     "Quantize",

@@ -26,26 +26,29 @@ class Feedback(Codec):
     stages: Wire = ()
 
     def __post_init__(self) -> None:
+        me = type(self).__name__
         if odd := next((stage for stage in self.stages if not isinstance(stage, Codec)), None):
-            raise PluresError(f"Feedback: {odd!r} is not a stage; write the stages before it, topk+feedback")
+            raise PluresError(f"{me}: {odd!r} is not a stage; write the stages before it, topk+{me.lower()}")
         if any(isinstance(stage, Feedback) for stage in self.stages):
-            raise PluresError("Feedback: its stages remember what they leave out already; leave one feedback out")
+            raise PluresError(f"{me}: its stages remember what they leave out already; leave one feedback out")
         if longer := next((type(stage).__name__ for stage in self.stages if stage.lengthens), None):
             raise PluresError(
-                f"Feedback: {longer} sends more than there is, so what is remembered would grow without end; give "
+                f"{me}: {longer} sends more than there is, so what is remembered would grow without end; give "
                 f"{longer} unbiased=False"
             )
         if summing := next((type(stage).__name__ for stage in self.stages if stage.sums), None):
-            raise PluresError(
-                f"Feedback: nobody can decode a single payload of {summing}, so no client knows its error"
-            )
+            raise PluresError(f"{me}: nobody can decode a single payload of {summing}, so nobody knows its error")
 
     def behind(self, before: Wire) -> Wire:
-        return (*before, self) if self.stages or not before else (replace(self, stages=before),)
+        down, up = (tuple(stage for stage in before if stage.down is side) for side in (True, False))
+        if self.down and down:
+            raise PluresError("Downlink: the downloads are encoded already; leave one downlink out")
+        return (*down, *up, self) if self.stages or not up else (*down, replace(self, stages=up))
 
     def start(self, change: Leaves) -> Leaves:
         if not self.stages:
-            raise PluresError("wire stage Feedback has no stages: put it behind those that leave out, `topk+feedback`")
+            me = type(self).__name__
+            raise PluresError(f"wire stage {me} has no stages: put it behind those that leave out, `topk+{me.lower()}`")
         inner = self.inner(change).memory
         return {f"error:{k}": torch.zeros_like(t) for k, t in change.items()} | {f"in:{k}": t for k, t in inner.items()}
 

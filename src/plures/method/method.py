@@ -40,7 +40,7 @@ from plures.method.shares.mixing import View
 from plures.method.shares.share import Frozen, Known, Personal, Shared
 from plures.method.state import State
 from plures.method.tree import zeros_like
-from plures.method.wire import Wire, lay, wired
+from plures.method.wire import Line, Wire, lay, wired
 from plures.models import LeafInfo, Leaves, Marked, ModelFactory, Network, build
 from plures.models.network import seeded
 from plures.signature import checked
@@ -216,6 +216,8 @@ class Bound:
         blocks: the layout, resolved.
         written: leaves that local work changes, and those in which the wire remembers.
         line: the wire, prepared for the parameters that travel.
+        down: the stages for what the server sends, prepared for the parameters of the network that all clients share;
+            without stages if everything goes out as it is.
         buffers: leaves that travel beside it: running statistics and integers.
         channels: everything that leaves a client.
         probes: whether a share asks for gradients at the initial model.
@@ -255,7 +257,8 @@ class Bound:
         self.buffers = tuple(leaf for leaf in going if self._buffer(leaf))
         moved = [leaf for leaf in going if leaf not in self.buffers]
         zeros = {str(leaf): torch.zeros_like(self.initial[leaf.slot][leaf.path])[None] for leaf in moved}
-        self.line = lay(method.wire, zeros)
+        self.line = lay(tuple(stage for stage in method.wire if not getattr(stage, "down", False)), zeros)
+        self.down = self._downward(zeros)
         self._remember()
         self._view_inputs = self._read_by_views()
         self.probes = any(block.share.probes for block in self.blocks)
@@ -337,6 +340,27 @@ class Bound:
                 raise PluresError(
                     f"combine of {block.name!r}: the weights have no entry for {str(without[0])!r}: add it"
                 )
+
+    def _downward(self, zeros: Leaves) -> Line:
+        """The line for downloads.
+
+        Raises:
+            PluresError: if clients do not all have the same model.
+        """
+        stages = tuple(stage for stage in self.method.wire if getattr(stage, "down", False))
+        if not stages or not zeros:
+            return lay((), {})
+        name = type(stages[0]).__name__
+        for block in self.blocks:
+            if self.travelling(block) and not block.share.common:
+                raise PluresError(
+                    f"wire stage {name} sends one change to everybody, but in block {block.name!r} clients do not all "
+                    "have the same model: leave it out"
+                )
+        model = [leaf for b in self.blocks for leaf in self.travelling(b) if str(leaf) in zeros and self.of_model(leaf)]
+        line = lay(stages, {str(leaf): zeros[str(leaf)] for leaf in model})
+        payload, whole = (sum(t.nbytes for t in form.values()) for form in (line.payload, line.forms[0]))
+        return line if payload < whole else lay((), {})
 
     def _check_sum(self) -> None:
         """Refuse what a server cannot do that reads only the sum of all uploads."""

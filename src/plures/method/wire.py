@@ -93,11 +93,13 @@ class Codec:
         sums: whether the server reads only the sum of the payloads, as in secure aggregation. Such a stage comes last,
             and every stage before it must have :meth:`total`. It sends int32 alone; clients add their masks to it, and
             sums wrap around, modulo ``2 ** 32``.
+        down: whether the stage is for what the server sends to clients, and not for what they send.
         share: of a stage that sums: more than this share of the clients that are asked must stay to the end.
     """
 
     bounds: ClassVar[bool] = False
     sums: ClassVar[bool] = False
+    down: ClassVar[bool] = False
     share: float = 0.5
 
     @property

@@ -118,6 +118,15 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
     return digest.hexdigest()[:16]
 
 
+def insist_on_downloads(bound: Bound) -> None:
+    """Refuse stages for downloads: a site keeps nothing of what it received."""
+    if bound.down.stages:
+        raise PluresError(
+            f"wire stage {type(bound.down.stages[0]).__name__} sends changes of what clients have, and sites do not "
+            "keep what they received: run it in one process, or leave it out"
+        )
+
+
 def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:
     """Split a valid upload into the values to combine and the values that are stored for this client."""
     losses = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
@@ -478,6 +487,7 @@ def over_sites(
     reported = [sites.facts[client] for client in data.clients]
     setting = population(data, reported)
     origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
+    insist_on_downloads(origin.bound)
     origin = replace(origin.counting(training), secret=secret)
     if secret is None and isinstance(origin.plan, Plan) and origin.plan.stage.trust == "server":
         raise PluresError(

@@ -22,7 +22,7 @@ from plures.method.wire import BeyondError
 from plures.models import ModelFactory
 from plures.remote.allowed import FILE, SECONDS, TRAINING, Allowed, beyond
 from plures.remote.bounds import distance, key, labelled, received, size
-from plures.remote.clients import ONE_CLIENT, Rules, fingerprint
+from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_downloads
 from plures.remote.ledger import Ledger
 from plures.remote.masks import Masks, Notary
 from plures.remote.message import (
@@ -293,6 +293,7 @@ class Site:
             entropy=self.entropy,
             population=population(self.federation, reported),
         )
+        insist_on_downloads(run.bound)
         run.clients.bare = True
         return run, fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed)
 

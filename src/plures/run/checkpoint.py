@@ -36,7 +36,8 @@ def snapshot(run: Coordinator[Any]) -> Snapshot:
     for block, kept in run.server.items():
         tensors |= {f"server:{block}:{k}": t for k, t in kept.values.items()}
         tensors |= {f"share:{block}:{k}": t for k, t in kept.extra.items()}
-        tensors |= {f"memory:{block}:{k}": t for k, t in run.memory[block].items()}
+    for block, memory in run.memory.items():
+        tensors |= {f"memory:{block}:{k}": t for k, t in memory.items()}
     tensors["visited"] = run.store.visited.clone()
     tensors["last"] = run.last.clone()
     tensors["moves"] = run.moves

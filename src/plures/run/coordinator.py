@@ -22,7 +22,8 @@ from plures.method import MEMBERSHIP, Block, BlockState, Bound, Cohort, Leaf, Lo
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.models import Leaves, Marked
 from plures.privacy import Spent
-from plures.run.cost import traffic
+from plures.run.cost import downloaded
+from plures.run.downlink import DOWN, received, remembered, sent_out
 from plures.run.engine import Stack
 from plures.run.execution import Execution
 from plures.run.origin import Origin
@@ -231,7 +232,7 @@ class Coordinator(Generic[C]):
         bound: the method, resolved against its network.
         round: number of rounds finished.
         server: what the server keeps of every block.
-        memory: what the server's step of every block remembers.
+        memory: what the server's step of every block remembers, and what it has left out of downloads.
         moves: ``(moves, 4)`` all changes of cluster: round, number of the block, client, new cluster.
         last: ``(clients,)`` number of rounds finished when each last took part, 0 for never.
         store: leaves of individual clients that are kept here between rounds.
@@ -269,6 +270,7 @@ class Coordinator(Generic[C]):
         self.moved = Moved()
         self.server = {block.name: self.origin.block_state(block) for block in self.served()}
         self.memory = {block.name: self.origin.memory(block, self.server[block.name]) for block in self.served()}
+        self.memory |= {DOWN: remembered(self.bound)} if self.bound.down.stages else {}
         held = {leaf: self.bound.initial[leaf.slot][leaf.path] for leaf in self.stored_leaves()}
         self.store = ClientStore(held, len(self.federation), self.execution.clients_on_disk)
 
@@ -381,17 +383,19 @@ class Coordinator(Generic[C]):
         for clients, stays in made.stays:
             self.commit(clients, stays)
         self._note(made.server)
-        self.server, self.memory = made.server, made.memory
+        server, owed = sent_out(self.bound, chosen, made.server, self.memory.get(DOWN, {}), self.key(DOWN))
+        self.server, self.memory = server, made.memory | ({DOWN: owed} if self.bound.down.stages else {})
+        before = self.last[work.clients]
+        missed = torch.where(before > 0, self.round + 1 - before, 0)
         self.round += 1
         self.last[work.clients] = self.round
         self.torn = False
-        _, down = traffic(self.bound)
         return RoundRecord(
             self.round,
             tuple(self.setting.clients[i] for i in work.clients),
             made.loss,
             made.nbytes + self._probed,
-            down * len(work.clients),
+            received(self.bound, downloaded(self.bound), missed),
             time.perf_counter() - begun,
             {**work.left_out, **left},
             made.objective,

@@ -31,16 +31,23 @@ def traffic(bound: Bound) -> tuple[int, int]:
     """Bytes that a client sends and receives in a round, apart from the initial download.
 
     It sends the tensors of its training channels: the payload of the wire, buffers, weights that it computes itself,
-    and what the server's views need to know about it. Numbers in the header of a message are not counted.
+    and what the server's views need to know about it. It receives what a client does that takes part in every round.
+    Numbers in the header of a message are not counted.
     """
+    form, payload = (sum(t.nbytes for t in leaves.values()) for leaves in (bound.down.forms[0], bound.down.payload))
+    sent = [channel.size for channel in bound.channels if channel.tensors and channel.when == "train"]
+    return sum(size or 0 for size in sent), downloaded(bound) - form + payload
+
+
+def downloaded(bound: Bound) -> int:
+    """Bytes that a client receives in a round if everything goes out as it is."""
     down = 0
     for block in bound.blocks:
         leaves = {leaf: bound.initial[leaf.slot][leaf.path] for leaf in bound.travelling(block)}
         down += sum(t.nbytes for t in leaves.values()) * block.share.downloads(bound.setting)
         if isinstance(block.share, View):
             down += sum(bound.initial[s][p].nbytes for s, p in block.leaves)
-    sent = [channel.size for channel in bound.channels if channel.tensors and channel.when == "train"]
-    return sum(size or 0 for size in sent), down
+    return down
 
 
 def flops(bound: Bound, federation: Federation, training: Training) -> int:

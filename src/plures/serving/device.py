@@ -165,7 +165,7 @@ def _measured(
 
 def _sent(bound: Bound) -> set[Leaf]:
     """Leaves whose received value a wire stage needs besides the new one."""
-    return {leaf for block in bound.blocks for leaf in bound.travelling(block)} if bound.method.wire else set()
+    return {leaf for block in bound.blocks for leaf in bound.travelling(block)} if bound.line.stages else set()
 
 
 def _bytes(bound: Bound, leaves: Iterable[Leaf]) -> int:
