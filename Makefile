@@ -37,6 +37,9 @@ bench: $(VENV)/developing
 	$(BIN)/python -m benchmarks.har --out benchmarks/results/har
 	$(BIN)/python -m benchmarks.families --out benchmarks/results/families
 	$(BIN)/python -m benchmarks.hostile --out benchmarks/results/hostile
+	$(BIN)/python -m benchmarks.protection --out benchmarks/results/protection
+	$(BIN)/python -m benchmarks.schools --out benchmarks/results/schools
+	$(BIN)/python -m benchmarks.bucketing --out benchmarks/results/bucketing --minutes 60
 	$(BIN)/python -m benchmarks.protocols --out benchmarks/results/protocols
 	$(BIN)/python -m benchmarks.tcga --out benchmarks/results/tcga
 	$(BIN)/plures study benchmarks/studies/reduced.toml --processes 2 --out runs/reduced

@@ -119,7 +119,8 @@ def page(known: dict[str, float]) -> str:
         parts = []
         for name in METHODS:
             got = [known[key] for seed in ran if (key := f"{name}, epsilon {epsilon}, seed {seed}") in known]
-            parts.append("-" if not got else f"{np.mean(got):.5f} ± {np.std(got):.5f}")
+            spread = f" ± {np.std(got):.5f}" if len(got) > 1 else ""
+            parts.append("-" if not got else f"{np.mean(got):.5f}{spread}")
         lines.append(f"| {'none' if epsilon is None else f'{epsilon:g}'} | {' | '.join(parts)} |")
         if epsilon == 6:
             told = (f"{PUBLISHED[name]:.5f}" if name in PUBLISHED else "-" for name in METHODS)
