@@ -36,7 +36,7 @@ joined with `dp` (clients, by noise of the server) and with `dp_sgd` (single exa
 small network; [the guide](guides/protect.md#differential-privacy) says what these mean.
 
 - **Noised**: what leaves a client, all under one bound. Against other members and whoever gets the shared model, the
-  client's data is hidden in it; against the server only with `trust=nobody`.
+  client's data is hidden in it; against the server only with `trust=nobody` or `sum`.
 - **At home**: what is trained and never leaves. It costs no epsilon, and is not protected against whoever gets it: it
   memorises its owner. With `dp_sgd` it is covered, too.
 - Under `dp` and `dp_sgd`: "yes", or why not, which is what would leak. "yes" under `dp_sgd` says that nothing else of

@@ -57,7 +57,11 @@ def asking(folder: Path, run: dict[str, object], **allow: object) -> Path:
             "allows 2.5",
         ),
         (CENTRAL, {"epsilon": 4, "delta": 1e-6}, "the plan spends epsilon 4.89 at delta 1e-06 in 4 rounds, and"),
-        (CENTRAL, {"epsilon": 4, "trust": "nobody"}, "the plan trusts the server, and [allow] trust"),
+        (
+            CENTRAL,
+            {"epsilon": 4, "trust": "nobody"},
+            "the plan trusts the server with single uploads, and",
+        ),
         (STEPS, {"epsilon": 4, "unit": "client"}, "the plan hides single examples, and [allow] unit"),
         (CENTRAL, {"clip": 0.4}, "the plan bounds a client's upload by 0.5, and [allow] clip in the site's site.toml"),
         (

@@ -8,10 +8,11 @@ from typing import ClassVar
 
 import torch
 
+from plures.codecs.discrete import discrete_gaussian
 from plures.errors import PluresError
 from plures.extras import needed
 from plures.method import Channel, Codec, Leaves, Sending, joined, parted
-from plures.method.wire import BeyondError
+from plures.method.wire import BeyondError, enough
 
 STEPS = 2**30
 """Steps from 0 to the bound of a mean."""
@@ -30,10 +31,14 @@ class SecureSum(Codec):
     It is the last stage. What leaves beside the upload is not masked: a method or network that sends more is refused,
     unless ``passes`` names the channels. Numbers such as the training loss are sent in the clear.
 
+    With ``noise``, every client also adds a discrete Gaussian, its part of the noise that the sum of the fewest clients
+    shall have that must come (:mod:`plures.privacy.distributed`); ``dp(trust=sum)`` sets it.
+
     Attributes:
         bound: largest absolute change of any number; a client with a larger one sends nothing and says so.
         share: of the clients that are asked, more than this must stay to the end: at least one half.
         passes: channels whose tensors may leave as they are (``buffers``, ``gradients``).
+        noise: standard deviation of the noise on the sum of changes, at least; each upload then counts 1.
     """
 
     sums: ClassVar[bool] = True
@@ -41,10 +46,13 @@ class SecureSum(Codec):
     bound: float = 8.0
     share: float = 0.5
     passes: tuple[str, ...] = ()
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.bound < inf:
             raise PluresError(f"SecureSum: bound={self.bound}; give a positive number")
+        if not 0 <= self.noise < inf:
+            raise PluresError(f"SecureSum: noise={self.noise}; give 0 or more")
         if not 0.5 <= self.share < 1:
             raise PluresError(f"SecureSum: share={self.share}; give a share from 0.5 to below 1")
 
@@ -66,7 +74,13 @@ class SecureSum(Codec):
                 "or clip first: clip+secure_sum"
             )
         part = (known.weights / known.mass).to(flat.device).unsqueeze(1)
-        return {"words": (flat * part / self.step).round().to(torch.int32)}, memory
+        whole = (flat * part / self.step).round()
+        if self.noise:
+            fewest = enough(round(known.mass), self.share)
+            deviation = self.noise / (self.step * known.mass * fewest**0.5)
+            drawn = [discrete_gaussian(deviation, flat.shape[1], source) for source in sending.sources()]
+            whole = whole + torch.stack(drawn).to(whole)
+        return {"words": whole.to(torch.int32)}, memory
 
     def total(self, payload: Leaves, like: Leaves, mass: float) -> Leaves:
         return parted(payload["words"].double() * self.step * mass, like)

@@ -348,7 +348,7 @@ class Conductor:
     def undo(self, fitted: Fit[Over], remote: Over, error: BrokenError) -> None:
         """Exclude the client that broke the model, and go back to the state before that round."""
         plan = remote.origin.plan
-        if error.round == remote.round and isinstance(plan, Privacy) and plan.stage.trust == "server":
+        if error.round == remote.round and isinstance(plan, Privacy) and plan.stage.trust != "nobody":
             raise PluresError(
                 f"{error}; sites have its result, which differential privacy counts and cannot take back: {NEW}"
             ) from error

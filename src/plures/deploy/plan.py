@@ -263,7 +263,7 @@ class Allow(Declared):
     epsilon: float | None = None
     delta: float | None = None
     unit: Literal["example", "client"] = "example"
-    trust: Literal["server", "nobody"] = "server"
+    trust: Literal["server", "sum", "nobody"] = "server"
     clip: float | None = None
     channels: Names | None = Allowed.channels
 

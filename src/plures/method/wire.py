@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plures.brief import brief
 from plures.content import by_content
-from plures.entropy import Entropy, normal, normal_of
+from plures.entropy import Entropy, Secret, normal, normal_of
 from plures.errors import PluresError
 from plures.method.channel import Channel
 from plures.method.shares.share import Cohort
@@ -62,6 +62,12 @@ class Sending:
     def uniform(self, count: int) -> Tensor:
         """Random numbers in [0, 1), ``(clients, count)`` float32."""
         return uniform(self.keys.unsqueeze(1), count)
+
+    def sources(self) -> list[Entropy]:
+        """Random bytes of each client that nobody else knows; in a simulation they follow from its key."""
+        if self.entropy is not None:
+            return [self.entropy] * len(self.keys)
+        return [Secret(key.to_bytes(8, "big", signed=True)).of("client") for key in self.keys.tolist()]
 
     def normal(self, count: int) -> Tensor:
         """Standard normal numbers that nobody but the client knows, ``(clients, count)`` double.

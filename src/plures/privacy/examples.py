@@ -210,7 +210,7 @@ def examples_plan(
 def trusts_nobody(method: Method) -> bool:
     """Whether what leaves the clients is meant to be private against the server, too."""
     stages = [*method.wire, *(one for stage in method.wire for one in getattr(stage, "stages", ()))]
-    return any(isinstance(one, Private) and one.trust == "nobody" for one in stages) or any(
+    return any(isinstance(one, Private) and one.trust != "server" for one in stages) or any(
         isinstance(item, Phase) and isinstance(item.before, PerExample) for item in method.schedule
     )
 

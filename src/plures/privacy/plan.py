@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from plures.codecs import SecureSum
 from plures.errors import PluresError
 from plures.method import Assign, Bound, Combine, Leaves, Method, Relax, Shared, Start, State, Visit
+from plures.method.wire import Wire
 from plures.privacy.accountant import calibrated, epsilon, gaussian, insist
 from plures.privacy.adaptive import LEAF, SLOT, Geometric
 from plures.privacy.correlated import roots, sensitivity
+from plures.privacy.distributed import worth
 from plures.privacy.draws import Draws
 from plures.privacy.stage import Private
 
@@ -31,7 +34,7 @@ class Spent:
         clip: bound on the norm of an upload; the first one, if it follows a quantile.
         noise: standard deviation of the noise on the sum, in units of the bound.
         draws: who is drawn, in words.
-        trust: who is trusted with single uploads: ``server`` or ``nobody``.
+        trust: who is trusted with single uploads: the ``server``, or ``nobody``; ``sum``: the server sees sums alone.
     """
 
     epsilon: float
@@ -48,7 +51,8 @@ class Spent:
     @property
     def plan(self) -> str:
         """What epsilon stands for, in words."""
-        trust = "the server is trusted" if self.trust == "server" else "nobody is trusted"
+        trusts = {"server": "the server is trusted", "sum": "the server is trusted with sums alone"}
+        trust = trusts.get(self.trust, "nobody is trusted")
         count = "1 round" if self.rounds == 1 else f"{self.rounds} rounds"
         return (
             f"Differential privacy of each {self.unit} at delta {self.delta:g}: clip {self.clip:g}, "
@@ -67,14 +71,23 @@ class Plan:
     Attributes:
         stage: clipping and noise, as they were asked for.
         draws: who is drawn.
+        sum: the stage that adds up what has discrete noise (``trust="sum"``).
+        size: how many numbers travel; 0 before that is known.
     """
 
     stage: Private
     draws: Draws
+    sum: SecureSum | None = None
+    size: int = 0
 
     def __post_init__(self) -> None:
         stage, draws = self.stage, self.draws
-        if stage.trust == "nobody" or stage.correlated:
+        if stage.trust == "sum" and stage.accountant != "rdp":
+            raise PluresError(
+                "dp: what discrete noise under a secure sum spends is known by its Rényi divergences: say "
+                "accountant='rdp'"
+            )
+        if stage.trust != "server" or stage.correlated:
             if stage.correlated and draws.kind == "poisson":
                 raise PluresError(
                     "dp: correlated noise needs cohorts whose clients take part a known number of times: take "
@@ -114,6 +127,8 @@ class Plan:
             most = sensitivity(draws.patterns(rounds), rounds, first)
             if not most:
                 return 0.0
+            if stage.trust == "sum":
+                return gaussian(self._summed(noise) / most, stage.delta, "rdp")
             twice = 2 if stage.trust == "nobody" or stage.neighbours == "replace_one" else 1
             return gaussian(noise / (twice * most), stage.delta, stage.accountant)
         sized = draws.kind == "sample" or draws.at_most is not None
@@ -128,6 +143,18 @@ class Plan:
             neighbours=stage.neighbours,
             accountant=stage.accountant,
         )
+
+    def _summed(self, noise: float) -> float:
+        """What discrete noise under a secure sum is worth, in units of the bound."""
+        if self.sum is None or not self.size:
+            raise PluresError("dp: with trust='sum', epsilon depends on the size of the model: give noise")
+        replaced = self.stage.neighbours == "replace_one"
+        return worth(self.sum, self.stage.clip, noise, self.draws.clients, self.size, replaced=replaced)
+
+    def sized(self, bound: Bound) -> Plan:
+        """The same, with the number of numbers that travel."""
+        travelling = [leaf for block in bound.blocks for leaf in bound.travelling(block) if leaf not in bound.buffers]
+        return replace(self, size=sum(bound.initial[slot][path].numel() for slot, path in travelling))
 
     def noise_for(self, wanted: float, rounds: int) -> float:
         """The noise with which so many rounds spend a given epsilon."""
@@ -146,7 +173,7 @@ class Plan:
             stage.delta,
             rounds,
             "client",
-            stage.neighbours if stage.trust == "server" else "any two uploads",
+            "any two uploads" if stage.trust == "nobody" else stage.neighbours,
             stage.accountant,
             stage.clip,
             stage.noise,
@@ -204,7 +231,8 @@ def settled(method: Method, draws: Callable[[], Draws], *, travels: bool = True)
     if len(stages) > 1:
         raise PluresError("dp: a method has one stage of privacy; leave one of them out")
     who = draws()
-    plan = Plan(stages[0], who)
+    added = _added(method.wire, stages[0]) if stages[0].trust == "sum" else None
+    plan = Plan(stages[0], who, added)
     for slot, rule in method.rules.items():
         if rule.denominator not in (None, who.expected):
             raise PluresError(
@@ -214,10 +242,29 @@ def settled(method: Method, draws: Callable[[], Draws], *, travels: bool = True)
     rules = {slot: _counting_alike(rule, who.expected) for slot, rule in method.rules.items()}
     stage = stages[0].settled(who.expected)
     wire = tuple(stage if isinstance(one, Private) else one for one in method.wire)
+    if added is not None:
+        wire = (*wire[:-1], added)
     if stage.clip == math.inf:
         wire = tuple(one for one in wire if not isinstance(one, Private))
     method = replace(method, wire=wire, combine=rules)
     return (_following(method, stage, who.expected) if stage.quantile is not None else method), plan
+
+
+def _added(wire: Wire, stage: Private) -> SecureSum:
+    """The stage that adds up uploads, with the noise of which every client adds its part."""
+    last = wire[-1]
+    if not isinstance(last, SecureSum) or wire[-2:-1] != (stage,):
+        raise PluresError(
+            "dp: trust='sum' hides clients in a secure sum: put it right before one, +dp(trust=sum)+secure_sum"
+        )
+    noise = stage.noise * stage.clip
+    needed = max(stage.clip, 8 * noise / 2)  # eight deviations of a mean of two, the fewest
+    if needed > last.bound:
+        raise PluresError(
+            f"dp: clip={stage.clip:g} with noise={stage.noise:g} needs secure_sum(bound={needed:.3g}) or more: larger "
+            "sums would wrap around"
+        )
+    return replace(last, noise=noise)
 
 
 def _counting_alike(rule: Combine, expected: float) -> Combine:

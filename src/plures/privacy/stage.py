@@ -44,7 +44,8 @@ class Private(Codec):
         correlated: noise that partly cancels over rounds, for cohorts that are no random sample (DP-FTRL,
             :mod:`plures.privacy.correlated`).
         trust: ``server``: the server is trusted with single uploads, and adds the noise; ``nobody``: every client adds
-            it to its own upload, for the same epsilon against the server (local differential privacy).
+            it to its own upload, for the same epsilon against the server (local differential privacy); ``sum``: the
+            server sees the sum of a ``secure_sum`` alone, to which every client has added its part of discrete noise.
         neighbours: ``add_or_remove`` or ``replace_one`` client.
         accountant: ``pld`` (tight) or ``rdp``.
         losses: whether clients report their training losses, which epsilon does not cover.
@@ -59,7 +60,7 @@ class Private(Codec):
     quantile_lr: float = 0.2
     votes: float | None = None
     correlated: bool = False
-    trust: Literal["server", "nobody"] = "server"
+    trust: Literal["server", "sum", "nobody"] = "server"
     neighbours: Neighbours = "add_or_remove"
     accountant: Accountant = "pld"
     losses: bool = False
@@ -79,11 +80,14 @@ class Private(Codec):
             )
         if self.quantile is not None:
             adaptive.check(self.quantile, self.quantile_lr)
-        for other, given in (("quantile", self.quantile is not None), ("trust='nobody'", self.trust == "nobody")):
+        for other, given in (
+            ("quantile", self.quantile is not None),
+            (f"trust={self.trust!r}", self.trust != "server"),
+        ):
             if self.correlated and given:
                 raise PluresError(f"dp: correlated noise needs one bound, and the server's noise: leave out {other}")
-        if self.quantile is not None and self.trust == "nobody":
-            raise PluresError("dp: where nobody is trusted, no quantile of norms can be told: leave out quantile")
+        if self.quantile is not None and self.trust != "server":
+            raise PluresError("dp: without a trusted server, no quantile of norms can be told: leave out quantile")
 
     @property
     def bound(self) -> Clip:
@@ -96,7 +100,7 @@ class Private(Codec):
         if self.quantile is not None and BOUND in change:
             return self._voted(change, sending), memory
         clipped = self.bound.clipped(change)
-        if self.trust == "server" or not self.noise:
+        if self.trust != "nobody" or not self.noise:
             return clipped, memory
         flat, size = joined(clipped), self.noise * self.clip
         noisy = flat + size * sending.normal(flat.shape[1])

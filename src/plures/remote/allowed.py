@@ -39,6 +39,8 @@ CHANNELS = (
 """Everything that can leave a site."""
 WITHHELD = (LOSS, OBJECTIVE, SCORES, SECONDS)
 """Channels that a site leaves empty if it does not agree to them. A plan that needs one of the others is refused."""
+TRUST = "server", "sum", "nobody"
+"""Who may see what has no noise yet, fewer and fewer."""
 FILE = "ceiling.json"
 """Where a site keeps the epsilon that it computed, which takes seconds: every order is worked on by a new process."""
 
@@ -65,7 +67,7 @@ class Allowed:
         delta: of that epsilon; ``None`` for the plan's own.
         unit: what must be hidden at least: each ``example`` of the site, or the whole ``client``, which hides its
             examples, too.
-        trust: who may see what has no noise yet: the ``server``, or ``nobody``.
+        trust: who may see what has no noise yet: the ``server``; the server, but ``sum`` alone; or ``nobody``.
         clip: largest bound on the norm of an upload, or of an example's gradient; ``None`` for any, also none.
         channels: what may leave at all, of :data:`CHANNELS`; ``None`` for all.
     """
@@ -82,7 +84,7 @@ class Allowed:
     epsilon: float | None = None
     delta: float | None = None
     unit: Literal["example", "client"] = "example"
-    trust: Literal["server", "nobody"] = "server"
+    trust: Literal["server", "sum", "nobody"] = "server"
     clip: float | None = None
     channels: tuple[str, ...] | None = None
 
@@ -92,7 +94,7 @@ class Allowed:
                 raise PluresError(f"[allow] {name} = {value:g}: give a positive number")
         if self.delta is not None and not 0 < self.delta < 1:
             raise PluresError(f"[allow] delta = {self.delta:g}: give a number between 0 and 1")
-        given = {"delta": self.delta is not None, "unit": self.unit == "client", "trust": self.trust == "nobody"}
+        given = {"delta": self.delta is not None, "unit": self.unit == "client", "trust": self.trust != "server"}
         if self.epsilon is None and any(given.values()):
             name = next(name for name, true in given.items() if true)
             raise PluresError(f"[allow] {name} is not used without epsilon: give the most that a plan may spend")
@@ -191,8 +193,10 @@ def _spent(origin: Origin, rounds: int, allowed: Allowed, cache: Path | None) ->
     trust = plan.stage.trust if isinstance(plan, Plan) else "nobody"
     if allowed.unit == "client" and unit == "example":
         yield "the plan hides single examples, and [allow] unit in the site's site.toml asks for 'client'"
-    if allowed.trust == "nobody" and trust == "server":
-        yield "the plan trusts the server, and [allow] trust in the site's site.toml asks for 'nobody'"
+    if TRUST.index(trust) < TRUST.index(allowed.trust):
+        what = "sums of uploads" if trust == "sum" else "single uploads"
+        asks = f"[allow] trust in the site's site.toml asks for {allowed.trust!r}"
+        yield f"the plan trusts the server with {what}, and {asks}"
     spent = spends(plan, rounds, allowed.delta, cache)
     if spent > allowed.epsilon:
         delta = plan.stage.delta if allowed.delta is None else allowed.delta

@@ -102,6 +102,7 @@ class Origin:
         if plan is not None:
             bound = method.bind(network, setting, lambda number: another(number).leaves())
             plan.check(bound)
+            plan = plan.sized(bound)
         return cls(bound.local() if local else bound, setting, rule, seed, other, plan, given)
 
     def counting(self, training: Training) -> Origin:
