@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from fleet import LATE
 from hospitals import files, simulated
 
 from plures.deploy.app import PUBLISHED
-from plures.deploy.conduct import RESULT, STATE
+from plures.deploy.conduct import RESULT, SECRET, STATE
 from plures.deploy.fleet.loopback import Fleet
 from plures.deploy.journal import Journal
 from plures.deploy.plan import Plan
 from plures.evaluate.results import SeedResult
 from plures.files import read
+from plures.privacy import gaussian
 from plures.remote.state import SUM, Versions
 from plures.run.checkpoint import snapshot
 from plures.run.cost import traffic
@@ -37,6 +39,7 @@ METHODS = {
     "scaffold": ("model", "control"),
     "ifca": ("model",),
     "pfedme": ("model",),
+    "ditto+trimmed_mean": ("model",),
     "scaffold+qsparse(keep=0.2, levels=7)": ("model", "control"),
 }
 
@@ -94,6 +97,31 @@ RESTARTED = Failure(
     lambda stage, client: stage.fleet.nodes[client].stop(),
     lambda stage, client: stage.fleet.nodes[client].start(),
 )
+
+
+def test_private_rounds_over_real_sites(fleet: Fleet, tmp_path: Path) -> None:
+    """Noise of the coordinator, within a site's ceiling: the model is not that of the seed, and epsilon is told."""
+    home = fleet.folder / "sites"
+    for client in heart_tables():
+        shutil.rmtree(home / client / "state", ignore_errors=True)
+    rules, private = "min_clients = 4\ndeadline = 60", "clip=0.1,noise=1,delta=1e-3"
+    file = files(home, heart_schema(), heart_tables(), rules, method="fedavg", rounds=2, dp=private)
+    with (home / "va" / "site.toml").open("a") as own:
+        own.write("epsilon = 8\nclip = 0.1\n")
+    run = fleet.conduct(APP, file, tmp_path)
+    assert fleet.wait(run, LATE) == "finished:completed", fleet.superlink.tail(40)
+    result = SeedResult.model_validate(told(tmp_path)["result"])
+    assert result.privacy is not None
+    assert result.privacy.epsilon == pytest.approx(gaussian(1 / math.sqrt(2), 1e-3))
+    assert [math.isnan(point.train_loss) for point in result.curve] == [True, True]
+    assert not (tmp_path / SECRET).exists()
+    state, _ = read(tmp_path / STATE)
+    _, here = simulated(file)
+    name = next(name for name in state if name.endswith("weight"))
+    assert not torch.allclose(state[name], snapshot(here)[name], atol=1e-3)
+    card = PersonalModel.load(home / "va" / "state" / "heart" / "fedavg" / PUBLISHED).card
+    assert card.privacy is not None
+    assert card.privacy.epsilon == pytest.approx(result.privacy.epsilon)
 
 
 def test_what_a_client_remembers_outlives_its_sites_processes(fleet: Fleet, tmp_path: Path) -> None:
