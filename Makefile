@@ -1,7 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
+EXTRAS := .venv-extras
+INSTALL := python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo demo-deploy test test-extras lint oracles bench docs clean
 
@@ -18,8 +19,8 @@ test: $(VENV)/developing
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint oracles
 	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
-test-extras: $(VENV)/extras
-	$(BIN)/python -m pytest tests/rays
+test-extras: $(EXTRAS)/ready
+	$(EXTRAS)/bin/python -m pytest -n 2 -m extra -rs
 
 lint: $(VENV)/developing
 	$(BIN)/ruff check src tests benchmarks tools
@@ -48,6 +49,7 @@ bench: $(VENV)/developing
 	$(BIN)/python -m benchmarks.failures --out benchmarks/results/failures
 	$(BIN)/python -m benchmarks.rivals --out benchmarks/results/rivals
 	$(BIN)/python -m benchmarks.population --out benchmarks/results/population
+	$(BIN)/python -m benchmarks.scale --out benchmarks/results/scale
 	$(BIN)/python -m benchmarks.lazy --out benchmarks/results/lazy
 	$(BIN)/python -m benchmarks.wire --out benchmarks/results/wire
 	$(BIN)/python -m benchmarks.warm --out benchmarks/results/warm
@@ -56,20 +58,21 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(INSTALL) --editable ".[pool]"
+	$(BIN)/$(INSTALL) --editable ".[pool]"
 	touch $@
 
 $(VENV)/flower: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(INSTALL) --editable ".[flower,pool]"
+	$(BIN)/$(INSTALL) --editable ".[flower,pool]"
 	touch $(VENV)/installed $@
 
 $(VENV)/developing: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(INSTALL) --editable ".[dev]"
+	$(BIN)/$(INSTALL) --editable ".[dev]"
 	touch $(VENV)/installed $@
 
-$(VENV)/extras: $(VENV)/developing
-	$(INSTALL) --editable ".[dev,ray]"
+$(EXTRAS)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/$(INSTALL) --editable ".[dev,hf,mlflow,mobile,parquet,ray,wandb]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(EXTRAS) runs .mypy_cache .ruff_cache .pytest_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib.util
 import logging
 import multiprocessing
 import multiprocessing.forkserver
@@ -37,6 +38,16 @@ The first two, and "federations", start processes of their own and mostly wait f
 Those of "one fleet" share its processes (``deploy/conftest.py``); those that end some of them come last.
 """
 GROUPS = {file: group for group, files in IN_TURN.items() for file in files}
+
+EXTRAS = {
+    "hf": ("transformers", "peft"),
+    "mlflow": ("mlflow",),
+    "mobile": ("executorch",),
+    "parquet": ("pyarrow",),
+    "ray": ("ray",),
+    "wandb": ("wandb",),
+}
+"""Modules of the extras that `make test` does not install; `make test-extras` does, and runs their tests."""
 
 SPOKEN = "COLUMNS LINES TERM LANG LC_ NO_COLOR FORCE_COLOR CLICOLOR PY_COLORS TTY_ GITHUB_"
 MEASURED = "PLURES_ FLWR_ WANDB_ MLFLOW_ OMP_ MALLOC_ PYTHONWARNINGS PYTHONOPTIMIZE"
@@ -82,9 +93,13 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups come first, their files in the order of ``IN_TURN``; other files stay in their order."""
+    """Groups come first, in the order of ``IN_TURN``; tests of extras that are not installed are skipped."""
     order = {file: place for place, file in enumerate(GROUPS)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    missing = {name for name, modules in EXTRAS.items() if not all(map(importlib.util.find_spec, modules))}
+    for item in items:
+        for name in {name for mark in item.iter_markers("extra") for name in mark.args} & missing:
+            item.add_marker(pytest.mark.skip(reason=f"the extra {name!r} is not installed"))
 
 
 def pytest_collection_finish() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -224,8 +225,8 @@ def test_a_graph_has_an_input_for_each(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(decided, classes.numpy())  # type: ignore[union-attr]
 
 
+@pytest.mark.extra("mobile")
 def test_a_mobile_graph_takes_inputs_in_order(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("executorch", reason="the extra 'mobile' is not installed")
     run = kept(folder, tmp_path, "fedavg")
     rows = {name: values[60:66] for name, values in BOTH.items()}
     found = export(opened(run.path, "c", run.code), tmp_path / "out", rows, to=("executorch",))
@@ -513,9 +514,10 @@ def test_a_dropout_behind_the_frozen_part_stays() -> None:
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
 
+@pytest.mark.extra("hf")
 def test_transformers_as_they_are() -> None:
     """BERT gets its mask, is stacked or not with the same numbers, and learns by our LoRA and by PEFT's."""
-    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    transformers, peft = importlib.import_module("transformers"), importlib.import_module("peft")
     ids, length = RNG.integers(1, 20, size=(120, 6)), RNG.integers(2, 7, size=(120, 1))
     mask = (np.arange(6) < length).astype(int)
     given = {"input_ids": ids * mask, "attention_mask": mask}
@@ -545,9 +547,10 @@ def test_transformers_as_they_are() -> None:
             assert torch.equal(run.predict(client, other.inputs[rows])[0], run.predict(client)[0])
 
 
+@pytest.mark.extra("hf")
 def test_lora_adapts_the_transposed_layers_of_gpt2() -> None:
     """In stacks as in the loop; the merged weights give the trained model's outputs; the base stays as it was."""
-    transformers = pytest.importorskip("transformers")
+    transformers = importlib.import_module("transformers")
     ids, length = RNG.integers(1, 20, size=(120, 6)), RNG.integers(2, 7, size=(120, 1))
     data = federation({"input_ids": ids, "attention_mask": (np.arange(6) < length).astype(int)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from functools import cache
 from importlib.util import find_spec
@@ -159,9 +160,10 @@ def test_bad_requests_are_named(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.extra("mobile")
 @pytest.mark.parametrize("method", ["ditto+threshold", "knnper"])
 def test_executorch_predicts_as_the_model_does(tmp_path, method):
-    runtime = pytest.importorskip("executorch.runtime", reason="the extra 'mobile' is not installed")
+    runtime = importlib.import_module("executorch.runtime")
     model, raw = trained(method)
     exported = export(model, tmp_path, raw, to=("executorch",))
     wanted, decided = model.predict(raw)

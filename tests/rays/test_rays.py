@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,9 @@ from plures.methods import METHODS
 from plures.report.catalogue import model
 from plures.run import Execution, Uniform
 
-MISSING = "a Ray cluster needs Ray: pip install 'plures[ray]'"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning"),
-    pytest.mark.skipif(find_spec("ray") is None, reason=MISSING),  # an import would read the environment too early
+    pytest.mark.extra("ray"),
 ]
 WORK = Training(rounds=3, batch_size=8, steps=2, optimizer=SGD(0.05))
 

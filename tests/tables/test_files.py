@@ -91,9 +91,9 @@ def test_frames_are_read_like_files(tmp_path: Path):
     assert ordered.task.classes == ("yes", "no")
 
 
+@pytest.mark.extra("parquet")
 def test_a_parquet_file_is_read_like_its_frame(tmp_path: Path):
     pandas = pytest.importorskip("pandas")
-    pytest.importorskip("pyarrow")
     pandas.DataFrame(rows()).to_parquet(tmp_path / "a.parquet")
     assert np.array_equal(numbers(tmp_path / "a.parquet")[1], numbers(rows())[1])
 

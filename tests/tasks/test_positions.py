@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 from pathlib import Path
@@ -225,9 +226,10 @@ def test_what_onnx_runtime_lacks_is_said_in_a_sentence(tmp_path: Path) -> None:
         export(PersonalModel.of(run, "b", spec), tmp_path, texts().inputs[:4])
 
 
+@pytest.mark.extra("hf")
 def test_a_small_gpt_learns_by_lora() -> None:
     """Of a GPT as Hugging Face gives it, only the pairs of matrices and the head move, and the perplexity falls."""
-    transformers = pytest.importorskip("transformers")
+    transformers = importlib.import_module("transformers")
     data = texts()
 
     def gpt() -> nn.Module:

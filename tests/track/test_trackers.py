@@ -31,10 +31,7 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-EACH = [
-    pytest.param(name, marks=pytest.mark.skipif(not installed(name), reason=f"{name} is not installed"))
-    for name in TRACKERS
-]
+EACH = [pytest.param(name, marks=() if name == "tensorboard" else pytest.mark.extra(name)) for name in TRACKERS]
 
 
 def written(name: str, folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -44,6 +44,7 @@ from plures.run.onboard import rescaled
 from plures.serving.device import COUNTED, memory
 from plures.serving.export import FORMATS, export
 from plures.serving.personal import PersonalModel, opened
+from plures.serving.step import STEPS
 from plures.tables import from_table, is_table, schema_of
 from plures.tables.source import read_rows
 from plures.tables.table import Cells, texts
@@ -182,6 +183,11 @@ def export_command(
     client: Client = None,
     to: Annotated[list[str] | None, typer.Option(help=f"Format: {', '.join(FORMATS)}; repeatable.")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Also ONNX with 8-bit integers.")] = False,
+    train: Annotated[
+        str | None,
+        typer.Option(help="With --to executorch: also a training step of this part of the network, such as head."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples in a training step.")] = 8,
     inputs: Inputs = None,
     out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("exported"),
     allow_code: AllowCode = None,
@@ -198,12 +204,18 @@ def export_command(
         shown, ranges = (raw(RunFolder(folder, code), model.card.client, split) for split in ("test", "validation"))
     else:
         shown = given(model, inputs, scaled=False)
-    found = export(model, out, shown, to=tuple(to or ["onnx"]), int8=int8, calibration=ranges, code=code)
-    table = Table("format", "file", "kB", "ms", "largest difference", "mean difference", "other decisions")
+    formats = tuple(to or ["onnx"])
+    found = export(
+        model, out, shown, to=formats, int8=int8, train=train, batch=batch_size, calibration=ranges, code=code
+    )
+    table = Table(
+        "format", "file", "kB", "memory, kB", "ms", "largest difference", "mean difference", "other decisions"
+    )
     for one in found:
         changed = "-" if one.changed is None else f"{100 * one.changed:.1f} %"
         numbers = (
             f"{one.size / 1000:.1f}",
+            "-" if one.memory is None else f"{one.memory / 1000:.1f}",
             f"{one.milliseconds:.3f}",
             f"{one.largest:.2g}",
             f"{one.mean:.2g}",
@@ -212,7 +224,9 @@ def export_command(
         table.add_row(one.format, "-" if one.file is None else str(one.file), *numbers)
     console.print(table)
     console.print(
+        "memory: what a call needs beyond the file, as ExecuTorch plans it, and as PyTorch's storages were counted; "
         f"ms: median time of one example on one thread; differences of outputs and decisions on {len(shown)} examples"
+        + ("" if train is None else f"; of a training step, time of a step and differences of values after {STEPS}")
     )
 
 

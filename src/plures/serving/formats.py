@@ -8,6 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch.export import Dim, ExportedProgram
 from plures.errors import PluresError
 from plures.extras import needed
 from plures.federation.inputs import Inputs, parts
-from plures.federation.preparation import restored
-from plures.federation.scaling import scaled
+from plures.federation.preparation import Preparation, restored
+from plures.federation.scaling import Scaling, scaled
 from plures.files import first_line
 from plures.serving.personal import SCALING, PersonalModel
 
@@ -35,6 +36,31 @@ Runner = Callable[[Raw], tuple[Tensor, Tensor | None]]
 """Raw inputs to outputs and decided classes."""
 
 
+class Read(nn.Module):
+    """Raw inputs, several as arguments, as the network reads them: missing values filled in, on its scale."""
+
+    def __init__(self, model: PersonalModel) -> None:
+        super().__init__()
+        self.card, self.like = model.card, model.federation.inputs
+        self.places: dict[str, str] = {}
+        for number, (name, value) in enumerate(model.tensors().items()):
+            if name.startswith(SCALING):
+                self.places[name.removeprefix(SCALING)] = f"value{number}"
+                self.register_buffer(f"value{number}", value.clone())
+
+    def fitted(self) -> tuple[Scaling | None, Preparation | None]:
+        """What was fitted to the data, of the module's buffers."""
+        return restored(self.card.preparation, {name: getattr(self, place) for name, place in self.places.items()})
+
+    def forward(self, *inputs: Tensor) -> Raw:
+        scaling, preparation = self.fitted()
+        like = self.like
+        raw: Raw = inputs[0] if isinstance(like, Tensor) else Inputs(dict(zip(like.parts, inputs, strict=True)))
+        if preparation is not None and isinstance(raw, Tensor):
+            raw = preparation.filled(raw)
+        return scaled(raw, scaling)
+
+
 class Graph(nn.Module):
     """A personal model as one module: raw inputs to outputs, class probabilities and decided classes.
 
@@ -47,22 +73,17 @@ class Graph(nn.Module):
 
     def __init__(self, model: PersonalModel) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.read = model, Read(model)
         self.places: dict[str, str] = {}
         for number, (name, value) in enumerate(model.tensors().items()):
-            self.places[name] = f"value{number}"
-            self.register_buffer(self.places[name], value.clone())
+            if not name.startswith(SCALING):
+                self.places[name] = f"value{number}"
+                self.register_buffer(self.places[name], value.clone())
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values = {name: getattr(self, place) for name, place in self.places.items()}
-        given = {name.removeprefix(SCALING): value for name, value in values.items() if name.startswith(SCALING)}
-        scaling, preparation = restored(self.model.card.preparation, given)
-        model = self.model.holding(values)
-        like = model.federation.inputs
-        raw: Raw = inputs[0] if isinstance(like, Tensor) else Inputs(dict(zip(like.parts, inputs, strict=True)))
-        if preparation is not None and isinstance(raw, Tensor):
-            raw = preparation.filled(raw)
-        outputs = model.outputs(scaled(raw, scaling))
+        model = self.model.holding({name: getattr(self, place) for name, place in self.places.items()})
+        outputs = model.outputs(self.read(*inputs))
+        _, preparation = self.read.fitted()
         outputs = outputs if preparation is None else preparation.in_units(outputs)
         decided = model.decided(outputs)
         chances = model.probabilities(outputs)
@@ -193,15 +214,39 @@ def _fed(raw: Raw) -> dict[str, Any]:
     return {name: t.numpy() for name, t in zip(names_of(raw), parts(raw), strict=True)}
 
 
-def to_executorch(model: PersonalModel, example: Raw) -> bytes:
-    """A portable ExecuTorch program that predicts one example at a time."""
+@dataclass(frozen=True)
+class Program:
+    """A portable ExecuTorch program.
+
+    Attributes:
+        content: bytes of its file.
+        memory: bytes that it plans for everything that is not in the file: inputs, outputs, temporaries.
+    """
+
+    content: bytes
+    memory: int
+
+
+def to_executorch(model: PersonalModel, example: Raw) -> Program:
+    """A program that predicts one example at a time."""
+    needed("executorch.exir", "the export to ExecuTorch", "mobile")
+    return as_program(traced(model, example, dynamic=False), refusal(model))
+
+
+def as_program(graph: ExportedProgram, refused: str) -> Program:
+    """An exported graph as a program.
+
+    Raises:
+        PluresError: if ExecuTorch cannot express it; begins with what is ``refused``.
+    """
     exir = needed("executorch.exir", "the export to ExecuTorch", "mobile")
-    program = traced(model, example, dynamic=False)
     try:
         with quiet():
-            return bytes(exir.to_edge(program).to_executorch().buffer)
+            made = exir.to_edge(graph).to_executorch()
+            plans = made.executorch_program.execution_plan
+            return Program(bytes(made.buffer), max(sum(plan.non_const_buffer_sizes) for plan in plans))
     except Exception as error:
-        raise PluresError(f"{refusal(model)} to ExecuTorch: {first_line(error)}; try --to onnx") from error
+        raise PluresError(f"{refused} to ExecuTorch: {first_line(error)}; try --to onnx") from error
 
 
 @contextlib.contextmanager
