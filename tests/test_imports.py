@@ -26,9 +26,11 @@ MAY = {
     "robust": "models method",
     "methods": "metrics tasks models method codecs",
     "secure": "",
-    "run": "augment metrics tasks federation models method privacy secure",
+    "hardware": "",
+    "run": "augment metrics tasks federation models method privacy secure hardware",
     "threat": "tasks federation models method robust run",
-    "evaluate": "augment metrics tasks federation tables models method codecs privacy robust methods run threat",
+    "evaluate": "augment metrics tasks federation tables models method codecs privacy robust methods hardware run "
+    "threat",
     "audit": "federation models method run evaluate tasks privacy",
     "diagnose": "metrics tasks federation models method methods evaluate",
     "track": "metrics tasks run evaluate",

@@ -65,6 +65,7 @@ from plures.run.origin import Origin
 from plures.run.participation import Participation, may_be_empty
 from plures.run.states import states
 from plures.run.training import Training
+from plures.run.turn import Paced
 from plures.run.uploads import Answer
 
 ONE_CLIENT = Execution("loop", 1, False, "float32", "cpu")
@@ -423,6 +424,9 @@ class Remote:
             f"{share}: at sites, each client must choose its model itself: use a share whose `alone` is true"
         )
 
+    def held(self, run: Coordinator[Any], clients: list[int], *, squared: bool = False) -> Tensor:
+        raise PluresError("a site tells its losses to nobody before it trains: leave the selection of clients out")
+
     # --- measurements without work ------------------------------------------------------------------------------
 
     def ask(
@@ -487,6 +491,8 @@ def over_sites(
     reported = [sites.facts[client] for client in data.clients]
     setting = population(data, reported)
     origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
+    if isinstance(origin.participation, Paced):
+        raise PluresError("a simulated fleet, and a selection of clients, are for simulations: leave them out at sites")
     insist_on_downloads(origin.bound)
     origin = replace(origin.counting(training), secret=secret)
     if secret is None and isinstance(origin.plan, Plan) and origin.plan.stage.trust == "server":

@@ -73,6 +73,7 @@ def plan(
     *,
     join_single: bool = False,
     same_width: bool = False,
+    efforts: NDArray[np.float64] | None = None,
 ) -> Batches:
     """Draw the batches of a phase: passes over each client's examples, each in a new random order.
 
@@ -88,18 +89,14 @@ def plan(
         per_step: batches that each step consumes.
         join_single: add a single leftover example to the batch before it, for batch normalisation.
         same_width: pad batches to a width that is the same for every chunk, for compiled steps.
+        efforts: ``(clients,)`` the share of its steps that each client does (:func:`part`); default: all.
     """
     offsets = split.offsets.numpy()
     begins = offsets[clients]
     sizes = offsets[1:][clients] - begins
     batch = batch_size or int(split.sizes.max())
-    per_epoch = -(-sizes // batch)
-    if join_single and batch > 1:
-        per_epoch -= (sizes % batch == 1) & (per_epoch > 1)
-    if steps is not None:
-        count = np.full_like(sizes, steps)
-    else:
-        count = np.ceil((1.0 if epochs is None else epochs) * per_epoch / per_step - 1e-9).astype(np.int64)
+    per_epoch, count = counted(sizes, batch, epochs, steps, per_step, join_single=join_single)
+    count = count if efforts is None else part(count, efforts)
     longest = int(count.max())
     needed = np.maximum(-(-count * per_step // per_epoch), 1)
     number = np.minimum(np.arange(longest * per_step), (count * per_step - 1).clip(0)[:, None])
@@ -117,6 +114,38 @@ def plan(
     counts = counts.reshape(len(clients), longest, per_step).transpose(1, 2, 0)
     index = torch.from_numpy(np.ascontiguousarray(shaped)).to(split.rows.device)
     return Batches(split.rows[index], np.ascontiguousarray(counts), count, keys)
+
+
+def counted(
+    sizes: NDArray[np.int64],
+    batch: int,
+    epochs: float | None,
+    steps: int | None,
+    per_step: int = 1,
+    *,
+    join_single: bool = False,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Batches of a pass over each client's examples, and the steps of its visit, ``(clients,)`` each.
+
+    Args:
+        sizes: ``(clients,)`` number of examples.
+        batch: examples in a batch.
+        epochs: passes, if ``steps`` is ``None``.
+        steps: number of steps of every client.
+        per_step: batches that each step consumes.
+        join_single: add a single leftover example to the batch before it.
+    """
+    per_epoch = -(-sizes // batch)
+    if join_single and batch > 1:
+        per_epoch -= (sizes % batch == 1) & (per_epoch > 1)
+    if steps is not None:
+        return per_epoch, np.full_like(sizes, steps)
+    return per_epoch, np.ceil((1.0 if epochs is None else epochs) * per_epoch / per_step - 1e-9).astype(np.int64)
+
+
+def part(count: NDArray[np.int64], efforts: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The first steps of each visit: that share of them, rounded down, and at least one of some."""
+    return np.minimum(count, np.maximum(1, np.floor(count * efforts + 1e-9).astype(np.int64)))
 
 
 def tiles(

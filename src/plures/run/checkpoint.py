@@ -17,7 +17,7 @@ from plures.method import BlockState, Leaf
 from plures.run.coordinator import Coordinator
 from plures.run.fingerprint import KEY, VERSIONS, Fingerprint, insist, of_run
 
-BEST = "best:"
+BEST, PAST, PACE = "best:", "past:", "pace:"
 RUN_AGAIN = "the run starts over"
 REMEDY = "delete it, and the run starts over"
 Snapshot = dict[str, Tensor]
@@ -38,6 +38,10 @@ def snapshot(run: Coordinator[Any]) -> Snapshot:
         tensors |= {f"share:{block}:{k}": t for k, t in kept.extra.items()}
     for block, memory in run.memory.items():
         tensors |= {f"memory:{block}:{k}": t for k, t in memory.items()}
+    for version, kept_then in run.past.items():
+        for block, kept in kept_then.items():
+            tensors |= {f"{PAST}{version}:{block}:{k}": t for k, t in kept.values.items()}
+    tensors |= {f"{PACE}{name}": t for name, t in (run.pace or {}).items()}
     tensors["visited"] = run.store.visited.clone()
     tensors["last"] = run.last.clone()
     tensors["moves"] = run.moves
@@ -48,7 +52,7 @@ def snapshot(run: Coordinator[Any]) -> Snapshot:
 def restore(run: Coordinator[Any], saved: Snapshot) -> None:
     """Restore a saved state of a run."""
     run.torn = False
-    odd = sorted(name for name in snapshot(run).keys() ^ saved.keys() if not name.startswith("share:"))
+    odd = sorted(name for name in snapshot(run).keys() ^ saved.keys() if not name.startswith(("share:", PAST)))
     if odd:
         raise PluresError(f"the saved state is of another method or model: it differs in {', '.join(odd[:3])}")
 
@@ -68,6 +72,15 @@ def restore(run: Coordinator[Any], saved: Snapshot) -> None:
         for block, kept in run.server.items()
     }
     run.memory = {block: taken("memory", block, memory) for block, memory in run.memory.items()}
+    versions = sorted({int(name.split(":")[1]) for name in saved if name.startswith(PAST)})
+    run.past = {
+        version: {
+            block: replace(kept, values=taken(f"{PAST}{version}", block, kept.values), copied=())
+            for block, kept in run.server.items()
+        }
+        for version in versions
+    }
+    run.pace = run.pace if run.pace is None else {name: saved[f"{PACE}{name}"].clone() for name in run.pace}
     run.store.restore(saved["visited"], {leaf: saved[_held(leaf)] for leaf in run.store.snapshot()})
     run.last, run.moves = saved["last"].clone(), saved["moves"].clone()
     run.round, run.torn = int(saved["round"]), False

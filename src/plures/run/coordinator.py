@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from plures.method import MEMBERSHIP, Block, BlockState, Bound, Cohort, Leaf, Lo
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.models import Leaves, Marked
 from plures.privacy import Spent
-from plures.run.cost import downloaded
+from plures.run.cost import downloaded, loads
 from plures.run.downlink import DOWN, received, remembered, sent_out
 from plures.run.engine import Stack
 from plures.run.execution import Execution
@@ -31,6 +32,7 @@ from plures.run.participation import may_be_empty
 from plures.run.randomness import fold, name_key, unit
 from plures.run.store import ClientStore
 from plures.run.training import Training
+from plures.run.turn import Load, Memory, Occasion, Paced, Turn
 from plures.run.uploads import Answer, Uploads, followed, mass
 
 Values = Mapping[Leaf, Tensor]
@@ -58,6 +60,8 @@ class RoundRecord:
         bytes_down: bytes that clients received.
         seconds: wall time of the round.
         left_out: clients that were asked but whose work does not count, each with the reason.
+        hours: simulated time of the round; ``None`` without a clock (:class:`~plures.run.Clocked`).
+        joules: energy of all clients' devices in the round; ``None`` without a clock.
     """
 
     round: int
@@ -68,6 +72,8 @@ class RoundRecord:
     seconds: float
     left_out: Mapping[str, str] = field(default_factory=dict)
     objective: float = float("nan")
+    hours: float | None = None
+    joules: float | None = None
 
 
 class BrokenError(PluresError):
@@ -180,6 +186,9 @@ class Clients(Protocol):
             PluresError: if too few came.
         """
 
+    def held(self, run: Coordinator[Any], clients: list[int], *, squared: bool = False) -> Tensor:
+        """Training loss of some clients with what they hold, or the root mean square over examples, ``(clients,)``."""
+
     def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
         """Training loss of some clients with each of the first ``rows`` models of a share, ``(rows, clients)``."""
 
@@ -239,6 +248,9 @@ class Coordinator(Generic[C]):
         moved: how far the uploads moved in the last round that counted.
         trained_with: for newcomers, the run that they join.
         torn: whether the leaves that clients keep were written for only some of them (:meth:`insist_whole`).
+        turn: what the current round asks of whom.
+        pace: what a :class:`~plures.run.turn.Paced` participation remembers; ``None`` for other rules.
+        past: what the server kept after earlier rounds, as long as clients are at work that began from it.
     """
 
     def __init__(
@@ -260,6 +272,7 @@ class Coordinator(Generic[C]):
             raise PluresError("a secure sum of one client hides nothing: let two or more take part in each round")
         self.trained_with: Coordinator[Any] | None = None
         self._probed = 0
+        self._load: Load | None = None
         self.begin()
 
     def begin(self) -> None:
@@ -267,7 +280,9 @@ class Coordinator(Generic[C]):
         self.round, self.torn = 0, False
         self.last = torch.zeros(len(self.setting), dtype=torch.int64)
         self.moves = torch.zeros((0, 4), dtype=torch.int64)
-        self.moved = Moved()
+        self.moved, self.turn = Moved(), Turn([])
+        self.pace = self.participation.start(self.setting) if isinstance(self.participation, Paced) else None
+        self.past: dict[int, Mapping[str, BlockState]] = {}
         self.server = {block.name: self.origin.block_state(block) for block in self.served()}
         self.memory = {block.name: self.origin.memory(block, self.server[block.name]) for block in self.served()}
         self.memory |= {DOWN: remembered(self.bound)} if self.bound.down.stages else {}
@@ -360,15 +375,18 @@ class Coordinator(Generic[C]):
         """One round."""
         begun = time.perf_counter()
         self.insist_whole()
-        wanted, left = self.cohort(self.round), {}
+        turn, pace = self.next_turn()
+        wanted, left = turn.clients, dict(turn.left_out)
         if len(wanted) < (least := self.bound.line.enough(len(self.asked(self.round)))):
             reason = f"{len(wanted)} clients stayed to the end, and {least} must for a secure sum"
             wanted, left = [], {self.setting.clients[i]: reason for i in wanted}
-        self._probed = 0
+        self.turn = turn
         chosen = self.choose(wanted)
         memory = {name: followed(kept, self.memory[name]) for name, kept in chosen.items()}
-        work = self.clients.work(self, wanted, {name: replace(kept, copied=()) for name, kept in chosen.items()})
+        began = {**self.past, self.round: self.server}
+        work = self._work(wanted, {name: replace(kept, copied=()) for name, kept in chosen.items()}, began)
         work = self.arriving(work)
+        useful = self._useful(turn, began)
         try:
             made = self._combined(work, memory)
         except (RuntimeError, ArithmeticError) as error:
@@ -387,6 +405,8 @@ class Coordinator(Generic[C]):
         self.server, self.memory = server, made.memory | ({DOWN: owed} if self.bound.down.stages else {})
         before = self.last[work.clients]
         missed = torch.where(before > 0, self.round + 1 - before, 0)
+        self.past = {version: began[version] for version in sorted(turn.needed)}
+        self.pace = pace if pace is None else self._paced().learned(pace, turn, useful)
         self.round += 1
         self.last[work.clients] = self.round
         self.torn = False
@@ -399,7 +419,70 @@ class Coordinator(Generic[C]):
             time.perf_counter() - begun,
             {**work.left_out, **left},
             made.objective,
+            turn.hours,
+            turn.joules,
         )
+
+    def next_turn(self) -> tuple[Turn, Memory | None]:
+        """What the next round asks of whom, and what its participation then remembers."""
+        self._probed = 0
+        if self.pace is None:
+            return Turn(self.cohort(self.round)), None
+        return self._paced().turn(self.pace, self.known())
+
+    def known(self) -> Occasion:
+        """What a paced participation may know before a round."""
+        return Occasion(self.setting, self.seed, self.round, self.load, partial(self.clients.held, self))
+
+    def load(self) -> Load:
+        """What a visit costs each client."""
+        if self._load is None:
+            self._load = loads(self.bound, self.federation, self.training)
+        return self._load
+
+    def _paced(self) -> Paced:
+        assert isinstance(self.participation, Paced)
+        return self.participation
+
+    def at(self, version: int, server: Mapping[str, BlockState]) -> Self:
+        """This coordinator as it was after an earlier round; what individual clients keep is as it is now."""
+        then = copy.copy(self)
+        then.round, then.server = version, dict(server)
+        return then
+
+    def groups(self, clients: list[int]) -> list[tuple[int, list[int]]]:
+        """Some clients of a round by the version that they began from, the current one first."""
+        versions = {client: self.turn.versions.get(client, self.round) for client in clients}
+        every = sorted({*versions.values()}, reverse=True)
+        return [(version, [client for client in clients if versions[client] == version]) for version in every]
+
+    def _work(
+        self, clients: list[int], server: Mapping[str, BlockState], began: Mapping[int, Mapping[str, BlockState]]
+    ) -> Work:
+        """The local work of a round, from the models that its clients began with."""
+        groups = self.groups(clients)
+        if all(version == self.round for version, _ in groups):
+            return self.clients.work(self, clients, server)
+
+        def answers() -> Iterator[tuple[Answer, Values]]:
+            for version, some in groups:
+                then = self if version == self.round else self.at(version, began[version])
+                sent = server if version == self.round else began[version]
+                yield from self.clients.work(then, some, sent).answers
+
+        return Work(clients, answers(), server)
+
+    def _useful(self, turn: Turn, began: Mapping[int, Mapping[str, BlockState]]) -> Tensor | None:
+        """How useful the examples of a round's clients are, if its participation wants to know, ``(clients,)``."""
+        if self.pace is None or not self._paced().utility:
+            return None
+        found = torch.zeros(len(turn.clients), dtype=torch.float64)
+        place = {client: number for number, client in enumerate(turn.clients)}
+        for version, some in self.groups(turn.clients):
+            then = self if version == self.round else self.at(version, began[version])
+            losses = self.clients.held(then, some, squared=True).double().cpu()
+            found[[place[client] for client in some]] = losses * self.examples(some).cpu()
+        return found
 
     def arriving(self, work: Work) -> Work:
         """The work of a round as it arrives: that of all clients, or in a simulation with attackers what they forge."""
@@ -411,7 +494,8 @@ class Coordinator(Generic[C]):
         who = torch.tensor(clients, dtype=torch.int64)
         hidden = None if self.origin.secret is None else self.hidden
         cohort = Cohort(self.round, who, self.setting, self.participated, self.draw, self.key, hidden=hidden)
-        uploads = Uploads(self.bound, server, clients, self.examples(clients))
+        began = {client: (self.past[v], self.turn.scales.get(client, 1.0)) for client, v in self.turn.versions.items()}
+        uploads = Uploads(self.bound, server, clients, self.examples(clients), began)
         losses, objectives, kept = [], [], []
         for answer, stays in work.answers:
             losses.append(answer.sent[LOSS][""])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +16,10 @@ from plures.run.batches import Batches
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
 from plures.run.training import Training
+from plures.run.turn import Load
+
+POINTS = 5
+"""Sizes of clients for which the cost of a visit is counted."""
 
 
 def stored_leaves(bound: Bound) -> list[Leaf]:
@@ -56,20 +61,24 @@ def flops(bound: Bound, federation: Federation, training: Training) -> int:
     Matrix products and convolutions are counted by running the visit on a copy, with one step for all steps that have
     as many examples; elementwise work is not.
     """
+    sizes = federation.splits["train"].sizes
+    return _counted(bound, federation, training, int(sizes.argsort(stable=True)[len(sizes) // 2]))[0]
+
+
+def _counted(bound: Bound, federation: Federation, training: Training, place: int) -> tuple[int, Counting]:
+    """Floating-point operations of one client's visit, and the engine that counted them."""
     device, dtype = next(iter(bound.initial["model"].values())).device, bound.network.dtype
     federation = federation.to(device, dtype)
-    sizes = federation.splits["train"].sizes
-    median = int(sizes.argsort(stable=True)[len(sizes) // 2])
     alone = Execution("loop", 1, False, "float64" if dtype == torch.float64 else "float32", str(device))
     engine = Counting(bound, federation, replace(training, rounds=1), alone, seed=0)
     received = {slot: {p: t.unsqueeze(0) for p, t in leaves.items()} for slot, leaves in bound.initial.items()}
     x = {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}
     with engine.counting:
-        engine.visit(x, received, [median], 0, bound.method.schedule)
+        engine.visit(x, received, [place], 0, bound.method.schedule)
         total = engine.counting.get_total_flops() + engine.repeated
     if federation.inputs.device.type == "cuda":
         torch.cuda.synchronize(device)
-    return int(total)
+    return int(total), engine
 
 
 class Counting(Engine):
@@ -78,16 +87,54 @@ class Counting(Engine):
     Attributes:
         counting: counts the operations that are done.
         repeated: operations that were not done, because a step stood for them.
+        kept: most bytes that forward passes of a step kept for the backward pass.
     """
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
-        self.counting, self.repeated = FlopCounterMode(display=False), 0
+        self.counting, self.repeated, self.kept = FlopCounterMode(display=False), 0, 0
 
     def train(self, phase: Phase, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         losses = torch.zeros(2, len(plan.steps), device=plan.rows.device)
         for step, number in plan.kinds():
-            before = self.counting.get_total_flops()
-            losses = number * super().train(phase, x, received, step, rate)
+            before, kept = self.counting.get_total_flops(), dict[int, int]()
+
+            def keep(t: Tensor, kept: dict[int, int] = kept) -> Tensor:
+                kept[t.data_ptr()] = t.nbytes
+                return t
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, _same):
+                losses = number * super().train(phase, x, received, step, rate)
+            self.kept = max(self.kept, sum(kept.values()))
             self.repeated += (number - 1) * (self.counting.get_total_flops() - before)
         return losses
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
+def loads(bound: Bound, federation: Federation, training: Training) -> Load:
+    """What one visit costs every client.
+
+    Operations, and the bytes of leaves, gradients and what a forward pass keeps, are counted for the clients of
+    smallest, median and largest size and some between, and interpolated by the number of examples for the others.
+    """
+    sizes = federation.splits["train"].sizes.numpy().astype(np.float64)
+    known = np.unique(sizes[sizes > 0])
+    if not len(known):
+        known = np.array([1.0])
+    chosen = np.unique(known[np.linspace(0, len(known) - 1, POINTS).round().astype(int)])
+    places = [int(np.flatnonzero(sizes == size)[0]) if (sizes == size).any() else 0 for size in chosen]
+    found = [_counted(bound, federation, training, place) for place in places]
+    up, down = traffic(bound)
+    engine = found[0][1]
+    held = sum(t.nbytes for leaves in bound.initial.values() for t in leaves.values())
+    written = sum(bound.nbytes(leaf) for leaf in bound.written)
+    return Load(
+        np.interp(sizes, chosen, [total for total, _ in found]) * (sizes > 0),
+        engine.steps(bound.method.schedule, 0) * (sizes > 0),
+        np.full(len(sizes), float(up)),
+        np.full(len(sizes), float(down)),
+        held + 2.0 * written + np.interp(sizes, chosen, [float(counting.kept) for _, counting in found]),
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from plures.entropy import Entropy
@@ -99,6 +100,7 @@ class Engine:
         schedule: Schedule,
         *,
         scheduled: bool = False,
+        efforts: NDArray[np.float64] | None = None,
     ) -> Tensor:
         """Do the local work of a chunk: change the leaves of ``x`` that the schedule writes.
 
@@ -112,6 +114,8 @@ class Engine:
             schedule: phases and assignments.
             scheduled: whether the run's learning-rate schedule applies, which it does only in training rounds. Work
                 outside rounds (before predicting, between experiences, of newcomers) uses the rates as given.
+            efforts: ``(clients,)`` the share of each phase's steps that a client does (:func:`batches.part`); default:
+                all of them.
 
         Returns:
             ``(2, clients)`` each client's task loss and the phase's objective, averaged over the steps of the last
@@ -122,7 +126,10 @@ class Engine:
             first = [{s: {p: t[:able] for p, t in ls.items()} for s, ls in stack.items()} for stack in (x, received)]
             losses = torch.zeros(2, 0, device=self.federation.inputs.device)
             if able:
-                losses = self.visit(first[0], first[1], clients[:able], round, schedule, scheduled=scheduled)
+                some = None if efforts is None else efforts[:able]
+                losses = self.visit(
+                    first[0], first[1], clients[:able], round, schedule, scheduled=scheduled, efforts=some
+                )
             return torch.cat([losses, losses.new_zeros(2, len(clients) - able)], 1)
         steps = torch.zeros(len(clients), dtype=torch.int64, device=self.federation.inputs.device)
         lasting = round if scheduled else None
@@ -131,7 +138,8 @@ class Engine:
         with self._kernels():
             for item in schedule:
                 if isinstance(item, Phase) and not self._idle(item):
-                    steps, rate, losses = self._train(item, x, received, clients, round, self.rate(item, lasting))
+                    rate = self.rate(item, lasting)
+                    steps, losses = self._train(item, x, received, clients, round, rate, efforts)
                     before = item
                 elif isinstance(item, Assign):
                     self._assign(item, x, received, clients, round, steps, rate, before)
@@ -153,29 +161,62 @@ class Engine:
 
     # --- gradient steps -----------------------------------------------------------------------------------------
 
-    def draw(self, phase: Phase, clients: list[int], round: int) -> batches.Batches:
-        """The batches of a phase, which depend only on seed, client, round and the phase's stream."""
-        keys = branch(self._client_keys[clients], round, name_key(phase.stream))
-        own = phase.epochs is not None or phase.steps is not None
+    def amount(self, phase: Phase, round: int) -> tuple[float | None, int | None]:
+        """Passes over a client's data or, if they are given instead, steps of a phase in a round."""
+        if phase.epochs is None and phase.steps is None:
+            return self.training.passes, self.training.steps
         steps = phase.steps
         if callable(steps):
             steps = steps(float(unit(self.seed, round, name_key(f"steps {phase.stream}"))))
+        return phase.epochs, steps
+
+    def steps(self, schedule: Schedule, round: int) -> NDArray[np.int64]:
+        """Steps of every client's visit, ``(clients,)``, in the phase with the most."""
+        split = self.federation.splits["train"]
+        batch = self.training.batch_size or int(split.sizes.max())
+        joined, sizes = self.bound.network.batch_coupled, split.sizes.numpy()
+        found = np.zeros_like(sizes)
+        for item in schedule:
+            if isinstance(item, Phase):
+                amount = self.amount(item, round)
+                each = batches.counted(sizes, batch, *amount, item.batches, join_single=joined)[1]
+                found = np.maximum(found, each)
+        return found
+
+    def draw(
+        self, phase: Phase, clients: list[int], round: int, efforts: NDArray[np.float64] | None = None
+    ) -> batches.Batches:
+        """The batches of a phase, which depend only on seed, client, round, the phase's stream and efforts."""
+        keys = branch(self._client_keys[clients], round, name_key(phase.stream))
+        epochs, steps = self.amount(phase, round)
         return batches.plan(
             self.federation.splits["train"],
             clients,
             keys,
             self.training.batch_size,
-            phase.epochs if own else self.training.passes,
-            steps if own else self.training.steps,
+            epochs,
+            steps,
             phase.batches,
             join_single=self.bound.network.batch_coupled,
             same_width=self.execution.compile is True or self.execution.capture is True,
+            efforts=efforts,
         )
 
     def _train(
-        self, phase: Phase, x: Stack, received: Stack, clients: list[int], round: int, rate: float
-    ) -> tuple[Tensor, float, Tensor]:
-        plan = self.draw(phase, clients, round)
+        self,
+        phase: Phase,
+        x: Stack,
+        received: Stack,
+        clients: list[int],
+        round: int,
+        rate: float,
+        efforts: NDArray[np.float64] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        plan = self.draw(phase, clients, round, efforts)
+        order = np.argsort(-plan.steps, kind="stable")
+        if (np.diff(order) < 0).any():
+            assert efforts is not None
+            return self._reordered(order, phase, x, received, clients, round, rate, efforts)
         try:
             losses = self.train(phase, x, received, plan, rate)
         except ValueError as error:
@@ -188,7 +229,28 @@ class Engine:
                 "GroupNorm"
             ) from error
         steps = torch.from_numpy(plan.steps).to(losses.device)
-        return steps, rate, losses / steps.clamp(min=1)
+        return steps, losses / steps.clamp(min=1)
+
+    def _reordered(
+        self,
+        order: NDArray[np.int64],
+        phase: Phase,
+        x: Stack,
+        received: Stack,
+        clients: list[int],
+        round: int,
+        rate: float,
+        efforts: NDArray[np.float64],
+    ) -> tuple[Tensor, Tensor]:
+        """Train a chunk in another order: that of its clients' steps, of which some do only a part."""
+        index = torch.from_numpy(order).to(self.federation.inputs.device)
+        here, there = ({s: {p: t[index] for p, t in ls.items()} for s, ls in stack.items()} for stack in (x, received))
+        mine = [clients[i] for i in order.tolist()]
+        found = self._train(phase, here, there, mine, round, rate, efforts[order])
+        for leaf in self.bound.written_by((phase,)):
+            x[leaf.slot][leaf.path][index] = here[leaf.slot][leaf.path]
+        back = index.argsort()
+        return found[0][back], found[1][:, back]
 
     def train(self, phase: Phase, x: Stack, received: Stack, plan: batches.Batches, rate: float) -> Tensor:
         """Do a phase's steps on given batches.

@@ -157,6 +157,14 @@ class Local:
 
     # --- what clients measure for the server --------------------------------------------------------------------
 
+    def held(self, run: Coordinator[Any], clients: list[int], *, squared: bool = False) -> Tensor:
+        place = {client: number for number, client in enumerate(clients)}
+        found = torch.zeros(len(clients), dtype=run.bound.network.dtype, device=run.device)
+        for chunk in self.chunks(clients):
+            measured = self._measured(self._squared if squared else self._loss, states(run, chunk), chunk)["loss"]
+            found[[place[i] for i in chunk]] = measured.sqrt() if squared else measured
+        return found
+
     def losses(self, run: Coordinator[Any], clients: list[int], rows: int, share: Share) -> Tensor:
         """Losses of some clients with each model of ``share``, ``(rows, clients)``.
 
@@ -194,6 +202,12 @@ class Local:
         outputs = batch.outputs(predict.leaves(x)) if predict.reads else predict.predicted(x, batch)
         return {"loss": batch.problem.loss(outputs, batch.targets, batch.weight)}
 
+    def _squared(self, x: State, received: State, batch: Batch) -> Leaves:
+        predict = self.engine.bound.method.predictor
+        outputs = batch.outputs(predict.leaves(x)) if predict.reads else predict.predicted(x, batch)
+        losses = batch.problem.losses(outputs, batch.targets, batch.weight)
+        return {"loss": batch.mean(losses**2)}
+
     def _slope(self, x: State, received: State, batch: Batch) -> Leaves:
         slopes = gradient(self.engine.bound.method.predictor.leaves(x), batch)
         return {path: slopes[path] for path in self.engine.bound.probed()}
@@ -217,5 +231,6 @@ def beside(bound: Bound, sent: dict[str, Leaves], sending: Sending) -> dict[str,
 
 def visited(run: Coordinator[Any], engine: Engine, chunk: list[int], received: Stack) -> tuple[Stack, Tensor]:
     """The states of a chunk of clients after their visits of a round, and their losses."""
-    x = working(received, run.bound.written)
-    return x, engine.visit(x, received, chunk, run.round, run.method.schedule, scheduled=True)
+    x, shares = working(received, run.bound.written), run.turn.efforts
+    efforts = np.array([shares.get(client, 1.0) for client in chunk]) if any(i in shares for i in chunk) else None
+    return x, engine.visit(x, received, chunk, run.round, run.method.schedule, scheduled=True, efforts=efforts)

@@ -19,6 +19,7 @@ from plures.privacy import ExamplesPlan, Plan, examples_plan, settled
 from plures.run.participation import Full, Joint, Participation, asked, drawn, may_be_empty
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import check_loss, failure
+from plures.run.turn import Paced
 from plures.run.training import Training
 
 Build = Callable[[int], Network]
@@ -114,6 +115,10 @@ class Origin:
         found = examples_plan(self.bound, training.batch_size, training.steps, visits)
         if found is not None and self.plan is not None:
             raise PluresError("dp_sgd beside dp: two kinds of privacy are not accounted for together; leave one out")
+        if found is not None and isinstance(self.participation, Paced):
+            raise PluresError(
+                "dp_sgd beside a clock or a selection: who takes part depends on what happens, and is not accounted for"
+            )
         return self if found is None else replace(self, plan=found)
 
     def cohort(self, round: int) -> list[int]:

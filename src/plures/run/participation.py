@@ -26,6 +26,14 @@ class Participation(Protocol):
         """Positions of the clients of a round, in increasing order."""
 
 
+@runtime_checkable
+class Apart(Protocol):
+    """A rule that has another one for methods that send nothing."""
+
+    def alone(self) -> Participation:
+        """The rule for clients that train by themselves."""
+
+
 @checked
 @dataclass(frozen=True)
 class Full:
@@ -201,7 +209,9 @@ class Joint:
         Args:
             travels: whether the method sends anything to the server.
         """
-        return self.rule if travels else Full()
+        if travels:
+            return self.rule
+        return self.rule.alone() if isinstance(self.rule, Apart) else Full()
 
 
 def drawn(rule: Participation, setting: Setting, seed: int) -> Draws:

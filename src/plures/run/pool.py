@@ -77,7 +77,7 @@ class Pool(Local):
             for what in (run.federation, (run.origin, run.setting, run.training, execution)):
                 one = self.executor.pack(what, "the run")
                 self._given[one.key] = one
-        state = self.executor.pack((run.round, run.last, run.server, dict(server)), "the state of the run")
+        state = self.executor.pack((run.round, run.last, run.server, dict(server), run.turn), "the state of the run")
         return {**self._given, uuid.uuid4().hex: state}
 
 
@@ -117,7 +117,7 @@ class Visitor:
             rows: what they hold.
         """
         if self.at != at:
-            self.run.round, self.run.last, self.run.server, self.server = state
+            self.run.round, self.run.last, self.run.server, self.server, self.run.turn = state
             self.run.store = ClientStore(self.initial, len(self.run.federation))
             self.at = at
         self.run.commit(chunk, rows)

@@ -33,6 +33,7 @@ from plures.run.rays import Rays
 from plures.run.rehearse import rehearse
 from plures.run.tasks import Executor
 from plures.run.training import Training
+from plures.run.turn import Paced
 from plures.signature import checked
 
 
@@ -101,6 +102,13 @@ class Run(Deployed):
         engine = Engine(bound, seen, training, settled, seed, machine, entropy)
         clients = Local(engine) if executor is None else Pool(engine, executor)
         super().__init__(origin, clients, data, setting, training, settled)
+        if isinstance(self.participation, Paced):
+            if threat is not None and self.participation.stale:
+                raise PluresError(
+                    "buffered aggregation and attacks: a forged upload is computed from those of one round, and these "
+                    "arrive one after the other; leave one out"
+                )
+            self.participation.check(self.bound, self.known())
         if threat is not None:
             self.threat, self.given = threat, federation.to(wanted.torch_device, wanted.dtype)
         self._served: _Served | None = None

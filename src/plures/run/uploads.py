@@ -126,13 +126,22 @@ class Uploads:
         server: what the server sends in this round.
         clients: the cohort.
         examples: ``(cohort,)`` their training examples, in double precision.
+        began: for clients that began from an earlier version, what the server sent then, and the factor by which their
+            change counts. Those that an answer holds together began from the same one.
 
     Attributes:
         nbytes: bytes of the answers so far.
     """
 
-    def __init__(self, bound: Bound, server: Mapping[str, BlockState], clients: list[int], examples: Tensor) -> None:
-        self.bound, self.nbytes = bound, 0
+    def __init__(
+        self,
+        bound: Bound,
+        server: Mapping[str, BlockState],
+        clients: list[int],
+        examples: Tensor,
+        began: Mapping[int, tuple[Mapping[str, BlockState], float]] | None = None,
+    ) -> None:
+        self.bound, self.nbytes, self.began = bound, 0, began or {}
         sent = [block for block in bound.blocks if bound.travelling(block)]
         self.blocks = [Gathered(bound, block, server[block.name], clients, examples) for block in sent]
         self.judged = any(block.rule.reduce is not None for block in self.blocks)
@@ -146,16 +155,36 @@ class Uploads:
             self._sum(answer)
             return
         received: Leaves = {}
-        if self.bound.line.stages or self.judged:
+        stale = answer.clients[0] in self.began
+        if self.bound.line.stages or self.judged or stale:
             for block in self.blocks:
                 received |= block.received(answer.clients)
-        values = decoded(self.bound, answer.sent, received)
+        values = self._moved(answer, received) if stale else decoded(self.bound, answer.sent, received)
         for block in self.blocks:
             weights = weighed(self.bound, block.block, answer.sent.get(WEIGHTS, {}))
             block.add(answer.clients, {k: values[k] for k in block.old}, weights)
         if self.judged:
             moved = [k for block in self.blocks for k in block.parameters]
             self.changes.append((answer.clients, flatten({k: values[k] - received[k] for k in moved})))
+
+    def _moved(self, answer: Answer, current: Leaves) -> Leaves:
+        """The new leaves of clients that began from an earlier version: the current ones, moved by their scaled change.
+
+        Buffers are those that the clients send.
+        """
+        before: Leaves = {}
+        for block in self.blocks:
+            then = self.began[answer.clients[0]][0][block.block.name]
+            before |= block.block.share.read(then, torch.zeros(1, dtype=torch.int64))
+        before = {k: before[k].expand_as(t) for k, t in current.items()}
+        scale = torch.tensor([self.began[client][1] for client in answer.clients], dtype=torch.float64)
+        values = decoded(self.bound, answer.sent, before)
+        for block in self.blocks:
+            for k in block.parameters:
+                factor = scale.to(values[k].device).reshape(-1, *(1,) * (values[k].dim() - 1))
+                change = factor * (values[k].double() - before[k].double())
+                values[k] = (current[k].double() + change).to(values[k].dtype)
+        return values
 
     def _sum(self, answer: Answer) -> None:
         """Add up payloads that cannot be read one by one, in their own types; buffers are added as usual."""
@@ -294,7 +323,8 @@ class Gathered:
         if self.moved:
             old, mean = ({k: values[k] for k in self.moved} for values in (self.old, made))
             own = {k: t for k, t in remembered.items() if not k.startswith(REDUCER)}
-            moved, own = self.rule.server.step(old, mean, own, cohort)
+            counted = weights if isinstance(weights, Tensor) else self._weights(clients)
+            moved, own = self.rule.server.step(old, mean, own, replace(cohort, weights=counted))
             made, remembered = {**made, **moved}, {**remembered, **own}
         memory = {k: put(memory[k], self.touched, t) for k, t in remembered.items()}
         changes = [change for _, change in self.changes]

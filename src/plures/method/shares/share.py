@@ -63,7 +63,7 @@ class Cohort:
             ``key(name, round)``. In a server's step, a reducer, and the wire's server side, each block has different
             keys.
         rows: ``(cohort,)`` the row that each upload goes to.
-        weights: ``(cohort,)`` their weights.
+        weights: ``(cohort,)`` their weights; also known to a server's step.
         changes: ``(cohort, d)`` each upload minus what the client received, as one vector, without buffers such as
             running statistics; only for shares that must see individual uploads.
         sent: what everybody received in this round of leaves that are common to all, by ``slot/path``, ``(1, ...)``.
