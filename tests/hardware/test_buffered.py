@@ -54,8 +54,10 @@ def test_a_buffer_of_two_of_three():
     """a (2.5 s) and b (3.5 s) make the first step; then c (4.5 s), one step old, and a, which began again at 3.5 s."""
     run = begun(fedavg(), 2, participation=Buffered(Full(), table(), size=2, staleness=1.0))
     first, second = run.rounds()
-    assert first.cohort == ("a", "b") and first.hours * 3600 == close(3.5)
-    assert second.cohort == ("a", "c") and second.hours * 3600 == close(2.5)
+    assert first.cohort == ("a", "b")
+    assert first.hours * 3600 == close(3.5)
+    assert second.cohort == ("a", "c")
+    assert second.hours * 3600 == close(2.5)
     one = (10 * trained(0, 1, -1) + 20 * trained(0, 2, 0.5)) / 30
     changes = 10 * (trained(one, 1, -1) - one) + 30 * 0.5 * (trained(0, 4, 3) - 0)
     assert weight(run) == close(one + changes / 40)

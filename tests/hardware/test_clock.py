@@ -48,7 +48,8 @@ def weight(run):
 def test_a_round_takes_as_long_as_its_slowest_client():
     record = first(Clocked(Full(), table()))
     assert record.hours * 3600 == close(4.5)
-    assert record.cohort == ("a", "b", "c") and not record.left_out
+    assert record.cohort == ("a", "b", "c")
+    assert not record.left_out
 
 
 def test_energy_is_that_of_operations_and_bytes():
@@ -97,7 +98,8 @@ def test_the_server_waits_for_a_client_and_loses_those_that_go_away():
     there = {"opens_hour": 1, "open_hours": 4 / 3600}
     run = begun(fedavg(), 2, participation=Clocked(Full(), table(all=there)))
     one, two = run.rounds()
-    assert one.hours == close(1 + 4 / 3600) and two.hours == close(24)
+    assert one.hours == close(1 + 4 / 3600)
+    assert two.hours == close(24)
     assert one.cohort == two.cohort == ("a", "b")
     assert one.left_out == {"c": "its device failed or went away"}
 
@@ -142,7 +144,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_on():
         whole.step()
     restore(begun_again, snapshot(whole))
     rest = [(list(one.rounds()), one) for one in (whole, begun_again)]
-    assert [[replace(r, seconds=0.0) for r in records] for records, _ in rest][0] == [
+    assert next([replace(r, seconds=0.0) for r in records] for records, _ in rest) == [
         replace(r, seconds=0.0) for r in rest[1][0]
     ]
     assert weight(whole) == weight(begun_again)
@@ -231,4 +233,5 @@ def test_what_cannot_work_is_refused_before_training(make, why):
 def test_a_device_without_the_memory_is_never_asked():
     run = begun(fedavg(), 3, participation=Clocked(Full(), table(b={"memory_mb": 1e-5})))
     assert [record.cohort for record in run.rounds()] == [("a", "c")] * 3
-    assert run.federation.clients == ("a", "b", "c") and quadratic().clients == run.federation.clients
+    assert run.federation.clients == ("a", "b", "c")
+    assert quadratic().clients == run.federation.clients

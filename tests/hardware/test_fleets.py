@@ -35,10 +35,13 @@ def test_phones_have_the_published_medians_and_ranges():
     assert np.median(fleet.up) == pytest.approx(6e6 / 8, rel=0.05)
     low, high = np.quantile(fleet.up, (0.05, 0.95))
     assert high / low == pytest.approx(10, rel=0.1)
-    assert fleet.failure.min() >= 0.06 and fleet.failure.max() <= 0.1
-    assert fleet.stays.min() >= 4 * 3600 and fleet.stays.max() <= 10 * 3600
+    assert fleet.failure.min() >= 0.06
+    assert fleet.failure.max() <= 0.1
+    assert fleet.stays.min() >= 4 * 3600
+    assert fleet.stays.max() <= 10 * 3600
     middle = fleet.kinds.index("middle")
-    assert fleet.speed[middle] == close(8e9) and fleet.compute_energy[middle] == close(5.6 / 8e9)
+    assert fleet.speed[middle] == close(8e9)
+    assert fleet.compute_energy[middle] == close(5.6 / 8e9)
 
 
 def test_energy_of_a_radio():
@@ -61,8 +64,10 @@ def test_metadata_are_a_table(tmp_path):
     file.write_text("client,gflops,up_mbit,down_mbit,device\nb,3,16,8,new\na,2,8,8,old\n")
     read = FleetTable.read(file).fleet(["a", "b"], {})
     assert read == fleet
-    assert fleet.kinds == ("old", "new") and fleet.up.tolist() == [1e6, 2e6]
-    assert fleet.stays.tolist() == [DAY, DAY] and np.isinf(fleet.memory).all()
+    assert fleet.kinds == ("old", "new")
+    assert fleet.up.tolist() == [1e6, 2e6]
+    assert fleet.stays.tolist() == [DAY, DAY]
+    assert np.isinf(fleet.memory).all()
 
 
 @pytest.mark.parametrize(

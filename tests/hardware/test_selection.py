@@ -73,7 +73,8 @@ def test_oort_explores_first_and_then_takes_the_useful():
     assert [record.cohort for record in records[1:]] == [records[0].cohort] * 3, "it is the only one that is known"
     all_first = begun(fedavg(), 4, participation=Clocked(Uniform(0.3), select=Oort(exploration=1, decay=1)), lr=0.0)
     seen = [record.cohort[0] for record in all_first.rounds()]
-    assert sorted(seen[:3]) == ["a", "b", "c"] and len(seen) == 4
+    assert sorted(seen[:3]) == ["a", "b", "c"]
+    assert len(seen) == 4
 
 
 def test_the_preferred_duration_rises_when_rounds_gain_less():

@@ -190,6 +190,33 @@ Privacy = Annotated[
     ),
 ]
 AtMost = Annotated[int | None, typer.Option(help="Largest cohort of --participation poisson; default: no limit.")]
+FleetName = Annotated[
+    str | None,
+    typer.Option(
+        "--fleet",
+        help="Simulated devices, with time and energy: phones, hospitals or sensors, with options as in "
+        "'phones(seed=1)'; metadata for columns of the data; or a CSV file with a row for each client.",
+    ),
+]
+Deadline = Annotated[float | None, typer.Option(help="Simulated seconds that a round waits; default: no deadline.")]
+Late = Annotated[
+    Literal["drop", "partial"],
+    typer.Option(help="Clients too slow for the deadline are left out, or do as many steps as they have time for."),
+]
+OverSelect = Annotated[
+    float, typer.Option(help="How many times as many clients are asked as a round needs, such as 1.3.")
+]
+BufferSize = Annotated[
+    int | None,
+    typer.Option(help="Buffered asynchronous aggregation (FedBuff): the server steps with every so many changes."),
+]
+Staleness = Annotated[
+    float | None, typer.Option(help="Exponent by which old changes count less with --buffer; default: 0.5.")
+]
+SelectName = Annotated[
+    str | None,
+    typer.Option("--select", help="Choose clients by what is known: oort, or 'power_of_choice(candidates=20)'."),
+]
 AugmentName = Annotated[
     str | None,
     typer.Option(

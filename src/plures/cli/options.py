@@ -17,21 +17,25 @@ from plures.cli.common import (
     AugmentName,
     Backend,
     BatchSize,
+    BufferSize,
     Capture,
     Chunk,
     ClientColumn,
     Clip,
     CombineName,
     Compile,
+    Deadline,
     Device,
     Drawn,
     DropOuts,
     Epochs,
     EvaluateClients,
     FeaturesOnce,
+    FleetName,
     Fold,
     Fraction,
     Group,
+    Late,
     MetricName,
     Model,
     ModelOptions,
@@ -39,11 +43,14 @@ from plures.cli.common import (
     Numbers,
     OptimizerName,
     Options,
+    OverSelect,
     Privacy,
     RayAddress,
     ScheduleName,
     SchemaFile,
+    SelectName,
     SplitColumn,
+    Staleness,
     Steps,
     SubgroupColumn,
     Target,
@@ -170,6 +177,13 @@ class WorkOptions:
     attack_from: AttackFrom = 1
     attack_knows: AttackKnows = "all"
     combine: CombineName = None
+    fleet: FleetName = None
+    deadline: Deadline = None
+    late: Late = "drop"
+    over_select: OverSelect = 1.0
+    buffer: BufferSize = None
+    staleness: Staleness = None
+    select: SelectName = None
 
     @property
     def named(self) -> tuple[str | None, ...]:

@@ -58,6 +58,11 @@ ELSEWHERE = {
     ),
     "combine": "write it behind the method, such as method = 'fedavg+median'",
     "drop_out": "sites that do not answer drop out by themselves",
+    **dict.fromkeys(
+        ("fleet", "deadline", "late", "over_select", "buffer", "staleness"),
+        "devices are simulated, with all data in one process; how long a round waits is [rules] deadline",
+    ),
+    "select": "a site tells nothing about its losses before it trains",
 }
 """Fields of a run that have no meaning when the data are at sites, and what to do instead."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from plures.errors import PluresError, PluresWarning
 from plures.evaluate.callback import About, Callback, Callbacks
 from plures.evaluate.details import Errors, details, values
+from plures.evaluate.devices import fleet_card
 from plures.evaluate.inside import MOST_CLIENTS, Inside
 from plures.evaluate.results import ClientScores, Point, PrivacyCard, SeedResult
 from plures.evaluate.sample import among, honest_clients, sampled
@@ -184,7 +185,7 @@ def fit(
         question = of_run(run, name, every=every, **also)
     if checkpoint is not None and checkpoint.exists():
         about = fitted.resume(name, checkpoint, question)
-        kept = {what: about[what] for what in kept}
+        kept = {what: about[what] for what in (*kept, "hours", "joules") if what in about}
     metric = primary(run.federation)
     with closing(run.clients), fitted.callbacks.stopping(), Interrupt() as interrupt:
         fitted.callbacks.on_start(About.of(run, name, stage, settings))
@@ -193,6 +194,9 @@ def fit(
             kept["seconds"] += record.seconds
             kept["bytes"] += record.bytes_up + record.bytes_down
             kept["visits"] += len(record.cohort)
+            if record.hours is not None and record.joules is not None:
+                kept["hours"] = kept.get("hours", 0.0) + record.hours
+                kept["joules"] = kept.get("joules", 0.0) + record.joules
             measured = run.round % every == 0 or run.round == run.training.rounds
             clients: list[float | None] = []
             if measured:
@@ -353,4 +357,5 @@ def tested(fitted: Fit[Run], seed: int, unseen: Federation | None, threat: Threa
         never=[run.federation.clients[i] for i in never],
         watched=watched(run, threat or run.threat),
         privacy=None if plan is None else PrivacyCard.of(plan.spent(fitted.curve[-1].round)),
+        fleet=fleet_card(run),
     )

@@ -185,6 +185,32 @@ class Watched(Result):
     shared: dict[str, float] = Field(default_factory=dict)
 
 
+class FleetCard(Result):
+    """What the devices of a simulated fleet did in a run, up to the chosen round. All lists are by client.
+
+    Attributes:
+        clients: their names, scored or not.
+        kinds: class of each device.
+        unfit: whether it lacks the memory to train.
+        counted: visits whose work counted.
+        late: visits that were not done at the deadline.
+        dropped: visits during which the device failed or went away.
+        surplus: visits that were not waited for, because enough others were done.
+        seconds: simulated time that the device worked.
+        joules: energy that it spent.
+    """
+
+    clients: list[str]
+    kinds: list[str]
+    unfit: list[bool]
+    counted: list[int]
+    late: list[int]
+    dropped: list[int]
+    surplus: list[int]
+    seconds: list[float]
+    joules: list[float]
+
+
 class Details(Result):
     """Details of a finished run's clients besides their scores, at the round that validation chose.
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from plures.errors import PluresError, suggestion
-from plures.evaluate.record import ClientValues, Details, Measured, Score, Watched
+from plures.evaluate.record import ClientValues, Details, FleetCard, Measured, Score, Watched
 from plures.evaluate.record import Result as Result
 from plures.evaluate.sample import sampling_width
 from plures.evaluate.scores import Floats, Scores
@@ -68,6 +68,8 @@ class Point(Result):
         bytes: bytes sent so far by all clients in both directions.
         seconds: seconds of training so far, without evaluation.
         visits: number of visits of all clients so far.
+        hours: simulated hours so far; ``None`` without a simulated fleet.
+        joules: energy of all devices so far; ``None`` without a simulated fleet.
         clients: the primary metric of every client on validation data; empty if it was not measured.
     """
 
@@ -78,6 +80,8 @@ class Point(Result):
     bytes: int
     seconds: float
     visits: int = 0
+    hours: float | None = None
+    joules: float | None = None
     clients: list[Score] = Field(default_factory=list)
 
 
@@ -121,6 +125,7 @@ class SeedResult(Result):
             that join later, and count in every score.
         watched: what was seen of every client, honest or not; ``None`` without attackers or uploads that are left out.
         privacy: what all its rounds spent, also those after the chosen one; ``None`` without differential privacy.
+        fleet: what the devices of a simulated fleet did; ``None`` without one.
     """
 
     seed: int
@@ -134,6 +139,7 @@ class SeedResult(Result):
     never: list[str] = Field(default_factory=list)
     watched: Watched | None = None
     privacy: PrivacyCard | None = None
+    fleet: FleetCard | None = None
 
     @property
     def reached(self) -> Point | None:

@@ -20,6 +20,7 @@ from plures.evaluate.results import Result
 from plures.faults import explain
 from plures.federation import Federation, Split
 from plures.federation.subgroups import parsed
+from plures.hardware import NAMED, FleetRule, FleetTable
 from plures.method import LOCAL_OPTIMIZERS, Method, Optimizer, Setting
 from plures.methods import METHODS, Entry
 from plures.methods.entry import POOLED, titled
@@ -28,7 +29,9 @@ from plures.models import ModelFactory
 from plures.privacy import Plan, Private
 from plures.robust import Robust
 from plures.run import (
+    Buffered,
     BySize,
+    Clocked,
     DropOut,
     Execution,
     Full,
@@ -44,6 +47,7 @@ from plures.run.fingerprint import UNSEEN, Fingerprint, of_data, of_run
 from plures.run.machine import Machine
 from plures.run.origin import Origin
 from plures.run.participation import drawn
+from plures.run.selection import SELECTED
 from plures.run.together import PooledRun
 from plures.run.training import RATE_SCHEDULES
 from plures.signature import arguments, shown
@@ -108,6 +112,16 @@ class RunSpec(Result):
         attack_from: first round with forged uploads.
         attack_knows: what forged uploads are computed from: the ``own`` change, those of all ``colluders``, or ``all``
             honest ones.
+        fleet: devices of a simulation: ``phones``, ``hospitals`` or ``sensors`` (:data:`plures.hardware.NAMED`), with
+            options or without, such as ``phones(seed=1)``; ``metadata`` for columns of the data, or a CSV file with a
+            row for each client (:class:`~plures.hardware.FleetTable`).
+        deadline: simulated seconds that a round waits for clients; needs a fleet.
+        late: what becomes of clients that are too slow for the deadline: ``drop`` or ``partial`` work.
+        over_select: how many times as many clients are asked as a round needs; needs a fleet.
+        buffer: number of changes in a step of buffered asynchronous aggregation (:class:`~plures.run.Buffered`), in
+            place of rounds that wait; needs a fleet.
+        staleness: exponent by which old changes count less in it; default: 0.5.
+        select: how clients are chosen: ``oort`` or ``power_of_choice(candidates=20)``, with options or without.
         combine: a robust combination that is added to the method, such as ``trimmed_mean(f=2)`` or
             ``bucketing+median``.
 
@@ -154,6 +168,13 @@ class RunSpec(Result):
     attack_from: int = 1
     attack_knows: Literal["own", "colluders", "all"] = "all"
     combine: str | None = None
+    fleet: str | None = None
+    deadline: float | None = None
+    late: Literal["drop", "partial"] = "drop"
+    over_select: float = 1.0
+    buffer: int | None = None
+    staleness: float | None = None
+    select: str | None = None
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -191,7 +212,7 @@ class RunSpec(Result):
                 f"at_most={self.at_most} is not used with participation={self.participation!r}, whose cohorts have one "
                 "size: use participation='poisson', or leave at_most out"
             )
-        self.who()
+        self._paced()
         self._private()
         if self.epochs is not None and self.steps is not None:
             raise PluresError(f"epochs={self.epochs:g}, steps={self.steps}: give one of the two")
@@ -288,8 +309,8 @@ class RunSpec(Result):
         schedule = made("schedule", self.schedule, RATE_SCHEDULES)
         return Training(self.rounds, self.batch_size, self.epochs, self.steps, self.local(), schedule, self.clip)
 
-    def who(self) -> Participation:
-        """Which clients take part in each round; if nothing travels, all of them."""
+    def rule(self) -> Participation:
+        """Who is drawn for a round, without devices and what is known about the clients."""
         share = SAMPLED if self.fraction is None else self.fraction
         rules: dict[str, Callable[[], Participation]] = {
             "full": Full,
@@ -298,9 +319,45 @@ class RunSpec(Result):
             "poisson": lambda: Poisson(share, self.at_most),
         }
         rule = rules[self.participation]()
-        if self.drop_out:
-            rule = DropOut(rule, self.drop_out)
+        return DropOut(rule, self.drop_out) if self.drop_out else rule
+
+    def who(self) -> Participation:
+        """Which clients take part in each round; if nothing travels, all of them."""
+        rule = self._on_clock(self.rule(), None if self.fleet is None else devices(self.fleet))
         return rule if isinstance(rule, Full) else Joint(rule)
+
+    def _on_clock(self, rule: Participation, fleet: FleetRule | None) -> Participation:
+        """A rule with devices, a selection, or both; the rule itself without either."""
+        select = None if self.select is None else made("selection", self.select, SELECTED)
+        if fleet is None and select is None:
+            return rule
+        if self.buffer is None:
+            return Clocked(rule, fleet, select, self.deadline, self.late, self.over_select)
+        assert fleet is not None
+        return Buffered(rule, fleet, self.buffer, 0.5 if self.staleness is None else self.staleness, select)
+
+    def _paced(self) -> None:
+        """Refuse options of a clock that would not be used, before a file of devices is read."""
+        plain = {"deadline": None, "late": "drop", "over_select": 1.0, "buffer": None, "staleness": None}
+        for name, default in plain.items():
+            value = getattr(self, name)
+            if value == default:
+                continue
+            if self.fleet is None:
+                raise PluresError(
+                    f"{name}={value!r} is about simulated devices, and there are none: name some, such as "
+                    "fleet='phones'"
+                )
+            if self.buffer is not None and name in ("deadline", "late", "over_select"):
+                raise PluresError(
+                    f"{name}={value!r} is not used with buffer={self.buffer}, where no round waits: leave one out"
+                )
+            if self.buffer is None and name == "staleness":
+                raise PluresError(f"staleness={value!r} is not used without a buffer: give one, such as buffer=10")
+        if self.fleet is None or not is_file(self.fleet):
+            self.who()
+        else:
+            self._on_clock(self.rule(), FleetTable())
 
     def threat(self) -> Threatening | None:
         """The hostile clients; ``None`` for none."""
@@ -455,6 +512,22 @@ class RunSpec(Result):
         entry = self.entry(code)
         asked = of_run(run, entry.name, entry.given(self.parameters), **settings)
         return asked if held is None else asked | {UNSEEN: of_data(held.to("cpu", run.execution.dtype))}
+
+
+def is_file(fleet: str) -> bool:
+    """Whether the text that describes a fleet is the name of a file."""
+    return fleet.lower().endswith(".csv")
+
+
+def devices(fleet: str) -> FleetRule:
+    """The devices that a text describes: a name with options or without, ``metadata``, or a CSV file.
+
+    Raises:
+        PluresError: if there is no such name or file.
+    """
+    if is_file(fleet):
+        return FleetTable.read(fleet)
+    return made("fleet", fleet, {**NAMED, "metadata": FleetTable})
 
 
 def combination(text: str) -> Entry:

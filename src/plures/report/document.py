@@ -16,6 +16,8 @@ from plures.report.columns import Number, best, known
 MOST_GROUPS = 12
 LEAST_CLIENTS = 4
 DIGITS = 4
+SIMULATED = ("hours", "joules")
+"""What a point of a learning curve has beside rounds, bytes and seconds, if devices are simulated."""
 MOST_TRACES = 2_000_000
 """Most values of clients' learning curves in a page; above it, curves do not follow the client filter."""
 
@@ -161,6 +163,11 @@ def curve(method: MethodResult, clients: int = 0) -> list[dict[str, float | None
             "most": known(float(np.max([p.validation for p in points]))),
             "bytes": float(np.mean([p.bytes for p in points])) / clients,
             "seconds": float(np.mean([p.seconds for p in points])),
+            **{
+                name: float(np.mean([value for p in points if (value := getattr(p, name)) is not None]))
+                for name in SIMULATED
+                if all(getattr(p, name) is not None for p in points)
+            },
         }
         for place, points in zip(rounds, found, strict=True)
     ]

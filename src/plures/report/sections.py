@@ -12,7 +12,7 @@ import numpy as np
 from plures.audit import Audit
 from plures.evaluate.coincidence import PROXY, explained, proxies
 from plures.evaluate.results import LEAST, POOLED, REFERENCES, Comparison, Row
-from plures.report import against
+from plures.report import against, hours
 from plures.report.audits import LEAD, TITLE, audits_body
 from plures.report.columns import Number, columns
 from plures.report.markup import capital, count
@@ -109,6 +109,19 @@ def sections(
                 )
             ]
             if comparison.against is not None
+            else []
+        ),
+        *(
+            [
+                Section(
+                    "hours",
+                    "Simulated time and energy",
+                    escape(hours.lead(comparison)),
+                    "Devices",
+                    body=hours.body(comparison, rows),
+                )
+            ]
+            if hours.clocked(comparison)
             else []
         ),
         *([_audited(rows, audits)] if audits else []),
@@ -335,6 +348,7 @@ def _titles(methods: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _curves(comparison: Comparison, legend: str) -> Section:
     axes = [("round", "rounds"), ("bytes", "bytes per client"), ("seconds", "seconds")]
+    axes += [("hours", "simulated hours"), ("joules", "joules")] if hours.clocked(comparison) else []
     return Section(
         "curves",
         "Learning curves",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -236,5 +236,5 @@ def _weighted(generator: np.random.Generator, items: NDArray[np.int64], weights:
     return found
 
 
-SELECTED: Mapping[str, type[PowerOfChoice] | type[Oort]] = {"power_of_choice": PowerOfChoice, "oort": Oort}
+SELECTED: Mapping[str, Callable[..., Selection]] = {"power_of_choice": PowerOfChoice, "oort": Oort}
 """Selections by name."""

@@ -20,7 +20,7 @@ function level(curve, round) {
   const [a, b] = [curve[Math.max(0, after - 1)], curve[after]];
   const part = b.round === a.round ? 1 : (round - a.round) / (b.round - a.round);
   const mixed = { round };
-  for (const name of ["mean", "bytes", "seconds"]) mixed[name] = a[name] + part * (b[name] - a[name]);
+  for (const name of ["mean", "bytes", "seconds", "hours", "joules"]) if (name in a && name in b) mixed[name] = a[name] + part * (b[name] - a[name]);
   return mixed;
 }
 
@@ -33,6 +33,14 @@ const AXES = {
   seconds: (most) => {
     const { factor, name } = scaled(most, "s");
     return { label: `training time so far, ${name}`, factor };
+  },
+  hours: (most) => {
+    const { factor, name } = scaled(most * 3600, "s");
+    return { label: `simulated time so far, ${name}`, factor: factor / 3600 };
+  },
+  joules: (most) => {
+    const { factor, name } = scaled(most, "J");
+    return { label: `energy of all devices so far, ${name || "joules"}`, factor };
   },
 };
 
@@ -128,6 +136,7 @@ function drawCurves(view, width) {
         `round ${p.round}`,
         `${(p.bytes / 1e6).toFixed(1)} MB per client`,
         `${p.seconds.toFixed(p.seconds < 10 ? 1 : 0)} s`,
+        ...(present(p.hours) ? [`${three(p.hours)} simulated hours, ${three(p.joules)} J`] : []),
       ],
   })));
   const highlight = (p) => [svg("path", { d: p.path, class: "hot" }), svg("circle", { cx: p.x, cy: p.y, r: 5, class: "cursor" })];
