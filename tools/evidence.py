@@ -34,7 +34,7 @@ NAMED: dict[str, tuple[str, ...]] = {
 }
 """Methods of the entries of tests/oracles.toml whose titles differ from the catalogue's."""
 
-GENERAL = ("Evaluation", "Shares", "Central DP-FedAvg", "Local differential privacy")
+GENERAL = ("Evaluation", "Shares", "Central DP-FedAvg", "Local differential privacy", "Simulated fleets")
 """Entries of tests/oracles.toml that do not belong to one method of the catalogue."""
 
 

@@ -35,6 +35,7 @@ def trained(start, a, b, steps=2):
     return b + (1 - 0.1 * a) ** steps * (start - b)
 
 
+@pytest.mark.oracle("SF5")
 def test_two_clients_with_known_delays():
     """a sends after 2.5, 5.0, 7.5 seconds, b after 3.5 and 7.0; a change of age 1 counts 2 ** -0.5 times."""
     run = begun(fedavg(), 4, federation=PAIR, participation=Buffered(Full(), table("ab"), size=1))
@@ -50,6 +51,7 @@ def test_two_clients_with_known_delays():
     assert weight(run) == close(w[4])
 
 
+@pytest.mark.oracle("SF5")
 def test_a_buffer_of_two_of_three():
     """a (2.5 s) and b (3.5 s) make the first step; then c (4.5 s), one step old, and a, which began again at 3.5 s."""
     run = begun(fedavg(), 2, participation=Buffered(Full(), table(), size=2, staleness=1.0))
@@ -71,6 +73,7 @@ def test_uniform_weights_give_the_mean_of_the_scaled_changes_of_the_paper():
 
 
 @pytest.mark.parametrize("method", FEW, ids=lambda method: method.name)
+@pytest.mark.oracle("SF4")
 def test_with_room_for_all_it_is_a_synchronous_round_bit_for_bit(method):
     data, clients = ragged(), [f"c{i}" for i in range(7)]
     options = {"federation": data, "model": mlp, "batch_size": 4, "execution": Execution("vmap", 4, False, "float32")}

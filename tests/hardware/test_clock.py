@@ -45,6 +45,7 @@ def weight(run):
     return float(run.server["model"].values["model/weight"])
 
 
+@pytest.mark.oracle("SF1")
 def test_a_round_takes_as_long_as_its_slowest_client():
     record = first(Clocked(Full(), table()))
     assert record.hours * 3600 == close(4.5)
@@ -52,6 +53,7 @@ def test_a_round_takes_as_long_as_its_slowest_client():
     assert not record.left_out
 
 
+@pytest.mark.oracle("SF1")
 def test_energy_is_that_of_operations_and_bytes():
     run = begun(fedavg(), 1, participation=Clocked(Full(), table()))
     assert run.step().joules == close(80 + 160 + 240 + 3 * (8 + 4))
@@ -59,6 +61,7 @@ def test_energy_is_that_of_operations_and_bytes():
     assert run.pace["seconds"].tolist() == close([2.5, 3.5, 4.5])
 
 
+@pytest.mark.oracle("SF2")
 def test_a_deadline_leaves_the_slow_client_out_and_its_work_is_lost():
     run = begun(fedavg(), 1, participation=Clocked(Full(), table(), deadline=4.0))
     record = run.step()
@@ -69,6 +72,7 @@ def test_a_deadline_leaves_the_slow_client_out_and_its_work_is_lost():
     assert run.pace["outcomes"].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]]
 
 
+@pytest.mark.oracle("SF2")
 def test_partial_work_is_as_many_steps_as_there_is_time_for():
     run = begun(fedavg(), 1, participation=Clocked(Full(), table(), deadline=4.0, late="partial"))
     record = run.step()
@@ -79,6 +83,7 @@ def test_partial_work_is_as_many_steps_as_there_is_time_for():
     assert record.joules == close(92 + 172 + 120 + 12)
 
 
+@pytest.mark.oracle("SF3")
 def test_over_selection_waits_for_as_many_as_the_rule_draws():
     run = begun(fedavg(), 1, participation=Clocked(Uniform(0.3), table(), over_select=3.0))
     record = run.step()
@@ -123,6 +128,7 @@ def test_a_round_in_which_all_fail_is_asked_for_again_and_pays_for_it():
 
 
 @pytest.mark.parametrize("rule", [Full(), Uniform(0.7), BySize(0.7)])
+@pytest.mark.oracle("SF0")
 def test_without_deadline_and_failure_the_clock_changes_no_bit(rule):
     plain = run(fedavg(), 7, participation=rule)
     timed = run(fedavg(), 7, participation=Clocked(rule, table()))
@@ -182,6 +188,7 @@ def fixed(shares):
     return sum(s * b for s, b in zip(shares, OPTIMA, strict=True)) / sum(shares)
 
 
+@pytest.mark.oracle("NV2")
 def test_partial_work_biases_fedavg_and_fednova_mends_it():
     """A round pulls with p_i (1 - (1 - lr a_i)^K_i) towards each optimum, in FedNova with 1 / K_i of that."""
     pulls = [n * (1 - (1 - 0.002 * a) ** k) for n, a, k in zip(SIZES, CURVATURES, (8, 8, 3), strict=True)]
@@ -192,10 +199,12 @@ def test_partial_work_biases_fedavg_and_fednova_mends_it():
     assert abs(mended - best) < 0.02 < 0.3 < abs(plain - best)
 
 
+@pytest.mark.oracle("NV0")
 def test_fednova_with_equal_steps_is_fedavg():
     assert weight(run(METHODS["fednova"](), 9)) == pytest.approx(weight(run(fedavg(), 9)), rel=1e-14)
 
 
+@pytest.mark.oracle("NV1")
 def test_fednova_by_hand():
     """p = 1/6, 1/3, 1/2; changes of 2, 2 and 1 steps from 0; tau_eff = 1/2 * 2 + 1/2 * 1."""
     rule = Clocked(Full(), table(), deadline=5.0, late="partial")  # a weight travels, too, for one second

@@ -18,6 +18,7 @@ LOSSES = [a / 2 * b**2 for a, b in zip(CURVATURES, OPTIMA, strict=True)]
 """0.5, 0.25 and 18: the clients' losses with the weight 0."""
 
 
+@pytest.mark.oracle("SF7")
 def test_power_of_choice_takes_the_highest_losses():
     run = begun(fedavg(), 1, participation=Clocked(Uniform(0.3), select=PowerOfChoice(3)))
     assert run.clients.held(run, [0, 1, 2]).tolist() == close(LOSSES)
@@ -27,6 +28,7 @@ def test_power_of_choice_takes_the_highest_losses():
 
 
 @pytest.mark.parametrize("rule", [Uniform(0.3), BySize(0.3)])
+@pytest.mark.oracle("SF7")
 def test_with_as_many_candidates_as_a_round_needs_it_is_the_rule_bit_for_bit(rule):
     plain = begun(fedavg(), 12, participation=rule)
     chosen = begun(fedavg(), 12, participation=Clocked(rule, select=PowerOfChoice(1)))
@@ -34,6 +36,7 @@ def test_with_as_many_candidates_as_a_round_needs_it_is_the_rule_bit_for_bit(rul
     assert plain.server["model"].values["model/weight"].equal(chosen.server["model"].values["model/weight"])
 
 
+@pytest.mark.oracle("SF6")
 def test_oort_learns_the_statistical_utility_of_those_that_took_part():
     run = begun(fedavg(), 1, participation=Clocked(Uniform(0.7), select=Oort()))
     cohort = [run.setting.index(name) for name in run.step().cohort]
@@ -50,6 +53,7 @@ def test_utility_is_of_the_root_mean_square_of_losses():
     assert run.clients.held(run, [0], squared=True).tolist() == close([(0.5**2 / 2) ** 0.5])
 
 
+@pytest.mark.oracle("SF6")
 def test_utility_by_hand():
     """Equation 1 with the uncertainty of algorithm 1, line 10: (u + sqrt(0.1 ln R / L)) (T / t) ** alpha."""
     memory = {"useful": torch.tensor([4.0, 4.0, torch.nan]).double(), "last": torch.tensor([2, 5, 0])}

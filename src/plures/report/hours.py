@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
@@ -12,7 +12,7 @@ from plures.evaluate.results import Comparison, MethodResult, Row
 from plures.evaluate.scores import Floats
 from plures.evaluate.summary import harmed, mean_known
 from plures.report.columns import MISSING, Number, known, share, significant
-from plures.report.markup import cell, count, heading, table
+from plures.report.markup import cell, count, heading, scaled, table
 
 
 def clocked(comparison: Comparison) -> bool:
@@ -59,8 +59,8 @@ def _totals(comparison: Comparison, rows: list[Row]) -> str:
         heading(words, detail, first=first)
         for words, detail, first in (
             (comparison.metric.title, "mean", "descending" if comparison.metric.higher else "ascending"),
-            ("simulated hours", "", "ascending"),
-            ("energy", "kJ, all devices", "ascending"),
+            ("simulated time", "", "ascending"),
+            ("energy", "all devices", "ascending"),
             ("of that in vain", "%", "ascending"),
             ("never counted", "clients", "descending"),
         )
@@ -80,8 +80,8 @@ def _totals(comparison: Comparison, rows: list[Row]) -> str:
         lines.append(
             f'<tr><th scope="row" class="name">{escape(row.title)}</th>'
             + cell(number(row.mean), known(row.mean))
-            + _cell(float(np.mean(hours)) if hours else np.nan)
-            + _cell(float(np.mean(joules)) / 1e3 if joules else np.nan)
+            + _cell(float(np.mean(hours)) * 3600 if hours else np.nan, lasting)
+            + _cell(float(np.mean(joules)) if joules else np.nan, energy)
             + cell(share(vain), known(vain))
             + cell(f"{never:.3g}", never)
             + "</tr>"
@@ -108,7 +108,7 @@ def _classes(comparison: Comparison, rows: list[Row]) -> str:
             (metric.title, "never counted", "descending" if metric.higher else "ascending"),
             ("harmed", "%", "descending"),
             ("harmed", "% of never counted", "descending"),
-            ("energy", "J a client", "descending"),
+            ("energy", "a client", "descending"),
         )
     )
     lines = []
@@ -141,7 +141,7 @@ def _classes(comparison: Comparison, rows: list[Row]) -> str:
                 + cell(f"{int(left.sum()):,}", float(left.sum()))
                 + "".join(cell(number(value), known(value)) for value in means)
                 + "".join(cell(share(value), known(value)) for value in hurt)
-                + _cell(joules)
+                + _cell(joules, energy)
                 + "</tr>"
             )
     unfit = sum(found.unfit.count(True) for found in fleets(comparison.method("fedavg"))[:1])
@@ -162,5 +162,18 @@ def _harmed(own: Floats, local: Floats, some: Sequence[bool], *, higher: bool) -
     return harmed(own[some], local[some], higher=higher) if np.any(some) else float("nan")
 
 
-def _cell(value: float) -> str:
-    return cell(MISSING if known(value) is None else significant(value), known(value))
+def lasting(seconds: float) -> str:
+    """A time in hours, minutes or seconds, with three digits."""
+    for limit, unit in ((2 * 3600.0, 3600.0), (120.0, 60.0)):
+        if seconds >= limit:
+            return f"{significant(seconds / unit)} {'hours' if unit == 3600 else 'minutes'}"
+    return f"{significant(seconds)} s" if seconds >= 1 or not seconds else f"{significant(seconds * 1e3)} ms"
+
+
+def energy(joules: float) -> str:
+    """An energy with a decimal prefix and three digits."""
+    return scaled(joules, "J") if joules >= 1 or not joules else f"{significant(joules * 1e3)} mJ"
+
+
+def _cell(value: float, write: Callable[[float], str]) -> str:
+    return cell(MISSING if known(value) is None else write(value), known(value))
