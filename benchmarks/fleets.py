@@ -51,6 +51,7 @@ def spec_of(method: str, seed: int, rounds: int, **settings: object) -> RunSpec:
         method=method,
         rounds=rounds,
         lr=0.1,
+        epochs=5,
         participation="uniform",
         fraction=FRACTION,
         seed=seed,
@@ -70,13 +71,13 @@ def main() -> None:
     lines = [
         f"python -m benchmarks.fleets --seeds {given.seeds} --rounds {given.rounds}",
         "",
-        f"{len(school)} schools, {needed} in a round, {metric.title} on test data at the round that validation chose; "
-        f"means of {given.seeds} seeds. Left out: clients whose work never counted up to that round. Harmed: worse off "
+        f"{len(school)} schools, {needed} in a round, {metric.title} on test data after the last round; "
+        f"means of {given.seeds} seeds. Left out: clients whose work never counted. Harmed: worse off "
         "than with local training.",
     ]
 
     def done(spec: RunSpec, name: str) -> SeedResult:
-        return finish(fit(spec.run(school, EXECUTION), name, every=5), spec.seed)
+        return finish(fit(spec.run(school, EXECUTION), name, every=spec.rounds), spec.seed)
 
     alone = [done(spec_of("local", seed, given.rounds), "local") for seed in range(given.seeds)]
     for fleet in FLEETS:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plures.federation import Federation
 from plures.method import Bound, Leaf, Phase, View
+from plures.run.alive import Alive
 from plures.run.batches import Batches
 from plures.run.engine import Engine, Stack
 from plures.run.execution import Execution
@@ -65,7 +66,7 @@ def flops(bound: Bound, federation: Federation, training: Training) -> int:
     return _counted(bound, federation, training, int(sizes.argsort(stable=True)[len(sizes) // 2]))[0]
 
 
-def _counted(bound: Bound, federation: Federation, training: Training, place: int) -> tuple[int, Counting]:
+def _counted(bound: Bound, federation: Federation, training: Training, place: int) -> tuple[int, Engine]:
     """Floating-point operations of one client's visit, and the engine that counted them."""
     device, dtype = next(iter(bound.initial["model"].values())).device, bound.network.dtype
     federation = federation.to(device, dtype)
@@ -87,38 +88,27 @@ class Counting(Engine):
     Attributes:
         counting: counts the operations that are done.
         repeated: operations that were not done, because a step stood for them.
-        kept: most bytes that forward passes of a step kept for the backward pass.
     """
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
-        self.counting, self.repeated, self.kept = FlopCounterMode(display=False), 0, 0
+        self.counting, self.repeated = FlopCounterMode(display=False), 0
 
     def train(self, phase: Phase, x: Stack, received: Stack, plan: Batches, rate: float) -> Tensor:
         losses = torch.zeros(2, len(plan.steps), device=plan.rows.device)
         for step, number in plan.kinds():
-            before, kept = self.counting.get_total_flops(), dict[int, int]()
-
-            def keep(t: Tensor, kept: dict[int, int] = kept) -> Tensor:
-                kept[t.data_ptr()] = t.nbytes
-                return t
-
-            with torch.autograd.graph.saved_tensors_hooks(keep, _same):
-                losses = number * super().train(phase, x, received, step, rate)
-            self.kept = max(self.kept, sum(kept.values()))
+            before = self.counting.get_total_flops()
+            losses = number * super().train(phase, x, received, step, rate)
             self.repeated += (number - 1) * (self.counting.get_total_flops() - before)
         return losses
-
-
-def _same(t: Tensor) -> Tensor:
-    return t
 
 
 def loads(bound: Bound, federation: Federation, training: Training) -> Load:
     """What one visit costs every client.
 
-    Operations, and the bytes of leaves, gradients and what a forward pass keeps, are counted for the clients of
-    smallest, median and largest size and some between, and interpolated by the number of examples for the others.
+    Operations are counted for the clients of smallest, median and largest size and some between, and interpolated by
+    the number of examples for the others. So is memory: all leaves that the client receives, those that it changes, and
+    the most bytes of all other tensors at once, with temporaries, as this machine computes.
     """
     sizes = federation.splits["train"].sizes.numpy().astype(np.float64)
     known = np.unique(sizes[sizes > 0])
@@ -126,15 +116,18 @@ def loads(bound: Bound, federation: Federation, training: Training) -> Load:
         known = np.array([1.0])
     chosen = np.unique(known[np.linspace(0, len(known) - 1, POINTS).round().astype(int)])
     places = [int(np.flatnonzero(sizes == size)[0]) if (sizes == size).any() else 0 for size in chosen]
-    found = [_counted(bound, federation, training, place) for place in places]
+    found, alive = [], []
+    for place in places:
+        with Alive() as watch:
+            found.append(_counted(bound, federation, training, place))
+        alive.append(float(watch.peak))
     up, down = traffic(bound)
     engine = found[0][1]
     held = sum(t.nbytes for leaves in bound.initial.values() for t in leaves.values())
-    written = sum(bound.nbytes(leaf) for leaf in bound.written)
     return Load(
         np.interp(sizes, chosen, [total for total, _ in found]) * (sizes > 0),
         engine.steps(bound.method.schedule, 0) * (sizes > 0),
         np.full(len(sizes), float(up)),
         np.full(len(sizes), float(down)),
-        held + 2.0 * written + np.interp(sizes, chosen, [float(counting.kept) for _, counting in found]),
+        held + np.interp(sizes, chosen, alive),
     )

@@ -11,9 +11,10 @@ from plures.errors import PluresError
 from plures.federation import Federation, Split
 from plures.method import Assign, Bound, Leaf, Phase, Schedule
 from plures.run import Execution, Run, Training
+from plures.run.alive import Alive
 from plures.run.cost import stored_bytes, traffic
 from plures.run.engine import Engine, Stack
-from plures.serving.probe import Alive, Probe
+from plures.serving.probe import Probe
 
 COUNTED = (
     "The numbers count tensors, each storage once: all leaves that the client has in its visit, second copies of "
