@@ -19,8 +19,8 @@ from plures.privacy import ExamplesPlan, Plan, examples_plan, settled
 from plures.run.participation import Full, Joint, Participation, asked, drawn, may_be_empty
 from plures.run.randomness import fold, name_key
 from plures.run.rehearse import check_loss, failure
-from plures.run.turn import Paced
 from plures.run.training import Training
+from plures.run.turn import Paced
 
 Build = Callable[[int], Network]
 """``build(seed)``: the network that the method works on, with the initial values of that seed."""
