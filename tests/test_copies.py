@@ -32,12 +32,25 @@ from plures.evaluate import ColdStart, ComparisonProgress, RunFolder, Scores, St
 from plures.evaluate.spec import find_method
 from plures.federation import DATASETS, Completeness, Mapped, Stream
 from plures.federation.build import of_arrays
+from plures.hardware import FleetTable, Phones
 from plures.method import Assign, Association, By, Calibration, EnergyAware, Known, Seen, Timed, View
 from plures.metrics import Metric, mean
 from plures.models import Marked
 from plures.privacy import Geometric, Response, Spent
 from plures.robust import FLTrust
-from plures.run import DropOut, Fixed, Full, Joint, Milestones, Poisson, RoundRecord
+from plures.run import (
+    Buffered,
+    Clocked,
+    DropOut,
+    Fixed,
+    Full,
+    Joint,
+    Milestones,
+    Oort,
+    Poisson,
+    PowerOfChoice,
+    RoundRecord,
+)
 from plures.secure import Public, Revealed
 from plures.serving import Exported, Memory, Need
 from plures.serving.personal import opened
@@ -173,6 +186,9 @@ def made(folder: Path) -> list[Any]:
         Fixed([["a"], ["b"]]),
         Joint(Full()),
         DropOut(Poisson(0.5), 0.5),
+        Clocked(plures.Uniform(0.5), Phones(), PowerOfChoice(2), deadline=9.0),
+        Buffered(Full(), FleetTable(), 2, select=Oort()),
+        Phones().fleet(["ann"], {}),
         Course("c", "title", "heart", of_half, {"ditto": ({"lam": 0.5},)}, {}),
         Learned("title", (StreamScores(metric, ("one",), ("a",), np.ones((1, 1))),)),
         FLTrust("a"),
