@@ -62,7 +62,7 @@ ALONE = plures.Execution("loop", 1, False, "float32")
 ABSTRACT = {
     *("Task", "augment.Part", "federation.build.Frame", "federation.build.Options", "method.Codec", "method.Grouping"),
     *("method.Optimizer", "method.Reducer", "method.Server", "method.Share", "run.Participation", "tables.Draft"),
-    *("track.Tracker", "robust.Robust", "run.Threatening", "threat.Attack", "threat.Poison"),
+    *("track.Tracker", "robust.Robust", "hardware.FleetRule", "run.Threatening", "threat.Attack", "threat.Poison"),
     "threat.Trigger",
 }
 """Classes without instances: what one derives from, protocols, and types of options."""
