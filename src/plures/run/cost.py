@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +67,13 @@ def flops(bound: Bound, federation: Federation, training: Training) -> int:
     return _counted(bound, federation, training, int(sizes.argsort(stable=True)[len(sizes) // 2]))[0]
 
 
-def _counted(bound: Bound, federation: Federation, training: Training, place: int) -> tuple[int, Engine]:
+def _counted(
+    bound: Bound,
+    federation: Federation,
+    training: Training,
+    place: int,
+    watch: AbstractContextManager[Any] | None = None,
+) -> tuple[int, Engine]:
     """Floating-point operations of one client's visit, and the engine that counted them."""
     device, dtype = next(iter(bound.initial["model"].values())).device, bound.network.dtype
     federation = federation.to(device, dtype)
@@ -74,7 +81,7 @@ def _counted(bound: Bound, federation: Federation, training: Training, place: in
     engine = Counting(bound, federation, replace(training, rounds=1), alone, seed=0)
     received = {slot: {p: t.unsqueeze(0) for p, t in leaves.items()} for slot, leaves in bound.initial.items()}
     x = {slot: {p: t.clone() for p, t in leaves.items()} for slot, leaves in received.items()}
-    with engine.counting:
+    with engine.counting, watch or nullcontext():
         engine.visit(x, received, [place], 0, bound.method.schedule)
         total = engine.counting.get_total_flops() + engine.repeated
     if federation.inputs.device.type == "cuda":
@@ -118,8 +125,8 @@ def loads(bound: Bound, federation: Federation, training: Training) -> Load:
     places = [int(np.flatnonzero(sizes == size)[0]) if (sizes == size).any() else 0 for size in chosen]
     found, alive = [], []
     for place in places:
-        with Alive() as watch:
-            found.append(_counted(bound, federation, training, place))
+        watch = Alive()
+        found.append(_counted(bound, federation, training, place, watch))
         alive.append(float(watch.peak))
     up, down = traffic(bound)
     engine = found[0][1]
