@@ -103,6 +103,11 @@ class Buffered:
 
     def check(self, bound: Bound, known: Occasion) -> None:
         refuse(bound, "a round of clients that begin at different times")
+        if bound.down.stages:
+            raise PluresError(
+                "buffered aggregation and compressed downloads: what is sent builds on what clients received in the "
+                "round before, and these begin at different times; leave one out"
+            )
         for block in bound.blocks:
             named = f"buffered aggregation adds changes that began from earlier models, and {block.name!r} is"
             if isinstance(block.share, View):
