@@ -15,6 +15,7 @@ from plures.errors import PluresError, suggestion
 from plures.evaluate.code import NOTHING, Code
 from plures.federation.inputs import Inputs, like
 from plures.files import replacing
+from plures.run.alive import Alive
 from plures.serving.formats import (
     Program,
     Raw,
@@ -28,7 +29,6 @@ from plures.serving.formats import (
     to_static_int8,
 )
 from plures.serving.personal import MODEL, PersonalModel
-from plures.serving.probe import Alive
 from plures.serving.step import Personalising, to_step
 
 FORMATS = ("folder", "onnx", "executorch")
