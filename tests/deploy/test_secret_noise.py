@@ -28,6 +28,7 @@ from plures.remote.message import Reply, unpack
 from plures.run import Fixed, Poisson, Run, Training, Uniform
 from plures.run.coordinator import BrokenError
 from plures.tables.heart import heart_tables
+from resting import as_it_is
 
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 ONE, TWO = Secret(b"1" * 32), Secret(b"2" * 32)
@@ -143,10 +144,6 @@ def test_central_noise_has_the_stated_spread(tmp_path):
     noise = torch.cat(moved)
     assert float(noise.std()) == pytest.approx(0.2, abs=4 * 0.2 / math.sqrt(2 * len(noise)))
     assert abs(float(noise.mean())) < 4 * 0.2 / math.sqrt(len(noise))
-
-
-def as_it_is(x, received, visit):
-    return {"model": dict(x.model)}
 
 
 def test_the_server_needs_a_secret_for_its_noise(tmp_path):

@@ -19,6 +19,7 @@ from plures.privacy import Private, gaussian
 from plures.privacy.distributed import divergence, worth
 from plures.run import Poisson, Run, Training
 from problems import begun
+from resting import as_it_is
 from trajectories import LOOP, everything_of, ragged
 from trajectories import run as finished
 
@@ -74,10 +75,6 @@ def moved(wire, rounds=5):
         found.append(torch.cat([(now[k] - before[k]).flatten() for k in sorted(now)]))
         before = now
     return torch.stack(found), done
-
-
-def as_it_is(x, received, visit):
-    return {"model": dict(x.model)}
 
 
 def test_the_sum_has_the_noise_of_all_who_came_and_the_plan_counts_that_of_the_fewest():

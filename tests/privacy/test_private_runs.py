@@ -17,6 +17,7 @@ from plures.privacy import Private, gaussian, roots
 from plures.run import BySize, DropOut, Execution, Fixed, Full, Poisson, Run, Training, Uniform
 from plures.run.checkpoint import restore, snapshot
 from problems import begun, close, quadratic, run, weight
+from resting import as_it_is
 from trajectories import LOOP, assert_same, everything_of, mlp, normed, ragged
 from trajectories import run as finished
 
@@ -101,10 +102,6 @@ def test_the_noise_of_a_release_has_the_stated_spread_and_its_own_key():
     sums = together.cumsum(0)
     assert float(sums[-1].std()) == pytest.approx(0.25 * np.linalg.norm(roots(10)), abs=0.03)
     assert float(noise.cumsum(0)[-1].std()) == pytest.approx(0.25 * math.sqrt(10), abs=0.1)
-
-
-def as_it_is(x, received, visit):
-    return {"model": dict(x.model)}
 
 
 @pytest.mark.oracle("DP3")
