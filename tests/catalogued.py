@@ -17,7 +17,7 @@ ALL = Execution("vmap", 5, False, "float64")
 
 def gated() -> nn.Module:
     """A body with squeeze-and-excitation, and a head; nothing in it changes without a gradient."""
-    body = (nn.Linear(8, 4), nn.Unflatten(1, (4, 1, 1)), SqueezeExcitation(4), nn.Flatten(), nn.Tanh())
+    body = (nn.Linear(8, 4), nn.Unflatten(1, (-1, 1, 1)), SqueezeExcitation(4), nn.Flatten(), nn.Tanh())
     return with_roles(nn.Sequential(*body, nn.Linear(4, 2)), head="5", se=("2",))
 
 

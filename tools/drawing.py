@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from html import escape
 
-from plures.method import Block, Bound, Clustered, Frozen, Generated, Known, Mixed, Personal, Share, Shared, View
+from plures.method import Block, Bound, Clustered, Frozen, Generated, Known, Mixed, Personal, Share, Shared, Sized, View
 from plures.run.cost import traffic
 
 KINDS: dict[type[Share], tuple[str, str]] = {
@@ -18,6 +18,7 @@ KINDS: dict[type[Share], tuple[str, str]] = {
     Personal: ("personal", "stays with the client"),
     Frozen: ("frozen", "never changes"),
     Known: ("known", "facts about the client"),
+    Sized: ("known", "the size of its network"),
 }
 """Every kind of share: its class in the style sheet, and its label."""
 

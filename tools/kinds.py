@@ -70,7 +70,7 @@ def network(shape: tuple[int, ...], linear: bool) -> nn.Module:
     end = [nn.Unflatten(1, shape)] if len(shape) > 1 else []
     if linear:
         return nn.Sequential(nn.Linear(FEATURES, wide), *end)
-    body = (nn.Linear(FEATURES, 4), nn.Unflatten(1, (4, 1, 1)), SqueezeExcitation(4), nn.Flatten(), nn.Tanh())
+    body = (nn.Linear(FEATURES, 4), nn.Unflatten(1, (-1, 1, 1)), SqueezeExcitation(4), nn.Flatten(), nn.Tanh())
     parts = OrderedDict(body=nn.Sequential(*body), head=nn.Sequential(nn.Linear(4, wide), *end))
     return with_roles(nn.Sequential(parts), body="body", head="head", se=("body.2",))
 

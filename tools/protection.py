@@ -51,7 +51,7 @@ small network; [the guide](guides/protect.md#differential-privacy) says what the
 
 def bare() -> nn.Module:
     """A network without running statistics."""
-    body = nn.Linear(8, 8), nn.ReLU(), nn.Unflatten(1, (8, 1, 1)), SqueezeExcitation(8), nn.Flatten()
+    body = nn.Linear(8, 8), nn.ReLU(), nn.Unflatten(1, (-1, 1, 1)), SqueezeExcitation(8), nn.Flatten()
     return with_roles(nn.Sequential(*body, nn.Linear(8, 2)), head="5", se="3")
 
 

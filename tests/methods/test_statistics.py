@@ -79,7 +79,7 @@ def clients(means=MEANS, sizes=SIZES, names="abc") -> Federation:
 def network(momentum: float) -> nn.Module:
     """Batch normalisation of the inputs themselves, then a body with the parts that methods need, and a head."""
     first = nn.BatchNorm1d(4, momentum=momentum)
-    body = first, nn.Linear(4, 4), nn.ReLU(), nn.Unflatten(1, (4, 1, 1)), SqueezeExcitation(4), nn.Flatten()
+    body = first, nn.Linear(4, 4), nn.ReLU(), nn.Unflatten(1, (-1, 1, 1)), SqueezeExcitation(4), nn.Flatten()
     return with_roles(nn.Sequential(*body, nn.Linear(4, 2)), head="6", se="4")
 
 

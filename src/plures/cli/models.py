@@ -41,7 +41,7 @@ from plures.federation.inputs import as_inputs, joined
 from plures.files import NO_ARCHIVE, check_file, check_folder, write_text
 from plures.run import Execution, Run, onboard
 from plures.run.onboard import rescaled
-from plures.serving.device import COUNTED, memory
+from plures.serving.device import COUNTED, memory, sizes
 from plures.serving.export import FORMATS, export
 from plures.serving.personal import PersonalModel, opened
 from plures.serving.step import STEPS
@@ -244,7 +244,10 @@ def device_command(
     model_options: ModelOptions = None,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Estimate the memory that a device needs to train with each method; for a single method, phase by phase."""
+    """Estimate the memory that a device needs to train with each method; for a single method, phase by phase.
+
+    Methods of which clients hold parts of the network that differ in size have a row for each size.
+    """
     code = typed(data, model, *(method or SHOWN_METHODS))
     if batch_size < 0:
         raise PluresError(f"--batch-size {batch_size}: give at least 1, or 0 for all examples of a client")
@@ -266,10 +269,13 @@ def device_command(
     size = batch_size or int(federation.splits["train"].sizes.max())
     table = Table("method", "at its peak" if len(specs) > 1 else "part", *COLUMNS, "kept", "sent")
     for spec in specs:
-        found = memory(spec.run(federation, Execution("loop", 1, False, "float32"), code), size)
-        for need in (found.peak,) if len(specs) > 1 else found.needs:
-            counted = [getattr(need, name) for name in COLUMNS.values()]
-            table.add_row(spec.title(), need.what, *(f"{n / 1000:.1f}" for n in (*counted, found.kept, found.up)))
+        run = spec.run(federation, Execution("loop", 1, False, "float32"), code)
+        parts: list[tuple[float | None, str | None]] = [*sizes(run).items()] or [(None, None)]
+        for rate, client in parts:
+            found, title = memory(run, size, client), spec.title() if rate is None else f"{spec.title()}, rate {rate:g}"
+            for need in (found.peak,) if len(specs) > 1 else found.needs:
+                counted = [getattr(need, name) for name in COLUMNS.values()]
+                table.add_row(title, need.what, *(f"{n / 1000:.1f}" for n in (*counted, found.kept, found.up)))
     console.print(table)
     console.print(f"kB (1000 bytes), batches of {size}. {COUNTED}", markup=False, highlight=False)
 

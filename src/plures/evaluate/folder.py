@@ -74,7 +74,10 @@ def personal_models(run: Run, clients: Sequence[int] | None = None) -> Iterator[
         leaves = by_leaf(run.deployed(chunk))
         names = short_names(leaves)
         for row, client in enumerate(chunk):
-            yield run.federation.clients[client], {names[leaf]: t[row].clone() for leaf, t in leaves.items()}
+            yield (
+                run.federation.clients[client],
+                {names[leaf]: run.held_by(leaf, t[row], client).clone() for leaf, t in leaves.items()},
+            )
 
 
 def own_examples(run: Run, place: int) -> dict[str, Tensor]:
@@ -446,6 +449,7 @@ class RunFolder:
                 name: self.stack(name) for name in ([client] if client is not None else dict.fromkeys(owners or ()))
             }
             engine = self._engine(federation, execution, model, method)
+            stacks = {name: padded(stack, engine.bound) for name, stack in stacks.items()}
             own = {name: self.own(name, engine.bound) for name in stacks}
         if inputs is not None:
             rows = federation.scaled(inputs)
@@ -559,6 +563,21 @@ class RunFolder:
         others = tuple(f"{other}/" for other in about["clients"] if other.startswith(f"{client}/"))
         mine = {key: t for key, t in tensors.items() if key.startswith(f"{client}/") and not key.startswith(others)}
         return {key.removeprefix(f"{client}/"): t for key, t in mine.items()}
+
+
+def padded(stack: Stack, bound: Bound) -> Stack:
+    """Leaves of clients that hold a part of the network, ``(clients, ...)``, with zeros for what they do not hold."""
+    found: Stack = {}
+    for slot, leaves in stack.items():
+        found[slot] = {}
+        for path, t in leaves.items():
+            whole = bound.initial["model"].get(path) if bound.held is not None else None
+            if whole is not None and t.dim() == whole.dim() + 1 and t.shape[1:] != whole.shape:
+                made = t.new_zeros(len(t), *whole.shape)
+                made[tuple(slice(size) for size in t.shape)] = t
+                t = made
+            found[slot][path] = t
+    return found
 
 
 def _owners(federation: Federation, table: Any) -> list[str]:

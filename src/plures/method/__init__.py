@@ -65,6 +65,7 @@ from plures.method.shares.share import (
     unflatten,
 )
 from plures.method.shares.splitting import InitialGradients, Splitting, bipartition, spherical_means
+from plures.method.sizes import RATE, Sized, Sizes, narrow, scaled
 from plures.method.state import Batch, Problem, State, gradient, task_loss
 from plures.method.tree import axpy, detach, dot, interpolate, parameters, squared_distance, zeros_like
 from plures.method.wire import Codec, Line, Sending, Summed, Wire, joined, lay, parted
@@ -118,6 +119,7 @@ __all__ = [
     "Problem",
     "Relax",
     "Replace",
+    "RATE",
     "SGD",
     "Schedule",
     "Seen",
@@ -127,6 +129,8 @@ __all__ = [
     "Setting",
     "Share",
     "Shared",
+    "Sized",
+    "Sizes",
     "Slot",
     "Splitting",
     "Start",
@@ -154,12 +158,14 @@ __all__ = [
     "moved",
     "norm_layers",
     "norm_statistics",
+    "narrow",
     "nothing",
     "parameters",
     "paths",
     "put",
     "reduced",
     "role",
+    "scaled",
     "spherical_means",
     "squared_distance",
     "task_loss",

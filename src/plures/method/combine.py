@@ -210,6 +210,11 @@ class Combine:
         return self.reduce is None
 
 
+Masks = Mapping[str, Callable[[list[int]], Tensor]]
+"""For leaves that not everybody holds whole, which entries some uploads have, by their places: bool, ``(places, ...)``
+that broadcasts against them."""
+
+
 COLUMNS = 8192
 """Entries of each upload summed at a time on a CPU, so that their double-precision copies stay in the cache."""
 
@@ -230,18 +235,34 @@ class Mean:
         self._summed = frozenset(summed) if denominator is not None else frozenset()
         self._sum = {k: torch.zeros(v.shape, dtype=torch.float64, device=v.device) for k, v in old.items()}
         self._weight = torch.zeros(0)
+        self._masses: dict[str, Tensor] = {}
 
-    def expect(self, weight: Tensor, model: Tensor) -> None:
-        """Announce all weights ``(cohort,)`` and the model that each upload goes to, before the first chunk."""
+    def expect(self, weight: Tensor, model: Tensor, masks: Masks | None = None) -> None:
+        """Announce all weights ``(cohort,)`` and the model that each upload goes to, before the first chunk.
+
+        Args:
+            weight: of each upload.
+            model: row of the model that each goes to.
+            masks: entries that each upload has; the mean of an entry is over those that have it.
+        """
         models = len(next(iter(self._sum.values())))
         self._weight = torch.zeros(models, dtype=torch.float64, device=weight.device)
         self._weight.index_add_(0, model, weight.to(torch.float64))
+        for k, mask in (masks or {}).items():
+            self._masses[k] = torch.zeros_like(self._sum[k])
+            for place, (row, one) in enumerate(zip(model.tolist(), weight.to(torch.float64), strict=True)):
+                self._masses[k][row] += one * mask([place])[0]
 
-    def add(self, uploads: Leaves, weight: Tensor, model: Tensor) -> None:
-        """Add a chunk of uploads ``(chunk, ...)`` with weights and models ``(chunk,)``."""
+    def add(self, uploads: Leaves, weight: Tensor, model: Tensor, masks: Masks | None = None) -> None:
+        """Add a chunk of uploads ``(chunk, ...)`` with weights and models ``(chunk,)``; see :meth:`expect`."""
+        masks = masks or {}
+        for k, mask in masks.items():
+            self._add_parts(k, uploads[k], weight, model, mask)
         whole = self._weight[model]
         share = torch.where(whole > 0, weight.to(torch.float64) / whole.clamp(min=1e-300), 0.0)
         for k, rows in uploads.items():
+            if k in masks:
+                continue
             flat, into = rows.reshape(len(rows), -1), self._sum[k].view(len(self._weight), -1)
             width = COLUMNS if flat.device.type == "cpu" else max(1, flat.shape[1])
             for some, total in zip(torch.split(flat, width, 1), torch.split(into, width, 1), strict=True):
@@ -251,18 +272,29 @@ class Mean:
                 else:
                     total.index_add_(0, model, share.unsqueeze(1) * exact)
 
+    def _add_parts(
+        self, name: str, rows: Tensor, weight: Tensor, model: Tensor, mask: Callable[[list[int]], Tensor]
+    ) -> None:
+        """Add uploads of a leaf that do not have all of its entries."""
+        for place, (row, one) in enumerate(zip(model.tolist(), weight.to(torch.float64), strict=True)):
+            mass = self._masses[name][row]
+            share = torch.where(mass > 0, one / mass.clamp(min=1e-300), 0.0) * mask([place])[0]
+            self._sum[name][row] += share * rows[place].to(torch.float64)
+
     def result(self) -> Leaves:
         """The combined value of every model, ``(models, ...)``."""
-        received = self._weight > 0
         combined = {}
         for k, old in self._old.items():
             total = self._sum[k] if old.is_floating_point() else self._sum[k].round()
             if k in self._summed and self._denominator is not None:
-                part = (self._weight / self._denominator).view(-1, *(1,) * (old.dim() - 1))
+                part = self._mass(k, old) / self._denominator
                 total = torch.where(part == 1, total, old + part * (total - old))
-            mask = received.view(-1, *(1,) * (old.dim() - 1))
-            combined[k] = torch.where(mask, total.to(old.dtype), old)
+            combined[k] = torch.where(self._mass(k, old) > 0, total.to(old.dtype), old)
         return combined
+
+    def _mass(self, name: str, like: Tensor) -> Tensor:
+        """Joint weight of the uploads that have an entry; broadcasts against the leaf."""
+        return self._masses[name] if name in self._masses else self._weight.view(-1, *(1,) * (like.dim() - 1))
 
 
 def reduced(
@@ -285,13 +317,13 @@ def reduced(
     return unflatten(whole, old), {k: torch.stack([kept[k] for kept in memory]) for k in memory[0]}
 
 
-def averaged(old: Leaves, uploads: Leaves, weights: Tensor, model: Tensor) -> Leaves:
+def averaged(old: Leaves, uploads: Leaves, weights: Tensor, model: Tensor, masks: Masks | None = None) -> Leaves:
     """The weighted mean of some leaves."""
     if not old:
         return {}
-    mean = Mean(old)
-    mean.expect(weights, model)
-    mean.add({k: uploads[k] for k in old}, weights, model)
+    mean, masks = Mean(old), {k: mask for k, mask in (masks or {}).items() if k in old}
+    mean.expect(weights, model, masks)
+    mean.add({k: uploads[k] for k in old}, weights, model, masks)
     return mean.result()
 
 

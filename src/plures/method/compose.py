@@ -29,6 +29,11 @@ def _changed(what: str, one: Any, two: Any, plain: Any = None) -> Any:
     raise _refusal(what)
 
 
+def only(what: str, one: Any, two: Any) -> Any:
+    """The value of the one method that has any."""
+    return _changed(what, one, two)
+
+
 def entries(what: str, one: Mapping[Any, Part], two: Mapping[Any, Part], plain: Any = None) -> dict[Any, Part]:
     """The entries of both, each changed by one of them."""
     both = [key for key in one if key in two]

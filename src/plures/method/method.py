@@ -30,14 +30,16 @@ from plures.method.channel import (
     masked,
 )
 from plures.method.combine import Combine
-from plures.method.compose import combines, entries, layouts, predictions, schedules
+from plures.method.compose import combines, entries, layouts, only, predictions, schedules
 from plures.method.layout import Block, Layout, Selector, address, blocks
 from plures.method.leaf import Leaf
 from plures.method.predict import Predict
 from plures.method.schedule import Phase, Schedule
 from plures.method.setting import Setting
+from plures.method.shares.clusters import Clustered
 from plures.method.shares.mixing import View
 from plures.method.shares.share import Frozen, Known, Personal, Shared
+from plures.method.sizes import RATE, Held, Sized, Sizes, rate_of
 from plures.method.state import State
 from plures.method.tree import zeros_like
 from plures.method.wire import Line, Wire, lay, wired
@@ -96,6 +98,7 @@ class Method:
         adds: parts to add to a model, by role, if it has none with that role: adapters, gates.
         between: what a client does after an experience of a stream (:func:`plures.run.learn`), for leaves that
             stay with it.
+        sizes: how much of the network each client holds; default: all of it.
         made: the entry of the catalogue that made it and the parameters, by which it is pickled; not an argument.
 
     Examples:
@@ -112,6 +115,7 @@ class Method:
     predict: Predict | str = field(default_factory=Predict)
     adds: Mapping[str, Add] = field(default_factory=dict)
     between: Schedule = ()
+    sizes: Sizes | None = None
     made: Given[Method] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -190,6 +194,7 @@ class Method:
         * predict: what predicts, and how it decides, each changed by one of them; the adaptation of ``self``, then that
           of ``other``, of different slots, and after both the calibrations, in order; the larger number of visits.
         * between: the work between experiences of ``self``, then that of ``other``.
+        * sizes: those of the method that has any.
 
         Raises:
             PluresError: where both change the same thing.
@@ -204,6 +209,7 @@ class Method:
             predict=predictions(self.predictor, other.predictor),
             adds=entries("the part added as", self.adds, other.adds),
             between=self.between if self.between == other.between else self.between + other.between,
+            sizes=only("how much of the network each client holds", self.sizes, other.sizes),
         )
 
 
@@ -235,6 +241,10 @@ class Bound:
         model = network.leaves()
         known = Marked(model, network.fixed)
         start = Start(known, network, setting, fresh or (lambda number: network.leaves()))
+        self.held: Held | None = None
+        if method.sizes is not None:
+            network.widths = method.sizes.widths(network, setting)
+            self.held = method.sizes.held(network, network.widths, setting)
         device = next(iter(model.values())).device
         self.initial: dict[str, Leaves] = {"model": model}
         extra = [key for key in method.layout if isinstance(key, str) and key != "model"]
@@ -273,6 +283,7 @@ class Bound:
             )
         self._check_rules()
         self._check_sum()
+        self._check_sizes()
         self.channels = self._leaving()
         self._check_channels()
         self.network = network.holding(self._unchanging())
@@ -282,6 +293,8 @@ class Bound:
         share, made = self.method.layout.get(slot), self.method.slots.get(slot)
         if isinstance(share, Known):
             return share.leaves(start.setting)
+        if isinstance(share, Sized):
+            return self._sized(start)
         if isinstance(share, View):
             if share.of is not None and share.of not in self.initial:
                 raise PluresError(f"{slot!r}: no slot {share.of!r}; {suggestion(share.of, self.initial, 'slots are')}")
@@ -292,6 +305,11 @@ class Bound:
             info = {made.slot: start.network.info}
             return {path: start.model[path] for _, path in address([made], info, f"slot {slot!r}")[0]}
         return made(start)
+
+    def _sized(self, start: Start) -> Leaves:
+        """What a client that holds the whole network knows of its size."""
+        made = () if start.network.widths is None else sorted(start.network.widths.made)
+        return {name: torch.ones((), dtype=start.network.dtype) for name in (RATE, *map(rate_of, made))}
 
     def _check_slots(self) -> None:
         """Refuse unknown slot names."""
@@ -383,6 +401,60 @@ class Bound:
                 != self.combine(blocks[0]).weights,
             }
             yield from ((block, reason) for reason, true in reasons.items() if true)
+
+    def _check_sizes(self) -> None:
+        """Refuse what needs uploads of one size, where clients hold parts of the network that differ in size."""
+        if self.held is None:
+            return
+        if self.line.stages:
+            raise PluresError(
+                f"wire stage {type(self.line.stages[0]).__name__} needs uploads of one size, but clients hold parts of "
+                "the network that differ in size: leave one of the two out"
+            )
+        if self.down.stages:
+            raise PluresError(
+                f"wire stage {type(self.down.stages[0]).__name__} sends all clients the same changes, but they hold "
+                "parts of the network that differ in size: leave one of the two out"
+            )
+        for block in self.blocks:
+            if not self.cut(block.leaves):
+                continue
+            share = block.share
+            known = isinstance(share, Shared | Personal | Frozen | Clustered)
+            averaged = isinstance(share, Personal) and (share.unseen == "mean" or callable(share.unseen))
+            if not known or averaged or share.probes or share.individual:
+                raise PluresError(
+                    f"{block.name!r}: {type(share).__name__} compares or mixes whole models, but clients hold parts of "
+                    "the network that differ in size: share the block with everybody, by a metadata column or by "
+                    "loss, or keep it personal"
+                )
+            if self.travelling(block) and self.combine(block).reduce is not None:
+                raise PluresError(
+                    f"{block.name!r}: a reducer compares whole uploads, but clients hold parts of the network that "
+                    "differ in size: combine them by a mean"
+                )
+
+    def cut(self, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """Those of some leaves of which clients may hold a part only."""
+        widths = self.network.widths
+        return [] if widths is None else [leaf for leaf in leaves if leaf.path in widths.leaves and self.of_model(leaf)]
+
+    def holding(self, setting: Setting) -> Held | None:
+        """What some clients hold; newcomers by what is known of them. ``None`` if the method cuts nothing."""
+        sizes, widths = self.method.sizes, self.network.widths
+        if self.held is None or sizes is None or widths is None or setting.clients == self.setting.clients:
+            return self.held
+        place = {client: number for number, client in enumerate(self.setting.clients)}
+        new = [number for number, client in enumerate(setting.clients) if client not in place]
+        rows = torch.tensor([place.get(client, 0) for client in setting.clients])
+        rates, units = self.held.rates[rows], self.held.units[rows]
+        if new:
+            theirs = sizes.held(self.network, widths, setting.take(new))
+            rates, units = (
+                rates.index_copy(0, torch.tensor(new), theirs.rates),
+                units.index_copy(0, torch.tensor(new), theirs.units),
+            )
+        return replace(self.held, rates=rates, units=units)
 
     def _remember(self) -> None:
         """Add a slot for the wire's memory, which stays with the client."""
@@ -575,4 +647,4 @@ class Bound:
     @property
     def secure_aggregation(self) -> bool:
         """Whether the server needs no more than one weighted sum of all uploads: ``secure_sum`` carries it then."""
-        return not any(self._beyond_sums()) and all(stage.adds for stage in self.line.stages)
+        return self.held is None and not any(self._beyond_sums()) and all(stage.adds for stage in self.line.stages)

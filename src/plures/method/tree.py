@@ -25,7 +25,7 @@ def parameters(x: Leaves) -> Leaves:
     return {k: t for k, t in x.items() if t.is_floating_point() and k not in held}
 
 
-def _like(values: Leaves, *of: Leaves) -> Leaves:
+def like(values: Leaves, *of: Leaves) -> Leaves:
     """Leaves that keep the fixed paths known to those they are made from."""
     return Marked(values, held) if (held := fixed(*of)) else values
 
@@ -54,7 +54,7 @@ def axpy(x: Leaves, scale: Tensor | float, d: Leaves) -> Leaves:
     """``x + scale * d`` on parameters that ``d`` has; other leaves of ``x``, and its buffers, unchanged."""
     held = fixed(x, d)
     made = {k: t + scale * d[k] if k in d and k not in held and t.is_floating_point() else t for k, t in x.items()}
-    return _like(made, x, d)
+    return like(made, x, d)
 
 
 def interpolate(a: Leaves, b: Leaves, weight: Tensor | float) -> Leaves:
@@ -69,12 +69,12 @@ def interpolate(a: Leaves, b: Leaves, weight: Tensor | float) -> Leaves:
             mixed[k] = weight * t + (1 - weight) * b[k]
         else:
             mixed[k] = torch.where(weight != 0, t, b[k]) if isinstance(weight, Tensor) else t if weight else b[k]
-    return _like(mixed, a, b)
+    return like(mixed, a, b)
 
 
 def detach(x: Leaves) -> Leaves:
     """The same values, detached from the autograd graph."""
-    return _like({k: t.detach() for k, t in x.items()}, x)
+    return like({k: t.detach() for k, t in x.items()}, x)
 
 
 def zeros_like(x: Leaves) -> Leaves:

@@ -37,7 +37,10 @@ from plures.methods.fedrep import fedrep as fedrep
 from plures.methods.fedrod import fedrod as fedrod
 from plures.methods.fedsimclr import fedsimclr as fedsimclr
 from plures.methods.fedu import fedu as fedu
+from plures.methods.fjord import fjord as fjord
 from plures.methods.gradient_clusters import gradient_clusters as gradient_clusters
+from plures.methods.heterofl import heterofl as heterofl
+from plures.methods.hetlora import hetlora as hetlora
 from plures.methods.hierarchical_bayes import hierarchical_bayes as hierarchical_bayes
 from plures.methods.hierfavg import hierfavg as hierfavg
 from plures.methods.hypcluster import hypcluster as hypcluster

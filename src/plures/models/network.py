@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from plures.errors import PluresError, suggestion
 from plures.federation.inputs import Inputs
 from plures.models.layers import KEY, KeyedDropout, with_keyed_dropout
 from plures.signature import checked, shown
+
+if TYPE_CHECKING:
+    from plures.models.units import Widths
 
 Leaves = dict[str, Tensor]
 """Named tensors of one model: parameters and buffers by their path in the module."""
@@ -207,6 +210,8 @@ class Network:
         """Why clients cannot be stacked through this module, or ``None``; complete after :meth:`probe`."""
         self.convolves: frozenset[int] = frozenset()
         """Numbers of axes of the convolutions that a forward pass makes; known after :meth:`probe`."""
+        self.widths: Widths | None = None
+        """Its hidden widths, where clients hold parts of the network that differ in size."""
         self._draws: str | None = None
         self._cut: Cut | None = None
         self._plain = not self._buffers and not self._dropouts
@@ -326,6 +331,17 @@ class Network:
     def statistics(self) -> bool:
         """Whether a forward pass in training leaves other buffers behind."""
         return any(owner not in self._still for owner, _ in self._buffers.values())
+
+    def trainable(self) -> nn.Module:
+        """A copy of the module with its initial values, whose parameters have gradients unless they are frozen."""
+        made = copy.deepcopy(self.module)
+        for name, parameter in made.named_parameters():
+            parameter.requires_grad_(name not in self.frozen)
+        with torch.no_grad():
+            for name, t in (*made.named_parameters(), *made.named_buffers()):
+                if name in self._initial:
+                    t.copy_(self._initial[name])
+        return made
 
     def leaves(self) -> Leaves:
         """A fresh copy of the initial leaves."""

@@ -36,7 +36,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, filters: int, stride: int, norm: Norm, reduction: int | None) -> None:
         super().__init__()
-        self.stride, self.more = stride, filters - channels
+        self.stride = stride
         self.convolutions = nn.Sequential(
             *(*_conv(channels, filters, norm, stride), nn.ReLU()),
             *_conv(filters, filters, norm),
@@ -44,8 +44,9 @@ class Block(nn.Module):
         self.se = nn.Identity() if reduction is None else SqueezeExcitation(filters, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
-        return torch.relu(self.se(self.convolutions(x)) + shortcut)
+        made = self.se(self.convolutions(x))
+        shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, made.shape[1] - x.shape[1]))
+        return torch.relu(made + shortcut)
 
 
 def resnet(

@@ -128,6 +128,15 @@ def insist_on_downloads(bound: Bound) -> None:
         )
 
 
+def insist_on_one_size(bound: Bound) -> None:
+    """Refuse uploads of different sizes, which sites do not send."""
+    if bound.held is not None:
+        raise PluresError(
+            "clients hold parts of the network that differ in size, and sites exchange uploads of one size: leave the "
+            "method to simulations, or give all sites one network that fits them"
+        )
+
+
 def answer(run: Coordinator[Any], client: int, reply: Reply, tensors: Tensors) -> tuple[Answer, Values]:
     """Split a valid upload into the values to combine and the values that are stored for this client."""
     losses = (LOSS, reply.loss), (OBJECTIVE, reply.objective)
@@ -494,6 +503,7 @@ def over_sites(
     if isinstance(origin.participation, Paced):
         raise PluresError("a simulated fleet, and a selection of clients, are for simulations: leave them out at sites")
     insist_on_downloads(origin.bound)
+    insist_on_one_size(origin.bound)
     origin = replace(origin.counting(training), secret=secret)
     if secret is None and isinstance(origin.plan, Plan) and origin.plan.stage.trust == "server":
         raise PluresError(

@@ -22,7 +22,7 @@ from plures.method.wire import BeyondError
 from plures.models import ModelFactory
 from plures.remote.allowed import FILE, SECONDS, TRAINING, Allowed, beyond
 from plures.remote.bounds import distance, key, labelled, received, size
-from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_downloads
+from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_downloads, insist_on_one_size
 from plures.remote.ledger import Ledger
 from plures.remote.masks import Masks, Notary
 from plures.remote.message import (
@@ -295,6 +295,7 @@ class Site:
         )
         insist_on_downloads(run.bound)
         run.clients.bare = True
+        insist_on_one_size(run.bound)
         return run, fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed)
 
     def _permit(self, run: Run, round: int) -> None:

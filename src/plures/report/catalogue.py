@@ -98,7 +98,14 @@ def newcomer(bound: Bound) -> str:
 
 def model() -> nn.Module:
     """A small network with body, normalisation, squeeze-and-excitation and head."""
-    body = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Unflatten(1, (8, 1, 1)), SqueezeExcitation(8), nn.Flatten()
+    body = (
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Unflatten(1, (-1, 1, 1)),
+        SqueezeExcitation(8),
+        nn.Flatten(),
+    )
     return with_roles(nn.Sequential(*body, nn.Linear(8, 2)), head="6", se="4")
 
 

@@ -23,7 +23,7 @@ from plures.method import MEMBERSHIP, Block, BlockState, Bound, Cohort, Leaf, Lo
 from plures.method.channel import LOSS, OBJECTIVE
 from plures.models import Leaves, Marked
 from plures.privacy import Spent
-from plures.run.cost import downloaded, loads
+from plures.run.cost import downloaded, loads, traffics
 from plures.run.downlink import DOWN, received, remembered, sent_out
 from plures.run.engine import Stack
 from plures.run.execution import Execution
@@ -239,6 +239,7 @@ class Coordinator(Generic[C]):
         threat: hostile clients of a simulation; ``None`` for none.
         given: the federation as it was given, before hostile clients poisoned their data.
         bound: the method, resolved against its network.
+        held: which part of the network each client holds; ``None`` if all hold all of it.
         round: number of rounds finished.
         server: what the server keeps of every block.
         memory: what the server's step of every block remembers, and what it has left out of downloads.
@@ -270,6 +271,7 @@ class Coordinator(Generic[C]):
         self.method = self.bound.method
         if self.bound.line.summed and not may_be_empty(origin.participation) and len(origin.asked(0)) < 2:
             raise PluresError("a secure sum of one client hides nothing: let two or more take part in each round")
+        self.held = self.bound.holding(setting)
         self.trained_with: Coordinator[Any] | None = None
         self._probed = 0
         self._load: Load | None = None
@@ -410,12 +412,15 @@ class Coordinator(Generic[C]):
         self.round += 1
         self.last[work.clients] = self.round
         self.torn = False
+        down = received(self.bound, downloaded(self.bound), missed)
+        if self.held is not None:
+            down = sum(each for _, each in traffics(self.bound, self.held, work.clients))
         return RoundRecord(
             self.round,
             tuple(self.setting.clients[i] for i in work.clients),
             made.loss,
             made.nbytes + self._probed,
-            received(self.bound, downloaded(self.bound), missed),
+            down,
             time.perf_counter() - begun,
             {**work.left_out, **left},
             made.objective,
@@ -495,7 +500,7 @@ class Coordinator(Generic[C]):
         hidden = None if self.origin.secret is None else self.hidden
         cohort = Cohort(self.round, who, self.setting, self.participated, self.draw, self.key, hidden=hidden)
         began = {client: (self.past[v], self.turn.scales.get(client, 1.0)) for client, v in self.turn.versions.items()}
-        uploads = Uploads(self.bound, server, clients, self.examples(clients), began)
+        uploads = Uploads(self.bound, server, clients, self.examples(clients), began, self.held)
         losses, objectives, kept = [], [], []
         for answer, stays in work.answers:
             losses.append(answer.sent[LOSS][""])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plures.federation import Federation
 from plures.federation.build import Frame
-from plures.method import Setting
+from plures.method import Leaf, Setting
 from plures.models import Leaves
 from plures.run.coordinator import Coordinator
 from plures.run.engine import Engine, Stack
@@ -43,6 +43,7 @@ class Deployed(Coordinator[Local]):
         """A copy of this run in its current state, with other data: that of newcomers or of another task."""
         other = copy.copy(self)
         other.federation, other.setting = federation, setting
+        other.held = self.bound.holding(setting)
         machine = self.engine.machine
         other.clients = Local(Engine(self.bound, federation, self.training, self.execution, self.seed, machine))
         return other
@@ -61,6 +62,13 @@ class Deployed(Coordinator[Local]):
         if ranked == clients:
             return stack
         return {slot: {path: t[order.argsort()] for path, t in leaves.items()} for slot, leaves in stack.items()}
+
+    def held_by(self, leaf: Leaf, value: Tensor, client: int) -> Tensor:
+        """What a client holds of one of its leaves ``(...)``: where it has a part of the network, a smaller tensor."""
+        path = leaf.path
+        if self.held is None or path not in self.held.widths.leaves:
+            return value
+        return self.held.part(path, value, client) if value.shape == self.bound.initial["model"][path].shape else value
 
     def predict(
         self, client: str, inputs: Tensor | Mapping[str, Any] | Frame | None = None

@@ -14,7 +14,7 @@ from plures.brief import brief
 from plures.entropy import Entropy
 from plures.errors import PluresError
 from plures.federation import Federation
-from plures.method import BlockState, Known, Method, Setting
+from plures.method import BlockState, Known, Method, Setting, Sized
 from plures.models import ModelFactory
 from plures.run.choose import choose
 from plures.run.coordinator import Threatening, Work
@@ -156,7 +156,7 @@ class Run(Deployed):
     def _anew(self, clients: list[int] | Tensor) -> Tensor:
         """Which of some clients are served as newcomers, ``(clients,)``."""
         alike = not self.stored_leaves() and all(
-            isinstance(b.share, Known) or b.share.common for b in self.bound.blocks
+            isinstance(b.share, Known | Sized) or b.share.common for b in self.bound.blocks
         )
         if alike or not self.round or self.trained_with is not None:
             return torch.zeros(len(clients), dtype=torch.bool)

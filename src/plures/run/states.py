@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plures.method import AGE, LATER, Block, BlockState, Known, Leaf, View
+from plures.method import AGE, LATER, Block, BlockState, Known, Leaf, Sized, View
+from plures.method.leaf import by_leaf
 from plures.models import Leaves
 from plures.run.coordinator import Coordinator
 from plures.run.engine import Stack
@@ -42,6 +43,8 @@ def states(
             slot, path = leaf
             if share.served:
                 stack[slot][path] = values[str(leaf)]
+            elif isinstance(share, Sized) and run.held is not None:
+                stack[slot][path] = run.held.known(clients, run.bound.network.dtype).to(run.device)
             elif isinstance(share, Known):
                 stack[slot][path] = _fact(run, path)[clients]
             elif leaf in run.store:
@@ -53,6 +56,9 @@ def states(
         seen = _seen(run, block, clients, stack)
         for slot, path in block.leaves:
             stack[slot][path] = seen[path]
+    if run.held is not None and run.held.cut:
+        for slot, path in run.bound.cut(by_leaf(stack)):
+            stack[slot][path] = run.held.masked(path, stack[slot][path], clients)
     return stack
 
 

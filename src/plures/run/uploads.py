@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from plures.method import (
     reduced,
 )
 from plures.method.channel import BUFFERS, UPDATE, VIEWS, WEIGHTS
-from plures.method.combine import REDUCER
+from plures.method.combine import REDUCER, Masks
+from plures.method.sizes import Held
 from plures.models import Leaves
 
 TENSORS = (UPDATE, BUFFERS, WEIGHTS, VIEWS)
@@ -128,6 +130,7 @@ class Uploads:
         examples: ``(cohort,)`` their training examples, in double precision.
         began: for clients that began from an earlier version, what the server sent then, and the factor by which their
             change counts. Those that an answer holds together began from the same one.
+        held: which part of the network each client holds; ``None`` if all hold all of it.
 
     Attributes:
         nbytes: bytes of the answers so far.
@@ -140,17 +143,18 @@ class Uploads:
         clients: list[int],
         examples: Tensor,
         began: Mapping[int, tuple[Mapping[str, BlockState], float]] | None = None,
+        held: Held | None = None,
     ) -> None:
-        self.bound, self.nbytes, self.began = bound, 0, began or {}
+        self.bound, self.nbytes, self.began, self.held = bound, 0, began or {}, held
         sent = [block for block in bound.blocks if bound.travelling(block)]
-        self.blocks = [Gathered(bound, block, server[block.name], clients, examples) for block in sent]
+        self.blocks = [Gathered(bound, block, server[block.name], clients, examples, held) for block in sent]
         self.judged = any(block.rule.reduce is not None for block in self.blocks)
         self.changes: list[tuple[list[int], Tensor]] = []
         self.total: Leaves = {}
 
     def add(self, answer: Answer) -> None:
         """Add the uploads of a chunk of clients."""
-        self.nbytes += answer.nbytes
+        self.nbytes += answer.nbytes - self._absent(answer)
         if self.bound.line.summed:
             self._sum(answer)
             return
@@ -185,6 +189,16 @@ class Uploads:
                 change = factor * (values[k].double() - before[k].double())
                 values[k] = (current[k].double() + change).to(values[k].dtype)
         return values
+
+    def _absent(self, answer: Answer) -> int:
+        """Bytes of the entries that clients do not hold and did not send."""
+        if self.held is None:
+            return 0
+        found = 0
+        for leaf in self.bound.cut(leaf for block in self.bound.blocks for leaf in self.bound.travelling(block)):
+            like = self.bound.initial[leaf.slot][leaf.path]
+            found += like.nbytes * len(answer.clients) - self.held.nbytes(leaf.path, like, answer.clients)
+        return found
 
     def _sum(self, answer: Answer) -> None:
         """Add up payloads that cannot be read one by one, in their own types; buffers are added as usual."""
@@ -235,9 +249,18 @@ class Gathered:
         kept: what the server sends of it in this round.
         clients: the cohort.
         examples: ``(cohort,)`` their training examples, in double precision.
+        held: which part of the network each client holds; ``None`` if all hold all of it.
     """
 
-    def __init__(self, bound: Bound, block: Block, kept: BlockState, clients: list[int], examples: Tensor) -> None:
+    def __init__(
+        self,
+        bound: Bound,
+        block: Block,
+        kept: BlockState,
+        clients: list[int],
+        examples: Tensor,
+        held: Held | None = None,
+    ) -> None:
         self.block, self.kept, self.rule, self.line = block, kept, bound.combine(block), bound.line
         rows = block.share.row(kept, torch.tensor(clients, dtype=torch.int64))
         self.touched, index = torch.unique(rows, return_inverse=True)
@@ -248,6 +271,9 @@ class Gathered:
         self.device = examples.device
         names = [str(leaf) for leaf in bound.travelling(block)]
         self.old = {k: t for k, t in block.share.read(kept, self.touched).items() if k in names}
+        self.held = held if held is not None and held.left_out and held.cut else None
+        self.partial = {} if self.held is None else {str(leaf): leaf.path for leaf in bound.cut(block.leaves)}
+        self.partial = {k: path for k, path in self.partial.items() if held is not None and path in held.cut}
         self.gathered: list[tuple[list[int], Leaves, Tensor | Leaves]] = []
         self.changes: list[tuple[list[int], Tensor]] = []
         self.moved = [name for name in map(str, bound.parameters(block)) if name in names]
@@ -256,7 +282,7 @@ class Gathered:
         self.mean: Mean | None = None
         if not callable(self.rule.weights) and self.rule.linear:
             self.mean = self._mean()
-            self.mean.expect(self._weights(clients), self._index(clients))
+            self.mean.expect(self._weights(clients), self._index(clients), self._masks(clients))
 
     def _mean(self) -> Mean:
         return Mean(self.old, self.rule.denominator, self.parameters)
@@ -269,6 +295,14 @@ class Gathered:
         weights = [1.0 if uniform else self.sizes[i] for i in clients]
         return torch.tensor(weights, dtype=torch.float64, device=self.device)
 
+    def _masks(self, clients: list[int]) -> Masks:
+        """Which entries of the leaves that are cut some clients hold."""
+        return {k: partial(self._mask, path, self.old[k][0], clients) for k, path in self.partial.items()}
+
+    def _mask(self, path: str, like: Tensor, clients: list[int], some: list[int]) -> Tensor:
+        assert self.held is not None
+        return self.held.mask(path, like, [clients[place] for place in some])
+
     def received(self, clients: list[int]) -> Leaves:
         """The values that some clients received, ``(clients, ...)``."""
         index = self._index(clients)
@@ -280,7 +314,7 @@ class Gathered:
             before = {k: self.old[k][self._index(clients)] for k in self.compared}
             self.changes.append((clients, flatten({k: value[k] for k in self.compared}) - flatten(before)))
         if self.mean is not None:
-            self.mean.add(value, self._weights(clients), self._index(clients))
+            self.mean.add(value, self._weights(clients), self._index(clients), self._masks(clients))
         else:
             self.gathered.append((clients, value, self._weights(clients) if weights is None else weights))
 
@@ -341,18 +375,21 @@ class Gathered:
     def _averaged(self, weights: Tensor, clients: list[int]) -> Leaves:
         """The weighted mean of the gathered values, bit for bit equal to a mean whose weights were known in advance."""
         mean = self._mean()
-        mean.expect(weights, self._index(clients))
+        mean.expect(weights, self._index(clients), self._masks(clients))
         for chunk, value, weight in self.gathered:
             assert isinstance(weight, Tensor)
-            mean.add(value, weight, self._index(chunk))
+            mean.add(value, weight, self._index(chunk), self._masks(chunk))
         return mean.result()
 
     def _entrywise(self, uploads: Leaves, weights: Leaves, clients: list[int]) -> Leaves:
         """The mean with a weight for each entry; leaves without such weights, as buffers, by training examples."""
         index, old = self._index(clients), {k: t for k, t in self.old.items() if k in weights}
+        masks, everybody = self._masks(clients), list(range(len(clients)))
+        weights = {k: by_entry(w, self.old[k]) if k in masks else w for k, w in weights.items() if k in self.old}
+        weights |= {k: weights[k] * mask(everybody) for k, mask in masks.items() if k in weights}
         single = entrywise(old, uploads, weights, index, self.rule.denominator)
         rest = {k: t for k, t in self.old.items() if k not in single}
-        return averaged(rest, uploads, self._weights(clients), index) | single
+        return averaged(rest, uploads, self._weights(clients), index, masks) | single
 
     def _reduced(
         self, uploads: Leaves, weights: Tensor, clients: list[int], joint: Tensor, cohort: Cohort, memory: Leaves
@@ -391,6 +428,11 @@ class Gathered:
             total[k] = mass if fixed is None else torch.full_like(mass, fixed)
         released = self.line.release(change, total, cohort)
         return made if released is change else made | {k: self.old[k] + d for k, d in released.items()}
+
+
+def by_entry(weight: Tensor, like: Tensor) -> Tensor:
+    """Weights ``(clients, ...)`` with an axis for each of a leaf's, ``(1, ...)``."""
+    return weight.reshape(*weight.shape, *(1,) * (like.dim() - weight.dim()))
 
 
 def _back(chunks: list[list[int]], device: torch.device) -> Tensor:

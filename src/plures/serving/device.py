@@ -12,7 +12,7 @@ from plures.federation import Federation, Split
 from plures.method import Assign, Bound, Leaf, Phase, Schedule
 from plures.run import Execution, Run, Training
 from plures.run.alive import Alive
-from plures.run.cost import stored_bytes, traffic
+from plures.run.cost import absent, alone, stored_leaves, traffics
 from plures.run.engine import Engine, Stack
 from plures.serving.probe import Probe
 
@@ -116,11 +116,29 @@ def memory(run: Run, batch_size: int, client: str | None = None) -> Memory:
     repeated = replace(federation, splits={**federation.splits, "train": Split.of(rows)})
     training = replace(run.training, rounds=1, batch_size=batch_size, epochs=1.0, steps=None)
     method, bound = run.bound.method, run.bound
+    up, down = traffics(bound, run.held, [place])[0]
+    kept = stored_leaves(bound)
+    stored = sum(bound.initial[s][p].nbytes for s, p in kept) - absent(bound, run.held, kept, [place])[0]
+    bound = alone(bound, run.held, place)
     needs = _measured(bound, repeated, training, place, method.schedule, "")
     later = method.predictor.preparation
     needs += _measured(bound, repeated, training, place, later, "before predicting: ") if later else []
-    up, down = traffic(bound)
-    return Memory(tuple(needs), stored_bytes(bound), up, down)
+    return Memory(tuple(needs), stored, up, down)
+
+
+def sizes(run: Run) -> dict[float, str]:
+    """For every rate, the largest first, the client with most training examples that holds such a part of the network.
+
+    Empty if all clients hold all of it.
+    """
+    if run.held is None:
+        return {}
+    examples = run.federation.splits["train"].sizes
+    found: dict[float, str] = {}
+    for rate in sorted(set(run.held.rates.tolist()), reverse=True):
+        mine = (run.held.rates == rate).nonzero().flatten()
+        found[rate] = run.federation.clients[int(mine[examples[mine].argmax()])]
+    return found
 
 
 def _measured(

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from plures.brief import brief
 from plures.errors import PluresError
@@ -29,6 +29,8 @@ from plures.files import read, understood, write, write_text
 from plures.method import Batch, Leaf, Predict, Problem, Setting, State
 from plures.method.leaf import by_leaf, by_slot
 from plures.models import Leaves, Network, nested
+from plures.models.units import Widths
+from plures.models.widths import narrowed
 from plures.run import Run
 from plures.run.engine import Stack
 from plures.run.kernels import kernels
@@ -131,7 +133,11 @@ class PersonalModel:
             sheet=sheet,
             privacy=privacy or (None if (spent := run.spent()) is None else PrivacyCard.of(spent)),
         )
-        return _of(card, run.deployed([place]), own, federation, lambda model: model._scores(federation, place), code)
+        leaves = {
+            slot: {path: run.held_by(Leaf(slot, path), t[0], place).unsqueeze(0) for path, t in some.items()}
+            for slot, some in run.deployed([place]).items()
+        }
+        return _of(card, leaves, own, federation, lambda model: model._scores(federation, place), code)
 
     @classmethod
     def stored(cls, kept: RunFolder, client: str) -> PersonalModel:
@@ -442,10 +448,23 @@ def _assembled(card: Card, tensors: Mapping[str, Tensor], task: Task, code: Code
     )
     method = card.spec.built(code)
     module = method.prepare(card.spec.network(federation, code), Setting.of(federation), card.spec.seed)
+    if method.sizes is not None:
+        module = _of_size(module, method.sizes.widths(Network(module), Setting.of(federation)), tensors)
     network = Network(module.to(torch.float64 if card.precision == "float64" else torch.float32))
     model = PersonalModel(card, federation, network, method.predictor, {}, {}).holding(tensors)
     _check(card, network, model.leaves)
     return model
+
+
+def _of_size(module: nn.Module, widths: Widths, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The part of a network that a client holds, by the sizes of its leaves."""
+    units = [width.size for width in widths.widths]
+    for name, t in tensors.items():
+        path = name.partition("/")[2]
+        for along in widths.leaves.get(path, ()):
+            if t.dim() > along.axis:
+                units[along.width] = min(units[along.width], t.shape[along.axis] // along.each)
+    return narrowed(module, widths, units)
 
 
 def _fitted(federation: Federation) -> dict[str, Tensor]:
