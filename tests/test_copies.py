@@ -208,7 +208,7 @@ def made(folder: Path) -> list[Any]:
         Stream("s", ("one",), (wards,)),
         Completeness(("a",), ("age",), torch.ones(1, 1)),
         DATASETS["heart"],
-        Exported("onnx", None, 1, 0.5, 0.0, 0.0, None, 3),
+        Exported("onnx", None, 1, 0.5, None, 0.0, 0.0, None, 3),
         Memory((Need("train", 1, 1, 1, 1, 1, 1, 1, 1, 1),), 1, 1, 1),
         Ahead(1, 1, 1, 1, 0, 0, 1.0, 1, 1, {"c": (1, 1, 1.0)}),
         Event("done"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.experimental import _export_forward_backward
 
+from plures.brief import brief
 from plures.errors import PluresError, suggestion
 from plures.extras import needed
 from plures.federation.inputs import Inputs, parts
@@ -73,7 +74,8 @@ class Step(nn.Module):
         return self.task.mean_loss(outputs, targets, weight), outputs.detach()
 
 
-@dataclass(frozen=True)
+@brief
+@dataclass(frozen=True, eq=False)
 class Personalising:
     """Programs that personalise a model on a device, and what they are compared with.
 
