@@ -117,7 +117,7 @@ class Phones(Drawn):
     Examples:
         >>> fleet = plures.hardware.Phones(seed=1).fleet(["ann", "bob", "eve"], {})
         >>> fleet.kinds
-        ('low', 'low', 'low')
+        ('middle', 'middle', 'low')
     """
 
     CLASSES: ClassVar = tuple(

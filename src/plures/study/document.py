@@ -192,6 +192,10 @@ class MethodPart(Part):
         return self.label or self.name
 
 
+CLOCKED = ("fleet", "deadline", "late", "over_select", "buffer", "staleness", "select")
+"""Keys of a budget about simulated devices and the selection of clients."""
+
+
 class BudgetPart(Part):
     """The budget of a final run; names as in :class:`~plures.evaluate.RunSpec`.
 
@@ -214,6 +218,13 @@ class BudgetPart(Part):
         attack_from: first round with forged uploads.
         attack_knows: what they are computed from: ``own``, ``colluders`` or ``all``.
         combine: robust combination, added to every method that takes it, such as ``"trimmed_mean(f=2)"``.
+        fleet: simulated devices: ``"phones"``, ``"metadata"`` or a CSV file with a row for each client.
+        deadline: simulated seconds that a round waits.
+        late: what becomes of clients that are too slow for it: ``drop`` or ``partial``.
+        over_select: how many times as many clients are asked as a round needs.
+        buffer: number of changes in a step of buffered asynchronous aggregation.
+        staleness: exponent by which old changes count less in it; default: 0.5.
+        select: how clients are chosen: ``"oort"`` or ``"power_of_choice(candidates=20)"``.
     """
 
     label: Label = ""
@@ -238,6 +249,13 @@ class BudgetPart(Part):
     attack_from: Annotated[int, Field(ge=1)] = 1
     attack_knows: Literal["own", "colluders", "all"] = "all"
     combine: str | None = None
+    fleet: str | None = None
+    deadline: Annotated[float | None, Field(gt=0)] = None
+    late: Literal["drop", "partial"] = "drop"
+    over_select: Annotated[float, Field(ge=1)] = 1.0
+    buffer: Annotated[int | None, Field(ge=1)] = None
+    staleness: Annotated[float | None, Field(ge=0)] = None
+    select: str | None = None
 
 
 class TuningPart(Part):

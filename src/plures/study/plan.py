@@ -17,7 +17,7 @@ from plures.federation import SplitRule
 from plures.methods import Entry
 from plures.run.facts import facts
 from plures.run.fingerprint import of_method
-from plures.study.document import BudgetPart, DataPart, MethodPart, PartitionPart, Range, Space
+from plures.study.document import CLOCKED, BudgetPart, DataPart, MethodPart, PartitionPart, Range, Space
 from plures.study.reading import Source, title
 
 Kind = Literal["measure", "tuning", "seed"]
@@ -221,6 +221,7 @@ def _cells(source: Source) -> Iterator[Cell]:
                     (2, "attack_from"),
                     (2, "attack_knows"),
                     (2, "combine"),
+                    *((2, one) for one in CLOCKED),
                 )
                 for part, later in added:  # keeps keys where they are not given
                     if said[part][later] == type((data, partition, budget)[part]).model_fields[later].default:

@@ -19,7 +19,7 @@ from plures.evaluate.results import BASELINES
 from plures.evaluate.spec import RunSpec, find_method
 from plures.evaluate.tuning import tuned, untuned
 from plures.federation import DATASETS
-from plures.study.document import DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
+from plures.study.document import CLOCKED, DEALING, DataPart, Document, MethodPart, PartitionPart, Range, TuningPart
 from plures.study.lines import KeyPath, key_lines, line_of
 from plures.tables import is_table
 
@@ -177,6 +177,13 @@ def _faults(source: Source) -> Iterator[Fault]:
             (*here, "attack" if budget.attack else min(hostile & budget.model_fields_set, default="attack")),
         )
         yield from _refused(lambda name=budget.combine: RunSpec(data="", combine=name), (*here, "combine"))  # type: ignore[misc]
+        drawn = {"fraction": budget.fraction, "participation": budget.participation, "drop_out": budget.drop_out}
+        devices = budget.model_dump(include={*CLOCKED})
+        if said := {*CLOCKED} & budget.model_fields_set:
+            yield from _refused(
+                lambda given=drawn | devices: RunSpec(data="", **given),  # type: ignore[misc]
+                (*here, "fleet" if budget.fleet else min(said)),
+            )
     yield from _unused_tuning(document.tuning)
     yield from _space_faults(document.tuning.lr, ("tuning", "lr"), positive=True)
 
