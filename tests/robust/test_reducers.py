@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from plures.entropy import normal_of
 from plures.errors import PluresError, PluresWarning
 from plures.method import Arrived, Reducer
 from plures.robust import (
@@ -53,7 +54,11 @@ def arrived(rows: torch.Tensor, reducer: Reducer, old: torch.Tensor | None = Non
     names = tuple(f"c{i}" for i in range(n))
     order = torch.arange(n, dtype=torch.float64) / n
     cohort: Any = SimpleNamespace(
-        round=0, setting=SimpleNamespace(clients=names), key=lambda name: 7, draw=lambda name, count: order[:count]
+        round=0,
+        setting=SimpleNamespace(clients=names),
+        key=lambda name: 7,
+        draw=lambda name, count: order[:count],
+        normal=lambda name, *shape: normal_of(7, *shape),
     )
     memory = {k: t[0] for k, t in reducer.start(old[None], n).items()}
     known = Arrived(old, torch.ones(n, dtype=torch.float64), torch.arange(n), rows - old, memory, None, cohort)
