@@ -34,7 +34,12 @@ NAMED: dict[str, tuple[str, ...]] = {
 }
 """Methods of the entries of tests/oracles.toml whose titles differ from the catalogue's."""
 
-GENERAL = ("Evaluation", "Shares", "Central DP-FedAvg", "Local differential privacy", "Simulated fleets")
+GENERAL = (
+    *("Evaluation", "Shares", "Central DP-FedAvg", "Local differential privacy", "Simulated fleets"),
+    *("Krum, multi-Krum", "Coordinate median, trimmed mean", "Bulyan", "Norm bounding", "FLTrust", "FoolsGold"),
+    *("All robust combinations", "Attacks", "Isolation by clusters", "Secure aggregation"),
+    *("Personalization under secure sums", "Compression", "Audits"),
+)
 """Entries of tests/oracles.toml that do not belong to one method of the catalogue."""
 
 

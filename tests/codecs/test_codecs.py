@@ -100,6 +100,7 @@ def test_qs3_the_stochastic_quantizer_is_unbiased():
         assert float((found - change).square().sum(1).mean()) == pytest.approx(variance, rel=0.03, abs=1e-9)
 
 
+@pytest.mark.oracle("CO4")
 def test_places_or_bits_are_sent_whichever_is_shorter():
     change = {"x": torch.zeros(1, 1_000_000)}
     sizes = {keep: sum(t.nbytes for t in lay((TopK(keep),), change).payload.values()) for keep in (0.01, 0.1)}

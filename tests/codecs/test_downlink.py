@@ -75,6 +75,7 @@ def test_who_was_away_gets_what_was_sent_meanwhile_or_the_model_if_that_is_short
         assert record.bytes_down == expected
 
 
+@pytest.mark.oracle("CO6")
 @pytest.mark.parametrize("build", [fedavg, scaffold, ditto], ids=["fedavg", "scaffold", "ditto"])
 @pytest.mark.parametrize("stages", [(TopK(10**6),), (RandomK(10**6, unbiased=False),)], ids=["topk", "randomk"])
 def test_stages_that_leave_nothing_out_are_the_plain_run_bit_for_bit(build, stages):

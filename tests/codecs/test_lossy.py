@@ -29,6 +29,7 @@ def bytes_of(stage, entries=1_000_000):
     return sum(t.nbytes for t in lay((stage,), {"x": torch.zeros(1, entries)}).payload.values())
 
 
+@pytest.mark.oracle("CO0")
 def test_random_entries_are_unbiased_with_the_variance_by_hand():
     """Two of four, doubled: ``(d / k - 1) |v|^2 = 26.25``. Every pair is as likely as any other."""
     found, _ = many(RandomK(2), V)
@@ -49,6 +50,15 @@ def test_random_entries_for_feedback_are_those_of_the_change():
     assert "seed" not in lay((RandomK(4),), {"x": torch.zeros(1, 4)}).payload
 
 
+@pytest.mark.oracle("CO1")
+def test_the_two_largest_entries_leave_little():
+    """What is not sent is 1.25 / 26.25 of the squared norm, less than the half that is promised for two of four."""
+    (sent,), _ = through(TopK(2), [V])
+    assert sent == [4, -3, 0, 0]
+    assert sum((a - b) ** 2 for a, b in zip(V, sent, strict=True)) / 26.25 == pytest.approx(0.047619, abs=5e-7)
+
+
+@pytest.mark.oracle("CO2", "CO4")
 def test_scaled_signs_by_hand():
     """Mean size 2.125; the error's share of the squared norm is .3119047619."""
     (sent,), _ = through(Sign(), [V])
@@ -62,6 +72,7 @@ def test_scaled_signs_by_hand():
     assert found["b"].tolist() == [[[6], [-6], [6]]]
 
 
+@pytest.mark.oracle("CO4")
 def test_small_levels_share_bytes():
     """Two bits for each of three levels, four for up to fifteen, and the norm."""
     assert {levels: bytes_of(Quantize(levels)) for levels in (1, 2, 7, 8, 127, 128)} == {
@@ -88,6 +99,7 @@ def low(matrix, start, rank=1, visits=1):
     return line.decode(payload)["x"][0].tolist()
 
 
+@pytest.mark.oracle("CO3")
 def test_low_rank_by_hand():
     """``M = diag(3, 1, 0)``, ``Q = (1, 1, 0)``: ``P = (3, 1, 0) / sqrt 10``, ``M^T P = (9, 1, 0) / sqrt 10``.
 
@@ -129,6 +141,7 @@ def test_halves_are_rounded_to_the_nearest_and_stay_finite():
     assert bytes_of(Cast()) == 2_000_000
 
 
+@pytest.mark.oracle("CO5")
 @pytest.mark.parametrize("stage", [TopK(1), RandomK(1, unbiased=False), Sign(), Quantize(4), Cast()], ids=str)
 def test_with_feedback_all_that_was_sent_and_the_memory_sum_up_to_all_changes(stage):
     changes = [V, (1.0, 2.5, 1.0, 0.5), (-1.0, 0.1, 0.2, 0.3)]
@@ -181,6 +194,7 @@ def test_every_stage_gives_each_client_what_it_gives_it_alone():
                 torch.testing.assert_close(together[k][client], t[0], msg=f"{name}: {k}")
 
 
+@pytest.mark.oracle("CO6")
 @pytest.mark.parametrize(
     "wire", [(RandomK(1),), (Feedback((TopK(10**6),)),), (LowRank(1),)], ids=["randomk", "topk", "lowrank"]
 )

@@ -25,6 +25,7 @@ def words(line, change, weights, mass):
     return line.encode(values, {}, Sending(keys, {}, known))[0]["words"]
 
 
+@pytest.mark.oracle("SA4")
 def test_parts_of_the_mean_are_rounded_to_whole_steps_by_hand():
     """Changes -.19, .18, 1.92 with weights 10, 20, 30 of 60: parts -.0316667, .06, .96."""
     line = lay((SecureSum(),), {"x": torch.zeros(1, 1, dtype=torch.float64)})
@@ -53,6 +54,7 @@ def sent(done: Run) -> torch.Tensor:
     return torch.stack([found[client] for client in cohort])
 
 
+@pytest.mark.oracle("SA4")
 @pytest.mark.parametrize(
     "method", [fedavg(), fedavg("uniform"), scaffold(), Method(combine=Combine(denominator=100.0))]
 )
@@ -111,6 +113,7 @@ class Alone(DropOut):
         return [0] if round == 1 else [0, 1, 2]
 
 
+@pytest.mark.oracle("SA5")
 def test_too_few_survivors_are_no_sum_and_change_nothing():
     training, method = Training(3, None, steps=2, optimizer=SGD(0.1)), replace(scaffold(), wire=(SecureSum(16.0),))
     done = Run(quadratic(), scalar(), method, training, participation=Alone(Full(), 0.5), execution=EXACT)
@@ -124,6 +127,7 @@ def test_too_few_survivors_are_no_sum_and_change_nothing():
     assert weight(done) != before
 
 
+@pytest.mark.oracle("SA5")
 def test_the_sum_of_a_single_client_is_refused_before_the_first_round():
     with pytest.raises(PluresError, match="a secure sum of one client hides nothing: let two or more take part"):
         Run(quadratic(), scalar(), replace(fedavg(), wire=(SecureSum(),)), participation=Uniform(0.3), execution=EXACT)
@@ -134,6 +138,7 @@ class First(Reducer):
         return uploads[0], {}
 
 
+@pytest.mark.oracle("SP1")
 @pytest.mark.parametrize(
     ("method", "told"),
     [
@@ -167,6 +172,7 @@ def test_channels_beside_the_sum_are_the_stages_to_refuse():
         Run(quadratic(), normed, replace(fedavg(), wire=(SecureSum(),)), execution=EXACT)
 
 
+@pytest.mark.oracle("SP1")
 def test_the_catalogue_says_which_wires_a_secure_sum_can_carry():
     """Sparse uploads have other entries for every client; a clipped change is a change."""
     for wire, secure in (((), True), ((Clip(1.0),), True), ((TopK(1),), False), (METHODS["qsparse"]().wire, False)):

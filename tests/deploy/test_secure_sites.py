@@ -84,6 +84,7 @@ def assert_near(one: Coordinator[Any], other: Coordinator[Any], atol: float = 2e
 # --- the result -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle("SP0")
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_that_needs_a_sum_alone_runs_over_sites_and_the_others_say_why_not(name, tmp_path):
     federation, module = clients((20, 24, 18, 21, 20), ("e",), "four")[0], linear if name == "mocha" else model

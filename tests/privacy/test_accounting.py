@@ -83,6 +83,7 @@ def test_noise_of_one_release_for_a_wanted_epsilon(wanted, delta, noise):
     assert found == pytest.approx(noise, rel=1.1e-3)
 
 
+@pytest.mark.oracle("DP4")
 @pytest.mark.parametrize(("claimed", "true"), [(5, 4.5401), (8, 7.9144), (9, 9.1315), (10, 10.3939), (20, 25.4426)])
 def test_the_classical_formula_is_not_private_beyond_8(claimed, true):
     assert gaussian(math.sqrt(2 * math.log(1.25e5)) / claimed, 1e-5) == pytest.approx(true, abs=6e-5)

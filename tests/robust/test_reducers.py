@@ -70,57 +70,92 @@ def combined(reducer: Reducer, rows: Any, **more: Any) -> torch.Tensor:
     return reducer.reduce(rows, arrived(rows, reducer, **more))[0]
 
 
+def proving(oracle: str, *cases: tuple[Reducer, Any, tuple[float, ...]]) -> list[Any]:
+    """Cases of a test that prove an oracle together."""
+    return [pytest.param(*case, marks=pytest.mark.oracle(oracle)) for case in cases]
+
+
 @pytest.mark.parametrize(
     ("reducer", "rows", "expected"),
     [
-        (Median(), P5, (1, 1)),
-        (Median(), [1, 2, 10, 11], (6,)),
-        (Median(), U, (1, 0)),
-        (TrimmedMean(0), U, (16 / 7, -9.85 / 7)),
-        (TrimmedMean(1), P5, (2 / 3, 1)),
-        (TrimmedMean(2), P5, (1, 1)),
-        (TrimmedMean(1), U, (1.02, 0.01)),
-        (TrimmedMean(3), U, (1, 0)),
-        (Krum(1), P5, (1, 0)),
-        (Krum(1), [0, 1, 2, 4, 5], (1,)),
-        (Krum(1), [0, 1, 5, 8, 11], (1,)),
-        (Krum(1), U, (1, 0)),
-        (MultiKrum(1, 2), P5, (0.5, 0)),
-        (MultiKrum(1, 3), P5, (2 / 3, 1 / 3)),
-        (MultiKrum(1, 4), P5, (0.5, 0.75)),
-        (MultiKrum(1), P5, (0.5, 0.75)),
-        (MultiKrum(1, 4), U, (1.0125, 0.0375)),
-        (MultiKrum(1, 6), U, (1, 0.025)),
-        (Bulyan(1), U, (0.98333333333333, 0.05)),
-        (GeometricMedian(3), P5, (0.9128161887, 0.9795553820)),
-        (GeometricMedian(0), P5, (2.4, 2.6)),
-        (GeometricMedian(1), CORNER, (0.2792407799,) * 2),
-        (GeometricMedian(5), CORNER, (0.2227415653,) * 2),
-        (GeometricMedian(200), CORNER, ((3 - 3**0.5) / 6,) * 2),
-        (GeometricMedian(500), QUADRILATERAL, (0.75, 0.75)),
-        (GeometricMedian(3000, 1e-9), OBTUSE, (0, 0)),
-        (NormBound(1.0), U, (0.93537706, -0.07891602)),
-        (CentredClip(1.5, 1), [0, 1, 2, 4, 100], (1.1,)),
-        (CentredClip(1.5, 5), [0, 1, 2, 4, 100], (2.11824,)),
-        (CentredClip(1.5, 400), [0, 1, 2, 4, 100], (2.25,)),
-        (CentredClip(1e9, 1), [0, 1, 2, 4, 100], (21.4,)),
-        (CentredClip(1e-3, 20_000), [0, 1, 2, 4, 100], (2,)),
-        (CentredClip(1.0, 1), P5, (0.4828427125,) * 2),
-        (CentredClip(1.0, 2), P5, (0.6739050656, 0.7251395736)),
-        (CentredClip(1.0, 3), P5, (0.7179054612, 0.8079032270)),
-        (CentredClip(1.0, 300), P5, (0.7524885431, 0.8846367065)),
-        (Bucketing(2), P5, ((0.5 + 0.5 + 10) / 3, (0 + 1.5 + 10) / 3)),
-        (Bucketing(2, then=Median()), P5, (0.5, 1.5)),
-        (SmallestDiameter(1), P5, (0.5, 0.75)),
-        (SmallestDiameter(2), P5, (2 / 3, 1 / 3)),
-        (DivideAndConquer(1), P5, (0.5, 0.75)),
-        (Neighbours(1), P5, (1, 1.25)),
-        (Neighbours(1, then=TrimmedMean(1)), P5, (0.5, 0.75)),
-        (Neighbours(1, then=Krum(1)), P5, (0.5, 0.75)),
-        (Clipped(1), P5, ((2 + 2**0.5) / 5, (3 + 2**0.5) / 5)),
-        (Clipped(1, then=Median()), P5, (1, 1)),
-        (FLTrust("c0"), [(1, 0), *U], (0.96651964, -0.04979414)),
-        (Flame(0.0), [(1, 0), (1, 0.2), (2, 0.1), (0.9, -0.1), (-3, 3)], (0.9796328833, 0.0377316442)),
+        *proving(
+            "CM0",
+            (Median(), P5, (1, 1)),
+            (Median(), [1, 2, 10, 11], (6,)),
+            (Median(), U, (1, 0)),
+            (TrimmedMean(1), P5, (2 / 3, 1)),
+            (TrimmedMean(1), U, (1.02, 0.01)),
+        ),
+        *proving(
+            "CM1",
+            (TrimmedMean(0), U, (16 / 7, -9.85 / 7)),
+            (TrimmedMean(2), P5, (1, 1)),
+            (TrimmedMean(3), U, (1, 0)),
+        ),
+        *proving(
+            "KR1",
+            (Krum(1), P5, (1, 0)),
+            (Krum(1), [0, 1, 2, 4, 5], (1,)),
+            (Krum(1), [0, 1, 5, 8, 11], (1,)),
+            (Krum(1), U, (1, 0)),
+            (MultiKrum(1, 2), P5, (0.5, 0)),
+            (MultiKrum(1, 3), P5, (2 / 3, 1 / 3)),
+            (MultiKrum(1, 4), P5, (0.5, 0.75)),
+            (MultiKrum(1), P5, (0.5, 0.75)),
+            (MultiKrum(1, 4), U, (1.0125, 0.0375)),
+            (MultiKrum(1, 6), U, (1, 0.025)),
+        ),
+        *proving("BY0", (Bulyan(1), U, (0.98333333333333, 0.05))),
+        *proving(
+            "GM0",
+            (GeometricMedian(3), P5, (0.9128161887, 0.9795553820)),
+            (GeometricMedian(0), P5, (2.4, 2.6)),
+            (GeometricMedian(1), CORNER, (0.2792407799,) * 2),
+            (GeometricMedian(2), CORNER, (0.2526956616,) * 2),
+            (GeometricMedian(3), CORNER, (0.2376728388,) * 2),
+            (GeometricMedian(4), CORNER, (0.2285352659,) * 2),
+            (GeometricMedian(5), CORNER, (0.2227415653,) * 2),
+            (GeometricMedian(200), CORNER, ((3 - 3**0.5) / 6,) * 2),
+            (GeometricMedian(500), QUADRILATERAL, (0.75, 0.75)),
+            (GeometricMedian(3000, 1e-9), OBTUSE, (0, 0)),
+        ),
+        *proving("NB0", (NormBound(1.0), U, (0.93537706, -0.07891602))),
+        *proving(
+            "CC0",
+            (CentredClip(1.5, 1), [0, 1, 2, 4, 100], (1.1,)),
+            (CentredClip(1.5, 2), [0, 1, 2, 4, 100], (1.64,)),
+            (CentredClip(1.5, 3), [0, 1, 2, 4, 100], (1.884,)),
+            (CentredClip(1.5, 4), [0, 1, 2, 4, 100], (2.0304,)),
+            (CentredClip(1.5, 5), [0, 1, 2, 4, 100], (2.11824,)),
+            (CentredClip(1.5, 400), [0, 1, 2, 4, 100], (2.25,)),
+            (CentredClip(1e9, 1), [0, 1, 2, 4, 100], (21.4,)),
+            (CentredClip(1e-3, 20_000), [0, 1, 2, 4, 100], (2,)),
+            (CentredClip(1.0, 1), P5, (0.4828427125,) * 2),
+            (CentredClip(1.0, 2), P5, (0.6739050656, 0.7251395736)),
+            (CentredClip(1.0, 3), P5, (0.7179054612, 0.8079032270)),
+            (CentredClip(1.0, 300), P5, (0.7524885431, 0.8846367065)),
+        ),
+        *proving(
+            "BU0",
+            (Bucketing(2), P5, ((0.5 + 0.5 + 10) / 3, (0 + 1.5 + 10) / 3)),
+            (Bucketing(2, then=Median()), P5, (0.5, 1.5)),
+        ),
+        *proving(
+            "RB0",
+            (SmallestDiameter(1), P5, (0.5, 0.75)),
+            (SmallestDiameter(2), P5, (2 / 3, 1 / 3)),
+            (DivideAndConquer(1), P5, (0.5, 0.75)),
+            (Neighbours(1), P5, (1, 1.25)),
+            (Neighbours(1, then=TrimmedMean(1)), P5, (0.5, 0.75)),
+            (Neighbours(1, then=Krum(1)), P5, (0.5, 0.75)),
+            (Clipped(1), P5, ((2 + 2**0.5) / 5, (3 + 2**0.5) / 5)),
+            (Clipped(1, then=Median()), P5, (1, 1)),
+            (Flame(0.0), [(1, 0), (1, 0.2), (2, 0.1), (0.9, -0.1), (-3, 3)], (0.9796328833, 0.0377316442)),
+        ),
+        *proving(
+            "TR0",
+            (FLTrust("c0"), [(1, 0), *U], (0.96651964, -0.04979414)),
+        ),
     ],
 )
 def test_numbers_by_hand(reducer: Reducer, rows: Any, expected: tuple[float, ...]) -> None:
@@ -128,6 +163,7 @@ def test_numbers_by_hand(reducer: Reducer, rows: Any, expected: tuple[float, ...
     torch.testing.assert_close(combined(reducer, rows), table([expected])[0], atol=atol, rtol=0)
 
 
+@pytest.mark.oracle("KR0")
 def test_scores_of_krum_by_hand() -> None:
     assert scores(distances(table(P5)), 1).tolist() == [3, 2, 6, 3, 326]
     assert scores(distances(table([0, 1, 2, 4, 5])), 1).tolist() == [5, 2, 5, 5, 10]
@@ -135,6 +171,17 @@ def test_scores_of_krum_by_hand() -> None:
     assert found.tolist() == pytest.approx([0.0375, 0.0675, 0.085, 0.045, 0.1, 0.04, 721.2275])
 
 
+@pytest.mark.oracle("TR1")
+def test_uploads_as_long_as_the_trusted_and_as_like_it_are_averaged() -> None:
+    """Their cosines with the root (2, 0, 0) are all .6, and all lengths are 2, so that all count the same."""
+    others = 2 * table([(0.6, 0.8, 0), (0.6, -0.8, 0), (0.6, 0, 0.8), (0.6, 0.48, 0.64)])
+    found = combined(FLTrust("c0"), torch.cat([table([(2, 0, 0)]), others]))
+    torch.testing.assert_close(found, others.mean(0), atol=1e-12, rtol=0)
+    same = table([(2, 0, 0)]).expand(5, 3)
+    torch.testing.assert_close(combined(FLTrust("c0"), same), same.mean(0), atol=1e-12, rtol=0)
+
+
+@pytest.mark.oracle("RB0")
 def test_scores_of_divide_and_conquer_by_hand() -> None:
     assert outlying(table(P5)).tolist() == pytest.approx([12.4922, 7.9652, 4.5385, 4.4955, 112.5157], abs=5e-5)
 
@@ -198,6 +245,7 @@ def test_how_many_hostile_uploads_are_stood(reducer: Any, uploads: int, stands: 
     assert reducer.stands(uploads) == stands
 
 
+@pytest.mark.oracle("RB1")
 @pytest.mark.parametrize(
     ("hostile", "mean", "geometric", "krum", "attacker"),
     [(0, 0.05, 0.05, 36, None), (3, 0.0435, 0.016934, 33, 16), (4, 0.0417, 0.005512, 32, 15), (5, 0.04, 0, 31, 14)],
@@ -216,12 +264,14 @@ def test_clients_that_all_differ_are_harmed_by_robustness_itself(hostile, mean, 
         assert combined(Krum(hostile), rows).tolist() == [0.0] * 20
 
 
+@pytest.mark.oracle("GM0")
 def test_a_weight_of_two_is_two_uploads() -> None:
     twice = combined(GeometricMedian(50), [CORNER[0], *CORNER])
     weights = torch.tensor([2.0, 1, 1], dtype=torch.float64)
     torch.testing.assert_close(combined(GeometricMedian(50), CORNER, weights=weights), twice, atol=1e-12, rtol=0)
 
 
+@pytest.mark.oracle("FG0")
 def test_colluders_learn_nothing() -> None:
     """Two clients that always move alike get weight 0; the other two move the model by their mean."""
     history = table([(1, 0), (0, 1), (-1, -1), (-1, -1)])
@@ -262,18 +312,21 @@ def rows() -> torch.Tensor:
     return torch.randn(11, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
+@pytest.mark.oracle("RB2")
 @pytest.mark.parametrize("reducer", [r for r in ALL if not isinstance(r, ORDERED)], ids=name)
 def test_the_order_of_clients_does_not_matter(reducer: Reducer, rows: torch.Tensor) -> None:
     order = torch.randperm(11, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(combined(reducer, rows[order]), combined(reducer, rows), atol=1e-12, rtol=0)
 
 
+@pytest.mark.oracle("RB2")
 @pytest.mark.parametrize("reducer", [r for r in ALL if not isinstance(r, FoolsGold)], ids=name)
 def test_uploads_that_agree_are_the_result(reducer: Reducer) -> None:
     rows = torch.tensor([[0.5, -1.0, 0.25]], dtype=torch.float64).expand(11, 3)
     torch.testing.assert_close(combined(reducer, rows), rows[0], atol=1e-12, rtol=0)
 
 
+@pytest.mark.oracle("RB2")
 @pytest.mark.parametrize("reducer", ALL, ids=name)
 def test_moving_everything_moves_the_result(reducer: Reducer, rows: torch.Tensor) -> None:
     shift = torch.arange(6, dtype=torch.float64)
@@ -283,16 +336,19 @@ def test_moving_everything_moves_the_result(reducer: Reducer, rows: torch.Tensor
         torch.testing.assert_close(combined(reducer, rows + shift), here + shift, atol=1e-9, rtol=0)
 
 
+@pytest.mark.oracle("NB3")
 @pytest.mark.parametrize("reducer", [NormBound(2.0), CentredClip(2.0)], ids=name)
 def test_clipping_has_an_origin(reducer: Reducer, rows: torch.Tensor) -> None:
     assert float((combined(reducer, rows + 10) - combined(reducer, rows) - 10).abs().max()) > 1
 
 
+@pytest.mark.oracle("RB2")
 @pytest.mark.parametrize("reducer", [r for r in ALL if not isinstance(r, NormBound | CentredClip)], ids=name)
 def test_the_result_scales_with_the_uploads(reducer: Reducer, rows: torch.Tensor) -> None:
     torch.testing.assert_close(combined(reducer, 8 * rows), 8 * combined(reducer, rows), atol=1e-9, rtol=1e-6)
 
 
+@pytest.mark.oracle("RB3")
 @pytest.mark.parametrize(
     "reducer",
     [r for r in ALL if not isinstance(r, FLTrust | Flame | FoolsGold | Bucketing) and r != Neighbours(2)],
@@ -306,6 +362,7 @@ def test_two_of_eleven_cannot_carry_the_result_away(reducer: Reducer, rows: torc
     assert float(rows.mean(0).norm()) > 1e5
 
 
+@pytest.mark.oracle("NB1", "CM1")
 @pytest.mark.parametrize(
     "reducer", [TrimmedMean(0), GeometricMedian(0), NormBound(float("inf")), MultiKrum(0), Bucketing(1)], ids=name
 )
@@ -313,6 +370,7 @@ def test_without_a_bound_it_is_the_mean(reducer: Reducer, rows: torch.Tensor) ->
     torch.testing.assert_close(combined(reducer, rows), rows.mean(0), atol=1e-12, rtol=0)
 
 
+@pytest.mark.oracle("RB4")
 @pytest.mark.parametrize("reducer", ALL, ids=name)
 def test_what_is_no_number_is_left_out_by_name(reducer: Reducer, rows: torch.Tensor) -> None:
     whole = torch.cat([rows, torch.full((1, 6), torch.nan, dtype=torch.float64)])
@@ -323,6 +381,7 @@ def test_what_is_no_number_is_left_out_by_name(reducer: Reducer, rows: torch.Ten
         torch.testing.assert_close(found, combined(reducer, rows), atol=1e-12, rtol=0)
 
 
+@pytest.mark.oracle("RB5")
 @pytest.mark.parametrize(
     ("reducer", "least"),
     [

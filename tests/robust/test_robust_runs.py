@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from plures.errors import PluresError
 from plures.evaluate.spec import find_method
-from plures.method import Combine, Method
+from plures.federation import SPLITS, Federation, Split
+from plures.method import SGD, Combine, Method
 from plures.methods import ditto, fedavg, fedrep, metadata_clusters, qffl, scaffold
 from plures.robust import (
     REDUCERS,
@@ -23,9 +25,10 @@ from plures.robust import (
     Neighbours,
     NormBound,
 )
-from plures.run import Uniform
+from plures.run import Execution, Run, Training, Uniform
 from plures.run.checkpoint import restore, snapshot
-from problems import begun, close, near, personal, quadratic, run, weight
+from plures.tasks import Classification
+from problems import at_rest, begun, close, near, personal, quadratic, run, scalar, weight
 
 FIRST = (-0.19, 0.18, 1.92)
 """What the clients of Q3 send after two steps from 0."""
@@ -70,13 +73,46 @@ def test_personal_models_follow_the_robust_model() -> None:
     assert personal(done, "personal") == close(expected)
 
 
+@pytest.mark.oracle("NB1")
 @pytest.mark.parametrize("reducer", [NormBound(float("inf")), GeometricMedian(0), Bucketing(1)], ids=repr)
 def test_without_a_bound_a_run_is_the_plain_run(reducer) -> None:
-    sizes = (20, 20, 20) if reducer == Bucketing(1) else (10, 20, 30)
-    plain, bound = (
-        run(method, 3, federation=quadratic(sizes=sizes)) for method in (fedavg(), with_reducer(fedavg(), reducer))
-    )
-    assert near(plain.states([0])["model"], bound.states([0])["model"])
+    """Bit for bit, with several leaves; buckets of one come in another order, and their sum may round otherwise."""
+    random = torch.Generator().manual_seed(4)
+    sizes = (8, 8, 8) if reducer == Bucketing(1) else (4, 8, 12)
+    split = Split.of(list(torch.arange(sum(sizes)).split(list(sizes))))
+    x, y = torch.randn(sum(sizes), 20, generator=random), torch.randint(3, (sum(sizes),), generator=random)
+    federation = Federation("rows", Classification(tuple("abc")), x, y, tuple("def"), dict.fromkeys(SPLITS, split))
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Linear(20, 13), nn.ReLU(), nn.Linear(13, 3))
+
+    runs = [
+        Run(federation, network, method, Training(3, 4, optimizer=SGD(0.1)), execution=Execution("vmap", 16, False))
+        for method in (fedavg(), with_reducer(fedavg(), reducer))
+    ]
+    for one in runs:
+        for _ in one.rounds():
+            pass
+    plain, bound = (one.states([0])["model"] for one in runs)
+    if reducer == Bucketing(1):
+        for path, t in plain.items():
+            torch.testing.assert_close(bound[path], t, atol=1e-6, rtol=0)
+    else:
+        assert all(torch.equal(t, bound[path]) for path, t in plain.items())
+
+
+@pytest.mark.oracle("NB2")
+def test_a_small_bound_leads_to_a_weighted_median() -> None:
+    """Bound .05, from 0: the first client's change is -.05 and the third's .05, the second's .36 (.5 - w).
+
+    With weights 1/6, 1/3 and 1/2 their sum is 0 at w = .5 + (.025 - .05 / 6) / (.36 / 3). Farther up the second's is
+    -.05 as well, and nothing moves either: the first two weigh as much as the third.
+    """
+    method = with_reducer(fedavg(), NormBound(0.05))
+    limit = 0.5 + (0.025 - 0.05 / 6) / (0.36 / 3)
+    assert limit == pytest.approx(0.638888889, abs=5e-10)
+    assert weight(at_rest(method, 300)) == close(limit)
+    assert weight(run(method, 20, model=scalar(2.0))) == close(2.0)
 
 
 def test_one_step_is_worked_out_from_uploads_far_away() -> None:

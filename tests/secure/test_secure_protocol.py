@@ -9,14 +9,15 @@ import pytest
 
 from plures.errors import PluresError
 from plures.method.wire import enough
-from plures.secure import Member, Members, recover, remaining, split
-from plures.secure.member import entropy, pair, stream
+from plures.secure import Member, Members, gather, member, recover, remaining, split
+from plures.secure.member import agreed, entropy, pair, stream
 
 D = 5
 WORDS = {n: np.arange(D, dtype=np.uint32) + np.uint32(2**32 - 6 + n) for n in range(1, 6)}
 """Uploads of five members, near the modulus."""
 
 
+@pytest.mark.oracle("SA1")
 def test_shares_over_eleven_by_hand():
     """7 + 3u + 2u^2: any three shares give 7, and any two fit all eleven secrets."""
     coefficients = iter([3, 2])
@@ -29,17 +30,10 @@ def test_shares_over_eleven_by_hand():
         assert secrets == set(range(11))
 
 
+@pytest.mark.oracle("SA2")
 def test_thresholds():
     assert [enough(n, 1 / 2) for n in (2, 3, 5, 10, 100)] == [2, 2, 3, 6, 51]
     assert [enough(n, 2 / 3) for n in (3, 5, 10, 100)] == [3, 4, 7, 67]
-
-
-def test_three_masked_numbers_by_hand():
-    """Modulo 16, x = (3, 5, 6), pairs 4, 7, 9, own masks 2, 11, 13: 0, 5, 3 are sent, and 8 - 26 is 14."""
-    sent = [(3 + 4 + 7 + 2) % 16, (5 - 4 + 9 + 11) % 16, (6 - 7 - 9 + 13) % 16]
-    assert sent == [0, 5, 3]
-    assert (sum(sent) - 2 - 11 - 13) % 16 == 14
-    assert (sent[0] + sent[1] - 2 - 11 - 7 - 9) % 16 == 8
 
 
 def began(asked=5, threshold=3, deal=None):
@@ -50,6 +44,28 @@ def began(asked=5, threshold=3, deal=None):
     return members, publics, {to: {by: boxes[to] for by, boxes in dealt.items() if by != to} for to in members}
 
 
+@pytest.mark.oracle("SA0")
+@pytest.mark.parametrize(("came", "masks", "total"), [((1, 2, 3), 10, 14), ((1, 2), 13, 8)])
+def test_three_masked_numbers_by_hand(monkeypatch, came, masks, total):
+    """Modulo 16, x = (3, 5, 6), pairs 4, 7, 9, own masks 2, 11, 13: 0, 5, 3 are sent; 8 - 26 is 14, and 5 - 13 is 8.
+
+    The second is the sum 3 + 5 after the third dropped out: own masks 2 and 11, and 7 and 9 of the pairs with it.
+    """
+    members, publics, sealed = began(3, 2)
+    given = {_secrets(n)[2]: mask for n, mask in {1: 2, 2: 11, 3: 13}.items()}
+    for (one, two), mask in {(1, 2): 4, (1, 3): 7, (2, 3): 9}.items():
+        given[agreed(_secrets(one)[1], publics[two].mask, b"plures masks")] = mask
+    for module in (member, gather):
+        monkeypatch.setattr(module, "stream", lambda seed, count: np.full(count, given[seed], dtype=np.uint32))
+    sent = {n: members[n].masked(np.array([x], dtype=np.uint32), sealed[n]) for n, x in {1: 3, 2: 5, 3: 6}.items()}
+    assert [int(words[0]) % 16 for words in sent.values()] == [0, 5, 3]
+    revealed = {n: members[n].reveal(came) for n in came}
+    left = remaining(publics, [1, 2, 3], came, revealed, 2, 1)
+    assert int(left[0]) % 16 == masks
+    assert int((sum(sent[n] for n in came) - left)[0]) % 16 == total
+
+
+@pytest.mark.oracle("SA3")
 @pytest.mark.parametrize("dealt", [[1, 2, 3, 4, 5], [1, 2, 3, 5]])
 @pytest.mark.parametrize("came", [[1, 2, 3, 5], [2, 3, 5], [1, 2, 3]])
 @pytest.mark.parametrize("late", [[], [1]])
@@ -70,6 +86,7 @@ def test_the_sum_of_those_who_came_is_exact(dealt, came, late):
         assert (sorted(shares.own), sorted(shares.keys)) == (came, sorted(set(dealt) - set(came)))
 
 
+@pytest.mark.oracle("SA4")
 def test_masks_of_a_pair_cancel_and_look_like_noise():
     secrets = [entropy(name)(32) for name in "ab"]
     one, two = (Member(n, lambda count, s=s: s[:count].ljust(count, b"x")) for n, s in enumerate(secrets, 1))
@@ -84,16 +101,17 @@ def test_a_masked_upload_is_hidden_by_its_own_mask_and_those_of_all_pairs():
     alone, _, _ = began()
     masked = members[1].masked(nothing, sealed[1])
     fewer = alone[1].masked(nothing, {by: box for by, box in sealed[1].items() if by != 5})
-    own = stream(_seed(), D)
+    own = stream(_secrets(1)[2], D)
     assert len({tuple(masked), tuple(fewer), tuple(own), tuple(nothing)}) == 4
 
 
-def _seed():
-    """The seed of the first member's own mask: the third secret that it draws."""
-    draw = entropy("test 1")
-    return [draw(32) for _ in range(3)][2]
+def _secrets(member):
+    """What a member draws first: its keys for shares and for masks of pairs, and the seed of its own mask."""
+    draw = entropy(f"test {member}")
+    return [draw(32) for _ in range(3)]
 
 
+@pytest.mark.oracle("SA5")
 def test_too_few_reveal_nothing():
     members, _, sealed = began()
     members[1].masked(WORDS[1], sealed[1])
@@ -127,6 +145,7 @@ def test_thresholds_that_protect_nobody_are_refused(threshold):
         began(threshold=threshold)
 
 
+@pytest.mark.oracle("SA5")
 def test_a_sum_of_one_is_refused():
     with pytest.raises(PluresError, match="a secure sum of 1 clients"):
         began(asked=1, threshold=1)

@@ -11,7 +11,7 @@ from torch import nn
 import plures
 from plures.evaluate.watched import watched
 from plures.federation import from_arrays
-from plures.method import SGD, Combine, Method
+from plures.method import SGD, Combine, Method, bipartition
 from plures.methods import cfl, gradient_clusters, ifca
 from plures.report.against import flagged
 from plures.robust import MultiKrum
@@ -63,6 +63,18 @@ def gone_on(run: Run, rounds: int) -> Run:
     return run
 
 
+@pytest.mark.oracle("IS0")
+def test_who_pulls_the_other_way_is_a_part_of_its_own() -> None:
+    """Three changes to the right and two to the left, the largest cosine across is -.9750; the mean is in between."""
+    changes = torch.tensor([(1, 0.1), (1, -0.1), (0.9, 0), (-1, 0.05), (-0.8, -0.1)], dtype=torch.float64)
+    away, across = bipartition(changes)
+    assert away.tolist() == [False, False, False, True, True]
+    assert across == pytest.approx(-0.9750114730, abs=1e-10)
+    assert changes[~away].mean(0).tolist() == pytest.approx([0.9666666667, 0], abs=1e-10)
+    assert changes.mean(0).tolist() == pytest.approx([0.22, -0.01], abs=1e-10)
+
+
+@pytest.mark.oracle("IS1")
 @pytest.mark.parametrize("case", CASES)
 def test_isolated_attackers_change_no_bit_of_honest_models(case: str) -> None:
     threat = CASES[case][3]

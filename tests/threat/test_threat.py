@@ -54,6 +54,7 @@ def known(own: Any = ((3.0,),), seen: torch.Tensor = HONEST, clients: int = 4, k
     return Round(own, seen, clients, torch.ones(len(own), dtype=torch.float64), float(clients), key)
 
 
+@pytest.mark.oracle("AT5")
 @pytest.mark.parametrize(
     ("attack", "expected"),
     [
@@ -85,6 +86,7 @@ def test_noise_is_as_strong_as_the_own_change() -> None:
     assert FreeRider(0.1).forge(known(own.tolist(), own, key=9)).std().item() == pytest.approx(0.1, rel=0.02)
 
 
+@pytest.mark.oracle("AT3")
 @pytest.mark.parametrize(
     ("clients", "attackers", "z"),
     [
@@ -111,6 +113,7 @@ def attacked(method: Method, threat: Threat | None, rounds: int, **options: Any)
     return done
 
 
+@pytest.mark.oracle("AT1")
 def test_a_flipped_sign_and_a_scaled_change_by_hand() -> None:
     """With equal weights, client a sends -x, or 3 x."""
     flipped, scaled = Threat(("a",), SignFlip()), Threat(("a",), Replacement(3.0))
@@ -119,6 +122,7 @@ def test_a_flipped_sign_and_a_scaled_change_by_hand() -> None:
         assert weight(attacked(UNIFORM, scaled, rounds)) == pytest.approx(three, abs=1e-6)
 
 
+@pytest.mark.oracle("AT2")
 def test_a_replaced_model_is_exactly_the_attackers() -> None:
     """Clients b and c are at their optimum, 0, and stand still; a's change of -0.19 counts six sixths."""
     still = quadratic(optima=(-1.0, 0.0, 0.0))
@@ -136,6 +140,7 @@ def test_an_attack_has_a_first_and_a_last_round() -> None:
     assert weight(attacked(UNIFORM, early, 2)) == pytest.approx(again, abs=1e-6)
 
 
+@pytest.mark.oracle("AT4")
 def test_attackers_know_what_they_may() -> None:
     """The mean of all honest changes (0.18 and 1.92), of the colluders' own, and of one's own alone."""
     three = ("a", "b")
@@ -145,6 +150,7 @@ def test_attackers_know_what_they_may() -> None:
         assert weight(attacked(UNIFORM, threat, 1)) == close(expected), knows
 
 
+@pytest.mark.oracle("AT0")
 @pytest.mark.parametrize("attack", [SignFlip(), ALIE(), Mimic()], ids=repr)
 def test_without_attackers_the_run_is_the_honest_one_bit_for_bit(attack: Attack) -> None:
     plain, none = attacked(ditto(), None, 3), attacked(ditto(), Threat(0.0, attack, LabelFlip()), 3)

@@ -84,7 +84,7 @@ def canaries(method: Method, participation: Participation, rounds: int, number: 
         method: a method with a stage of differential privacy. Only its wire is used: what leaves clients is what it is.
         participation: how clients are drawn.
         rounds: number of rounds.
-        number: clients, canaries or not; a multiple of 4, and at least 20. A thousand show at most epsilon 5.1.
+        number: clients, canaries or not; a multiple of 4, and at least 20. A thousand show at most epsilon 4.4.
         seed: root of all randomness.
     """
     if number < FEWEST or number % 4:
