@@ -45,11 +45,12 @@ def began(asked=5, threshold=3, deal=None):
 
 
 @pytest.mark.oracle("SA0")
-@pytest.mark.parametrize(("came", "masks", "total"), [((1, 2, 3), 10, 14), ((1, 2), 13, 8)])
+@pytest.mark.parametrize(("came", "masks", "total"), [((1, 2, 3), 10, 14), ((1, 2), 13, 8), ((1, 3), 10, 9)])
 def test_three_masked_numbers_by_hand(monkeypatch, came, masks, total):
     """Modulo 16, x = (3, 5, 6), pairs 4, 7, 9, own masks 2, 11, 13: 0, 5, 3 are sent; 8 - 26 is 14, and 5 - 13 is 8.
 
-    The second is the sum 3 + 5 after the third dropped out: own masks 2 and 11, and 7 and 9 of the pairs with it.
+    The second is the sum 3 + 5 after the third dropped out: own masks 2 and 11; 7 + 9 of the pairs with it is 0. In the
+    last the second dropped out, and the pairs with it leave 4 - 9: 3 - (2 + 13 + 4 - 9) is 9.
     """
     members, publics, sealed = began(3, 2)
     given = {_secrets(n)[2]: mask for n, mask in {1: 2, 2: 11, 3: 13}.items()}
