@@ -261,7 +261,7 @@ SELF = ClientFacts(examples=10)
     [
         (Reply(client="nobody", facts=SELF), "client 'nobody' does not belong to this federation"),
         (Reply(client="hungarian"), "client 'hungarian' does not belong to this federation"),
-        (Reply(client="hungarian", status="refused", reason="not today"), "not today"),
+        (Reply(client="hungarian", status="refused", reason="not today"), "client 'hungarian': not today"),
     ],
 )
 def test_who_is_not_taken_in_is_named(tmp_path: Path, said: Reply, reason: str) -> None:

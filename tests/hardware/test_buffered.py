@@ -12,7 +12,7 @@ from plures.hardware import FleetTable
 from plures.methods import METHODS, ditto, fedavg, fedper, ifca, scaffold
 from plures.run import Buffered, Execution, Fixed, Full, Uniform
 from plures.run.checkpoint import restore, snapshot
-from problems import BodyHead, begun, close, quadratic, run
+from problems import BodyHead, begun, close, quadratic, run, weight
 from trajectories import mlp, ragged
 
 BYTE_A_SECOND = 8e-6
@@ -25,10 +25,6 @@ FEW = [METHODS[name] for name in ("fedavg", "scaffold", "fedper", "ditto", "feda
 
 def table(clients="abc", **own):
     return FleetTable({name: {**ROW, **own.get(name, {}), **own.get("all", {})} for name in clients})
-
-
-def weight(run):
-    return float(run.server["model"].values["model/weight"])
 
 
 def trained(start, a, b, steps=2):

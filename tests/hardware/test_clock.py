@@ -16,7 +16,7 @@ from plures.hardware import FleetTable
 from plures.methods import METHODS, fedavg, local
 from plures.run import BySize, Clocked, DropOut, Execution, Fixed, Full, Joint, Poisson, Uniform
 from plures.run.checkpoint import restore, snapshot
-from problems import CURVATURES, OPTIMA, SIZES, begun, close, quadratic, run, scalar
+from problems import CURVATURES, OPTIMA, SIZES, begun, close, quadratic, run, scalar, weight
 
 BYTE_A_SECOND = 8e-6
 """Mbit per second."""
@@ -39,10 +39,6 @@ def table(**own):
 
 def first(rule, **options):
     return begun(fedavg(), 1, participation=rule, **options).step()
-
-
-def weight(run):
-    return float(run.server["model"].values["model/weight"])
 
 
 @pytest.mark.oracle("SF1")

@@ -59,6 +59,14 @@ def audit_page(audit: Audit, about: str) -> str:
     Args:
         audit: what was found.
         about: where it comes from, in one line.
+
+    Examples:
+        >>> from plures.audit import Audit, membership
+        >>> heart = plures.load("heart")
+        >>> run = plures.Run(heart, plures.default_model(heart), plures.METHODS["ditto"](), plures.Training(rounds=1))
+        >>> found = Audit(title="Ditto", membership={"va": membership(run, "va")})
+        >>> "Ditto" in plures.report.audit_page(found, "a run that has not begun")
+        True
     """
     return Template(_file("audit.html")).substitute(
         name=escape(audit.title),
