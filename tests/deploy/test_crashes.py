@@ -129,6 +129,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_end(tmp_path: Path) -> None:
             break
         if not (home / "out" / RESULT).exists():
             conduct(home, sites)
+        else:
+            with pytest.raises(PluresError, match="holds a finished run"):
+                conduct(home, sites)
         (home / "out" / CHECKPOINT).unlink(missing_ok=True)
         assert [event["round"] for event in Journal(home / "out").events("round")] == [1, 2], point
         again = json.loads((home / "out" / RESULT).read_text())["result"]

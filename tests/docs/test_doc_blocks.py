@@ -49,7 +49,10 @@ ELSEWHERE = {
     ("deploy", "stop"): "test_operate_fleet.py",
     ("deploy", "remove"): "test_members.py",
 }
-"""Commands that run until they are stopped, or start processes, with the file of tests/deploy that runs them."""
+"""Commands that run until they are stopped, or start processes, with the file of tests/deploy that runs them.
+
+Programs for ExecuTorch are made by ``test_step.py``, with an extra.
+"""
 
 SMALLER = [
     (r"\brounds=\d+", "rounds=1"),
@@ -96,7 +99,7 @@ def run(words: list[str]) -> None:
     understood(words)
     if words[0] == "case" and words[1:] and "--quick" not in words:
         assert words[1] in CASES
-    elif not any(tuple(words[: len(known)]) == known for known in ELSEWHERE):
+    elif "executorch" not in words and not any(tuple(words[: len(known)]) == known for known in ELSEWHERE):
         done = CliRunner().invoke(app, words, catch_exceptions=False)
         assert done.exit_code == 0, f"plures {shlex.join(words)}\n{done.output}"
         if words[0] in ("run", "compare"):

@@ -150,6 +150,7 @@ class Conductor:
         busy = PluresError(f"another run works in {self.out}: stop it, or choose another folder")
         with alone(self.out, busy), ending():
             if (self.out / RESULT).exists():
+                discard(self.out / SECRET)  # a run that was killed at its very end still has it
                 raise PluresError(f"{self.out} holds a finished run: choose another folder, or delete it")
             try:
                 return self.finish()
