@@ -12,6 +12,8 @@ from plures.models import with_roles
 from plures.models.residual import SqueezeExcitation
 from plures.run import Execution, Run, Training
 
+WHOLE = [name for name in METHODS if METHODS[name]().sizes is None]
+"""Methods whose clients hold the whole network. Sites and stages of the wire refuse the others, as their tests say."""
 ALL = Execution("vmap", 5, False, "float64")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sites import far
 
+from catalogued import WHOLE
 from newcomers import clients, linear
 from plures.codecs import Clip, Quantize, TopK, qsparse
 from plures.errors import PluresError
@@ -71,7 +72,7 @@ def prepared(entry: Entry, wire: tuple[Codec, ...]) -> tuple[object, Method, Tra
 
 
 @pytest.mark.parametrize("wire", [name for name in WIRES if name != "none"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_the_ledger_is_what_is_sent_in_simulation(name, wire):
     """Every tensor of every answer is counted, and has the size stated on the method's page."""
     module, method, training = prepared(METHODS[name], WIRES[wire])
@@ -94,7 +95,7 @@ def test_the_ledger_is_what_is_sent_in_simulation(name, wire):
 
 
 FEEDBACK = "clip, top-k, quantize, with feedback"
-PAIRS = [(name, FEEDBACK) for name in METHODS] + [
+PAIRS = [(name, FEEDBACK) for name in WHOLE] + [
     ("fedbn", "quantize, top-k"), ("gradient_clusters", "clip"), ("apple", "clip"), ("hypcluster", "none"),
 ]  # fmt: skip
 
@@ -141,7 +142,7 @@ def test_the_ledger_is_what_is_sent_to_sites_and_every_message_is_searched(name,
             assert sum(t.nbytes for t in inside) == known[channel].size
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_clipping_bounds_all_tensors_that_leave_or_is_refused(name):
     """Running statistics and integer leaves, computed weights, what views read, gradients."""
     module, method, training = prepared(METHODS[name], (Clip(0.5),))

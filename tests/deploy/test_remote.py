@@ -8,6 +8,7 @@ import torch
 from sites import far
 from torch import nn
 
+from catalogued import WHOLE
 from newcomers import clients, linear
 from plures import from_arrays
 from plures.evaluate import score
@@ -22,7 +23,7 @@ from plures.run import Execution, Exponential, Fixed, Run, Training, Uniform, on
 pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_leaf_and_every_byte_is_that_of_the_simulation(name, tmp_path):
     federation, _ = clients()
     module = linear if name == "mocha" else model

@@ -15,6 +15,7 @@ import torch
 from sites import KEYS, far
 from torch import nn
 
+from catalogued import WHOLE
 from newcomers import clients, linear
 from plures import files, from_arrays
 from plures.codecs import Clip, SecureSum
@@ -85,7 +86,7 @@ def assert_near(one: Coordinator[Any], other: Coordinator[Any], atol: float = 2e
 
 
 @pytest.mark.oracle("SP0")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_every_method_that_needs_a_sum_alone_runs_over_sites_and_the_others_say_why_not(name, tmp_path):
     federation, module = clients((20, 24, 18, 21, 20), ("e",), "four")[0], linear if name == "mocha" else model
     rounds = 2 if name in ("scaffold", "feddyn", "fedopt") else 1  # what is remembered

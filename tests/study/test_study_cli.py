@@ -108,7 +108,7 @@ def test_processes_divide_the_work(
 def test_ctrl_c_says_how_to_go_on(
     file: Path, tmp_path: Path, wide: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pressed(*_: object) -> None:
+    def pressed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "conduct", pressed)

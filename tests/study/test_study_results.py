@@ -170,7 +170,7 @@ def test_runs_and_trials(study: Study) -> None:
     assert len(runs) == 14
     for method in mine.methods:
         part = runs[runs["method"] == method.name]
-        assert set(part["lr"]) == {method.lr}
+        assert set(part["lr"].dropna()) == {method.lr} - {None}
         assert [json.loads(text) for text in part["parameters"]] == [method.parameters] * 2
         means = [np.mean(run.test.values("accuracy")) for run in method.seeds]
         assert part["test"].tolist() == pytest.approx(means)
