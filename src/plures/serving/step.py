@@ -189,8 +189,8 @@ def to_step(model: PersonalModel, part: str, raw: Raw, batch: int) -> Personalis
         )
     if batch < 1:
         raise PluresError(f"batch={batch}: a training step has at least 1 example")
-    needed("executorch.exir", "the export to ExecuTorch", "mobile")
     trained = _chosen(model.network, part)
+    needed("executorch.exir", "the export to ExecuTorch", "mobile")
     network, inputs, read = _frozen(model, trained), tuple(parts(raw)), Read(model)
     with torch.no_grad():
         scaled = read(*inputs)
