@@ -246,7 +246,8 @@ def test_a_case_runs_from_the_command_line_and_resumes(tmp_path: Path, monkeypat
     assert f'<h1 class="name">{CASES["hospitals"].title}</h1>' in page
     assert escape(part.title) in page
     assert all(f"<li>{escape(line)}</li>" in page for line in published(part, result))
-    assert (tmp_path / "answer.txt").read_text(encoding="utf-8").startswith(CASES["hospitals"].question)
+    quick = f"This was only a quick try: its numbers mean nothing. {CASES['hospitals'].question}"
+    assert (tmp_path / "answer.txt").read_text(encoding="utf-8").startswith(quick)
     assert "Four hospitals predict heart disease" in CliRunner().invoke(app, ["case"]).output
     with pytest.raises(plures.PluresError, match="no case 'hospital': did you mean 'hospitals'"):
         find_case("hospital")
