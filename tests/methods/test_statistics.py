@@ -47,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::plures.errors.PluresWarning")
 SIZES, MEANS, EXAMPLES, UNIFORM = (10, 20, 30), (0.0, 4.0, 10.0), 380 / 60, 14 / 3
 """Three clients: training examples, means of their inputs, and the mean of these, by examples and over clients."""
 STACKED, ALONE = Execution("vmap", 3, False, "float64"), Execution("loop", 3, False, "float64")
-FIXED = {"lora": 0, "constant": 0}
+FIXED = {"lora": 0, "hetlora": 0, "constant": 0}
 """Methods whose statistics are those of a pretrained base, with the number of passes that it has seen."""
 
 
