@@ -55,15 +55,15 @@ def body(comparison: Comparison, rows: list[Row]) -> str:
 def _totals(comparison: Comparison, rows: list[Row]) -> str:
     """Hours and joules of each method until its chosen round."""
     number = Number.of(comparison, rows)
-    head = heading("method", "", kind="name") + "".join(
-        heading(words, detail, first=first)
-        for words, detail, first in (
+    head = _heads(
+        ["method"],
+        (
             (comparison.metric.title, "mean", "descending" if comparison.metric.higher else "ascending"),
             ("simulated time", "", "ascending"),
             ("energy", "all devices", "ascending"),
             ("of that in vain", "%", "ascending"),
             ("never counted", "clients", "descending"),
-        )
+        ),
     )
     lines = []
     for row in rows:
@@ -94,10 +94,9 @@ def _classes(comparison: Comparison, rows: list[Row]) -> str:
     number, metric = Number.of(comparison, rows), comparison.metric
     local = comparison.method("local").per_client(metric.name)
     people = comparison.methods[0].seeds[0].test.clients
-    head = heading("method", "", kind="name") + heading("device", "", kind="name")
-    head += "".join(
-        heading(words, detail, first=first)
-        for words, detail, first in (
+    head = _heads(
+        ["method", "device"],
+        (
             ("clients", "", "descending"),
             ("counted", "% of visits", "descending"),
             ("late", "%", "descending"),
@@ -109,7 +108,7 @@ def _classes(comparison: Comparison, rows: list[Row]) -> str:
             ("harmed", "%", "descending"),
             ("harmed", "% of never counted", "descending"),
             ("energy", "a client", "descending"),
-        )
+        ),
     )
     lines = []
     for row in rows:
@@ -147,6 +146,13 @@ def _classes(comparison: Comparison, rows: list[Row]) -> str:
     unfit = sum(found.unfit.count(True) for found in fleets(comparison.method("fedavg"))[:1])
     note = f"<p>{count(unfit, 'device')} cannot hold what FedAvg's training needs and were never asked.</p>"
     return table("sortable", "Visits and scores by class of device", head, lines) + (note if unfit else "")
+
+
+def _heads(names: Sequence[str], columns: Sequence[tuple[str, str, str]]) -> str:
+    """Headings of a table: names first, then numbers, each with a detail and the order of a first click."""
+    return "".join(heading(name, "", kind="name") for name in names) + "".join(
+        heading(words, detail, first=first) for words, detail, first in columns
+    )
 
 
 def _asked(card: FleetCard) -> Floats:

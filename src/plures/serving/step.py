@@ -21,6 +21,7 @@ from plures.files import first_line
 from plures.models import Leaves, Network
 from plures.models.cut import first_part
 from plures.models.network import FEATURES
+from plures.run.features import FEW
 from plures.serving.formats import Program, Raw, Read, as_program, quiet, refusal
 from plures.serving.personal import PersonalModel
 from plures.tasks import Task
@@ -30,8 +31,6 @@ STEPS, FAR = 10, 0.01
 WRONG = 1e-3
 """A larger difference after the steps is no rounding."""
 HEAD = "train a part behind it, such as the head"
-FEW = 8
-"""Examples on which the first part of a network is looked for."""
 
 
 class Features(nn.Module):
