@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from plures.remote.message import ClientFacts, Order, pack
+from plures.report.markup import scaled
 from plures.secure.member import SECRET, SHARE
 
 RESULTS = Path(__file__).parent / "results"
@@ -127,7 +128,8 @@ def written(costs: Costs) -> str:
     ]
     for clients in SIZES:
         facts, every = clients * costs.plain, min(COHORT, clients)
-        lines.append(f"| {clients:,} | {human(facts)} | {human(every * facts)} | {human(clients * costs.names)} |")
+        told = " | ".join(scaled(n, "B") for n in (facts, every * facts, clients * costs.names))
+        lines.append(f"| {clients:,} | {told} |")
     lines += [
         "",
         f"The facts are as long as the model from {size / costs.plain:,.0f} clients on.",
@@ -155,16 +157,8 @@ def written(costs: Costs) -> str:
     ]
     for members in (10, 100, 1000, 10_000):
         one = 2 * SECRET * (members + 1) + 2 * (members - 1) * (NONCE + TAG + 2 * SHARE)
-        lines.append(f"| {members:,} | {human(one)} | {human(members * one)} |")
+        lines.append(f"| {members:,} | {scaled(one, 'B')} | {scaled(members * one, 'B')} |")
     return "\n".join(lines) + "\n"
-
-
-def human(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.3g} {unit}"
 
 
 def main() -> None:
