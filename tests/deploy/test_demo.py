@@ -34,6 +34,6 @@ def test_four_hospitals_get_their_models(tmp_path: Path) -> None:
 
     told.clear()
     assert demo(tmp_path, ["fedrep+threshold"], 2, lambda *where: told.append(where)) == [lone, shared]
-    assert [where[0] for where in told] == ["every hospital alone"]
+    assert told == [("every hospital", 1, 1, "alone, simulated")]
     with pytest.raises(PluresError, match="holds a run with other settings: choose another folder"):
         demo(tmp_path, ["fedrep+threshold"], 3, lambda *_: None)

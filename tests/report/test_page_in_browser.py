@@ -102,15 +102,23 @@ def cells(browser: Any, section: str = "methods") -> dict[str, dict[str, tuple[s
     return {m: {key: (text, None if v is None else float(v)) for key, text, v in line} for m, line in found}
 
 
-def downloaded(browser: Any, folder: Path, name: str, button: str) -> str:
-    file = folder / name
-    file.unlink(missing_ok=True)
-    browser.execute_script("document.querySelector(arguments[0]).click()", button)
-    for _ in range(400):
-        if file.exists() and file.stat().st_size:
-            return file.read_text(encoding="utf-8")
-        time.sleep(0.05)
-    raise AssertionError(f"{name} was not downloaded")
+def saved(browser: Any, name: str, button: str) -> str:
+    """Text of the file that a button saves. The file stays in the page, for a browser saves only ten without asking."""
+    script = """
+        const [button, done] = arguments;
+        const [make, click] = [URL.createObjectURL, HTMLAnchorElement.prototype.click];
+        let blob;
+        URL.createObjectURL = (content) => make.call(URL, (blob = content));
+        HTMLAnchorElement.prototype.click = function () {
+            blob.text().then((text) => done([this.download, text]));
+        };
+        document.querySelector(button).click();
+        URL.createObjectURL = make;
+        HTMLAnchorElement.prototype.click = click;
+    """
+    file, text = browser.execute_async_script(script, button)
+    assert file == name
+    return str(text)
 
 
 def press(browser: Any, *keys: str) -> None:
@@ -188,19 +196,19 @@ def test_a_choice_of_clients_gives_the_numbers_of_python(
     assert cells(browser) == whole
 
 
-def test_charts_follow_the_choice(visit: Callable[..., Any], folder: Path) -> None:
+def test_charts_follow_the_choice(visit: Callable[..., Any]) -> None:
     browser = visit(DETAILED)
     choose(browser, "ward", "C")
     people = [
         n for n, v in zip(DETAILED.federation.clients, DETAILED.federation.metadata["ward"], strict=True) if v == "C"
     ]
     part = DETAILED.among(people)
-    lines = list(csv.DictReader(io.StringIO(downloaded(browser, folder, "gain.csv", "#gain [data-save=csv]"))))
+    lines = list(csv.DictReader(io.StringIO(saved(browser, "gain.csv", "#gain [data-save=csv]"))))
     assert {line["client"] for line in lines} == set(people)
     own, local = (part.method(n).per_client("accuracy") for n in ("ditto", "local"))
     gains = [line["gain"] for line in lines if line["method"] == "Ditto"]
     assert [float(g) for g in gains if g] == pytest.approx((own - local)[~np.isnan(own)].tolist())
-    curve = list(csv.DictReader(io.StringIO(downloaded(browser, folder, "curves.csv", "#curves [data-save=csv]"))))
+    curve = list(csv.DictReader(io.StringIO(saved(browser, "curves.csv", "#curves [data-save=csv]"))))
     last = [line for line in curve if line["method"] == "Ditto"][-1]
     place = [DETAILED.federation.clients.index(n) for n in people]
     points = [seed.curve[-1].clients for seed in DETAILED.method("ditto").seeds]
@@ -211,9 +219,20 @@ def test_charts_follow_the_choice(visit: Callable[..., Any], folder: Path) -> No
     assert dots == len(people)
 
 
-def test_files_hold_the_data(visit: Callable[..., Any], folder: Path) -> None:
+def test_a_button_saves_a_file(visit: Callable[..., Any], folder: Path) -> None:
+    browser, file = visit(DETAILED), folder / "spread.csv"
+    text = saved(browser, file.name, "#spread [data-save=csv]")
+    browser.execute_script("document.querySelector('#spread [data-save=csv]').click()")
+    for _ in range(400):
+        if file.exists() and file.stat().st_size:
+            break
+        time.sleep(0.05)
+    assert file.read_text(encoding="utf-8") == text
+
+
+def test_files_hold_the_data(visit: Callable[..., Any]) -> None:
     browser = visit(DETAILED)
-    table = list(csv.reader(io.StringIO(downloaded(browser, folder, "spread.csv", "#spread [data-save=csv]"))))
+    table = list(csv.reader(io.StringIO(saved(browser, "spread.csv", "#spread [data-save=csv]"))))
     titles = [row.title for row in DETAILED.rows()]
     assert table[0] == ["client", *titles]
     for k, row in enumerate(DETAILED.rows()):
@@ -222,14 +241,13 @@ def test_files_hold_the_data(visit: Callable[..., Any], folder: Path) -> None:
     ids = browser.execute_script("return [...document.querySelectorAll('section.chart')].map((s) => s.id)")
     assert ids == ["gain", "curves", "tradeoff", "spread", "fairness", "calibration", "clusters", "map", "cold"]
     for name in ids:
-        visit(DETAILED)  # after ten files of one page, the browser asks a person before the next
-        assert len(downloaded(browser, folder, f"{name}.csv", f"#{name} [data-save=csv]").splitlines()) > 2
-        drawing = ElementTree.fromstring(downloaded(browser, folder, f"{name}.svg", f"#{name} [data-save=svg]"))
+        assert len(saved(browser, f"{name}.csv", f"#{name} [data-save=csv]").splitlines()) > 2
+        drawing = ElementTree.fromstring(saved(browser, f"{name}.svg", f"#{name} [data-save=svg]"))
         assert drawing.tag.endswith("svg")
         text = ElementTree.tostring(drawing, encoding="unicode")
         assert "var(" not in text
         assert DETAILED.federation.name in text
-    methods = list(csv.reader(io.StringIO(downloaded(browser, folder, "methods.csv", "[data-save-table=methods]"))))
+    methods = list(csv.reader(io.StringIO(saved(browser, "methods.csv", "[data-save-table=methods]"))))
     assert [line[0] for line in methods[1:]] == titles
     assert [float(line[1]) for line in methods[1:]] == pytest.approx([row.mean for row in DETAILED.rows()])
 
@@ -449,19 +467,19 @@ def test_no_name_becomes_a_script_or_an_element(visit: Callable[..., Any], folde
     assert any("Content Security Policy" in e["message"] for e in browser.get_log("browser"))
 
 
-def test_no_cell_of_a_saved_table_runs_in_a_spreadsheet(visit: Callable[..., Any], folder: Path) -> None:
+def test_no_cell_of_a_saved_table_runs_in_a_spreadsheet(visit: Callable[..., Any]) -> None:
     bad = poison(comparison(details=True, clients=24, seeds=2, rounds=10))
     browser = visit(bad)
-    found = list(csv.reader(io.StringIO(downloaded(browser, folder, "spread.csv", "#spread [data-save=csv]"))))
+    found = list(csv.reader(io.StringIO(saved(browser, "spread.csv", "#spread [data-save=csv]"))))
     assert [uncelled(line[0]) for line in found[1:]] == bad.federation.clients
     assert [line[0] for line in found[1:]] == [cell(name) for name in bad.federation.clients]
     button = "[data-save-table=clients]"
-    saved = list(csv.reader(io.StringIO(downloaded(browser, folder, "clients.csv", button))))
-    for line in (*found, *saved):
+    whole = list(csv.reader(io.StringIO(saved(browser, "clients.csv", button))))
+    for line in (*found, *whole):
         assert all(uncelled(words) != words or cell(words) == words for words in line)
     clients = bad.federation.clients
     assert sum(line[0].startswith("'") for line in found) == sum(cell(name) != name for name in clients) > 2
-    gains = list(csv.reader(io.StringIO(downloaded(browser, folder, "gain.csv", "#gain [data-save=csv]"))))
+    gains = list(csv.reader(io.StringIO(saved(browser, "gain.csv", "#gain [data-save=csv]"))))
     assert any(words.startswith("-") and float(words) < 0 for line in gains[1:] for words in line)
 
 
