@@ -3,7 +3,10 @@
 The traces of whole populations that papers used (MobiPerf and AI-Benchmark as FedScale prepared them, FLASH's states of
 136,000 phones) are data sets of their own and do not come with plures: what they contain for each client can be given
 as a table (:class:`~plures.hardware.FleetTable`). Here are medians, shares and ranges that papers, data sheets and
-standards print. Where nothing is published, a class says so, and the number is an option.
+standards print. Where nothing is published, a class says so, and the number is an option. Read in their sources: the
+medians of LTE, the drop-outs, the fixed lines, the energy of fixed lines, the gateway's watts and NB-IoT's downlink.
+Quoted without a second look at the source: the three classes of phones, the power model of LTE and the data sheets.
+Whoever reports hours or joules that depend on them gives a table of the devices at hand instead.
 """
 
 from __future__ import annotations
@@ -173,8 +176,8 @@ class Hospitals(Drawn):
 class Sensors(Drawn):
     """Gateways and microcontrollers in long-range networks, always there.
 
-    - Gateway: Raspberry Pi 4 (four Cortex-A72 at 1.5 GHz, 8 operations a cycle: 48 GFLOP/s; 2 GB, 6.4 W under load, by
-      its maker), at the rates and with the radio of :class:`Phones`. 10 % of the clients.
+    - Gateway: Raspberry Pi 4 (four Cortex-A72 at 1.5 GHz, 8 operations a cycle: 48 GFLOP/s; 2 GB; 6.4 W with all cores
+      busy, as pidramble.com measured), at the rates and with the radio of :class:`Phones`. 10 % of the clients.
     - M7: STM32H743 (480 MHz, a multiply-add a cycle: 0.96 GFLOP/s; 1 MB, 0.44 W), with NB-IoT's peak rates of release
       13 on several tones (62.5 kbit/s up, 26 down) and 0.8 W while sending. 40 %.
     - M4: nRF52840 (64 MHz, 0.064 GFLOP/s; 256 kB, 10 mW), with LoRaWAN at spreading factor 7 (5,470 bit/s), of which a
