@@ -21,6 +21,7 @@ a processor with the perceptron.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -125,6 +126,7 @@ def cnn() -> nn.Module:
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10))
 
 
+@functools.cache
 def digits(seed: int) -> tuple[Federation, Tensor, Tensor]:
     """Clients' digits, sorted by label and cut into runs; for attackers, of all classes; and the test pictures."""
     (x, y), (unseen, truth) = (
@@ -170,22 +172,19 @@ def method(rule: str, size: int, beta: float) -> Method:
     )
 
 
-def cells(models: list[str], seeds: int) -> Iterator[tuple[str, str, str, str, int, float, int]]:
-    """All cells, each with its key: network, attack, rule, buckets, momentum, seed."""
+def key_of(model: str, attack: str, rule: str, size: int, beta: float, rounds: int, seed: int) -> str:
+    """What a finished cell is kept under."""
+    return f"{model}, {attack}, {rule}, s={size}, m={beta}, {rounds} rounds, seed {seed}"
+
+
+def cells(models: list[str], seeds: int) -> Iterator[tuple[str, str, str, int, float, int]]:
+    """All cells: network, attack, rule, buckets, momentum, seed."""
     for seed in range(seeds):
         for model in models:
             for size, beta in SETTINGS:
                 for attack in THREATS:
                     for rule in RULES:
-                        yield (
-                            f"{model}, {attack}, {rule}, s={size}, m={beta}, seed {seed}",
-                            model,
-                            attack,
-                            rule,
-                            size,
-                            beta,
-                            seed,
-                        )
+                        yield model, attack, rule, size, beta, seed
 
 
 def learned(model: str, attack: str, rule: str, size: int, beta: float, seed: int, rounds: int) -> list[float]:
@@ -220,7 +219,7 @@ def page(known: dict[str, list[float]], seeds: int, rounds: int) -> str:
         "seeds, out of the authors' logs; its cells are spread widely, so ranks count and not digits.",
     ]
     for model, words in (("mlp", "784-32-10, no dropout"), ("cnn", "the paper's network")):
-        made = [key for key in known if key.startswith(f"{model},")]
+        made = [key for key in known if key.startswith(f"{model},") and f", {rounds} rounds," in key]
         if not made:
             continue
         ran = sorted({int(key.rpartition(" ")[2]) for key in made})
@@ -231,7 +230,7 @@ def page(known: dict[str, list[float]], seeds: int, rounds: int) -> str:
             for attack in THREATS:
                 cells = []
                 for rule in RULES:
-                    keys = [f"{model}, {attack}, {rule}, s={size}, m={beta}, seed {seed}" for seed in ran]
+                    keys = [key_of(model, attack, rule, size, beta, rounds, seed) for seed in ran]
                     got = [100 * float(np.mean(known[key][-LAST:])) for key in keys if key in known]
                     cells.append("-" if not got else f"{np.mean(got):.1f}")
                 lines.append(f"| {attack} | {' | '.join(cells)} |")
@@ -255,10 +254,11 @@ def main() -> None:
     file, begun = options.out.with_suffix(".json"), time.perf_counter()
     file.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for key, *cell in cells(options.model or ["mlp"], options.seeds):
+    for model, attack, rule, size, beta, seed in cells(options.model or ["mlp"], options.seeds):
+        key = key_of(model, attack, rule, size, beta, options.rounds, seed)
         if key in known or options.only not in key or time.perf_counter() - begun > 60 * options.minutes:
             continue
-        known[key] = learned(*cell, options.rounds)
+        known[key] = learned(model, attack, rule, size, beta, seed, options.rounds)
         file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         Console().print(f"{key}: {100 * np.mean(known[key][-LAST:]):.1f}")
     options.out.with_suffix(".md").write_text(page(known, options.seeds, options.rounds), encoding="utf-8")

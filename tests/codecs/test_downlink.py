@@ -14,7 +14,6 @@ from plures.evaluate.spec import find_method
 from plures.federation import SPLITS, Federation, Split
 from plures.method import SGD, Method
 from plures.methods import ditto, fedavg, ifca, local, scaffold
-from plures.remote.clients import insist_on_downloads
 from plures.run import Execution, Poisson, Run, Training, Uniform
 from plures.run.checkpoint import resume, save
 from plures.run.cost import traffic
@@ -149,11 +148,6 @@ def test_what_does_not_fit_is_refused_with_the_reason(made, told):
 
 def test_a_method_that_sends_nothing_has_no_downloads():
     assert traffic(begun(replace(local(), wire=(Downlink((TopK(1),)),))).bound) == (0, 0)
-
-
-def test_sites_refuse_it_because_they_keep_nothing_of_what_they_received():
-    with pytest.raises(PluresError, match=r"Downlink sends changes .* sites do not keep what they received"):
-        insist_on_downloads(begun(replace(fedavg(), wire=(Downlink((TopK(1),)),))).bound)
 
 
 def test_a_checkpoint_keeps_what_the_server_owes(tmp_path):

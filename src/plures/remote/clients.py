@@ -39,6 +39,7 @@ from plures.remote.bounds import (
     received,
     suspect,
 )
+from plures.remote.downloads import changes
 from plures.remote.masks import Notary
 from plures.remote.message import (
     MASKING,
@@ -119,15 +120,6 @@ def fingerprint(bound: Bound, training: Training, federation: Federation, seed: 
     return digest.hexdigest()[:16]
 
 
-def insist_on_downloads(bound: Bound) -> None:
-    """Refuse stages for downloads: a site keeps nothing of what it received."""
-    if bound.down.stages:
-        raise PluresError(
-            f"wire stage {type(bound.down.stages[0]).__name__} sends changes of what clients have, and sites do not "
-            "keep what they received: run it in one process, or leave it out"
-        )
-
-
 def insist_on_one_size(bound: Bound) -> None:
     """Refuse uploads of different sizes, which sites do not send."""
     if bound.held is not None:
@@ -168,6 +160,7 @@ class Remote:
     """
 
     alone = True
+    apart = True
 
     def __init__(
         self,
@@ -206,9 +199,11 @@ class Remote:
         tensors: Tensors = {}
         accepted = int(run.last[client])
         bare = request in ("gradients", *MASKING)
+        changed = {} if bare else changes(run, accepted)
+        encoded = run.bound.down.forms[0] if changed else {}
         for block in () if bare else run.served():
             share, kept = block.share, server[block.name]
-            leaves = [*map(str, run.bound.travelling(block))]
+            leaves = [name for name in map(str, run.bound.travelling(block)) if name not in encoded]
             rows = share.row(kept, torch.tensor([client]))
             if share.alone:
                 members[block.name] = int(rows)
@@ -217,7 +212,7 @@ class Remote:
             if share.downloads(run.setting) or not (accepted or self._initial(run, values)):
                 tensors |= {key(run.bound, block, name): t for name, t in values.items()}
         if not bare:
-            tensors |= self._views(run, client)
+            tensors |= self._views(run, client) | changed
         order = Order(
             run=self.run_id,
             client=run.setting.clients[client],
@@ -502,7 +497,6 @@ def over_sites(
     origin = Origin.of(method, model, setting, data, torch.float32, participation, seed)
     if isinstance(origin.participation, Paced):
         raise PluresError("a simulated fleet, and a selection of clients, are for simulations: leave them out at sites")
-    insist_on_downloads(origin.bound)
     insist_on_one_size(origin.bound)
     origin = replace(origin.counting(training), secret=secret)
     if secret is None and isinstance(origin.plan, Plan) and origin.plan.stage.trust == "server":

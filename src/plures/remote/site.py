@@ -22,7 +22,8 @@ from plures.method.wire import BeyondError
 from plures.models import ModelFactory
 from plures.remote.allowed import FILE, SECONDS, TRAINING, Allowed, beyond
 from plures.remote.bounds import distance, key, labelled, received, size
-from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_downloads, insist_on_one_size
+from plures.remote.clients import ONE_CLIENT, Rules, fingerprint, insist_on_one_size
+from plures.remote.downloads import based, caught_up, resting, templates
 from plures.remote.ledger import Ledger
 from plures.remote.masks import Masks, Notary
 from plures.remote.message import (
@@ -200,9 +201,10 @@ class Site:
 
     # --- what the site does -------------------------------------------------------------------------------------
 
-    def _leaves(self, run: Run, message: bytes) -> Tensors:
+    def _leaves(self, run: Run, order: Order, message: bytes) -> Tensors:
         """Read the leaves of an order, after checking that it is no longer than an order of this run can be."""
         known = {key(run.bound, b, name): t for b in run.served() for name, t in run.server[b.name].values.items()}
+        known |= templates(run.bound, order.accepted, order.round)
         facts, blocks = len(self.tells), len(run.bound.blocks)
         members = len(self.federation) if run.bound.line.summed else 0
         most = room(len(self.federation), len(self.federation.task.names), facts, blocks, members) + size(known)
@@ -217,7 +219,7 @@ class Site:
         if order.client != self.client:
             raise RefusedError(f"the order is for client {order.client!r}")
         run = self.run(order)
-        received = self._leaves(run, message)
+        received = self._leaves(run, order, message)
         content = digest(pack(order.model_copy(update={"nonce": "", "attempt": 0, "shares": {}}), received))
         versions = Versions(self.folder, order.run)
         with versions.alone():
@@ -293,7 +295,6 @@ class Site:
             entropy=self.entropy,
             population=population(self.federation, reported),
         )
-        insist_on_downloads(run.bound)
         run.clients.bare = True
         insist_on_one_size(run.bound)
         return run, fingerprint(run.bound, self.training, self.federation, self.seed, self.agreed)
@@ -323,6 +324,8 @@ class Site:
         for leaf in run.stored_leaves():
             run.store.put(leaf, [0], stored[f"{OWN}:{leaf}"].unsqueeze(0))
         run.store.mark([0])
+        if run.bound.down.stages:
+            resting(run, stored)
         for block in run.served():
             if isinstance(block.share, Mine):
                 rows = {str(leaf): stored[f"{ROW}:{leaf}"].unsqueeze(0) for leaf in run.bound.travelling(block)}
@@ -331,7 +334,7 @@ class Site:
 
     def _receive(self, run: Run, order: Order, received: Tensors) -> None:
         """Put the received leaves into the run."""
-        known = set()
+        known = caught_up(run, order.accepted, received)
         for block in run.served():
             kept = run.server[block.name]
             values = dict(kept.values)
@@ -410,7 +413,7 @@ class Site:
         run.commit([0], kept)
         stays: Tensors = {f"{OWN}:{leaf}": rows[0] for leaf, rows in kept.items()}
         stays |= {f"{ROW}:{leaf}": values[str(leaf)][0] for b in mine for leaf in run.bound.travelling(b)}
-        versions.save(order.round + 1, stays)
+        versions.save(order.round + 1, stays | based(run))
         versions.prune(self.allowed.versions, ledger.named)
         numbers = dict(zip(TRAINING, (answer.sent[LOSS][""].item(), answer.sent[OBJECTIVE][""].item()), strict=True))
         reported = self._reported(int(self.data.splits["train"].sizes[0]), numbers)

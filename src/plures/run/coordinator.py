@@ -157,10 +157,14 @@ class Clients(Protocol):
 
     Attributes:
         alone: whether each client chooses among the models of a share itself, if the share allows it.
+        apart: whether they are elsewhere and keep what they received, so that they can be sent what has changed.
     """
 
     @property
     def alone(self) -> bool: ...
+
+    @property
+    def apart(self) -> bool: ...
 
     def stored_leaves(self, bound: Bound) -> list[Leaf]:
         """Leaves of individual clients that come back with the answers, for the coordinator to keep between rounds."""
@@ -287,7 +291,7 @@ class Coordinator(Generic[C]):
         self.past: dict[int, Mapping[str, BlockState]] = {}
         self.server = {block.name: self.origin.block_state(block) for block in self.served()}
         self.memory = {block.name: self.origin.memory(block, self.server[block.name]) for block in self.served()}
-        self.memory |= {DOWN: remembered(self.bound)} if self.bound.down.stages else {}
+        self.memory |= {DOWN: remembered(self.bound, self.clients.apart)} if self.bound.down.stages else {}
         held = {leaf: self.bound.initial[leaf.slot][leaf.path] for leaf in self.stored_leaves()}
         self.store = ClientStore(held, len(self.federation), self.execution.clients_on_disk)
 

@@ -13,11 +13,38 @@ from plures.models import Leaves
 
 DOWN = "downlink"
 """The name under which the server's memory of downloads is kept."""
+SENT = "sent:"
+"""Prefix in it: the last payloads, ``(rounds, ...)``, the newest last."""
 
 
-def remembered(bound: Bound) -> Leaves:
-    """The server's first memory."""
-    return dict(bound.down.memory)
+def remembered(bound: Bound, apart: bool) -> Leaves:
+    """The server's first memory.
+
+    Args:
+        bound: the method.
+        apart: whether clients are elsewhere, so that what was sent out is kept for those who were away.
+    """
+    payloads = {
+        f"{SENT}{name}": t.expand(reach(bound), *t.shape[1:]).clone()
+        for name, t in (bound.down.payload.items() if apart else ())
+    }
+    return dict(bound.down.memory) | payloads
+
+
+def reach(bound: Bound) -> int:
+    """The most payloads that together are shorter than the model."""
+    form, payload = (sum(t.nbytes for t in leaves.values()) for leaves in (bound.down.forms[0], bound.down.payload))
+    return (form - 1) // payload
+
+
+def kept_payloads(bound: Bound, memory: Mapping[str, Leaves], count: int) -> list[Leaves]:
+    """The last payloads, the oldest first."""
+    return [{name: memory[DOWN][f"{SENT}{name}"][-n] for name in bound.down.payload} for n in range(count, 0, -1)]
+
+
+def after(bound: Bound, had: Mapping[str, Tensor], payload: Leaves) -> Leaves:
+    """What clients have once a payload has reached them."""
+    return {k: had[k] + d for k, d in bound.down.decode(payload).items()}
 
 
 def sent_out(
@@ -38,12 +65,13 @@ def sent_out(
     before = {k: old[places[k]].values[k] for k in bound.down.forms[0]}
     change = {k: made[places[k]].values[k] - t for k, t in before.items()}
     random = torch.tensor([key], dtype=torch.int64, device=next(iter(change.values())).device)
-    payload, memory = bound.down.encode(change, memory, Sending(random, before))
-    there = {k: before[k] + d for k, d in bound.down.decode(payload).items()}
+    payload, owed = bound.down.encode(change, memory, Sending(random, before))
+    there = after(bound, before, payload)
+    kept_back = {k: torch.cat([t[1:], payload[k[len(SENT) :]]]) for k, t in memory.items() if k.startswith(SENT)}
     return {
         name: replace(kept, values=kept.values | {k: t for k, t in there.items() if places[k] == name})
         for name, kept in made.items()
-    }, memory
+    }, owed | kept_back
 
 
 def received(bound: Bound, whole: int, missed: Tensor) -> int:

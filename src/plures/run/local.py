@@ -50,6 +50,7 @@ class Local:
     """
 
     alone = False
+    apart = False
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.federation, self.execution = engine, engine.federation, engine.execution
