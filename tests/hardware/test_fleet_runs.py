@@ -95,9 +95,9 @@ def test_a_comparison_has_hours_joules_and_what_became_of_visits(compared):
 def test_the_report_has_them_by_class_of_device(compared):
     page = html_report(compared)
     assert 'id="hours"' in page
-    assert "Simulated devices: fleet sensors(seed=1), deadline after 2000.0 seconds." in page
+    assert "Simulated devices: fleet sensors(seed=1), deadline after 33.3 minutes." in page
     for kind in {*compared.method("fedavg").seeds[0].fleet.kinds}:
-        assert f'<td class="name">{kind}</td>' in page
+        assert f'<td class="text">{kind}</td>' in page
     assert 'value="joules"' in page or 'data-axis="joules"' in page or "joules" in page
 
 

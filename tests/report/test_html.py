@@ -14,7 +14,7 @@ import pytest
 from comparisons import TITLES, comparison, scored
 
 from plures.evaluate.results import Comparison
-from plures.report import headline, html_report
+from plures.report import headline, hours, html_report
 from plures.report.document import curve, document, groups
 from plures.report.overview import ranks
 from plures.report.sheets import brief
@@ -307,3 +307,21 @@ def test_settings_are_shown_without_the_digits_of_their_rounding() -> None:
         "0.333333",
         "sgd",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.0, "0 s"), (1.33e-7, "under 1 ms"), (0.0792, "79.2 ms"), (5.0, "5.00 s"), (600.0, "10.0 minutes"),
+        (9000.0, "2.50 hours"),
+    ],
+)  # fmt: skip
+def test_simulated_time_has_a_fitting_unit(seconds: float, told: str) -> None:
+    assert hours.lasting(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("joules", "told"), [(0.0, "0 J"), (1.36e-6, "under 1 mJ"), (0.615, "615 mJ"), (1330.0, "1.33 kJ")]
+)
+def test_energy_has_a_fitting_unit(joules: float, told: str) -> None:
+    assert hours.energy(joules) == told

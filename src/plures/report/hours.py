@@ -24,7 +24,7 @@ def lead(comparison: Comparison) -> str:
     """How the rounds were simulated, in a few sentences."""
     told = {
         "fleet": "fleet {}",
-        "deadline": "deadline after {} seconds",
+        "deadline": "deadline after {}",
         "late": "late clients: {}",
         "over_select": "{} times as many clients asked as a round needs",
         "buffer": "buffered aggregation, a step for every {} changes",
@@ -32,6 +32,8 @@ def lead(comparison: Comparison) -> str:
         "select": "selection {}",
     }
     given = {name: comparison.settings.get(name) for name in told}
+    if given["deadline"] is not None:
+        given["deadline"] = lasting(given["deadline"])
     plain: dict[str, object] = {"late": "drop", "over_select": 1.0}
     parts = [told[name].format(value) for name, value in given.items() if value not in (None, plain.get(name))]
     text = ", ".join(parts)
@@ -134,7 +136,7 @@ def _classes(comparison: Comparison, rows: list[Row]) -> str:
             means = [mean_known(values[some]) if some.any() else np.nan for some in (here, out)]
             hurt = [_harmed(values, local, some, higher=metric.higher) for some in (here, out)]
             lines.append(
-                f'<tr><th scope="row" class="name">{escape(row.title)}</th><td class="name">{escape(kind)}</td>'
+                f'<tr><th scope="row" class="name">{escape(row.title)}</th><td class="text">{escape(kind)}</td>'
                 + cell(f"{int(within.sum()):,}", float(within.sum()))
                 + "".join(cell(share(value), known(value)) for value in shares)
                 + cell(f"{int(left.sum()):,}", float(left.sum()))
@@ -169,16 +171,23 @@ def _harmed(own: Floats, local: Floats, some: Sequence[bool], *, higher: bool) -
 
 
 def lasting(seconds: float) -> str:
-    """A time in hours, minutes or seconds, with three digits."""
-    for limit, unit in ((2 * 3600.0, 3600.0), (120.0, 60.0)):
+    """A time in hours, minutes, seconds or milliseconds, with three digits."""
+    for limit, unit, name in ((2 * 3600.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (1.0, 1.0, "s")):
         if seconds >= limit:
-            return f"{significant(seconds / unit)} {'hours' if unit == 3600 else 'minutes'}"
-    return f"{significant(seconds)} s" if seconds >= 1 or not seconds else f"{significant(seconds * 1e3)} ms"
+            return f"{significant(seconds / unit)} {name}"
+    return _small(seconds, "s")
 
 
 def energy(joules: float) -> str:
     """An energy with a decimal prefix and three digits."""
-    return scaled(joules, "J") if joules >= 1 or not joules else f"{significant(joules * 1e3)} mJ"
+    return scaled(joules, "J") if joules >= 1 else _small(joules, "J")
+
+
+def _small(value: float, unit: str) -> str:
+    """Less than one, in thousandths."""
+    if not value:
+        return f"0 {unit}"
+    return f"{significant(value * 1e3)} m{unit}" if value >= 1e-3 else f"under 1 m{unit}"
 
 
 def _cell(value: float, write: Callable[[float], str]) -> str:
