@@ -16,7 +16,7 @@ demo-deploy: $(VENV)/flower
 	$(BIN)/plures deploy demo --out runs/demo-deploy
 
 test: $(VENV)/developing
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint oracles
+	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 test-extras: $(EXTRAS)/ready

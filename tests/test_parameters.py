@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -154,12 +152,11 @@ def test_donated_rows_are_those_of_the_clients_that_take_part():
 
 
 @pytest.mark.parametrize("command", [("run", "heart", "fedavg"), ("compare", "heart")], ids=["run", "compare"])
-def test_the_command_line_passes_options_to_the_network(command, tmp_path):
-    call = [sys.executable, "-m", "plures.cli", *command, "--model", "mlp", "--model-set", "depth=2"]
-    done = subprocess.run([*call, "--out", str(tmp_path / "r")], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "network 'mlp'" in done.stderr
-    assert "depth" in done.stderr
+def test_the_command_line_passes_options_to_the_network(command, says, tmp_path):
+    status, told = says(*command, "--model", "mlp", "--model-set", "depth=2", "--out", tmp_path / "r")
+    assert status == 2
+    assert "network 'mlp'" in told
+    assert "depth" in told
 
 
 def test_messages_name_the_remedy():

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.experimental import _export_forward_backward
 
 from plures.brief import brief
 from plures.errors import PluresError, suggestion
@@ -217,6 +216,8 @@ def _program(
     model: PersonalModel, module: nn.Module, example: tuple[Tensor, ...], *, gradients: bool = False
 ) -> Program:
     """A module as a program for arguments of the shapes of an example."""
+    from torch.export.experimental import _export_forward_backward  # it loads the compiler, which takes a second
+
     try:
         with quiet():
             graph = torch.export.export(module, example, strict=False)
